@@ -1,0 +1,1 @@
+//! `config.toml` as types; defaults in one place.

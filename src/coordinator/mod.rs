@@ -1,0 +1,201 @@
+//! Who hands out jobs and hears of them: GitLab over HTTPS, or a local pipeline file.
+//!
+//! This layer speaks the protocol and nothing else: it never runs a job, writes a log or decides to leave.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::failure::FailureReason;
+
+/// A secret that names or proves something: it has no `Debug` or `Display` that shows it.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// Wraps the text of a token.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The token itself: for requests and configuration files only, never for logs.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// True for a blank token.
+    pub fn is_empty(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+
+    /// The short form for logs, paths and cache keys: the known prefix (`glrt-`, `glrt-t1_`, `glrtr-`, `glcbt-`,
+    /// `GR` and seven hexadecimal digits) dropped, then the first nine characters.
+    pub fn short(&self) -> String {
+        let mut text = self.0.as_str();
+        for prefix in ["glrt-", "glrtr-", "glcbt-"] {
+            if let Some(rest) = text.strip_prefix(prefix) {
+                text = rest;
+                break;
+            }
+        }
+        for prefix in ["t1_", "t2_", "t3_"] {
+            text = text.strip_prefix(prefix).unwrap_or(text);
+        }
+        if let Some(rest) = text.strip_prefix("GR") {
+            if rest.len() >= 7 && rest.is_char_boundary(7) && rest[..7].bytes().all(|b| b.is_ascii_hexdigit()) {
+                text = &rest[7..];
+            }
+        }
+        text.chars().take(9).collect()
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// What names a job in every later call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobHandle {
+    /// The job's number, part of the path of its calls.
+    pub id: i64,
+    /// The job's own token; it dies when the job ends.
+    pub token: Token,
+}
+
+/// What a job looks like from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It is being worked on.
+    Running,
+    /// It ended well.
+    Success,
+    /// It ended badly.
+    Failed {
+        /// Already mapped to what the server accepts.
+        reason: FailureReason,
+        /// Omitted on the wire when `None` or 0.
+        exit_code: Option<i32>,
+    },
+}
+
+/// Size and checksum of the whole log so far, after masking, stamping and the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceSummary {
+    /// Bytes.
+    pub size: u64,
+    /// CRC-32 (IEEE).
+    pub crc32: u32,
+}
+
+/// What the server says of a job in passing (header `Job-Status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobStatus {
+    /// Nothing special: go on.
+    Ongoing,
+    /// Cancelled gracefully: stop the script, run `after_script`, report.
+    Canceling,
+    /// Over on the server: stop everything now.
+    Over,
+}
+
+/// The answer to a piece of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceOutcome {
+    /// Taken: the offset moves by what was sent.
+    Accepted,
+    /// The server has another size: go on from there (`Range` of a 416).
+    Resync(u64),
+    /// 404: ignored while the job runs; ends the log in the final phase.
+    NotFound,
+    /// Nothing settled (network, 429, 5xx): the same offset again at the next tick.
+    Failed,
+}
+
+/// The reply to a `PATCH jobs/:id/trace`.
+#[derive(Clone, Debug)]
+pub struct TraceReply {
+    /// What became of the bytes.
+    pub outcome: TraceOutcome,
+    /// What the server says of the job; `Over` for a 403.
+    pub status: JobStatus,
+    /// `X-GitLab-Trace-Update-Interval`, capped at 15 minutes.
+    pub interval: Option<Duration>,
+}
+
+/// The answer to a state of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpdateOutcome {
+    /// 200: settled.
+    Done,
+    /// 202: taken, but the log is still being moved: ask again after the interval.
+    Accepted,
+    /// 412: the server's log is not ours: send it again from its start.
+    TraceInvalid,
+    /// 403, 404: the job is not (any longer) ours.
+    Gone,
+    /// Nothing settled (network, 429, 5xx).
+    Failed,
+}
+
+/// The reply to a `PUT jobs/:id`.
+#[derive(Clone, Debug)]
+pub struct UpdateReply {
+    /// What became of the state.
+    pub outcome: UpdateOutcome,
+    /// What the server says of the job; `Over` for 403 and 404.
+    pub status: JobStatus,
+    /// `X-GitLab-Trace-Update-Interval`, capped at 15 minutes.
+    pub interval: Option<Duration>,
+}
+
+/// Where a job's log and states go. One implementation a source of jobs.
+pub trait Coordinator: Send + Sync {
+    /// Sends `chunk`, the bytes of the log that start at `start`. Never empty, at most 1 MiB.
+    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], debug_trace: bool) -> TraceReply;
+
+    /// Tells the state of the job.
+    fn update_job(&self, job: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply;
+
+    /// True when someone sits before the log and wants to see each line at once.
+    fn is_interactive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortens_every_kind_of_token() {
+        for (token, short) in [
+            ("glrt-abcdefghijkl", "abcdefghi"),
+            ("glrt-t1_abcdefghijkl", "abcdefghi"),
+            ("t3_abcdefghijkl", "abcdefghi"),
+            ("glrtr-0123456789", "012345678"),
+            ("glcbt-64_xyz", "64_xyz"),
+            ("GR1348941abcdefghijkl", "abcdefghi"),
+            ("GRxyz", "GRxyz"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(Token::new(token).short(), short, "{token}");
+        }
+    }
+
+    #[test]
+    fn never_prints_a_token() {
+        assert!(!format!("{:?}", Token::new("glrt-secret")).contains("secret"));
+    }
+}

@@ -1,0 +1,1 @@
+//! Where scripts run: the shell of the instance, later the Docker socket.

@@ -1,0 +1,1 @@
+//! One way to make a request: TLS trust, retries, back-off.

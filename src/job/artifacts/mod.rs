@@ -1,0 +1,1 @@
+//! Artifacts: to GitLab, and from the jobs this one depends on.

@@ -1,0 +1,1 @@
+//! Caches: kept between jobs, on this instance or in an object store.

@@ -1,0 +1,1 @@
+//! Sources: git, on ground that an earlier job may have prepared.

@@ -1,0 +1,20 @@
+//! mayfly: a CI agent that lives on the instance it works on.
+
+mod agent;
+mod archive;
+mod cli;
+mod config;
+mod coordinator;
+mod executor;
+mod http;
+mod instance;
+mod job;
+mod journal;
+mod pipeline;
+mod shim;
+mod sys;
+mod trace;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,1 @@
+//! A `.gitlab-ci.yml` as a local pipeline, for `mayfly exec`.
