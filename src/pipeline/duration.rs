@@ -1,0 +1,60 @@
+//! Durations as people write them in `.gitlab-ci.yml`: `90 minutes`, `1h 30m`, `3 hours 20 minutes`, `3600`.
+
+use std::time::Duration;
+
+/// Parses a duration; a bare number is seconds. `None` for anything else, and for zero.
+pub fn parse(text: &str) -> Option<Duration> {
+    let mut seconds = 0_f64;
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = rest[digits..].trim_start();
+        let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        seconds += number * seconds_in(&rest[..letters].to_ascii_lowercase())?;
+        rest = rest[letters..].trim_start_matches([' ', ',', '\t']);
+        rest = rest.strip_prefix("and ").unwrap_or(rest);
+    }
+    (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+}
+
+fn seconds_in(unit: &str) -> Option<f64> {
+    Some(match unit {
+        "" | "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+        "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
+        "d" | "day" | "days" => 86_400.0,
+        "w" | "week" | "weeks" => 604_800.0,
+        "mo" | "mos" | "month" | "months" => 2_592_000.0,
+        "y" | "yr" | "yrs" | "year" | "years" => 31_536_000.0,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        for (text, seconds) in [
+            ("3600", 3600),
+            ("90 minutes", 5400),
+            ("1h 30m", 5400),
+            ("1h30m", 5400),
+            ("3 hours 20 minutes", 12_000),
+            ("1 hour, 10 minutes and 5 seconds", 4205),
+            ("1.5h", 5400),
+            ("1 week", 604_800),
+        ] {
+            assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_none() {
+        for text in ["", "soon", "1 fortnight", "-5m", "0", "1h x", "1.2.3h"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
