@@ -1,0 +1,379 @@
+//! Who may ask for a job, and who may run one: `concurrent`, `limit`, `request_concurrency` and what is left of
+//! MaxBuilds, all held *before* a request is sent, so that no job is ever taken that cannot be run at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What names a runner on this instance: URL and token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunnerKey {
+    /// The server.
+    pub url: String,
+    /// The runner's token.
+    pub token: crate::coordinator::Token,
+}
+
+/// The bounds of one runner.
+#[derive(Clone, Copy, Debug)]
+pub struct RunnerBounds {
+    /// Jobs at once; `None` for no bound of its own.
+    pub limit: Option<u32>,
+    /// Requests at once, at least 1.
+    pub requests: u32,
+}
+
+/// Everything that runs or is being asked for on this instance.
+pub struct Slots {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Jobs at once over all runners.
+    concurrent: u32,
+    /// True for each slot that holds a job or a request for one; the index is the slot's number.
+    taken: Vec<bool>,
+    /// Jobs that may still be taken; `None` without MaxBuilds.
+    builds_left: Option<u32>,
+    /// Per runner.
+    runners: HashMap<RunnerKey, Usage>,
+    /// Whoever waits for a slot, first come, first served.
+    queue: Vec<Ticket>,
+    next_ticket: u64,
+    /// Jobs that are running.
+    jobs: u32,
+    /// Runners that ask for jobs.
+    runners_asking: u32,
+    /// When the last job ended, or the agent started.
+    idle_since: Instant,
+    /// No request is sent any more.
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Usage {
+    requests: u32,
+    jobs: u32,
+}
+
+struct Ticket {
+    number: u64,
+    key: RunnerKey,
+    bounds: RunnerBounds,
+}
+
+/// The right to send one request, with the slot in which its job would run.
+pub struct Permit {
+    slots: Arc<Slots>,
+    key: RunnerKey,
+    /// Number of the slot.
+    pub slot: usize,
+    /// True when the runners outnumber the free slots: then the server must not hold the request, or it would keep the
+    /// others from asking.
+    pub contended: bool,
+    /// `false` once the request became a job.
+    requesting: bool,
+}
+
+impl Slots {
+    /// Slots for `concurrent` jobs at once, of which `builds_left` may be taken in all.
+    pub fn new(concurrent: u32, builds_left: Option<u32>) -> Arc<Self> {
+        let state = State {
+            concurrent,
+            taken: vec![false; concurrent as usize],
+            builds_left,
+            runners: HashMap::new(),
+            queue: Vec::new(),
+            next_ticket: 0,
+            jobs: 0,
+            runners_asking: 0,
+            idle_since: Instant::now(),
+            closed: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Waits until the runner may send a request; `None` when the agent takes no more jobs or `cancelled` says so.
+    /// Whoever makes `cancelled` true calls [`Slots::wake`] afterwards.
+    pub fn acquire(
+        self: &Arc<Self>,
+        key: &RunnerKey,
+        bounds: RunnerBounds,
+        cancelled: impl Fn() -> bool,
+    ) -> Option<Permit> {
+        let mut state = self.lock();
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        state.queue.push(Ticket { number, key: key.clone(), bounds });
+        loop {
+            if state.closed || cancelled() {
+                state.queue.retain(|ticket| ticket.number != number);
+                return None;
+            }
+            if state.first_that_may_go() == Some(number) {
+                break;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.queue.retain(|ticket| ticket.number != number);
+        let slot = state.take_slot();
+        let contended = state.concurrent.saturating_sub(state.jobs) < state.runners_asking;
+        state.runners.entry(key.clone()).or_default().requests += 1;
+        self.changed.notify_all();
+        Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, requesting: true })
+    }
+
+    /// Takes the slot of a job that was found in the journal; it counts like any other.
+    pub fn resume(self: &Arc<Self>, key: RunnerKey, slot: usize) -> Permit {
+        let mut state = self.lock();
+        if state.taken.len() <= slot {
+            state.taken.resize(slot + 1, false);
+        }
+        state.taken[slot] = true;
+        state.jobs += 1;
+        state.runners.entry(key.clone()).or_default().jobs += 1;
+        Permit { slots: Arc::clone(self), key, slot, contended: false, requesting: false }
+    }
+
+    /// Takes over another number of jobs at once (reload); running jobs keep their slots.
+    pub fn set_concurrent(&self, concurrent: u32) {
+        self.lock().concurrent = concurrent;
+        self.changed.notify_all();
+    }
+
+    /// Tells how many runners ask for jobs.
+    pub fn set_runners_asking(&self, runners: u32) {
+        self.lock().runners_asking = runners;
+    }
+
+    /// No request is sent from now on; those in flight end by themselves.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Wakes whoever waits, to look again at its reason to give up.
+    pub fn wake(&self) {
+        // Under the lock, so that nobody sits between its check and its wait.
+        let _state = self.lock();
+        self.changed.notify_all();
+    }
+
+    /// Jobs that are running.
+    pub fn jobs(&self) -> u32 {
+        self.lock().jobs
+    }
+
+    /// True when no job runs and no request is in flight.
+    pub fn is_quiet(&self) -> bool {
+        let state = self.lock();
+        state.jobs == 0 && state.runners.values().all(|usage| usage.requests == 0)
+    }
+
+    /// True once MaxBuilds jobs were taken.
+    pub fn is_spent(&self) -> bool {
+        let state = self.lock();
+        state.builds_left == Some(0) && state.runners.values().all(|usage| usage.requests == 0)
+    }
+
+    /// Since when no job has been running; `None` while one does.
+    pub fn idle_for(&self) -> Option<Duration> {
+        let state = self.lock();
+        (state.jobs == 0).then(|| state.idle_since.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The first in the queue for whom there is a slot, and whose own bounds allow it.
+    fn first_that_may_go(&self) -> Option<u64> {
+        let in_use = self.taken.iter().filter(|taken| **taken).count() as u32;
+        if in_use >= self.concurrent || self.builds_left == Some(0) {
+            return None;
+        }
+        self.queue.iter().find(|ticket| self.is_within(&ticket.key, ticket.bounds)).map(|ticket| ticket.number)
+    }
+
+    fn is_within(&self, key: &RunnerKey, bounds: RunnerBounds) -> bool {
+        let Some(usage) = self.runners.get(key) else { return true };
+        usage.requests < bounds.requests && bounds.limit.is_none_or(|limit| usage.requests + usage.jobs < limit)
+    }
+
+    fn take_slot(&mut self) -> usize {
+        // A build is used up by the request, and given back when no job comes of it.
+        self.builds_left = self.builds_left.map(|left| left.saturating_sub(1));
+        let free = self.taken.iter().position(|taken| !taken).unwrap_or_else(|| {
+            self.taken.push(false);
+            self.taken.len() - 1
+        });
+        self.taken[free] = true;
+        free
+    }
+}
+
+impl Permit {
+    /// The request brought a job, which now runs in this permit's slot until the permit is dropped.
+    pub fn begin_job(&mut self) {
+        let mut state = self.slots.lock();
+        self.requesting = false;
+        state.jobs += 1;
+        let usage = state.runners.entry(self.key.clone()).or_default();
+        usage.requests = usage.requests.saturating_sub(1);
+        usage.jobs += 1;
+        self.slots.changed.notify_all();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.slots.lock();
+        state.taken[self.slot] = false;
+        let usage = state.runners.entry(self.key.clone()).or_default();
+        if self.requesting {
+            usage.requests = usage.requests.saturating_sub(1);
+            state.builds_left = state.builds_left.map(|left| left + 1);
+        } else {
+            usage.jobs = usage.jobs.saturating_sub(1);
+            state.jobs -= 1;
+            if state.jobs == 0 {
+                state.idle_since = Instant::now();
+            }
+        }
+        self.slots.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::Token;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    fn key(name: &str) -> RunnerKey {
+        RunnerKey { url: "https://gitlab.test".to_owned(), token: Token::new(name) }
+    }
+
+    const FREE: RunnerBounds = RunnerBounds { limit: None, requests: 8 };
+
+    fn acquire(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> Permit {
+        slots.acquire(&key(name), bounds, || false).expect("a permit")
+    }
+
+    /// Whether a permit could be had right now.
+    fn is_free(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> bool {
+        let mut state = slots.lock();
+        state.queue.push(Ticket { number: u64::MAX, key: key(name), bounds });
+        let free = state.first_that_may_go() == Some(u64::MAX);
+        state.queue.pop();
+        free
+    }
+
+    #[test]
+    fn holds_a_slot_from_the_request_to_the_end_of_the_job() {
+        let slots = Slots::new(1, None);
+        let mut permit = acquire(&slots, "a", FREE);
+        assert!(!is_free(&slots, "a", FREE));
+        permit.begin_job();
+        assert!(!is_free(&slots, "a", FREE));
+        assert_eq!(slots.jobs(), 1);
+        assert!(slots.idle_for().is_none());
+        drop(permit);
+        assert!(is_free(&slots, "a", FREE));
+        assert!(slots.idle_for().is_some());
+    }
+
+    #[test]
+    fn keeps_limit_and_request_concurrency_of_each_runner() {
+        let slots = Slots::new(10, None);
+        let one_request = RunnerBounds { limit: Some(2), requests: 1 };
+        let mut first = acquire(&slots, "a", one_request);
+        assert!(!is_free(&slots, "a", one_request), "one request at once");
+        assert!(is_free(&slots, "b", one_request), "another runner is free");
+        first.begin_job();
+        let mut second = acquire(&slots, "a", one_request);
+        second.begin_job();
+        assert!(!is_free(&slots, "a", one_request), "two jobs at once");
+    }
+
+    #[test]
+    fn never_takes_more_than_max_builds() {
+        let slots = Slots::new(4, Some(1));
+        let request = acquire(&slots, "a", FREE);
+        assert!(!is_free(&slots, "a", FREE), "the one build is being asked for");
+        drop(request);
+        assert!(is_free(&slots, "a", FREE), "no job came, so the build is left");
+        let mut job = acquire(&slots, "a", FREE);
+        job.begin_job();
+        assert!(slots.is_spent());
+        drop(job);
+        assert!(slots.is_spent());
+        assert!(!is_free(&slots, "a", FREE));
+    }
+
+    #[test]
+    fn a_request_is_not_held_when_runners_outnumber_the_free_slots() {
+        let slots = Slots::new(2, None);
+        slots.set_runners_asking(2);
+        let mut first = acquire(&slots, "a", FREE);
+        assert!(!first.contended);
+        first.begin_job();
+        assert!(acquire(&slots, "b", FREE).contended, "one free slot, two runners");
+    }
+
+    #[test]
+    fn slots_are_given_in_the_order_of_asking() {
+        let slots = Slots::new(1, None);
+        let first = acquire(&slots, "a", FREE);
+        let (sender, receiver) = mpsc::channel();
+        let mut waiting = Vec::new();
+        for (queued, name) in ["b", "a"].into_iter().enumerate() {
+            let (slots, sender) = (Arc::clone(&slots), sender.clone());
+            let ask = Arc::clone(&slots);
+            waiting.push(thread::spawn(move || {
+                let permit = acquire(&ask, name, FREE);
+                sender.send(name).expect("sent");
+                drop(permit);
+            }));
+            while slots.lock().queue.len() <= queued {
+                thread::yield_now();
+            }
+        }
+        drop(first);
+        assert_eq!([receiver.recv(), receiver.recv()], [Ok("b"), Ok("a")]);
+        for thread in waiting {
+            thread.join().expect("ended");
+        }
+    }
+
+    #[test]
+    fn gives_up_when_closed_or_cancelled() {
+        let slots = Slots::new(0, None);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let waiter = {
+            let (slots, cancelled) = (Arc::clone(&slots), Arc::clone(&cancelled));
+            thread::spawn(move || slots.acquire(&key("a"), FREE, || cancelled.load(Ordering::SeqCst)).is_none())
+        };
+        cancelled.store(true, Ordering::SeqCst);
+        slots.wake();
+        assert!(waiter.join().expect("ended"));
+        slots.close();
+        assert!(slots.acquire(&key("a"), FREE, || false).is_none());
+    }
+
+    #[test]
+    fn a_resumed_job_takes_its_old_slot() {
+        let slots = Slots::new(1, Some(5));
+        let resumed = slots.resume(key("a"), 2);
+        assert!(!is_free(&slots, "b", FREE));
+        assert_eq!(slots.jobs(), 1);
+        drop(resumed);
+        let next = acquire(&slots, "b", FREE);
+        assert_eq!(next.slot, 0);
+    }
+}
