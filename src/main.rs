@@ -1,7 +1,6 @@
 //! mayfly: a CI agent that lives on the instance it works on.
 
 mod agent;
-mod archive;
 mod cli;
 mod config;
 mod coordinator;

@@ -2,6 +2,9 @@
 //!
 //! This layer speaks the protocol and nothing else: it never runs a job, writes a log or decides to leave.
 
+pub mod gitlab;
+pub mod local;
+
 use std::fmt;
 use std::time::Duration;
 

@@ -1,1 +1,34 @@
-//! Where scripts run: the shell of the instance, later the Docker socket.
+//! Where scripts run: the shell of the instance; the Docker socket finds its place beside it.
+
+pub mod cgroup;
+pub mod shell;
+pub mod user;
+
+use std::path::PathBuf;
+
+use crate::job::failure::JobError;
+use crate::shim::spec::{Task, User};
+
+/// How one job's steps are run on this machine.
+pub trait Executor: Send + Sync {
+    /// The line under the heading of the first section.
+    fn greeting(&self) -> String;
+
+    /// Gets everything ready for the job. Errors: the machine lacks what the job needs.
+    fn prepare(&self) -> Result<(), JobError>;
+
+    /// Turns the text of a script into a task.
+    fn script(&self, text: String, merge_stderr: bool) -> Task;
+
+    /// Whom steps run as; `None` for the agent's own user.
+    fn user(&self) -> Option<&User>;
+
+    /// The environment a step starts with, before the job's variables.
+    fn environment(&self) -> Vec<(String, String)>;
+
+    /// Control groups for a step of this name.
+    fn cgroups(&self, step: &str) -> Vec<PathBuf>;
+
+    /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
+    fn environment_marker(&self) -> &'static str;
+}

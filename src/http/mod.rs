@@ -1,1 +1,11 @@
-//! One way to make a request: TLS trust, retries, back-off.
+//! One way to make a request: trust, proxies, redirects, retries.
+//!
+//! Tokens are never sent to a host they were not meant for, and a body that carries one is never repeated there.
+
+mod client;
+mod proxy;
+mod retry;
+pub mod tls;
+
+pub use client::{Client, Error, Method, Request, Response};
+pub use retry::Backoff;

@@ -1,6 +1,4 @@
 //! One job, from payload to final state.
 
-pub mod artifacts;
-pub mod cache;
 pub mod failure;
 pub mod sources;

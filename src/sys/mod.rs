@@ -1,2 +1,138 @@
 //! Calls of the operating system that `nix` lacks, each behind one small safe function.
 #![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, Signal};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{ForkResult, Pid};
+
+/// Nanoseconds since boot, sleep included: the clock of deadlines, which no one can set and every process shares.
+pub fn boottime() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map_or(0, |time| (time.tv_sec().unsigned_abs()) * 1_000_000_000 + time.tv_nsec().unsigned_abs())
+}
+
+/// A descriptor that stands for the process and becomes readable when it ends.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and gives a new descriptor that nobody else owns, or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: see above; descriptors fit an i32.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends a signal to exactly the process that the descriptor stands for, even if its number was given away.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means a plain kill; the descriptor is borrowed for the call.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Forks a process that has a single thread. Errors: as fork(2); a process with more threads is refused, because what
+/// the others held (locks, half-written memory) would be lost in the child.
+pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("fork in a process with several threads"));
+    }
+    // SAFETY: there is one thread, so the child's memory is consistent.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Restores the default action of a signal.
+pub fn default_action(number: Signal) -> nix::Result<()> {
+    // SAFETY: the default action is no handler of ours.
+    unsafe { nix::sys::signal::signal(number, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Ignores a signal.
+pub fn ignore(number: Signal) -> nix::Result<()> {
+    // SAFETY: ignoring is no handler of ours.
+    unsafe { nix::sys::signal::signal(number, SigHandler::SigIgn) }.map(drop)
+}
+
+/// Ends the process at once, without running what was registered for its exit (a fork shares it with its parent).
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Opens `path` below `directory` such that no symbolic link is followed on the way and nothing outside is reached.
+pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    let text = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
+    let mut how: libc::open_how = zeroed_how();
+    how.flags = (flags | libc::O_CLOEXEC) as u64;
+    how.mode = u64::from(if flags & (libc::O_CREAT | libc::O_TMPFILE) != 0 { mode } else { 0 });
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: the text ends in a zero byte and `how` is a whole open_how, both alive for the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            directory.as_raw_fd(),
+            text.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn zeroed_how() -> libc::open_how {
+    // SAFETY: open_how holds integers only, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// When a process started, in clock ticks since boot: with its number it names the process for good.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; the start is the twentieth field behind it.
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn the_boot_clock_runs() {
+        let first = boottime();
+        assert!(first > 0 && boottime() >= first);
+    }
+
+    #[test]
+    fn a_pidfd_hears_of_the_end() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("started");
+        let pidfd = pidfd_open(child.id().cast_signed()).expect("opened");
+        assert!(start_time(child.id().cast_signed()).is_some());
+        pidfd_signal(pidfd.as_fd(), libc::SIGKILL).expect("sent");
+        assert!(!child.wait().expect("ended").success());
+        assert!(pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_err());
+    }
+
+    #[test]
+    fn opens_nothing_through_links_or_outside() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("file"), "x").expect("written");
+        std::os::unix::fs::symlink("/etc", directory.path().join("link")).expect("linked");
+        let root = fs::File::open(directory.path()).expect("opened");
+        let open = |path: &str| open_beneath(root.as_fd(), Path::new(path), libc::O_RDONLY, 0);
+        assert!(open("file").is_ok());
+        assert!(open("link/passwd").is_err() && open("../x").is_err() && open("/etc/passwd").is_err());
+    }
+}

@@ -3,7 +3,21 @@
 //! Two processes append to one spool: the agent (its own lines) and the shim (a step's output). What stands in the
 //! spool is exactly what the server gets: size and checksum are those of the file. This layer never runs anything.
 
+mod filter;
+mod lines;
+mod mask;
+mod spool;
+mod stamp;
+mod upload;
+
 use serde::{Deserialize, Serialize};
+
+pub use filter::Filter;
+pub use lines::Trace;
+pub use mask::Masks;
+pub use spool::{Claim, Spool};
+pub use stamp::Output;
+pub use upload::{Delivery, UploadOptions, Uploader};
 
 /// How output becomes log: the same for the agent's own lines and for a step's output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,4 +30,11 @@ pub struct FilterSpec {
     pub timestamps: bool,
     /// Size of the log, in bytes, after which output is dropped.
     pub limit: u64,
+}
+
+impl FilterSpec {
+    /// The patterns to search for.
+    pub fn patterns(&self) -> Masks {
+        Masks::new(&self.masks, &self.token_prefixes)
+    }
 }

@@ -1,1 +1,0 @@
-//! zip, gzip and tar+zstd: packing and unpacking that cannot leave the project directory.

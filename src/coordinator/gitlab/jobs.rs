@@ -1,0 +1,211 @@
+//! The calls that carry jobs: request, log, state.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{GitLab, complaint};
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, Token, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
+    UpdateReply,
+};
+use crate::http::{Method, Response};
+
+/// Longest interval that a server may ask for.
+const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Who asks for a job, and how.
+#[derive(Clone, Debug)]
+pub struct JobRequest<'a> {
+    /// The runner's token.
+    pub token: &'a Token,
+    /// The machine.
+    pub system_id: &'a str,
+    /// Let the server hold the request until its queue changes.
+    pub hold: bool,
+}
+
+/// What came of asking.
+#[derive(Debug)]
+pub struct Poll {
+    /// The answer.
+    pub outcome: PollOutcome,
+    /// A try was answered with a status that asks for less.
+    pub was_pushed_back: bool,
+}
+
+/// The answer to a request for a job.
+#[derive(Debug)]
+pub enum PollOutcome {
+    /// The payload of a job that is now ours, and the id of the request that brought it.
+    Job { payload: Vec<u8>, request_id: String },
+    /// There is none.
+    Nothing,
+    /// The token is not (any longer) valid.
+    Refused(String),
+    /// Lost a race, or something else that the next poll may do better.
+    Failed(String),
+    /// The URL or the certificates cannot be used.
+    Misconfigured(String),
+}
+
+#[derive(Serialize)]
+struct RequestBody<'a> {
+    token: &'a str,
+    system_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    last_update: &'a str,
+    info: &'a super::Info,
+}
+
+#[derive(Serialize)]
+struct UpdateBody<'a> {
+    token: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<&'a str>,
+    output: Output<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    info: &'a super::Info,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytesize: Option<u64>,
+}
+
+impl GitLab {
+    /// Asks for a job. A job that comes is ours from then on: whoever calls runs it or fails it.
+    pub fn request_job(&self, request: &JobRequest<'_>) -> Poll {
+        let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let body = RequestBody {
+            token: request.token.reveal(),
+            system_id: request.system_id,
+            last_update: if request.hold { &last_update } else { "" },
+            info: &self.info,
+        };
+        let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
+        match self.send_json(Method::Post, "jobs/request", secret, &body) {
+            Ok(response) => {
+                let was_pushed_back = response.was_pushed_back;
+                Poll { outcome: self.take_answer(response), was_pushed_back }
+            }
+            Err(crate::http::Error::Configuration(why)) => {
+                Poll { outcome: PollOutcome::Misconfigured(why), was_pushed_back: false }
+            }
+            Err(error) => Poll { outcome: PollOutcome::Failed(error.to_string()), was_pushed_back: false },
+        }
+    }
+
+    fn take_answer(&self, response: Response) -> PollOutcome {
+        match response.status {
+            201 => {
+                let request_id = response.header("X-Request-Id").unwrap_or_default().to_owned();
+                PollOutcome::Job { payload: response.body, request_id }
+            }
+            204 => {
+                if let Some(value) = response.header("X-GitLab-Last-Update").filter(|value| !value.is_empty()) {
+                    *self.last_update.lock().unwrap_or_else(PoisonError::into_inner) = value.to_owned();
+                }
+                PollOutcome::Nothing
+            }
+            403 => PollOutcome::Refused(complaint(&response)),
+            status => PollOutcome::Failed(format!("status {status}: {}", complaint(&response))),
+        }
+    }
+}
+
+impl Coordinator for GitLab {
+    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], debug_trace: bool) -> TraceReply {
+        let last = start + chunk.len() as u64 - 1;
+        let headers = vec![
+            ("Content-Type", "text/plain".to_owned()),
+            ("Content-Range", format!("{start}-{last}")),
+            ("JOB-TOKEN", job.token.reveal().to_owned()),
+        ];
+        let path = format!("jobs/{}/trace?debug_trace={debug_trace}", job.id);
+        let response = match self.send(Method::Patch, &path, headers, chunk) {
+            Ok(response) => response,
+            Err(error) => {
+                log::warn!("a piece of log is not delivered yet job={} error={error}", job.id);
+                return TraceReply { outcome: TraceOutcome::Failed, status: JobStatus::Ongoing, interval: None };
+            }
+        };
+        let outcome = match response.status {
+            202 => TraceOutcome::Accepted,
+            404 => TraceOutcome::NotFound,
+            416 => TraceOutcome::Resync(stored_size(&response)),
+            status => {
+                log::warn!("a piece of log is not delivered yet job={} status={status}", job.id);
+                TraceOutcome::Failed
+            }
+        };
+        let status = if response.status == 403 { JobStatus::Over } else { job_status(&response) };
+        TraceReply { outcome, status, interval: interval(&response) }
+    }
+
+    fn update_job(&self, job: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply {
+        let checksum = (trace.crc32 != 0).then(|| format!("crc32:{:08x}", trace.crc32));
+        let (name, failure_reason, exit_code) = match state {
+            JobState::Running => ("running", None, None),
+            JobState::Success => ("success", None, None),
+            JobState::Failed { reason, exit_code } => ("failed", Some(reason.as_str()), *exit_code),
+        };
+        let body = UpdateBody {
+            token: job.token.reveal(),
+            state: name,
+            failure_reason,
+            checksum: checksum.as_deref(),
+            output: Output { checksum: checksum.as_deref(), bytesize: (trace.size > 0).then_some(trace.size) },
+            exit_code: exit_code.filter(|code| *code != 0),
+            info: &self.info,
+        };
+        let secret = Some(("JOB-TOKEN", job.token.reveal()));
+        let response = match self.send_json(Method::Put, &format!("jobs/{}", job.id), secret, &body) {
+            Ok(response) => response,
+            Err(error) => {
+                log::warn!("the state of a job is not delivered yet job={} state={name} error={error}", job.id);
+                return UpdateReply { outcome: UpdateOutcome::Failed, status: JobStatus::Ongoing, interval: None };
+            }
+        };
+        let gone = matches!(response.status, 403 | 404);
+        let outcome = match response.status {
+            200 => UpdateOutcome::Done,
+            202 => UpdateOutcome::Accepted,
+            412 => UpdateOutcome::TraceInvalid,
+            _ if gone => UpdateOutcome::Gone,
+            status => {
+                log::warn!("the state of a job is not delivered yet job={} state={name} status={status}", job.id);
+                UpdateOutcome::Failed
+            }
+        };
+        let status = if gone { JobStatus::Over } else { job_status(&response) };
+        UpdateReply { outcome, status, interval: interval(&response) }
+    }
+}
+
+fn job_status(response: &Response) -> JobStatus {
+    match response.header("Job-Status") {
+        Some("canceling") => JobStatus::Canceling,
+        Some("canceled" | "failed") => JobStatus::Over,
+        _ => JobStatus::Ongoing,
+    }
+}
+
+fn interval(response: &Response) -> Option<Duration> {
+    let seconds: u64 = response.header("X-GitLab-Trace-Update-Interval")?.trim().parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds).min(INTERVAL_MAX))
+}
+
+/// The second number of `Range: 0-<size>`, which is the size itself.
+fn stored_size(response: &Response) -> u64 {
+    let size = response.header("Range").and_then(|range| range.rsplit('-').next()?.trim().parse().ok());
+    size.unwrap_or(0)
+}

@@ -1,0 +1,179 @@
+//! GitLab over the Runner API: one client a server and set of certificates.
+
+mod health;
+mod info;
+mod jobs;
+mod runners;
+
+use std::fmt;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::http::tls::TlsFiles;
+use crate::http::{Client, Error, Method, Request, Response};
+
+pub use health::Health;
+pub use info::{Info, REVISION, VERSION, architecture};
+pub use jobs::{JobRequest, Poll, PollOutcome};
+pub use runners::{NewRunner, Registration, Verdict};
+
+/// A GitLab server.
+pub struct GitLab {
+    base: String,
+    client: Client,
+    info: Info,
+    /// The opaque value that tells whether a runner's queue may have changed.
+    last_update: Mutex<String>,
+    stopping: Mutex<bool>,
+    stopped: Condvar,
+}
+
+/// Why a call did not do what it should.
+#[derive(Debug)]
+pub enum ApiError {
+    /// The token is unknown or not allowed (401, 403).
+    Refused(String),
+    /// Another answer that is no success.
+    Answer(u16, String),
+    /// No usable answer.
+    Unreachable(String),
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Answer(status, why) => write!(f, "status {status}: {why}"),
+            Self::Unreachable(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+impl GitLab {
+    /// A client for the server at `url`. Errors: the URL or a certificate file cannot be used.
+    pub fn new(url: &str, tls: &TlsFiles, info: Info, connection_max_age: Duration) -> Result<Self, Error> {
+        let base = api_base(url);
+        let client = Client::new(&base, tls, &info::user_agent(), connection_max_age)?;
+        Ok(Self {
+            base,
+            client,
+            info,
+            last_update: Mutex::new(String::new()),
+            stopping: Mutex::new(false),
+            stopped: Condvar::new(),
+        })
+    }
+
+    /// Ends the waits between tries: the agent is about to be gone.
+    pub fn stop_waiting(&self) {
+        *self.stopping.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stopped.notify_all();
+    }
+
+    fn rest(&self, duration: Duration) -> bool {
+        let stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.stopped.wait_timeout_while(stopping, duration, |stopping| !*stopping);
+        waited.is_ok_and(|(stopping, _)| !*stopping)
+    }
+
+    fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: Vec<(&'static str, String)>,
+        body: &[u8],
+    ) -> Result<Response, Error> {
+        let mut headers = headers;
+        headers.push(("X-Request-Id", request_id()));
+        let request = Request { method, url: format!("{}{path}", self.base), headers, body };
+        let response = self.client.call(&request, &|duration| self.rest(duration))?;
+        log::debug!("called method={method:?} path={path} status={}", response.status);
+        Ok(response)
+    }
+
+    fn send_json(
+        &self,
+        method: Method,
+        path: &str,
+        secret: Option<(&'static str, &str)>,
+        body: &impl Serialize,
+    ) -> Result<Response, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Configuration(error.to_string()))?;
+        let mut headers = vec![("Content-Type", "application/json".to_owned())];
+        if !matches!(method, Method::Put | Method::Delete) {
+            headers.push(("Accept", "application/json".to_owned()));
+        }
+        headers.extend(secret.map(|(name, value)| (name, value.to_owned())));
+        self.send(method, path, headers, &body)
+    }
+}
+
+/// Everything of the API stands below this: the configured URL without its slashes and an old `/ci`.
+fn api_base(url: &str) -> String {
+    let trimmed = url.trim().trim_end_matches('/');
+    let trimmed = trimmed.strip_suffix("/ci").unwrap_or(trimmed).trim_end_matches('/');
+    format!("{trimmed}/api/v4/")
+}
+
+/// Thirty-two random hexadecimal digits, one value a call.
+fn request_id() -> String {
+    let mut bytes = [0; 16];
+    // An identifier for logs: zeros do no harm.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Decodes an answer that must be JSON.
+fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
+    if !response.is_json() {
+        let kind = response.header("Content-Type").unwrap_or("nothing");
+        return Err(ApiError::Unreachable(format!("status {} with {kind} instead of JSON", response.status)));
+    }
+    serde_json::from_slice(&response.body)
+        .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))
+}
+
+/// What the server says is wrong, in short; error bodies hold no secrets of ours.
+fn complaint(response: &Response) -> String {
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
+    let message = parsed.as_ref().and_then(|value| value.get("message").or(value.get("error")));
+    match message {
+        Some(serde_json::Value::String(text)) => text.chars().take(300).collect(),
+        Some(other) => other.to_string().chars().take(300).collect(),
+        None => "no explanation".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_base_of_the_api() {
+        for (url, base) in [
+            ("https://h", "https://h/api/v4/"),
+            ("https://h/gitlab//", "https://h/gitlab/api/v4/"),
+            ("https://h/ci/", "https://h/api/v4/"),
+        ] {
+            assert_eq!(api_base(url), base);
+        }
+    }
+
+    #[test]
+    fn request_ids_are_fresh() {
+        let (a, b) = (request_id(), request_id());
+        assert!(a != b && a.len() == 32 && a.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}

@@ -1,0 +1,151 @@
+//! The calls that manage runners: register, create, verify, unregister, reset a token.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{ApiError, GitLab, complaint, decode};
+use crate::coordinator::Token;
+use crate::http::{Method, Response};
+
+/// A runner as the server knows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Registration {
+    /// Its number; old servers do not tell.
+    #[serde(default)]
+    pub id: i64,
+    /// Its token; verifying need not repeat it.
+    #[serde(default)]
+    pub token: Option<Token>,
+    /// When the token dies, if ever.
+    #[serde(default)]
+    pub token_expires_at: Option<String>,
+}
+
+/// What the server says of a token.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It is good.
+    Valid(Registration),
+    /// It is unknown: the runner is gone.
+    Gone,
+}
+
+/// The attributes of a runner that is to be made.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct NewRunner {
+    /// `instance_type`, `group_type` or `project_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner_type: Option<String>,
+    /// For `group_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<i64>,
+    /// For `project_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project_id: Option<i64>,
+    /// Its name for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// A note for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub maintenance_note: String,
+    /// Separated by commas.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tag_list: String,
+    /// Take jobs without tags.
+    pub run_untagged: bool,
+    /// Not for other projects.
+    pub locked: bool,
+    /// Take no jobs yet.
+    pub paused: bool,
+    /// `not_protected` or `ref_protected`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub access_level: String,
+    /// Seconds; 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub maximum_timeout: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl GitLab {
+    /// Registers a runner with a legacy registration token (`POST runners`).
+    pub fn register(&self, registration: &Token, runner: &NewRunner) -> Result<Registration, ApiError> {
+        let mut body = serde_json::to_value(runner).map_err(|error| ApiError::Unreachable(error.to_string()))?;
+        body["token"] = json!(registration.reveal());
+        body["info"] = json!(self.info);
+        let secret = Some(("RUNNER-TOKEN", registration.reveal()));
+        registered(&self.send_json(Method::Post, "runners", secret, &body)?)
+    }
+
+    /// Creates a runner on behalf of a person (`POST user/runners`, scope `create_runner`).
+    pub fn create_runner(&self, access: &Token, runner: &NewRunner) -> Result<Registration, ApiError> {
+        let secret = Some(("PRIVATE-TOKEN", access.reveal()));
+        registered(&self.send_json(Method::Post, "user/runners", secret, runner)?)
+    }
+
+    /// Asks whether a runner's token is good (`POST runners/verify`); makes the runner manager of this machine.
+    pub fn verify(&self, token: &Token, system_id: &str) -> Result<Verdict, ApiError> {
+        let body = json!({"token": token.reveal(), "system_id": system_id, "info": self.info});
+        let response = self.send_json(Method::Post, "runners/verify", Some(("RUNNER-TOKEN", token.reveal())), &body)?;
+        match response.status {
+            // Old servers answer with the bare text `200`.
+            200 if response.is_json() => Ok(Verdict::Valid(decode(&response).unwrap_or(Registration {
+                id: 0,
+                token: None,
+                token_expires_at: None,
+            }))),
+            200 => Ok(Verdict::Valid(Registration { id: 0, token: None, token_expires_at: None })),
+            403 => Ok(Verdict::Gone),
+            status => Err(ApiError::Answer(status, complaint(&response))),
+        }
+    }
+
+    /// Takes this machine off its runner (`DELETE runners/managers`); the runner stays.
+    pub fn unregister_manager(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
+        let body = json!({"token": token.reveal(), "system_id": system_id});
+        self.delete("runners/managers", token, &body)
+    }
+
+    /// Removes a runner with all its managers (`DELETE runners`).
+    pub fn unregister(&self, token: &Token) -> Result<(), ApiError> {
+        self.delete("runners", token, &json!({"token": token.reveal()}))
+    }
+
+    fn delete(&self, path: &str, token: &Token, body: &serde_json::Value) -> Result<(), ApiError> {
+        let response = self.send_json(Method::Delete, path, Some(("RUNNER-TOKEN", token.reveal())), body)?;
+        match response.status {
+            204 => Ok(()),
+            status => Err(failure(status, &response)),
+        }
+    }
+
+    /// Replaces a runner's token; the old one dies at once (`POST runners/reset_authentication_token`).
+    pub fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
+        let body = json!({"token": token.reveal()});
+        registered(&self.send_json(Method::Post, "runners/reset_authentication_token", None, &body)?)
+    }
+
+    /// The same on behalf of a person, for the runner with this number.
+    pub fn reset_token_of(&self, id: i64, access: &Token) -> Result<Registration, ApiError> {
+        let path = format!("runners/{id}/reset_authentication_token");
+        let secret = Some(("PRIVATE-TOKEN", access.reveal()));
+        registered(&self.send_json(Method::Post, &path, secret, &serde_json::Value::Null)?)
+    }
+}
+
+fn registered(response: &Response) -> Result<Registration, ApiError> {
+    match response.status {
+        201 => decode(response),
+        status => Err(failure(status, response)),
+    }
+}
+
+fn failure(status: u16, response: &Response) -> ApiError {
+    match status {
+        401 | 403 => ApiError::Refused(complaint(response)),
+        _ => ApiError::Answer(status, complaint(response)),
+    }
+}

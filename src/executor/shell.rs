@@ -1,0 +1,99 @@
+//! The instance's own shell: `executor = "shell"` and `"instance"`.
+
+use std::path::{Path, PathBuf};
+
+use super::cgroup::Parents;
+use super::{Executor, user};
+use crate::job::failure::JobError;
+use crate::shim::spec::{Task, User};
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Scripts in a login shell, directly on the machine.
+pub struct Shell {
+    /// Name for the job's log.
+    shell: String,
+    program: Option<PathBuf>,
+    /// Set when jobs run as somebody else than the agent.
+    user: Option<User>,
+    /// Whoever they run as.
+    whom: User,
+    parents: Parents,
+}
+
+impl Shell {
+    /// Scripts in `shell` (`bash` or `sh`; `None` takes bash where it is installed) as `user` (`None`: as the agent).
+    /// Errors: the user does not exist, or the agent may not become it.
+    pub fn new(shell: Option<&str>, user: Option<&str>, parents: Parents) -> Result<Self, String> {
+        let current = user::current();
+        let user = match user {
+            Some(name) if *name != *current.name => Some(user::look_up(name)?),
+            _ => None,
+        };
+        if let Some(user) = user.as_ref().filter(|_| current.uid != 0) {
+            return Err(format!("only root can run jobs as another user; start mayfly as root, or as `{}`", user.name));
+        }
+        let wanted: &[&str] = match shell {
+            Some("bash") => &["bash"],
+            Some("sh") => &["sh"],
+            _ => &["bash", "sh"],
+        };
+        let found = wanted.iter().find_map(|name| Some((*name, find_program(name)?)));
+        let (name, program) = found.map_or((wanted[0], None), |(name, path)| (name, Some(path)));
+        Ok(Self { shell: name.to_owned(), program, whom: user.clone().unwrap_or(current), user, parents })
+    }
+}
+
+impl Executor for Shell {
+    fn greeting(&self) -> String {
+        let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
+        format!("Using Shell ({}) executor{whom}...", self.shell)
+    }
+
+    fn prepare(&self) -> Result<(), JobError> {
+        if self.program.is_none() {
+            return Err(JobError::system(format!("there is no `{}` in {PATH}; install it in the image", self.shell)));
+        }
+        Ok(())
+    }
+
+    fn script(&self, text: String, merge_stderr: bool) -> Task {
+        let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
+        Task::Process {
+            argv: vec![program.display().to_string(), "-l".to_owned()],
+            env: self.environment(),
+            // A home that is missing must not stop a job: its scripts enter the project directory by themselves.
+            cwd: if self.whom.home.is_dir() { self.whom.home.clone() } else { PathBuf::from("/") },
+            stdin: text,
+            merge_stderr,
+        }
+    }
+
+    fn user(&self) -> Option<&User> {
+        self.user.as_ref()
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        vec![
+            pair("HOME", &self.whom.home.display().to_string()),
+            pair("USER", &self.whom.name),
+            pair("LOGNAME", &self.whom.name),
+            pair("SHELL", &self.whom.shell.display().to_string()),
+            pair("PATH", PATH),
+        ]
+    }
+
+    fn cgroups(&self, step: &str) -> Vec<PathBuf> {
+        self.parents.of_step(step)
+    }
+
+    fn environment_marker(&self) -> &'static str {
+        "CI_SHARED_ENVIRONMENT"
+    }
+}
+
+/// A program in the directories that jobs start with.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}

@@ -1,0 +1,83 @@
+//! Trust: the certificates of the system and those of the operator, client certificates, and what a server presents.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
+
+/// Certificate files of one runner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TlsFiles {
+    /// Authorities to trust beside those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The client's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// The client's key.
+    pub key_file: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// True when one of the files was written after `time`.
+    pub fn changed_since(&self, time: SystemTime) -> bool {
+        let files = [&self.ca_file, &self.cert_file, &self.key_file];
+        files.into_iter().flatten().any(|path| {
+            fs::metadata(path).and_then(|metadata| metadata.modified()).is_ok_and(|modified| modified > time)
+        })
+    }
+}
+
+/// What `ureq` needs to know. Errors: a file is there and is not what it should be.
+pub fn config(files: &TlsFiles) -> Result<TlsConfig, String> {
+    let client = client_certificate(files)?;
+    let config = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::new_with_certs(&roots(files)?))
+        .client_cert(client);
+    Ok(config.build())
+}
+
+/// The authorities of the system and of `ca_file`; a file that is missing adds none.
+fn roots(files: &TlsFiles) -> Result<Vec<Certificate<'static>>, String> {
+    let system = rustls_native_certs::load_native_certs();
+    let mut roots: Vec<_> = system.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+    if let Some(path) = files.ca_file.as_deref().filter(|path| path.exists()) {
+        roots.extend(certificates(path)?);
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let describe = |why: String| format!("{}: {why}", path.display());
+    let pem = fs::read(path).map_err(|error| describe(error.to_string()))?;
+    let mut found = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| describe(error.to_string()))? {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        return Err(describe("no PEM certificate in it".to_owned()));
+    }
+    Ok(found)
+}
+
+fn client_certificate(files: &TlsFiles) -> Result<Option<ClientCert>, String> {
+    let (Some(cert_file), Some(key_file)) = (&files.cert_file, &files.key_file) else { return Ok(None) };
+    let chain = certificates(cert_file)?;
+    let pem = fs::read(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    let key = PrivateKey::from_pem(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    Ok(Some(ClientCert::new_with_certs(&chain, key)))
+}
+
+/// Trust anchors for a handshake of our own.
+pub fn root_store(files: &TlsFiles) -> Result<rustls::RootCertStore, String> {
+    let mut store = rustls::RootCertStore::empty();
+    let roots = roots(files)?;
+    store.add_parsable_certificates(roots.iter().map(|root| CertificateDer::from(root.der().to_vec())));
+    Ok(store)
+}

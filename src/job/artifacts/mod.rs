@@ -1,1 +1,0 @@
-//! Artifacts: to GitLab, and from the jobs this one depends on.

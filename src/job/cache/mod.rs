@@ -1,1 +1,0 @@
-//! Caches: kept between jobs, on this instance or in an object store.

@@ -1,0 +1,155 @@
+//! The child of a shim up to the moment it becomes the step: session, control groups, user, directories, descriptors.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{
+    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setgid, setgroups, setsid,
+    setuid,
+};
+
+use super::spec::{Spec, Task, User};
+use crate::sys;
+
+/// How large pipes are made where the system lets us: fewer turns for a loud step.
+const PIPE_SIZE: i32 = 1 << 20;
+
+/// A step that was started.
+pub struct Started {
+    /// Its main process.
+    pub pid: Pid,
+    /// Read end of its standard output.
+    pub stdout: OwnedFd,
+    /// Read end of its standard error, unless that goes down the same pipe.
+    pub stderr: Option<OwnedFd>,
+    /// Says why the step could not become what it should, or closes silently.
+    pub failure: File,
+}
+
+/// Starts the step. Errors: pipes, memory files or processes are used up.
+pub fn start(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Started> {
+    let (stdout, stdout_writer) = output_pipe(spec.user.as_ref())?;
+    let merge = matches!(spec.task, Task::Process { merge_stderr: true, .. });
+    let (stderr, stderr_writer) = if merge {
+        (None, stdout_writer.try_clone()?)
+    } else {
+        let (reader, writer) = output_pipe(spec.user.as_ref())?;
+        (Some(reader), writer)
+    };
+    let (failure, failure_writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let stdin = match &spec.task {
+        Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
+        Task::Work { .. } => File::open("/dev/null")?,
+    };
+    if let Some(pid) = sys::fork_single_threaded()? {
+        return Ok(Started { pid, stdout, stderr, failure: File::from(failure) });
+    }
+    let mut failure_writer = File::from(failure_writer);
+    let outcome = enter(spec, &stdin, &stdout_writer, &stderr_writer).and_then(|()| match &spec.task {
+        Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
+        Task::Work { plan } => Ok(plan),
+    });
+    match outcome {
+        Ok(plan) => {
+            // What the shim waits for is the end of this descriptor; there is no exec that would close it.
+            drop(failure_writer);
+            drop((stdout_writer, stderr_writer));
+            sys::exit_now(run_work(work, plan))
+        }
+        Err(message) => {
+            let _ = failure_writer.write_all(message.as_bytes());
+            sys::exit_now(127)
+        }
+    }
+}
+
+fn run_work(work: fn(&str) -> i32, plan: &str) -> i32 {
+    let code = std::panic::catch_unwind(|| work(plan)).unwrap_or(101);
+    let _ = io::stdout().flush();
+    code
+}
+
+/// A pipe for output that the job's user may open again (`/dev/stdout`).
+fn output_pipe(user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+    nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    if let Some(user) = user {
+        fchown(writer.as_fd(), Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    }
+    Ok((reader, writer))
+}
+
+fn memory_file(content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"script", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Everything between fork and the step; the error is what the user is told.
+fn enter(spec: &Spec, stdin: &File, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), String> {
+    let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
+    setsid().map_err(|error| describe("no new session", error))?;
+    for group in &spec.cgroups {
+        // A group that cannot be entered is no reason to fail: the subreaper keeps the processes together as well.
+        let _ = fs::write(group.join("cgroup.procs"), "0");
+    }
+    restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
+    umask(Mode::from_bits_truncate(0o022));
+    dup2_stdin(stdin).map_err(|error| describe("standard input", error))?;
+    dup2_stdout(stdout).map_err(|error| describe("standard output", error))?;
+    dup2_stderr(stderr).map_err(|error| describe("standard error", error))?;
+    if let Some(user) = &spec.user {
+        become_user(user).map_err(|error| describe(&format!("cannot become user {}", user.name), error))?;
+    }
+    if let Task::Process { cwd, .. } = &spec.task {
+        chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
+    }
+    Ok(())
+}
+
+fn restore_signals() -> nix::Result<()> {
+    for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE] {
+        sys::default_action(number)?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+fn become_user(user: &User) -> nix::Result<()> {
+    if Uid::effective().is_root() {
+        let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+        setgroups(&groups)?;
+        setgid(Gid::from_raw(user.gid))?;
+        setuid(Uid::from_raw(user.uid))?;
+    } else if Uid::effective().as_raw() != user.uid {
+        return Err(Errno::EPERM);
+    }
+    Ok(())
+}
+
+/// Becomes the program; returns only why it could not.
+fn exec(argv: &[String], env: &[(String, String)], step: &str) -> String {
+    let c_string = |text: &str| CString::new(text).map_err(|_| "a zero byte in an argument or variable".to_owned());
+    let program = argv.first().map(String::as_str).unwrap_or_default();
+    let marker = format!("MAYFLY_STEP={step}");
+    let variables = env.iter().map(|(name, value)| format!("{name}={value}")).chain([marker]);
+    let arguments: Result<Vec<CString>, String> = argv.iter().map(|text| c_string(text)).collect();
+    let variables: Result<Vec<CString>, String> = variables.map(|text| c_string(&text)).collect();
+    let (path, arguments, variables) = match (c_string(program), arguments, variables) {
+        (Ok(path), Ok(arguments), Ok(variables)) => (path, arguments, variables),
+        (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return why,
+    };
+    let Err(error) = execve(&path, &arguments, &variables);
+    match error {
+        Errno::E2BIG => format!("{program}: arguments and variables are too large for the system"),
+        other => format!("cannot start {program}: {}", other.desc()),
+    }
+}

@@ -1,0 +1,369 @@
+//! The shim's whole life: start the step, pump its output, keep its deadline, end what it left, tell the outcome.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::{set_child_subreaper, set_dumpable};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, setsid};
+
+use super::child::{self, Started};
+use super::descendants;
+use super::spec::{End, Spec, Status, Stop};
+use crate::sys;
+use crate::trace::{Claim, Filter, Masks, Output, Spool};
+
+/// Bytes read from a pipe at once.
+const BLOCK: usize = 128 * 1024;
+/// A line without an end is shown after this much silence.
+const SILENCE: Duration = Duration::from_secs(1);
+/// What is left after the main process has this long to end by itself.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
+/// Killed processes have this long to be gone; longer takes only one that hangs in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
+pub fn main(work: fn(&str) -> i32) -> ExitCode {
+    let mut text = String::new();
+    let spec: Spec = match io::stdin().read_to_string(&mut text).map(|_| serde_json::from_str(&text)) {
+        Ok(Ok(spec)) => spec,
+        _ => {
+            eprintln!("mayfly shim is started by mayfly itself, with a step on standard input");
+            return ExitCode::from(2);
+        }
+    };
+    drop(text);
+    let status = hold(&spec, work).unwrap_or_else(|error| Status {
+        id: spec.id.clone(),
+        end: End::NotStarted(error.to_string()),
+        stopped: None,
+        leftovers: 0,
+    });
+    match write_status(&spec.status, &status) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn write_status(path: &Path, status: &Status) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    fs::write(&draft, serde_json::to_vec(status)?)?;
+    fs::rename(&draft, path)
+}
+
+fn hold(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Status> {
+    let signals = isolate()?;
+    let masks = spec.filters.patterns();
+    let spool = Spool::open(&spec.spool, spec.filters.limit)?;
+    for group in &spec.cgroups {
+        let _ = fs::create_dir_all(group);
+    }
+    let started = child::start(spec, work)?;
+    let mut shim = Shim::new(spec, &masks, spool, started, signals);
+    let end = shim.run()?;
+    let leftovers = shim.end_leftovers();
+    descendants::remove_groups(&spec.cgroups);
+    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, leftovers })
+}
+
+/// Makes the shim independent of the agent, unreadable for the job, and the parent of all that the step starts.
+fn isolate() -> io::Result<SignalFd> {
+    // Fails only for the leader of a group, which is as good.
+    let _ = setsid();
+    set_dumpable(false)?;
+    set_child_subreaper(true)?;
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE] {
+        sys::ignore(signal)?;
+    }
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+struct Shim<'a> {
+    spec: &'a Spec,
+    spool: Spool,
+    started: Started,
+    signals: SignalFd,
+    stdout: Option<Filter<'a>>,
+    stderr: Option<Filter<'a>>,
+    block: Vec<u8>,
+    lines: Vec<u8>,
+    stopped: Option<Stop>,
+    kill_at: Option<Instant>,
+    end: Option<End>,
+    /// Output was written that may end in the middle of a line.
+    unflushed: bool,
+}
+
+impl<'a> Shim<'a> {
+    fn new(spec: &'a Spec, masks: &'a Masks, spool: Spool, started: Started, signals: SignalFd) -> Self {
+        let filter = |output| Filter::new(masks, &spec.filters, 1, output);
+        let stderr = started.stderr.as_ref().map(|_| filter(Output::Error));
+        Self {
+            spec,
+            spool,
+            started,
+            signals,
+            stdout: Some(filter(Output::Out)),
+            stderr,
+            block: vec![0; BLOCK],
+            lines: Vec::with_capacity(BLOCK),
+            stopped: None,
+            kill_at: None,
+            end: None,
+            unflushed: false,
+        }
+    }
+
+    /// Until the main process has ended and what it wrote is in the log.
+    fn run(&mut self) -> io::Result<End> {
+        loop {
+            if let Some(end) = self.end.take() {
+                self.drain();
+                return Ok(self.explain(end));
+            }
+            let patience = self.patience();
+            let [signal, stdout, stderr] = self.poll(patience)?;
+            if signal {
+                self.take_signals()?;
+            }
+            if stdout {
+                self.pump(Output::Out);
+            }
+            if stderr {
+                self.pump(Output::Error);
+            }
+            if !(signal || stdout || stderr) && self.unflushed {
+                self.flush();
+            }
+            self.keep_time();
+        }
+    }
+
+    /// How long nothing needs to be done.
+    fn patience(&self) -> Option<Duration> {
+        let deadline = self.spec.deadline.filter(|_| self.stopped.is_none());
+        let deadline = deadline.map(|at| Duration::from_nanos(at.saturating_sub(sys::boottime())));
+        let kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let silence = self.unflushed.then_some(SILENCE);
+        [deadline, kill, silence].into_iter().flatten().min()
+    }
+
+    fn poll(&self, patience: Option<Duration>) -> io::Result<[bool; 3]> {
+        let mut ready = [false; 3];
+        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut which = vec![0];
+        if self.stdout.is_some() {
+            polled.push(PollFd::new(self.started.stdout.as_fd(), PollFlags::POLLIN));
+            which.push(1);
+        }
+        if let Some(stderr) = self.started.stderr.as_ref().filter(|_| self.stderr.is_some()) {
+            polled.push(PollFd::new(stderr.as_fd(), PollFlags::POLLIN));
+            which.push(2);
+        }
+        // A millisecond more, so that a rounded-down wait does not turn in circles.
+        let timeout = patience.map_or(PollTimeout::NONE, |patience| {
+            PollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for (fd, index) in polled.iter().zip(which) {
+            ready[index] = fd.any().unwrap_or(false);
+        }
+        Ok(ready)
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.read_signal()? {
+            if signal.ssi_signo == Signal::SIGTERM as u32 {
+                self.stop(Stop::Requested);
+            }
+        }
+        self.reap();
+        Ok(())
+    }
+
+    /// Collects whatever ended; the main process decides the outcome.
+    fn reap(&mut self) {
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let main = self.started.pid;
+            match status {
+                WaitStatus::Exited(pid, code) if pid == main => self.end = Some(End::Exited(code)),
+                WaitStatus::Signaled(pid, signal, _) if pid == main => self.end = Some(End::Signaled(signal as i32)),
+                WaitStatus::StillAlive => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads one block of a stream into the log; a closed stream is not looked at again.
+    fn pump(&mut self, output: Output) -> bool {
+        let (fd, filter) = match output {
+            Output::Out => (Some(&self.started.stdout), &mut self.stdout),
+            Output::Error => (self.started.stderr.as_ref(), &mut self.stderr),
+        };
+        let (Some(fd), Some(open)) = (fd, filter.as_mut()) else { return false };
+        self.lines.clear();
+        let read = nix::unistd::read(fd, &mut self.block);
+        match read {
+            Ok(0) => {
+                open.finish(&mut self.lines);
+                *filter = None;
+            }
+            Ok(length) => {
+                open.push(&self.block[..length], &mut self.lines);
+                self.unflushed = true;
+            }
+            Err(_) => return false,
+        }
+        let _ = self.spool.append(&self.lines, Claim::Output);
+        matches!(read, Ok(1..))
+    }
+
+    fn flush(&mut self) {
+        self.unflushed = false;
+        for filter in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            self.lines.clear();
+            filter.flush(&mut self.lines);
+            let _ = self.spool.append(&self.lines, Claim::Output);
+        }
+    }
+
+    /// What the main process wrote is in the pipes: take that, and no more. Someone else may hold them open for ever.
+    fn drain(&mut self) {
+        for output in [Output::Out, Output::Error] {
+            // A pipe holds 1 MiB at most, so a leftover that writes on and on does not keep us.
+            for _ in 0..(1 << 20) / 4096 {
+                if !self.pump(output) {
+                    break;
+                }
+            }
+        }
+        for filter in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
+            let mut filter = filter;
+            self.lines.clear();
+            filter.finish(&mut self.lines);
+            let _ = self.spool.append(&self.lines, Claim::Output);
+        }
+    }
+
+    fn keep_time(&mut self) {
+        if self.stopped.is_none() && self.spec.deadline.is_some_and(|at| sys::boottime() >= at) {
+            self.stop(Stop::Deadline);
+        }
+        if self.kill_at.is_some_and(|at| Instant::now() >= at) {
+            self.kill_at = None;
+            self.kill_everything();
+        }
+    }
+
+    /// Asks everything to end, and remembers when to insist.
+    fn stop(&mut self, why: Stop) {
+        if self.stopped.is_none() {
+            self.stopped = Some(why);
+            self.kill_at = Some(Instant::now() + self.spec.grace);
+            descendants::signal_all(&self.everything(), Signal::SIGTERM);
+        }
+    }
+
+    fn everything(&self) -> Vec<i32> {
+        let mut all = descendants::below(Pid::this().as_raw());
+        for group in &self.spec.cgroups {
+            all.extend(descendants::in_group(group));
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn kill_everything(&self) {
+        for group in &self.spec.cgroups {
+            descendants::kill_group(group);
+        }
+        descendants::signal_all(&descendants::below(Pid::this().as_raw()), Signal::SIGKILL);
+    }
+
+    /// Ends what the step left behind; returns how many processes that were.
+    fn end_leftovers(&mut self) -> u32 {
+        // The subreaper inherits every orphan, so without children there is nothing left.
+        if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
+            return 0;
+        }
+        let left = self.everything();
+        if left.is_empty() {
+            return 0;
+        }
+        let names: Vec<String> = left.iter().take(3).map(|pid| descendants::name_of(*pid)).collect();
+        descendants::signal_all(&left, Signal::SIGTERM);
+        let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
+        if !self.wait_until_gone(grace) {
+            // Forks may race with the killing: again until none is left, within reason.
+            let until = Instant::now() + KILL_PATIENCE;
+            while Instant::now() < until {
+                self.kill_everything();
+                if self.wait_until_gone(Duration::from_millis(100)) {
+                    break;
+                }
+            }
+        }
+        self.tell_leftovers(left.len(), &names);
+        u32::try_from(left.len()).unwrap_or(u32::MAX)
+    }
+
+    fn tell_leftovers(&self, count: usize, names: &[String]) {
+        let more = if count > names.len() { ", …" } else { "" };
+        let text = format!(
+            "\x1b[0;33mWARNING: ended {count} process(es) that the script had left running: {}{more}\x1b[0;m\n",
+            names.join(", ")
+        );
+        let masks = Masks::new(&self.spec.filters.masks, &self.spec.filters.token_prefixes);
+        let mut filter = Filter::new(&masks, &self.spec.filters, 0, Output::Out);
+        let mut lines = Vec::new();
+        filter.push(text.as_bytes(), &mut lines);
+        filter.finish(&mut lines);
+        let _ = self.spool.append(&lines, Claim::Output);
+    }
+
+    /// Waits until no child is left; orphans become children one by one as their parents end.
+    fn wait_until_gone(&mut self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            loop {
+                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                    Err(Errno::ECHILD) => return true,
+                    Ok(WaitStatus::StillAlive) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
+            while let Ok(Some(_)) = self.signals.read_signal() {}
+        }
+    }
+
+    /// Tells a step that could not be started from one that ended.
+    fn explain(&mut self, end: End) -> End {
+        let mut why = String::new();
+        match self.started.failure.read_to_string(&mut why) {
+            Ok(length) if length > 0 => End::NotStarted(why),
+            _ => end,
+        }
+    }
+}

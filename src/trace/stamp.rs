@@ -1,0 +1,151 @@
+//! Time stamps of log lines (`FF_TIMESTAMPS`): each physical line begins with the time, its stream and whether it goes
+//! on an earlier one. GitLab's log viewer takes them apart again.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A line without an end is written out when it reaches this many bytes, and goes on in the next.
+const PARTIAL_MAX: usize = 8 * 1024;
+
+/// Which of a stream's two outputs a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Error,
+}
+
+/// Puts stamps before the lines of one stream.
+pub struct Stamper {
+    /// Stream and output, such as ` 01O`.
+    suffix: [u8; 4],
+    line: Vec<u8>,
+    /// When the line began.
+    began: Option<SystemTime>,
+    continues: bool,
+    clock: Clock,
+}
+
+impl Stamper {
+    /// A stream at its beginning; `stream` is 0 for the agent's own lines and 1 for those of a step.
+    pub fn new(stream: u8, output: Output) -> Self {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let letter = if output == Output::Out { b'O' } else { b'E' };
+        let suffix = [b' ', HEX[usize::from(stream >> 4)], HEX[usize::from(stream & 15)], letter];
+        Self { suffix, line: Vec::new(), began: None, continues: false, clock: Clock::default() }
+    }
+
+    /// Takes text and appends the lines that are whole to `out`. A rest with a carriage return is written at once:
+    /// progress bars and section markers must not wait for the end of their line.
+    pub fn push(&mut self, text: &[u8], out: &mut Vec<u8>) {
+        let now = SystemTime::now();
+        let mut rest = text;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            self.began.get_or_insert(now);
+            self.line.extend_from_slice(&rest[..end]);
+            self.emit(false, out);
+            rest = &rest[end + 1..];
+        }
+        if rest.is_empty() {
+            return;
+        }
+        self.began.get_or_insert(now);
+        self.line.extend_from_slice(rest);
+        if self.line.len() >= PARTIAL_MAX || rest.contains(&b'\r') {
+            self.emit(true, out);
+        }
+    }
+
+    /// Writes out a line that has no end yet; it goes on in the next.
+    pub fn flush(&mut self, out: &mut Vec<u8>) {
+        if !self.line.is_empty() {
+            self.emit(true, out);
+        }
+    }
+
+    fn emit(&mut self, goes_on: bool, out: &mut Vec<u8>) {
+        self.clock.write(self.began.take().unwrap_or(UNIX_EPOCH), out);
+        out.extend_from_slice(&self.suffix);
+        out.push(if self.continues { b'+' } else { b' ' });
+        out.append(&mut self.line);
+        out.push(b'\n');
+        self.continues = goes_on;
+    }
+}
+
+/// Formats times; lines of the same second share the work.
+#[derive(Default)]
+struct Clock {
+    second: u64,
+    text: String,
+}
+
+impl Clock {
+    fn write(&mut self, time: SystemTime, out: &mut Vec<u8>) {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.text.is_empty() || self.second != since.as_secs() {
+            self.second = since.as_secs();
+            let stamp = jiff::Timestamp::from_second(since.as_secs().cast_signed()).unwrap_or_default();
+            self.text = stamp.to_string();
+            self.text.truncate("2000-01-01T00:00:00".len());
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        let mut digits = *b".000000Z";
+        let mut micros = since.subsec_micros();
+        for digit in digits[1..7].iter_mut().rev() {
+            *digit += (micros % 10) as u8;
+            micros /= 10;
+        }
+        out.extend_from_slice(&digits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines without their times.
+    fn lines(out: &[u8]) -> Vec<&str> {
+        std::str::from_utf8(out)
+            .expect("text")
+            .lines()
+            .map(|line| &line["2000-01-01T00:00:00.000000Z".len()..])
+            .collect()
+    }
+
+    #[test]
+    fn stamps_each_line_with_its_stream() {
+        let mut stamper = Stamper::new(1, Output::Error);
+        let mut out = Vec::new();
+        stamper.push(b"one\ntwo", &mut out);
+        stamper.push(b" more\n\n", &mut out);
+        assert_eq!(lines(&out), [" 01E one", " 01E two more", " 01E "]);
+        let text = std::str::from_utf8(&out).expect("text");
+        let stamp: jiff::Timestamp = text[..27].parse().expect("a time");
+        assert!(jiff::Timestamp::now().duration_since(stamp).as_secs() < 60);
+    }
+
+    #[test]
+    fn a_carriage_return_appears_at_once_and_the_line_goes_on() {
+        let mut stamper = Stamper::new(0, Output::Out);
+        let mut out = Vec::new();
+        stamper.push(b"section_start:1:x\r\x1b[0K", &mut out);
+        stamper.push(b"heading\n", &mut out);
+        stamper.push(b"next\n", &mut out);
+        assert_eq!(lines(&out), [" 00O section_start:1:x\r\x1b[0K", " 00O+heading", " 00O next"]);
+    }
+
+    #[test]
+    fn a_long_or_flushed_line_goes_on_in_the_next() {
+        let mut stamper = Stamper::new(1, Output::Out);
+        let mut out = Vec::new();
+        stamper.push(&[b'x'; PARTIAL_MAX], &mut out);
+        stamper.push(b"y", &mut out);
+        stamper.flush(&mut out);
+        stamper.flush(&mut out);
+        stamper.push(b"\n", &mut out);
+        let lines = lines(&out);
+        assert_eq!(lines.len(), 3);
+        assert_eq!(&lines[1..], [" 01O+y", " 01O+"]);
+    }
+}
