@@ -1,1 +1,3 @@
 //! `config.toml` as types; defaults in one place.
+
+pub mod duration;

@@ -7,5 +7,5 @@ mod proxy;
 mod retry;
 pub mod tls;
 
-pub use client::{Client, Error, Method, Request, Response};
+pub use client::{Client, Error, Method, Request, Response, origin};
 pub use retry::Backoff;

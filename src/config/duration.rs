@@ -1,0 +1,48 @@
+//! Durations as Go writes them: `90s`, `1h30m`, `1.5h`, `100ms`.
+
+use std::time::Duration;
+
+/// Parses a duration; negative ones and bare numbers are none.
+pub fn parse(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut seconds = 0_f64;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number * unit;
+        rest = &rest[letters..];
+    }
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_go_writes() {
+        for (text, millis) in [("90s", 90_000), ("1h30m", 5_400_000), ("1.5h", 5_400_000), ("100ms", 100), ("0", 0)] {
+            assert_eq!(parse(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "-1s", "1x", "h", "1h5"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

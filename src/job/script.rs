@@ -1,0 +1,238 @@
+//! The text of a script: exports, then the job's lines, for bash, dash and busybox alike.
+//!
+//! The lines stand in one quoted string that a subshell evaluates, so that a mistake in the last line does not keep the
+//! first from running, and standard input of the lines is empty while the script itself comes over it.
+
+use super::payload::Variable;
+
+const GREEN: &str = "\x1b[32;1m";
+const RESET: &str = "\x1b[0;m";
+const CLEAR: &str = "\x1b[0K";
+
+/// What goes into a script besides its lines.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Variables to export, in order.
+    pub exports: Vec<(String, String)>,
+    /// Files of file variables: name and content.
+    pub files: Vec<(String, String)>,
+    /// `<project directory>.tmp`, for those files and for `GITLAB_ENV`.
+    pub temporary: String,
+    /// Where the lines run; `None` to stay where the shell starts.
+    pub directory: Option<String>,
+    /// `CI_DEBUG_TRACE`: the shell shows what it does.
+    pub trace: bool,
+    /// Check the status after each line as well (`FF_ENABLE_BASH_EXIT_CODE_CHECK`).
+    pub check_each_line: bool,
+    /// Put lines of several lines into sections of their own (`FF_SCRIPT_SECTIONS`).
+    pub sections: bool,
+}
+
+/// A group of lines with a common origin.
+#[derive(Clone, Debug)]
+pub struct Lines<'a> {
+    /// Where they come from, such as `script_step`: part of the names of their sections.
+    pub origin: &'a str,
+    /// The lines; each may have several lines itself.
+    pub lines: Vec<String>,
+}
+
+/// Quotes text for any POSIX shell.
+pub fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The whole script.
+pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> String {
+    let mut text = String::from("trap 'exit 1' TERM\n");
+    if setup.trace {
+        text.push_str("set -o xtrace\n");
+    }
+    text.push_str("if (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\nset -o errexit\nset +o noclobber\n");
+    write_files(setup, &mut text);
+    for (name, value) in &setup.exports {
+        text.push_str(&format!("export {name}={}\n", quote(value)));
+    }
+    carry_over(setup, &mut text);
+    if let Some(directory) = &setup.directory {
+        text.push_str(&format!("cd {}\n", quote(directory)));
+    }
+    let body = body(setup, groups, greeting);
+    text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nexit 0\n", quote(&body)));
+    text
+}
+
+/// File variables, readable by their owner only.
+fn write_files(setup: &Setup, text: &mut String) {
+    let directory = quote(&setup.temporary);
+    text.push_str(&format!("(umask 077; mkdir -p {directory})\n"));
+    for (name, content) in &setup.files {
+        let path = quote(&format!("{}/{name}", setup.temporary));
+        // Removed first: the name may be a link that an earlier job left.
+        text.push_str(&format!("rm -rf {path}\n(umask 077; printf '%s' {} >{path})\n", quote(content)));
+    }
+}
+
+/// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line.
+fn carry_over(setup: &Setup, text: &mut String) {
+    let file = quote(&format!("{}/gitlab_runner_env", setup.temporary));
+    text.push_str(&format!(
+        "export GITLAB_ENV={file}\n(umask 077; : >>\"$GITLAB_ENV\")\n\
+         while IFS= read -r mayfly_line || [ -n \"$mayfly_line\" ]; do\n\
+         case $mayfly_line in [A-Za-z_]*=*) export \"$mayfly_line\" || : ;; esac\n\
+         done <\"$GITLAB_ENV\"\nunset mayfly_line\n"
+    ));
+}
+
+fn body(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> String {
+    let mut body = String::new();
+    if let Some(greeting) = greeting {
+        body.push_str(&format!("printf '%s\\n' {}\n", quote(&format!("{GREEN}{greeting}{RESET}"))));
+    }
+    for group in groups {
+        for (index, line) in group.lines.iter().enumerate() {
+            echo(setup, group.origin, index, line.trim(), &mut body);
+            body.push_str(line.trim());
+            body.push('\n');
+            if setup.check_each_line {
+                body.push_str("mayfly_status=$?; if [ $mayfly_status -ne 0 ]; then exit $mayfly_status; fi\n");
+            }
+        }
+    }
+    body
+}
+
+/// Shows a line before it runs, as it stands.
+fn echo(setup: &Setup, origin: &str, index: usize, line: &str, body: &mut String) {
+    let print = |text: &str| format!("printf '%s\\n' {}\n", quote(text));
+    match line.split_once('\n') {
+        None if line.is_empty() => body.push_str("echo\n"),
+        None => body.push_str(&print(&format!("{GREEN}$ {line}{RESET}"))),
+        Some(_) if setup.sections => {
+            let name = format!("section_{origin}_{index}");
+            body.push_str(&format!(
+                "printf 'section_start:%s:{name}[hide_duration=true,collapsed=true]\\r%s\\n' \"$(date +%s)\" {}\n\
+                 printf 'section_end:%s:{name}\\r%s\\n' \"$(date +%s)\" {}\n",
+                quote(&format!("{CLEAR}{GREEN}$ {line}{RESET}")),
+                quote(CLEAR),
+            ));
+        }
+        Some((first, _)) => {
+            body.push_str(&print(&format!("{GREEN}$ {first} # collapsed multi-line command{RESET}")));
+        }
+    }
+}
+
+/// Names that are skipped with a warning, for the log.
+pub fn warn_of_names(variables: &super::variables::Variables) -> Option<String> {
+    let names = variables.unusable_names();
+    let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", name.escape_debug())).collect();
+    (!names.is_empty()).then(|| format!("no shell can export the variable(s) {}", shown.join(", ")))
+}
+
+/// A variable of the configuration, `KEY=VALUE`.
+pub fn of_pair(key: &str, value: &str) -> Variable {
+    Variable { key: key.to_owned(), value: value.to_owned(), public: true, ..Variable::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// Runs a text in a shell as scripts are run: over standard input.
+    fn run(shell: &str, text: &str) -> (String, i32) {
+        let mut child = Command::new(shell)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("ended");
+        let all = [output.stdout, output.stderr].concat();
+        (String::from_utf8_lossy(&all).into_owned(), output.status.code().unwrap_or(-1))
+    }
+
+    fn of(lines: &[&str]) -> (Setup, Vec<Lines<'static>>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let temporary = directory.path().join("p.tmp").display().to_string();
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        (Setup { temporary, ..Setup::default() }, vec![Lines { origin: "script_step", lines }], directory)
+    }
+
+    #[test]
+    fn runs_alike_in_every_shell() {
+        for shell in ["bash", "dash"] {
+            let (mut setup, lines, _directory) =
+                of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
+            setup.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
+            let (output, code) = run(shell, &script(&setup, &lines, None));
+            let expected = "\x1b[32;1m$ echo \"it's $A\"\x1b[0;m\nit's a 'quoted'\nvalue\n\
+                            \x1b[32;1m$ echo one # collapsed multi-line command\x1b[0;m\none\ntwo\n\n\
+                            \x1b[32;1m$ cat; exit 7\x1b[0;m\n";
+            assert_eq!((output.as_str(), code), (expected, 7), "{shell}");
+        }
+    }
+
+    #[test]
+    fn stops_at_the_first_failure_but_runs_what_stands_before_a_mistake() {
+        let (setup, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
+        let (output, code) = run("bash", &script(&setup, &lines, None));
+        assert!(output.contains("before\n") && !output.contains("\nafter"), "{output}");
+        assert_ne!(code, 0);
+        let (setup, lines, _directory) = of(&["false | cat", "echo after"]);
+        let (output, code) = run("bash", &script(&setup, &lines, None));
+        assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
+    }
+
+    #[test]
+    fn carries_variables_from_script_to_script() {
+        let (setup, lines, _directory) =
+            of(&["echo 'GREETING=hello world' >>\"$GITLAB_ENV\"", "echo junk >>\"$GITLAB_ENV\""]);
+        assert_eq!(run("dash", &script(&setup, &lines, None)).1, 0);
+        let lines = vec![Lines { origin: "script_step", lines: vec!["echo \"$GREETING\"".to_owned()] }];
+        let (output, _) = run("dash", &script(&setup, &lines, None));
+        assert!(output.ends_with("\nhello world\n"), "{output}");
+    }
+
+    #[test]
+    fn writes_file_variables_for_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let (mut setup, lines, directory) = of(&["true"]);
+        setup.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
+        let outside = directory.path().join("outside");
+        std::fs::create_dir(directory.path().join("p.tmp")).expect("made");
+        std::os::unix::fs::symlink(&outside, directory.path().join("p.tmp/KEY")).expect("planted");
+        assert_eq!(run("bash", &script(&setup, &lines, None)).1, 0);
+        let file = directory.path().join("p.tmp/KEY");
+        assert_eq!(std::fs::read_to_string(&file).expect("text"), "line1\nline2");
+        assert_eq!(std::fs::metadata(&file).expect("file").permissions().mode() & 0o777, 0o600);
+        assert!(!outside.exists(), "the planted link was not followed");
+    }
+
+    #[test]
+    fn sections_hold_commands_of_several_lines() {
+        let (mut setup, lines, _directory) = of(&["echo a\necho b"]);
+        setup.sections = true;
+        let (output, _) = run("bash", &script(&setup, &lines, None));
+        assert!(
+            output.contains(
+                ":section_script_step_0[hide_duration=true,collapsed=true]\r\x1b[0K\x1b[32;1m$ echo a\necho b"
+            )
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn quoting_round_trips_through_real_shells(value in "[^\\x00]{0,80}") {
+            for shell in ["bash", "dash"] {
+                let (output, _) = run(shell, &format!("printf '%s.' {}\n", quote(&value)));
+                prop_assert_eq!(output, format!("{value}."));
+            }
+        }
+    }
+}

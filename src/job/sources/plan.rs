@@ -1,0 +1,240 @@
+//! From a payload to the plan for its sources.
+
+use std::path::PathBuf;
+
+use super::{Plan, Strategy, Submodules};
+use crate::http::origin;
+use crate::job::failure::{FailureReason, JobError};
+use crate::job::payload::Payload;
+use crate::job::variables::Variables;
+
+/// Where the sources go, and what the runner says of them.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// `<project directory>.tmp`.
+    pub temporary: PathBuf,
+    /// The runner's `url`.
+    pub server: String,
+    /// `clone_url`, if the runner has one.
+    pub clone_url: Option<String>,
+    /// Certificates for the server, PEM.
+    pub ca_certificates: Option<String>,
+    /// Id of the request that brought the job.
+    pub correlation_id: String,
+    /// What a process of this job starts with.
+    pub environment: Vec<(String, String)>,
+}
+
+/// `GIT_STRATEGY`, or what the project prefers.
+pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, JobError> {
+    match variables.value("GIT_STRATEGY").as_deref() {
+        Some("clone") => Ok(Strategy::Clone),
+        Some("fetch") => Ok(Strategy::Fetch),
+        Some("none") => Ok(Strategy::None),
+        Some("empty") => Ok(Strategy::Empty),
+        None | Some("") if payload.allow_git_fetch => Ok(Strategy::Fetch),
+        None | Some("") => Ok(Strategy::Clone),
+        Some(other) => {
+            Err(JobError::configuration(format!("GIT_STRATEGY `{other}` is none of clone, fetch, none, empty")))
+        }
+    }
+}
+
+/// Makes the plan. Errors: a setting that cannot be honoured, or a reference that is none.
+pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Plan, JobError> {
+    let git = &payload.git_info;
+    let strategy = strategy(payload, variables)?;
+    if matches!(strategy, Strategy::Clone | Strategy::Fetch) {
+        check_references(payload)?;
+    }
+    let token = variables.value("CI_JOB_TOKEN").filter(|token| !token.is_empty());
+    let token = token.unwrap_or_else(|| payload.token.clone());
+    let url = match &place.clone_url {
+        Some(base) => {
+            format!("{}/{}.git", base.trim_end_matches('/'), variables.value("CI_PROJECT_PATH").unwrap_or_default())
+        }
+        None => without_credentials(&git.repo_url),
+    };
+    let rewrites = rewrites(&url, &place, &token, variables);
+    let mut environment = place.environment;
+    environment.extend(variables.exports());
+    Ok(Plan {
+        strategy,
+        project: place.project,
+        temporary: place.temporary,
+        url,
+        rewrites,
+        refspecs: git.refspecs.clone(),
+        depth: git.depth.max(0),
+        sha: git.sha.clone(),
+        reference: git.reference.clone(),
+        object_format: if git.repo_object_format == "sha256" { "sha256" } else { "sha1" }.to_owned(),
+        checkout: variables.switch("GIT_CHECKOUT", true),
+        clean_flags: flags(variables, "GIT_CLEAN_FLAGS", "-ffdx"),
+        fetch_flags: flags(variables, "GIT_FETCH_EXTRA_FLAGS", "--prune --quiet"),
+        submodules: submodules(payload, variables)?,
+        lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
+        ca_certificates: place.ca_certificates,
+        correlation_id: place.correlation_id,
+        user_agent: format!(
+            "mayfly {} linux/{}",
+            env!("CARGO_PKG_VERSION"),
+            crate::coordinator::gitlab::architecture()
+        ),
+        environment,
+        clear_worktree: false,
+    })
+}
+
+/// What comes from the server and becomes an argument must not be an option.
+fn check_references(payload: &Payload) -> Result<(), JobError> {
+    let git = &payload.git_info;
+    let is_odd = |text: &str| text.starts_with('-') || text.contains(|c: char| c.is_control() || c == ' ');
+    let refuse = |what: &str, text: &str| {
+        Err(JobError::system(format!("the job's {what} `{}` cannot be fetched", text.escape_debug())))
+    };
+    if git.sha.is_empty() || !git.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return refuse("commit", &git.sha);
+    }
+    if let Some(odd) = git.refspecs.iter().find(|refspec| refspec.is_empty() || is_odd(refspec)) {
+        return refuse("refspec", odd);
+    }
+    let known = ["http://", "https://", "ssh://", "git@", "file://"];
+    if !known.iter().any(|scheme| git.repo_url.starts_with(scheme)) || git.repo_url.contains(char::is_control) {
+        return refuse("repository", &without_credentials(&git.repo_url));
+    }
+    Ok(())
+}
+
+fn flags(variables: &Variables, key: &str, default: &str) -> Vec<String> {
+    let text = variables.value(key).filter(|text| !text.trim().is_empty()).unwrap_or_else(|| default.to_owned());
+    if text.trim() == "none" {
+        return Vec::new();
+    }
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn submodules(payload: &Payload, variables: &Variables) -> Result<Option<Submodules>, JobError> {
+    let recursive = match variables.value("GIT_SUBMODULE_STRATEGY").as_deref() {
+        None | Some("" | "none") => return Ok(None),
+        Some("normal") => false,
+        Some("recursive") => true,
+        Some(other) => {
+            let message = format!("GIT_SUBMODULE_STRATEGY `{other}` is none of none, normal, recursive");
+            return Err(JobError::new(FailureReason::RunnerSystemFailure, message));
+        }
+    };
+    let words = |key: &str| -> Vec<String> {
+        variables.value(key).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+    };
+    let paths = words("GIT_SUBMODULE_PATHS");
+    if paths.iter().any(|path| path == ":(exclude)") {
+        return Err(JobError::configuration("GIT_SUBMODULE_PATHS: write `:(exclude)path` without a space"));
+    }
+    let depth = variables.value("GIT_SUBMODULE_DEPTH").and_then(|text| text.trim().parse().ok());
+    Ok(Some(Submodules {
+        recursive,
+        depth: depth.unwrap_or(payload.git_info.depth).max(0),
+        paths,
+        update_flags: words("GIT_SUBMODULE_UPDATE_FLAGS"),
+    }))
+}
+
+/// `https://user:password@host/path` without what stands before the host.
+pub fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())
+}
+
+/// Which URLs git is to take with the job's token: the repository, everything on its server, and, where asked for, the
+/// server's SSH addresses.
+fn rewrites(url: &str, place: &Place, token: &str, variables: &Variables) -> Vec<(String, String)> {
+    let with_token = |plain: &str| {
+        let (scheme, rest) = plain.split_once("://")?;
+        matches!(scheme, "http" | "https").then(|| format!("{scheme}://gitlab-ci-token:{token}@{rest}"))
+    };
+    let server = place.clone_url.as_deref().unwrap_or(&place.server);
+    let server = server.trim_end_matches('/');
+    let server = format!("{}/", server.strip_suffix("/ci").unwrap_or(server).trim_end_matches('/'));
+    let host = format!("{}/", origin(url));
+    let mut rewrites: Vec<(String, String)> = Vec::new();
+    let mut add = |from: String, to: Option<String>| {
+        if let Some(to) = to.filter(|_| !rewrites.iter().any(|(present, _)| *present == from)) {
+            rewrites.push((from, to));
+        }
+    };
+    add(url.to_owned(), with_token(url));
+    add(server.clone(), with_token(&server));
+    add(host.clone(), with_token(&host));
+    if variables.switch("GIT_SUBMODULE_FORCE_HTTPS", false) {
+        let ssh_host = variables.value("CI_SERVER_SHELL_SSH_HOST").or_else(|| variables.value("CI_SERVER_HOST"));
+        let ssh_port = variables.value("CI_SERVER_SHELL_SSH_PORT").unwrap_or_default();
+        if let Some(ssh_host) = ssh_host.filter(|host| !host.is_empty()) {
+            if matches!(ssh_port.as_str(), "" | "22") {
+                add(format!("git@{ssh_host}:"), with_token(&server));
+                add(format!("ssh://git@{ssh_host}/"), with_token(&server));
+            } else {
+                add(format!("ssh://git@{ssh_host}:{ssh_port}/"), with_token(&server));
+            }
+        }
+    }
+    rewrites
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::payload::{GitInfo, Variable};
+    use std::path::Path;
+
+    fn place() -> Place {
+        Place {
+            project: "/b/p".into(),
+            temporary: "/b/p.tmp".into(),
+            server: "https://gitlab.test/sub/ci/".into(),
+            clone_url: None,
+            ca_certificates: None,
+            correlation_id: String::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    fn payload() -> Payload {
+        let git_info = GitInfo {
+            repo_url: "https://gitlab-ci-token:secret@gitlab.test/sub/a/b.git".into(),
+            sha: "1".repeat(40),
+            refspecs: vec!["+refs/heads/main:refs/remotes/origin/main".into()],
+            ..GitInfo::default()
+        };
+        Payload { token: "secret".into(), git_info, ..Payload::default() }
+    }
+
+    #[test]
+    fn the_token_is_only_in_the_rewrites() {
+        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), place()).expect("a plan");
+        assert_eq!(plan.url, "https://gitlab.test/sub/a/b.git");
+        let sources: Vec<&str> = plan.rewrites.iter().map(|(from, _)| from.as_str()).collect();
+        assert_eq!(sources, ["https://gitlab.test/sub/a/b.git", "https://gitlab.test/sub/", "https://gitlab.test/"]);
+        assert!(plan.rewrites.iter().all(|(_, to)| to.starts_with("https://gitlab-ci-token:secret@gitlab.test/")));
+        assert_eq!(plan.clean_flags, ["-ffdx"]);
+    }
+
+    #[test]
+    fn refuses_what_would_be_an_option_or_is_unknown() {
+        let mut odd = payload();
+        odd.git_info.refspecs = vec!["--upload-pack=touch /tmp/x".into()];
+        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        let mut odd = payload();
+        odd.git_info.sha = "HEAD".into();
+        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        let mut odd = payload();
+        odd.git_info.repo_url = "ext::sh -c id".into();
+        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        let mut variables = Variables::default();
+        variables.push(Variable { key: "GIT_STRATEGY".into(), value: "steal".into(), ..Variable::default() });
+        assert!(plan(&payload(), &variables, place()).is_err());
+    }
+}

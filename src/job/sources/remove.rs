@@ -1,0 +1,114 @@
+//! Deleting what a job left: trees deeper than a path can be long, without permissions, full of links.
+//!
+//! No link is followed, at most two directories are open at once, and nothing recurses: each directory that is found is
+//! first moved up beside the others, so that everything is always one level deep.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// Removes what stands at `path`, if anything does. Errors: something cannot be removed by this user.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !metadata.is_dir() {
+        return std::fs::remove_file(path);
+    }
+    empty(path)?;
+    std::fs::remove_dir(path)
+}
+
+/// Removes everything in the directory at `path`. Errors: as [`remove`].
+pub fn empty(path: &Path) -> io::Result<()> {
+    // Our own directory: make it ours to read and write before it is opened.
+    let all = Mode::S_IRWXU;
+    let _ = nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path, all, FchmodatFlags::FollowSymlink);
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let top = open(path, flags, Mode::empty())?;
+    let mut moved = 0_u64;
+    let mut waiting = clear(&top, &top, &mut moved)?;
+    while let Some(name) = waiting.pop() {
+        let directory = openat(&top, name.as_str(), flags, Mode::empty())?;
+        waiting.extend(clear(&directory, &top, &mut moved)?);
+        drop(directory);
+        unlinkat(&top, name.as_str(), UnlinkatFlags::RemoveDir)?;
+    }
+    Ok(())
+}
+
+/// Removes the files of `directory` and moves its directories into `top`; returns their names there.
+fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<Vec<String>> {
+    let mut directories = Vec::new();
+    // Read to the end before anything changes: a listing of a directory that changes may skip entries.
+    let listing = Dir::from_fd(directory.as_fd().try_clone_to_owned()?)?;
+    let names: Vec<_> =
+        listing.into_iter().map(|entry| Ok(entry?.file_name().to_owned())).collect::<nix::Result<_>>()?;
+    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+        let stat = fstatat(directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFDIR {
+            unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
+            continue;
+        }
+        match unlinkat(directory, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) => continue,
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let _ = fchmodat(directory, name.as_c_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink);
+        let place = loop {
+            *moved += 1;
+            let place = format!(".mayfly-removed-{moved}");
+            if fstatat(top, place.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
+                break place;
+            }
+        };
+        renameat(directory, name.as_c_str(), top, place.as_str())?;
+        directories.push(place);
+    }
+    Ok(directories)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn removes_abysses_links_and_closed_directories() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let outside = directory.path().join("outside");
+        fs::write(&outside, "stays").expect("written");
+        let tree = directory.path().join("tree");
+        fs::create_dir_all(tree.join("closed/inner")).expect("made");
+        fs::write(tree.join("closed/inner/file"), "x").expect("written");
+        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0)).expect("closed");
+        symlink(&outside, tree.join("link")).expect("linked");
+        symlink(directory.path(), tree.join("loop")).expect("linked");
+        // Far deeper than PATH_MAX: made by descending.
+        let script =
+            "i=0; while [ $i -lt 1500 ]; do mkdir deep-directory && cd -P deep-directory || exit 1; i=$((i+1)); done";
+        let made = std::process::Command::new("bash").args(["-c", script]).current_dir(&tree).status().expect("run");
+        assert!(made.success());
+        remove(&tree).expect("removed");
+        assert!(!tree.exists());
+        assert_eq!(fs::read_to_string(&outside).expect("still there"), "stays");
+    }
+
+    #[test]
+    fn removing_nothing_is_fine() {
+        let directory = tempfile::tempdir().expect("a directory");
+        remove(&directory.path().join("none")).expect("nothing to do");
+        symlink("nowhere", directory.path().join("dangling")).expect("linked");
+        remove(&directory.path().join("dangling")).expect("removed");
+    }
+}

@@ -1,0 +1,181 @@
+//! A job's variables: who sets what, who wins, and what is expanded.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::expand::expand;
+use super::payload::Variable;
+
+/// Variables in the order of their rank, lowest first: the last of a name counts.
+#[derive(Clone, Debug, Default)]
+pub struct Variables {
+    list: Vec<Variable>,
+    /// Where files of file variables stand.
+    directory: String,
+}
+
+impl Variables {
+    /// An empty list; file variables will be written to `directory` (`<project directory>.tmp`).
+    pub fn new(directory: &Path) -> Self {
+        Self { list: Vec::new(), directory: directory.display().to_string() }
+    }
+
+    /// Adds a public value of the agent's own, which is not expanded.
+    pub fn set(&mut self, key: &str, value: impl Into<String>) {
+        self.list.push(Variable {
+            key: key.to_owned(),
+            value: value.into(),
+            public: true,
+            raw: true,
+            ..Variable::default()
+        });
+    }
+
+    /// Adds a variable as it is.
+    pub fn push(&mut self, variable: Variable) {
+        self.list.push(variable);
+    }
+
+    /// The value with which a variable counts: expanded, content instead of path for files; `None` when not set.
+    pub fn value(&self, key: &str) -> Option<String> {
+        let variable = self.list.iter().rev().find(|variable| variable.key == key)?;
+        Some(self.expanded(variable))
+    }
+
+    /// Text in which references are replaced, file variables by their paths.
+    pub fn expand(&self, text: &str) -> String {
+        expand(text, &|name| self.reference(name))
+    }
+
+    /// A switch; a value that is no boolean is as good as none.
+    pub fn switch(&self, key: &str, default: bool) -> bool {
+        self.value(key).and_then(|text| boolean(&text)).unwrap_or(default)
+    }
+
+    /// How often a stage is tried: 1 to 10.
+    pub fn attempts(&self, key: &str) -> u32 {
+        self.value(key).and_then(|text| text.trim().parse().ok()).unwrap_or(1_u32).clamp(1, 10)
+    }
+
+    /// A duration such as `90s` or `1h30m`; the error is a warning for the log.
+    pub fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
+        let Some(text) = self.value(key).filter(|text| !text.is_empty()) else { return Ok(None) };
+        match crate::config::duration::parse(&text) {
+            Some(duration) => Ok(Some(duration)),
+            None => Err(format!("{key}: `{text}` is not a duration; write for example `90s` or `1h30m`; ignored")),
+        }
+    }
+
+    /// Everything to keep out of the log.
+    pub fn secrets(&self) -> Vec<String> {
+        self.list.iter().filter(|variable| variable.masked).map(|variable| self.expanded(variable)).collect()
+    }
+
+    /// What a script exports, each name once, in order: plain values, and the paths of files.
+    pub fn exports(&self) -> Vec<(String, String)> {
+        let value = |variable: &Variable| match variable.file {
+            true => self.path(&variable.key),
+            false => self.expanded(variable),
+        };
+        self.counting().map(|variable| (variable.key.clone(), value(variable))).collect()
+    }
+
+    /// Files to write: name in the directory, and content.
+    pub fn files(&self) -> Vec<(String, String)> {
+        let files = self.counting().filter(|variable| variable.file);
+        files.map(|variable| (variable.key.clone(), self.expanded(variable))).collect()
+    }
+
+    /// The last of each name, where its name can be one of a shell.
+    fn counting(&self) -> impl Iterator<Item = &Variable> {
+        let mut last = std::collections::HashMap::new();
+        for (index, variable) in self.list.iter().enumerate() {
+            last.insert(variable.key.as_str(), index);
+        }
+        let counts = move |(index, variable): &(usize, &Variable)| last.get(variable.key.as_str()) == Some(index);
+        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_name(&v.key))
+    }
+
+    /// Names that no shell can export, for a warning.
+    pub fn unusable_names(&self) -> Vec<&str> {
+        self.list.iter().map(|variable| variable.key.as_str()).filter(|key| !is_name(key)).collect()
+    }
+
+    fn expanded(&self, variable: &Variable) -> String {
+        if variable.raw {
+            return variable.value.clone();
+        }
+        expand(&variable.value, &|name| self.reference(name))
+    }
+
+    /// What a reference to a variable stands for: its value as written, or its path.
+    fn reference(&self, name: &str) -> String {
+        match self.list.iter().rev().find(|variable| variable.key == name) {
+            Some(variable) if variable.file => self.path(name),
+            Some(variable) => variable.value.clone(),
+            None => String::new(),
+        }
+    }
+
+    fn path(&self, key: &str) -> String {
+        format!("{}/{key}", self.directory)
+    }
+}
+
+/// True for the name of a shell variable.
+pub fn is_name(key: &str) -> bool {
+    let first = key.bytes().next();
+    first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// A boolean as Go reads it.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(key: &str, value: &str) -> Variable {
+        Variable { key: key.to_owned(), value: value.to_owned(), ..Variable::default() }
+    }
+
+    #[test]
+    fn the_last_of_a_name_counts_and_is_expanded_once() {
+        let mut variables = Variables::new(Path::new("/b/p.tmp"));
+        variables.push(variable("A", "$B"));
+        variables.push(variable("B", "$C"));
+        variables.push(variable("C", "deep"));
+        variables.push(Variable { raw: true, ..variable("RAW", "$A") });
+        variables.push(Variable { file: true, ..variable("FILE", "content") });
+        variables.push(variable("PATH_OF", "at $FILE"));
+        variables.push(variable("A", "last $B"));
+        variables.push(variable("not-a-name", "x"));
+        let exports = variables.exports();
+        let export = |key: &str| exports.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        assert_eq!(export("A"), Some("last $C"));
+        assert_eq!(export("RAW"), Some("$A"));
+        assert_eq!(export("FILE"), Some("/b/p.tmp/FILE"));
+        assert_eq!(export("PATH_OF"), Some("at /b/p.tmp/FILE"));
+        assert_eq!(export("not-a-name"), None);
+        assert_eq!(variables.unusable_names(), ["not-a-name"]);
+        assert_eq!(variables.files(), [("FILE".to_owned(), "content".to_owned())]);
+        assert_eq!(variables.value("FILE").as_deref(), Some("content"));
+        assert_eq!(exports.iter().filter(|(name, _)| name == "A").count(), 1);
+    }
+
+    #[test]
+    fn attempts_stay_within_bounds() {
+        let mut variables = Variables::new(Path::new("/t"));
+        for (text, attempts) in [("3", 3), ("0", 1), ("99", 10), ("x", 1)] {
+            variables.push(variable("GET_SOURCES_ATTEMPTS", text));
+            assert_eq!(variables.attempts("GET_SOURCES_ATTEMPTS"), attempts);
+        }
+    }
+}
