@@ -1,3 +1,383 @@
 //! `config.toml` as types; defaults in one place.
+//!
+//! The file is gitlab-runner's: a fleet moves over by swapping the binary. What is ours alone stands below `[mayfly]`
+//! and `[runners.mayfly]`. This layer reads and edits the file; it asks no server and runs nothing.
 
 pub mod duration;
+pub mod edit;
+mod findings;
+mod keys;
+mod raw;
+pub mod system_id;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use findings::Finding;
+
+use crate::coordinator::Token;
+use crate::http::tls::TlsFiles;
+
+/// What the whole agent does.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// Jobs at once, at least 1.
+    pub concurrent: u32,
+    /// Between two requests of a runner that got no job.
+    pub check_interval: Duration,
+    /// `debug`, `info`, `warn`, `error`, as written.
+    pub log_level: Option<String>,
+    /// `runner`, `text` or `json`.
+    pub log_format: Option<String>,
+    /// Whom jobs run as; `None` for the agent's own user.
+    pub user: Option<String>,
+    /// How long jobs may go on after SIGTERM.
+    pub shutdown_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub connection_max_age: Duration,
+    /// Our own keys.
+    pub mayfly: Mayfly,
+    /// Where jobs come from.
+    pub runners: Vec<Runner>,
+}
+
+/// `[mayfly]`.
+#[derive(Clone, Debug, Default)]
+pub struct Mayfly {
+    /// Where the journal and the logs of running jobs are kept.
+    pub state_dir: Option<PathBuf>,
+    /// Jobs before the agent leaves.
+    pub max_builds: Option<u32>,
+    /// Time without a job before the agent leaves.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// One of `[[runners]]`.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// For people.
+    pub name: String,
+    /// The server.
+    pub url: String,
+    /// The runner's own secret.
+    pub token: Token,
+    /// When the token was obtained and when it dies (RFC 3339), if it does.
+    pub token_life: Option<(String, String)>,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// How jobs are run.
+    pub executor: ExecutorKind,
+    /// `bash` or `sh`; `None` takes what is there.
+    pub shell: Option<String>,
+    /// Jobs of this runner at once; `None` without bound.
+    pub limit: Option<u32>,
+    /// Requests of this runner at once, at least 1.
+    pub request_concurrency: u32,
+    /// Rest between requests even after a job.
+    pub strict_check_interval: bool,
+    /// Bytes of a job's log.
+    pub output_limit: u64,
+    /// Refusals in a row before the runner rests.
+    pub unhealthy_requests_limit: u32,
+    /// How long it rests.
+    pub unhealthy_interval: Duration,
+    /// Tries of a job's final state.
+    pub final_tries: u32,
+    /// Where jobs work; `None` for `builds` in the working directory.
+    pub builds_dir: Option<PathBuf>,
+    /// Overrides the server's URL for git.
+    pub clone_url: Option<String>,
+    /// Variables for every job.
+    pub environment: Vec<(String, String)>,
+    /// Lines before the sources.
+    pub pre_get_sources_script: Option<String>,
+    /// Lines after the sources.
+    pub post_get_sources_script: Option<String>,
+    /// Lines before the job's script, in its shell.
+    pub pre_build_script: Option<String>,
+    /// Lines after the job's script, in its shell.
+    pub post_build_script: Option<String>,
+    /// Limit of the sources.
+    pub get_sources_timeout: Option<Duration>,
+    /// `CI_DEBUG_TRACE` is refused.
+    pub debug_trace_disabled: bool,
+    /// What GitLab is told of this runner manager.
+    pub labels: BTreeMap<String, String>,
+    /// `GIT_CLONE_PATH` is allowed.
+    pub custom_build_dir: bool,
+    /// Flags that jobs cannot change.
+    pub feature_flags: BTreeMap<String, bool>,
+    /// From TERM to KILL.
+    pub kill_grace: Duration,
+    /// Give each script a control group.
+    pub cgroups: bool,
+}
+
+/// Executors of this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecutorKind {
+    /// The shell of the instance.
+    Shell,
+    /// The same, in fleets.
+    Instance,
+}
+
+impl ExecutorKind {
+    /// The name in the file and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shell => "shell",
+            Self::Instance => "instance",
+        }
+    }
+}
+
+/// A configuration and what is to be said of it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Keys without effect, unknown keys, a file that others can read.
+    pub findings: Vec<Finding>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug)]
+pub enum Error {
+    /// The file cannot be read.
+    Unreadable(PathBuf, std::io::Error),
+    /// What is wrong in it, with its line.
+    Invalid(PathBuf, String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(path, error) => write!(
+                f,
+                "{}: {error}; make it with `mayfly register`, or name another file with --config",
+                path.display()
+            ),
+            Self::Invalid(path, why) => write!(f, "{}: {why}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Config {
+    /// Reads the file at `path`. Errors: unreadable, not TOML, or a value that is none; the message shows the line.
+    pub fn load(path: &Path) -> Result<Loaded, Error> {
+        let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
+        let invalid = |why: String| Error::Invalid(path.to_owned(), why);
+        let raw: raw::Config = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let config = from_raw(path, raw).map_err(invalid)?;
+        let mut findings = findings::of_keys(&text);
+        findings.extend(findings::of_mode(path));
+        Ok(Loaded { config, findings })
+    }
+}
+
+fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, String> {
+    let concurrent = raw.concurrent.unwrap_or(1);
+    let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
+    let concurrent = concurrent.ok_or("`concurrent` must be at least 1, or no job would ever run")?;
+    let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    let labels = raw.labels;
+    let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
+        let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
+        self::runner(path, runner, &labels).map_err(|why| format!("runner {place}: {why}"))
+    });
+    Ok(Config {
+        path: path.to_owned(),
+        concurrent,
+        check_interval: Duration::from_secs(interval.unwrap_or(3)),
+        log_level: raw.log_level,
+        log_format: raw.log_format,
+        user: raw.user.filter(|user| !user.is_empty()),
+        shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
+        connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
+        mayfly: Mayfly {
+            state_dir: raw.mayfly.state_dir,
+            max_builds: raw.mayfly.max_builds.filter(|builds| *builds > 0),
+            idle_timeout: raw.mayfly.idle_timeout,
+        },
+        runners: runners.collect::<Result<_, _>>()?,
+    })
+}
+
+fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> Result<Runner, String> {
+    let executor = executor(&raw.executor)?;
+    if let Some(shell) = raw.shell.as_deref().filter(|shell| !matches!(*shell, "" | "bash" | "sh")) {
+        return Err(format!("`shell = \"{shell}\"`: this build knows bash and sh"));
+    }
+    let url = expand(&raw.url);
+    let pair = |text: &String| {
+        let (key, value) = text.split_once('=').ok_or_else(|| format!("`environment`: `{text}` is not KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
+    let mut all_labels = labels.clone();
+    all_labels.extend(raw.labels);
+    Ok(Runner {
+        tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
+        name: raw.name,
+        token: Token::new(expand(&raw.token)),
+        url,
+        token_life: life.filter(|(_, expires)| !expires.starts_with("0001-")),
+        executor,
+        shell: raw.shell.filter(|shell| !shell.is_empty()),
+        limit: (raw.limit > 0).then_some(raw.limit),
+        request_concurrency: raw.request_concurrency.unwrap_or(1).max(1),
+        strict_check_interval: raw.strict_check_interval,
+        output_limit: raw.output_limit.filter(|kibibytes| *kibibytes > 0).unwrap_or(4096).saturating_mul(1024),
+        unhealthy_requests_limit: raw.unhealthy_requests_limit.filter(|limit| *limit > 0).unwrap_or(3),
+        unhealthy_interval: raw.unhealthy_interval.unwrap_or(Duration::from_secs(3600)),
+        final_tries: raw.job_status_final_update_retry_limit.filter(|tries| *tries > 0).unwrap_or(10),
+        builds_dir: raw.builds_dir,
+        clone_url: raw.clone_url.filter(|url| !url.is_empty()),
+        environment: raw.environment.iter().map(pair).collect::<Result<_, String>>()?,
+        pre_get_sources_script: raw.pre_get_sources_script,
+        post_get_sources_script: raw.post_get_sources_script,
+        pre_build_script: raw.pre_build_script,
+        post_build_script: raw.post_build_script,
+        get_sources_timeout: raw.get_sources_timeout.filter(|timeout| !timeout.is_zero()),
+        debug_trace_disabled: raw.debug_trace_disabled,
+        labels: all_labels,
+        custom_build_dir: raw.custom_build_dir.enabled.unwrap_or(executor == ExecutorKind::Instance),
+        feature_flags: raw.feature_flags,
+        kill_grace: raw.mayfly.kill_grace.unwrap_or(Duration::from_secs(10)),
+        cgroups: raw.mayfly.cgroups.unwrap_or(true),
+    })
+}
+
+/// The executor by name. Errors: it is missing, unknown, or none of this build's.
+pub fn executor(name: &str) -> Result<ExecutorKind, String> {
+    match name {
+        "shell" => Ok(ExecutorKind::Shell),
+        "instance" => Ok(ExecutorKind::Instance),
+        "" => Err("`executor` is missing; write executor = \"shell\"".to_owned()),
+        "docker" | "docker-windows" | "docker-autoscaler" | "docker+machine" => Err(format!(
+            "`executor = \"{name}\"`: this build cannot run jobs in containers; use \"shell\" or \"instance\""
+        )),
+        "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
+            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\" or \"instance\""
+        )),
+        other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\" or \"instance\"")),
+    }
+}
+
+/// `$NAME` in `url` and `token` is taken from the agent's environment.
+fn expand(text: &str) -> String {
+    match text.strip_prefix('$') {
+        Some(name) => env::var(name.trim_matches(['{', '}'])).unwrap_or_default(),
+        None => text.to_owned(),
+    }
+}
+
+/// The certificate files that are configured, or those beside the configuration that carry the server's name.
+fn tls_files(path: &Path, url: &str, ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> TlsFiles {
+    let origin = crate::http::origin(url);
+    let authority = origin.split_once("://").map_or(origin.as_str(), |(_, authority)| authority);
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let beside = |suffix: &str| {
+        let file = path.parent()?.join("certs").join(format!("{host}{suffix}"));
+        file.is_file().then_some(file)
+    };
+    let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
+    TlsFiles {
+        ca_file: given(ca).or_else(|| beside(".crt")),
+        cert_file: given(cert).or_else(|| beside(".auth.crt")),
+        key_file: given(key).or_else(|| beside(".auth.key")),
+    }
+}
+
+/// The file that is used when none is named: mayfly's own, or else gitlab-runner's where that is there already.
+pub fn default_path() -> PathBuf {
+    let directories = if nix::unistd::Uid::effective().is_root() {
+        [PathBuf::from("/etc/mayfly"), PathBuf::from("/etc/gitlab-runner")]
+    } else {
+        let home = env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+        [home.join(".mayfly"), home.join(".gitlab-runner")]
+    };
+    let files = directories.map(|directory| directory.join("config.toml"));
+    files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone()
+}
+
+/// Where the journal is kept: configured, given by systemd, or usual for the user.
+pub fn state_dir(config: &Config) -> PathBuf {
+    if let Some(configured) = &config.mayfly.state_dir {
+        return configured.clone();
+    }
+    if let Some(given) = env::var_os("STATE_DIRECTORY").filter(|given| !given.is_empty()) {
+        return PathBuf::from(given);
+    }
+    if nix::unistd::Uid::effective().is_root() {
+        return PathBuf::from("/var/lib/mayfly");
+    }
+    let home = env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    env::var_os("XDG_STATE_HOME").map_or_else(|| home.join(".local/state"), PathBuf::from).join("mayfly")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Loaded, String> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.toml");
+        fs::write(&path, text).expect("written");
+        Config::load(&path).map_err(|error| error.to_string())
+    }
+
+    const RUNNER: &str = "[[runners]]\nname = \"a\"\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
+
+    #[test]
+    fn fills_in_the_defaults() {
+        let config = load(RUNNER).expect("loaded").config;
+        let runner = &config.runners[0];
+        assert_eq!((config.concurrent, config.check_interval.as_secs(), config.shutdown_timeout.as_secs()), (1, 3, 30));
+        assert_eq!((runner.output_limit, runner.limit, runner.request_concurrency), (4 << 20, None, 1));
+        assert_eq!(runner.kill_grace, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_wrong_value_shows_its_line() {
+        let error = load(&format!("concurrent = \"two\"\n{RUNNER}")).expect_err("wrong");
+        assert!(error.contains("line 1") && error.contains("concurrent"), "{error}");
+        let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("wrong");
+        assert!(error.contains("line 6") && error.contains("not a duration"), "{error}");
+        assert!(load(&format!("concurrent = 0\n{RUNNER}")).expect_err("wrong").contains("at least 1"));
+    }
+
+    #[test]
+    fn executors_that_do_not_exist_are_said() {
+        for (executor, part) in
+            [("docker", "containers"), ("kubernetes", "does not exist"), ("", "missing"), ("x", "unknown")]
+        {
+            let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
+            let error = load(&text).expect_err("refused");
+            assert!(error.contains("runner `a`") && error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_looked_for_beside_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("certs")).expect("made");
+        fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("written");
+        let path = directory.path().join("config.toml");
+        let files = tls_files(&path, "https://gitlab.test:8443/x", None, None, None);
+        assert_eq!(files.ca_file, Some(directory.path().join("certs/gitlab.test.crt")));
+        assert_eq!(files.cert_file, None);
+    }
+}

@@ -1,0 +1,118 @@
+//! Which keys of `config.toml` are honoured, and what is said of those that are not: none is dropped silently.
+
+/// What becomes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It is honoured.
+    Honoured,
+    /// A table: its keys have entries of their own.
+    Table,
+    /// It is known and has no effect here; the text says why.
+    NoEffect(&'static str),
+}
+
+use Support::{Honoured, NoEffect, Table};
+
+const GATEWAY: &str = "this build has no metrics listener";
+const SESSION: &str = "web terminals are not offered";
+const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
+const ARTIFACTS: &str = "this build does not transfer artifacts and caches; GitLab gives it no job that needs them";
+const DOCKER: &str = "this build runs jobs in the instance's shell";
+const OTHER_EXECUTOR: &str = "this executor does not exist in mayfly";
+const USAGE: &str = "mayfly reports to no one but GitLab";
+
+/// Keys at the top level.
+const GLOBAL: &[(&str, Support)] = &[
+    ("concurrent", Honoured),
+    ("check_interval", Honoured),
+    ("log_level", Honoured),
+    ("log_format", Honoured),
+    ("user", Honoured),
+    ("shutdown_timeout", Honoured),
+    ("connection_max_age", Honoured),
+    ("labels", Honoured),
+    ("runners", Table),
+    ("mayfly", Table),
+    ("listen_address", NoEffect(GATEWAY)),
+    ("sentry_dsn", NoEffect(USAGE)),
+    ("session_server", NoEffect(SESSION)),
+    ("machine", NoEffect(MANAGER)),
+    ("experimental", NoEffect(USAGE)),
+];
+
+/// Keys below `[mayfly]`.
+const MAYFLY: &[(&str, Support)] = &[("state_dir", Honoured), ("max_builds", Honoured), ("idle_timeout", Honoured)];
+
+/// Keys below `[[runners]]`.
+const RUNNER: &[(&str, Support)] = &[
+    ("name", Honoured),
+    ("url", Honoured),
+    ("token", Honoured),
+    ("id", Honoured),
+    ("token_obtained_at", Honoured),
+    ("token_expires_at", Honoured),
+    ("tls-ca-file", Honoured),
+    ("tls-cert-file", Honoured),
+    ("tls-key-file", Honoured),
+    ("executor", Honoured),
+    ("limit", Honoured),
+    ("request_concurrency", Honoured),
+    ("strict_check_interval", Honoured),
+    ("output_limit", Honoured),
+    ("unhealthy_requests_limit", Honoured),
+    ("unhealthy_interval", Honoured),
+    ("job_status_final_update_retry_limit", Honoured),
+    ("builds_dir", Honoured),
+    ("cache_dir", NoEffect(ARTIFACTS)),
+    ("clone_url", Honoured),
+    ("environment", Honoured),
+    ("shell", Honoured),
+    ("pre_get_sources_script", Honoured),
+    ("post_get_sources_script", Honoured),
+    ("pre_build_script", Honoured),
+    ("post_build_script", Honoured),
+    ("prepare_timeout", NoEffect("nothing is prepared that could take long")),
+    ("get_sources_timeout", Honoured),
+    ("debug_trace_disabled", Honoured),
+    ("labels", Honoured),
+    ("custom_build_dir", Table),
+    ("feature_flags", Honoured),
+    ("mayfly", Table),
+    ("safe_directory_checkout", NoEffect("sources are fetched as the user that owns them")),
+    ("clean_git_config", NoEffect("git's configuration is always written anew")),
+    ("pre_clone_script", NoEffect("it is called pre_get_sources_script now")),
+    ("post_clone_script", NoEffect("it is called post_get_sources_script now")),
+    ("proxy_exec", NoEffect("the shim does what it did")),
+    ("use_slot_cgroups", NoEffect("each script has a control group of its own")),
+    ("slot_cgroup_template", NoEffect("each script has a control group of its own")),
+    ("artifact", NoEffect(ARTIFACTS)),
+    ("cache", NoEffect(ARTIFACTS)),
+    ("docker", NoEffect(DOCKER)),
+    ("machine", NoEffect(MANAGER)),
+    ("autoscaler", NoEffect(MANAGER)),
+    ("instance", NoEffect(MANAGER)),
+    ("ssh", NoEffect(OTHER_EXECUTOR)),
+    ("kubernetes", NoEffect(OTHER_EXECUTOR)),
+    ("custom", NoEffect(OTHER_EXECUTOR)),
+    ("parallels", NoEffect(OTHER_EXECUTOR)),
+    ("virtualbox", NoEffect(OTHER_EXECUTOR)),
+    ("monitoring", NoEffect(GATEWAY)),
+    ("referees", NoEffect(GATEWAY)),
+    ("experimental", NoEffect(USAGE)),
+];
+
+/// Keys below `[runners.custom_build_dir]` and `[runners.mayfly]`.
+const CUSTOM_BUILD_DIR: &[(&str, Support)] = &[("enabled", Honoured)];
+const RUNNER_MAYFLY: &[(&str, Support)] = &[("kill_grace", Honoured), ("cgroups", Honoured)];
+
+/// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
+pub fn of(path: &str) -> &'static [(&'static str, Support)] {
+    match path {
+        "" => GLOBAL,
+        "mayfly" => MAYFLY,
+        "runners" => RUNNER,
+        "runners.mayfly" => RUNNER_MAYFLY,
+        "runners.custom_build_dir" => CUSTOM_BUILD_DIR,
+        _ => &[],
+    }
+}

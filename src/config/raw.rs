@@ -1,0 +1,98 @@
+//! `config.toml` as it is written, before defaults: types for serde.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    pub concurrent: Option<i64>,
+    pub check_interval: Option<i64>,
+    pub log_level: Option<String>,
+    pub log_format: Option<String>,
+    pub user: Option<String>,
+    pub shutdown_timeout: Option<u64>,
+    #[serde(deserialize_with = "duration")]
+    pub connection_max_age: Option<Duration>,
+    pub labels: BTreeMap<String, String>,
+    pub mayfly: Mayfly,
+    pub runners: Vec<Runner>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Mayfly {
+    pub state_dir: Option<PathBuf>,
+    pub max_builds: Option<u32>,
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Runner {
+    pub name: String,
+    pub url: String,
+    pub token: String,
+    pub id: Option<i64>,
+    pub token_obtained_at: Option<toml::value::Datetime>,
+    pub token_expires_at: Option<toml::value::Datetime>,
+    #[serde(rename = "tls-ca-file")]
+    pub tls_ca_file: Option<PathBuf>,
+    #[serde(rename = "tls-cert-file")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[serde(rename = "tls-key-file")]
+    pub tls_key_file: Option<PathBuf>,
+    pub executor: String,
+    pub limit: u32,
+    pub request_concurrency: Option<u32>,
+    pub strict_check_interval: bool,
+    pub output_limit: Option<u64>,
+    pub unhealthy_requests_limit: Option<u32>,
+    #[serde(deserialize_with = "duration")]
+    pub unhealthy_interval: Option<Duration>,
+    pub job_status_final_update_retry_limit: Option<u32>,
+    pub builds_dir: Option<PathBuf>,
+    pub clone_url: Option<String>,
+    pub environment: Vec<String>,
+    pub shell: Option<String>,
+    pub pre_get_sources_script: Option<String>,
+    pub post_get_sources_script: Option<String>,
+    pub pre_build_script: Option<String>,
+    pub post_build_script: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    pub get_sources_timeout: Option<Duration>,
+    pub debug_trace_disabled: bool,
+    pub labels: BTreeMap<String, String>,
+    pub custom_build_dir: CustomBuildDir,
+    pub feature_flags: BTreeMap<String, bool>,
+    pub mayfly: RunnerMayfly,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CustomBuildDir {
+    pub enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RunnerMayfly {
+    #[serde(deserialize_with = "duration")]
+    pub kill_grace: Option<Duration>,
+    pub cgroups: Option<bool>,
+}
+
+/// `1h30m`; an empty text is as good as none.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong =
+        || serde::de::Error::custom(format!("`{text}` is not a duration; write for example \"90s\" or \"1h30m\""));
+    super::duration::parse(&text).map(Some).ok_or_else(wrong)
+}
