@@ -1,9 +1,362 @@
 //! The loop on an instance: take a job, run it, count it, decide to stay or leave.
+
+mod desk;
+mod lifetime;
+mod poller;
+mod recovery;
+mod rotation;
 mod signals;
 mod slots;
 mod watch;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use crate::config::{self, Config, Loaded, Runner};
+use crate::coordinator::gitlab::{GitLab, Info};
+use crate::executor::cgroup::Parents;
+use crate::executor::shell::Shell;
+use crate::instance::{Identity, Instance, Plain};
+use crate::job::context::Context;
+use crate::journal::Count;
+use desk::Desk;
+use lifetime::{Lifetime, Reason};
+use poller::{Generation, Poller};
+use signals::Request;
+use slots::Slots;
+
+/// Stack of threads that do little.
 pub const STACK: usize = 256 * 1024;
+
+/// What the main loop hears of.
 pub enum Event {
-    Signal(signals::Request),
+    /// Somebody sent a signal.
+    Signal(Request),
+    /// The file was written.
     ConfigurationChanged,
+    /// A request or a job came to its end.
+    Changed,
+}
+
+/// What was asked for on the command line; it beats the configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Whom jobs run as.
+    pub user: Option<String>,
+    /// Jobs before the agent leaves.
+    pub max_builds: Option<u32>,
+    /// Time without a job before the agent leaves.
+    pub idle_timeout: Option<Duration>,
+    /// The working directory, absolute; builds are below it unless configured.
+    pub working_directory: PathBuf,
+}
+
+/// Lives until it is time to leave. Errors: the agent cannot begin; why, and what to do.
+pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
+    let state = config::state_dir(&loaded.config);
+    let unusable = |error: io::Error| {
+        format!("the state directory {} cannot be used: {error}; set `state_dir` below [mayfly]", state.display())
+    };
+    desk::prepare_state(&state).map_err(unusable)?;
+    let _lock = lock(&state)?;
+    let (events, inbox) = mpsc::channel();
+    signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
+    watch::watch(&options.config, events.clone());
+    let mut agent = Agent::new(options, &loaded.config, state, events, inbox);
+    agent.recover(&loaded.config);
+    agent.adopt_configuration(loaded)?;
+    Ok(agent.live())
+}
+
+/// One agent a state directory: two would run the same jobs. Errors: there is one already.
+fn lock(state: &Path) -> Result<File, String> {
+    let path = state.join("lock");
+    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    file.try_lock().map_err(|_| {
+        format!("another mayfly runs with the state directory {}; stop it, or set another `state_dir`", state.display())
+    })?;
+    Ok(file)
+}
+
+struct Agent {
+    options: Options,
+    config: Config,
+    state: PathBuf,
+    system_id: String,
+    identity: Identity,
+    parents: Parents,
+    slots: Arc<Slots>,
+    desk: Arc<Desk>,
+    lifetime: Lifetime,
+    generation: Arc<Generation>,
+    servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+    leaving: Option<Leaving>,
+}
+
+/// The agent takes no more jobs.
+struct Leaving {
+    reason: Reason,
+    /// When running jobs are stopped, if somebody is in a hurry.
+    stop_at: Option<Instant>,
+    /// Jobs were told to stop, and this is when they are left alone.
+    give_up_at: Option<Instant>,
+}
+
+impl Agent {
+    fn new(options: Options, config: &Config, state: PathBuf, events: Sender<Event>, inbox: Receiver<Event>) -> Self {
+        let identity = Plain.identity();
+        let count = Count::load(&state, &identity);
+        let max_builds = options.max_builds.or(config.mayfly.max_builds);
+        let builds_left = max_builds.map(|builds| builds.saturating_sub(count.jobs));
+        let desk = Desk::new(state.clone(), identity.clone(), count, events.clone());
+        Self {
+            lifetime: Lifetime { idle_timeout: options.idle_timeout.or(config.mayfly.idle_timeout) },
+            system_id: config::system_id::load(&options.config),
+            parents: Parents::find(),
+            slots: Slots::new(config.concurrent, builds_left),
+            generation: Arc::default(),
+            servers: Vec::new(),
+            config: config.clone(),
+            options,
+            state,
+            identity,
+            desk,
+            events,
+            inbox,
+            leaving: None,
+        }
+    }
+
+    /// Takes over a configuration: new pollers, while requests in flight and running jobs keep what they have. Errors:
+    /// a runner that cannot be set up; nothing has changed then.
+    fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
+        for finding in &loaded.findings {
+            log::warn!("{}: {finding}", loaded.config.path.display());
+        }
+        let config = loaded.config;
+        if config.runners.is_empty() {
+            log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
+        }
+        let mut servers = Vec::new();
+        let mut contexts = Vec::new();
+        for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
+            let runner = Arc::new(runner.clone());
+            let gitlab = self.server(&config, &runner)?;
+            contexts.push(self.context(&config, &runner, &gitlab)?);
+            servers.push((runner, gitlab));
+        }
+        self.generation.end(&self.slots);
+        self.generation = Arc::default();
+        self.slots.set_concurrent(config.concurrent);
+        self.slots.set_runners_asking(u32::try_from(servers.len()).unwrap_or(u32::MAX));
+        self.lifetime.idle_timeout = self.options.idle_timeout.or(config.mayfly.idle_timeout);
+        self.servers = servers;
+        self.config = config;
+        for ((runner, gitlab), context) in self.servers.clone().into_iter().zip(contexts) {
+            for _ in 0..runner.request_concurrency {
+                self.poller(&runner, &gitlab, &context).start().map_err(|error| format!("no thread: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The client of a runner; kept over a reload, since it knows the state of the queue.
+    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<GitLab>, String> {
+        let known = self.servers.iter().find(|(known, _)| {
+            known.url == runner.url
+                && known.token == runner.token
+                && known.tls == runner.tls
+                && known.labels == runner.labels
+                && known.executor == runner.executor
+        });
+        if let Some((_, gitlab)) = known {
+            return Ok(Arc::clone(gitlab));
+        }
+        gitlab(config, runner).map(Arc::new)
+    }
+
+    fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<Context, String> {
+        let user = self.options.user.as_deref().or(config.user.as_deref());
+        let parents = if runner.cgroups { self.parents.clone() } else { Parents::default() };
+        let shell = Shell::new(runner.shell.as_deref(), user, parents)
+            .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+        let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
+        Ok(Context {
+            runner: Arc::clone(runner),
+            system_id: self.system_id.clone(),
+            builds: self.options.working_directory.join(builds),
+            place: None,
+            coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
+            executor: Arc::new(shell),
+            identity: self.identity.clone(),
+        })
+    }
+
+    fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &Context) -> Poller {
+        Poller {
+            runner: Arc::clone(runner),
+            gitlab: Arc::clone(gitlab),
+            context: context.clone(),
+            check_interval: self.config.check_interval,
+            generation: Arc::clone(&self.generation),
+            slots: Arc::clone(&self.slots),
+            desk: Arc::clone(&self.desk),
+            events: self.events.clone(),
+        }
+    }
+
+    /// The main loop: events, and what is due without one.
+    fn live(&mut self) -> ExitCode {
+        log::info!(
+            "mayfly is up version={} runners={} concurrent={} system_id={}",
+            env!("CARGO_PKG_VERSION"),
+            self.servers.len(),
+            self.config.concurrent,
+            self.system_id
+        );
+        loop {
+            let patience = self.look_after_time();
+            if self.leaving.is_some() && self.slots.is_quiet() {
+                return self.leave();
+            }
+            let event = match patience {
+                Some(patience) => self.inbox.recv_timeout(patience),
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(Event::Signal(request)) => {
+                    if let Some(code) = self.obey(request) {
+                        return code;
+                    }
+                }
+                Ok(Event::ConfigurationChanged) => self.reload(),
+                Ok(Event::Changed) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.leave(),
+            }
+        }
+    }
+
+    /// Does what is due, and says how long nothing else will be.
+    fn look_after_time(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.leaving.is_none() {
+            let next_rotation = self.rotate_tokens();
+            return match self.lifetime.verdict(&self.slots) {
+                Ok(reason) => {
+                    self.begin_to_leave(reason, None);
+                    Some(Duration::ZERO)
+                }
+                Err(left) => [left, next_rotation].into_iter().flatten().min(),
+            };
+        }
+        let leaving = self.leaving.as_mut()?;
+        if leaving.stop_at.is_some_and(|at| now >= at) {
+            leaving.stop_at = None;
+            leaving.give_up_at = Some(now + self.config.shutdown_timeout);
+            self.desk.interrupt("the runner was told to stop");
+        }
+        if leaving.give_up_at.is_some_and(|at| now >= at) {
+            leaving.give_up_at = None;
+            self.desk.abandon();
+            self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
+        }
+        let next = [leaving.stop_at, leaving.give_up_at].into_iter().flatten().min();
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    fn obey(&mut self, request: Request) -> Option<ExitCode> {
+        match request {
+            Request::Drain => self.begin_to_leave(Reason::Signal, None),
+            Request::Stop => {
+                let again = self
+                    .leaving
+                    .as_ref()
+                    .is_some_and(|leaving| leaving.reason == Reason::Signal && leaving.stop_at.is_some());
+                if again {
+                    log::warn!("told twice to stop: leaving now; running jobs are reported by the next start");
+                    return Some(ExitCode::FAILURE);
+                }
+                self.begin_to_leave(Reason::Signal, Some(Instant::now() + self.config.shutdown_timeout));
+            }
+            Request::Reload => self.reload(),
+            Request::HandOver => return self.hand_over(),
+        }
+        None
+    }
+
+    /// No more requests; those in flight and the jobs that they bring are seen to their end.
+    fn begin_to_leave(&mut self, reason: Reason, stop_at: Option<Instant>) {
+        log::info!("taking no more jobs reason={} running={}", reason.as_str(), self.slots.jobs());
+        self.slots.close();
+        self.generation.end(&self.slots);
+        let stop_at = stop_at.or(self.leaving.as_ref().and_then(|leaving| leaving.stop_at));
+        self.leaving = Some(Leaving { reason, stop_at, give_up_at: None });
+    }
+
+    /// Reads the configuration again; one that cannot be used changes nothing.
+    fn reload(&mut self) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let loaded = Config::load(&self.options.config).map_err(|error| error.to_string());
+        match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
+            Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
+            Err(why) => log::error!("the configuration is not taken over, the one before stays in force: {why}"),
+        }
+    }
+
+    fn leave(&self) -> ExitCode {
+        let reason = self.leaving.as_ref().map_or(Reason::Signal, |leaving| leaving.reason);
+        // The next start on this machine is a new life with its own count.
+        if reason != Reason::Signal {
+            if let Err(error) = Count::forget(&self.state) {
+                log::warn!("the count of jobs stays error={error}");
+            }
+        }
+        log::info!("mayfly leaves reason={}", reason.as_str());
+        ExitCode::SUCCESS
+    }
+
+    /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
+    /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
+    fn hand_over(&mut self) -> Option<ExitCode> {
+        use std::os::unix::process::CommandExt;
+        log::info!("handing over to the program on disk running={}", self.slots.jobs());
+        self.generation.end(&self.slots);
+        while self.slots.requests() > 0 {
+            if self.inbox.recv().is_err() {
+                break;
+            }
+        }
+        let program = std::env::current_exe().unwrap_or_default();
+        let program = program.display().to_string();
+        let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
+        let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+        log::error!("the program on disk cannot be started; going on with this one path={program} error={error}");
+        self.reload();
+        None
+    }
+}
+
+/// A client for a runner's server. Errors: its URL or certificates cannot be used.
+pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
+    let shell = runner.shell.as_deref().unwrap_or("bash");
+    let info = Info::new(runner.executor.as_str(), shell, &runner.labels);
+    GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
+        .map_err(|error| format!("runner `{}`: {error}", runner.name))
+}
+
+/// Where the agent works, absolute. Errors: the directory is not there.
+pub fn working_directory(given: Option<&Path>) -> Result<PathBuf, String> {
+    let given = given.unwrap_or(Path::new("."));
+    fs::canonicalize(given).map_err(|error| format!("working directory {}: {error}", given.display()))
 }

@@ -165,6 +165,11 @@ impl Slots {
         self.lock().jobs
     }
 
+    /// Requests in flight.
+    pub fn requests(&self) -> u32 {
+        self.lock().runners.values().map(|usage| usage.requests).sum()
+    }
+
     /// True when no job runs and no request is in flight.
     pub fn is_quiet(&self) -> bool {
         let state = self.lock();

@@ -1,8 +1,117 @@
-//! The command line: one file a subcommand.
+//! The command line: one file a subcommand. Names follow gitlab-runner where it has them.
 
+mod check;
+mod exec;
+mod logging;
+mod manage;
+mod register;
+mod run;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Loaded};
+use crate::coordinator::Token;
+use crate::job::work;
+use crate::shim;
+
+/// `mayfly X.Y.Z`'s version with the build it is.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MAYFLY_REVISION"), ")");
+
+/// A CI agent that lives on the instance: takes GitLab jobs and runs them there.
+#[derive(Parser)]
+#[command(name = "mayfly", version = VERSION, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take jobs and run them
+    Run(run::Options),
+    /// Run jobs of the .gitlab-ci.yml in this checkout, without a server
+    Exec(exec::Options),
+    /// Add a runner to the configuration
+    Register(Box<register::Options>),
+    /// Ask the server whether the runners' tokens are good
+    Verify(manage::Verify),
+    /// Take runners off the server and out of the configuration
+    Unregister(manage::Unregister),
+    /// Show the runners of the configuration
+    List(ConfigFile),
+    /// Replace the token of a runner
+    ResetToken(manage::ResetToken),
+    /// Say what would keep jobs from running here, and how to mend it
+    Check(check::Options),
+    /// Say what is wrong in the configuration
+    Lint(ConfigFile),
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", env = "CONFIG_FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn path(&self) -> PathBuf {
+        let path = self.config.clone().unwrap_or_else(config::default_path);
+        std::path::absolute(&path).unwrap_or(path)
+    }
+
+    fn load(&self) -> Result<Loaded, String> {
+        Config::load(&self.path()).map_err(|error| error.to_string())
+    }
+}
 
 /// Parses the arguments and runs the subcommand they name.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    // A shim is started for each step: it must not pay for a parser.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
+        return shim::main(work::run);
+    }
+    let cli = Cli::parse();
+    cli.logging.set_up(None);
+    let outcome = match cli.command {
+        Command::Run(options) => run::main(options, &cli.logging),
+        Command::Exec(options) => exec::main(&options),
+        Command::Register(options) => register::main(&options),
+        Command::Verify(options) => manage::verify(&options),
+        Command::Unregister(options) => manage::unregister(&options),
+        Command::List(file) => manage::list(&file),
+        Command::ResetToken(options) => manage::reset_token(&options),
+        Command::Check(options) => check::main(&options),
+        Command::Lint(file) => lint(&file),
+    };
+    outcome.unwrap_or_else(|why| {
+        eprintln!("mayfly: {why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
+    let loaded = file.load()?;
+    for finding in &loaded.findings {
+        println!("{}: warning: {finding}", loaded.config.path.display());
+    }
+    println!("{}: {} runner(s), usable", loaded.config.path.display(), loaded.config.runners.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A token from a file, `-` for standard input: so that none stands in the arguments of a process.
+fn token_from(path: &str) -> Result<Token, String> {
+    let text = if path == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+    let text = text.map_err(|error| format!("the token file {path}: {error}"))?;
+    let token = Token::new(text.trim());
+    if token.is_empty() {
+        return Err(format!("the token file {path} is empty"));
+    }
+    Ok(token)
 }

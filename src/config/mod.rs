@@ -67,6 +67,8 @@ pub struct Runner {
     pub url: String,
     /// The runner's own secret.
     pub token: Token,
+    /// Its number on the server, where it is known.
+    pub id: Option<i64>,
     /// When the token was obtained and when it dies (RFC 3339), if it does.
     pub token_life: Option<(String, String)>,
     /// Certificates.
@@ -171,7 +173,60 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+impl Runner {
+    /// A runner of which only server and token are known, with defaults for the rest.
+    pub fn unnamed(url: &str, token: Token) -> Self {
+        Self {
+            name: "unknown".to_owned(),
+            url: url.to_owned(),
+            token,
+            id: None,
+            token_life: None,
+            tls: TlsFiles::default(),
+            executor: ExecutorKind::Shell,
+            shell: None,
+            limit: None,
+            request_concurrency: 1,
+            strict_check_interval: false,
+            output_limit: 4 << 20,
+            unhealthy_requests_limit: 3,
+            unhealthy_interval: Duration::from_secs(3600),
+            final_tries: 10,
+            builds_dir: None,
+            clone_url: None,
+            environment: Vec::new(),
+            pre_get_sources_script: None,
+            post_get_sources_script: None,
+            pre_build_script: None,
+            post_build_script: None,
+            get_sources_timeout: None,
+            debug_trace_disabled: false,
+            labels: BTreeMap::new(),
+            custom_build_dir: false,
+            feature_flags: BTreeMap::new(),
+            kill_grace: Duration::from_secs(10),
+            cgroups: true,
+        }
+    }
+}
+
 impl Config {
+    /// A configuration without runners, for a file that is not there yet.
+    pub fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            concurrent: 1,
+            check_interval: Duration::from_secs(3),
+            log_level: None,
+            log_format: None,
+            user: None,
+            shutdown_timeout: Duration::from_secs(30),
+            connection_max_age: Duration::from_secs(15 * 60),
+            mayfly: Mayfly::default(),
+            runners: Vec::new(),
+        }
+    }
+
     /// Reads the file at `path`. Errors: unreadable, not TOML, or a value that is none; the message shows the line.
     pub fn load(path: &Path) -> Result<Loaded, Error> {
         let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
@@ -229,6 +284,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
         name: raw.name,
         token: Token::new(expand(&raw.token)),
+        id: raw.id,
         url,
         token_life: life.filter(|(_, expires)| !expires.starts_with("0001-")),
         executor,
@@ -282,7 +338,8 @@ fn expand(text: &str) -> String {
 }
 
 /// The certificate files that are configured, or those beside the configuration that carry the server's name.
-fn tls_files(path: &Path, url: &str, ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> TlsFiles {
+/// (`certs/HOST.crt`, `HOST.auth.crt`, `HOST.auth.key`).
+pub fn tls_files(path: &Path, url: &str, ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> TlsFiles {
     let origin = crate::http::origin(url);
     let authority = origin.split_once("://").map_or(origin.as_str(), |(_, authority)| authority);
     let host = match authority.strip_prefix('[') {

@@ -66,8 +66,6 @@ pub struct Response {
     headers: http::HeaderMap,
     /// The body, decoded.
     pub body: Vec<u8>,
-    /// A try of this call was answered with a status that asks for less.
-    pub was_pushed_back: bool,
 }
 
 impl Response {
@@ -136,11 +134,8 @@ impl Client {
     /// false to give up. The last answer is returned as it is. Errors: no answer at all.
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
         let mut attempt = 0;
-        let mut was_pushed_back = false;
         loop {
-            let mut response = self.send(request)?;
-            was_pushed_back |= retry::is_retryable(response.status);
-            response.was_pushed_back = was_pushed_back;
+            let response = self.send(request)?;
             attempt += 1;
             if !retry::is_retryable(response.status) || attempt == retry::TRIES {
                 return Ok(response);
@@ -243,7 +238,7 @@ fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
         .take(ANSWER_MAX)
         .read_to_end(&mut content)
         .map_err(|error| Error::Transport(format!("{place}: the answer breaks off: {error}")))?;
-    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, was_pushed_back: false })
+    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content })
 }
 
 fn is_redirect(status: u16) -> bool {

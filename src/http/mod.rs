@@ -2,10 +2,12 @@
 //!
 //! Tokens are never sent to a host they were not meant for, and a body that carries one is never repeated there.
 
+mod chain;
 mod client;
+pub mod diagnose;
 mod proxy;
 mod retry;
 pub mod tls;
 
 pub use client::{Client, Error, Method, Request, Response, origin};
-pub use retry::Backoff;
+pub use retry::http_date;

@@ -1,9 +1,16 @@
 //! One job, from payload to final state.
 
-pub mod expand;
+pub mod context;
+pub mod control;
+pub mod engine;
+mod expand;
 pub mod failure;
-pub mod flags;
+mod flags;
 pub mod payload;
-pub mod script;
-pub mod sources;
-pub mod variables;
+pub mod place;
+mod script;
+mod sources;
+mod stages;
+mod steps;
+mod variables;
+pub mod work;

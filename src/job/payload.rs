@@ -6,13 +6,13 @@ use serde::{Deserialize, Deserializer};
 use crate::coordinator::{JobHandle, Token};
 
 /// A job as the server hands it out (GitLab Runner API, `POST jobs/request`).
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
     #[serde(deserialize_with = "lenient")]
     pub id: i64,
     #[serde(deserialize_with = "lenient")]
-    pub token: Text,
+    pub token: String,
     #[serde(deserialize_with = "lenient")]
     pub allow_git_fetch: bool,
     #[serde(deserialize_with = "lenient")]
@@ -33,8 +33,11 @@ pub struct Payload {
     pub run: String,
 }
 
-/// Text that may hold a secret.
-pub type Text = String;
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Payload({})", self.id)
+    }
+}
 
 /// What the job is called and belongs to.
 #[derive(Clone, Debug, Default, Deserialize)]

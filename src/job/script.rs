@@ -55,7 +55,8 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
     }
     carry_over(setup, &mut text);
     if let Some(directory) = &setup.directory {
-        text.push_str(&format!("cd {}\n", quote(directory)));
+        let directory = quote(directory);
+        text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\ncd {directory}\n"));
     }
     let body = body(setup, groups, greeting);
     text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nexit 0\n", quote(&body)));
@@ -65,7 +66,7 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
 /// File variables, readable by their owner only.
 fn write_files(setup: &Setup, text: &mut String) {
     let directory = quote(&setup.temporary);
-    text.push_str(&format!("(umask 077; mkdir -p {directory})\n"));
+    text.push_str(&format!("[ -d {directory} ] || (umask 077; mkdir -p {directory})\n"));
     for (name, content) in &setup.files {
         let path = quote(&format!("{}/{name}", setup.temporary));
         // Removed first: the name may be a link that an earlier job left.

@@ -1,1 +1,219 @@
-//! What must outlive a crash of the agent: the job in hand, the count of jobs.
+//! What must outlive a crash of the agent: the job in hand, and how many jobs there were.
+//!
+//! One directory a slot, with the job's record, its log and the outcomes of its steps. A record is written whole and
+//! renamed; it is bound to the machine and the boot it was written in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::coordinator::JobState;
+use crate::http::tls::TlsFiles;
+use crate::instance::Identity;
+use crate::job::failure::JobError;
+use crate::shim;
+
+/// Everything about a job that a later agent needs to go on with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The machine and boot it runs in.
+    pub identity: Identity,
+    /// The server.
+    pub url: String,
+    /// Certificates for the server.
+    pub tls: TlsFiles,
+    /// Which runner, by its short token.
+    pub short_token: String,
+    /// The payload as it came.
+    pub payload: String,
+    /// Id of the request that brought it.
+    pub request_id: String,
+    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
+    pub concurrent: (u32, u32),
+    /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub began: u64,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// The stage it is in, by its place in the list; `None` before the first.
+    pub stage: Option<usize>,
+    /// Size of the log when the stage began: anything more means that its heading is there.
+    pub log_size: u64,
+    /// The section that was open before it.
+    pub section_before: Option<String>,
+    /// Steps of the stage that are settled.
+    pub steps_done: usize,
+    /// Tries of the stage before this one.
+    pub attempt: u32,
+    /// Steps started so far, over all stages.
+    pub steps: u32,
+    /// The step that runs.
+    pub step: Option<StepRecord>,
+    /// The first thing that went wrong.
+    pub failure: Option<JobError>,
+    /// The scripts of the job have begun.
+    pub scripts_began: bool,
+    /// When the scripts must be over (`RUNNER_SCRIPT_TIMEOUT`).
+    pub scripts_deadline: Option<u64>,
+    /// Everything is over at once: no after_script.
+    pub aborted: bool,
+    /// `CI_JOB_STATUS` for after_script, once the scripts are over.
+    pub status: Option<String>,
+    /// The final state, once it is decided.
+    pub ending: Option<JobState>,
+    /// How much of the log the server had.
+    pub acknowledged: u64,
+}
+
+/// A step that was started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Its name.
+    pub id: String,
+    /// Its shim, once that is known.
+    pub shim: Option<shim::Identity>,
+    /// Its control groups.
+    pub cgroups: Vec<PathBuf>,
+    /// When it must be over.
+    pub deadline: Option<u64>,
+}
+
+/// The directory of one slot.
+#[derive(Clone, Debug)]
+pub struct SlotDirectory(PathBuf);
+
+impl SlotDirectory {
+    /// The directory of slot `number` below the state directory.
+    pub fn new(state: &Path, number: usize) -> Self {
+        Self(state.join(format!("slot-{number}")))
+    }
+
+    /// A directory of another name.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Makes it, empty. Errors: the state directory cannot be written.
+    pub fn create(&self) -> io::Result<()> {
+        self.discard()?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
+    /// Removes it with all it holds.
+    pub fn discard(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The job's log.
+    pub fn spool(&self) -> PathBuf {
+        self.0.join("trace")
+    }
+
+    /// The outcome of a step.
+    pub fn status(&self, step: &str) -> PathBuf {
+        self.0.join(format!("{step}.status"))
+    }
+
+    /// Writes the record. Errors: the disk.
+    pub fn save(&self, record: &Record) -> io::Result<()> {
+        write_whole(&self.record(), &serde_json::to_vec(record)?)
+    }
+
+    /// Brings the record to the disk itself, for a loss of power.
+    pub fn sync(&self) -> io::Result<()> {
+        File::open(self.record())?.sync_all()?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// The record, if there is a readable one.
+    pub fn load(&self) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.record()).ok()?).ok()
+    }
+
+    fn record(&self) -> PathBuf {
+        self.0.join("job.json")
+    }
+}
+
+/// The slots below the state directory that hold something, by number.
+pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
+    let entries = fs::read_dir(state).into_iter().flatten().flatten();
+    let number = |entry: &fs::DirEntry| entry.file_name().to_str()?.strip_prefix("slot-")?.parse().ok();
+    let mut slots: Vec<_> = entries.filter_map(|entry| Some((number(&entry)?, SlotDirectory(entry.path())))).collect();
+    slots.sort_by_key(|(number, _)| *number);
+    slots
+}
+
+/// How many jobs an agent took on this machine: MaxBuilds holds over restarts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Count {
+    identity: Identity,
+    /// Jobs taken.
+    pub jobs: u32,
+}
+
+impl Count {
+    /// The count of this machine; one from another machine (a used image) starts anew.
+    pub fn load(state: &Path, identity: &Identity) -> Self {
+        let read = fs::read(state.join("agent.json")).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let ours = read.filter(|count| count.identity.instance == identity.instance);
+        ours.unwrap_or_else(|| Self { identity: identity.clone(), jobs: 0 })
+    }
+
+    /// Writes it.
+    pub fn save(&self, state: &Path) -> io::Result<()> {
+        write_whole(&state.join("agent.json"), &serde_json::to_vec(self)?)
+    }
+
+    /// Starts from nothing: an agent that has left begins a new life.
+    pub fn forget(state: &Path) -> io::Result<()> {
+        match fs::remove_file(state.join("agent.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(content)?;
+    fs::rename(&draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_belongs_to_its_machine() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let identity = Identity { instance: "i-1".into(), boot: "b-1".into() };
+        let mut count = Count::load(directory.path(), &identity);
+        count.jobs = 3;
+        count.save(directory.path()).expect("saved");
+        assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
+        let other = Identity { instance: "i-2".into(), ..identity };
+        assert_eq!(Count::load(directory.path(), &other).jobs, 0);
+    }
+
+    #[test]
+    fn finds_its_slots() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for number in [11, 2] {
+            SlotDirectory::new(directory.path(), number).create().expect("made");
+        }
+        let numbers: Vec<usize> = slots(directory.path()).into_iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers, [2, 11]);
+    }
+}

@@ -17,6 +17,7 @@ use nix::unistd::{Pid, setsid};
 
 use super::child::{self, Started};
 use super::descendants;
+use super::running;
 use super::spec::{End, Spec, Status, Stop};
 use crate::sys;
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
@@ -61,6 +62,8 @@ fn write_status(path: &Path, status: &Status) -> io::Result<()> {
 
 fn hold(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Status> {
     let signals = isolate()?;
+    // From here on the step counts as begun: who finds this mark, no outcome and no shim knows that it was lost.
+    fs::write(running::begun_mark(&spec.status), "")?;
     let masks = spec.filters.patterns();
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
     for group in &spec.cgroups {

@@ -11,4 +11,4 @@ mod running;
 pub mod spec;
 
 pub use hold::main;
-pub use running::{Event, Identity, Outcome, Running, sweep};
+pub use running::{Event, Identity, Outcome, Running, begun_mark, sweep};

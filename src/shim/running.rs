@@ -83,6 +83,17 @@ impl Running {
         same.then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
     }
 
+    /// Finds the shim of a step of which only the name is known: the agent died before it could note the process.
+    pub fn find(step: &str, status: &Path) -> Option<Self> {
+        descendants::all().find_map(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
+            let start_time = sys::start_time(pid).filter(|_| ours)?;
+            Self::adopt(Identity { pid, start_time }, status)
+        })
+    }
+
     /// What to write into the journal.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -120,6 +131,11 @@ impl Running {
         }
         Outcome::read(&self.status)
     }
+}
+
+/// The file that says that a step has begun.
+pub fn begun_mark(status: &Path) -> PathBuf {
+    status.with_extension("begun")
 }
 
 impl Outcome {

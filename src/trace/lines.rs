@@ -32,41 +32,36 @@ impl Trace {
         Ok(Self { spool, masks: spec.patterns(), spec: spec.clone(), sections })
     }
 
-    /// A plain line.
-    pub fn plain(&self, text: &str) {
-        self.write(&format!("{CLEAR}{text}{RESET}\n"), Claim::Output);
-    }
-
-    /// A green line.
-    pub fn info(&self, text: &str) {
-        self.write(&format!("{GREEN}{text}{RESET}\n"), Claim::Output);
-    }
-
     /// A yellow line: something is not as the job asked, and it goes on.
     pub fn warning(&self, text: &str) {
         self.write(&format!("{YELLOW}WARNING: {text}{RESET}\n"), Claim::Result);
     }
 
-    /// A red line.
-    pub fn error(&self, text: &str) {
-        self.write(&format!("{RED}ERROR: {text}{RESET}\n"), Claim::Result);
+    /// Begins a section with its heading and first lines, and ends the one before it. All of it is one piece: it is in
+    /// the log whole or not at all, which is how a later agent knows whether it was said.
+    pub fn turn_to(&self, before: Option<&str>, section: &str, heading: &str, lines: &[String]) {
+        let end = before.map(|name| self.marker("section_end", name)).unwrap_or_default();
+        let start = self.marker("section_start", section);
+        let lines: String = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n")).collect();
+        self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), Claim::Output);
     }
 
-    /// How a job ended well: never dropped.
-    pub fn success(&self, text: &str) {
-        self.write(&format!("{GREEN}{text}{RESET}\n"), Claim::Result);
+    /// Ends the last section and says how the job came out; never dropped, and one piece.
+    pub fn conclude(&self, section: Option<&str>, well: bool, text: &str) {
+        let end = section.map(|name| self.marker("section_end", name)).unwrap_or_default();
+        let line = if well { format!("{GREEN}{text}{RESET}\n") } else { format!("{RED}ERROR: {text}{RESET}\n") };
+        self.write(&format!("{end}{line}"), Claim::Result);
     }
 
-    /// Begins a section with its heading.
-    pub fn begin_section(&self, name: &str, heading: &str) {
-        let marker = self.marker("section_start", name);
-        self.write(&format!("{marker}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n"), Claim::Output);
+    /// Several plain lines in one piece.
+    pub fn header(&self, lines: &[String]) {
+        let lines: String = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n")).collect();
+        self.write(&lines, Claim::Output);
     }
 
-    /// Ends a section.
-    pub fn end_section(&self, name: &str) {
-        let marker = self.marker("section_end", name);
-        self.write(&marker, Claim::Output);
+    /// Bytes of log so far.
+    pub fn size(&self) -> u64 {
+        self.spool.size()
     }
 
     fn marker(&self, word: &str, name: &str) -> String {
@@ -98,9 +93,9 @@ mod tests {
         let path = directory.path().join("trace");
         let spec = FilterSpec { masks: vec!["hunter22".into()], limit: 1 << 20, ..FilterSpec::default() };
         let trace = Trace::open(&path, &spec, true).expect("opened");
-        trace.begin_section("get_sources", "Getting source");
+        trace.turn_to(None, "get_sources", "Getting source", &[]);
         trace.warning("the value is hunter22");
-        trace.end_section("get_sources");
+        trace.conclude(Some("get_sources"), true, "Job succeeded");
         let text = std::fs::read_to_string(&path).expect("text");
         let lines: Vec<&str> = text.split('\n').collect();
         assert!(

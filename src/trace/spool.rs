@@ -46,6 +46,11 @@ impl Spool {
         appended
     }
 
+    /// Bytes in the file.
+    pub fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     fn append_locked(&self, text: &[u8], claim: Claim, lost: &mut u64) -> io::Result<()> {
         let size = self.file.metadata()?.len();
         if *lost > 0 {

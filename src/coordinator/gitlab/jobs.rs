@@ -26,15 +26,6 @@ pub struct JobRequest<'a> {
     pub hold: bool,
 }
 
-/// What came of asking.
-#[derive(Debug)]
-pub struct Poll {
-    /// The answer.
-    pub outcome: PollOutcome,
-    /// A try was answered with a status that asks for less.
-    pub was_pushed_back: bool,
-}
-
 /// The answer to a request for a job.
 #[derive(Debug)]
 pub enum PollOutcome {
@@ -83,7 +74,7 @@ struct Output<'a> {
 
 impl GitLab {
     /// Asks for a job. A job that comes is ours from then on: whoever calls runs it or fails it.
-    pub fn request_job(&self, request: &JobRequest<'_>) -> Poll {
+    pub fn request_job(&self, request: &JobRequest<'_>) -> PollOutcome {
         let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let body = RequestBody {
             token: request.token.reveal(),
@@ -93,14 +84,9 @@ impl GitLab {
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
         match self.send_json(Method::Post, "jobs/request", secret, &body) {
-            Ok(response) => {
-                let was_pushed_back = response.was_pushed_back;
-                Poll { outcome: self.take_answer(response), was_pushed_back }
-            }
-            Err(crate::http::Error::Configuration(why)) => {
-                Poll { outcome: PollOutcome::Misconfigured(why), was_pushed_back: false }
-            }
-            Err(error) => Poll { outcome: PollOutcome::Failed(error.to_string()), was_pushed_back: false },
+            Ok(response) => self.take_answer(response),
+            Err(crate::http::Error::Configuration(why)) => PollOutcome::Misconfigured(why),
+            Err(error) => PollOutcome::Failed(error.to_string()),
         }
     }
 

@@ -7,7 +7,7 @@ mod runners;
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use crate::http::{Client, Error, Method, Request, Response};
 
 pub use health::Health;
 pub use info::{Info, REVISION, VERSION, architecture};
-pub use jobs::{JobRequest, Poll, PollOutcome};
+pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, Verdict};
 
 /// A GitLab server.
@@ -30,6 +30,8 @@ pub struct GitLab {
     last_update: Mutex<String>,
     stopping: Mutex<bool>,
     stopped: Condvar,
+    /// What time it was on the server at its last answer.
+    server_date: Mutex<Option<SystemTime>>,
 }
 
 /// Why a call did not do what it should.
@@ -73,7 +75,13 @@ impl GitLab {
             last_update: Mutex::new(String::new()),
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
+            server_date: Mutex::new(None),
         })
+    }
+
+    /// What time it was on the server at its last answer, if it said so.
+    pub fn server_date(&self) -> Option<SystemTime> {
+        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the waits between tries: the agent is about to be gone.
@@ -99,6 +107,8 @@ impl GitLab {
         headers.push(("X-Request-Id", request_id()));
         let request = Request { method, url: format!("{}{path}", self.base), headers, body };
         let response = self.client.call(&request, &|duration| self.rest(duration))?;
+        let date = response.header("Date").and_then(crate::http::http_date);
+        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
         Ok(response)
     }

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-pub use plan::{Place, plan};
+pub use plan::{Place, plan, strategy};
 use repository::Before;
 
 const GREEN: &str = "\x1b[32;1m";
@@ -136,11 +136,6 @@ pub fn run(plan: &Plan) -> i32 {
             1
         }
     }
-}
-
-/// Removes what holds the job's token; done at the end of every job, however it ended.
-pub fn remove_credentials(temporary: &Path) {
-    let _ = fs::remove_file(temporary.join("mayfly.gitconfig"));
 }
 
 fn fetch(plan: &Plan) -> Result<(), Failure> {

@@ -1,0 +1,226 @@
+//! Where jobs are taken in: counted, written down, run in a thread each, and told when the agent goes.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::Event;
+use super::slots::Permit;
+use crate::coordinator::{JobHandle, JobState, TraceSummary};
+use crate::instance::Identity;
+use crate::job::context::Context;
+use crate::job::control::Control;
+use crate::job::engine::{self, Ended};
+use crate::job::failure::{FailureReason, JobError};
+use crate::job::payload::{self, Payload, Undecodable};
+use crate::journal::{Count, Progress, Record, SlotDirectory};
+use crate::sys;
+
+/// Enough for parsing large payloads.
+const JOB_STACK: usize = 1 << 20;
+
+/// All jobs of the instance.
+pub struct Desk {
+    state: PathBuf,
+    identity: Identity,
+    events: Sender<Event>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    count: Count,
+    controls: HashMap<i64, Arc<Control>>,
+    /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
+    numbers: HashMap<(String, Option<i64>), Vec<u32>>,
+    /// Why jobs are to stop, once they are.
+    interrupted: Option<String>,
+}
+
+impl Desk {
+    /// The desk of an instance whose journal is in `state`.
+    pub fn new(state: PathBuf, identity: Identity, count: Count, events: Sender<Event>) -> Arc<Self> {
+        let inner = Inner { count, controls: HashMap::new(), numbers: HashMap::new(), interrupted: None };
+        Arc::new(Self { state, identity, events, inner: Mutex::new(inner) })
+    }
+
+    /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server.
+    pub fn take(self: &Arc<Self>, mut permit: Permit, context: Context, body: Vec<u8>, request_id: String) {
+        permit.begin_job();
+        self.count();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        drop(body);
+        let payload = match payload::decode(text.as_bytes()) {
+            Ok(payload) => payload,
+            Err(undecodable) => return self.refuse(permit, context, undecodable),
+        };
+        let concurrent = self.number(&context, &payload, None);
+        let record = Record {
+            identity: self.identity.clone(),
+            url: context.runner.url.clone(),
+            tls: context.runner.tls.clone(),
+            short_token: context.runner.token.short(),
+            payload: text,
+            request_id,
+            concurrent,
+            began: sys::boottime(),
+            progress: Progress::default(),
+        };
+        log::info!("job received job={} runner={}", payload.id, context.runner.name);
+        self.start(permit, context, record, payload, Begin::Fresh);
+    }
+
+    /// Goes on with a job that was found in the journal.
+    pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
+        self.number(&context, &payload, Some(record.concurrent));
+        log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
+        self.start(permit, context, record, payload, Begin::Resumed);
+    }
+
+    /// Stops all jobs, also those that are still coming.
+    pub fn interrupt(&self, why: &str) {
+        let mut inner = self.lock();
+        inner.interrupted = Some(why.to_owned());
+        inner.controls.values().for_each(|control| control.interrupt(why));
+    }
+
+    /// Leaves what is not delivered yet to the next agent.
+    pub fn abandon(&self) {
+        let controls: Vec<Arc<Control>> = self.lock().controls.values().cloned().collect();
+        controls.iter().for_each(|control| control.abandon());
+    }
+
+    fn start(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload, begin: Begin) {
+        let control = match Control::new() {
+            Ok(control) => Arc::new(control),
+            Err(error) => {
+                return fail(&context, &payload.handle(), &format!("the agent has no descriptors left: {error}"));
+            }
+        };
+        let id = payload.id;
+        {
+            let mut inner = self.lock();
+            if let Some(why) = &inner.interrupted {
+                control.interrupt(why);
+            }
+            inner.controls.insert(id, Arc::clone(&control));
+        }
+        let desk = Arc::clone(self);
+        let thread = thread::Builder::new().name(format!("job-{id}")).stack_size(JOB_STACK);
+        let handle = payload.handle();
+        let numbers = (record.concurrent, numbers_of(&context, &payload));
+        let given_up = context.clone();
+        let spawned = thread.spawn(move || {
+            let directory = SlotDirectory::new(&desk.state, permit.slot);
+            let outcome = match begin {
+                Begin::Fresh => engine::run(&context, directory, record, payload, &control),
+                Begin::Resumed => engine::resume(&context, directory, record, payload, &control),
+            };
+            match outcome {
+                Ok(ended) => tell(id, &ended),
+                Err(error) => {
+                    fail(&context, &handle, &format!("the agent cannot work in its state directory: {error}"));
+                }
+            }
+            desk.forget(id, &numbers);
+            drop(permit);
+            let _ = desk.events.send(Event::Changed);
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread for a job job={id} error={error}");
+            let handle = JobHandle { id, token: crate::coordinator::Token::new("") };
+            fail(&given_up, &handle, &error.to_string());
+        }
+    }
+
+    /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise.
+    fn refuse(&self, permit: Permit, context: Context, undecodable: Undecodable) {
+        let why = undecodable.why;
+        match undecodable.job {
+            Some(job) => {
+                log::error!("the payload of a job cannot be read; the job is failed job={} error={why}", job.id);
+                let _ = engine::fail_unread(&context, SlotDirectory::new(&self.state, permit.slot), &job, &why);
+            }
+            None => log::error!("an answer to the request for a job is no job error={why}"),
+        }
+        drop(permit);
+        let _ = self.events.send(Event::Changed);
+    }
+
+    fn count(&self) {
+        let mut inner = self.lock();
+        inner.count.jobs += 1;
+        if let Err(error) = inner.count.save(&self.state) {
+            log::error!("the count of jobs cannot be kept error={error}");
+        }
+    }
+
+    /// The smallest free numbers of a job, or the ones it had.
+    fn number(&self, context: &Context, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
+        let mut inner = self.lock();
+        let [of_runner, of_project] = numbers_of(context, payload);
+        let mut take = |key: (String, Option<i64>), had: Option<u32>| {
+            let used = inner.numbers.entry(key).or_default();
+            let number = had.unwrap_or_else(|| (0..).find(|number| !used.contains(number)).unwrap_or(0));
+            used.push(number);
+            number
+        };
+        (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
+    }
+
+    fn forget(&self, id: i64, (numbers, keys): &((u32, u32), [(String, Option<i64>); 2])) {
+        let mut inner = self.lock();
+        inner.controls.remove(&id);
+        for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
+            if let Some(used) = inner.numbers.get_mut(key) {
+                used.retain(|used| *used != number);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Begin {
+    Fresh,
+    Resumed,
+}
+
+fn numbers_of(context: &Context, payload: &Payload) -> [(String, Option<i64>); 2] {
+    let runner = context.runner.token.short();
+    [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
+}
+
+fn tell(id: i64, ended: &Ended) {
+    match ended {
+        Ended::Reported(JobState::Failed { reason, exit_code }, delivery) => {
+            let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
+            log::info!("job ended job={id} state=failed reason={}{code} delivery={delivery:?}", reason.as_str());
+        }
+        Ended::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
+        Ended::Dropped => log::info!("job dropped: the server does not expect it any more job={id}"),
+    }
+}
+
+/// Fails a job for which not even a log can be kept.
+fn fail(context: &Context, job: &JobHandle, why: &str) {
+    log::error!("a job is failed job={} error={why}", job.id);
+    let error = JobError::new(FailureReason::RunnerSystemFailure, why);
+    let state = JobState::Failed { reason: error.reason, exit_code: None };
+    context.coordinator.update_job(job, &state, TraceSummary::default());
+}
+
+/// Jobs that an earlier agent left: `None` for a record that cannot be read any more.
+pub fn payload_of(record: &Record) -> Option<Payload> {
+    payload::decode(record.payload.as_bytes()).ok()
+}
+
+/// Makes the state directory. Errors: it cannot be made or written.
+pub fn prepare_state(state: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)
+}

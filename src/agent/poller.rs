@@ -1,0 +1,115 @@
+//! One thread that asks for one runner's jobs: a permit first, then the request, then the job in a thread of its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::Event;
+use super::desk::Desk;
+use super::slots::{Permit, RunnerBounds, RunnerKey, Slots};
+use crate::config::Runner;
+use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
+use crate::job::context::Context;
+
+/// What all pollers of one configuration share; made new at each reload.
+#[derive(Default)]
+pub struct Generation {
+    ended: AtomicBool,
+    lock: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Generation {
+    /// No further request from this generation's pollers; those in flight end by themselves.
+    pub fn end(&self, slots: &Slots) {
+        {
+            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.ended.store(true, Ordering::SeqCst);
+            self.woken.notify_all();
+        }
+        slots.wake();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Waits for `duration`, or until the generation ends.
+    fn rest(&self, duration: Duration) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.woken.wait_timeout_while(guard, duration, |()| !self.has_ended()));
+    }
+}
+
+/// Asks for the jobs of one runner.
+pub struct Poller {
+    /// The runner as configured.
+    pub runner: Arc<Runner>,
+    /// Its server.
+    pub gitlab: Arc<GitLab>,
+    /// The surroundings of its jobs.
+    pub context: Context,
+    /// Rest between two requests.
+    pub check_interval: Duration,
+    /// Ends with the configuration it came from.
+    pub generation: Arc<Generation>,
+    /// Slots of the instance.
+    pub slots: Arc<Slots>,
+    /// Where jobs are taken in.
+    pub desk: Arc<Desk>,
+    /// Hears of what changes.
+    pub events: Sender<Event>,
+}
+
+impl Poller {
+    /// Starts the thread. Errors: there can be no more threads.
+    pub fn start(self) -> std::io::Result<()> {
+        let name = format!("poll-{}", self.runner.token.short());
+        thread::Builder::new().name(name).stack_size(super::STACK).spawn(move || self.run())?;
+        Ok(())
+    }
+
+    fn run(self) {
+        let key = RunnerKey { url: self.runner.url.clone(), token: self.runner.token.clone() };
+        let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency };
+        let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
+        let generation = Arc::clone(&self.generation);
+        while let Some(permit) = self.slots.acquire(&key, bounds, || generation.has_ended()) {
+            let rest = self.ask(permit, &mut health);
+            // Who waits for the end of all requests looks now.
+            let _ = self.events.send(Event::Changed);
+            generation.rest(rest);
+        }
+    }
+
+    /// Sends one request and starts the job that comes of it; returns how long to rest.
+    fn ask(&self, permit: Permit, health: &mut Health) -> Duration {
+        let request =
+            JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
+        let name = &self.runner.name;
+        match self.gitlab.request_job(&request) {
+            PollOutcome::Job { payload, request_id } => {
+                health.healthy();
+                self.desk.take(permit, self.context.clone(), payload, request_id);
+                if !self.runner.strict_check_interval {
+                    return Duration::ZERO;
+                }
+            }
+            PollOutcome::Nothing => health.healthy(),
+            PollOutcome::Failed(why) => {
+                health.healthy();
+                log::warn!("no answer to the request for a job runner={name} error={why}");
+            }
+            PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
+                log::error!("the runner is refused; check it with `mayfly verify` runner={name} error={why}");
+                if let Some(rest) = health.unhealthy() {
+                    log::error!("the runner rests runner={name} seconds={}", rest.as_secs());
+                    return rest;
+                }
+            }
+        }
+        self.check_interval
+    }
+}

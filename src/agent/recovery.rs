@@ -1,0 +1,78 @@
+//! What an agent before us left: jobs that run on are taken up, jobs that died are reported, what belongs to another
+//! machine is thrown away.
+
+use std::sync::Arc;
+
+use super::desk::payload_of;
+use super::slots::RunnerKey;
+use super::{Agent, gitlab};
+use crate::config::{Config, Runner};
+use crate::coordinator::Token;
+use crate::job::failure::JobError;
+use crate::journal::{self, Record, SlotDirectory};
+use crate::shim;
+
+impl Agent {
+    /// Looks through the journal; done before the first request.
+    pub(super) fn recover(&self, config: &Config) {
+        for (number, directory) in journal::slots(&self.state) {
+            let kept = directory.load().is_some_and(|record| self.recover_one(config, number, &directory, record));
+            if !kept {
+                if let Err(error) = directory.discard() {
+                    log::error!("an old slot cannot be removed slot={number} error={error}");
+                }
+            }
+        }
+    }
+
+    /// True when the job goes on.
+    fn recover_one(&self, config: &Config, number: usize, directory: &SlotDirectory, mut record: Record) -> bool {
+        if record.identity.instance != self.identity.instance {
+            log::info!("the journal of another machine is thrown away slot={number}");
+            return false;
+        }
+        let Some(payload) = payload_of(&record) else {
+            log::error!("a job in the journal cannot be read slot={number}");
+            return false;
+        };
+        if record.identity.boot != self.identity.boot {
+            if let Some(step) = record.progress.step.take() {
+                shim::sweep(&step.id, &step.cgroups);
+            }
+            record.identity = self.identity.clone();
+            // The clock of deadlines started anew with the machine.
+            record.began = crate::sys::boottime();
+            if record.progress.ending.is_none() {
+                record.progress.failure = Some(JobError::system("the machine went down while the job was running"));
+                record.progress.aborted = true;
+            }
+            if let Err(error) = directory.save(&record) {
+                log::error!("the journal cannot be written slot={number} error={error}");
+            }
+        }
+        let runner = Arc::new(runner_of(config, &record));
+        let context = gitlab(config, &runner).map(Arc::new).and_then(|gitlab| self.context(config, &runner, &gitlab));
+        let context = match context {
+            Ok(context) => context,
+            Err(why) => {
+                log::error!("a job in the journal cannot be gone on with job={} error={why}", payload.id);
+                return false;
+            }
+        };
+        let key = RunnerKey { url: runner.url.clone(), token: runner.token.clone() };
+        let permit = self.slots.resume(key, number);
+        self.desk.resume(permit, context, record, payload);
+        true
+    }
+}
+
+/// The runner that took the job; one that is no longer configured is known well enough to report to its server.
+fn runner_of(config: &Config, record: &Record) -> Runner {
+    let same = |runner: &&Runner| runner.url == record.url && runner.token.short() == record.short_token;
+    if let Some(runner) = config.runners.iter().find(same) {
+        return runner.clone();
+    }
+    let mut runner = Runner::unnamed(&record.url, Token::new(record.short_token.as_str()));
+    runner.tls = record.tls.clone();
+    runner
+}

@@ -1,0 +1,53 @@
+//! `mayfly run`: take jobs and run them, until it is time to leave.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigFile, logging};
+use crate::agent;
+use crate::config::duration;
+
+/// What `run` takes.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Where builds are made, unless the configuration says so
+    #[arg(short = 'd', long, value_name = "DIR")]
+    working_directory: Option<PathBuf>,
+    /// Run jobs as this user
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Leave after one job
+    #[arg(long, conflicts_with = "max_builds")]
+    once: bool,
+    /// Leave after that many jobs
+    #[arg(long, value_name = "JOBS")]
+    max_builds: Option<u32>,
+    /// Leave when no job came for that long, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+}
+
+/// Runs the agent. Errors: it cannot begin.
+pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+    let loaded = options.file.load()?;
+    let level = loaded.config.log_level.as_deref().unwrap_or("info");
+    let format = loaded.config.log_format.as_deref().unwrap_or("runner");
+    logging.set_up(Some((level, format)));
+    let options = agent::Options {
+        config: options.file.path(),
+        user: options.user,
+        max_builds: if options.once { Some(1) } else { options.max_builds.filter(|builds| *builds > 0) },
+        idle_timeout: options.idle_timeout,
+        working_directory: agent::working_directory(options.working_directory.as_deref())?,
+    };
+    agent::run(options, loaded)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("`{text}` is not a duration; write for example 90s or 10m"))
+}

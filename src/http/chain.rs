@@ -1,0 +1,208 @@
+//! Certificates, read as far as messages about them need: who, by whom, for which names, how long, and where the issuer
+//! can be fetched.
+
+/// The readable part of a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Certificate {
+    issuer: Vec<u8>,
+    subject: Vec<u8>,
+    /// Common names, for messages.
+    issuer_name: String,
+    subject_name: String,
+    not_before: String,
+    not_after: String,
+    names: Vec<String>,
+    /// Where the issuer's certificate can be fetched (Authority Information Access).
+    issuer_url: Option<String>,
+}
+
+/// One line on a chain that was refused: what is wrong, and what to do.
+pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> String {
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+        UnknownIssuer,
+    };
+    let rustls::Error::InvalidCertificate(problem) = error else {
+        return format!("TLS with {host} fails: {error}");
+    };
+    let leaf = chain.first().cloned().unwrap_or_default();
+    match problem {
+        Expired | ExpiredContext { .. } => format!(
+            "the certificate of {host} expired at {}; renew it on the server (or set this machine's clock)",
+            leaf.not_after
+        ),
+        NotValidYet | NotValidYetContext { .. } => {
+            format!("the certificate of {host} is valid from {} on; is this machine's clock right?", leaf.not_before)
+        }
+        NotValidForName | NotValidForNameContext { .. } => format!(
+            "the certificate is not for {host} but for {}; use one of these names in `url`",
+            leaf.names.join(", ")
+        ),
+        UnknownIssuer => unknown_issuer(host, chain),
+        other => format!("the certificate of {host} is refused: {other:?}"),
+    }
+}
+
+fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
+    let Some(last) = chain.last() else { return format!("{host} presents no certificate") };
+    if last.issuer == last.subject {
+        return format!(
+            "{host} presents a certificate of `{}`, which this machine does not trust; put that certificate into \
+             `tls-ca-file`",
+            last.subject_name
+        );
+    }
+    let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
+    format!(
+        "{host} presents an incomplete chain or one of an unknown authority: the certificate of `{}`, which issued \
+         `{}`, is missing{place}; add it to the chain on the server, or to `tls-ca-file`",
+        last.issuer_name, last.subject_name
+    )
+}
+
+/// Reads a certificate; `None` for one that is cut or of another form.
+pub fn read(der: &[u8]) -> Option<Certificate> {
+    let (_, certificate, _) = element(der)?;
+    let (_, mut rest, _) = element(certificate)?;
+    let mut fields = Vec::new();
+    while let Some((tag, content, after)) = element(rest) {
+        fields.push((tag, content));
+        rest = after;
+    }
+    // An explicit version comes first where it is not 1.
+    let skip = usize::from(fields.first()?.0 == 0xa0);
+    let issuer = fields.get(skip + 2)?.1;
+    let validity = fields.get(skip + 3)?.1;
+    let subject = fields.get(skip + 4)?.1;
+    let (before_tag, before, after) = element(validity)?;
+    let (after_tag, after, _) = element(after)?;
+    let extensions = fields.iter().find(|(tag, _)| *tag == 0xa3).map(|(_, content)| *content);
+    let mut found = Certificate {
+        issuer: issuer.to_vec(),
+        subject: subject.to_vec(),
+        issuer_name: name(issuer),
+        subject_name: name(subject),
+        not_before: date(before_tag, before),
+        not_after: date(after_tag, after),
+        ..Certificate::default()
+    };
+    if let Some((_, list, _)) = extensions.and_then(element) {
+        read_extensions(list, &mut found);
+    }
+    Some(found)
+}
+
+fn read_extensions(mut list: &[u8], found: &mut Certificate) {
+    const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
+    const INFORMATION_ACCESS: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 1, 1];
+    while let Some((_, extension, after)) = element(list) {
+        list = after;
+        let Some((_, oid, mut rest)) = element(extension) else { continue };
+        let mut value = None;
+        while let Some((tag, content, after)) = element(rest) {
+            value = (tag == 4).then_some(content).or(value);
+            rest = after;
+        }
+        let Some((_, inner, _)) = value.and_then(element) else { continue };
+        if oid == ALTERNATIVE_NAMES {
+            found.names = alternative_names(inner);
+        } else if oid == INFORMATION_ACCESS {
+            found.issuer_url = issuer_url(inner);
+        }
+    }
+}
+
+fn alternative_names(mut list: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    while let Some((tag, content, after)) = element(list) {
+        list = after;
+        match (tag, content) {
+            (0x82, name) => names.push(String::from_utf8_lossy(name).into_owned()),
+            (0x87, [a, b, c, d]) => names.push(format!("{a}.{b}.{c}.{d}")),
+            _ => {}
+        }
+    }
+    names
+}
+
+fn issuer_url(mut list: &[u8]) -> Option<String> {
+    const ISSUERS: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 0x30, 2];
+    while let Some((_, access, after)) = element(list) {
+        list = after;
+        let (_, oid, location) = element(access)?;
+        if let Some((0x86, url, _)) = element(location).filter(|_| oid == ISSUERS) {
+            return Some(String::from_utf8_lossy(url).into_owned());
+        }
+    }
+    None
+}
+
+/// The common name of a distinguished name, or what stands last in it.
+fn name(mut sequence: &[u8]) -> String {
+    let mut best = String::new();
+    while let Some((_, set, after)) = element(sequence) {
+        sequence = after;
+        let Some((_, pair, _)) = element(set) else { continue };
+        let Some((_, oid, rest)) = element(pair) else { continue };
+        let Some((_, text, _)) = element(rest) else { continue };
+        best = String::from_utf8_lossy(text).into_owned();
+        if oid == [0x55, 4, 3] {
+            break;
+        }
+    }
+    best
+}
+
+/// `2030-01-02 03:04:05 UTC` of a UTCTime or GeneralizedTime.
+fn date(tag: u8, text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let full = match tag {
+        0x17 if text.get(..2).is_some_and(|year| year < "50") => format!("20{text}"),
+        0x17 => format!("19{text}"),
+        _ => text.into_owned(),
+    };
+    let part = |from: usize, to: usize| full.get(from..to).unwrap_or("??").to_owned();
+    format!("{}-{}-{} {}:{}:{} UTC", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14))
+}
+
+/// Tag, content and what follows of the first element of some DER.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (tag, rest) = der.split_first()?;
+    let (first, rest) = rest.split_first()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(*first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    let (content, after) = rest.split_at_checked(length)?;
+    Some((*tag, content, after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    #[test]
+    fn reads_names_and_dates() {
+        let mut params =
+            CertificateParams::new(vec!["gitlab.test".to_owned(), "127.0.0.1".to_owned()]).expect("params");
+        params.distinguished_name.push(DnType::CommonName, "the leaf");
+        params.not_after = rcgen::date_time_ymd(2031, 2, 3);
+        let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate");
+        let read = read(certificate.der()).expect("read");
+        assert_eq!((read.subject_name.as_str(), read.issuer_name.as_str()), ("the leaf", "the leaf"));
+        assert_eq!(read.names, ["gitlab.test", "127.0.0.1"]);
+        assert_eq!(read.not_after, "2031-02-03 00:00:00 UTC");
+    }
+
+    #[test]
+    fn nonsense_is_no_certificate() {
+        for der in [&b""[..], b"\x30\x84\xff\xff\xff\xff", b"\x30\x03\x30\x01\x00", &[0x30; 64]] {
+            assert!(read(der).is_none());
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What a job needs to know of the agent, the runner and the machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::failure::JobError;
+use super::flags::Flags;
+use super::payload::{Payload, Variable};
+use super::place::Place;
+use super::script::of_pair;
+use super::variables::Variables;
+use crate::config::Runner;
+use crate::coordinator::Coordinator;
+use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
+use crate::executor::Executor;
+use crate::instance::Identity;
+use crate::trace::FilterSpec;
+
+/// The surroundings of the jobs of one runner.
+#[derive(Clone)]
+pub struct Context {
+    /// The runner as configured.
+    pub runner: Arc<Runner>,
+    /// What tells this machine from others.
+    pub system_id: String,
+    /// The root of the build directories, absolute.
+    pub builds: PathBuf,
+    /// A fixed place instead: the work tree of `mayfly exec`.
+    pub place: Option<Place>,
+    /// Who hears of the jobs.
+    pub coordinator: Arc<dyn Coordinator>,
+    /// How scripts are run.
+    pub executor: Arc<dyn Executor>,
+    /// The machine and its boot.
+    pub identity: Identity,
+}
+
+/// A job as this agent is going to run it.
+pub struct Prepared {
+    /// Directories.
+    pub place: Place,
+    /// Variables, all but `CI_JOB_STATUS` at its value for the stage.
+    pub variables: Variables,
+    /// Feature flags.
+    pub flags: Flags,
+    /// How output becomes log.
+    pub filters: FilterSpec,
+    /// `CI_DEBUG_TRACE`, where it is allowed.
+    pub debug: bool,
+    /// To be told at the job's start.
+    pub warnings: Vec<String>,
+    /// Certificates for the server, PEM.
+    pub ca_certificates: Option<String>,
+}
+
+impl Context {
+    /// Everything that follows from the payload. Errors: what the job asks for is not allowed.
+    pub fn prepare(&self, payload: &Payload, concurrent: (u32, u32)) -> (Prepared, Result<(), JobError>) {
+        let environment = |name: &str| {
+            self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
+        let of_job = |name: &str| {
+            let own = payload.variables.iter().rev().find(|variable| variable.key == name);
+            own.map(|variable| variable.value.clone()).or_else(|| environment(name))
+        };
+        let (flags, mut warnings) = Flags::resolve(&self.runner.feature_flags, &of_job);
+        let usual = || Place::usual(&self.builds, &self.runner.token.short(), concurrent.1, payload);
+        let place = self.place.clone().unwrap_or_else(usual);
+        let ca_certificates = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let mut variables = self.variables(payload, &flags, &place, concurrent, ca_certificates.as_deref());
+        let (place, allowed) = match self.clone_path(&variables, &place) {
+            Ok(moved) => (moved, Ok(())),
+            Err(error) => (place, Err(error)),
+        };
+        if allowed.is_ok() {
+            variables = self.variables(payload, &flags, &place, concurrent, ca_certificates.as_deref());
+        }
+        let wants_debug = variables.switch("CI_DEBUG_TRACE", false);
+        if wants_debug && self.runner.debug_trace_disabled {
+            warnings.push("CI_DEBUG_TRACE is set, and this runner does not allow it (debug_trace_disabled)".to_owned());
+        }
+        warnings.extend(super::script::warn_of_names(&variables));
+        let filters = FilterSpec {
+            masks: variables.secrets(),
+            token_prefixes: payload.features.token_mask_prefixes.clone(),
+            timestamps: flags.is_on("FF_TIMESTAMPS"),
+            limit: self.runner.output_limit,
+        };
+        let debug = wants_debug && !self.runner.debug_trace_disabled;
+        (Prepared { place, variables, flags, filters, debug, warnings, ca_certificates }, allowed)
+    }
+
+    fn clone_path(&self, variables: &Variables, place: &Place) -> Result<Place, JobError> {
+        let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
+            return Ok(place.clone());
+        };
+        if self.place.is_some() {
+            return Ok(place.clone());
+        }
+        if !self.runner.custom_build_dir {
+            return Err(JobError::configuration(
+                "GIT_CLONE_PATH is set, and this runner does not allow it: [runners.custom_build_dir] enabled = true",
+            ));
+        }
+        place.moved(&path)
+    }
+
+    /// Variables in their order (job-side rank): flags, the configuration's, the runner's, the job's, the fixed ones.
+    fn variables(
+        &self,
+        payload: &Payload,
+        flags: &Flags,
+        place: &Place,
+        concurrent: (u32, u32),
+        ca_certificates: Option<&str>,
+    ) -> Variables {
+        let mut variables = Variables::new(&place.temporary);
+        for (name, on) in flags.all() {
+            variables.set(name, on.to_string());
+        }
+        variables.set("CI_RUNNER_SHORT_TOKEN", self.runner.token.short());
+        for (key, value) in &self.runner.environment {
+            variables.push(of_pair(key, value));
+        }
+        variables.set("CI_BUILDS_DIR", place.builds.display().to_string());
+        variables.set("CI_PROJECT_DIR", place.project.display().to_string());
+        variables.set("CI_CONCURRENT_ID", concurrent.0.to_string());
+        variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.1.to_string());
+        variables.set("CI_SERVER", "yes");
+        variables.set("CI_JOB_STATUS", "running");
+        variables.set("CI_JOB_TIMEOUT", super::engine::timeout_seconds(payload).to_string());
+        self.push_certificates(&mut variables, ca_certificates);
+        for variable in payload.variables.iter().filter(|variable| !variable.key.starts_with("FF_")) {
+            variables.push(variable.clone());
+        }
+        variables.set(self.executor.environment_marker(), "true");
+        variables.set("CI_RUNNER_VERSION", VERSION);
+        variables.set("CI_RUNNER_REVISION", REVISION);
+        variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
+        variables.set("RUNNER_TEMP_PROJECT_DIR", place.temporary.display().to_string());
+        variables
+    }
+
+    fn push_certificates(&self, variables: &mut Variables, ca_certificates: Option<&str>) {
+        let read = |path: &Option<PathBuf>| path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let files = [
+            ("CI_SERVER_TLS_CA_FILE", ca_certificates.map(str::to_owned), true),
+            ("CI_SERVER_TLS_CERT_FILE", read(&self.runner.tls.cert_file), true),
+            ("CI_SERVER_TLS_KEY_FILE", read(&self.runner.tls.key_file), false),
+        ];
+        for (key, value, public) in files {
+            if let Some(value) = value {
+                variables.push(Variable { key: key.to_owned(), value, public, file: true, raw: true, masked: false });
+            }
+        }
+    }
+}

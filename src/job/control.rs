@@ -1,0 +1,110 @@
+//! What reaches a running job from outside: a cancel, the end on the server, the end of the agent.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::coordinator::JobStatus;
+
+/// What a job is told, at any time and from any thread.
+pub struct Control {
+    orders: Mutex<Orders>,
+    bell: EventFd,
+    /// Ends the delivery of the outcome.
+    abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+/// Everything a job was told so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// A person cancelled it: stop the script, run after_script.
+    pub cancel: bool,
+    /// It is over on the server: stop everything.
+    pub over: bool,
+    /// The agent goes: stop everything; why.
+    pub interrupt: Option<String>,
+    /// Not even the outcome can be waited for: a later agent delivers it.
+    pub abandoned: bool,
+}
+
+impl Orders {
+    /// Stop everything at once.
+    pub fn abort(&self) -> bool {
+        self.over || self.interrupt.is_some()
+    }
+}
+
+impl Control {
+    /// Nothing was said yet. Errors: descriptors are used up.
+    pub fn new() -> io::Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { orders: Mutex::default(), bell, abandon: Mutex::default() })
+    }
+
+    /// What the server says of the job.
+    pub fn hear(&self, status: JobStatus) {
+        self.change(|orders| match status {
+            JobStatus::Ongoing => {}
+            JobStatus::Canceling => orders.cancel = true,
+            JobStatus::Over => orders.over = true,
+        });
+    }
+
+    /// The agent goes.
+    pub fn interrupt(&self, why: &str) {
+        self.change(|orders| {
+            orders.interrupt.get_or_insert_with(|| why.to_owned());
+        });
+    }
+
+    /// Tells how the delivery of the outcome can be ended.
+    pub fn attach(&self, abandon: Box<dyn Fn() + Send>) {
+        *self.abandon.lock().unwrap_or_else(PoisonError::into_inner) = Some(abandon);
+    }
+
+    /// Leaves the delivery of the outcome to a later agent.
+    pub fn abandon(&self) {
+        self.change(|orders| orders.abandoned = true);
+        if let Some(abandon) = &*self.abandon.lock().unwrap_or_else(PoisonError::into_inner) {
+            abandon();
+        }
+    }
+
+    /// What was said so far.
+    pub fn orders(&self) -> Orders {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Becomes readable with each order.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Makes the bell silent until the next order.
+    pub fn heard(&self) {
+        let _ = self.bell.read();
+    }
+
+    /// Waits; an order that ends the job ends the wait.
+    pub fn rest(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let orders = self.orders();
+            if orders.abort() || orders.cancel {
+                return;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut [PollFd::new(self.bell(), PollFlags::POLLIN)], timeout);
+            self.heard();
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Orders)) {
+        change(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = self.bell.write(1);
+    }
+}

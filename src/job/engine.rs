@@ -1,0 +1,391 @@
+//! One job, run through its stages, so that an agent that dies at any point can be followed by another that goes on.
+//!
+//! Before something is done it is written into the journal; what is done leaves a trace that tells a later agent
+//! whether it happened: the size of the log, the mark of a step that began, the file with its outcome.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::context::{Context, Prepared};
+use super::control::Control;
+use super::failure::{FailureReason, JobError};
+use super::payload::Payload;
+use super::stages::{self, Stage};
+use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
+use crate::journal::{Record, SlotDirectory};
+use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
+
+/// When the server gives no limit.
+const DEFAULT_TIMEOUT: u64 = 7200;
+/// First wait between two tries of a stage.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+/// Longest wait between two tries of a stage.
+const RETRY_MOST: Duration = Duration::from_secs(300);
+
+/// Seconds that a job may take.
+pub fn timeout_seconds(payload: &Payload) -> u64 {
+    u64::try_from(payload.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)
+}
+
+/// How a job came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was run; what the server took of it.
+    Reported(JobState, Delivery),
+    /// The server had given it to nobody or somebody else by the time we began.
+    Dropped,
+}
+
+/// A job in hand.
+pub struct Engine<'a> {
+    pub(super) context: &'a Context,
+    pub(super) directory: SlotDirectory,
+    pub(super) record: Record,
+    pub(super) payload: Payload,
+    pub(super) prepared: Prepared,
+    pub(super) trace: Trace,
+    pub(super) control: Arc<Control>,
+    uploader: Uploader,
+    stages: Vec<Stage>,
+}
+
+/// Runs a job that has just been taken. Errors: the state directory cannot be written; the job is still ours.
+pub fn run(
+    context: &Context,
+    directory: SlotDirectory,
+    record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    directory.create()?;
+    directory.save(&record)?;
+    sync_aside(&directory);
+    let reply = context.coordinator.update_job(&payload.handle(), &JobState::Running, TraceSummary::default());
+    match reply.status {
+        JobStatus::Over => {
+            directory.discard()?;
+            return Ok(Ended::Dropped);
+        }
+        status => control.hear(status),
+    }
+    finish(context, directory, record, payload, control)
+}
+
+/// Goes on with a job of an earlier agent. Errors: as [`run`].
+pub fn resume(
+    context: &Context,
+    directory: SlotDirectory,
+    record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    finish(context, directory, record, payload, control)
+}
+
+fn finish(
+    context: &Context,
+    directory: SlotDirectory,
+    record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    let (prepared, allowed) = context.prepare(&payload, record.concurrent);
+    let trace = Trace::open(&directory.spool(), &prepared.filters, payload.features.trace_sections)?;
+    let options = UploadOptions {
+        debug_trace: prepared.debug,
+        offset: record.progress.acknowledged,
+        final_tries: context.runner.final_tries,
+    };
+    let ears = Arc::clone(control);
+    let uploader = Uploader::start(
+        Arc::clone(&context.coordinator),
+        payload.handle(),
+        &directory.spool(),
+        options,
+        Box::new(move |status| ears.hear(status)),
+    )?;
+    control.attach(Box::new(uploader.abandoner()));
+    let stages = stages::of(&payload);
+    let control = Arc::clone(control);
+    let mut engine = Engine { context, directory, record, payload, prepared, trace, control, uploader, stages };
+    if let Err(error) = allowed {
+        engine.record.progress.failure.get_or_insert(error);
+    }
+    engine.live()
+}
+
+/// A loss of power must not lose the record; the job need not wait for the disk.
+fn sync_aside(directory: &SlotDirectory) {
+    let directory = directory.clone();
+    let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
+        // The job may be over, and its record gone, before the disk was asked.
+        let _ = directory.sync();
+    });
+    if let Err(error) = synced {
+        log::warn!("the journal is not brought to the disk at once error={error}");
+    }
+}
+
+impl Engine<'_> {
+    fn live(mut self) -> io::Result<Ended> {
+        self.greet();
+        let ending = match self.record.progress.ending.clone() {
+            Some(decided) => decided,
+            None => self.work()?,
+        };
+        self.say_ending();
+        let delivery = self.uploader.finish(ending.clone());
+        // An agent that stops in the middle of the delivery leaves it to the next one.
+        if delivery != Delivery::GivenUp || !self.control.orders().abandoned {
+            self.directory.discard()?;
+        }
+        Ok(Ended::Reported(ending, delivery))
+    }
+
+    /// The first lines of the log, and what is wrong with the job's settings.
+    fn greet(&mut self) {
+        if self.trace.size() > 0 {
+            return;
+        }
+        let runner = &self.context.runner;
+        let mut lines = vec![
+            format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION")),
+            format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), self.context.system_id),
+        ];
+        let changed = self.prepared.flags.changed();
+        if !changed.is_empty() {
+            lines.push(format!("  feature flags: {}", changed.join(", ")));
+        }
+        self.trace.header(&lines);
+        for warning in &self.prepared.warnings {
+            self.trace.warning(warning);
+        }
+    }
+
+    /// All stages, and the state that comes of them.
+    fn work(&mut self) -> io::Result<JobState> {
+        let resumed = self.record.progress.stage;
+        for (index, stage) in self.stages.clone().into_iter().enumerate() {
+            if resumed.is_some_and(|at| index < at) {
+                continue;
+            }
+            self.obey(&stage);
+            // A stage in which an agent died was due then.
+            let again = resumed == Some(index) && !self.record.progress.aborted;
+            if !again && !stage.is_due(&self.record.progress) {
+                continue;
+            }
+            self.enter(index, &stage, again)?;
+            let outcome = self.perform(&stage)?;
+            self.settle(&stage, outcome);
+        }
+        self.remove_secrets();
+        self.decide()
+    }
+
+    /// Takes orders that came between two stages.
+    fn obey(&mut self, next: &Stage) {
+        let orders = self.control.orders();
+        let progress = &mut self.record.progress;
+        if orders.abort() {
+            progress.aborted = true;
+            progress.failure = Some(abort_error(&orders));
+        } else if orders.cancel && progress.failure.is_none() && !matches!(next, Stage::AfterScript | Stage::Cleanup) {
+            progress.failure = Some(canceled());
+            progress.aborted = !progress.scripts_began;
+            progress.status = Some("canceled".to_owned());
+        }
+    }
+
+    /// Notes the stage, then says it: a later agent sees by the log's size whether that was still done.
+    fn enter(&mut self, index: usize, stage: &Stage, again: bool) -> io::Result<()> {
+        let progress = &mut self.record.progress;
+        if !again {
+            progress.section_before = progress.stage.map(|before| self.stages[before].section());
+            progress.stage = Some(index);
+            progress.log_size = self.trace.size();
+            progress.steps_done = 0;
+            progress.attempt = 0;
+            progress.step = None;
+            progress.scripts_began |= matches!(stage, Stage::Step(..));
+            self.save()?;
+        }
+        if self.trace.size() == self.record.progress.log_size {
+            let lines = self.opening(stage);
+            let heading = stage.heading(self.context.runner.executor.as_str());
+            let before = self.record.progress.section_before.as_deref();
+            self.trace.turn_to(before, &stage.section(), &heading, &lines);
+        }
+        Ok(())
+    }
+
+    /// What is said at once below the heading.
+    fn opening(&self, stage: &Stage) -> Vec<String> {
+        match stage {
+            Stage::PrepareExecutor => vec![self.context.executor.greeting()],
+            Stage::PrepareScript => {
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                vec![format!("Running on {}...", host.to_string_lossy())]
+            }
+            Stage::GetSources if self.has_no_sources() => {
+                ["Git repository setup", "Git checkout", "Git submodules setup"]
+                    .map(|what| format!("\x1b[32;1mSkipping {what}\x1b[0;m"))
+                    .to_vec()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn perform(&mut self, stage: &Stage) -> io::Result<Result<(), JobError>> {
+        match stage {
+            Stage::PrepareExecutor => Ok(self.prepare_executor()),
+            Stage::PrepareScript => {
+                self.prepared.place.remove_temporary(&["gitlab_runner_env".to_owned()]);
+                Ok(Ok(()))
+            }
+            Stage::GetSources => self.get_sources(),
+            Stage::Step(index, _) => self.script_step(*index),
+            Stage::AfterScript => self.after_script(),
+            Stage::Cleanup => {
+                self.remove_secrets();
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    fn prepare_executor(&self) -> Result<(), JobError> {
+        if !self.payload.run.trim().is_empty() && self.payload.run.trim() != "null" {
+            return Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`"));
+        }
+        let place = &self.prepared.place;
+        self.context.executor.prepare()?;
+        place
+            .create(self.context.executor.user())
+            .map_err(|error| JobError::system(format!("cannot make {}: {error}", place.builds.display())))
+    }
+
+    /// The sources, tried as often as the job asks for.
+    fn get_sources(&mut self) -> io::Result<Result<(), JobError>> {
+        let attempts = self.prepared.variables.attempts("GET_SOURCES_ATTEMPTS");
+        loop {
+            let error = match self.try_sources()? {
+                Ok(()) => return Ok(Ok(())),
+                Err(error) => error,
+            };
+            let attempt = self.record.progress.attempt + 1;
+            let orders = self.control.orders();
+            let again = attempt < attempts && !orders.abort() && !orders.cancel && !self.record.progress.aborted;
+            if !again {
+                return Ok(Err(error));
+            }
+            self.trace.warning(&format!("{error}. Retrying..."));
+            self.record.progress.attempt = attempt;
+            self.record.progress.steps_done = 0;
+            self.record.progress.step = None;
+            self.save()?;
+            self.control.rest((RETRY_FIRST * 2_u32.saturating_pow(attempt - 1)).min(RETRY_MOST));
+        }
+    }
+
+    /// What a stage's outcome means for the job.
+    fn settle(&mut self, stage: &Stage, outcome: Result<(), JobError>) {
+        let progress = &mut self.record.progress;
+        progress.step = None;
+        let Err(error) = outcome else {
+            return;
+        };
+        if *stage == Stage::AfterScript && !progress.aborted {
+            let ignored = self.prepared.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
+            if ignored || progress.failure.is_some() {
+                self.trace.warning(&format!("after_script failed, but job will continue unaffected: {error}"));
+                return;
+            }
+        }
+        if progress.status.is_none() {
+            let status = match error.reason {
+                FailureReason::JobCanceled => "canceled",
+                FailureReason::JobExecutionTimeout => "timedout",
+                _ => "failed",
+            };
+            progress.status = Some(status.to_owned());
+        }
+        // A cancel before the scripts ends everything: there is nothing that after_script could come after.
+        progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_began;
+        if progress.aborted || progress.failure.is_none() {
+            progress.failure = Some(error);
+        }
+    }
+
+    /// File variables and credentials do not outlive the job, however it ended.
+    fn remove_secrets(&self) {
+        let mut names: Vec<String> = self.prepared.variables.files().into_iter().map(|(name, _)| name).collect();
+        names.extend(["gitlab_runner_env", "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        self.prepared.place.remove_temporary(&names);
+    }
+
+    fn decide(&mut self) -> io::Result<JobState> {
+        let state = match &self.record.progress.failure {
+            None => JobState::Success,
+            Some(error) => JobState::Failed {
+                reason: error.reason.supported_by(&self.payload.features.failure_reasons),
+                exit_code: error.exit_code,
+            },
+        };
+        self.record.progress.ending = Some(state.clone());
+        self.record.progress.log_size = self.trace.size();
+        self.save()?;
+        Ok(state)
+    }
+
+    /// The last line of the log, once.
+    fn say_ending(&self) {
+        let progress = &self.record.progress;
+        if self.trace.size() != progress.log_size {
+            return;
+        }
+        let section = progress.stage.map(|stage| self.stages[stage].section());
+        let text = match &progress.failure {
+            None => "Job succeeded".to_owned(),
+            Some(error) if error.reason == FailureReason::RunnerSystemFailure => {
+                format!("Job failed (system failure): {error}")
+            }
+            Some(error) => format!("Job failed: {error}"),
+        };
+        self.trace.conclude(section.as_deref(), progress.failure.is_none(), &text);
+    }
+
+    /// Writes the journal.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        self.record.progress.acknowledged = self.uploader.acknowledged();
+        self.directory.save(&self.record)
+    }
+}
+
+/// The error of a job that a person cancelled.
+pub(super) fn canceled() -> JobError {
+    JobError::new(FailureReason::JobCanceled, "canceled")
+}
+
+/// The error of a job that is stopped at once.
+pub(super) fn abort_error(orders: &super::control::Orders) -> JobError {
+    match &orders.interrupt {
+        Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
+        _ => canceled(),
+    }
+}
+
+/// Fails a job whose payload could not be read, with a log that says so. Errors: the state directory cannot be written.
+pub fn fail_unread(context: &Context, directory: SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
+    directory.create()?;
+    let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
+    let trace = Trace::open(&directory.spool(), &spec, false)?;
+    trace.conclude(None, false, &format!("Job failed (system failure): the payload of this job cannot be read: {why}"));
+    let options = UploadOptions { debug_trace: false, offset: 0, final_tries: context.runner.final_tries };
+    let coordinator = Arc::clone(&context.coordinator);
+    let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;
+    let delivery = uploader.finish(JobState::Failed { reason: FailureReason::RunnerSystemFailure, exit_code: None });
+    directory.discard()?;
+    Ok(delivery)
+}

@@ -1,0 +1,156 @@
+//! Where a job works on the disk.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::failure::JobError;
+use super::payload::Payload;
+use crate::shim::spec::User;
+use crate::sys;
+
+/// The directories of one job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// `CI_BUILDS_DIR`: everything is below it.
+    pub builds: PathBuf,
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// `<project directory>.tmp`: file variables, credentials.
+    pub temporary: PathBuf,
+}
+
+impl Place {
+    /// The usual place: builds root, runner, concurrent number, project.
+    pub fn usual(builds: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
+        let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
+        Self { builds: builds.to_owned(), temporary: with_tmp(&project), project }
+    }
+
+    /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
+    pub fn moved(&self, path: &str) -> Result<Self, JobError> {
+        let outside = || {
+            JobError::configuration(format!(
+                "GIT_CLONE_PATH `{path}` is not below the builds directory {}",
+                self.builds.display()
+            ))
+        };
+        let below = Path::new(path).strip_prefix(&self.builds).map_err(|_| outside())?;
+        let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+        if !plain || below.as_os_str().is_empty() {
+            return Err(outside());
+        }
+        let project = self.builds.join(below);
+        Ok(Self { builds: self.builds.clone(), temporary: with_tmp(&project), project })
+    }
+
+    /// Makes the builds root, for the job's user where that is another than the agent's. Errors: it cannot be made.
+    pub fn create(&self, user: Option<&User>) -> io::Result<()> {
+        if self.builds.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.builds)?;
+        if let Some(user) = user {
+            std::os::unix::fs::chown(&self.builds, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(())
+    }
+
+    /// Removes files from the temporary directory. A job may have put a link in its place: none is followed.
+    pub fn remove_temporary(&self, names: &[String]) {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let (Ok(root), Ok(below)) =
+            (open(&self.builds, flags, Mode::empty()), self.temporary.strip_prefix(&self.builds))
+        else {
+            return;
+        };
+        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
+        let Ok(directory) = sys::open_beneath(root.as_fd(), below, flags, 0) else { return };
+        for name in names {
+            let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
+fn with_tmp(project: &Path) -> PathBuf {
+    let mut name = project.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
+/// The path of the repository on its server, where it can be one here.
+fn slug(payload: &Payload) -> PathBuf {
+    let url = &payload.git_info.repo_url;
+    let path = match url.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').map(|(_, path)| path),
+        None => url.split_once(':').map(|(_, path)| path),
+    };
+    let path = path.unwrap_or_default().trim_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    let usable = !path.is_empty()
+        && !path.contains(char::is_control)
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    match usable {
+        true => PathBuf::from(path),
+        false => PathBuf::from(format!("project-{}", payload.job_info.project_id)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(url: &str) -> Place {
+        let mut payload = Payload::default();
+        payload.git_info.repo_url = url.to_owned();
+        payload.job_info.project_id = 9;
+        Place::usual(Path::new("/builds"), "abc", 0, &payload)
+    }
+
+    #[test]
+    fn follows_the_repository_and_refuses_to_leave() {
+        for (url, project) in [
+            ("https://u:t@h/group/sub/demo.git", "/builds/abc/0/group/sub/demo"),
+            ("git@h:group/demo.git", "/builds/abc/0/group/demo"),
+            ("https://h/../../etc", "/builds/abc/0/project-9"),
+            ("https://h/a\nb", "/builds/abc/0/project-9"),
+            ("", "/builds/abc/0/project-9"),
+        ] {
+            assert_eq!(of(url).project, Path::new(project), "{url}");
+        }
+        assert_eq!(of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
+    }
+
+    #[test]
+    fn a_clone_path_stays_below_the_builds_directory() {
+        let place = of("https://h/a/b.git");
+        assert_eq!(place.moved("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
+        for path in ["/etc", "/builds", "/builds/../etc", "relative"] {
+            assert!(place.moved(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_planted_link_is_not_followed_when_secrets_are_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let outside = directory.path().join("outside");
+        fs::create_dir(&outside).expect("made");
+        fs::write(outside.join("KEY"), "stays").expect("written");
+        let builds = directory.path().join("builds");
+        fs::create_dir(&builds).expect("made");
+        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds };
+        std::os::unix::fs::symlink(&outside, &place.temporary).expect("planted");
+        place.remove_temporary(&["KEY".to_owned()]);
+        assert!(outside.join("KEY").exists());
+        fs::remove_file(&place.temporary).expect("removed");
+        fs::create_dir(&place.temporary).expect("made");
+        fs::write(place.temporary.join("KEY"), "goes").expect("written");
+        place.remove_temporary(&["KEY".to_owned()]);
+        assert!(!place.temporary.join("KEY").exists());
+    }
+}

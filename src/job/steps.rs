@@ -1,0 +1,347 @@
+//! The steps of a stage: what is handed to a shim, and what its outcome means.
+
+use std::io;
+use std::time::Duration;
+
+use super::engine::{Engine, abort_error, canceled, timeout_seconds};
+use super::failure::{FailureReason, JobError};
+use super::script::{self, Lines, Setup};
+use super::sources::{self, Strategy};
+use super::work;
+use crate::journal::StepRecord;
+use crate::shim::spec::{End, Spec, Status, Stop, Task};
+use crate::shim::{self, Event, Outcome, Running};
+use crate::sys;
+
+/// Limit of after_script, unless the job sets another.
+const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Whether a cancel by a person stops a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnCancel {
+    Stop,
+    GoOn,
+}
+
+/// The time a step has.
+struct Limit {
+    /// In nanoseconds of `CLOCK_BOOTTIME`.
+    deadline: u64,
+    /// The error when it is over, unless the whole job's time is over.
+    error: JobError,
+}
+
+impl Engine<'_> {
+    /// True when there is nothing to fetch and nothing to remove.
+    pub(super) fn has_no_sources(&self) -> bool {
+        let strategy = sources::strategy(&self.payload, &self.prepared.variables);
+        strategy.is_ok_and(|strategy| strategy == Strategy::None)
+    }
+
+    /// Hooks, git, hooks.
+    pub(super) fn try_sources(&mut self) -> io::Result<Result<(), JobError>> {
+        if self.has_no_sources() {
+            return Ok(Ok(()));
+        }
+        let plan = match self.sources_plan() {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error)),
+        };
+        let hooks = plan.strategy != Strategy::Empty;
+        let runner = self.context.runner.clone();
+        let payload = self.payload.clone();
+        let own = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| hooks).cloned().collect() };
+        let of_job = |name: &str| if hooks { payload.hook(name).to_vec() } else { Vec::new() };
+        let before = vec![
+            Lines { origin: "pre_clone_script", lines: own(&runner.pre_get_sources_script) },
+            Lines { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
+        ];
+        let after = vec![
+            Lines { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
+            Lines { origin: "post_clone_script", lines: own(&runner.post_get_sources_script) },
+        ];
+        let mut tasks = Vec::new();
+        let has_lines = |groups: &[Lines<'_>]| groups.iter().any(|group| !group.lines.is_empty());
+        if has_lines(&before) {
+            tasks.push(self.shell_task(&before, None, None));
+        }
+        let plan = work::Plan::Sources(plan).to_text().map_err(io::Error::other)?;
+        tasks.push(Task::Work { plan });
+        if has_lines(&after) {
+            let directory = self.prepared.place.project.display().to_string();
+            tasks.push(self.shell_task(&after, Some(directory), None));
+        }
+        let limit = self.sources_limit();
+        for (index, task) in tasks.into_iter().enumerate().skip(self.record.progress.steps_done) {
+            if let Err(error) = self.step(task, &limit, OnCancel::Stop)? {
+                return Ok(Err(error));
+            }
+            self.record.progress.steps_done = index + 1;
+            self.record.progress.step = None;
+            self.save()?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn sources_plan(&self) -> Result<sources::Plan, JobError> {
+        let place = sources::Place {
+            project: self.prepared.place.project.clone(),
+            temporary: self.prepared.place.temporary.clone(),
+            server: self.context.runner.url.clone(),
+            clone_url: self.context.runner.clone_url.clone(),
+            ca_certificates: self.prepared.ca_certificates.clone(),
+            correlation_id: match self.prepared.flags.is_on("FF_USE_GITALY_CORRELATION_ID") {
+                true => self.record.request_id.clone(),
+                false => String::new(),
+            },
+            environment: self.context.executor.environment(),
+        };
+        let plan = sources::plan(&self.payload, &self.prepared.variables, place)?;
+        Ok(sources::Plan { clear_worktree: self.record.progress.attempt == 1, ..plan })
+    }
+
+    fn sources_limit(&self) -> Limit {
+        let job = self.job_deadline();
+        match self.context.runner.get_sources_timeout {
+            Some(timeout) => Limit {
+                deadline: job.min(sys::boottime().saturating_add(nanos(timeout))),
+                error: timed_out(format!("get sources timeout: exceeded timeout of {}", in_words(timeout))),
+            },
+            None => self.job_limit(),
+        }
+    }
+
+    /// One step of the payload, with what the runner puts around it.
+    pub(super) fn script_step(&mut self, index: usize) -> io::Result<Result<(), JobError>> {
+        let step = self.payload.steps[index].clone();
+        let runner = self.context.runner.clone();
+        let own = |text: &Option<String>| -> Vec<String> { text.iter().cloned().collect() };
+        let mut lines = step.script;
+        if step.name == "release" {
+            lines = lines.iter().map(|line| self.prepared.variables.expand(line)).collect();
+        }
+        let groups = [
+            Lines { origin: "pre_build_script", lines: own(&runner.pre_build_script) },
+            Lines { origin: "script_step", lines },
+            Lines { origin: "post_build_script", lines: own(&runner.post_build_script) },
+        ];
+        let directory = self.prepared.place.project.display().to_string();
+        let task = self.shell_task(&groups, Some(directory), None);
+        let limit = self.script_limit();
+        self.step(task, &limit, OnCancel::Stop)
+    }
+
+    /// All steps of the payload share one limit.
+    fn script_limit(&mut self) -> Limit {
+        let job = self.job_deadline();
+        let timeout = self.limit_of("RUNNER_SCRIPT_TIMEOUT");
+        if let Some(timeout) = timeout.filter(|_| self.record.progress.scripts_deadline.is_none()) {
+            self.record.progress.scripts_deadline = Some(sys::boottime().saturating_add(nanos(timeout)));
+        }
+        match self.record.progress.scripts_deadline {
+            Some(deadline) => Limit {
+                deadline: job.min(deadline),
+                error: timed_out(format!(
+                    "script timeout: exceeded timeout of {}",
+                    in_words(timeout.unwrap_or_default())
+                )),
+            },
+            None => self.job_limit(),
+        }
+    }
+
+    /// Runs in any case, in a shell of its own, and knows how the scripts came out.
+    pub(super) fn after_script(&mut self) -> io::Result<Result<(), JobError>> {
+        let lines = self.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
+        let groups = [Lines { origin: "after_script_step", lines }];
+        let status = self.record.progress.status.clone().unwrap_or_else(|| "success".to_owned());
+        self.prepared.variables.set("CI_JOB_STATUS", status);
+        let directory = self.prepared.place.project.display().to_string();
+        let task = self.shell_task(&groups, Some(directory), Some("Running after script..."));
+        let timeout = self.limit_of("RUNNER_AFTER_SCRIPT_TIMEOUT").unwrap_or(AFTER_SCRIPT_TIMEOUT);
+        let limit = Limit {
+            deadline: self.job_deadline().min(sys::boottime().saturating_add(nanos(timeout))),
+            error: timed_out(format!("after_script timeout: exceeded timeout of {}", in_words(timeout))),
+        };
+        self.step(task, &limit, OnCancel::GoOn)
+    }
+
+    fn limit_of(&self, key: &str) -> Option<Duration> {
+        match self.prepared.variables.duration(key) {
+            Ok(timeout) => timeout.filter(|timeout| !timeout.is_zero()),
+            Err(why) => {
+                self.trace.warning(&why);
+                None
+            }
+        }
+    }
+
+    fn shell_task(&self, groups: &[Lines<'_>], directory: Option<String>, greeting: Option<&str>) -> Task {
+        let flags = &self.prepared.flags;
+        let setup = Setup {
+            exports: self.prepared.variables.exports(),
+            files: self.prepared.variables.files(),
+            temporary: self.prepared.place.temporary.display().to_string(),
+            directory,
+            trace: self.prepared.debug,
+            check_each_line: flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),
+            sections: flags.is_on("FF_SCRIPT_SECTIONS") && self.payload.features.trace_sections,
+        };
+        // With stamps each line says which stream it came from; without, or with the shell's own trace between the
+        // output, their exact order is worth more.
+        let merge = self.prepared.debug || !self.prepared.filters.timestamps;
+        self.context.executor.script(script::script(&setup, groups, greeting), merge)
+    }
+
+    fn job_deadline(&self) -> u64 {
+        self.record.began.saturating_add(timeout_seconds(&self.payload).saturating_mul(1_000_000_000))
+    }
+
+    fn job_limit(&self) -> Limit {
+        Limit { deadline: self.job_deadline(), error: self.job_timed_out() }
+    }
+
+    fn job_timed_out(&self) -> JobError {
+        let timeout = Duration::from_secs(timeout_seconds(&self.payload));
+        timed_out(format!("execution took longer than {}", in_words(timeout)))
+    }
+
+    /// Runs one step, or takes up one that an earlier agent had started.
+    fn step(&mut self, task: Task, limit: &Limit, on_cancel: OnCancel) -> io::Result<Result<(), JobError>> {
+        let outcome = match self.record.progress.step.clone() {
+            Some(step) => self.take_up(task, &step, on_cancel)?,
+            None => {
+                let id = format!("{}-{}", self.payload.id, self.record.progress.steps);
+                self.record.progress.steps += 1;
+                let cgroups = self.context.executor.cgroups(&id);
+                let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
+                self.record.progress.step = Some(step.clone());
+                self.save()?;
+                self.start(task, &step, on_cancel)?
+            }
+        };
+        Ok(self.judge(&outcome, limit, on_cancel))
+    }
+
+    fn start(&mut self, task: Task, step: &StepRecord, on_cancel: OnCancel) -> io::Result<Outcome> {
+        let spec = Spec {
+            id: step.id.clone(),
+            spool: self.directory.spool(),
+            status: self.directory.status(&step.id),
+            filters: self.prepared.filters.clone(),
+            user: self.context.executor.user().cloned(),
+            cgroups: step.cgroups.clone(),
+            grace: self.context.runner.kill_grace,
+            deadline: step.deadline,
+            task,
+        };
+        let running = Running::start(&spec)?;
+        if let Some(step) = &mut self.record.progress.step {
+            step.shim = Some(running.identity());
+        }
+        self.save()?;
+        Ok(self.watch(running, on_cancel))
+    }
+
+    /// A step of an earlier agent: it still runs, or it has left its outcome, or it never began.
+    fn take_up(&mut self, task: Task, step: &StepRecord, on_cancel: OnCancel) -> io::Result<Outcome> {
+        let status = self.directory.status(&step.id);
+        let running = match step.shim {
+            Some(identity) => Running::adopt(identity, &status),
+            None => Running::find(&step.id, &status),
+        };
+        if let Some(running) = running {
+            return Ok(self.watch(running, on_cancel));
+        }
+        match Outcome::read(&status) {
+            Outcome::Lost if !shim::begun_mark(&status).exists() => self.start(task, step, on_cancel),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Waits for the end of a step, and stops it when something says so.
+    fn watch(&self, running: Running, on_cancel: OnCancel) -> Outcome {
+        loop {
+            let orders = self.control.orders();
+            if orders.abort() || (orders.cancel && on_cancel == OnCancel::Stop) {
+                running.stop();
+            }
+            match running.wait(self.control.bell(), None) {
+                Event::Ended => return running.outcome(),
+                Event::Woken | Event::TimedOut => self.control.heard(),
+            }
+        }
+    }
+
+    /// Whose fault an outcome was.
+    fn judge(&mut self, outcome: &Outcome, limit: &Limit, on_cancel: OnCancel) -> Result<(), JobError> {
+        let orders = self.control.orders();
+        if orders.abort() {
+            self.record.progress.aborted = true;
+            return Err(abort_error(&orders));
+        }
+        let status = match outcome {
+            Outcome::Ended(status) => status,
+            Outcome::Lost => {
+                self.sweep();
+                self.record.progress.aborted = true;
+                return Err(JobError::system(
+                    "the process that held the script was killed: by the script itself, for lack of memory, or with the machine",
+                ));
+            }
+        };
+        match status.stopped {
+            Some(Stop::Deadline) if sys::boottime() >= self.job_deadline() => {
+                self.record.progress.aborted = true;
+                Err(self.job_timed_out())
+            }
+            Some(Stop::Deadline) => Err(limit.error.clone()),
+            Some(Stop::Requested) if orders.cancel && on_cancel == OnCancel::Stop => {
+                self.trace.warning("script canceled externally (UI, API)");
+                Err(canceled())
+            }
+            _ => end_of(status),
+        }
+    }
+
+    /// Ends what a dead shim left.
+    fn sweep(&self) {
+        if let Some(step) = &self.record.progress.step {
+            shim::sweep(&step.id, &step.cgroups);
+        }
+    }
+}
+
+fn end_of(status: &Status) -> Result<(), JobError> {
+    let failed = |code: i32, message: String| {
+        Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message })
+    };
+    match &status.end {
+        End::Exited(0) => Ok(()),
+        End::Exited(code) => failed(*code, format!("exit status {code}")),
+        End::Signaled(number) => {
+            let name = nix::sys::signal::Signal::try_from(*number).map_or("unknown", |signal| signal.as_str());
+            failed(-1, format!("signal: {}", name.to_ascii_lowercase()))
+        }
+        End::NotStarted(why) => Err(JobError::system(why.clone())),
+    }
+}
+
+fn timed_out(message: String) -> JobError {
+    JobError::new(FailureReason::JobExecutionTimeout, message)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `1h30m0s`, as Go writes durations.
+fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
