@@ -1,1 +1,12 @@
+//! The real program against real things: a strict GitLab, git over HTTP, shells, processes, signals.
 
+mod support;
+
+mod commands;
+mod crash;
+mod exec;
+mod jobs;
+mod processes;
+mod protocol;
+mod signals;
+mod sources;

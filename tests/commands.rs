@@ -1,0 +1,183 @@
+//! The commands around the agent: register, verify, unregister, check, lint.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Output, Stdio};
+
+use crate::support::gitlab::{ACCESS_TOKEN, GitLab, REGISTRATION_TOKEN, RUNNER_TOKEN};
+use crate::support::mayfly::{Home, read};
+
+fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
+    let mut child = home
+        .command(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mayfly");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
+    child.wait_with_output().expect("ended")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn register_with_a_token_from_standard_input() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    let config = home.config().display().to_string();
+    let arguments = [
+        "register",
+        "-n",
+        "--config",
+        &config,
+        "--url",
+        &gitlab.url,
+        "--token-file",
+        "-",
+        "--executor",
+        "shell",
+        "--name",
+        "box",
+        "--limit",
+        "2",
+    ];
+    let output = call_with_input(&home, &arguments, &format!("{RUNNER_TOKEN}\n"));
+    assert!(output.status.success(), "{}", text(&output));
+    let written = read(&home.config());
+    for part in ["name = \"box\"", "limit = 2", "id = 7", RUNNER_TOKEN, "executor = \"shell\""] {
+        assert!(written.contains(part), "{part} in {written}");
+    }
+    assert_eq!(std::fs::metadata(home.config()).expect("file").permissions().mode() & 0o777, 0o600);
+    assert_eq!(gitlab.managers().len(), 1);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn register_asks_in_order() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    let config = home.config().display().to_string();
+    let input = format!("{}\n{RUNNER_TOKEN}\nmy box\nshell\n", gitlab.url);
+    let output = call_with_input(&home, &["register", "--config", &config], &input);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(read(&home.config()).contains("name = \"my box\""));
+}
+
+#[test]
+fn register_creates_a_runner_for_a_person_and_refuses_what_cannot_be() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    let config = home.config().display().to_string();
+    std::fs::write(home.path("pat"), ACCESS_TOKEN).expect("written");
+    let pat = home.path("pat").display().to_string();
+    let base = ["register", "-n", "--config", &config, "--url", &gitlab.url, "--executor", "shell"];
+    let create = [
+        &base[..],
+        &["--access-token-file", &pat, "--runner-type", "project_type", "--project-id", "9", "--tag-list", "a,b"],
+    ]
+    .concat();
+    let output = home.call(&create);
+    assert!(output.status.success(), "{}", text(&output));
+    let created = gitlab.created();
+    assert_eq!(
+        (created[0]["runner_type"].as_str(), created[0]["project_id"].as_i64()),
+        (Some("project_type"), Some(9))
+    );
+    let refused = [
+        (vec!["--token", RUNNER_TOKEN, "--tag-list", "x"], "change it on the server"),
+        (vec!["--token", RUNNER_TOKEN, "--token-file", "x"], "cannot be used with"),
+        (vec!["--token", "glrt-unknown"], "does not know this token"),
+        (vec![], "a token is missing"),
+        (vec!["--token", RUNNER_TOKEN, "--executor", "kubernetes"], "kubernetes"),
+    ];
+    for (more, part) in refused {
+        let arguments =
+            if more.contains(&"--executor") { [&base[..6], &more].concat() } else { [&base[..], &more].concat() };
+        let output = home.call(&arguments);
+        assert!(!output.status.success() && text(&output).contains(part), "{part} in {}", text(&output));
+    }
+    let legacy = [&base[..], &["-r", REGISTRATION_TOKEN, "--locked=false"]].concat();
+    assert!(home.call(&legacy).status.success());
+    assert_eq!(gitlab.created()[1]["locked"], false);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn verify_unregister_reset_and_list() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "# kept", "");
+    let config = home.config().display().to_string();
+    assert!(text(&home.call(&["list", "--config", &config])).contains("test\texecutor=shell"));
+    assert!(home.call(&["verify", "--config", &config]).status.success());
+    assert!(home.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
+    let written = read(&home.config());
+    assert!(
+        written.contains("glrt-tokenAfterReset")
+            && written.contains("# kept")
+            && written.contains("2040-01-02T03:04:05Z")
+    );
+    assert!(home.call(&["unregister", "--config", &config, "--name", "test"]).status.success());
+    assert!(gitlab.managers().is_empty());
+    assert!(!read(&home.config()).contains("[[runners]]") && read(&home.config()).contains("# kept"));
+    home.configure(&gitlab.url, "", "");
+    gitlab.delete_runner();
+    assert!(!home.call(&["verify", "--config", &config]).status.success());
+    assert!(home.call(&["verify", "--config", &config, "--delete"]).status.success());
+    assert!(!read(&home.config()).contains("[[runners]]"));
+    gitlab.assert_strict();
+}
+
+#[test]
+fn check_passes_only_when_jobs_would_run() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "odd_key = 1");
+    let config = home.config().display().to_string();
+    let good = home.call(&["check", "--config", &config]);
+    assert!(good.status.success(), "{}", text(&good));
+    assert!(text(&good).contains("`runners.odd_key` is unknown") && text(&good).contains("the token is valid"));
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
+    let before = read(&home.config());
+    for (global, runner, part) in [
+        ("user = \"no-such-user\"", "", "does not exist"),
+        ("", "tls-ca-file = \"/nowhere/ca.pem\"", "/nowhere/ca.pem cannot be read"),
+        ("", "builds_dir = \"/proc/builds\"", "cannot write"),
+        ("concurrent = 0", "", "at least 1"),
+    ] {
+        home.configure(&gitlab.url, global, runner);
+        let bad = home.call(&["check", "--config", &config]);
+        assert!(!bad.status.success() && text(&bad).contains(part), "{part} in {}", text(&bad));
+    }
+    home.configure(&gitlab.url, "", "odd_key = 1");
+    assert_eq!(read(&home.config()), before, "check edits nothing");
+    gitlab.delete_runner();
+    let dead = home.call(&["check", "--config", &config]);
+    assert!(!dead.status.success() && text(&dead).contains("does not know the token"));
+}
+
+#[test]
+fn usage_errors_go_to_standard_error() {
+    let home = Home::empty();
+    let output = home.call(&["run", "--no-such-flag"]);
+    assert!(!output.status.success() && output.stdout.is_empty() && !output.stderr.is_empty());
+    let version = home.call(&["--version"]);
+    assert!(text(&version).starts_with("mayfly 0."), "{}", text(&version));
+    let missing = home.call(&["run", "--config", "nowhere.toml"]);
+    assert!(!missing.status.success() && text(&missing).contains("mayfly register"));
+    let stray = home.call(&["shim"]);
+    assert!(!stray.status.success());
+}
+
+#[test]
+fn log_lines_are_json_when_asked() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&["--log-format", "json", "--idle-timeout", "1s"]);
+    agent.wait();
+    for line in agent.log().lines() {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(value["level"].is_string() && value["msg"].is_string());
+    }
+}

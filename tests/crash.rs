@@ -1,0 +1,182 @@
+//! The agent dies, with and without its shims, and the next one goes on.
+
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Home, is_running, kill_shims, read};
+
+/// A job whose log tells each line once.
+fn counting() -> JobBuilder {
+    job(&["for i in 1 2 3 4 5 6; do echo \"tick $i\"; sleep 0.5; done"])
+        .after_script(&["echo after; sleep 1; echo end"])
+}
+
+fn assert_whole(job: &Job) {
+    assert_eq!(job.state, "success", "{}", job.log());
+    let lines = job.lines();
+    let once = ["tick 1", "tick 2", "tick 3", "tick 4", "tick 5", "tick 6", "after", "end", "Job succeeded"];
+    let headings = [
+        "Preparing environment",
+        "Executing \"step_script\" stage of the job script",
+        "Running after_script",
+        "Cleaning up project directory and file based variables",
+    ];
+    for line in once.iter().chain(&headings) {
+        assert_eq!(lines.iter().filter(|other| other == line).count(), 1, "{line} in {lines:#?}");
+    }
+}
+
+#[test]
+fn a_killed_agent_is_followed_as_if_nothing_had_happened() {
+    for moment in ["tick 1", "tick 4", "after"] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let id = gitlab.queue(counting().build());
+        let agent = home.start(&[]);
+        gitlab.wait_for_log(id, moment);
+        agent.kill();
+        let mut next = home.start(&[]);
+        assert_whole(&gitlab.finished(id));
+        next.signal("QUIT");
+        assert!(next.wait().success());
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn an_agent_killed_at_any_time_loses_and_doubles_nothing() {
+    // Moments are spread over the whole life of the job, between stages as well as in them.
+    for millis in (0..1200).step_by(150) {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let id = gitlab.queue(job(&["echo only once", "sleep 0.4", "echo done"]).after_script(&["echo after"]).build());
+        let agent = home.start(&[]);
+        gitlab.wait_until("the job is taken", |server| server.job(id).state == "running");
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        agent.kill();
+        if gitlab.job(id).state == "success" {
+            continue;
+        }
+        if !home.path("state/slot-0/job.json").exists() {
+            // Killed between the answer and the first write: nothing is known of the job, which GitLab drops.
+            continue;
+        }
+        let mut next = home.start(&[]);
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "after {millis} ms: {}", job.log());
+        for line in ["only once", "done", "after", "Job succeeded"] {
+            assert_eq!(
+                job.lines().iter().filter(|other| *other == line).count(),
+                1,
+                "{line} after {millis} ms: {:#?}",
+                job.lines()
+            );
+        }
+        next.signal("QUIT");
+        assert!(next.wait().success());
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 1", "echo over; exit 7"]).after_script(&["echo after"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(7)));
+    assert!(job.lines().contains(&"over".to_owned()) && job.lines().contains(&"after".to_owned()));
+    next.signal("QUIT");
+    next.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "setsid sleep 7401 & sleep 7402"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    assert!(kill_shims(id) > 0);
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
+    assert!(job.lines().contains(&"begun".to_owned()), "the log up to there");
+    assert!(!is_running("sleep 7401") && !is_running("sleep 7402"));
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
+    for (key, reported) in [("boot", true), ("instance", false)] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let id = gitlab.queue(job(&["echo begun", "sleep 7501"]).build());
+        let agent = home.start(&[]);
+        gitlab.wait_for_log(id, "begun");
+        agent.kill();
+        kill_shims(id);
+        let record = home.path("state/slot-0/job.json");
+        let mut value: serde_json::Value = serde_json::from_str(&read(&record)).expect("a record");
+        value["identity"][key] = "another".into();
+        std::fs::write(&record, value.to_string()).expect("written");
+        let mut next = home.start(&[]);
+        next.wait_for_log("mayfly is up");
+        if reported {
+            let job = gitlab.finished(id);
+            assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
+            assert!(job.lines().iter().any(|line| line.contains("the machine went down")));
+        }
+        next.signal("QUIT");
+        assert!(next.wait().success());
+        assert_eq!(gitlab.job(id).state == "failed", reported);
+        assert!(!home.path("state/slot-0").exists());
+        std::process::Command::new("pkill").args(["-f", "sleep 7501"]).status().expect("pkill");
+    }
+}
+
+#[test]
+fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 0.5"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    gitlab.set_away(true);
+    let record = home.path("state/slot-0/job.json");
+    while !read(&record).contains("\"ending\":\"success\"") {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    agent.kill();
+    gitlab.set_away(false);
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert_eq!(job.lines().iter().filter(|line| *line == "Job succeeded").count(), 1);
+    next.signal("QUIT");
+    next.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
+fn max_builds_holds_over_a_crash() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let first = gitlab.queue(job(&["echo begun", "sleep 1"]).build());
+    let agent = home.start(&["--max-builds", "1"]);
+    gitlab.wait_for_log(first, "begun");
+    agent.kill();
+    let second = gitlab.queue(job(&["true"]).build());
+    let mut next = home.start(&["--max-builds", "1"]);
+    assert!(next.wait().success());
+    assert_eq!(gitlab.job(first).state, "success");
+    assert_eq!(gitlab.job(second).state, "pending");
+}

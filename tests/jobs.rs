@@ -1,0 +1,226 @@
+//! One job, whole life: what its author sees.
+
+use serde_json::json;
+
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+
+/// Runs one job on an agent of its own.
+fn run(job: JobBuilder) -> Job {
+    run_with("", job)
+}
+
+fn run_with(runner: &str, job: JobBuilder) -> Job {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", runner);
+    let id = gitlab.queue(job.build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    job
+}
+
+#[test]
+fn a_script_runs_and_its_log_and_outcome_arrive() {
+    let job = run(job(&["echo \"hello from $CI_JOB_NAME\"", "echo to stderr >&2"]));
+    assert_eq!((job.state.as_str(), job.exit_code), ("success", None));
+    let lines = job.lines();
+    for expected in ["$ echo \"hello from $CI_JOB_NAME\"", "hello from unit", "to stderr", "Job succeeded"] {
+        assert!(lines.iter().any(|line| line == expected), "{expected} in {lines:#?}");
+    }
+    assert!(job.log().contains("section_start:") && job.log().contains(":step_script\r"));
+    assert!(job.log().lines().any(|line| line.get(28..32) == Some("01E ") && line.ends_with("to stderr")));
+}
+
+#[test]
+fn a_failed_script_tells_its_exit_code_and_after_script_still_runs() {
+    let job = run(job(&["exit 42"]).after_script(&["echo \"it was $CI_JOB_STATUS\""]));
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(42)));
+    assert_eq!(job.failure_reason.as_deref(), Some("script_failure"));
+    let lines = job.lines();
+    assert!(lines.contains(&"it was failed".to_owned()));
+    assert!(lines.contains(&"ERROR: Job failed: exit status 42".to_owned()));
+}
+
+#[test]
+fn a_failed_after_script_changes_nothing_unless_asked() {
+    let ignored = run(job(&["true"]).after_script(&["exit 3"]));
+    assert_eq!(ignored.state, "success");
+    let counted = run(job(&["true"]).after_script(&["exit 3"]).variable("AFTER_SCRIPT_IGNORE_ERRORS", "false"));
+    assert_eq!((counted.state.as_str(), counted.exit_code), ("failed", Some(3)));
+}
+
+#[test]
+fn steps_run_in_order_until_the_first_failure() {
+    let job = run(job(&["echo one", "export LOST=1"])
+        .step("release", &["echo \"two $CI_JOB_NAME ${LOST:-gone}\"", "false"])
+        .step("late", &["echo never"]));
+    let lines = job.lines();
+    assert!(lines.iter().any(|line| line.starts_with("two unit")), "{lines:#?}");
+    assert!(!lines.contains(&"never".to_owned()));
+    assert_eq!(job.state, "failed");
+}
+
+#[test]
+fn variables_are_expanded_files_are_written_and_secrets_masked() {
+    let script = [
+        "echo \"$GREETING\"",
+        "cat \"$KEY_FILE\"",
+        "echo \"secret: $PASSWORD\"",
+        "printf 'hunter'; sleep 0.2; printf '22-secret\\n'",
+        "echo glpat-abcDEF123",
+        "ls -ld \"$KEY_FILE\" | cut -c1-10",
+        "echo \"mayfly:${AGENT_ONLY:-clean}\"",
+    ];
+    let job = run(job(&script)
+        .variable("GREETING", "hi $CI_JOB_NAME and $UNDEFINED.")
+        .file("KEY_FILE", "line one\nline two\n")
+        .masked("PASSWORD", "hunter22-secret"));
+    let lines = job.lines();
+    for expected in
+        ["hi unit and .", "line two", "secret: [MASKED]", "[MASKED]", "glpat-[MASKED]", "-rw-------", "mayfly:clean"]
+    {
+        assert!(lines.iter().any(|line| line == expected), "{expected} in {lines:#?}");
+    }
+    assert!(!job.log().contains("hunter22"));
+}
+
+#[test]
+fn variables_go_from_step_to_step_over_gitlab_env() {
+    let job = run(job(&["echo 'COLOUR=blue sky' >>\"$GITLAB_ENV\""]).after_script(&["echo \"<$COLOUR>\""]));
+    assert!(job.lines().contains(&"<blue sky>".to_owned()));
+}
+
+#[test]
+fn nothing_secret_is_left_behind() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    for script in ["true", "sleep 600"] {
+        let id = gitlab.queue(
+            job(&[script, "true"])
+                .file("DEPLOY_KEY", "private")
+                .timeout(if script == "true" { 600 } else { 2 })
+                .build(),
+        );
+        home.start(&["--once"]).wait();
+        gitlab.finished(id);
+        let found = std::process::Command::new("grep")
+            .args(["-rl", "private"])
+            .arg(home.path("builds"))
+            .output()
+            .expect("grep");
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+    assert!(!home.path("state/slot-0").exists(), "the journal of a finished job is gone");
+}
+
+#[test]
+fn a_job_that_takes_too_long_is_stopped() {
+    let job = run_with(
+        "[runners.mayfly]\nkill_grace = \"1s\"",
+        job(&["trap '' TERM", "sleep 600 & wait; sleep 600"]).timeout(2),
+    );
+    assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("job_execution_timeout")));
+    assert!(job.lines().contains(&"ERROR: Job failed: execution took longer than 2s".to_owned()), "{:#?}", job.lines());
+}
+
+#[test]
+fn a_script_timeout_leaves_time_for_after_script() {
+    let job = run(job(&["sleep 600"])
+        .variable("RUNNER_SCRIPT_TIMEOUT", "1s")
+        .after_script(&["echo \"after: $CI_JOB_STATUS\""]));
+    assert!(job.lines().contains(&"after: timedout".to_owned()), "{:#?}", job.lines());
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"));
+}
+
+#[test]
+fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).after_script(&["echo \"after: $CI_JOB_STATUS\""]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "begun");
+    gitlab.cancel(id);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "canceled");
+    assert!(job.lines().contains(&"after: canceled".to_owned()), "{:#?}", job.lines());
+    agent.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_that_is_over_on_the_server_is_stopped_at_once() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let marker = home.path("after");
+    let after = format!("touch {}", marker.display());
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).after_script(&[&after]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "begun");
+    gitlab.set_job_state(id, "failed");
+    assert!(agent.wait().success());
+    assert!(!marker.exists(), "after_script must not run");
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_runner_adds_its_own_scripts_and_variables() {
+    let runner =
+        "environment = [\"FROM_RUNNER=yes\"]\npre_build_script = \"echo before\"\npost_build_script = \"echo behind\"";
+    let job = run_with(runner, job(&["echo \"script $FROM_RUNNER\""]));
+    let lines = job.lines();
+    let at = |text: &str| lines.iter().position(|line| line == text).unwrap_or_else(|| panic!("{text} in {lines:#?}"));
+    assert!(at("before") < at("script yes") && at("script yes") < at("behind"));
+}
+
+#[test]
+fn debug_trace_shows_the_shell_and_can_be_refused() {
+    let shown = run(job(&["true"]).variable("CI_DEBUG_TRACE", "true"));
+    assert!(shown.log().contains("+ true"), "{}", shown.log());
+    let refused = run_with("debug_trace_disabled = true", job(&["true"]).variable("CI_DEBUG_TRACE", "true"));
+    assert!(!refused.log().contains("+ true"));
+    assert!(refused.log().contains("WARNING: CI_DEBUG_TRACE"));
+}
+
+#[test]
+fn a_log_over_its_limit_is_cut_and_still_tells_the_outcome() {
+    let job = run_with("output_limit = 8", job(&["head -c 100000 /dev/zero | tr '\\0' x; echo"]));
+    assert!(job.log().contains("Job's log exceeded limit of 8192 bytes."));
+    assert_eq!(job.lines().last().map(String::as_str), Some("Job succeeded"));
+    assert!(job.trace.len() < 10_000);
+}
+
+#[test]
+fn hostile_payloads_fail_their_job_and_not_the_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "concurrent = 4", "");
+    let many: Vec<_> = (0..10_000).map(|n| json!({"key": format!("V{n}"), "value": "x"})).collect();
+    let big = "x".repeat(1 << 20);
+    let jobs = [
+        ("failed", gitlab.queue_text(|id| format!("{{\"id\": {id}, \"token\": \"glcbt-job-{id}\", \"steps\": 5}}"))),
+        (
+            "failed",
+            gitlab.queue_text(|id| format!("{{\"id\": {id}, \"token\": \"glcbt-job-{id}\", \"steps\": [{{\"na")),
+        ),
+        (
+            "success",
+            gitlab.queue(job(&["echo ok"]).set("variables", json!(many)).variable("GIT_STRATEGY", "none").build()),
+        ),
+        ("failed", gitlab.queue(job(&["/bin/true"]).variable("BIG", &big).build())),
+        ("success", gitlab.queue(job(&["echo \"${#BIG}\""]).variable("BIG", &big).build())),
+        ("success", gitlab.queue(job(&[]).build())),
+        ("failed", gitlab.queue(job(&["echo"]).variable("GIT_STRATEGY", "a\nb").build())),
+        ("failed", gitlab.queue(job(&["echo"]).variable("GIT_CLONE_PATH", "/etc").build())),
+        ("failed", gitlab.queue(job(&["echo"]).set("run", json!("[{\"name\": \"x\"}]")).build())),
+        ("success", gitlab.queue(job(&["echo"]).variable("../../x", "y").variable("a\nb", "c").build())),
+    ];
+    let mut agent = home.start(&["--max-builds", "10"]);
+    for (state, id) in jobs {
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, state, "job {id}: {}", job.log());
+    }
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+}

@@ -1,0 +1,130 @@
+//! What a job starts, and what becomes of it.
+
+use std::time::{Duration, Instant};
+
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Home, is_running, kill_shims, read};
+
+fn run(global: &str, job: JobBuilder) -> (Job, Home) {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, global, "[runners.mayfly]\nkill_grace = \"1s\"");
+    let id = gitlab.queue(job.build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    (job, home)
+}
+
+#[test]
+fn nothing_survives_its_stage_however_it_detached_itself() {
+    let script = [
+        "sleep 7101 &",
+        "setsid sh -c 'trap \"\" TERM; sleep 7102; sleep 7102' &",
+        "(setsid setsid nohup sleep 7103 >/dev/null 2>&1 &) &",
+        "sleep 0.2; echo done",
+    ];
+    let began = Instant::now();
+    let (job, _) = run("", job(&script));
+    assert_eq!(job.state, "success");
+    assert!(began.elapsed() < Duration::from_secs(30), "a background process must not hold the job");
+    for marker in ["sleep 7101", "sleep 7102", "sleep 7103"] {
+        assert!(!is_running(marker), "{marker} lives on");
+    }
+    assert!(job.log().contains("that the script had left running"), "{}", job.log());
+}
+
+#[test]
+fn standard_output_can_be_opened_again() {
+    let (job, _) = run("user = \"nobody\"", job(&["echo again >/dev/stdout; echo wrong >/dev/stderr; id -un"]));
+    let lines = job.lines();
+    for line in ["again", "wrong", "nobody"] {
+        assert!(lines.contains(&line.to_owned()), "{line} in {lines:#?}");
+    }
+}
+
+#[test]
+fn a_job_with_a_user_of_its_own_cannot_reach_the_agent() {
+    let script = [
+        "shim=$(ps -o ppid= -p $PPID | tr -d ' ' || true)",
+        "for file in /proc/$PPID/environ /proc/$PPID/mem /proc/$PPID/fd/0 \"$CONFIG\" \"$STATE\"; do \
+         if cat \"$file\" >/dev/null 2>&1 || ls \"$file/x\" >/dev/null 2>&1; then echo \"reached $file\"; fi; done",
+        "if kill -9 $PPID 2>/dev/null; then echo killed; fi",
+        "grep -l tokenOfTheRunner /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null || echo nowhere",
+        "echo end",
+    ];
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    let config = home.config().display().to_string();
+    let state = home.path("state").display().to_string();
+    let id = gitlab.queue(job(&script).variable("CONFIG", &config).variable("STATE", &state).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    agent.wait();
+    let lines = job.lines();
+    assert!(lines.contains(&"end".to_owned()), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.starts_with("reached") || line == "killed"), "{lines:#?}");
+    assert!(lines.contains(&"nowhere".to_owned()), "{lines:#?}");
+}
+
+#[test]
+fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "concurrent = 2", "");
+    let killer = gitlab.queue(job(&["sleep 7201 & echo begun; sleep 600"]).build());
+    let other = gitlab.queue(job(&["sleep 3; echo fine"]).build());
+    let mut agent = home.start(&["--max-builds", "2"]);
+    gitlab.wait_for_log(killer, "begun");
+    assert!(kill_shims(killer) > 0);
+    let killed = gitlab.finished(killer);
+    assert_eq!(killed.failure_reason.as_deref(), Some("runner_system_failure"));
+    assert_eq!(gitlab.finished(other).state, "success");
+    assert!(agent.wait().success());
+    assert!(!is_running("sleep 7201"));
+}
+
+#[test]
+fn a_script_killed_by_a_signal_is_told() {
+    let (job, _) = run("", job(&["kill -9 $$"]));
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(-1)));
+    assert!(job.lines().contains(&"ERROR: Job failed: signal: sigkill".to_owned()), "{:#?}", job.lines());
+}
+
+#[test]
+fn an_unfinished_line_appears_while_the_script_waits() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let gate = home.path("gate");
+    let script = format!("printf 'waiting: '; while [ ! -e {} ]; do sleep 0.1; done; echo done", gate.display());
+    let id = gitlab.queue(job(&[&script]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the unfinished line", |server| server.job(id).lines().iter().any(|line| line == "waiting: "));
+    std::fs::write(&gate, "").expect("opened");
+    assert_eq!(gitlab.finished(id).state, "success");
+    agent.wait();
+}
+
+#[test]
+fn a_fork_bomb_ends_with_its_job() {
+    let script = "f() { [ $1 -gt 5 ] && { sleep 7301; return; }; f $(($1+1)) & f $(($1+1)) & wait; }; f 0";
+    let (job, _) = run("", job(&[script]).timeout(3));
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"));
+    assert!(!is_running("sleep 7301"));
+}
+
+#[test]
+fn a_large_log_arrives_whole() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "output_limit = 100000");
+    let id = gitlab.queue(job(&["seq 1 300000"]).masked("SECRET", "123456").build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success());
+    let numbers: Vec<String> =
+        job.lines().into_iter().filter(|line| line.bytes().all(|b| b.is_ascii_digit()) && !line.is_empty()).collect();
+    assert_eq!(numbers.len(), 300_000 - 1, "all but the masked one");
+    assert!(job.log().contains("[MASKED]"));
+    assert_eq!(read(&home.path("state/slot-0/trace")), "");
+    gitlab.assert_strict();
+}

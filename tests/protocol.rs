@@ -1,0 +1,170 @@
+//! The Runner API on bad days: a server that is away, slow, confused or hostile.
+
+use std::io::BufReader;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::support::gitlab::{Answer, Fault, GitLab, read_request, write_answer};
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+fn answer(status: u16) -> Fault {
+    Fault::Answer(Answer::new(status))
+}
+
+#[test]
+fn requests_are_repeated_when_the_server_cannot_now() {
+    let gitlab = GitLab::start();
+    let later = Answer::new(429).with("Retry-After", "1");
+    gitlab.fail("POST jobs/request", [answer(500), Fault::Answer(later), answer(503), Fault::Cut]);
+    gitlab.fail("PUT job", [answer(502)]);
+    gitlab.fail("PATCH trace", [answer(500), Fault::TakeAndCut, Fault::Cut]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo through it all"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert_eq!(job.lines().iter().filter(|line| *line == "through it all").count(), 1);
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_lost_answer_never_doubles_a_line() {
+    let gitlab = GitLab::start();
+    gitlab.fail("PATCH trace", [Fault::TakeAndCut, Fault::TakeAndCut]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["for i in 1 2 3; do echo line $i; sleep 1.2; done"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    for line in ["line 1", "line 2", "line 3"] {
+        assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line}");
+    }
+    agent.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_outage_at_the_end_loses_nothing() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 1", "echo the end"]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "begun");
+    gitlab.set_away(true);
+    thread::sleep(std::time::Duration::from_secs(4));
+    gitlab.set_away(false);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert!(job.lines().contains(&"the end".to_owned()));
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_final_state_is_told_until_it_is_settled() {
+    let gitlab = GitLab::start();
+    gitlab.answer_finals([202, 202, 412, 500]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo once"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert_eq!(job.lines().iter().filter(|line| *line == "once").count(), 1, "sent again from its start after 412");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_server_with_a_smaller_limit_ends_the_job() {
+    let gitlab = GitLab::start();
+    gitlab.limit_trace(3000);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["head -c 5000 /dev/zero | tr '\\0' x; echo; sleep 600"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("trace_size_exceeded"));
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_refused_runner_rests() {
+    let gitlab = GitLab::start();
+    gitlab.delete_runner();
+    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 2\nunhealthy_interval = \"1h\"");
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("the runner rests");
+    assert_eq!(gitlab.count("POST jobs/request"), 2);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_token_is_never_sent_to_another_host() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let location =
+        format!("http://localhost:{}/api/v4/jobs/request", elsewhere.local_addr().expect("an address").port());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    thread::spawn(move || {
+        for mut stream in elsewhere.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+            if let Some(request) = read_request(&mut reader) {
+                log.lock().expect("no panic").push(format!(
+                    "{:?} {}",
+                    request.headers,
+                    String::from_utf8_lossy(&request.body)
+                ));
+                let _ = write_answer(&mut stream, &Answer::new(204));
+            }
+        }
+    });
+    let gitlab = GitLab::start();
+    let redirect = |status| Fault::Answer(Answer::new(status).with("Location", &location));
+    gitlab.fail("POST jobs/request", [redirect(307), redirect(302), redirect(308)]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.finished(id);
+    agent.wait();
+    let seen = seen.lock().expect("no panic").join("\n");
+    assert!(!seen.contains("tokenOfTheRunner"), "{seen}");
+    assert!(agent.log().contains("a token is not sent to another host"), "{}", agent.log());
+}
+
+#[test]
+fn nonsense_instead_of_a_job_is_survived() {
+    let gitlab = GitLab::start();
+    let html = Answer::new(201).with("Content-Type", "text/html").body("<html>sign in</html>");
+    let empty = Answer::new(201).with("Content-Type", "application/json");
+    gitlab.fail("POST jobs/request", [Fault::Answer(html), Fault::Answer(empty)]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo ok"]).build());
+    let mut agent = home.start(&[]);
+    assert_eq!(gitlab.finished(id).state, "success");
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn waiting_jobs_follow_each_other_at_once_and_limits_hold() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "concurrent = 3", "limit = 2\nrequest_concurrency = 2");
+    let marks = home.path("marks");
+    std::fs::create_dir(&marks).expect("made");
+    let script = format!(
+        "touch {0}/$CI_JOB_ID_; ls {0} | wc -l; test $(ls {0} | wc -l) -le 2; sleep 0.3; rm {0}/$CI_JOB_ID_",
+        marks.display()
+    );
+    let jobs: Vec<i64> =
+        (0..8).map(|n| gitlab.queue(job(&[&script]).variable("CI_JOB_ID_", &format!("job{n}")).build())).collect();
+    let mut agent = home.start(&["--max-builds", "8"]);
+    for id in jobs {
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}", job.log());
+    }
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}

@@ -1,0 +1,136 @@
+//! Signals, lifetime and reload of the agent.
+
+use std::time::{Duration, Instant};
+
+use crate::support::gitlab::GitLab;
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+#[test]
+fn quit_finishes_the_job_and_takes_no_more() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 2", "echo finished"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("QUIT");
+    agent.wait_for_log("taking no more jobs");
+    let waiting = gitlab.queue(job(&["true"]).build());
+    assert!(agent.wait().success());
+    assert!(gitlab.job(id).lines().contains(&"finished".to_owned()));
+    assert_eq!(gitlab.job(waiting).state, "pending");
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_request_in_flight_is_never_cut_and_its_job_is_run() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&[]);
+    gitlab.wait_until("a held request", |server| server.count("POST jobs/request") >= 2);
+    agent.signal("QUIT");
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn term_interrupts_what_takes_too_long() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    // shutdown_timeout stands in the configuration of every test home.
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    let began = Instant::now();
+    agent.signal("TERM");
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert!(began.elapsed() >= Duration::from_secs(4), "the job had its time");
+    let job = gitlab.job(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_interrupted"));
+    assert!(job.lines().iter().any(|line| line.starts_with("ERROR: Job failed: aborted")));
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_second_term_is_immediate_and_the_next_start_goes_on() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 3", "echo finished"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("TERM");
+    agent.wait_for_log("taking no more jobs");
+    agent.signal("TERM");
+    assert!(!agent.wait().success());
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}", next.log());
+    assert!(job.lines().contains(&"finished".to_owned()));
+    next.signal("QUIT");
+    next.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
+fn hup_takes_over_a_good_configuration_and_refuses_a_broken_one() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    std::fs::write(home.config(), "concurrent = \"many\"\n").expect("written");
+    agent.signal("HUP");
+    agent.wait_for_log("the one before stays in force");
+    let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
+    assert!(gitlab.finished(id).lines().contains(&"none".to_owned()));
+    home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
+    agent.wait_for_log("configuration loaded");
+    let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
+    assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn usr2_hands_over_while_a_job_runs() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 4", "echo finished"]).after_script(&["echo after"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("USR2");
+    agent.wait_for_log("job taken up again");
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    for line in ["begun", "finished", "after", "Job succeeded"] {
+        assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());
+    }
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_idle_agent_leaves_and_a_busy_one_stays() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["sleep 3"]).build());
+    let mut agent = home.start(&["--idle-timeout", "1s"]);
+    assert!(agent.wait().success());
+    assert_eq!(gitlab.job(id).state, "success");
+    assert!(agent.log().contains("mayfly leaves reason=idle_timeout"), "{}", agent.log());
+}
+
+#[test]
+fn only_one_agent_uses_a_state_directory() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut first = home.start(&[]);
+    first.wait_for_log("mayfly is up");
+    let config = home.config().display().to_string();
+    let second = home.call(&["run", "--config", &config]);
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another mayfly runs"));
+    first.signal("QUIT");
+    first.wait();
+}

@@ -1,0 +1,160 @@
+//! Sources over real git, on ground that an earlier job prepared.
+
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+
+struct Scene {
+    gitlab: GitLab,
+    home: Home,
+    git: GitServer,
+    _root: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(global: &str, runner: &str) -> Self {
+        let root = tempfile::tempdir().expect("a directory");
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, global, runner);
+        let git = GitServer::start(root.path());
+        Self { gitlab, home, git, _root: root }
+    }
+
+    fn run(&self, job: JobBuilder) -> Job {
+        let id = self.gitlab.queue(job.build());
+        let mut agent = self.home.start(&["--once"]);
+        let job = self.gitlab.finished(id);
+        assert!(agent.wait().success());
+        self.gitlab.assert_strict();
+        job
+    }
+
+    /// A job that must succeed.
+    fn pass(&self, job: JobBuilder) -> Vec<String> {
+        let job = self.run(job);
+        assert_eq!(job.state, "success", "{}", job.log());
+        job.lines()
+    }
+}
+
+#[test]
+fn a_repository_is_fetched_with_the_jobs_token_and_then_reused() {
+    let scene = Scene::new("user = \"nobody\"", "");
+    let (url, sha) = scene.git.repository("team/demo", &[("hello.txt", "one\n")]);
+    let lines = scene.pass(job(&["cat hello.txt", "echo left >untracked.txt"]).sources(&url, &sha));
+    assert!(lines.contains(&"one".to_owned()), "{lines:#?}");
+    assert!(lines.iter().any(|line| line == "Created fresh repository."));
+    let second = scene.git.commit("team/demo", &[("hello.txt", "two\n")], "second");
+    let lines = scene.pass(job(&["cat hello.txt", "ls"]).sources(&url, &second));
+    assert!(lines.contains(&"two".to_owned()) && !lines.contains(&"untracked.txt".to_owned()), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line == "Created fresh repository."), "{lines:#?}");
+    assert!(!scene.git.authorizations().is_empty());
+}
+
+#[test]
+fn the_token_is_nowhere_in_the_repository_but_git_still_logs_in() {
+    let scene = Scene::new("", "");
+    let (url, sha) = scene.git.repository("team/demo", &[("a", "b")]);
+    let script = [
+        "git ls-remote origin HEAD >/dev/null && echo listed",
+        "git fetch -q origin main && echo fetched",
+        "grep -r glcbt- .git && echo leaked || echo clean",
+        "git config --local remote.origin.url",
+    ];
+    let lines = scene.pass(job(&script).sources(&url, &sha).masked("CI_JOB_TOKEN", "glcbt-of-this-job"));
+    for line in ["listed", "fetched", "clean", url.as_str()] {
+        assert!(lines.contains(&line.to_owned()), "{line} in {lines:#?}");
+    }
+    let left = std::process::Command::new("grep")
+        .args(["-rl", "glcbt-"])
+        .arg(scene.home.path("builds"))
+        .output()
+        .expect("grep");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "credentials are removed at the end");
+}
+
+#[test]
+fn what_an_earlier_job_planted_neither_runs_nor_breaks_the_next() {
+    let scene = Scene::new("user = \"nobody\"", "");
+    let attributes = [("f.txt", "x\n"), (".gitattributes", "*.txt filter=evil diff=evil\n")];
+    let (url, sha) = scene.git.repository("team/demo", &attributes);
+    let mark = scene.home.path("builds/planted");
+    let run = format!("touch {}", mark.display());
+    let plants = [
+        format!("mkdir -p .git/hooks; for h in post-checkout pre-commit reference-transaction post-index-change; do printf '#!/bin/sh\\n{run}\\n' >.git/hooks/$h; chmod +x .git/hooks/$h; done"),
+        format!("git config core.fsmonitor '{run}'; git config core.hooksPath /tmp; git config core.sshCommand '{run}'; git config filter.evil.smudge '{run}; cat'; git config filter.evil.clean '{run}; cat'; git config core.alternateRefsCommand '{run}'"),
+        format!("printf '[core]\\n\\tfsmonitor = {run}\\n' >planted.conf; git config include.path ../planted.conf"),
+        "rm -rf .git; echo 'gitdir: /nowhere' >.git".to_owned(),
+        "rm -rf .git; ln -s /nowhere .git".to_owned(),
+        "mkdir -p .git/objects/info; echo /nowhere/objects >.git/objects/info/alternates; echo /nowhere >.git/commondir".to_owned(),
+        "touch .git/index.lock .git/shallow.lock .git/HEAD.lock .git/config.lock .git/refs/heads/x.lock; echo garbage >.git/index".to_owned(),
+        "rm -rf .git/objects; ln -s /tmp .git/objects".to_owned(),
+        "find .git/objects -type f | xargs chmod u+w; find .git/objects -type f -name '*.pack' -delete; find .git/objects -type f ! -name mayfly-format -delete".to_owned(),
+        "mkdir -p closed/inner; touch closed/inner/f; chmod 000 closed/inner closed; chmod 555 .".to_owned(),
+        "i=0; while [ $i -lt 1200 ]; do mkdir deep-directory && cd -P deep-directory || exit 1; i=$((i+1)); done".to_owned(),
+    ];
+    for plant in &plants {
+        scene.pass(job(&[plant]).sources(&url, &sha));
+        let lines = scene.pass(job(&["cat f.txt", "git status --short | grep -v '^??' || true"]).sources(&url, &sha));
+        assert!(lines.contains(&"x".to_owned()), "after `{plant}`: {lines:#?}");
+        assert!(!mark.exists(), "`{plant}` ran");
+    }
+}
+
+#[test]
+fn strategies_and_hooks() {
+    let scene =
+        Scene::new("", "pre_get_sources_script = \"echo before git\"\npost_get_sources_script = \"echo behind git\"");
+    let (url, sha) = scene.git.repository("team/demo", &[("a.txt", "b\n")]);
+    let lines = scene.pass(
+        job(&["ls"])
+            .sources(&url, &sha)
+            .variable("GIT_STRATEGY", "clone")
+            .hook("pre_get_sources_script", &["echo hooked"]),
+    );
+    let at = |text: &str| lines.iter().position(|line| line == text).unwrap_or_else(|| panic!("{text} in {lines:#?}"));
+    assert!(
+        at("before git") < at("hooked")
+            && at("hooked") < at("Created fresh repository.")
+            && at("behind git") < at("a.txt")
+    );
+    let lines = scene.pass(job(&["ls; echo end"]).sources(&url, &sha).variable("GIT_STRATEGY", "none"));
+    assert!(lines.contains(&"a.txt".to_owned()), "none leaves everything as it is");
+    let lines = scene.pass(job(&["ls; echo end"]).sources(&url, &sha).variable("GIT_STRATEGY", "empty"));
+    assert!(!lines.contains(&"a.txt".to_owned()));
+    let lines = scene.pass(job(&["ls; echo end"]).sources(&url, &sha).variable("GIT_CHECKOUT", "false"));
+    assert!(lines.iter().any(|line| line == "Skipping Git checkout"));
+}
+
+#[test]
+fn submodules_come_with_the_token() {
+    let scene = Scene::new("", "");
+    let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
+    let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+    let work = scene._root.path().join("team/demo.work");
+    let bare = scene._root.path().join("team/library.git").display().to_string();
+    let allow = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &bare, "lib"];
+    crate::support::git::git(&work, &allow);
+    let modules = std::fs::read_to_string(work.join(".gitmodules")).expect("modules").replace(&bare, &library);
+    std::fs::write(work.join(".gitmodules"), modules).expect("written");
+    let sha = scene.git.commit("team/demo", &[], "with a submodule");
+    for _ in 0..2 {
+        let lines = scene.pass(
+            job(&["cat lib/lib.txt", "cd lib && git fetch -q origin && echo fetched"])
+                .sources(&url, &sha)
+                .variable("GIT_SUBMODULE_STRATEGY", "recursive"),
+        );
+        assert!(lines.contains(&"from the library".to_owned()) && lines.contains(&"fetched".to_owned()), "{lines:#?}");
+    }
+}
+
+#[test]
+fn a_missing_commit_fails_the_job_with_gits_status_after_all_tries() {
+    let scene = Scene::new("", "");
+    let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+    let job = scene.run(job(&["echo never"]).sources(&url, &"ab".repeat(20)).variable("GET_SOURCES_ATTEMPTS", "2"));
+    assert_eq!(job.failure_reason.as_deref(), Some("script_failure"));
+    assert!(job.exit_code.is_some_and(|code| code != 0));
+    assert!(job.log().contains("Retrying...") && !job.lines().contains(&"never".to_owned()));
+}

@@ -1,0 +1,129 @@
+//! Repositories over smart HTTP: the real `git http-backend` behind a login with the job's token.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use super::gitlab::{Answer, Request, read_request, write_answer};
+
+/// A server for the repositories below a directory.
+pub struct GitServer {
+    pub url: String,
+    root: PathBuf,
+    authorizations: Arc<Mutex<Vec<String>>>,
+}
+
+impl GitServer {
+    /// Serves the repositories below `root` to whoever logs in as `gitlab-ci-token` with a token of a job.
+    pub fn start(root: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let authorizations = Arc::new(Mutex::new(Vec::new()));
+        let (served, seen) = (root.to_owned(), Arc::clone(&authorizations));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (root, seen) = (served.clone(), Arc::clone(&seen));
+                thread::spawn(move || serve(stream, &root, &seen));
+            }
+        });
+        Self { url, root: root.to_owned(), authorizations }
+    }
+
+    /// Makes a repository of these files on branch `main`; returns its URL and commit.
+    pub fn repository(&self, name: &str, files: &[(&str, &str)]) -> (String, String) {
+        let bare = self.root.join(format!("{name}.git"));
+        let work = self.root.join(format!("{name}.work"));
+        std::fs::create_dir_all(&work).expect("made");
+        git(&self.root, &["init", "-q", "--bare", &bare.display().to_string()]);
+        git(&bare, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
+        git(&work, &["init", "-q", "-b", "main"]);
+        self.commit(name, files, "first");
+        (format!("{}/{name}.git", self.url), git(&work, &["rev-parse", "HEAD"]))
+    }
+
+    /// Adds a commit; returns it.
+    pub fn commit(&self, name: &str, files: &[(&str, &str)], message: &str) -> String {
+        let work = self.root.join(format!("{name}.work"));
+        for (path, content) in files {
+            let path = work.join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            std::fs::write(path, content).expect("written");
+        }
+        git(&work, &["add", "-A"]);
+        git(&work, &["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", message]);
+        let bare = self.root.join(format!("{name}.git")).display().to_string();
+        git(&work, &["push", "-q", &bare, "main"]);
+        git(&work, &["rev-parse", "HEAD"])
+    }
+
+    /// The logins that were used.
+    pub fn authorizations(&self) -> Vec<String> {
+        self.authorizations.lock().expect("no panic").clone()
+    }
+}
+
+/// Runs git; it must succeed.
+pub fn git(directory: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("git").args(arguments).current_dir(directory).output().expect("git");
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn serve(stream: TcpStream, root: &Path, seen: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+    let mut writer = stream;
+    while let Some(request) = read_request(&mut reader) {
+        let login = request.headers.get("authorization").cloned().unwrap_or_default();
+        let answer =
+            if login.starts_with("Basic Z2l0bGFiLWNpLXRva2VuO") || login.starts_with("Basic Z2l0bGFiLWNpLXRva2VuOm") {
+                seen.lock().expect("no panic").push(login);
+                backend(root, &request)
+            } else {
+                Answer::new(401).with("WWW-Authenticate", "Basic realm=\"git\"")
+            };
+        if write_answer(&mut writer, &answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// One request through `git http-backend` (CGI).
+fn backend(root: &Path, request: &Request) -> Answer {
+    let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
+    let mut child = Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", &request.method)
+        .env("PATH_INFO", &request.path)
+        .env("QUERY_STRING", &request.query)
+        .env("CONTENT_TYPE", header("content-type"))
+        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+        .env("GIT_PROTOCOL", header("git-protocol"))
+        .env("REMOTE_USER", "gitlab-ci-token")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("git http-backend");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let body = request.body.clone();
+    let feeder = thread::spawn(move || stdin.write_all(&body));
+    let mut output = Vec::new();
+    child.stdout.take().expect("a pipe").read_to_end(&mut output).expect("read");
+    let _ = feeder.join();
+    let _ = child.wait();
+    let split = output.windows(4).position(|window| window == b"\r\n\r\n").expect("CGI headers");
+    let mut answer = Answer::new(200).body(&output[split + 4..]);
+    for line in String::from_utf8_lossy(&output[..split]).lines() {
+        let (name, value) = line.split_once(": ").expect("a header");
+        match name {
+            "Status" => answer.status = value[..3].parse().expect("a status"),
+            _ => answer = answer.with(name, value),
+        }
+    }
+    answer
+}

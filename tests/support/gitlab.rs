@@ -1,0 +1,595 @@
+//! A strict GitLab: it keeps the rules of the Runner API, and whoever breaks one fails the test.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// The token of the one runner.
+pub const RUNNER_TOKEN: &str = "glrt-tokenOfTheRunner";
+/// A personal access token that may create runners.
+pub const ACCESS_TOKEN: &str = "glpat-of-a-person";
+/// A legacy registration token.
+pub const REGISTRATION_TOKEN: &str = "registration-token";
+
+/// A request as it came.
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(&name.to_ascii_lowercase()).map_or("", String::as_str)
+    }
+}
+
+/// What the server answers.
+#[derive(Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn new(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    pub fn json(status: u16, body: &Value) -> Self {
+        Self::new(status).with("Content-Type", "application/json").body(body.to_string())
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+/// How a route misbehaves, once each.
+#[derive(Clone)]
+pub enum Fault {
+    /// Another answer.
+    Answer(Answer),
+    /// The connection is cut before an answer.
+    Cut,
+    /// The bytes are taken, and the connection is cut before that is said.
+    TakeAndCut,
+}
+
+/// A job as the server sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    pub id: i64,
+    pub token: String,
+    /// `pending`, `running`, `canceling`, or how it ended.
+    pub state: String,
+    pub trace: Vec<u8>,
+    pub failure_reason: Option<String>,
+    pub exit_code: Option<i64>,
+    /// How often each state was told.
+    pub updates: Vec<String>,
+    payload: String,
+}
+
+impl Job {
+    /// The log as text.
+    pub fn log(&self) -> String {
+        String::from_utf8(self.trace.clone()).expect("the log is UTF-8")
+    }
+
+    /// The log without stamps and colours, line by line.
+    pub fn lines(&self) -> Vec<String> {
+        self.log().lines().map(plain).collect()
+    }
+}
+
+/// A line without its stamp, colours and section markers.
+fn plain(line: &str) -> String {
+    let line = match line.get(26..27) {
+        Some("Z") => &line[32..],
+        _ => line,
+    };
+    let mut text = String::new();
+    let mut rest = line.rsplit('\r').next().unwrap_or_default();
+    while let Some(at) = rest.find('\x1b') {
+        text.push_str(&rest[..at]);
+        let end = rest[at..].find(|c: char| c.is_ascii_alphabetic()).map_or(rest.len(), |end| at + end + 1);
+        rest = &rest[end..];
+    }
+    text + rest
+}
+
+#[derive(Default)]
+struct State {
+    jobs: Vec<Job>,
+    queue: VecDeque<i64>,
+    /// Changes whenever a job is queued or ends.
+    queue_value: u64,
+    violations: Vec<String>,
+    faults: BTreeMap<String, VecDeque<Fault>>,
+    /// No answer to anybody.
+    away: bool,
+    requests: Vec<(String, String)>,
+    request_ids: BTreeMap<String, u32>,
+    managers: Vec<String>,
+    runner_gone: bool,
+    interval: u32,
+    trace_limit: Option<usize>,
+    final_answers: VecDeque<u16>,
+    created: Vec<Value>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    hold: Duration,
+}
+
+/// The server; its threads end with the process.
+#[derive(Clone)]
+pub struct GitLab {
+    pub url: String,
+    shared: Arc<Shared>,
+}
+
+impl GitLab {
+    /// Starts a server on loopback.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let state = State { interval: 1, ..State::default() };
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), hold: Duration::from_millis(1500) });
+        let server = Self { url, shared };
+        let accepting = server.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let server = accepting.clone();
+                thread::spawn(move || server.serve(stream));
+            }
+        });
+        server
+    }
+
+    /// Queues a job.
+    pub fn queue(&self, payload: Value) -> i64 {
+        let mut state = self.lock();
+        let id = next_id();
+        let mut payload = payload;
+        payload["id"] = json!(id);
+        if payload["token"].is_null() {
+            payload["token"] = json!(format!("glcbt-job-{id}"));
+        }
+        self.put(&mut state, id, payload["token"].as_str().unwrap_or_default().to_owned(), payload.to_string());
+        id
+    }
+
+    /// Queues a job whose payload is this text, whatever it is.
+    pub fn queue_text(&self, make: impl Fn(i64) -> String) -> i64 {
+        let mut state = self.lock();
+        let id = next_id();
+        self.put(&mut state, id, format!("glcbt-job-{id}"), make(id));
+        id
+    }
+
+    fn put(&self, state: &mut State, id: i64, token: String, payload: String) {
+        state.jobs.push(Job { id, token, state: "pending".into(), payload, ..Job::default() });
+        state.queue.push_back(id);
+        state.queue_value += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// The next requests to a route (such as `PATCH trace`) misbehave.
+    pub fn fail(&self, route: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.lock().faults.entry(route.to_owned()).or_default().extend(faults);
+    }
+
+    /// Goes away, or comes back.
+    pub fn set_away(&self, away: bool) {
+        self.lock().away = away;
+    }
+
+    /// The statuses of the next answers to a final state, before it is taken.
+    pub fn answer_finals(&self, statuses: impl IntoIterator<Item = u16>) {
+        self.lock().final_answers.extend(statuses);
+    }
+
+    /// A log larger than this fails its job.
+    pub fn limit_trace(&self, bytes: usize) {
+        self.lock().trace_limit = Some(bytes);
+    }
+
+    /// A person cancels a job.
+    pub fn cancel(&self, id: i64) {
+        self.set_job_state(id, "canceling");
+    }
+
+    /// A job is over on the server.
+    pub fn set_job_state(&self, id: i64, to: &str) {
+        let mut state = self.lock();
+        let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
+        job.state = to.to_owned();
+    }
+
+    /// The runner is deleted.
+    pub fn delete_runner(&self) {
+        self.lock().runner_gone = true;
+    }
+
+    /// A job as it is now.
+    pub fn job(&self, id: i64) -> Job {
+        self.lock().jobs.iter().find(|job| job.id == id).expect("the job").clone()
+    }
+
+    /// Attributes of runners that were made.
+    pub fn created(&self) -> Vec<Value> {
+        self.lock().created.clone()
+    }
+
+    /// Runner managers that are known, by system id.
+    pub fn managers(&self) -> Vec<String> {
+        self.lock().managers.clone()
+    }
+
+    /// How often a route was asked.
+    pub fn count(&self, route: &str) -> usize {
+        self.lock().requests.iter().filter(|(name, _)| name == route).count()
+    }
+
+    /// Waits until something holds; the test fails when it does not within a minute.
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !holds(self) {
+            assert!(Instant::now() < until, "waited in vain for: {what}");
+            let state = self.lock();
+            let _ = self.shared.changed.wait_timeout(state, Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a job is over, and gives it.
+    pub fn finished(&self, id: i64) -> Job {
+        self.wait_until("the end of the job", |server| {
+            !matches!(server.job(id).state.as_str(), "pending" | "running" | "canceling")
+        });
+        self.job(id)
+    }
+
+    /// Waits until the log of a job holds a text.
+    pub fn wait_for_log(&self, id: i64, text: &str) {
+        self.wait_until(&format!("`{text}` in the log"), |server| server.job(id).log().contains(text));
+    }
+
+    /// Every rule was kept.
+    pub fn assert_strict(&self) {
+        let state = self.lock();
+        assert!(state.violations.is_empty(), "the protocol was violated:\n{}", state.violations.join("\n"));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().expect("no test thread panicked here")
+    }
+
+    fn serve(&self, stream: TcpStream) {
+        let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+        let mut writer = stream;
+        while let Some(request) = read_request(&mut reader) {
+            if self.lock().away {
+                return;
+            }
+            let route = route(&request);
+            let fault = {
+                let mut state = self.lock();
+                state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
+                state.faults.get_mut(&route).and_then(VecDeque::pop_front)
+            };
+            let answer = match fault {
+                Some(Fault::Answer(answer)) => answer,
+                Some(Fault::Cut) => return,
+                Some(Fault::TakeAndCut) => {
+                    self.answer(&route, &request);
+                    return;
+                }
+                None => self.answer(&route, &request),
+            };
+            self.shared.changed.notify_all();
+            if write_answer(&mut writer, &answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, route: &str, request: &Request) -> Answer {
+        self.check_headers(request);
+        match route {
+            "POST jobs/request" => self.request_job(request),
+            "PATCH trace" => self.append(request),
+            "PUT job" => self.update(request),
+            "POST runners/verify" => self.verify(request),
+            "POST user/runners" if request.header("PRIVATE-TOKEN") == ACCESS_TOKEN => self.create(request),
+            "POST runners" if request.json()["token"] == REGISTRATION_TOKEN => self.create(request),
+            "POST user/runners" | "POST runners" => Answer::json(403, &json!({"message": "403 Forbidden"})),
+            "DELETE runners/managers" => self.remove_manager(request),
+            "DELETE runners" => Answer::new(204),
+            "POST runners/reset_authentication_token" => {
+                let answer = json!({"token": "glrt-tokenAfterReset", "token_expires_at": "2040-01-02T03:04:05Z"});
+                Answer::json(201, &answer)
+            }
+            other => {
+                self.violation(format!("an unknown route: {other}"));
+                Answer::json(404, &json!({"message": "404"}))
+            }
+        }
+    }
+
+    fn violation(&self, text: String) {
+        self.lock().violations.push(text);
+    }
+
+    fn check_headers(&self, request: &Request) {
+        let id = request.header("X-Request-Id");
+        if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            self.violation(format!("X-Request-Id `{id}` on {}", request.path));
+        }
+        if !request.header("User-Agent").starts_with("mayfly ") {
+            self.violation(format!("User-Agent `{}`", request.header("User-Agent")));
+        }
+        *self.lock().request_ids.entry(id.to_owned()).or_default() += 1;
+    }
+
+    fn request_job(&self, request: &Request) -> Answer {
+        let body = request.json();
+        if request.header("Content-Type") != "application/json" || request.body.len() > 32 * 1024 {
+            self.violation("jobs/request: content type or size".to_owned());
+        }
+        if body["token"] != RUNNER_TOKEN || self.lock().runner_gone {
+            return Answer::json(403, &json!({"message": "403 Forbidden"}));
+        }
+        let system_id = body["system_id"].as_str().unwrap_or_default().to_owned();
+        let valid = system_id.len() == 14 && (system_id.starts_with("s_") || system_id.starts_with("r_"));
+        if !valid {
+            self.violation(format!("system_id `{system_id}`"));
+        }
+        for feature in ["trace_checksum", "trace_size", "cancel_gracefully", "return_exit_code", "refspecs"] {
+            if body["info"]["features"][feature] != true {
+                self.violation(format!("feature {feature} is not announced"));
+            }
+        }
+        let mut state = self.lock();
+        if !state.managers.contains(&system_id) {
+            state.managers.push(system_id);
+        }
+        let value = state.queue_value.to_string();
+        if body["last_update"] == value.as_str() {
+            let until = Instant::now() + self.shared.hold;
+            while state.queue_value.to_string() == value && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                state = self.shared.changed.wait_timeout(state, left).expect("no panic").0;
+            }
+            // As Workhorse does: even a change is answered with 204, and no value.
+            return Answer::new(204);
+        }
+        let Some(id) = state.queue.pop_front() else {
+            return Answer::new(204).with("X-GitLab-Last-Update", &value);
+        };
+        let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
+        job.state = "running".into();
+        Answer::new(201)
+            .with("Content-Type", "application/json")
+            .with("X-Request-Id", "0123456789abcdef0123456789abcdef")
+            .body(job.payload.clone())
+    }
+
+    fn append(&self, request: &Request) -> Answer {
+        let mut violations = Vec::new();
+        let mut state = self.lock();
+        let (interval, limit) = (state.interval.to_string(), state.trace_limit);
+        let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
+        if !is_live(job) {
+            return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        if request.header("Content-Type") != "text/plain" || !request.query.starts_with("debug_trace=") {
+            violations.push("PATCH trace: content type or query".to_owned());
+        }
+        let range = request.header("Content-Range").to_owned();
+        let Some((first, last)) = range.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)))
+        else {
+            return Answer::new(400);
+        };
+        let (first, last): (usize, usize) = (first, last);
+        if last + 1 - first != request.body.len() || request.body.is_empty() || request.body.len() > 1 << 20 {
+            violations.push(format!("Content-Range {range} for {} bytes", request.body.len()));
+        }
+        let end = first + request.body.len();
+        if limit.is_some_and(|limit| end > limit) {
+            job.state = "failed".into();
+            job.failure_reason = Some("trace_size_exceeded".into());
+            return Answer::new(403).with("Job-Status", "failed");
+        }
+        if job.trace.len() == first {
+            job.trace.extend_from_slice(&request.body);
+        }
+        let status = if job.trace.len() == end { 202 } else { 416 };
+        let answer = Answer::new(status)
+            .with("Range", &format!("0-{}", job.trace.len()))
+            .with("Job-Status", &job.state.clone())
+            .with("X-GitLab-Trace-Update-Interval", &interval);
+        state.violations.extend(violations);
+        answer
+    }
+
+    fn update(&self, request: &Request) -> Answer {
+        let body = request.json();
+        let mut violations = Vec::new();
+        let mut state = self.lock();
+        let final_answer = if body["state"] == "running" { None } else { state.final_answers.pop_front() };
+        let Some(job) = own_job(&mut state, request, body["token"].as_str().unwrap_or_default()) else {
+            return Answer::new(403);
+        };
+        if !is_live(job) {
+            return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        let told = body["state"].as_str().unwrap_or_default().to_owned();
+        job.updates.push(told.clone());
+        if !body["output"].is_object() || body["info"]["name"] != "mayfly" {
+            violations.push("PUT job: `output` and `info` must be there".to_owned());
+        }
+        if body["exit_code"] == 0 || body["failure_reason"] == "" {
+            violations.push("PUT job: zero values must be left out".to_owned());
+        }
+        let status = match told.as_str() {
+            "running" => 200,
+            "success" | "failed" => final_answer.unwrap_or(200),
+            _ => 400,
+        };
+        if status == 412 {
+            job.trace.clear();
+        }
+        if status == 200 && told != "running" {
+            let checksum = format!("crc32:{:08x}", crc32fast::hash(&job.trace));
+            let size = job.trace.len() as u64;
+            if size > 0 && (body["output"]["checksum"] != checksum.as_str() || body["output"]["bytesize"] != size) {
+                violations.push(format!("output {} for {checksum}, {size} bytes stored", body["output"]));
+            }
+            job.exit_code = body["exit_code"].as_i64();
+            job.failure_reason = body["failure_reason"].as_str().map(str::to_owned);
+            job.state = if job.state == "canceling" { "canceled".into() } else { told };
+        }
+        let mut answer = Answer::new(status).with("Job-Status", &job.state.clone());
+        if status == 202 {
+            answer = answer.with("X-GitLab-Trace-Update-Interval", "1");
+        }
+        state.queue_value += 1;
+        state.violations.extend(violations);
+        answer
+    }
+
+    fn verify(&self, request: &Request) -> Answer {
+        let body = request.json();
+        let known = [RUNNER_TOKEN, "glrt-tokenAfterReset"].iter().any(|token| body["token"] == *token);
+        if !known || self.lock().runner_gone {
+            return Answer::json(403, &json!({"message": "403 Forbidden"}));
+        }
+        if body["info"]["features"]["cancel_gracefully"] != true {
+            self.violation("verify: `info` must announce the features".to_owned());
+        }
+        let system_id = body["system_id"].as_str().unwrap_or_default().to_owned();
+        self.lock().managers.push(system_id);
+        Answer::json(200, &json!({"id": 7, "token": body["token"], "token_expires_at": null}))
+    }
+
+    fn create(&self, request: &Request) -> Answer {
+        self.lock().created.push(request.json());
+        Answer::json(201, &json!({"id": 7, "token": RUNNER_TOKEN, "token_expires_at": null}))
+    }
+
+    fn remove_manager(&self, request: &Request) -> Answer {
+        let body = request.json();
+        let mut state = self.lock();
+        let known = state.managers.len();
+        state.managers.retain(|id| body["system_id"] != id.as_str());
+        Answer::new(if state.managers.len() < known { 204 } else { 404 })
+    }
+}
+
+/// Numbers of jobs are unique over all servers of the test run: processes are found by them.
+fn next_id() -> i64 {
+    static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(4711);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+}
+
+fn is_live(job: &Job) -> bool {
+    matches!(job.state.as_str(), "running" | "canceling")
+}
+
+fn own_job<'a>(state: &'a mut State, request: &Request, token: &str) -> Option<&'a mut Job> {
+    let id: i64 = request.path.split('/').nth(4)?.parse().ok()?;
+    let job = state.jobs.iter_mut().find(|job| job.id == id)?;
+    (job.token == token).then_some(job)
+}
+
+fn route(request: &Request) -> String {
+    let path = request.path.trim_start_matches("/api/v4/");
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts[..] {
+        ["jobs", "request"] => format!("{} jobs/request", request.method),
+        ["jobs", _, "trace"] => format!("{} trace", request.method),
+        ["jobs", _] => format!("{} job", request.method),
+        _ => format!("{} {path}", request.method),
+    }
+}
+
+/// Reads one request; `None` when the other side is gone.
+pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let line = line.trim_end();
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(':')?;
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let body = read_body(reader, &headers)?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body })
+}
+
+fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked") {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let length = usize::from_str_radix(line.trim(), 16).ok()?;
+            let mut chunk = vec![0; length + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            body.extend_from_slice(&chunk[..length]);
+            if length == 0 {
+                return Some(body);
+            }
+        }
+    }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    body.resize(length, 0);
+    reader.read_exact(&mut body).ok()?;
+    Some(body)
+}
+
+/// Writes an answer in one piece.
+pub fn write_answer(writer: &mut impl Write, answer: &Answer) -> std::io::Result<()> {
+    let mut text = format!("HTTP/1.1 {} Status\r\n", answer.status).into_bytes();
+    for (name, value) in &answer.headers {
+        text.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    if answer.status != 204 {
+        text.extend_from_slice(format!("Content-Length: {}\r\n", answer.body.len()).as_bytes());
+    }
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(&answer.body);
+    writer.write_all(&text)?;
+    writer.flush()
+}

@@ -1,0 +1,171 @@
+//! The real program, in a directory of its own and with an environment that holds nothing else.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::gitlab::{GitLab, RUNNER_TOKEN};
+
+/// Where one agent lives.
+pub struct Home {
+    directory: tempfile::TempDir,
+}
+
+/// An agent that runs; killed with the test.
+pub struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Home {
+    /// A home with a configuration for one runner of `gitlab`, and more lines for it.
+    pub fn new(gitlab: &GitLab, global: &str, runner: &str) -> Self {
+        let home = Self::empty();
+        home.configure(&gitlab.url, global, runner);
+        home
+    }
+
+    /// A home without a configuration.
+    pub fn empty() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        // A job's user must be able to pass through.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(directory.path(), open).expect("opened");
+        Self { directory }
+    }
+
+    /// Writes the configuration.
+    pub fn configure(&self, url: &str, global: &str, runner: &str) {
+        let state = self.path("state");
+        let text = format!(
+            "check_interval = 1\nshutdown_timeout = 5\n{global}\n[mayfly]\nstate_dir = \"{}\"\n\n[[runners]]\nname = \"test\"\n\
+             url = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\n{runner}\n",
+            state.display()
+        );
+        fs::write(self.config(), text).expect("written");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(self.config(), private).expect("closed");
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("config.toml")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A call of the program that ends by itself.
+    pub fn call(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
+    }
+
+    /// The program with these arguments, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.directory.path())
+            .env("AGENT_ONLY", "not for jobs");
+        command
+    }
+
+    /// Starts the agent.
+    pub fn start(&self, arguments: &[&str]) -> Agent {
+        let log = self.path("agent.log");
+        let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let config = self.config().display().to_string();
+        let all = [&["run", "--config", &config], arguments].concat();
+        let child =
+            self.command(&all).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("mayfly");
+        Agent { child, log }
+    }
+}
+
+impl Agent {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Kills the agent alone: what it started lives on.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the agent does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What the agent said.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        fs::File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text)).expect("a log");
+        text
+    }
+
+    /// Waits until the agent says something.
+    pub fn wait_for_log(&self, part: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.log().contains(part) {
+            assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Kills the shims of agents that live in `home`.
+pub fn kill_shims(job: i64) -> usize {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let ours = matches!(words[..], [_, b"shim", id, ..] if id.starts_with(format!("{job}-").as_bytes()));
+        if ours {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            killed +=
+                usize::from(Command::new("kill").args(["-9", &pid]).status().is_ok_and(|status| status.success()));
+        }
+    }
+    killed
+}
+
+/// True while a process with this text in its arguments lives.
+pub fn is_running(marker: &str) -> bool {
+    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())).any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").contains(marker)
+    })
+}
+
+/// The text of a file.
+pub fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
