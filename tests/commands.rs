@@ -143,7 +143,7 @@ fn check_passes_only_when_jobs_would_run() {
     for (global, runner, part) in [
         ("user = \"no-such-user\"", "", "does not exist"),
         ("", "tls-ca-file = \"/nowhere/ca.pem\"", "/nowhere/ca.pem cannot be read"),
-        ("", "builds_dir = \"/proc/builds\"", "cannot write"),
+        ("", "builds_dir = \"/dev/null/builds\"", "cannot write"),
         ("concurrent = 0", "", "at least 1"),
     ] {
         home.configure(&gitlab.url, global, runner);

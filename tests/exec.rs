@@ -60,7 +60,13 @@ fn one_job_tells_its_outcome() {
 
 #[test]
 fn a_failed_stage_skips_later_jobs_but_not_those_for_failures() {
-    let file = "stages: [a, b]\nx: {stage: a, script: 'false'}\ny: {stage: b, script: echo y}\nz: {stage: b, script: echo z ran, when: on_failure}\nw: {stage: b, script: echo, when: manual}\n";
+    let file = "
+stages: [a, b]
+x: {stage: a, script: 'false'}
+y: {stage: b, script: echo y}
+z: {stage: b, script: echo z ran, when: on_failure}
+w: {stage: b, script: echo, when: manual}
+";
     let (output, text) = exec(&checkout(file), &[]);
     assert!(!output.status.success());
     assert!(text.contains("skipped   y") && text.contains("\nz ran\n") && text.contains("skipped   w"), "{text}");

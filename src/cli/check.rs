@@ -1,4 +1,5 @@
-//! `mayfly check`: proves the set-up without taking a job. Warnings do not fail it; what would keep jobs from running does.
+//! `mayfly check`: proves the set-up without taking a job. Warnings do not fail it; what would keep jobs from running
+//! does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -132,7 +133,7 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         Some(user) => report.ok(place, &format!("jobs run as user {}", user.name)),
         None if nix::unistd::Uid::effective().is_root() => report.warn(
             place,
-            "jobs run as root and can read the runner token; give them a user of their own (`user` in the configuration)",
+            "jobs run as root and can read the runner token; give them a user of their own (`user = \"…\"`)",
         ),
         None => report.warn(place, "jobs run as the agent's own user and can read the runner token"),
     }
@@ -166,7 +167,8 @@ fn writable_by(directory: &Path, uid: u32, gid: u32) -> bool {
 }
 
 fn first_existing(path: &Path) -> Option<PathBuf> {
-    path.ancestors().find(|ancestor| ancestor.exists()).map(Path::to_owned)
+    let there = path.ancestors().find(|ancestor| ancestor.exists())?;
+    there.is_dir().then(|| there.to_owned())
 }
 
 fn check_files(report: &mut Report, place: &str, runner: &Runner) {

@@ -1,4 +1,5 @@
-//! The agent's own log: one line an event on standard error, fit for a terminal, the journal of systemd, or a collector.
+//! The agent's own log: one line an event on standard error, fit for a terminal, the journal of systemd, or a
+//! collector.
 
 use std::io::Write;
 
@@ -16,7 +17,8 @@ pub struct Options {
     #[arg(long, global = true, value_name = "FORMAT", env = "LOG_FORMAT")]
     log_format: Option<Format>,
     /// The same as --log-level debug
-    #[arg(long, global = true, env = "RUNNER_DEBUG", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, global = true, env = "RUNNER_DEBUG", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value_t = false, default_missing_value = "true")]
     debug: bool,
 }
 

@@ -1,4 +1,5 @@
-//! `list`, `verify`, `unregister` and `reset-token`: the runners of the configuration and what the server makes of them.
+//! `list`, `verify`, `unregister` and `reset-token`: the runners of the configuration and what the server makes of
+//! them.
 
 use std::process::ExitCode;
 

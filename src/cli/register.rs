@@ -26,10 +26,12 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "TEMPLATE_CONFIG_FILE")]
     template_config: Option<PathBuf>,
     /// Ask nothing
-    #[arg(short, long, env = "REGISTER_NON_INTERACTIVE", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    #[arg(short, long, env = "REGISTER_NON_INTERACTIVE", action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     non_interactive: bool,
     /// Keep the runner on the server when a later step fails
-    #[arg(long, env = "REGISTER_LEAVE_RUNNER", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, env = "REGISTER_LEAVE_RUNNER", action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     leave_runner: bool,
     /// The server
     #[arg(short, long, env = "CI_SERVER_URL")]
@@ -74,13 +76,16 @@ struct Attributes {
     #[arg(long, env = "RUNNER_TAG_LIST")]
     tag_list: Option<String>,
     /// Take jobs without tags
-    #[arg(long, env = "REGISTER_RUN_UNTAGGED", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "REGISTER_RUN_UNTAGGED", action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     run_untagged: Option<bool>,
     /// Not for other projects
-    #[arg(long, env = "REGISTER_LOCKED", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "REGISTER_LOCKED", action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     locked: Option<bool>,
     /// Take no jobs yet
-    #[arg(long, env = "REGISTER_PAUSED", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, env = "REGISTER_PAUSED", action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     paused: Option<bool>,
     /// not_protected or ref_protected
     #[arg(long, env = "REGISTER_ACCESS_LEVEL")]

@@ -108,7 +108,8 @@ mod tests {
     fn keeps_comments_order_and_unknown_keys() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("config.toml");
-        let text = "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  token = \"old\" # secret\n  odd = 1\n\n\
+        let text = "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  \
+                    token = \"old\" # secret\n  odd = 1\n\n\
                     # the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n";
         fs::write(&path, text).expect("written");
         let mut editor = Editor::open(&path).expect("opened");

@@ -323,7 +323,8 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
             "`executor = \"{name}\"`: this build cannot run jobs in containers; use \"shell\" or \"instance\""
         )),
         "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
-            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\" or \"instance\""
+            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\" or \
+             \"instance\""
         )),
         other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\" or \"instance\"")),
     }

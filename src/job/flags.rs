@@ -1,4 +1,5 @@
-//! Feature flags (`FF_…`) by gitlab-runner's names: the configuration first, then the job's variable, then the default.
+//! Feature flags (`FF_…`) by gitlab-runner's names: the configuration first, then the job's variable, then the
+//! default.
 
 use std::collections::BTreeMap;
 

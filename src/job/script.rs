@@ -50,13 +50,17 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
     }
     text.push_str("if (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\nset -o errexit\nset +o noclobber\n");
     write_files(setup, &mut text);
+    if let Some(directory) = &setup.directory {
+        // Before the exports: no program can be started with an environment that is too large.
+        let directory = quote(directory);
+        text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\n"));
+    }
     for (name, value) in &setup.exports {
         text.push_str(&format!("export {name}={}\n", quote(value)));
     }
     carry_over(setup, &mut text);
     if let Some(directory) = &setup.directory {
-        let directory = quote(directory);
-        text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\ncd {directory}\n"));
+        text.push_str(&format!("cd {}\n", quote(directory)));
     }
     let body = body(setup, groups, greeting);
     text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nexit 0\n", quote(&body)));

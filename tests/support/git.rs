@@ -37,7 +37,7 @@ impl GitServer {
         let bare = self.root.join(format!("{name}.git"));
         let work = self.root.join(format!("{name}.work"));
         std::fs::create_dir_all(&work).expect("made");
-        git(&self.root, &["init", "-q", "--bare", &bare.display().to_string()]);
+        git(&self.root, &["init", "-q", "--bare", "-b", "main", &bare.display().to_string()]);
         git(&bare, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
         git(&work, &["init", "-q", "-b", "main"]);
         self.commit(name, files, "first");

@@ -10,7 +10,7 @@ pub fn job(script: &[&str]) -> JobBuilder {
     JobBuilder(json!({
         "allow_git_fetch": true,
         "job_info": {"id": 1, "name": "unit", "stage": "test", "project_id": 9, "project_name": "demo", "news": null},
-        "git_info": {"repo_url": "https://gitlab-ci-token:x@gitlab.test/team/demo.git", "ref": "main", "sha": "0", "depth": 20},
+        "git_info": {"repo_url": "https://gitlab-ci-token:x@gitlab.test/team/demo.git", "ref": "main", "sha": "0"},
         "runner_info": {"timeout": 600, "runner_session_url": null},
         "variables": [{"key": "CI_JOB_NAME", "value": "unit", "public": true, "masked": false}],
         "steps": [{"name": "script", "script": script, "timeout": 600, "when": "on_success", "allow_failure": false}],

@@ -40,7 +40,8 @@ impl Home {
     pub fn configure(&self, url: &str, global: &str, runner: &str) {
         let state = self.path("state");
         let text = format!(
-            "check_interval = 1\nshutdown_timeout = 5\n{global}\n[mayfly]\nstate_dir = \"{}\"\n\n[[runners]]\nname = \"test\"\n\
+            "check_interval = 1\nshutdown_timeout = 5\n{global}\n[mayfly]\nstate_dir = \"{}\"\n\n\
+             [[runners]]\nname = \"test\"\n\
              url = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\n{runner}\n",
             state.display()
         );
@@ -77,7 +78,9 @@ impl Home {
 
     /// Starts the agent.
     pub fn start(&self, arguments: &[&str]) -> Agent {
-        let log = self.path("agent.log");
+        // A log for each agent of this home.
+        let count = fs::read_dir(self.directory.path()).expect("a directory").count();
+        let log = self.path(&format!("agent-{count}.log"));
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let config = self.config().display().to_string();
         let all = [&["run", "--config", &config], arguments].concat();
