@@ -34,7 +34,7 @@ struct Inner {
     count: Count,
     controls: HashMap<i64, Arc<Control>>,
     /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
-    numbers: HashMap<(String, Option<i64>), Vec<u32>>,
+    numbers: HashMap<NumberKey, Vec<u32>>,
     /// Why jobs are to stop, once they are.
     interrupted: Option<String>,
 }
@@ -110,7 +110,7 @@ impl Desk {
         let desk = Arc::clone(self);
         let thread = thread::Builder::new().name(format!("job-{id}")).stack_size(JOB_STACK);
         let handle = payload.handle();
-        let numbers = (record.concurrent, numbers_of(&context, &payload));
+        let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
         let given_up = context.clone();
         let spawned = thread.spawn(move || {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
@@ -124,7 +124,7 @@ impl Desk {
                     fail(&context, &handle, &format!("the agent cannot work in its state directory: {error}"));
                 }
             }
-            desk.forget(id, &numbers);
+            desk.forget(id, numbers, &keys);
             drop(permit);
             let _ = desk.events.send(Event::Changed);
         });
@@ -161,7 +161,7 @@ impl Desk {
     fn number(&self, context: &Context, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
         let mut inner = self.lock();
         let [of_runner, of_project] = numbers_of(context, payload);
-        let mut take = |key: (String, Option<i64>), had: Option<u32>| {
+        let mut take = |key: NumberKey, had: Option<u32>| {
             let used = inner.numbers.entry(key).or_default();
             let number = had.unwrap_or_else(|| (0..).find(|number| !used.contains(number)).unwrap_or(0));
             used.push(number);
@@ -170,7 +170,7 @@ impl Desk {
         (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
     }
 
-    fn forget(&self, id: i64, (numbers, keys): &((u32, u32), [(String, Option<i64>); 2])) {
+    fn forget(&self, id: i64, numbers: (u32, u32), keys: &[NumberKey; 2]) {
         let mut inner = self.lock();
         inner.controls.remove(&id);
         for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
@@ -185,12 +185,15 @@ impl Desk {
     }
 }
 
+/// What numbers are counted over: a runner, or a runner and a project.
+type NumberKey = (String, Option<i64>);
+
 enum Begin {
     Fresh,
     Resumed,
 }
 
-fn numbers_of(context: &Context, payload: &Payload) -> [(String, Option<i64>); 2] {
+fn numbers_of(context: &Context, payload: &Payload) -> [NumberKey; 2] {
     let runner = context.runner.token.short();
     [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
 }

@@ -317,10 +317,10 @@ impl Agent {
     fn leave(&self) -> ExitCode {
         let reason = self.leaving.as_ref().map_or(Reason::Signal, |leaving| leaving.reason);
         // The next start on this machine is a new life with its own count.
-        if reason != Reason::Signal {
-            if let Err(error) = Count::forget(&self.state) {
-                log::warn!("the count of jobs stays error={error}");
-            }
+        if reason != Reason::Signal
+            && let Err(error) = Count::forget(&self.state)
+        {
+            log::warn!("the count of jobs stays error={error}");
         }
         log::info!("mayfly leaves reason={}", reason.as_str());
         ExitCode::SUCCESS

@@ -17,10 +17,8 @@ impl Agent {
     pub(super) fn recover(&self, config: &Config) {
         for (number, directory) in journal::slots(&self.state) {
             let kept = directory.load().is_some_and(|record| self.recover_one(config, number, &directory, record));
-            if !kept {
-                if let Err(error) = directory.discard() {
-                    log::error!("an old slot cannot be removed slot={number} error={error}");
-                }
+            if !kept && let Err(error) = directory.discard() {
+                log::error!("an old slot cannot be removed slot={number} error={error}");
             }
         }
     }

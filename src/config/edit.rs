@@ -70,11 +70,11 @@ impl Editor {
     /// Writes the file, mode 0600, by rename; a link stays a link. Errors: the directory cannot be written.
     pub fn save(&self) -> io::Result<()> {
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        if let Some(directory) = target.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            if !directory.exists() {
-                fs::create_dir_all(directory)?;
-                fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
-            }
+        if let Some(directory) = target.parent().filter(|directory| !directory.as_os_str().is_empty())
+            && !directory.exists()
+        {
+            fs::create_dir_all(directory)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
         }
         let draft = target.with_extension(format!("toml.{}", std::process::id()));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

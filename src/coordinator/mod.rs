@@ -46,10 +46,12 @@ impl Token {
         for prefix in ["t1_", "t2_", "t3_"] {
             text = text.strip_prefix(prefix).unwrap_or(text);
         }
-        if let Some(rest) = text.strip_prefix("GR") {
-            if rest.len() >= 7 && rest.is_char_boundary(7) && rest[..7].bytes().all(|b| b.is_ascii_hexdigit()) {
-                text = &rest[7..];
-            }
+        if let Some(rest) = text.strip_prefix("GR")
+            && rest.len() >= 7
+            && rest.is_char_boundary(7)
+            && rest[..7].bytes().all(|b| b.is_ascii_hexdigit())
+        {
+            text = &rest[7..];
         }
         text.chars().take(9).collect()
     }

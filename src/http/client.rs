@@ -178,10 +178,10 @@ impl Client {
     /// The connection pool; made anew when a certificate file is newer than it.
     fn agent(&self) -> Result<Agent, Error> {
         let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((agent, made)) = transport.as_ref() {
-            if !self.files.changed_since(*made) {
-                return Ok(agent.clone());
-            }
+        if let Some((agent, made)) = transport.as_ref()
+            && !self.files.changed_since(*made)
+        {
+            return Ok(agent.clone());
         }
         let made = SystemTime::now();
         let agent = self.build()?;

@@ -91,7 +91,7 @@ mod tests {
         let tree = directory.path().join("tree");
         fs::create_dir_all(tree.join("closed/inner")).expect("made");
         fs::write(tree.join("closed/inner/file"), "x").expect("written");
-        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0)).expect("closed");
+        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o000)).expect("closed");
         symlink(&outside, tree.join("link")).expect("linked");
         symlink(directory.path(), tree.join("loop")).expect("linked");
         // Far deeper than PATH_MAX: made by descending.

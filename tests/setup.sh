@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs what the tests and the static build need, on a Debian machine with Rust. Quick when all is there.
+set -eu
+
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need git git
+need cc gcc
+need dash dash
+need ps procps
+need musl-gcc musl-tools
+if [ -n "$missing" ]; then
+    [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
+    apt-get -qq update
+    # shellcheck disable=SC2086 # a list of packages
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+fi
+
+if command -v rustup >/dev/null 2>&1; then
+    rustup target list --installed | grep -qx x86_64-unknown-linux-musl ||
+        rustup --quiet target add x86_64-unknown-linux-musl
+fi
