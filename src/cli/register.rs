@@ -22,7 +22,7 @@ use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, Verdict};
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// A file whose one [[runners]] fills in what no flag says
+    /// A file with one runner, which fills in what no flag says
     #[arg(long, value_name = "FILE", env = "TEMPLATE_CONFIG_FILE")]
     template_config: Option<PathBuf>,
     /// Ask nothing

@@ -124,7 +124,7 @@ impl Reader {
         if name.chars().count() > 255 {
             self.error(node.line, "the name of a job may have 255 characters");
         }
-        let Some(entries) = self.mapping(&place, node) else { return None };
+        let entries = self.mapping(&place, node)?;
         let mut job = Job {
             name: name.to_owned(),
             stage: "test".to_owned(),
