@@ -388,7 +388,9 @@ mod tests {
         let place = project.path().display().to_string();
         assert_eq!(
             notes[0],
-            format!("WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to the working directory ({place})")
+            format!(
+                "WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to the working directory ({place})"
+            )
         );
         assert_eq!(notes[1], "WARNING: No matching files. Path is empty.");
         assert_eq!(notes[2], "WARNING: [x: cannot be read as a pattern: a [ without its ]");
