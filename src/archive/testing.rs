@@ -88,7 +88,7 @@ pub fn sample() -> Project {
         .write("private", b"x")
         .mode("private", 0o400)
         .write("日本語/ファイル.txt", "語".as_bytes())
-        .write("c: odd..näme", b"odd")
+        .write("odd: näme..", b"odd")
         .write(".hidden/.file", b".")
         .link("link", "small.txt")
         .link("dangling", "/no/such/place")

@@ -66,7 +66,7 @@ impl<'a, W: Write> Packer<'a, W> {
                     None => CompressionMethod::STORE,
                 };
                 let builder = self.archive.new_file(entry_path(path)).compression_method(method);
-                let (mut entry, _) = described(builder, path, &stat)?.start().map_err(broken)?;
+                let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
                 let streamed = stream(pool, &file, &stat, |data| entry.write_all(data))?;
                 if method == CompressionMethod::DEFLATE {
                     entry.write_all(&END)?;
@@ -91,7 +91,7 @@ impl<'a, W: Write> Packer<'a, W> {
             None => (CompressionMethod::STORE, &small.content),
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
-        let (mut entry, _) = described(builder, path, &small.stat)?.start().map_err(broken)?;
+        let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
         entry.write_all(data)?;
         let size = small.content.len() as u64;
         entry.finish(DataDescriptorOutput::new(small.checksum, size)).map_err(broken)?;
@@ -128,7 +128,7 @@ impl<'a, W: Write> Packer<'a, W> {
             }
             Some(target) => {
                 let builder = self.archive.new_file(entry_path(path));
-                let (mut entry, _) = described(builder, path, &stat)?.start().map_err(broken)?;
+                let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
                 let target = target.as_bytes();
                 entry.write_all(target)?;
                 let output = DataDescriptorOutput::new(crc32fast::hash(target), target.len() as u64);
@@ -146,19 +146,11 @@ const TIME: ExtraFieldId = ExtraFieldId::EXTENDED_TIMESTAMP;
 /// Adds what is known about a file.
 fn described<'archive, 'path, W: Write>(
     builder: ZipFileBuilder<'archive, 'path, W>,
-    path: &Path,
     stat: &FileStat,
 ) -> io::Result<ZipFileBuilder<'archive, 'path, W>> {
-    let name = path.as_os_str().as_bytes();
     let builder = builder.last_modified(UtcDateTime::from_unix(stat.st_mtime)).unix_permissions(stat.st_mode);
     let builder = builder.extra_field(TIME, &time_of(stat), Header::LOCAL).map_err(broken)?;
-    let mut builder = builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)?;
-    if !is_conformant(name) && !name.is_ascii() && std::str::from_utf8(name).is_ok() {
-        let field = unicode_path(name);
-        let id = ExtraFieldId::INFO_ZIP_UNICODE_PATH;
-        builder = builder.extra_field(id, &field, Header::default()).map_err(broken)?;
-    }
-    Ok(builder)
+    builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)
 }
 
 /// The time to the second for the local header, where unzip looks for it; the crate itself writes the central one.
@@ -176,16 +168,12 @@ fn owner(stat: &FileStat) -> [u8; 11] {
     field
 }
 
-/// Says that a name is UTF-8 where the flag for it cannot be set.
-fn unicode_path(name: &[u8]) -> Vec<u8> {
-    [&[1][..], &crc32fast::hash(name).to_le_bytes(), name].concat()
-}
-
 fn entry_path(path: &Path) -> EntryPath<'_> {
     entry_name(path.as_os_str().as_bytes().to_vec())
 }
 
-/// The name as it is: the crate's own clean-up would turn `a:b` and `a\b` into other names.
+/// The name as it is: the crate's own clean-up would turn `a:b` and `a\b` into other names. (Such a name goes without
+/// the UTF-8 flag; tools on Unix take its bytes as they are.)
 fn entry_name(name: Vec<u8>) -> EntryPath<'static> {
     if is_conformant(&name) {
         if let Ok(text) = String::from_utf8(name.clone()) {
