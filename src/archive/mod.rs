@@ -7,6 +7,7 @@
 pub mod glob;
 pub mod root;
 pub mod select;
+pub mod unpack;
 pub mod zip;
 
 mod deflate;

@@ -30,6 +30,13 @@ impl Project {
         Self { temp }
     }
 
+    /// A new project beside which a copy of another's archive lies.
+    pub fn new_with(other: &Self, archive: &str) -> Self {
+        let project = Self::new();
+        fs::copy(other.beside(archive), project.beside(archive)).unwrap();
+        project
+    }
+
     pub fn path(&self) -> PathBuf {
         self.temp.path().join("project")
     }
