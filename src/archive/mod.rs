@@ -7,18 +7,25 @@
 pub mod glob;
 pub mod root;
 pub mod select;
+pub mod stream;
 pub mod unpack;
-pub mod zip;
+
+mod gzip;
+mod tar;
+mod zip;
 
 mod deflate;
 mod feed;
 mod pool;
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use root::Root;
+use select::Entry;
 
 /// How hard to compress, in the words of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +65,36 @@ impl Level {
             Self::Slow => Some(8),
             Self::Slowest => Some(9),
         }
+    }
+
+    fn zstd(self) -> i32 {
+        match self {
+            Self::Fastest | Self::Fast => 1,
+            Self::Default => 3,
+            Self::Slow => 8,
+            Self::Slowest => 12,
+        }
+    }
+}
+
+/// What kind of archive to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// zip with deflate.
+    Zip,
+    /// One gzip member for each file.
+    Gzip,
+    /// tar compressed with zstd.
+    TarZstd,
+}
+
+/// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
+/// ends it.
+pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Level, sink: W) -> io::Result<Written> {
+    match format {
+        Format::Zip => zip::write_zip(root, entries, level, sink),
+        Format::Gzip => gzip::write_gzip(root, entries, level, sink),
+        Format::TarZstd => tar::write_tar_zstd(root, entries, level, sink),
     }
 }
 
