@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +14,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// An open directory, and the only way to what is in it.
 pub struct Root {
@@ -101,6 +102,17 @@ impl Root {
             Kind::File => Ok((file, stat)),
             _ => Err(io::Error::other("it is no longer a regular file")),
         }
+    }
+
+    /// Writes a file directly in the directory, in place of whatever has that name.
+    pub fn replace_file(&self, name: &Path, content: &[u8]) -> io::Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(why) => return Err(why.into()),
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&self.fd, name, flags, Mode::from_bits_truncate(0o644))?);
+        file.write_all(content)
     }
 
     /// What stands under a name, not looking through a link.

@@ -4,6 +4,8 @@ pub mod context;
 pub mod control;
 pub mod engine;
 mod expand;
+pub mod artifacts;
+pub mod expand;
 pub mod failure;
 mod flags;
 pub mod payload;
@@ -14,3 +16,9 @@ mod stages;
 mod steps;
 mod variables;
 pub mod work;
+pub mod script;
+pub mod sources;
+#[cfg(test)]
+mod testing;
+mod transfer;
+pub mod variables;
