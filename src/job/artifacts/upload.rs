@@ -174,7 +174,7 @@ fn attempt(
         ("Content-Type".to_owned(), format!("multipart/form-data; boundary={boundary}")),
     ];
     let (head, tail) = (part_head(&boundary, &file_name(upload)), format!("\r\n--{boundary}--\r\n"));
-    let mut send = |content: &mut dyn Read| {
+    let send = |content: &mut dyn Read| {
         let mut content = Meter::new(content, "Uploading artifacts", plan.meter, None);
         let mut body = head.as_bytes().chain(&mut content).chain(tail.as_bytes());
         transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body))
