@@ -5,6 +5,7 @@ pub mod control;
 pub mod engine;
 mod expand;
 pub mod artifacts;
+pub mod cache;
 pub mod expand;
 pub mod failure;
 mod flags;

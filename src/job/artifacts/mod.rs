@@ -17,7 +17,7 @@ use crate::archive::{Format, Level};
 use crate::http::tls::TlsFiles;
 
 pub use download::run as download;
-pub use plan::{Outcome, Place, download_plan, upload_plan};
+pub use plan::{Outcome, Place, download_plan, level, upload_plan};
 pub use statement::Statement;
 pub use upload::run as upload;
 
