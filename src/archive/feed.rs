@@ -99,10 +99,10 @@ pub fn stream(
         let (window, previous) = (window(&block), std::mem::take(&mut before));
         before = window;
         under_way.push_back(pool.submit(move |deflater| deflater.block(&previous, block)));
-        if under_way.len() >= pool.depth() {
-            if let Some(first) = under_way.pop_front() {
-                settle(first, &mut checksum)?;
-            }
+        if under_way.len() >= pool.depth()
+            && let Some(first) = under_way.pop_front()
+        {
+            settle(first, &mut checksum)?;
         }
         if trouble.is_some() {
             break;

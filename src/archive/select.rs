@@ -154,10 +154,9 @@ impl Finder<'_> {
         }
         let canonical = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         for base in [directory, &canonical] {
-            if let Some(rest) = base.to_str().and_then(|base| clean.strip_prefix(base.trim_end_matches('/'))) {
-                if rest.is_empty() || rest.starts_with('/') {
-                    return Ok(rest.trim_start_matches('/').to_owned());
-                }
+            let rest = base.to_str().and_then(|base| clean.strip_prefix(base.trim_end_matches('/')));
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                return Ok(rest.trim_start_matches('/').to_owned());
             }
         }
         Err(outside(text))

@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_file_that_shrinks_leaves_the_archive_whole() {
         let project = Project::new();
-        project.write("log", &vec![b'l'; 100]);
+        project.write("log", &[b'l'; 100]);
         let (file, stat) = project.root().open_file(Path::new("log")).unwrap();
         fs::write(project.path().join("log"), "short").unwrap();
         let mut content = Exact { file: &file, left: stat.st_size as u64, short: false };

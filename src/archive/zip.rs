@@ -175,12 +175,11 @@ fn entry_path(path: &Path) -> EntryPath<'_> {
 /// The name as it is: the crate's own clean-up would turn `a:b` and `a\b` into other names. (Such a name goes without
 /// the UTF-8 flag; tools on Unix take its bytes as they are.)
 fn entry_name(name: Vec<u8>) -> EntryPath<'static> {
-    if is_conformant(&name) {
-        if let Ok(text) = String::from_utf8(name.clone()) {
-            return EntryPath::conformant(text);
-        }
+    match String::from_utf8(name) {
+        Ok(text) if is_conformant(text.as_bytes()) => EntryPath::conformant(text),
+        Ok(text) => EntryPath::verbatim(text.into_bytes()),
+        Err(bytes) => EntryPath::verbatim(bytes.into_bytes()),
     }
-    EntryPath::verbatim(name)
 }
 
 fn is_conformant(name: &[u8]) -> bool {

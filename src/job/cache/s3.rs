@@ -75,9 +75,10 @@ impl Store {
             (true, false, false) => format!("s3.{}.amazonaws.com", self.region()),
         };
         // A bucket with a dot does not fit Amazon's certificates.
-        let own_host = (host.ends_with(".amazonaws.com") || host == "storage.googleapis.com")
-            && !(s3.bucket_name.contains('.') && !s3.insecure);
-        match s3.path_style.unwrap_or(!own_host) {
+        let fits = s3.insecure || !s3.bucket_name.contains('.');
+        let has_buckets_as_hosts = host.ends_with(".amazonaws.com") || host == "storage.googleapis.com";
+        let path_style = s3.path_style.unwrap_or(!(has_buckets_as_hosts && fits));
+        match path_style {
             true => (host, format!("{}/", s3.bucket_name)),
             false => (format!("{}.{host}", s3.bucket_name), String::new()),
         }

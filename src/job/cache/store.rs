@@ -1,12 +1,13 @@
 //! The local store: `KEY/cache.zip`, shared by all slots of the machine. Readers open an archive and keep it, writers
 //! replace it by renaming; a lock keeps two writers of one key, and the clean-up, apart.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::job::transfer::random;
@@ -25,14 +26,13 @@ const METADATA: &str = "metadata.json";
 const ARCHIVE: &str = "cache.zip";
 
 /// Makes the directory of an archive and keeps others from writing it while the lock is held.
-pub fn lock(archive: &Path) -> io::Result<File> {
+pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
     let directory = directory_of(archive)?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut options = OpenOptions::new();
     let options = options.create(true).truncate(false).write(true).mode(0o600);
     let lock = options.custom_flags(nix::libc::O_NOFOLLOW).open(directory.join(LOCK))?;
-    lock.lock()?;
-    Ok(lock)
+    Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, why)| why.into())
 }
 
 /// Opens an archive and marks it as used.
@@ -42,10 +42,9 @@ pub fn open(archive: &Path) -> io::Result<File> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    if let Some(directory) = archive.parent() {
-        if let Ok(metadata) = OpenOptions::new().write(true).open(directory.join(METADATA)) {
-            let _ = metadata.set_modified(SystemTime::now());
-        }
+    let metadata = directory_of(archive).and_then(|at| OpenOptions::new().write(true).open(at.join(METADATA)));
+    if let Ok(metadata) = metadata {
+        let _ = metadata.set_modified(SystemTime::now());
     }
     Ok(file)
 }
@@ -134,9 +133,9 @@ fn remove(directory: &Path) -> bool {
     let Ok(lock) = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(LOCK)) else {
         return false;
     };
-    if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+    let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         return false;
-    }
+    };
     let gone = fs::remove_file(directory.join(ARCHIVE)).is_ok();
     let _ = fs::remove_file(directory.join(METADATA));
     gone
