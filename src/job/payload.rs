@@ -176,7 +176,7 @@ pub struct Dependency {
     #[serde(deserialize_with = "lenient")]
     pub name: String,
     #[serde(deserialize_with = "lenient")]
-    pub token: Text,
+    pub token: String,
     #[serde(deserialize_with = "lenient")]
     pub artifacts_file: ArtifactsFile,
 }
