@@ -125,4 +125,6 @@ impl Written {
 }
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod testing;

@@ -293,4 +293,30 @@ mod tests {
         assert!(out.join(name).exists());
         assert!(out.join("back\\slash").exists());
     }
+
+    #[test]
+    fn more_entries_than_old_zip_can_count() {
+        let project = Project::new();
+        project.write("file", b"");
+        let entry = project.entries().remove(0);
+        let entries: Vec<_> = std::iter::repeat_n(entry, 70_000).collect();
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        assert_eq!(write_zip(&project.root(), &entries, Level::Default, archive).unwrap().entries, 70_000);
+        let listed = tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip")));
+        assert_eq!(listed.lines().count(), 70_000);
+    }
+
+    #[test]
+    #[ignore = "reads more than 4 GiB"]
+    fn a_file_larger_than_old_zip_can_hold() {
+        let project = Project::new();
+        project.write("large", b"");
+        let size = (4 << 30) + 12_345;
+        File::options().write(true).open(project.path().join("large")).unwrap().set_len(size).unwrap();
+        pack(&project, Level::Fast);
+        tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));
+        let copy = Project::new_with(&project, "a.zip");
+        super::super::unpack::unpack(&File::open(copy.beside("a.zip")).unwrap(), &copy.root()).unwrap();
+        assert_eq!(fs::metadata(copy.path().join("large")).unwrap().len(), size);
+    }
 }
