@@ -1,6 +1,7 @@
 //! mayfly: a CI agent that lives on the instance it works on.
 
 mod agent;
+mod archive;
 mod cli;
 mod config;
 mod coordinator;

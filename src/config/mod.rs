@@ -3,6 +3,7 @@
 //! The file is gitlab-runner's: a fleet moves over by swapping the binary. What is ours alone stands below `[mayfly]`
 //! and `[runners.mayfly]`. This layer reads and edits the file; it asks no server and runs nothing.
 
+pub mod cache;
 pub mod duration;
 pub mod edit;
 mod findings;

@@ -8,6 +8,8 @@ pub mod diagnose;
 mod proxy;
 mod retry;
 pub mod tls;
+mod transfer;
 
 pub use client::{Client, Error, Method, Request, Response, origin};
 pub use retry::http_date;
+pub use transfer::{Incoming, Outgoing, Patience, Transfer};

@@ -1,5 +1,7 @@
 //! The machine the agent lives on: who it is, what is coming, how to leave it.
 
+pub mod aws;
+
 use std::fs;
 
 /// What the journal is bound to: an image made from a used machine must not inherit its jobs.

@@ -1,5 +1,7 @@
 //! One job, from payload to final state.
 
+pub mod artifacts;
+pub mod cache;
 pub mod context;
 pub mod control;
 pub mod engine;
@@ -12,5 +14,8 @@ mod script;
 mod sources;
 mod stages;
 mod steps;
+#[cfg(test)]
+mod testing;
+mod transfer;
 mod variables;
 pub mod work;

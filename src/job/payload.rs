@@ -30,6 +30,12 @@ pub struct Payload {
     #[serde(deserialize_with = "lenient")]
     pub features: Features,
     #[serde(deserialize_with = "lenient")]
+    pub artifacts: Vec<Artifact>,
+    #[serde(deserialize_with = "lenient")]
+    pub cache: Vec<Cache>,
+    #[serde(deserialize_with = "lenient")]
+    pub dependencies: Vec<Dependency>,
+    #[serde(deserialize_with = "lenient")]
     pub run: String,
 }
 
@@ -119,6 +125,70 @@ pub struct Hook {
     pub name: String,
     #[serde(deserialize_with = "lenient")]
     pub script: Vec<String>,
+}
+
+/// Files to hand to GitLab.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Artifact {
+    #[serde(deserialize_with = "lenient")]
+    pub name: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub untracked: bool,
+    #[serde(deserialize_with = "lenient")]
+    pub paths: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub exclude: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub when: String,
+    #[serde(deserialize_with = "lenient")]
+    pub artifact_type: String,
+    #[serde(deserialize_with = "lenient")]
+    pub artifact_format: String,
+    #[serde(deserialize_with = "lenient")]
+    pub expire_in: String,
+}
+
+/// Files to keep between jobs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Cache {
+    #[serde(deserialize_with = "lenient")]
+    pub key: String,
+    #[serde(deserialize_with = "lenient")]
+    pub untracked: bool,
+    #[serde(deserialize_with = "lenient")]
+    pub paths: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub policy: String,
+    #[serde(deserialize_with = "lenient")]
+    pub when: String,
+    #[serde(deserialize_with = "lenient")]
+    pub fallback_keys: Vec<String>,
+}
+
+/// A job whose artifacts are needed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Dependency {
+    #[serde(deserialize_with = "lenient")]
+    pub id: i64,
+    #[serde(deserialize_with = "lenient")]
+    pub name: String,
+    #[serde(deserialize_with = "lenient")]
+    pub token: String,
+    #[serde(deserialize_with = "lenient")]
+    pub artifacts_file: ArtifactsFile,
+}
+
+/// The artifacts of a [`Dependency`], if it has some.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ArtifactsFile {
+    #[serde(deserialize_with = "lenient")]
+    pub filename: String,
+    #[serde(deserialize_with = "lenient")]
+    pub size: i64,
 }
 
 /// What the server understands.

@@ -2,13 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::sources;
+use super::{artifacts, cache, sources};
 
 /// What is to be done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Plan {
     /// Bring the sources into the project directory.
     Sources(sources::Plan),
+    /// Unpack what caches hold.
+    RestoreCache(cache::RestorePlan),
+    /// Fetch what other jobs made.
+    DownloadArtifacts(artifacts::DownloadPlan),
+    /// Keep files for later jobs.
+    SaveCache(cache::SavePlan),
+    /// Hand files to GitLab.
+    UploadArtifacts(artifacts::UploadPlan),
 }
 
 impl Plan {
@@ -22,6 +30,10 @@ impl Plan {
 pub fn run(plan: &str) -> i32 {
     match serde_json::from_str(plan) {
         Ok(Plan::Sources(plan)) => sources::run(&plan),
+        Ok(Plan::RestoreCache(plan)) => cache::restore(&plan),
+        Ok(Plan::DownloadArtifacts(plan)) => artifacts::download(&plan),
+        Ok(Plan::SaveCache(plan)) => cache::save(&plan),
+        Ok(Plan::UploadArtifacts(plan)) => artifacts::upload(&plan),
         Err(error) => {
             eprintln!("the plan of this step cannot be read: {error}");
             1

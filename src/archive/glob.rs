@@ -1,0 +1,468 @@
+//! Patterns as authors write them in `artifacts:paths`: `*` and `?` within a name, `**` over directories,
+//! `[classes]`, `{alternatives}` (also with slashes inside), `\` before a character that is meant as itself.
+//!
+//! Names are bytes; a character is a UTF-8 character where the bytes allow, otherwise a byte. Dot files are files like
+//! any other. A directory that matches stands for everything below it; that is the walk's business, not the pattern's.
+
+use std::fmt;
+
+/// How many alternatives braces may multiply to, so that a pattern cannot eat the machine.
+const MAX_ALTERNATIVES: usize = 4096;
+
+/// A pattern: it matches what any of its alternatives matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    alternatives: Vec<Vec<Segment>>,
+}
+
+/// What stands between two slashes of a pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// `**`: any number of directories, also none.
+    AnyDepth,
+    /// Exactly this name.
+    Literal(Vec<u8>),
+    /// A name with wildcards.
+    Wild(Vec<Token>),
+}
+
+/// A piece of a [`Segment::Wild`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// This character.
+    Char(u32),
+    /// `?`
+    Any,
+    /// `*`
+    Star,
+    /// `[...]`: characters between (and with) these bounds, or all others.
+    Class { negated: bool, ranges: Vec<(u32, u32)> },
+}
+
+/// A pattern that cannot be read: why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadPattern(&'static str);
+
+impl fmt::Display for BadPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for BadPattern {}
+
+impl Pattern {
+    /// Reads a pattern. Slashes at its ends and empty or `.` segments count for nothing.
+    pub fn parse(text: &str) -> Result<Self, BadPattern> {
+        let mut alternatives = Vec::new();
+        for text in expand_braces(text.as_bytes())? {
+            let segments = split_segments(&text);
+            alternatives.push(segments.into_iter().map(|s| parse_segment(&s)).collect::<Result<_, _>>()?);
+        }
+        Ok(Self { alternatives })
+    }
+
+    /// Each alternative as segments, for a walk that wants to know where to look.
+    pub fn alternatives(&self) -> &[Vec<Segment>] {
+        &self.alternatives
+    }
+
+    /// Whether the whole of a relative path matches.
+    pub fn matches(&self, path: &[u8]) -> bool {
+        let names: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|name| !name.is_empty()).collect();
+        self.alternatives.iter().any(|segments| matches_segments(segments, &names))
+    }
+}
+
+impl Segment {
+    /// Whether this segment, unless it is `**`, matches a name.
+    pub fn matches(&self, name: &[u8]) -> bool {
+        match self {
+            Self::AnyDepth => false,
+            Self::Literal(literal) => literal == name,
+            Self::Wild(tokens) => matches_tokens(tokens, name),
+        }
+    }
+}
+
+/// Matches with one step back per wildcard: after a later `**` has matched, no earlier one needs another try, so the
+/// cost is at most names times segments.
+fn matches_segments(segments: &[Segment], names: &[&[u8]]) -> bool {
+    let (mut s, mut n) = (0, 0);
+    let mut retry = None;
+    loop {
+        match segments.get(s) {
+            Some(Segment::AnyDepth) => {
+                retry = Some((s + 1, n));
+                s += 1;
+                continue;
+            }
+            Some(segment) if n < names.len() && segment.matches(names[n]) => {
+                s += 1;
+                n += 1;
+                continue;
+            }
+            None if n == names.len() => return true,
+            _ => {}
+        }
+        match retry {
+            Some((after, from)) if from < names.len() => {
+                retry = Some((after, from + 1));
+                s = after;
+                n = from + 1;
+            }
+            _ => return false,
+        }
+    }
+}
+
+fn matches_tokens(tokens: &[Token], name: &[u8]) -> bool {
+    let (mut t, mut at) = (0, 0);
+    let mut retry: Option<(usize, usize)> = None;
+    loop {
+        match tokens.get(t) {
+            Some(Token::Star) => {
+                retry = Some((t + 1, at));
+                t += 1;
+                continue;
+            }
+            Some(token) if at < name.len() => {
+                let (c, width) = next_char(&name[at..]);
+                if token.matches(c) {
+                    t += 1;
+                    at += width;
+                    continue;
+                }
+            }
+            None if at == name.len() => return true,
+            _ => {}
+        }
+        match retry {
+            Some((after, from)) if from < name.len() => {
+                let next = from + next_char(&name[from..]).1;
+                retry = Some((after, next));
+                t = after;
+                at = next;
+            }
+            _ => return false,
+        }
+    }
+}
+
+impl Token {
+    fn matches(&self, c: u32) -> bool {
+        match self {
+            Self::Char(this) => *this == c,
+            Self::Any => true,
+            Self::Star => false,
+            Self::Class { negated, ranges } => ranges.iter().any(|&(low, high)| low <= c && c <= high) != *negated,
+        }
+    }
+}
+
+/// The first character and how many bytes it takes; a byte that is no UTF-8 stands for itself, outside of Unicode.
+fn next_char(bytes: &[u8]) -> (u32, usize) {
+    const NOT_UNICODE: u32 = 0x0100_0000;
+    let longest = bytes.len().min(4);
+    for width in 1..=longest {
+        if let Ok(text) = std::str::from_utf8(&bytes[..width]) {
+            return (text.chars().next().map_or(0, u32::from), width);
+        }
+    }
+    (NOT_UNICODE + u32::from(bytes[0]), 1)
+}
+
+/// Writes out every combination of `{a,b}`.
+fn expand_braces(pattern: &[u8]) -> Result<Vec<Vec<u8>>, BadPattern> {
+    let mut done = Vec::new();
+    let mut waiting = vec![pattern.to_vec()];
+    while let Some(text) = waiting.pop() {
+        match first_brace(&text)? {
+            None => done.push(text),
+            Some(brace) => {
+                // Pushed in reverse, so that alternatives come out in the order they stand in.
+                for choice in brace.choices.iter().rev() {
+                    waiting.push([&text[..brace.start], &text[choice.clone()], &text[brace.end..]].concat());
+                }
+            }
+        }
+        if done.len() + waiting.len() > MAX_ALTERNATIVES {
+            return Err(BadPattern("braces multiply to too many alternatives"));
+        }
+    }
+    Ok(done)
+}
+
+struct Brace {
+    start: usize,
+    end: usize,
+    choices: Vec<std::ops::Range<usize>>,
+}
+
+/// Finds the first `{...}` that is not escaped and not inside a class.
+fn first_brace(text: &[u8]) -> Result<Option<Brace>, BadPattern> {
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'{' => return close_brace(text, at).map(Some),
+            _ => at = skip_one(text, at),
+        }
+    }
+    Ok(None)
+}
+
+fn close_brace(text: &[u8], start: usize) -> Result<Brace, BadPattern> {
+    let mut choices = Vec::new();
+    let (mut depth, mut from, mut at) = (0, start + 1, start + 1);
+    while at < text.len() {
+        match text[at] {
+            b'{' => depth += 1,
+            b',' if depth == 0 => {
+                choices.push(from..at);
+                from = at + 1;
+            }
+            b'}' if depth == 0 => {
+                choices.push(from..at);
+                return Ok(Brace { start, end: at + 1, choices });
+            }
+            b'}' => depth -= 1,
+            _ => {
+                at = skip_one(text, at);
+                continue;
+            }
+        }
+        at += 1;
+    }
+    Err(BadPattern("a { without its }"))
+}
+
+/// Steps over one byte, an escaped byte, or a whole class.
+fn skip_one(text: &[u8], at: usize) -> usize {
+    match text[at] {
+        b'\\' => at + 2,
+        b'[' => class_end(text, at).map_or(at + 1, |end| end + 1),
+        _ => at + 1,
+    }
+}
+
+/// Where the `]` of a class is. The first character of a class may be `]` itself only when escaped.
+fn class_end(text: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    if matches!(text.get(at), Some(b'^' | b'!')) {
+        at += 1;
+    }
+    while at < text.len() {
+        match text[at] {
+            b'\\' => at += 2,
+            b']' => return Some(at),
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+fn split_segments(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut segments = vec![Vec::new()];
+    let mut at = 0;
+    while at < text.len() {
+        let next = skip_one(text, at).min(text.len());
+        let last = segments.len() - 1;
+        if text[at] == b'/' {
+            segments.push(Vec::new());
+        } else {
+            segments[last].extend_from_slice(&text[at..next]);
+        }
+        at = next;
+    }
+    segments.retain(|segment| !segment.is_empty() && segment != b".");
+    segments
+}
+
+fn parse_segment(text: &[u8]) -> Result<Segment, BadPattern> {
+    if text == b"**" {
+        return Ok(Segment::AnyDepth);
+    }
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'*' => {
+                if tokens.last() != Some(&Token::Star) {
+                    tokens.push(Token::Star);
+                }
+                at += 1;
+            }
+            b'?' => {
+                tokens.push(Token::Any);
+                at += 1;
+            }
+            b'[' => {
+                let end = class_end(text, at).ok_or(BadPattern("a [ without its ]"))?;
+                tokens.push(parse_class(&text[at + 1..end])?);
+                at = end + 1;
+            }
+            _ => {
+                let (c, width) = literal_char(&text[at..])?;
+                tokens.push(Token::Char(c));
+                at += width;
+            }
+        }
+    }
+    Ok(literal_of(text, &tokens).map_or(Segment::Wild(tokens), Segment::Literal))
+}
+
+/// The name that a segment without wildcards spells.
+fn literal_of(text: &[u8], tokens: &[Token]) -> Option<Vec<u8>> {
+    if !tokens.iter().all(|token| matches!(token, Token::Char(_))) {
+        return None;
+    }
+    let mut name = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        name.push(if byte == b'\\' { *bytes.next()? } else { byte });
+    }
+    Some(name)
+}
+
+/// One character that may be escaped.
+fn literal_char(text: &[u8]) -> Result<(u32, usize), BadPattern> {
+    match text {
+        [b'\\'] => Err(BadPattern("a \\ with nothing after it")),
+        [b'\\', rest @ ..] => {
+            let (c, width) = next_char(rest);
+            Ok((c, width + 1))
+        }
+        _ => Ok(next_char(text)),
+    }
+}
+
+fn parse_class(text: &[u8]) -> Result<Token, BadPattern> {
+    let (negated, mut rest) = match text {
+        [b'^' | b'!', rest @ ..] => (true, rest),
+        _ => (false, text),
+    };
+    if rest.is_empty() {
+        return Err(BadPattern("an empty class []"));
+    }
+    let mut ranges = Vec::new();
+    while !rest.is_empty() {
+        let (low, width) = literal_char(rest)?;
+        rest = &rest[width..];
+        match rest {
+            [b'-', more @ ..] if !more.is_empty() => {
+                let (high, width) = literal_char(more)?;
+                rest = &more[width..];
+                ranges.push((low, high));
+            }
+            _ => ranges.push((low, low)),
+        }
+    }
+    Ok(Token::Class { negated, ranges })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, path: &str) -> bool {
+        Pattern::parse(pattern).unwrap().matches(path.as_bytes())
+    }
+
+    /// Pattern, what it matches, what it does not.
+    const TABLE: &[(&str, &[&str], &[&str])] = &[
+        ("abc", &["abc"], &["ab", "abcd", "a/abc", ""]),
+        ("*", &["abc", ".hidden", "a.b"], &["a/b", ""]),
+        ("*c", &["abc", "c", "xcc"], &["abcd", "a/c"]),
+        ("a*", &["a", "abc"], &["ab/c", "ba"]),
+        ("a*/b", &["a/b", "abc/b"], &["a/c/b", "b"]),
+        ("a*b*c*d*e*", &["axbxcxdxe", "axbxcxdxexxx"], &["axbxcxdx", "axbxcxdxe/xxx"]),
+        ("a*b*c*d*e*/f", &["axbxcxdxe/f", "axbxcxdxexxx/f"], &["axbxcxdxe/xxx/f", "axbxcxdxexxx/fff"]),
+        ("a*b?c*x", &["abxbbxdbxebxczzx"], &["abxbbxdbxebxczzy"]),
+        ("a?c", &["abc", "aéc", "a☺c"], &["ac", "abbc", "a/c"]),
+        ("a?b", &["a☺b"], &["a☺☺b"]),
+        ("a???b", &["aäöüb"], &["a☺b"]),
+        ("ab[c]", &["abc"], &["abd", "ab"]),
+        ("ab[b-d]", &["abc"], &["aba", "abe"]),
+        ("ab[e-g]", &[], &["abc"]),
+        ("ab[^c]", &["abd"], &["abc"]),
+        ("ab[!c]", &["abd"], &["abc"]),
+        ("ab[^b-d]", &["aba"], &["abc"]),
+        ("a[^a]b", &["a☺b"], &["aab", "a/b"]),
+        ("a[^a][^a][^a]b", &[], &["a☺b"]),
+        ("[a-ζ]*", &["α"], &[]),
+        ("*[a-ζ]", &[], &["A"]),
+        ("a[\\]]b", &["a]b"], &["ab"]),
+        ("a[\\-]b", &["a-b"], &["axb"]),
+        ("[x\\-]", &["x", "-"], &["z"]),
+        ("[\\-x]", &["x", "-"], &["a"]),
+        ("[x-]", &["x", "-"], &["z"]),
+        ("[a-b-d]", &["a", "b", "-", "d"], &["c"]),
+        ("a\\*b", &["a*b"], &["axb"]),
+        ("\\[a]", &["[a]"], &["a"]),
+        ("a]", &["a]"], &["a"]),
+        ("a}", &["a}"], &["a"]),
+        ("a,b", &["a,b"], &["a", "b"]),
+        ("**", &["", "a", "a/b", "a/b/c", ".a/.b"], &[]),
+        ("**/", &["a", "a/b"], &[]),
+        ("a/**", &["a", "a/b", "a/b/c"], &["b/a", "ab"]),
+        ("**/c", &["c", "b/c", "a/b/c"], &["c/d", "bc"]),
+        ("a/**/d", &["a/d", "a/b/d", "a/b/c/d"], &["a/b/c/d/e", "ad", "b/a/d"]),
+        ("a/**/b/**/c", &["a/b/c", "a/x/b/y/z/c", "a/b/b/c/c"], &["a/c/b", "a/b"]),
+        ("**/**/a", &["a", "b/a", "b/c/a"], &["a/b"]),
+        ("a**", &["a", "abc"], &["a/b", "ba"]),
+        ("**c", &["c", "abc"], &["a/c"]),
+        ("a/**/*", &["a/b", "a/b/c"], &["a", "b"]),
+        ("**/*.txt", &["a.txt", "d/a.txt", "d/.e/.txt"], &["a.txt/b", "a.tx"]),
+        ("{a,b}", &["a", "b"], &["c", "ab", "a,b"]),
+        ("{a,b}c", &["ac", "bc"], &["a", "c"]),
+        ("{a,}", &["a"], &["b"]),
+        ("a{,b}", &["a", "ab"], &["b"]),
+        ("a{b,{c,d}}e", &["abe", "ace", "ade"], &["ae", "abce"]),
+        ("{a/b,c}/d", &["a/b/d", "c/d"], &["a/d", "b/d"]),
+        ("{**/a,b}/c", &["x/y/a/c", "a/c", "b/c"], &["x/b/c"]),
+        ("a/{**,x}", &["a", "a/q/r", "a/x"], &["b"]),
+        ("{a*,b?}", &["a", "axx", "bz"], &["b", "bzz"]),
+        ("a{b}c", &["abc"], &["a{b}c"]),
+        ("a\\{b,c\\}", &["a{b,c}"], &["ab"]),
+        ("[{a,b}]", &["{", "a", ",", "b", "}"], &["c"]),
+        ("{[,],x}", &["x", ","], &["a"]),
+        ("./a/./b/", &["a/b"], &["a", "a/b/c"]),
+        ("/a//b", &["a/b"], &["a"]),
+        ("日本/*.語", &["日本/x.語"], &["日/x.語"]),
+        ("x y/*", &["x y/z w"], &["x/y"]),
+    ];
+
+    #[test]
+    fn follows_the_table() {
+        for (pattern, yes, no) in TABLE {
+            for path in *yes {
+                assert!(matches(pattern, path), "{pattern:?} should match {path:?}");
+            }
+            for path in *no {
+                assert!(!matches(pattern, path), "{pattern:?} should not match {path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_read() {
+        for pattern in ["[", "[^", "[a", "a[", "[]", "[^]", "a\\", "{a", "{a,{b}", "x/[a-/y"] {
+            assert!(Pattern::parse(pattern).is_err(), "{pattern:?} should not parse");
+        }
+        assert!(Pattern::parse(&"{a,b}".repeat(20)).is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_names_too() {
+        let pattern = Pattern::parse("a?b*").unwrap();
+        assert!(pattern.matches(b"a\xffb\xfe"));
+        assert!(!Pattern::parse("a[\u{80}-\u{ff}]").unwrap().matches(b"a\xff"));
+    }
+
+    #[test]
+    fn many_wildcards_stay_cheap() {
+        let pattern = "**/a*a*a*a*a*a*a*a*/".repeat(12) + "x";
+        let path = vec!["a".repeat(60); 40].join("/");
+        assert!(!matches(&pattern, &path));
+    }
+}

@@ -1,0 +1,128 @@
+//! Writing gzip as GitLab's report files are made: one member for each file, one after the other, each with its name.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::deflate::END;
+use super::feed::{Loaded, load, stream};
+use super::pool::with_pool;
+use super::root::{Kind, Root};
+use super::select::Entry;
+use super::{Level, Written};
+
+/// Writes every regular file as a member. Directories are passed over, links are left out with a warning.
+pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut sink: W) -> io::Result<Written> {
+    // There is no gzip without deflate: the lowest level is its fastest.
+    let level = level.deflate().unwrap_or(1);
+    with_pool(Some(level), |pool| {
+        let mut written = Written::default();
+        for entry in entries {
+            let path = &entry.path;
+            match entry.kind {
+                Kind::File => {}
+                Kind::Directory => continue,
+                _ => {
+                    written.warn(path, "left out: it is not a regular file");
+                    continue;
+                }
+            }
+            match pool.submit(move |deflater| load(deflater, root, entry)).wait()? {
+                Loaded::Small(small) => {
+                    write_header(&mut sink, path, small.stat.st_mtime)?;
+                    match &small.deflated {
+                        Some(deflated) => sink.write_all(deflated)?,
+                        None => {
+                            let content = small.content.clone();
+                            sink.write_all(&pool.submit(|deflater| deflater.block(&[], content)).wait()??.data)?;
+                            sink.write_all(&END)?;
+                        }
+                    }
+                    write_trailer(&mut sink, small.checksum, small.content.len() as u64)?;
+                    written.add(small.content.len() as u64);
+                    if small.changed {
+                        written.warn(path, "changed while it was being packed");
+                    }
+                }
+                Loaded::Large(file, stat) => {
+                    write_header(&mut sink, path, stat.st_mtime)?;
+                    let streamed = stream(pool, &file, &stat, |data| sink.write_all(data))?;
+                    sink.write_all(&END)?;
+                    write_trailer(&mut sink, streamed.checksum, streamed.size)?;
+                    written.add(streamed.size);
+                    if let Some(trouble) = streamed.trouble {
+                        written.warn(path, trouble);
+                    }
+                }
+                Loaded::Unreadable(why) => written.leave_out(path, &why),
+            }
+        }
+        sink.flush()?;
+        Ok(written)
+    })
+}
+
+/// The header of a member (RFC 1952): the name is the last part of the path, the comment all of it.
+fn write_header(sink: &mut impl Write, path: &Path, mtime: i64) -> io::Result<()> {
+    const NAME: u8 = 8;
+    const COMMENT: u8 = 16;
+    const UNIX: u8 = 3;
+    let name = path.file_name().map(|name| escape(name.as_bytes())).unwrap_or_default();
+    let mtime = u32::try_from(mtime).unwrap_or(0).to_le_bytes();
+    sink.write_all(&[0x1f, 0x8b, 8, NAME | COMMENT, mtime[0], mtime[1], mtime[2], mtime[3], 0, UNIX])?;
+    for text in [name, escape(path.as_os_str().as_bytes())] {
+        sink.write_all(&text)?;
+        sink.write_all(&[0])?;
+    }
+    Ok(())
+}
+
+fn write_trailer(sink: &mut impl Write, checksum: u32, size: u64) -> io::Result<()> {
+    sink.write_all(&checksum.to_le_bytes())?;
+    // The size counts modulo 2^32.
+    sink.write_all(&(size as u32).to_le_bytes())
+}
+
+/// gzip names are Latin text: another one is marked with `e:` and percent-encoded.
+fn escape(name: &[u8]) -> Vec<u8> {
+    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && *byte != b'%';
+    if name.iter().all(plain) && !name.starts_with(b"e:") {
+        return name.to_vec();
+    }
+    let mut escaped = b"e:".to_vec();
+    for byte in name {
+        match plain(byte) {
+            true => escaped.push(*byte),
+            false => escaped.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::process::Command;
+
+    use super::super::testing::{Project, tool};
+    use super::super::unpack::unpack;
+    use super::*;
+
+    #[test]
+    fn other_tools_read_all_members_and_we_get_the_files_back() {
+        let project = Project::new();
+        let large: Vec<u8> = (0..90_000).flat_map(|n| format!("<case id={n}/>\n").into_bytes()).collect();
+        project.write("a.xml", b"<a/>\n").write("empty", b"").write("r\u{e9}/100%.xml", &large).link("link", "a.xml");
+        for level in [Level::Fastest, Level::Default, Level::Slowest] {
+            let out = File::create(project.beside("a.gz")).unwrap();
+            let written = write_gzip(&project.root(), &project.entries(), level, out).unwrap();
+            assert_eq!(written.warnings, ["link: left out: it is not a regular file"]);
+            let text = tool(Command::new("gzip").arg("-dc").arg(project.beside("a.gz")));
+            assert_eq!(text.len(), large.len() + 5);
+            let copy = Project::new_with(&project, "a.gz");
+            unpack(&File::open(copy.beside("a.gz")).unwrap(), &copy.root()).unwrap();
+            assert!(fs::read(copy.path().join("r\u{e9}/100%.xml")).unwrap() == large);
+            assert_eq!(fs::read(copy.path().join("empty")).unwrap(), b"");
+        }
+    }
+}

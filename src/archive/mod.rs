@@ -1,0 +1,130 @@
+//! zip, gzip and tar+zstd: packing and unpacking that cannot leave the project directory.
+//!
+//! Everything here works on ground that a job may have prepared: names are resolved beneath an open directory and
+//! never through a symbolic link out of it, only regular files are opened, and what changes or vanishes on the way is
+//! a warning. Nothing here knows of jobs, GitLab or the network.
+
+pub mod glob;
+pub mod root;
+pub mod select;
+pub mod stream;
+pub mod unpack;
+
+mod gzip;
+mod tar;
+mod zip;
+
+mod deflate;
+mod feed;
+mod pool;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use root::Root;
+use select::Entry;
+
+/// How hard to compress, in the words of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Level {
+    /// Not at all.
+    Fastest,
+    /// A little.
+    Fast,
+    /// As most tools do.
+    #[default]
+    Default,
+    /// More.
+    Slow,
+    /// As far as it goes.
+    Slowest,
+}
+
+impl Level {
+    /// Reads the name of a level; `None` for a word that is none.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.trim().to_ascii_lowercase().as_str() {
+            "fastest" => Some(Self::Fastest),
+            "fast" => Some(Self::Fast),
+            "" | "default" => Some(Self::Default),
+            "slow" => Some(Self::Slow),
+            "slowest" => Some(Self::Slowest),
+            _ => None,
+        }
+    }
+
+    /// The level for deflate; `None` for storing.
+    fn deflate(self) -> Option<u32> {
+        match self {
+            Self::Fastest => None,
+            Self::Fast => Some(2),
+            Self::Default => Some(6),
+            Self::Slow => Some(8),
+            Self::Slowest => Some(9),
+        }
+    }
+
+    fn zstd(self) -> i32 {
+        match self {
+            Self::Fastest | Self::Fast => 1,
+            Self::Default => 3,
+            Self::Slow => 8,
+            Self::Slowest => 12,
+        }
+    }
+}
+
+/// What kind of archive to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// zip with deflate.
+    Zip,
+    /// One gzip member for each file.
+    Gzip,
+    /// tar compressed with zstd.
+    TarZstd,
+}
+
+/// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
+/// ends it.
+pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Level, sink: W) -> io::Result<Written> {
+    match format {
+        Format::Zip => zip::write_zip(root, entries, level, sink),
+        Format::Gzip => gzip::write_gzip(root, entries, level, sink),
+        Format::TarZstd => tar::write_tar_zstd(root, entries, level, sink),
+    }
+}
+
+/// What went into an archive.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// How many entries.
+    pub entries: u64,
+    /// How many bytes before compression.
+    pub bytes: u64,
+    /// What was left out or is not quite what it was, one line each.
+    pub warnings: Vec<String>,
+}
+
+impl Written {
+    fn add(&mut self, bytes: u64) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    fn warn(&mut self, path: &Path, what: impl Display) {
+        self.warnings.push(format!("{}: {what}", path.display()));
+    }
+
+    fn leave_out(&mut self, path: &Path, why: &io::Error) {
+        self.warn(path, format_args!("left out: {why}"));
+    }
+}
+
+#[cfg(test)]
+mod measure;
+#[cfg(test)]
+mod testing;

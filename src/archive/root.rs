@@ -1,0 +1,237 @@
+//! The directory that packing and unpacking stay beneath.
+//!
+//! Every name is resolved from an open descriptor of that directory with `openat2`, so that neither `..`, nor an
+//! absolute name, nor a link planted by a job leads out of it, also when the tree changes in the meantime.
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// An open directory, and the only way to what is in it.
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+/// How links in the middle of a name are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Not at all: a link on the way is an error (`ELOOP`).
+    Refused,
+    /// As long as they stay beneath the directory; one that leads out is an error (`EXDEV`).
+    Inside,
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A socket, a pipe, a device.
+    Special,
+}
+
+impl Root {
+    /// Opens the directory; its own path is trusted.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
+        Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned() })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens what a relative name stands for.
+    pub fn open_beneath(&self, name: &Path, flags: OFlag, links: Links) -> io::Result<OwnedFd> {
+        let name = if name.as_os_str().is_empty() { Path::new(".") } else { name };
+        let mut resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        if links == Links::Refused {
+            resolve |= ResolveFlag::RESOLVE_NO_SYMLINKS;
+        }
+        let flags = flags | OFlag::O_CLOEXEC;
+        loop {
+            match openat2(&self.fd, name, OpenHow::new().flags(flags).resolve(resolve)) {
+                // A rename somewhere in the tree made the kernel unsure; it asks to be asked again.
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(Errno::ENOSYS) => return self.open_by_steps(name, flags),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// The same without `openat2` (Linux before 5.6), one name at a time and through no link at all.
+    fn open_by_steps(&self, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+        let mut names = Vec::new();
+        for component in name.components() {
+            match component {
+                Component::Normal(name) => names.push(name),
+                Component::CurDir => {}
+                _ => return Err(Errno::EXDEV.into()),
+            }
+        }
+        let last = names.pop().unwrap_or(OsStr::new("."));
+        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut directory = openat(&self.fd, ".", step, Mode::empty())?;
+        for name in names {
+            directory = openat(&directory, name, step, Mode::empty())?;
+        }
+        Ok(openat(&directory, last, flags | OFlag::O_NOFOLLOW, Mode::empty())?)
+    }
+
+    /// Opens a regular file for reading, through no link; waits for nothing (a pipe) and wakes nothing (a device).
+    pub fn open_file(&self, name: &Path) -> io::Result<(File, FileStat)> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = File::from(self.open_beneath(name, flags, Links::Refused)?);
+        let stat = fstat(&file)?;
+        match kind_of(&stat) {
+            Kind::File => Ok((file, stat)),
+            _ => Err(io::Error::other("it is no longer a regular file")),
+        }
+    }
+
+    /// Writes a file directly in the directory, in place of whatever has that name.
+    pub fn replace_file(&self, name: &Path, content: &[u8]) -> io::Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(why) => return Err(why.into()),
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&self.fd, name, flags, Mode::from_bits_truncate(0o644))?);
+        file.write_all(content)
+    }
+
+    /// What stands under a name, not looking through a link.
+    pub fn stat(&self, name: &Path) -> io::Result<FileStat> {
+        Ok(fstat(self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?)?)
+    }
+
+    /// Where a symbolic link points.
+    pub fn read_link(&self, name: &Path) -> io::Result<OsString> {
+        let link = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
+        Ok(readlinkat(&link, "")?)
+    }
+
+    /// The entries of a directory, sorted by name.
+    pub fn list(&self, name: &Path) -> io::Result<Vec<(OsString, Kind)>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let mut directory = Dir::from_fd(self.open_beneath(name, flags, Links::Refused)?)?;
+        let mut found: Vec<(CString, Option<Kind>)> = Vec::new();
+        for entry in directory.iter() {
+            let entry = entry?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                found.push((entry.file_name().to_owned(), entry.file_type().map(kind_of_type)));
+            }
+        }
+        let mut entries = Vec::with_capacity(found.len());
+        for (name, kind) in found {
+            let kind = match kind {
+                Some(kind) => kind,
+                None => match fstatat(&directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Ok(stat) => kind_of(&stat),
+                    Err(_) => continue,
+                },
+            };
+            entries.push((os_string(&name), kind));
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    /// Whether a name is a directory once links are followed, wherever they lead. For messages only.
+    pub fn leads_to_directory(&self, name: &Path) -> bool {
+        fstatat(AT_FDCWD, &self.path.join(name), AtFlags::empty()).is_ok_and(|stat| kind_of(&stat) == Kind::Directory)
+    }
+
+    /// The directory itself, for calls that take a descriptor.
+    pub fn fd(&self) -> impl AsFd + '_ {
+        &self.fd
+    }
+}
+
+fn os_string(name: &CStr) -> OsString {
+    OsStr::from_bytes(name.to_bytes()).to_owned()
+}
+
+/// The kind of file that a stat tells of.
+pub fn kind_of(stat: &FileStat) -> Kind {
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => Kind::File,
+        SFlag::S_IFDIR => Kind::Directory,
+        SFlag::S_IFLNK => Kind::Link,
+        _ => Kind::Special,
+    }
+}
+
+fn kind_of_type(kind: nix::dir::Type) -> Kind {
+    match kind {
+        nix::dir::Type::File => Kind::File,
+        nix::dir::Type::Directory => Kind::Directory,
+        nix::dir::Type::Symlink => Kind::Link,
+        _ => Kind::Special,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, Root) {
+        let temp = tempfile::tempdir().unwrap();
+        let project = temp.path().join("project");
+        std::fs::create_dir_all(project.join("a/b")).unwrap();
+        std::fs::write(project.join("a/b/file"), "inside").unwrap();
+        std::fs::write(temp.path().join("secret"), "outside").unwrap();
+        symlink("../secret", project.join("up")).unwrap();
+        symlink(temp.path(), project.join("out")).unwrap();
+        symlink("a", project.join("in")).unwrap();
+        let root = Root::open(&project).unwrap();
+        (temp, root)
+    }
+
+    #[test]
+    fn nothing_outside_is_reached() {
+        let (temp, root) = tree();
+        let absolute = temp.path().join("secret");
+        for name in ["../secret", "up", "out/secret", "a/../../secret", absolute.to_str().unwrap()] {
+            assert!(root.open_file(Path::new(name)).is_err(), "{name}");
+            assert!(root.open_beneath(Path::new(name), OFlag::O_RDONLY, Links::Inside).is_err(), "{name}");
+            assert!(root.open_by_steps(Path::new(name), OFlag::O_RDONLY).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn links_inside_are_followed_only_when_asked() {
+        let (_temp, root) = tree();
+        let through = Path::new("in/b/file");
+        assert!(root.open_beneath(through, OFlag::O_RDONLY, Links::Inside).is_ok());
+        assert!(root.open_beneath(through, OFlag::O_RDONLY, Links::Refused).is_err());
+        assert!(root.open_file(Path::new("a/b/file")).is_ok());
+        assert!(root.open_by_steps(Path::new("a/b/file"), OFlag::O_RDONLY).is_ok());
+        assert_eq!(root.read_link(Path::new("in")).unwrap(), "a");
+    }
+
+    #[test]
+    fn special_files_are_not_opened() {
+        let (_temp, root) = tree();
+        nix::unistd::mkfifo(&root.path().join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(root.open_file(Path::new("pipe")).is_err());
+        assert!(root.open_file(Path::new("a")).is_err());
+    }
+}

@@ -1,0 +1,451 @@
+//! Which files of a project the patterns of an artifact or cache mean.
+//!
+//! Links are entries, never ways: nothing is looked for behind one. The result is sorted by name, so that the same
+//! files give the same archive.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::glob::{Pattern, Segment};
+use super::root::{Kind, Root, kind_of};
+
+/// What is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Patterns, relative to the project directory or absolute inside it.
+    pub paths: Vec<String>,
+    /// Patterns of what to leave out.
+    pub exclude: Vec<String>,
+    /// Also everything that git does not track.
+    pub untracked: bool,
+}
+
+/// What was found, and what the author of the patterns should hear.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// Files, directories and links in the order of their names.
+    pub entries: Vec<Entry>,
+    /// One line for each pattern and each oddity.
+    pub notes: Vec<Note>,
+}
+
+/// One file, directory or link to pack.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Relative to the project directory.
+    pub path: PathBuf,
+    /// File, directory or link.
+    pub kind: Kind,
+}
+
+/// A line for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// As it should be.
+    Info(String),
+    /// Not what the author can have wanted.
+    Warning(String),
+}
+
+/// Finds the files. Fails only when the project directory itself cannot be read.
+pub fn select(root: &Root, request: &Request) -> Selection {
+    let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new() };
+    finder.read_excludes(&request.exclude);
+    for path in &request.paths {
+        finder.add_path(path);
+    }
+    if request.untracked {
+        finder.add_untracked();
+    }
+    finder.finish()
+}
+
+struct Finder<'a> {
+    root: &'a Root,
+    found: BTreeSet<Entry>,
+    excludes: Vec<Exclude>,
+    notes: Vec<Note>,
+}
+
+struct Exclude {
+    text: String,
+    pattern: Pattern,
+    hits: usize,
+}
+
+impl Finder<'_> {
+    fn warn(&mut self, text: String) {
+        self.notes.push(Note::Warning(text));
+    }
+
+    fn read_excludes(&mut self, texts: &[String]) {
+        for text in texts {
+            let parsed = self.relative(text).and_then(|relative| {
+                Pattern::parse(&relative).map_err(|why| format!("{text}: cannot be read as a pattern: {why}"))
+            });
+            match parsed {
+                Ok(pattern) => self.excludes.push(Exclude { text: text.clone(), pattern, hits: 0 }),
+                Err(why) => self.warn(why),
+            }
+        }
+    }
+
+    fn add_path(&mut self, text: &str) {
+        let text = text.trim();
+        if text.is_empty() {
+            return self.warn("No matching files. Path is empty.".to_owned());
+        }
+        let pattern = self.relative(text).and_then(|relative| {
+            Pattern::parse(&relative).map_err(|why| format!("{text}: cannot be read as a pattern: {why}"))
+        });
+        let pattern = match pattern {
+            Ok(pattern) => pattern,
+            Err(why) => return self.warn(why),
+        };
+        let mut walk = Walk { root: self.root, seen: HashSet::new(), matches: BTreeSet::new(), problems: Vec::new() };
+        for alternative in pattern.alternatives() {
+            if alternative.iter().any(|segment| *segment == Segment::Literal(b"..".to_vec())) {
+                walk.problems.push(outside(text));
+                continue;
+            }
+            walk.seen.clear();
+            walk.descend(Path::new(""), Kind::Directory, alternative);
+        }
+        let Walk { matches, problems, .. } = walk;
+        problems.into_iter().for_each(|problem| self.warn(problem));
+        let count = matches.into_iter().filter(|entry| self.take(entry.clone())).count();
+        if count == 0 {
+            let directory = self.root.path().display();
+            self.warn(format!(
+                "{text}: no matching files. Ensure that the artifact path is relative to the working directory ({directory})"
+            ));
+        } else {
+            self.notes.push(Note::Info(format!("{text}: found {count} matching artifact files and directories")));
+        }
+    }
+
+    /// Adds an entry unless it is excluded or nothing that can be packed.
+    fn take(&mut self, entry: Entry) -> bool {
+        let path = entry.path.as_os_str().as_bytes();
+        for exclude in &mut self.excludes {
+            if exclude.pattern.matches(path) {
+                exclude.hits += 1;
+                return false;
+            }
+        }
+        if entry.kind == Kind::Special {
+            self.warn(format!("{}: neither file, directory nor link; left out", entry.path.display()));
+            return false;
+        }
+        self.found.insert(entry);
+        true
+    }
+
+    /// A pattern as one relative to the project directory.
+    fn relative(&self, text: &str) -> Result<String, String> {
+        let directory = self.root.path();
+        let clean = clean(text);
+        if !clean.starts_with('/') {
+            return if clean == ".." || clean.starts_with("../") { Err(outside(text)) } else { Ok(clean) };
+        }
+        let canonical = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+        for base in [directory, &canonical] {
+            let rest = base.to_str().and_then(|base| clean.strip_prefix(base.trim_end_matches('/')));
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                return Ok(rest.trim_start_matches('/').to_owned());
+            }
+        }
+        Err(outside(text))
+    }
+
+    fn add_untracked(&mut self) {
+        let names = match untracked(self.root.path()) {
+            Ok(names) => names,
+            Err(why) => return self.warn(format!("untracked: {why}")),
+        };
+        let mut count = 0;
+        for name in names {
+            // A repository inside this one is listed with a slash and without its content.
+            let path: PathBuf = Path::new(&name).components().collect();
+            if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+                continue;
+            }
+            if let Ok(stat) = self.root.stat(&path) {
+                count += usize::from(self.take(Entry { path, kind: kind_of(&stat) }));
+            }
+        }
+        self.notes.push(Note::Info(format!("untracked: found {count} files")));
+    }
+
+    fn finish(mut self) -> Selection {
+        for exclude in &self.excludes {
+            if exclude.hits > 0 {
+                self.notes.push(Note::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
+            }
+        }
+        Selection { entries: self.found.into_iter().collect(), notes: self.notes }
+    }
+}
+
+fn outside(text: &str) -> String {
+    format!("processPath: artifact path is not a subpath of project directory: {text}")
+}
+
+/// Resolves `.`, `..` and doubled slashes in the text of a path, as far as text alone can.
+fn clean(text: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => _ = parts.pop(),
+            ".." if text.starts_with('/') => {}
+            _ => parts.push(part),
+        }
+    }
+    let joined = parts.join("/");
+    if text.starts_with('/') { format!("/{joined}") } else { joined }
+}
+
+/// The walk for one pattern.
+struct Walk<'a> {
+    root: &'a Root,
+    /// Directory and rest of the pattern, where several `**` lead to the same place twice.
+    seen: HashSet<(PathBuf, usize)>,
+    matches: BTreeSet<Entry>,
+    problems: Vec<String>,
+}
+
+impl Walk<'_> {
+    /// Takes what matches `rest` from `path` on.
+    fn descend(&mut self, path: &Path, kind: Kind, rest: &[Segment]) {
+        let Some((segment, after)) = rest.split_first() else {
+            return self.take_all(path, kind);
+        };
+        if kind != Kind::Directory {
+            if *segment == Segment::AnyDepth && after.is_empty() {
+                return self.take_all(path, kind);
+            }
+            if kind == Kind::Link && self.root.leads_to_directory(path) {
+                let link = path.display();
+                self.problems.push(format!("{link}: a symbolic link is packed as a link; nothing is read through it"));
+            }
+            return;
+        }
+        if !self.seen.insert((path.to_owned(), rest.len())) {
+            return;
+        }
+        match segment {
+            Segment::Literal(name) => {
+                let path = path.join(OsStr::from_bytes(name));
+                if let Ok(stat) = self.root.stat(&path) {
+                    self.descend(&path, kind_of(&stat), after);
+                }
+            }
+            Segment::Wild(_) => {
+                for (name, kind) in self.list(path) {
+                    if segment.matches(name.as_bytes()) {
+                        self.descend(&path.join(name), kind, after);
+                    }
+                }
+            }
+            Segment::AnyDepth if after.is_empty() => self.take_all(path, kind),
+            Segment::AnyDepth => {
+                self.descend(path, kind, after);
+                for (name, kind) in self.list(path) {
+                    if kind == Kind::Directory {
+                        self.descend(&path.join(name), kind, rest);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a match and, where it is a directory, everything below it.
+    fn take_all(&mut self, path: &Path, kind: Kind) {
+        if !path.as_os_str().is_empty() && !self.matches.insert(Entry { path: path.to_owned(), kind }) {
+            return;
+        }
+        if kind == Kind::Directory {
+            for (name, kind) in self.list(path) {
+                self.take_all(&path.join(name), kind);
+            }
+        }
+    }
+
+    fn list(&mut self, path: &Path) -> Vec<(std::ffi::OsString, Kind)> {
+        match self.root.list(path) {
+            Ok(entries) => entries,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(why) => {
+                self.problems.push(format!("{}: cannot be listed: {why}", path.display()));
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// What git does not track, ignored files among it. No configuration but the repository's own is read, and what that
+/// could make git run is switched off.
+fn untracked(directory: &Path) -> Result<Vec<std::ffi::OsString>, String> {
+    let mut safe = std::ffi::OsString::from("safe.directory=");
+    safe.push(directory);
+    let output = Command::new("git")
+        .arg("-c")
+        .arg(safe)
+        .args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "ls-files", "-o", "-z"])
+        .current_dir(directory)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env_remove("GIT_DIR")
+        .env_remove("GIT_WORK_TREE")
+        .env_remove("GIT_INDEX_FILE")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|why| format!("git cannot be started: {why}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")));
+    }
+    let names = output.stdout.split(|&b| b == 0).filter(|name| !name.is_empty());
+    Ok(names.map(|name| std::ffi::OsString::from_vec(name.to_vec())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Project {
+        temp: tempfile::TempDir,
+    }
+
+    impl Project {
+        fn new(files: &[&str]) -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            fs::create_dir(temp.path().join("project")).unwrap();
+            let project = Self { temp };
+            for file in files {
+                let path = project.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, file).unwrap();
+            }
+            project
+        }
+
+        fn path(&self) -> PathBuf {
+            self.temp.path().join("project")
+        }
+
+        fn select(&self, paths: &[&str], exclude: &[&str]) -> (Vec<String>, Vec<String>) {
+            let strings = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+            let request = Request { paths: strings(paths), exclude: strings(exclude), untracked: false };
+            let selection = super::select(&Root::open(&self.path()).unwrap(), &request);
+            let names = selection.entries.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect();
+            let notes = selection.notes.into_iter().map(|note| match note {
+                Note::Info(text) => text,
+                Note::Warning(text) => format!("WARNING: {text}"),
+            });
+            (names, notes.collect())
+        }
+    }
+
+    #[test]
+    fn a_directory_stands_for_all_below_it() {
+        let project = Project::new(&["out/.dot", "out/a/b.txt", "other"]);
+        let (names, notes) = project.select(&["out/"], &[]);
+        assert_eq!(names, ["out", "out/.dot", "out/a", "out/a/b.txt"]);
+        assert_eq!(notes, ["out/: found 4 matching artifact files and directories"]);
+    }
+
+    #[test]
+    fn two_stars_reach_any_depth() {
+        let project = Project::new(&["a.xml", "x/b.xml", "x/y/c.xml", "x/y/c.txt"]);
+        assert_eq!(project.select(&["**/*.xml"], &[]).0, ["a.xml", "x/b.xml", "x/y/c.xml"]);
+        assert_eq!(project.select(&["x/**/{b,c}.xml"], &[]).0, ["x/b.xml", "x/y/c.xml"]);
+        assert_eq!(project.select(&["."], &[]).0.len(), 6);
+    }
+
+    #[test]
+    fn excluded_files_are_left_out_and_counted() {
+        let project = Project::new(&["bin/a", "bin/b.o", "bin/sub/c.o"]);
+        let (names, notes) = project.select(&["bin/"], &["bin/**/*.o", "bin/sub/"]);
+        assert_eq!(names, ["bin", "bin/a"]);
+        assert_eq!(notes[1..], ["bin/**/*.o: excluded 2 files", "bin/sub/: excluded 1 files"]);
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_named() {
+        let project = Project::new(&["a"]);
+        let (names, notes) = project.select(&["missing/*.log", " ", "[x"], &[]);
+        assert!(names.is_empty());
+        let place = project.path().display().to_string();
+        assert_eq!(
+            notes[0],
+            format!(
+                "WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to the working directory ({place})"
+            )
+        );
+        assert_eq!(notes[1], "WARNING: No matching files. Path is empty.");
+        assert_eq!(notes[2], "WARNING: [x: cannot be read as a pattern: a [ without its ]");
+    }
+
+    #[test]
+    fn nothing_outside_the_project_is_taken() {
+        let project = Project::new(&["a"]);
+        fs::write(project.temp.path().join("secret"), "x").unwrap();
+        for path in ["../secret", "/etc/passwd", "a/../../secret", "{..,b}/secret"] {
+            let (names, notes) = project.select(&[path], &[]);
+            assert!(names.is_empty(), "{path}");
+            assert!(notes[0].contains("is not a subpath of project directory"), "{notes:?}");
+        }
+        let inside = project.path().join("a");
+        assert_eq!(project.select(&[inside.to_str().unwrap()], &[]).0, ["a"]);
+        assert_eq!(project.select(&["x/../a"], &[]).0, ["a"]);
+    }
+
+    #[test]
+    fn nothing_is_reached_through_a_link() {
+        let project = Project::new(&["real/file"]);
+        let secrets = project.temp.path().join("secrets");
+        fs::create_dir(&secrets).unwrap();
+        fs::write(secrets.join("key.txt"), "x").unwrap();
+        symlink(&secrets, project.path().join("link")).unwrap();
+        for path in ["link/key.txt", "link/*", "*/key.txt", "link/**/key.txt"] {
+            let (names, notes) = project.select(&[path], &[]);
+            assert!(names.is_empty(), "{path}: {names:?}");
+            assert!(notes[0].contains("link: a symbolic link is packed as a link"), "{path}: {notes:?}");
+        }
+        assert_eq!(project.select(&["link"], &[]).0, ["link"]);
+        assert_eq!(project.select(&["**/key.txt"], &[]).0.len(), 0);
+        assert_eq!(project.select(&["**"], &[]).0, ["link", "real", "real/file"]);
+    }
+
+    #[test]
+    fn special_files_are_left_out_with_a_word() {
+        let project = Project::new(&["d/a"]);
+        nix::unistd::mkfifo(&project.path().join("d/pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let (names, notes) = project.select(&["d"], &[]);
+        assert_eq!(names, ["d", "d/a"]);
+        assert_eq!(notes[0], "WARNING: d/pipe: neither file, directory nor link; left out");
+    }
+
+    #[test]
+    fn untracked_files_come_from_git() {
+        let project = Project::new(&["tracked", "new", "dir/ignored.o", ".gitignore"]);
+        fs::write(project.path().join(".gitignore"), "*.o\n").unwrap();
+        for arguments in [&["init", "-q"][..], &["add", "tracked", ".gitignore"]] {
+            assert!(Command::new("git").args(arguments).current_dir(project.path()).status().unwrap().success());
+        }
+        let request = Request { untracked: true, ..Request::default() };
+        let selection = super::select(&Root::open(&project.path()).unwrap(), &request);
+        let names: Vec<_> = selection.entries.iter().map(|entry| entry.path.to_str().unwrap()).collect();
+        assert_eq!(names, ["dir/ignored.o", "new"]);
+        assert_eq!(selection.notes, [Note::Info("untracked: found 2 files".to_owned())]);
+    }
+}

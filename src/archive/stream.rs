@@ -1,0 +1,129 @@
+//! An archive that is read while it is being written: what feeds a request's body, without a file in between.
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Pieces under way at most.
+const DEPTH: usize = 8;
+/// Size of a piece.
+const PIECE: usize = 128 * 1024;
+
+/// The end that is written to.
+pub struct Sink {
+    pieces: SyncSender<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+}
+
+/// The end that is read from.
+pub struct Source {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    read: usize,
+    ended: bool,
+}
+
+/// Two connected ends. A reader that goes away makes writing fail; a writer that goes away without [`Sink::end`] makes
+/// reading fail, so that half an archive is never taken for a whole one.
+pub fn pipe() -> (Sink, Source) {
+    let (sender, receiver) = sync_channel(DEPTH);
+    let sink = Sink { pieces: sender, piece: Vec::with_capacity(PIECE) };
+    (sink, Source { pieces: receiver, piece: Vec::new(), read: 0, ended: false })
+}
+
+impl Sink {
+    /// Says that all is written.
+    pub fn end(mut self) -> io::Result<()> {
+        self.flush()?;
+        self.send(Vec::new())
+    }
+
+    /// Says why not all is written.
+    pub fn fail(self, why: io::Error) {
+        let _ = self.pieces.send(Err(why));
+    }
+
+    fn send(&self, piece: Vec<u8>) -> io::Result<()> {
+        self.pieces.send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.piece.len() + data.len() > PIECE {
+            self.flush()?;
+        }
+        match data.len() >= PIECE {
+            true => self.send(data.to_vec())?,
+            false => self.piece.extend_from_slice(data),
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.piece.is_empty() {
+            true => Ok(()),
+            false => {
+                let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+                self.send(piece)
+            }
+        }
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.read == self.piece.len() && !self.ended {
+            let broken = |_| io::Error::other("the archive broke off");
+            self.piece = self.pieces.recv().map_err(broken)??;
+            self.read = 0;
+            self.ended = self.piece.is_empty();
+        }
+        let rest = &self.piece[self.read..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.read += length;
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (mut sink, mut source) = pipe();
+        let data: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
+        let written = data.clone();
+        let writer = thread::spawn(move || {
+            written.chunks(70_001).for_each(|piece| sink.write_all(piece).unwrap());
+            sink.write_all(&written[..500_000]).unwrap();
+            sink.end().unwrap();
+        });
+        let mut read = Vec::new();
+        source.read_to_end(&mut read).unwrap();
+        writer.join().unwrap();
+        assert!(read[..data.len()] == data && read[data.len()..] == data[..500_000]);
+        assert_eq!(source.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_writer_that_goes_away_is_no_end() {
+        let (mut sink, mut source) = pipe();
+        sink.write_all(b"half").unwrap();
+        drop(sink);
+        assert!(source.read_to_end(&mut Vec::new()).is_err());
+        let (sink, mut source) = pipe();
+        sink.fail(io::ErrorKind::StorageFull.into());
+        assert_eq!(source.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_stops_the_writer() {
+        let (mut sink, source) = pipe();
+        drop(source);
+        assert!(sink.write_all(&vec![0; 2 * PIECE]).is_err());
+    }
+}

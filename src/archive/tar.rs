@@ -1,0 +1,159 @@
+//! Writing tar, compressed with zstd.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use nix::sys::stat::FileStat;
+use tar::{Builder, EntryType, Header};
+
+use super::feed::has_changed;
+use super::root::{Kind, Root};
+use super::select::Entry;
+use super::{Level, Written};
+
+/// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
+/// ends it.
+pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
+    let mut archive = Builder::new(zstd::Encoder::new(sink, level.zstd())?);
+    let mut written = Written::default();
+    for entry in entries {
+        let path = &entry.path;
+        let packed = match entry.kind {
+            Kind::File => pack_file(&mut archive, root, path, &mut written),
+            _ => pack_other(&mut archive, root, entry, &mut written),
+        };
+        match packed {
+            Ok(()) => {}
+            Err(Trouble::Source(why)) => written.leave_out(path, &why),
+            Err(Trouble::Sink(why)) => return Err(why),
+        }
+    }
+    archive.into_inner()?.finish()?.flush()?;
+    Ok(written)
+}
+
+enum Trouble {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+fn pack_file(
+    archive: &mut Builder<impl Write>,
+    root: &Root,
+    path: &Path,
+    written: &mut Written,
+) -> Result<(), Trouble> {
+    let (file, stat) = root.open_file(path).map_err(Trouble::Source)?;
+    let size = stat.st_size as u64;
+    let mut header = header(&stat, EntryType::Regular);
+    header.set_size(size);
+    let mut content = Exact { file: &file, left: size, short: false };
+    archive.append_data(&mut header, path, &mut content).map_err(Trouble::Sink)?;
+    if content.short {
+        written.warn(path, "could be read only in part; the rest is filled with zeros");
+    } else if has_changed(&file, &stat) {
+        written.warn(path, "changed while it was being packed");
+    }
+    written.add(size);
+    Ok(())
+}
+
+fn pack_other(
+    archive: &mut Builder<impl Write>,
+    root: &Root,
+    entry: &Entry,
+    written: &mut Written,
+) -> Result<(), Trouble> {
+    let stat = root.stat(&entry.path).map_err(Trouble::Source)?;
+    if entry.kind == Kind::Link {
+        let target = root.read_link(&entry.path).map_err(Trouble::Source)?;
+        let mut header = header(&stat, EntryType::Symlink);
+        archive.append_link(&mut header, &entry.path, target).map_err(Trouble::Sink)?;
+    } else {
+        let mut header = header(&stat, EntryType::Directory);
+        archive.append_data(&mut header, &entry.path, io::empty()).map_err(Trouble::Sink)?;
+    }
+    written.add(0);
+    Ok(())
+}
+
+fn header(stat: &FileStat, kind: EntryType) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(stat.st_mode & 0o7777);
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+    header.set_uid(stat.st_uid.into());
+    header.set_gid(stat.st_gid.into());
+    header.set_size(0);
+    header
+}
+
+/// Gives exactly as many bytes as the header promised, whatever becomes of the file.
+struct Exact<'a> {
+    file: &'a File,
+    left: u64,
+    short: bool,
+}
+
+impl Read for Exact<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = &mut buffer[..wanted];
+        let mut length = 0;
+        if !self.short {
+            length = self.file.read(buffer).unwrap_or(0);
+        }
+        if length == 0 && wanted > 0 {
+            self.short = true;
+            buffer.fill(0);
+            length = wanted;
+        }
+        self.left -= length as u64;
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::super::testing::{Project, assert_same, sample, snapshot, tool};
+    use super::super::unpack::unpack;
+    use super::*;
+
+    #[test]
+    fn other_tools_and_we_unpack_what_was_packed() {
+        let project = sample();
+        let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
+        project.write(&long, b"long").link("long/link", &"t/".repeat(100));
+        for level in [Level::Fastest, Level::Default] {
+            let out = File::create(project.beside("a.tar.zst")).unwrap();
+            let written = write_tar_zstd(&project.root(), &project.entries(), level, out).unwrap();
+            assert_eq!(written.warnings, Vec::<String>::new());
+            for (name, unpack) in [("by tar", &["tar", "--zstd", "-xpf"][..]), ("by bsdtar", &["bsdtar", "-xpf"])] {
+                let out = project.beside(&format!("{name} {level:?}"));
+                fs::create_dir(&out).unwrap();
+                tool(Command::new(unpack[0]).args(&unpack[1..]).arg(project.beside("a.tar.zst")).current_dir(&out));
+                assert_same(&snapshot(&out), &project.snapshot(), name);
+            }
+            let copy = Project::new_with(&project, "a.tar.zst");
+            unpack(&File::open(copy.beside("a.tar.zst")).unwrap(), &copy.root()).unwrap();
+            assert_same(&copy.snapshot(), &project.snapshot(), "by ourselves");
+        }
+    }
+
+    #[test]
+    fn a_file_that_shrinks_leaves_the_archive_whole() {
+        let project = Project::new();
+        project.write("log", &[b'l'; 100]);
+        let (file, stat) = project.root().open_file(Path::new("log")).unwrap();
+        fs::write(project.path().join("log"), "short").unwrap();
+        let mut content = Exact { file: &file, left: stat.st_size as u64, short: false };
+        let mut read = Vec::new();
+        content.read_to_end(&mut read).unwrap();
+        assert_eq!(read.len(), 100);
+        assert!(read.starts_with(b"short\0") && content.short);
+    }
+}

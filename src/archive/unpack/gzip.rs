@@ -1,0 +1,69 @@
+//! Reading gzip as GitLab's report files are made: one member for each file, which names it.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek};
+
+use flate2::bufread::GzDecoder;
+
+use super::place::{Meta, Parent, Place};
+use super::{UnpackError, describe, relative};
+
+/// Unpacks every member of a gzip file.
+pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
+    file.rewind().map_err(UnpackError::of_archive)?;
+    let mut input = BufReader::with_capacity(256 * 1024, file);
+    let mut parent = Parent::default();
+    while !input.fill_buf().map_err(UnpackError::of_archive)?.is_empty() {
+        let mut member = GzDecoder::new(&mut input);
+        let header = member.header().ok_or_else(|| UnpackError::of_archive("it is no gzip file that can be read"))?;
+        // The comment has the path, the name only its end.
+        let name = header.comment().map(decode).or_else(|| header.filename().map(<[u8]>::to_vec));
+        let name = name.ok_or_else(|| UnpackError::of_archive("a file in it has no name"))?;
+        let meta = Meta { mode: 0o644, mtime: header.mtime().into() };
+        let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
+        let mut content = Bounded { content: &mut member, place, granted: 0 };
+        let written = place.file(&mut parent, &path, meta, &mut content);
+        written.map_err(|why| UnpackError::of_entry(&name, describe(&why)))?;
+    }
+    Ok(())
+}
+
+/// Asks for room as it goes: gzip says the size only afterwards.
+struct Bounded<'a, R> {
+    content: R,
+    place: &'a Place<'a>,
+    granted: u64,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.content.read(buffer)?;
+        if length as u64 > self.granted {
+            const PORTION: u64 = 8 << 20;
+            self.place.reserve(PORTION)?;
+            self.granted += PORTION;
+        }
+        self.granted -= length as u64;
+        Ok(length)
+    }
+}
+
+/// Undoes the escaping of a comment (`e:` and percent signs), which gzip allows only Latin text.
+fn decode(comment: &[u8]) -> Vec<u8> {
+    let Some(escaped) = comment.strip_prefix(b"e:") else {
+        return comment.to_vec();
+    };
+    let mut name = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let [first, after @ ..] = rest {
+        let byte = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                std::str::from_utf8(&[*high, *low]).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            }
+            _ => None,
+        };
+        name.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    name
+}

@@ -1,0 +1,103 @@
+//! Unpacking into a project directory: whatever an archive says, nothing is written outside, no device is made, no
+//! set-user-id bit comes back, and the disk is not filled.
+
+mod gzip;
+mod place;
+mod tar;
+mod zip;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::root::Root;
+use place::Place;
+
+/// What came out of an archive.
+#[derive(Debug, Default)]
+pub struct Unpacked {
+    /// How many files, directories and links.
+    pub entries: u64,
+    /// What was passed over, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why an archive could not be unpacked, or not to its end.
+#[derive(Debug)]
+pub struct UnpackError {
+    /// The entry at which it ended, where there is one.
+    pub entry: Option<String>,
+    /// What was wrong.
+    pub why: String,
+}
+
+impl fmt::Display for UnpackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.entry {
+            Some(entry) => write!(f, "{entry}: {}", self.why),
+            None => f.write_str(&self.why),
+        }
+    }
+}
+
+impl std::error::Error for UnpackError {}
+
+impl UnpackError {
+    fn of_archive(why: impl fmt::Display) -> Self {
+        Self { entry: None, why: why.to_string() }
+    }
+
+    fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
+        Self { entry: Some(String::from_utf8_lossy(name).into_owned()), why: why.to_string() }
+    }
+}
+
+/// Unpacks zip, tar+zstd or gzip, whichever the first bytes say it is.
+pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
+    let mut magic = [0; 4];
+    let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
+    let place = Place::new(root).map_err(UnpackError::of_archive)?;
+    match &magic[..length] {
+        [0x28, 0xb5, 0x2f, 0xfd] => tar::unpack(archive, &place)?,
+        [0x1f, 0x8b, ..] => gzip::unpack(archive, &place)?,
+        [] => return Err(UnpackError::of_archive("the archive is empty")),
+        _ => zip::unpack(archive, &place)?,
+    }
+    place.finish()
+}
+
+/// The name of an entry as a path beneath the project directory; empty for the directory itself.
+fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
+    use std::os::unix::ffi::OsStrExt;
+
+    if name.starts_with(b"/") {
+        return Err("its name is absolute");
+    }
+    if name.contains(&0) || name.len() > 4096 {
+        return Err("its name is none that a file can have");
+    }
+    let mut path = PathBuf::new();
+    for part in name.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err("its name leads out of the project directory"),
+            _ => path.push(std::ffi::OsStr::from_bytes(part)),
+        }
+    }
+    Ok(path)
+}
+
+/// What a failed write or read of an entry's content means to an author.
+fn describe(why: &io::Error) -> String {
+    match why.kind() {
+        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
+        _ if why.raw_os_error() == Some(nix::libc::EXDEV) => "a link leads out of the project directory".to_owned(),
+        _ => why.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

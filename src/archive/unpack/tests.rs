@@ -1,0 +1,332 @@
+//! What must hold when archives are unpacked: nothing lost, nothing outside, nothing forever.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+
+use proptest::prelude::*;
+use rawzip::path::EntryPath;
+use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
+
+use super::*;
+use crate::archive::Level;
+use crate::archive::testing::{Project, assert_same, sample, snapshot, tool};
+use crate::archive::zip::write_zip;
+
+fn unpack_into(project: &Project, archive: &str) -> Result<Unpacked, UnpackError> {
+    unpack(&File::open(project.beside(archive)).unwrap(), &project.root())
+}
+
+/// Names, modes and contents of a zip archive that no honest tool would write.
+fn hostile_zip(project: &Project, entries: &[(&[u8], u32, &[u8])]) {
+    let mut archive = ZipArchiveWriter::new(File::create(project.beside("a.zip")).unwrap());
+    for (name, mode, content) in entries {
+        let builder = archive.new_file(EntryPath::verbatim(name.to_vec())).unix_permissions(*mode);
+        let (mut entry, _) = builder.start().unwrap();
+        entry.write_all(content).unwrap();
+        entry.finish(DataDescriptorOutput::new(crc32fast::hash(content), content.len() as u64)).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// The same for tar+zstd: name, type, link target, content.
+fn hostile_tar(project: &Project, entries: &[(&str, u8, &str, &[u8])]) {
+    let mut out = zstd::Encoder::new(File::create(project.beside("a.tar.zst")).unwrap(), 1).unwrap();
+    for (name, kind, target, content) in entries {
+        let mut header = ::tar::Header::new_gnu();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_mut_bytes()[157..157 + target.len()].copy_from_slice(target.as_bytes());
+        header.set_entry_type(::tar::EntryType::new(*kind));
+        header.set_mode(0o6755);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        out.write_all(header.as_bytes()).unwrap();
+        out.write_all(content).unwrap();
+        out.write_all(&vec![0; (512 - content.len() % 512) % 512]).unwrap();
+    }
+    out.write_all(&[0; 1024]).unwrap();
+    out.finish().unwrap();
+}
+
+#[test]
+fn gives_back_what_was_packed() {
+    let project = sample();
+    let archive = File::create(project.beside("a.zip")).unwrap();
+    write_zip(&project.root(), &project.entries(), Level::Default, archive).unwrap();
+    let before = project.snapshot();
+    let copy = Project::new();
+    fs::copy(project.beside("a.zip"), copy.beside("a.zip")).unwrap();
+    for _ in 0..2 {
+        let unpacked = unpack_into(&copy, "a.zip").unwrap();
+        assert_eq!(unpacked.entries as usize, before.len());
+        assert_eq!(unpacked.warnings, Vec::<String>::new());
+        assert_same(&copy.snapshot(), &before, "second time over the first");
+    }
+}
+
+#[test]
+fn unpacks_what_other_tools_pack() {
+    for pack in [
+        &["zip", "-qry", "../a.zip", "."][..],
+        &["bsdtar", "--format", "zip", "-cf", "../a.zip", "."],
+        &["tar", "--zstd", "--format=gnu", "-cf", "../a.zip", "."],
+        &["tar", "--zstd", "--format=pax", "-cf", "../a.zip", "."],
+        &["bsdtar", "--zstd", "-cf", "../a.zip", "."],
+    ] {
+        let project = sample();
+        let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
+        project.write(&long, b"long").link("long/link", &"t/".repeat(100));
+        tool(Command::new(pack[0]).args(&pack[1..]).current_dir(project.path()));
+        let copy = Project::new();
+        fs::copy(project.beside("a.zip"), copy.beside("a.zip")).unwrap();
+        unpack_into(&copy, "a.zip").unwrap();
+        assert_same(&copy.snapshot(), &project.snapshot(), &pack.join(" "));
+    }
+}
+
+#[test]
+fn gzip_members_become_files() {
+    let project = Project::new();
+    let mut out = File::create(project.beside("a.gz")).unwrap();
+    for (name, comment, content) in [("a.xml", "reports/a.xml", "A"), ("b.xml", "e:r%C3%A9/b%25.xml", "B")] {
+        let builder = flate2::GzBuilder::new().filename(name).comment(comment).mtime(1_000_000_000);
+        let mut member = builder.write(&mut out, flate2::Compression::default());
+        member.write_all(content.as_bytes()).unwrap();
+        member.finish().unwrap();
+    }
+    assert_eq!(unpack_into(&project, "a.gz").unwrap().entries, 2);
+    assert_eq!(fs::read(project.path().join("reports/a.xml")).unwrap(), b"A");
+    assert_eq!(fs::read(project.path().join("ré/b%.xml")).unwrap(), b"B");
+}
+
+#[test]
+fn a_name_that_leads_out_ends_it() {
+    for name in ["../evil", "/tmp/evil", "a/../../evil", "..", "a/.."] {
+        let project = Project::new();
+        hostile_zip(&project, &[(name.as_bytes(), 0o100_644, b"x")]);
+        let error = unpack_into(&project, "a.zip").unwrap_err();
+        assert_eq!(error.entry.as_deref(), Some(name));
+        hostile_tar(&project, &[(name, b'0', "", b"x")]);
+        let error = unpack_into(&project, "a.tar.zst").unwrap_err();
+        assert_eq!(error.entry.as_deref(), Some(name));
+        assert!(!project.beside("evil").exists());
+    }
+}
+
+#[test]
+fn nothing_is_written_through_a_link_out() {
+    let project = Project::new();
+    let outside = project.beside("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "untouched").unwrap();
+    symlink(&outside, project.path().join("planted")).unwrap();
+    symlink(outside.join("file"), project.path().join("file")).unwrap();
+
+    hostile_zip(&project, &[(b"planted/file", 0o100_644, b"evil")]);
+    let error = unpack_into(&project, "a.zip").unwrap_err();
+    assert_eq!(error.to_string(), "planted/file: a link leads out of the project directory");
+
+    hostile_tar(&project, &[("planted/file", b'0', "", b"evil")]);
+    assert!(unpack_into(&project, "a.tar.zst").is_err());
+
+    // A link of the archive's own, used by a later entry of the same archive.
+    let target = outside.to_str().unwrap();
+    hostile_zip(&project, &[(b"own", 0o120_777, target.as_bytes()), (b"own/file", 0o100_644, b"evil")]);
+    assert!(unpack_into(&project, "a.zip").is_err());
+
+    // The last part is replaced, not followed.
+    hostile_zip(&project, &[(b"file", 0o100_644, b"new")]);
+    unpack_into(&project, "a.zip").unwrap();
+    assert_eq!(fs::read(project.path().join("file")).unwrap(), b"new");
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"untouched");
+}
+
+#[test]
+fn a_hard_link_to_the_outside_is_not_written_through() {
+    let project = Project::new();
+    fs::write(project.beside("victim"), "untouched").unwrap();
+    fs::hard_link(project.beside("victim"), project.path().join("file")).unwrap();
+    hostile_zip(&project, &[(b"file", 0o100_644, b"new")]);
+    unpack_into(&project, "a.zip").unwrap();
+    assert_eq!(fs::read(project.beside("victim")).unwrap(), b"untouched");
+
+    symlink("../victim", project.path().join("link")).unwrap();
+    for target in ["../victim", "/etc/passwd", "link"] {
+        hostile_tar(&project, &[("hard", b'1', target, b"")]);
+        assert!(unpack_into(&project, "a.tar.zst").is_err(), "{target}");
+    }
+    hostile_tar(&project, &[("one", b'0', "", b"content"), ("two", b'1', "one", b"")]);
+    unpack_into(&project, "a.tar.zst").unwrap();
+    assert_eq!(fs::read(project.path().join("two")).unwrap(), b"content");
+}
+
+#[test]
+fn devices_are_left_out_and_set_user_id_is_dropped() {
+    let project = Project::new();
+    hostile_tar(&project, &[("null", b'3', "", b""), ("pipe", b'6', "", b""), ("tool", b'0', "", b"x")]);
+    let unpacked = unpack_into(&project, "a.tar.zst").unwrap();
+    assert_eq!(unpacked.warnings.len(), 2);
+    assert_eq!(project.snapshot().len(), 1);
+    assert_eq!(fs::metadata(project.path().join("tool")).unwrap().permissions().mode() & 0o7777, 0o755);
+
+    hostile_zip(&project, &[(b"dev", 0o020_666, b""), (b"suid", 0o104_755, b"x")]);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap().warnings.len(), 1);
+    assert_eq!(fs::metadata(project.path().join("suid")).unwrap().permissions().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn of_a_doubled_name_the_last_counts() {
+    let project = Project::new();
+    let contents: Vec<Vec<u8>> = (0..40).map(|n| format!("{n}").into_bytes()).collect();
+    let entries: Vec<(&[u8], u32, &[u8])> = contents.iter().map(|c| (&b"same"[..], 0o100_644, c.as_slice())).collect();
+    hostile_zip(&project, &entries);
+    unpack_into(&project, "a.zip").unwrap();
+    assert_eq!(fs::read(project.path().join("same")).unwrap(), b"39");
+}
+
+#[test]
+fn a_file_where_a_directory_must_be_is_an_error_with_its_name() {
+    let project = Project::new();
+    project.write("d/inside", b"x");
+    hostile_zip(&project, &[(b"d", 0o100_644, b"x")]);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().to_string(), "d: a directory stands in its place");
+    hostile_zip(&project, &[(b"d/inside/more", 0o100_644, b"x")]);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().entry.as_deref(), Some("d/inside/more"));
+}
+
+#[test]
+fn a_broken_archive_names_the_entry() {
+    let project = sample();
+    let archive = File::create(project.beside("a.zip")).unwrap();
+    write_zip(&project.root(), &project.entries(), Level::Default, archive).unwrap();
+    let whole = fs::read(project.beside("a.zip")).unwrap();
+
+    // A flipped bit in the middle of the large file.
+    let mut broken = whole.clone();
+    let middle = broken.len() / 2;
+    broken[middle] ^= 0x10;
+    fs::write(project.beside("b.zip"), broken).unwrap();
+    let error = unpack_into(&Project::new_with(&project, "b.zip"), "b.zip").unwrap_err();
+    assert_eq!(error.entry.as_deref(), Some("deep/er/and deeper/large.txt"));
+
+    // Cut off, empty, something else.
+    for content in [&whole[..whole.len() / 2], &b""[..], &b"<html>no</html>"[..], &b"PK\x03\x04"[..]] {
+        fs::write(project.beside("b.zip"), content).unwrap();
+        assert!(unpack_into(&Project::new_with(&project, "b.zip"), "b.zip").is_err());
+    }
+}
+
+#[test]
+fn an_entry_that_is_longer_than_it_says_is_refused() {
+    let project = Project::new();
+    let mut archive = ZipArchiveWriter::new(File::create(project.beside("a.zip")).unwrap());
+    let (mut entry, _) = archive.new_file("bomb").compression_method(CompressionMethod::DEFLATE).start().unwrap();
+    let mut encoder = flate2::write::DeflateEncoder::new(&mut entry, flate2::Compression::best());
+    encoder.write_all(&vec![0; 10_000_000]).unwrap();
+    encoder.finish().unwrap();
+    entry.finish(DataDescriptorOutput::new(0, 10)).unwrap();
+    archive.finish().unwrap();
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().entry.as_deref(), Some("bomb"));
+    assert!(!project.path().join("bomb").exists(), "half a file is worse than none");
+}
+
+#[test]
+fn a_bomb_does_not_fill_the_disk() {
+    let project = Project::new();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(project.path()).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return; // Needs root.
+    }
+    let zeros = vec![0; 30_000_000];
+    let source = Project::new();
+    source.write("zeros", &zeros);
+    let archive = File::create(project.beside("a.zip")).unwrap();
+    write_zip(&source.root(), &source.entries(), Level::Default, archive).unwrap();
+    hostile_tar(&project, &[("zeros", b'0', "", &zeros)]);
+    let mut out = flate2::GzBuilder::new()
+        .filename("zeros")
+        .write(File::create(project.beside("a.gz")).unwrap(), flate2::Compression::best());
+    out.write_all(&zeros).unwrap();
+    out.finish().unwrap();
+    for archive in ["a.zip", "a.tar.zst", "a.gz"] {
+        let error = unpack_into(&project, archive).unwrap_err();
+        assert_eq!(error.entry.as_deref(), Some("zeros"));
+        assert!(error.why.contains("free on the disk"), "{error}");
+        assert_eq!(fs::read_dir(project.path()).unwrap().count(), 0);
+    }
+    tool(Command::new("umount").arg(project.path()));
+}
+
+#[test]
+fn files_can_be_made_in_a_directory_without_write_permission() {
+    let project = Project::new();
+    project.write("locked/file", b"x").mode("locked", 0o555);
+    let archive = File::create(project.beside("a.zip")).unwrap();
+    write_zip(&project.root(), &project.entries(), Level::Default, archive).unwrap();
+    let copy = Project::new_with(&project, "a.zip");
+    unpack_into(&copy, "a.zip").unwrap();
+    assert_same(&copy.snapshot(), &project.snapshot(), "modes");
+    assert_eq!(fs::metadata(copy.path().join("locked")).unwrap().mode() & 0o777, 0o555);
+}
+
+#[derive(Clone, Debug)]
+enum Leaf {
+    File(Vec<u8>, u32),
+    Link(String),
+    Hollow,
+}
+
+fn leaves() -> impl Strategy<Value = Vec<(Vec<String>, Leaf)>> {
+    let name = "[a-zA-Zäß語 .:*?\\[{-]{1,8}".prop_filter("a name", |name| name != "." && name != "..");
+    let leaf = prop_oneof![
+        (prop::collection::vec(any::<u8>(), 0..2000), 0o400_u32..0o1000).prop_map(|(c, mode)| Leaf::File(c, mode)),
+        "[a-z./]{1,20}".prop_map(Leaf::Link),
+        Just(Leaf::Hollow),
+    ];
+    prop::collection::vec((prop::collection::vec(name, 1..4), leaf), 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn packing_and_unpacking_is_identity(leaves in leaves()) {
+        let project = Project::new();
+        for (n, (names, leaf)) in leaves.iter().enumerate() {
+            let path = project.path().join(names.join("/"));
+            if fs::create_dir_all(path.parent().unwrap()).is_err() || path.symlink_metadata().is_ok() {
+                continue;
+            }
+            match leaf {
+                Leaf::File(content, mode) => {
+                    fs::write(&path, content).unwrap();
+                    fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+                    project.mtime(&names.join("/"), 1_000_000_000 + n as u64 * 77);
+                }
+                Leaf::Link(target) => symlink(target, &path).unwrap(),
+                Leaf::Hollow => fs::create_dir(&path).unwrap(),
+            }
+        }
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        write_zip(&project.root(), &project.entries(), Level::Default, archive).unwrap();
+        let copy = Project::new_with(&project, "a.zip");
+        unpack_into(&copy, "a.zip").unwrap();
+        assert_same(&copy.snapshot(), &snapshot(&project.path()), "copy");
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic(mut noise in prop::collection::vec(any::<u8>(), 0..3000), at in any::<prop::sample::Index>()) {
+        let project = sample();
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        write_zip(&project.root(), &project.entries(), Level::Fastest, archive).unwrap();
+        let mut bytes = fs::read(project.beside("a.zip")).unwrap();
+        let start = at.index(bytes.len());
+        let end = bytes.len().min(start + noise.len());
+        noise.truncate(end - start);
+        bytes[start..end].copy_from_slice(&noise);
+        fs::write(project.beside("a.zip"), bytes).unwrap();
+        let _ = unpack_into(&Project::new_with(&project, "a.zip"), "a.zip");
+    }
+}

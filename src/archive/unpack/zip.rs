@@ -1,0 +1,227 @@
+//! Reading zip, on all cores.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+
+use flate2::read::DeflateDecoder;
+use rawzip::time::ZipDateTimeKind;
+use rawzip::{
+    CompressionMethod, FileReader, MAX_CENTRAL_DIRECTORY_RECORD_SIZE, ZipArchive, ZipArchiveEntryWayfinder,
+    ZipFileHeaderRecord,
+};
+
+use super::place::{Meta, Parent, Place};
+use super::{UnpackError, describe, relative};
+
+/// More decompressors than this outrun any disk.
+const MOST_WORKERS: usize = 8;
+/// Longest target of a link.
+const MOST_TARGET: u64 = 4096;
+
+const TYPE: u32 = 0o170_000;
+const LINK: u32 = 0o120_000;
+const DIRECTORY: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+
+/// A file to be unpacked.
+struct Task {
+    path: PathBuf,
+    name: Vec<u8>,
+    meta: Meta,
+    method: CompressionMethod,
+    size: u64,
+    at: ZipArchiveEntryWayfinder,
+}
+
+/// Unpacks a zip archive.
+pub fn unpack(file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
+    let file = file.try_clone().map_err(UnpackError::of_archive)?;
+    let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
+    let archive = ZipArchive::from_file(file, &mut buffer)
+        .map_err(|why| UnpackError::of_archive(format_args!("it is no zip archive that can be read: {why}")))?;
+    let mut records = vec![0; MAX_CENTRAL_DIRECTORY_RECORD_SIZE];
+    let mut entries = archive.entries(&mut records);
+    let mut next = || match entries.next_entry() {
+        Ok(Some(record)) => prepare(&archive, &record, place),
+        Ok(None) => Ok(Prepared::End),
+        Err(why) => Err(UnpackError::of_archive(format_args!("its list of entries is broken: {why}"))),
+    };
+    let mut pending = None;
+    loop {
+        pending = unpack_batch(&archive, place, pending, &mut next)?;
+        if pending.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+enum Prepared {
+    File(Box<Task>),
+    Done,
+    End,
+}
+
+/// Unpacks files on all cores up to the end, or up to one whose name was there before: the later one counts, so it has
+/// to wait for the earlier one.
+fn unpack_batch(
+    archive: &ZipArchive<FileReader>,
+    place: &Place<'_>,
+    first: Option<Box<Task>>,
+    next: &mut dyn FnMut() -> Result<Prepared, UnpackError>,
+) -> Result<Option<Box<Task>>, UnpackError> {
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+    let (tasks, queue) = mpsc::sync_channel::<Box<Task>>(4 * workers);
+    let (queue, failure) = (Mutex::new(Some(queue)), Mutex::new(None));
+    let result = thread::scope(|scope| {
+        for n in 0..workers {
+            let (queue, failure) = (&queue, &failure);
+            thread::Builder::new()
+                .name(format!("unzip-{n}"))
+                .spawn_scoped(scope, move || work(archive, place, queue, failure))
+                .map_err(UnpackError::of_archive)?;
+        }
+        let mut seen = HashSet::new();
+        let mut ready = first;
+        loop {
+            if let Some(task) = ready.take() {
+                let mut hasher = DefaultHasher::new();
+                task.path.hash(&mut hasher);
+                if !seen.insert(hasher.finish()) {
+                    return Ok(Some(task));
+                }
+                if tasks.send(task).is_err() {
+                    // The workers have given up; why is in `failure`.
+                    return Ok(None);
+                }
+            }
+            match next()? {
+                Prepared::File(task) => ready = Some(task),
+                Prepared::Done => {}
+                Prepared::End => {
+                    drop(tasks);
+                    return Ok(None);
+                }
+            }
+        }
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(failure) => Err(failure),
+        None => result,
+    }
+}
+
+fn work(
+    archive: &ZipArchive<FileReader>,
+    place: &Place<'_>,
+    queue: &Mutex<Option<mpsc::Receiver<Box<Task>>>>,
+    failure: &Mutex<Option<UnpackError>>,
+) {
+    let mut parent = Parent::default();
+    loop {
+        let task = match lock(queue).as_ref().map(mpsc::Receiver::recv) {
+            Some(Ok(task)) => task,
+            _ => return,
+        };
+        if let Err(why) = extract(archive, place, &mut parent, &task) {
+            lock(failure).get_or_insert(why);
+            // With the queue gone, the sender and the other workers stop, too.
+            lock(queue).take();
+            return;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks at an entry: directories and links are dealt with at once.
+fn prepare(
+    archive: &ZipArchive<FileReader>,
+    record: &ZipFileHeaderRecord<'_>,
+    place: &Place<'_>,
+) -> Result<Prepared, UnpackError> {
+    let name = record.file_path().as_bytes();
+    let fail = |why: &dyn std::fmt::Display| UnpackError::of_entry(name, why);
+    let path = relative(name).map_err(|why| fail(&why))?;
+    if record.flags().is_encrypted() {
+        return Err(fail(&"it is encrypted"));
+    }
+    let mtime = match record.last_modified() {
+        ZipDateTimeKind::Utc(time) => time.to_unix(),
+        ZipDateTimeKind::Local(time) => rawzip::time::UtcDateTime::from_components(
+            time.year(),
+            time.month(),
+            time.day(),
+            time.hour(),
+            time.minute(),
+            time.second(),
+            0,
+        )
+        .map_or(0, |time| time.to_unix()),
+    };
+    let mode = record.mode().value();
+    let meta = Meta { mode, mtime };
+    let task = Task {
+        path,
+        name: name.to_vec(),
+        meta,
+        method: record.compression_method(),
+        size: record.uncompressed_size_hint(),
+        at: record.wayfinder(),
+    };
+    match mode & TYPE {
+        _ if name.ends_with(b"/") => place.directory(&task.path, meta).map_err(|why| fail(&describe(&why)))?,
+        DIRECTORY => place.directory(&task.path, meta).map_err(|why| fail(&describe(&why)))?,
+        LINK => {
+            let target = read_link(archive, &task).map_err(|why| fail(&describe(&why)))?;
+            place.link(task.path, target);
+        }
+        REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
+        _ => place.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
+    }
+    Ok(Prepared::Done)
+}
+
+fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
+    let mut target = Vec::new();
+    with_content(archive, task, &mut |content| content.take(MOST_TARGET + 1).read_to_end(&mut target).map(drop))?;
+    if target.is_empty() || target.len() as u64 > MOST_TARGET || target.contains(&0) {
+        return Err(io::Error::other("it links to something that is no path"));
+    }
+    Ok(OsString::from_vec(target))
+}
+
+fn extract(
+    archive: &ZipArchive<FileReader>,
+    place: &Place<'_>,
+    parent: &mut Parent,
+    task: &Task,
+) -> Result<(), UnpackError> {
+    let result = place
+        .reserve(task.size)
+        .and_then(|()| with_content(archive, task, &mut |content| place.file(parent, &task.path, task.meta, content)));
+    result.map_err(|why| UnpackError::of_entry(&task.name, describe(&why)))
+}
+
+/// Gives the content of an entry, no more of it than the archive says there is, and checked at its end.
+fn with_content(
+    archive: &ZipArchive<FileReader>,
+    task: &Task,
+    read: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>,
+) -> io::Result<()> {
+    let entry = archive.get_entry(task.at).map_err(io::Error::other)?;
+    match task.method {
+        CompressionMethod::STORE => read(&mut entry.verifying_reader(entry.reader())),
+        CompressionMethod::DEFLATE => read(&mut entry.verifying_reader(DeflateDecoder::new(entry.reader()))),
+        CompressionMethod::ZSTD => read(&mut entry.verifying_reader(zstd::Decoder::new(entry.reader())?)),
+        method => Err(io::Error::other(format!("its compression ({method}) is not known here"))),
+    }
+}

@@ -1,0 +1,322 @@
+//! Writing zip: streamed, with modes, times, links and names as they are; Zip64 where it must be.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::sys::stat::FileStat;
+use rawzip::extra_fields::ExtraFieldId;
+use rawzip::path::EntryPath;
+use rawzip::time::UtcDateTime;
+use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
+
+use super::deflate::END;
+use super::feed::{Loaded, Small, load, stream};
+use super::pool::{Pending, Pool, with_pool};
+use super::root::{Kind, Root};
+use super::select::Entry;
+use super::{Level, Written};
+
+/// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
+/// warning; only a sink that fails ends it.
+pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
+    with_pool(level.deflate(), |pool| {
+        let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
+        let mut packer = Packer { root, archive, level, written: Written::default() };
+        packer.pack_all(pool, entries)?;
+        packer.archive.finish().map_err(broken)?;
+        Ok(packer.written)
+    })
+}
+
+struct Packer<'a, W> {
+    root: &'a Root,
+    archive: ZipArchiveWriter<W>,
+    level: Level,
+    written: Written,
+}
+
+impl<'a, W: Write> Packer<'a, W> {
+    /// Keeps the pool busy with the files ahead while those at hand are written.
+    fn pack_all(&mut self, pool: &Pool<'a>, entries: &'a [Entry]) -> io::Result<()> {
+        let root = self.root;
+        let mut ahead: VecDeque<(&Entry, Option<Pending<Loaded>>)> = VecDeque::new();
+        let mut rest = entries.iter();
+        loop {
+            while ahead.len() < pool.depth() {
+                let Some(entry) = rest.next() else { break };
+                let load = (entry.kind == Kind::File).then(|| pool.submit(move |deflater| load(deflater, root, entry)));
+                ahead.push_back((entry, load));
+            }
+            let Some((entry, loading)) = ahead.pop_front() else { return Ok(()) };
+            match loading {
+                Some(loading) => self.pack_file(pool, &entry.path, loading.wait()?)?,
+                None => self.pack_other(entry)?,
+            }
+        }
+    }
+
+    fn pack_file(&mut self, pool: &Pool<'_>, path: &Path, loaded: Loaded) -> io::Result<()> {
+        match loaded {
+            Loaded::Small(small) => self.pack_small(path, small),
+            Loaded::Large(file, stat) => {
+                let method = match self.level.deflate() {
+                    Some(_) => CompressionMethod::DEFLATE,
+                    None => CompressionMethod::STORE,
+                };
+                let builder = self.archive.new_file(entry_path(path)).compression_method(method);
+                let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
+                let streamed = stream(pool, &file, &stat, |data| entry.write_all(data))?;
+                if method == CompressionMethod::DEFLATE {
+                    entry.write_all(&END)?;
+                }
+                entry.finish(DataDescriptorOutput::new(streamed.checksum, streamed.size)).map_err(broken)?;
+                self.written.add(streamed.size);
+                if let Some(trouble) = streamed.trouble {
+                    self.written.warn(path, trouble);
+                }
+                Ok(())
+            }
+            Loaded::Unreadable(why) => {
+                self.written.leave_out(path, &why);
+                Ok(())
+            }
+        }
+    }
+
+    fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
+        let (method, data) = match &small.deflated {
+            Some(deflated) => (CompressionMethod::DEFLATE, deflated),
+            None => (CompressionMethod::STORE, &small.content),
+        };
+        let builder = self.archive.new_file(entry_path(path)).compression_method(method);
+        let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
+        entry.write_all(data)?;
+        let size = small.content.len() as u64;
+        entry.finish(DataDescriptorOutput::new(small.checksum, size)).map_err(broken)?;
+        self.written.add(size);
+        if small.changed {
+            self.written.warn(path, "changed while it was being packed");
+        }
+        Ok(())
+    }
+
+    fn pack_other(&mut self, entry: &Entry) -> io::Result<()> {
+        let path = &entry.path;
+        let read = self.root.stat(path).and_then(|stat| match entry.kind {
+            Kind::Link => Ok((stat, Some(self.root.read_link(path)?))),
+            _ => Ok((stat, None)),
+        });
+        let (stat, target) = match read {
+            Ok(read) => read,
+            Err(why) => {
+                self.written.leave_out(path, &why);
+                return Ok(());
+            }
+        };
+        match target {
+            None => {
+                let mut name = path.as_os_str().as_bytes().to_vec();
+                name.push(b'/');
+                let name = entry_name(name);
+                let time = UtcDateTime::from_unix(stat.st_mtime);
+                let builder = self.archive.new_dir(name).last_modified(time).unix_permissions(stat.st_mode);
+                let builder = builder.extra_field(TIME, &time_of(&stat), Header::LOCAL).map_err(broken)?;
+                let builder = builder.extra_field(OWNER, &owner(&stat), Header::default()).map_err(broken)?;
+                builder.create().map_err(broken)?;
+            }
+            Some(target) => {
+                let builder = self.archive.new_file(entry_path(path));
+                let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
+                let target = target.as_bytes();
+                entry.write_all(target)?;
+                let output = DataDescriptorOutput::new(crc32fast::hash(target), target.len() as u64);
+                entry.finish(output).map_err(broken)?;
+            }
+        }
+        self.written.add(0);
+        Ok(())
+    }
+}
+
+const OWNER: ExtraFieldId = ExtraFieldId::INFO_ZIP_UNIX_UID_GID;
+const TIME: ExtraFieldId = ExtraFieldId::EXTENDED_TIMESTAMP;
+
+/// Adds what is known about a file.
+fn described<'archive, 'path, W: Write>(
+    builder: ZipFileBuilder<'archive, 'path, W>,
+    stat: &FileStat,
+) -> io::Result<ZipFileBuilder<'archive, 'path, W>> {
+    let builder = builder.last_modified(UtcDateTime::from_unix(stat.st_mtime)).unix_permissions(stat.st_mode);
+    let builder = builder.extra_field(TIME, &time_of(stat), Header::LOCAL).map_err(broken)?;
+    builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)
+}
+
+/// The time to the second for the local header, where unzip looks for it; the crate itself writes the central one.
+fn time_of(stat: &FileStat) -> [u8; 5] {
+    let seconds = stat.st_mtime.clamp(0, u32::MAX.into()) as u32;
+    let [a, b, c, d] = seconds.to_le_bytes();
+    [1, a, b, c, d]
+}
+
+/// Owner and group as Info-ZIP writes them.
+fn owner(stat: &FileStat) -> [u8; 11] {
+    let mut field = [1, 4, 0, 0, 0, 0, 4, 0, 0, 0, 0];
+    field[2..6].copy_from_slice(&stat.st_uid.to_le_bytes());
+    field[7..11].copy_from_slice(&stat.st_gid.to_le_bytes());
+    field
+}
+
+fn entry_path(path: &Path) -> EntryPath<'_> {
+    entry_name(path.as_os_str().as_bytes().to_vec())
+}
+
+/// The name as it is: the crate's own clean-up would turn `a:b` and `a\b` into other names. (Such a name goes without
+/// the UTF-8 flag; tools on Unix take its bytes as they are.)
+fn entry_name(name: Vec<u8>) -> EntryPath<'static> {
+    match String::from_utf8(name) {
+        Ok(text) if is_conformant(text.as_bytes()) => EntryPath::conformant(text),
+        Ok(text) => EntryPath::verbatim(text.into_bytes()),
+        Err(bytes) => EntryPath::verbatim(bytes.into_bytes()),
+    }
+}
+
+fn is_conformant(name: &[u8]) -> bool {
+    !name.iter().any(|byte| matches!(byte, b'\\' | b':')) && !name.windows(2).any(|pair| pair == b".." || pair == b"./")
+}
+
+fn broken(why: rawzip::Error) -> io::Error {
+    match why.into_kind() {
+        rawzip::ErrorKind::IO(why) => why,
+        other => io::Error::other(rawzip::Error::from(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+
+    use super::super::testing::{Project, assert_same, sample, snapshot, tool};
+    use super::*;
+
+    fn pack(project: &Project, level: Level) -> Written {
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        write_zip(&project.root(), &project.entries(), level, archive).unwrap()
+    }
+
+    #[test]
+    fn other_tools_unpack_what_was_packed() {
+        for level in [Level::Fastest, Level::Fast, Level::Default, Level::Slowest] {
+            let project = sample();
+            let written = pack(&project, level);
+            assert_eq!(written.warnings, Vec::<String>::new());
+            let archive = project.beside("a.zip");
+            tool(Command::new("unzip").arg("-tqq").arg(&archive));
+            for (name, unpack) in [("by unzip", &["unzip", "-q"][..]), ("by bsdtar", &["bsdtar", "-xpf"])] {
+                let out = project.beside(name);
+                fs::create_dir(&out).unwrap();
+                tool(Command::new(unpack[0]).args(&unpack[1..]).arg(&archive).current_dir(&out));
+                assert_same(&snapshot(&out), &project.snapshot(), &format!("{name} {level:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_vanishes_or_hides_is_a_warning() {
+        let project = Project::new();
+        project.write("a", b"a").write("b", b"b").write("c", b"c");
+        let entries = project.entries();
+        fs::remove_file(project.path().join("a")).unwrap();
+        fs::remove_file(project.path().join("b")).unwrap();
+        project.link("b", "/etc/passwd");
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        let written = write_zip(&project.root(), &entries, Level::Default, archive).unwrap();
+        assert_eq!(written.entries, 1);
+        assert_eq!(written.warnings.len(), 2);
+        assert!(written.warnings[0].starts_with("a: left out: "), "{:?}", written.warnings);
+        assert_eq!(tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip"))), "c\n");
+    }
+
+    #[test]
+    fn a_file_that_grows_meanwhile_ends() {
+        struct Growing<'a>(&'a Project, Vec<u8>);
+        impl Write for Growing<'_> {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                let mut file = File::options().append(true).open(self.0.path().join("log"))?;
+                file.write_all(&[b'x'; 100_000])?;
+                self.1.extend_from_slice(data);
+                Ok(data.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let project = Project::new();
+        project.write("log", &vec![b'l'; 3_000_000]);
+        let mut sink = Growing(&project, Vec::new());
+        let written = write_zip(&project.root(), &project.entries(), Level::Default, &mut sink).unwrap();
+        assert_eq!(written.warnings, ["log: changed while it was being packed"]);
+        assert_eq!(written.bytes, 3_000_000);
+        fs::write(project.beside("a.zip"), sink.1).unwrap();
+        tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));
+    }
+
+    #[test]
+    fn a_sink_that_fails_ends_it() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let project = sample();
+        let error = write_zip(&project.root(), &project.entries(), Level::Default, Full).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn names_that_are_no_text_stay_what_they_are() {
+        let project = Project::new();
+        let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+        fs::write(project.path().join(name), "x").unwrap();
+        project.write("back\\slash", b"y");
+        pack(&project, Level::Default);
+        let out = project.beside("out");
+        fs::create_dir(&out).unwrap();
+        tool(Command::new("unzip").arg("-q").arg(project.beside("a.zip")).current_dir(&out));
+        assert!(out.join(name).exists());
+        assert!(out.join("back\\slash").exists());
+    }
+
+    #[test]
+    fn more_entries_than_old_zip_can_count() {
+        let project = Project::new();
+        project.write("file", b"");
+        let entry = project.entries().remove(0);
+        let entries: Vec<_> = std::iter::repeat_n(entry, 70_000).collect();
+        let archive = File::create(project.beside("a.zip")).unwrap();
+        assert_eq!(write_zip(&project.root(), &entries, Level::Default, archive).unwrap().entries, 70_000);
+        let listed = tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip")));
+        assert_eq!(listed.lines().count(), 70_000);
+    }
+
+    #[test]
+    #[ignore = "reads more than 4 GiB"]
+    fn a_file_larger_than_old_zip_can_hold() {
+        let project = Project::new();
+        project.write("large", b"");
+        let size = (4 << 30) + 12_345;
+        File::options().write(true).open(project.path().join("large")).unwrap().set_len(size).unwrap();
+        pack(&project, Level::Fast);
+        tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));
+        let copy = Project::new_with(&project, "a.zip");
+        super::super::unpack::unpack(&File::open(copy.beside("a.zip")).unwrap(), &copy.root()).unwrap();
+        assert_eq!(fs::metadata(copy.path().join("large")).unwrap().len(), size);
+    }
+}

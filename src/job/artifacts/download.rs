@@ -1,0 +1,139 @@
+//! Downloading the artifacts of other jobs, and unpacking them into the project directory.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{DownloadPlan, Needed, Server};
+use crate::archive::root::Root;
+use crate::archive::unpack::unpack;
+use crate::coordinator::Token;
+use crate::http::tls::TlsFiles;
+use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
+use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
+
+const TRIES: u32 = 3;
+const REDIRECTS: u32 = 5;
+const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
+
+/// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
+pub fn run(plan: &DownloadPlan) -> i32 {
+    let root = match Root::open(&plan.project) {
+        Ok(root) => root,
+        Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
+    };
+    for needed in &plan.dependencies {
+        heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
+        let archive = match fetch(plan, needed) {
+            Ok(archive) => archive,
+            Err(why) => return fatal(why),
+        };
+        match unpack(&archive, &root) {
+            Ok(unpacked) => unpacked.warnings.iter().for_each(warning),
+            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
+        }
+    }
+    0
+}
+
+/// The whole archive as a file without a name.
+fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        // Only the first try goes to the object store: when that is out of reach, the server hands the file through.
+        let direct = plan.direct && tries == 1;
+        let trouble = match ask(&plan.server, needed, direct) {
+            Ok(answer) => {
+                let line = describe(&answer, plan, needed);
+                match answer.status {
+                    200 => match store(answer, &plan.temporary, plan.meter) {
+                        Ok(file) => {
+                            println!("{line}");
+                            return Ok(file);
+                        }
+                        Err(why) if why.kind() == io::ErrorKind::StorageFull => {
+                            return Err("the disk is full".to_owned());
+                        }
+                        Err(why) => format!("the archive breaks off: {why}"),
+                    },
+                    401 | 403 => {
+                        error(line);
+                        return Err("permission denied".to_owned());
+                    }
+                    404 => {
+                        error("Downloading artifacts from coordinator... not found");
+                        return Err(format!(
+                            "file does not exist: {} ({}) has no artifacts (any more)",
+                            needed.name, needed.id
+                        ));
+                    }
+                    _ => line,
+                }
+            }
+            Err(Error::Configuration(why)) => return Err(why),
+            Err(why) => why.to_string(),
+        };
+        if tries == TRIES {
+            error(trouble);
+            return Err("artifacts cannot be downloaded; all tries are used up".to_owned());
+        }
+        warning(format_args!("{trouble}. Retrying..."));
+        rest(Duration::from_secs(1));
+    }
+}
+
+/// Asks GitLab, and whatever it redirects to, but that one without the token.
+fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error> {
+    let direct = if direct { "?direct_download=true" } else { "" };
+    let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, needed.id);
+    let mut headers = vec![("JOB-TOKEN".to_owned(), needed.token.clone())];
+    for _ in 0..=REDIRECTS {
+        let tls = files_for(server, &url);
+        let answer = Transfer::new(&url, &tls, &server.user_agent, PATIENCE)?.send(
+            Method::Get,
+            &url,
+            &headers,
+            Outgoing::Nothing,
+        )?;
+        let location = answer.header("Location").filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308));
+        let Some(location) = location else {
+            return Ok(answer);
+        };
+        url = match location.strip_prefix('/') {
+            Some(path) if !path.starts_with('/') => format!("{}/{path}", origin(&url)),
+            _ => location.to_owned(),
+        };
+        headers.clear();
+    }
+    Err(Error::Transport(format!("{} redirects more than {REDIRECTS} times", origin(&url))))
+}
+
+/// The client's certificate is for GitLab, not for an object store.
+fn files_for(server: &Server, url: &str) -> TlsFiles {
+    match origin(url) == origin(&server.api) {
+        true => server.tls.clone(),
+        false => TlsFiles { ca_file: server.tls.ca_file.clone(), ..TlsFiles::default() },
+    }
+}
+
+fn store(answer: Incoming, directory: &Path, meter: Option<Duration>) -> io::Result<File> {
+    let mut file = scratch_file(directory)?;
+    let total = answer.length();
+    let mut content = Meter::new(answer.into_reader(), "Downloading artifacts", meter, total);
+    io::copy(&mut content, &mut file)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn describe(answer: &Incoming, plan: &DownloadPlan, needed: &Needed) -> String {
+    let what = if answer.status == 200 { "ok" } else { "error" };
+    format!(
+        "Downloading artifacts from coordinator... {what}  host={} id={} responseStatus={} token={}",
+        origin(&plan.server.api).split_once("://").map_or("", |(_, host)| host),
+        needed.id,
+        answer.status_line(),
+        Token::new(needed.token.as_str()).short(),
+    )
+}

@@ -1,0 +1,113 @@
+//! Artifacts: to GitLab, and from the jobs this one depends on.
+//!
+//! A plan is made from the payload; its work runs in a child of the shim with the job user's rights, and what it prints
+//! goes into the job's log. It holds the job's token, never the runner's.
+
+mod download;
+mod plan;
+mod statement;
+mod upload;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::archive::{Format, Level};
+use crate::http::tls::TlsFiles;
+
+pub use download::run as download;
+pub use plan::{Outcome, Place, download_plan, level, upload_plan};
+pub use statement::Statement;
+pub use upload::run as upload;
+
+/// Where to send and fetch, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Server {
+    /// The API's base, such as `https://gitlab.example.com/api/v4`.
+    pub api: String,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// The name in the server's logs.
+    pub user_agent: String,
+}
+
+/// Everything that an upload needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UploadPlan {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// GitLab.
+    pub server: Server,
+    /// The job.
+    pub job: i64,
+    /// Its token.
+    pub token: String,
+    /// What to upload, in order.
+    pub uploads: Vec<Upload>,
+    /// `ARTIFACT_COMPRESSION_LEVEL`.
+    pub level: Level,
+    /// `TRANSFER_METER_FREQUENCY`.
+    pub meter: Option<Duration>,
+    /// What to say about where the files come from, if anything.
+    pub statement: Option<Statement>,
+}
+
+/// One archive or report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Upload {
+    /// File name without its ending.
+    pub name: String,
+    /// `archive` or a type of report.
+    pub kind: String,
+    /// What to make of the files.
+    pub format: UploadFormat,
+    /// As the author wrote it.
+    pub expire_in: String,
+    /// Patterns of what to take.
+    pub paths: Vec<String>,
+    /// Patterns of what to leave out.
+    pub exclude: Vec<String>,
+    /// Also what git does not track.
+    pub untracked: bool,
+}
+
+/// What a file on the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UploadFormat {
+    /// An archive of the files.
+    Archive(Format),
+    /// The one file itself.
+    Raw,
+}
+
+/// Everything that a download needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DownloadPlan {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// `<project directory>.tmp`, for archives that are not whole yet.
+    pub temporary: PathBuf,
+    /// GitLab.
+    pub server: Server,
+    /// Whose artifacts, in order.
+    pub dependencies: Vec<Needed>,
+    /// Ask for a redirect to the object store (`FF_USE_DIRECT_DOWNLOAD`).
+    pub direct: bool,
+    /// `TRANSFER_METER_FREQUENCY`.
+    pub meter: Option<Duration>,
+}
+
+/// A job whose artifacts are needed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Needed {
+    /// Its number.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// Its own token.
+    pub token: String,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! From a payload to the plans for its artifacts.
+
+use std::path::{Path, PathBuf};
+
+use super::{DownloadPlan, Needed, Server, Statement, Upload, UploadFormat, UploadPlan};
+use crate::archive::{Format, Level};
+use crate::job::flags::Flags;
+use crate::job::payload::{Artifact, Payload};
+use crate::job::transfer::{expand_like_shell, meter_frequency};
+use crate::job::variables::Variables;
+
+/// Where files are and go.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// `<project directory>.tmp`.
+    pub temporary: PathBuf,
+    /// GitLab.
+    pub server: Server,
+}
+
+/// How the job's script ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Well.
+    Success,
+    /// Not well.
+    Failure,
+}
+
+impl Outcome {
+    /// Whether something with this `when` is due.
+    pub fn fits(self, when: &str) -> bool {
+        match when {
+            "always" => true,
+            "on_failure" => self == Self::Failure,
+            _ => self == Self::Success,
+        }
+    }
+}
+
+/// What to upload; `None` when nothing is due.
+pub fn upload_plan(
+    payload: &Payload,
+    variables: &Variables,
+    place: &Place,
+    outcome: Outcome,
+    statement: impl FnOnce() -> Statement,
+) -> Option<UploadPlan> {
+    let uploads: Vec<_> = payload
+        .artifacts
+        .iter()
+        .filter(|artifact| outcome.fits(&artifact.when))
+        .filter(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
+        .map(|artifact| upload(artifact, variables))
+        .collect();
+    if uploads.is_empty() {
+        return None;
+    }
+    let with_statement = variables.switch("RUNNER_GENERATE_ARTIFACTS_METADATA", false);
+    Some(UploadPlan {
+        project: place.project.clone(),
+        server: place.server.clone(),
+        job: payload.id,
+        token: payload.token.clone(),
+        uploads,
+        level: level(variables, "ARTIFACT_COMPRESSION_LEVEL"),
+        meter: meter_frequency(variables),
+        statement: with_statement.then(statement),
+    })
+}
+
+/// What to download; `None` when no dependency has artifacts.
+pub fn download_plan(payload: &Payload, variables: &Variables, flags: &Flags, place: &Place) -> Option<DownloadPlan> {
+    let dependencies: Vec<_> = payload
+        .dependencies
+        .iter()
+        .filter(|dependency| !dependency.artifacts_file.filename.is_empty())
+        .map(|dependency| Needed { id: dependency.id, name: dependency.name.clone(), token: dependency.token.clone() })
+        .collect();
+    (!dependencies.is_empty()).then(|| DownloadPlan {
+        project: place.project.clone(),
+        temporary: place.temporary.clone(),
+        server: place.server.clone(),
+        dependencies,
+        direct: flags.is_on("FF_USE_DIRECT_DOWNLOAD"),
+        meter: meter_frequency(variables),
+    })
+}
+
+/// A level by name; a word that is none is as good as none.
+pub fn level(variables: &Variables, key: &str) -> Level {
+    variables.value(key).and_then(|name| Level::parse(&name)).unwrap_or_default()
+}
+
+fn upload(artifact: &Artifact, variables: &Variables) -> Upload {
+    let expand = |text: &String| expand_like_shell(text, &|name| variables.value(name));
+    let name = artifact.name.as_ref().filter(|name| !name.is_empty()).map_or("artifacts".to_owned(), expand);
+    Upload {
+        name: base_name(&name),
+        kind: Some(&artifact.artifact_type).filter(|kind| !kind.is_empty()).map_or("archive", |kind| kind).to_owned(),
+        format: match artifact.artifact_format.as_str() {
+            "gzip" => UploadFormat::Archive(Format::Gzip),
+            "raw" => UploadFormat::Raw,
+            "tarzstd" => UploadFormat::Archive(Format::TarZstd),
+            _ => UploadFormat::Archive(Format::Zip),
+        },
+        expire_in: artifact.expire_in.clone(),
+        paths: artifact.paths.iter().map(expand).collect(),
+        exclude: artifact.exclude.iter().map(expand).collect(),
+        untracked: artifact.untracked,
+    }
+}
+
+/// The last part of a name, as a file's name; `default` when nothing is left.
+fn base_name(name: &str) -> String {
+    let base = Path::new(name).file_name().map(|base| base.to_string_lossy().into_owned());
+    base.filter(|base| !base.trim().is_empty()).unwrap_or_else(|| "default".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::payload::{ArtifactsFile, Dependency, Variable};
+
+    fn place() -> Place {
+        let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
+        Place { project: "/b/p".into(), temporary: "/b/p.tmp".into(), server }
+    }
+
+    fn variables(pairs: &[(&str, &str)]) -> Variables {
+        let mut variables = Variables::new(Path::new("/b/p.tmp"));
+        for (key, value) in pairs {
+            variables.push(Variable { key: (*key).to_owned(), value: (*value).to_owned(), ..Variable::default() });
+        }
+        variables
+    }
+
+    fn artifact(when: &str) -> Artifact {
+        Artifact { paths: vec!["out/$DIR".to_owned()], when: when.to_owned(), ..Artifact::default() }
+    }
+
+    #[test]
+    fn takes_what_fits_the_outcome() {
+        let payload = Payload {
+            id: 7,
+            artifacts: vec![artifact(""), artifact("on_failure"), artifact("always"), Artifact::default()],
+            ..Payload::default()
+        };
+        let plan = |outcome| upload_plan(&payload, &variables(&[("DIR", "x")]), &place(), outcome, || unreachable!());
+        assert_eq!(plan(Outcome::Success).unwrap().uploads.len(), 2);
+        assert_eq!(plan(Outcome::Failure).unwrap().uploads.len(), 2);
+        assert_eq!(plan(Outcome::Success).unwrap().uploads[0].paths, ["out/x"]);
+        let none = Payload { artifacts: vec![artifact("on_failure")], ..Payload::default() };
+        assert!(upload_plan(&none, &variables(&[]), &place(), Outcome::Success, || unreachable!()).is_none());
+    }
+
+    #[test]
+    fn names_are_the_last_part_of_what_they_expand_to() {
+        let named = |name: Option<&str>| {
+            upload(&Artifact { name: name.map(str::to_owned), ..artifact("") }, &variables(&[("REF", "feature/x")]))
+                .name
+        };
+        assert_eq!(named(None), "artifacts");
+        assert_eq!(named(Some("build-$REF")), "x");
+        assert_eq!(named(Some("$NOTHING")), "default");
+        assert_eq!(named(Some(".")), "default");
+        assert_eq!(named(Some("../..")), "default");
+        assert_eq!(named(Some("a b\"c")), "a b\"c");
+    }
+
+    #[test]
+    fn dependencies_without_artifacts_are_not_asked() {
+        let file = ArtifactsFile { filename: "artifacts.zip".to_owned(), size: 1 };
+        let payload = Payload {
+            dependencies: vec![
+                Dependency { id: 1, artifacts_file: file, ..Dependency::default() },
+                Dependency { id: 2, ..Dependency::default() },
+            ],
+            ..Payload::default()
+        };
+        let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
+        let plan = download_plan(&payload, &variables(&[]), &flags, &place()).unwrap();
+        assert_eq!(plan.dependencies.iter().map(|needed| needed.id).collect::<Vec<_>>(), [1]);
+    }
+}

@@ -1,0 +1,129 @@
+//! The statement about where artifacts come from: in-toto with SLSA provenance
+//! (`RUNNER_GENERATE_ARTIFACTS_METADATA`).
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::archive::root::{Kind, Root};
+use crate::archive::select::Entry;
+
+/// What is known about the job besides its files.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Statement {
+    /// Version of this program.
+    pub version: String,
+    /// Names of the payload's variables.
+    pub variables: Vec<String>,
+    /// Name of the job.
+    pub entry_point: String,
+    /// URL of the project.
+    pub source: String,
+    /// Number of the runner.
+    pub runner_id: String,
+    /// Name of the runner.
+    pub runner: String,
+    /// How it runs jobs.
+    pub executor: String,
+    /// Of the machine.
+    pub architecture: String,
+    /// Number of the job.
+    pub job: String,
+    /// The commit.
+    pub sha: String,
+    /// When the job started (RFC 3339).
+    pub started: String,
+    /// When its script ended (RFC 3339).
+    pub finished: String,
+}
+
+impl Statement {
+    /// Writes `NAME-metadata.json` into the project directory, and gives it as an entry of the archive.
+    pub fn write(&self, root: &Root, entries: &[Entry], name: &str) -> io::Result<Entry> {
+        let mut subjects = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::File) {
+            // A file that cannot be read is not in the archive either; that is said there.
+            if let Ok(digest) = digest(root, entry) {
+                subjects.push(json!({ "name": entry.path.to_string_lossy(), "digest": { "sha256": digest } }));
+            }
+        }
+        let path = PathBuf::from(format!("{name}-metadata.json"));
+        let text = serde_json::to_vec_pretty(&self.document(subjects))?;
+        root.replace_file(&path, &text)?;
+        Ok(Entry { path, kind: Kind::File })
+    }
+
+    fn document(&self, subjects: Vec<Value>) -> Value {
+        let mut external: Map<String, Value> = self.variables.iter().map(|key| (key.clone(), json!(""))).collect();
+        external.insert("entryPoint".to_owned(), json!(self.entry_point));
+        external.insert("source".to_owned(), json!(self.source));
+        json!({
+            "_type": "https://in-toto.io/Statement/v0.1",
+            "predicateType": "https://slsa.dev/provenance/v1",
+            "subject": subjects,
+            "predicate": {
+                "buildDefinition": {
+                    "buildType": format!("urn:mayfly:provenance:v{}", self.version),
+                    "externalParameters": external,
+                    "internalParameters": {
+                        "name": self.runner,
+                        "executor": self.executor,
+                        "architecture": self.architecture,
+                        "job": self.job,
+                    },
+                    "resolvedDependencies": [{ "uri": self.source, "digest": { "sha256": self.sha } }],
+                },
+                "runDetails": {
+                    "builder": {
+                        "id": format!("{}/-/runners/{}", self.source, self.runner_id),
+                        "version": { "mayfly": self.version },
+                    },
+                    "metadata": {
+                        "invocationId": self.job,
+                        "startedOn": self.started,
+                        "finishedOn": self.finished,
+                    },
+                },
+            },
+        })
+    }
+}
+
+fn digest(root: &Root, entry: &Entry) -> io::Result<String> {
+    let (mut file, _) = root.open_file(&entry.path)?;
+    let mut context = Context::new(&SHA256);
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            length => context.update(&buffer[..length]),
+        }
+    }
+    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::select::{Request, select};
+
+    #[test]
+    fn names_every_file_with_its_digest() {
+        let project = tempfile::tempdir().unwrap();
+        std::fs::write(project.path().join("a"), "abc").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", project.path().join("x-metadata.json")).unwrap();
+        let root = Root::open(project.path()).unwrap();
+        let entries = select(&root, &Request { paths: vec!["a".to_owned()], ..Request::default() }).entries;
+        let statement = Statement { job: "7".to_owned(), variables: vec!["CI".to_owned()], ..Statement::default() };
+        assert_eq!(statement.write(&root, &entries, "x").unwrap().path, PathBuf::from("x-metadata.json"));
+        let path = project.path().join("x-metadata.json");
+        assert!(!path.is_symlink(), "a planted link is replaced, not followed");
+        let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(document["subject"], json!([{ "name": "a", "digest": { "sha256": sha } }]));
+        assert_eq!(document["predicate"]["buildDefinition"]["externalParameters"]["CI"], "");
+    }
+}

@@ -1,0 +1,226 @@
+//! What goes over the wire, and what comes of each answer.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::*;
+use crate::job::testing::{Answer, Server as Fake, answer};
+
+struct Project {
+    temp: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        for directory in ["project", "project.tmp"] {
+            fs::create_dir(temp.path().join(directory)).unwrap();
+        }
+        fs::write(temp.path().join("project/a.txt"), "hello\n").unwrap();
+        Self { temp }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.temp.path().join("project")
+    }
+
+    fn uploads(&self, server: &Fake, format: UploadFormat, paths: &[&str]) -> UploadPlan {
+        UploadPlan {
+            project: self.path(),
+            server: api(server),
+            job: 7,
+            token: "glcbt-64_secrettoken".to_owned(),
+            uploads: vec![super::Upload {
+                name: "out".to_owned(),
+                kind: "archive".to_owned(),
+                format,
+                expire_in: String::new(),
+                paths: paths.iter().map(|&path| path.to_owned()).collect(),
+                exclude: Vec::new(),
+                untracked: false,
+            }],
+            level: Level::Default,
+            meter: None,
+            statement: None,
+        }
+    }
+
+    fn downloads(&self, server: &Fake) -> DownloadPlan {
+        DownloadPlan {
+            project: self.path(),
+            temporary: self.temp.path().join("project.tmp"),
+            server: api(server),
+            dependencies: vec![Needed { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],
+            direct: true,
+            meter: None,
+        }
+    }
+}
+
+fn api(server: &Fake) -> Server {
+    Server { api: format!("{}/api/v4", server.url), tls: TlsFiles::default(), user_agent: "mayfly 0".to_owned() }
+}
+
+fn redirect(status: &'static str, to: String) -> Answer {
+    Answer { headers: vec![("Location", to)], ..answer(status, b"") }
+}
+
+fn again(status: &'static str) -> Answer {
+    Answer { headers: vec![("Retry-After", "1".to_owned())], ..answer(status, b"") }
+}
+
+const ZIP: UploadFormat = UploadFormat::Archive(Format::Zip);
+
+/// The one part of a multipart body: its head and its content.
+fn part(body: &[u8]) -> (String, Vec<u8>) {
+    let at = body.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(body[..at].to_vec()).unwrap();
+    let boundary = head.lines().next().unwrap();
+    let tail = format!("\r\n{boundary}--\r\n");
+    assert!(body.ends_with(tail.as_bytes()));
+    (head.clone(), body[at + 4..body.len() - tail.len()].to_vec())
+}
+
+fn unzip(project: &Project, content: &[u8]) -> String {
+    let file = project.temp.path().join("got.zip");
+    fs::File::create(&file).unwrap().write_all(content).unwrap();
+    let output = std::process::Command::new("unzip").arg("-p").arg(&file).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_archive_goes_up_in_one_part_with_the_jobs_token() {
+    let project = Project::new();
+    let server = Fake::start(vec![answer("201 Created", b"{}")]);
+    assert_eq!(upload(&project.uploads(&server, ZIP, &["*.txt"])), 0);
+    let asked = server.asked();
+    assert_eq!(asked[0].line, "POST /api/v4/jobs/7/artifacts?artifact_format=zip&artifact_type=archive HTTP/1.1");
+    assert_eq!(asked[0].header("job-token"), Some("glcbt-64_secrettoken"));
+    let (head, content) = part(&asked[0].body);
+    assert!(head.contains("name=\"file\"; filename=\"out.zip\""), "{head}");
+    assert_eq!(unzip(&project, &content), "hello\n");
+}
+
+#[test]
+fn raw_is_exactly_one_file() {
+    let project = Project::new();
+    let server = Fake::start(vec![answer("201 Created", b"{}")]);
+    assert_eq!(upload(&project.uploads(&server, UploadFormat::Raw, &["a.txt"])), 0);
+    assert_eq!(part(&server.asked()[0].body).1, b"hello\n");
+
+    fs::write(project.path().join("b.txt"), "x").unwrap();
+    let server = Fake::start(Vec::new());
+    assert_eq!(upload(&project.uploads(&server, UploadFormat::Raw, &["*.txt"])), 1);
+}
+
+#[test]
+fn nothing_to_upload_is_no_failure() {
+    let project = Project::new();
+    let server = Fake::start(Vec::new());
+    assert_eq!(upload(&project.uploads(&server, ZIP, &["missing"])), 0);
+}
+
+#[test]
+fn each_try_sends_the_whole_archive() {
+    let project = Project::new();
+    let server = Fake::start(vec![again("500 X"), again("503 X"), answer("201 Created", b"")]);
+    assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 0);
+    for asked in server.asked() {
+        assert_eq!(unzip(&project, &part(&asked.body).1), "hello\n");
+    }
+}
+
+#[test]
+fn refusals_are_final_and_other_answers_are_tried_three_times() {
+    for (answers, asked) in [
+        (vec![answer("403 Forbidden", b"")], 1),
+        (vec![answer("413 Too Large", b"")], 1),
+        (vec![again("200 OK"), again("400 Bad"), again("500 X")], 3),
+    ] {
+        let project = Project::new();
+        let server = Fake::start(answers);
+        assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 1);
+        assert_eq!(server.asked().len(), asked);
+    }
+}
+
+#[test]
+fn a_redirect_to_another_host_gets_no_token() {
+    let project = Project::new();
+    let server = Fake::start(vec![redirect("307 Temporary", "http://localhost.test:1/".to_owned())]);
+    assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 1);
+
+    let server = Fake::start(vec![answer("201 Created", b"")]);
+    let first = Fake::start(vec![redirect("307 Temporary", format!("{}/x", server.url))]);
+    assert_eq!(upload(&project.uploads(&first, ZIP, &["a.txt"])), 0, "another port of the same host is followed");
+    assert!(server.asked()[0].line.starts_with("POST /api/v4/jobs/7/artifacts?"));
+}
+
+fn archive() -> Vec<u8> {
+    let project = Project::new();
+    fs::write(project.path().join("from-build"), "built").unwrap();
+    let root = crate::archive::root::Root::open(&project.path()).unwrap();
+    let request = crate::archive::select::Request { paths: vec!["from-build".to_owned()], ..Default::default() };
+    let entries = crate::archive::select::select(&root, &request).entries;
+    let mut archive = Vec::new();
+    crate::archive::write(&root, &entries, Format::Zip, Level::Default, &mut archive).unwrap();
+    archive
+}
+
+fn built(project: &Project) -> Option<String> {
+    fs::read_to_string(project.path().join("from-build")).ok()
+}
+
+#[test]
+fn a_dependency_is_fetched_with_its_own_token_and_unpacked() {
+    let project = Project::new();
+    let server = Fake::start(vec![answer("200 OK", &archive())]);
+    assert_eq!(download(&project.downloads(&server)), 0);
+    assert_eq!(built(&project).as_deref(), Some("built"));
+    let asked = server.asked();
+    assert_eq!(asked[0].line, "GET /api/v4/jobs/5/artifacts?direct_download=true HTTP/1.1");
+    assert_eq!(asked[0].header("job-token"), Some("dependency-token"));
+    assert_eq!(fs::read_dir(project.temp.path().join("project.tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_object_store_gets_no_token() {
+    let project = Project::new();
+    let store = Fake::start(vec![answer("200 OK", &archive())]);
+    let server = Fake::start(vec![redirect("302 Found", format!("{}/bucket/x?signature=s", store.url))]);
+    assert_eq!(download(&project.downloads(&server)), 0);
+    assert_eq!(built(&project).as_deref(), Some("built"));
+    let asked = store.asked();
+    assert_eq!(asked[0].line, "GET /bucket/x?signature=s HTTP/1.1");
+    assert_eq!(asked[0].header("job-token"), None);
+}
+
+#[test]
+fn a_download_that_breaks_off_is_tried_again_through_the_server() {
+    let project = Project::new();
+    let whole = archive();
+    let half = Answer { claimed: Some(whole.len()), ..answer("200 OK", &whole[..whole.len() / 2]) };
+    let server = Fake::start(vec![half, answer("200 OK", &whole)]);
+    assert_eq!(download(&project.downloads(&server)), 0);
+    assert_eq!(server.asked()[1].line, "GET /api/v4/jobs/5/artifacts HTTP/1.1");
+}
+
+#[test]
+fn missing_and_refused_artifacts_are_final() {
+    for status in ["404 Not Found", "403 Forbidden", "401 Unauthorized"] {
+        let project = Project::new();
+        let server = Fake::start(vec![answer(status, b"")]);
+        assert_eq!(download(&project.downloads(&server)), 1);
+        assert_eq!(built(&project), None);
+    }
+}
+
+#[test]
+fn a_broken_archive_fails_the_stage() {
+    let project = Project::new();
+    let server = Fake::start(vec![answer("200 OK", b"<html>sign in</html>")]);
+    assert_eq!(download(&project.downloads(&server)), 1);
+    assert!(Path::new(&project.path()).join("a.txt").exists());
+}

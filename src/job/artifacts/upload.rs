@@ -1,0 +1,300 @@
+//! Uploading: an archive goes over the wire while it is being made.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::thread;
+use std::time::Duration;
+
+use super::{Server, Upload, UploadFormat, UploadPlan};
+use crate::archive::root::{Kind, Root};
+use crate::archive::select::{Entry, Request, select};
+use crate::archive::stream::{Sink, pipe};
+use crate::archive::{self, Format, Written};
+use crate::coordinator::Token;
+use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
+use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
+
+/// Tries while the server says that it is overloaded (503), and while it says anything else.
+const TRIES_OVERLOADED: u32 = 6;
+const TRIES: u32 = 3;
+
+const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
+
+/// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
+pub fn run(plan: &UploadPlan) -> i32 {
+    let root = match Root::open(&plan.project) {
+        Ok(root) => root,
+        Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
+    };
+    for upload in &plan.uploads {
+        heading("Uploading artifacts...");
+        if let Err(why) = upload_one(plan, upload, &root) {
+            return fatal(why);
+        }
+    }
+    0
+}
+
+fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), String> {
+    let request = Request { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
+    let mut selection = select(root, &request);
+    notes(&selection.notes);
+    if selection.entries.is_empty() {
+        error("No files to upload");
+        return Ok(());
+    }
+    if let (Some(statement), UploadFormat::Archive(Format::Zip)) = (&plan.statement, upload.format) {
+        match statement.write(root, &selection.entries, &upload.name) {
+            Ok(entry) => {
+                selection.entries.push(entry);
+                selection.entries.sort();
+                selection.entries.dedup();
+            }
+            Err(why) => warning(format_args!("no statement about where the artifacts come from: {why}")),
+        }
+    }
+    if upload.format == UploadFormat::Raw {
+        selection.entries.retain(|entry| entry.kind != Kind::Directory);
+        if selection.entries.len() != 1 || selection.entries[0].kind != Kind::File {
+            return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
+        }
+    }
+    deliver(plan, upload, root, &selection.entries)
+}
+
+/// Tries until the server has it or will not.
+fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<(), String> {
+    let mut server = plan.server.clone();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let answer = attempt(plan, &server, upload, root, entries);
+        let (line, most, wait) = match answer {
+            Ok(answer) => {
+                let line = describe(upload, &answer, plan);
+                match judge(&answer, &server) {
+                    Verdict::Done => {
+                        println!("{line}");
+                        return Ok(());
+                    }
+                    Verdict::Final(why) => {
+                        error(line);
+                        return Err(why.to_owned());
+                    }
+                    Verdict::Elsewhere(api) => {
+                        server.api = api;
+                        (line, TRIES, Duration::ZERO)
+                    }
+                    Verdict::Again(most) => {
+                        let wait = answer.wait(tries);
+                        let said = answer.explanation();
+                        let said = said.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
+                        (format!("{line} {said}"), most, wait)
+                    }
+                }
+            }
+            Err(Error::Configuration(why)) => return Err(why),
+            Err(why) => {
+                let line = format!("Uploading artifacts as {:?} to coordinator... error: {why}", upload.kind);
+                (line, TRIES, Duration::from_secs(u64::from(tries)))
+            }
+        };
+        if tries >= most {
+            error(line);
+            return Err("invalid argument or server error; all tries are used up".to_owned());
+        }
+        warning(format_args!("{} Retrying...", line.trim_end()));
+        rest(wait);
+    }
+}
+
+enum Verdict {
+    Done,
+    Final(&'static str),
+    /// The server is to be asked at this base instead.
+    Elsewhere(String),
+    Again(u32),
+}
+
+fn judge(answer: &Incoming, server: &Server) -> Verdict {
+    match answer.status {
+        201 => Verdict::Done,
+        401 | 403 => Verdict::Final("permission denied"),
+        413 => Verdict::Final("too large"),
+        301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved(&server.api, location)) {
+            Some(Some(api)) => Verdict::Elsewhere(api),
+            Some(None) => Verdict::Final("redirected to another host, which gets no token; correct the runner's `url`"),
+            None => Verdict::Again(TRIES),
+        },
+        503 => Verdict::Again(TRIES_OVERLOADED),
+        _ => Verdict::Again(TRIES),
+    }
+}
+
+/// The API's base at the place that a redirect names; none where it names another host, or would leave TLS.
+fn moved(api: &str, location: &str) -> Option<String> {
+    let (from, to) = (origin(api), origin(location));
+    let host = |origin: &str| {
+        let authority = origin.split_once("://")?.1.to_owned();
+        let end = authority.rfind(':').filter(|_| !authority.ends_with(']')).unwrap_or(authority.len());
+        Some(authority[..end].to_owned())
+    };
+    if location.starts_with('/') && !location.starts_with("//") {
+        return Some(api.to_owned());
+    }
+    let safe = to.starts_with("https://") || from.starts_with("http://");
+    (safe && host(&from).is_some() && host(&from) == host(&to)).then(|| format!("{to}{}", &api[from.len()..]))
+}
+
+fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
+    let correlation = answer.header("X-Request-Id").unwrap_or_default();
+    format!(
+        "Uploading artifacts as {:?} to coordinator... {}  correlation_id={correlation} id={} token={}",
+        upload.kind,
+        answer.status_line(),
+        plan.job,
+        Token::new(plan.token.as_str()).short(),
+    )
+}
+
+/// One request.
+fn attempt(
+    plan: &UploadPlan,
+    server: &Server,
+    upload: &Upload,
+    root: &Root,
+    entries: &[Entry],
+) -> Result<Incoming, Error> {
+    let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, PATIENCE)?;
+    let boundary = format!("mayfly{:08x}{:08x}{:08x}", random(), random(), random());
+    let url = url(server, plan.job, upload);
+    let headers = [
+        ("JOB-TOKEN".to_owned(), plan.token.clone()),
+        ("Content-Type".to_owned(), format!("multipart/form-data; boundary={boundary}")),
+    ];
+    let (head, tail) = (part_head(&boundary, &file_name(upload)), format!("\r\n--{boundary}--\r\n"));
+    let send = |content: &mut dyn Read| {
+        let mut content = Meter::new(content, "Uploading artifacts", plan.meter, None);
+        let mut body = head.as_bytes().chain(&mut content).chain(tail.as_bytes());
+        transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body))
+    };
+    match upload.format {
+        UploadFormat::Raw => {
+            let unreadable = |why: io::Error| Error::Transport(format!("{}: {why}", entries[0].path.display()));
+            let (file, stat) = root.open_file(&entries[0].path).map_err(unreadable)?;
+            send(&mut File::take(file, stat.st_size as u64))
+        }
+        UploadFormat::Archive(format) => thread::scope(|scope| {
+            let (sink, mut source) = pipe();
+            let packer = scope.spawn(move || pack(root, entries, format, plan, sink));
+            let answer = send(&mut source);
+            // A packer that still writes stops here.
+            drop(source);
+            match packer.join() {
+                Ok(Ok(written)) if answer.as_ref().is_ok_and(|answer| answer.status == 201) => told(&written),
+                _ => {}
+            }
+            answer
+        }),
+    }
+}
+
+fn pack(root: &Root, entries: &[Entry], format: Format, plan: &UploadPlan, mut sink: Sink) -> io::Result<Written> {
+    match archive::write(root, entries, format, plan.level, &mut sink) {
+        Ok(written) => sink.end().map(|()| written),
+        Err(why) => {
+            sink.fail(io::Error::new(why.kind(), why.to_string()));
+            Err(why)
+        }
+    }
+}
+
+fn told(written: &Written) {
+    written.warnings.iter().for_each(warning);
+    log::debug!("packed entries={} bytes={}", written.entries, bytes(written.bytes as f64));
+}
+
+fn file_name(upload: &Upload) -> String {
+    let ending = match upload.format {
+        UploadFormat::Archive(Format::Zip) => ".zip",
+        UploadFormat::Archive(Format::Gzip) => ".gz",
+        UploadFormat::Archive(Format::TarZstd) => ".tar.zst",
+        UploadFormat::Raw => "",
+    };
+    format!("{}{ending}", upload.name)
+}
+
+/// What stands before the content in the one part of the request.
+fn part_head(boundary: &str, name: &str) -> String {
+    let name = name.replace('\\', "\\\\").replace('"', "\\\"").replace('\r', "%0D").replace('\n', "%0A");
+    format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n"
+    )
+}
+
+fn url(server: &Server, job: i64, upload: &Upload) -> String {
+    let format = match upload.format {
+        UploadFormat::Archive(Format::Zip) => "zip",
+        UploadFormat::Archive(Format::Gzip) => "gzip",
+        UploadFormat::Archive(Format::TarZstd) => "tarzstd",
+        UploadFormat::Raw => "raw",
+    };
+    let mut url = format!("{}/jobs/{job}/artifacts?artifact_format={format}", server.api);
+    for (key, value) in [("artifact_type", &upload.kind), ("expire_in", &upload.expire_in)] {
+        if !value.is_empty() {
+            let _ = write!(url, "&{key}={}", query(value));
+        }
+    }
+    url
+}
+
+/// A value for a query, escaped.
+fn query(value: &str) -> String {
+    let mut escaped = String::new();
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(byte.into()),
+            _ => _ = write!(escaped, "%{byte:02X}"),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(format: UploadFormat) -> Upload {
+        Upload {
+            name: "a \"b\"".to_owned(),
+            kind: "junit".to_owned(),
+            format,
+            expire_in: "1 week & 2 days".to_owned(),
+            paths: Vec::new(),
+            exclude: Vec::new(),
+            untracked: false,
+        }
+    }
+
+    #[test]
+    fn the_url_says_what_the_file_is() {
+        let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
+        assert_eq!(
+            url(&server, 7, &upload(UploadFormat::Archive(Format::Gzip))),
+            "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&expire_in=1%20week%20%26%202%20days"
+        );
+        assert!(part_head("B", &file_name(&upload(UploadFormat::Raw))).contains("filename=\"a \\\"b\\\"\""));
+    }
+
+    #[test]
+    fn a_redirect_moves_within_the_host_only() {
+        let api = "http://gitlab.test:8080/api/v4";
+        assert_eq!(moved(api, "https://gitlab.test/x").as_deref(), Some("https://gitlab.test/api/v4"));
+        assert_eq!(moved(api, "/elsewhere").as_deref(), Some(api));
+        assert_eq!(moved(api, "https://evil.test/api/v4"), None);
+        assert_eq!(moved(api, "//evil.test/api/v4"), None);
+        assert_eq!(moved("https://gitlab.test/api/v4", "http://gitlab.test/"), None);
+    }
+}

@@ -1,0 +1,125 @@
+//! Caches: kept between jobs, on this instance and, where one is configured, in an object store.
+//!
+//! A plan is made from the payload; its work runs in a child of the shim with the job user's rights. It gets presigned
+//! URLs, never keys. Nothing that goes wrong with a cache fails a job.
+
+mod key;
+mod plan;
+mod restore;
+pub mod s3;
+mod save;
+mod store;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::archive::{Format, Level};
+use crate::http::tls::TlsFiles;
+
+pub use plan::{Place, restore_plan, save_plan};
+pub use restore::run as restore;
+pub use save::run as save;
+pub use store::Limits;
+
+/// Everything that restoring needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// What to say first.
+    pub warnings: Vec<String>,
+    /// The caches, in order.
+    pub caches: Vec<Restore>,
+    /// How to transfer.
+    pub wire: Wire,
+}
+
+/// One cache to restore.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Restore {
+    /// The first of these that is there.
+    FirstOf(Vec<Copy>),
+    /// None, for this reason.
+    Skip(String),
+}
+
+/// Everything that saving needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavePlan {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// What to say first.
+    pub warnings: Vec<String>,
+    /// The caches, in order.
+    pub caches: Vec<Save>,
+    /// How to transfer.
+    pub wire: Wire,
+    /// What the local store may grow to.
+    pub limits: Limits,
+    /// The directory that all local copies of the project lie in.
+    pub store: PathBuf,
+}
+
+/// One cache to save.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Save {
+    /// These files.
+    Files {
+        /// Where to.
+        copy: Copy,
+        /// Patterns.
+        paths: Vec<String>,
+        /// Also what git does not track.
+        untracked: bool,
+        /// What to make of them.
+        format: Format,
+        /// How hard to try.
+        level: Level,
+        /// Bytes that are uploaded at most.
+        max_upload: Option<u64>,
+    },
+    /// None, for this reason.
+    Skip(String),
+}
+
+/// Where a cache is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Copy {
+    /// As people know it.
+    pub key: String,
+    /// The archive on this machine.
+    pub local: PathBuf,
+    /// The object in the store.
+    pub remote: Option<Remote>,
+}
+
+/// Requests that are signed already.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Remote {
+    /// URL for GET.
+    pub get: String,
+    /// URL for HEAD.
+    pub head: String,
+    /// URL for PUT.
+    pub put: String,
+    /// Headers that are signed into the latter.
+    pub put_headers: Vec<(String, String)>,
+}
+
+/// How to transfer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wire {
+    /// Certificates to trust beside the system's.
+    pub tls: TlsFiles,
+    /// The name in the store's logs.
+    pub user_agent: String,
+    /// `CACHE_REQUEST_TIMEOUT`: for each transfer.
+    pub timeout: Duration,
+    /// `TRANSFER_METER_FREQUENCY`.
+    pub meter: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! From a payload to the plans for its caches.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::key::Key;
+use super::s3::Store;
+use super::{Copy, Limits, Restore, RestorePlan, Save, SavePlan, Wire};
+use crate::archive::Format;
+use crate::http::tls::TlsFiles;
+use crate::job::artifacts::{Outcome, level};
+use crate::job::failure::JobError;
+use crate::job::flags::Flags;
+use crate::job::payload::{Cache, Payload};
+use crate::job::transfer::{expand_like_shell, meter_frequency};
+use crate::job::variables::Variables;
+
+/// Where files are and go.
+pub struct Place<'a> {
+    /// `CI_PROJECT_DIR`.
+    pub project: PathBuf,
+    /// The directory for local copies of this project's caches.
+    pub store: PathBuf,
+    /// The object store, if one is configured.
+    pub remote: Option<&'a Store>,
+    /// Certificates to trust beside the system's.
+    pub tls: TlsFiles,
+    /// The name in the store's logs.
+    pub user_agent: String,
+    /// How long presigned requests have to count: the job's time-out.
+    pub job_timeout: Duration,
+    /// What the local store may grow to.
+    pub limits: Limits,
+}
+
+/// What to restore; `None` when the job has no cache. Errors: a policy that is none.
+pub fn restore_plan(
+    payload: &Payload,
+    variables: &Variables,
+    flags: &Flags,
+    place: &Place<'_>,
+) -> Result<Option<RestorePlan>, JobError> {
+    let mut planner =
+        Planner { payload, variables, place, hashed: flags.is_on("FF_HASH_CACHE_KEYS"), warnings: vec![] };
+    let mut caches = Vec::new();
+    for cache in payload.cache.iter().filter(|cache| is_wanted(cache)) {
+        caches.push(planner.restore(cache)?);
+    }
+    let (warnings, wire) = (planner.warnings, wire(variables, place));
+    Ok((!caches.is_empty()).then(|| RestorePlan { project: place.project.clone(), warnings, caches, wire }))
+}
+
+/// What to save; `None` when nothing is due. Errors: a policy that is none.
+pub fn save_plan(
+    payload: &Payload,
+    variables: &Variables,
+    flags: &Flags,
+    place: &Place<'_>,
+    outcome: Outcome,
+) -> Result<Option<SavePlan>, JobError> {
+    let mut planner =
+        Planner { payload, variables, place, hashed: flags.is_on("FF_HASH_CACHE_KEYS"), warnings: vec![] };
+    let mut caches = Vec::new();
+    for cache in payload.cache.iter().filter(|cache| is_wanted(cache) && outcome.fits(&cache.when)) {
+        caches.push(planner.save(cache)?);
+    }
+    let (warnings, wire) = (planner.warnings, wire(variables, place));
+    Ok((!caches.is_empty()).then(|| SavePlan {
+        project: place.project.clone(),
+        warnings,
+        caches,
+        wire,
+        limits: place.limits,
+        store: place.store.clone(),
+    }))
+}
+
+fn is_wanted(cache: &Cache) -> bool {
+    cache.untracked || !cache.paths.is_empty()
+}
+
+fn wire(variables: &Variables, place: &Place<'_>) -> Wire {
+    let minutes = variables.value("CACHE_REQUEST_TIMEOUT").and_then(|text| text.trim().parse().ok());
+    Wire {
+        tls: TlsFiles { ca_file: place.tls.ca_file.clone(), ..TlsFiles::default() },
+        user_agent: place.user_agent.clone(),
+        timeout: Duration::from_secs(60 * minutes.filter(|minutes| (1..=1440).contains(minutes)).unwrap_or(10)),
+        meter: meter_frequency(variables),
+    }
+}
+
+/// Which way files go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    Both,
+    Pull,
+    Push,
+}
+
+struct Planner<'a> {
+    payload: &'a Payload,
+    variables: &'a Variables,
+    place: &'a Place<'a>,
+    hashed: bool,
+    warnings: Vec<String>,
+}
+
+impl Planner<'_> {
+    fn restore(&mut self, cache: &Cache) -> Result<Restore, JobError> {
+        let key = self.key(cache);
+        if self.policy(cache)? == Policy::Push {
+            return Ok(Restore::Skip(format!("Not downloading cache {} due to policy", key.human)));
+        }
+        let mut candidates = vec![key];
+        for fallback in &cache.fallback_keys {
+            let raw = self.variables.expand(fallback);
+            candidates.push(self.named(&raw));
+        }
+        if let Some(raw) = self.variables.value("CACHE_FALLBACK_KEY").filter(|raw| !raw.is_empty()) {
+            // The suffix is the server's word for a protected branch: a variable must not claim it.
+            if raw.trim_end_matches(['.', ' ', '/']).ends_with("-protected") {
+                self.warnings.push(format!("CACHE_FALLBACK_KEY {raw:?} not allowed to end in \"-protected\""));
+            } else {
+                candidates.push(self.named(&raw));
+            }
+        }
+        let copies: Vec<_> = candidates.iter().filter(|key| !key.name.is_empty()).map(|key| self.copy(key)).collect();
+        Ok(match copies.is_empty() {
+            true => Restore::Skip("Skipping cache extraction due to empty cache key".to_owned()),
+            false => Restore::FirstOf(copies),
+        })
+    }
+
+    fn save(&mut self, cache: &Cache) -> Result<Save, JobError> {
+        let key = self.key(cache);
+        if self.policy(cache)? == Policy::Pull {
+            return Ok(Save::Skip(format!("Not uploading cache {} due to policy", key.human)));
+        }
+        if key.name.is_empty() {
+            return Ok(Save::Skip("Skipping cache archiving due to empty cache key".to_owned()));
+        }
+        let variables = self.variables;
+        let expand = |path: &String| expand_like_shell(path, &|name| variables.value(name));
+        let format = match variables.value("CACHE_COMPRESSION_FORMAT").as_deref().map(str::trim) {
+            Some("tarzstd") => Format::TarZstd,
+            _ => Format::Zip,
+        };
+        let asked = || variables.value("CACHE_MAX_UPLOADED_ARCHIVE_SIZE").and_then(|text| text.trim().parse().ok());
+        let configured = self.place.remote.map(|store| store.max_upload).filter(|max| *max > 0);
+        Ok(Save::Files {
+            copy: self.copy(&key),
+            paths: cache.paths.iter().map(expand).collect(),
+            untracked: cache.untracked,
+            format,
+            level: level(variables, "CACHE_COMPRESSION_LEVEL"),
+            max_upload: configured.or_else(asked).filter(|max| *max > 0),
+        })
+    }
+
+    fn policy(&self, cache: &Cache) -> Result<Policy, JobError> {
+        match self.variables.expand(&cache.policy).as_str() {
+            "" | "pull-push" => Ok(Policy::Both),
+            "pull" => Ok(Policy::Pull),
+            "push" => Ok(Policy::Push),
+            other => Err(JobError::configuration(format!("cache policy `{other}` is none of pull-push, pull, push"))),
+        }
+    }
+
+    fn key(&mut self, cache: &Cache) -> Key {
+        let raw = match cache.key.is_empty() {
+            true => format!("{}/{}", self.payload.job_info.name, self.payload.git_info.reference),
+            false => self.variables.expand(&cache.key),
+        };
+        self.named(&raw)
+    }
+
+    fn named(&mut self, raw: &str) -> Key {
+        let mut key = Key::new(raw, self.hashed);
+        self.warnings.extend(key.warning.take());
+        key
+    }
+
+    fn copy(&mut self, key: &Key) -> Copy {
+        let project = self.payload.job_info.project_id;
+        let object = key.object(self.hashed);
+        let remote = self.place.remote.and_then(|store| {
+            let signed = store.sign(project, &object, &key.human, self.place.job_timeout);
+            signed.map_err(|why| self.warnings.push(format!("no shared cache: {why}"))).ok()
+        });
+        Copy { key: key.human.clone(), local: self.place.store.join(&key.name).join("cache.zip"), remote }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::job::payload::Variable;
+
+    fn place() -> Place<'static> {
+        Place {
+            project: "/b/p".into(),
+            store: "/c/p".into(),
+            remote: None,
+            tls: TlsFiles::default(),
+            user_agent: String::new(),
+            job_timeout: Duration::from_secs(3600),
+            limits: Limits::default(),
+        }
+    }
+
+    fn plans(cache: Cache, pairs: &[(&str, &str)]) -> (Result<Option<RestorePlan>, JobError>, Option<SavePlan>) {
+        let mut variables = Variables::new(Path::new("/b/p.tmp"));
+        for (key, value) in pairs {
+            variables.push(Variable { key: (*key).to_owned(), value: (*value).to_owned(), ..Variable::default() });
+        }
+        let mut payload = Payload { cache: vec![cache], ..Payload::default() };
+        payload.job_info.name = "unit".to_owned();
+        payload.git_info.reference = "main".to_owned();
+        let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
+        let save = save_plan(&payload, &variables, &flags, &place(), Outcome::Success).unwrap_or_default();
+        (restore_plan(&payload, &variables, &flags, &place()), save)
+    }
+
+    fn cache(key: &str, policy: &str) -> Cache {
+        Cache { key: key.to_owned(), policy: policy.to_owned(), paths: vec!["x".to_owned()], ..Cache::default() }
+    }
+
+    fn keys(plan: &RestorePlan) -> Vec<&str> {
+        match &plan.caches[0] {
+            Restore::FirstOf(copies) => copies.iter().map(|copy| copy.key.as_str()).collect(),
+            Restore::Skip(why) => vec![why],
+        }
+    }
+
+    #[test]
+    fn fallback_keys_come_after_the_key() {
+        let mut entry = cache("$BRANCH-deps", "");
+        entry.fallback_keys = vec!["main-deps".to_owned()];
+        let (restore, _) = plans(entry, &[("BRANCH", "feature"), ("CACHE_FALLBACK_KEY", "last")]);
+        assert_eq!(keys(&restore.unwrap().unwrap()), ["feature-deps", "main-deps", "last"]);
+        let (restore, save) = plans(cache("", ""), &[("CACHE_FALLBACK_KEY", "x-protected. ")]);
+        let restore = restore.unwrap().unwrap();
+        assert_eq!((keys(&restore), restore.warnings.len()), (vec!["unit/main"], 1));
+        let Save::Files { copy, .. } = &save.unwrap().caches[0] else { panic!() };
+        assert_eq!(copy.local, Path::new("/c/p/unit/main/cache.zip"));
+    }
+
+    #[test]
+    fn the_policy_says_which_way() {
+        let (restore, save) = plans(cache("k", "pull"), &[]);
+        assert_eq!(keys(&restore.unwrap().unwrap()), ["k"]);
+        assert!(matches!(&save.unwrap().caches[0], Save::Skip(why) if why.contains("due to policy")));
+        let (restore, save) = plans(cache("k", "$WAY"), &[("WAY", "push")]);
+        assert_eq!(keys(&restore.unwrap().unwrap()), ["Not downloading cache k due to policy"]);
+        assert!(matches!(save.unwrap().caches[0], Save::Files { .. }));
+        assert!(plans(cache("k", "sometimes"), &[]).0.is_err());
+    }
+
+    #[test]
+    fn a_cache_without_files_is_none() {
+        let (restore, save) = plans(Cache { paths: Vec::new(), ..cache("k", "") }, &[]);
+        assert!(restore.unwrap().is_none() && save.is_none());
+        let (restore, _) = plans(cache("..", ""), &[]);
+        assert_eq!(keys(&restore.unwrap().unwrap()), ["Skipping cache extraction due to empty cache key"]);
+    }
+}

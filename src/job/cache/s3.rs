@@ -1,0 +1,216 @@
+//! Caches in S3 and what speaks like it: names of objects, and requests that are signed here so that a job never sees a
+//! key.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Remote;
+use crate::config::cache::{Cache, S3};
+use crate::coordinator::Token;
+use crate::instance::aws::credentials::{self, Credentials};
+use crate::instance::aws::sign::{Scope, Target, escape, presign};
+
+/// The longest that S3 lets a signature count.
+const MOST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A bucket; shared by the jobs of one runner.
+pub struct Store {
+    settings: S3,
+    prefix: String,
+    /// Bytes of an archive that are uploaded at most; 0 for no limit.
+    pub max_upload: u64,
+    credentials: Mutex<Option<Credentials>>,
+}
+
+impl Store {
+    /// The store of a runner with this short token; `None` when none is configured. Errors: a kind that is not known
+    /// here, or no bucket.
+    pub fn new(config: &Cache, short_token: &str) -> Result<Option<Self>, String> {
+        match config.kind.as_str() {
+            "" => return Ok(None),
+            "s3" => {}
+            other => return Err(format!("[runners.cache] Type = \"{other}\": this build knows s3; caches stay local")),
+        }
+        if config.s3.bucket_name.is_empty() {
+            return Err("[runners.cache.s3] has no BucketName; caches stay local".to_owned());
+        }
+        let mut prefix = config.path.trim_matches('/').to_owned();
+        if !config.shared {
+            prefix = format!("{prefix}/runner/{short_token}");
+        }
+        let prefix = prefix.trim_start_matches('/').to_owned();
+        let max_upload = config.max_uploaded_archive_size;
+        Ok(Some(Self { settings: config.s3.clone(), prefix, max_upload, credentials: Mutex::default() }))
+    }
+
+    /// Requests for one object of a project. Errors: no credentials.
+    pub fn sign(&self, project: i64, object: &str, key: &str, expires: Duration) -> Result<Remote, String> {
+        let credentials = self.credentials()?;
+        let (host, bucket) = self.address();
+        let name = [self.prefix.as_str(), &format!("project/{project}/{object}")].join("/");
+        let path = format!("/{bucket}{}", name.trim_start_matches('/'));
+        let scheme = if self.settings.insecure { "http" } else { "https" };
+        let scope = Scope { region: self.region(), service: "s3" };
+        let (now, expires) = (Timestamp::now(), expires.min(MOST));
+        let signed = |method, headers: &[(String, String)]| {
+            let headers = headers.to_vec();
+            let target = Target { method, scheme, host: &host, path: &path, query: Vec::new(), headers };
+            presign(&target, &credentials, scope, now, expires)
+        };
+        let put_headers = self.put_headers(key);
+        Ok(Remote { get: signed("GET", &[]), head: signed("HEAD", &[]), put: signed("PUT", &put_headers), put_headers })
+    }
+
+    /// Host, and the bucket where it stands in the path.
+    fn address(&self) -> (String, String) {
+        let s3 = &self.settings;
+        let amazon = s3.server_address.is_empty() || s3.server_address == "s3.amazonaws.com";
+        let host = match (amazon, s3.accelerate, s3.dual_stack.unwrap_or(true)) {
+            (false, ..) => s3.server_address.clone(),
+            (true, true, true) => "s3-accelerate.dualstack.amazonaws.com".to_owned(),
+            (true, true, false) => "s3-accelerate.amazonaws.com".to_owned(),
+            (true, false, true) => format!("s3.dualstack.{}.amazonaws.com", self.region()),
+            (true, false, false) => format!("s3.{}.amazonaws.com", self.region()),
+        };
+        // A bucket with a dot does not fit Amazon's certificates.
+        let fits = s3.insecure || !s3.bucket_name.contains('.');
+        let has_buckets_as_hosts = host.ends_with(".amazonaws.com") || host == "storage.googleapis.com";
+        let path_style = s3.path_style.unwrap_or(!(has_buckets_as_hosts && fits));
+        match path_style {
+            true => (host, format!("{}/", s3.bucket_name)),
+            false => (format!("{}.{host}", s3.bucket_name), String::new()),
+        }
+    }
+
+    fn region(&self) -> &str {
+        match self.settings.bucket_location.as_str() {
+            "" => "us-east-1",
+            region => region,
+        }
+    }
+
+    fn put_headers(&self, key: &str) -> Vec<(String, String)> {
+        let s3 = &self.settings;
+        let mut headers = vec![("x-amz-meta-cachekey".to_owned(), escape(key, b"/ :@+=,$"))];
+        let algorithm = match s3.server_side_encryption.to_ascii_uppercase().as_str() {
+            "S3" | "AES256" => "AES256",
+            "KMS" | "AWS:KMS" => "aws:kms",
+            "DSSE-KMS" | "AWS:KMS:DSSE" => "aws:kms:dsse",
+            _ => return headers,
+        };
+        headers.push(("x-amz-server-side-encryption".to_owned(), algorithm.to_owned()));
+        if algorithm != "AES256" && !s3.server_side_encryption_key_id.is_empty() {
+            let id = s3.server_side_encryption_key_id.clone();
+            headers.push(("x-amz-server-side-encryption-aws-kms-key-id".to_owned(), id));
+        }
+        headers
+    }
+
+    /// Keys to sign with; those that are lent are kept until shortly before their end.
+    fn credentials(&self) -> Result<Credentials, String> {
+        let mut kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(credentials) = kept.as_ref().filter(|credentials| credentials.are_fresh(Timestamp::now())) {
+            return Ok(credentials.clone());
+        }
+        let s3 = &self.settings;
+        let has_keys = !s3.access_key.is_empty() && !s3.secret_key.is_empty();
+        let mut credentials = match s3.authentication_type.as_str() {
+            "iam" => credentials::find()?,
+            _ if has_keys => {
+                let session_token = Some(&s3.session_token).filter(|token| !token.is_empty());
+                let session_token = session_token.map(|token| Token::new(token.as_str()));
+                Credentials { session_token, ..Credentials::fixed(&s3.access_key, &s3.secret_key) }
+            }
+            "access-key" => return Err("AuthenticationType is access-key, and a key is missing".to_owned()),
+            _ => credentials::find()?,
+        };
+        let role = [&s3.role_arn, &s3.upload_role_arn].into_iter().find(|role| !role.is_empty());
+        if let Some(role) = role {
+            credentials = credentials::assume_role(role, Some(&self.policy()), self.region(), &credentials)?;
+        }
+        *kept = Some(credentials.clone());
+        Ok(credentials)
+    }
+
+    /// What a role may do while it signs for caches: read and write objects of this bucket below our prefix.
+    fn policy(&self) -> String {
+        let (bucket, prefix) = (&self.settings.bucket_name, self.prefix.trim_end_matches('/'));
+        let resource = format!("arn:aws:s3:::{bucket}/{prefix}{}*", if prefix.is_empty() { "" } else { "/" });
+        let actions = ["s3:GetObject", "s3:PutObject"];
+        serde_json::json!({
+            "Version": "2012-10-17",
+            "Statement": [{ "Effect": "Allow", "Action": actions, "Resource": resource }],
+        })
+        .to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(change: impl FnOnce(&mut Cache)) -> Store {
+        let mut config = Cache { kind: "s3".to_owned(), ..Cache::default() };
+        config.s3.bucket_name = "caches".to_owned();
+        config.s3.access_key = "A".to_owned();
+        config.s3.secret_key = "S".to_owned();
+        change(&mut config);
+        Store::new(&config, "short").unwrap().unwrap()
+    }
+
+    fn url(store: &Store) -> String {
+        let signed = store.sign(9, "deps main", "deps main", Duration::from_secs(60)).unwrap();
+        signed.get.split('?').next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn objects_have_the_names_that_gitlab_runner_gives_them() {
+        assert_eq!(
+            url(&store(|c| c.s3.bucket_location = "eu-west-1".to_owned())),
+            "https://caches.s3.dualstack.eu-west-1.amazonaws.com/runner/short/project/9/deps%20main"
+        );
+        assert_eq!(
+            url(&store(|c| {
+                c.shared = true;
+                c.path = "/some/path/".to_owned();
+                c.s3.server_address = "minio.test:9000".to_owned();
+                c.s3.insecure = true;
+            })),
+            "http://minio.test:9000/caches/some/path/project/9/deps%20main"
+        );
+        assert_eq!(
+            url(&store(|c| c.s3.path_style = Some(true))),
+            "https://s3.dualstack.us-east-1.amazonaws.com/caches/runner/short/project/9/deps%20main"
+        );
+        assert_eq!(
+            url(&store(|c| (c.s3.accelerate, c.s3.dual_stack) = (true, Some(false)))),
+            "https://caches.s3-accelerate.amazonaws.com/runner/short/project/9/deps%20main"
+        );
+    }
+
+    #[test]
+    fn an_upload_is_signed_with_its_headers() {
+        let store = store(|c| {
+            c.s3.server_side_encryption = "KMS".to_owned();
+            c.s3.server_side_encryption_key_id = "key-1".to_owned();
+        });
+        let signed = store.sign(9, "k", "ключ", Duration::from_secs(60)).unwrap();
+        let names: Vec<_> = signed.put_headers.iter().map(|(name, _)| name.as_str()).collect();
+        let expected =
+            ["x-amz-meta-cachekey", "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"];
+        assert_eq!(names, expected);
+        assert!(signed.put.contains(&format!("X-Amz-SignedHeaders=host%3B{}", expected.join("%3B"))));
+        assert!(signed.put_headers[0].1.is_ascii());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        let of =
+            |kind: &str| Store::new(&Cache { kind: kind.to_owned(), ..Cache::default() }, "s").map(|s| s.is_some());
+        assert_eq!(of(""), Ok(false));
+        assert!(of("gcs").unwrap_err().contains("caches stay local"));
+        assert!(of("s3").unwrap_err().contains("BucketName"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Saving caches after a job.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::restore::{ask, refusal};
+use super::store::{self, Draft};
+use super::{Copy, Remote, Save, SavePlan, Wire};
+use crate::archive::root::Root;
+use crate::archive::select::{Entry, Request, select};
+use crate::archive::{self, Format, Level};
+use crate::http::{Method, Outgoing, Patience, Transfer, origin};
+use crate::job::transfer::{Meter, bytes, heading, notes, rest, setback, warning};
+
+const TRIES: u32 = 3;
+
+/// Saves each cache. Returns the exit status of the stage, which is always good.
+pub fn run(plan: &SavePlan) -> i32 {
+    plan.warnings.iter().for_each(warning);
+    let root = match Root::open(&plan.project) {
+        Ok(root) => root,
+        Err(why) => {
+            warning(format_args!("{}: {why}", plan.project.display()));
+            return 0;
+        }
+    };
+    for cache in &plan.caches {
+        match cache {
+            Save::Skip(why) => println!("{why}"),
+            Save::Files { copy, paths, untracked, format, level, max_upload } => {
+                heading(format_args!("Creating cache {}...", copy.key));
+                let request = Request { paths: paths.clone(), exclude: Vec::new(), untracked: *untracked };
+                match save(&root, &request, copy, (*format, *level), *max_upload, &plan.wire) {
+                    Ok(()) => heading("Created cache"),
+                    Err(why) => {
+                        warning(why);
+                        setback("Failed to create cache");
+                    }
+                }
+            }
+        }
+    }
+    let (count, freed) = store::clean(&plan.store, plan.limits);
+    if count > 0 {
+        println!("Removed {count} local caches that were not used for longest ({})", bytes(freed as f64));
+    }
+    0
+}
+
+fn save(
+    root: &Root,
+    request: &Request,
+    copy: &Copy,
+    how: (Format, Level),
+    max_upload: Option<u64>,
+    wire: &Wire,
+) -> Result<(), String> {
+    let selection = select(root, request);
+    notes(&selection.notes);
+    if selection.entries.is_empty() {
+        warning("No files to cache.");
+        return Ok(());
+    }
+    let place = |why: io::Error| match why.kind() {
+        io::ErrorKind::StorageFull => "the disk of the cache directory is full".to_owned(),
+        _ => format!("{}: {why}", copy.local.display()),
+    };
+    let _lock = store::lock(&copy.local).map_err(place)?;
+    let unchanged = is_up_to_date(root, &selection.entries, &copy.local);
+    if !unchanged {
+        pack(root, &selection.entries, copy, how).map_err(place)?;
+    }
+    let Some(remote) = &copy.remote else {
+        println!(
+            "No URL provided, cache will not be uploaded to shared cache server. Cache will be stored only locally."
+        );
+        return Ok(());
+    };
+    if unchanged && ask(wire, Method::Head, &remote.head).is_ok_and(|answer| answer.status == 200) {
+        println!("Archive is up to date!");
+        return Ok(());
+    }
+    let archive = store::open(&copy.local).map_err(place)?;
+    let size = archive.metadata().map_err(place)?.len();
+    if let Some(max) = max_upload.filter(|max| size > *max) {
+        warning(format_args!("the archive has {size} bytes, more than the {max} that are uploaded; it stays local"));
+        return Ok(());
+    }
+    upload(archive, size, remote, wire)
+}
+
+/// Whether the archive is newer than everything that would go into it.
+fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
+    let Some(packed) = archive.symlink_metadata().and_then(|metadata| metadata.modified()).ok() else { return false };
+    let Ok(packed) = packed.duration_since(SystemTime::UNIX_EPOCH) else { return false };
+    let packed = (packed.as_secs().cast_signed(), i64::from(packed.subsec_nanos()));
+    entries.iter().all(|entry| root.stat(&entry.path).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) <= packed))
+}
+
+fn pack(root: &Root, entries: &[Entry], copy: &Copy, (format, level): (Format, Level)) -> io::Result<()> {
+    let started = SystemTime::now();
+    let mut draft = Draft::new(&copy.local)?;
+    let mut sink = BufWriter::with_capacity(256 * 1024, &mut draft.file);
+    let written = archive::write(root, entries, format, level, &mut sink)?;
+    sink.flush()?;
+    drop(sink);
+    written.warnings.iter().for_each(warning);
+    // What changes while it is packed is newer than the archive.
+    draft.file.set_modified(started)?;
+    draft.keep(&copy.key)
+}
+
+fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<(), String> {
+    let patience = Patience { total: wire.timeout, answer: Duration::from_secs(30).max(wire.timeout / 2) };
+    let transfer = Transfer::new(&remote.put, &wire.tls, &wire.user_agent, patience).map_err(|why| why.to_string())?;
+    let mut headers = remote.put_headers.clone();
+    headers.push(("Content-Type".to_owned(), "application/octet-stream".to_owned()));
+    println!("Uploading cache.zip to {}", origin(&remote.put));
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        archive.rewind().map_err(|why| why.to_string())?;
+        let mut content = Meter::new(&archive, "Uploading cache", wire.meter, Some(size));
+        let why = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
+            Ok(answer) if (200..300).contains(&answer.status) => return Ok(()),
+            Ok(answer) if answer.status < 500 || tries == TRIES => return Err(refusal(answer)),
+            Ok(answer) => answer.status_line(),
+            Err(why) if tries == TRIES => return Err(why.to_string()),
+            Err(why) => why.to_string(),
+        };
+        warning(format_args!("{why}. Retrying..."));
+        rest(Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,233 @@
+//! What is kept between jobs, and what comes of trouble.
+
+use std::fs;
+use std::io::Write;
+use std::thread;
+use std::time::SystemTime;
+
+use super::*;
+use crate::job::testing::{Answer, Server, answer};
+
+struct Project {
+    temp: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("project/vendor")).unwrap();
+        fs::write(temp.path().join("project/vendor/lib"), "library").unwrap();
+        Self { temp }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.temp.path().join("project")
+    }
+
+    fn store(&self) -> PathBuf {
+        self.temp.path().join("cache")
+    }
+
+    fn copy(&self, key: &str, server: Option<&Server>) -> Copy {
+        let remote = server.map(|server| Remote {
+            get: format!("{}/get", server.url),
+            head: format!("{}/head", server.url),
+            put: format!("{}/put", server.url),
+            put_headers: vec![("x-amz-meta-cachekey".to_owned(), key.to_owned())],
+        });
+        Copy { key: key.to_owned(), local: self.store().join(key).join("cache.zip"), remote }
+    }
+
+    fn save(&self, key: &str, server: Option<&Server>, limits: Limits) -> i32 {
+        save(&SavePlan {
+            project: self.path(),
+            warnings: Vec::new(),
+            caches: vec![Save::Files {
+                copy: self.copy(key, server),
+                paths: vec!["vendor".to_owned()],
+                untracked: false,
+                format: Format::Zip,
+                level: Level::Default,
+                max_upload: None,
+            }],
+            wire: wire(),
+            limits,
+            store: self.store(),
+        })
+    }
+
+    fn restore(&self, keys: &[&str], server: Option<&Server>) -> i32 {
+        let copies = keys.iter().map(|key| self.copy(key, server)).collect();
+        let caches = vec![Restore::FirstOf(copies)];
+        restore(&RestorePlan { project: self.path(), warnings: Vec::new(), caches, wire: wire() })
+    }
+
+    /// A fresh checkout on the same machine.
+    fn forget_files(&self) {
+        fs::remove_dir_all(self.path().join("vendor")).unwrap();
+    }
+
+    fn library(&self) -> Option<String> {
+        fs::read_to_string(self.path().join("vendor/lib")).ok()
+    }
+
+    fn archive(&self, key: &str) -> PathBuf {
+        self.copy(key, None).local
+    }
+}
+
+fn wire() -> Wire {
+    let timeout = Duration::from_secs(10);
+    Wire { tls: TlsFiles::default(), user_agent: "mayfly".to_owned(), timeout, meter: None }
+}
+
+fn dated(body: &[u8], date: &str) -> Answer {
+    Answer { headers: vec![("Last-Modified", date.to_owned())], ..answer("200 OK", body) }
+}
+
+const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+const NEW: &str = "Sun, 06 Nov 2044 08:49:37 GMT";
+
+#[test]
+fn what_was_saved_is_restored_by_the_next_job() {
+    let project = Project::new();
+    assert_eq!(project.save("key", None, Limits::default()), 0);
+    let metadata = fs::read_to_string(project.store().join("key/metadata.json")).unwrap();
+    assert_eq!(metadata, "{\"cachekey\":\"key\"}");
+    project.forget_files();
+    assert_eq!(project.restore(&["missing", "key"], None), 0);
+    assert_eq!(project.library().as_deref(), Some("library"));
+}
+
+#[test]
+fn unchanged_files_are_not_packed_again() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let stamp = |project: &Project| fs::metadata(project.archive("key")).unwrap().modified().unwrap();
+    let first = stamp(&project);
+    project.save("key", None, Limits::default());
+    assert_eq!(stamp(&project), first);
+    fs::write(project.path().join("vendor/more"), "more").unwrap();
+    project.save("key", None, Limits::default());
+    assert!(stamp(&project) > first);
+}
+
+#[test]
+fn a_cache_that_is_broken_is_a_miss() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    fs::write(project.archive("key"), "PK nonsense").unwrap();
+    project.forget_files();
+    assert_eq!(project.restore(&["key"], None), 0);
+    assert_eq!(project.library(), None);
+}
+
+#[test]
+fn the_store_is_asked_and_its_newer_archive_is_taken() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let packed = fs::read(project.archive("key")).unwrap();
+    let other = Project::new();
+    other.forget_files();
+    let server = Server::start(vec![dated(&packed, OLD)]);
+    assert_eq!(other.restore(&["key"], Some(&server)), 0);
+    assert_eq!(other.library().as_deref(), Some("library"));
+    assert_eq!(fs::metadata(other.archive("key")).unwrap().modified().unwrap(), crate::http::http_date(OLD).unwrap());
+
+    // The next job on this machine needs no body: what it has is not older.
+    other.forget_files();
+    let server = Server::start(vec![Answer { claimed: Some(9_999_999), ..dated(b"", OLD) }]);
+    assert_eq!(other.restore(&["key"], Some(&server)), 0);
+    assert_eq!(other.library().as_deref(), Some("library"));
+}
+
+#[test]
+fn half_an_archive_or_a_web_page_is_a_miss() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let packed = fs::read(project.archive("key")).unwrap();
+    for bad in [
+        Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) },
+        dated(b"<html>sign in</html>", NEW),
+        answer("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"),
+        answer("404 Not Found", b""),
+    ] {
+        let other = Project::new();
+        other.forget_files();
+        let server = Server::start(vec![bad]);
+        assert_eq!(other.restore(&["key"], Some(&server)), 0);
+        assert_eq!(other.library(), None);
+    }
+}
+
+#[test]
+fn an_archive_goes_to_the_store_with_its_key() {
+    let project = Project::new();
+    let server = Server::start(vec![answer("503 Slow Down", b""), answer("200 OK", b"")]);
+    assert_eq!(project.save("key", Some(&server), Limits::default()), 0);
+    let asked = server.asked();
+    for put in &asked {
+        assert_eq!(put.line, "PUT /put HTTP/1.1");
+        assert_eq!(put.header("x-amz-meta-cachekey"), Some("key"));
+        assert_eq!(put.header("transfer-encoding"), None);
+        assert_eq!(put.body, fs::read(project.archive("key")).unwrap());
+    }
+    // Unchanged, and the store has it: one HEAD, nothing more.
+    let server = Server::start(vec![answer("200 OK", b"")]);
+    assert_eq!(project.save("key", Some(&server), Limits::default()), 0);
+    assert_eq!(server.asked()[0].line, "HEAD /head HTTP/1.1");
+}
+
+#[test]
+fn a_store_that_is_out_of_reach_fails_nothing() {
+    let project = Project::new();
+    let server = Server::start(vec![answer("403 Forbidden", b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]);
+    assert_eq!(project.save("key", Some(&server), Limits::default()), 0);
+    assert!(project.archive("key").exists(), "the local copy is there all the same");
+}
+
+#[test]
+fn slots_share_one_store_without_a_broken_archive() {
+    let project = Project::new();
+    fs::write(project.path().join("vendor/large"), vec![7; 2_000_000]).unwrap();
+    thread::scope(|scope| {
+        for n in 0..4 {
+            let project = &project;
+            scope.spawn(move || {
+                for round in 0..5 {
+                    fs::write(project.path().join(format!("vendor/{n}")), format!("{round}")).unwrap();
+                    project.save("key", None, Limits::default());
+                    let archive = fs::File::open(project.archive("key")).unwrap();
+                    let out = tempfile::tempdir().unwrap();
+                    let root = crate::archive::root::Root::open(out.path()).unwrap();
+                    crate::archive::unpack::unpack(&archive, &root).unwrap();
+                }
+            });
+        }
+    });
+    let left: Vec<_> = fs::read_dir(project.store().join("key")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn the_store_keeps_within_its_limits() {
+    let project = Project::new();
+    let mut noise = fs::File::create(project.path().join("vendor/noise")).unwrap();
+    for n in 0..100_000_u64 {
+        noise.write_all(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).unwrap();
+    }
+    let used = |key: &str, seconds: u64| {
+        let metadata = fs::File::options().write(true).open(project.store().join(key).join("metadata.json")).unwrap();
+        metadata.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    };
+    for (key, seconds) in [("a", 300), ("b", 200), ("c", 100)] {
+        project.save(key, None, Limits::default());
+        used(key, seconds);
+    }
+    let size = fs::metadata(project.archive("a")).unwrap().len();
+    project.save("d", None, Limits { size: Some(size * 5 / 2), age: None });
+    let there = |key: &str| project.archive(key).exists();
+    assert_eq!(["a", "b", "c", "d"].map(there), [false, false, true, true]);
+    project.save("d", None, Limits { size: None, age: Some(Duration::from_secs(50)) });
+    assert_eq!(["c", "d"].map(there), [false, true]);
+}

@@ -1,0 +1,252 @@
+//! What artifacts and caches have in common: lines for the log, progress, and names with variables.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::archive::select::Note;
+use crate::job::variables::Variables;
+
+const GREEN: &str = "\x1b[32;1m";
+const YELLOW: &str = "\x1b[0;33m";
+const RED: &str = "\x1b[31;1m";
+const RESET: &str = "\x1b[0;m";
+
+/// What begins or succeeds.
+pub fn heading(text: impl std::fmt::Display) {
+    println!("{GREEN}{text}{RESET}");
+}
+
+/// What an author should look at.
+pub fn warning(text: impl std::fmt::Display) {
+    println!("{YELLOW}WARNING: {text}{RESET}");
+}
+
+/// What did not work without harm to the job.
+pub fn setback(text: impl std::fmt::Display) {
+    println!("{YELLOW}{text}{RESET}");
+}
+
+/// What went wrong.
+pub fn error(text: impl std::fmt::Display) {
+    println!("{RED}ERROR: {text}{RESET}");
+}
+
+/// What ends the stage.
+pub fn fatal(text: impl std::fmt::Display) -> i32 {
+    println!("{RED}FATAL: {text}{RESET}");
+    1
+}
+
+/// What the selection of files has to say.
+pub fn notes(notes: &[Note]) {
+    for note in notes {
+        match note {
+            Note::Info(text) => println!("{text}"),
+            Note::Warning(text) => warning(text),
+        }
+    }
+}
+
+/// A reader that tells now and then how far it is (`TRANSFER_METER_FREQUENCY`).
+pub struct Meter<R> {
+    reader: R,
+    label: &'static str,
+    every: Option<Duration>,
+    total: Option<u64>,
+    done: u64,
+    started: Instant,
+    told: Instant,
+}
+
+impl<R> Meter<R> {
+    /// With no `every` it says nothing.
+    pub fn new(reader: R, label: &'static str, every: Option<Duration>, total: Option<u64>) -> Self {
+        let now = Instant::now();
+        Self { reader, label, every, total, done: 0, started: now, told: now }
+    }
+
+    /// Bytes so far.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    fn tell(&mut self) {
+        self.told = Instant::now();
+        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(0.001);
+        let total = self.total.map(|total| format!("/{}", bytes(total as f64))).unwrap_or_default();
+        println!("\r{} {}{total} ({}/s)", self.label, bytes(self.done as f64), bytes(rate));
+    }
+}
+
+impl<R: Read> Read for Meter<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        self.done += length as u64;
+        if self.every.is_some_and(|every| self.told.elapsed() >= every) {
+            self.tell();
+        }
+        Ok(length)
+    }
+}
+
+/// How often a transfer tells of itself: at most each second, never by default.
+pub fn meter_frequency(variables: &Variables) -> Option<Duration> {
+    let every = variables.duration("TRANSFER_METER_FREQUENCY").ok()??;
+    (!every.is_zero()).then(|| every.max(Duration::from_secs(1)))
+}
+
+/// A size for people.
+pub fn bytes(count: f64) -> String {
+    let mut count = count;
+    for unit in ["B", "KiB", "MiB"] {
+        if count < 1024.0 {
+            return if unit == "B" { format!("{count:.0} B") } else { format!("{count:.1} {unit}") };
+        }
+        count /= 1024.0;
+    }
+    format!("{count:.1} GiB")
+}
+
+/// Waits before another try; the shim ends the process where the job is cancelled meanwhile.
+pub fn rest(wait: Duration) {
+    std::thread::sleep(wait);
+}
+
+/// A file that is gone when it is closed, for what has to be whole before it is used.
+pub fn scratch_file(directory: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let path = directory.join(format!("transfer-{}-{:08x}", std::process::id(), random()));
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// A number that another process does not have.
+pub fn random() -> u32 {
+    use ring::rand::{SecureRandom, SystemRandom};
+
+    let mut number = [0; 4];
+    // Without randomness the process id in the name still tells two processes apart.
+    let _ = SystemRandom::new().fill(&mut number);
+    u32::from_le_bytes(number)
+}
+
+/// Names and paths of artifacts are expanded as a shell would expand them between double quotes: `$NAME`, `${NAME}`,
+/// `${NAME:-word}`, `${NAME-word}`, `${NAME:+word}`, `${NAME+word}`, `\$`. What is none of these stays as it is.
+pub fn expand_like_shell(text: &str, value: &dyn Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(['$', '\\']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("\\$") {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let taken = match rest.strip_prefix("${") {
+            Some(inside) => closing_brace(inside).and_then(|end| {
+                let replaced = parameter(&inside[..end], value)?;
+                Some((replaced, &inside[end + 1..]))
+            }),
+            None => rest.strip_prefix('$').and_then(|after| {
+                let end = name_length(after);
+                (end > 0).then(|| (value(&after[..end]).unwrap_or_default(), &after[end..]))
+            }),
+        };
+        match taken {
+            Some((replaced, after)) => {
+                out.push_str(&replaced);
+                rest = after;
+            }
+            None => {
+                out.push_str(&rest[..1]);
+                rest = &rest[1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+fn name_length(text: &str) -> usize {
+    let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(text.len());
+    if starts { end } else { 0 }
+}
+
+fn closing_brace(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth == 0 => return Some(at),
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What stands between the braces of `${...}`.
+fn parameter(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let end = name_length(text);
+    if end == 0 {
+        return None;
+    }
+    let (name, operation) = text.split_at(end);
+    let set = value(name);
+    let filled = set.clone().filter(|value| !value.is_empty());
+    let word = |word: &str| expand_like_shell(word, value);
+    if operation.is_empty() {
+        Some(set.unwrap_or_default())
+    } else if let Some(default) = operation.strip_prefix(":-") {
+        Some(filled.unwrap_or_else(|| word(default)))
+    } else if let Some(default) = operation.strip_prefix('-') {
+        Some(set.unwrap_or_else(|| word(default)))
+    } else if let Some(instead) = operation.strip_prefix(":+") {
+        Some(filled.map(|_| word(instead)).unwrap_or_default())
+    } else {
+        operation.strip_prefix('+').map(|instead| set.map(|_| word(instead)).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expands_as_between_double_quotes() {
+        let value = |name: &str| match name {
+            "A" => Some("1".to_owned()),
+            "EMPTY" => Some(String::new()),
+            "B_2" => Some("two".to_owned()),
+            _ => None,
+        };
+        for (text, expected) in [
+            ("$A-${A}", "1-1"),
+            ("x$B_2.zip", "xtwo.zip"),
+            ("${NONE:-d}${EMPTY:-e}${EMPTY-f}", "de"),
+            ("${NONE:-$A}${NONE:-${B_2}}", "1two"),
+            ("${A:+yes}${NONE:+no}${EMPTY+set}", "yesset"),
+            ("$NONE|", "|"),
+            ("$(id) $1 $", "$(id) $1 $"),
+            ("\\$A \\x", "$A \\x"),
+            ("${A", "${A"),
+            ("a/**/*.{x,y}", "a/**/*.{x,y}"),
+            ("ü$A", "ü1"),
+        ] {
+            assert_eq!(expand_like_shell(text, &value), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        assert_eq!(bytes(999.0), "999 B");
+        assert_eq!(bytes(1536.0), "1.5 KiB");
+        assert_eq!(bytes(3.0 * 1024.0 * 1024.0 * 1024.0), "3.0 GiB");
+    }
+}
