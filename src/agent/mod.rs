@@ -22,6 +22,7 @@ use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::Shell;
 use crate::instance::{Identity, Instance, Plain};
+use crate::job::cache::s3::Store;
 use crate::job::context::Context;
 use crate::journal::Count;
 use desk::Desk;
@@ -190,7 +191,14 @@ impl Agent {
         let shell = Shell::new(runner.shell.as_deref(), user, parents)
             .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
         let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
+        let caches = runner.cache_dir.clone().unwrap_or_else(|| PathBuf::from("cache"));
+        let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
+            log::warn!("runner `{}`: {why}", runner.name);
+            None
+        });
         Ok(Context {
+            caches: self.options.working_directory.join(caches),
+            store: store.map(Arc::new),
             runner: Arc::clone(runner),
             system_id: self.system_id.clone(),
             builds: self.options.working_directory.join(builds),

@@ -222,12 +222,18 @@ impl Session {
         // A terminal needs no stamps, and shows standard error in its place.
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
         let shell = Shell::new(self.shell.as_deref(), None, Parents::find())?;
-        let place =
-            Place { builds: self.scratch.clone(), project: self.root.clone(), temporary: self.scratch.join("tmp") };
+        let place = Place {
+            builds: self.scratch.clone(),
+            project: self.root.clone(),
+            temporary: self.scratch.join("tmp"),
+            cache: self.scratch.join("cache"),
+        };
         Ok(Context {
             runner: Arc::new(runner),
             system_id: "local".to_owned(),
             builds: self.scratch.clone(),
+            caches: self.scratch.join("cache"),
+            store: None,
             place: Some(place),
             coordinator: Arc::new(Terminal::default()),
             executor: Arc::new(shell),

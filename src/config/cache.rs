@@ -1,6 +1,8 @@
 //! `[runners.cache]`: where caches are kept besides this machine.
 
-use serde::Deserialize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// An object store for caches; without a type there is none.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -57,4 +59,13 @@ pub struct S3 {
     /// The same, by its older name.
     #[serde(rename = "UploadRoleARN")]
     pub upload_role_arn: String,
+}
+
+/// What the local store may grow to; `None` without bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of all archives.
+    pub size: Option<u64>,
+    /// Time since an archive was last used.
+    pub age: Option<Duration>,
 }

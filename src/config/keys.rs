@@ -16,7 +16,7 @@ use Support::{Honoured, NoEffect, Table};
 const GATEWAY: &str = "this build has no metrics listener";
 const SESSION: &str = "web terminals are not offered";
 const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
-const ARTIFACTS: &str = "this build does not transfer artifacts and caches; GitLab gives it no job that needs them";
+const KIND: &str = "this build keeps caches on the instance and in S3";
 const DOCKER: &str = "this build runs jobs in the instance's shell";
 const OTHER_EXECUTOR: &str = "this executor does not exist in mayfly";
 const USAGE: &str = "mayfly reports to no one but GitLab";
@@ -63,7 +63,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("unhealthy_interval", Honoured),
     ("job_status_final_update_retry_limit", Honoured),
     ("builds_dir", Honoured),
-    ("cache_dir", NoEffect(ARTIFACTS)),
+    ("cache_dir", Honoured),
     ("clone_url", Honoured),
     ("environment", Honoured),
     ("shell", Honoured),
@@ -85,8 +85,8 @@ const RUNNER: &[(&str, Support)] = &[
     ("proxy_exec", NoEffect("the shim does what it did")),
     ("use_slot_cgroups", NoEffect("each script has a control group of its own")),
     ("slot_cgroup_template", NoEffect("each script has a control group of its own")),
-    ("artifact", NoEffect(ARTIFACTS)),
-    ("cache", NoEffect(ARTIFACTS)),
+    ("artifact", NoEffect("transfers have an hour, and ten minutes for an answer")),
+    ("cache", Table),
     ("docker", NoEffect(DOCKER)),
     ("machine", NoEffect(MANAGER)),
     ("autoscaler", NoEffect(MANAGER)),
@@ -103,7 +103,44 @@ const RUNNER: &[(&str, Support)] = &[
 
 /// Keys below `[runners.custom_build_dir]` and `[runners.mayfly]`.
 const CUSTOM_BUILD_DIR: &[(&str, Support)] = &[("enabled", Honoured)];
-const RUNNER_MAYFLY: &[(&str, Support)] = &[("kill_grace", Honoured), ("cgroups", Honoured)];
+const RUNNER_MAYFLY: &[(&str, Support)] = &[
+    ("kill_grace", Honoured),
+    ("cgroups", Honoured),
+    ("cache_max_size", Honoured),
+    ("cache_max_age", Honoured),
+];
+
+/// Keys below `[runners.cache]`.
+const CACHE: &[(&str, Support)] = &[
+    ("Type", Honoured),
+    ("Path", Honoured),
+    ("Shared", Honoured),
+    ("MaxUploadedArchiveSize", Honoured),
+    ("s3", Table),
+    ("gcs", NoEffect(KIND)),
+    ("azure", NoEffect(KIND)),
+];
+
+/// Keys below `[runners.cache.s3]`.
+const CACHE_S3: &[(&str, Support)] = &[
+    ("ServerAddress", Honoured),
+    ("AccessKey", Honoured),
+    ("SecretKey", Honoured),
+    ("SessionToken", Honoured),
+    ("BucketName", Honoured),
+    ("BucketLocation", Honoured),
+    ("Insecure", Honoured),
+    ("AuthenticationType", Honoured),
+    ("ServerSideEncryption", Honoured),
+    ("ServerSideEncryptionKeyID", Honoured),
+    ("DualStack", Honoured),
+    ("PathStyle", Honoured),
+    ("Accelerate", Honoured),
+    ("RoleARN", Honoured),
+    ("UploadRoleARN", Honoured),
+    ("AssumeRoleMaxConcurrency", NoEffect("roles are assumed one at a time")),
+    ("DisableAssumeRoleCredentialsCaching", NoEffect("lent credentials are used until shortly before they expire")),
+];
 
 /// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
 pub fn of(path: &str) -> &'static [(&'static str, Support)] {
@@ -113,6 +150,8 @@ pub fn of(path: &str) -> &'static [(&'static str, Support)] {
         "runners" => RUNNER,
         "runners.mayfly" => RUNNER_MAYFLY,
         "runners.custom_build_dir" => CUSTOM_BUILD_DIR,
+        "runners.cache" => CACHE,
+        "runners.cache.s3" => CACHE_S3,
         _ => &[],
     }
 }

@@ -22,6 +22,7 @@ pub use findings::Finding;
 
 use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
+use cache::Limits;
 
 /// What the whole agent does.
 #[derive(Clone, Debug)]
@@ -94,6 +95,12 @@ pub struct Runner {
     pub final_tries: u32,
     /// Where jobs work; `None` for `builds` in the working directory.
     pub builds_dir: Option<PathBuf>,
+    /// Where caches are kept on this machine; `None` for `cache` in the working directory.
+    pub cache_dir: Option<PathBuf>,
+    /// The object store for caches.
+    pub cache: cache::Cache,
+    /// What the caches on this machine may grow to.
+    pub cache_limits: Limits,
     /// Overrides the server's URL for git.
     pub clone_url: Option<String>,
     /// Variables for every job.
@@ -194,6 +201,9 @@ impl Runner {
             unhealthy_interval: Duration::from_secs(3600),
             final_tries: 10,
             builds_dir: None,
+            cache_dir: None,
+            cache: cache::Cache::default(),
+            cache_limits: Limits::default(),
             clone_url: None,
             environment: Vec::new(),
             pre_get_sources_script: None,
@@ -298,6 +308,9 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         unhealthy_interval: raw.unhealthy_interval.unwrap_or(Duration::from_secs(3600)),
         final_tries: raw.job_status_final_update_retry_limit.filter(|tries| *tries > 0).unwrap_or(10),
         builds_dir: raw.builds_dir,
+        cache_dir: raw.cache_dir,
+        cache: raw.cache,
+        cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),
         environment: raw.environment.iter().map(pair).collect::<Result<_, String>>()?,
         pre_get_sources_script: raw.pre_get_sources_script,

@@ -56,6 +56,8 @@ pub struct Runner {
     pub unhealthy_interval: Option<Duration>,
     pub job_status_final_update_retry_limit: Option<u32>,
     pub builds_dir: Option<PathBuf>,
+    pub cache_dir: Option<PathBuf>,
+    pub cache: super::cache::Cache,
     pub clone_url: Option<String>,
     pub environment: Vec<String>,
     pub shell: Option<String>,
@@ -84,6 +86,11 @@ pub struct RunnerMayfly {
     #[serde(deserialize_with = "duration")]
     pub kill_grace: Option<Duration>,
     pub cgroups: Option<bool>,
+    /// Bytes of the local caches.
+    pub cache_max_size: Option<u64>,
+    /// How long an unused local cache is kept.
+    #[serde(deserialize_with = "duration")]
+    pub cache_max_age: Option<Duration>,
 }
 
 /// `1h30m`; an empty text is as good as none.

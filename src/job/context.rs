@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::cache::s3::Store;
 use super::failure::JobError;
 use super::flags::Flags;
 use super::payload::{Payload, Variable};
@@ -25,6 +26,10 @@ pub struct Context {
     pub system_id: String,
     /// The root of the build directories, absolute.
     pub builds: PathBuf,
+    /// The root of the local caches, absolute.
+    pub caches: PathBuf,
+    /// The object store for caches, if one is configured.
+    pub store: Option<Arc<Store>>,
     /// A fixed place instead: the work tree of `mayfly exec`.
     pub place: Option<Place>,
     /// Who hears of the jobs.
@@ -64,7 +69,7 @@ impl Context {
             own.map(|variable| variable.value.clone()).or_else(|| environment(name))
         };
         let (flags, mut warnings) = Flags::resolve(&self.runner.feature_flags, &of_job);
-        let usual = || Place::usual(&self.builds, &self.runner.token.short(), concurrent.1, payload);
+        let usual = || Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent.1, payload);
         let place = self.place.clone().unwrap_or_else(usual);
         let ca_certificates = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let mut variables = self.variables(payload, &flags, &place, concurrent, ca_certificates.as_deref());

@@ -174,7 +174,7 @@ impl Engine<'_> {
             self.obey(&stage);
             // A stage in which an agent died was due then.
             let again = resumed == Some(index) && !self.record.progress.aborted;
-            if !again && !stage.is_due(&self.record.progress) {
+            if !again && !stage.is_due(&self.record.progress, &self.payload) {
                 continue;
             }
             self.enter(index, &stage, again)?;
@@ -192,7 +192,7 @@ impl Engine<'_> {
         if orders.abort() {
             progress.aborted = true;
             progress.failure = Some(abort_error(&orders));
-        } else if orders.cancel && progress.failure.is_none() && !matches!(next, Stage::AfterScript | Stage::Cleanup) {
+        } else if orders.cancel && progress.failure.is_none() && next.stops_on_cancel() {
             progress.failure = Some(canceled());
             progress.aborted = !progress.scripts_began;
             progress.status = Some("canceled".to_owned());
@@ -201,9 +201,11 @@ impl Engine<'_> {
 
     /// Notes the stage, then says it: a later agent sees by the log's size whether that was still done.
     fn enter(&mut self, index: usize, stage: &Stage, again: bool) -> io::Result<()> {
+        let outcome = self.outcome();
+        let section = stage.section(outcome);
         let progress = &mut self.record.progress;
         if !again {
-            progress.section_before = progress.stage.map(|before| self.stages[before].section());
+            progress.section_before = progress.section.replace(section.clone());
             progress.stage = Some(index);
             progress.log_size = self.trace.size();
             progress.steps_done = 0;
@@ -214,9 +216,10 @@ impl Engine<'_> {
         }
         if self.trace.size() == self.record.progress.log_size {
             let lines = self.opening(stage);
-            let heading = stage.heading(self.context.runner.executor.as_str());
+            let heading = stage.heading(self.context.runner.executor.as_str(), outcome);
             let before = self.record.progress.section_before.as_deref();
-            self.trace.turn_to(before, &stage.section(), &heading, &lines);
+            let section = self.record.progress.section.as_deref().unwrap_or(&section);
+            self.trace.turn_to(before, section, &heading, &lines);
         }
         Ok(())
     }
@@ -245,7 +248,11 @@ impl Engine<'_> {
                 self.prepared.place.remove_temporary(&["gitlab_runner_env".to_owned()]);
                 Ok(Ok(()))
             }
-            Stage::GetSources => self.get_sources(),
+            Stage::GetSources => self.repeatedly("GET_SOURCES_ATTEMPTS", Self::try_sources),
+            Stage::RestoreCache => self.repeatedly("RESTORE_CACHE_ATTEMPTS", Self::restore_cache),
+            Stage::DownloadArtifacts => self.repeatedly("ARTIFACT_DOWNLOAD_ATTEMPTS", Self::download_artifacts),
+            Stage::SaveCache => self.save_cache(),
+            Stage::UploadArtifacts => self.upload_artifacts(),
             Stage::Step(index, _) => self.script_step(*index),
             Stage::AfterScript => self.after_script(),
             Stage::Cleanup => {
@@ -262,15 +269,19 @@ impl Engine<'_> {
         let place = &self.prepared.place;
         self.context.executor.prepare()?;
         place
-            .create(self.context.executor.user())
+            .create(&self.context.caches, self.context.executor.user())
             .map_err(|error| JobError::system(format!("cannot make {}: {error}", place.builds.display())))
     }
 
-    /// The sources, tried as often as the job asks for.
-    fn get_sources(&mut self) -> io::Result<Result<(), JobError>> {
-        let attempts = self.prepared.variables.attempts("GET_SOURCES_ATTEMPTS");
+    /// A stage, tried as often as the job asks for.
+    fn repeatedly(
+        &mut self,
+        variable: &str,
+        attempt: impl Fn(&mut Self) -> io::Result<Result<(), JobError>>,
+    ) -> io::Result<Result<(), JobError>> {
+        let attempts = self.prepared.variables.attempts(variable);
         loop {
-            let error = match self.try_sources()? {
+            let error = match attempt(self)? {
                 Ok(()) => return Ok(Ok(())),
                 Err(error) => error,
             };
@@ -345,7 +356,7 @@ impl Engine<'_> {
         if self.trace.size() != progress.log_size {
             return;
         }
-        let section = progress.stage.map(|stage| self.stages[stage].section());
+        let section = progress.section.clone();
         let text = match &progress.failure {
             None => "Job succeeded".to_owned(),
             Some(error) if error.reason == FailureReason::RunnerSystemFailure => {

@@ -7,6 +7,7 @@ pub mod control;
 pub mod engine;
 mod expand;
 pub mod failure;
+mod files;
 mod flags;
 pub mod payload;
 pub mod place;

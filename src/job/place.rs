@@ -23,13 +23,16 @@ pub struct Place {
     pub project: PathBuf,
     /// `<project directory>.tmp`: file variables, credentials.
     pub temporary: PathBuf,
+    /// The project's own directory for local caches.
+    pub cache: PathBuf,
 }
 
 impl Place {
     /// The usual place: builds root, runner, concurrent number, project.
-    pub fn usual(builds: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
+    pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
-        Self { builds: builds.to_owned(), temporary: with_tmp(&project), project }
+        let cache = caches.join(slug(payload));
+        Self { builds: builds.to_owned(), temporary: with_tmp(&project), project, cache }
     }
 
     /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
@@ -46,17 +49,18 @@ impl Place {
             return Err(outside());
         }
         let project = self.builds.join(below);
-        Ok(Self { builds: self.builds.clone(), temporary: with_tmp(&project), project })
+        let (builds, cache) = (self.builds.clone(), self.cache.clone());
+        Ok(Self { builds, temporary: with_tmp(&project), project, cache })
     }
 
-    /// Makes the builds root, for the job's user where that is another than the agent's. Errors: it cannot be made.
-    pub fn create(&self, user: Option<&User>) -> io::Result<()> {
-        if self.builds.is_dir() {
-            return Ok(());
-        }
-        fs::create_dir_all(&self.builds)?;
-        if let Some(user) = user {
-            std::os::unix::fs::chown(&self.builds, Some(user.uid), Some(user.gid))?;
+    /// Makes the roots of builds and caches, for the job's user where that is another than the agent's. Errors: they
+    /// cannot be made.
+    pub fn create(&self, caches: &Path, user: Option<&User>) -> io::Result<()> {
+        for root in [self.builds.as_path(), caches].into_iter().filter(|root| !root.is_dir()) {
+            fs::create_dir_all(root)?;
+            if let Some(user) = user {
+                std::os::unix::fs::chown(root, Some(user.uid), Some(user.gid))?;
+            }
         }
         Ok(())
     }
@@ -109,7 +113,7 @@ mod tests {
         let mut payload = Payload::default();
         payload.git_info.repo_url = url.to_owned();
         payload.job_info.project_id = 9;
-        Place::usual(Path::new("/builds"), "abc", 0, &payload)
+        Place::usual(Path::new("/builds"), Path::new("/cache"), "abc", 0, &payload)
     }
 
     #[test]
@@ -143,7 +147,8 @@ mod tests {
         fs::write(outside.join("KEY"), "stays").expect("written");
         let builds = directory.path().join("builds");
         fs::create_dir(&builds).expect("made");
-        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds };
+        let cache = builds.join("cache");
+        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache };
         std::os::unix::fs::symlink(&outside, &place.temporary).expect("planted");
         place.remove_temporary(&["KEY".to_owned()]);
         assert!(outside.join("KEY").exists());

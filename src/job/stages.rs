@@ -2,6 +2,8 @@
 
 use crate::journal::Progress;
 
+use super::artifacts::Outcome;
+use super::files;
 use super::payload::Payload;
 
 /// A stage; each is a section of the log.
@@ -13,34 +15,52 @@ pub enum Stage {
     PrepareScript,
     /// Bring the sources.
     GetSources,
+    /// Unpack what caches hold.
+    RestoreCache,
+    /// Fetch what other jobs made.
+    DownloadArtifacts,
     /// A step of the payload, by its place there.
     Step(usize, String),
     /// What the job wants to run in any case.
     AfterScript,
+    /// Keep files for later jobs.
+    SaveCache,
+    /// Hand files to GitLab.
+    UploadArtifacts,
     /// Take away secrets.
     Cleanup,
 }
 
+/// The place of the sources among the stages.
+const SOURCES: usize = 2;
+
 /// The stages of a job in their order.
 pub fn of(payload: &Payload) -> Vec<Stage> {
     let mut stages = vec![Stage::PrepareExecutor, Stage::PrepareScript, Stage::GetSources];
+    stages.extend([Stage::RestoreCache, Stage::DownloadArtifacts]);
     for (index, step) in payload.steps.iter().enumerate().filter(|(_, step)| step.name != "after_script") {
         stages.push(Stage::Step(index, step.name.to_ascii_lowercase()));
     }
     if payload.step("after_script").is_some_and(|step| !step.script.is_empty()) {
         stages.push(Stage::AfterScript);
     }
-    stages.push(Stage::Cleanup);
+    stages.extend([Stage::SaveCache, Stage::UploadArtifacts, Stage::Cleanup]);
     stages
 }
 
 impl Stage {
-    /// The name of the section.
-    pub fn section(&self) -> String {
+    /// The name of the section, for a job that came out like this so far.
+    pub fn section(&self, outcome: Outcome) -> String {
         match self {
             Self::PrepareExecutor => "prepare_executor".to_owned(),
             Self::PrepareScript => "prepare_script".to_owned(),
             Self::GetSources => "get_sources".to_owned(),
+            Self::RestoreCache => "restore_cache".to_owned(),
+            Self::DownloadArtifacts => "download_artifacts".to_owned(),
+            Self::SaveCache if outcome == Outcome::Success => "archive_cache".to_owned(),
+            Self::SaveCache => "archive_cache_on_failure".to_owned(),
+            Self::UploadArtifacts if outcome == Outcome::Success => "upload_artifacts_on_success".to_owned(),
+            Self::UploadArtifacts => "upload_artifacts_on_failure".to_owned(),
             Self::Step(_, name) => format!("step_{}", plain(name)),
             Self::AfterScript => "after_script".to_owned(),
             Self::Cleanup => "cleanup_file_variables".to_owned(),
@@ -48,24 +68,40 @@ impl Stage {
     }
 
     /// The line under which it stands.
-    pub fn heading(&self, executor: &str) -> String {
+    pub fn heading(&self, executor: &str, outcome: Outcome) -> String {
+        let which = if outcome == Outcome::Success { "successful" } else { "failed" };
         match self {
+            Self::RestoreCache => "Restoring cache".to_owned(),
+            Self::DownloadArtifacts => "Downloading artifacts".to_owned(),
+            Self::SaveCache => format!("Saving cache for {which} job"),
+            Self::UploadArtifacts => format!("Uploading artifacts for {which} job"),
             Self::PrepareExecutor => format!("Preparing the \"{executor}\" executor"),
             Self::PrepareScript => "Preparing environment".to_owned(),
             Self::GetSources => "Getting source from Git repository".to_owned(),
-            Self::Step(..) => format!("Executing \"{}\" stage of the job script", self.section()),
+            Self::Step(..) => format!("Executing \"{}\" stage of the job script", self.section(outcome)),
             Self::AfterScript => "Running after_script".to_owned(),
             Self::Cleanup => "Cleaning up project directory and file based variables".to_owned(),
         }
     }
 
-    /// Whether the stage runs, given what happened before it.
-    pub fn is_due(&self, progress: &Progress) -> bool {
+    /// Whether a person's cancel keeps the stage from running: what comes after the scripts is brought to its end.
+    pub fn stops_on_cancel(&self) -> bool {
+        !matches!(self, Self::AfterScript | Self::SaveCache | Self::UploadArtifacts | Self::Cleanup)
+    }
+
+    /// Whether the stage runs, given what happened before it and what the job has for it.
+    pub fn is_due(&self, progress: &Progress, payload: &Payload) -> bool {
+        let well = progress.failure.is_none();
+        let outcome = if well { Outcome::Success } else { Outcome::Failure };
+        // A job whose sources were not even begun has no files.
+        let has_sources = progress.stage.is_some_and(|stage| stage >= SOURCES);
         match self {
             _ if progress.aborted => false,
-            Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => {
-                progress.failure.is_none()
-            }
+            Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
+            Self::RestoreCache => well && files::has_caches(payload),
+            Self::DownloadArtifacts => well && files::has_dependencies(payload),
+            Self::SaveCache => has_sources && files::has_caches_to_save(payload, outcome),
+            Self::UploadArtifacts => has_sources && files::has_artifacts(payload, outcome),
             // Not when the scripts never began: there is nothing to come after.
             Self::AfterScript => progress.scripts_began,
             Self::Cleanup => progress.stage.is_some(),
@@ -82,7 +118,7 @@ fn plain(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::job::failure::JobError;
-    use crate::job::payload::Step;
+    use crate::job::payload::{Artifact, Cache, Step};
 
     fn payload(steps: &[&str]) -> Payload {
         let step = |name: &&str| Step { name: (*name).to_owned(), script: vec!["x".to_owned()] };
@@ -91,24 +127,44 @@ mod tests {
 
     #[test]
     fn steps_keep_their_order_and_after_script_comes_behind() {
-        let sections: Vec<String> =
-            of(&payload(&["script", "after_script", "Release\n"])).iter().map(Stage::section).collect();
-        let expected =
-            ["prepare_executor", "prepare_script", "get_sources", "step_script", "step_release_", "after_script"];
-        assert_eq!(&sections[..6], expected);
+        let stages = of(&payload(&["script", "after_script", "Release\n"]));
+        let sections: Vec<String> = stages.iter().map(|stage| stage.section(Outcome::Failure)).collect();
+        let expected = [
+            "prepare_executor",
+            "prepare_script",
+            "get_sources",
+            "restore_cache",
+            "download_artifacts",
+            "step_script",
+            "step_release_",
+            "after_script",
+            "archive_cache_on_failure",
+            "upload_artifacts_on_failure",
+            "cleanup_file_variables",
+        ];
+        assert_eq!(sections, expected);
+        assert_eq!(stages[SOURCES], Stage::GetSources);
     }
 
     #[test]
     fn what_runs_after_a_failure() {
-        let stages = of(&payload(&["script", "after_script"]));
+        let mut payload = payload(&["script", "after_script"]);
+        let cache = |when: &str| Cache { when: when.to_owned(), paths: vec!["x".to_owned()], ..Cache::default() };
+        payload.cache = vec![cache("on_success"), cache("always")];
+        let artifact = Artifact { when: "on_failure".to_owned(), paths: vec!["x".to_owned()], ..Artifact::default() };
+        payload.artifacts = vec![artifact];
         let due = |progress: &Progress| -> Vec<String> {
-            stages.iter().filter(|stage| stage.is_due(progress)).map(Stage::section).collect()
+            let due = of(&payload).into_iter().filter(|stage| stage.is_due(progress, &payload));
+            due.map(|stage| stage.section(Outcome::Failure)).collect()
         };
-        let failed = Progress { stage: Some(2), failure: Some(JobError::system("x")), ..Progress::default() };
-        assert_eq!(due(&failed), ["cleanup_file_variables"]);
+        let failed = Progress { stage: Some(SOURCES), failure: Some(JobError::system("x")), ..Progress::default() };
+        let files = ["archive_cache_on_failure", "upload_artifacts_on_failure", "cleanup_file_variables"];
+        assert_eq!(due(&failed), files);
         let script_failed = Progress { scripts_began: true, ..failed.clone() };
-        assert_eq!(due(&script_failed), ["after_script", "cleanup_file_variables"]);
+        assert_eq!(due(&script_failed), ["after_script", files[0], files[1], files[2]]);
         let aborted = Progress { aborted: true, ..script_failed };
         assert!(due(&aborted).is_empty());
+        let not_prepared = Progress { stage: Some(0), ..failed };
+        assert_eq!(due(&not_prepared), ["cleanup_file_variables"]);
     }
 }

@@ -83,6 +83,18 @@ impl Engine<'_> {
         Ok(Ok(()))
     }
 
+    /// A stage of file work; nothing to do is done well.
+    pub(super) fn carry(&mut self, plan: Option<work::Plan>) -> io::Result<Result<(), JobError>> {
+        let Some(plan) = plan else { return Ok(Ok(())) };
+        let on_cancel = match plan {
+            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) => OnCancel::GoOn,
+            _ => OnCancel::Stop,
+        };
+        let plan = plan.to_text().map_err(io::Error::other)?;
+        let limit = self.job_limit();
+        self.step(Task::Work { plan }, &limit, on_cancel)
+    }
+
     fn sources_plan(&self) -> Result<sources::Plan, JobError> {
         let place = sources::Place {
             project: self.prepared.place.project.clone(),

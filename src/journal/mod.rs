@@ -46,7 +46,9 @@ pub struct Progress {
     pub stage: Option<usize>,
     /// Size of the log when the stage began: anything more means that its heading is there.
     pub log_size: u64,
-    /// The section that was open before it.
+    /// The section of the stage, and the one that was open before it.
+    pub section: Option<String>,
+    /// See `section`.
     pub section_before: Option<String>,
     /// Steps of the stage that are settled.
     pub steps_done: usize,

@@ -11,11 +11,15 @@ pub const REVISION: &str = env!("MAYFLY_REVISION");
 
 /// Promises to the server; it gives out jobs by them, so each one is kept.
 ///
-/// Artifacts, caches and the executor features of containers are not among them: a job that needs one fails visibly at
-/// GitLab instead of silently here.
-const FEATURES: [&str; 13] = [
+/// The executor features of containers are not among them: a job that needs one fails visibly at GitLab instead of
+/// silently here.
+const FEATURES: [&str; 19] = [
+    "artifacts",
+    "artifacts_exclude",
+    "cache",
     "cancel_gracefully",
     "cancelable",
+    "fallback_cache_keys",
     "masking",
     "multi_build_steps",
     "raw_variables",
@@ -26,6 +30,8 @@ const FEATURES: [&str; 13] = [
     "trace_reset",
     "trace_size",
     "two_phase_job_commit",
+    "upload_multiple_artifacts",
+    "upload_raw_artifacts",
     "variables",
 ];
 

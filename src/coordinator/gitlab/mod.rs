@@ -17,7 +17,7 @@ use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
 
 pub use health::Health;
-pub use info::{Info, REVISION, VERSION, architecture};
+pub use info::{Info, REVISION, VERSION, architecture, user_agent};
 pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, Verdict};
 
@@ -131,7 +131,7 @@ impl GitLab {
 }
 
 /// Everything of the API stands below this: the configured URL without its slashes and an old `/ci`.
-fn api_base(url: &str) -> String {
+pub fn api_base(url: &str) -> String {
     let trimmed = url.trim().trim_end_matches('/');
     let trimmed = trimmed.strip_suffix("/ci").unwrap_or(trimmed).trim_end_matches('/');
     format!("{trimmed}/api/v4/")

@@ -21,7 +21,7 @@ use crate::http::tls::TlsFiles;
 pub use plan::{Place, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
-pub use store::Limits;
+use crate::config::cache::Limits;
 
 /// Everything that restoring needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]

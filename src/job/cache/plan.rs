@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::key::Key;
 use super::s3::Store;
-use super::{Copy, Limits, Restore, RestorePlan, Save, SavePlan, Wire};
+use super::{Copy, Restore, RestorePlan, Save, SavePlan, Wire};
 use crate::archive::Format;
+use crate::config::cache::Limits;
 use crate::http::tls::TlsFiles;
 use crate::job::artifacts::{Outcome, level};
 use crate::job::failure::JobError;

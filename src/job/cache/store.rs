@@ -8,18 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
-
+use crate::config::cache::Limits;
 use crate::job::transfer::random;
-
-/// What the local store may grow to; `None` without bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Bytes of all archives.
-    pub size: Option<u64>,
-    /// Time since an archive was last used.
-    pub age: Option<Duration>,
-}
 
 const LOCK: &str = ".lock";
 const METADATA: &str = "metadata.json";
