@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, fstatat, futimens, mkdirat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat, futimens, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
@@ -99,10 +99,10 @@ impl<'a> Place<'a> {
     pub fn file(&self, parent: &mut Parent, path: &Path, meta: Meta, content: &mut dyn Read) -> io::Result<()> {
         let name = file_name(path)?;
         let directory = self.open_parent(parent, path)?;
-        let mut file = create(directory, name)?;
+        let mut file = create(directory, name, meta.permissions())?;
         let mut written = copy(content, &mut file);
         if written.is_ok() {
-            written = fchmod(&file, meta.permissions())
+            written = set_mode(&file, meta.permissions())
                 .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &meta.time()))
                 .map_err(io::Error::from);
         }
@@ -204,9 +204,14 @@ fn file_name(path: &Path) -> io::Result<&OsStr> {
     path.file_name().ok_or_else(|| io::Error::other("it has no name"))
 }
 
-fn create(directory: &OwnedFd, name: &OsStr) -> io::Result<File> {
+/// Spares a call where the mode is right from the start.
+fn set_mode(file: &File, mode: Mode) -> nix::Result<()> {
+    let now = Mode::from_bits_truncate(fstat(file)?.st_mode & 0o7777);
+    if now == mode { Ok(()) } else { fchmod(file, mode) }
+}
+
+fn create(directory: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<File> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(0o600);
     match openat(directory, name, flags, mode) {
         Err(Errno::EEXIST) => {
             clear(directory, name)?;
