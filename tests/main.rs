@@ -2,6 +2,8 @@
 
 mod support;
 
+mod artifacts;
+mod caches;
 mod commands;
 mod crash;
 mod exec;

@@ -8,6 +8,11 @@ need git git
 need cc gcc
 need dash dash
 need ps procps
+need unzip unzip
+need zip zip
+need zstd zstd
+need bsdtar libarchive-tools
+need git-lfs git-lfs
 need musl-gcc musl-tools
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }

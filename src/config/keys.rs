@@ -103,12 +103,8 @@ const RUNNER: &[(&str, Support)] = &[
 
 /// Keys below `[runners.custom_build_dir]` and `[runners.mayfly]`.
 const CUSTOM_BUILD_DIR: &[(&str, Support)] = &[("enabled", Honoured)];
-const RUNNER_MAYFLY: &[(&str, Support)] = &[
-    ("kill_grace", Honoured),
-    ("cgroups", Honoured),
-    ("cache_max_size", Honoured),
-    ("cache_max_age", Honoured),
-];
+const RUNNER_MAYFLY: &[(&str, Support)] =
+    &[("kill_grace", Honoured), ("cgroups", Honoured), ("cache_max_size", Honoured), ("cache_max_age", Honoured)];
 
 /// Keys below `[runners.cache]`.
 const CACHE: &[(&str, Support)] = &[

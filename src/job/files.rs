@@ -68,13 +68,10 @@ impl Engine<'_> {
 
     /// Hands files to GitLab.
     pub(super) fn upload_artifacts(&mut self) -> io::Result<Result<(), JobError>> {
-        let plan = artifacts::upload_plan(
-            &self.payload,
-            &self.prepared.variables,
-            &self.artifacts(),
-            self.outcome(),
-            || self.statement(),
-        );
+        let plan =
+            artifacts::upload_plan(&self.payload, &self.prepared.variables, &self.artifacts(), self.outcome(), || {
+                self.statement()
+            });
         self.carry(plan.map(Plan::UploadArtifacts))
     }
 

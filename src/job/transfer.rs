@@ -66,11 +66,6 @@ impl<R> Meter<R> {
         Self { reader, label, every, total, done: 0, started: now, told: now }
     }
 
-    /// Bytes so far.
-    pub fn done(&self) -> u64 {
-        self.done
-    }
-
     fn tell(&mut self) {
         self.told = Instant::now();
         let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(0.001);

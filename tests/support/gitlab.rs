@@ -84,9 +84,21 @@ pub struct Job {
     pub trace: Vec<u8>,
     pub failure_reason: Option<String>,
     pub exit_code: Option<i64>,
+    /// What was uploaded.
+    pub artifacts: Vec<Artifact>,
     /// How often each state was told.
     pub updates: Vec<String>,
     payload: String,
+}
+
+/// An upload.
+#[derive(Clone, Debug, Default)]
+pub struct Artifact {
+    pub kind: String,
+    pub format: String,
+    pub expire_in: String,
+    pub name: String,
+    pub content: Vec<u8>,
 }
 
 impl Job {
@@ -322,6 +334,8 @@ impl GitLab {
             "POST jobs/request" => self.request_job(request),
             "PATCH trace" => self.append(request),
             "PUT job" => self.update(request),
+            "POST artifacts" => self.take_artifact(request),
+            "GET artifacts" => self.give_artifact(request),
             "POST runners/verify" => self.verify(request),
             "POST user/runners" if request.header("PRIVATE-TOKEN") == ACCESS_TOKEN => self.create(request),
             "POST runners" if request.json()["token"] == REGISTRATION_TOKEN => self.create(request),
@@ -481,6 +495,51 @@ impl GitLab {
         answer
     }
 
+    fn take_artifact(&self, request: &Request) -> Answer {
+        let Some(artifact) = multipart(request) else {
+            self.violation("artifacts: not one part called `file`".to_owned());
+            return Answer::new(400);
+        };
+        let mut state = self.lock();
+        let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
+        if !is_live(job) {
+            return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        job.artifacts.push(artifact);
+        Answer::json(201, &json!({"id": job.id}))
+    }
+
+    /// The archive of a job, to whoever has a token for it; on request from another host, which must not see it.
+    fn give_artifact(&self, request: &Request) -> Answer {
+        let mut state = self.lock();
+        let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
+        let Some(artifact) = job.artifacts.iter().find(|artifact| artifact.kind == "archive").cloned() else {
+            return Answer::new(404);
+        };
+        drop(state);
+        if request.query != "direct_download=true" {
+            return Answer::new(200).with("Content-Type", "application/octet-stream").body(artifact.content);
+        }
+        Answer::new(302).with("Location", &self.object_store(artifact.content))
+    }
+
+    /// Another host, which gives this content once.
+    fn object_store(&self, content: Vec<u8>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://localhost:{}/object", listener.local_addr().expect("an address").port());
+        let server = self.clone();
+        thread::spawn(move || {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+            let Some(request) = read_request(&mut reader) else { return };
+            if request.headers.contains_key("job-token") || request.headers.contains_key("authorization") {
+                server.violation("the object store was sent a token".to_owned());
+            }
+            let _ = write_answer(&mut stream, &Answer::new(200).body(content));
+        });
+        url
+    }
+
     fn verify(&self, request: &Request) -> Answer {
         let body = request.json();
         let known = [RUNNER_TOKEN, "glrt-tokenAfterReset"].iter().any(|token| body["token"] == *token);
@@ -515,6 +574,26 @@ fn next_id() -> i64 {
     NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
 }
 
+/// The one part of a multipart body, with what the query says of it.
+fn multipart(request: &Request) -> Option<Artifact> {
+    let boundary = request.header("Content-Type").split_once("boundary=")?.1.to_owned();
+    let head_end = request.body.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(&request.body[..head_end]).into_owned();
+    let tail = format!("\r\n--{boundary}--");
+    let content = &request.body[head_end + 4..];
+    let end = content.windows(tail.len()).rposition(|window| window == tail.as_bytes())?;
+    if !head.contains("name=\"file\"") || head.matches("Content-Disposition").count() != 1 {
+        return None;
+    }
+    let name = head.split_once("filename=\"")?.1.split_once('"')?.0.to_owned();
+    let parameter = |key: &str| {
+        let pair = request.query.split('&').find_map(|pair| pair.strip_prefix(&format!("{key}=")));
+        pair.unwrap_or_default().replace("%20", " ").replace('+', " ")
+    };
+    let (kind, format, expire_in) = (parameter("artifact_type"), parameter("artifact_format"), parameter("expire_in"));
+    Some(Artifact { kind, format, expire_in, name, content: content[..end].to_vec() })
+}
+
 fn is_live(job: &Job) -> bool {
     matches!(job.state.as_str(), "running" | "canceling")
 }
@@ -531,6 +610,7 @@ fn route(request: &Request) -> String {
     match parts[..] {
         ["jobs", "request"] => format!("{} jobs/request", request.method),
         ["jobs", _, "trace"] => format!("{} trace", request.method),
+        ["jobs", _, "artifacts"] => format!("{} artifacts", request.method),
         ["jobs", _] => format!("{} job", request.method),
         _ => format!("{} {path}", request.method),
     }

@@ -138,7 +138,7 @@ pub fn api_base(url: &str) -> String {
 }
 
 /// Thirty-two random hexadecimal digits, one value a call.
-fn request_id() -> String {
+pub fn request_id() -> String {
     let mut bytes = [0; 16];
     // An identifier for logs: zeros do no harm.
     let _ = SystemRandom::new().fill(&mut bytes);

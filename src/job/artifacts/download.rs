@@ -30,7 +30,10 @@ pub fn run(plan: &DownloadPlan) -> i32 {
             Err(why) => return fatal(why),
         };
         match unpack(&archive, &root) {
-            Ok(unpacked) => unpacked.warnings.iter().for_each(warning),
+            Ok(unpacked) => {
+                unpacked.warnings.iter().for_each(warning);
+                println!("Extracted {} files and directories", unpacked.entries);
+            }
             Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
         }
     }
@@ -88,7 +91,8 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
 fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error> {
     let direct = if direct { "?direct_download=true" } else { "" };
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, needed.id);
-    let mut headers = vec![("JOB-TOKEN".to_owned(), needed.token.clone())];
+    let id = crate::coordinator::gitlab::request_id();
+    let mut headers = vec![("X-Request-Id".to_owned(), id), ("JOB-TOKEN".to_owned(), needed.token.clone())];
     for _ in 0..=REDIRECTS {
         let tls = files_for(server, &url);
         let answer = Transfer::new(&url, &tls, &server.user_agent, PATIENCE)?.send(

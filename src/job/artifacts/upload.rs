@@ -171,6 +171,7 @@ fn attempt(
     let url = url(server, plan.job, upload);
     let headers = [
         ("JOB-TOKEN".to_owned(), plan.token.clone()),
+        ("X-Request-Id".to_owned(), crate::coordinator::gitlab::request_id()),
         ("Content-Type".to_owned(), format!("multipart/form-data; boundary={boundary}")),
     ];
     let (head, tail) = (part_head(&boundary, &file_name(upload)), format!("\r\n--{boundary}--\r\n"));

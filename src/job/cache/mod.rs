@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::archive::{Format, Level};
 use crate::http::tls::TlsFiles;
 
+use crate::config::cache::Limits;
 pub use plan::{Place, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
-use crate::config::cache::Limits;
 
 /// Everything that restoring needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -5,11 +5,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use nix::fcntl::{Flock, FlockArg};
 use crate::config::cache::Limits;
 use crate::job::transfer::random;
+use nix::fcntl::{Flock, FlockArg};
 
 const LOCK: &str = ".lock";
 const METADATA: &str = "metadata.json";

@@ -1,0 +1,75 @@
+//! Caches: kept between jobs on the instance.
+
+use serde_json::{Value, json};
+
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+
+fn cache(key: &str) -> Value {
+    json!({"key": key, "paths": ["vendor/"], "policy": "pull-push", "when": "on_success", "untracked": false,
+        "fallback_keys": null})
+}
+
+fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
+    // The project directory starts empty, so that only the cache can bring files.
+    let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    job
+}
+
+#[test]
+fn a_cache_comes_back_and_fallbacks_and_policies_hold() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    let fill = job(&["mkdir -p vendor/deep; echo kept >vendor/deep/f; ln -s f vendor/deep/link"])
+        .set("cache", json!([cache("deps-$CI_JOB_NAME")]));
+    let filled = run(&gitlab, &home, fill);
+    assert!(
+        filled.log().contains("Creating cache deps-unit") && filled.log().contains("Created cache"),
+        "{}",
+        filled.log()
+    );
+    let used = run(&gitlab, &home, job(&["cat vendor/deep/link"]).set("cache", json!([cache("deps-unit")])));
+    assert!(used.lines().contains(&"kept".to_owned()), "{}", used.log());
+    assert!(used.log().contains("Successfully extracted cache"));
+    let mut fallback = cache("another");
+    fallback["fallback_keys"] = json!(["none", "deps-unit"]);
+    fallback["policy"] = json!("pull");
+    let fallen = run(&gitlab, &home, job(&["cat vendor/deep/f"]).set("cache", json!([fallback])));
+    assert!(fallen.lines().contains(&"kept".to_owned()), "{}", fallen.log());
+    assert!(fallen.log().contains("Not uploading cache another"), "{}", fallen.log());
+    let mut push = cache("deps-unit");
+    push["policy"] = json!("push");
+    let pushed = run(&gitlab, &home, job(&["ls vendor 2>/dev/null || echo empty"]).set("cache", json!([push])));
+    assert!(pushed.lines().contains(&"empty".to_owned()), "{}", pushed.log());
+}
+
+#[test]
+fn a_cache_never_fails_a_job() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let fill = job(&["mkdir vendor; echo x >vendor/f"]).set("cache", json!([cache("k")]));
+    run(&gitlab, &home, fill);
+    for entry in std::process::Command::new("find")
+        .arg(home.path("cache"))
+        .args(["-name", "cache.zip"])
+        .output()
+        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        .expect("find")
+        .lines()
+    {
+        std::fs::write(entry, "half of an archive").expect("broken");
+    }
+    let broken = run(&gitlab, &home, job(&["echo on"]).set("cache", json!([cache("k")])));
+    assert_eq!(broken.state, "success", "{}", broken.log());
+    let long = "x".repeat(10_000);
+    for key in ["../../etc", long.as_str(), "a/../b", "%2e%2e%2fx"] {
+        let odd = run(&gitlab, &home, job(&["mkdir vendor; echo x >vendor/f"]).set("cache", json!([cache(key)])));
+        assert_eq!(odd.state, "success", "{key:.20}: {}", odd.log());
+    }
+    assert!(!home.path("etc").exists() && !home.path("x").exists());
+}
