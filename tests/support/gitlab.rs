@@ -86,6 +86,9 @@ pub struct Job {
     pub exit_code: Option<i64>,
     /// What was uploaded.
     pub artifacts: Vec<Artifact>,
+    /// When it was given out, and when its final state was taken.
+    pub taken: Option<Instant>,
+    pub ended: Option<Instant>,
     /// How often each state was told.
     pub updates: Vec<String>,
     payload: String,
@@ -251,6 +254,11 @@ impl GitLab {
         self.lock().jobs.iter().find(|job| job.id == id).expect("the job").clone()
     }
 
+    /// How a job is, without a copy of its log.
+    pub fn job_state(&self, id: i64) -> String {
+        self.lock().jobs.iter().find(|job| job.id == id).expect("the job").state.clone()
+    }
+
     /// Attributes of runners that were made.
     pub fn created(&self) -> Vec<Value> {
         self.lock().created.clone()
@@ -272,14 +280,14 @@ impl GitLab {
         while !holds(self) {
             assert!(Instant::now() < until, "waited in vain for: {what}");
             let state = self.lock();
-            let _ = self.shared.changed.wait_timeout(state, Duration::from_millis(20));
+            let _unused = self.shared.changed.wait_timeout(state, Duration::from_millis(20));
         }
     }
 
     /// Waits until a job is over, and gives it.
     pub fn finished(&self, id: i64) -> Job {
         self.wait_until("the end of the job", |server| {
-            !matches!(server.job(id).state.as_str(), "pending" | "running" | "canceling")
+            !matches!(server.job_state(id).as_str(), "pending" | "running" | "canceling")
         });
         self.job(id)
     }
@@ -405,6 +413,7 @@ impl GitLab {
         };
         let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
         job.state = "running".into();
+        job.taken = Some(Instant::now());
         Answer::new(201)
             .with("Content-Type", "application/json")
             .with("X-Request-Id", "0123456789abcdef0123456789abcdef")
@@ -482,6 +491,7 @@ impl GitLab {
             if size > 0 && (body["output"]["checksum"] != checksum.as_str() || body["output"]["bytesize"] != size) {
                 violations.push(format!("output {} for {checksum}, {size} bytes stored", body["output"]));
             }
+            job.ended = Some(Instant::now());
             job.exit_code = body["exit_code"].as_i64();
             job.failure_reason = body["failure_reason"].as_str().map(str::to_owned);
             job.state = if job.state == "canceling" { "canceled".into() } else { told };
