@@ -370,7 +370,14 @@ impl Engine<'_> {
     /// Writes the journal.
     pub(super) fn save(&mut self) -> io::Result<()> {
         self.record.progress.acknowledged = self.uploader.acknowledged();
-        self.directory.save(&self.record)
+        match self.directory.save(&self.record) {
+            // A job that fills the disk must not lose its outcome for it; only a crash now would go unnoticed.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                log::error!("no room for the journal; going on without job={} error={error}", self.payload.id);
+                Ok(())
+            }
+            saved => saved,
+        }
     }
 }
 
@@ -384,6 +391,16 @@ pub(super) fn abort_error(orders: &super::control::Orders) -> JobError {
     match &orders.interrupt {
         Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
         _ => canceled(),
+    }
+}
+
+/// Ends what a job left that its engine cannot bring to an end: the step that may still run, and its slot.
+pub fn abandon(directory: &SlotDirectory) {
+    if let Some(step) = directory.load().and_then(|record| record.progress.step) {
+        crate::shim::sweep(&step.id, &step.cgroups);
+    }
+    if let Err(error) = directory.discard() {
+        log::error!("a slot cannot be removed error={error}");
     }
 }
 
