@@ -13,3 +13,4 @@ mod processes;
 mod protocol;
 mod signals;
 mod sources;
+mod tls;

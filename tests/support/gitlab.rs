@@ -311,29 +311,35 @@ impl GitLab {
         let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
         let mut writer = stream;
         while let Some(request) = read_request(&mut reader) {
-            if self.lock().away {
-                return;
-            }
-            let route = route(&request);
-            let fault = {
-                let mut state = self.lock();
-                state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
-                state.faults.get_mut(&route).and_then(VecDeque::pop_front)
-            };
-            let answer = match fault {
-                Some(Fault::Answer(answer)) => answer,
-                Some(Fault::Cut) => return,
-                Some(Fault::TakeAndCut) => {
-                    self.answer(&route, &request);
-                    return;
-                }
-                None => self.answer(&route, &request),
-            };
-            self.shared.changed.notify_all();
+            let Some(answer) = self.respond(&request) else { return };
             if write_answer(&mut writer, &answer).is_err() {
                 return;
             }
         }
+    }
+
+    /// The answer to a request; `None` for a connection that is cut.
+    pub fn respond(&self, request: &Request) -> Option<Answer> {
+        if self.lock().away {
+            return None;
+        }
+        let route = route(request);
+        let fault = {
+            let mut state = self.lock();
+            state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
+            state.faults.get_mut(&route).and_then(VecDeque::pop_front)
+        };
+        let answer = match fault {
+            Some(Fault::Answer(answer)) => Some(answer),
+            Some(Fault::Cut) => None,
+            Some(Fault::TakeAndCut) => {
+                self.answer(&route, request);
+                None
+            }
+            None => Some(self.answer(&route, request)),
+        };
+        self.shared.changed.notify_all();
+        answer
     }
 
     fn answer(&self, route: &str, request: &Request) -> Answer {

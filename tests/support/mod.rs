@@ -4,3 +4,4 @@ pub mod git;
 pub mod gitlab;
 pub mod job;
 pub mod mayfly;
+pub mod tls;
