@@ -17,17 +17,10 @@ use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
-/// When the server gives no limit.
-const DEFAULT_TIMEOUT: u64 = 7200;
 /// First wait between two tries of a stage.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest wait between two tries of a stage.
 const RETRY_MOST: Duration = Duration::from_secs(300);
-
-/// Seconds that a job may take.
-pub fn timeout_seconds(payload: &Payload) -> u64 {
-    u64::try_from(payload.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)
-}
 
 /// How a job came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,21 +63,11 @@ pub fn run(
         }
         status => control.hear(status),
     }
-    finish(context, directory, record, payload, control)
+    resume(context, directory, record, payload, control)
 }
 
-/// Goes on with a job of an earlier agent. Errors: as [`run`].
+/// Goes on with a job, one that was just taken or that an earlier agent left. Errors: as [`run`].
 pub fn resume(
-    context: &Context,
-    directory: SlotDirectory,
-    record: Record,
-    payload: Payload,
-    control: &Arc<Control>,
-) -> io::Result<Ended> {
-    finish(context, directory, record, payload, control)
-}
-
-fn finish(
     context: &Context,
     directory: SlotDirectory,
     record: Record,

@@ -145,6 +145,8 @@ struct State {
     requests: Vec<(String, String)>,
     request_ids: BTreeMap<String, u32>,
     managers: Vec<String>,
+    /// The runner's token as it is now; a reset kills the one before.
+    token: String,
     runner_gone: bool,
     interval: u32,
     trace_limit: Option<usize>,
@@ -170,7 +172,7 @@ impl GitLab {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let state = State { interval: 1, ..State::default() };
+        let state = State { interval: 1, token: RUNNER_TOKEN.into(), ..State::default() };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), hold: Duration::from_millis(1500) });
         let server = Self { url, shared };
@@ -357,6 +359,10 @@ impl GitLab {
             "DELETE runners/managers" => self.remove_manager(request),
             "DELETE runners" => Answer::new(204),
             "POST runners/reset_authentication_token" => {
+                if request.json()["token"] != self.lock().token.as_str() {
+                    return Answer::json(403, &json!({"message": "403 Forbidden"}));
+                }
+                self.lock().token = "glrt-tokenAfterReset".into();
                 let answer = json!({"token": "glrt-tokenAfterReset", "token_expires_at": "2040-01-02T03:04:05Z"});
                 Answer::json(201, &answer)
             }
@@ -387,7 +393,8 @@ impl GitLab {
         if request.header("Content-Type") != "application/json" || request.body.len() > 32 * 1024 {
             self.violation("jobs/request: content type or size".to_owned());
         }
-        if body["token"] != RUNNER_TOKEN || self.lock().runner_gone {
+        let token = self.lock().token.clone();
+        if body["token"] != token.as_str() || self.lock().runner_gone {
             return Answer::json(403, &json!({"message": "403 Forbidden"}));
         }
         let system_id = body["system_id"].as_str().unwrap_or_default().to_owned();
@@ -558,8 +565,8 @@ impl GitLab {
 
     fn verify(&self, request: &Request) -> Answer {
         let body = request.json();
-        let known = [RUNNER_TOKEN, "glrt-tokenAfterReset"].iter().any(|token| body["token"] == *token);
-        if !known || self.lock().runner_gone {
+        let token = self.lock().token.clone();
+        if body["token"] != token.as_str() || self.lock().runner_gone {
             return Answer::json(403, &json!({"message": "403 Forbidden"}));
         }
         if body["info"]["features"]["cancel_gracefully"] != true {
