@@ -4,22 +4,27 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
-use super::ConfigFile;
+use super::{ConfigFile, permission};
 use crate::agent;
 use crate::config::{self, Config, Runner, system_id};
-use crate::coordinator::gitlab::Verdict;
+use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::{Shell, find_program};
-use crate::http::diagnose::diagnose;
+use crate::http::{self, diagnose::diagnose};
 
 /// A clock that is further off than this breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
+
+/// How long a server may be silent.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `check` takes.
 #[derive(Args)]
@@ -87,7 +92,8 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     } else {
         report.warn("control groups", "none can be made; the subreaper alone keeps a script's processes together");
     }
-    let system_id = system_id::load(&config.path);
+    // Looking changes nothing, not even that.
+    let system_id = system_id::peek(&config.path);
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
         check_user(report, &place, options, config, runner);
@@ -142,28 +148,19 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         Err(why) => return report.fail(place, &why),
     };
     let builds = directory.join(runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds")));
-    let writable = match shell.user() {
-        Some(user) => writable_by(&builds, user.uid, user.gid),
-        None => first_existing(&builds).is_some_and(|there| access(&there, AccessFlags::W_OK).is_ok()),
+    let ours =
+        || first_existing(&builds).is_some_and(|there| access(&there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok());
+    let usable = match shell.user() {
+        // The agent makes it for the user; what stands above it stays as it is.
+        Some(user) if !builds.exists() && ours() => permission::can_reach(user, &builds),
+        Some(user) => permission::can_write(user, &builds),
+        None if ours() => Ok(()),
+        None => Err(format!("jobs cannot write {}", builds.display())),
     };
-    match writable {
-        true => report.ok(place, &format!("builds in {}", builds.display())),
-        false => report
-            .fail(place, &format!("jobs cannot write {}; change its owner, or set `builds_dir`", builds.display())),
+    match usable {
+        Ok(()) => report.ok(place, &format!("builds in {}", builds.display())),
+        Err(why) => report.fail(place, &format!("{why}; change its owner or mode, or set `builds_dir`")),
     }
-}
-
-/// Whether a user may write a directory, or we would make it for that user.
-fn writable_by(directory: &Path, uid: u32, gid: u32) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = fs::metadata(directory) else {
-        return first_existing(directory).is_some_and(|there| access(&there, AccessFlags::W_OK).is_ok());
-    };
-    let mode = metadata.mode();
-    uid == 0
-        || metadata.uid() == uid && mode & 0o300 == 0o300
-        || metadata.gid() == gid && mode & 0o030 == 0o030
-        || mode & 0o003 == 0o003
 }
 
 fn first_existing(path: &Path) -> Option<PathBuf> {
@@ -177,6 +174,9 @@ fn check_files(report: &mut Report, place: &str, runner: &Runner) {
         ("tls-cert-file", &runner.tls.cert_file),
         ("tls-key-file", &runner.tls.key_file),
     ];
+    if runner.tls.cert_file.is_some() != runner.tls.key_file.is_some() {
+        report.warn(place, "`tls-cert-file` and `tls-key-file` have an effect only together");
+    }
     for (key, path) in files {
         if let Some(path) = path.as_ref().filter(|path| fs::File::open(path).is_err()) {
             report.fail(place, &format!("`{key}`: {} cannot be read", path.display()));
@@ -188,26 +188,54 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     if runner.token.is_empty() {
         return report.fail(place, "`token` is empty; register the runner again");
     }
-    if runner.url.starts_with("https://") {
-        match diagnose(&runner.url, &runner.tls) {
-            Ok(text) => report.ok(place, &text),
-            Err(why) => return report.fail(place, &why),
-        }
-    }
+    let handshake = runner.url.starts_with("https://").then(|| diagnose(&runner.url, &runner.tls));
     let gitlab = match agent::gitlab(config, runner) {
-        Ok(gitlab) => gitlab,
+        Ok(gitlab) => Arc::new(gitlab),
         Err(why) => return report.fail(place, &why),
     };
-    match gitlab.verify(&runner.token, system_id) {
-        Ok(Verdict::Valid(_)) => report.ok(place, &format!("the token is valid at {}", runner.url)),
-        Ok(Verdict::Gone) => {
-            report.fail(place, &format!("{} does not know the token; register the runner again", runner.url))
+    let Some(verdict) = ask(&gitlab, runner, system_id) else {
+        return report.fail(
+            place,
+            &format!("{} does not answer within {} seconds", http::origin(&runner.url), PATIENCE.as_secs()),
+        );
+    };
+    match (handshake, &verdict) {
+        (Some(Ok(text)), _) => report.ok(place, &text),
+        // It answered over TLS: through a proxy, which a handshake of our own does not take.
+        (Some(Err(why)), Ok(_)) => report.warn(place, &format!("the TLS chain could not be looked at: {why}")),
+        (Some(Err(why)), Err(_)) => return report.fail(place, &why),
+        (None, _) if is_loopback(&runner.url) => {}
+        (None, _) => {
+            report.warn(place, "`url` is plain http: whoever is in between reads tokens and sources; use https")
         }
+    }
+    match verdict {
+        Ok(Verdict::Valid(_)) => report.ok(place, &format!("the token is valid at {}", http::origin(&runner.url))),
+        Ok(Verdict::Gone) => report
+            .fail(place, &format!("{} does not know the token; register the runner again", http::origin(&runner.url))),
         Err(error) => report.fail(place, &format!("the token cannot be verified: {error}")),
     }
     if let Some(date) = gitlab.server_date() {
         check_clock(report, date);
     }
+}
+
+/// Asks for the verdict on the token; `None` when the server is silent for too long. The agent would wait for minutes.
+fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<Verdict, ApiError>> {
+    let (sender, verdict) = mpsc::channel();
+    let (asking, token, system_id) = (Arc::clone(gitlab), runner.token.clone(), system_id.to_owned());
+    let asked = thread::Builder::new().name("verify".to_owned()).spawn(move || {
+        // Nobody listens any more when it took too long.
+        let _ = sender.send(asking.verify(&token, &system_id));
+    });
+    asked.ok()?;
+    verdict.recv_timeout(PATIENCE).ok()
+}
+
+fn is_loopback(url: &str) -> bool {
+    let origin = http::origin(url);
+    let host = origin.trim_start_matches("http://");
+    ["localhost", "127.", "[::1]"].iter().any(|prefix| host.starts_with(prefix))
 }
 
 fn check_clock(report: &mut Report, server: SystemTime) {

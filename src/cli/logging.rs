@@ -2,23 +2,30 @@
 //! collector.
 
 use std::io::Write;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use clap::{Args, ValueEnum};
+use clap::builder::PossibleValuesParser;
+use clap::{ArgAction, Args, ValueEnum};
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
+
+use crate::config::LOG_LEVELS;
 
 /// How much is logged, and how.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// debug, info, warn, error, fatal or panic
-    #[arg(long, global = true, value_name = "LEVEL", env = "LOG_LEVEL")]
+    /// How much is logged
+    #[arg(long, global = true, value_name = "LEVEL", env = "LOG_LEVEL", ignore_case = true,
+          value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
     /// How log lines look
-    #[arg(long, global = true, value_name = "FORMAT", env = "LOG_FORMAT")]
+    #[arg(long, global = true, value_name = "FORMAT", env = "LOG_FORMAT", ignore_case = true)]
     log_format: Option<Format>,
     /// The same as --log-level debug
-    #[arg(long, global = true, env = "RUNNER_DEBUG", num_args = 0..=1, require_equals = true)]
-    #[arg(default_value_t = false, default_missing_value = "true")]
+    #[arg(long, global = true, env = "RUNNER_DEBUG", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          value_name = "true|false", default_value = "false", default_missing_value = "true",
+          hide_default_value = true, value_parser = super::boolean)]
     debug: bool,
 }
 
@@ -31,22 +38,45 @@ enum Format {
     Text,
     /// One JSON object a line
     Json,
+    /// As `Runner`, with the priority that systemd's journal reads from the head of a line
+    #[value(skip)]
+    Journal,
+}
+
+/// The format in force: the configuration is read only after the first lines may have been logged.
+static FORMAT: AtomicU8 = AtomicU8::new(Format::Runner as u8);
+
+fn format_in_force() -> Format {
+    let number = FORMAT.load(Ordering::Relaxed);
+    let formats = [Format::Runner, Format::Text, Format::Json, Format::Journal];
+    formats.into_iter().find(|format| *format as u8 == number).unwrap_or(Format::Runner)
 }
 
 impl Options {
-    /// Sets the log up once. `configured` is what the configuration says; flags and environment beat it.
+    /// Sets the log up, or changes it. `configured` is what the configuration says; flags and environment beat it.
     pub fn set_up(&self, configured: Option<(&str, &str)>) {
         let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");
         let filter = if self.debug { LevelFilter::Debug } else { filter(level) };
         let named = configured.and_then(|(_, format)| Format::from_str(format, true).ok());
-        let format = self.log_format.or(named).unwrap_or(Format::Runner);
+        let format = match self.log_format.or(named).unwrap_or(Format::Runner) {
+            Format::Runner if stderr_is_the_journal() => Format::Journal,
+            format => format,
+        };
+        FORMAT.store(format as u8, Ordering::Relaxed);
         let mut builder = env_logger::Builder::new();
-        builder.filter_module("mayfly", filter).format(move |out, record| write(format, out, record));
-        // The second set-up, with what the configuration says, only moves the level.
-        if builder.try_init().is_err() {
-            log::set_max_level(filter);
-        }
+        builder.filter_module("mayfly", LevelFilter::Debug);
+        builder.format(|out, record| write(format_in_force(), out, record));
+        // The second time, only level and format change.
+        let _ = builder.try_init();
+        log::set_max_level(filter);
     }
+}
+
+/// systemd says which socket it gave for standard error; whoever redirects it still inherits the variable.
+fn stderr_is_the_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = nix::sys::stat::fstat(std::io::stderr().as_fd()) else { return false };
+    stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
 }
 
 fn filter(level: &str) -> LevelFilter {
@@ -59,20 +89,47 @@ fn filter(level: &str) -> LevelFilter {
 }
 
 fn write(format: Format, out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
-    let message = record.args().to_string();
-    let level = match record.level() {
-        Level::Error => "error",
-        Level::Warn => "warning",
-        Level::Info => "info",
-        Level::Debug | Level::Trace => "debug",
+    let time = || jiff::Timestamp::now().to_string();
+    writeln!(out, "{}", line(format, record.level(), &record.args().to_string(), time))
+}
+
+/// An event, on one line unless people are to read it.
+fn line(format: Format, level: Level, message: &str, time: impl Fn() -> String) -> String {
+    let (name, priority) = match level {
+        Level::Error => ("error", 3),
+        Level::Warn => ("warning", 4),
+        Level::Info => ("info", 6),
+        Level::Debug | Level::Trace => ("debug", 7),
     };
     match format {
-        Format::Runner if record.level() == Level::Info => writeln!(out, "{message}"),
-        Format::Runner => writeln!(out, "{}: {message}", level.to_ascii_uppercase()),
-        Format::Text => writeln!(out, "time={} level={level} msg={message:?}", jiff::Timestamp::now()),
-        Format::Json => {
-            let time = jiff::Timestamp::now().to_string();
-            writeln!(out, "{}", serde_json::json!({"level": level, "msg": message, "time": time}))
+        Format::Text => format!("time={} level={name} msg={message:?}", time()),
+        Format::Json => serde_json::json!({"level": name, "msg": message, "time": time()}).to_string(),
+        Format::Runner if level == Level::Info => message.replace('\n', "\n    "),
+        Format::Runner => format!("{}: {}", name.to_ascii_uppercase(), message.replace('\n', "\n    ")),
+        // Each line of the journal is an entry of its own.
+        Format::Journal => format!("<{priority}>{}", message.replace('\n', &format!("\n<{priority}>    "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_line_in_each_format() {
+        let time = || "T".to_owned();
+        for (format, level, expected) in [
+            (Format::Runner, Level::Info, "a \"b\""),
+            (Format::Runner, Level::Warn, "WARNING: a \"b\""),
+            (Format::Text, Level::Warn, r#"time=T level=warning msg="a \"b\"""#),
+            (Format::Json, Level::Error, r#"{"level":"error","msg":"a \"b\"","time":"T"}"#),
+            (Format::Journal, Level::Warn, "<4>a \"b\""),
+            (Format::Journal, Level::Debug, "<7>a \"b\""),
+        ] {
+            assert_eq!(line(format, level, "a \"b\"", time), expected);
         }
+        assert_eq!(line(Format::Json, Level::Info, "a\nb", time).lines().count(), 1);
+        assert_eq!(line(Format::Text, Level::Info, "a\nb", time).lines().count(), 1);
+        assert_eq!(line(Format::Journal, Level::Info, "a\nb", time), "<6>a\n<6>    b");
     }
 }

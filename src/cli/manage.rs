@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::{ConfigFile, token_from};
 use crate::agent;
@@ -27,7 +27,9 @@ pub struct Verify {
     #[arg(short, long)]
     token: Option<String>,
     /// Remove runners that the server does not know any more
-    #[arg(long)]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    #[arg(value_parser = super::boolean)]
     delete: bool,
 }
 
@@ -37,13 +39,18 @@ pub struct Unregister {
     #[command(flatten)]
     file: ConfigFile,
     /// The runner of this name
-    #[arg(short, long, required_unless_present_any = ["token", "all_runners"])]
+    #[arg(short, long)]
     name: Option<String>,
+    /// Only runners of this server
+    #[arg(short, long)]
+    url: Option<String>,
     /// The runner with this token
     #[arg(short, long)]
     token: Option<String>,
     /// All runners
-    #[arg(long)]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    #[arg(value_parser = super::boolean)]
     all_runners: bool,
 }
 
@@ -53,7 +60,7 @@ pub struct ResetToken {
     #[command(flatten)]
     file: ConfigFile,
     /// The runner of this name
-    #[arg(short, long, required_unless_present_any = ["id", "all_runners"])]
+    #[arg(short, long)]
     name: Option<String>,
     /// Only runners of this server
     #[arg(short, long)]
@@ -62,10 +69,15 @@ pub struct ResetToken {
     #[arg(short, long)]
     id: Option<i64>,
     /// All runners
-    #[arg(long)]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
+    #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    #[arg(value_parser = super::boolean)]
     all_runners: bool,
+    /// A personal access token to reset with (better: --access-token-file)
+    #[arg(long, value_name = "TOKEN")]
+    pat: Option<String>,
     /// A file with a personal access token to reset with, - for standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "pat")]
     access_token_file: Option<String>,
 }
 
@@ -84,19 +96,23 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     let config = options.file.load()?.config;
     let wanted = |runner: &&Runner| {
         options.name.as_ref().is_none_or(|name| *name == runner.name)
-            && options.url.as_ref().is_none_or(|url| *url == runner.url)
+            && is_at(runner, options.url.as_deref())
             && options.token.as_ref().is_none_or(|token| token == runner.token.reveal())
     };
+    let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
+    if chosen.is_empty() && (options.name.is_some() || options.url.is_some() || options.token.is_some()) {
+        return Err(none_fits(&config));
+    }
     let system_id = system_id::load(&config.path);
     let (mut gone, mut unknown) = (Vec::new(), 0);
-    for runner in config.runners.iter().filter(wanted) {
+    for runner in chosen {
         let place = format!("{} ({}…)", runner.name, runner.token.short());
         let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
         match verdict {
             Ok(Verdict::Valid(_)) => println!("{place}: is valid"),
             Ok(Verdict::Gone) => {
                 eprintln!("{place}: is not known to {} any more", runner.url);
-                gone.push(&runner.token);
+                gone.push(runner);
             }
             Err(error) => {
                 eprintln!("{place}: cannot be verified now: {error}");
@@ -114,15 +130,18 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
 
 /// Takes runners off. Errors: no runner fits, or the configuration cannot be written.
 pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
+    if options.name.is_none() && options.token.is_none() && !options.all_runners {
+        return Err("say which runner: --name NAME, --token TOKEN or --all-runners".to_owned());
+    }
     let config = options.file.load()?.config;
     let wanted = |runner: &&Runner| {
-        options.all_runners
-            || options.name.as_ref().is_some_and(|name| *name == runner.name)
-            || options.token.as_ref().is_some_and(|token| token == runner.token.reveal())
+        let chosen = options.name.as_ref().is_none_or(|name| *name == runner.name)
+            && options.token.as_ref().is_none_or(|token| token == runner.token.reveal());
+        chosen && is_at(runner, options.url.as_deref())
     };
     let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
     if chosen.is_empty() {
-        return Err(format!("no such runner in {}; see `mayfly list`", config.path.display()));
+        return Err(none_fits(&config));
     }
     let system_id = system_id::load(&config.path);
     let (mut done, mut failed) = (Vec::new(), false);
@@ -134,7 +153,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
         };
         match outcome {
             // What the server does not know any more is as good as taken off.
-            Ok(()) | Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => done.push(&runner.token),
+            Ok(()) | Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => done.push(runner),
             Err(error) => {
                 eprintln!("{}: cannot be unregistered now, and stays in the configuration: {error}", runner.name);
                 failed = true;
@@ -146,28 +165,45 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn remove(config: &Config, tokens: &[&Token]) -> Result<(), String> {
+/// True for any server, or this one: a slash at the end does not make it another.
+fn is_at(runner: &Runner, url: Option<&str>) -> bool {
+    url.is_none_or(|url| url.trim_end_matches('/') == runner.url.trim_end_matches('/'))
+}
+
+fn none_fits(config: &Config) -> String {
+    format!("no such runner in {}; see `mayfly list`", config.path.display())
+}
+
+fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
     let mut editor = Editor::open(&config.path)?;
-    editor.remove_runners(tokens);
+    editor.remove_runners(gone);
     editor.save().map_err(|error| format!("{}: {error}", config.path.display()))
 }
 
 /// Replaces tokens. Errors: no runner fits, the server refuses, or the configuration cannot be written.
 pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
+    if options.name.is_none() && options.id.is_none() && !options.all_runners {
+        return Err("say which runner: --name NAME, --id NUMBER or --all-runners".to_owned());
+    }
     let config = options.file.load()?.config;
-    let access = options.access_token_file.as_deref().map(token_from).transpose()?;
+    let access = match &options.access_token_file {
+        Some(file) => Some(token_from(file)?),
+        None => options.pat.as_deref().map(Token::new),
+    };
     let wanted = |runner: &&Runner| {
-        let chosen = options.all_runners
-            || options.name.as_ref().is_some_and(|name| *name == runner.name)
-            || options.id.is_some_and(|id| runner.id == Some(id));
-        chosen && options.url.as_ref().is_none_or(|url| *url == runner.url)
+        let chosen = options.name.as_ref().is_none_or(|name| *name == runner.name)
+            && options.id.is_none_or(|id| runner.id == Some(id));
+        chosen && is_at(runner, options.url.as_deref())
     };
     let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
     if chosen.is_empty() {
-        return Err(format!("no such runner in {}; see `mayfly list`", config.path.display()));
+        return Err(none_fits(&config));
     }
     for runner in chosen {
         let mut editor = Editor::open(&config.path)?;
+        if !editor.has(&runner.url, &runner.token) {
+            return Err(format!("{}: is not in {} any more", runner.name, config.path.display()));
+        }
         // The old token is dead once the server has answered: be sure that the new one can be kept.
         editor.save().map_err(|error| format!("{}: {error}", config.path.display()))?;
         let gitlab = agent::gitlab(&config, runner)?;

@@ -4,13 +4,17 @@ mod check;
 mod exec;
 mod logging;
 mod manage;
+mod permission;
 mod register;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded};
 use crate::coordinator::Token;
@@ -62,7 +66,8 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn path(&self) -> PathBuf {
-        let path = self.config.clone().unwrap_or_else(config::default_path);
+        let given = self.config.clone().filter(|path| !path.as_os_str().is_empty());
+        let path = given.unwrap_or_else(config::default_path);
         std::path::absolute(&path).unwrap_or(path)
     }
 
@@ -77,9 +82,16 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
         return shim::main(work::run);
     }
-    let cli = Cli::parse();
+    let cli = parse();
     cli.logging.set_up(None);
-    let outcome = match cli.command {
+    dispatch(cli).unwrap_or_else(|why| {
+        eprintln!("mayfly: {why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, String> {
+    match cli.command {
         Command::Run(options) => run::main(options, &cli.logging),
         Command::Exec(options) => exec::main(&options),
         Command::Register(options) => register::main(&options),
@@ -89,11 +101,30 @@ pub fn main() -> ExitCode {
         Command::ResetToken(options) => manage::reset_token(&options),
         Command::Check(options) => check::main(&options),
         Command::Lint(file) => lint(&file),
-    };
-    outcome.unwrap_or_else(|why| {
-        eprintln!("mayfly: {why}");
-        ExitCode::FAILURE
-    })
+    }
+}
+
+fn parse() -> Cli {
+    let matches = command().get_matches();
+    if let Some(why) = matches.subcommand_matches("register").and_then(register::conflict) {
+        command().error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command()).exit())
+}
+
+/// The whole command line. Help never shows what the environment holds: tokens are there, and URLs with passwords.
+fn command() -> clap::Command {
+    let command = Cli::command().mut_args(|arg| arg.hide_env_values(true));
+    command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
+}
+
+/// What is true and what is false, as gitlab-runner reads it. Errors: neither.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.trim() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".to_owned()),
+    }
 }
 
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {

@@ -2,17 +2,21 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, value};
 
+use super::Runner;
+use super::expand::expand;
 use crate::coordinator::Token;
 
 /// The file, open for changes.
 pub struct Editor {
     path: PathBuf,
     document: DocumentMut,
+    /// Something that could not be changed as asked: such a file must not pass for a changed one.
+    problem: Option<String>,
 }
 
 impl Editor {
@@ -25,7 +29,7 @@ impl Editor {
             Err(error) => return Err(describe(error.to_string())),
         };
         let document = text.parse().map_err(|error: toml_edit::TomlError| describe(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), document })
+        Ok(Self { path: path.to_owned(), document, problem: None })
     }
 
     /// True for a file without any key yet.
@@ -46,53 +50,121 @@ impl Editor {
         Ok(())
     }
 
-    /// Removes the runners with these tokens.
-    pub fn remove_runners(&mut self, tokens: &[&Token]) {
-        if let Some(runners) = self.document.get_mut("runners").and_then(Item::as_array_of_tables_mut) {
-            runners.retain(|table| {
-                let token = table.get("token").and_then(Item::as_str).unwrap_or_default();
-                !tokens.iter().any(|gone| gone.reveal() == token)
-            });
+    /// True when a runner with this token at this server is in the file.
+    pub fn has(&self, url: &str, token: &Token) -> bool {
+        let inline = self.document.get("runners").and_then(Item::as_array);
+        let inline = inline.into_iter().flatten().filter_map(toml_edit::Value::as_inline_table);
+        let mut tables = inline.map(|table| table as &dyn TableLike).chain(
+            self.document
+                .get("runners")
+                .and_then(Item::as_array_of_tables)
+                .into_iter()
+                .flatten()
+                .map(|table| table as _),
+        );
+        tables.any(|table| is(table, "token", token.reveal()) && is(table, "url", url))
+    }
+
+    /// Removes runners; those that are not in the file are gone already.
+    pub fn remove_runners(&mut self, gone: &[&Runner]) {
+        let fits = |table: &dyn TableLike| {
+            gone.iter().any(|gone| is(table, "token", gone.token.reveal()) && is(table, "url", &gone.url))
+        };
+        match self.document.get_mut("runners") {
+            Some(Item::ArrayOfTables(tables)) => tables.retain(|table| !fits(table)),
+            Some(Item::Value(toml_edit::Value::Array(inline))) => {
+                inline.retain(|item| !item.as_inline_table().is_some_and(|table| fits(table)));
+            }
+            _ => {}
         }
     }
 
-    /// Replaces a runner's token, with when it was obtained and when it dies (RFC 3339).
+    /// Replaces a runner's token, with when it was obtained and when it dies (RFC 3339). A token that is not in the
+    /// file makes the file refuse to be saved: the new one would be lost.
     pub fn replace_token(&mut self, old: &Token, new: &Token, obtained: &str, expires: Option<&str>) {
-        let Some(runners) = self.document.get_mut("runners").and_then(Item::as_array_of_tables_mut) else { return };
-        for table in runners.iter_mut().filter(|table| table.get("token").and_then(Item::as_str) == Some(old.reveal()))
-        {
-            put(table, "token", value(new.reveal()));
-            put(table, "token_obtained_at", time(obtained));
-            put(table, "token_expires_at", time(expires.unwrap_or("0001-01-01T00:00:00Z")));
+        let mut replaced = false;
+        let mut replace = |table: &mut dyn TableLike| {
+            if is(table, "token", old.reveal()) {
+                put(table, "token", value(new.reveal()));
+                put(table, "token_obtained_at", time(obtained));
+                put(table, "token_expires_at", time(expires.unwrap_or("0001-01-01T00:00:00Z")));
+                replaced = true;
+            }
+        };
+        match self.document.get_mut("runners") {
+            Some(Item::ArrayOfTables(tables)) => tables.iter_mut().for_each(|table| replace(table)),
+            Some(Item::Value(toml_edit::Value::Array(inline))) => {
+                let tables = inline.iter_mut().filter_map(toml_edit::Value::as_inline_table_mut);
+                tables.for_each(|table| replace(table));
+            }
+            _ => {}
+        }
+        if !replaced {
+            self.problem = Some("the runner whose token was replaced is not in the file any more".to_owned());
         }
     }
 
-    /// Writes the file, mode 0600, by rename; a link stays a link. Errors: the directory cannot be written.
+    /// Writes the file, mode 0600, by rename; a link stays a link, and the owner the owner. Errors: the directory
+    /// cannot be written, or something could not be changed as asked.
     pub fn save(&self) -> io::Result<()> {
-        let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        if let Some(directory) = target.parent().filter(|directory| !directory.as_os_str().is_empty())
-            && !directory.exists()
-        {
+        if let Some(problem) = &self.problem {
+            return Err(io::Error::other(problem.clone()));
+        }
+        let target = behind_links(&self.path)?;
+        let directory = target.parent().filter(|directory| !directory.as_os_str().is_empty());
+        if let Some(directory) = directory.filter(|directory| !directory.exists()) {
             fs::create_dir_all(directory)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
         }
         let draft = target.with_extension(format!("toml.{}", std::process::id()));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        let written = file.write_all(self.document.to_string().as_bytes()).and_then(|()| file.sync_all());
-        if let Err(error) = written.and_then(|()| fs::rename(&draft, &target)) {
+        let written = self.write(&draft, &target).and_then(|()| fs::rename(&draft, &target));
+        if written.is_err() {
             let _ = fs::remove_file(&draft);
-            return Err(error);
         }
-        Ok(())
+        written
+    }
+
+    fn write(&self, draft: &Path, target: &Path) -> io::Result<()> {
+        // What a killed process left would keep its mode.
+        let _ = fs::remove_file(draft);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+        if let Ok(old) = fs::metadata(target) {
+            // Only root can, and only root needs to.
+            let _ = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
+        }
+        file.write_all(self.document.to_string().as_bytes())?;
+        file.sync_all()
     }
 }
 
+/// The file that a name means, also where links lead to one that does not exist yet.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    // As many as the kernel follows.
+    const LINKS_MAX: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = fs::read_link(&path) else { return Ok(path) };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(io::Error::other("too many links"))
+}
+
+/// True when a key means this value, by the environment where it names a variable.
+fn is(table: &dyn TableLike, key: &str, wanted: &str) -> bool {
+    table.get(key).and_then(Item::as_str).is_some_and(|text| text == wanted || expand(text) == wanted)
+}
+
 /// Sets a key; what stands around the old value stays.
-fn put(table: &mut Table, key: &str, mut new: Item) {
+fn put(table: &mut dyn TableLike, key: &str, mut new: Item) {
     if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), new.as_value_mut()) {
         *new.decor_mut() = old.decor().clone();
     }
-    table[key] = new;
+    match table.get_mut(key) {
+        Some(item) => *item = new,
+        None => {
+            table.insert(key, new);
+        }
+    }
 }
 
 /// A time, as a time where it is one.
@@ -108,7 +180,7 @@ mod tests {
     fn keeps_comments_order_and_unknown_keys() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("config.toml");
-        let text = "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  \
+        let text = "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  url = \"https://h\"\n  \
                     token = \"old\" # secret\n  odd = 1\n\n\
                     # the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n";
         fs::write(&path, text).expect("written");
@@ -117,14 +189,75 @@ mod tests {
         editor.save().expect("saved");
         let changed = fs::read_to_string(&path).expect("text");
         assert!(changed.starts_with(
-            "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  token = \"new\" # secret\n  odd = 1\n"
+            "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  url = \"https://h\"\n  \
+             token = \"new\" # secret\n  odd = 1\n"
         ));
         assert!(changed.contains("token_obtained_at = 2030-01-02T03:04:05Z"));
         assert!(changed.ends_with("# the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n"));
         assert_eq!(fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
         let mut editor = Editor::open(&path).expect("opened");
-        editor.remove_runners(&[&Token::new("new")]);
+        editor.remove_runners(&[&Runner::unnamed("https://h", Token::new("new"))]);
         editor.save().expect("saved");
         assert!(!fs::read_to_string(&path).expect("text").contains("\"a\""));
+    }
+    fn edited(text: &str, change: impl FnOnce(&mut Editor)) -> io::Result<String> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("config.toml");
+        fs::write(&path, text)?;
+        let mut editor = Editor::open(&path).map_err(io::Error::other)?;
+        change(&mut editor);
+        editor.save()?;
+        fs::read_to_string(&path)
+    }
+
+    #[test]
+    fn a_token_from_the_environment_is_found() {
+        let path = Token::new(std::env::var("PATH").expect("a path"));
+        let text = "[[runners]]\nurl = \"https://h\"\ntoken = \"$PATH\"\n";
+        let changed =
+            edited(text, |editor| editor.replace_token(&path, &Token::new("new"), "2030-01-02T03:04:05Z", None));
+        assert!(changed.expect("saved").contains("token = \"new\""));
+        let changed = edited(text, |editor| editor.remove_runners(&[&Runner::unnamed("https://h", path.clone())]));
+        assert!(!changed.expect("saved").contains("https"));
+    }
+
+    #[test]
+    fn the_same_token_at_another_server_stays() {
+        let text = "[[runners]]\nurl = \"https://a\"\ntoken = \"t\"\n[[runners]]\nurl = \"https://b\"\ntoken = \"t\"\n";
+        let gone = Runner::unnamed("https://a", Token::new("t"));
+        let changed = edited(text, |editor| editor.remove_runners(&[&gone])).expect("saved");
+        assert!(changed.contains("https://b") && !changed.contains("https://a"), "{changed}");
+    }
+
+    #[test]
+    fn runners_on_one_line_are_edited_too() {
+        let text = "runners = [{ url = \"https://h\", token = \"t\" }] # one\n";
+        let changed = edited(text, |editor| {
+            assert!(editor.has("https://h", &Token::new("t")));
+            editor.replace_token(&Token::new("t"), &Token::new("new"), "2030-01-02T03:04:05Z", None);
+        });
+        let changed = changed.expect("saved");
+        assert!(changed.contains("token = \"new\"") && changed.ends_with("# one\n"), "{changed}");
+    }
+
+    #[test]
+    fn a_replaced_token_is_never_lost_silently() {
+        let text = "[[runners]]\ntoken = \"t\"\n";
+        let lost = edited(text, |editor| editor.replace_token(&Token::new("x"), &Token::new("new"), "", None));
+        assert!(lost.expect_err("refused").to_string().contains("not in the file"));
+    }
+
+    #[test]
+    fn writes_through_links_even_to_a_file_that_is_not_there_yet() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (link, target) = (directory.path().join("config.toml"), directory.path().join("real.toml"));
+        std::os::unix::fs::symlink("real.toml", &link).expect("a link");
+        for limit in [1, 2] {
+            let mut editor = Editor::open(&link).expect("opened");
+            editor.set_global("concurrent", limit);
+            editor.save().expect("saved");
+            assert!(link.is_symlink());
+            assert_eq!(fs::read_to_string(&target).expect("text"), format!("concurrent = {limit}\n"));
+        }
     }
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use toml_edit::{Document, Item, TableLike};
 
+use super::expand;
 use super::keys::{self, Support};
+use super::place::line_number;
 
 /// Something to tell about a line of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +51,27 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
     let known = keys::of(path);
     for (name, item) in table.iter() {
         let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
-        let line = span.map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line = span.map(|span| line_number(text, span.start));
         let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
         let mut tell = |message: String| findings.push(Finding { line, message });
         match known.iter().find(|(key, _)| *key == name) {
-            Some((_, Support::Honoured)) => {}
+            Some((_, Support::Honoured)) if full == "runners.cache.Type" => {
+                let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
+                other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
+            }
+            Some((_, Support::Honoured)) => {
+                let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
+                let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
+                for name in names {
+                    tell(format!("`{full}` takes `${name}` from the environment, where it is not set"));
+                }
+            }
             Some((_, Support::NoEffect(why))) => tell(format!("`{full}` has no effect: {why}")),
             Some((_, Support::Table)) => visit_tables(text, &full, item, findings),
-            None => {
-                let hint = known.iter().find(|(key, _)| is_close(key, name));
-                let hint = hint.map(|(key, _)| format!("; did you mean `{key}`?")).unwrap_or_default();
-                tell(format!("`{full}` is unknown and has no effect{hint}"));
+            None if path == "runners.feature_flags" => {
+                tell(format!("`{full}` changes nothing: mayfly has no such switch"));
             }
+            None => tell(format!("`{full}` is unknown and has no effect{}", hint(path, name))),
         }
     }
 }
@@ -73,18 +84,37 @@ fn visit_tables(text: &str, path: &str, item: &Item, findings: &mut Vec<Finding>
     }
 }
 
-/// Same letters but for case, dashes and underscores, or one letter more or less.
-fn is_close(key: &str, name: &str) -> bool {
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
-    let (key, name) = (plain(key), plain(name));
-    let (longer, shorter) = if key.len() > name.len() { (&key, &name) } else { (&name, &key) };
-    key == name
-        || longer.len() == shorter.len() + 1
-            && (0..longer.len()).any(|at| {
-                longer.is_char_boundary(at) && longer.is_char_boundary(at + 1) && {
-                    format!("{}{}", &longer[..at], &longer[at + 1..]) == **shorter
-                }
-            })
+/// What was probably meant by an unknown key: one of the same table that is written nearly like it, or the same key of
+/// another table.
+fn hint(path: &str, name: &str) -> String {
+    let near = keys::of(path).iter().map(|(key, _)| (distance(key, name), *key));
+    // A third of the letters may be wrong: more, and it is another word.
+    let near = near.filter(|(distance, key)| *distance * 3 <= key.len().max(name.len())).min();
+    if let Some((_, key)) = near {
+        return format!("; did you mean `{key}`?");
+    }
+    let home = keys::TABLES.iter().find(|(_, known)| known.iter().any(|(key, _)| *key == name));
+    home.map(|(table, _)| format!("; it belongs {}", keys::place_of(table))).unwrap_or_default()
+}
+
+/// How many letters must be put in, left out, replaced or swapped to make one word of the other; case, dashes and
+/// underscores do not count.
+fn distance(one: &str, other: &str) -> usize {
+    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "").chars().collect::<Vec<_>>();
+    let (one, other) = (plain(one), plain(other));
+    let mut rows = vec![(0..=other.len()).collect::<Vec<usize>>()];
+    for (i, a) in one.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in other.iter().enumerate() {
+            let mut cost = (rows[i][j] + usize::from(a != b)).min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
+                cost = cost.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(cost);
+        }
+        rows.push(row);
+    }
+    rows[one.len()][other.len()]
 }
 
 #[cfg(test)]
@@ -97,9 +127,43 @@ mod tests {
                     [runners.docker]\nimage = \"x\"\n[runners.mayfly]\nkill_grace = \"1s\"\nkillgrace = \"1s\"\n";
         let told: Vec<String> = of_keys(text).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 4, "{told:#?}");
+        assert!(told[1].ends_with("it belongs below [runners.docker]"), "{told:#?}");
+        assert!(told[3].ends_with("did you mean `kill_grace`?"), "{told:#?}");
         assert_eq!(told[0], "line 2: `chek_interval` is unknown and has no effect; did you mean `check_interval`?");
         assert!(told[1].starts_with("line 6: `runners.privileged` is unknown"));
         assert!(told[2].starts_with("line 7: `runners.docker` has no effect"));
         assert!(told[3].starts_with("line 11: `runners.mayfly.killgrace` is unknown"));
+    }
+    #[test]
+    fn tells_where_a_key_belongs_or_what_it_may_mean() {
+        for (text, hint) in [
+            ("limit = 2\n", "it belongs below [[runners]]"),
+            ("conurent = 2\n", "did you mean `concurrent`?"),
+            ("check-interval = 2\n", "did you mean `check_interval`?"),
+            ("[[runners]]\nconcurrent = 2\n", "it belongs at the top, before every table"),
+            ("[[runners]]\nuotput_limit = 2\n", "did you mean `output_limit`?"),
+            ("[[runners]]\nBucketName = \"x\"\n", "it belongs below [runners.cache.s3]"),
+            ("wholly_other_thing = 2\n", "`wholly_other_thing` is unknown and has no effect"),
+        ] {
+            let told = of_keys(text);
+            assert!(told[0].message.ends_with(hint), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn names_an_object_store_that_is_not_there() {
+        for (kind, told) in [("s3", 0), ("gcs", 1)] {
+            assert_eq!(of_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n")).len(), told, "{kind}");
+        }
+    }
+
+    #[test]
+    fn names_flags_without_effect_and_names_that_are_not_set() {
+        let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
+                    FF_TIMESTAMPS = false\nFF_NETWORK_PER_BUILD = true\n";
+        let told: Vec<String> = of_keys(text).iter().map(Finding::to_string).collect();
+        assert_eq!(told.len(), 2, "{told:#?}");
+        assert!(told[0].starts_with("line 2") && told[0].contains("$NO_SUCH_NAME_HERE"), "{told:#?}");
+        assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_NETWORK_PER_BUILD`"), "{told:#?}");
     }
 }

@@ -16,7 +16,8 @@ use Support::{Honoured, NoEffect, Table};
 const GATEWAY: &str = "this build has no metrics listener";
 const SESSION: &str = "web terminals are not offered";
 const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
-const KIND: &str = "this build keeps caches on the instance and in S3";
+/// Said of the object stores that are not S3.
+pub const KIND: &str = "this build keeps caches on the instance and in S3";
 const DOCKER: &str = "this build runs jobs in the instance's shell";
 const OTHER_EXECUTOR: &str = "this executor does not exist in mayfly";
 const USAGE: &str = "mayfly reports to no one but GitLab";
@@ -76,7 +77,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("debug_trace_disabled", Honoured),
     ("labels", Honoured),
     ("custom_build_dir", Table),
-    ("feature_flags", Honoured),
+    ("feature_flags", Table),
     ("mayfly", Table),
     ("safe_directory_checkout", NoEffect("sources are fetched as the user that owns them")),
     ("clean_git_config", NoEffect("git's configuration is always written anew")),
@@ -138,16 +139,59 @@ const CACHE_S3: &[(&str, Support)] = &[
     ("DisableAssumeRoleCredentialsCaching", NoEffect("lent credentials are used until shortly before they expire")),
 ];
 
+/// Feature flags that change what mayfly does; the others are only passed on to jobs.
+const FEATURE_FLAGS: &[(&str, Support)] = &[
+    ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", Honoured),
+    ("FF_ENABLE_BASH_EXIT_CODE_CHECK", Honoured),
+    ("FF_HASH_CACHE_KEYS", Honoured),
+    ("FF_SCRIPT_SECTIONS", Honoured),
+    ("FF_TIMESTAMPS", Honoured),
+    ("FF_USE_DIRECT_DOWNLOAD", Honoured),
+    ("FF_USE_GITALY_CORRELATION_ID", Honoured),
+];
+
+/// Some keys of a table that is told as a whole: enough to say where a misplaced one belongs.
+const DOCKER_KEYS: &[(&str, Support)] = &[
+    ("image", NoEffect(DOCKER)),
+    ("privileged", NoEffect(DOCKER)),
+    ("volumes", NoEffect(DOCKER)),
+    ("pull_policy", NoEffect(DOCKER)),
+    ("allowed_images", NoEffect(DOCKER)),
+    ("allowed_services", NoEffect(DOCKER)),
+    ("helper_image", NoEffect(DOCKER)),
+    ("network_mode", NoEffect(DOCKER)),
+    ("extra_hosts", NoEffect(DOCKER)),
+    ("shm_size", NoEffect(DOCKER)),
+    ("disable_cache", NoEffect(DOCKER)),
+    ("cap_add", NoEffect(DOCKER)),
+    ("cap_drop", NoEffect(DOCKER)),
+    ("memory", NoEffect(DOCKER)),
+    ("cpus", NoEffect(DOCKER)),
+];
+
+/// Every table with its keys, by path.
+pub const TABLES: &[(&str, &[(&str, Support)])] = &[
+    ("", GLOBAL),
+    ("mayfly", MAYFLY),
+    ("runners", RUNNER),
+    ("runners.mayfly", RUNNER_MAYFLY),
+    ("runners.custom_build_dir", CUSTOM_BUILD_DIR),
+    ("runners.feature_flags", FEATURE_FLAGS),
+    ("runners.docker", DOCKER_KEYS),
+    ("runners.cache", CACHE),
+    ("runners.cache.s3", CACHE_S3),
+];
+
 /// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
 pub fn of(path: &str) -> &'static [(&'static str, Support)] {
+    TABLES.iter().find(|(table, _)| *table == path).map_or(&[], |(_, known)| known)
+}
+
+/// Where the keys of a table are written, in words.
+pub fn place_of(path: &str) -> String {
     match path {
-        "" => GLOBAL,
-        "mayfly" => MAYFLY,
-        "runners" => RUNNER,
-        "runners.mayfly" => RUNNER_MAYFLY,
-        "runners.custom_build_dir" => CUSTOM_BUILD_DIR,
-        "runners.cache" => CACHE,
-        "runners.cache.s3" => CACHE_S3,
-        _ => &[],
+        "" => "at the top, before every table".to_owned(),
+        "runners" => "below [[runners]]".to_owned(),
+        path => format!("below [{path}]"),
     }
 }

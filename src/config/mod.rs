@@ -6,8 +6,10 @@
 pub mod cache;
 pub mod duration;
 pub mod edit;
+mod expand;
 mod findings;
 mod keys;
+mod place;
 mod raw;
 pub mod system_id;
 
@@ -23,6 +25,7 @@ pub use findings::Finding;
 use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
 use cache::Limits;
+use place::Place;
 
 /// What the whole agent does.
 #[derive(Clone, Debug)]
@@ -222,43 +225,54 @@ impl Runner {
 }
 
 impl Config {
-    /// A configuration without runners, for a file that is not there yet.
-    pub fn empty(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            concurrent: 1,
-            check_interval: Duration::from_secs(3),
-            log_level: None,
-            log_format: None,
-            user: None,
-            shutdown_timeout: Duration::from_secs(30),
-            connection_max_age: Duration::from_secs(15 * 60),
-            mayfly: Mayfly::default(),
-            runners: Vec::new(),
-        }
-    }
-
     /// Reads the file at `path`. Errors: unreadable, not TOML, or a value that is none; the message shows the line.
     pub fn load(path: &Path) -> Result<Loaded, Error> {
         let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
-        let invalid = |why: String| Error::Invalid(path.to_owned(), why);
-        let raw: raw::Config = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        let config = from_raw(path, raw).map_err(invalid)?;
+        let config = Self::parse(path, &text)?;
         let mut findings = findings::of_keys(&text);
         findings.extend(findings::of_mode(path));
         Ok(Loaded { config, findings })
     }
+
+    /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let invalid = |why: String| Error::Invalid(path.to_owned(), why);
+        let raw: raw::Config = toml::from_str(text).map_err(|error| invalid(place::of_error(text, &error)))?;
+        from_raw(path, raw).map_err(|wrong| invalid(wrong.shown(text)))
+    }
 }
 
-fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, String> {
+/// A value that TOML allows and that makes no sense.
+struct Wrong {
+    place: Place,
+    why: String,
+}
+
+impl Wrong {
+    fn global(key: &'static str, why: impl Into<String>) -> Self {
+        Self { place: Place { runner: None, key }, why: why.into() }
+    }
+
+    fn shown(&self, text: &str) -> String {
+        self.place.show(text, &self.why)
+    }
+}
+
+fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     let concurrent = raw.concurrent.unwrap_or(1);
     let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
-    let concurrent = concurrent.ok_or("`concurrent` must be at least 1, or no job would ever run")?;
+    let concurrent = concurrent
+        .ok_or_else(|| Wrong::global("concurrent", "`concurrent` must be at least 1, or no job would ever run"))?;
+    check_one_of("log_level", raw.log_level.as_deref(), &LOG_LEVELS)?;
+    check_one_of("log_format", raw.log_format.as_deref(), &LOG_FORMATS)?;
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
     let labels = raw.labels;
     let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
         let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
-        self::runner(path, runner, &labels).map_err(|why| format!("runner {place}: {why}"))
+        self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
+            place: Place { runner: Some(index), key },
+            why: format!("runner {place}: {why}"),
+        })
     });
     Ok(Config {
         path: path.to_owned(),
@@ -278,14 +292,32 @@ fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, String> {
     })
 }
 
-fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> Result<Runner, String> {
-    let executor = executor(&raw.executor)?;
-    if let Some(shell) = raw.shell.as_deref().filter(|shell| !matches!(*shell, "" | "bash" | "sh")) {
-        return Err(format!("`shell = \"{shell}\"`: this build knows bash and sh"));
+/// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.
+pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", "error", "fatal", "panic"];
+/// What `log_format` may be.
+pub const LOG_FORMATS: [&str; 3] = ["runner", "text", "json"];
+
+fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Result<(), Wrong> {
+    match given {
+        Some(given) if !given.is_empty() && !allowed.iter().any(|one| one.eq_ignore_ascii_case(given)) => {
+            Err(Wrong::global(key, format!("`{key}` must be one of {}", allowed.join(", "))))
+        }
+        _ => Ok(()),
     }
-    let url = expand(&raw.url);
-    let pair = |text: &String| {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("`environment`: `{text}` is not KEY=VALUE"))?;
+}
+
+/// Fills in defaults. Errors: the key whose value is wrong, and why.
+fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> Result<Runner, (&'static str, String)> {
+    let executor = executor(&raw.executor).map_err(|why| ("executor", why))?;
+    if let Some(shell) = raw.shell.as_deref().filter(|shell| !matches!(*shell, "" | "bash" | "sh")) {
+        return Err(("shell", format!("`shell = \"{shell}\"`: this build knows bash and sh")));
+    }
+    let url = expand::expand(&raw.url);
+    // The text itself may be a secret that lost its name.
+    let pair = |(index, text): (usize, &String)| {
+        let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+        let (key, value) =
+            pair.ok_or_else(|| ("environment", format!("`environment`: entry number {} is not KEY=VALUE", index + 1)))?;
         Ok((key.to_owned(), value.to_owned()))
     };
     let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
@@ -294,7 +326,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
     Ok(Runner {
         tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
         name: raw.name,
-        token: Token::new(expand(&raw.token)),
+        token: Token::new(expand::expand(&raw.token)),
         id: raw.id,
         url,
         token_life: life.filter(|(_, expires)| !expires.starts_with("0001-")),
@@ -312,7 +344,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         cache: raw.cache,
         cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),
-        environment: raw.environment.iter().map(pair).collect::<Result<_, String>>()?,
+        environment: raw.environment.iter().enumerate().map(pair).collect::<Result<_, (&'static str, String)>>()?,
         pre_get_sources_script: raw.pre_get_sources_script,
         post_get_sources_script: raw.post_get_sources_script,
         pre_build_script: raw.pre_build_script,
@@ -341,14 +373,6 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
              \"instance\""
         )),
         other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\" or \"instance\"")),
-    }
-}
-
-/// `$NAME` in `url` and `token` is taken from the agent's environment.
-fn expand(text: &str) -> String {
-    match text.strip_prefix('$') {
-        Some(name) => env::var(name.trim_matches(['{', '}'])).unwrap_or_default(),
-        None => text.to_owned(),
     }
 }
 
@@ -429,6 +453,40 @@ mod tests {
         let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("wrong");
         assert!(error.contains("line 6") && error.contains("not a duration"), "{error}");
         assert!(load(&format!("concurrent = 0\n{RUNNER}")).expect_err("wrong").contains("at least 1"));
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_shows_its_line() {
+        let second = RUNNER.replace("\"a\"", "\"b\"");
+        let cases = [
+            (format!("\nconcurrent = 0\n{RUNNER}"), "line 2", "concurrent = 0"),
+            (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
+            (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
+            (format!("{RUNNER}{}", second.replace("shell", "docker")), "line 10", "runner `b`"),
+            (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
+            (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
+            (RUNNER.replace("executor = \"shell\"\n", ""), "line 1", "`executor` is missing"),
+        ];
+        for (text, line, part) in cases {
+            let error = load(&text).expect_err("refused");
+            assert!(error.contains(line) && error.contains(part), "{error}");
+            assert!(!error.contains("hidden"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_broken_line_with_a_secret_is_not_shown() {
+        for line in [
+            "token = glrt-secret",
+            "token = \"glrt-secret",
+            "token = 4711",
+            "SecretKey = \"secret",
+            "\"token\" = secret",
+        ] {
+            let error = load(&format!("[[runners]]\n{line}\n")).expect_err("broken");
+            assert!(error.contains("line 2"), "{error}");
+            assert!(!error.contains("secret") && !error.contains("4711"), "{error}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -11,8 +11,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// Reads `.runner_system_id` beside the configuration, or makes it: from the machine id where there is one. A file
 /// that cannot be written is only a warning.
 pub fn load(config: &Path) -> String {
-    let file = config.with_file_name(".runner_system_id");
-    if let Some(known) = fs::read_to_string(&file).ok().map(|text| text.trim().to_owned()).filter(|id| is_valid(id)) {
+    let file = file_of(config);
+    if let Some(known) = kept(&file) {
         return known;
     }
     let made = generate();
@@ -27,6 +27,19 @@ pub fn load(config: &Path) -> String {
         log::warn!("the system id cannot be kept path={} error={error}", file.display());
     }
     made
+}
+
+/// The same, but writes nothing: for commands that only look.
+pub fn peek(config: &Path) -> String {
+    kept(&file_of(config)).unwrap_or_else(generate)
+}
+
+fn file_of(config: &Path) -> PathBuf {
+    config.with_file_name(".runner_system_id")
+}
+
+fn kept(file: &Path) -> Option<String> {
+    fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|id| is_valid(id))
 }
 
 fn is_valid(id: &str) -> bool {
@@ -64,6 +77,8 @@ mod tests {
     fn is_made_once_and_kept() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
+        assert!(is_valid(&peek(&config)));
+        assert!(!directory.path().join(".runner_system_id").exists(), "looking must not write");
         let first = load(&config);
         assert!(is_valid(&first), "{first}");
         assert_eq!(load(&config), first);

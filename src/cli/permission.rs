@@ -1,0 +1,87 @@
+//! What another user may do with a directory, by owner and mode: to be told before a job fails of it.
+//!
+//! Access lists are not looked at: the kernel has the last word.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::shim::spec::User;
+
+const WRITE: u32 = 0o2;
+const ENTER: u32 = 0o1;
+
+/// Whether a user may enter everything that exists above a directory. Errors: what is in the way.
+pub fn can_reach(user: &User, directory: &Path) -> Result<(), String> {
+    for above in directory.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        let Ok(metadata) = fs::metadata(above) else { continue };
+        if !allows(user, &metadata, ENTER) {
+            return Err(format!("user {} cannot enter {}", user.name, above.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a user may make files in a directory. Errors: what is in the way.
+pub fn can_write(user: &User, directory: &Path) -> Result<(), String> {
+    can_reach(user, directory)?;
+    let refused = || format!("user {} cannot write {}", user.name, directory.display());
+    let metadata = fs::metadata(directory).map_err(|_| refused())?;
+    let usable = metadata.is_dir() && allows(user, &metadata, WRITE | ENTER);
+    usable.then_some(()).ok_or_else(refused)
+}
+
+/// The first of owner, group and others that fits decides, as in the kernel.
+fn allows(user: &User, metadata: &Metadata, wanted: u32) -> bool {
+    let mode = metadata.mode();
+    let bits = if user.uid == metadata.uid() {
+        mode >> 6
+    } else if user.gid == metadata.gid() || user.groups.contains(&metadata.gid()) {
+        mode >> 3
+    } else {
+        mode
+    };
+    user.uid == 0 || bits & wanted == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn owner_group_and_others_each_have_their_bits() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set");
+        let directory = root.path().join("builds");
+        fs::create_dir(&directory).expect("made");
+        let metadata = fs::metadata(&directory).expect("metadata");
+        let (uid, gid) = (metadata.uid(), metadata.gid());
+        let user = |uid, gid, groups| User {
+            name: "job".to_owned(),
+            uid,
+            gid,
+            groups,
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        };
+        let other = 54_321;
+        for (mode, user, may) in [
+            (0o700, user(other, other, vec![]), false),
+            (0o777, user(other, other, vec![]), true),
+            (0o770, user(other, gid, vec![]), true),
+            (0o770, user(other, other, vec![gid]), true),
+            (0o707, user(other, other, vec![gid]), false),
+            (0o776, user(other, other, vec![]), false),
+            (0o077, user(uid, other, vec![]), uid == 0),
+        ] {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).expect("set");
+            assert_eq!(can_write(&user, &directory).is_ok(), may, "{mode:o} {user:?}");
+        }
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).expect("set");
+        let missing = root.path().join("a/b");
+        let why = can_reach(&user(other, other, vec![]), &missing).expect_err("in the way");
+        assert!(why.contains("cannot enter"), "{why}");
+    }
+}

@@ -1,0 +1,44 @@
+//! Questions to whoever sits there.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+/// What was given, or else the answer to a question. Errors: neither.
+pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, question: &str) -> Result<String, String> {
+    if let Some(given) = given.filter(|given| !given.is_empty()) {
+        return Ok(given);
+    }
+    let missing = || format!("--{flag} is missing");
+    if is_silent {
+        return Err(missing());
+    }
+    Some(ask(question)?).filter(|answer| !answer.is_empty()).ok_or_else(missing)
+}
+
+/// The name of the runner: given, answered, or the machine's.
+pub fn name(given: Option<String>, is_silent: bool) -> Result<String, String> {
+    if let Some(given) = given.filter(|given| !given.is_empty()) {
+        return Ok(given);
+    }
+    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    if is_silent {
+        return Ok(hostname);
+    }
+    let answer = ask(&format!("Enter a name for the runner [{hostname}]"))?;
+    Ok(if answer.is_empty() { hostname } else { answer })
+}
+
+/// A line from whoever sits there.
+pub fn ask(question: &str) -> Result<String, String> {
+    if io::stdin().is_terminal() {
+        print!("{question}: ");
+    } else {
+        println!("{question}:");
+    }
+    let flushed = io::stdout().flush();
+    let mut line = String::new();
+    flushed.and_then(|()| io::stdin().lock().read_line(&mut line)).map_err(|error| format!("no answer: {error}"))?;
+    if line.is_empty() {
+        return Err(format!("no answer to `{question}`; use --non-interactive with flags"));
+    }
+    Ok(line.trim().to_owned())
+}

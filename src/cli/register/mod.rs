@@ -1,0 +1,230 @@
+//! `mayfly register`: a runner for this machine, on the server and in the configuration.
+//!
+//! With an authentication token (`glrt-…`) the runner is there already and is only verified; a registration token
+//! makes one the old way; a personal access token creates one on behalf of a person.
+
+mod ask;
+mod keys;
+mod options;
+mod table;
+
+use std::process::ExitCode;
+
+use super::token_from;
+use crate::agent;
+use crate::config::edit::Editor;
+use crate::config::{Config, system_id};
+use crate::coordinator::Token;
+use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, Verdict};
+
+use options::Attributes;
+pub use options::{Options, conflict};
+
+/// How the runner comes to be.
+enum Way {
+    /// It is there: verify its token.
+    Verify(Token),
+    /// Make it with a registration token.
+    Register(Token),
+    /// Make it on behalf of a person.
+    Create(Token),
+}
+
+/// Registers a runner. Errors: a value is missing or refused, or the configuration cannot be written.
+pub fn main(options: &Options) -> Result<ExitCode, String> {
+    let path = options.file.path();
+    let mut editor = Editor::open(&path)?;
+    let template = options.template_config.as_deref().map(table::template).transpose()?.unwrap_or_default();
+    let non_interactive = options.non_interactive;
+    let url = ask::given_or_asked(
+        options.url.clone().or_else(|| table::text(&template, "url")),
+        non_interactive,
+        "url",
+        "Enter the GitLab instance URL (for example, https://gitlab.com/)",
+    )?;
+    let way = way(options)?;
+    let name = options.settings.name.clone().or_else(|| table::text(&template, "name"));
+    let name = ask::name(name, non_interactive)?;
+    let executor = ask::given_or_asked(
+        options.settings.executor.clone().or_else(|| table::text(&template, "executor")),
+        non_interactive,
+        "executor",
+        "Enter an executor (shell, instance)",
+    )?;
+    let mut table = table::of(options, &name, &url, &executor);
+    table::fill_from(&mut table, &template);
+    // A configuration that could not be read again must not cost a runner.
+    let config = Config::parse(&path, &table::document(&table))
+        .map_err(|error| format!("the new runner would not work: {error}"))?;
+    let runner = config.runners.first().ok_or("the new runner would not work")?;
+    let gitlab = agent::gitlab(&config, runner)?;
+    let system_id = system_id::load(&path);
+    let (registration, token) = obtain(&gitlab, &way, options, &name, &system_id)?;
+    let is_new = !editor.has(&runner.url, &token);
+    if !is_new {
+        eprintln!("mayfly: warning: this runner is in {} already, and will be there twice", path.display());
+    }
+    table::identify(&mut table, &registration, &token);
+    if editor.is_empty() {
+        editor.set_global("concurrent", 1);
+        editor.set_global("check_interval", 0);
+    }
+    let saved =
+        editor.add_runner(table).and_then(|()| editor.save().map_err(|error| format!("{}: {error}", path.display())));
+    if let Err(why) = saved {
+        if is_new && !options.leave_runner {
+            take_back(&gitlab, &way, &token, &system_id);
+        }
+        return Err(why);
+    }
+    println!("Runner registered successfully: `{name}` is in {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn way(options: &Options) -> Result<Way, String> {
+    let tokens = &options.tokens;
+    if let Some(file) = &tokens.access_token_file {
+        return Ok(Way::Create(token_from(file)?));
+    }
+    let given = |token: &Option<String>| token.clone().filter(|token| !token.trim().is_empty());
+    let authentication = match &tokens.token_file {
+        Some(file) => Some(token_from(file)?),
+        None => given(&tokens.token).map(Token::new),
+    };
+    if let Some(token) = authentication {
+        return match fixed_attributes(options) {
+            fixed if fixed.is_empty() => Ok(Way::Verify(token)),
+            fixed => Err(format!("{}: {FIXED}", fixed.join(", "))),
+        };
+    }
+    let registration = match given(&tokens.registration_token) {
+        Some(token) => token,
+        None if options.non_interactive => {
+            return Err(
+                "a token is missing: --token-file FILE, or --access-token-file FILE to create a runner".to_owned()
+            );
+        }
+        None => ask::ask("Enter the runner's token")?,
+    };
+    if registration.is_empty() {
+        return Err("a token is missing".to_owned());
+    }
+    // An authentication token works in either place; scripts of old give attributes along with it.
+    if !registration.starts_with("glrt-") {
+        return Ok(Way::Register(Token::new(registration)));
+    }
+    let fixed = fixed_attributes(options);
+    if !fixed.is_empty() {
+        eprintln!("mayfly: warning: {} has no effect: {FIXED}", fixed.join(", "));
+    }
+    Ok(Way::Verify(Token::new(registration)))
+}
+
+const FIXED: &str = "the runner of an authentication token is there already; change it on the server";
+
+/// What was given that is settled on the server for a runner that is there.
+fn fixed_attributes(options: &Options) -> Vec<&'static str> {
+    let attributes = &options.attributes;
+    let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let given = [
+        ("--tag-list", text(&attributes.tag_list)),
+        ("--run-untagged", attributes.run_untagged == Some(true)),
+        // True is what gitlab-runner takes for granted.
+        ("--locked", attributes.locked == Some(false)),
+        ("--paused", attributes.paused == Some(true)),
+        ("--access-level", text(&attributes.access_level)),
+        ("--maximum-timeout", attributes.maximum_timeout.is_some_and(|seconds| seconds > 0)),
+        ("--maintenance-note", text(&attributes.maintenance_note)),
+    ];
+    given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
+}
+
+/// The runner on the server, and its token. A runner that was made and does not verify is taken back.
+fn obtain(
+    gitlab: &GitLab,
+    way: &Way,
+    options: &Options,
+    name: &str,
+    system_id: &str,
+) -> Result<(Registration, Token), String> {
+    let made = match way {
+        Way::Verify(_) => None,
+        Way::Register(registration) => Some(
+            gitlab
+                .register(registration, &new_runner(options, name)?)
+                .map_err(|error| format!("registering the runner: {error}"))?,
+        ),
+        Way::Create(access) => Some(
+            gitlab
+                .create_runner(access, &new_runner(options, name)?)
+                .map_err(|error| format!("creating the runner: {error}"))?,
+        ),
+    };
+    let token = match (way, &made) {
+        (Way::Verify(token), _) => token.clone(),
+        (_, made) => made.as_ref().and_then(|made| made.token.clone()).ok_or("the server sent no token")?,
+    };
+    if let (Way::Register(_), Some(made)) = (way, made.clone()) {
+        return Ok((made, token));
+    }
+    let why = match gitlab.verify(&token, system_id) {
+        Ok(Verdict::Valid(verified)) => return Ok((made.unwrap_or(verified), token)),
+        Ok(Verdict::Gone) => "the server does not know this token; copy it again from the runner's page".to_owned(),
+        Err(error) => format!("verifying the runner: {error}"),
+    };
+    if made.is_some() && !options.leave_runner {
+        take_back(gitlab, way, &token, system_id);
+    }
+    Err(why)
+}
+
+/// Undoes what was done on the server.
+fn take_back(gitlab: &GitLab, way: &Way, token: &Token, system_id: &str) {
+    let undone = match way {
+        Way::Verify(_) => gitlab.unregister_manager(token, system_id),
+        Way::Register(_) | Way::Create(_) => gitlab.unregister(token),
+    };
+    if let Err(error) = undone {
+        eprintln!("mayfly: the runner stays on the server, remove it there: {error}");
+    }
+}
+
+/// The runner that is to be made. Errors: it is not said whose it is.
+fn new_runner(options: &Options, name: &str) -> Result<NewRunner, String> {
+    let attributes = &options.attributes;
+    let tag_list = attributes.tag_list.clone().unwrap_or_default();
+    let legacy = options.tokens.access_token_file.is_none();
+    Ok(NewRunner {
+        runner_type: if legacy { None } else { Some(runner_type(attributes)?) },
+        group_id: attributes.group_id,
+        project_id: attributes.project_id,
+        description: name.to_owned(),
+        maintenance_note: attributes.maintenance_note.clone().unwrap_or_default(),
+        // A runner without tags that takes no untagged jobs would never have one.
+        run_untagged: tag_list.is_empty() || attributes.run_untagged.unwrap_or(false),
+        tag_list,
+        locked: attributes.locked.unwrap_or(legacy),
+        paused: attributes.paused.unwrap_or(false),
+        access_level: attributes.access_level.clone().unwrap_or_default(),
+        maximum_timeout: attributes.maximum_timeout.unwrap_or(0),
+    })
+}
+
+/// Whose runner it is to be; a group or a project says it too. Errors: nothing says it, or two things differ.
+fn runner_type(attributes: &Attributes) -> Result<String, String> {
+    let by_id = match (attributes.group_id, attributes.project_id) {
+        (Some(_), _) => Some("group_type"),
+        (None, Some(_)) => Some("project_type"),
+        (None, None) => None,
+    };
+    match (attributes.runner_type.as_deref(), by_id) {
+        (Some("group_type"), None) => Err("--runner-type group_type needs --group-id".to_owned()),
+        (Some("project_type"), None) => Err("--runner-type project_type needs --project-id".to_owned()),
+        (Some(given), Some(by_id)) if given != by_id => Err(format!("--runner-type {given} has no such number")),
+        (Some(given), _) => Ok(given.to_owned()),
+        (None, Some(by_id)) => Ok(by_id.to_owned()),
+        (None, None) => {
+            Err("whose runner is it? add --runner-type instance_type, group_type or project_type".to_owned())
+        }
+    }
+}

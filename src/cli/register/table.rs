@@ -1,0 +1,174 @@
+//! The new runner as a table of the configuration.
+
+use std::fs;
+use std::path::Path;
+
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
+
+use super::options::Options;
+use crate::config::edit::time;
+use crate::coordinator::Token;
+use crate::coordinator::gitlab::Registration;
+
+/// How a time that never comes is written.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The table that the flags describe; its token is still to come.
+pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
+    let settings = &options.settings;
+    let mut table = Table::new();
+    table["name"] = value(name);
+    table["url"] = value(url);
+    table["id"] = value(0);
+    table["token"] = value("");
+    table["token_obtained_at"] = time(NEVER);
+    table["token_expires_at"] = time(NEVER);
+    table["executor"] = value(executor);
+    let texts = [
+        ("shell", &settings.shell),
+        ("builds_dir", &settings.builds_dir),
+        ("clone_url", &settings.clone_url),
+        ("pre_get_sources_script", &settings.pre_get_sources_script),
+        ("post_get_sources_script", &settings.post_get_sources_script),
+        ("pre_build_script", &settings.pre_build_script),
+        ("post_build_script", &settings.post_build_script),
+        ("tls-ca-file", &settings.tls_ca_file),
+        ("tls-cert-file", &settings.tls_cert_file),
+        ("tls-key-file", &settings.tls_key_file),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            table[key] = value(text);
+        }
+    }
+    let numbers = [
+        ("limit", settings.limit),
+        ("request_concurrency", settings.request_concurrency),
+        ("output_limit", settings.output_limit),
+    ];
+    for (key, number) in numbers {
+        if let Some(number) = number {
+            table[key] = value(i64::from(number));
+        }
+    }
+    if !settings.environment.is_empty() {
+        table["environment"] = value(settings.environment.iter().collect::<Array>());
+    }
+    options.others.write(&mut table);
+    table
+}
+
+/// Puts in what the server says of the runner.
+pub fn identify(table: &mut Table, registration: &Registration, token: &Token) {
+    let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_default();
+    table["id"] = value(registration.id);
+    table["token"] = value(token.reveal());
+    table["token_obtained_at"] = time(&now.to_string());
+    table["token_expires_at"] = time(registration.token_expires_at.as_deref().unwrap_or(NEVER));
+}
+
+/// A whole configuration with this runner alone.
+pub fn document(runner: &Table) -> String {
+    let mut document = DocumentMut::new();
+    let mut runners = ArrayOfTables::new();
+    runners.push(runner.clone());
+    document["runners"] = Item::ArrayOfTables(runners);
+    document.to_string()
+}
+
+/// A text of a table.
+pub fn text(table: &Table, key: &str) -> Option<String> {
+    table.get(key).and_then(Item::as_str).map(str::to_owned)
+}
+
+/// The one runner of a template. Errors: unreadable, or not exactly one.
+pub fn template(path: &Path) -> Result<Table, String> {
+    let describe = |why: String| format!("template {}: {why}", path.display());
+    let text = fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
+    let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| describe(error.to_string()))?;
+    let runners = document.get("runners").and_then(Item::as_array_of_tables);
+    match runners.map(|runners| (runners.len(), runners.get(0))) {
+        Some((1, Some(table))) => Ok(without_places(table.clone())),
+        _ => Err(describe("it must have exactly one [[runners]]".to_owned())),
+    }
+}
+
+/// Tables remember where they stood in their file, and would be written there in another one.
+fn without_places(mut table: Table) -> Table {
+    table.set_position(None);
+    for (_, item) in table.iter_mut() {
+        match item {
+            Item::Table(inner) => *inner = without_places(std::mem::take(inner)),
+            Item::ArrayOfTables(tables) => {
+                tables.iter_mut().for_each(|inner| *inner = without_places(std::mem::take(inner)));
+            }
+            _ => {}
+        }
+    }
+    table
+}
+
+/// Fills in what is not there yet, in tables of tables too; never what the server gives.
+pub fn fill_from(table: &mut Table, template: &Table) {
+    let given = ["id", "token", "token_obtained_at", "token_expires_at"];
+    for (key, item) in template.iter().filter(|(key, _)| !given.contains(key)) {
+        match (table.get_mut(key), item) {
+            (Some(Item::Table(inner)), Item::Table(template)) => fill_from(inner, template),
+            (Some(_), _) => {}
+            (None, _) => {
+                table.insert(key, item.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_fills_in_only_what_is_missing_and_stays_with_its_runner() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("template.toml");
+        let text = "[[runners]]\ntoken = \"template\"\nlimit = 3\nname = \"x\"\n\
+                    [runners.cache]\nType = \"s3\"\nPath = \"p\"\n\
+                    [runners.cache.s3]\nBucketName = \"b\"\n[[runners.docker.services]]\nname = \"db\"\n";
+        fs::write(&path, text).expect("written");
+        let config = directory.path().join("config.toml");
+        let old = "[[runners]]\nname = \"one\"\n[runners.cache]\nPath = \"1\"\n\
+                   [[runners]]\nname = \"two\"\n[runners.cache]\nPath = \"2\"\n";
+        fs::write(&config, old).expect("written");
+
+        let mut table: Table = "name = \"three\"\ntoken = \"\"\n[cache]\nPath = \"flag\"\n"
+            .parse::<DocumentMut>()
+            .expect("a table")
+            .as_table()
+            .clone();
+        table = without_places(table);
+        fill_from(&mut table, &template(&path).expect("a template"));
+        let mut editor = crate::config::edit::Editor::open(&config).expect("opened");
+        editor.add_runner(table).expect("added");
+        editor.save().expect("saved");
+
+        let changed: toml::Table = fs::read_to_string(&config).expect("text").parse().expect("a configuration");
+        let runners = changed["runners"].as_array().expect("runners");
+        assert_eq!(runners.len(), 3);
+        assert_eq!(runners[0]["cache"]["Path"].as_str(), Some("1"));
+        assert_eq!(runners[1]["cache"].as_table().expect("a table").len(), 1);
+        assert_eq!((runners[2]["token"].as_str(), runners[2]["limit"].as_integer()), (Some(""), Some(3)));
+        assert_eq!(runners[2]["name"].as_str(), Some("three"));
+        assert_eq!(runners[2]["cache"]["Path"].as_str(), Some("flag"));
+        assert_eq!(runners[2]["cache"]["s3"]["BucketName"].as_str(), Some("b"));
+        assert_eq!(runners[2]["docker"]["services"][0]["name"].as_str(), Some("db"));
+    }
+
+    #[test]
+    fn a_template_has_exactly_one_runner() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("template.toml");
+        for text in ["", "[[runners]]\n[[runners]]\n"] {
+            fs::write(&path, text).expect("written");
+            assert!(template(&path).expect_err("refused").contains("exactly one"));
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The subcommands that manage runners, against a server of canned answers.
+
+mod server;
+
+use super::*;
+
+const VALID: &str = r#"{"id": 7, "token": "glrt-made", "token_expires_at": null}"#;
+
+/// Runs a command on a configuration and gives its outcome with what is in the file then.
+fn outcome(text: &str, arguments: &[&str]) -> (Result<bool, String>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("config.toml");
+    if !text.is_empty() {
+        std::fs::write(&path, text).expect("written");
+    }
+    let path_text = path.display().to_string();
+    let arguments = ["mayfly"].iter().chain(arguments).copied().chain(["--config", &path_text]);
+    let matches = command().try_get_matches_from(arguments).expect("parsed");
+    let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
+    (outcome.map(|code| code == ExitCode::SUCCESS), std::fs::read_to_string(&path).unwrap_or_default())
+}
+
+fn runner(url: &str, name: &str, token: &str) -> String {
+    format!(
+        "# {name}\n[[runners]]\nname = \"{name}\"\nurl = \"{url}\"\ntoken = \"{token}\"\n\
+         executor = \"shell\"\nodd = 1\n"
+    )
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+#[test]
+fn register_verifies_an_authentication_token_and_writes_the_runner() {
+    let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, VALID)]);
+    let token = file("glrt-given\n");
+    let token_file = token.path().display().to_string();
+    let arguments = [
+        "register",
+        "-n",
+        "--url",
+        &server.url,
+        "--token-file",
+        &token_file,
+        "--executor",
+        "shell",
+        "--name",
+        "here",
+        "--limit=2",
+        "--cache-type",
+        "s3",
+    ];
+    let (outcome, text) = outcome("# ours\nconcurrent = 4\n", &arguments);
+    assert_eq!(outcome, Ok(true));
+    assert!(text.starts_with("# ours\nconcurrent = 4\n"), "{text}");
+    let config = Config::parse(std::path::Path::new("c"), &text).expect("a configuration");
+    let runner = &config.runners[0];
+    assert_eq!((runner.name.as_str(), runner.id, runner.limit), ("here", Some(7), Some(2)));
+    assert_eq!(runner.token.reveal(), "glrt-given");
+    let asked = &server.asked()[0];
+    assert!(asked.body["system_id"].as_str().is_some_and(|id| id.len() == 14), "{asked:?}");
+    assert_eq!(asked.body["info"]["executor"], "shell");
+}
+
+#[test]
+fn register_refuses_what_is_settled_on_the_server() {
+    let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, VALID)]);
+    let common = ["register", "-n", "--url", &server.url, "--executor", "shell", "--tag-list", "a,b"];
+    let (refused, text) = outcome("", &[&common[..], &["--token", "glrt-given"]].concat());
+    assert!(refused.expect_err("refused").contains("--tag-list"));
+    assert!(text.is_empty() && server.asked().is_empty());
+    let (warned, _) = outcome("", &[&common[..], &["--registration-token", "glrt-given"]].concat());
+    assert_eq!(warned, Ok(true));
+}
+
+#[test]
+fn register_creates_a_runner_on_behalf_of_a_person() {
+    let server = server::Server::start(&[
+        ("POST /api/v4/user/runners", 201, VALID),
+        ("POST /api/v4/runners/verify", 200, VALID),
+    ]);
+    let access = file("glpat-person");
+    let access = access.path().display().to_string();
+    let arguments = [
+        "register",
+        "-n",
+        "--url",
+        &server.url,
+        "--access-token-file",
+        &access,
+        "--executor",
+        "shell",
+        "--group-id",
+        "12",
+        "--tag-list",
+        "a,b",
+        "--name",
+        "here",
+    ];
+    let (outcome, text) = outcome("", &arguments);
+    assert_eq!(outcome, Ok(true));
+    assert!(text.contains("token = \"glrt-made\"") && !text.contains("glpat-person"), "{text}");
+    let asked = server.asked();
+    assert!(asked[0].headers.contains("private-token: glpat-person"));
+    assert_eq!(asked[0].body["runner_type"], "group_type");
+    assert_eq!((&asked[0].body["tag_list"], &asked[0].body["description"]), (&"a,b".into(), &"here".into()));
+    assert!(!asked[1].headers.contains("glpat-person"));
+    assert_eq!(asked[1].body["token"], "glrt-made");
+}
+
+#[test]
+fn register_takes_back_a_runner_that_does_not_verify() {
+    let access = file("glpat-person");
+    let access = access.path().display().to_string();
+    for (leave, last) in [(&[][..], "DELETE /api/v4/runners"), (&["--leave-runner"][..], "POST /api/v4/runners/verify")]
+    {
+        let server = server::Server::start(&[
+            ("POST /api/v4/user/runners", 201, VALID),
+            ("POST /api/v4/runners/verify", 403, "{}"),
+            ("DELETE /api/v4/runners", 204, ""),
+        ]);
+        let arguments = [
+            "register",
+            "-n",
+            "--url",
+            &server.url,
+            "--access-token-file",
+            &access,
+            "--executor",
+            "shell",
+            "--runner-type",
+            "instance_type",
+        ];
+        let (outcome, text) = outcome("", &[&arguments[..], leave].concat());
+        assert!(outcome.is_err() && text.is_empty());
+        assert_eq!(server.lines().last().map(String::as_str), Some(last));
+    }
+}
+
+#[test]
+fn a_runner_that_would_not_work_is_never_made() {
+    let server = server::Server::start(&[("POST /api/v4/user/runners", 201, VALID)]);
+    let access = file("glpat-person");
+    let access = access.path().display().to_string();
+    let common = ["register", "-n", "--url", &server.url, "--access-token-file", &access];
+    for more in [
+        &["--runner-type", "instance_type", "--executor", "docker"][..],
+        &["--runner-type", "instance_type", "--executor", "shell", "--env", "NOT_A_PAIR"],
+        &["--runner-type", "group_type", "--executor", "shell"],
+        &["--executor", "shell"],
+        &["--runner-type", "instance_type"],
+    ] {
+        let (outcome, text) = outcome("", &[&common[..], more].concat());
+        assert!(outcome.is_err() && text.is_empty(), "{more:?}");
+    }
+    assert!(server.asked().is_empty());
+}
+
+#[test]
+fn verify_deletes_only_runners_that_the_server_does_not_know() {
+    for (status, stays) in [(403, false), (500, true), (200, true)] {
+        let server = server::Server::start(&[("POST /api/v4/runners/verify", status, VALID)]);
+        let other = runner("http://127.0.0.1:9", "other", "glrt-b");
+        let text = format!("{}{other}", runner(&server.url, "one", "glrt-a"));
+        let (_, text) = outcome(&text, &["verify", "--delete", "--name", "one"]);
+        assert_eq!(text.contains("\"one\""), stays, "{status}");
+        assert!(text.ends_with(&other), "{text}");
+    }
+}
+
+#[test]
+fn verify_of_a_runner_that_is_not_there_fails() {
+    let (outcome, _) = outcome(&runner("http://127.0.0.1:9", "one", "glrt-a"), &["verify", "--name", "two"]);
+    assert!(outcome.expect_err("none").contains("no such runner"));
+}
+
+#[test]
+fn unregister_takes_off_the_machine_or_the_whole_runner_by_its_token() {
+    for (token, line) in [("glrt-a", "DELETE /api/v4/runners/managers"), ("old", "DELETE /api/v4/runners")] {
+        let server = server::Server::start(&[("DELETE /api/v4/runners", 204, "")]);
+        let (outcome, text) =
+            outcome(&runner(&server.url, "one", token), &["unregister", "--url", &server.url, "--token", token]);
+        assert_eq!(outcome, Ok(true));
+        assert_eq!(server.lines(), [line]);
+        assert!(!text.contains("[[runners]]"), "{text}");
+    }
+    assert!(outcome(&runner("http://127.0.0.1:9", "one", "t"), &["unregister"]).0.is_err());
+}
+
+#[test]
+fn reset_token_keeps_everything_else_of_the_file() {
+    let server = server::Server::start(&[(
+        "POST /api/v4/runners/reset_authentication_token",
+        201,
+        r#"{"token": "glrt-new", "token_expires_at": "2030-01-02T03:04:05Z"}"#,
+    )]);
+    let before = runner(&server.url, "one", "glrt-old");
+    let (outcome, text) = outcome(&before, &["reset-token", "--name", "one"]);
+    assert_eq!(outcome, Ok(true));
+    assert!(text.starts_with(&before.replace("glrt-old", "glrt-new")), "{text}");
+    assert!(text.contains("token_expires_at = 2030-01-02T03:04:05Z"), "{text}");
+}
+
+#[test]
+fn check_passes_or_fails_with_the_token_and_writes_nothing() {
+    for (status, passes) in [(200, true), (403, false), (500, false)] {
+        let server = server::Server::start(&[("POST /api/v4/runners/verify", status, VALID)]);
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = directory.path().join("state");
+        let path = directory.path().join("config.toml");
+        let runner = runner(&server.url, "one", "glrt-a");
+        std::fs::write(&path, format!("[mayfly]\nstate_dir = \"{}\"\n{runner}", state.display())).expect("written");
+        let there = directory.path().display().to_string();
+        let file = path.display().to_string();
+        let arguments = ["mayfly", "check", "--config", &file, "--working-directory", &there];
+        let matches = command().try_get_matches_from(arguments).expect("parsed");
+        let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
+        assert_eq!(outcome.map(|code| code == ExitCode::SUCCESS), Ok(passes), "{status}");
+        assert_eq!(std::fs::read_dir(&there).expect("a directory").count(), 1, "something was written");
+        assert!(server.lines().iter().all(|line| line == "POST /api/v4/runners/verify"));
+    }
+}
+
+#[test]
+fn a_token_file_and_a_token_exclude_each_other() {
+    let conflict = |flags: &[&str]| {
+        let arguments = ["mayfly", "register"].iter().chain(flags);
+        let matches = command().try_get_matches_from(arguments).expect("parsed");
+        register::conflict(matches.subcommand_matches("register").expect("register"))
+    };
+    assert!(
+        conflict(&["--token-file", "f", "--token", "t"])
+            .is_some_and(|why| why.contains("--token-file cannot be used with --token"))
+    );
+    assert!(conflict(&["--access-token-file", "f", "-r", "t"]).is_some());
+    assert!(conflict(&["--token-file", "f"]).is_none());
+    let both = ["mayfly", "register", "--token-file", "f", "--access-token-file", "g"];
+    assert!(command().try_get_matches_from(both).is_err());
+}
+
+#[test]
+fn the_command_line_holds_together() {
+    command().debug_assert();
+}
+
+#[test]
+fn help_never_shows_what_the_environment_holds() {
+    let command = command();
+    let shown = command.get_subcommands().chain([&command]).flat_map(clap::Command::get_arguments);
+    let shown: Vec<_> = shown.filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set()).collect();
+    assert!(shown.is_empty(), "{shown:?}");
+}
+
+#[test]
+fn booleans_are_given_bare_or_with_a_value() {
+    for (arguments, debug) in
+        [(&["--debug"][..], true), (&["--debug=true"], true), (&["--debug=0"], false), (&[], false)]
+    {
+        let arguments = ["mayfly", "list"].iter().chain(arguments);
+        let matches = command().try_get_matches_from(arguments).expect("parsed");
+        assert!(Cli::from_arg_matches(&matches).is_ok());
+        assert_eq!(matches.get_one::<bool>("debug"), Some(&debug));
+    }
+    assert!(command().try_get_matches_from(["mayfly", "--debug=maybe", "list"]).is_err());
+    assert!(command().try_get_matches_from(["mayfly", "--log-level", "loud", "list"]).is_err());
+}

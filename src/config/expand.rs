@@ -1,0 +1,65 @@
+//! `$NAME` and `${NAME}` in `url` and `token`: taken from the agent's environment, so that a configuration in an image
+//! need not hold a secret.
+
+use std::env;
+
+/// The text with what its names stand for; a name that is not set stands for nothing.
+pub fn expand(text: &str) -> String {
+    let mut expanded = String::new();
+    for part in parts(text) {
+        match part {
+            Part::Text(text) => expanded.push_str(text),
+            Part::Name(name) => expanded.push_str(&env::var(name).unwrap_or_default()),
+        }
+    }
+    expanded
+}
+
+/// The names in a text that are not set.
+pub fn unset(text: &str) -> Vec<&str> {
+    let name = |part| match part {
+        Part::Name(name) if env::var_os(name).is_none() => Some(name),
+        _ => None,
+    };
+    parts(text).into_iter().filter_map(name).collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Part<'a> {
+    Text(&'a str),
+    Name(&'a str),
+}
+
+fn parts(mut text: &str) -> Vec<Part<'_>> {
+    let mut parts = Vec::new();
+    while let Some(at) = text.find('$') {
+        let after = &text[at + 1..];
+        let braced = after.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, rest) = braced.unwrap_or_else(|| {
+            let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+            after.split_at(end)
+        });
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let (part, rest) = if is_name { (Part::Name(name), rest) } else { (Part::Text("$"), after) };
+        parts.extend([Part::Text(&text[..at]), part]);
+        text = rest;
+    }
+    parts.push(Part::Text(text));
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_from_the_environment_wherever_they_stand() {
+        let home = env::var("PATH").expect("a path");
+        assert_eq!(expand("a-$PATH-${PATH}b"), format!("a-{home}-{home}b"));
+        for text in ["", "plain", "100$", "$-", "${", "${}", "${a b}"] {
+            assert_eq!(expand(text), text);
+        }
+        assert_eq!(expand("x${NO_SUCH_NAME_HERE}y"), "xy");
+        assert_eq!(unset("$PATH ${NO_SUCH_NAME_HERE}"), ["NO_SUCH_NAME_HERE"]);
+    }
+}

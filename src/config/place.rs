@@ -1,0 +1,77 @@
+//! Where in the file a value stands, for messages that show the line; never one with a secret in it.
+
+use toml_edit::{Document, Item, TableLike};
+
+/// A key that was given a wrong value, or that is missing.
+pub struct Place {
+    /// Which of `[[runners]]`, from 0; `None` for the top level.
+    pub runner: Option<usize>,
+    /// The key.
+    pub key: &'static str,
+}
+
+impl Place {
+    /// The message with the line; that of the table where the key is missing.
+    pub fn show(&self, text: &str, why: &str) -> String {
+        match self.offset(text) {
+            Some(offset) => show(text, offset, why),
+            None => why.to_owned(),
+        }
+    }
+
+    fn offset(&self, text: &str) -> Option<usize> {
+        let document = Document::parse(text).ok()?;
+        let Some(index) = self.runner else { return offset_of(document.as_table(), self.key) };
+        let runners = document.get("runners")?;
+        if let Some(table) = runners.as_array_of_tables().and_then(|tables| tables.get(index)) {
+            return offset_of(table, self.key).or_else(|| Some(table.span()?.start));
+        }
+        let inline = runners.as_array()?.get(index)?;
+        inline.as_inline_table().and_then(|table| offset_of(table, self.key)).or_else(|| Some(inline.span()?.start))
+    }
+}
+
+fn offset_of(table: &dyn TableLike, key: &str) -> Option<usize> {
+    let item = table.get(key)?;
+    Some(table.key(key).and_then(toml_edit::Key::span).or_else(|| Item::span(item))?.start)
+}
+
+/// What the parser says, with the line.
+pub fn of_error(text: &str, error: &toml::de::Error) -> String {
+    let offset = error.span().map_or(text.len(), |span| span.start);
+    let line = line_at(text, offset);
+    match is_secret(line.1) {
+        // The message may repeat the value.
+        true => {
+            show(text, offset, "this value is not written as it must be; it is not shown, since it may be confidential")
+        }
+        false => show(text, offset, error.message()),
+    }
+}
+
+/// Line number (from 1) of a place in the text.
+pub fn line_number(text: &str, offset: usize) -> usize {
+    text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+fn show(text: &str, offset: usize, why: &str) -> String {
+    let (number, line) = line_at(text, offset);
+    let why = why.trim_end();
+    match is_secret(line) {
+        true => format!("line {number}: {why}"),
+        false => format!("line {number}: {why}\n  {number} | {}", line.trim_end()),
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> (usize, &str) {
+    // An end of file stands behind the last line.
+    let number = line_number(text, offset).min(text.lines().count().max(1));
+    (number, text.lines().nth(number - 1).unwrap_or_default())
+}
+
+/// True for a line whose key names a secret, and for one that may belong to a value of several lines.
+fn is_secret(line: &str) -> bool {
+    let Some((key, _)) = line.split_once('=') else { return !line.trim_start().starts_with('[') };
+    let key = key.to_ascii_lowercase();
+    ["token", "secret", "password", "key", "environment", "script", "dsn"].iter().any(|word| key.contains(word))
+}
