@@ -43,6 +43,9 @@ impl Agent {
 fn replace(agent: &Agent, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
     // The file first: a token that cannot be kept must not be asked for.
     let mut editor = Editor::open(&agent.options.config)?;
+    if !editor.has(&runner.url, &runner.token) {
+        return Err(format!("the runner is not in {} any more", agent.options.config.display()));
+    }
     editor.save().map_err(|error| format!("{}: {error}", agent.options.config.display()))?;
     let registration = gitlab.reset_token(&runner.token).map_err(|error| error.to_string())?;
     let token = registration.token.ok_or("the server sent no token")?;

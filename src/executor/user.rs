@@ -13,18 +13,22 @@ pub fn look_up(name: &str) -> Result<User, String> {
     found.map(with_groups).ok_or_else(|| format!("user `{name}` does not exist on this machine"))
 }
 
-/// The user this process runs as.
+/// The user this process runs as, at home where its own environment says so.
 pub fn current() -> User {
     let uid = Uid::effective();
     let found = nix::unistd::User::from_uid(uid).ok().flatten();
-    found.map(with_groups).unwrap_or_else(|| User {
+    let mut user = found.map(with_groups).unwrap_or_else(|| User {
         name: uid.to_string(),
         uid: uid.as_raw(),
         gid: nix::unistd::Gid::effective().as_raw(),
         groups: Vec::new(),
-        home: std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from),
+        home: PathBuf::from("/"),
         shell: PathBuf::from("/bin/sh"),
-    })
+    });
+    if let Some(home) = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()) {
+        user.home = home;
+    }
+    user
 }
 
 fn with_groups(user: nix::unistd::User) -> User {
