@@ -1,7 +1,8 @@
 //! From raw output to log: masked, valid UTF-8, stamped. One filter a stream.
 
 use super::FilterSpec;
-use super::mask::{Masker, Masks};
+use super::mask::Masker;
+use super::patterns::Masks;
 use super::stamp::{Output, Stamper};
 
 /// One stream's way into the log.

@@ -6,6 +6,7 @@
 mod filter;
 mod lines;
 mod mask;
+mod patterns;
 mod spool;
 mod stamp;
 mod upload;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use filter::Filter;
 pub use lines::Trace;
-pub use mask::Masks;
+pub use patterns::Masks;
 pub use spool::{Claim, Spool};
 pub use stamp::Output;
 pub use upload::{Delivery, UploadOptions, Uploader};
