@@ -102,6 +102,8 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The lines without their times.
@@ -147,5 +149,39 @@ mod tests {
         let lines = lines(&out);
         assert_eq!(lines.len(), 3);
         assert_eq!(&lines[1..], [" 01O+y", " 01O+"]);
+    }
+
+    proptest! {
+        #[test]
+        fn lines_parse_back_to_what_was_written(
+            text in "[ab\\r\\n]{0,80}",
+            cuts in proptest::collection::vec((0..80_usize, any::<bool>()), 0..6),
+        ) {
+            let mut cuts: Vec<_> = cuts.into_iter().map(|(at, flush)| (at.min(text.len()), flush)).collect();
+            cuts.sort_unstable();
+            let mut stamper = Stamper::new(15, Output::Out);
+            let mut out = Vec::new();
+            let mut from = 0;
+            for (at, flush) in cuts.into_iter().chain([(text.len(), true)]) {
+                stamper.push(&text.as_bytes()[from..at], &mut out);
+                from = at;
+                if flush {
+                    stamper.flush(&mut out);
+                }
+            }
+            let mut back = String::new();
+            for (index, line) in std::str::from_utf8(&out).expect("text").split_terminator('\n').enumerate() {
+                let (header, content) = line.split_at(32);
+                prop_assert!(header[27..].starts_with(" 0fO"), "{}", header);
+                match &header[31..] {
+                    " " if index > 0 => back.push('\n'),
+                    " " | "+" => {}
+                    other => prop_assert!(false, "{}", other),
+                }
+                back.push_str(content);
+            }
+            // Whether the last line has an end shows only with the next one.
+            prop_assert_eq!(back.as_str(), text.strip_suffix('\n').unwrap_or(&text));
+        }
     }
 }

@@ -3,6 +3,10 @@
 //! The spool is the only buffer, so memory stays flat however large the log or long the outage, and any offset can be
 //! asked for again until the end.
 
+mod ending;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -27,12 +31,8 @@ const CHUNK: usize = 1 << 20;
 const INTERVAL: Duration = Duration::from_secs(3);
 /// A job of which nothing was heard for this long is told to be alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// GitLab takes a running job for lost after an hour without a sign of life: until then a final state is worth sending.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(65 * 60);
 /// First wait between two tries of the final state.
 const BACK_OFF: Duration = Duration::from_secs(1);
-/// Longest wait between two tries of the final state.
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// How a log is uploaded.
 #[derive(Clone, Copy, Debug)]
@@ -262,10 +262,9 @@ impl Upload {
         while self.follow.is_some() && sent == Piece::Sent {
             sent = self.send_piece();
         }
-        if matches!(sent, Piece::Sent | Piece::Empty) && self.heard.elapsed() >= KEEP_ALIVE {
-            if let Some(reply) = self.tell_state(&JobState::Running) {
-                self.note(&reply);
-            }
+        let quiet = matches!(sent, Piece::Sent | Piece::Empty) && self.heard.elapsed() >= KEEP_ALIVE;
+        if let Some(reply) = quiet.then(|| self.tell_state(&JobState::Running)).flatten() {
+            self.note(&reply);
         }
     }
 
@@ -349,89 +348,4 @@ impl Upload {
             (self.on_status)(status);
         }
     }
-
-    /// Sends the rest of the log and the final state, for as long as the server would take them.
-    fn finish(&mut self, ending: &JobState) -> Delivery {
-        self.interval = INTERVAL;
-        let began = Instant::now();
-        let (mut failures, mut resets) = (0, 0);
-        let mut back_off = self.back_off;
-        loop {
-            if self.last_status == JobStatus::Over {
-                return Delivery::Gone;
-            }
-            match self.try_to_finish(ending) {
-                Ok(delivery) => return delivery,
-                Err(Again::AfterInterval) => self.pause(self.interval),
-                Err(Again::FromStart) => {
-                    resets += 1;
-                    if resets >= self.options.final_tries {
-                        return Delivery::GivenUp;
-                    }
-                    self.offset = 0;
-                    self.pause(self.interval);
-                }
-                Err(Again::Failed) => {
-                    failures += 1;
-                    if failures >= self.options.final_tries && began.elapsed() > GIVE_UP_AFTER {
-                        return Delivery::GivenUp;
-                    }
-                    self.pause(back_off);
-                    back_off = (back_off * 2).min(BACK_OFF_MAX);
-                }
-            }
-            if self.is_abandoned() {
-                return Delivery::GivenUp;
-            }
-        }
-    }
-
-    /// Waits, though the bell has rung for the end already.
-    fn pause(&self, duration: Duration) {
-        let until = Instant::now() + duration;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if self.is_abandoned() {
-                return;
-            }
-            self.wait(left);
-        }
-    }
-
-    fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, Again> {
-        let mut resyncs = 0;
-        loop {
-            let before = self.offset;
-            match self.send_piece() {
-                Piece::Sent if self.is_abandoned() => return Ok(Delivery::GivenUp),
-                Piece::Sent => {}
-                Piece::Empty | Piece::NotFound => break,
-                Piece::Over => return Ok(Delivery::Gone),
-                // The server has another size: go on from there at once, but not for ever.
-                Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
-                Piece::Failed => return Err(Again::Failed),
-            }
-        }
-        let reply = self.tell_state(ending).ok_or(Again::Failed)?;
-        self.note(&reply);
-        match reply.outcome {
-            UpdateOutcome::Done => Ok(Delivery::Delivered),
-            UpdateOutcome::Gone => Ok(Delivery::Gone),
-            UpdateOutcome::Accepted => Err(Again::AfterInterval),
-            UpdateOutcome::TraceInvalid => Err(Again::FromStart),
-            UpdateOutcome::Failed => Err(Again::Failed),
-        }
-    }
 }
-
-/// Why the end must be tried again.
-enum Again {
-    /// The server is busy with the log.
-    AfterInterval,
-    /// The server's log is not ours.
-    FromStart,
-    /// Nothing is settled.
-    Failed,
-}
-
-#[cfg(test)]
-mod tests;
