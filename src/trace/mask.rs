@@ -206,6 +206,12 @@ mod tests {
     }
 
     #[test]
+    fn masks_a_value_in_base64() {
+        let text = b"Authorization: Basic dXNlcjpzM2NyM3QtdmFsdWU=\n";
+        assert_eq!(masked(&["s3cr3t-value"], &[text]), "Authorization: Basic dXNlcjp[MASKED]U=\n");
+    }
+
+    #[test]
     fn holds_back_only_what_may_become_a_secret() {
         let masks = Masks::new(&["secret".to_owned()], &[]);
         let mut masker = Masker::new(&masks);

@@ -3,6 +3,7 @@
 //! Two processes append to one spool: the agent (its own lines) and the shim (a step's output). What stands in the
 //! spool is exactly what the server gets: size and checksum are those of the file. This layer never runs anything.
 
+mod base64;
 mod checksum;
 mod filter;
 mod ledger;

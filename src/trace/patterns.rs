@@ -3,6 +3,8 @@
 //! A table of first pairs of bytes passes over most of a text; where a pattern may begin, the sorted patterns are
 //! narrowed byte by byte. Neither the number of values nor their length makes ordinary text slower than that.
 
+use super::base64;
+
 /// Prefixes of GitLab's own tokens: the prefix stays, what follows is masked.
 const TOKEN_PREFIXES: [&str; 14] = [
     "glpat-",
@@ -36,6 +38,11 @@ const URL_OPENERS: [u8; 2] = [b'?', b'&'];
 
 /// The lines of a secret of several lines are masked one by one from this length (bytes).
 const LINE_MIN: usize = 8;
+
+/// Values from this length (bytes) are masked in Base64, too; shorter ones would hide what is none of them.
+const BASE64_MIN: usize = 8;
+/// Up to this length: Base64 of a longer value is mostly broken into lines, and costs memory.
+const BASE64_MAX: usize = 1024;
 
 /// A longer value is looked for in pieces of this many bytes, which bounds what is held back and compared.
 const PIECE: usize = 128;
@@ -140,7 +147,7 @@ pub struct Masks {
 
 impl Masks {
     /// Patterns for these secret values and token prefixes (beside the built-in ones). Blank values are dropped;
-    /// each long line of a value of several lines counts as a value too.
+    /// each long line of a value of several lines counts as a value too, and so does a value in Base64.
     pub fn new(values: &[String], prefixes: &[String]) -> Self {
         let mut patterns = Vec::new();
         for value in values {
@@ -148,6 +155,9 @@ impl Masks {
             let lines = value.lines().map(str::trim).filter(|line| line.len() >= LINE_MIN && line.len() < value.len());
             for text in std::iter::once(value).chain(lines).filter(|text| !text.is_empty()) {
                 add_value(&mut patterns, text.as_bytes());
+            }
+            if (BASE64_MIN..=BASE64_MAX).contains(&value.len()) {
+                base64::forms(value.as_bytes()).iter().for_each(|form| add_value(&mut patterns, form));
             }
         }
         let tokens = TOKEN_PREFIXES.iter().copied().chain(prefixes.iter().map(|prefix| prefix.trim()));
