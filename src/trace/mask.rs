@@ -72,25 +72,35 @@ impl<'a> Masker<'a> {
     fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, last: bool) -> usize {
         let mut position = 0;
         while position < text.len() {
-            if self.is_idle() {
-                let candidate = self.masks.next_candidate(text, position);
-                if candidate > position {
-                    out.extend_from_slice(&text[position..candidate]);
+            let found = if self.is_idle() {
+                let (at, found) = self.next_match(text, position, last);
+                if at > position {
+                    out.extend_from_slice(&text[position..at]);
                     self.last = Last::Shown;
-                    position = candidate;
+                    position = at;
                 }
-                if position == text.len() {
-                    break;
-                }
-            }
-            let found = self.masks.find(&text[position..]);
-            if found.open && !last {
-                break;
-            }
+                found
+            } else {
+                Some(self.masks.find(&text[position..]))
+            };
+            let Some(found) = found.filter(|found| last || !found.open) else { break };
             self.step(text[position], &found, out);
             position += 1;
         }
         position
+    }
+
+    /// The first position from `from` on at which something begins, or may begin if the text is not over; else the end.
+    fn next_match(&self, text: &[u8], from: usize, last: bool) -> (usize, Option<Found>) {
+        let mut at = self.masks.next_candidate(text, from);
+        while at < text.len() {
+            let found = self.masks.find(&text[at..]);
+            if found.value > 0 || found.prefix.is_some() || (found.open && !last) {
+                return (at, Some(found));
+            }
+            at = self.masks.next_candidate(text, at + 1);
+        }
+        (at, None)
     }
 
     /// Nothing that began earlier reaches the next byte.
