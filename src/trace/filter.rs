@@ -1,7 +1,8 @@
 //! From raw output to log: masked, valid UTF-8, stamped. One filter a stream.
 
 use super::FilterSpec;
-use super::mask::{Masker, Masks};
+use super::mask::Masker;
+use super::patterns::Masks;
 use super::stamp::{Output, Stamper};
 
 /// One stream's way into the log.
@@ -10,7 +11,6 @@ pub struct Filter<'a> {
     text: Utf8,
     stamper: Option<Stamper>,
     masked: Vec<u8>,
-    valid: Vec<u8>,
 }
 
 impl<'a> Filter<'a> {
@@ -21,7 +21,6 @@ impl<'a> Filter<'a> {
             text: Utf8::default(),
             stamper: spec.timestamps.then(|| Stamper::new(stream, output)),
             masked: Vec::new(),
-            valid: Vec::new(),
         }
     }
 
@@ -29,7 +28,7 @@ impl<'a> Filter<'a> {
     pub fn push(&mut self, output: &[u8], out: &mut Vec<u8>) {
         self.masked.clear();
         self.masker.push(output, &mut self.masked);
-        self.pass(out);
+        stamp(&mut self.stamper, self.text.push(&self.masked), out);
     }
 
     /// The stream is silent: shows a line that has no end yet, but never what may be the start of a secret.
@@ -43,24 +42,16 @@ impl<'a> Filter<'a> {
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         self.masked.clear();
         self.masker.finish(&mut self.masked);
-        self.pass(out);
-        self.valid.clear();
-        self.text.finish(&mut self.valid);
-        self.stamp(out);
+        stamp(&mut self.stamper, self.text.push(&self.masked), out);
+        stamp(&mut self.stamper, self.text.finish(), out);
         self.flush(out);
     }
+}
 
-    fn pass(&mut self, out: &mut Vec<u8>) {
-        self.valid.clear();
-        self.text.push(&self.masked, &mut self.valid);
-        self.stamp(out);
-    }
-
-    fn stamp(&mut self, out: &mut Vec<u8>) {
-        match &mut self.stamper {
-            Some(stamper) => stamper.push(&self.valid, out),
-            None => out.extend_from_slice(&self.valid),
-        }
+fn stamp(stamper: &mut Option<Stamper>, text: &str, out: &mut Vec<u8>) {
+    match stamper {
+        Some(stamper) => stamper.push(text, out),
+        None => out.extend_from_slice(text.as_bytes()),
     }
 }
 
@@ -69,41 +60,45 @@ impl<'a> Filter<'a> {
 struct Utf8 {
     /// The beginning of a character, at most three bytes.
     begun: Vec<u8>,
+    mended: String,
 }
 
 impl Utf8 {
-    fn push(&mut self, text: &[u8], out: &mut Vec<u8>) {
+    /// What is text of all so far; mostly that is `bytes` itself.
+    fn push<'t>(&'t mut self, bytes: &'t [u8]) -> &'t str {
         if self.begun.is_empty() {
-            self.convert(text, out);
-            return;
+            if let Ok(text) = std::str::from_utf8(bytes) {
+                return text;
+            }
+            self.mend(bytes);
+        } else {
+            let mut joined = std::mem::take(&mut self.begun);
+            joined.extend_from_slice(bytes);
+            self.mend(&joined);
         }
-        let mut joined = std::mem::take(&mut self.begun);
-        joined.extend_from_slice(text);
-        self.convert(&joined, out);
+        &self.mended
     }
 
-    fn convert(&mut self, mut text: &[u8], out: &mut Vec<u8>) {
-        loop {
-            let error = match std::str::from_utf8(text) {
-                Ok(_) => return out.extend_from_slice(text),
-                Err(error) => error,
-            };
-            let (valid, rest) = text.split_at(error.valid_up_to());
-            out.extend_from_slice(valid);
-            let Some(bad) = error.error_len() else {
-                self.begun.extend_from_slice(rest);
-                return;
-            };
-            out.extend_from_slice("\u{fffd}".as_bytes());
-            text = &rest[bad..];
+    fn mend(&mut self, bytes: &[u8]) {
+        self.mended.clear();
+        let mut chunks = bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            self.mended.push_str(chunk.valid());
+            let bad = chunk.invalid();
+            let incomplete =
+                chunks.peek().is_none() && std::str::from_utf8(bad).is_err_and(|it| it.error_len().is_none());
+            if incomplete {
+                self.begun.extend_from_slice(bad);
+            } else if !bad.is_empty() {
+                self.mended.push(char::REPLACEMENT_CHARACTER);
+            }
         }
     }
 
-    fn finish(&mut self, out: &mut Vec<u8>) {
-        if !self.begun.is_empty() {
-            self.begun.clear();
-            out.extend_from_slice("\u{fffd}".as_bytes());
-        }
+    /// The stream is over: a character that was begun stays without its end.
+    fn finish(&mut self) -> &'static str {
+        let begun = std::mem::take(&mut self.begun);
+        if begun.is_empty() { "" } else { "\u{fffd}" }
     }
 }
 

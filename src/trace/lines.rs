@@ -49,8 +49,14 @@ impl Trace {
     /// Ends the last section and says how the job came out; never dropped, and one piece.
     pub fn conclude(&self, section: Option<&str>, well: bool, text: &str) {
         let end = section.map(|name| self.marker("section_end", name)).unwrap_or_default();
+        let dropped = match self.spool.dropped() {
+            0 => String::new(),
+            bytes => {
+                format!("{YELLOW}WARNING: {bytes} bytes of output came after the log's limit and are lost{RESET}\n")
+            }
+        };
         let line = if well { format!("{GREEN}{text}{RESET}\n") } else { format!("{RED}ERROR: {text}{RESET}\n") };
-        self.write(&format!("{end}{line}"), Claim::Result);
+        self.write(&format!("{end}{dropped}{line}"), Claim::Result);
     }
 
     /// Several plain lines in one piece.
@@ -104,5 +110,19 @@ mod tests {
         );
         assert_eq!(lines[1], "\x1b[0;33mWARNING: the value is [MASKED]\x1b[0;m");
         assert!(lines[2].starts_with("section_end:"));
+    }
+
+    #[test]
+    fn the_end_says_how_much_the_limit_kept_out() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trace");
+        let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
+        let trace = Trace::open(&path, &spec, false).expect("opened");
+        Spool::open(&path, 8).expect("opened").append(b"1234567890", Claim::Output).expect("appended");
+        trace.conclude(None, false, "Job failed");
+        let text = std::fs::read_to_string(&path).expect("text");
+        let expected =
+            "WARNING: 2 bytes of output came after the log's limit and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
+        assert!(text.contains(expected), "{text}");
     }
 }

@@ -3,9 +3,13 @@
 //! Two processes append to one spool: the agent (its own lines) and the shim (a step's output). What stands in the
 //! spool is exactly what the server gets: size and checksum are those of the file. This layer never runs anything.
 
+mod base64;
+mod checksum;
 mod filter;
+mod ledger;
 mod lines;
 mod mask;
+mod patterns;
 mod spool;
 mod stamp;
 mod upload;
@@ -14,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use filter::Filter;
 pub use lines::Trace;
-pub use mask::Masks;
+pub use patterns::Masks;
 pub use spool::{Claim, Spool};
 pub use stamp::Output;
 pub use upload::{Delivery, UploadOptions, Uploader};

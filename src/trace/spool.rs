@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::ledger::{Ledger, Losses};
+
 /// Who appends, and so what happens at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -23,14 +25,21 @@ pub struct Spool {
     file: File,
     /// Bytes after which output is dropped.
     limit: u64,
-    lost: Mutex<u64>,
+    ledger: Ledger,
+    /// The file's lock holds between processes only.
+    turn: Mutex<()>,
 }
 
 impl Spool {
     /// Opens or makes the file, mode 0600.
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self { file, limit, lost: Mutex::new(0) })
+        let spool = Self { file, limit, ledger: Ledger::open(path), turn: Mutex::default() };
+        spool.locked(|_| {
+            spool.ledger.reserve();
+            Ok(())
+        })?;
+        Ok(spool)
     }
 
     /// Appends whole pieces of log. What the disk has no room for is counted, and told as soon as there is room
@@ -39,11 +48,7 @@ impl Spool {
         if text.is_empty() {
             return Ok(());
         }
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        self.file.lock()?;
-        let appended = self.append_locked(text, claim, &mut lost);
-        self.file.unlock()?;
-        appended
+        self.locked(|size| self.append_locked(text, claim, size))
     }
 
     /// Bytes in the file.
@@ -51,40 +56,47 @@ impl Spool {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    fn append_locked(&self, text: &[u8], claim: Claim, lost: &mut u64) -> io::Result<()> {
-        let size = self.file.metadata()?.len();
-        if *lost > 0 {
-            let notice =
-                format!("\n\x1b[0;33mWARNING: {lost} bytes of the log were lost: no room on the disk.\x1b[0;m\n");
-            if !self.write_whole(notice.as_bytes(), size)? {
-                *lost += text.len() as u64;
-                return Ok(());
-            }
-            *lost = 0;
-        }
-        let size = self.file.metadata()?.len();
-        let left = self.limit.saturating_sub(size);
-        if claim == Claim::Result || text.len() as u64 <= left {
-            return self.write_or_count(text, size, lost);
-        }
-        // A file over its limit has its notice already.
-        if size > self.limit {
-            return Ok(());
-        }
-        let mut cut = text[..usize::try_from(left).unwrap_or(text.len())].to_vec();
-        while std::str::from_utf8(&cut).is_err() && cut.pop().is_some() {}
-        let notice = format!(
-            "\n\x1b[33;1mJob's log exceeded limit of {} bytes.\nJob execution will continue but no more output will be \
-             collected.\x1b[0;m\n",
-            self.limit
-        );
-        cut.extend_from_slice(notice.as_bytes());
-        self.write_or_count(&cut, size, lost)
+    /// Bytes of output that the limit kept out.
+    pub fn dropped(&self) -> u64 {
+        self.locked(|_| Ok(self.ledger.read().dropped)).unwrap_or(0)
     }
 
-    fn write_or_count(&self, text: &[u8], size: u64, lost: &mut u64) -> io::Result<()> {
-        if !self.write_whole(text, size)? {
-            *lost += text.len() as u64;
+    /// Does `work`, which gets the size of the file, while nobody else appends.
+    fn locked<T>(&self, work: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.file.lock()?;
+        let worked = self.file.metadata().and_then(|metadata| work(metadata.len()));
+        self.file.unlock()?;
+        worked
+    }
+
+    fn append_locked(&self, text: &[u8], claim: Claim, size: u64) -> io::Result<()> {
+        let before = self.ledger.read();
+        let mut after = before;
+        let room = usize::try_from(self.limit.saturating_sub(size)).unwrap_or(usize::MAX);
+        let fits = claim == Claim::Result || (text.len() <= room && !before.cut);
+        let kept = if fits { text.len() } else { boundary(text, if before.cut { 0 } else { room }) };
+        after.dropped += (text.len() - kept) as u64;
+        if fits && before.lost == 0 {
+            if !self.write_whole(text, size)? {
+                self.ledger.write(Losses { lost: text.len() as u64, ..before });
+            }
+            return Ok(());
+        }
+        let mut piece = Vec::with_capacity(kept + 512);
+        if before.lost > 0 && (fits || !before.cut) {
+            piece.extend_from_slice(lost_notice(before.lost).as_bytes());
+            after.lost = 0;
+        }
+        piece.extend_from_slice(&text[..kept]);
+        if !fits && !before.cut {
+            piece.extend_from_slice(limit_notice(self.limit).as_bytes());
+            after.cut = true;
+        }
+        // First the ledger: whoever dies in between must not lead to a second notice.
+        self.ledger.write(after);
+        if !self.write_whole(&piece, size)? {
+            self.ledger.write(Losses { lost: before.lost + text.len() as u64, ..before });
         }
         Ok(())
     }
@@ -97,6 +109,30 @@ impl Spool {
         self.file.set_len(size)?;
         Ok(false)
     }
+}
+
+/// Size of the part of a spool that nobody will take back: not in the middle of an append.
+pub fn settled_size(spool: &File) -> io::Result<u64> {
+    spool.lock_shared()?;
+    let metadata = spool.metadata();
+    spool.unlock()?;
+    Ok(metadata?.len())
+}
+
+/// The end of the last whole character within the first `room` bytes of `text`, which is UTF-8.
+fn boundary(text: &[u8], room: usize) -> usize {
+    (0..=room.min(text.len())).rev().find(|at| text.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80)).unwrap_or(0)
+}
+
+fn lost_notice(lost: u64) -> String {
+    format!("\n\x1b[0;33mWARNING: {lost} bytes of the log were lost: no room on the disk.\x1b[0;m\n")
+}
+
+fn limit_notice(limit: u64) -> String {
+    format!(
+        "\n\x1b[33;1mJob's log exceeded limit of {limit} bytes.\nJob execution will continue but no more output will be \
+         collected.\x1b[0;m\n"
+    )
 }
 
 #[cfg(test)]
@@ -146,5 +182,56 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("text");
         assert_eq!(text.lines().count(), 400);
         assert!(text.lines().all(|line| line.len() == 100 && (!line.contains('a') || !line.contains('b'))));
+    }
+
+    #[test]
+    fn the_limit_is_told_though_a_result_passed_it_first() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trace");
+        let (agent, shim) = (Spool::open(&path, 10).expect("opened"), Spool::open(&path, 10).expect("opened"));
+        agent.append(b"a warning that is long\n", Claim::Result).expect("appended");
+        shim.append(b"output\n", Claim::Output).expect("appended");
+        agent.append(b"output\n", Claim::Output).expect("appended");
+        agent.append(b"Job succeeded\n", Claim::Result).expect("appended");
+        let text = std::fs::read_to_string(&path).expect("text");
+        assert_eq!(text.matches("exceeded limit of 10 bytes").count(), 1, "{text}");
+        assert!(text.ends_with("Job succeeded\n"));
+        assert_eq!((agent.dropped(), shim.dropped()), (14, 14), "each knows what both dropped");
+    }
+
+    /// Runs the test `name` again in a process of its own, where `inside` is done: limits are a matter of processes.
+    fn in_own_process(name: &str, inside: impl FnOnce()) {
+        if std::env::var_os("MAYFLY_TEST_INSIDE").is_some() {
+            return inside();
+        }
+        let mut again = std::process::Command::new(std::env::current_exe().expect("this program"));
+        again.args(["--exact", name]).env("MAYFLY_TEST_INSIDE", "1");
+        let output = again.output().expect("run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{name} is not this test's name");
+    }
+
+    #[test]
+    fn a_full_disk_takes_nothing_by_halves_and_the_loss_is_told() {
+        use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+        use nix::sys::signal::Signal;
+        let name = "trace::spool::tests::a_full_disk_takes_nothing_by_halves_and_the_loss_is_told";
+        in_own_process(name, || {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("trace");
+            let (agent, shim) = (Spool::open(&path, 1000).expect("opened"), Spool::open(&path, 1000).expect("opened"));
+            crate::sys::ignore(Signal::SIGXFSZ).expect("ignored");
+            setrlimit(Resource::RLIMIT_FSIZE, 100, RLIM_INFINITY).expect("limited");
+            shim.append(b"before\n", Claim::Output).expect("appended");
+            shim.append(&[b'x'; 200], Claim::Output).expect("survived");
+            shim.append(&[b'y'; 200], Claim::Output).expect("survived");
+            assert_eq!(std::fs::read(&path).expect("read"), b"before\n");
+            setrlimit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY).expect("unlimited");
+            agent.append(b"after\n", Claim::Output).expect("appended");
+            shim.append(b"end\n", Claim::Output).expect("appended");
+            let text = std::fs::read_to_string(&path).expect("text");
+            let notice = "\n\x1b[0;33mWARNING: 400 bytes of the log were lost: no room on the disk.\x1b[0;m\n";
+            assert_eq!(text, format!("before\n{notice}after\nend\n"));
+        });
     }
 }

@@ -19,8 +19,9 @@ pub enum Output {
 pub struct Stamper {
     /// Stream and output, such as ` 01O`.
     suffix: [u8; 4],
-    line: Vec<u8>,
-    /// When the line began.
+    /// A line that has no end yet.
+    line: String,
+    /// When it began; `None` while it is empty.
     began: Option<SystemTime>,
     continues: bool,
     clock: Clock,
@@ -32,43 +33,42 @@ impl Stamper {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let letter = if output == Output::Out { b'O' } else { b'E' };
         let suffix = [b' ', HEX[usize::from(stream >> 4)], HEX[usize::from(stream & 15)], letter];
-        Self { suffix, line: Vec::new(), began: None, continues: false, clock: Clock::default() }
+        Self { suffix, line: String::new(), began: None, continues: false, clock: Clock::default() }
     }
 
     /// Takes text and appends the lines that are whole to `out`. A rest with a carriage return is written at once:
     /// progress bars and section markers must not wait for the end of their line.
-    pub fn push(&mut self, text: &[u8], out: &mut Vec<u8>) {
+    pub fn push(&mut self, text: &str, out: &mut Vec<u8>) {
         let now = SystemTime::now();
         let mut rest = text;
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        while let Some((line, behind)) = rest.split_once('\n') {
+            self.emit(line, now, false, out);
+            rest = behind;
+        }
+        if self.line.len() + rest.len() >= PARTIAL_MAX || rest.contains('\r') {
+            self.emit(rest, now, true, out);
+        } else if !rest.is_empty() {
             self.began.get_or_insert(now);
-            self.line.extend_from_slice(&rest[..end]);
-            self.emit(false, out);
-            rest = &rest[end + 1..];
-        }
-        if rest.is_empty() {
-            return;
-        }
-        self.began.get_or_insert(now);
-        self.line.extend_from_slice(rest);
-        if self.line.len() >= PARTIAL_MAX || rest.contains(&b'\r') {
-            self.emit(true, out);
+            self.line.push_str(rest);
         }
     }
 
     /// Writes out a line that has no end yet; it goes on in the next.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
-        if !self.line.is_empty() {
-            self.emit(true, out);
+        if let Some(began) = self.began {
+            self.emit("", began, true, out);
         }
     }
 
-    fn emit(&mut self, goes_on: bool, out: &mut Vec<u8>) {
-        self.clock.write(self.began.take().unwrap_or(UNIX_EPOCH), out);
+    /// Writes what there is of a line, and `more` of it.
+    fn emit(&mut self, more: &str, now: SystemTime, goes_on: bool, out: &mut Vec<u8>) {
+        self.clock.write(self.began.take().unwrap_or(now), out);
         out.extend_from_slice(&self.suffix);
         out.push(if self.continues { b'+' } else { b' ' });
-        out.append(&mut self.line);
+        out.extend_from_slice(self.line.as_bytes());
+        out.extend_from_slice(more.as_bytes());
         out.push(b'\n');
+        self.line.clear();
         self.continues = goes_on;
     }
 }
@@ -102,6 +102,8 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The lines without their times.
@@ -117,8 +119,8 @@ mod tests {
     fn stamps_each_line_with_its_stream() {
         let mut stamper = Stamper::new(1, Output::Error);
         let mut out = Vec::new();
-        stamper.push(b"one\ntwo", &mut out);
-        stamper.push(b" more\n\n", &mut out);
+        stamper.push("one\ntwo", &mut out);
+        stamper.push(" more\n\n", &mut out);
         assert_eq!(lines(&out), [" 01E one", " 01E two more", " 01E "]);
         let text = std::str::from_utf8(&out).expect("text");
         let stamp: jiff::Timestamp = text[..27].parse().expect("a time");
@@ -129,9 +131,9 @@ mod tests {
     fn a_carriage_return_appears_at_once_and_the_line_goes_on() {
         let mut stamper = Stamper::new(0, Output::Out);
         let mut out = Vec::new();
-        stamper.push(b"section_start:1:x\r\x1b[0K", &mut out);
-        stamper.push(b"heading\n", &mut out);
-        stamper.push(b"next\n", &mut out);
+        stamper.push("section_start:1:x\r\x1b[0K", &mut out);
+        stamper.push("heading\n", &mut out);
+        stamper.push("next\n", &mut out);
         assert_eq!(lines(&out), [" 00O section_start:1:x\r\x1b[0K", " 00O+heading", " 00O next"]);
     }
 
@@ -139,13 +141,47 @@ mod tests {
     fn a_long_or_flushed_line_goes_on_in_the_next() {
         let mut stamper = Stamper::new(1, Output::Out);
         let mut out = Vec::new();
-        stamper.push(&[b'x'; PARTIAL_MAX], &mut out);
-        stamper.push(b"y", &mut out);
+        stamper.push(&"x".repeat(PARTIAL_MAX), &mut out);
+        stamper.push("y", &mut out);
         stamper.flush(&mut out);
         stamper.flush(&mut out);
-        stamper.push(b"\n", &mut out);
+        stamper.push("\n", &mut out);
         let lines = lines(&out);
         assert_eq!(lines.len(), 3);
         assert_eq!(&lines[1..], [" 01O+y", " 01O+"]);
+    }
+
+    proptest! {
+        #[test]
+        fn lines_parse_back_to_what_was_written(
+            text in "[ab\\r\\n]{0,80}",
+            cuts in proptest::collection::vec((0..80_usize, any::<bool>()), 0..6),
+        ) {
+            let mut cuts: Vec<_> = cuts.into_iter().map(|(at, flush)| (at.min(text.len()), flush)).collect();
+            cuts.sort_unstable();
+            let mut stamper = Stamper::new(15, Output::Out);
+            let mut out = Vec::new();
+            let mut from = 0;
+            for (at, flush) in cuts.into_iter().chain([(text.len(), true)]) {
+                stamper.push(&text[from..at], &mut out);
+                from = at;
+                if flush {
+                    stamper.flush(&mut out);
+                }
+            }
+            let mut back = String::new();
+            for (index, line) in std::str::from_utf8(&out).expect("text").split_terminator('\n').enumerate() {
+                let (header, content) = line.split_at(32);
+                prop_assert!(header[27..].starts_with(" 0fO"), "{}", header);
+                match &header[31..] {
+                    " " if index > 0 => back.push('\n'),
+                    " " | "+" => {}
+                    other => prop_assert!(false, "{}", other),
+                }
+                back.push_str(content);
+            }
+            // Whether the last line has an end shows only with the next one.
+            prop_assert_eq!(back.as_str(), text.strip_suffix('\n').unwrap_or(&text));
+        }
     }
 }

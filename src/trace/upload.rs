@@ -3,6 +3,10 @@
 //! The spool is the only buffer, so memory stays flat however large the log or long the outage, and any offset can be
 //! asked for again until the end.
 
+mod ending;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -17,9 +21,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome, UpdateReply,
-};
+use super::checksum::Checksum;
+use super::spool::settled_size;
+use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, UpdateOutcome, UpdateReply};
 
 /// Bytes of log in one request (GitLab Runner API).
 const CHUNK: usize = 1 << 20;
@@ -27,10 +31,8 @@ const CHUNK: usize = 1 << 20;
 const INTERVAL: Duration = Duration::from_secs(3);
 /// A job of which nothing was heard for this long is told to be alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// GitLab takes a running job for lost after an hour without a sign of life: until then a final state is worth sending.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(65 * 60);
-/// Longest wait between two tries of the final state.
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// First wait between two tries of the final state.
+const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// How a log is uploaded.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,17 @@ struct Shared {
     bell: EventFd,
 }
 
+impl Shared {
+    fn new(offset: u64) -> io::Result<Self> {
+        Ok(Self {
+            ending: Mutex::new(None),
+            abandoned: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(offset),
+            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+}
+
 impl Uploader {
     /// Starts to upload the spool at `path`. `on_status` hears each change of what the server says of the job.
     /// Errors: the spool cannot be opened, or no thread started.
@@ -78,32 +91,10 @@ impl Uploader {
         options: UploadOptions,
         on_status: Box<dyn Fn(JobStatus) + Send>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            ending: Mutex::new(None),
-            abandoned: AtomicBool::new(false),
-            acknowledged: AtomicU64::new(options.offset),
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-        });
-        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { None };
-        let upload = Upload {
-            name: job.id,
-            coordinator,
-            job,
-            spool: File::open(path)?,
-            options,
-            on_status,
-            last_status: JobStatus::Ongoing,
-            shared: Arc::clone(&shared),
-            follow,
-            offset: options.offset,
-            hasher: crc32fast::Hasher::new(),
-            hashed: 0,
-            buffer: Vec::new(),
-            interval: INTERVAL,
-            heard: Instant::now(),
-        };
+        let shared = Arc::new(Shared::new(options.offset)?);
+        let upload = Upload::new(coordinator, job, path, options, on_status, Arc::clone(&shared))?;
         let thread = thread::Builder::new()
-            .name(format!("trace-{}", upload.name))
+            .name(format!("trace-{}", upload.job.id))
             .stack_size(256 * 1024)
             .spawn(move || upload.run())?;
         Ok(Self { shared, thread: Some(thread) })
@@ -153,7 +144,6 @@ fn follow(path: &Path) -> io::Result<Inotify> {
 }
 
 struct Upload {
-    name: i64,
     coordinator: Arc<dyn Coordinator>,
     job: JobHandle,
     spool: File,
@@ -164,16 +154,18 @@ struct Upload {
     follow: Option<Inotify>,
     /// Everything before it is on the server.
     offset: u64,
-    /// Over the first `hashed` bytes.
-    hasher: crc32fast::Hasher,
-    hashed: u64,
+    checksum: Checksum,
+    /// The first `filled` bytes are a piece of the log; the rest is room.
     buffer: Vec<u8>,
+    filled: usize,
     interval: Duration,
+    back_off: Duration,
     /// When the server last took something.
     heard: Instant,
 }
 
 /// What a piece of the log came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Piece {
     Sent,
     /// There was nothing to send.
@@ -184,7 +176,39 @@ enum Piece {
 }
 
 impl Upload {
+    fn new(
+        coordinator: Arc<dyn Coordinator>,
+        job: JobHandle,
+        path: &Path,
+        options: UploadOptions,
+        on_status: Box<dyn Fn(JobStatus) + Send>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { None };
+        Ok(Self {
+            coordinator,
+            job,
+            spool: File::open(path)?,
+            options,
+            on_status,
+            last_status: JobStatus::Ongoing,
+            shared,
+            follow,
+            offset: options.offset,
+            checksum: Checksum::default(),
+            buffer: Vec::new(),
+            filled: 0,
+            interval: INTERVAL,
+            back_off: BACK_OFF,
+            heard: Instant::now(),
+        })
+    }
+
     fn run(mut self) -> Delivery {
+        if self.follow.is_some() {
+            // What was written before we watched.
+            self.tick();
+        }
         while let Some(state) = self.next_tick() {
             match state {
                 None => self.tick(),
@@ -229,13 +253,17 @@ impl Upload {
         let _ = self.shared.bell.read();
     }
 
-    /// One piece of log, or a sign of life.
+    /// One piece of log (all there is, if someone is watching), or a sign of life. A job that is over gets neither.
     fn tick(&mut self) {
-        let sent = self.send_piece();
+        if self.last_status == JobStatus::Over {
+            return;
+        }
+        let mut sent = self.send_piece();
+        while self.follow.is_some() && sent == Piece::Sent {
+            sent = self.send_piece();
+        }
         let quiet = matches!(sent, Piece::Sent | Piece::Empty) && self.heard.elapsed() >= KEEP_ALIVE;
-        if quiet {
-            let summary = self.summary();
-            let reply = self.coordinator.update_job(&self.job, &JobState::Running, summary);
+        if let Some(reply) = quiet.then(|| self.tell_state(&JobState::Running)).flatten() {
             self.note(&reply);
         }
     }
@@ -243,13 +271,14 @@ impl Upload {
     fn send_piece(&mut self) -> Piece {
         let start = self.offset;
         if let Err(error) = self.read_piece(start) {
-            log::error!("the log of a job cannot be read job={} error={error}", self.name);
+            log::error!("the log of a job cannot be read job={} error={error}", self.job.id);
             return Piece::Failed;
         }
-        if self.buffer.is_empty() {
+        let piece = &self.buffer[..self.filled];
+        if piece.is_empty() {
             return Piece::Empty;
         }
-        let reply = self.coordinator.append_trace(&self.job, start, &self.buffer, self.options.debug_trace);
+        let reply = self.coordinator.append_trace(&self.job, start, piece, self.options.debug_trace);
         self.interval = reply.interval.unwrap_or(self.interval);
         self.tell(reply.status);
         if reply.status == JobStatus::Over {
@@ -257,7 +286,7 @@ impl Upload {
         }
         match reply.outcome {
             TraceOutcome::Accepted => {
-                self.offset = start + self.buffer.len() as u64;
+                self.offset = start + self.filled as u64;
                 self.shared.acknowledged.store(self.offset, Ordering::Relaxed);
                 self.heard = Instant::now();
                 Piece::Sent
@@ -273,34 +302,34 @@ impl Upload {
 
     /// Reads up to a chunk from `start`, ending between characters where it can.
     fn read_piece(&mut self, start: u64) -> io::Result<()> {
-        let size = self.spool.metadata()?.len();
+        let size = settled_size(&self.spool)?;
         let length = usize::try_from(size.saturating_sub(start)).unwrap_or(CHUNK).min(CHUNK);
-        self.buffer.resize(length, 0);
-        self.spool.read_exact_at(&mut self.buffer, start)?;
-        if start + (length as u64) < size {
-            let boundary = (length.saturating_sub(4)..length).rev().find(|at| self.buffer[*at] & 0xc0 != 0x80);
-            self.buffer.truncate(boundary.filter(|at| *at > 0).unwrap_or(length));
+        self.filled = 0;
+        if self.buffer.len() < length {
+            self.buffer.resize(length, 0);
         }
-        if start == self.hashed {
-            self.hasher.update(&self.buffer);
-            self.hashed += self.buffer.len() as u64;
-        }
+        let piece = &mut self.buffer[..length];
+        self.spool.read_exact_at(piece, start)?;
+        let more = start + (length as u64) < size;
+        let boundary = (length.saturating_sub(4)..length).rev().find(|at| piece[*at] & 0xc0 != 0x80);
+        self.filled = boundary.filter(|at| more && *at > 0).unwrap_or(length);
+        self.checksum.take(start, &piece[..self.filled]);
         Ok(())
     }
 
-    /// Size and checksum of the log as it stands.
-    fn summary(&mut self) -> TraceSummary {
-        let size = self.spool.metadata().map_or(self.hashed, |metadata| metadata.len());
-        let mut block = vec![0; CHUNK.min(usize::try_from(size - self.hashed.min(size)).unwrap_or(CHUNK))];
-        while self.hashed < size {
-            let length = usize::try_from(size - self.hashed).unwrap_or(CHUNK).min(block.len());
-            if self.spool.read_exact_at(&mut block[..length], self.hashed).is_err() {
-                break;
-            }
-            self.hasher.update(&block[..length]);
-            self.hashed += length as u64;
+    /// Tells a state with size and checksum of the log as it stands; `None` if the log cannot be read.
+    fn tell_state(&mut self, state: &JobState) -> Option<UpdateReply> {
+        if self.buffer.is_empty() {
+            self.buffer.resize(64 * 1024, 0);
         }
-        TraceSummary { size: self.hashed, crc32: self.hasher.clone().finalize() }
+        let size = settled_size(&self.spool);
+        match size.and_then(|size| self.checksum.summary(&self.spool, size, &mut self.buffer)) {
+            Ok(summary) => Some(self.coordinator.update_job(&self.job, state, summary)),
+            Err(error) => {
+                log::error!("the log of a job cannot be read job={} error={error}", self.job.id);
+                None
+            }
+        }
     }
 
     fn note(&mut self, reply: &UpdateReply) {
@@ -312,84 +341,13 @@ impl Upload {
     }
 
     fn tell(&mut self, status: JobStatus) {
-        if status != self.last_status && status != JobStatus::Ongoing {
+        let news = status != self.last_status && status != JobStatus::Ongoing;
+        // Nothing comes after the end.
+        if news && self.last_status != JobStatus::Over {
             self.last_status = status;
             (self.on_status)(status);
         }
     }
-
-    /// Sends the rest of the log and the final state, for as long as the server would take them.
-    fn finish(&mut self, ending: &JobState) -> Delivery {
-        self.interval = INTERVAL;
-        let began = Instant::now();
-        let mut failures = 0;
-        let mut back_off = Duration::from_secs(1);
-        loop {
-            if self.last_status == JobStatus::Over {
-                return Delivery::Gone;
-            }
-            match self.try_to_finish(ending) {
-                Ok(delivery) => return delivery,
-                Err(Again::AfterInterval) => self.pause(self.interval),
-                Err(Again::Failed) => {
-                    failures += 1;
-                    if failures >= self.options.final_tries && began.elapsed() > GIVE_UP_AFTER {
-                        return Delivery::GivenUp;
-                    }
-                    self.pause(back_off);
-                    back_off = (back_off * 2).min(BACK_OFF_MAX);
-                }
-            }
-            if self.is_abandoned() {
-                return Delivery::GivenUp;
-            }
-        }
-    }
-
-    /// Waits, though the bell has rung for the end already.
-    fn pause(&self, duration: Duration) {
-        let until = Instant::now() + duration;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if self.is_abandoned() {
-                return;
-            }
-            self.wait(left);
-        }
-    }
-
-    fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, Again> {
-        let mut resyncs = 0;
-        loop {
-            let before = self.offset;
-            match self.send_piece() {
-                Piece::Sent => {}
-                Piece::Empty | Piece::NotFound => break,
-                Piece::Over => return Ok(Delivery::Gone),
-                // The server has another size: go on from there at once, but not for ever.
-                Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
-                Piece::Failed => return Err(Again::Failed),
-            }
-        }
-        let summary = self.summary();
-        let reply = self.coordinator.update_job(&self.job, ending, summary);
-        self.note(&reply);
-        match reply.outcome {
-            UpdateOutcome::Done => Ok(Delivery::Delivered),
-            UpdateOutcome::Gone => Ok(Delivery::Gone),
-            UpdateOutcome::Accepted => Err(Again::AfterInterval),
-            UpdateOutcome::TraceInvalid => {
-                self.offset = 0;
-                Err(Again::AfterInterval)
-            }
-            UpdateOutcome::Failed => Err(Again::Failed),
-        }
-    }
-}
-
-/// Why the end must be tried again.
-enum Again {
-    AfterInterval,
-    Failed,
 }
 
 #[cfg(test)]

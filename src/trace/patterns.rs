@@ -1,0 +1,259 @@
+//! What to look for in a log: secret values, prefixes of tokens, parameters of URLs; and a quick search for them.
+//!
+//! A table of first pairs of bytes passes over most of a text; where a pattern may begin, the sorted patterns are
+//! narrowed byte by byte. Neither the number of values nor their length makes ordinary text slower than that.
+
+use super::base64;
+
+/// Prefixes of GitLab's own tokens: the prefix stays, what follows is masked.
+const TOKEN_PREFIXES: [&str; 14] = [
+    "glpat-",
+    "gloas-",
+    "gldt-",
+    "glrt-",
+    "glcbt-",
+    "glrtr-",
+    "glptt-",
+    "glft-",
+    "glimt-",
+    "glagent-",
+    "glsoat-",
+    "glffct-",
+    "_gitlab_session=",
+    "gltok-",
+];
+
+/// Parameters of URLs whose values are secrets; matched in any case.
+const URL_PARAMETERS: [&[u8]; 6] = [
+    b"private_token=",
+    b"authenticity_token=",
+    b"rss_token=",
+    b"x-amz-signature=",
+    b"x-amz-credential=",
+    b"x-amz-security-token=",
+];
+
+/// What stands before the name of a parameter.
+const URL_OPENERS: [u8; 2] = [b'?', b'&'];
+
+/// The lines of a secret of several lines are masked one by one from this length (bytes).
+const LINE_MIN: usize = 8;
+
+/// Values from this length (bytes) are masked in Base64, too; shorter ones would hide what is none of them.
+const BASE64_MIN: usize = 8;
+/// Up to this length: Base64 of a longer value is mostly broken into lines, and costs memory.
+const BASE64_MAX: usize = 1024;
+
+/// A longer value is looked for in pieces of this many bytes, which bounds what is held back and compared.
+const PIECE: usize = 128;
+
+/// What a match means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// The text itself is the secret.
+    Value,
+    /// The text goes on a secret; right behind another piece it needs no mask of its own.
+    Continuation,
+    /// The text stays; the run of token characters behind it is masked.
+    Token,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Pattern {
+    bytes: Vec<u8>,
+    kind: Kind,
+}
+
+/// What runs on behind a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// The rest of a token.
+    Token,
+    /// The value of a URL parameter.
+    Parameter,
+}
+
+impl Run {
+    /// Whether the run goes on over `byte`.
+    pub(super) fn takes(self, byte: u8) -> bool {
+        match self {
+            Self::Token => byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'=' | b'-'),
+            Self::Parameter => !(byte.is_ascii_whitespace() || byte.is_ascii_control() || matches!(byte, b'?' | b'&')),
+        }
+    }
+}
+
+/// What begins at a position of the text.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Bytes of the longest value, 0 for none.
+    pub(super) value: usize,
+    /// The longest value goes on one that ended right before.
+    pub(super) continues: bool,
+    /// Bytes of the longest prefix, and what runs on behind it.
+    pub(super) prefix: Option<(usize, Run)>,
+    /// The text ends before it is clear whether a (longer) pattern is there.
+    pub(super) open: bool,
+}
+
+impl Found {
+    fn whole(&mut self, pattern: &Pattern) {
+        // Patterns come in growing length.
+        match pattern.kind {
+            Kind::Value | Kind::Continuation => {
+                self.value = pattern.bytes.len();
+                self.continues = pattern.kind == Kind::Continuation;
+            }
+            Kind::Token => self.prefix = Some((pattern.bytes.len(), Run::Token)),
+        }
+    }
+
+    /// `pattern` is the only one left that `text` may begin with.
+    fn last(&mut self, pattern: &Pattern, text: &[u8]) {
+        let common = text.len().min(pattern.bytes.len());
+        if text[..common] == pattern.bytes[..common] {
+            if common < pattern.bytes.len() {
+                self.open = true;
+            } else {
+                self.whole(pattern);
+            }
+        }
+    }
+
+    /// `text` begins behind a `?` or `&`.
+    fn parameter(&mut self, text: &[u8]) {
+        for name in URL_PARAMETERS {
+            let common = text.len().min(name.len());
+            if text[..common].eq_ignore_ascii_case(&name[..common]) {
+                if common < name.len() {
+                    self.open = true;
+                } else {
+                    self.prefix = Some((1 + name.len(), Run::Parameter));
+                }
+            }
+        }
+    }
+}
+
+/// The patterns of a job, ready to search.
+pub struct Masks {
+    /// Sorted, so that those with a common beginning stand together.
+    patterns: Vec<Pattern>,
+    /// For each first byte the range of its patterns; empty for most.
+    buckets: [(u32, u32); 256],
+    /// A bit for each pair of bytes with which a pattern begins, four words a first byte.
+    pairs: Box<[[u64; 4]; 256]>,
+}
+
+impl Masks {
+    /// Patterns for these secret values and token prefixes (beside the built-in ones). Blank values are dropped;
+    /// each long line of a value of several lines counts as a value too, and so does a value in Base64.
+    pub fn new(values: &[String], prefixes: &[String]) -> Self {
+        let mut patterns = Vec::new();
+        for value in values {
+            let value = value.trim();
+            let lines = value.lines().map(str::trim).filter(|line| line.len() >= LINE_MIN && line.len() < value.len());
+            for text in std::iter::once(value).chain(lines).filter(|text| !text.is_empty()) {
+                add_value(&mut patterns, text.as_bytes());
+            }
+            if (BASE64_MIN..=BASE64_MAX).contains(&value.len()) {
+                base64::forms(value.as_bytes()).iter().for_each(|form| add_value(&mut patterns, form));
+            }
+        }
+        let tokens = TOKEN_PREFIXES.iter().copied().chain(prefixes.iter().map(|prefix| prefix.trim()));
+        let tokens = tokens.filter(|prefix| !prefix.is_empty());
+        patterns.extend(tokens.map(|text| Pattern { bytes: text.as_bytes().to_vec(), kind: Kind::Token }));
+        // The same text of two kinds comes as the value first; a prefix that is a value, too, stays both.
+        patterns.sort_unstable();
+        patterns.dedup_by(|a, b| a.bytes == b.bytes && (a.kind == b.kind || a.kind != Kind::Token));
+        let mut masks = Self { patterns, buckets: [(0, 0); 256], pairs: Box::new([[0; 4]; 256]) };
+        masks.index();
+        masks
+    }
+
+    fn index(&mut self) {
+        for (index, pattern) in self.patterns.iter().enumerate() {
+            let first = usize::from(pattern.bytes[0]);
+            let bucket = &mut self.buckets[first];
+            if bucket.1 == 0 {
+                bucket.0 = index as u32;
+            }
+            bucket.1 = index as u32 + 1;
+            match pattern.bytes.get(1) {
+                Some(second) => set(&mut self.pairs[first], *second),
+                None => self.pairs[first] = [u64::MAX; 4],
+            }
+        }
+        for opener in URL_OPENERS {
+            for name in URL_PARAMETERS {
+                set(&mut self.pairs[usize::from(opener)], name[0]);
+                set(&mut self.pairs[usize::from(opener)], name[0].to_ascii_uppercase());
+            }
+        }
+    }
+
+    /// The first position from `from` on at which a pattern may begin.
+    pub(super) fn next_candidate(&self, text: &[u8], from: usize) -> usize {
+        let rest = &text[from..];
+        let found = rest.windows(2).position(|pair| {
+            let second = pair[1];
+            self.pairs[usize::from(pair[0])][usize::from(second >> 6)] >> (second & 63) & 1 == 1
+        });
+        match (found, rest.last()) {
+            (Some(at), _) => from + at,
+            // The last byte has no pair yet.
+            (None, Some(last)) if self.pairs[usize::from(*last)] != [0; 4] => text.len() - 1,
+            _ => text.len(),
+        }
+    }
+
+    /// What begins at the start of `text`.
+    pub(super) fn find(&self, text: &[u8]) -> Found {
+        let mut found = Found::default();
+        let Some(first) = text.first() else { return found };
+        if URL_OPENERS.contains(first) {
+            found.parameter(&text[1..]);
+        }
+        let (low, high) = self.buckets[usize::from(*first)];
+        let mut fitting = &self.patterns[low as usize..high as usize];
+        // Patterns are sorted: each further byte of the text narrows the range of those that still fit.
+        let mut depth = 1;
+        while let Some((shortest, longer)) = fitting.split_first() {
+            if shortest.bytes.len() == depth {
+                found.whole(shortest);
+                fitting = longer;
+                continue;
+            }
+            let Some(byte) = text.get(depth) else {
+                found.open = true;
+                break;
+            };
+            if let [only] = fitting {
+                found.last(only, text);
+                break;
+            }
+            let begin = fitting.partition_point(|pattern| pattern.bytes[depth] < *byte);
+            fitting = &fitting[begin..];
+            fitting = &fitting[..fitting.partition_point(|pattern| pattern.bytes[depth] == *byte)];
+            depth += 1;
+        }
+        found
+    }
+}
+
+fn set(row: &mut [u64; 4], second: u8) {
+    row[usize::from(second >> 6)] |= 1 << (second & 63);
+}
+
+/// Adds a value, a long one in pieces; the last piece overlaps the one before, so that none is too short to tell.
+fn add_value(patterns: &mut Vec<Pattern>, value: &[u8]) {
+    if value.len() <= PIECE {
+        patterns.push(Pattern { bytes: value.to_vec(), kind: Kind::Value });
+        return;
+    }
+    for (index, piece) in value.chunks_exact(PIECE).enumerate() {
+        let kind = if index == 0 { Kind::Value } else { Kind::Continuation };
+        patterns.push(Pattern { bytes: piece.to_vec(), kind });
+    }
+    patterns.push(Pattern { bytes: value[value.len() - PIECE..].to_vec(), kind: Kind::Continuation });
+}

@@ -1,0 +1,95 @@
+//! The end of an upload: the rest of the log, then the final state, for as long as the server would take them.
+
+use std::time::{Duration, Instant};
+
+use super::{Delivery, INTERVAL, Piece, Upload};
+use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
+
+/// GitLab takes a running job for lost after an hour without a sign of life: until then a final state is worth sending.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(65 * 60);
+/// Longest wait between two tries of the final state.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
+/// Why the end must be tried again.
+enum Again {
+    /// The server is busy with the log.
+    AfterInterval,
+    /// The server's log is not ours.
+    FromStart,
+    /// Nothing is settled.
+    Failed,
+}
+
+impl Upload {
+    /// Sends the rest of the log and the final state, for as long as the server would take them.
+    pub(super) fn finish(&mut self, ending: &JobState) -> Delivery {
+        self.interval = INTERVAL;
+        let began = Instant::now();
+        let (mut failures, mut resets) = (0, 0);
+        let mut back_off = self.back_off;
+        loop {
+            if self.last_status == JobStatus::Over {
+                return Delivery::Gone;
+            }
+            match self.try_to_finish(ending) {
+                Ok(delivery) => return delivery,
+                Err(Again::AfterInterval) => self.pause(self.interval),
+                Err(Again::FromStart) => {
+                    resets += 1;
+                    if resets >= self.options.final_tries {
+                        return Delivery::GivenUp;
+                    }
+                    self.offset = 0;
+                    self.pause(self.interval);
+                }
+                Err(Again::Failed) => {
+                    failures += 1;
+                    if failures >= self.options.final_tries && began.elapsed() > GIVE_UP_AFTER {
+                        return Delivery::GivenUp;
+                    }
+                    self.pause(back_off);
+                    back_off = (back_off * 2).min(BACK_OFF_MAX);
+                }
+            }
+            if self.is_abandoned() {
+                return Delivery::GivenUp;
+            }
+        }
+    }
+
+    /// Waits, though the bell has rung for the end already.
+    fn pause(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if self.is_abandoned() {
+                return;
+            }
+            self.wait(left);
+        }
+    }
+
+    fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, Again> {
+        let mut resyncs = 0;
+        loop {
+            let before = self.offset;
+            match self.send_piece() {
+                Piece::Sent if self.is_abandoned() => return Ok(Delivery::GivenUp),
+                Piece::Sent => {}
+                Piece::Empty | Piece::NotFound => break,
+                Piece::Over => return Ok(Delivery::Gone),
+                // The server has another size: go on from there at once, but not for ever.
+                Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
+                Piece::Failed => return Err(Again::Failed),
+            }
+        }
+        let reply = self.tell_state(ending).ok_or(Again::Failed)?;
+        self.note(&reply);
+        match reply.outcome {
+            UpdateOutcome::Done => Ok(Delivery::Delivered),
+            UpdateOutcome::Gone => Ok(Delivery::Gone),
+            UpdateOutcome::Accepted => Err(Again::AfterInterval),
+            UpdateOutcome::TraceInvalid => Err(Again::FromStart),
+            UpdateOutcome::Failed => Err(Again::Failed),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::coordinator::{Token, TraceReply, TraceSummary};
+
+/// What goes wrong with one piece of log.
+#[derive(Clone, Debug)]
+enum Fault {
+    /// Nothing.
+    None,
+    /// The request is lost.
+    Lost,
+    /// It is taken, and the answer is lost.
+    AnswerLost,
+    /// The server has lost all but this many bytes of its log.
+    Forgot(usize),
+    NotFound,
+}
+
+#[derive(Default)]
+struct Server {
+    log: Vec<u8>,
+    starts: Vec<u64>,
+    faults: VecDeque<Fault>,
+    /// Answers to final states before the first good one.
+    finals: VecDeque<UpdateOutcome>,
+    states: Vec<(JobState, TraceSummary)>,
+    status: Option<JobStatus>,
+}
+
+/// A server that keeps the rules for offsets, and times of no length.
+#[derive(Default)]
+struct Fake {
+    server: Mutex<Server>,
+    watcher: Option<Mutex<Sender<Vec<u8>>>>,
+    interval: Duration,
+}
+
+impl Fake {
+    fn server(&self) -> std::sync::MutexGuard<'_, Server> {
+        self.server.lock().expect("server")
+    }
+}
+
+impl Server {
+    fn append(&mut self, start: u64, chunk: &[u8]) -> TraceOutcome {
+        if self.log.len() as u64 == start {
+            self.log.extend_from_slice(chunk);
+        }
+        match self.log.len() as u64 {
+            size if size == start + chunk.len() as u64 => TraceOutcome::Accepted,
+            size => TraceOutcome::Resync(size),
+        }
+    }
+}
+
+impl Coordinator for Fake {
+    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
+        assert!(!chunk.is_empty() && chunk.len() <= CHUNK);
+        let mut server = self.server();
+        server.starts.push(start);
+        let outcome = match server.faults.pop_front().unwrap_or(Fault::None) {
+            Fault::None => server.append(start, chunk),
+            Fault::Lost => TraceOutcome::Failed,
+            Fault::AnswerLost => {
+                server.append(start, chunk);
+                TraceOutcome::Failed
+            }
+            Fault::Forgot(keep) => {
+                server.log.truncate(keep);
+                server.append(start, chunk)
+            }
+            Fault::NotFound => TraceOutcome::NotFound,
+        };
+        if let Some(watcher) = &self.watcher {
+            watcher.lock().expect("watcher").send(chunk.to_vec()).expect("someone watches");
+        }
+        TraceReply { outcome, status: server.status.unwrap_or(JobStatus::Ongoing), interval: Some(self.interval) }
+    }
+
+    fn update_job(&self, _: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply {
+        let mut server = self.server();
+        server.states.push((state.clone(), trace));
+        let ours = TraceSummary { size: server.log.len() as u64, crc32: crc32fast::hash(&server.log) };
+        let outcome = match state {
+            JobState::Running => UpdateOutcome::Done,
+            _ if ours != trace => UpdateOutcome::TraceInvalid,
+            _ => server.finals.pop_front().unwrap_or(UpdateOutcome::Done),
+        };
+        UpdateReply { outcome, status: server.status.unwrap_or(JobStatus::Ongoing), interval: Some(self.interval) }
+    }
+
+    fn is_interactive(&self) -> bool {
+        self.watcher.is_some()
+    }
+}
+
+struct Case {
+    fake: Arc<Fake>,
+    path: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+const OPTIONS: UploadOptions = UploadOptions { debug_trace: false, offset: 0, final_tries: 10 };
+
+impl Case {
+    fn new(fake: Fake) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trace");
+        File::create(&path).expect("a spool");
+        Self { fake: Arc::new(fake), path, _directory: directory }
+    }
+
+    fn write(&self, text: &[u8]) {
+        OpenOptions::new().append(true).open(&self.path).expect("open").write_all(text).expect("written");
+    }
+
+    fn job() -> JobHandle {
+        JobHandle { id: 1, token: Token::new("t") }
+    }
+
+    fn upload(&self, options: UploadOptions, on_status: Box<dyn Fn(JobStatus) + Send>) -> Upload {
+        let shared = Arc::new(Shared::new(options.offset).expect("shared"));
+        let coordinator: Arc<dyn Coordinator> = self.fake.clone();
+        let mut upload =
+            Upload::new(coordinator, Self::job(), &self.path, options, on_status, shared).expect("an upload");
+        upload.back_off = Duration::ZERO;
+        upload
+    }
+
+    fn uploader(&self) -> Uploader {
+        Uploader::start(self.fake.clone(), Self::job(), &self.path, OPTIONS, Box::new(|_| {})).expect("started")
+    }
+}
+
+#[test]
+fn a_short_job_costs_one_piece_and_one_state() {
+    let case = Case::new(Fake::default());
+    let uploader = case.uploader();
+    case.write("größe\n".as_bytes());
+    assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+    let server = case.fake.server();
+    assert_eq!((server.starts.as_slice(), server.states.len()), ([0].as_slice(), 1));
+    assert_eq!(server.log, "größe\n".as_bytes());
+}
+
+#[test]
+fn a_final_state_survives_every_answer_that_asks_for_another_try() {
+    let case = Case::new(Fake::default());
+    case.write(b"log\n");
+    case.fake.server().finals =
+        [UpdateOutcome::Accepted, UpdateOutcome::Failed, UpdateOutcome::TraceInvalid, UpdateOutcome::Accepted].into();
+    assert_eq!(case.upload(OPTIONS, Box::new(|_| {})).finish(&JobState::Success), Delivery::Delivered);
+    let server = case.fake.server();
+    assert_eq!(server.states.len(), 5);
+    assert_eq!(server.starts, [0, 0], "sent again from its start, which the server knew already");
+}
+
+#[test]
+fn a_server_that_never_likes_the_log_is_left_alone_at_last() {
+    let case = Case::new(Fake::default());
+    case.write(b"log\n");
+    case.fake.server().finals = vec![UpdateOutcome::TraceInvalid; 100].into();
+    assert_eq!(case.upload(OPTIONS, Box::new(|_| {})).finish(&JobState::Success), Delivery::GivenUp);
+    assert_eq!(case.fake.server().states.len(), 10);
+}
+
+#[test]
+fn each_status_is_heard_once_and_nothing_is_sent_after_the_end() {
+    let case = Case::new(Fake::default());
+    let (sender, heard) = channel();
+    let mut upload = case.upload(OPTIONS, Box::new(move |status| sender.send(status).expect("heard")));
+    for status in [None, Some(JobStatus::Canceling), Some(JobStatus::Over), Some(JobStatus::Canceling)] {
+        case.fake.server().status = status;
+        for _ in 0..2 {
+            case.write(b"line\n");
+            upload.tick();
+        }
+    }
+    assert_eq!(upload.finish(&JobState::Success), Delivery::Gone);
+    drop(upload);
+    assert_eq!(heard.iter().collect::<Vec<_>>(), [JobStatus::Canceling, JobStatus::Over]);
+    assert_eq!(case.fake.server().starts.len(), 5);
+    assert!(case.fake.server().states.is_empty());
+}
+
+#[test]
+fn pieces_end_between_characters() {
+    let case = Case::new(Fake::default());
+    let text = format!("x{}", "ü".repeat(CHUNK));
+    case.write(text.as_bytes());
+    assert_eq!(case.upload(OPTIONS, Box::new(|_| {})).finish(&JobState::Success), Delivery::Delivered);
+    let server = case.fake.server();
+    assert_eq!(server.log, text.as_bytes());
+    assert_eq!(server.starts.len(), 3);
+    assert!(server.starts.iter().all(|start| text.is_char_boundary(usize::try_from(*start).expect("small"))));
+}
+
+#[test]
+fn a_resumed_upload_goes_on_and_its_checksum_covers_the_whole_log() {
+    let case = Case::new(Fake::default());
+    case.write(b"sent before\n");
+    case.fake.server().log = b"sent before\n".to_vec();
+    case.write(b"new\n");
+    let options = UploadOptions { offset: 12, ..OPTIONS };
+    assert_eq!(case.upload(options, Box::new(|_| {})).finish(&JobState::Success), Delivery::Delivered);
+    let server = case.fake.server();
+    assert_eq!(server.starts, [12]);
+    assert_eq!(server.states[0].1.crc32, crc32fast::hash(b"sent before\nnew\n"));
+}
+
+#[test]
+fn someone_who_watches_sees_each_line_at_once() {
+    let (sender, lines) = channel();
+    // Without a look at the file itself, the second line would come in an hour.
+    let interval = Duration::from_secs(3600);
+    let case = Case::new(Fake { watcher: Some(Mutex::new(sender)), interval, ..Fake::default() });
+    case.write(b"one\n");
+    let uploader = case.uploader();
+    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("shown"), b"one\n");
+    case.write(b"two\n");
+    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("shown"), b"two\n");
+    assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        Just(Fault::None),
+        Just(Fault::Lost),
+        Just(Fault::AnswerLost),
+        Just(Fault::NotFound),
+        (0..1_usize << 21).prop_map(Fault::Forgot),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_server_ends_with_the_same_bytes_whatever_goes_wrong(
+        writes in proptest::collection::vec((0..700_000_usize, 0..3), 0..6),
+        faults in proptest::collection::vec(fault(), 0..12),
+        restart in 0..6_usize,
+    ) {
+        let case = Case::new(Fake::default());
+        case.fake.server().faults = faults.into();
+        let mut upload = case.upload(OPTIONS, Box::new(|_| {}));
+        for (index, (length, ticks)) in writes.into_iter().enumerate() {
+            case.write(format!("{index}{}\n", "aü".repeat(length)).as_bytes());
+            (0..ticks).for_each(|_| upload.tick());
+            if index == restart {
+                let offset = upload.shared.acknowledged.load(Ordering::Relaxed);
+                upload = case.upload(UploadOptions { offset, ..OPTIONS }, Box::new(|_| {}));
+            }
+        }
+        prop_assert_eq!(upload.finish(&JobState::Success), Delivery::Delivered);
+        prop_assert!(case.fake.server().log == std::fs::read(&case.path).expect("the spool"));
+    }
+}
