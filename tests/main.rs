@@ -12,3 +12,4 @@ mod processes;
 mod protocol;
 mod signals;
 mod sources;
+mod tls;
