@@ -6,6 +6,7 @@ mod artifacts;
 mod caches;
 mod commands;
 mod crash;
+mod disk;
 mod exec;
 mod jobs;
 mod processes;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::support::gitlab::{Answer, Fault, GitLab, TOKEN_AFTER_RESET, read_request, write_answer};
+use crate::support::gitlab::{Answer, Fault, GitLab, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 
@@ -304,21 +304,5 @@ fn lost_races_and_odd_answers_do_not_make_a_runner_rest() {
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     assert_eq!(gitlab.finished(id).state, "success");
-    assert!(agent.wait().success());
-}
-
-#[test]
-fn a_token_is_renewed_before_it_expires() {
-    let gitlab = GitLab::start();
-    let (obtained, expires) = ("2020-01-01T00:00:00Z", jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24));
-    let times = format!("token_obtained_at = {obtained}\ntoken_expires_at = {expires:.0} # kept");
-    let home = Home::new(&gitlab, "", &times);
-    let mut agent = home.start(&[]);
-    gitlab.wait_until("a new token", |server| server.count("POST runners/reset_authentication_token") > 0);
-    let id = gitlab.queue(job(&["true"]).build());
-    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
-    let written = std::fs::read_to_string(home.config()).expect("a configuration");
-    assert!(written.contains(TOKEN_AFTER_RESET) && written.contains("2040-01-02T03:04:05Z"), "{written}");
-    agent.signal("QUIT");
     assert!(agent.wait().success());
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::gitlab::GitLab;
+use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 
@@ -133,4 +133,22 @@ fn only_one_agent_uses_a_state_directory() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("another mayfly runs"));
     first.signal("QUIT");
     first.wait();
+}
+
+#[test]
+fn a_token_is_replaced_before_it_dies_and_jobs_go_on() {
+    let gitlab = GitLab::start();
+    let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z # soon";
+    let home = Home::new(&gitlab, "# kept", life);
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("the token was replaced");
+    let id = gitlab.queue(job(&["echo with the new token"]).build());
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    let written = std::fs::read_to_string(home.config()).expect("a configuration");
+    for part in [TOKEN_AFTER_RESET, "2040-01-02T03:04:05Z", "# kept", "# soon"] {
+        assert!(written.contains(part), "{part} in {written}");
+    }
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
 }

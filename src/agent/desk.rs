@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,15 +115,23 @@ impl Desk {
         let given_up = context.clone();
         let spawned = thread.spawn(move || {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
-            let outcome = match begin {
+            let slot = directory.clone();
+            // A mistake of ours in one job must not take the others down, nor leave this one hanging.
+            let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
                 Begin::Fresh => engine::run(&context, directory, record, payload, &control),
                 Begin::Resumed => engine::resume(&context, directory, record, payload, &control),
-            };
-            match outcome {
-                Ok(ended) => tell(id, &ended),
-                Err(error) => {
-                    fail(&context, &handle, &format!("the agent cannot work in its state directory: {error}"));
+            }));
+            let trouble = match outcome {
+                Ok(Ok(ended)) => {
+                    tell(id, &ended);
+                    None
                 }
+                Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
+                Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
+            };
+            if let Some(why) = trouble {
+                engine::abandon(&slot);
+                fail(&context, &handle, &why);
             }
             desk.forget(id, numbers, &keys);
             drop(permit);

@@ -109,6 +109,8 @@ impl Slots {
         loop {
             if state.closed || cancelled() {
                 state.queue.retain(|ticket| ticket.number != number);
+                // Whoever stood behind may be the first now, and may have looked already.
+                self.changed.notify_all();
                 return None;
             }
             if state.first_that_may_go() == Some(number) {
@@ -369,6 +371,29 @@ mod tests {
         assert!(waiter.join().expect("ended"));
         slots.close();
         assert!(slots.acquire(&key("a"), FREE, || false).is_none());
+    }
+
+    #[test]
+    fn whoever_gives_up_does_not_keep_the_others_waiting() {
+        for _ in 0..50 {
+            let slots = Slots::new(1, None);
+            let first = acquire(&slots, "a", FREE);
+            let ended = Arc::new(AtomicBool::new(false));
+            let mut waiting = Vec::new();
+            for (queued, gives_up) in [true, false].into_iter().enumerate() {
+                let (waiter, ended) = (Arc::clone(&slots), Arc::clone(&ended));
+                let cancelled = move || gives_up && ended.load(Ordering::SeqCst);
+                waiting.push(thread::spawn(move || waiter.acquire(&key("a"), FREE, cancelled).is_some()));
+                while slots.lock().queue.len() <= queued {
+                    thread::yield_now();
+                }
+            }
+            ended.store(true, Ordering::SeqCst);
+            drop(first);
+            slots.wake();
+            let got: Vec<bool> = waiting.into_iter().map(|thread| thread.join().expect("ended")).collect();
+            assert!(got[1], "the one behind gets its permit");
+        }
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Context {
         variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.1.to_string());
         variables.set("CI_SERVER", "yes");
         variables.set("CI_JOB_STATUS", "running");
-        variables.set("CI_JOB_TIMEOUT", super::engine::timeout_seconds(payload).to_string());
+        variables.set("CI_JOB_TIMEOUT", payload.timeout_seconds().to_string());
         self.push_certificates(&mut variables, ca_certificates);
         for variable in payload.variables.iter().filter(|variable| !variable.key.starts_with("FF_")) {
             variables.push(variable.clone());

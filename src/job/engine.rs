@@ -17,17 +17,10 @@ use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
-/// When the server gives no limit.
-const DEFAULT_TIMEOUT: u64 = 7200;
 /// First wait between two tries of a stage.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest wait between two tries of a stage.
 const RETRY_MOST: Duration = Duration::from_secs(300);
-
-/// Seconds that a job may take.
-pub fn timeout_seconds(payload: &Payload) -> u64 {
-    u64::try_from(payload.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)
-}
 
 /// How a job came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,21 +63,11 @@ pub fn run(
         }
         status => control.hear(status),
     }
-    finish(context, directory, record, payload, control)
+    resume(context, directory, record, payload, control)
 }
 
-/// Goes on with a job of an earlier agent. Errors: as [`run`].
+/// Goes on with a job, one that was just taken or that an earlier agent left. Errors: as [`run`].
 pub fn resume(
-    context: &Context,
-    directory: SlotDirectory,
-    record: Record,
-    payload: Payload,
-    control: &Arc<Control>,
-) -> io::Result<Ended> {
-    finish(context, directory, record, payload, control)
-}
-
-fn finish(
     context: &Context,
     directory: SlotDirectory,
     record: Record,
@@ -370,7 +353,14 @@ impl Engine<'_> {
     /// Writes the journal.
     pub(super) fn save(&mut self) -> io::Result<()> {
         self.record.progress.acknowledged = self.uploader.acknowledged();
-        self.directory.save(&self.record)
+        match self.directory.save(&self.record) {
+            // A job that fills the disk must not lose its outcome for it; only a crash now would go unnoticed.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                log::error!("no room for the journal; going on without job={} error={error}", self.payload.id);
+                Ok(())
+            }
+            saved => saved,
+        }
     }
 }
 
@@ -384,6 +374,16 @@ pub(super) fn abort_error(orders: &super::control::Orders) -> JobError {
     match &orders.interrupt {
         Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
         _ => canceled(),
+    }
+}
+
+/// Ends what a job left that its engine cannot bring to an end: the step that may still run, and its slot.
+pub fn abandon(directory: &SlotDirectory) {
+    if let Some(step) = directory.load().and_then(|record| record.progress.step) {
+        crate::shim::sweep(&step.id, &step.cgroups);
+    }
+    if let Err(error) = directory.discard() {
+        log::error!("a slot cannot be removed error={error}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::artifacts::{self, Outcome, Server, Statement};
 use super::cache;
-use super::engine::{Engine, timeout_seconds};
+use super::engine::Engine;
 use super::failure::JobError;
 use super::payload::Payload;
 use super::work::Plan;
@@ -94,7 +94,7 @@ impl Engine<'_> {
             remote: self.context.store.as_deref(),
             tls: self.context.runner.tls.clone(),
             user_agent: user_agent(),
-            job_timeout: Duration::from_secs(timeout_seconds(&self.payload)),
+            job_timeout: Duration::from_secs(self.payload.timeout_seconds()),
             limits: self.context.runner.cache_limits,
         }
     }

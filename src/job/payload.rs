@@ -5,6 +5,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::coordinator::{JobHandle, Token};
 
+/// Seconds that a job may take when the server gives no limit.
+const DEFAULT_TIMEOUT: u64 = 7200;
+
 /// A job as the server hands it out (GitLab Runner API, `POST jobs/request`).
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
@@ -229,6 +232,11 @@ pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
 }
 
 impl Payload {
+    /// Seconds that the job may take.
+    pub fn timeout_seconds(&self) -> u64 {
+        u64::try_from(self.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)
+    }
+
     /// What names the job in later calls.
     pub fn handle(&self) -> JobHandle {
         JobHandle { id: self.id, token: Token::new(self.token.as_str()) }

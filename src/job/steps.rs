@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::engine::{Engine, abort_error, canceled, timeout_seconds};
+use super::engine::{Engine, abort_error, canceled};
 use super::failure::{FailureReason, JobError};
 use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
@@ -206,7 +206,7 @@ impl Engine<'_> {
     }
 
     fn job_deadline(&self) -> u64 {
-        self.record.began.saturating_add(timeout_seconds(&self.payload).saturating_mul(1_000_000_000))
+        self.record.began.saturating_add(self.payload.timeout_seconds().saturating_mul(1_000_000_000))
     }
 
     fn job_limit(&self) -> Limit {
@@ -214,7 +214,7 @@ impl Engine<'_> {
     }
 
     fn job_timed_out(&self) -> JobError {
-        let timeout = Duration::from_secs(timeout_seconds(&self.payload));
+        let timeout = Duration::from_secs(self.payload.timeout_seconds());
         timed_out(format!("execution took longer than {}", in_words(timeout)))
     }
 

@@ -1,7 +1,7 @@
 //! The shim's whole life: start the step, pump its output, keep its deadline, end what it left, tell the outcome.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,6 +22,8 @@ use super::spec::{End, Spec, Status, Stop};
 use crate::sys;
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
+/// Bytes kept free for the outcome.
+const STATUS_ROOM: usize = 4096;
 /// Bytes read from a pipe at once.
 const BLOCK: usize = 128 * 1024;
 /// A line without an end is shown after this much silence.
@@ -54,16 +56,25 @@ pub fn main(work: fn(&str) -> i32) -> ExitCode {
     }
 }
 
+/// Marks the step as begun (who finds the mark, no outcome and no shim knows that it was lost), with room for the outcome:
+/// a step that fills the disk can still be told how it ended.
+fn reserve_status(path: &Path) -> io::Result<()> {
+    fs::write(running::begun_mark(path), [b' '; STATUS_ROOM])
+}
+
+/// Writes the outcome into the room that was kept for it.
 fn write_status(path: &Path, status: &Status) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, serde_json::to_vec(status)?)?;
-    fs::rename(&draft, path)
+    let mark = running::begun_mark(path);
+    let mut text = serde_json::to_vec(status)?;
+    text.resize(text.len().max(STATUS_ROOM), b' ');
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&mark)?;
+    file.write_all(&text)?;
+    fs::rename(&mark, path)
 }
 
 fn hold(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Status> {
     let signals = isolate()?;
-    // From here on the step counts as begun: who finds this mark, no outcome and no shim knows that it was lost.
-    fs::write(running::begun_mark(&spec.status), "")?;
+    reserve_status(&spec.status)?;
     let masks = spec.filters.patterns();
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
     for group in &spec.cgroups {

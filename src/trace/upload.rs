@@ -391,3 +391,94 @@ enum Again {
     AfterInterval,
     Failed,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::{Token, TraceReply};
+    use crate::trace::{Claim, Spool};
+
+    /// A server that misbehaves by a script: what it does with each piece of log and each state.
+    struct Server {
+        stored: Mutex<Vec<u8>>,
+        pieces: Mutex<Vec<Whim>>,
+        states: Mutex<Vec<UpdateOutcome>>,
+        summary: Mutex<TraceSummary>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Whim {
+        Take,
+        Drop,
+        TakeAndFail,
+        Forget,
+    }
+
+    impl Coordinator for Server {
+        fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
+            let whim = self.pieces.lock().expect("no panic").pop().unwrap_or(Whim::Take);
+            let mut stored = self.stored.lock().expect("no panic");
+            if matches!(whim, Whim::Forget) {
+                let half = stored.len() / 2;
+                stored.truncate(half);
+            }
+            let fits = stored.len() as u64 == start;
+            if fits && !matches!(whim, Whim::Drop) {
+                stored.extend_from_slice(chunk);
+            }
+            let repeated = stored.len() as u64 == start + chunk.len() as u64;
+            let outcome = match whim {
+                Whim::Drop | Whim::TakeAndFail => TraceOutcome::Failed,
+                _ if repeated => TraceOutcome::Accepted,
+                _ => TraceOutcome::Resync(stored.len() as u64),
+            };
+            TraceReply { outcome, status: JobStatus::Ongoing, interval: Some(Duration::from_millis(5)) }
+        }
+
+        fn update_job(&self, _: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply {
+            let mut outcome = UpdateOutcome::Done;
+            if *state != JobState::Running {
+                outcome = self.states.lock().expect("no panic").pop().unwrap_or(UpdateOutcome::Done);
+                *self.summary.lock().expect("no panic") = trace;
+            }
+            if outcome == UpdateOutcome::TraceInvalid {
+                self.stored.lock().expect("no panic").clear();
+            }
+            UpdateReply { outcome, status: JobStatus::Ongoing, interval: Some(Duration::from_millis(5)) }
+        }
+    }
+
+    fn upload(whims: &[Whim], states: &[UpdateOutcome]) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trace");
+        let spool = Spool::open(&path, u64::MAX).expect("opened");
+        let server = Arc::new(Server {
+            stored: Mutex::default(),
+            pieces: Mutex::new(whims.to_vec()),
+            states: Mutex::new(states.to_vec()),
+            summary: Mutex::default(),
+        });
+        let job = JobHandle { id: 1, token: Token::new("") };
+        let options = UploadOptions { debug_trace: false, offset: 0, final_tries: 10 };
+        let coordinator = Arc::clone(&server) as Arc<dyn Coordinator>;
+        let uploader = Uploader::start(coordinator, job, &path, options, Box::new(|_| {})).expect("started");
+        for number in 0..200 {
+            let line = format!("line {number} ✓ {}\n", "x".repeat(number * 97));
+            spool.append(line.as_bytes(), Claim::Output).expect("appended");
+            uploader.ring();
+            std::thread::yield_now();
+        }
+        assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+        let log = std::fs::read(&path).expect("the spool");
+        assert!(*server.stored.lock().expect("no panic") == log, "the server has another log");
+        let summary = *server.summary.lock().expect("no panic");
+        assert_eq!(summary, TraceSummary { size: log.len() as u64, crc32: crc32fast::hash(&log) });
+    }
+
+    #[test]
+    fn whatever_happens_to_pieces_the_server_ends_with_the_same_bytes() {
+        upload(&[], &[]);
+        upload(&[Whim::Drop, Whim::TakeAndFail, Whim::Forget, Whim::Take].repeat(2), &[]);
+        upload(&[Whim::Forget; 3], &[UpdateOutcome::Accepted, UpdateOutcome::TraceInvalid]);
+    }
+}
