@@ -1,8 +1,143 @@
 //! The agent dies, with and without its shims, and the next one goes on.
 
+use std::thread;
+use std::time::Duration;
+
+use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, is_running, kill_shims, read};
+
+/// What the stages of [`staged`] say, in order.
+const STAGES: [&str; 8] = [
+    "in pre_get_sources",
+    "in the hook before git",
+    "in the hook behind git",
+    "in pre_build",
+    "in the script",
+    "in post_build",
+    "in release",
+    "in after_script",
+];
+
+/// A job that says something and rests in each of its stages, and the configuration of its runner.
+fn staged(url: &str, sha: &str) -> (String, JobBuilder) {
+    let rest = |at: usize| format!("echo {}; sleep 0.7", STAGES[at]);
+    let runner = format!(
+        "pre_get_sources_script = '{}'\npre_build_script = '{}'\npost_build_script = '{}'",
+        rest(0),
+        rest(3),
+        rest(5)
+    );
+    let job = job(&[&rest(4), "cat file.txt"])
+        .sources(url, sha)
+        .hook("pre_get_sources_script", &[&rest(1)])
+        .hook("post_get_sources_script", &[&rest(2)])
+        .step("release", &[&rest(6)])
+        .after_script(&[&rest(7)]);
+    (runner, job)
+}
+
+/// The lines of a job of [`staged`] that ran through, each as often as it may come.
+fn assert_every_stage_once(job: &Job, when: &str) {
+    assert_eq!(job.state, "success", "{when}: {}", job.log());
+    let lines = job.lines();
+    for stage in STAGES {
+        // The runner's scripts stand around each step.
+        let times = if stage == "in pre_build" || stage == "in post_build" { 2 } else { 1 };
+        assert_eq!(lines.iter().filter(|line| **line == stage).count(), times, "{stage}, {when}: {lines:#?}");
+    }
+    for line in ["from git", "Job succeeded", "Getting source from Git repository", "Running after_script"] {
+        assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}, {when}: {lines:#?}");
+    }
+}
+
+#[test]
+fn an_agent_that_dies_in_any_stage_is_followed() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    thread::scope(|scope| {
+        for stage in STAGES {
+            let (runner, job) = staged(&url, &sha);
+            scope.spawn(move || {
+                let gitlab = GitLab::start();
+                let home = Home::new(&gitlab, "", &runner);
+                let id = gitlab.queue(job.build());
+                let agent = home.start(&[]);
+                gitlab.wait_for_log(id, stage);
+                agent.kill();
+                let mut next = home.start(&[]);
+                assert_every_stage_once(&gitlab.finished(id), stage);
+                next.signal("QUIT");
+                assert!(next.wait().success());
+            });
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_dies_again_and_again_is_followed_again_and_again() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let (runner, job) = staged(&url, &sha);
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", &runner);
+    let id = gitlab.queue(job.build());
+    let mut life = 5;
+    while gitlab.job_state(id) != "success" {
+        let agent = home.start(&[]);
+        // Lives of different length meet all stages and what is between them.
+        let until = std::time::Instant::now() + Duration::from_millis(200 + life * 37 % 900);
+        while std::time::Instant::now() < until && gitlab.job_state(id) != "success" {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let taken = gitlab.job_state(id) != "pending";
+        if taken && !home.path("state/slot-0/job.json").exists() && gitlab.job(id).trace.is_empty() {
+            // It died between the answer and the first write: GitLab drops such a job.
+            return;
+        }
+        agent.kill();
+        life += 1;
+        assert!(life < 100, "the job does not end:\n{}", gitlab.job(id).log());
+    }
+    assert_every_stage_once(&gitlab.job(id), "after many deaths");
+}
+
+#[test]
+fn an_agent_that_dies_with_its_shim_in_any_stage_is_reported() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    thread::scope(|scope| {
+        for stage in STAGES {
+            let (runner, job) = staged(&url, &sha);
+            scope.spawn(move || {
+                let gitlab = GitLab::start();
+                let home = Home::new(&gitlab, "", &runner);
+                let id = gitlab.queue(job.build());
+                let agent = home.start(&[]);
+                gitlab.wait_for_log(id, stage);
+                agent.kill();
+                let killed = kill_shims(id);
+                let mut next = home.start(&[]);
+                let job = gitlab.finished(id);
+                next.signal("QUIT");
+                assert!(next.wait().success());
+                if killed == 0 {
+                    // The stage was over before it could be killed.
+                    return assert_every_stage_once(&job, stage);
+                }
+                assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{stage}: {}", job.log());
+                let lines = job.lines();
+                assert!(lines.contains(&stage.to_owned()), "the log up to there");
+                let last = lines.last().cloned().unwrap_or_default();
+                assert!(last.starts_with("ERROR: Job failed (system failure)"), "{stage}: {lines:#?}");
+            });
+        }
+    });
+}
 
 /// A job whose log tells each line once.
 fn counting() -> JobBuilder {
@@ -119,7 +254,12 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
     for (key, reported) in [("boot", true), ("instance", false)] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
-        let id = gitlab.queue(job(&["echo begun", "sleep 7501"]).build());
+        let pid = home.path("pid");
+        let id = gitlab.queue(
+            job(&["echo $BASHPID >$PID_FILE", "echo begun", "exec sleep 600"])
+                .variable("PID_FILE", &pid.display().to_string())
+                .build(),
+        );
         let agent = home.start(&[]);
         gitlab.wait_for_log(id, "begun");
         agent.kill();
@@ -139,7 +279,10 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
         assert!(next.wait().success());
         assert_eq!(gitlab.job(id).state == "failed", reported);
         assert!(!home.path("state/slot-0").exists());
-        std::process::Command::new("pkill").args(["-f", "sleep 7501"]).status().expect("pkill");
+        // What runs on this machine is swept, and a journal of another machine says nothing about it.
+        let script = read(&pid).trim().to_owned();
+        assert_eq!(read(format!("/proc/{script}/cmdline").as_ref()).is_empty(), reported);
+        std::process::Command::new("kill").args(["-9", &script]).output().expect("kill");
     }
 }
 

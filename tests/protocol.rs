@@ -168,3 +168,141 @@ fn waiting_jobs_follow_each_other_at_once_and_limits_hold() {
     assert!(agent.wait().success());
     gitlab.assert_strict();
 }
+
+#[test]
+fn a_call_is_tried_five_times_under_one_id() {
+    let gitlab = GitLab::start();
+    gitlab.fail("POST jobs/request", [500, 503, 429, 502, 504].map(answer));
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    assert_eq!(gitlab.finished(id).state, "success");
+    let ids = gitlab.request_ids("POST jobs/request");
+    assert!(ids[1..5].iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_ne!(ids[5], ids[0], "the next poll is another call");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn the_servers_word_on_when_to_come_back_is_kept() {
+    let gitlab = GitLab::start();
+    let in_three_seconds = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let date = in_three_seconds.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let later = Answer::new(429).with("RateLimit-ResetTime", &date).with("Retry-After", "600");
+    let then = Answer::new(503).with("Retry-After", "2");
+    gitlab.fail("POST jobs/request", [Fault::Answer(later), Fault::Answer(then)]);
+    let home = Home::new(&gitlab, "", "");
+    let began = std::time::Instant::now();
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    let waited = job.taken.expect("taken").duration_since(began);
+    assert!(waited >= std::time::Duration::from_secs(4), "{waited:?}");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn half_an_answer_and_a_late_one_are_survived() {
+    let gitlab = GitLab::start();
+    let half = Answer::json(201, &serde_json::json!({"id": 1, "token": "x", "steps": []}));
+    let late = std::time::Duration::from_secs(3);
+    gitlab.fail("POST jobs/request", [Fault::Half(half), Fault::Slow(late)]);
+    gitlab.fail("PATCH trace", [Fault::Slow(late), Fault::Half(Answer::new(202).body("nobody needs it"))]);
+    gitlab.fail("PUT job", [Fault::Slow(late)]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["for i in 1 2 3 4 5; do echo line $i; sleep 1; done"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    for line in 1..=5 {
+        let line = format!("line {line}");
+        assert_eq!(job.lines().iter().filter(|other| **other == line).count(), 1, "{line} in {:#?}", job.lines());
+    }
+    assert_eq!(job.state, "success");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_log_is_sent_again_from_where_the_server_lost_it() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let gate = home.path("gate");
+    let script = format!("echo first; while [ ! -e {} ]; do sleep 0.1; done; echo second", gate.display());
+    let id = gitlab.queue(job(&[&script]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the first line", |server| server.job(id).lines().contains(&"first".to_owned()));
+    gitlab.cut_trace(id, 20);
+    std::fs::write(&gate, "").expect("opened");
+    let job = gitlab.finished(id);
+    for line in ["first", "second", "Job succeeded"] {
+        assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());
+    }
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_job_that_the_server_takes_back_is_not_begun() {
+    for status in [403, 404] {
+        let gitlab = GitLab::start();
+        gitlab.fail("PUT job", [answer(status)]);
+        let home = Home::new(&gitlab, "", "");
+        let mark = home.path("mark");
+        let dropped = gitlab.queue(job(&[&format!("touch {}", mark.display())]).build());
+        let next = gitlab.queue(job(&["true"]).build());
+        let mut agent = home.start(&[]);
+        assert_eq!(gitlab.finished(next).state, "success");
+        assert!(!mark.exists() && gitlab.job(dropped).updates.is_empty() && gitlab.job(dropped).trace.is_empty());
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+    }
+}
+
+#[test]
+fn a_job_that_was_cancelled_before_it_began_says_so_and_runs_nothing() {
+    let gitlab = GitLab::start();
+    gitlab.fail("PUT job", [Fault::Answer(Answer::new(200).with("Job-Status", "canceling"))]);
+    let home = Home::new(&gitlab, "", "");
+    let mark = home.path("mark");
+    let touch = format!("touch {}", mark.display());
+    let id = gitlab.queue(job(&[&touch]).after_script(&[&touch]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("job_canceled")));
+    assert!(!mark.exists());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_server_that_does_not_hear_the_beginning_hears_the_rest() {
+    let gitlab = GitLab::start();
+    gitlab.fail("PUT job", (0..5).map(|_| answer(500)));
+    gitlab.fail("PATCH trace", [answer(404), answer(400), Fault::Cut]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert_eq!(job.lines().iter().filter(|line| line.starts_with("line ")).count(), 6);
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_quiet_job_gives_signs_of_life() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["sleep 36"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.updates, ["running", "running", "success"]);
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn lost_races_and_odd_answers_do_not_make_a_runner_rest() {
+    let gitlab = GitLab::start();
+    gitlab.fail("POST jobs/request", [409, 409, 422, 400, 418].map(answer));
+    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(agent.wait().success());
+}

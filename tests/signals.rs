@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::gitlab::GitLab;
+use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 
@@ -145,7 +145,7 @@ fn a_token_is_replaced_before_it_dies_and_jobs_go_on() {
     let id = gitlab.queue(job(&["echo with the new token"]).build());
     assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
     let written = std::fs::read_to_string(home.config()).expect("a configuration");
-    for part in ["glrt-tokenAfterReset", "2040-01-02T03:04:05Z", "# kept", "# soon"] {
+    for part in [TOKEN_AFTER_RESET, "2040-01-02T03:04:05Z", "# kept", "# soon"] {
         assert!(written.contains(part), "{part} in {written}");
     }
     agent.signal("QUIT");

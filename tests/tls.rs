@@ -1,75 +1,177 @@
-//! Servers with certificates, good and broken.
+//! Servers behind certificates: those of an authority of one's own, and those that are wrong.
 
-use crate::support::gitlab::GitLab;
+use std::sync::{Arc, Mutex};
+
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
+use crate::support::http::{Answer, listen, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
-use crate::support::tls::{Pki, serve};
+use crate::support::pki::{Chain, INTERMEDIATE, Identity, Pki};
 
+/// A GitLab behind a certificate, and a home that trusts what stands in `ca.pem`.
+fn scene(pki: &Pki, identity: &Identity, chain: Chain, trusted: &str) -> (GitLab, Home) {
+    let gitlab = GitLab::start_with(Some(pki.serve(identity, chain)));
+    let home = Home::empty();
+    std::fs::write(home.path("ca.pem"), trusted).expect("written");
+    home.configure(&gitlab.url, "", &trusting(&home));
+    (gitlab, home)
+}
+
+fn trusting(home: &Home) -> String {
+    format!("tls-ca-file = \"{}\"", home.path("ca.pem").display())
+}
+
+/// Whether `mayfly check` passes, and what it says.
 fn check(home: &Home) -> (bool, String) {
-    let config = home.config().display().to_string();
-    let output = home.call(&["check", "--config", &config]);
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = home.call(&["check", "--config", &home.config().display().to_string()]);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
 }
 
 #[test]
-fn jobs_come_over_tls_and_know_the_authority() {
-    let (gitlab, pki) = (GitLab::start(), Pki::new());
-    let url = serve(&gitlab, pki.leaf("localhost", true, 2040));
-    let home = Home::empty();
-    // Found beside the configuration by the server's name.
-    std::fs::create_dir(home.path("certs")).expect("made");
-    std::fs::write(home.path("certs/localhost.crt"), pki.root.pem()).expect("written");
-    home.configure(&url, "", "");
-    let id = gitlab.queue(job(&["head -n 1 \"$CI_SERVER_TLS_CA_FILE\""]).build());
+fn an_authority_of_ones_own_serves_the_agent_and_the_jobs_git() {
+    let pki = Pki::new();
+    let identity = pki.server();
+    let (gitlab, home) = scene(&pki, &identity, Chain::Complete, &pki.root);
+    home.configure(&gitlab.url, "user = \"nobody\"", &trusting(&home));
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start_with(root.path(), Some(pki.serve(&identity, Chain::Complete)));
+    let (url, sha) = git.repository("team/demo", &[("f.txt", "over https\n")]);
+    let script = [
+        "cat f.txt",
+        "git ls-remote origin HEAD >/dev/null && echo listed",
+        "openssl x509 -noout -subject -in \"$CI_SERVER_TLS_CA_FILE\" 2>/dev/null || head -n 1 \"$CI_SERVER_TLS_CA_FILE\"",
+        "echo \"key: ${CI_SERVER_TLS_KEY_FILE:-none}\"",
+    ];
+    let id = gitlab.queue(job(&script).sources(&url, &sha).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    assert!(job.lines().contains(&"-----BEGIN CERTIFICATE-----".to_owned()), "{}", job.log());
-    let (passed, text) = check(&home);
-    assert!(passed && text.contains("complete (2 certificate(s) presented)"), "{text}");
-    gitlab.assert_strict();
+    assert_eq!(job.state, "success", "{}", job.log());
+    let lines = job.lines();
+    for line in ["over https", "listed", "key: none"] {
+        assert!(lines.contains(&line.to_owned()), "{line} in {lines:#?}");
+    }
+    assert!(lines.iter().any(|line| line.contains("mayfly test root") || line.contains("BEGIN CERTIFICATE")));
+    assert!(agent.wait().success());
 }
 
 #[test]
-fn check_says_what_is_wrong_with_a_certificate() {
-    let (gitlab, pki) = (GitLab::start(), Pki::new());
-    let home = Home::empty();
-    std::fs::write(home.path("root.pem"), pki.root.pem()).expect("written");
-    std::fs::write(home.path("both.pem"), format!("{}{}", pki.root.pem(), pki.intermediate.pem())).expect("written");
-    let configure = |url: &str, file: &str| {
-        home.configure(url, "", &format!("tls-ca-file = \"{}\"", home.path(file).display()));
-    };
-    let incomplete = serve(&gitlab, pki.leaf("localhost", false, 2040));
-    configure(&incomplete, "root.pem");
+fn a_certificate_beside_the_configuration_is_trusted() {
+    let pki = Pki::new();
+    let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
+    let home = Home::new(&gitlab, "", "");
+    assert!(!check(&home).0, "nobody trusts it yet");
+    std::fs::create_dir(home.path("certs")).expect("made");
+    std::fs::write(home.path("certs/localhost.crt"), &pki.root).expect("written");
     let (passed, text) = check(&home);
-    assert!(!passed && text.contains("the certificate of `Test Intermediate`"), "{text}");
-    assert!(text.contains("is missing") && text.contains("tls-ca-file"), "{text}");
-    configure(&incomplete, "both.pem");
+    assert!(passed && text.contains("complete (2 certificate(s) presented)"), "{text}");
+    let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(job.log().contains("BEGIN CERTIFICATE"), "{}", job.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn an_incomplete_chain_is_named_and_mended_without_a_restart() {
+    let pki = Pki::new();
+    let (gitlab, home) = scene(&pki, &pki.server(), Chain::WithoutIntermediate, &pki.root);
     let (passed, text) = check(&home);
-    assert!(passed, "the intermediate in the file mends it: {text}");
-    for (presented, part) in [
-        (pki.leaf("localhost", true, 2020), "expired at 2020-01-01"),
-        (pki.leaf("other.test", true, 2040), "not for localhost but for other.test"),
-    ] {
-        configure(&serve(&gitlab, presented), "root.pem");
+    assert!(!passed && text.contains(INTERMEDIATE) && text.contains("tls-ca-file"), "{text}");
+    let id = gitlab.queue(job(&["echo reached"]).build());
+    let mut agent = home.start(&["--once"]);
+    agent.wait_for_log("UnknownIssuer");
+    assert_eq!(gitlab.job(id).state, "pending");
+    std::fs::write(home.path("ca.pem"), pki.root.clone() + &pki.intermediate).expect("written");
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    assert!(agent.wait().success());
+    let (passed, text) = check(&home);
+    assert!(passed, "{text}");
+}
+
+#[test]
+fn wrong_certificates_do_not_pass_the_check() {
+    let pki = Pki::new();
+    for (identity, part) in
+        [(pki.expired(), "expired at 2021-02-03"), (pki.wrong_name(), "is not for localhost but for other.test")]
+    {
+        let (_gitlab, home) = scene(&pki, &identity, Chain::Complete, &pki.root);
         let (passed, text) = check(&home);
         assert!(!passed && text.contains(part), "{part} in {text}");
     }
-    gitlab.assert_strict();
+    let (_gitlab, home) = scene(&pki, &pki.server(), Chain::Complete, "no certificate");
+    let (passed, text) = check(&home);
+    assert!(!passed && text.contains("ca.pem: no PEM certificate in it"), "{text}");
 }
 
 #[test]
-fn an_authority_that_is_put_there_later_is_taken_up() {
-    let (gitlab, pki) = (GitLab::start(), Pki::new());
-    let url = serve(&gitlab, pki.leaf("localhost", true, 2040));
+fn a_server_may_want_to_know_its_clients() {
+    let pki = Pki::new();
+    let (server, client) = (pki.server(), pki.server());
+    let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
     let home = Home::empty();
-    let file = home.path("ca.pem");
-    std::fs::write(&file, Pki::new().root.pem()).expect("written");
-    home.configure(&url, "", &format!("tls-ca-file = \"{}\"", file.display()));
-    let id = gitlab.queue(job(&["true"]).build());
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    home.configure(&gitlab.url, "", &trusting(&home));
+    let (passed, text) = check(&home);
+    assert!(!passed, "{text}");
+    std::fs::write(home.path("client.pem"), &client.chain).expect("written");
+    std::fs::write(home.path("client.key"), &client.key).expect("written");
+    let more = format!(
+        "{}\ntls-cert-file = \"{}\"\ntls-key-file = \"{}\"",
+        trusting(&home),
+        home.path("client.pem").display(),
+        home.path("client.key").display()
+    );
+    home.configure(&gitlab.url, "", &more);
+    let (passed, text) = check(&home);
+    assert!(passed, "{text}");
+    let script = ["grep -c CERTIFICATE \"$CI_SERVER_TLS_CERT_FILE\"", "ls -l \"$CI_SERVER_TLS_KEY_FILE\" | cut -c1-10"];
+    let id = gitlab.queue(job(&script).build());
     let mut agent = home.start(&["--once"]);
-    agent.wait_for_log("no answer to the request");
-    std::fs::write(&file, pki.root.pem()).expect("written");
-    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    let job = gitlab.finished(id);
+    assert!(job.lines().contains(&"-rw-------".to_owned()), "{}", job.log());
     assert!(agent.wait().success());
+}
+
+#[test]
+fn register_over_https() {
+    let pki = Pki::new();
+    let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
+    let home = Home::empty();
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    std::fs::write(home.path("token"), RUNNER_TOKEN).expect("written");
+    let path = |name: &str| home.path(name).display().to_string();
+    let (config, token, ca) = (path("config.toml"), path("token"), path("ca.pem"));
+    let base =
+        ["register", "-n", "--config", &config, "--url", &gitlab.url, "--token-file", &token, "--executor", "shell"];
+    let refused = home.call(&base);
+    assert!(!refused.status.success() && !home.config().exists());
+    let output = home.call(&[&base[..], &["--tls-ca-file", &ca]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (passed, text) = check(&home);
+    assert!(passed, "{text}");
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_used_but_not_for_loopback() {
+    let gitlab = GitLab::start();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let proxy = listen(None, move |mut connection| {
+        while let Some(request) = read_request(&mut connection) {
+            log.lock().expect("no panic").push(format!("{} {}", request.method, request.path));
+            if write_answer(connection.get_mut(), &Answer::new(502)).is_err() {
+                return;
+            }
+        }
+    });
+    let home = Home::new(&gitlab, "", "");
+    let config = home.config().display().to_string();
+    let verify = || home.command(&["verify", "--config", &config]).env("HTTP_PROXY", &proxy).output().expect("mayfly");
+    assert!(verify().status.success());
+    assert!(seen.lock().expect("no panic").is_empty(), "loopback is asked directly");
+    home.configure("http://gitlab.test", "", "");
+    verify();
+    assert!(seen.lock().expect("no panic").iter().any(|line| line.contains("gitlab.test")));
 }

@@ -121,7 +121,8 @@ impl Finder<'_> {
         if count == 0 {
             let directory = self.root.path().display();
             self.warn(format!(
-                "{text}: no matching files. Ensure that the artifact path is relative to the working directory ({directory})"
+                "{text}: no matching files. Ensure that the artifact path is relative to the \
+                 working directory ({directory})"
             ));
         } else {
             self.notes.push(Note::Info(format!("{text}: found {count} matching artifact files and directories")));
@@ -388,7 +389,8 @@ mod tests {
         assert_eq!(
             notes[0],
             format!(
-                "WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to the working directory ({place})"
+                "WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to \
+                 the working directory ({place})"
             )
         );
         assert_eq!(notes[1], "WARNING: No matching files. Path is empty.");

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http;
 
-use super::tls::{self, TlsFiles};
+use super::tls::{self, Stamp, TlsFiles};
 use super::{proxy, retry};
 
 /// Bytes of an answer that are read at most.
@@ -117,7 +117,7 @@ pub struct Client {
     files: TlsFiles,
     user_agent: String,
     idle_age: Duration,
-    transport: Mutex<Option<(Agent, SystemTime)>>,
+    transport: Mutex<Option<(Agent, Stamp)>>,
 }
 
 impl Client {
@@ -178,17 +178,17 @@ impl Client {
         Err(Error::Transport(format!("{} redirects more than {REDIRECTS_MAX} times", origin(&request.url))))
     }
 
-    /// The connection pool; made anew when a certificate file is newer than it.
+    /// The connection pool; made anew when a certificate file has changed.
     fn agent(&self) -> Result<Agent, Error> {
         let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((agent, made)) = transport.as_ref()
-            && !self.files.changed_since(*made)
+        let stamp = self.files.stamp();
+        if let Some((agent, built_from)) = transport.as_ref()
+            && *built_from == stamp
         {
             return Ok(agent.clone());
         }
-        let made = SystemTime::now();
         let agent = self.build()?;
-        *transport = Some((agent.clone(), made));
+        *transport = Some((agent.clone(), stamp));
         Ok(agent)
     }
 

@@ -1,6 +1,7 @@
 //! Trust: the certificates of the system and those of the operator, client certificates, and what a server presents.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,14 +22,18 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// True when one of the files was written after `time`.
-    pub fn changed_since(&self, time: SystemTime) -> bool {
-        let files = [&self.ca_file, &self.cert_file, &self.key_file];
-        files.into_iter().flatten().any(|path| {
-            fs::metadata(path).and_then(|metadata| metadata.modified()).is_ok_and(|modified| modified > time)
+    /// Which state the files are in. Compared with itself and not with the clock: the times of files run behind it, and
+    /// a file that is moved into place may be old.
+    pub fn stamp(&self) -> Stamp {
+        [&self.ca_file, &self.cert_file, &self.key_file].map(|path| {
+            let metadata = fs::metadata(path.as_deref()?).ok()?;
+            Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))
         })
     }
 }
+
+/// When each of the files was written, which file it is, and its size.
+pub type Stamp = [Option<(SystemTime, u64, u64)>; 3];
 
 /// What `ureq` needs to know. Errors: a file is there and is not what it should be.
 pub fn config(files: &TlsFiles) -> Result<TlsConfig, String> {

@@ -298,7 +298,8 @@ impl Engine<'_> {
                 self.sweep();
                 self.record.progress.aborted = true;
                 return Err(JobError::system(
-                    "the process that held the script was killed: by the script, for lack of memory, or with the machine",
+                    "the process that held the script was killed: by the script, for lack of memory, or with the \
+                     machine",
                 ));
             }
         };

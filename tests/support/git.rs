@@ -1,13 +1,14 @@
 //! Repositories over smart HTTP: the real `git http-backend` behind a login with the job's token.
 
-use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use super::gitlab::{Answer, Request, read_request, write_answer};
+use rustls::ServerConfig;
+
+use super::http::{Answer, Connection, Request, listen, read_request, write_answer};
 
 /// A server for the repositories below a directory.
 pub struct GitServer {
@@ -19,16 +20,14 @@ pub struct GitServer {
 impl GitServer {
     /// Serves the repositories below `root` to whoever logs in as `gitlab-ci-token` with a token of a job.
     pub fn start(root: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        Self::start_with(root, None)
+    }
+
+    /// The same over HTTPS.
+    pub fn start_with(root: &Path, tls: Option<Arc<ServerConfig>>) -> Self {
         let authorizations = Arc::new(Mutex::new(Vec::new()));
         let (served, seen) = (root.to_owned(), Arc::clone(&authorizations));
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (root, seen) = (served.clone(), Arc::clone(&seen));
-                thread::spawn(move || serve(stream, &root, &seen));
-            }
-        });
+        let url = listen(tls, move |connection| serve(connection, &served, &seen));
         Self { url, root: root.to_owned(), authorizations }
     }
 
@@ -72,19 +71,19 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-fn serve(stream: TcpStream, root: &Path, seen: &Mutex<Vec<String>>) {
-    let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
-    let mut writer = stream;
-    while let Some(request) = read_request(&mut reader) {
-        let login = request.headers.get("authorization").cloned().unwrap_or_default();
-        let answer =
-            if login.starts_with("Basic Z2l0bGFiLWNpLXRva2VuO") || login.starts_with("Basic Z2l0bGFiLWNpLXRva2VuOm") {
-                seen.lock().expect("no panic").push(login);
-                backend(root, &request)
-            } else {
-                Answer::new(401).with("WWW-Authenticate", "Basic realm=\"git\"")
-            };
-        if write_answer(&mut writer, &answer).is_err() {
+/// How a login as `gitlab-ci-token` with a token that begins with `glcbt-` begins.
+const LOGIN: &str = "Basic Z2l0bGFiLWNpLXRva2VuOmdsY2J0L";
+
+fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
+    while let Some(request) = read_request(&mut connection) {
+        let login = request.header("Authorization").to_owned();
+        let answer = if login.starts_with(LOGIN) {
+            seen.lock().expect("no panic").push(login);
+            backend(root, &request)
+        } else {
+            Answer::new(401).with("WWW-Authenticate", "Basic realm=\"git\"")
+        };
+        if write_answer(connection.get_mut(), &answer).is_err() {
             return;
         }
     }

@@ -1,67 +1,26 @@
 //! A strict GitLab: it keeps the rules of the Runner API, and whoever breaks one fails the test.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::BufReader;
+use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::ServerConfig;
 use serde_json::{Value, json};
+
+pub use super::http::{Answer, Request, read_request, write_answer};
+use super::http::{Connection, listen, write_half};
 
 /// The token of the one runner.
 pub const RUNNER_TOKEN: &str = "glrt-tokenOfTheRunner";
+/// What the runner's token is after a reset.
+pub const TOKEN_AFTER_RESET: &str = "glrt-tokenAfterReset";
 /// A personal access token that may create runners.
 pub const ACCESS_TOKEN: &str = "glpat-of-a-person";
 /// A legacy registration token.
 pub const REGISTRATION_TOKEN: &str = "registration-token";
-
-/// A request as it came.
-pub struct Request {
-    pub method: String,
-    pub path: String,
-    pub query: String,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
-}
-
-impl Request {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
-    }
-
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(&name.to_ascii_lowercase()).map_or("", String::as_str)
-    }
-}
-
-/// What the server answers.
-#[derive(Clone)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Answer {
-    pub fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new() }
-    }
-
-    pub fn json(status: u16, body: &Value) -> Self {
-        Self::new(status).with("Content-Type", "application/json").body(body.to_string())
-    }
-
-    pub fn with(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.body = body.into();
-        self
-    }
-}
 
 /// How a route misbehaves, once each.
 #[derive(Clone)]
@@ -72,6 +31,10 @@ pub enum Fault {
     Cut,
     /// The bytes are taken, and the connection is cut before that is said.
     TakeAndCut,
+    /// The connection is cut in the middle of this answer.
+    Half(Answer),
+    /// The right answer, late.
+    Slow(Duration),
 }
 
 /// A job as the server sees it.
@@ -88,6 +51,8 @@ pub struct Job {
     pub artifacts: Vec<Artifact>,
     /// When it was given out, and when its final state was taken.
     pub taken: Option<Instant>,
+    /// When something was last heard of it.
+    heard: Option<Instant>,
     pub ended: Option<Instant>,
     /// How often each state was told.
     pub updates: Vec<String>,
@@ -105,6 +70,11 @@ pub struct Artifact {
 }
 
 impl Job {
+    /// A minute without a sign of life would be too much; this is one.
+    fn was_silent(&mut self) -> bool {
+        self.heard.replace(Instant::now()).is_some_and(|heard| heard.elapsed() > Duration::from_secs(60))
+    }
+
     /// The log as text.
     pub fn log(&self) -> String {
         String::from_utf8(self.trace.clone()).expect("the log is UTF-8")
@@ -143,11 +113,12 @@ struct State {
     /// No answer to anybody.
     away: bool,
     requests: Vec<(String, String)>,
-    request_ids: BTreeMap<String, u32>,
+    /// What a request got, and the checksum of its body.
+    request_ids: BTreeMap<String, (u16, u32)>,
     managers: Vec<String>,
-    /// The runner's token as it is now; a reset kills the one before.
-    token: String,
     runner_gone: bool,
+    /// The token after a reset; the first one is dead then.
+    new_token: Option<String>,
     interval: u32,
     trace_limit: Option<usize>,
     final_answers: VecDeque<u16>,
@@ -161,29 +132,47 @@ struct Shared {
 }
 
 /// The server; its threads end with the process.
-#[derive(Clone)]
 pub struct GitLab {
     pub url: String,
     shared: Arc<Shared>,
+    _verdict: Option<Verdict>,
+}
+
+/// Fails the test that broke a rule and did not look.
+struct Verdict(Arc<Shared>);
+
+impl Drop for Verdict {
+    fn drop(&mut self) {
+        let violations = std::mem::take(&mut self.0.state.lock().expect("no panic").violations);
+        if !thread::panicking() {
+            assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
+        }
+    }
+}
+
+/// The same server, without a say in the verdict.
+impl Clone for GitLab {
+    fn clone(&self) -> Self {
+        Self { url: self.url.clone(), shared: Arc::clone(&self.shared), _verdict: None }
+    }
 }
 
 impl GitLab {
     /// Starts a server on loopback.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let state = State { interval: 1, token: RUNNER_TOKEN.into(), ..State::default() };
+        Self::start_with(None)
+    }
+
+    /// The same over HTTPS.
+    pub fn start_with(tls: Option<Arc<ServerConfig>>) -> Self {
+        let state = State { interval: 1, ..State::default() };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), hold: Duration::from_millis(1500) });
-        let server = Self { url, shared };
-        let accepting = server.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let server = accepting.clone();
-                thread::spawn(move || server.serve(stream));
-            }
+        let serving = Arc::clone(&shared);
+        let url = listen(tls, move |connection| {
+            Self { url: String::new(), shared: Arc::clone(&serving), _verdict: None }.serve(connection);
         });
-        server
+        Self { url, _verdict: Some(Verdict(Arc::clone(&shared))), shared }
     }
 
     /// Queues a job.
@@ -246,6 +235,12 @@ impl GitLab {
         job.state = to.to_owned();
     }
 
+    /// The server has lost the end of a job's log.
+    pub fn cut_trace(&self, id: i64, size: usize) {
+        let mut state = self.lock();
+        state.jobs.iter_mut().find(|job| job.id == id).expect("the job").trace.truncate(size);
+    }
+
     /// The runner is deleted.
     pub fn delete_runner(&self) {
         self.lock().runner_gone = true;
@@ -269,6 +264,11 @@ impl GitLab {
     /// Runner managers that are known, by system id.
     pub fn managers(&self) -> Vec<String> {
         self.lock().managers.clone()
+    }
+
+    /// The ids of the requests to a route, in order.
+    pub fn request_ids(&self, route: &str) -> Vec<String> {
+        self.lock().requests.iter().filter(|(name, _)| name == route).map(|(_, id)| id.clone()).collect()
     }
 
     /// How often a route was asked.
@@ -301,51 +301,53 @@ impl GitLab {
 
     /// Every rule was kept.
     pub fn assert_strict(&self) {
-        let state = self.lock();
-        assert!(state.violations.is_empty(), "the protocol was violated:\n{}", state.violations.join("\n"));
+        let violations = self.lock().violations.clone();
+        assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().expect("no test thread panicked here")
     }
 
-    fn serve(&self, stream: TcpStream) {
-        let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
-        let mut writer = stream;
-        while let Some(request) = read_request(&mut reader) {
-            let Some(answer) = self.respond(&request) else { return };
-            if write_answer(&mut writer, &answer).is_err() {
+    fn serve(&self, mut connection: Connection) {
+        while let Some(request) = read_request(&mut connection) {
+            if self.lock().away {
+                return;
+            }
+            let route = route(&request);
+            let fault = {
+                let mut state = self.lock();
+                state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
+                state.faults.get_mut(&route).and_then(VecDeque::pop_front)
+            };
+            self.check_headers(&request);
+            let (answer, half) = match fault {
+                Some(Fault::Answer(answer)) => (answer, false),
+                Some(Fault::Half(answer)) => (answer, true),
+                Some(Fault::Slow(duration)) => {
+                    thread::sleep(duration);
+                    (self.answer(&route, &request), false)
+                }
+                Some(Fault::Cut) => return,
+                Some(Fault::TakeAndCut) => {
+                    self.answer(&route, &request);
+                    return;
+                }
+                None => (self.answer(&route, &request), false),
+            };
+            self.check_repetition(&request, answer.status);
+            self.shared.changed.notify_all();
+            if half {
+                let _ = write_half(connection.get_mut(), &answer);
+                return;
+            }
+            if write_answer(connection.get_mut(), &answer).is_err() {
                 return;
             }
         }
     }
 
-    /// The answer to a request; `None` for a connection that is cut.
-    pub fn respond(&self, request: &Request) -> Option<Answer> {
-        if self.lock().away {
-            return None;
-        }
-        let route = route(request);
-        let fault = {
-            let mut state = self.lock();
-            state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
-            state.faults.get_mut(&route).and_then(VecDeque::pop_front)
-        };
-        let answer = match fault {
-            Some(Fault::Answer(answer)) => Some(answer),
-            Some(Fault::Cut) => None,
-            Some(Fault::TakeAndCut) => {
-                self.answer(&route, request);
-                None
-            }
-            None => Some(self.answer(&route, request)),
-        };
-        self.shared.changed.notify_all();
-        answer
-    }
-
     fn answer(&self, route: &str, request: &Request) -> Answer {
-        self.check_headers(request);
         match route {
             "POST jobs/request" => self.request_job(request),
             "PATCH trace" => self.append(request),
@@ -358,14 +360,7 @@ impl GitLab {
             "POST user/runners" | "POST runners" => Answer::json(403, &json!({"message": "403 Forbidden"})),
             "DELETE runners/managers" => self.remove_manager(request),
             "DELETE runners" => Answer::new(204),
-            "POST runners/reset_authentication_token" => {
-                if request.json()["token"] != self.lock().token.as_str() {
-                    return Answer::json(403, &json!({"message": "403 Forbidden"}));
-                }
-                self.lock().token = "glrt-tokenAfterReset".into();
-                let answer = json!({"token": "glrt-tokenAfterReset", "token_expires_at": "2040-01-02T03:04:05Z"});
-                Answer::json(201, &answer)
-            }
+            "POST runners/reset_authentication_token" => self.reset_token(request),
             other => {
                 self.violation(format!("an unknown route: {other}"));
                 Answer::json(404, &json!({"message": "404"}))
@@ -385,7 +380,19 @@ impl GitLab {
         if !request.header("User-Agent").starts_with("mayfly ") {
             self.violation(format!("User-Agent `{}`", request.header("User-Agent")));
         }
-        *self.lock().request_ids.entry(id.to_owned()).or_default() += 1;
+    }
+
+    /// A request may carry an id again only where the answer before it asked for that, and then it is the same request.
+    fn check_repetition(&self, request: &Request, status: u16) {
+        let id = request.header("X-Request-Id").to_owned();
+        let body = crc32fast::hash(&request.body);
+        let before = self.lock().request_ids.insert(id, (status, body));
+        let Some((status, before)) = before else { return };
+        if !matches!(status, 301..=308 | 408 | 429 | 500 | 502..=504 | 512..) {
+            self.violation(format!("{} {}: X-Request-Id of a call that got {status}", request.method, request.path));
+        } else if status >= 400 && before != body {
+            self.violation(format!("{} {}: another body in the next try", request.method, request.path));
+        }
     }
 
     fn request_job(&self, request: &Request) -> Answer {
@@ -393,9 +400,11 @@ impl GitLab {
         if request.header("Content-Type") != "application/json" || request.body.len() > 32 * 1024 {
             self.violation("jobs/request: content type or size".to_owned());
         }
-        let token = self.lock().token.clone();
-        if body["token"] != token.as_str() || self.lock().runner_gone {
+        if !self.knows(&body["token"]) {
             return Answer::json(403, &json!({"message": "403 Forbidden"}));
+        }
+        if request.header("RUNNER-TOKEN") != body["token"] || request.header("Accept") != "application/json" {
+            self.violation("jobs/request: RUNNER-TOKEN or Accept".to_owned());
         }
         let system_id = body["system_id"].as_str().unwrap_or_default().to_owned();
         let valid = system_id.len() == 14 && (system_id.starts_with("s_") || system_id.starts_with("r_"));
@@ -427,6 +436,7 @@ impl GitLab {
         let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
         job.state = "running".into();
         job.taken = Some(Instant::now());
+        job.heard = job.taken;
         Answer::new(201)
             .with("Content-Type", "application/json")
             .with("X-Request-Id", "0123456789abcdef0123456789abcdef")
@@ -440,6 +450,9 @@ impl GitLab {
         let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
         if !is_live(job) {
             return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        if job.was_silent() {
+            violations.push(format!("job {}: no sign of life for more than a minute", job.id));
         }
         if request.header("Content-Type") != "text/plain" || !request.query.starts_with("debug_trace=") {
             violations.push("PATCH trace: content type or query".to_owned());
@@ -481,6 +494,9 @@ impl GitLab {
         };
         if !is_live(job) {
             return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        if job.was_silent() {
+            violations.push(format!("job {}: no sign of life for more than a minute", job.id));
         }
         let told = body["state"].as_str().unwrap_or_default().to_owned();
         job.updates.push(told.clone());
@@ -565,8 +581,7 @@ impl GitLab {
 
     fn verify(&self, request: &Request) -> Answer {
         let body = request.json();
-        let token = self.lock().token.clone();
-        if body["token"] != token.as_str() || self.lock().runner_gone {
+        if !self.knows(&body["token"]) {
             return Answer::json(403, &json!({"message": "403 Forbidden"}));
         }
         if body["info"]["features"]["cancel_gracefully"] != true {
@@ -575,6 +590,19 @@ impl GitLab {
         let system_id = body["system_id"].as_str().unwrap_or_default().to_owned();
         self.lock().managers.push(system_id);
         Answer::json(200, &json!({"id": 7, "token": body["token"], "token_expires_at": null}))
+    }
+
+    fn knows(&self, token: &Value) -> bool {
+        let state = self.lock();
+        !state.runner_gone && *token == state.new_token.as_deref().unwrap_or(RUNNER_TOKEN)
+    }
+
+    fn reset_token(&self, request: &Request) -> Answer {
+        if !self.knows(&request.json()["token"]) {
+            return Answer::json(403, &json!({"message": "403 Forbidden"}));
+        }
+        self.lock().new_token = Some(TOKEN_AFTER_RESET.to_owned());
+        Answer::json(201, &json!({"token": TOKEN_AFTER_RESET, "token_expires_at": "2040-01-02T03:04:05Z"}))
     }
 
     fn create(&self, request: &Request) -> Answer {
@@ -637,62 +665,4 @@ fn route(request: &Request) -> String {
         ["jobs", _] => format!("{} job", request.method),
         _ => format!("{} {path}", request.method),
     }
-}
-
-/// Reads one request; `None` when the other side is gone.
-pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
-    let mut line = String::new();
-    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
-    let mut words = line.split_whitespace();
-    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let line = line.trim_end();
-        if line.is_empty() {
-            break;
-        }
-        let (name, value) = line.split_once(':')?;
-        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-    }
-    let body = read_body(reader, &headers)?;
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body })
-}
-
-fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    if headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked") {
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let length = usize::from_str_radix(line.trim(), 16).ok()?;
-            let mut chunk = vec![0; length + 2];
-            reader.read_exact(&mut chunk).ok()?;
-            body.extend_from_slice(&chunk[..length]);
-            if length == 0 {
-                return Some(body);
-            }
-        }
-    }
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    body.resize(length, 0);
-    reader.read_exact(&mut body).ok()?;
-    Some(body)
-}
-
-/// Writes an answer in one piece.
-pub fn write_answer(writer: &mut impl Write, answer: &Answer) -> std::io::Result<()> {
-    let mut text = format!("HTTP/1.1 {} Status\r\n", answer.status).into_bytes();
-    for (name, value) in &answer.headers {
-        text.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-    }
-    if answer.status != 204 {
-        text.extend_from_slice(format!("Content-Length: {}\r\n", answer.body.len()).as_bytes());
-    }
-    text.extend_from_slice(b"\r\n");
-    text.extend_from_slice(&answer.body);
-    writer.write_all(&text)?;
-    writer.flush()
 }

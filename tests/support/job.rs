@@ -72,7 +72,7 @@ impl JobBuilder {
 
     /// Takes sources from a repository.
     pub fn sources(mut self, url: &str, sha: &str) -> Self {
-        let with_login = url.replacen("http://", "http://gitlab-ci-token:stale@", 1);
+        let with_login = url.replacen("://", "://gitlab-ci-token:stale@", 1);
         self.0["git_info"] = json!({
             "repo_url": with_login, "ref": "main", "sha": sha, "before_sha": "0".repeat(40), "ref_type": "branch",
             "refspecs": ["+refs/heads/main:refs/remotes/origin/main"], "depth": 20, "repo_object_format": "sha1",

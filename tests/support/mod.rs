@@ -2,6 +2,7 @@
 
 pub mod git;
 pub mod gitlab;
+pub mod http;
 pub mod job;
 pub mod mayfly;
-pub mod tls;
+pub mod pki;

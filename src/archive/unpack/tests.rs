@@ -317,7 +317,10 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_an_error_and_never_a_panic(mut noise in prop::collection::vec(any::<u8>(), 0..3000), at in any::<prop::sample::Index>()) {
+    fn garbage_is_an_error_and_never_a_panic(
+        mut noise in prop::collection::vec(any::<u8>(), 0..3000),
+        at in any::<prop::sample::Index>(),
+    ) {
         let project = sample();
         let archive = File::create(project.beside("a.zip")).unwrap();
         write_zip(&project.root(), &project.entries(), Level::Fastest, archive).unwrap();

@@ -238,7 +238,8 @@ mod tests {
 
     #[test]
     fn reads_what_services_answer() {
-        let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T","Expiration":"2030-01-01T00:00:00Z"}"#;
+        let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T",
+            "Expiration":"2030-01-01T00:00:00Z"}"#;
         let lent = Lent::decode("x", body).unwrap();
         assert!(lent.are_fresh("2029-12-31T00:00:00Z".parse().unwrap()));
         assert!(!lent.are_fresh("2029-12-31T23:58:00Z".parse().unwrap()));

@@ -284,7 +284,8 @@ mod tests {
         let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
         assert_eq!(
             url(&server, 7, &upload(UploadFormat::Archive(Format::Gzip))),
-            "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&expire_in=1%20week%20%26%202%20days"
+            "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&\
+             expire_in=1%20week%20%26%202%20days"
         );
         assert!(part_head("B", &file_name(&upload(UploadFormat::Raw))).contains("filename=\"a \\\"b\\\"\""));
     }
