@@ -96,18 +96,19 @@ fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
     let Some(packed) = archive.symlink_metadata().and_then(|metadata| metadata.modified()).ok() else { return false };
     let Ok(packed) = packed.duration_since(SystemTime::UNIX_EPOCH) else { return false };
     let packed = (packed.as_secs().cast_signed(), i64::from(packed.subsec_nanos()));
-    entries.iter().all(|entry| root.stat(&entry.path).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) <= packed))
+    entries.iter().all(|entry| root.stat(&entry.path).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) < packed))
 }
 
 fn pack(root: &Root, entries: &[Entry], copy: &Copy, (format, level): (Format, Level)) -> io::Result<()> {
-    let started = SystemTime::now();
     let mut draft = Draft::new(&copy.local)?;
+    // By the clock of files, which runs some milliseconds behind.
+    let started = draft.file.metadata()?.modified()?;
     let mut sink = BufWriter::with_capacity(256 * 1024, &mut draft.file);
     let written = archive::write(root, entries, format, level, &mut sink)?;
     sink.flush()?;
     drop(sink);
     written.warnings.iter().for_each(warning);
-    // What changes while it is packed is newer than the archive.
+    // What changes while it is packed is not older than the archive.
     draft.file.set_modified(started)?;
     draft.keep(&copy.key)
 }
