@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::{Home, is_running, kill_shims, read};
+use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
 
 /// What the stages of [`staged`] say, in order.
 const STAGES: [&str; 8] = [
@@ -234,7 +234,8 @@ fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
 fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "setsid sleep 7401 & sleep 7402"]).build());
+    let (detached, waited) = (nap(), nap());
+    let id = gitlab.queue(job(&["echo begun", &format!("setsid {detached} & {waited}")]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();
@@ -243,7 +244,7 @@ fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
     let job = gitlab.finished(id);
     assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
     assert!(job.lines().contains(&"begun".to_owned()), "the log up to there");
-    assert!(!is_running("sleep 7401") && !is_running("sleep 7402"));
+    assert!(!is_running(&detached) && !is_running(&waited));
     next.signal("QUIT");
     assert!(next.wait().success());
     gitlab.assert_strict();

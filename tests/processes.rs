@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::{Home, is_running, kill_shims, read};
+use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
 
 fn run(global: &str, job: JobBuilder) -> (Job, Home) {
     let gitlab = GitLab::start();
@@ -19,17 +19,18 @@ fn run(global: &str, job: JobBuilder) -> (Job, Home) {
 
 #[test]
 fn nothing_survives_its_stage_however_it_detached_itself() {
+    let naps = [nap(), nap(), nap()];
     let script = [
-        "sleep 7101 &",
-        "setsid sh -c 'trap \"\" TERM; sleep 7102; sleep 7102' &",
-        "(setsid setsid nohup sleep 7103 >/dev/null 2>&1 &) &",
-        "sleep 0.2; echo done",
+        format!("{} &", naps[0]),
+        format!("setsid sh -c 'trap \"\" TERM; {0}; {0}' &", naps[1]),
+        format!("(setsid setsid nohup {} >/dev/null 2>&1 &) &", naps[2]),
+        "sleep 0.2; echo done".to_owned(),
     ];
     let began = Instant::now();
-    let (job, _) = run("", job(&script));
+    let (job, _) = run("", job(&script.each_ref().map(String::as_str)));
     assert_eq!(job.state, "success");
     assert!(began.elapsed() < Duration::from_secs(30), "a background process must not hold the job");
-    for marker in ["sleep 7101", "sleep 7102", "sleep 7103"] {
+    for marker in &naps {
         assert!(!is_running(marker), "{marker} lives on");
     }
     assert!(job.log().contains("that the script had left running"), "{}", job.log());
@@ -72,7 +73,8 @@ fn a_job_with_a_user_of_its_own_cannot_reach_the_agent() {
 fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "concurrent = 2", "");
-    let killer = gitlab.queue(job(&["sleep 7201 & echo begun; sleep 600"]).build());
+    let left = nap();
+    let killer = gitlab.queue(job(&[&format!("{left} & echo begun; sleep 600")]).build());
     let other = gitlab.queue(job(&["sleep 3; echo fine"]).build());
     let mut agent = home.start(&["--max-builds", "2"]);
     gitlab.wait_for_log(killer, "begun");
@@ -81,7 +83,7 @@ fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
     assert_eq!(killed.failure_reason.as_deref(), Some("runner_system_failure"));
     assert_eq!(gitlab.finished(other).state, "success");
     assert!(agent.wait().success());
-    assert!(!is_running("sleep 7201"));
+    assert!(!is_running(&left));
 }
 
 #[test]
@@ -107,10 +109,11 @@ fn an_unfinished_line_appears_while_the_script_waits() {
 
 #[test]
 fn a_fork_bomb_ends_with_its_job() {
-    let script = "f() { [ $1 -gt 5 ] && { sleep 7301; return; }; f $(($1+1)) & f $(($1+1)) & wait; }; f 0";
-    let (job, _) = run("", job(&[script]).timeout(3));
+    let leaf = nap();
+    let script = format!("f() {{ [ $1 -gt 5 ] && {{ {leaf}; return; }}; f $(($1+1)) & f $(($1+1)) & wait; }}; f 0");
+    let (job, _) = run("", job(&[&script]).timeout(3));
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"));
-    assert!(!is_running("sleep 7301"));
+    assert!(!is_running(&leaf));
 }
 
 #[test]

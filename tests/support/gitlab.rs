@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 pub use super::http::{Answer, Request, read_request, write_answer};
 use super::http::{Connection, listen, write_half};
+use super::unique_number;
 
 /// The token of the one runner.
 pub const RUNNER_TOKEN: &str = "glrt-tokenOfTheRunner";
@@ -178,7 +179,7 @@ impl GitLab {
     /// Queues a job.
     pub fn queue(&self, payload: Value) -> i64 {
         let mut state = self.lock();
-        let id = next_id();
+        let id = unique_number();
         let mut payload = payload;
         payload["id"] = json!(id);
         if payload["token"].is_null() {
@@ -191,7 +192,7 @@ impl GitLab {
     /// Queues a job whose payload is this text, whatever it is.
     pub fn queue_text(&self, make: impl Fn(i64) -> String) -> i64 {
         let mut state = self.lock();
-        let id = next_id();
+        let id = unique_number();
         self.put(&mut state, id, format!("glcbt-job-{id}"), make(id));
         id
     }
@@ -617,12 +618,6 @@ impl GitLab {
         state.managers.retain(|id| body["system_id"] != id.as_str());
         Answer::new(if state.managers.len() < known { 204 } else { 404 })
     }
-}
-
-/// Numbers of jobs are unique over all servers of the test run: processes are found by them.
-fn next_id() -> i64 {
-    static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(4711);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
 }
 
 /// The one part of a multipart body, with what the query says of it.

@@ -143,7 +143,12 @@ impl Drop for Agent {
     }
 }
 
-/// Kills the shims of agents that live in `home`.
+/// A command that rests for longer than any test, and can be found by its text.
+pub fn nap() -> String {
+    format!("sleep {}", super::unique_number())
+}
+
+/// Kills the shims that hold steps of a job.
 pub fn kill_shims(job: i64) -> usize {
     let mut killed = 0;
     for entry in fs::read_dir("/proc").expect("proc").flatten() {

@@ -6,3 +6,11 @@ pub mod http;
 pub mod job;
 pub mod mayfly;
 pub mod pki;
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// A number that nothing else on this machine has: processes are found by it, also with other test runs beside this one.
+pub fn unique_number() -> i64 {
+    static NEXT: AtomicI64 = AtomicI64::new(0);
+    i64::from(std::process::id()) * 10_000 + NEXT.fetch_add(1, Ordering::SeqCst)
+}
