@@ -619,10 +619,10 @@ impl GitLab {
     }
 }
 
-/// Numbers of jobs are unique over all servers of the test run: processes are found by them.
+/// Numbers of jobs are unique over all servers and test runs of the machine: processes are found by them.
 fn next_id() -> i64 {
-    static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(4711);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+    static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(1);
+    i64::from(std::process::id()) * 10_000 + NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
 }
 
 /// The one part of a multipart body, with what the query says of it.
