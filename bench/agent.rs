@@ -84,7 +84,7 @@ fn clone(scene: &Scene) {
     let (url, sha) = git.repository("team/small", &[("a", "1"), ("b/c", "2"), ("README.md", "3")]);
     let plain = median((0..ROUNDS).map(|round| {
         let target = root.path().join(format!("clone-{round}"));
-        let url = url.replacen("http://", "http://gitlab-ci-token:x@", 1);
+        let url = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
         let began = Instant::now();
         let cloned =
             Command::new("git").args(["clone", "-q", "--depth", "20", &url]).arg(target).status().expect("git");

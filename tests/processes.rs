@@ -28,7 +28,7 @@ fn nothing_survives_its_stage_however_it_detached_itself() {
     ];
     let began = Instant::now();
     let (job, _) = run("", job(&script.each_ref().map(String::as_str)));
-    assert_eq!(job.state, "success");
+    assert_eq!(job.state, "success", "{}", job.log());
     assert!(began.elapsed() < Duration::from_secs(30), "a background process must not hold the job");
     for marker in &naps {
         assert!(!is_running(marker), "{marker} lives on");
