@@ -41,9 +41,13 @@ fn what_is_no_job_is_not_taken_for_one() {
 #[test]
 fn a_job_that_is_cut_off_is_handed_on_so_that_it_can_be_failed() {
     let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
-    let gitlab = gitlab(&Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glcbt-t\",\"ste")]));
+    let whose = format!("{head}{{\"id\":7,\"token\":\"glcbt-t\",\"ste");
+    let nobodys = format!("{head}{{\"id\":7,\"steps\":[],\"token\":\"glcb");
+    let gitlab = gitlab(&Server::new(&[&whose, &nobodys]));
     let PollOutcome::Job { payload, .. } = poll(&gitlab, true) else { panic!("the job is lost") };
     assert!(payload.ends_with(b"\"ste"));
+    let outcome = poll(&gitlab, true);
+    assert!(matches!(&outcome, PollOutcome::Failed(why) if !why.contains("glcb")), "{outcome:?}");
 }
 
 #[test]
@@ -142,4 +146,13 @@ fn a_token_that_does_not_come_back_whole_is_an_error() {
     let server = Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glrt-new")]);
     let error = gitlab(&server).reset_token(&Token::new("glrt-old")).expect_err("no token");
     assert!(matches!(&error, ApiError::Unreachable(why) if !why.contains("glrt")), "{error}");
+}
+
+#[test]
+fn an_answer_that_breaks_off_proves_nothing() {
+    let cut = |status: u16| format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: 99\r\n\r\n{{");
+    let gitlab = gitlab(&Server::new(&[&cut(202), &cut(200)]));
+    assert_eq!(gitlab.append_trace(&job(), 0, b"x", false).outcome, TraceOutcome::Failed);
+    let reply = gitlab.update_job(&job(), &JobState::Success, TraceSummary::default());
+    assert_eq!((reply.outcome, reply.status), (UpdateOutcome::Failed, JobStatus::Ongoing));
 }

@@ -23,6 +23,9 @@ pub use info::{Info, REVISION, VERSION, architecture, user_agent};
 pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, Verdict};
 
+/// Where jobs are asked for.
+const JOBS_REQUEST: &str = "jobs/request";
+
 /// A GitLab server.
 pub struct GitLab {
     base: String,
@@ -112,7 +115,12 @@ impl GitLab {
         let date = response.header("Date").and_then(crate::http::http_date);
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
-        Ok(response)
+        match &response.cut {
+            // A job is ours even when its payload is not whole. Everything else can be asked again, and an answer that
+            // breaks off is no proof that anything was done.
+            Some(why) if path != JOBS_REQUEST => Err(Error::Transport(why.clone())),
+            _ => Ok(response),
+        }
     }
 
     fn send_json(
@@ -152,9 +160,6 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
     if !response.is_json() {
         let kind = response.header("Content-Type").unwrap_or("nothing");
         return Err(ApiError::Unreachable(format!("status {} with {kind} instead of JSON", response.status)));
-    }
-    if let Some(why) = &response.cut {
-        return Err(ApiError::Unreachable(why.clone()));
     }
     serde_json::from_slice(&response.body)
         .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))
