@@ -1,6 +1,8 @@
 //! Certificates, read as far as messages about them need: who, by whom, for which names, how long, and where the issuer
 //! can be fetched.
 
+use std::net::Ipv6Addr;
+
 /// The readable part of a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Certificate {
@@ -26,13 +28,18 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
         return format!("TLS with {host} fails: {error}");
     };
     let leaf = chain.first().cloned().unwrap_or_default();
+    let now = date_of(jiff::Timestamp::now());
     match problem {
-        Expired | ExpiredContext { .. } => format!(
-            "the certificate of {host} expired at {}; renew it on the server (or set this machine's clock)",
-            leaf.not_after
-        ),
+        Expired | ExpiredContext { .. } => {
+            let (whose, certificate) = at_fault(host, chain, |certificate| certificate.not_after < now);
+            format!(
+                "{whose} expired at {}; renew it on the server (or set this machine's clock)",
+                certificate.not_after
+            )
+        }
         NotValidYet | NotValidYetContext { .. } => {
-            format!("the certificate of {host} is valid from {} on; is this machine's clock right?", leaf.not_before)
+            let (whose, certificate) = at_fault(host, chain, |certificate| certificate.not_before > now);
+            format!("{whose} is valid from {} on; is this machine's clock right?", certificate.not_before)
         }
         NotValidForName | NotValidForNameContext { .. } => format!(
             "the certificate is not for {host} but for {}; use one of these names in `url`",
@@ -40,6 +47,16 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
         ),
         UnknownIssuer => unknown_issuer(host, chain),
         other => format!("the certificate of {host} is refused: {other:?}"),
+    }
+}
+
+/// The certificate of a chain that is wrong, which need not be the server's own, and a name for it.
+fn at_fault(host: &str, chain: &[Certificate], is_wrong: impl Fn(&Certificate) -> bool) -> (String, Certificate) {
+    match chain.iter().position(is_wrong) {
+        Some(at) if at > 0 => {
+            (format!("the certificate of `{}`, which {host} presents too,", chain[at].subject_name), chain[at].clone())
+        }
+        _ => (format!("the certificate of {host}"), chain.first().cloned().unwrap_or_default()),
     }
 }
 
@@ -119,6 +136,9 @@ fn alternative_names(mut list: &[u8]) -> Vec<String> {
         match (tag, content) {
             (0x82, name) => names.push(String::from_utf8_lossy(name).into_owned()),
             (0x87, [a, b, c, d]) => names.push(format!("{a}.{b}.{c}.{d}")),
+            (0x87, address) => {
+                names.extend(<[u8; 16]>::try_from(address).map(|address| Ipv6Addr::from(address).to_string()));
+            }
             _ => {}
         }
     }
@@ -165,6 +185,11 @@ fn date(tag: u8, text: &[u8]) -> String {
     format!("{}-{}-{} {}:{}:{} UTC", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14))
 }
 
+/// A time in the same form, so that the two can be compared as text.
+fn date_of(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
 /// Tag, content and what follows of the first element of some DER.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = der.split_first()?;
@@ -197,6 +222,21 @@ mod tests {
         assert_eq!((read.subject_name.as_str(), read.issuer_name.as_str()), ("the leaf", "the leaf"));
         assert_eq!(read.names, ["gitlab.test", "127.0.0.1"]);
         assert_eq!(read.not_after, "2031-02-03 00:00:00 UTC");
+    }
+
+    #[test]
+    fn an_expired_certificate_is_named_though_it_is_not_the_servers() {
+        let expired = |name: &str, not_after: &str| Certificate {
+            subject_name: name.to_owned(),
+            not_after: not_after.to_owned(),
+            ..Certificate::default()
+        };
+        let (good, bad) = (expired("leaf", "2999-01-01 00:00:00 UTC"), expired("middle", "2021-02-03 00:00:00 UTC"));
+        let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let text = explain("h.test", &[good.clone(), bad.clone()], &error);
+        assert!(text.contains("`middle`") && text.contains("expired at 2021-02-03"), "{text}");
+        let text = explain("h.test", &[bad, good], &error);
+        assert!(text.starts_with("the certificate of h.test expired at 2021-02-03"), "{text}");
     }
 
     #[test]

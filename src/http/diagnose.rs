@@ -1,11 +1,20 @@
 //! What a server presents, and what is wrong with it, for people who set a machine up.
 
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
 use super::chain;
+use super::proxy::{self, Proxy};
 use super::tls::{TlsFiles, root_store};
+
+/// How long a server may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that the head of a proxy's answer has at most.
+const HEAD_MAX: usize = 16 * 1024;
 
 /// Shakes hands with a server and says what is wrong with its certificates. Errors: what to do, in one line.
 pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
@@ -16,11 +25,72 @@ pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
         None => (authority, 443_u16),
     };
     let host = host.trim_matches(['[', ']']).to_owned();
-    let presented = handshake(&host, port, files)?;
+    let uri = super::connections::parse(url).map_err(|error| error.to_string())?;
+    let proxy = proxy::of_environment(&uri)?;
+    let Some(way) = Way::of(proxy.as_ref()) else {
+        return Ok(format!("the TLS chain of {host} is not looked at through this proxy; calls still verify it"));
+    };
+    let presented = handshake(&host, port, &way, files)?;
     let chain: Vec<chain::Certificate> = presented.chain.iter().filter_map(|der| chain::read(der)).collect();
     match presented.verdict {
         Ok(()) => Ok(format!("TLS chain of {host} is complete ({} certificate(s) presented)", chain.len())),
         Err(error) => Err(chain::explain(&host, &chain, &error)),
+    }
+}
+
+/// How a server is reached.
+enum Way {
+    Direct,
+    Tunnel { host: String, port: u16 },
+}
+
+impl Way {
+    /// `None` for a proxy that wants a name and password, or TLS: `check` is not the place to speak to those.
+    fn of(proxy: Option<&Proxy>) -> Option<Self> {
+        let Some(proxy) = proxy else { return Some(Self::Direct) };
+        let agent = proxy.for_agent();
+        let plain = !proxy.is_tls() && agent.username().is_none() && agent.password().is_none();
+        plain.then(|| Self::Tunnel { host: agent.host().to_owned(), port: agent.port() })
+    }
+
+    /// A connection to a server's port. Errors: why there is none.
+    fn open(&self, host: &str, port: u16) -> Result<TcpStream, String> {
+        match self {
+            Self::Direct => connect(host, port),
+            Self::Tunnel { host: through, port: at } => tunnel(connect(through, *at)?, host, port)
+                .map_err(|error| format!("the proxy {through}:{at} does not lead to {host}:{port}: {error}")),
+        }
+    }
+}
+
+fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let unreachable = |error: io::Error| format!("{host}:{port} cannot be reached: {error}");
+    let mut outcome = Err(io::Error::other("it has no address"));
+    for address in (host, port).to_socket_addrs().map_err(unreachable)? {
+        outcome = TcpStream::connect_timeout(&address, PATIENCE);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    let stream = outcome.map_err(unreachable)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+    Ok(stream)
+}
+
+fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream> {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    write!(stream, "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n")?;
+    let mut head = Vec::new();
+    // Byte by byte: what follows the head belongs to the handshake.
+    while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_MAX {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let status = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+    match status.split(' ').nth(1) {
+        Some(code) if code.starts_with('2') => Ok(stream),
+        _ => Err(io::Error::other(format!("it answers `{status}`"))),
     }
 }
 
@@ -30,8 +100,7 @@ struct Presented {
 }
 
 /// A handshake that goes on whatever the verdict, so that the whole chain is seen.
-fn handshake(host: &str, port: u16, files: &TlsFiles) -> Result<Presented, String> {
-    use std::io::Write;
+fn handshake(host: &str, port: u16, way: &Way, files: &TlsFiles) -> Result<Presented, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
         rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(root_store(files)?), provider.clone())
@@ -48,18 +117,7 @@ fn handshake(host: &str, port: u16, files: &TlsFiles) -> Result<Presented, Strin
         .with_no_client_auth();
     let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
     let mut connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
-    let unreachable = |error: std::io::Error| format!("{host}:{port} cannot be reached: {error}");
-    let timeout = std::time::Duration::from_secs(10);
-    let addresses = std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).map_err(unreachable)?;
-    let mut outcome = Err(std::io::Error::other("it has no address"));
-    for address in addresses {
-        outcome = std::net::TcpStream::connect_timeout(&address, timeout);
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    let mut socket = outcome.map_err(unreachable)?;
-    let _ = socket.set_read_timeout(Some(timeout));
+    let mut socket = way.open(host, port)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
     let shaken = stream.flush();
     let seen = witness.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
@@ -119,5 +177,32 @@ impl rustls::client::danger::ServerCertVerifier for Witness {
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::testing::Server;
+
+    fn stream_to(server: &Server) -> TcpStream {
+        TcpStream::connect(server.url.strip_prefix("http://").expect("plain http")).expect("connected")
+    }
+
+    #[test]
+    fn a_tunnel_is_asked_for_and_begins_behind_the_head() {
+        let server = Server::new(&["HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nhello"]);
+        let mut stream = tunnel(stream_to(&server), "::1", 443).expect("a tunnel");
+        assert!(server.seen()[0].head.starts_with("connect [::1]:443 http/1.1\n"), "{:?}", server.seen());
+        let mut rest = [0; 5];
+        stream.read_exact(&mut rest).expect("what follows");
+        assert_eq!(&rest, b"hello");
+    }
+
+    #[test]
+    fn a_proxy_that_refuses_is_quoted() {
+        let server = Server::new(&["HTTP/1.1 403 Not for you\r\n\r\n"]);
+        let error = tunnel(stream_to(&server), "h.test", 443).expect_err("refused").to_string();
+        assert!(error.contains("403 Not for you"), "{error}");
     }
 }

@@ -1,5 +1,7 @@
 //! GitLab over the Runner API: one client a server and set of certificates.
 
+#[cfg(test)]
+mod answers;
 mod health;
 mod info;
 mod jobs;
@@ -20,6 +22,9 @@ pub use health::Health;
 pub use info::{Info, REVISION, VERSION, architecture, user_agent};
 pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, Verdict};
+
+/// Where jobs are asked for.
+const JOBS_REQUEST: &str = "jobs/request";
 
 /// A GitLab server.
 pub struct GitLab {
@@ -110,7 +115,12 @@ impl GitLab {
         let date = response.header("Date").and_then(crate::http::http_date);
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
-        Ok(response)
+        match &response.cut {
+            // A job is ours even when its payload is not whole. Everything else can be asked again, and an answer that
+            // breaks off is no proof that anything was done.
+            Some(why) if path != JOBS_REQUEST => Err(Error::Transport(why.clone())),
+            _ => Ok(response),
+        }
     }
 
     fn send_json(
