@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http;
 
-use super::tls::{self, Stamp, TlsFiles};
-use super::{proxy, retry};
+use super::connections::{self, Connections};
+use super::retry;
+use super::tls::TlsFiles;
 
 /// Bytes of an answer that are read at most.
 const ANSWER_MAX: u64 = 64 << 20;
@@ -17,6 +17,8 @@ const ANSWER_MAX: u64 = 64 << 20;
 const REDIRECTS_MAX: u32 = 10;
 /// Headers that are meant for one host only.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
+/// Headers that mean nothing without the body they describe.
+const BODY_HEADERS: [&str; 2] = ["Content-Type", "Content-Range"];
 
 /// The methods of the Runner API and of object stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +69,10 @@ pub struct Response {
     /// Status code.
     pub status: u16,
     headers: http::HeaderMap,
-    /// The body, decoded.
+    /// The body, decoded; what came of it where it breaks off.
     pub body: Vec<u8>,
+    /// Why the body is not whole.
+    pub cut: Option<String>,
 }
 
 impl Response {
@@ -113,24 +117,15 @@ impl std::error::Error for Error {}
 
 /// A client for one server; shared by threads.
 pub struct Client {
-    base: http::Uri,
-    files: TlsFiles,
-    user_agent: String,
-    idle_age: Duration,
-    transport: Mutex<Option<(Agent, Stamp)>>,
+    connections: Connections,
 }
 
 impl Client {
     /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Errors: the URL is none
     /// of http or https.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, Error> {
-        let base: http::Uri =
-            url.parse().map_err(|error| Error::Configuration(format!("`{url}` is not a URL: {error}")))?;
-        if !matches!(base.scheme_str(), Some("http" | "https")) || base.host().is_none_or(str::is_empty) {
-            return Err(Error::Configuration(format!("`{url}` is not an http or https URL")));
-        }
-        let user_agent = user_agent.to_owned();
-        Ok(Self { base, files: files.clone(), user_agent, idle_age, transport: Mutex::new(None) })
+        connections::parse(url)?;
+        Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
     /// Makes a call: up to five tries while the server answers that it cannot now; `rest` waits between them and says
@@ -153,69 +148,32 @@ impl Client {
 
     /// One try, redirects followed.
     fn send(&self, request: &Request<'_>) -> Result<Response, Error> {
-        let agent = self.agent()?;
         let mut request = request.clone();
         for _ in 0..=REDIRECTS_MAX {
+            let agent = self.connections.agent(&request.url)?;
             let response = exchange(&agent, &request)?;
             let Some(location) = response.header("Location").filter(|_| is_redirect(response.status)) else {
                 return Ok(response);
             };
             let target = resolve(&request.url, location)?;
-            if matches!(response.status, 301..=303) && request.method != Method::Get {
+            if matches!(response.status, 301..=303) && !matches!(request.method, Method::Get | Method::Head) {
                 (request.method, request.body) = (Method::Get, &[]);
+                request.headers.retain(|(name, _)| !is_one_of(name, &BODY_HEADERS));
             }
-            let (from, to) = (origin(&request.url), origin(&target));
-            if from != to {
+            if !is_same_server(&request.url, &target) {
                 if !request.body.is_empty() {
-                    return Err(Error::Redirected { from, to });
+                    return Err(Error::Redirected { from: origin(&request.url), to: origin(&target) });
                 }
-                request
-                    .headers
-                    .retain(|(name, _)| !SECRET_HEADERS.iter().any(|secret| secret.eq_ignore_ascii_case(name)));
+                request.headers.retain(|(name, _)| !is_one_of(name, &SECRET_HEADERS));
             }
             request.url = target;
         }
         Err(Error::Transport(format!("{} redirects more than {REDIRECTS_MAX} times", origin(&request.url))))
     }
+}
 
-    /// The connection pool; made anew when a certificate file has changed.
-    fn agent(&self) -> Result<Agent, Error> {
-        let mut transport = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = self.files.stamp();
-        if let Some((agent, built_from)) = transport.as_ref()
-            && *built_from == stamp
-        {
-            return Ok(agent.clone());
-        }
-        let agent = self.build()?;
-        *transport = Some((agent.clone(), stamp));
-        Ok(agent)
-    }
-
-    fn build(&self) -> Result<Agent, Error> {
-        let scheme = self.base.scheme_str().unwrap_or("https");
-        let host = self.base.host().unwrap_or_default();
-        let proxy = proxy::for_url(scheme, host, |name| std::env::var(name).ok());
-        let proxy = proxy.map(|proxy| ureq::Proxy::new(&proxy)).transpose();
-        let proxy = proxy.map_err(|error| Error::Configuration(format!("the proxy of the environment: {error}")))?;
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(self.user_agent.as_str())
-            .proxy(proxy)
-            .input_buffer_size(16 * 1024)
-            .output_buffer_size(16 * 1024)
-            .max_idle_connections(100)
-            .max_idle_age(self.idle_age.min(Duration::from_secs(90)))
-            .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_recv_response(Some(Duration::from_secs(600)))
-            .timeout_global(Some(Duration::from_secs(3600)));
-        if scheme == "https" {
-            config = config.tls_config(tls::config(&self.files).map_err(Error::Configuration)?);
-        }
-        Ok(config.build().new_agent())
-    }
+fn is_one_of(name: &str, names: &[&str]) -> bool {
+    names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
@@ -237,11 +195,13 @@ fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
     .map_err(transport)?;
     let (parts, body) = response.into_parts();
     let mut content = Vec::new();
-    body.into_reader()
-        .take(ANSWER_MAX)
-        .read_to_end(&mut content)
-        .map_err(|error| Error::Transport(format!("{place}: the answer breaks off: {error}")))?;
-    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content })
+    // What came says enough in many cases: a status, or whose job it is that was handed out.
+    let cut = match body.into_reader().take(ANSWER_MAX).read_to_end(&mut content) {
+        Err(error) => Some(format!("{place}: the answer breaks off: {error}")),
+        Ok(length) if length as u64 == ANSWER_MAX => Some(format!("{place}: the answer is too large")),
+        Ok(_) => None,
+    };
+    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut })
 }
 
 fn is_redirect(status: u16) -> bool {
@@ -257,14 +217,38 @@ pub fn origin(url: &str) -> String {
     format!("{}{}", &url[..end], host).to_ascii_lowercase()
 }
 
+/// Whether two URLs mean the same scheme, host and port.
+fn is_same_server(one: &str, other: &str) -> bool {
+    let with_port = |url: &str| {
+        let origin = origin(url);
+        let default = if origin.starts_with("https:") { ":443" } else { ":80" };
+        origin.strip_suffix(default).map(str::to_owned).unwrap_or(origin)
+    };
+    with_port(one) == with_port(other)
+}
+
+/// Where a `Location` leads from `base` (RFC 3986, without dot segments: servers do not send them).
 fn resolve(base: &str, location: &str) -> Result<String, Error> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return Ok(location.to_owned());
+    let location = location.trim();
+    let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
+        Some(scheme) if scheme == "http" || scheme == "https" => {
+            format!("{scheme}{}", location.get(scheme.len()..).unwrap_or_default())
+        }
+        Some(_) if location.contains("://") && !location.starts_with(['/', '?']) => location.to_owned(),
+        _ if location.starts_with("//") => {
+            format!("{}:{location}", base.split(':').next().unwrap_or("https"))
+        }
+        _ if location.starts_with('/') => format!("{}{location}", origin(base)),
+        _ => {
+            let path = base.split(['?', '#']).next().unwrap_or(base);
+            let directory = path.rfind('/').filter(|at| *at >= origin(base).len()).map_or(path, |at| &path[..at]);
+            format!("{directory}/{location}")
+        }
+    };
+    match connections::parse(&target) {
+        Ok(_) => Ok(target),
+        Err(_) => Err(Error::Transport(format!("{} redirects to something that is no URL", origin(base)))),
     }
-    if location.starts_with('/') && !location.starts_with("//") {
-        return Ok(format!("{}{location}", origin(base)));
-    }
-    Err(Error::Transport(format!("{} redirects to something that is no URL", origin(base))))
 }
 
 #[cfg(test)]
@@ -281,6 +265,20 @@ mod tests {
     fn resolves_locations() {
         assert_eq!(resolve("http://h:1/a", "/b").expect("a URL"), "http://h:1/b");
         assert_eq!(resolve("http://h:1/a", "https://x/b").expect("a URL"), "https://x/b");
-        assert!(resolve("http://h:1/a", "//x/b").is_err());
+        assert_eq!(resolve("https://h/a", "//x/b").expect("a URL"), "https://x/b");
+        assert_eq!(resolve("http://h/a/b?c=/d", "e?f").expect("a URL"), "http://h/a/e?f");
+        assert_eq!(resolve("http://h", "HTTPS://X/b").expect("a URL"), "https://X/b");
+        for nonsense in ["ftp://x/b", "https://", "http://a b/", "//"] {
+            assert!(resolve("http://h:1/a", nonsense).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_goes_without_saying_makes_no_other_server() {
+        assert!(is_same_server("https://h/a", "https://H:443/b"));
+        assert!(is_same_server("http://h:80", "http://h/"));
+        for other in ["http://h/", "https://h:80/", "https://h.test/", "https://h@evil.test/"] {
+            assert!(!is_same_server("https://h/a", other), "{other}");
+        }
     }
 }

@@ -4,9 +4,15 @@
 
 mod chain;
 mod client;
+mod connections;
 pub mod diagnose;
 mod proxy;
 mod retry;
+mod socket;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 mod transfer;
 

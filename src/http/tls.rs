@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
@@ -76,7 +77,18 @@ fn client_certificate(files: &TlsFiles) -> Result<Option<ClientCert>, String> {
     let chain = certificates(cert_file)?;
     let pem = fs::read(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
     let key = PrivateKey::from_pem(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    check_pair(&chain, &pem).map_err(|error| format!("{} and {}: {error}", cert_file.display(), key_file.display()))?;
     Ok(Some(ClientCert::new_with_certs(&chain, key)))
+}
+
+/// Whether a certificate and a key belong together: `ureq` takes that for granted, and a pair that is being renewed may
+/// be half old, half new.
+fn check_pair(chain: &[Certificate<'static>], key: &[u8]) -> Result<(), String> {
+    let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| error.to_string())?;
+    rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        .map(|_| ())
+        .map_err(|error| format!("they do not belong together: {error}"))
 }
 
 /// Trust anchors for a handshake of our own.

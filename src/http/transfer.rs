@@ -10,8 +10,9 @@ use ureq::http;
 use ureq::{Agent, AsSendBody, SendBody};
 
 use super::client::{Error, Method, origin};
+use super::proxy::{self, Proxy};
 use super::tls::{self, TlsFiles};
-use super::{proxy, retry};
+use super::{connections, retry, socket};
 
 /// Bytes of an answer that nobody wants for itself, but for what it says of an error.
 const EXPLANATION_MAX: u64 = 64 << 10;
@@ -53,32 +54,26 @@ pub struct Incoming {
 impl Transfer {
     /// A client for the server of `url`. Errors: a certificate file or the environment's proxy cannot be used.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, patience: Patience) -> Result<Self, Error> {
-        let uri: http::Uri =
-            url.parse().map_err(|why| Error::Configuration(format!("{}: not a URL: {why}", origin(url))))?;
-        let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default());
-        if !matches!(scheme, "http" | "https") || host.is_empty() {
-            return Err(Error::Configuration(format!("{}: not an http or https URL", origin(url))));
-        }
-        let proxy = proxy::for_url(scheme, host, |name| std::env::var(name).ok());
-        let proxy = proxy.map(|proxy| ureq::Proxy::new(&proxy)).transpose();
-        let proxy = proxy.map_err(|why| Error::Configuration(format!("the proxy of the environment: {why}")))?;
+        let uri = connections::parse(url)?;
+        let proxy = proxy::of_environment(&uri).map_err(Error::Configuration)?;
+        let is_tls = uri.scheme_str() == Some("https") || proxy.as_ref().is_some_and(Proxy::is_tls);
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
-            .proxy(proxy)
+            .proxy(proxy.as_ref().map(Proxy::for_agent))
             .input_buffer_size(128 * 1024)
             .output_buffer_size(128 * 1024)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_await_100(Some(EXPECT))
             .timeout_recv_response(Some(patience.answer))
             .timeout_global(Some(patience.total));
-        if scheme == "https" {
+        if is_tls {
             config = config.tls_config(tls::config(files).map_err(Error::Configuration)?);
         }
-        Ok(Self { agent: config.build().new_agent() })
+        Ok(Self { agent: socket::agent(config.build()) })
     }
 
     /// Makes one request. Errors: no answer.

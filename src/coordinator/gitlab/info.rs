@@ -9,6 +9,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision it was built from.
 pub const REVISION: &str = env!("MAYFLY_REVISION");
 
+/// Labels that the server takes of one runner.
+const LABELS_MAX: usize = 32;
+
 /// Promises to the server; it gives out jobs by them, so each one is kept.
 ///
 /// The executor features of containers are not among them: a job that needs one fails visibly at GitLab instead of
@@ -63,10 +66,32 @@ impl Info {
             architecture: architecture(),
             executor: executor.to_owned(),
             shell: shell.to_owned(),
-            labels: labels.clone(),
+            labels: acceptable(labels),
             features: FEATURES.iter().map(|feature| (*feature, true)).collect(),
         }
     }
+}
+
+/// The labels that the server takes; one that it does not take would make it refuse every request.
+fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
+    for (key, _) in bad.into_iter().chain(good.iter().skip(LABELS_MAX).copied()) {
+        log::warn!(
+            "a label is not sent: names have 3 to 65 and values 1 to 256 of the characters A-Z a-z 0-9 . _ -, names \
+             begin with none of . and -, and there are {LABELS_MAX} at most label={key:?}"
+        );
+    }
+    good.into_iter().take(LABELS_MAX).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Names `^[a-zA-Z0-9_][a-zA-Z0-9._-]{2,64}$`, values `^[a-zA-Z0-9._-]{1,256}$`.
+fn is_label(key: &str, value: &str) -> bool {
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    (3..=65).contains(&key.len())
+        && plain(key)
+        && !key.starts_with(['.', '-'])
+        && (1..=256).contains(&value.len())
+        && plain(value)
 }
 
 /// The architecture as GitLab (and Go) spell it.
@@ -82,4 +107,37 @@ pub fn architecture() -> &'static str {
 /// The `User-Agent` of every request.
 pub fn user_agent() -> String {
     format!("mayfly {VERSION} ({REVISION}; rust; linux/{})", architecture())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_labels_that_the_server_takes_are_sent() {
+        let long = "v".repeat(257);
+        let mut labels: BTreeMap<String, String> = [
+            ("zone", "a1"),
+            ("_under.score-ed", "x"),
+            ("ab", "too short a name"),
+            ("-abc", "x"),
+            ("spaced name", "x"),
+            ("empty", ""),
+            ("long", long.as_str()),
+            ("slash", "a/b"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let kept = |labels: &BTreeMap<_, _>| Info::new("shell", "bash", labels).labels.into_keys().collect::<Vec<_>>();
+        assert_eq!(kept(&labels), ["_under.score-ed", "zone"]);
+        labels.extend((0..40).map(|number| (format!("label{number:02}"), "x".to_owned())));
+        assert_eq!(kept(&labels).len(), LABELS_MAX);
+    }
+
+    #[test]
+    fn a_request_is_small_enough_for_the_server_whatever_the_labels() {
+        let labels = (0..40).map(|number| (format!("{number:065}"), "v".repeat(256))).collect();
+        let info = serde_json::to_vec(&Info::new("instance", "bash", &labels)).expect("JSON");
+        assert!(info.len() < 16 * 1024, "{}", info.len());
+    }
 }

@@ -92,7 +92,20 @@ impl GitLab {
 
     fn take_answer(&self, response: Response) -> PollOutcome {
         match response.status {
+            // Whatever looks like a job is one, even cut off: as long as its number and token can be found, the server
+            // can be told. A sign-in page is none, and must not be asked for again at once.
+            201 if !(response.is_json() || response.body.trim_ascii_start().starts_with(b"{")) => {
+                let kind = response.header("Content-Type").unwrap_or("nothing");
+                PollOutcome::Failed(format!("status 201 with {kind} instead of a job"))
+            }
+            201 if response.body.is_empty() => {
+                let why = response.cut.unwrap_or_else(|| "nothing in it".to_owned());
+                PollOutcome::Failed(format!("status 201 without a job: {why}"))
+            }
             201 => {
+                if let Some(why) = &response.cut {
+                    log::error!("the payload of a job is not whole error={why}");
+                }
                 let request_id = response.header("X-Request-Id").unwrap_or_default().to_owned();
                 PollOutcome::Job { payload: response.body, request_id }
             }

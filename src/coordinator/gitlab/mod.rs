@@ -1,5 +1,7 @@
 //! GitLab over the Runner API: one client a server and set of certificates.
 
+#[cfg(test)]
+mod answers;
 mod health;
 mod info;
 mod jobs;
@@ -150,6 +152,9 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
     if !response.is_json() {
         let kind = response.header("Content-Type").unwrap_or("nothing");
         return Err(ApiError::Unreachable(format!("status {} with {kind} instead of JSON", response.status)));
+    }
+    if let Some(why) = &response.cut {
+        return Err(ApiError::Unreachable(why.clone()));
     }
     serde_json::from_slice(&response.body)
         .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))

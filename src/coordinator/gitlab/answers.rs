@@ -1,0 +1,145 @@
+//! The Runner API against answers that a server, or something on the way to it, may give.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{ApiError, GitLab, Info, JobRequest, PollOutcome, Verdict};
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, Token, TraceOutcome, TraceSummary, UpdateOutcome,
+};
+use crate::http::testing::Server;
+use crate::http::tls::TlsFiles;
+
+fn gitlab(server: &Server) -> GitLab {
+    let info = Info::new("shell", "bash", &BTreeMap::new());
+    GitLab::new(&server.url, &TlsFiles::default(), info, Duration::from_secs(60)).expect("a client")
+}
+
+fn answer(status: u16, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn poll(gitlab: &GitLab, hold: bool) -> PollOutcome {
+    gitlab.request_job(&JobRequest { token: &Token::new("glrt-t"), system_id: "s_0a1b2c3d4e5f", hold })
+}
+
+fn job() -> JobHandle {
+    JobHandle { id: 7, token: Token::new("glcbt-t") }
+}
+
+#[test]
+fn what_is_no_job_is_not_taken_for_one() {
+    let html = answer(201, "Content-Type: text/html\r\n", "<html>sign in</html>");
+    let empty = answer(201, "Content-Type: application/json\r\n", "");
+    let gitlab = gitlab(&Server::new(&[&html, &empty]));
+    for _ in 0..2 {
+        let outcome = poll(&gitlab, true);
+        assert!(matches!(&outcome, PollOutcome::Failed(why) if why.contains("201")), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_job_that_is_cut_off_is_handed_on_so_that_it_can_be_failed() {
+    let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
+    let gitlab = gitlab(&Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glcbt-t\",\"ste")]));
+    let PollOutcome::Job { payload, .. } = poll(&gitlab, true) else { panic!("the job is lost") };
+    assert!(payload.ends_with(b"\"ste"));
+}
+
+#[test]
+fn the_state_of_the_queue_is_kept_until_another_one_comes() {
+    let with_value = answer(204, "X-GitLab-Last-Update: value-1\r\n", "");
+    let without = answer(204, "", "");
+    let server = Server::new(&[&with_value, &without, &without, &without]);
+    let gitlab = gitlab(&server);
+    for hold in [true, true, false, true] {
+        assert!(matches!(poll(&gitlab, hold), PollOutcome::Nothing));
+    }
+    let sent: Vec<_> = server
+        .seen()
+        .iter()
+        .map(|seen| serde_json::from_slice::<serde_json::Value>(&seen.body).expect("JSON")["last_update"].clone())
+        .collect();
+    assert_eq!(sent, [serde_json::Value::Null, "value-1".into(), serde_json::Value::Null, "value-1".into()]);
+}
+
+#[test]
+fn statuses_of_a_poll_mean_what_they_should() {
+    for (status, refused) in [(403, true), (400, false), (409, false), (422, false), (500, false)] {
+        let message = answer(status, "Content-Type: application/json\r\n", "{\"message\":\"because\"}");
+        let gitlab = gitlab(&Server::new(&[message.as_str(); 5]));
+        gitlab.stop_waiting();
+        let outcome = poll(&gitlab, true);
+        assert!(
+            matches!(&outcome, PollOutcome::Refused(why) if refused && why == "because")
+                || matches!(&outcome, PollOutcome::Failed(why) if !refused && why.contains("because")),
+            "{status}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_piece_of_log_is_answered_in_every_way() {
+    for (status, headers, outcome, over) in [
+        (202, "Range: 0-3\r\n", TraceOutcome::Accepted, JobStatus::Ongoing),
+        (202, "Job-Status: canceling\r\n", TraceOutcome::Accepted, JobStatus::Canceling),
+        (202, "Job-Status: canceled\r\n", TraceOutcome::Accepted, JobStatus::Over),
+        (416, "Range: 0-42\r\n", TraceOutcome::Resync(42), JobStatus::Ongoing),
+        (416, "Range: nonsense\r\n", TraceOutcome::Resync(0), JobStatus::Ongoing),
+        (404, "", TraceOutcome::NotFound, JobStatus::Ongoing),
+        (403, "", TraceOutcome::Failed, JobStatus::Over),
+        (400, "", TraceOutcome::Failed, JobStatus::Ongoing),
+    ] {
+        let server = Server::new(&[&answer(status, headers, "")]);
+        let reply = gitlab(&server).append_trace(&job(), 10, b"log", false);
+        assert_eq!((reply.outcome, reply.status), (outcome, over), "{status} {headers}");
+        let seen = &server.seen()[0];
+        assert!(seen.head.starts_with("patch /api/v4/jobs/7/trace?debug_trace=false "), "{seen:?}");
+        assert_eq!(seen.header("content-range"), Some("10-12"));
+        assert_eq!(seen.header("content-type"), Some("text/plain"));
+    }
+}
+
+#[test]
+fn intervals_are_taken_within_reason() {
+    for (value, interval) in [("60", Some(60)), ("100000", Some(900)), ("0", None), ("-3", None), ("soon", None)] {
+        let headers = format!("X-GitLab-Trace-Update-Interval: {value}\r\n");
+        let server = Server::new(&[&answer(202, &headers, "")]);
+        let reply = gitlab(&server).append_trace(&job(), 0, b"x", true);
+        assert_eq!(reply.interval.map(|interval| interval.as_secs()), interval, "{value}");
+    }
+}
+
+#[test]
+fn a_state_is_answered_in_every_way() {
+    for (status, outcome, over) in [
+        (200, UpdateOutcome::Done, JobStatus::Ongoing),
+        (202, UpdateOutcome::Accepted, JobStatus::Ongoing),
+        (412, UpdateOutcome::TraceInvalid, JobStatus::Ongoing),
+        (403, UpdateOutcome::Gone, JobStatus::Over),
+        (404, UpdateOutcome::Gone, JobStatus::Over),
+        (400, UpdateOutcome::Failed, JobStatus::Ongoing),
+    ] {
+        let server = Server::new(&[&answer(status, "", "")]);
+        let reply = gitlab(&server).update_job(&job(), &JobState::Success, TraceSummary { size: 5, crc32: 0x1b });
+        assert_eq!((reply.outcome, reply.status), (outcome, over), "{status}");
+        let sent: serde_json::Value = serde_json::from_slice(&server.seen()[0].body).expect("JSON");
+        assert_eq!(sent["output"], serde_json::json!({"checksum": "crc32:0000001b", "bytesize": 5}));
+        assert_eq!((&sent["state"], &sent["exit_code"]), (&"success".into(), &serde_json::Value::Null));
+    }
+}
+
+#[test]
+fn an_old_server_may_verify_with_a_bare_number() {
+    let server = Server::new(&[&answer(200, "Content-Type: text/plain\r\n", "200")]);
+    let verdict = gitlab(&server).verify(&Token::new("glrt-t"), "s_0a1b2c3d4e5f").expect("an answer");
+    assert!(matches!(verdict, Verdict::Valid(registration) if registration.id == 0));
+}
+
+#[test]
+fn a_token_that_does_not_come_back_whole_is_an_error() {
+    let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
+    let server = Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glrt-new")]);
+    let error = gitlab(&server).reset_token(&Token::new("glrt-old")).expect_err("no token");
+    assert!(matches!(&error, ApiError::Unreachable(why) if !why.contains("glrt")), "{error}");
+}

@@ -1,0 +1,133 @@
+//! A server that answers exactly what a test says, badly if need be, and remembers what it was asked.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// A request as it came: its head, in lower case, and its body.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+/// A server on loopback; it lives until the process ends.
+pub struct Server {
+    pub url: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Server {
+    /// Answers the requests with these bytes, one after the other; closes the connection after the last and after one
+    /// that says so. An empty answer is none.
+    pub fn new(answers: &[&str]) -> Self {
+        Self::start("http://127.0.0.1", None, answers)
+    }
+
+    /// The same over TLS, as `localhost`.
+    pub fn with_tls(authority: &Authority, answers: &[&str]) -> Self {
+        Self::start("https://localhost", Some(authority.server("localhost")), answers)
+    }
+
+    fn start(place: &str, tls: Option<Arc<ServerConfig>>, answers: &[&str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("{place}:{}", listener.local_addr().expect("an address").port());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut answers: VecDeque<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
+        let memory = Arc::clone(&seen);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if let Some(config) = &tls {
+                    let connection = ServerConnection::new(Arc::clone(config)).expect("a configuration");
+                    converse(BufReader::new(StreamOwned::new(connection, stream)), &mut answers, &memory);
+                } else {
+                    converse(BufReader::new(stream), &mut answers, &memory);
+                }
+            }
+        });
+        Self { url, seen }
+    }
+
+    /// What it was asked so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+fn converse<S: Read + Write>(mut stream: BufReader<S>, answers: &mut VecDeque<String>, memory: &Mutex<Vec<Seen>>) {
+    while let Some(request) = read(&mut stream) {
+        memory.lock().expect("no panic").push(request);
+        let answer = answers.pop_front().unwrap_or_default();
+        let sent = stream.get_mut().write_all(answer.as_bytes()).and_then(|()| stream.get_mut().flush());
+        if sent.is_err() || answer.is_empty() || answer.contains("Connection: close") {
+            return;
+        }
+    }
+}
+
+fn read(stream: &mut impl BufRead) -> Option<Seen> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let mut request = Seen { head: head.to_ascii_lowercase().replace("\r\n", "\n"), body: Vec::new() };
+    let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    request.body.resize(length, 0);
+    stream.read_exact(&mut request.body).ok()?;
+    Some(request)
+}
+
+/// An authority that certifies servers and clients.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "Test Authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
+        Self { issuer }
+    }
+
+    /// Its certificate.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A certificate for a name, and its key, both as PEM.
+    pub fn leaf(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        (params.signed_by(&key, &self.issuer).expect("a certificate").pem(), key.serialize_pem())
+    }
+
+    fn server(&self, name: &str) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key);
+        Arc::new(config.expect("a configuration"))
+    }
+}

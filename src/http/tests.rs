@@ -1,0 +1,175 @@
+//! The client against servers that do what servers should not.
+
+use std::cell::RefCell;
+use std::fs;
+use std::time::Duration;
+
+use super::testing::{Authority, Server};
+use super::tls::TlsFiles;
+use super::{Client, Error, Method, Request, Response};
+
+const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const BUSY: &str = "HTTP/1.1 503 Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy";
+
+fn client(url: &str, files: &TlsFiles) -> Client {
+    Client::new(url, files, "tests", Duration::from_secs(60)).expect("a client")
+}
+
+fn request(url: &str, method: Method, body: &'static [u8]) -> Request<'static> {
+    let headers = vec![
+        ("JOB-TOKEN", "secret-of-the-job".to_owned()),
+        ("RUNNER-TOKEN", "secret-of-the-runner".to_owned()),
+        ("PRIVATE-TOKEN", "secret-of-a-person".to_owned()),
+        ("Content-Type", "application/json".to_owned()),
+        ("X-Request-Id", "0123".to_owned()),
+    ];
+    Request { method, url: format!("{url}/a"), headers, body }
+}
+
+fn call(url: &str, method: Method, body: &'static [u8]) -> Result<Response, Error> {
+    client(url, &TlsFiles::default()).call(&request(url, method, body), &|_| panic!("no wait is due"))
+}
+
+fn redirect(status: u16, to: &str) -> String {
+    format!("HTTP/1.1 {status} Elsewhere\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")
+}
+
+#[test]
+fn a_busy_server_is_asked_five_times_with_the_same_request() {
+    let server = Server::new(&[BUSY, BUSY, BUSY, BUSY, BUSY, GOOD]);
+    let waits = RefCell::new(Vec::new());
+    let rest = |wait| {
+        waits.borrow_mut().push(wait);
+        true
+    };
+    let files = TlsFiles::default();
+    let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"whole body"), &rest);
+    assert_eq!(response.expect("an answer").status, 503);
+    assert_eq!(*waits.borrow(), [Duration::from_secs(7); 4]);
+    let seen = server.seen();
+    assert_eq!(seen.len(), 5);
+    assert!(seen.iter().all(|request| request.body == b"whole body" && request.head == seen[0].head), "{seen:?}");
+}
+
+#[test]
+fn whoever_does_not_want_to_wait_gets_the_answer_that_is_there() {
+    let server = Server::new(&[BUSY, GOOD]);
+    let files = TlsFiles::default();
+    let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"{}"), &|_| false);
+    assert_eq!((response.expect("an answer").status, server.seen().len()), (503, 1));
+}
+
+#[test]
+fn statuses_that_time_does_not_mend_are_not_asked_again() {
+    for status in [400, 403, 409, 501, 505, 511] {
+        let server = Server::new(&[&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n")]);
+        assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, status);
+    }
+}
+
+#[test]
+fn a_connection_that_ends_without_an_answer_is_an_error_at_once() {
+    let server = Server::new(&[""]);
+    assert!(matches!(call(&server.url, Method::Post, b"{}"), Err(Error::Transport(_))));
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[test]
+fn an_answer_that_breaks_off_says_so_and_keeps_what_came() {
+    let server = Server::new(&["HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 90\r\n\r\n{\"id\": 7"]);
+    let response = call(&server.url, Method::Post, b"{}").expect("a status");
+    assert_eq!((response.status, response.body.as_slice()), (201, &b"{\"id\": 7"[..]));
+    assert!(response.cut.is_some());
+}
+
+#[test]
+fn a_body_is_never_repeated_to_another_server() {
+    let other = Server::new(&[GOOD]);
+    for status in [307, 308] {
+        let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
+        let error = call(&server.url, Method::Post, b"{\"token\":\"secret\"}").expect_err("refused").to_string();
+        assert!(error.contains(&server.url) && error.contains(&other.url) && !error.contains("secret"), "{error}");
+    }
+    assert!(other.seen().is_empty());
+}
+
+#[test]
+fn a_redirect_to_another_server_carries_no_token() {
+    for (status, method) in [(301, Method::Post), (302, Method::Get), (303, Method::Put), (307, Method::Get)] {
+        let other = Server::new(&[GOOD]);
+        let server = Server::new(&[&redirect(status, &format!("{}/b?c=d", other.url))]);
+        assert_eq!(call(&server.url, method, b"").expect("an answer").status, 200);
+        let seen = other.seen();
+        assert!(seen[0].head.starts_with("get /b?c=d "), "{seen:?}");
+        assert!(!seen[0].head.contains("secret"), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_redirect_on_the_same_server_repeats_everything() {
+    let server = Server::new(&[&redirect(308, "/b"), GOOD]);
+    assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, 200);
+    let seen = &server.seen()[1];
+    assert!(seen.head.starts_with("post /b ") && seen.body == b"{}", "{seen:?}");
+    assert_eq!(seen.header("job-token"), Some("secret-of-the-job"));
+}
+
+#[test]
+fn circles_end() {
+    let circle = redirect(302, "/a");
+    let server = Server::new(&[circle.as_str(); 20]);
+    let error = call(&server.url, Method::Get, b"").expect_err("no answer").to_string();
+    assert!(error.contains("more than 10 times"), "{error}");
+    assert_eq!(server.seen().len(), 11);
+}
+
+#[test]
+fn a_redirect_from_http_to_https_finds_the_authorities() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
+    let ca_file = directory.path().join("ca.pem");
+    fs::write(&ca_file, authority.pem()).expect("written");
+    let files = TlsFiles { ca_file: Some(ca_file), ..TlsFiles::default() };
+    let secure = Server::with_tls(&authority, &[GOOD]);
+    let server = Server::new(&[&redirect(301, &format!("{}/b", secure.url))]);
+    let request = request(&server.url, Method::Post, b"{\"token\":\"secret\"}");
+    let response = client(&server.url, &files).call(&request, &|_| true);
+    assert_eq!(response.expect("an answer").status, 200);
+    let seen = secure.seen();
+    assert!(seen[0].head.starts_with("get /b ") && seen[0].body.is_empty(), "{seen:?}");
+    assert!(!seen[0].head.contains("secret") && seen[0].header("content-type").is_none(), "{seen:?}");
+}
+
+#[test]
+fn a_certificate_and_a_key_of_another_one_are_an_error_that_names_both() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
+    let server = Server::with_tls(&authority, &[GOOD]);
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("ca.pem"), authority.pem()).expect("written");
+    fs::write(path("agent.crt"), authority.leaf("agent").0).expect("written");
+    fs::write(path("agent.key"), authority.leaf("agent").1).expect("written");
+    let files = TlsFiles {
+        ca_file: Some(path("ca.pem")),
+        cert_file: Some(path("agent.crt")),
+        key_file: Some(path("agent.key")),
+    };
+    let outcome = client(&server.url, &files).call(&request(&server.url, Method::Get, b""), &|_| true);
+    let Err(Error::Configuration(why)) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("agent.crt") && why.contains("agent.key"), "{why}");
+}
+
+#[test]
+fn a_certificate_file_that_is_broken_later_leaves_the_old_trust_in_force() {
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
+    let ca_file = directory.path().join("ca.pem");
+    fs::write(&ca_file, authority.pem()).expect("written");
+    let files = TlsFiles { ca_file: Some(ca_file.clone()), ..TlsFiles::default() };
+    let closing = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+    let server = Server::with_tls(&authority, &[closing; 3]);
+    let client = client(&server.url, &files);
+    let ask = || client.call(&request(&server.url, Method::Get, b""), &|_| true);
+    assert_eq!(ask().expect("an answer").status, 200);
+    fs::write(&ca_file, "half of a cert").expect("written");
+    assert_eq!(ask().expect("an answer with the old trust").status, 200);
+    fs::write(&ca_file, Authority::new().pem()).expect("written");
+    assert!(matches!(ask(), Err(Error::Transport(_))), "a file that can be read again is taken up");
+}
