@@ -8,14 +8,18 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::{Deserialize, Serialize};
 
 use super::failure::JobError;
 use super::payload::Payload;
 use crate::shim::spec::User;
 use crate::sys;
 
+/// A name on the disk has 255 bytes at most, with `-empty.tmp` at its end.
+const LONGEST_NAME: usize = 245;
+
 /// The directories of one job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// `CI_BUILDS_DIR`: everything is below it.
     pub builds: PathBuf,
@@ -32,7 +36,13 @@ impl Place {
     pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
         let cache = caches.join(slug(payload));
-        Self { builds: builds.to_owned(), temporary: with_tmp(&project), project, cache }
+        Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache }
+    }
+
+    /// The place of a job without sources (`GIT_STRATEGY` `empty`): it must not cost the next job its checkout.
+    pub fn for_nothing(&self) -> Self {
+        let (project, cache) = (with(&self.project, "-empty"), with(&self.cache, "-empty"));
+        Self { builds: self.builds.clone(), temporary: with(&project, ".tmp"), project, cache }
     }
 
     /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
@@ -50,7 +60,7 @@ impl Place {
         }
         let project = self.builds.join(below);
         let (builds, cache) = (self.builds.clone(), self.cache.clone());
-        Ok(Self { builds, temporary: with_tmp(&project), project, cache })
+        Ok(Self { builds, temporary: with(&project, ".tmp"), project, cache })
     }
 
     /// Makes the roots of builds and caches, for the job's user where that is another than the agent's. Errors: they
@@ -81,9 +91,10 @@ impl Place {
     }
 }
 
-fn with_tmp(project: &Path) -> PathBuf {
-    let mut name = project.as_os_str().to_owned();
-    name.push(".tmp");
+/// A path whose last part ends with `suffix`.
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
     PathBuf::from(name)
 }
 
@@ -98,7 +109,10 @@ fn slug(payload: &Payload) -> PathBuf {
     let path = path.strip_suffix(".git").unwrap_or(path);
     let usable = !path.is_empty()
         && !path.contains(char::is_control)
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        && !path.contains("..")
+        // The directory of secrets of the project without the ending.
+        && !path.ends_with(".tmp")
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < LONGEST_NAME);
     match usable {
         true => PathBuf::from(path),
         false => PathBuf::from(format!("project-{}", payload.job_info.project_id)),
@@ -123,11 +137,17 @@ mod tests {
             ("git@h:group/demo.git", "/builds/abc/0/group/demo"),
             ("https://h/../../etc", "/builds/abc/0/project-9"),
             ("https://h/a\nb", "/builds/abc/0/project-9"),
+            ("https://h/a/b.tmp.git", "/builds/abc/0/project-9"),
+            (&format!("https://h/a/{}", "x".repeat(300)), "/builds/abc/0/project-9"),
             ("", "/builds/abc/0/project-9"),
         ] {
             assert_eq!(of(url).project, Path::new(project), "{url}");
         }
         assert_eq!(of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
+        let nothing = of("https://h/a/b.git").for_nothing();
+        assert_eq!(nothing.project, Path::new("/builds/abc/0/a/b-empty"));
+        assert_eq!(nothing.temporary, Path::new("/builds/abc/0/a/b-empty.tmp"));
+        assert_eq!(nothing.cache, Path::new("/cache/a/b-empty"));
     }
 
     #[test]

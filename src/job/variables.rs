@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::expand::expand;
 use super::payload::Variable;
 
+/// Names that bash keeps for itself: exporting one ends the script.
+pub const READONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
+
 /// Variables in the order of their rank, lowest first: the last of a name counts.
 #[derive(Clone, Debug, Default)]
 pub struct Variables {
@@ -57,13 +60,9 @@ impl Variables {
         self.value(key).and_then(|text| text.trim().parse().ok()).unwrap_or(1_u32).clamp(1, 10)
     }
 
-    /// A duration such as `90s` or `1h30m`; the error is a warning for the log.
-    pub fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
-        let Some(text) = self.value(key).filter(|text| !text.is_empty()) else { return Ok(None) };
-        match crate::config::duration::parse(&text) {
-            Some(duration) => Ok(Some(duration)),
-            None => Err(format!("{key}: `{text}` is not a duration; write for example `90s` or `1h30m`; ignored")),
-        }
+    /// A duration such as `90s` or `1h30m`; what is none is as good as none.
+    pub fn duration(&self, key: &str) -> Option<Duration> {
+        self.value(key).and_then(|text| crate::config::duration::parse(&text))
     }
 
     /// Everything to keep out of the log.
@@ -93,12 +92,12 @@ impl Variables {
             last.insert(variable.key.as_str(), index);
         }
         let counts = move |(index, variable): &(usize, &Variable)| last.get(variable.key.as_str()) == Some(index);
-        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_name(&v.key))
+        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_usable(&v.key))
     }
 
     /// Names that no shell can export, for a warning.
     pub fn unusable_names(&self) -> Vec<&str> {
-        self.list.iter().map(|variable| variable.key.as_str()).filter(|key| !is_name(key)).collect()
+        self.list.iter().map(|variable| variable.key.as_str()).filter(|key| !is_usable(key)).collect()
     }
 
     fn expanded(&self, variable: &Variable) -> String {
@@ -122,11 +121,12 @@ impl Variables {
     }
 }
 
-/// True for the name of a shell variable.
-pub fn is_name(key: &str) -> bool {
+/// True for a name that every shell can export.
+fn is_usable(key: &str) -> bool {
     let first = key.bytes().next();
     first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !READONLY.contains(&key)
 }
 
 /// A boolean as Go reads it.
@@ -157,6 +157,7 @@ mod tests {
         variables.push(variable("PATH_OF", "at $FILE"));
         variables.push(variable("A", "last $B"));
         variables.push(variable("not-a-name", "x"));
+        variables.push(variable("UID", "0"));
         let exports = variables.exports();
         let export = |key: &str| exports.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         assert_eq!(export("A"), Some("last $C"));
@@ -164,7 +165,7 @@ mod tests {
         assert_eq!(export("FILE"), Some("/b/p.tmp/FILE"));
         assert_eq!(export("PATH_OF"), Some("at /b/p.tmp/FILE"));
         assert_eq!(export("not-a-name"), None);
-        assert_eq!(variables.unusable_names(), ["not-a-name"]);
+        assert_eq!(variables.unusable_names(), ["not-a-name", "UID"]);
         assert_eq!(variables.files(), [("FILE".to_owned(), "content".to_owned())]);
         assert_eq!(variables.value("FILE").as_deref(), Some("content"));
         assert_eq!(exports.iter().filter(|(name, _)| name == "A").count(), 1);

@@ -313,7 +313,7 @@ fn command(plan: &Plan, arguments: &[&str]) -> Command {
 /// The job's own settings, outside the repository: whom to log in as, and what to trust.
 fn write_external_config(plan: &Plan) -> io::Result<()> {
     use repository::value;
-    fs::create_dir_all(&plan.temporary)?;
+    make_private_directory(&plan.temporary)?;
     let mut text = String::new();
     if !plan.correlation_id.is_empty() {
         let header = format!("X-Gitaly-Correlation-ID: {}", plan.correlation_id);
@@ -330,6 +330,12 @@ fn write_external_config(plan: &Plan) -> io::Result<()> {
         text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
     }
     write_private(&plan.external_config(), &text)
+}
+
+/// A directory that only its owner enters, also where something else stands.
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    make_directory(path)?;
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
 }
 
 /// Writes a file that only its owner reads; what stood there before is removed, be it a link.
