@@ -12,6 +12,7 @@ use super::context::{Context, Prepared};
 use super::control::Control;
 use super::failure::{FailureReason, JobError};
 use super::payload::Payload;
+use super::script::BRIDGE;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
@@ -200,7 +201,7 @@ impl Engine<'_> {
         match stage {
             Stage::PrepareExecutor => Ok(self.prepare_executor()),
             Stage::PrepareScript => {
-                self.prepared.place.remove_temporary(&["gitlab_runner_env".to_owned()]);
+                self.prepared.place.remove_temporary(&[BRIDGE.to_owned()]);
                 Ok(Ok(()))
             }
             Stage::GetSources => self.repeatedly("GET_SOURCES_ATTEMPTS", Self::try_sources),
@@ -212,7 +213,7 @@ impl Engine<'_> {
             Stage::AfterScript => self.after_script(),
             Stage::Cleanup => {
                 self.remove_secrets();
-                Ok(Ok(()))
+                self.clean_up()
             }
         }
     }
@@ -330,7 +331,7 @@ impl Engine<'_> {
     /// File variables and credentials do not outlive the job, however it ended.
     fn remove_secrets(&self) {
         let mut names: Vec<String> = self.prepared.variables.files().into_iter().map(|(name, _)| name).collect();
-        names.extend(["gitlab_runner_env", "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend([BRIDGE, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
         self.prepared.place.remove_temporary(&names);
     }
 

@@ -10,6 +10,7 @@ pub mod failure;
 mod files;
 mod flags;
 mod lenient;
+mod limits;
 pub mod payload;
 pub mod place;
 mod salvage;

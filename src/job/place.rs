@@ -1,8 +1,8 @@
 //! Where a job works on the disk.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
@@ -17,6 +17,9 @@ use crate::sys;
 
 /// A name on the disk has 255 bytes at most, with `-empty.tmp` at its end.
 const LONGEST_NAME: usize = 245;
+
+/// A job's own file is not read for ever.
+const MOST_READ: u64 = 1 << 20;
 
 /// The directories of one job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,19 +78,33 @@ impl Place {
         Ok(())
     }
 
-    /// Removes files from the temporary directory. A job may have put a link in its place: none is followed.
+    /// Removes files from the temporary directory.
     pub fn remove_temporary(&self, names: &[String]) {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let (Ok(root), Ok(below)) =
-            (open(&self.builds, flags, Mode::empty()), self.temporary.strip_prefix(&self.builds))
-        else {
-            return;
-        };
         let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
-        let Ok(directory) = sys::open_beneath(root.as_fd(), below, flags, 0) else { return };
+        let Some(directory) = self.open_temporary("", flags) else { return };
         for name in names {
             let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
+    }
+
+    /// The start of a file in the temporary directory; nothing where there is no such file.
+    pub fn read_temporary(&self, name: &str) -> String {
+        // A pipe in its place would keep us waiting.
+        let file = self.open_temporary(name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK).map(fs::File::from);
+        let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
+        let mut text = Vec::new();
+        if let Some(file) = file {
+            let _ = file.take(MOST_READ).read_to_end(&mut text);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Opens the temporary directory, or a file in it. A job may have put a link in its place: none is followed.
+    fn open_temporary(&self, name: &str, flags: i32) -> Option<OwnedFd> {
+        let root = open(&self.builds, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let below = self.temporary.strip_prefix(&self.builds).ok()?;
+        let path = if name.is_empty() { below.to_owned() } else { below.join(name) };
+        sys::open_beneath(root.as_fd(), &path, flags, 0).ok()
     }
 }
 
@@ -157,6 +174,22 @@ mod tests {
         for path in ["/etc", "/builds", "/builds/../etc", "relative"] {
             assert!(place.moved(path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn reads_a_file_and_nothing_that_stands_in_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let builds = directory.path().to_owned();
+        fs::create_dir(builds.join("p.tmp")).expect("made");
+        let place =
+            Place { project: builds.join("p"), temporary: builds.join("p.tmp"), cache: builds.join("c"), builds };
+        let path = place.temporary.join("env");
+        assert_eq!(place.read_temporary("env"), "");
+        fs::write(&path, "A=1\n").expect("written");
+        assert_eq!(place.read_temporary("env"), "A=1\n");
+        std::os::unix::fs::symlink(&path, place.temporary.join("link")).expect("planted");
+        nix::unistd::mkfifo(&place.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
+        assert_eq!(place.read_temporary("link") + &place.read_temporary("pipe") + &place.read_temporary("."), "");
     }
 
     #[test]

@@ -10,6 +10,9 @@ const GREEN: &str = "\x1b[32;1m";
 const RESET: &str = "\x1b[0;m";
 const CLEAR: &str = "\x1b[0K";
 
+/// The file of `GITLAB_ENV`, in the temporary directory.
+pub const BRIDGE: &str = "gitlab_runner_env";
+
 /// What goes into a script besides its lines.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
@@ -88,9 +91,8 @@ fn write_files(setup: &Setup, text: &mut String) {
     text.push_str(")\n");
 }
 
-/// The file of `GITLAB_ENV`.
 fn bridge(setup: &Setup) -> String {
-    format!("{}/gitlab_runner_env", setup.temporary)
+    format!("{}/{BRIDGE}", setup.temporary)
 }
 
 /// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line. A line that

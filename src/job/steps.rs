@@ -1,12 +1,11 @@
 //! The steps of a stage: what is handed to a shim, and what its outcome means.
 
 use std::io;
-use std::time::Duration;
 
 use super::engine::{Engine, abort_error, canceled};
 use super::failure::{FailureReason, JobError};
+use super::limits::{Limit, Over};
 use super::script::{self, Lines, Setup};
-use super::settings::in_words;
 use super::sources::{self, Strategy};
 use super::work;
 use crate::journal::StepRecord;
@@ -14,30 +13,11 @@ use crate::shim::spec::{End, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
-/// Limit of after_script, unless the job sets another.
-const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// Whether a cancel by a person stops a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnCancel {
     Stop,
     GoOn,
-}
-
-/// What is over when the time of a step is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Over {
-    Stage,
-    Job,
-}
-
-/// The time a step has.
-struct Limit {
-    over: Over,
-    /// In nanoseconds of `CLOCK_BOOTTIME`.
-    deadline: u64,
-    /// The error when it is over, unless the whole job's time is over.
-    error: JobError,
 }
 
 impl Engine<'_> {
@@ -99,12 +79,23 @@ impl Engine<'_> {
     pub(super) fn carry(&mut self, plan: Option<work::Plan>) -> io::Result<Result<(), JobError>> {
         let Some(plan) = plan else { return Ok(Ok(())) };
         let on_cancel = match plan {
-            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) => OnCancel::GoOn,
+            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) | work::Plan::CleanUp(_) => OnCancel::GoOn,
             _ => OnCancel::Stop,
         };
         let plan = plan.to_text().map_err(io::Error::other)?;
         let limit = self.job_limit();
         self.step(Task::Work { plan }, &limit, on_cancel)
+    }
+
+    /// Takes away what the job left, where it asks for that; never the job's failure, and never in a work tree that is
+    /// not ours.
+    pub(super) fn clean_up(&mut self) -> io::Result<Result<(), JobError>> {
+        if !self.prepared.flags.is_on("FF_ENABLE_JOB_CLEANUP") || self.context.place.is_some() {
+            return Ok(Ok(()));
+        }
+        let plan = self.sources_plan().ok().map(work::Plan::CleanUp);
+        let outcome = self.carry(plan)?;
+        Ok(if self.control.orders().abort() { outcome } else { Ok(()) })
     }
 
     fn sources_plan(&self) -> Result<sources::Plan, JobError> {
@@ -122,18 +113,6 @@ impl Engine<'_> {
         };
         let plan = sources::plan(&self.payload, &self.prepared.variables, place)?;
         Ok(sources::Plan { clear_worktree: self.record.progress.attempt == 1, ..plan })
-    }
-
-    /// All tries share one limit, and nothing comes after it.
-    fn sources_limit(&mut self) -> Limit {
-        let Some(timeout) = self.context.runner.get_sources_timeout else { return self.job_limit() };
-        let own = || sys::boottime().saturating_add(nanos(timeout));
-        let deadline = *self.record.progress.sources_deadline.get_or_insert_with(own);
-        Limit {
-            over: Over::Job,
-            deadline: self.job_deadline().min(deadline),
-            error: timed_out(format!("get sources timeout: exceeded timeout of {}", in_words(timeout))),
-        }
     }
 
     /// One step of the payload, with what the runner puts around it.
@@ -156,26 +135,6 @@ impl Engine<'_> {
         self.step(task, &limit, OnCancel::Stop)
     }
 
-    /// All steps of the payload share one limit.
-    fn script_limit(&mut self) -> Limit {
-        let job = self.job_deadline();
-        let timeout = self.limit_of("RUNNER_SCRIPT_TIMEOUT");
-        if let Some(timeout) = timeout.filter(|_| self.record.progress.scripts_deadline.is_none()) {
-            self.record.progress.scripts_deadline = Some(sys::boottime().saturating_add(nanos(timeout)));
-        }
-        match self.record.progress.scripts_deadline {
-            Some(deadline) => Limit {
-                over: Over::Stage,
-                deadline: job.min(deadline),
-                error: timed_out(format!(
-                    "script timeout: exceeded timeout of {}",
-                    in_words(timeout.unwrap_or_default())
-                )),
-            },
-            None => self.job_limit(),
-        }
-    }
-
     /// Runs in any case, in a shell of its own, and knows how the scripts came out.
     pub(super) fn after_script(&mut self) -> io::Result<Result<(), JobError>> {
         let lines = self.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
@@ -184,17 +143,8 @@ impl Engine<'_> {
         self.prepared.variables.set("CI_JOB_STATUS", status);
         let directory = self.prepared.place.project.display().to_string();
         let task = self.shell_task(&groups, Some(directory), Some("Running after script..."));
-        let timeout = self.limit_of("RUNNER_AFTER_SCRIPT_TIMEOUT").unwrap_or(AFTER_SCRIPT_TIMEOUT);
-        let limit = Limit {
-            over: Over::Stage,
-            deadline: self.job_deadline().min(sys::boottime().saturating_add(nanos(timeout))),
-            error: timed_out(format!("after_script timeout: exceeded timeout of {}", in_words(timeout))),
-        };
+        let limit = self.after_script_limit();
         self.step(task, &limit, OnCancel::GoOn)
-    }
-
-    fn limit_of(&self, key: &str) -> Option<Duration> {
-        self.prepared.variables.duration(key).filter(|timeout| !timeout.is_zero())
     }
 
     fn shell_task(&self, groups: &[Lines<'_>], directory: Option<String>, greeting: Option<&str>) -> Task {
@@ -212,24 +162,6 @@ impl Engine<'_> {
         // output, their exact order is worth more.
         let merge = self.prepared.debug || !self.prepared.filters.timestamps;
         self.context.executor.script(script::script(&setup, groups, greeting), merge)
-    }
-
-    fn job_deadline(&self) -> u64 {
-        self.record.began.saturating_add(self.payload.timeout_seconds().saturating_mul(1_000_000_000))
-    }
-
-    fn job_limit(&self) -> Limit {
-        Limit { over: Over::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
-    }
-
-    /// Until the job must be over.
-    pub(super) fn time_left(&self) -> Duration {
-        Duration::from_nanos(self.job_deadline().saturating_sub(sys::boottime()))
-    }
-
-    fn job_timed_out(&self) -> JobError {
-        let timeout = Duration::from_secs(self.payload.timeout_seconds());
-        timed_out(format!("execution took longer than {}", in_words(timeout)))
     }
 
     /// Runs one step, or takes up one that an earlier agent had started.
@@ -387,12 +319,4 @@ fn name_of_signal(number: i32) -> String {
         other => return format!("signal {other}"),
     };
     name.to_owned()
-}
-
-fn timed_out(message: String) -> JobError {
-    JobError::new(FailureReason::JobExecutionTimeout, message)
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

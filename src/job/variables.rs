@@ -39,6 +39,12 @@ impl Variables {
         self.list.push(variable);
     }
 
+    /// Adds what scripts handed on (`GITLAB_ENV`), one `KEY=VALUE` a line; other lines are nothing.
+    pub fn push_lines(&mut self, lines: &str) {
+        let pairs = lines.lines().filter_map(|line| line.split_once('='));
+        pairs.filter(|(key, _)| is_usable(key)).for_each(|(key, value)| self.set(key, value));
+    }
+
     /// The value with which a variable counts: expanded, content instead of path for files; `None` when not set.
     pub fn value(&self, key: &str) -> Option<String> {
         let variable = self.list.iter().rev().find(|variable| variable.key == key)?;
@@ -169,6 +175,16 @@ mod tests {
         assert_eq!(variables.files(), [("FILE".to_owned(), "content".to_owned())]);
         assert_eq!(variables.value("FILE").as_deref(), Some("content"));
         assert_eq!(exports.iter().filter(|(name, _)| name == "A").count(), 1);
+    }
+
+    #[test]
+    fn what_scripts_hand_on_wins_where_it_is_a_variable() {
+        let mut variables = Variables::new(Path::new("/t"));
+        variables.push(variable("VERSION", "0"));
+        variables.push_lines("VERSION=1.2=$X\njunk\nA-B=x\nUID=0\nLAST=no line end");
+        assert_eq!(variables.value("VERSION").as_deref(), Some("1.2=$X"));
+        assert_eq!(variables.value("LAST").as_deref(), Some("no line end"));
+        assert!(variables.unusable_names().is_empty());
     }
 
     #[test]

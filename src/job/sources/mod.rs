@@ -138,6 +138,33 @@ pub fn run(plan: &Plan) -> i32 {
     }
 }
 
+/// Leaves the project directory as it was before the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
+pub fn clean_up(plan: &Plan) -> i32 {
+    match tidy(plan) {
+        Ok(()) => 0,
+        Err(Failure::Git(code)) => code,
+        Err(Failure::Io(error)) => {
+            eprintln!("cannot clean up {}: {error}", plan.project.display());
+            1
+        }
+    }
+}
+
+fn tidy(plan: &Plan) -> Result<(), Failure> {
+    match plan.strategy {
+        Strategy::None => Ok(()),
+        Strategy::Clone | Strategy::Empty => Ok(remove::remove(&plan.project)?),
+        Strategy::Fetch => match repository::prepare(plan)? {
+            Before::Fresh => Ok(remove::empty(&plan.project)?),
+            Before::Reused => {
+                let flags = plan.clean_flags.iter().map(String::as_str);
+                git(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
+                git(plan, &["reset", "--hard", "--quiet"])
+            }
+        },
+    }
+}
+
 fn fetch(plan: &Plan) -> Result<(), Failure> {
     match plan.strategy {
         Strategy::None => {
