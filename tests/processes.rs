@@ -90,7 +90,7 @@ fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
 fn a_script_killed_by_a_signal_is_told() {
     let (job, _) = run("", job(&["kill -9 $$"]));
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(-1)));
-    assert!(job.lines().contains(&"ERROR: Job failed: signal: sigkill".to_owned()), "{:#?}", job.lines());
+    assert!(job.lines().contains(&"ERROR: Job failed: signal: killed".to_owned()), "{:#?}", job.lines());
 }
 
 #[test]

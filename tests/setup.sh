@@ -7,6 +7,7 @@ need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need git git
 need cc gcc
 need dash dash
+need busybox busybox
 need ps procps
 need unzip unzip
 need zip zip

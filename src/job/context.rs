@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cache::s3::Store;
 use super::failure::JobError;
@@ -9,6 +10,7 @@ use super::flags::Flags;
 use super::payload::{Payload, Variable};
 use super::place::Place;
 use super::script::of_pair;
+use super::settings;
 use super::variables::Variables;
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
@@ -59,8 +61,14 @@ pub struct Prepared {
 }
 
 impl Context {
-    /// Everything that follows from the payload. Errors: what the job asks for is not allowed.
-    pub fn prepare(&self, payload: &Payload, concurrent: (u32, u32)) -> (Prepared, Result<(), JobError>) {
+    /// Everything that follows from the payload; `settled` is the place of a job that has begun already. Errors: what
+    /// the job asks for is not allowed.
+    pub fn prepare(
+        &self,
+        payload: &Payload,
+        concurrent: (u32, u32),
+        settled: Option<&Place>,
+    ) -> (Prepared, Result<(), JobError>) {
         let environment = |name: &str| {
             self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
         };
@@ -69,24 +77,21 @@ impl Context {
             own.map(|variable| variable.value.clone()).or_else(|| environment(name))
         };
         let (flags, mut warnings) = Flags::resolve(&self.runner.feature_flags, &of_job);
-        let usual = || Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent.1, payload);
-        let place = self.place.clone().unwrap_or_else(usual);
         let ca_certificates = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        let mut variables = self.variables(payload, &flags, &place, concurrent, ca_certificates.as_deref());
-        let (place, allowed) = match self.clone_path(&variables, &place) {
-            Ok(moved) => (moved, Ok(())),
-            Err(error) => (place, Err(error)),
+        let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
+        let (place, allowed) = match settled.or(self.place.as_ref()) {
+            Some(fixed) => (fixed.clone(), Ok(())),
+            None => self.place(payload, concurrent.1, &at),
         };
-        if allowed.is_ok() {
-            variables = self.variables(payload, &flags, &place, concurrent, ca_certificates.as_deref());
-        }
+        let variables = at(&place);
         let wants_debug = variables.switch("CI_DEBUG_TRACE", false);
         if wants_debug && self.runner.debug_trace_disabled {
             warnings.push("CI_DEBUG_TRACE is set, and this runner does not allow it (debug_trace_disabled)".to_owned());
         }
         warnings.extend(super::script::warn_of_names(&variables));
+        warnings.extend(settings::warnings(&variables, Duration::from_secs(payload.timeout_seconds())));
         let filters = FilterSpec {
-            masks: variables.secrets(),
+            masks: secrets(&variables, payload),
             token_prefixes: payload.features.token_mask_prefixes.clone(),
             timestamps: flags.is_on("FF_TIMESTAMPS"),
             limit: self.runner.output_limit,
@@ -95,19 +100,29 @@ impl Context {
         (Prepared { place, variables, flags, filters, debug, warnings, ca_certificates }, allowed)
     }
 
-    fn clone_path(&self, variables: &Variables, place: &Place) -> Result<Place, JobError> {
+    /// Where the job works: the usual place, or the one it asks for.
+    fn place(
+        &self,
+        payload: &Payload,
+        concurrent: u32,
+        variables: &dyn Fn(&Place) -> Variables,
+    ) -> (Place, Result<(), JobError>) {
+        let usual = Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent, payload);
+        let variables = variables(&usual);
         let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
-            return Ok(place.clone());
+            let empty = variables.value("GIT_STRATEGY").is_some_and(|strategy| strategy == "empty");
+            return (if empty { usual.for_nothing() } else { usual }, Ok(()));
         };
-        if self.place.is_some() {
-            return Ok(place.clone());
-        }
         if !self.runner.custom_build_dir {
-            return Err(JobError::configuration(
+            let error = JobError::configuration(
                 "GIT_CLONE_PATH is set, and this runner does not allow it: [runners.custom_build_dir] enabled = true",
-            ));
+            );
+            return (usual, Err(error));
         }
-        place.moved(&path)
+        match usual.moved(&path) {
+            Ok(moved) => (moved, Ok(())),
+            Err(error) => (usual, Err(error)),
+        }
     }
 
     /// Variables in their order (job-side rank): flags, the configuration's, the runner's, the job's, the fixed ones.
@@ -159,4 +174,13 @@ impl Context {
             }
         }
     }
+}
+
+/// Shorter text than a token is found in every other line.
+const SHORTEST_TOKEN: usize = 8;
+
+/// What the log must not show: masked variables, and the job's token under whatever name it is printed.
+fn secrets(variables: &Variables, payload: &Payload) -> Vec<String> {
+    let token = Some(&payload.token).filter(|token| token.len() >= SHORTEST_TOKEN);
+    variables.secrets().into_iter().chain(token.cloned()).collect()
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use serde::{Deserialize, Serialize};
+
 use crate::coordinator::JobStatus;
 
 /// What a job is told, at any time and from any thread.
@@ -19,7 +21,8 @@ pub struct Control {
 }
 
 /// Everything a job was told so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Orders {
     /// A person cancelled it: stop the script, run after_script.
     pub cancel: bool,
@@ -27,7 +30,8 @@ pub struct Orders {
     pub over: bool,
     /// The agent goes: stop everything; why.
     pub interrupt: Option<String>,
-    /// Not even the outcome can be waited for: a later agent delivers it.
+    /// Not even the outcome can be waited for: a later agent delivers it, to which this does not apply.
+    #[serde(skip)]
     pub abandoned: bool,
 }
 
@@ -51,6 +55,15 @@ impl Control {
             JobStatus::Ongoing => {}
             JobStatus::Canceling => orders.cancel = true,
             JobStatus::Over => orders.over = true,
+        });
+    }
+
+    /// What an earlier agent had been told of the job; its step was stopped for that.
+    pub fn recall(&self, earlier: &Orders) {
+        self.change(|orders| {
+            orders.cancel |= earlier.cancel;
+            orders.over |= earlier.over;
+            orders.interrupt = earlier.interrupt.clone().or(orders.interrupt.take());
         });
     }
 
@@ -106,5 +119,38 @@ impl Control {
     fn change(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
         let _ = self.bell.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_with_the_order_that_ends_the_job() {
+        let control = Control::new().expect("made");
+        std::thread::scope(|scope| {
+            let began = Instant::now();
+            let waiting = scope.spawn(|| control.rest(Duration::from_secs(60)));
+            control.hear(JobStatus::Ongoing);
+            assert!(!waiting.is_finished());
+            control.hear(JobStatus::Canceling);
+            waiting.join().expect("waited");
+            assert!(began.elapsed() < Duration::from_secs(30));
+        });
+    }
+
+    #[test]
+    fn a_later_agent_knows_why_a_step_was_stopped_and_forgets_that_the_first_one_went() {
+        let first = Control::new().expect("made");
+        first.hear(JobStatus::Canceling);
+        first.interrupt("terminated");
+        first.interrupt("again");
+        first.abandon();
+        let written = serde_json::to_string(&first.orders()).expect("written");
+        let second = Control::new().expect("made");
+        second.recall(&serde_json::from_str(&written).expect("read"));
+        let expected = Orders { cancel: true, interrupt: Some("terminated".to_owned()), ..Orders::default() };
+        assert_eq!(second.orders(), expected);
     }
 }

@@ -12,11 +12,16 @@ use super::context::{Context, Prepared};
 use super::control::Control;
 use super::failure::{FailureReason, JobError};
 use super::payload::Payload;
+use super::script::BRIDGE;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
+/// Waits between two tries of a stage, without `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
+const SHORT_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// See above.
+const SHORT_RETRY_MOST: Duration = Duration::from_secs(5);
 /// First wait between two tries of a stage.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest wait between two tries of a stage.
@@ -55,14 +60,6 @@ pub fn run(
     directory.create()?;
     directory.save(&record)?;
     sync_aside(&directory);
-    let reply = context.coordinator.update_job(&payload.handle(), &JobState::Running, TraceSummary::default());
-    match reply.status {
-        JobStatus::Over => {
-            directory.discard()?;
-            return Ok(Ended::Dropped);
-        }
-        status => control.hear(status),
-    }
     resume(context, directory, record, payload, control)
 }
 
@@ -74,8 +71,18 @@ pub fn resume(
     payload: Payload,
     control: &Arc<Control>,
 ) -> io::Result<Ended> {
-    let (prepared, allowed) = context.prepare(&payload, record.concurrent);
+    let (prepared, allowed) = context.prepare(&payload, record.concurrent, record.progress.place.as_ref());
     let trace = Trace::open(&directory.spool(), &prepared.filters, payload.features.trace_sections)?;
+    // Nothing was said: the server may not know yet that we took the job.
+    if trace.size() == 0 {
+        let reply = context.coordinator.update_job(&payload.handle(), &JobState::Running, TraceSummary::default());
+        if reply.status == JobStatus::Over {
+            directory.discard()?;
+            return Ok(Ended::Dropped);
+        }
+        control.hear(reply.status);
+    }
+    control.recall(&record.progress.orders);
     let options = UploadOptions {
         debug_trace: prepared.debug,
         offset: record.progress.acknowledged,
@@ -93,6 +100,7 @@ pub fn resume(
     let stages = stages::of(&payload);
     let control = Arc::clone(control);
     let mut engine = Engine { context, directory, record, payload, prepared, trace, control, uploader, stages };
+    engine.record.progress.place = Some(engine.prepared.place.clone());
     if let Err(error) = allowed {
         engine.record.progress.failure.get_or_insert(error);
     }
@@ -114,6 +122,7 @@ fn sync_aside(directory: &SlotDirectory) {
 impl Engine<'_> {
     fn live(mut self) -> io::Result<Ended> {
         self.greet();
+        self.say_unsaid();
         let ending = match self.record.progress.ending.clone() {
             Some(decided) => decided,
             None => self.work()?,
@@ -127,31 +136,11 @@ impl Engine<'_> {
         Ok(Ended::Reported(ending, delivery))
     }
 
-    /// The first lines of the log, and what is wrong with the job's settings.
-    fn greet(&mut self) {
-        if self.trace.size() > 0 {
-            return;
-        }
-        let runner = &self.context.runner;
-        let mut lines = vec![
-            format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION")),
-            format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), self.context.system_id),
-        ];
-        let changed = self.prepared.flags.changed();
-        if !changed.is_empty() {
-            lines.push(format!("  feature flags: {}", changed.join(", ")));
-        }
-        self.trace.header(&lines);
-        for warning in &self.prepared.warnings {
-            self.trace.warning(warning);
-        }
-    }
-
     /// All stages, and the state that comes of them.
     fn work(&mut self) -> io::Result<JobState> {
-        let resumed = self.record.progress.stage;
+        let (resumed, settled) = (self.record.progress.stage, self.record.progress.settled);
         for (index, stage) in self.stages.clone().into_iter().enumerate() {
-            if resumed.is_some_and(|at| index < at) {
+            if resumed.is_some_and(|at| index < at || index == at && settled) {
                 continue;
             }
             self.obey(&stage);
@@ -162,7 +151,7 @@ impl Engine<'_> {
             }
             self.enter(index, &stage, again)?;
             let outcome = self.perform(&stage)?;
-            self.settle(&stage, outcome);
+            self.settle(&stage, outcome)?;
         }
         self.remove_secrets();
         self.decide()
@@ -193,6 +182,7 @@ impl Engine<'_> {
             progress.log_size = self.trace.size();
             progress.steps_done = 0;
             progress.attempt = 0;
+            progress.settled = false;
             progress.step = None;
             progress.scripts_began |= matches!(stage, Stage::Step(..));
             self.save()?;
@@ -207,28 +197,11 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// What is said at once below the heading.
-    fn opening(&self, stage: &Stage) -> Vec<String> {
-        match stage {
-            Stage::PrepareExecutor => vec![self.context.executor.greeting()],
-            Stage::PrepareScript => {
-                let host = nix::unistd::gethostname().unwrap_or_default();
-                vec![format!("Running on {}...", host.to_string_lossy())]
-            }
-            Stage::GetSources if self.has_no_sources() => {
-                ["Git repository setup", "Git checkout", "Git submodules setup"]
-                    .map(|what| format!("\x1b[32;1mSkipping {what}\x1b[0;m"))
-                    .to_vec()
-            }
-            _ => Vec::new(),
-        }
-    }
-
     fn perform(&mut self, stage: &Stage) -> io::Result<Result<(), JobError>> {
         match stage {
             Stage::PrepareExecutor => Ok(self.prepare_executor()),
             Stage::PrepareScript => {
-                self.prepared.place.remove_temporary(&["gitlab_runner_env".to_owned()]);
+                self.prepared.place.remove_temporary(&[BRIDGE.to_owned()]);
                 Ok(Ok(()))
             }
             Stage::GetSources => self.repeatedly("GET_SOURCES_ATTEMPTS", Self::try_sources),
@@ -240,14 +213,20 @@ impl Engine<'_> {
             Stage::AfterScript => self.after_script(),
             Stage::Cleanup => {
                 self.remove_secrets();
-                Ok(Ok(()))
+                self.clean_up()
             }
         }
     }
 
     fn prepare_executor(&self) -> Result<(), JobError> {
-        if !self.payload.run.trim().is_empty() && self.payload.run.trim() != "null" {
+        if self.payload.run {
             return Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`"));
+        }
+        if !self.payload.secrets.is_empty() {
+            let names = self.payload.secrets.join(", ");
+            return Err(JobError::configuration(format!(
+                "the job wants secrets from a secret store ({names}); this runner fetches none: use CI/CD variables"
+            )));
         }
         let place = &self.prepared.place;
         self.context.executor.prepare()?;
@@ -274,29 +253,66 @@ impl Engine<'_> {
             if !again {
                 return Ok(Err(error));
             }
-            self.trace.warning(&format!("{error}. Retrying..."));
             self.record.progress.attempt = attempt;
             self.record.progress.steps_done = 0;
             self.record.progress.step = None;
-            self.save()?;
-            self.control.rest((RETRY_FIRST * 2_u32.saturating_pow(attempt - 1)).min(RETRY_MOST));
+            self.say(format!("{error}. Retrying..."))?;
+            self.control.rest(self.before_attempt(attempt).min(self.time_left()));
+            if let Some(stopped) = self.stopped() {
+                return Ok(Err(stopped));
+            }
         }
     }
 
-    /// What a stage's outcome means for the job.
-    fn settle(&mut self, stage: &Stage, outcome: Result<(), JobError>) {
-        let progress = &mut self.record.progress;
-        progress.step = None;
-        let Err(error) = outcome else {
-            return;
+    /// The wait before a stage is tried once more.
+    fn before_attempt(&self, attempt: u32) -> Duration {
+        let (first, most) = match self.prepared.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY") {
+            true => (RETRY_FIRST, RETRY_MOST),
+            false => (SHORT_RETRY_FIRST, SHORT_RETRY_MOST),
         };
-        if *stage == Stage::AfterScript && !progress.aborted {
-            let ignored = self.prepared.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
-            if ignored || progress.failure.is_some() {
-                self.trace.warning(&format!("after_script failed, but job will continue unaffected: {error}"));
-                return;
+        (first * 2_u32.saturating_pow(attempt - 1)).min(most)
+    }
+
+    /// The error of an order that keeps the stage from going on.
+    fn stopped(&mut self) -> Option<JobError> {
+        let orders = self.control.orders();
+        self.record.progress.aborted |= orders.abort();
+        if orders.abort() { Some(abort_error(&orders)) } else { orders.cancel.then(canceled) }
+    }
+
+    /// What a stage's outcome means for the job. What there is to say of it is said once it is written down.
+    fn settle(&mut self, stage: &Stage, outcome: Result<(), JobError>) -> io::Result<()> {
+        self.record.progress.step = None;
+        let Err(error) = outcome else { return Ok(()) };
+        let ignored = *stage == Stage::AfterScript && self.ignores_after_script();
+        let warning = match error.reason {
+            _ if ignored => Some(format!("after_script failed, but job will continue unaffected: {error}")),
+            FailureReason::JobCanceled if !self.control.orders().abort() => {
+                Some("script canceled externally (UI, API)".to_owned())
             }
+            FailureReason::JobExecutionTimeout => {
+                let section = self.record.progress.section.as_deref().unwrap_or_default();
+                Some(format!("{section} could not run to completion because the timeout was exceeded"))
+            }
+            _ => None,
+        };
+        if !ignored {
+            self.blame(error);
         }
+        self.record.progress.settled = true;
+        warning.map_or(Ok(()), |warning| self.say(warning))
+    }
+
+    /// A failed `after_script` changes nothing, unless the job asks for it and nothing failed before.
+    fn ignores_after_script(&self) -> bool {
+        let progress = &self.record.progress;
+        let ignored = self.prepared.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
+        !progress.aborted && (ignored || progress.failure.is_some())
+    }
+
+    /// The job fails for this, unless it has failed before.
+    fn blame(&mut self, error: JobError) {
+        let progress = &mut self.record.progress;
         if progress.status.is_none() {
             let status = match error.reason {
                 FailureReason::JobCanceled => "canceled",
@@ -315,7 +331,7 @@ impl Engine<'_> {
     /// File variables and credentials do not outlive the job, however it ended.
     fn remove_secrets(&self) {
         let mut names: Vec<String> = self.prepared.variables.files().into_iter().map(|(name, _)| name).collect();
-        names.extend(["gitlab_runner_env", "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend([BRIDGE, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
         self.prepared.place.remove_temporary(&names);
     }
 
@@ -331,23 +347,6 @@ impl Engine<'_> {
         self.record.progress.log_size = self.trace.size();
         self.save()?;
         Ok(state)
-    }
-
-    /// The last line of the log, once.
-    fn say_ending(&self) {
-        let progress = &self.record.progress;
-        if self.trace.size() != progress.log_size {
-            return;
-        }
-        let section = progress.section.clone();
-        let text = match &progress.failure {
-            None => "Job succeeded".to_owned(),
-            Some(error) if error.reason == FailureReason::RunnerSystemFailure => {
-                format!("Job failed (system failure): {error}")
-            }
-            Some(error) => format!("Job failed: {error}"),
-        };
-        self.trace.conclude(section.as_deref(), progress.failure.is_none(), &text);
     }
 
     /// Writes the journal.

@@ -8,6 +8,7 @@ use super::cache;
 use super::engine::Engine;
 use super::failure::JobError;
 use super::payload::Payload;
+use super::script::BRIDGE;
 use super::work::Plan;
 use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
 
@@ -68,10 +69,11 @@ impl Engine<'_> {
 
     /// Hands files to GitLab.
     pub(super) fn upload_artifacts(&mut self) -> io::Result<Result<(), JobError>> {
-        let plan =
-            artifacts::upload_plan(&self.payload, &self.prepared.variables, &self.artifacts(), self.outcome(), || {
-                self.statement()
-            });
+        // Names and paths are expanded as in the job's own shell, which knows what scripts have handed on.
+        let mut variables = self.prepared.variables.clone();
+        variables.push_lines(&self.prepared.place.read_temporary(BRIDGE));
+        let (place, outcome) = (self.artifacts(), self.outcome());
+        let plan = artifacts::upload_plan(&self.payload, &variables, &place, outcome, || self.statement());
         self.carry(plan.map(Plan::UploadArtifacts))
     }
 

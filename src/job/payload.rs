@@ -1,8 +1,10 @@
 //! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
 //! the job's number and token may be missing, null or unknown.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use super::lenient;
+use super::salvage::salvage;
 use crate::coordinator::{JobHandle, Token};
 
 /// Seconds that a job may take when the server gives no limit.
@@ -12,34 +14,38 @@ const DEFAULT_TIMEOUT: u64 = 7200;
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub id: i64,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub token: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub allow_git_fetch: bool,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub job_info: JobInfo,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub git_info: GitInfo,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub runner_info: RunnerInfo,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub variables: Vec<Variable>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub steps: Vec<Step>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub hooks: Vec<Hook>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub features: Features,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub artifacts: Vec<Artifact>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub cache: Vec<Cache>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::list")]
     pub dependencies: Vec<Dependency>,
-    #[serde(deserialize_with = "lenient")]
-    pub run: String,
+    /// The job is written with `run` instead of `script`.
+    #[serde(deserialize_with = "lenient::is_there")]
+    pub run: bool,
+    /// Names of variables that a secret store has to fill.
+    #[serde(deserialize_with = "lenient::keys")]
+    pub secrets: Vec<String>,
 }
 
 impl std::fmt::Debug for Payload {
@@ -52,13 +58,13 @@ impl std::fmt::Debug for Payload {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct JobInfo {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub name: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub stage: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub project_id: i64,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub project_name: String,
 }
 
@@ -66,17 +72,17 @@ pub struct JobInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GitInfo {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub repo_url: String,
-    #[serde(rename = "ref", deserialize_with = "lenient")]
+    #[serde(rename = "ref", deserialize_with = "lenient::text")]
     pub reference: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub sha: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub refspecs: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub depth: i64,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub repo_object_format: String,
 }
 
@@ -85,7 +91,7 @@ pub struct GitInfo {
 #[serde(default)]
 pub struct RunnerInfo {
     /// Seconds for the whole job.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub timeout: i64,
 }
 
@@ -93,20 +99,20 @@ pub struct RunnerInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Variable {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub key: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub value: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub public: bool,
     /// The value goes into a file, the variable holds its path.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub file: bool,
     /// Kept out of the log.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub masked: bool,
     /// Not expanded.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub raw: bool,
 }
 
@@ -114,9 +120,9 @@ pub struct Variable {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Step {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub name: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub script: Vec<String>,
 }
 
@@ -124,9 +130,9 @@ pub struct Step {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hook {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub name: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub script: Vec<String>,
 }
 
@@ -134,21 +140,21 @@ pub struct Hook {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Artifact {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub name: Option<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub untracked: bool,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub paths: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub exclude: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub when: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub artifact_type: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub artifact_format: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub expire_in: String,
 }
 
@@ -156,17 +162,17 @@ pub struct Artifact {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Cache {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub key: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub untracked: bool,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub paths: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub policy: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub when: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub fallback_keys: Vec<String>,
 }
 
@@ -174,13 +180,13 @@ pub struct Cache {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Dependency {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub id: i64,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub name: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub token: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::value")]
     pub artifacts_file: ArtifactsFile,
 }
 
@@ -188,9 +194,9 @@ pub struct Dependency {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ArtifactsFile {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::text")]
     pub filename: String,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::number")]
     pub size: i64,
 }
 
@@ -198,17 +204,12 @@ pub struct ArtifactsFile {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Features {
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::switch")]
     pub trace_sections: bool,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub token_mask_prefixes: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "lenient::texts")]
     pub failure_reasons: Vec<String>,
-}
-
-/// Null is the zero value.
-fn lenient<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A payload that cannot be run, and as much of it as is needed to tell the server.
@@ -253,25 +254,6 @@ impl Payload {
     }
 }
 
-/// Number and token of a job whose payload is broken: from JSON of the wrong shape, or from the text of one that was
-/// cut. Both stand at the top level, before anything deep.
-fn salvage(body: &[u8]) -> Option<JobHandle> {
-    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) {
-        let id = value.get("id").and_then(|id| id.as_i64().or_else(|| id.as_str()?.parse().ok()))?;
-        let token = value.get("token")?.as_str()?;
-        return Some(JobHandle { id, token: Token::new(token) });
-    }
-    let text = String::from_utf8_lossy(body);
-    let after = |key: &str| {
-        let rest = &text[text.find(&format!("\"{key}\""))? + key.len() + 2..];
-        Some(rest.trim_start().strip_prefix(':')?.trim_start().to_owned())
-    };
-    let id: String = after("id")?.chars().take_while(char::is_ascii_digit).collect();
-    let token = after("token")?;
-    let token = token.strip_prefix('"')?.split_once('"')?.0.to_owned();
-    Some(JobHandle { id: id.parse().ok()?, token: Token::new(token) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +266,47 @@ mod tests {
         )
         .expect("decoded");
         assert_eq!((payload.id, payload.steps.len(), payload.variables.len()), (7, 1, 0));
+    }
+
+    #[test]
+    fn nulls_in_lists_are_not_there() {
+        let payload = decode(
+            br#"{"id": 7, "token": "t", "variables": [null, {"key": "A", "value": null}], "hooks": [null],
+                "steps": [null, {"name": "script", "script": ["a", null, "b"]}], "cache": [{"paths": [null]}],
+                "dependencies": [null, {"artifacts_file": null}], "features": {"failure_reasons": [null, "x"]}}"#,
+        )
+        .expect("decoded");
+        assert_eq!((payload.variables.len(), payload.hooks.len(), payload.dependencies.len()), (1, 0, 1));
+        assert_eq!(payload.steps[0].script, ["a", "b"]);
+        assert!(payload.cache[0].paths.is_empty());
+        assert_eq!(payload.features.failure_reasons, ["x"]);
+    }
+
+    #[test]
+    fn numbers_and_texts_stand_for_each_other() {
+        let payload = decode(
+            br#"{"id": "7", "token": "t", "allow_git_fetch": "true", "runner_info": {"timeout": "60"},
+                "git_info": {"depth": 20.0}, "variables": [{"key": "PORT", "value": 8080, "masked": 1, "raw": "false"},
+                {"key": "ON", "value": true}], "steps": [{"name": "script", "script": ["echo", 5]}]}"#,
+        )
+        .expect("decoded");
+        assert_eq!((payload.id, payload.timeout_seconds(), payload.git_info.depth), (7, 60, 20));
+        let variable = &payload.variables[0];
+        assert_eq!((variable.value.as_str(), variable.masked, variable.raw), ("8080", true, false));
+        assert_eq!(payload.variables[1].value, "true");
+        assert!(payload.allow_git_fetch);
+        assert_eq!(payload.steps[0].script, ["echo", "5"]);
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_seen() {
+        let of = |text: &str| decode(format!(r#"{{"id": 7, "token": "t", {text}}}"#).as_bytes()).expect("decoded");
+        for nothing in [r#""run": null"#, r#""run": """#, r#""run": "null""#, r#""run": []"#, r#""secrets": null"#] {
+            let payload = of(nothing);
+            assert!(!payload.run && payload.secrets.is_empty(), "{nothing}");
+        }
+        assert!(of(r#""run": [{"name": "x"}]"#).run && of(r#""run": "[{}]""#).run);
+        assert_eq!(of(r#""secrets": {"DB": {"vault": {}}}"#).secrets, ["DB"]);
     }
 
     #[test]

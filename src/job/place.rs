@@ -1,21 +1,28 @@
 //! Where a job works on the disk.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::{Deserialize, Serialize};
 
 use super::failure::JobError;
 use super::payload::Payload;
 use crate::shim::spec::User;
 use crate::sys;
 
+/// A name on the disk has 255 bytes at most, with `-empty.tmp` at its end.
+const LONGEST_NAME: usize = 245;
+
+/// A job's own file is not read for ever.
+const MOST_READ: u64 = 1 << 20;
+
 /// The directories of one job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// `CI_BUILDS_DIR`: everything is below it.
     pub builds: PathBuf,
@@ -32,7 +39,13 @@ impl Place {
     pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
         let cache = caches.join(slug(payload));
-        Self { builds: builds.to_owned(), temporary: with_tmp(&project), project, cache }
+        Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache }
+    }
+
+    /// The place of a job without sources (`GIT_STRATEGY` `empty`): it must not cost the next job its checkout.
+    pub fn for_nothing(&self) -> Self {
+        let (project, cache) = (with(&self.project, "-empty"), with(&self.cache, "-empty"));
+        Self { builds: self.builds.clone(), temporary: with(&project, ".tmp"), project, cache }
     }
 
     /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
@@ -50,7 +63,7 @@ impl Place {
         }
         let project = self.builds.join(below);
         let (builds, cache) = (self.builds.clone(), self.cache.clone());
-        Ok(Self { builds, temporary: with_tmp(&project), project, cache })
+        Ok(Self { builds, temporary: with(&project, ".tmp"), project, cache })
     }
 
     /// Makes the roots of builds and caches, for the job's user where that is another than the agent's. Errors: they
@@ -65,25 +78,40 @@ impl Place {
         Ok(())
     }
 
-    /// Removes files from the temporary directory. A job may have put a link in its place: none is followed.
+    /// Removes files from the temporary directory.
     pub fn remove_temporary(&self, names: &[String]) {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let (Ok(root), Ok(below)) =
-            (open(&self.builds, flags, Mode::empty()), self.temporary.strip_prefix(&self.builds))
-        else {
-            return;
-        };
         let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
-        let Ok(directory) = sys::open_beneath(root.as_fd(), below, flags, 0) else { return };
+        let Some(directory) = self.open_temporary("", flags) else { return };
         for name in names {
             let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
+
+    /// The start of a file in the temporary directory; nothing where there is no such file.
+    pub fn read_temporary(&self, name: &str) -> String {
+        // A pipe in its place would keep us waiting.
+        let file = self.open_temporary(name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK).map(fs::File::from);
+        let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
+        let mut text = Vec::new();
+        if let Some(file) = file {
+            let _ = file.take(MOST_READ).read_to_end(&mut text);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Opens the temporary directory, or a file in it. A job may have put a link in its place: none is followed.
+    fn open_temporary(&self, name: &str, flags: i32) -> Option<OwnedFd> {
+        let root = open(&self.builds, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let below = self.temporary.strip_prefix(&self.builds).ok()?;
+        let path = if name.is_empty() { below.to_owned() } else { below.join(name) };
+        sys::open_beneath(root.as_fd(), &path, flags, 0).ok()
+    }
 }
 
-fn with_tmp(project: &Path) -> PathBuf {
-    let mut name = project.as_os_str().to_owned();
-    name.push(".tmp");
+/// A path whose last part ends with `suffix`.
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
     PathBuf::from(name)
 }
 
@@ -98,7 +126,10 @@ fn slug(payload: &Payload) -> PathBuf {
     let path = path.strip_suffix(".git").unwrap_or(path);
     let usable = !path.is_empty()
         && !path.contains(char::is_control)
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        && !path.contains("..")
+        // The directory of secrets of the project without the ending.
+        && !path.ends_with(".tmp")
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < LONGEST_NAME);
     match usable {
         true => PathBuf::from(path),
         false => PathBuf::from(format!("project-{}", payload.job_info.project_id)),
@@ -123,11 +154,17 @@ mod tests {
             ("git@h:group/demo.git", "/builds/abc/0/group/demo"),
             ("https://h/../../etc", "/builds/abc/0/project-9"),
             ("https://h/a\nb", "/builds/abc/0/project-9"),
+            ("https://h/a/b.tmp.git", "/builds/abc/0/project-9"),
+            (&format!("https://h/a/{}", "x".repeat(300)), "/builds/abc/0/project-9"),
             ("", "/builds/abc/0/project-9"),
         ] {
             assert_eq!(of(url).project, Path::new(project), "{url}");
         }
         assert_eq!(of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
+        let nothing = of("https://h/a/b.git").for_nothing();
+        assert_eq!(nothing.project, Path::new("/builds/abc/0/a/b-empty"));
+        assert_eq!(nothing.temporary, Path::new("/builds/abc/0/a/b-empty.tmp"));
+        assert_eq!(nothing.cache, Path::new("/cache/a/b-empty"));
     }
 
     #[test]
@@ -137,6 +174,22 @@ mod tests {
         for path in ["/etc", "/builds", "/builds/../etc", "relative"] {
             assert!(place.moved(path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn reads_a_file_and_nothing_that_stands_in_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let builds = directory.path().to_owned();
+        fs::create_dir(builds.join("p.tmp")).expect("made");
+        let place =
+            Place { project: builds.join("p"), temporary: builds.join("p.tmp"), cache: builds.join("c"), builds };
+        let path = place.temporary.join("env");
+        assert_eq!(place.read_temporary("env"), "");
+        fs::write(&path, "A=1\n").expect("written");
+        assert_eq!(place.read_temporary("env"), "A=1\n");
+        std::os::unix::fs::symlink(&path, place.temporary.join("link")).expect("planted");
+        nix::unistd::mkfifo(&place.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
+        assert_eq!(place.read_temporary("link") + &place.read_temporary("pipe") + &place.read_temporary("."), "");
     }
 
     #[test]

@@ -4,10 +4,14 @@
 //! first from running, and standard input of the lines is empty while the script itself comes over it.
 
 use super::payload::Variable;
+use super::variables::READONLY;
 
 const GREEN: &str = "\x1b[32;1m";
 const RESET: &str = "\x1b[0;m";
 const CLEAR: &str = "\x1b[0K";
+
+/// The file of `GITLAB_ENV`, in the temporary directory.
+pub const BRIDGE: &str = "gitlab_runner_env";
 
 /// What goes into a script besides its lines.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +41,9 @@ pub struct Lines<'a> {
     pub lines: Vec<String>,
 }
 
-/// Quotes text for any POSIX shell.
+/// Quotes text for any POSIX shell; a zero byte, which no shell can hold, is left out.
 pub fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
+    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
 }
 
 /// The whole script.
@@ -67,25 +71,43 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
     text
 }
 
-/// File variables, readable by their owner only.
+/// File variables, readable by their owner only. An earlier job may have left anything in their place: a link, a pipe
+/// that nobody reads, a closed directory.
 fn write_files(setup: &Setup, text: &mut String) {
     let directory = quote(&setup.temporary);
-    text.push_str(&format!("[ -d {directory} ] || (umask 077; mkdir -p {directory})\n"));
+    text.push_str(&format!(
+        "if [ -L {directory} ] || [ ! -d {directory} ]; then rm -rf {directory}; mkdir -p -m 700 {directory}; fi\n\
+         [ -w {directory} ] && [ -x {directory} ] || chmod 700 {directory}\n"
+    ));
+    let bridge = quote(&bridge(setup));
+    text.push_str(&format!("[ -f {bridge} ] && [ ! -L {bridge} ] || rm -rf {bridge}\n(umask 077\n: >>{bridge}\n"));
     for (name, content) in &setup.files {
         let path = quote(&format!("{}/{name}", setup.temporary));
-        // Removed first: the name may be a link that an earlier job left.
-        text.push_str(&format!("rm -rf {path}\n(umask 077; printf '%s' {} >{path})\n", quote(content)));
+        text.push_str(&format!(
+            "if [ -e {path} ] || [ -L {path} ]; then rm -rf {path}; fi\nprintf '%s' {} >{path}\n",
+            quote(content)
+        ));
     }
+    text.push_str(")\n");
 }
 
-/// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line.
+fn bridge(setup: &Setup) -> String {
+    format!("{}/{BRIDGE}", setup.temporary)
+}
+
+/// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line. A line that
+/// is none is passed over: an `export` that fails ends dash at once.
 fn carry_over(setup: &Setup, text: &mut String) {
-    let file = quote(&format!("{}/gitlab_runner_env", setup.temporary));
+    let readonly = READONLY.join("|");
     text.push_str(&format!(
-        "export GITLAB_ENV={file}\n(umask 077; : >>\"$GITLAB_ENV\")\n\
+        "export GITLAB_ENV={}\n\
          while IFS= read -r mayfly_line || [ -n \"$mayfly_line\" ]; do\n\
-         case $mayfly_line in [A-Za-z_]*=*) export \"$mayfly_line\" || : ;; esac\n\
-         done <\"$GITLAB_ENV\"\nunset mayfly_line\n"
+         case ${{mayfly_line%%=*}} in\n\
+         \"$mayfly_line\"|''|[0-9]*|*[!A-Za-z0-9_]*|{readonly}) ;;\n\
+         *) export \"$mayfly_line\" ;;\n\
+         esac\n\
+         done <\"$GITLAB_ENV\"\nunset mayfly_line\n",
+        quote(&bridge(setup))
     ));
 }
 
@@ -147,9 +169,14 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
+    /// Every kind of shell that scripts may meet.
+    const SHELLS: [&str; 4] = ["bash", "bash --posix", "dash", "busybox ash"];
+
     /// Runs a text in a shell as scripts are run: over standard input.
     fn run(shell: &str, text: &str) -> (String, i32) {
-        let mut child = Command::new(shell)
+        let mut words = shell.split(' ');
+        let mut child = Command::new(words.next().expect("a program"))
+            .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -170,7 +197,7 @@ mod tests {
 
     #[test]
     fn runs_alike_in_every_shell() {
-        for shell in ["bash", "dash"] {
+        for shell in SHELLS {
             let (mut setup, lines, _directory) =
                 of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
             setup.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
@@ -195,27 +222,73 @@ mod tests {
 
     #[test]
     fn carries_variables_from_script_to_script() {
-        let (setup, lines, _directory) =
-            of(&["echo 'GREETING=hello world' >>\"$GITLAB_ENV\"", "echo junk >>\"$GITLAB_ENV\""]);
-        assert_eq!(run("dash", &script(&setup, &lines, None)).1, 0);
-        let lines = vec![Lines { origin: "script_step", lines: vec!["echo \"$GREETING\"".to_owned()] }];
-        let (output, _) = run("dash", &script(&setup, &lines, None));
-        assert!(output.ends_with("\nhello world\n"), "{output}");
+        for shell in SHELLS {
+            let (setup, lines, _directory) = of(&[
+                "echo 'GREETING=hello world=' >>\"$GITLAB_ENV\"",
+                "printf '%s\\n' junk =x 1A=x A-B=x 'UID=7' '$(touch /never)=x' '' EMPTY= >>\"$GITLAB_ENV\"",
+                "printf 'LAST=no line end' >>\"$GITLAB_ENV\"",
+            ]);
+            assert_eq!(run(shell, &script(&setup, &lines, None)).1, 0);
+            let show = "echo \"$GREETING|${EMPTY-unset}|$LAST\"".to_owned();
+            let lines = vec![Lines { origin: "script_step", lines: vec![show] }];
+            let (output, code) = run(shell, &script(&setup, &lines, None));
+            assert!(code == 0 && output.ends_with("\nhello world=||no line end\n"), "{shell}: {output}");
+        }
     }
 
     #[test]
     fn writes_file_variables_for_their_owner_only() {
         use std::os::unix::fs::PermissionsExt;
-        let (mut setup, lines, directory) = of(&["true"]);
-        setup.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
-        let outside = directory.path().join("outside");
-        std::fs::create_dir(directory.path().join("p.tmp")).expect("made");
-        std::os::unix::fs::symlink(&outside, directory.path().join("p.tmp/KEY")).expect("planted");
-        assert_eq!(run("bash", &script(&setup, &lines, None)).1, 0);
-        let file = directory.path().join("p.tmp/KEY");
-        assert_eq!(std::fs::read_to_string(&file).expect("text"), "line1\nline2");
-        assert_eq!(std::fs::metadata(&file).expect("file").permissions().mode() & 0o777, 0o600);
-        assert!(!outside.exists(), "the planted link was not followed");
+        let mode = |path: &std::path::Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        for shell in SHELLS {
+            let (mut setup, lines, directory) = of(&["true"]);
+            setup.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
+            assert_eq!(run(shell, &script(&setup, &lines, None)), ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0));
+            let temporary = directory.path().join("p.tmp");
+            assert_eq!(std::fs::read_to_string(temporary.join("KEY")).expect("text"), "line1\nline2");
+            assert_eq!((mode(&temporary), mode(&temporary.join("KEY"))), (0o700, 0o600), "{shell}");
+            assert_eq!(mode(&temporary.join("gitlab_runner_env")), 0o600);
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_job_left_in_the_place_of_files_is_no_trap() {
+        use std::os::unix::fs::symlink;
+        type Plant<'a> = &'a dyn Fn(&std::path::Path, &std::path::Path);
+        let plants: [(&str, Plant<'_>); 6] = [
+            ("a link instead of the directory", &|temporary, outside| symlink(outside, temporary).expect("planted")),
+            ("a file instead of the directory", &|temporary, _| std::fs::write(temporary, "").expect("planted")),
+            ("links instead of the files", &|temporary, outside| {
+                std::fs::create_dir(temporary).expect("made");
+                symlink(outside.join("KEY"), temporary.join("KEY")).expect("planted");
+                symlink(outside.join("env"), temporary.join("gitlab_runner_env")).expect("planted");
+            }),
+            ("directories instead of the files", &|temporary, _| {
+                std::fs::create_dir_all(temporary.join("KEY/x")).expect("planted");
+                std::fs::create_dir_all(temporary.join("gitlab_runner_env/x")).expect("planted");
+            }),
+            ("a pipe that would never end", &|temporary, _| {
+                std::fs::create_dir(temporary).expect("made");
+                let pipe = temporary.join("gitlab_runner_env");
+                nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("planted");
+            }),
+            ("a closed directory", &|temporary, _| {
+                std::fs::create_dir(temporary).expect("made");
+                let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+                std::fs::set_permissions(temporary, closed).expect("planted");
+            }),
+        ];
+        for (what, plant) in plants {
+            let (mut setup, lines, directory) = of(&["cat \"$GITLAB_ENV\""]);
+            setup.files.push(("KEY".to_owned(), "secret".to_owned()));
+            let outside = directory.path().join("outside");
+            std::fs::create_dir(&outside).expect("made");
+            plant(&directory.path().join("p.tmp"), &outside);
+            let (output, code) = run("dash", &script(&setup, &lines, None));
+            assert_eq!(code, 0, "{what}: {output}");
+            assert_eq!(std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("text"), "secret", "{what}");
+            assert_eq!(std::fs::read_dir(&outside).expect("a directory").count(), 0, "{what}");
+        }
     }
 
     #[test]
@@ -234,7 +307,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn quoting_round_trips_through_real_shells(value in "[^\\x00]{0,80}") {
-            for shell in ["bash", "dash"] {
+            for shell in SHELLS {
                 let (output, _) = run(shell, &format!("printf '%s.' {}\n", quote(&value)));
                 prop_assert_eq!(output, format!("{value}."));
             }

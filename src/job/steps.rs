@@ -1,10 +1,10 @@
 //! The steps of a stage: what is handed to a shim, and what its outcome means.
 
 use std::io;
-use std::time::Duration;
 
 use super::engine::{Engine, abort_error, canceled};
 use super::failure::{FailureReason, JobError};
+use super::limits::{Limit, Over};
 use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
 use super::work;
@@ -13,22 +13,11 @@ use crate::shim::spec::{End, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
-/// Limit of after_script, unless the job sets another.
-const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// Whether a cancel by a person stops a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnCancel {
     Stop,
     GoOn,
-}
-
-/// The time a step has.
-struct Limit {
-    /// In nanoseconds of `CLOCK_BOOTTIME`.
-    deadline: u64,
-    /// The error when it is over, unless the whole job's time is over.
-    error: JobError,
 }
 
 impl Engine<'_> {
@@ -43,15 +32,27 @@ impl Engine<'_> {
         if self.has_no_sources() {
             return Ok(Ok(()));
         }
-        let plan = match self.sources_plan() {
-            Ok(plan) => plan,
+        let tasks = match self.sources_plan() {
+            Ok(plan) => self.sources_tasks(plan)?,
             Err(error) => return Ok(Err(error)),
         };
+        let limit = self.sources_limit();
+        for (index, task) in tasks.into_iter().enumerate().skip(self.record.progress.steps_done) {
+            if let Err(error) = self.step(task, &limit, OnCancel::Stop)? {
+                return Ok(Err(error));
+            }
+            self.record.progress.steps_done = index + 1;
+            self.record.progress.step = None;
+            self.save()?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn sources_tasks(&self, plan: sources::Plan) -> io::Result<Vec<Task>> {
         let hooks = plan.strategy != Strategy::Empty;
-        let runner = self.context.runner.clone();
-        let payload = self.payload.clone();
+        let runner = &self.context.runner;
         let own = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| hooks).cloned().collect() };
-        let of_job = |name: &str| if hooks { payload.hook(name).to_vec() } else { Vec::new() };
+        let of_job = |name: &str| if hooks { self.payload.hook(name).to_vec() } else { Vec::new() };
         let before = vec![
             Lines { origin: "pre_clone_script", lines: own(&runner.pre_get_sources_script) },
             Lines { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
@@ -71,28 +72,30 @@ impl Engine<'_> {
             let directory = self.prepared.place.project.display().to_string();
             tasks.push(self.shell_task(&after, Some(directory), None));
         }
-        let limit = self.sources_limit();
-        for (index, task) in tasks.into_iter().enumerate().skip(self.record.progress.steps_done) {
-            if let Err(error) = self.step(task, &limit, OnCancel::Stop)? {
-                return Ok(Err(error));
-            }
-            self.record.progress.steps_done = index + 1;
-            self.record.progress.step = None;
-            self.save()?;
-        }
-        Ok(Ok(()))
+        Ok(tasks)
     }
 
     /// A stage of file work; nothing to do is done well.
     pub(super) fn carry(&mut self, plan: Option<work::Plan>) -> io::Result<Result<(), JobError>> {
         let Some(plan) = plan else { return Ok(Ok(())) };
         let on_cancel = match plan {
-            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) => OnCancel::GoOn,
+            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) | work::Plan::CleanUp(_) => OnCancel::GoOn,
             _ => OnCancel::Stop,
         };
         let plan = plan.to_text().map_err(io::Error::other)?;
         let limit = self.job_limit();
         self.step(Task::Work { plan }, &limit, on_cancel)
+    }
+
+    /// Takes away what the job left, where it asks for that; never the job's failure, and never in a work tree that is
+    /// not ours.
+    pub(super) fn clean_up(&mut self) -> io::Result<Result<(), JobError>> {
+        if !self.prepared.flags.is_on("FF_ENABLE_JOB_CLEANUP") || self.context.place.is_some() {
+            return Ok(Ok(()));
+        }
+        let plan = self.sources_plan().ok().map(work::Plan::CleanUp);
+        let outcome = self.carry(plan)?;
+        Ok(if self.control.orders().abort() { outcome } else { Ok(()) })
     }
 
     fn sources_plan(&self) -> Result<sources::Plan, JobError> {
@@ -110,17 +113,6 @@ impl Engine<'_> {
         };
         let plan = sources::plan(&self.payload, &self.prepared.variables, place)?;
         Ok(sources::Plan { clear_worktree: self.record.progress.attempt == 1, ..plan })
-    }
-
-    fn sources_limit(&self) -> Limit {
-        let job = self.job_deadline();
-        match self.context.runner.get_sources_timeout {
-            Some(timeout) => Limit {
-                deadline: job.min(sys::boottime().saturating_add(nanos(timeout))),
-                error: timed_out(format!("get sources timeout: exceeded timeout of {}", in_words(timeout))),
-            },
-            None => self.job_limit(),
-        }
     }
 
     /// One step of the payload, with what the runner puts around it.
@@ -143,25 +135,6 @@ impl Engine<'_> {
         self.step(task, &limit, OnCancel::Stop)
     }
 
-    /// All steps of the payload share one limit.
-    fn script_limit(&mut self) -> Limit {
-        let job = self.job_deadline();
-        let timeout = self.limit_of("RUNNER_SCRIPT_TIMEOUT");
-        if let Some(timeout) = timeout.filter(|_| self.record.progress.scripts_deadline.is_none()) {
-            self.record.progress.scripts_deadline = Some(sys::boottime().saturating_add(nanos(timeout)));
-        }
-        match self.record.progress.scripts_deadline {
-            Some(deadline) => Limit {
-                deadline: job.min(deadline),
-                error: timed_out(format!(
-                    "script timeout: exceeded timeout of {}",
-                    in_words(timeout.unwrap_or_default())
-                )),
-            },
-            None => self.job_limit(),
-        }
-    }
-
     /// Runs in any case, in a shell of its own, and knows how the scripts came out.
     pub(super) fn after_script(&mut self) -> io::Result<Result<(), JobError>> {
         let lines = self.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
@@ -170,22 +143,8 @@ impl Engine<'_> {
         self.prepared.variables.set("CI_JOB_STATUS", status);
         let directory = self.prepared.place.project.display().to_string();
         let task = self.shell_task(&groups, Some(directory), Some("Running after script..."));
-        let timeout = self.limit_of("RUNNER_AFTER_SCRIPT_TIMEOUT").unwrap_or(AFTER_SCRIPT_TIMEOUT);
-        let limit = Limit {
-            deadline: self.job_deadline().min(sys::boottime().saturating_add(nanos(timeout))),
-            error: timed_out(format!("after_script timeout: exceeded timeout of {}", in_words(timeout))),
-        };
+        let limit = self.after_script_limit();
         self.step(task, &limit, OnCancel::GoOn)
-    }
-
-    fn limit_of(&self, key: &str) -> Option<Duration> {
-        match self.prepared.variables.duration(key) {
-            Ok(timeout) => timeout.filter(|timeout| !timeout.is_zero()),
-            Err(why) => {
-                self.trace.warning(&why);
-                None
-            }
-        }
     }
 
     fn shell_task(&self, groups: &[Lines<'_>], directory: Option<String>, greeting: Option<&str>) -> Task {
@@ -205,25 +164,13 @@ impl Engine<'_> {
         self.context.executor.script(script::script(&setup, groups, greeting), merge)
     }
 
-    fn job_deadline(&self) -> u64 {
-        self.record.began.saturating_add(self.payload.timeout_seconds().saturating_mul(1_000_000_000))
-    }
-
-    fn job_limit(&self) -> Limit {
-        Limit { deadline: self.job_deadline(), error: self.job_timed_out() }
-    }
-
-    fn job_timed_out(&self) -> JobError {
-        let timeout = Duration::from_secs(self.payload.timeout_seconds());
-        timed_out(format!("execution took longer than {}", in_words(timeout)))
-    }
-
     /// Runs one step, or takes up one that an earlier agent had started.
     fn step(&mut self, task: Task, limit: &Limit, on_cancel: OnCancel) -> io::Result<Result<(), JobError>> {
         let outcome = match self.record.progress.step.clone() {
             Some(step) => self.take_up(task, &step, on_cancel)?,
             None => {
-                let id = format!("{}-{}", self.payload.id, self.record.progress.steps);
+                // Another server, or another agent on this machine, may have a job of this number.
+                let id = format!("{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps);
                 self.record.progress.steps += 1;
                 let cgroups = self.context.executor.cgroups(&id);
                 let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
@@ -247,12 +194,19 @@ impl Engine<'_> {
             deadline: step.deadline,
             task,
         };
-        let running = Running::start(&spec)?;
+        let running = match Running::start(&spec) {
+            Ok(running) => running,
+            // Processes or memory are used up: the job fails with its log, as if the shim had found that.
+            Err(error) => {
+                let end = End::NotStarted(format!("no process can be started for the script: {error}"));
+                return Ok(Outcome::Ended(Status { id: spec.id, end, stopped: None, leftovers: 0 }));
+            }
+        };
         if let Some(step) = &mut self.record.progress.step {
             step.shim = Some(running.identity());
         }
         self.save()?;
-        Ok(self.watch(running, on_cancel))
+        self.watch(running, on_cancel)
     }
 
     /// A step of an earlier agent: it still runs, or it has left its outcome, or it never began.
@@ -263,7 +217,7 @@ impl Engine<'_> {
             None => Running::find(&step.id, &status),
         };
         if let Some(running) = running {
-            return Ok(self.watch(running, on_cancel));
+            return self.watch(running, on_cancel);
         }
         match Outcome::read(&status) {
             Outcome::Lost if !shim::begun_mark(&status).exists() => self.start(task, step, on_cancel),
@@ -271,15 +225,20 @@ impl Engine<'_> {
         }
     }
 
-    /// Waits for the end of a step, and stops it when something says so.
-    fn watch(&self, running: Running, on_cancel: OnCancel) -> Outcome {
+    /// Waits for the end of a step, and stops it when something says so: that is written down first, since the outcome
+    /// of a step that was stopped does not say what for.
+    fn watch(&mut self, running: Running, on_cancel: OnCancel) -> io::Result<Outcome> {
         loop {
             let orders = self.control.orders();
             if orders.abort() || (orders.cancel && on_cancel == OnCancel::Stop) {
+                if self.record.progress.orders != orders {
+                    self.record.progress.orders = orders;
+                    self.save()?;
+                }
                 running.stop();
             }
             match running.wait(self.control.bell(), None) {
-                Event::Ended => return running.outcome(),
+                Event::Ended => return Ok(running.outcome()),
                 Event::Woken | Event::TimedOut => self.control.heard(),
             }
         }
@@ -308,11 +267,11 @@ impl Engine<'_> {
                 self.record.progress.aborted = true;
                 Err(self.job_timed_out())
             }
-            Some(Stop::Deadline) => Err(limit.error.clone()),
-            Some(Stop::Requested) if orders.cancel && on_cancel == OnCancel::Stop => {
-                self.trace.warning("script canceled externally (UI, API)");
-                Err(canceled())
+            Some(Stop::Deadline) => {
+                self.record.progress.aborted |= limit.over == Over::Job;
+                Err(limit.error.clone())
             }
+            Some(Stop::Requested) if orders.cancel && on_cancel == OnCancel::Stop => Err(canceled()),
             _ => end_of(status),
         }
     }
@@ -332,29 +291,32 @@ fn end_of(status: &Status) -> Result<(), JobError> {
     match &status.end {
         End::Exited(0) => Ok(()),
         End::Exited(code) => failed(*code, format!("exit status {code}")),
-        End::Signaled(number) => {
-            let name = nix::sys::signal::Signal::try_from(*number).map_or("unknown", |signal| signal.as_str());
-            failed(-1, format!("signal: {}", name.to_ascii_lowercase()))
-        }
+        End::Signaled(number) => failed(-1, format!("signal: {}", name_of_signal(*number))),
         End::NotStarted(why) => Err(JobError::system(why.clone())),
     }
 }
 
-fn timed_out(message: String) -> JobError {
-    JobError::new(FailureReason::JobExecutionTimeout, message)
-}
+/// A signal in the words that job authors know.
+fn name_of_signal(number: i32) -> String {
+    use nix::libc;
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// `1h30m0s`, as Go writes durations.
-fn in_words(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds}s"),
-        _ => format!("{hours}h{minutes}m{seconds}s"),
-    }
+    let name = match number {
+        libc::SIGABRT => "aborted",
+        libc::SIGALRM => "alarm clock",
+        libc::SIGBUS => "bus error",
+        libc::SIGFPE => "floating point exception",
+        libc::SIGHUP => "hangup",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGINT => "interrupt",
+        libc::SIGKILL => "killed",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGQUIT => "quit",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGTERM => "terminated",
+        libc::SIGTRAP => "trace/breakpoint trap",
+        libc::SIGXCPU => "CPU time limit exceeded",
+        libc::SIGXFSZ => "file size limit exceeded",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
 }

@@ -87,7 +87,7 @@ impl<R: Read> Read for Meter<R> {
 
 /// How often a transfer tells of itself: at most each second, never by default.
 pub fn meter_frequency(variables: &Variables) -> Option<Duration> {
-    let every = variables.duration("TRANSFER_METER_FREQUENCY").ok()??;
+    let every = variables.duration("TRANSFER_METER_FREQUENCY")?;
     (!every.is_zero()).then(|| every.max(Duration::from_secs(1)))
 }
 

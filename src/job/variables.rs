@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::expand::expand;
 use super::payload::Variable;
 
+/// Names that bash keeps for itself: exporting one ends the script.
+pub const READONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
+
 /// Variables in the order of their rank, lowest first: the last of a name counts.
 #[derive(Clone, Debug, Default)]
 pub struct Variables {
@@ -36,6 +39,12 @@ impl Variables {
         self.list.push(variable);
     }
 
+    /// Adds what scripts handed on (`GITLAB_ENV`), one `KEY=VALUE` a line; other lines are nothing.
+    pub fn push_lines(&mut self, lines: &str) {
+        let pairs = lines.lines().filter_map(|line| line.split_once('='));
+        pairs.filter(|(key, _)| is_usable(key)).for_each(|(key, value)| self.set(key, value));
+    }
+
     /// The value with which a variable counts: expanded, content instead of path for files; `None` when not set.
     pub fn value(&self, key: &str) -> Option<String> {
         let variable = self.list.iter().rev().find(|variable| variable.key == key)?;
@@ -57,13 +66,9 @@ impl Variables {
         self.value(key).and_then(|text| text.trim().parse().ok()).unwrap_or(1_u32).clamp(1, 10)
     }
 
-    /// A duration such as `90s` or `1h30m`; the error is a warning for the log.
-    pub fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
-        let Some(text) = self.value(key).filter(|text| !text.is_empty()) else { return Ok(None) };
-        match crate::config::duration::parse(&text) {
-            Some(duration) => Ok(Some(duration)),
-            None => Err(format!("{key}: `{text}` is not a duration; write for example `90s` or `1h30m`; ignored")),
-        }
+    /// A duration such as `90s` or `1h30m`; what is none is as good as none.
+    pub fn duration(&self, key: &str) -> Option<Duration> {
+        self.value(key).and_then(|text| crate::config::duration::parse(&text))
     }
 
     /// Everything to keep out of the log.
@@ -93,12 +98,12 @@ impl Variables {
             last.insert(variable.key.as_str(), index);
         }
         let counts = move |(index, variable): &(usize, &Variable)| last.get(variable.key.as_str()) == Some(index);
-        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_name(&v.key))
+        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_usable(&v.key))
     }
 
     /// Names that no shell can export, for a warning.
     pub fn unusable_names(&self) -> Vec<&str> {
-        self.list.iter().map(|variable| variable.key.as_str()).filter(|key| !is_name(key)).collect()
+        self.list.iter().map(|variable| variable.key.as_str()).filter(|key| !is_usable(key)).collect()
     }
 
     fn expanded(&self, variable: &Variable) -> String {
@@ -122,11 +127,12 @@ impl Variables {
     }
 }
 
-/// True for the name of a shell variable.
-pub fn is_name(key: &str) -> bool {
+/// True for a name that every shell can export.
+fn is_usable(key: &str) -> bool {
     let first = key.bytes().next();
     first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !READONLY.contains(&key)
 }
 
 /// A boolean as Go reads it.
@@ -157,6 +163,7 @@ mod tests {
         variables.push(variable("PATH_OF", "at $FILE"));
         variables.push(variable("A", "last $B"));
         variables.push(variable("not-a-name", "x"));
+        variables.push(variable("UID", "0"));
         let exports = variables.exports();
         let export = |key: &str| exports.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         assert_eq!(export("A"), Some("last $C"));
@@ -164,10 +171,20 @@ mod tests {
         assert_eq!(export("FILE"), Some("/b/p.tmp/FILE"));
         assert_eq!(export("PATH_OF"), Some("at /b/p.tmp/FILE"));
         assert_eq!(export("not-a-name"), None);
-        assert_eq!(variables.unusable_names(), ["not-a-name"]);
+        assert_eq!(variables.unusable_names(), ["not-a-name", "UID"]);
         assert_eq!(variables.files(), [("FILE".to_owned(), "content".to_owned())]);
         assert_eq!(variables.value("FILE").as_deref(), Some("content"));
         assert_eq!(exports.iter().filter(|(name, _)| name == "A").count(), 1);
+    }
+
+    #[test]
+    fn what_scripts_hand_on_wins_where_it_is_a_variable() {
+        let mut variables = Variables::new(Path::new("/t"));
+        variables.push(variable("VERSION", "0"));
+        variables.push_lines("VERSION=1.2=$X\njunk\nA-B=x\nUID=0\nLAST=no line end");
+        assert_eq!(variables.value("VERSION").as_deref(), Some("1.2=$X"));
+        assert_eq!(variables.value("LAST").as_deref(), Some("no line end"));
+        assert!(variables.unusable_names().is_empty());
     }
 
     #[test]

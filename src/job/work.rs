@@ -9,6 +9,8 @@ use super::{artifacts, cache, sources};
 pub enum Plan {
     /// Bring the sources into the project directory.
     Sources(sources::Plan),
+    /// Take away what the job left in the project directory.
+    CleanUp(sources::Plan),
     /// Unpack what caches hold.
     RestoreCache(cache::RestorePlan),
     /// Fetch what other jobs made.
@@ -30,6 +32,7 @@ impl Plan {
 pub fn run(plan: &str) -> i32 {
     match serde_json::from_str(plan) {
         Ok(Plan::Sources(plan)) => sources::run(&plan),
+        Ok(Plan::CleanUp(plan)) => sources::clean_up(&plan),
         Ok(Plan::RestoreCache(plan)) => cache::restore(&plan),
         Ok(Plan::DownloadArtifacts(plan)) => artifacts::download(&plan),
         Ok(Plan::SaveCache(plan)) => cache::save(&plan),

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::coordinator::JobState;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
+use crate::job::control::Orders;
 use crate::job::failure::JobError;
+use crate::job::place::Place;
 use crate::shim;
 
 /// Everything about a job that a later agent needs to go on with it.
@@ -39,13 +41,21 @@ pub struct Record {
     pub progress: Progress,
 }
 
-/// How far a job is.
+/// How far a job is. A field that an earlier version did not write has its default.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Progress {
+    /// Where it works: the configuration may say something else by now.
+    pub place: Option<Place>,
     /// The stage it is in, by its place in the list; `None` before the first.
     pub stage: Option<usize>,
-    /// Size of the log when the stage began: anything more means that its heading is there.
+    /// Size of the log before the next thing to be said (the heading of the stage, `unsaid`, the last line): anything
+    /// more means that it was said.
     pub log_size: u64,
+    /// A warning that is to be said.
+    pub unsaid: Option<String>,
+    /// What became of the stage is written down: the next one is to come.
+    pub settled: bool,
     /// The section of the stage, and the one that was open before it.
     pub section: Option<String>,
     /// See `section`.
@@ -62,6 +72,10 @@ pub struct Progress {
     pub failure: Option<JobError>,
     /// The scripts of the job have begun.
     pub scripts_began: bool,
+    /// What a step was stopped for: its outcome alone does not tell.
+    pub orders: Orders,
+    /// When the sources must be there (`get_sources_timeout`), over all tries.
+    pub sources_deadline: Option<u64>,
     /// When the scripts must be over (`RUNNER_SCRIPT_TIMEOUT`).
     pub scripts_deadline: Option<u64>,
     /// Everything is over at once: no after_script.

@@ -59,10 +59,11 @@ impl Trace {
         self.write(&format!("{end}{dropped}{line}"), Claim::Result);
     }
 
-    /// Several plain lines in one piece.
-    pub fn header(&self, lines: &[String]) {
-        let lines: String = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n")).collect();
-        self.write(&lines, Claim::Output);
+    /// Several plain lines, and warnings below them, in one piece.
+    pub fn header(&self, lines: &[String], warnings: &[String]) {
+        let lines = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n"));
+        let warnings = warnings.iter().map(|text| format!("{YELLOW}WARNING: {text}{RESET}\n"));
+        self.write(&lines.chain(warnings).collect::<String>(), Claim::Output);
     }
 
     /// Bytes of log so far.

@@ -138,6 +138,33 @@ pub fn run(plan: &Plan) -> i32 {
     }
 }
 
+/// Leaves the project directory as it was before the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
+pub fn clean_up(plan: &Plan) -> i32 {
+    match tidy(plan) {
+        Ok(()) => 0,
+        Err(Failure::Git(code)) => code,
+        Err(Failure::Io(error)) => {
+            eprintln!("cannot clean up {}: {error}", plan.project.display());
+            1
+        }
+    }
+}
+
+fn tidy(plan: &Plan) -> Result<(), Failure> {
+    match plan.strategy {
+        Strategy::None => Ok(()),
+        Strategy::Clone | Strategy::Empty => Ok(remove::remove(&plan.project)?),
+        Strategy::Fetch => match repository::prepare(plan)? {
+            Before::Fresh => Ok(remove::empty(&plan.project)?),
+            Before::Reused => {
+                let flags = plan.clean_flags.iter().map(String::as_str);
+                git(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
+                git(plan, &["reset", "--hard", "--quiet"])
+            }
+        },
+    }
+}
+
 fn fetch(plan: &Plan) -> Result<(), Failure> {
     match plan.strategy {
         Strategy::None => {
@@ -313,7 +340,7 @@ fn command(plan: &Plan, arguments: &[&str]) -> Command {
 /// The job's own settings, outside the repository: whom to log in as, and what to trust.
 fn write_external_config(plan: &Plan) -> io::Result<()> {
     use repository::value;
-    fs::create_dir_all(&plan.temporary)?;
+    make_private_directory(&plan.temporary)?;
     let mut text = String::new();
     if !plan.correlation_id.is_empty() {
         let header = format!("X-Gitaly-Correlation-ID: {}", plan.correlation_id);
@@ -330,6 +357,12 @@ fn write_external_config(plan: &Plan) -> io::Result<()> {
         text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
     }
     write_private(&plan.external_config(), &text)
+}
+
+/// A directory that only its owner enters, also where something else stands.
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    make_directory(path)?;
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
 }
 
 /// Writes a file that only its owner reads; what stood there before is removed, be it a link.

@@ -1,0 +1,106 @@
+//! Variables that steer the runner, judged before the job begins: what cannot be meant is told once, at the top of the
+//! log, and where it is used the default holds.
+
+use std::time::Duration;
+
+use super::variables::{Variables, boolean};
+use crate::config::duration;
+
+/// Switches and their defaults.
+const SWITCHES: [(&str, bool); 6] = [
+    ("AFTER_SCRIPT_IGNORE_ERRORS", true),
+    ("CI_DEBUG_TRACE", false),
+    ("GIT_CHECKOUT", true),
+    ("GIT_LFS_SKIP_SMUDGE", false),
+    ("GIT_SUBMODULE_FORCE_HTTPS", false),
+    ("RUNNER_GENERATE_ARTIFACTS_METADATA", false),
+];
+
+/// How often stages are tried.
+const ATTEMPTS: [&str; 3] = ["ARTIFACT_DOWNLOAD_ATTEMPTS", "GET_SOURCES_ATTEMPTS", "RESTORE_CACHE_ATTEMPTS"];
+
+/// Limits of stages.
+const TIMEOUTS: [&str; 2] = ["RUNNER_AFTER_SCRIPT_TIMEOUT", "RUNNER_SCRIPT_TIMEOUT"];
+
+/// What is wrong with the settings of a job that may take `timeout`.
+pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
+    let set = |key: &str| variables.value(key).filter(|text| !text.trim().is_empty());
+    let mut warnings = Vec::new();
+    for (key, default) in SWITCHES {
+        if let Some(text) = set(key).filter(|text| boolean(text).is_none()) {
+            warnings.push(format!("{key}: `{text}` is neither true nor false; taken as {default}"));
+        }
+    }
+    for key in ATTEMPTS {
+        let used = variables.attempts(key);
+        if let Some(text) = set(key).filter(|text| text.trim() != used.to_string()) {
+            warnings.push(format!("{key}: `{text}` is no number from 1 to 10; taken as {used}"));
+        }
+    }
+    for key in TIMEOUTS {
+        match set(key).map(|text| (duration::parse(&text), text)) {
+            Some((None, text)) => {
+                warnings
+                    .push(format!("{key}: `{text}` is not a duration; write for example `90s` or `1h30m`; ignored"));
+            }
+            Some((Some(limit), text)) if limit > timeout => {
+                warnings.push(format!("{key}: `{text}` is longer than the job may take; {} hold", in_words(timeout)));
+            }
+            _ => {}
+        }
+    }
+    warnings
+}
+
+/// `1h30m0s`, as Go writes durations.
+pub fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn of(key: &str, value: &str) -> Vec<String> {
+        let mut variables = Variables::new(Path::new("/t"));
+        variables.set(key, value);
+        warnings(&variables, Duration::from_secs(3600))
+    }
+
+    #[test]
+    fn tells_what_cannot_be_meant() {
+        for (key, value, word) in [
+            ("GIT_CHECKOUT", "yes", "taken as true"),
+            ("CI_DEBUG_TRACE", "on", "taken as false"),
+            ("GET_SOURCES_ATTEMPTS", "99", "taken as 10"),
+            ("RESTORE_CACHE_ATTEMPTS", "0", "taken as 1"),
+            ("ARTIFACT_DOWNLOAD_ATTEMPTS", "two", "taken as 1"),
+            ("RUNNER_SCRIPT_TIMEOUT", "90", "not a duration"),
+            ("RUNNER_SCRIPT_TIMEOUT", "-5m", "not a duration"),
+            ("RUNNER_AFTER_SCRIPT_TIMEOUT", "2h", "1h0m0s hold"),
+        ] {
+            let told = of(key, value);
+            assert!(told.len() == 1 && told[0].starts_with(key) && told[0].contains(word), "{key}={value}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn is_silent_where_all_is_well() {
+        for (key, value) in [
+            ("GIT_CHECKOUT", "False"),
+            ("GIT_CHECKOUT", ""),
+            ("GET_SOURCES_ATTEMPTS", "3"),
+            ("RUNNER_SCRIPT_TIMEOUT", "1h"),
+            ("OTHER", "whatever"),
+        ] {
+            assert!(of(key, value).is_empty(), "{key}={value}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What the journal holds, and that an agent that follows takes each thing as it was meant.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::gitlab::{Fault, GitLab, Job};
+use crate::support::job::job;
+use crate::support::mayfly::{Agent, Home, read};
+
+fn record(home: &Home) -> std::path::PathBuf {
+    home.path("state/slot-0/job.json")
+}
+
+fn change(home: &Home, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&read(&record(home))).expect("a record");
+    change(&mut value);
+    std::fs::write(record(home), value.to_string()).expect("written");
+}
+
+fn count(job: &Job, line: &str) -> usize {
+    job.lines().iter().filter(|other| *other == line).count()
+}
+
+/// Whether a step has left its outcome.
+fn has_outcome(home: &Home) -> bool {
+    let entries = std::fs::read_dir(home.path("state/slot-0")).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "status"))
+}
+
+/// A line that ends when `gate` is there.
+fn wait_for(gate: &Path) -> String {
+    format!("while [ ! -e {} ]; do sleep 0.1; done", gate.display())
+}
+
+fn end(mut agent: Agent) {
+    agent.signal("QUIT");
+    assert!(agent.wait().success(), "{}", agent.log());
+}
+
+#[test]
+fn a_cancel_is_remembered_by_the_next_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let gate = home.path("gate");
+    // The script knows that it was stopped, and takes its time, so that the agent dies between order and outcome.
+    let script = format!(
+        "trap 'touch {0}.heard; while [ ! -e {0} ]; do sleep 0.1; done; exit 9' TERM; echo begun; \
+         while :; do sleep 0.1; done",
+        gate.display()
+    );
+    let id = gitlab.queue(job(&[&script]).after_script(&["echo \"after: $CI_JOB_STATUS\""]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    gitlab.cancel(id);
+    gitlab.wait_until("the script to be stopped", |_| home.path("gate.heard").exists());
+    agent.kill();
+    std::fs::write(&gate, "").expect("opened");
+    // The outcome is there before anyone looks, and says nothing of a cancel but `exit 9`.
+    gitlab.wait_until("the step to end", |_| has_outcome(&home));
+    let next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("canceled", Some("job_canceled")));
+    assert_eq!(count(&job, "after: canceled"), 1, "{:#?}", job.lines());
+    assert_eq!(count(&job, "WARNING: script canceled externally (UI, API)"), 1);
+    end(next);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn what_was_to_be_said_is_said_once() {
+    for said in [false, true] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let gate = home.path("gate");
+        let id = gitlab.queue(job(&["echo begun", &wait_for(&gate), "echo over"]).build());
+        let agent = home.start(&[]);
+        gitlab.wait_for_log(id, "begun");
+        agent.kill();
+        // As if the agent had died while it said something: before, or just after.
+        let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();
+        change(&home, |record| {
+            record["progress"]["unsaid"] = json!("only once");
+            record["progress"]["log_size"] = json!(if said { size - 1 } else { size });
+        });
+        let next = home.start(&[]);
+        next.wait_for_log("job taken up again");
+        std::fs::write(&gate, "").expect("opened");
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}", job.log());
+        assert_eq!(count(&job, "WARNING: only once"), usize::from(!said), "{:#?}", job.lines());
+        assert_eq!(count(&job, "over"), 1);
+        end(next);
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn a_stage_that_is_settled_is_not_done_again() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let (gate, mark) = (home.path("gate"), home.path("mark"));
+    let count_runs = format!("echo x >>{}", mark.display());
+    let script = ["echo begun", &count_runs, &wait_for(&gate), "exit 4"];
+    let id = gitlab.queue(job(&script).after_script(&["echo after"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    std::fs::write(&gate, "").expect("opened");
+    gitlab.wait_until("the step to end", |_| has_outcome(&home));
+    // As if the agent had died right after it had written down what became of the script.
+    change(&home, |record| {
+        let progress = &mut record["progress"];
+        progress["settled"] = json!(true);
+        progress["step"] = Value::Null;
+        progress["status"] = json!("failed");
+        progress["failure"] = json!({"reason": "script_failure", "exit_code": 4, "message": "exit status 4"});
+    });
+    let next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(4)));
+    assert_eq!((count(&job, "after"), read(&mark).as_str()), (1, "x\n"), "{:#?}", job.lines());
+    end(next);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_stays_where_it_began_whatever_the_configuration_says_by_then() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let gate = home.path("gate");
+    let script = ["echo \"script in $PWD\"", "echo begun", &wait_for(&gate)];
+    let after = ["echo \"after in $PWD\"", "cat \"$KEY\""];
+    let id = gitlab.queue(job(&script).after_script(&after).file("KEY", "of the job").build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    home.configure(&gitlab.url, "", &format!("builds_dir = \"{}\"", home.path("elsewhere").display()));
+    let next = home.start(&[]);
+    std::fs::write(&gate, "").expect("opened");
+    let job = gitlab.finished(id);
+    let of = |prefix: &str| {
+        let line = job.lines().into_iter().find_map(|line| line.strip_prefix(prefix).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("{prefix} in {:#?}", job.lines()))
+    };
+    assert_eq!(of("script in "), of("after in "));
+    assert!(!Path::new(&format!("{}.tmp/KEY", of("after in "))).exists(), "secrets are removed there");
+    end(next);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_that_was_not_acknowledged_is_acknowledged_by_the_next_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    gitlab.fail("PUT job", [Fault::Slow(Duration::from_secs(5))]);
+    let id = gitlab.queue(job(&["echo begun"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_until("the job to be acknowledged", |gitlab| gitlab.count("PUT job") == 1);
+    agent.kill();
+    let next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), count(&job, "begun")), ("success", 1));
+    // The one without an answer, the one of the next agent, and the outcome.
+    assert_eq!(gitlab.count("PUT job"), 3);
+    end(next);
+    gitlab.assert_strict();
+}

@@ -1,0 +1,160 @@
+//! Variables and flags that steer the runner.
+
+use serde_json::json;
+
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+
+/// Runs a job on an agent that stays where it is.
+fn run_at(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
+    let id = gitlab.queue(job.build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    job
+}
+
+fn run(runner: &str, job: JobBuilder) -> Job {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", runner);
+    run_at(&gitlab, &home, job)
+}
+
+fn has(job: &Job, part: &str) -> bool {
+    job.lines().iter().any(|line| line.contains(part))
+}
+
+#[test]
+fn settings_that_cannot_be_meant_are_told_before_anything_else() {
+    let job = run(
+        "[runners.feature_flags]\nFF_HASH_CACHE_KEYS = true",
+        job(&["echo \"flag $FF_HASH_CACHE_KEYS $FF_NETWORK_PER_BUILD $FF_CONCRETE\""])
+            .variable("GET_SOURCES_ATTEMPTS", "99")
+            .variable("RUNNER_SCRIPT_TIMEOUT", "90")
+            .variable("GIT_CHECKOUT", "maybe")
+            .variable("FF_HASH_CACHE_KEYS", "false")
+            .variable("FF_NETWORK_PER_BUILD", "true")
+            .variable("FF_SCRIPT_SECTIONS", "quite")
+            .variable("UID", "0"),
+    );
+    assert_eq!(job.state, "success", "{}", job.log());
+    let lines = job.lines();
+    let first = lines.iter().position(|line| line.starts_with("Preparing the")).expect("a heading");
+    for part in [
+        "feature flags: FF_HASH_CACHE_KEYS:true, FF_NETWORK_PER_BUILD:true",
+        "feature flags without effect here: FF_NETWORK_PER_BUILD",
+        "WARNING: GET_SOURCES_ATTEMPTS: `99`",
+        "WARNING: RUNNER_SCRIPT_TIMEOUT: `90`",
+        "WARNING: GIT_CHECKOUT: `maybe`",
+        "WARNING: FF_SCRIPT_SECTIONS: `quite`",
+        "variable(s) `UID`",
+    ] {
+        let told: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(part)).collect();
+        assert!(told.len() == 1 && told[0] < first, "{part} in {lines:#?}");
+    }
+    assert!(lines.contains(&"flag true true false".to_owned()), "{lines:#?}");
+}
+
+#[test]
+fn what_this_runner_cannot_do_is_said_and_not_left_out() {
+    for (key, value, word) in [
+        ("run", json!([{"name": "x"}]), "`run`"),
+        ("run", json!("[{\"name\": \"x\"}]"), "`run`"),
+        ("secrets", json!({"DB_PASS": {"vault": {}}}), "DB_PASS"),
+    ] {
+        let job = run("", job(&["echo ran"]).set(key, value));
+        assert_eq!(job.failure_reason.as_deref(), Some("runner_configuration_error"));
+        assert!(has(&job, word) && !job.lines().contains(&"ran".to_owned()), "{:#?}", job.lines());
+    }
+}
+
+#[test]
+fn a_payload_may_be_full_of_nulls_and_numbers() {
+    let job = run(
+        "",
+        job(&[])
+            .set("steps", json!([null, {"name": "script", "script": ["echo \"port $PORT\"", null]}]))
+            .set("variables", json!([null, {"key": "PORT", "value": 80}, {"key": "GIT_STRATEGY", "value": "none"}]))
+            .set("runner_info", json!({"timeout": "600"}))
+            .set("hooks", json!([null]))
+            .set("secrets", json!(null)),
+    );
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(job.lines().contains(&"port 80".to_owned()));
+}
+
+#[test]
+fn sources_that_take_too_long_end_the_job() {
+    let runner = "get_sources_timeout = \"1s\"\npre_get_sources_script = \"sleep 600\"";
+    let artifact = json!([{"name": "x", "paths": ["."], "when": "always", "artifact_type": "archive",
+        "artifact_format": "zip"}]);
+    let git = tempfile::tempdir().expect("a directory");
+    let server = GitServer::start(git.path());
+    let (url, sha) = server.repository("team/demo", &[("a", "b")]);
+    let job = run(
+        runner,
+        job(&["echo ran"])
+            .sources(&url, &sha)
+            .set("artifacts", artifact)
+            .variable("GET_SOURCES_ATTEMPTS", "3")
+            .after_script(&["echo after"]),
+    );
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"));
+    assert!(has(&job, "get_sources could not run to completion because the timeout was exceeded"));
+    assert!(has(&job, "ERROR: Job failed: get sources timeout: exceeded timeout of 1s"));
+    assert!(!has(&job, "Retrying") && !has(&job, "Uploading artifacts"), "{:#?}", job.lines());
+}
+
+#[test]
+fn a_job_without_sources_leaves_the_checkout_of_others_alone() {
+    let root = tempfile::tempdir().expect("a directory");
+    let server = GitServer::start(root.path());
+    let (url, sha) = server.repository("team/demo", &[("a.txt", "b\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    run_at(&gitlab, &home, job(&["touch left"]).sources(&url, &sha));
+    let empty = job(&["ls; pwd"]).sources(&url, &sha).variable("GIT_STRATEGY", "empty");
+    let empty = run_at(&gitlab, &home, empty);
+    assert!(has(&empty, "/team/demo-empty") && !has(&empty, "a.txt"), "{:#?}", empty.lines());
+    let third = run_at(&gitlab, &home, job(&["cat a.txt"]).sources(&url, &sha));
+    assert!(!has(&third, "Created fresh repository."), "{:#?}", third.lines());
+}
+
+#[test]
+fn a_job_may_ask_for_its_directory_to_be_cleaned_up() {
+    let root = tempfile::tempdir().expect("a directory");
+    let server = GitServer::start(root.path());
+    let (url, sha) = server.repository("team/demo", &[("a.txt", "as it was\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let ran = home.path("ran");
+    let plant = format!("printf '#!/bin/sh\\ntouch {}\\n' >.git/hooks/post-checkout || :", ran.display());
+    let script = ["pwd", "mkdir -p .git/hooks", &plant, "chmod +x .git/hooks/* || :", "echo new >a.txt", "touch left"];
+    for (strategy, kept) in [("fetch", true), ("clone", false)] {
+        let ask = |job: JobBuilder| job.variable("GIT_STRATEGY", strategy).variable("FF_ENABLE_JOB_CLEANUP", "true");
+        let done = run_at(&gitlab, &home, ask(job(&script).sources(&url, &sha)));
+        assert_eq!(done.state, "success", "{}", done.log());
+        let lines = done.lines();
+        let project = lines.iter().find(|line| line.starts_with('/')).expect("a directory");
+        let project = std::path::Path::new(project);
+        assert_eq!(project.exists(), kept, "{strategy}");
+        if kept {
+            assert_eq!(std::fs::read_to_string(project.join("a.txt")).expect("there"), "as it was\n");
+        }
+        assert!(!project.join("left").exists() && !ran.exists(), "{strategy}");
+    }
+}
+
+#[test]
+fn artifacts_are_named_by_what_scripts_handed_on() {
+    let artifact = json!([{"name": "demo-$VERSION", "paths": ["$FILE"], "when": "on_success",
+        "artifact_type": "archive", "artifact_format": "zip"}]);
+    let script = ["echo x >out.txt", "printf 'VERSION=1.2\\nFILE=out.txt\\n' >>\"$GITLAB_ENV\""];
+    let job = run("", job(&script).variable("VERSION", "unset").set("artifacts", artifact));
+    assert_eq!(job.state, "success", "{}", job.log());
+    let names: Vec<&str> = job.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
+    assert_eq!(names, ["demo-1.2.zip"]);
+}
