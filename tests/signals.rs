@@ -10,12 +10,15 @@ use crate::support::mayfly::Home;
 fn quit_finishes_the_job_and_takes_no_more() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "sleep 2", "echo finished"]).build());
+    let go = home.path("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
+    let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("QUIT");
     agent.wait_for_log("taking no more jobs");
     let waiting = gitlab.queue(job(&["true"]).build());
+    std::fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
     assert!(gitlab.job(id).lines().contains(&"finished".to_owned()));
     assert_eq!(gitlab.job(waiting).state, "pending");

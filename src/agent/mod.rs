@@ -303,9 +303,9 @@ impl Agent {
 
     /// No more requests; those in flight and the jobs that they bring are seen to their end.
     fn begin_to_leave(&mut self, reason: Reason, stop_at: Option<Instant>) {
-        log::info!("taking no more jobs reason={} running={}", reason.as_str(), self.slots.jobs());
         self.slots.close();
         self.generation.end(&self.slots);
+        log::info!("taking no more jobs reason={} running={}", reason.as_str(), self.slots.jobs());
         let stop_at = stop_at.or(self.leaving.as_ref().and_then(|leaving| leaving.stop_at));
         self.leaving = Some(Leaving { reason, stop_at, give_up_at: None });
     }
