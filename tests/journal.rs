@@ -47,7 +47,7 @@ fn a_cancel_is_remembered_by_the_next_agent() {
     // The script knows that it was stopped, and takes its time, so that the agent dies between order and outcome.
     let script = format!(
         "trap ': >{0}.heard; while [ ! -e {0} ]; do sleep 0.1; done; exit 9' TERM; echo begun; \
-         while :; do sleep 0.1 || true; done",
+         while :; do echo tick; sleep 0.1 || true; done",
         gate.display()
     );
     let id = gitlab.queue(job(&[&script]).after_script(&["echo \"after: $CI_JOB_STATUS\""]).build());
