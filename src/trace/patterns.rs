@@ -195,16 +195,18 @@ impl Masks {
     /// The first position from `from` on at which a pattern may begin.
     pub(super) fn next_candidate(&self, text: &[u8], from: usize) -> usize {
         let rest = &text[from..];
-        let found = rest.windows(2).position(|pair| {
-            let second = pair[1];
-            self.pairs[usize::from(pair[0])][usize::from(second >> 6)] >> (second & 63) & 1 == 1
-        });
+        let found = rest.windows(2).position(|pair| self.may_begin(pair[0], pair[1]));
         match (found, rest.last()) {
             (Some(at), _) => from + at,
             // The last byte has no pair yet.
             (None, Some(last)) if self.pairs[usize::from(*last)] != [0; 4] => text.len() - 1,
             _ => text.len(),
         }
+    }
+
+    /// Whether a pattern begins with these two bytes.
+    fn may_begin(&self, first: u8, second: u8) -> bool {
+        self.pairs[usize::from(first)][usize::from(second >> 6)] >> (second & 63) & 1 == 1
     }
 
     /// What begins at the start of `text`.
@@ -214,31 +216,48 @@ impl Masks {
         if URL_OPENERS.contains(first) {
             found.parameter(&text[1..]);
         }
+        if text.get(1).is_some_and(|second| !self.may_begin(*first, *second)) {
+            return found;
+        }
         let (low, high) = self.buckets[usize::from(*first)];
         let mut fitting = &self.patterns[low as usize..high as usize];
-        // Patterns are sorted: each further byte of the text narrows the range of those that still fit.
+        // Patterns are sorted: what the first and the last that still fit have in common is common to all between.
         let mut depth = 1;
-        while let Some((shortest, longer)) = fitting.split_first() {
+        while let [shortest, .., last] = fitting {
+            let common = common_length(&shortest.bytes[depth..], &last.bytes[depth..]);
+            let there = common.min(text.len() - depth);
+            if text[depth..depth + there] != shortest.bytes[depth..depth + there] {
+                return found;
+            }
+            depth += there;
+            if there < common {
+                found.open = true;
+                return found;
+            }
             if shortest.bytes.len() == depth {
                 found.whole(shortest);
-                fitting = longer;
+                fitting = &fitting[1..];
                 continue;
             }
             let Some(byte) = text.get(depth) else {
                 found.open = true;
-                break;
+                return found;
             };
-            if let [only] = fitting {
-                found.last(only, text);
-                break;
-            }
             let begin = fitting.partition_point(|pattern| pattern.bytes[depth] < *byte);
             fitting = &fitting[begin..];
             fitting = &fitting[..fitting.partition_point(|pattern| pattern.bytes[depth] == *byte)];
             depth += 1;
         }
+        if let [only] = fitting {
+            found.last(only, text);
+        }
         found
     }
+}
+
+/// How many bytes two texts begin with in common.
+fn common_length(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 fn set(row: &mut [u64; 4], second: u8) {
