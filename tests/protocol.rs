@@ -222,6 +222,21 @@ fn half_an_answer_and_a_late_one_are_survived() {
 }
 
 #[test]
+fn an_answer_that_is_no_job_uses_up_nothing_and_is_not_asked_for_at_once() {
+    let gitlab = GitLab::start();
+    let nonsense = Answer::json(201, &serde_json::json!({"message": "maintenance"}));
+    gitlab.fail("POST jobs/request", [Fault::Answer(nonsense)]);
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["true"]).build());
+    let began = std::time::Instant::now();
+    let mut agent = home.start(&["--once"]);
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "check_interval lies between the two requests");
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("an answer to the request for a job is no job"), "{}", agent.log());
+}
+
+#[test]
 fn a_log_is_sent_again_from_where_the_server_lost_it() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");

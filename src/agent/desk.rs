@@ -47,16 +47,26 @@ impl Desk {
         Arc::new(Self { state, identity, events, inner: Mutex::new(inner) })
     }
 
-    /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server.
-    pub fn take(self: &Arc<Self>, mut permit: Permit, context: Context, body: Vec<u8>, request_id: String) {
-        permit.begin_job();
-        self.count();
+    /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
+    /// answer is no job that anyone could be told of: nothing was taken then.
+    pub fn take(self: &Arc<Self>, mut permit: Permit, context: Context, body: Vec<u8>, request_id: String) -> bool {
         let text = String::from_utf8_lossy(&body).into_owned();
         drop(body);
         let payload = match payload::decode(text.as_bytes()) {
             Ok(payload) => payload,
-            Err(undecodable) => return self.refuse(permit, context, undecodable),
+            Err(Undecodable { why, job: None }) => {
+                log::error!("an answer to the request for a job is no job error={why}");
+                return false;
+            }
+            Err(Undecodable { why, job: Some(job) }) => {
+                permit.begin_job();
+                self.count();
+                self.refuse(permit, context, job, &why);
+                return true;
+            }
         };
+        permit.begin_job();
+        self.count();
         let concurrent = self.number(&context, &payload, None);
         let record = Record {
             identity: self.identity.clone(),
@@ -71,6 +81,7 @@ impl Desk {
         };
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
         self.start(permit, context, record, payload, Begin::Fresh);
+        true
     }
 
     /// Goes on with a job that was found in the journal.
@@ -111,6 +122,7 @@ impl Desk {
         let desk = Arc::clone(self);
         let thread = thread::Builder::new().name(format!("job-{id}")).stack_size(JOB_STACK);
         let handle = payload.handle();
+        let told = handle.clone();
         let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
         let given_up = context.clone();
         let spawned = thread.spawn(move || {
@@ -138,24 +150,28 @@ impl Desk {
             let _ = desk.events.send(Event::Changed);
         });
         if let Err(error) = spawned {
-            log::error!("no thread for a job job={id} error={error}");
-            let handle = JobHandle { id, token: crate::coordinator::Token::new("") };
-            fail(&given_up, &handle, &error.to_string());
+            fail(&given_up, &told, &format!("no thread for the job: {error}"));
         }
     }
 
-    /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise.
-    fn refuse(&self, permit: Permit, context: Context, undecodable: Undecodable) {
-        let why = undecodable.why;
-        match undecodable.job {
-            Some(job) => {
-                log::error!("the payload of a job cannot be read; the job is failed job={} error={why}", job.id);
-                let _ = engine::fail_unread(&context, SlotDirectory::new(&self.state, permit.slot), &job, &why);
+    /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise: in a thread of
+    /// its own, since the server may be slow and other jobs wait.
+    fn refuse(self: &Arc<Self>, permit: Permit, context: Context, job: JobHandle, why: &str) {
+        log::error!("the payload of a job cannot be read; the job is failed job={} error={why}", job.id);
+        let desk = Arc::clone(self);
+        let why = why.to_owned();
+        let thread = thread::Builder::new().name(format!("job-{}", job.id)).stack_size(JOB_STACK);
+        let spawned = thread.spawn(move || {
+            let directory = SlotDirectory::new(&desk.state, permit.slot);
+            if let Err(error) = engine::fail_unread(&context, directory, &job, &why) {
+                fail(&context, &job, &format!("{why}; and its log cannot be kept: {error}"));
             }
-            None => log::error!("an answer to the request for a job is no job error={why}"),
+            drop(permit);
+            let _ = desk.events.send(Event::Changed);
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread for a job error={error}");
         }
-        drop(permit);
-        let _ = self.events.send(Event::Changed);
     }
 
     fn count(&self) {

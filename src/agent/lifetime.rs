@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn leaves_when_the_builds_are_spent() {
         let slots = Slots::new(1, Some(1));
-        let bounds = RunnerBounds { limit: None, requests: 1 };
+        let bounds = RunnerBounds { limit: None, requests: 1, adaptive: false };
         let key = RunnerKey { url: String::new(), token: Token::new("a") };
         let mut permit = slots.acquire(&key, bounds, || false).expect("a permit");
         assert_eq!(Lifetime::default().verdict(&slots), Err(None));

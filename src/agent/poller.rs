@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use super::Event;
 use super::desk::Desk;
-use super::slots::{Permit, RunnerBounds, RunnerKey, Slots};
+use super::slots::{Permit, RunnerBounds, RunnerKey, Slots, Worth};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
 use crate::job::context::Context;
+
+/// The flag that lets the number of requests at once follow what comes of them; on by default.
+const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// What all pollers of one configuration share; made new at each reload.
 #[derive(Default)]
@@ -73,28 +76,35 @@ impl Poller {
 
     fn run(self) {
         let key = RunnerKey { url: self.runner.url.clone(), token: self.runner.token.clone() };
-        let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency };
+        let adaptive = self.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
+        let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
         let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
         let generation = Arc::clone(&self.generation);
         while let Some(permit) = self.slots.acquire(&key, bounds, || generation.has_ended()) {
-            let rest = self.ask(permit, &mut health);
+            let (worth, rest) = self.ask(permit, &mut health);
+            self.slots.learn(&key, bounds, worth);
             // Who waits for the end of all requests looks now.
             let _ = self.events.send(Event::Changed);
             generation.rest(rest);
         }
     }
 
-    /// Sends one request and starts the job that comes of it; returns how long to rest.
-    fn ask(&self, permit: Permit, health: &mut Health) -> Duration {
+    /// Sends one request and starts the job that comes of it; returns what it was worth and how long to rest.
+    fn ask(&self, permit: Permit, health: &mut Health) -> (Worth, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
+        let polled = self.gitlab.request_job(&request);
+        let mut worth = Worth::Nothing;
+        let mut rest = self.check_interval;
         let name = &self.runner.name;
-        match self.gitlab.request_job(&request) {
+        match polled.outcome {
             PollOutcome::Job { payload, request_id } => {
                 health.healthy();
-                self.desk.take(permit, self.context.clone(), payload, request_id);
-                if !self.runner.strict_check_interval {
-                    return Duration::ZERO;
+                if self.desk.take(permit, self.context.clone(), payload, request_id) {
+                    worth = Worth::Job;
+                    if !self.runner.strict_check_interval {
+                        rest = Duration::ZERO;
+                    }
                 }
             }
             PollOutcome::Nothing => health.healthy(),
@@ -104,12 +114,12 @@ impl Poller {
             }
             PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
                 log::error!("the runner is refused; check it with `mayfly verify` runner={name} error={why}");
-                if let Some(rest) = health.unhealthy() {
-                    log::error!("the runner rests runner={name} seconds={}", rest.as_secs());
-                    return rest;
+                if let Some(longer) = health.unhealthy() {
+                    log::error!("the runner rests runner={name} seconds={}", longer.as_secs());
+                    rest = longer;
                 }
             }
         }
-        self.check_interval
+        (if polled.pressed { Worth::Pressed } else { worth }, rest)
     }
 }

@@ -21,6 +21,8 @@ pub struct RunnerBounds {
     pub limit: Option<u32>,
     /// Requests at once, at least 1.
     pub requests: u32,
+    /// `FF_USE_ADAPTIVE_REQUEST_CONCURRENCY`: begin with one, and follow what comes of the requests.
+    pub adaptive: bool,
 }
 
 /// Everything that runs or is being asked for on this instance.
@@ -51,10 +53,38 @@ struct State {
     closed: bool,
 }
 
-#[derive(Default)]
 struct Usage {
     requests: u32,
     jobs: u32,
+    /// Requests at once that have been worth it of late, where that is to be followed.
+    pace: f64,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self { requests: 0, jobs: 0, pace: 1.0 }
+    }
+}
+
+/// What a request tells of how many are worth sending at once (GitLab Runner, adaptive request concurrency).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// It brought a job.
+    Job,
+    /// It brought none.
+    Nothing,
+    /// The server could not answer it at once.
+    Pressed,
+}
+
+impl Worth {
+    fn factor(self) -> f64 {
+        match self {
+            Self::Job => 1.1,
+            Self::Nothing => 0.95,
+            Self::Pressed => 0.5,
+        }
+    }
 }
 
 struct Ticket {
@@ -124,6 +154,14 @@ impl Slots {
         state.runners.entry(key.clone()).or_default().requests += 1;
         self.changed.notify_all();
         Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, requesting: true })
+    }
+
+    /// Takes in what came of a request.
+    pub fn learn(&self, key: &RunnerKey, bounds: RunnerBounds, worth: Worth) {
+        let mut state = self.lock();
+        let usage = state.runners.entry(key.clone()).or_default();
+        usage.pace = (usage.pace * worth.factor()).clamp(1.0, f64::from(bounds.requests.max(1)));
+        self.changed.notify_all();
     }
 
     /// Takes the slot of a job that was found in the journal; it counts like any other.
@@ -207,7 +245,8 @@ impl State {
 
     fn is_within(&self, key: &RunnerKey, bounds: RunnerBounds) -> bool {
         let Some(usage) = self.runners.get(key) else { return true };
-        usage.requests < bounds.requests && bounds.limit.is_none_or(|limit| usage.requests + usage.jobs < limit)
+        let requests = if bounds.adaptive { usage.pace.ceil() as u32 } else { bounds.requests };
+        usage.requests < requests && bounds.limit.is_none_or(|limit| usage.requests + usage.jobs < limit)
     }
 
     fn take_slot(&mut self) -> usize {
@@ -266,7 +305,7 @@ mod tests {
         RunnerKey { url: "https://gitlab.test".to_owned(), token: Token::new(name) }
     }
 
-    const FREE: RunnerBounds = RunnerBounds { limit: None, requests: 8 };
+    const FREE: RunnerBounds = RunnerBounds { limit: None, requests: 8, adaptive: false };
 
     fn acquire(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> Permit {
         slots.acquire(&key(name), bounds, || false).expect("a permit")
@@ -298,7 +337,7 @@ mod tests {
     #[test]
     fn keeps_limit_and_request_concurrency_of_each_runner() {
         let slots = Slots::new(10, None);
-        let one_request = RunnerBounds { limit: Some(2), requests: 1 };
+        let one_request = RunnerBounds { limit: Some(2), requests: 1, adaptive: false };
         let mut first = acquire(&slots, "a", one_request);
         assert!(!is_free(&slots, "a", one_request), "one request at once");
         assert!(is_free(&slots, "b", one_request), "another runner is free");
@@ -306,6 +345,23 @@ mod tests {
         let mut second = acquire(&slots, "a", one_request);
         second.begin_job();
         assert!(!is_free(&slots, "a", one_request), "two jobs at once");
+    }
+
+    #[test]
+    fn requests_follow_what_comes_of_them() {
+        let slots = Slots::new(10, None);
+        let bounds = RunnerBounds { limit: None, requests: 2, adaptive: true };
+        let first = acquire(&slots, "a", bounds);
+        assert!(!is_free(&slots, "a", bounds), "one at first");
+        slots.learn(&key("a"), bounds, Worth::Job);
+        assert!(is_free(&slots, "a", bounds), "a job came: two");
+        let second = acquire(&slots, "a", bounds);
+        (0..20).for_each(|_| slots.learn(&key("a"), bounds, Worth::Job));
+        assert!(!is_free(&slots, "a", bounds), "never more than configured");
+        drop((first, second));
+        slots.learn(&key("a"), bounds, Worth::Pressed);
+        let _one = acquire(&slots, "a", bounds);
+        assert!(!is_free(&slots, "a", bounds), "the server has enough to do");
     }
 
     #[test]

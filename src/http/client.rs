@@ -73,6 +73,8 @@ pub struct Response {
     pub body: Vec<u8>,
     /// Why the body is not whole.
     pub cut: Option<String>,
+    /// How often it was asked for: more than once when the server said that it could not.
+    pub tries: u32,
 }
 
 impl Response {
@@ -133,8 +135,9 @@ impl Client {
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
         let mut attempt = 0;
         loop {
-            let response = self.send(request)?;
+            let mut response = self.send(request)?;
             attempt += 1;
+            response.tries = attempt;
             if !retry::is_retryable(response.status) || attempt == retry::TRIES {
                 return Ok(response);
             }
@@ -201,7 +204,7 @@ fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
         Ok(length) if length as u64 == ANSWER_MAX => Some(format!("{place}: the answer is too large")),
         Ok(_) => None,
     };
-    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut })
+    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut, tries: 1 })
 }
 
 fn is_redirect(status: u16) -> bool {

@@ -43,7 +43,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_SUSPENDABLE_ENVIRONMENTS", false, Nothing),
     ("FF_TEST_FEATURE", false, Nothing),
     ("FF_TIMESTAMPS", true, Honoured),
-    ("FF_USE_ADAPTIVE_REQUEST_CONCURRENCY", true, Nothing),
+    ("FF_USE_ADAPTIVE_REQUEST_CONCURRENCY", true, Honoured),
     ("FF_USE_ADVANCED_POD_SPEC_CONFIGURATION", false, Nothing),
     ("FF_USE_DIRECT_DOWNLOAD", true, Honoured),
     ("FF_USE_DOCKER_AUTOSCALER_DIAL_STDIO", true, Nothing),

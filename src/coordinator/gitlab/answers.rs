@@ -20,7 +20,7 @@ fn answer(status: u16, headers: &str, body: &str) -> String {
 }
 
 fn poll(gitlab: &GitLab, hold: bool) -> PollOutcome {
-    gitlab.request_job(&JobRequest { token: &Token::new("glrt-t"), system_id: "s_0a1b2c3d4e5f", hold })
+    gitlab.request_job(&JobRequest { token: &Token::new("glrt-t"), system_id: "s_0a1b2c3d4e5f", hold }).outcome
 }
 
 fn job() -> JobHandle {

@@ -10,7 +10,7 @@ use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, Token, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
     UpdateReply,
 };
-use crate::http::{Method, Response};
+use crate::http::{Method, Response, is_retryable};
 
 /// Longest interval that a server may ask for.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
@@ -24,6 +24,15 @@ pub struct JobRequest<'a> {
     pub system_id: &'a str,
     /// Let the server hold the request until its queue changes.
     pub hold: bool,
+}
+
+/// What came of a request for a job.
+#[derive(Debug)]
+pub struct Polled {
+    /// The answer.
+    pub outcome: PollOutcome,
+    /// The server said on the way that it could not now, even if it could in the end.
+    pub pressed: bool,
 }
 
 /// The answer to a request for a job.
@@ -74,7 +83,7 @@ struct Output<'a> {
 
 impl GitLab {
     /// Asks for a job. A job that comes is ours from then on: whoever calls runs it or fails it.
-    pub fn request_job(&self, request: &JobRequest<'_>) -> PollOutcome {
+    pub fn request_job(&self, request: &JobRequest<'_>) -> Polled {
         let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let body = RequestBody {
             token: request.token.reveal(),
@@ -83,11 +92,14 @@ impl GitLab {
             info: &self.info,
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
-        match self.send_json(Method::Post, JOBS_REQUEST, secret, &body) {
+        let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
+        let pressed = answer.as_ref().is_ok_and(|answer| answer.tries > 1 || is_retryable(answer.status));
+        let outcome = match answer {
             Ok(response) => self.take_answer(response),
             Err(crate::http::Error::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
-        }
+        };
+        Polled { outcome, pressed }
     }
 
     fn take_answer(&self, response: Response) -> PollOutcome {
