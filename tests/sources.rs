@@ -158,3 +158,48 @@ fn a_missing_commit_fails_the_job_with_gits_status_after_all_tries() {
     assert!(job.exit_code.is_some_and(|code| code != 0));
     assert!(job.log().contains("Retrying...") && !job.lines().contains(&"never".to_owned()));
 }
+
+#[test]
+fn large_files_come_unless_the_job_wants_their_pointers() {
+    let scene = Scene::new("user = \"nobody\"", "");
+    let (url, _) =
+        scene.git.repository("team/demo", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
+    let pointer = scene.git.large_file("team/demo", b"the large file itself\n");
+    let sha = scene.git.commit("team/demo", &[("data.bin", &pointer)], "with a large file");
+    for _ in 0..2 {
+        let lines = scene.pass(job(&["cat data.bin"]).sources(&url, &sha));
+        assert!(lines.contains(&"the large file itself".to_owned()), "{lines:#?}");
+    }
+    let skipped = job(&["cat data.bin"]).sources(&url, &sha).variable("GIT_LFS_SKIP_SMUDGE", "1");
+    let lines = scene.pass(skipped.variable("GIT_STRATEGY", "clone"));
+    assert!(lines.iter().any(|line| line.starts_with("oid sha256:")), "{lines:#?}");
+}
+
+#[test]
+fn without_tokens_on_the_disk_git_logs_in_everywhere() {
+    let scene = Scene::new("user = \"nobody\"", "[runners.feature_flags]\nFF_GIT_URLS_WITHOUT_TOKENS = true");
+    let (url, sha) = scene.git.repository("team/demo", &[("a", "b\n")]);
+    let clone = format!("git clone -q {url} ../other && echo cloned; rm -rf ../other");
+    let script = ["cat a", &clone, "grep -rq glcbt- .git ../*.tmp && echo leaked || echo clean"];
+    for strategy in ["fetch", "none", "empty"] {
+        let script = if strategy == "fetch" { &script[..] } else { &script[1..] };
+        let mut asked = job(script).sources(&url, &sha).variable("GIT_STRATEGY", strategy);
+        asked = asked.masked("CI_JOB_TOKEN", "glcbt-of-this-job");
+        let lines = scene.pass(asked);
+        for line in ["cloned", "clean"] {
+            assert!(lines.contains(&line.to_owned()), "{line} with {strategy} in {lines:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_job_chooses_its_directory_where_the_runner_allows_it() {
+    let scene = Scene::new("", "[runners.custom_build_dir]\nenabled = true");
+    let (url, sha) = scene.git.repository("team/demo", &[("a", "b\n")]);
+    let chosen = job(&["pwd", "cat a", "echo \"is $CI_PROJECT_DIR\""]).sources(&url, &sha);
+    let lines = scene.pass(chosen.variable("GIT_CLONE_PATH", "$CI_BUILDS_DIR/go/src/demo"));
+    let place = scene.home.path("builds").join("go/src/demo").display().to_string();
+    for line in [place.clone(), "b".to_owned(), format!("is {place}")] {
+        assert!(lines.iter().any(|other| other.ends_with(&line)), "{line} in {lines:#?}");
+    }
+}

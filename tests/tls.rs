@@ -74,6 +74,23 @@ fn a_certificate_beside_the_configuration_is_trusted() {
 }
 
 #[test]
+fn jobs_get_the_chain_of_a_server_that_the_machine_trusts() {
+    let pki = Pki::new();
+    let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
+    let home = Home::new(&gitlab, "", "");
+    std::fs::write(home.path("system.pem"), &pki.root).expect("written");
+    let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
+    let config = home.config().display().to_string();
+    let mut agent = home.command(&["run", "--once", "--config", &config]);
+    let ended = agent.env("SSL_CERT_FILE", home.path("system.pem")).output().expect("mayfly");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let log = gitlab.job(id).lines().join("\n");
+    assert_eq!(log.matches("BEGIN CERTIFICATE").count(), 3, "server, intermediate, root: {log}");
+    let root: Vec<&str> = pki.root.trim().lines().collect();
+    assert!(log.contains(&root.join("\n")), "{log}");
+}
+
+#[test]
 fn an_incomplete_chain_is_named_and_mended_without_a_restart() {
     let pki = Pki::new();
     let (gitlab, home) = scene(&pki, &pki.server(), Chain::WithoutIntermediate, &pki.root);

@@ -173,6 +173,12 @@ pub trait Coordinator: Send + Sync {
     /// Tells the state of the job.
     fn update_job(&self, job: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply;
 
+    /// The certificates with which the server proves itself, as PEM, for a job's own calls to it; `None` when that is
+    /// not known or there is no TLS.
+    fn certificates(&self) -> Option<String> {
+        None
+    }
+
     /// True when someone sits before the log and wants to see each line at once.
     fn is_interactive(&self) -> bool {
         false

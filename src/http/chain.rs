@@ -18,6 +18,30 @@ pub struct Certificate {
     issuer_url: Option<String>,
 }
 
+/// Adds the authority that vouches for the last certificate of a chain, unless the chain ends with one; false when none
+/// of `roots` is it.
+pub fn complete(chain: &mut Vec<Vec<u8>>, roots: &[Vec<u8>]) -> bool {
+    let Some(last) = chain.last().and_then(|der| read(der)) else { return false };
+    if last.issuer == last.subject {
+        return true;
+    }
+    let root = roots.iter().find(|der| read(der).is_some_and(|root| root.subject == last.issuer));
+    chain.extend(root.cloned());
+    root.is_some()
+}
+
+/// A certificate as PEM (RFC 7468).
+pub fn pem(der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.extend(line.iter().map(|byte| char::from(*byte)));
+        pem.push('\n');
+    }
+    pem + "-----END CERTIFICATE-----\n"
+}
+
 /// One line on a chain that was refused: what is wrong, and what to do.
 pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> String {
     use rustls::CertificateError::{

@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::chain;
 use super::proxy::{self, Proxy};
-use super::tls::{TlsFiles, root_store};
+use super::tls::{TlsFiles, root_store, roots};
 
 /// How long a server may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,6 +18,32 @@ const HEAD_MAX: usize = 16 * 1024;
 
 /// Shakes hands with a server and says what is wrong with its certificates. Errors: what to do, in one line.
 pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
+    let (host, presented) = look(url, files)?;
+    let Some(presented) = presented else {
+        return Ok(format!("the TLS chain of {host} is not looked at through this proxy; calls still verify it"));
+    };
+    let chain: Vec<chain::Certificate> = presented.chain.iter().filter_map(|der| chain::read(der)).collect();
+    match presented.verdict {
+        Ok(()) => Ok(format!("TLS chain of {host} is complete ({} certificate(s) presented)", chain.len())),
+        Err(error) => Err(chain::explain(&host, &chain, &error)),
+    }
+}
+
+/// The chain with which a server proves itself, up to the authority that this machine trusts, as PEM; `None` when there
+/// is no TLS, or a proxy hides it. Errors: the server cannot be reached or is not trusted.
+pub fn trusted_chain(url: &str, files: &TlsFiles) -> Result<Option<String>, String> {
+    if !url.starts_with("https://") {
+        return Ok(None);
+    }
+    let (_, Some(presented)) = look(url, files)? else { return Ok(None) };
+    presented.verdict.map_err(|error| error.to_string())?;
+    let mut chain: Vec<Vec<u8>> = presented.chain.iter().map(|der| der.to_vec()).collect();
+    let roots: Vec<Vec<u8>> = roots(files)?.iter().map(|root| root.der().to_vec()).collect();
+    Ok(chain::complete(&mut chain, &roots).then(|| chain.iter().map(|der| chain::pem(der)).collect()))
+}
+
+/// The host of a URL, and what it presents unless a proxy stands in between.
+fn look(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), String> {
     let origin = super::origin(url);
     let authority = origin.strip_prefix("https://").unwrap_or(&origin).to_owned();
     let (host, port) = match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
@@ -27,15 +53,11 @@ pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
     let host = host.trim_matches(['[', ']']).to_owned();
     let uri = super::connections::parse(url).map_err(|error| error.to_string())?;
     let proxy = proxy::of_environment(&uri)?;
-    let Some(way) = Way::of(proxy.as_ref()) else {
-        return Ok(format!("the TLS chain of {host} is not looked at through this proxy; calls still verify it"));
+    let presented = match Way::of(proxy.as_ref()) {
+        Some(way) => Some(handshake(&host, port, &way, files)?),
+        None => None,
     };
-    let presented = handshake(&host, port, &way, files)?;
-    let chain: Vec<chain::Certificate> = presented.chain.iter().filter_map(|der| chain::read(der)).collect();
-    match presented.verdict {
-        Ok(()) => Ok(format!("TLS chain of {host} is complete ({} certificate(s) presented)", chain.len())),
-        Err(error) => Err(chain::explain(&host, &chain, &error)),
-    }
+    Ok((host, presented))
 }
 
 /// How a server is reached.

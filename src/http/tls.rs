@@ -48,7 +48,7 @@ pub fn config(files: &TlsFiles) -> Result<TlsConfig, String> {
 }
 
 /// The authorities of the system and of `ca_file`; a file that is missing adds none.
-fn roots(files: &TlsFiles) -> Result<Vec<Certificate<'static>>, String> {
+pub fn roots(files: &TlsFiles) -> Result<Vec<Certificate<'static>>, String> {
     let system = rustls_native_certs::load_native_certs();
     let mut roots: Vec<_> = system.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
     if let Some(path) = files.ca_file.as_deref().filter(|path| path.exists()) {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::cache::s3::Store;
 use super::failure::JobError;
-use super::flags::Flags;
+use super::flags::{Flags, WITHOUT_TOKENS};
 use super::payload::{Payload, Variable};
 use super::place::Place;
 use super::script::of_pair;
-use super::settings;
 use super::variables::Variables;
+use super::{settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
@@ -77,7 +77,8 @@ impl Context {
             own.map(|variable| variable.value.clone()).or_else(|| environment(name))
         };
         let (flags, mut warnings) = Flags::resolve(&self.runner.feature_flags, &of_job);
-        let ca_certificates = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let ca_certificates = configured.or_else(|| self.coordinator.certificates());
         let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
         let (place, allowed) = match settled.or(self.place.as_ref()) {
             Some(fixed) => (fixed.clone(), Ok(())),
@@ -152,6 +153,9 @@ impl Context {
         self.push_certificates(&mut variables, ca_certificates);
         for variable in payload.variables.iter().filter(|variable| !variable.key.starts_with("FF_")) {
             variables.push(variable.clone());
+        }
+        if flags.is_on(WITHOUT_TOKENS) {
+            variables.set("GIT_CONFIG_GLOBAL", place.temporary.join(sources::GLOBAL_CONFIG).display().to_string());
         }
         variables.set(self.executor.environment_marker(), "true");
         variables.set("CI_RUNNER_VERSION", VERSION);

@@ -13,6 +13,7 @@ use super::control::Control;
 use super::failure::{FailureReason, JobError};
 use super::payload::Payload;
 use super::script::BRIDGE;
+use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
@@ -331,7 +332,7 @@ impl Engine<'_> {
     /// File variables and credentials do not outlive the job, however it ended.
     fn remove_secrets(&self) {
         let mut names: Vec<String> = self.prepared.variables.files().into_iter().map(|(name, _)| name).collect();
-        names.extend([BRIDGE, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend([BRIDGE, GLOBAL_CONFIG, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
         self.prepared.place.remove_temporary(&names);
     }
 

@@ -16,6 +16,9 @@ enum Effect {
 
 use Effect::{Always, Honoured, Nothing};
 
+/// The job's token stands in no file: git asks for it.
+pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
+
 /// Names, defaults and effects, in the order of the names. All are exported to the job.
 const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Nothing),
@@ -28,7 +31,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
     ("FF_ENABLE_JOB_INPUTS_INTERPOLATION", true, Nothing),
     ("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, Nothing),
-    ("FF_GIT_URLS_WITHOUT_TOKENS", false, Nothing),
+    (WITHOUT_TOKENS, false, Honoured),
     ("FF_HASH_CACHE_KEYS", false, Honoured),
     ("FF_KUBERNETES_HONOR_ENTRYPOINT", false, Nothing),
     ("FF_LOG_IMAGES_CONFIGURED_FOR_JOB", false, Nothing),

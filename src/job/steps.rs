@@ -4,6 +4,7 @@ use std::io;
 
 use super::engine::{Engine, abort_error, canceled};
 use super::failure::{FailureReason, JobError};
+use super::flags::WITHOUT_TOKENS;
 use super::limits::{Limit, Over};
 use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
@@ -24,7 +25,7 @@ impl Engine<'_> {
     /// True when there is nothing to fetch and nothing to remove.
     pub(super) fn has_no_sources(&self) -> bool {
         let strategy = sources::strategy(&self.payload, &self.prepared.variables);
-        strategy.is_ok_and(|strategy| strategy == Strategy::None)
+        !self.prepared.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
     }
 
     /// Hooks, git, hooks.
@@ -110,6 +111,7 @@ impl Engine<'_> {
                 false => String::new(),
             },
             environment: self.context.executor.environment(),
+            without_tokens: self.prepared.flags.is_on(WITHOUT_TOKENS),
         };
         let plan = sources::plan(&self.payload, &self.prepared.variables, place)?;
         Ok(sources::Plan { clear_worktree: self.record.progress.attempt == 1, ..plan })

@@ -43,6 +43,16 @@ impl GitServer {
         (format!("{}/{name}.git", self.url), git(&work, &["rev-parse", "HEAD"]))
     }
 
+    /// Puts a large file into a repository's store; returns the pointer that stands for it in a commit.
+    pub fn large_file(&self, name: &str, content: &[u8]) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, content);
+        let oid: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let store = self.root.join(format!("{name}.lfs"));
+        std::fs::create_dir_all(&store).expect("made");
+        std::fs::write(store.join(&oid), content).expect("written");
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n", content.len())
+    }
+
     /// Adds a commit; returns it.
     pub fn commit(&self, name: &str, files: &[(&str, &str)], message: &str) -> String {
         let work = self.root.join(format!("{name}.work"));
@@ -66,7 +76,10 @@ impl GitServer {
 
 /// Runs git; it must succeed.
 pub fn git(directory: &Path, arguments: &[&str]) -> String {
-    let output = Command::new("git").args(arguments).current_dir(directory).output().expect("git");
+    let mut command = Command::new("git");
+    // Where git-lfs is set up for the whole machine, it would look for a server of its own.
+    command.args(arguments).current_dir(directory).env("GIT_LFS_SKIP_PUSH", "1");
+    let output = command.output().expect("git");
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -79,7 +92,10 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
         let login = request.header("Authorization").to_owned();
         let answer = if login.starts_with(LOGIN) {
             seen.lock().expect("no panic").push(login);
-            backend(root, &request)
+            match request.path.split_once("/info/lfs/") {
+                Some((repository, rest)) => large_files(root, repository, rest, &request),
+                None => backend(root, &request),
+            }
         } else {
             Answer::new(401).with("WWW-Authenticate", "Basic realm=\"git\"")
         };
@@ -87,6 +103,30 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
             return;
         }
     }
+}
+
+/// Git LFS (batch API, basic transfer): downloads of what lies in `<repository>.lfs`, by its SHA-256.
+fn large_files(root: &Path, repository: &str, rest: &str, request: &Request) -> Answer {
+    const KIND: &str = "application/vnd.git-lfs+json";
+    let store = root.join(repository.trim_matches('/').trim_end_matches(".git").to_owned() + ".lfs");
+    if let Some(oid) = rest.strip_prefix("store/") {
+        return std::fs::read(store.join(oid)).map_or_else(|_| Answer::new(404), |file| Answer::new(200).body(file));
+    }
+    if rest != "objects/batch" || request.json()["operation"] != "download" {
+        return Answer::new(404);
+    }
+    let base = format!("http://{}{repository}/info/lfs/store", request.header("Host"));
+    let asked = request.json()["objects"].as_array().cloned().unwrap_or_default();
+    let objects: Vec<serde_json::Value> = asked
+        .iter()
+        .map(|object| {
+            let oid = object["oid"].as_str().unwrap_or_default();
+            let download = serde_json::json!({"download": {"href": format!("{base}/{oid}")}});
+            serde_json::json!({"oid": oid, "size": object["size"], "actions": download})
+        })
+        .collect();
+    let body = serde_json::json!({"transfer": "basic", "objects": objects});
+    Answer::new(200).with("Content-Type", KIND).body(body.to_string())
 }
 
 /// One request through `git http-backend` (CGI).

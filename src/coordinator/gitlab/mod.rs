@@ -8,7 +8,7 @@ mod jobs;
 mod runners;
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -37,6 +37,9 @@ pub struct GitLab {
     stopped: Condvar,
     /// What time it was on the server at its last answer.
     server_date: Mutex<Option<SystemTime>>,
+    tls: TlsFiles,
+    /// With what the server proves itself, once that was looked at.
+    chain: OnceLock<Option<String>>,
 }
 
 /// Why a call did not do what it should.
@@ -81,12 +84,28 @@ impl GitLab {
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
             server_date: Mutex::new(None),
+            tls: tls.clone(),
+            chain: OnceLock::new(),
         })
     }
 
     /// What time it was on the server at its last answer, if it said so.
     pub fn server_date(&self) -> Option<SystemTime> {
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The chain of the server, looked at once; a server that cannot be reached now is looked at again later.
+    fn chain(&self) -> Option<String> {
+        if let Some(known) = self.chain.get() {
+            return known.clone();
+        }
+        match crate::http::diagnose::trusted_chain(&self.base, &self.tls) {
+            Ok(chain) => self.chain.get_or_init(|| chain).clone(),
+            Err(why) => {
+                log::warn!("jobs get no certificates of the server error={why}");
+                None
+            }
+        }
     }
 
     /// Ends the waits between tries: the agent is about to be gone.

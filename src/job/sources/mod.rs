@@ -35,6 +35,12 @@ const SAFE: [&str; 8] = [
     "core.untrackedCache=false",
 ];
 
+/// What git's configuration for all repositories of a job is called, in its temporary directory.
+pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
+
+/// Answers git's question for a password from the environment (gitcredentials(7)).
+const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
+
 /// `GIT_STRATEGY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Strategy {
@@ -59,8 +65,11 @@ pub struct Plan {
     pub temporary: PathBuf,
     /// Of the repository, without credentials.
     pub url: String,
-    /// URLs to rewrite, and what with: the job token is in the latter.
+    /// URLs to rewrite, and what with: the job token is in the latter, unless `login` is there.
     pub rewrites: Vec<(String, String)>,
+    /// Scheme and host to log in at with `CI_JOB_TOKEN` of the environment, so that the token is on no disk
+    /// (`FF_GIT_URLS_WITHOUT_TOKENS`).
+    pub login: Option<String>,
     /// What to fetch.
     pub refspecs: Vec<String>,
     /// Commits of history; 0 for all.
@@ -166,6 +175,9 @@ fn tidy(plan: &Plan) -> Result<(), Failure> {
 }
 
 fn fetch(plan: &Plan) -> Result<(), Failure> {
+    if plan.login.is_some() {
+        write_external_config(plan)?;
+    }
     match plan.strategy {
         Strategy::None => {
             println!("{GREEN}Skipping Git repository setup{RESET}");
@@ -355,6 +367,19 @@ fn write_external_config(plan: &Plan) -> io::Result<()> {
     }
     for (from, to) in &plan.rewrites {
         text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
+    }
+    if let Some(host) = &plan.login {
+        // An empty helper makes git forget those of the machine, which might keep the token.
+        text.push_str(&format!(
+            "[credential {}]\n\thelper =\n\thelper = {}\n\tusername = gitlab-ci-token\n",
+            value(host),
+            value(LOGIN_HELPER)
+        ));
+        let global = format!(
+            "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n[include]\n\tpath = {}\n",
+            value(&plan.external_config().display().to_string())
+        );
+        write_private(&plan.temporary.join(GLOBAL_CONFIG), &global)?;
     }
     write_private(&plan.external_config(), &text)
 }

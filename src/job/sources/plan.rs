@@ -25,6 +25,8 @@ pub struct Place {
     pub correlation_id: String,
     /// What a process of this job starts with.
     pub environment: Vec<(String, String)>,
+    /// Keep the token off the disk (`FF_GIT_URLS_WITHOUT_TOKENS`).
+    pub without_tokens: bool,
 }
 
 /// `GIT_STRATEGY`, or what the project prefers.
@@ -57,7 +59,9 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         }
         None => without_credentials(&git.repo_url),
     };
-    let rewrites = rewrites(&url, &place, &token, variables);
+    let login = (place.without_tokens && url.starts_with("http")).then(|| origin(&url));
+    let token = Some(token).filter(|_| login.is_none());
+    let rewrites = rewrites(&url, &place, token.as_deref(), variables);
     let mut environment = place.environment;
     environment.extend(variables.exports());
     Ok(Plan {
@@ -66,6 +70,7 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         temporary: place.temporary,
         url,
         rewrites,
+        login,
         refspecs: git.refspecs.clone(),
         depth: git.depth.max(0),
         sha: git.sha.clone(),
@@ -150,11 +155,12 @@ pub fn without_credentials(url: &str) -> String {
 }
 
 /// Which URLs git is to take with the job's token: the repository, everything on its server, and, where asked for, the
-/// server's SSH addresses.
-fn rewrites(url: &str, place: &Place, token: &str, variables: &Variables) -> Vec<(String, String)> {
+/// server's SSH addresses. Without a token only the latter.
+fn rewrites(url: &str, place: &Place, token: Option<&str>, variables: &Variables) -> Vec<(String, String)> {
     let with_token = |plain: &str| {
         let (scheme, rest) = plain.split_once("://")?;
-        matches!(scheme, "http" | "https").then(|| format!("{scheme}://gitlab-ci-token:{token}@{rest}"))
+        let login = token.map(|token| format!("gitlab-ci-token:{token}@")).unwrap_or_default();
+        matches!(scheme, "http" | "https").then(|| format!("{scheme}://{login}{rest}"))
     };
     let server = place.clone_url.as_deref().unwrap_or(&place.server);
     let server = server.trim_end_matches('/');
@@ -162,7 +168,7 @@ fn rewrites(url: &str, place: &Place, token: &str, variables: &Variables) -> Vec
     let host = format!("{}/", origin(url));
     let mut rewrites: Vec<(String, String)> = Vec::new();
     let mut add = |from: String, to: Option<String>| {
-        if let Some(to) = to.filter(|_| !rewrites.iter().any(|(present, _)| *present == from)) {
+        if let Some(to) = to.filter(|to| *to != from && !rewrites.iter().any(|(present, _)| *present == from)) {
             rewrites.push((from, to));
         }
     };
@@ -199,6 +205,7 @@ mod tests {
             ca_certificates: None,
             correlation_id: String::new(),
             environment: Vec::new(),
+            without_tokens: false,
         }
     }
 
@@ -220,6 +227,14 @@ mod tests {
         assert_eq!(sources, ["https://gitlab.test/sub/a/b.git", "https://gitlab.test/sub/", "https://gitlab.test/"]);
         assert!(plan.rewrites.iter().all(|(_, to)| to.starts_with("https://gitlab-ci-token:secret@gitlab.test/")));
         assert_eq!(plan.clean_flags, ["-ffdx"]);
+    }
+
+    #[test]
+    fn the_token_is_nowhere_where_git_is_to_ask_for_it() {
+        let place = Place { without_tokens: true, ..place() };
+        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), place).expect("a plan");
+        assert_eq!(plan.login.as_deref(), Some("https://gitlab.test"));
+        assert!(plan.rewrites.is_empty(), "{:?}", plan.rewrites);
     }
 
     #[test]
