@@ -213,6 +213,34 @@ fn an_agent_killed_at_any_time_loses_and_doubles_nothing() {
 }
 
 #[test]
+fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    for round in 1..=5 {
+        let next = home.start(&[]);
+        gitlab.wait_until("the record", |_| {
+            let record: serde_json::Value =
+                serde_json::from_str(&read(&home.path("state/slot-0/job.json"))).unwrap_or_default();
+            record["progress"]["taken_up"].as_array().is_some_and(|deaths| deaths.len() == round)
+        });
+        next.kill();
+    }
+    let mut last = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
+    assert!(job.log().contains("the agent died 6 times in a row over this job"), "{}", job.log());
+    assert!(!is_running(&nap), "its script is ended");
+    last.signal("QUIT");
+    assert!(last.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
 fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");

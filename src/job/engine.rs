@@ -17,6 +17,7 @@ use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
+use crate::sys;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
 /// Waits between two tries of a stage, without `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
@@ -27,6 +28,11 @@ const SHORT_RETRY_MOST: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest wait between two tries of a stage.
 const RETRY_MOST: Duration = Duration::from_secs(300);
+
+/// A job in one of whose stages agents die this often is given up,
+const DEATHS_MOST: usize = 5;
+/// if it happens within this time (nanoseconds): restarts of another kind are further apart.
+const DEATHS_WITHIN: u64 = 60_000_000_000;
 
 /// How a job came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +67,31 @@ pub fn run(
     directory.create()?;
     directory.save(&record)?;
     sync_aside(&directory);
-    resume(context, directory, record, payload, control)
+    go_on(context, directory, record, payload, control)
 }
 
-/// Goes on with a job, one that was just taken or that an earlier agent left. Errors: as [`run`].
+/// Goes on with a job that an earlier agent left, unless one agent after the other dies over it. Errors: as [`run`].
 pub fn resume(
+    context: &Context,
+    directory: SlotDirectory,
+    mut record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    let now = sys::boottime();
+    let deaths = &mut record.progress.taken_up;
+    deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
+    deaths.push(now);
+    if deaths.len() > DEATHS_MOST {
+        let why = format!("the agent died {} times in a row over this job", deaths.len());
+        record.progress.aborted = true;
+        record.progress.failure.get_or_insert(JobError::system(why));
+    }
+    directory.save(&record)?;
+    go_on(context, directory, record, payload, control)
+}
+
+fn go_on(
     context: &Context,
     directory: SlotDirectory,
     record: Record,
@@ -140,6 +166,9 @@ impl Engine<'_> {
     /// All stages, and the state that comes of them.
     fn work(&mut self) -> io::Result<JobState> {
         let (resumed, settled) = (self.record.progress.stage, self.record.progress.settled);
+        if self.record.progress.aborted {
+            self.sweep();
+        }
         for (index, stage) in self.stages.clone().into_iter().enumerate() {
             if resumed.is_some_and(|at| index < at || index == at && settled) {
                 continue;
@@ -184,6 +213,7 @@ impl Engine<'_> {
             progress.steps_done = 0;
             progress.attempt = 0;
             progress.settled = false;
+            progress.taken_up.clear();
             progress.step = None;
             progress.scripts_began |= matches!(stage, Stage::Step(..));
             self.save()?;

@@ -279,7 +279,7 @@ impl Engine<'_> {
     }
 
     /// Ends what a dead shim left.
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         if let Some(step) = &self.record.progress.step {
             shim::sweep(&step.id, &step.cgroups);
         }

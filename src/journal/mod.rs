@@ -86,6 +86,8 @@ pub struct Progress {
     pub ending: Option<JobState>,
     /// How much of the log the server had.
     pub acknowledged: u64,
+    /// When agents took the job up in this stage after another had died, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub taken_up: Vec<u64>,
 }
 
 /// A step that was started.

@@ -348,7 +348,7 @@ impl<'a> Shim<'a> {
         let mut lines = Vec::new();
         filter.push(text.as_bytes(), &mut lines);
         filter.finish(&mut lines);
-        let _ = self.spool.append(&lines, Claim::Output);
+        let _ = self.spool.append(&lines, Claim::Result);
     }
 
     /// Waits until no child is left; orphans become children one by one as their parents end.
