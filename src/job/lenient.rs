@@ -72,6 +72,12 @@ pub fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     Ok(map.into_keys().collect())
 }
 
+/// The keys that are left over in a flattened object.
+pub fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let map = std::collections::BTreeMap::<String, IgnoredAny>::deserialize(deserializer)?;
+    Ok(map.into_keys().collect())
+}
+
 /// Anything but lists and objects.
 #[derive(Debug)]
 enum Scalar {

@@ -34,6 +34,13 @@ pub struct Payload {
     pub hooks: Vec<Hook>,
     #[serde(deserialize_with = "lenient::value")]
     pub features: Features,
+    /// What the job's container is made of; without a name the configured one counts.
+    #[serde(deserialize_with = "lenient::value")]
+    pub image: Image,
+    #[serde(deserialize_with = "lenient::list")]
+    pub services: Vec<Image>,
+    #[serde(deserialize_with = "lenient::list")]
+    pub credentials: Vec<Credentials>,
     #[serde(deserialize_with = "lenient::list")]
     pub artifacts: Vec<Artifact>,
     #[serde(deserialize_with = "lenient::list")]
@@ -134,6 +141,69 @@ pub struct Hook {
     pub name: String,
     #[serde(deserialize_with = "lenient::texts")]
     pub script: Vec<String>,
+}
+
+/// The image of the job or of a service, and how to run it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Image {
+    #[serde(deserialize_with = "lenient::text")]
+    pub name: String,
+    /// Names of a service on the network, with blanks or commas between them.
+    #[serde(deserialize_with = "lenient::text")]
+    pub alias: String,
+    #[serde(deserialize_with = "lenient::texts")]
+    pub entrypoint: Vec<String>,
+    #[serde(deserialize_with = "lenient::texts")]
+    pub command: Vec<String>,
+    #[serde(deserialize_with = "lenient::list")]
+    pub variables: Vec<Variable>,
+    /// Tried in this order.
+    #[serde(deserialize_with = "lenient::texts")]
+    pub pull_policy: Vec<String>,
+    #[serde(deserialize_with = "lenient::value")]
+    pub executor_opts: ExecutorOptions,
+}
+
+/// What an image asks of one kind of executor (`image:docker`, `image:kubernetes`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ExecutorOptions {
+    #[serde(deserialize_with = "lenient::value")]
+    pub docker: DockerOptions,
+    /// Not for us, and no error.
+    #[serde(deserialize_with = "lenient::keys")]
+    pub kubernetes: Vec<String>,
+    /// Kinds of executors that nobody knows.
+    #[serde(flatten, deserialize_with = "lenient::names")]
+    pub unknown: Vec<String>,
+}
+
+/// `image:docker`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DockerOptions {
+    #[serde(deserialize_with = "lenient::text")]
+    pub platform: String,
+    #[serde(deserialize_with = "lenient::text")]
+    pub user: String,
+    /// Keys that cannot be honoured.
+    #[serde(flatten, deserialize_with = "lenient::names")]
+    pub unknown: Vec<String>,
+}
+
+/// A login for the job's time (`type` `registry`: for pulling images).
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Credentials {
+    #[serde(rename = "type", deserialize_with = "lenient::text")]
+    pub kind: String,
+    #[serde(deserialize_with = "lenient::text")]
+    pub url: String,
+    #[serde(deserialize_with = "lenient::text")]
+    pub username: String,
+    #[serde(deserialize_with = "lenient::text")]
+    pub password: String,
 }
 
 /// Files to hand to GitLab.
@@ -307,6 +377,21 @@ mod tests {
         }
         assert!(of(r#""run": [{"name": "x"}]"#).run && of(r#""run": "[{}]""#).run);
         assert_eq!(of(r#""secrets": {"DB": {"vault": {}}}"#).secrets, ["DB"]);
+    }
+
+    #[test]
+    fn an_image_may_ask_for_what_nobody_knows() {
+        let payload = decode(
+            br#"{"id": 7, "token": "t", "image": {"name": "alpine", "entrypoint": null, "executor_opts":
+                {"docker": {"user": 1000, "platform": null, "gpus": "all"}, "kubernetes": {"user": "x"}, "podman": {}}},
+                "services": [null, {"name": "db", "alias": null, "variables": null}], "credentials": null}"#,
+        )
+        .expect("decoded");
+        let options = payload.image.executor_opts;
+        assert_eq!((options.docker.user.as_str(), options.docker.platform.as_str()), ("1000", ""));
+        assert_eq!((options.docker.unknown, options.unknown), (vec!["gpus".to_owned()], vec!["podman".to_owned()]));
+        assert_eq!((payload.services.len(), payload.credentials.len()), (1, 0));
+        assert!(decode(br#"{"id": 7, "token": "t", "image": null}"#).expect("decoded").image.name.is_empty());
     }
 
     #[test]
