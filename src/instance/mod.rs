@@ -1,8 +1,17 @@
 //! The machine the agent lives on: who it is, what is coming, how to leave it.
+//!
+//! This layer knows the machine and its cloud. It never runs a job, speaks to GitLab, or decides when to leave.
+
+// Until the agent's way of leaving calls all of it.
+#![allow(dead_code)]
 
 pub mod aws;
+mod plain;
 
-use std::fs;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+pub use plain::Plain;
 
 /// What the journal is bound to: an image made from a used machine must not inherit its jobs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -13,25 +22,166 @@ pub struct Identity {
     pub boot: String,
 }
 
-/// A machine that an agent can live on and leave.
+/// Who hears of notices; called by the thread that watches, so it must not wait for anything.
+pub type Hear = Box<dyn Fn(Notice) + Send + Sync>;
+
+/// A machine that an agent can live on and leave. What a machine does not have is done at once and in silence.
 pub trait Instance: Send + Sync {
     /// Who this machine is, and in which boot.
     fn identity(&self) -> Identity;
+
+    /// The id that the cloud gave it, if it is known to one. Other than a machine id it is never part of an image, so
+    /// what tells this machine from its siblings is derived from it.
+    fn cloud_id(&self) -> Option<String>;
+
+    /// Begins to watch what is coming, in a thread of its own and until the process ends. The first [`Notice::Target`]
+    /// comes with the first look, each notice once. To be called once.
+    fn watch(&self, hear: Hear);
+
+    /// What the group wants of the instance, read afresh. Errors: nobody answers.
+    fn target(&self) -> Result<Target, Refusal>;
+
+    /// Keeps the group from choosing this instance when it shrinks, or lets it again. Returns at once: a thread tells
+    /// the group, the latest word counts, and what goes wrong is logged once.
+    fn protect(&self, work: Work);
+
+    /// Ends the instance through its group, with at most one effective call, also when an answer is lost or an earlier
+    /// agent has asked already. Tries for `patience`. Errors: it goes on living, and why.
+    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal>;
+
+    /// Keeps the group's terminating hooks from running out while something still has to be finished: in a thread, at
+    /// once and then at half of each hook's time-out, until [`Instance::complete_hooks`].
+    fn hold_hooks(&self);
+
+    /// Tells every terminating hook of the group that it may go on, once the instance is held by it; tries for
+    /// `patience`. Errors: a hook may hold the instance until its own time-out, and why.
+    fn complete_hooks(&self, patience: Duration) -> Result<(), Refusal>;
 }
 
-/// A machine without a cloud: known by its machine id; leaving it is ending the process.
-pub struct Plain;
+/// What is coming.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The instance is likely to be taken soon: no more jobs, but those that run may go on.
+    Rebalance,
+    /// The instance is taken.
+    Interruption {
+        /// When.
+        deadline: Instant,
+        /// What is done to it.
+        action: Interruption,
+    },
+    /// What the group wants of it: at first, and whenever that changes.
+    Target(Target),
+}
 
-impl Instance for Plain {
-    fn identity(&self) -> Identity {
-        let first_line = |path: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            text.trim().to_owned()
-        };
-        let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id"].map(first_line);
-        Identity {
-            instance: machine.into_iter().find(|id| !id.is_empty()).unwrap_or_default(),
-            boot: first_line("/proc/sys/kernel/random/boot_id"),
+/// What a cloud does to an instance that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// It ends.
+    Terminate,
+    /// It stops, and may boot again.
+    Stop,
+    /// It is frozen, from the notice on, and may go on later.
+    Hibernate,
+}
+
+impl Interruption {
+    /// The word for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Terminate => "terminate",
+            Self::Stop => "stop",
+            Self::Hibernate => "hibernate",
         }
     }
 }
+
+/// The state that a group is bringing an instance into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// It is in no group.
+    Alone,
+    /// It works.
+    InService,
+    /// It rests beside the group, or in a warm pool: no work, and no end.
+    Resting,
+    /// It leaves the group and lives on.
+    Detached,
+    /// It ends.
+    Terminated,
+    /// Something that is not known here, as written.
+    Other(String),
+}
+
+/// Whether there is a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// One at least.
+    Busy,
+    /// None.
+    Idle,
+}
+
+/// What becomes of the group's size when an instance leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// Another one takes its place.
+    Keep,
+    /// The group gets smaller.
+    Decrement,
+}
+
+/// The instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminated {
+    /// Because it was asked to.
+    Now,
+    /// Somebody asked before: this agent, one before it, or the group itself.
+    Before,
+}
+
+/// Why something was not done. `action` is the permission that it takes (`autoscaling:CompleteLifecycleAction`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The group has its smallest size already.
+    AtMinimum,
+    /// It was said no: asking again is in vain.
+    Denied {
+        /// The permission.
+        action: String,
+        /// The code of the error, such as `AccessDenied`.
+        code: String,
+        /// What was said.
+        message: String,
+    },
+    /// It was said "not now" until patience was over.
+    Throttled {
+        /// The permission.
+        action: String,
+        /// The code of the error.
+        code: String,
+    },
+    /// Nobody answered.
+    Unreachable {
+        /// The permission.
+        action: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// This machine has no such thing.
+    NotHere,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMinimum => f.write_str("the Auto Scaling group has its minimum size already"),
+            Self::Denied { action, code, message } => write!(f, "action={action} code={code} message={message}"),
+            Self::Throttled { action, code } => write!(f, "action={action} code={code} message=refused for too long"),
+            Self::Unreachable { action, why } => write!(f, "action={action} code=Unreachable message={why}"),
+            Self::NotHere => f.write_str("this machine is in no Auto Scaling group"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
