@@ -7,9 +7,10 @@ use std::path::Path;
 
 use toml_edit::{Document, Item, TableLike};
 
-use super::expand;
+use super::docker::Contradiction;
 use super::keys::{self, Support};
-use super::place::line_number;
+use super::place::{Place, line_number};
+use super::{Runner, expand, is_of_containers};
 
 /// Something to tell about a line of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,17 @@ pub fn of_keys(text: &str) -> Vec<Finding> {
     findings
 }
 
+/// Tells what cannot be kept together below `[runners.docker]`, and what stands in the wrong place there.
+pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
+    let of_runner = |(index, runner): (usize, &Runner)| {
+        let place = |key| Place { runner: Some(index), key };
+        let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
+        told.map(|(place, why)| Finding { line: place.line(text), message: format!("`runners.{}`: {why}", place.key) })
+            .collect::<Vec<_>>()
+    };
+    runners.iter().enumerate().flat_map(of_runner).collect()
+}
+
 /// Says when others may read the file, in which the runners' tokens stand.
 pub fn of_mode(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
@@ -59,6 +71,9 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
                 let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
                 other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
             }
+            Some((_, Support::Honoured)) if full == "runners.docker.environment" => {
+                tell(format!("`{full}` is honoured, but belongs below [[runners]]; move it there"));
+            }
             Some((_, Support::Honoured)) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
                 let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
@@ -67,6 +82,9 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
                 }
             }
             Some((_, Support::NoEffect(why))) => tell(format!("`{full}` has no effect: {why}")),
+            Some((_, Support::Table)) if full == "runners.docker" && !has_containers(table) => {
+                tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
+            }
             Some((_, Support::Table)) => visit_tables(text, &full, item, findings),
             None if path == "runners.feature_flags" => {
                 tell(format!("`{full}` changes nothing: mayfly has no such switch"));
@@ -74,6 +92,11 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
             None => tell(format!("`{full}` is unknown and has no effect{}", hint(path, name))),
         }
     }
+}
+
+/// Whether a runner's jobs run in containers.
+fn has_containers(runner: &dyn TableLike) -> bool {
+    runner.get("executor").and_then(Item::as_str).is_some_and(is_of_containers)
 }
 
 fn visit_tables(text: &str, path: &str, item: &Item, findings: &mut Vec<Finding>) {
@@ -148,6 +171,25 @@ mod tests {
             let told = of_keys(text);
             assert!(told[0].message.ends_with(hint), "{told:?}");
         }
+    }
+
+    #[test]
+    fn containers_are_told_of_where_there_are_some() {
+        let text = |executor: &str| {
+            format!(
+                "[[runners]]\nexecutor = \"{executor}\"\n[runners.docker]\nhelper_image = \"x\"\nimgae = \"x\"\n\
+                 environment = [\"A=1\"]\n[[runners.docker.services]]\nname = \"x\"\nports = []\n\
+                 [runners.docker.sysctls]\n\"net.core.somaxconn\" = \"1\"\n"
+            )
+        };
+        let told: Vec<String> = of_keys(&text("docker-autoscaler")).iter().map(Finding::to_string).collect();
+        assert_eq!(told.len(), 4, "{told:#?}");
+        assert!(told[0].starts_with("line 4: `runners.docker.helper_image` has no effect"), "{told:#?}");
+        assert!(told[1].ends_with("did you mean `image`?"), "{told:#?}");
+        assert!(told[2].starts_with("line 6") && told[2].contains("belongs below [[runners]]"), "{told:#?}");
+        assert!(told[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{told:#?}");
+        let told = of_keys(&text("shell"));
+        assert!(told.len() == 1 && told[0].message.starts_with("`runners.docker` has no effect"), "{told:#?}");
     }
 
     #[test]

@@ -18,7 +18,9 @@ const SESSION: &str = "web terminals are not offered";
 const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
 /// Said of the object stores that are not S3.
 pub const KIND: &str = "this build keeps caches on the instance and in S3";
-const DOCKER: &str = "this build runs jobs in the instance's shell";
+/// Said of `[runners.docker]` where jobs run without containers.
+pub const WITHOUT_CONTAINERS: &str = "this executor runs jobs in the instance's shell";
+const HELPER: &str = "the agent does the work of the helper image itself";
 const OTHER_EXECUTOR: &str = "this executor does not exist in mayfly";
 const USAGE: &str = "mayfly reports to no one but GitLab";
 
@@ -88,7 +90,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("slot_cgroup_template", NoEffect("each script has a control group of its own")),
     ("artifact", NoEffect("transfers have an hour, and ten minutes for an answer")),
     ("cache", Table),
-    ("docker", NoEffect(DOCKER)),
+    ("docker", Table),
     ("machine", NoEffect(MANAGER)),
     ("autoscaler", NoEffect(MANAGER)),
     ("instance", NoEffect(MANAGER)),
@@ -104,8 +106,13 @@ const RUNNER: &[(&str, Support)] = &[
 
 /// Keys below `[runners.custom_build_dir]` and `[runners.mayfly]`.
 const CUSTOM_BUILD_DIR: &[(&str, Support)] = &[("enabled", Honoured)];
-const RUNNER_MAYFLY: &[(&str, Support)] =
-    &[("kill_grace", Honoured), ("cgroups", Honoured), ("cache_max_size", Honoured), ("cache_max_age", Honoured)];
+const RUNNER_MAYFLY: &[(&str, Support)] = &[
+    ("kill_grace", Honoured),
+    ("cgroups", Honoured),
+    ("cache_max_size", Honoured),
+    ("cache_max_age", Honoured),
+    ("ecr_login", Honoured),
+];
 
 /// Keys below `[runners.cache]`.
 const CACHE: &[(&str, Support)] = &[
@@ -150,23 +157,94 @@ const FEATURE_FLAGS: &[(&str, Support)] = &[
     ("FF_USE_GITALY_CORRELATION_ID", Honoured),
 ];
 
-/// Some keys of a table that is told as a whole: enough to say where a misplaced one belongs.
-const DOCKER_KEYS: &[(&str, Support)] = &[
-    ("image", NoEffect(DOCKER)),
-    ("privileged", NoEffect(DOCKER)),
-    ("volumes", NoEffect(DOCKER)),
-    ("pull_policy", NoEffect(DOCKER)),
-    ("allowed_images", NoEffect(DOCKER)),
-    ("allowed_services", NoEffect(DOCKER)),
-    ("helper_image", NoEffect(DOCKER)),
-    ("network_mode", NoEffect(DOCKER)),
-    ("extra_hosts", NoEffect(DOCKER)),
-    ("shm_size", NoEffect(DOCKER)),
-    ("disable_cache", NoEffect(DOCKER)),
-    ("cap_add", NoEffect(DOCKER)),
-    ("cap_drop", NoEffect(DOCKER)),
-    ("memory", NoEffect(DOCKER)),
-    ("cpus", NoEffect(DOCKER)),
+/// Keys below `[runners.docker]`.
+const DOCKER: &[(&str, Support)] = &[
+    ("host", Honoured),
+    ("tls_cert_path", Honoured),
+    ("tls_verify", Honoured),
+    ("image", Honoured),
+    ("pull_policy", Honoured),
+    ("allowed_pull_policies", Honoured),
+    ("allowed_images", Honoured),
+    ("allowed_services", Honoured),
+    ("allowed_privileged_images", Honoured),
+    ("allowed_privileged_services", Honoured),
+    ("disable_entrypoint_overwrite", Honoured),
+    ("user", Honoured),
+    ("allowed_users", Honoured),
+    ("group_add", Honoured),
+    ("privileged", Honoured),
+    ("services_privileged", Honoured),
+    ("cap_add", Honoured),
+    ("cap_drop", Honoured),
+    ("security_opt", Honoured),
+    ("services_security_opt", Honoured),
+    ("userns_mode", Honoured),
+    ("sysctls", Honoured),
+    ("memory", Honoured),
+    ("memory_swap", Honoured),
+    ("memory_reservation", Honoured),
+    ("cpus", Honoured),
+    ("cpu_shares", Honoured),
+    ("cpuset_cpus", Honoured),
+    ("cpuset_mems", Honoured),
+    ("cgroup_parent", Honoured),
+    ("service_memory", Honoured),
+    ("service_memory_swap", Honoured),
+    ("service_memory_reservation", Honoured),
+    ("service_cpus", Honoured),
+    ("service_cpu_shares", Honoured),
+    ("service_cpuset_cpus", Honoured),
+    ("service_cgroup_parent", Honoured),
+    ("oom_kill_disable", Honoured),
+    ("oom_score_adjust", Honoured),
+    ("shm_size", Honoured),
+    ("ulimit", Honoured),
+    ("devices", Honoured),
+    ("services_devices", Honoured),
+    ("device_cgroup_rules", Honoured),
+    ("gpus", Honoured),
+    ("service_gpus", Honoured),
+    ("runtime", Honoured),
+    ("isolation", Honoured),
+    ("volumes", Honoured),
+    ("volumes_from", Honoured),
+    ("volume_driver", Honoured),
+    ("volume_driver_ops", Honoured),
+    ("volume_keep", Honoured),
+    ("cache_dir", Honoured),
+    ("disable_cache", Honoured),
+    ("tmpfs", Honoured),
+    ("services_tmpfs", Honoured),
+    ("network_mode", Honoured),
+    ("network_mtu", Honoured),
+    ("enable_ipv6", Honoured),
+    ("dns", Honoured),
+    ("dns_search", Honoured),
+    ("extra_hosts", Honoured),
+    ("links", Honoured),
+    ("hostname", Honoured),
+    ("mac_address", Honoured),
+    ("pid_mode", Honoured),
+    ("ipcmode", Honoured),
+    ("services_limit", Honoured),
+    ("wait_for_services_timeout", Honoured),
+    ("container_labels", Honoured),
+    ("log_options", Honoured),
+    ("environment", Honoured),
+    ("services", Table),
+    ("helper_image", NoEffect(HELPER)),
+    ("helper_image_flavor", NoEffect(HELPER)),
+    ("service_slot_cgroup_template", NoEffect("services have control groups of their own")),
+];
+
+/// Keys below `[[runners.docker.services]]`.
+const DOCKER_SERVICE: &[(&str, Support)] = &[
+    ("name", Honoured),
+    ("alias", Honoured),
+    ("command", Honoured),
+    ("entrypoint", Honoured),
+    ("environment", Honoured),
 ];
 
 /// Every table with its keys, by path.
@@ -177,7 +255,8 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners.mayfly", RUNNER_MAYFLY),
     ("runners.custom_build_dir", CUSTOM_BUILD_DIR),
     ("runners.feature_flags", FEATURE_FLAGS),
-    ("runners.docker", DOCKER_KEYS),
+    ("runners.docker", DOCKER),
+    ("runners.docker.services", DOCKER_SERVICE),
     ("runners.cache", CACHE),
     ("runners.cache.s3", CACHE_S3),
 ];
@@ -191,7 +270,7 @@ pub fn of(path: &str) -> &'static [(&'static str, Support)] {
 pub fn place_of(path: &str) -> String {
     match path {
         "" => "at the top, before every table".to_owned(),
-        "runners" => "below [[runners]]".to_owned(),
+        "runners" | "runners.docker.services" => format!("below [[{path}]]"),
         path => format!("below [{path}]"),
     }
 }

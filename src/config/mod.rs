@@ -4,6 +4,8 @@
 //! and `[runners.mayfly]`. This layer reads and edits the file; it asks no server and runs nothing.
 
 pub mod cache;
+#[allow(dead_code, reason = "until jobs run in containers")]
+pub mod docker;
 pub mod duration;
 pub mod edit;
 mod expand;
@@ -25,6 +27,7 @@ pub use findings::Finding;
 use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
 use cache::Limits;
+use docker::Docker;
 use place::Place;
 
 /// What the whole agent does.
@@ -130,6 +133,11 @@ pub struct Runner {
     pub kill_grace: Duration,
     /// Give each script a control group.
     pub cgroups: bool,
+    /// What containers are made of.
+    pub docker: Docker,
+    /// Fetch a login for Amazon's registries where no other is configured.
+    #[allow(dead_code, reason = "until jobs run in containers")]
+    pub ecr_login: bool,
 }
 
 /// Executors of this build.
@@ -220,6 +228,8 @@ impl Runner {
             feature_flags: BTreeMap::new(),
             kill_grace: Duration::from_secs(10),
             cgroups: true,
+            docker: Docker::default(),
+            ecr_login: true,
         }
     }
 }
@@ -230,6 +240,7 @@ impl Config {
         let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
         let config = Self::parse(path, &text)?;
         let mut findings = findings::of_keys(&text);
+        findings.extend(findings::of_containers(&text, &config.runners));
         findings.extend(findings::of_mode(path));
         Ok(Loaded { config, findings })
     }
@@ -313,13 +324,12 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         return Err(("shell", format!("`shell = \"{shell}\"`: this build knows bash and sh")));
     }
     let url = expand::expand(&raw.url);
-    // The text itself may be a secret that lost its name.
-    let pair = |(index, text): (usize, &String)| {
-        let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-        let (key, value) =
-            pair.ok_or_else(|| ("environment", format!("`environment`: entry number {} is not KEY=VALUE", index + 1)))?;
-        Ok((key.to_owned(), value.to_owned()))
+    // What stands in the right place counts.
+    let mut environment = match is_of_containers(&raw.executor) {
+        true => pairs("docker.environment", &raw.docker.environment)?,
+        false => Vec::new(),
     };
+    environment.extend(pairs("environment", &raw.environment)?);
     let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
     let mut all_labels = labels.clone();
     all_labels.extend(raw.labels);
@@ -344,7 +354,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         cache: raw.cache,
         cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),
-        environment: raw.environment.iter().enumerate().map(pair).collect::<Result<_, (&'static str, String)>>()?,
+        environment,
         pre_get_sources_script: raw.pre_get_sources_script,
         post_get_sources_script: raw.post_get_sources_script,
         pre_build_script: raw.pre_build_script,
@@ -356,7 +366,23 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         feature_flags: raw.feature_flags,
         kill_grace: raw.mayfly.kill_grace.unwrap_or(Duration::from_secs(10)),
         cgroups: raw.mayfly.cgroups.unwrap_or(true),
+        docker: raw.docker,
+        ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
     })
+}
+
+/// `KEY=VALUE` each. Errors: one is not; its text may be a secret that lost its name, and is not shown.
+fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (&'static str, String)> {
+    let pair = |(index, text): (usize, &String)| match text.split_once('=').filter(|(name, _)| !name.is_empty()) {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err((key, format!("`{key}`: entry number {} is not KEY=VALUE", index + 1))),
+    };
+    texts.iter().enumerate().map(pair).collect()
+}
+
+/// Whether an executor runs jobs in containers.
+fn is_of_containers(executor: &str) -> bool {
+    matches!(executor, "docker" | "docker-autoscaler" | "docker+machine")
 }
 
 /// The executor by name. Errors: it is missing, unknown, or none of this build's.

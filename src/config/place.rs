@@ -6,7 +6,7 @@ use toml_edit::{Document, Item, TableLike};
 pub struct Place {
     /// Which of `[[runners]]`, from 0; `None` for the top level.
     pub runner: Option<usize>,
-    /// The key.
+    /// The key; one of a table within has that table's name and a dot before it.
     pub key: &'static str,
 }
 
@@ -17,6 +17,11 @@ impl Place {
             Some(offset) => show(text, offset, why),
             None => why.to_owned(),
         }
+    }
+
+    /// The line, from 1.
+    pub fn line(&self, text: &str) -> Option<usize> {
+        self.offset(text).map(|offset| line_number(text, offset))
     }
 
     fn offset(&self, text: &str) -> Option<usize> {
@@ -32,6 +37,9 @@ impl Place {
 }
 
 fn offset_of(table: &dyn TableLike, key: &str) -> Option<usize> {
+    if let Some((within, key)) = key.split_once('.') {
+        return offset_of(table.get(within)?.as_table_like()?, key);
+    }
     let item = table.get(key)?;
     Some(table.key(key).and_then(toml_edit::Key::span).or_else(|| Item::span(item))?.start)
 }

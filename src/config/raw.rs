@@ -72,6 +72,7 @@ pub struct Runner {
     pub custom_build_dir: CustomBuildDir,
     pub feature_flags: BTreeMap<String, bool>,
     pub mayfly: RunnerMayfly,
+    pub docker: super::docker::Docker,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,6 +87,7 @@ pub struct RunnerMayfly {
     #[serde(deserialize_with = "duration")]
     pub kill_grace: Option<Duration>,
     pub cgroups: Option<bool>,
+    pub ecr_login: Option<bool>,
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.

@@ -1,0 +1,95 @@
+//! What is wrong only together.
+
+use super::{Docker, Size, Swap};
+
+/// Two keys that cannot both be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contradiction {
+    /// The key that is best changed, below `[[runners]]`.
+    pub key: &'static str,
+    /// Why, and what to do.
+    pub why: String,
+}
+
+impl Docker {
+    /// Everything that the engine would refuse, or that would leave no job to run.
+    pub fn contradictions(&self) -> Vec<Contradiction> {
+        let mut found = Vec::new();
+        let mut tell = |key, why| found.push(Contradiction { key, why });
+        for (key, why) in memory("", self.memory, self.memory_swap, self.memory_reservation) {
+            tell(key, why);
+        }
+        let of_services = (self.service_memory, self.service_memory_swap, self.service_memory_reservation);
+        for (key, why) in memory("service_", of_services.0, of_services.1, of_services.2) {
+            tell(key, why);
+        }
+        for limit in &self.ulimit {
+            if limit.hard >= 0 && (limit.soft > limit.hard || limit.soft < 0) {
+                let (name, soft, hard) = (&limit.name, limit.soft, limit.hard);
+                tell(
+                    "docker.ulimit",
+                    format!("{name}: the soft limit {soft} is above the hard limit {hard}; swap them"),
+                );
+            }
+        }
+        let (default, permitted) = (self.default_policies(), self.permitted_policies());
+        if !default.iter().any(|policy| permitted.contains(policy)) {
+            let why = "no policy of `pull_policy` is among `allowed_pull_policies`; add it there";
+            tell("docker.allowed_pull_policies", why.to_owned());
+        }
+        if !self.user.is_empty() && !self.allowed_users.is_empty() && !self.allowed_users.contains(&self.user) {
+            let why = format!("`user = \"{}\"` is not among `allowed_users`; add it there", self.user);
+            tell("docker.allowed_users", why);
+        }
+        self.network(&mut tell);
+        found
+    }
+
+    /// A container that shares a network has no name or address of its own in it.
+    fn network(&self, tell: &mut impl FnMut(&'static str, String)) {
+        let mode = &self.network_mode;
+        let of_container = mode.starts_with("container:");
+        let shared = of_container || mode == "host";
+        let given = [
+            ("docker.links", shared && !self.links.is_empty()),
+            ("docker.mac_address", shared && self.mac_address.is_some()),
+            ("docker.dns", of_container && !self.dns.is_empty()),
+            ("docker.extra_hosts", of_container && !self.extra_hosts.is_empty()),
+            ("docker.hostname", of_container && !self.hostname.is_empty()),
+        ];
+        for (key, _) in given.into_iter().filter(|(_, wrong)| *wrong) {
+            tell(key, format!("a container with `network_mode = \"{mode}\"` has none of its own; leave it out"));
+        }
+    }
+}
+
+fn memory(
+    prefix: &str,
+    memory: Option<Size>,
+    swap: Option<Swap>,
+    reservation: Option<Size>,
+) -> Vec<(&'static str, String)> {
+    let named = |plain: &'static str, of_services| if prefix.is_empty() { plain } else { of_services };
+    let memory = memory.filter(|memory| memory.0 > 0);
+    let mut found = Vec::new();
+    let key = named("docker.memory_swap", "docker.service_memory_swap");
+    match (memory, swap) {
+        (Some(memory), Some(Swap::UpTo(swap))) if swap.0 > 0 && swap < memory => found.push((
+            key,
+            format!(
+                "`{prefix}memory_swap` counts memory and swap together: it cannot be below `{prefix}memory` ({memory})"
+            ),
+        )),
+        (None, Some(Swap::UpTo(swap))) if swap.0 > 0 => {
+            found.push((key, format!("`{prefix}memory_swap` needs `{prefix}memory` beside it")));
+        }
+        _ => {}
+    }
+    if let Some((memory, reservation)) = memory.zip(reservation).filter(|(memory, reserved)| reserved > memory) {
+        found.push((
+            named("docker.memory_reservation", "docker.service_memory_reservation"),
+            format!("`{prefix}memory_reservation` ({reservation}) cannot be above `{prefix}memory` ({memory})"),
+        ));
+    }
+    found
+}

@@ -1,0 +1,60 @@
+//! Lists of patterns for image names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+use super::Device;
+use crate::archive::glob::Pattern;
+
+/// Patterns as in `allowed_images`: `*` within a part of a name, `**` over parts.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns(Vec<(String, Pattern)>);
+
+impl Patterns {
+    /// True without any pattern.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of the patterns matches the whole name as it is written.
+    pub fn match_name(&self, name: &str) -> bool {
+        // A pattern cuts names at slashes and forgets empty parts: `a//b` is no `a/b`.
+        let parts_are_named = name.split('/').all(|part| !part.is_empty());
+        parts_are_named && self.0.iter().any(|(_, pattern)| pattern.matches(name.as_bytes()))
+    }
+
+    /// Reads patterns. Errors: what is wrong with one.
+    pub fn parse(texts: Vec<String>) -> Result<Self, String> {
+        let pattern = |text: String| match Pattern::parse(&text) {
+            Ok(pattern) => Ok((text, pattern)),
+            Err(why) => Err(format!("`{text}` is not a pattern: {why}")),
+        };
+        texts.into_iter().map(pattern).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for Patterns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<&str> = self.0.iter().map(|(text, _)| text.as_str()).collect();
+        f.write_str(&texts.join(", "))
+    }
+}
+
+impl<'de> Deserialize<'de> for Patterns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(Vec::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// A table from a pattern to devices.
+pub fn devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Patterns, Vec<Device>)>, D::Error> {
+    let table = BTreeMap::<String, Vec<String>>::deserialize(deserializer)?;
+    let entry = |(text, list): (String, Vec<String>)| {
+        let devices = list.iter().map(|text| text.parse()).collect::<Result<_, String>>()?;
+        Ok((Patterns::parse(vec![text])?, devices))
+    };
+    table.into_iter().map(entry).collect::<Result<_, String>>().map_err(D::Error::custom)
+}
