@@ -15,4 +15,5 @@ mod protocol;
 mod settings;
 mod signals;
 mod sources;
+mod supervision;
 mod tls;

@@ -7,6 +7,7 @@ mod recovery;
 mod rotation;
 mod signals;
 mod slots;
+mod supervisor;
 mod watch;
 
 use std::fs::{self, File};
@@ -28,8 +29,10 @@ use crate::journal::Count;
 use desk::Desk;
 use lifetime::{Lifetime, Reason};
 use poller::{Generation, Poller};
+use rotation::Rotation;
 use signals::Request;
 use slots::Slots;
+use supervisor::Supervisor;
 
 /// Stack of threads that do little.
 pub const STACK: usize = 256 * 1024;
@@ -61,6 +64,7 @@ pub struct Options {
 
 /// Lives until it is time to leave. Errors: the agent cannot begin; why, and what to do.
 pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
+    let supervisor = Supervisor::from_environment();
     let state = config::state_dir(&loaded.config);
     let unusable = |error: io::Error| {
         format!("the state directory {} cannot be used: {error}; set `state_dir` below [mayfly]", state.display())
@@ -70,7 +74,7 @@ pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let mut agent = Agent::new(options, &loaded.config, state, events, inbox);
+    let mut agent = Agent::new(options, &loaded.config, state, supervisor, events, inbox);
     agent.recover(&loaded.config);
     agent.adopt_configuration(loaded)?;
     Ok(agent.live())
@@ -98,6 +102,8 @@ struct Agent {
     lifetime: Lifetime,
     generation: Arc<Generation>,
     servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
+    supervisor: Supervisor,
+    rotation: Rotation,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     leaving: Option<Leaving>,
@@ -113,7 +119,14 @@ struct Leaving {
 }
 
 impl Agent {
-    fn new(options: Options, config: &Config, state: PathBuf, events: Sender<Event>, inbox: Receiver<Event>) -> Self {
+    fn new(
+        options: Options,
+        config: &Config,
+        state: PathBuf,
+        supervisor: Supervisor,
+        events: Sender<Event>,
+        inbox: Receiver<Event>,
+    ) -> Self {
         let identity = Plain.identity();
         let count = Count::load(&state, &identity);
         let max_builds = options.max_builds.or(config.mayfly.max_builds);
@@ -131,6 +144,8 @@ impl Agent {
             state,
             identity,
             desk,
+            supervisor,
+            rotation: Rotation::default(),
             events,
             inbox,
             leaving: None,
@@ -231,16 +246,14 @@ impl Agent {
             self.config.concurrent,
             self.system_id
         );
+        self.supervisor.ready();
         loop {
             let patience = self.look_after_time();
-            if self.leaving.is_some() && self.slots.is_quiet() {
+            self.tell_status();
+            if self.leaving.is_some() && self.is_quiet() {
                 return self.leave();
             }
-            let event = match patience {
-                Some(patience) => self.inbox.recv_timeout(patience),
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match event {
+            match self.next_event(patience) {
                 Ok(Event::Signal(request)) => {
                     if let Some(code) = self.obey(request) {
                         return code;
@@ -251,6 +264,28 @@ impl Agent {
                 Err(RecvTimeoutError::Disconnected) => return self.leave(),
             }
         }
+    }
+
+    /// Waits for an event, for as long as nothing is due and whoever watches over the process allows.
+    fn next_event(&mut self, patience: Option<Duration>) -> Result<Event, RecvTimeoutError> {
+        match [patience, self.supervisor.alive()].into_iter().flatten().min() {
+            Some(patience) => self.inbox.recv_timeout(patience),
+            None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// True when nothing is under way that must not be cut.
+    fn is_quiet(&self) -> bool {
+        self.slots.is_quiet() && !self.rotation.is_under_way()
+    }
+
+    fn tell_status(&mut self) {
+        let jobs = self.slots.jobs();
+        let status = match &self.leaving {
+            None => format!("{jobs} of {} jobs", self.config.concurrent),
+            Some(leaving) => format!("taking no more jobs ({}), {jobs} left", leaving.reason.as_str()),
+        };
+        self.supervisor.status(&status);
     }
 
     /// Does what is due, and says how long nothing else will be.
@@ -315,14 +350,17 @@ impl Agent {
         if self.leaving.is_some() {
             return;
         }
+        self.supervisor.reloading();
         let loaded = Config::load(&self.options.config).map_err(|error| error.to_string());
         match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
             Err(why) => log::error!("the configuration is not taken over, the one before stays in force: {why}"),
         }
+        self.supervisor.ready();
     }
 
-    fn leave(&self) -> ExitCode {
+    fn leave(&mut self) -> ExitCode {
+        self.supervisor.stopping();
         let reason = self.leaving.as_ref().map_or(Reason::Signal, |leaving| leaving.reason);
         // The next start on this machine is a new life with its own count.
         if reason != Reason::Signal
@@ -340,16 +378,20 @@ impl Agent {
         use std::os::unix::process::CommandExt;
         log::info!("handing over to the program on disk running={}", self.slots.jobs());
         self.generation.end(&self.slots);
-        while self.slots.requests() > 0 {
-            if self.inbox.recv().is_err() {
+        self.supervisor.reloading();
+        while self.slots.requests() > 0 || self.rotation.is_under_way() {
+            if let Err(RecvTimeoutError::Disconnected) = self.next_event(None) {
                 break;
             }
         }
         let program = std::env::current_exe().unwrap_or_default();
         let program = program.display().to_string();
         let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
-        let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+        let mut next = std::process::Command::new(&program);
+        next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
+        let error = next.exec();
         log::error!("the program on disk cannot be started; going on with this one path={program} error={error}");
+        self.supervisor.ready();
         self.reload();
         None
     }

@@ -1,9 +1,15 @@
 //! Tokens that die are replaced in time: after three quarters of their life, one at a time, and written to the
-//! configuration at once, since the old token is dead from then on.
+//! configuration at once, since the old token is dead from then on. A thread does that: the server may be slow, and the
+//! main loop must come round.
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::Agent;
+use super::{Agent, Event, STACK};
 use crate::config::Runner;
 use crate::config::edit::Editor;
 use crate::coordinator::gitlab::GitLab;
@@ -11,47 +17,108 @@ use crate::coordinator::gitlab::GitLab;
 /// When a replacement failed, it is tried again after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-impl Agent {
-    /// Replaces the tokens that are due; says how long until the next one is.
-    pub(super) fn rotate_tokens(&self) -> Option<Duration> {
-        let mut next = None;
-        for (runner, gitlab) in &self.servers {
-            let Some(left) = until_due(runner) else { continue };
-            let left = if left.is_zero() { self.rotate(runner, gitlab) } else { left };
-            next = Some(next.map_or(left, |next: Duration| next.min(left)));
-        }
-        next
+/// Where the replacing of tokens stands.
+#[derive(Default)]
+pub struct Rotation {
+    under_way: Arc<AtomicBool>,
+    /// When the last one began.
+    begun: Option<Instant>,
+}
+
+impl Rotation {
+    /// True while a token is being replaced: a process that ended now would lose it.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::SeqCst)
     }
 
-    fn rotate(&self, runner: &Runner, gitlab: &GitLab) -> Duration {
-        if runner.feature_flags.get("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION") == Some(&true) {
-            log::warn!(
-                "a token expires soon and is not replaced (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
-                runner.name
-            );
-            return AGAIN_AFTER;
-        }
-        match replace(self, runner, gitlab) {
-            Ok(()) => log::info!("the token was replaced runner={}", runner.name),
-            Err(why) => log::error!("the token could not be replaced runner={} error={why}", runner.name),
-        }
-        // A written configuration is noticed, and brings the new token with it.
-        AGAIN_AFTER
+    /// What is left of the rest after the last replacement.
+    fn rest(&self) -> Duration {
+        let since = self.begun.map_or(AGAIN_AFTER, |begun| begun.elapsed());
+        AGAIN_AFTER.saturating_sub(since)
     }
 }
 
-fn replace(agent: &Agent, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
-    // The file first: a token that cannot be kept must not be asked for.
-    let mut editor = Editor::open(&agent.options.config)?;
-    if !editor.has(&runner.url, &runner.token) {
-        return Err(format!("the runner is not in {} any more", agent.options.config.display()));
+/// Held while tokens are replaced; the end is told however it comes.
+struct UnderWay {
+    flag: Arc<AtomicBool>,
+    events: Sender<Event>,
+}
+
+impl UnderWay {
+    fn begin(rotation: &Rotation, events: Sender<Event>) -> Self {
+        rotation.under_way.store(true, Ordering::SeqCst);
+        Self { flag: Arc::clone(&rotation.under_way), events }
     }
-    editor.save().map_err(|error| format!("{}: {error}", agent.options.config.display()))?;
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.flag.store(false, Ordering::SeqCst);
+        let _ = self.events.send(Event::Changed);
+    }
+}
+
+impl Agent {
+    /// Begins to replace the tokens that are due; says how long until the next one is.
+    pub(super) fn rotate_tokens(&mut self) -> Option<Duration> {
+        if self.rotation.is_under_way() {
+            return None;
+        }
+        let left = |(runner, _): &(Arc<Runner>, Arc<GitLab>)| until_due(runner);
+        let next = self.servers.iter().filter_map(left).min()?;
+        let rest = self.rotation.rest();
+        if !next.is_zero() || !rest.is_zero() {
+            return Some(next.max(rest));
+        }
+        let due = self.servers.iter().filter(|server| left(server) == Some(Duration::ZERO)).cloned().collect();
+        self.rotation.begun = Some(Instant::now());
+        self.start_rotation(due);
+        None
+    }
+
+    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<GitLab>)>) {
+        let under_way = UnderWay::begin(&self.rotation, self.events.clone());
+        let config = self.options.config.clone();
+        let rotate = move || {
+            for (runner, gitlab) in &due {
+                rotate(&config, runner, gitlab);
+            }
+            drop(under_way);
+        };
+        if let Err(error) = thread::Builder::new().name("rotate".to_owned()).stack_size(STACK).spawn(rotate) {
+            log::error!("no thread to replace tokens error={error}");
+        }
+    }
+}
+
+fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
+    if runner.feature_flags.get("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION") == Some(&true) {
+        log::warn!(
+            "a token expires soon and is not replaced (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
+            runner.name
+        );
+        return;
+    }
+    // A written configuration is noticed, and brings the new token with it.
+    match replace(config, runner, gitlab) {
+        Ok(()) => log::info!("the token was replaced runner={}", runner.name),
+        Err(why) => log::error!("the token could not be replaced runner={} error={why}", runner.name),
+    }
+}
+
+fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
+    let unwritten = |error| format!("{}: {error}", config.display());
+    // The file first: a token that cannot be kept must not be asked for.
+    let mut editor = Editor::open(config)?;
+    if !editor.has(&runner.url, &runner.token) {
+        return Err(format!("the runner is not in {} any more", config.display()));
+    }
+    editor.save().map_err(unwritten)?;
     let registration = gitlab.reset_token(&runner.token).map_err(|error| error.to_string())?;
     let token = registration.token.ok_or("the server sent no token")?;
     let now = jiff::Timestamp::now().to_string();
     editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());
-    editor.save().map_err(|error| format!("{}: {error}", agent.options.config.display()))
+    editor.save().map_err(unwritten)
 }
 
 /// How long until a token is to be replaced; `None` for one that lives for ever.

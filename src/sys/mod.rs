@@ -1,7 +1,7 @@
 //! Calls of the operating system that `nix` lacks, each behind one small safe function.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -48,6 +48,17 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
         ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => Ok(None),
     }
+}
+
+/// Takes a variable out of the environment of this process, for good. A process with several threads keeps it: another
+/// could be reading the environment at that moment.
+pub fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    if fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
+        // SAFETY: there is one thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+    Some(value)
 }
 
 /// Restores the default action of a signal.

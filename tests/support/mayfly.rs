@@ -78,14 +78,20 @@ impl Home {
 
     /// Starts the agent.
     pub fn start(&self, arguments: &[&str]) -> Agent {
+        self.start_with(arguments, &[])
+    }
+
+    /// Starts the agent with more in its environment.
+    pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Agent {
         // A log for each agent of this home.
         let count = fs::read_dir(self.directory.path()).expect("a directory").count();
         let log = self.path(&format!("agent-{count}.log"));
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let config = self.config().display().to_string();
         let all = [&["run", "--config", &config], arguments].concat();
-        let child =
-            self.command(&all).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("mayfly");
+        let mut command = self.command(&all);
+        command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        let child = command.spawn().expect("mayfly");
         Agent { child, log }
     }
 }

@@ -1,0 +1,188 @@
+//! What the service manager is told (systemd's notification protocol, sd_notify(3)), and when: up, reloading, leaving,
+//! and alive. Without a service manager every call does nothing.
+
+use std::ffi::OsString;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::sys;
+
+/// Where notices go.
+const SOCKET: &str = "NOTIFY_SOCKET";
+/// Microseconds within which a sign of life is expected.
+const WATCHDOG: &str = "WATCHDOG_USEC";
+/// Whose signs of life those are.
+const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
+
+/// A service manager that takes no notice for this long is done without.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whoever started the agent as a service, if anybody did.
+pub struct Supervisor {
+    /// The variables as they were given, for the program that this one hands over to.
+    given: Vec<(&'static str, OsString)>,
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// Between two signs of life.
+    rhythm: Option<Duration>,
+    fed: Option<Instant>,
+    status: String,
+}
+
+impl Supervisor {
+    /// Takes the service manager's variables out of the environment, so that no child can speak for the agent. To be
+    /// called before the first thread is started.
+    pub fn from_environment() -> Self {
+        let take = |name: &'static str| sys::take_variable(name).map(|value| (name, value));
+        Self::new([SOCKET, WATCHDOG, WATCHDOG_PROCESS].into_iter().filter_map(take).collect())
+    }
+
+    fn new(given: Vec<(&'static str, OsString)>) -> Self {
+        let value = |wanted: &str| given.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
+        let number = |name: &str| value(name).and_then(|value| value.to_str()?.parse::<u64>().ok());
+        let socket = value(SOCKET).and_then(|address| {
+            let opened = open(address.as_bytes());
+            let unusable = |error: &_| {
+                log::warn!("the service manager cannot be told anything {SOCKET}={address:?} error={error}");
+            };
+            opened.inspect_err(unusable).ok()
+        });
+        let ours = number(WATCHDOG_PROCESS).is_none_or(|process| process == u64::from(process::id()));
+        let rhythm = number(WATCHDOG).filter(|limit| *limit > 0 && ours && socket.is_some());
+        let rhythm = rhythm.map(|limit| Duration::from_micros(limit) / 2);
+        Self { given, socket, rhythm, fed: None, status: String::new() }
+    }
+
+    /// The variables that a program needs which this process becomes.
+    pub fn variables(&self) -> impl Iterator<Item = (&'static str, &OsString)> {
+        self.given.iter().map(|(name, value)| (*name, value))
+    }
+
+    /// The agent takes jobs (again).
+    pub fn ready(&mut self) {
+        // The number is told since the agent may have been started by a wrapper.
+        self.send(&format!("READY=1\nMAINPID={}", process::id()));
+    }
+
+    /// The configuration is read again; [`Supervisor::ready`] follows.
+    pub fn reloading(&mut self) {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| Duration::ZERO.into());
+        let microseconds = Duration::from(now).as_micros();
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+    }
+
+    /// The agent goes, and there is no way back. Not for one that waits for its last jobs: from here on the service
+    /// manager counts `TimeoutStopSec`.
+    pub fn stopping(&mut self) {
+        self.send("STOPPING=1");
+    }
+
+    /// What the agent is doing, in words for people; told when it changes.
+    pub fn status(&mut self, status: &str) {
+        if self.socket.is_some() && self.status != status {
+            status.clone_into(&mut self.status);
+            self.send(&format!("STATUS={status}"));
+        }
+    }
+
+    /// The main loop has come round; said at half the time that the watchdog allows. Returns how soon it must come
+    /// round again, if anybody watches.
+    pub fn alive(&mut self) -> Option<Duration> {
+        let rhythm = self.rhythm?;
+        let since = self.fed.map(|fed| fed.elapsed());
+        if let Some(left) = since.and_then(|since| rhythm.checked_sub(since)).filter(|left| !left.is_zero()) {
+            return Some(left);
+        }
+        self.fed = Some(Instant::now());
+        self.send("WATCHDOG=1");
+        Some(rhythm)
+    }
+
+    fn send(&self, notice: &str) {
+        let Some((socket, address)) = &self.socket else { return };
+        if let Err(error) = socket.send_to_addr(notice.as_bytes(), address) {
+            log::warn!("the service manager was not told: {} error={error}", notice.replace('\n', " "));
+        }
+    }
+}
+
+/// A socket for notices, and where they go: a socket in the file system, or an abstract one (`@`). It stays unconnected,
+/// since the service manager may make its end anew.
+fn open(address: &[u8]) -> std::io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match address {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(address))?,
+        _ => return Err(std::io::Error::other("neither a path nor an abstract address")),
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok((socket, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(address: &SocketAddr) -> UnixDatagram {
+        let socket = UnixDatagram::bind_addr(address).expect("bound");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        socket
+    }
+
+    fn heard(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).expect("a notice");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    fn supervisor(socket: &str, limit: &str, process: &str) -> Supervisor {
+        Supervisor::new(vec![(SOCKET, socket.into()), (WATCHDOG, limit.into()), (WATCHDOG_PROCESS, process.into())])
+    }
+
+    #[test]
+    fn tells_a_socket_by_path_or_abstract_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("notify");
+        let name = format!("mayfly-test-{}", process::id());
+        for (given, address) in [
+            (path.display().to_string(), SocketAddr::from_pathname(&path).expect("an address")),
+            (format!("@{name}"), SocketAddr::from_abstract_name(name).expect("an address")),
+        ] {
+            let socket = listen(&address);
+            let mut supervisor = supervisor(&given, "0", "0");
+            supervisor.ready();
+            assert_eq!(heard(&socket), format!("READY=1\nMAINPID={}", process::id()));
+            supervisor.status("idle");
+            supervisor.status("idle");
+            supervisor.reloading();
+            assert_eq!(heard(&socket), "STATUS=idle");
+            assert!(heard(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+            supervisor.stopping();
+            assert_eq!(heard(&socket), "STOPPING=1");
+            assert_eq!(supervisor.alive(), None, "nobody watches");
+            assert_eq!(supervisor.variables().count(), 3);
+        }
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_at_half_its_time_and_only_by_its_process() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("notify");
+        let socket = listen(&SocketAddr::from_pathname(&path).expect("an address"));
+        let path = path.display().to_string();
+        let ours = process::id().to_string();
+        let mut watched = supervisor(&path, "60000000", &ours);
+        assert_eq!(watched.alive(), Some(Duration::from_secs(30)));
+        assert!(watched.alive().expect("watched") <= Duration::from_secs(30), "fed already");
+        watched.stopping();
+        assert_eq!([heard(&socket), heard(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
+        assert_eq!(supervisor(&path, "60000000", "1").alive(), None);
+        assert_eq!(supervisor("nonsense", "60000000", &ours).alive(), None);
+        let nobody = format!("{path}-nobody");
+        supervisor(&nobody, "60000000", &ours).stopping();
+    }
+}

@@ -1,0 +1,81 @@
+//! What a service manager hears of the agent.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::gitlab::GitLab;
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+/// The service manager's end.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn listen(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).expect("bound");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        Self(socket)
+    }
+
+    /// The next notice that says something of this.
+    fn next(&self, wanted: &str) -> String {
+        loop {
+            let mut buffer = [0; 1024];
+            let length = self.0.recv(&mut buffer).unwrap_or_else(|error| panic!("no {wanted}: {error}"));
+            let notice = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if notice.lines().any(|line| line.starts_with(wanted)) {
+                return notice;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_service_manager_hears_of_every_turn_in_the_life_of_an_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let manager = Manager::listen(&home.path("notify"));
+    let socket = home.path("notify").display().to_string();
+    let mut agent = home.start_with(&[], &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "400000")]);
+    let ready = format!("READY=1\nMAINPID={}", agent.pid());
+    assert_eq!(manager.next("READY"), ready);
+    agent.wait_for_log("mayfly is up");
+    manager.next("STATUS=0 of 1 jobs");
+    manager.next("WATCHDOG=1");
+    manager.next("WATCHDOG=1");
+
+    agent.signal("HUP");
+    assert!(manager.next("RELOADING=1").contains("MONOTONIC_USEC="));
+    assert_eq!(manager.next("READY"), ready);
+
+    let id = gitlab.queue(job(&["env | cut -d= -f1", "echo begun", "sleep 2", "echo finished"]).build());
+    manager.next("STATUS=1 of 1 jobs");
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("USR2");
+    manager.next("RELOADING=1");
+    assert_eq!(manager.next("READY"), ready, "the program took its place in the same process");
+    manager.next("WATCHDOG=1");
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success");
+    assert!(!job.lines().iter().any(|line| line.starts_with("NOTIFY_") || line.starts_with("WATCHDOG_")));
+
+    agent.signal("QUIT");
+    manager.next("STATUS=taking no more jobs (signal)");
+    manager.next("STOPPING=1");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_service_manager_that_is_gone_keeps_no_agent_from_its_work() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    drop(Manager::listen(&home.path("notify")));
+    let socket = home.path("notify").display().to_string();
+    let mut agent = home.start_with(&["--once"], &[("NOTIFY_SOCKET", &socket)]);
+    let id = gitlab.queue(job(&["true"]).build());
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("the service manager was not told"), "{}", agent.log());
+    assert_eq!(gitlab.job(id).state, "success");
+}
