@@ -17,5 +17,5 @@ pub mod tls;
 mod transfer;
 
 pub use client::{Client, Error, Method, Request, Response, origin};
-pub use retry::{http_date, is_retryable};
+pub use retry::{Backoff, http_date, is_retryable, random_fraction};
 pub use transfer::{Incoming, Outgoing, Patience, Transfer};

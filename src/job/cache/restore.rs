@@ -9,7 +9,7 @@ use super::{Copy, Remote, Restore, RestorePlan, Wire};
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
 use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date};
-use crate::instance::aws::credentials::element;
+use crate::instance::aws::xml::element;
 use crate::job::transfer::{Meter, heading, rest, setback, warning};
 
 const TRIES: u32 = 3;

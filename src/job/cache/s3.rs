@@ -11,6 +11,7 @@ use crate::config::cache::{Cache, S3};
 use crate::coordinator::Token;
 use crate::instance::aws::credentials::{self, Credentials};
 use crate::instance::aws::sign::{Scope, Target, escape, presign};
+use crate::instance::aws::sts::{self, Role};
 
 /// The longest that S3 lets a signature count.
 const MOST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -117,18 +118,20 @@ impl Store {
         let s3 = &self.settings;
         let has_keys = !s3.access_key.is_empty() && !s3.secret_key.is_empty();
         let mut credentials = match s3.authentication_type.as_str() {
-            "iam" => credentials::find()?,
+            "iam" => credentials::current()?,
             _ if has_keys => {
                 let session_token = Some(&s3.session_token).filter(|token| !token.is_empty());
                 let session_token = session_token.map(|token| Token::new(token.as_str()));
                 Credentials { session_token, ..Credentials::fixed(&s3.access_key, &s3.secret_key) }
             }
             "access-key" => return Err("AuthenticationType is access-key, and a key is missing".to_owned()),
-            _ => credentials::find()?,
+            _ => credentials::current()?,
         };
         let role = [&s3.role_arn, &s3.upload_role_arn].into_iter().find(|role| !role.is_empty());
         if let Some(role) = role {
-            credentials = credentials::assume_role(role, Some(&self.policy()), self.region(), &credentials)?;
+            let region = Some(self.region().to_owned());
+            let role = Role { policy: Some(self.policy()), region, ..Role::new(role) };
+            credentials = sts::assume_role(&role, &credentials)?;
         }
         *kept = Some(credentials.clone());
         Ok(credentials)

@@ -1,0 +1,141 @@
+//! Calls to one service, signed with what this process has, tried again while there is patience.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::credentials;
+use super::endpoint::Service;
+use super::profile::Profiles;
+use super::region;
+use super::wire::{Failure, Request, Wire, patiently, variable};
+use crate::instance::Refusal;
+
+/// A client; shared by threads.
+pub struct Client {
+    service: Service,
+    /// As configured; found out where nothing is.
+    region: Option<String>,
+    wire: Mutex<Option<Arc<Wire>>>,
+}
+
+/// Why a call came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// The permission that it takes: `autoscaling:SetInstanceProtection`.
+    pub permission: String,
+    /// What happened.
+    pub cause: Cause,
+}
+
+/// What happened to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The service said no.
+    Refused {
+        /// `AccessDenied`, `ValidationError`, …
+        code: String,
+        /// What it said, in one line.
+        message: String,
+    },
+    /// The service said "not now" to the end. What was asked for may have been done all the same.
+    Busy {
+        /// `Throttling`, `Status503`, …
+        code: String,
+    },
+    /// Nobody answered. What was asked for may have been done all the same.
+    Silent(String),
+    /// Nothing was asked: there are no credentials, or no region.
+    Unprepared(String),
+}
+
+impl Error {
+    /// The code of the refusal; empty where there is none.
+    pub fn code(&self) -> &str {
+        match &self.cause {
+            Cause::Refused { code, .. } | Cause::Busy { code } => code,
+            Cause::Silent(_) | Cause::Unprepared(_) => "",
+        }
+    }
+
+    /// Whether the service has said no for good, so that nothing was done.
+    pub fn is_final(&self) -> bool {
+        matches!(self.cause, Cause::Refused { .. })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Cause::Refused { code, message } => write!(f, "{} is refused with {code}: {message}", self.permission),
+            Cause::Busy { code } => write!(f, "{} is put off with {code}", self.permission),
+            Cause::Silent(why) => write!(f, "{} gets no answer: {why}", self.permission),
+            Cause::Unprepared(why) => write!(f, "{} cannot be asked: {why}", self.permission),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let action = error.permission;
+        match error.cause {
+            Cause::Refused { code, message } => Self::Denied { action, code, message },
+            Cause::Busy { code } => Self::Throttled { action, code },
+            Cause::Silent(why) | Cause::Unprepared(why) => Self::Unreachable { action, why },
+        }
+    }
+}
+
+impl Client {
+    /// A client of a service in a region, or in the one that this process is found to be in.
+    pub fn new(service: Service, region: Option<&str>) -> Self {
+        Self { service, region: region.map(str::to_owned), wire: Mutex::default() }
+    }
+
+    /// Makes a call, again while it may still go well and for `patience` at most ([`Duration::ZERO`]: once). What is
+    /// done twice by it must be as good as done once. Errors: see [`Cause`].
+    pub fn call(&self, request: &Request, patience: Duration) -> Result<String, Error> {
+        let error = |cause| Error { permission: format!("{}:{}", self.service.name, request.action), cause };
+        let mut unprepared = None;
+        let outcome = patiently(patience, || {
+            unprepared = None;
+            self.send(request).unwrap_or_else(|why| {
+                unprepared = Some(why.clone());
+                Err(Failure::Silent(why))
+            })
+        });
+        outcome.map_err(|failure| match (failure, unprepared) {
+            (_, Some(why)) => error(Cause::Unprepared(why)),
+            (Failure::Refused(problem), _) if problem.is_temporary() => error(Cause::Busy { code: problem.code }),
+            (Failure::Refused(problem), _) => error(Cause::Refused { code: problem.code, message: problem.message }),
+            (Failure::Silent(why), _) => error(Cause::Silent(why)),
+        })
+    }
+
+    /// One try, and one more with new credentials when the old ones have ended. Errors: it cannot be asked.
+    fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
+        let wire = self.wire()?;
+        let credentials = credentials::current()?;
+        let outcome = wire.send(request, Some(&credentials));
+        match &outcome {
+            Err(Failure::Refused(problem)) if problem.is_expiry() => {
+                credentials::discard(&credentials);
+                Ok(wire.send(request, Some(&credentials::current()?)))
+            }
+            _ => Ok(outcome),
+        }
+    }
+
+    fn wire(&self) -> Result<Arc<Wire>, String> {
+        let mut kept = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = kept.as_ref() {
+            return Ok(Arc::clone(wire));
+        }
+        let region = region::find(self.region.as_deref())?;
+        let wire = Arc::new(Wire::new(self.service, &region, &Profiles::read(&variable))?);
+        *kept = Some(Arc::clone(&wire));
+        Ok(wire)
+    }
+}

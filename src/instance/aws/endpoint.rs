@@ -1,0 +1,93 @@
+//! Where a service of AWS is found in a region: by its usual name, or where the operator says.
+
+use super::profile::Profiles;
+
+/// A service, by its names.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// In signatures and in the names of permissions: `autoscaling`.
+    pub name: &'static str,
+    /// In host names, where it is another one: `api.ecr`.
+    pub host: &'static str,
+    /// In variables (`AWS_ENDPOINT_URL_AUTO_SCALING`) and, in small letters, in the `services` sections of shared files.
+    pub variable: &'static str,
+}
+
+/// `autoscaling`
+pub const AUTO_SCALING: Service = Service { name: "autoscaling", host: "autoscaling", variable: "AUTO_SCALING" };
+/// `ec2`
+pub const EC2: Service = Service { name: "ec2", host: "ec2", variable: "EC2" };
+/// `sts`
+pub const STS: Service = Service { name: "sts", host: "sts", variable: "STS" };
+/// `ssm`
+pub const SSM: Service = Service { name: "ssm", host: "ssm", variable: "SSM" };
+/// `secretsmanager`
+pub const SECRETS_MANAGER: Service =
+    Service { name: "secretsmanager", host: "secretsmanager", variable: "SECRETS_MANAGER" };
+
+/// Names that regions of a partition begin with, its domain, and its domain for IPv4 and IPv6.
+const PARTITIONS: [(&str, &str, &str); 7] = [
+    ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
+    ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    ("eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
+    ("us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+    ("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
+    ("", "amazonaws.com", "api.aws"),
+];
+
+/// The URL of a service, without a slash at its end. `variable` reads the environment.
+pub fn url(service: Service, region: &str, profiles: &Profiles, variable: &dyn Fn(&str) -> Option<String>) -> String {
+    let is_set = |name: &str| variable(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let configured = || {
+        variable(&format!("AWS_ENDPOINT_URL_{}", service.variable))
+            .or_else(|| variable("AWS_ENDPOINT_URL"))
+            .or_else(|| profiles.endpoint(&service.variable.to_ascii_lowercase()))
+    };
+    let configured = (!is_set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")).then(configured).flatten();
+    configured.map(|url| url.trim_end_matches('/').to_owned()).unwrap_or_else(|| {
+        let partition = PARTITIONS.iter().find(|(prefix, ..)| region.starts_with(prefix));
+        let (_, domain, dual) = partition.unwrap_or(&PARTITIONS[PARTITIONS.len() - 1]);
+        let fips = if is_set("AWS_USE_FIPS_ENDPOINT") { "-fips" } else { "" };
+        let domain = if is_set("AWS_USE_DUALSTACK_ENDPOINT") { dual } else { domain };
+        format!("https://{}{fips}.{region}.{domain}", service.host)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(set: &[(&str, &str)], files: &str, service: Service, region: &str) -> String {
+        let variable = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        url(service, region, &Profiles::of_text(files, "", "default"), &variable)
+    }
+
+    #[test]
+    fn a_region_tells_its_partition() {
+        for (region, expected) in [
+            ("eu-central-1", "https://ssm.eu-central-1.amazonaws.com"),
+            ("us-gov-west-1", "https://ssm.us-gov-west-1.amazonaws.com"),
+            ("cn-north-1", "https://ssm.cn-north-1.amazonaws.com.cn"),
+            ("us-iso-east-1", "https://ssm.us-iso-east-1.c2s.ic.gov"),
+            ("eusc-de-east-1", "https://ssm.eusc-de-east-1.amazonaws.eu"),
+        ] {
+            assert_eq!(with(&[], "", SSM, region), expected);
+        }
+        let dual = [("AWS_USE_DUALSTACK_ENDPOINT", "true"), ("AWS_USE_FIPS_ENDPOINT", "true")];
+        assert_eq!(with(&dual, "", STS, "us-east-1"), "https://sts-fips.us-east-1.api.aws");
+    }
+
+    #[test]
+    fn the_narrowest_word_counts() {
+        let files = "[default]\nendpoint_url = http://profile\nservices = here\n[services here]\nauto_scaling =\n  \
+                     endpoint_url = http://service\n";
+        let all = [("AWS_ENDPOINT_URL_AUTO_SCALING", "http://one/"), ("AWS_ENDPOINT_URL", "http://all")];
+        assert_eq!(with(&all, files, AUTO_SCALING, "r"), "http://one");
+        assert_eq!(with(&all, files, EC2, "r"), "http://all");
+        assert_eq!(with(&[], files, AUTO_SCALING, "r"), "http://service");
+        assert_eq!(with(&[], files, EC2, "r"), "http://profile");
+        let ignored = [all[0], ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")];
+        assert_eq!(with(&ignored, files, EC2, "r"), "https://ec2.r.amazonaws.com");
+    }
+}

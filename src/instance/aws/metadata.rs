@@ -1,0 +1,327 @@
+//! The instance metadata service, version 2: a token first, then questions with it.
+//!
+//! It is near, answers in milliseconds, and is shared by everything on the machine: it is never asked through a proxy,
+//! and never more often than its share allows.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use ureq::{Agent, Timeout, http};
+
+use crate::coordinator::Token;
+use crate::http::http_date;
+
+const ADDRESS: &str = "http://169.254.169.254";
+const ADDRESS_IPV6: &str = "http://[fd00:ec2::254]";
+/// Seconds that a token counts: the most that the service allows.
+const TOKEN_SECONDS: u64 = 21_600;
+const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
+/// The answer with the token, and it alone, has an IP hop limit.
+const HOP_LIMIT: &str = "; in a container the instance's hop limit must be 2: aws ec2 \
+                         modify-instance-metadata-options --http-put-response-hop-limit 2";
+/// Requests in any one second; all instances of a machine share about a thousand packets.
+const REQUESTS_A_SECOND: usize = 4;
+const CONNECT: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_secs(2);
+const ATTEMPTS: u32 = 3;
+/// Bytes of an answer that are read at most.
+const ANSWER_MAX: u64 = 1 << 20;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// There is no such thing: normal for notices.
+    Absent,
+    /// The service is switched off, for the instance or for this process.
+    Off,
+    /// Nobody answers, or nothing that makes sense; why, and what to do.
+    Silent(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("the instance metadata service knows nothing of it"),
+            Self::Off => f.write_str(
+                "the instance metadata service is switched off; enable it for the instance, or unset \
+                 AWS_EC2_METADATA_DISABLED",
+            ),
+            Self::Silent(why) => write!(f, "the instance metadata service does not answer: {why}"),
+        }
+    }
+}
+
+/// An answer.
+pub struct Item {
+    /// The text, without the white space around it.
+    pub text: String,
+    /// The time by the service's clock, where it tells.
+    pub at: Option<SystemTime>,
+}
+
+/// A client; shared by threads.
+pub struct Metadata {
+    base: String,
+    is_off: bool,
+    attempts: u32,
+    agent: Agent,
+    session: Mutex<Session>,
+}
+
+#[derive(Default)]
+struct Session {
+    /// The token, and until when it is used.
+    token: Option<(Token, Instant)>,
+    /// When the last requests were made.
+    recent: VecDeque<Instant>,
+}
+
+impl Metadata {
+    /// The one client of this process: its share of requests is counted here.
+    pub fn of_process() -> &'static Self {
+        static CLIENT: OnceLock<Metadata> = OnceLock::new();
+        CLIENT.get_or_init(|| Self::new(&|name| std::env::var(name).ok().filter(|value| !value.is_empty())))
+    }
+
+    /// A client as the variables that AWS's own tools know describe it.
+    pub fn new(variable: &dyn Fn(&str) -> Option<String>) -> Self {
+        let is = |name: &str, value: &str| variable(name).is_some_and(|given| given.eq_ignore_ascii_case(value));
+        let address = if is("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6") { ADDRESS_IPV6 } else { ADDRESS };
+        let base = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| address.to_owned());
+        let seconds = variable("AWS_METADATA_SERVICE_TIMEOUT").and_then(|text| text.parse::<f64>().ok());
+        let answer = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let answer = answer.filter(|answer| !answer.is_zero()).unwrap_or(ANSWER);
+        let attempts = variable("AWS_METADATA_SERVICE_NUM_ATTEMPTS").and_then(|text| text.parse().ok());
+        let config = Agent::config_builder()
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent("mayfly")
+            .allow_non_standard_methods(true)
+            .max_idle_age(Duration::from_secs(10))
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(answer.max(CONNECT)));
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            is_off: is("AWS_EC2_METADATA_DISABLED", "true"),
+            attempts: attempts.unwrap_or(ATTEMPTS).clamp(1, 10),
+            agent: config.build().into(),
+            session: Mutex::default(),
+        }
+    }
+
+    /// Reads what is at `path` below `/latest/`; tried some times while nobody answers. Errors: see [`Error`].
+    pub fn get(&self, path: &str) -> Result<Item, Error> {
+        let mut attempt = 1;
+        loop {
+            match self.look(path) {
+                Err(Error::Silent(why)) if attempt < self.attempts => {
+                    log::debug!("the instance metadata service is asked again path={path} error={why}");
+                    thread::sleep(Duration::from_millis(100) * attempt);
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The same, tried once: for whoever comes again soon anyway.
+    pub fn look(&self, path: &str) -> Result<Item, Error> {
+        if self.is_off {
+            return Err(Error::Off);
+        }
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let had_token = session.token.is_some();
+        let answer = self.ask(&mut session, path)?;
+        if answer.status != 401 || !had_token {
+            return settle(answer);
+        }
+        // The token may have died with its time (on a machine that slept), or with the service that gave it.
+        session.token = None;
+        settle(self.ask(&mut session, path)?)
+    }
+
+    fn ask(&self, session: &mut Session, path: &str) -> Result<Answer, Error> {
+        let token = self.token(session)?;
+        session.pace();
+        let request = http::Request::get(format!("{}/latest/{path}", self.base))
+            .header("X-aws-ec2-metadata-token", token.reveal())
+            .body(());
+        self.exchange(request, "")
+    }
+
+    fn token(&self, session: &mut Session) -> Result<Token, Error> {
+        if let Some((token, _)) = session.token.as_ref().filter(|(_, end)| Instant::now() < *end) {
+            return Ok(token.clone());
+        }
+        session.pace();
+        let request = http::Request::put(format!("{}/latest/api/token", self.base))
+            .header(TTL, TOKEN_SECONDS.to_string())
+            .header("Content-Length", "0")
+            .body(());
+        let began = Instant::now();
+        let answer = self.exchange(request, HOP_LIMIT)?;
+        let seconds = answer.headers.get(TTL).and_then(|text| text.to_str().ok()?.parse().ok());
+        let life = Duration::from_secs(seconds.unwrap_or(TOKEN_SECONDS).min(TOKEN_SECONDS));
+        let text = match settle(answer) {
+            Err(Error::Absent) => return Err(Error::Silent("it hands out no tokens: it is none of EC2's".to_owned())),
+            settled => settled?.text,
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=+/.".contains(&byte)) {
+            return Err(Error::Silent("what it hands out is no token".to_owned()));
+        }
+        let token = Token::new(text);
+        session.token = Some((token.clone(), began + life.saturating_sub(life / 10)));
+        Ok(token)
+    }
+
+    /// One request; `hint` is added when the connection is there and the answer does not come.
+    fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Answer, Error> {
+        let request = request.map_err(|why| Error::Silent(format!("{}: {why}", self.base)))?;
+        let describe = |error: ureq::Error| {
+            let is_answer = matches!(&error, ureq::Error::Timeout(reason) if !matches!(reason, Timeout::Connect));
+            Error::Silent(format!("{}: {error}{}", self.base, if is_answer { hint } else { "" }))
+        };
+        let mut answer = self.agent.run(request).map_err(describe)?;
+        let text = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string().map_err(describe)?;
+        Ok(Answer { status: answer.status().as_u16(), headers: answer.headers().clone(), text })
+    }
+}
+
+/// An answer as it came.
+struct Answer {
+    status: u16,
+    headers: http::HeaderMap,
+    text: String,
+}
+
+/// What a status means.
+fn settle(answer: Answer) -> Result<Item, Error> {
+    match answer.status {
+        200 => {
+            let at = answer.headers.get("Date").and_then(|date| http_date(date.to_str().ok()?));
+            Ok(Item { text: answer.text.trim().to_owned(), at })
+        }
+        403 => Err(Error::Off),
+        404 => Err(Error::Absent),
+        status => Err(Error::Silent(format!("status {status}"))),
+    }
+}
+
+impl Session {
+    /// Waits until one more request is within the bound.
+    fn pace(&mut self) {
+        if self.recent.len() == REQUESTS_A_SECOND
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            thread::sleep(Duration::from_secs(1).saturating_sub(oldest.elapsed()));
+        }
+        self.recent.push_back(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::testing::Server;
+
+    const TOKEN: &str =
+        "HTTP/1.1 200 OK\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 5\r\n\r\nTOKEN";
+
+    fn client(server: &Server, more: &[(&str, &str)]) -> Metadata {
+        Metadata::new(&|name| match name {
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT" => Some(format!("{}/", server.url)),
+            name => more.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+        })
+    }
+
+    fn answer(status: u16, text: &str) -> String {
+        format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{text}", text.len())
+    }
+
+    #[test]
+    fn asks_for_a_token_once() {
+        let server = Server::new(&[TOKEN, &answer(200, "i-1\n"), &answer(404, "")]);
+        let client = client(&server, &[]);
+        assert_eq!(client.get("meta-data/instance-id").unwrap().text, "i-1");
+        assert_eq!(client.get("meta-data/spot/instance-action").err(), Some(Error::Absent));
+        let seen = server.seen();
+        assert!(seen[0].head.starts_with("put /latest/api/token "), "{}", seen[0].head);
+        assert_eq!(seen[0].header("x-aws-ec2-metadata-token-ttl-seconds"), Some("21600"));
+        assert_eq!(seen[0].header("x-forwarded-for"), None);
+        assert!(seen[1].head.starts_with("get /latest/meta-data/instance-id "));
+        assert_eq!(seen[2].header("x-aws-ec2-metadata-token"), Some("token"));
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn a_token_that_is_refused_is_replaced() {
+        let server =
+            Server::new(&[TOKEN, &answer(200, "a"), &answer(401, ""), TOKEN, &answer(200, "b"), &answer(401, "")]);
+        let client = client(&server, &[]);
+        assert_eq!(client.get("x").unwrap().text, "a");
+        assert_eq!(client.get("x").unwrap().text, "b");
+    }
+
+    #[test]
+    fn a_token_is_replaced_before_its_end() {
+        let short = TOKEN.replace("21600", "0");
+        let server = Server::new(&[&short, &answer(200, "a"), TOKEN, &answer(200, "b")]);
+        let client = client(&server, &[]);
+        assert_eq!(client.get("x").unwrap().text, "a");
+        assert_eq!(client.get("x").unwrap().text, "b");
+    }
+
+    #[test]
+    fn comes_again_when_there_is_no_answer_now() {
+        let server = Server::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
+        let client = client(&server, &[]);
+        assert_eq!(client.get("x").unwrap().text, "a");
+        assert!(matches!(client.look("x"), Err(Error::Silent(why)) if why.contains("503")));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_the_service() {
+        let off = Server::new(&[&answer(403, "")]);
+        assert_eq!(client(&off, &[]).get("x").err(), Some(Error::Off));
+        let disabled = client(&off, &[("AWS_EC2_METADATA_DISABLED", "true")]);
+        assert_eq!(disabled.get("x").err(), Some(Error::Off));
+        assert_eq!(off.seen().len(), 1, "a service that is switched off is left alone");
+        let one = [("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")];
+        for (answer, part) in [(answer(404, ""), "none of EC2's"), (answer(200, "<html>\n"), "no token")] {
+            let server = Server::new(&[&answer]);
+            let why = client(&server, &one).get("x").err().unwrap().to_string();
+            assert!(why.contains(part), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_never_comes_gets_a_hint() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = Metadata::new(&|name| match name {
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT" => Some(url.clone()),
+            "AWS_METADATA_SERVICE_NUM_ATTEMPTS" => Some("1".to_owned()),
+            _ => None,
+        });
+        let why = client.get("x").err().unwrap().to_string();
+        assert!(why.contains("hop limit"), "{why}");
+    }
+
+    #[test]
+    fn keeps_its_share() {
+        let answers: Vec<String> = (0..12).map(|_| answer(404, "")).collect();
+        let all: Vec<&str> = [TOKEN].into_iter().chain(answers.iter().map(String::as_str)).collect();
+        let server = Server::new(&all);
+        let client = client(&server, &[]);
+        let began = Instant::now();
+        for _ in 0..12 {
+            assert!(client.look("x").is_err());
+        }
+        assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+}

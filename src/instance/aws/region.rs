@@ -1,0 +1,34 @@
+//! Which region this process works in.
+
+use std::sync::OnceLock;
+
+use super::metadata::Metadata;
+use super::profile::Profiles;
+use super::wire::variable;
+
+/// The region: configured, of the environment, of the shared files, or where the instance is. Errors: none of them
+/// tells.
+pub fn find(configured: Option<&str>) -> Result<String, String> {
+    let told = configured.map(str::to_owned).filter(|region| !region.is_empty());
+    let told = told.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+    let told = told.or_else(|| Profiles::read(&variable).value("region"));
+    told.map_or_else(of_instance, check)
+}
+
+fn of_instance() -> Result<String, String> {
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known.clone());
+    }
+    let item = Metadata::of_process().get("meta-data/placement/region");
+    let item = item.map_err(|error| format!("no AWS region is configured, and {error}; set AWS_REGION"))?;
+    check(item.text).map(|region| KNOWN.get_or_init(|| region).clone())
+}
+
+/// A region becomes part of host names.
+fn check(region: String) -> Result<String, String> {
+    match !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        true => Ok(region),
+        false => Err("the AWS region is not one; write for example eu-central-1".to_owned()),
+    }
+}

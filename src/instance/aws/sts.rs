@@ -1,0 +1,91 @@
+//! Roles: taken on with credentials that are there already, or with a token of somebody whom AWS trusts.
+
+use std::fs;
+use std::time::Duration;
+
+use super::credentials::Credentials;
+use super::endpoint::STS;
+use super::profile::Profiles;
+use super::region;
+use super::wire::{Request, Wire, patiently, variable};
+use super::xml::element;
+use crate::coordinator::Token;
+
+/// What sessions are called in CloudTrail, where nothing else is configured.
+pub const SESSION: &str = "mayfly";
+const VERSION: &str = "2011-06-15";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Which role, and how.
+pub struct Role {
+    /// Its name.
+    pub arn: String,
+    /// What the session is called.
+    pub session: String,
+    /// A word that the role's owner asks for.
+    pub external_id: Option<String>,
+    /// What the session may do at most; a policy.
+    pub policy: Option<String>,
+    /// Where STS is asked; the region of this process where none is given.
+    pub region: Option<String>,
+}
+
+impl Role {
+    /// A role without more.
+    pub fn new(arn: &str) -> Self {
+        Self { arn: arn.to_owned(), session: SESSION.to_owned(), external_id: None, policy: None, region: None }
+    }
+}
+
+/// Credentials of a role for an hour. Errors: refused, or no answer.
+pub fn assume_role(role: &Role, with: &Credentials) -> Result<Credentials, String> {
+    ask("AssumeRole", role, &[], Some(with))
+}
+
+/// Credentials of a role for the bearer of the token in this file. Errors: no token, refused, or no answer.
+pub fn with_web_identity(role: &Role, file: &str) -> Result<Credentials, String> {
+    let token = fs::read_to_string(file).map_err(|error| format!("the web identity token {file}: {error}"))?;
+    let token = Token::new(token.trim());
+    ask("AssumeRoleWithWebIdentity", role, &[("WebIdentityToken", token.reveal())], None)
+}
+
+fn ask(
+    action: &str,
+    role: &Role,
+    more: &[(&str, &str)],
+    credentials: Option<&Credentials>,
+) -> Result<Credentials, String> {
+    let describe = |why: &dyn std::fmt::Display| format!("{action} {}: {why}", role.arn);
+    // STS knows every role in every region.
+    let region = role.region.clone().or_else(|| region::find(None).ok()).unwrap_or_else(|| "us-east-1".to_owned());
+    let mut parameters = vec![("RoleArn", role.arn.as_str()), ("RoleSessionName", &role.session)];
+    parameters.push(("DurationSeconds", "3600"));
+    parameters.extend(role.external_id.iter().map(|id| ("ExternalId", id.as_str())));
+    parameters.extend(role.policy.iter().map(|policy| ("Policy", policy.as_str())));
+    parameters.extend(more);
+    let wire = Wire::new(STS, &region, &Profiles::read(&variable)).map_err(|why| describe(&why))?;
+    let request = Request::query(VERSION, action, &parameters);
+    let answer = patiently(PATIENCE, || wire.send(&request, credentials)).map_err(|failure| describe(&failure))?;
+    decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
+}
+
+fn decode(xml: &str) -> Option<Credentials> {
+    let fixed = Credentials::fixed(&element(xml, "AccessKeyId")?, &element(xml, "SecretAccessKey")?);
+    let expires = element(xml, "Expiration").and_then(|time| time.parse().ok());
+    Some(Credentials { session_token: element(xml, "SessionToken").map(Token::new), expires, ..fixed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_credentials_of_a_role() {
+        let xml = "<R xmlns=\"https://sts\"><C><AccessKeyId>A</AccessKeyId><SecretAccessKey>S&amp;</SecretAccessKey>\
+                   <SessionToken>T</SessionToken><Expiration>2030-01-01T00:00:00Z</Expiration></C></R>";
+        let lent = decode(xml).unwrap();
+        assert_eq!(lent.secret_key.reveal(), "S&");
+        assert!(lent.expires.is_some());
+        assert!(decode("<html>").is_none());
+    }
+}

@@ -1,0 +1,379 @@
+//! One request to a service of AWS: addressed, signed, sent, and its answer told apart from a refusal.
+
+use std::env;
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+
+use super::credentials::Credentials;
+use super::endpoint::{self, Service};
+use super::profile::Profiles;
+use super::sign::{Scope, Target, authorize, escape};
+use super::xml;
+use crate::http::tls::TlsFiles;
+use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, http_date, random_fraction};
+
+/// How long one request may take.
+const PATIENCE: Patience = Patience { total: Duration::from_secs(15), answer: Duration::from_secs(10) };
+/// Bytes of an answer that are read at most.
+const ANSWER_MAX: u64 = 4 << 20;
+/// Letters of a message that are shown.
+const MESSAGE_MAX: usize = 300;
+/// A clock that is further off than this is why a signature is refused.
+const SKEW: Duration = Duration::from_secs(4 * 60);
+/// The wait between two tries is a random part of these.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20));
+
+/// A request, before it is addressed.
+pub struct Request {
+    /// The name of the call.
+    pub action: String,
+    content_type: &'static str,
+    /// `X-Amz-Target`, where the protocol has it.
+    target: Option<String>,
+    body: String,
+}
+
+impl Request {
+    /// A call of the query protocols, those of Auto Scaling, EC2 and STS.
+    pub fn query(version: &str, action: &str, parameters: &[(&str, &str)]) -> Self {
+        let mut body = format!("Action={action}&Version={version}");
+        for (name, value) in parameters {
+            body.push_str(&format!("&{}={}", escape(name, b""), escape(value, b"")));
+        }
+        let content_type = "application/x-www-form-urlencoded; charset=utf-8";
+        Self { action: action.to_owned(), content_type, target: None, body }
+    }
+
+    /// A call of the JSON protocol, version 1.1; `prefix` is the one of its targets (`AmazonSSM`).
+    pub fn json(prefix: &str, action: &str, body: String) -> Self {
+        let target = Some(format!("{prefix}.{action}"));
+        Self { action: action.to_owned(), content_type: "application/x-amz-json-1.1", target, body }
+    }
+}
+
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The service answered with an error.
+    Refused(Problem),
+    /// No answer that could be read. What was asked for may have been done all the same.
+    Silent(String),
+}
+
+/// An error as a service tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Status code.
+    pub status: u16,
+    /// `AccessDenied`, `Throttling`, …; `Status500` and the like where the answer names none.
+    pub code: String,
+    /// What it says, in one line.
+    pub message: String,
+    /// The time by its clock.
+    at: Option<SystemTime>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(problem) => write!(f, "{}: {}", problem.code, problem.message),
+            Self::Silent(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Codes that mean "not now", whatever the status (AWS SDKs and Tools Reference Guide, retry behaviour).
+const NOT_NOW: [&str; 19] = [
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "ProvisionedThroughputExceededException",
+    "TransactionInProgressException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+    "LimitExceededException",
+    "SlowDown",
+    "EC2ThrottledException",
+    "PriorRequestNotComplete",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    // Auto Scaling's own.
+    "ResourceContention",
+    "ScalingActivityInProgress",
+    "ScalingActivityInProgressFault",
+];
+const EXPIRED: [&str; 4] = ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidClientTokenId"];
+const SKEWED: [&str; 6] = [
+    "RequestTimeTooSkewed",
+    "RequestExpired",
+    "RequestInTheFuture",
+    "InvalidSignatureException",
+    "SignatureDoesNotMatch",
+    "AuthFailure",
+];
+
+impl Problem {
+    /// Whether the same request may go well later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.status, 429 | 500 | 502 | 503 | 504) || NOT_NOW.contains(&self.code.as_str())
+    }
+
+    /// Whether other credentials may help.
+    pub fn is_expiry(&self) -> bool {
+        EXPIRED.contains(&self.code.as_str())
+    }
+
+    /// How far the clock here is behind the service's, where the signature was refused for it.
+    fn skew(&self, now: SystemTime) -> Option<i64> {
+        let at = self.at.filter(|_| SKEWED.contains(&self.code.as_str()))?;
+        let (skew, sign) = match at.duration_since(now) {
+            Ok(ahead) => (ahead, 1),
+            Err(behind) => (behind.duration(), -1),
+        };
+        (skew > SKEW).then(|| sign * i64::try_from(skew.as_secs()).unwrap_or(0))
+    }
+}
+
+/// Seconds that the clock here is behind those of AWS.
+static BEHIND: AtomicI64 = AtomicI64::new(0);
+
+fn now() -> Timestamp {
+    let behind = SignedDuration::from_secs(BEHIND.load(Ordering::Relaxed));
+    Timestamp::now().checked_add(behind).unwrap_or_else(|_| Timestamp::now())
+}
+
+/// The way to one service in one region.
+pub struct Wire {
+    service: Service,
+    region: String,
+    url: String,
+    transfer: Transfer,
+}
+
+impl Wire {
+    /// A way, as the environment and the shared files describe it. Errors: the URL, the proxy or `AWS_CA_BUNDLE` cannot
+    /// be used.
+    pub fn new(service: Service, region: &str, profiles: &Profiles) -> Result<Self, String> {
+        let url = endpoint::url(service, region, profiles, &variable);
+        let files = TlsFiles { ca_file: variable("AWS_CA_BUNDLE").map(PathBuf::from), ..TlsFiles::default() };
+        let transfer = Transfer::new(&url, &files, "mayfly", PATIENCE).map_err(|error| error.to_string())?;
+        Ok(Self { service, region: region.to_owned(), url, transfer })
+    }
+
+    /// Sends a request once; once more when the signature was refused for a clock that is wrong here. Without
+    /// credentials it is not signed. Errors: see [`Failure`].
+    pub fn send(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
+        let outcome = self.try_once(request, credentials);
+        let Err(Failure::Refused(problem)) = &outcome else { return outcome };
+        let Some(behind) = problem.skew(SystemTime::now()) else { return outcome };
+        if BEHIND.swap(behind, Ordering::Relaxed) == behind {
+            return outcome;
+        }
+        log::warn!("the clock differs from AWS's, whose time is used to sign; set the clock seconds={behind}");
+        self.try_once(request, credentials)
+    }
+
+    fn try_once(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
+        let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
+        headers.extend(request.target.iter().map(|target| ("X-Amz-Target".to_owned(), target.clone())));
+        if let Some(credentials) = credentials {
+            headers.extend(self.signature(request, &headers, credentials));
+        }
+        let mut body = request.body.as_bytes();
+        let length = body.len() as u64;
+        let url = if has_path(&self.url) { self.url.clone() } else { format!("{}/", self.url) };
+        let sent = self.transfer.send(Method::Post, &url, &headers, Outgoing::Sized(&mut body, length));
+        read(sent.map_err(|error| Failure::Silent(error.to_string()))?)
+    }
+
+    fn signature(
+        &self,
+        request: &Request,
+        headers: &[(String, String)],
+        credentials: &Credentials,
+    ) -> Vec<(String, String)> {
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("https", &self.url));
+        let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+        let usual = if scheme == "https" { ":443" } else { ":80" };
+        let host = authority.strip_suffix(usual).unwrap_or(authority);
+        let headers = headers.to_vec();
+        let target = Target { method: "POST", scheme, host, path, query: Vec::new(), headers };
+        let scope = Scope { region: &self.region, service: self.service.name };
+        authorize(&target, request.body.as_bytes(), credentials, scope, now())
+    }
+}
+
+/// A variable of the environment that is not empty.
+pub fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn has_path(url: &str) -> bool {
+    url.split_once("://").is_some_and(|(_, rest)| rest.contains('/'))
+}
+
+fn read(answer: Incoming) -> Result<String, Failure> {
+    let status = answer.status;
+    let at = answer.header("Date").and_then(http_date);
+    let kind = answer.header("x-amzn-ErrorType").map(str::to_owned);
+    let mut bytes = Vec::new();
+    let outcome = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    match (status, outcome) {
+        (200..=299, Ok(_)) => Ok(text),
+        (200..=299, Err(error)) => Err(Failure::Silent(format!("the answer breaks off: {error}"))),
+        _ => Err(Failure::Refused(explain(status, kind.as_deref(), &text, at))),
+    }
+}
+
+/// An error of the JSON protocol.
+#[derive(Deserialize)]
+struct JsonError {
+    #[serde(rename = "__type", default)]
+    kind: String,
+    #[serde(alias = "Message", default)]
+    message: String,
+}
+
+fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) -> Problem {
+    let json: Option<JsonError> = serde_json::from_str(body).ok();
+    let kind = kind.map(str::to_owned).or_else(|| Some(json.as_ref()?.kind.clone()).filter(|kind| !kind.is_empty()));
+    // `com.amazonaws.ssm#ParameterNotFound:http://…`
+    let kind = kind.as_deref().and_then(|kind| kind.split(':').next()?.rsplit('#').next().map(str::to_owned));
+    let code = kind.or_else(|| xml::element(body, "Code")).filter(|code| is_code(code));
+    let message = json.map(|json| json.message).or_else(|| xml::element(body, "Message")).unwrap_or_default();
+    // Further lines repeat the request, in which the session token stands.
+    let line = message.lines().next().unwrap_or_default();
+    let message = match line.trim() {
+        "" => format!("status {status}, and no more is said"),
+        line => line.chars().take(MESSAGE_MAX).collect(),
+    };
+    Problem { status, code: code.unwrap_or_else(|| format!("Status{status}")), message, at }
+}
+
+fn is_code(code: &str) -> bool {
+    code.starts_with(|first: char| first.is_ascii_alphabetic())
+        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Tries again while the failure may pass, for `patience` in all; waits a random part of a time that doubles.
+pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let began = Instant::now();
+    let mut tries = 0;
+    loop {
+        let failure = match attempt() {
+            Ok(answer) => return Ok(answer),
+            Err(Failure::Refused(problem)) if !problem.is_temporary() => return Err(Failure::Refused(problem)),
+            Err(failure) => failure,
+        };
+        let wait = jittered(tries);
+        tries += 1;
+        if began.elapsed() + wait >= patience {
+            return Err(failure);
+        }
+        log::debug!("AWS is asked again wait_ms={} error={failure}", wait.as_millis());
+        thread::sleep(wait);
+    }
+}
+
+/// The wait after `tries` failures: full jitter, so that many who fail together do not come again together.
+pub fn jittered(tries: u32) -> Duration {
+    BACKOFF.at(tries).mul_f64(random_fraction())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::testing::Server;
+    use std::cell::Cell;
+
+    fn problem(status: u16, body: &str) -> Problem {
+        explain(status, None, body, None)
+    }
+
+    #[test]
+    fn reads_the_errors_of_each_protocol() {
+        let query = "<ErrorResponse xmlns=\"http://a/\"><Error><Type>Sender</Type><Code>AccessDenied</Code>\
+                     <Message>User: x is not authorized\nThe Canonical String: secret</Message></Error></ErrorResponse>";
+        let ec2 = "<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>slow</Message></Error></Errors>\
+                   <RequestID>1</RequestID></Response>";
+        let json = r#"{"__type":"com.amazonaws.ssm#ParameterNotFound","message":"no"}"#;
+        assert_eq!(problem(403, query).code, "AccessDenied");
+        assert_eq!(problem(403, query).message, "User: x is not authorized");
+        assert_eq!((problem(503, ec2).code, problem(503, ec2).message), ("RequestLimitExceeded".into(), "slow".into()));
+        assert_eq!(problem(400, json).code, "ParameterNotFound");
+        let header = Some("ThrottlingException:http://internal.amazon.com/x/");
+        assert_eq!(explain(400, header, "{}", None).code, "ThrottlingException");
+        for nonsense in ["<html><h1>500</h1>", "", "{", "{\"__type\":\"403\"}"] {
+            assert_eq!(problem(500, nonsense).code, "Status500", "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn knows_what_may_pass() {
+        let with = |status, code: &str| Problem { code: code.to_owned(), ..problem(status, "") };
+        assert!(with(500, "ResourceContention").is_temporary() && with(400, "Throttling").is_temporary());
+        assert!(with(400, "ScalingActivityInProgress").is_temporary() && with(502, "Status502").is_temporary());
+        assert!(!with(400, "ValidationError").is_temporary() && !with(403, "AccessDenied").is_temporary());
+        assert!(with(403, "ExpiredToken").is_expiry());
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_from_a_wrong_key() {
+        let now = SystemTime::now();
+        let refused = |at| Problem { code: "SignatureDoesNotMatch".to_owned(), at: Some(at), ..problem(403, "") };
+        assert_eq!(refused(now + Duration::from_secs(600)).skew(now), Some(600));
+        assert_eq!(refused(now - Duration::from_secs(600)).skew(now), Some(-600));
+        assert_eq!(refused(now + Duration::from_secs(20)).skew(now), None);
+        let denied = Problem { code: "AccessDenied".to_owned(), ..refused(now + Duration::from_secs(600)) };
+        assert_eq!(denied.skew(now), None);
+    }
+
+    fn wire(server: &Server) -> Wire {
+        let transfer = Transfer::new(&server.url, &TlsFiles::default(), "mayfly", PATIENCE).expect("a client");
+        Wire { service: endpoint::SSM, region: "eu-west-1".to_owned(), url: server.url.clone(), transfer }
+    }
+
+    #[test]
+    fn a_wrong_clock_is_corrected_once() {
+        let refused = "HTTP/1.1 400 X\r\nDate: Sun, 06 Nov 2044 08:49:37 GMT\r\nContent-Length: 38\r\n\r\n\
+                       {\"__type\":\"InvalidSignatureException\"}";
+        let server = Server::new(&[refused, "HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}"]);
+        let request = Request::json("AmazonSSM", "GetParameter", "{}".to_owned());
+        let answer = wire(&server).send(&request, Some(&Credentials::fixed("A", "S")));
+        BEHIND.store(0, Ordering::Relaxed);
+        assert_eq!(answer, Ok("{}".to_owned()));
+        let seen = server.seen();
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0].header("x-amz-target"), Some("amazonssm.getparameter"));
+        assert!(seen[1].header("x-amz-date").is_some_and(|date| date.starts_with("20441106t08")), "{}", seen[1].head);
+        let signed = "signedheaders=content-type;host;x-amz-date;x-amz-target, signature=";
+        assert!(seen[0].header("authorization").is_some_and(|header| header.contains(signed)), "{}", seen[0].head);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let tries = Cell::new(0);
+        let busy = || {
+            tries.set(tries.get() + 1);
+            Err::<(), _>(Failure::Refused(problem(503, "")))
+        };
+        assert!(patiently(Duration::ZERO, busy).is_err());
+        assert_eq!(tries.get(), 1);
+        let second = || match tries.replace(tries.get() + 1) {
+            1 => Err(Failure::Silent("cut".to_owned())),
+            _ => Ok(tries.get()),
+        };
+        assert_eq!(patiently(Duration::from_secs(60), second), Ok(3));
+    }
+}
