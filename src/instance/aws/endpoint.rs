@@ -7,23 +7,37 @@ use super::profile::Profiles;
 pub struct Service {
     /// In signatures and in the names of permissions: `autoscaling`.
     pub name: &'static str,
-    /// In host names, where it is another one: `api.ecr`.
+    /// In host names: `api.ecr`.
     pub host: &'static str,
+    /// In host names for IPv4 and IPv6.
+    pub dual_host: &'static str,
     /// In variables (`AWS_ENDPOINT_URL_AUTO_SCALING`) and, in small letters, in the `services` sections of shared files.
     pub variable: &'static str,
+    /// With validated cryptography, also where the environment does not ask for it.
+    pub fips: bool,
+    /// By IPv4 and IPv6, likewise.
+    pub dual_stack: bool,
+}
+
+impl Service {
+    /// One that is called the same everywhere.
+    const fn new(name: &'static str, variable: &'static str) -> Self {
+        Self { name, host: name, dual_host: name, variable, fips: false, dual_stack: false }
+    }
 }
 
 /// `autoscaling`
-pub const AUTO_SCALING: Service = Service { name: "autoscaling", host: "autoscaling", variable: "AUTO_SCALING" };
+pub const AUTO_SCALING: Service = Service::new("autoscaling", "AUTO_SCALING");
 /// `ec2`
-pub const EC2: Service = Service { name: "ec2", host: "ec2", variable: "EC2" };
+pub const EC2: Service = Service::new("ec2", "EC2");
 /// `sts`
-pub const STS: Service = Service { name: "sts", host: "sts", variable: "STS" };
+pub const STS: Service = Service::new("sts", "STS");
 /// `ssm`
-pub const SSM: Service = Service { name: "ssm", host: "ssm", variable: "SSM" };
+pub const SSM: Service = Service::new("ssm", "SSM");
 /// `secretsmanager`
-pub const SECRETS_MANAGER: Service =
-    Service { name: "secretsmanager", host: "secretsmanager", variable: "SECRETS_MANAGER" };
+pub const SECRETS_MANAGER: Service = Service::new("secretsmanager", "SECRETS_MANAGER");
+/// `ecr`
+pub const ECR: Service = Service { host: "api.ecr", ..Service::new("ecr", "ECR") };
 
 /// Names that regions of a partition begin with, its domain, and its domain for IPv4 and IPv6.
 const PARTITIONS: [(&str, &str, &str); 7] = [
@@ -48,9 +62,12 @@ pub fn url(service: Service, region: &str, profiles: &Profiles, variable: &dyn F
     configured.map(|url| url.trim_end_matches('/').to_owned()).unwrap_or_else(|| {
         let partition = PARTITIONS.iter().find(|(prefix, ..)| region.starts_with(prefix));
         let (_, domain, dual) = partition.unwrap_or(&PARTITIONS[PARTITIONS.len() - 1]);
-        let fips = if is_set("AWS_USE_FIPS_ENDPOINT") { "-fips" } else { "" };
-        let domain = if is_set("AWS_USE_DUALSTACK_ENDPOINT") { dual } else { domain };
-        format!("https://{}{fips}.{region}.{domain}", service.host)
+        let fips = if service.fips || is_set("AWS_USE_FIPS_ENDPOINT") { "-fips" } else { "" };
+        let (host, domain) = match service.dual_stack || is_set("AWS_USE_DUALSTACK_ENDPOINT") {
+            true => (service.dual_host, dual),
+            false => (service.host, domain),
+        };
+        format!("https://{host}{fips}.{region}.{domain}")
     })
 }
 
@@ -76,6 +93,11 @@ mod tests {
         }
         let dual = [("AWS_USE_DUALSTACK_ENDPOINT", "true"), ("AWS_USE_FIPS_ENDPOINT", "true")];
         assert_eq!(with(&dual, "", STS, "us-east-1"), "https://sts-fips.us-east-1.api.aws");
+        assert_eq!(with(&[], "", ECR, "eu-west-1"), "https://api.ecr.eu-west-1.amazonaws.com");
+        let fips = Service { fips: true, ..ECR };
+        assert_eq!(with(&[], "", fips, "us-east-1"), "https://api.ecr-fips.us-east-1.amazonaws.com");
+        let both = Service { dual_stack: true, ..fips };
+        assert_eq!(with(&[], "", both, "us-east-1"), "https://ecr-fips.us-east-1.api.aws");
     }
 
     #[test]

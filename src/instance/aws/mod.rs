@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod credentials;
+#[allow(dead_code, reason = "until jobs run in containers")]
+pub mod ecr;
 pub mod endpoint;
 pub mod metadata;
 mod profile;
