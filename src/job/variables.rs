@@ -78,11 +78,18 @@ impl Variables {
 
     /// What a script exports, each name once, in order: plain values, and the paths of files.
     pub fn exports(&self) -> Vec<(String, String)> {
-        let value = |variable: &Variable| match variable.file {
-            true => self.path(&variable.key),
-            false => self.expanded(variable),
-        };
-        self.counting().map(|variable| (variable.key.clone(), value(variable))).collect()
+        self.counting().map(|variable| self.export(variable)).collect()
+    }
+
+    #[allow(dead_code, reason = "until jobs run in containers")]
+    /// The same without what is not for everybody who works for the job, such as its services.
+    pub fn public_exports(&self) -> Vec<(String, String)> {
+        self.counting().filter(|variable| variable.public).map(|variable| self.export(variable)).collect()
+    }
+
+    fn export(&self, variable: &Variable) -> (String, String) {
+        let value = if variable.file { self.path(&variable.key) } else { self.expanded(variable) };
+        (variable.key.clone(), value)
     }
 
     /// Files to write: name in the directory, and content.

@@ -1,0 +1,303 @@
+//! What a job may choose of its containers: image, entrypoint, user, platform, policy, within what the configuration
+//! allows.
+
+use super::policy;
+use super::reference::Reference;
+use crate::config::docker::{Docker, Patterns, PullPolicy, Service};
+use crate::job::failure::{FailureReason, JobError};
+use crate::job::payload::{Image, Payload};
+
+/// What a job fails with whose images ask for what cannot be honoured (gitlab-runner's exit code).
+const UNSUPPORTED_OPTIONS: i32 = 3;
+
+/// An image that was chosen, and how its container is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// As it was written, variables replaced.
+    pub name: String,
+    /// The same, taken apart.
+    pub reference: Reference,
+    /// `None` for the image's own; what is empty starts none.
+    pub entrypoint: Option<Vec<String>>,
+    /// `None` for the image's own.
+    pub command: Option<Vec<String>>,
+    /// Empty for the image's own.
+    pub user: String,
+    /// Empty for the machine's own.
+    pub platform: String,
+    /// Tried in this order.
+    pub policies: Vec<PullPolicy>,
+    /// Everything is allowed in the container.
+    pub privileged: bool,
+}
+
+/// Replaces variables in a text.
+pub type Expand<'a> = &'a dyn Fn(&str) -> String;
+
+/// Says which options of the job's images nobody knows here. Errors: there are some.
+pub fn check_options(payload: &Payload) -> Result<(), JobError> {
+    let mut unknown = Vec::new();
+    let images = std::iter::once(("image", &payload.image));
+    for (place, image) in images.chain(payload.services.iter().map(|service| ("service", service))) {
+        let options = &image.executor_opts;
+        let docker = options.docker.unknown.iter().map(|key| format!("docker:{key}"));
+        for key in docker.chain(options.unknown.iter().cloned()) {
+            unknown.push(format!("{place} `{}`: {key}", image.name));
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let message = format!("options that this runner does not know ({}): leave them out", unknown.join("; "));
+    Err(JobError { exit_code: Some(UNSUPPORTED_OPTIONS), ..JobError::system(message) })
+}
+
+/// The job's image and how it is run, and what is not as the job asked. Errors: there is none, its name is none, or
+/// something about it is not allowed.
+pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Choice, Vec<String>), JobError> {
+    let own = expand(&image.name);
+    let configured = expand(&docker.image);
+    let name = if own.is_empty() { configured.clone() } else { own };
+    if name.is_empty() {
+        let message = "no image is named: set `image` for the job, or below [runners.docker]";
+        return Err(JobError::system(message));
+    }
+    if name != configured {
+        check_allowed("image", "allowed_images", &name, &docker.allowed_images)?;
+    }
+    let mut warnings = Vec::new();
+    let user = user(docker, &expand(&image.executor_opts.docker.user), &mut warnings)?;
+    let choice = Choice {
+        reference: reference(&name)?,
+        entrypoint: entrypoint(docker, &name, &image.entrypoint, &mut warnings),
+        command: None,
+        user,
+        platform: expand(&image.executor_opts.docker.platform),
+        policies: policy::of_image(&image.pull_policy, docker)?,
+        privileged: is_privileged(docker.privileged, &docker.allowed_privileged_images, &name),
+        name,
+    };
+    Ok((choice, warnings))
+}
+
+/// A service of the job. Errors: as for the job's image.
+pub fn of_service(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Choice, Vec<String>), JobError> {
+    let name = expand(&image.name);
+    if !docker.services.iter().any(|service| expand(&service.name) == name) {
+        check_allowed("service", "allowed_services", &name, &docker.allowed_services)?;
+    }
+    let mut warnings = Vec::new();
+    let choice = Choice {
+        reference: reference(&name)?,
+        entrypoint: entrypoint(docker, &name, &image.entrypoint, &mut warnings),
+        command: given(&image.command),
+        user: expand(&image.executor_opts.docker.user),
+        platform: expand(&image.executor_opts.docker.platform),
+        policies: policy::of_image(&image.pull_policy, docker)?,
+        privileged: is_service_privileged(docker, &name),
+        name,
+    };
+    Ok((choice, warnings))
+}
+
+/// A service of the configuration, which may be what it likes. Errors: its name is none.
+pub fn of_configured_service(docker: &Docker, service: &Service, expand: Expand<'_>) -> Result<Choice, JobError> {
+    let name = expand(&service.name);
+    Ok(Choice {
+        reference: reference(&name)?,
+        entrypoint: given(&service.entrypoint),
+        command: given(&service.command),
+        user: String::new(),
+        platform: String::new(),
+        policies: policy::of_image(&[], docker)?,
+        privileged: is_service_privileged(docker, &name),
+        name,
+    })
+}
+
+fn reference(name: &str) -> Result<Reference, JobError> {
+    Reference::parse(name).map_err(|error| JobError::new(FailureReason::ImagePullFailure, error.to_string()))
+}
+
+fn given(list: &[String]) -> Option<Vec<String>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}
+
+fn check_allowed(kind: &str, key: &str, name: &str, allowed: &Patterns) -> Result<(), JobError> {
+    if allowed.is_empty() || allowed.match_name(name) {
+        return Ok(());
+    }
+    Err(JobError::system(format!(
+        "the {kind} `{name}` is not allowed on this runner: use one that matches {allowed}, or add it to `{key}` below \
+         [runners.docker]"
+    )))
+}
+
+/// `[""]` starts nothing before the command; an empty list leaves the image's own.
+fn entrypoint(docker: &Docker, name: &str, wanted: &[String], warnings: &mut Vec<String>) -> Option<Vec<String>> {
+    let wanted = given(wanted)?;
+    if docker.disable_entrypoint_overwrite {
+        warnings.push(format!("the entrypoint of `{name}` stays its own: the runner has disable_entrypoint_overwrite"));
+        return None;
+    }
+    Some(wanted)
+}
+
+/// The configured user counts, whatever the job asks for.
+fn user(docker: &Docker, wanted: &str, warnings: &mut Vec<String>) -> Result<String, JobError> {
+    if !docker.user.is_empty() && !wanted.is_empty() && wanted != docker.user {
+        warnings.push(format!("the job asks for user `{wanted}`; this runner has `user = \"{}\"`", docker.user));
+    }
+    let user = if docker.user.is_empty() { wanted } else { &docker.user };
+    let allowed = &docker.allowed_users;
+    if !user.is_empty() && !allowed.is_empty() && !allowed.iter().any(|one| one == user) {
+        return Err(JobError::system(format!(
+            "jobs may not run as user `{user}` on this runner: use one of {}, or add it to `allowed_users` below \
+             [runners.docker]",
+            allowed.join(", ")
+        )));
+    }
+    Ok(user.to_owned())
+}
+
+fn is_privileged(wanted: bool, allowed: &Patterns, name: &str) -> bool {
+    wanted && (allowed.is_empty() || allowed.match_name(name))
+}
+
+fn is_service_privileged(docker: &Docker, name: &str) -> bool {
+    let wanted = docker.services_privileged.unwrap_or(docker.privileged);
+    is_privileged(wanted, &docker.allowed_privileged_services, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::payload::{DockerOptions, ExecutorOptions};
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn patterns(list: &[&str]) -> Patterns {
+        Patterns::parse(texts(list)).expect("patterns")
+    }
+
+    fn image(name: &str) -> Image {
+        Image { name: name.to_owned(), ..Image::default() }
+    }
+
+    fn as_user(user: &str) -> Image {
+        let docker = DockerOptions { user: user.to_owned(), ..DockerOptions::default() };
+        Image { executor_opts: ExecutorOptions { docker, ..ExecutorOptions::default() }, ..image("alpine") }
+    }
+
+    fn expand(text: &str) -> String {
+        text.replace("$TAG", "1.2")
+    }
+
+    fn choose(docker: &Docker, image: &Image) -> Result<Choice, JobError> {
+        of_job(docker, image, &expand).map(|(choice, _)| choice)
+    }
+
+    #[test]
+    fn the_configured_image_counts_where_the_job_names_none() {
+        let docker = Docker {
+            image: "configured:$TAG".to_owned(),
+            allowed_images: patterns(&["r.test/*:*"]),
+            ..Docker::default()
+        };
+        assert_eq!(choose(&docker, &image("")).expect("chosen").name, "configured:1.2");
+        assert_eq!(choose(&docker, &image("configured:1.2")).expect("always allowed").name, "configured:1.2");
+        assert_eq!(choose(&docker, &image("r.test/a:$TAG")).expect("allowed").reference.full(), "r.test/a:1.2");
+        let error = choose(&docker, &image("alpine")).expect_err("refused");
+        assert_eq!(error.reason, FailureReason::RunnerSystemFailure);
+        assert!(error.message.contains("r.test/*:*") && error.message.contains("allowed_images"), "{error}");
+        assert!(choose(&Docker::default(), &image("")).expect_err("none").message.contains("no image is named"));
+        let error = choose(&Docker::default(), &image("Not A Name")).expect_err("no name");
+        assert_eq!(error.reason, FailureReason::ImagePullFailure);
+    }
+
+    #[test]
+    fn an_entrypoint_is_the_jobs_where_it_may_be() {
+        let mut docker = Docker::default();
+        let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
+        let chosen = |docker: &Docker, entrypoint: &[&str]| {
+            let (choice, warnings) = of_job(docker, &with(entrypoint), &expand).expect("chosen");
+            (choice.entrypoint, warnings.len())
+        };
+        assert_eq!(chosen(&docker, &[]), (None, 0));
+        assert_eq!(chosen(&docker, &["/init", "-x"]), (Some(texts(&["/init", "-x"])), 0));
+        assert_eq!(chosen(&docker, &[""]), (Some(texts(&[""])), 0));
+        docker.disable_entrypoint_overwrite = true;
+        assert_eq!(chosen(&docker, &["/init"]), (None, 1));
+        assert_eq!(chosen(&docker, &[]), (None, 0));
+    }
+
+    #[test]
+    fn the_user_is_the_configured_one_or_an_allowed_one() {
+        let docker = |user: &str, allowed: &[&str]| Docker {
+            user: user.to_owned(),
+            allowed_users: texts(allowed),
+            ..Docker::default()
+        };
+        let chosen = |docker: &Docker, user: &str| choose(docker, &as_user(user)).map(|choice| choice.user);
+        for (configured, allowed, wanted, expected) in [
+            ("", &[][..], "1000", Some("1000")),
+            ("", &[], "", Some("")),
+            ("ci", &[], "", Some("ci")),
+            ("ci", &[], "root", Some("ci")),
+            ("", &["a", "b"], "b", Some("b")),
+            ("", &["a", "b"], "", Some("")),
+            ("", &["a", "b"], "c", None),
+            ("a", &["a", "b"], "", Some("a")),
+        ] {
+            let outcome = chosen(&docker(configured, allowed), wanted);
+            match expected {
+                Some(user) => assert_eq!(outcome.expect("allowed"), user, "{configured} {allowed:?} {wanted}"),
+                None => assert!(outcome.expect_err("refused").message.contains("allowed_users")),
+            }
+        }
+    }
+
+    #[test]
+    fn privileges_are_for_those_images_alone_that_are_listed() {
+        let docker = Docker {
+            privileged: true,
+            allowed_privileged_images: patterns(&["docker:*"]),
+            allowed_privileged_services: patterns(&["**/dind:*"]),
+            ..Docker::default()
+        };
+        let privileged = |name| choose(&docker, &image(name)).expect("chosen").privileged;
+        assert!(privileged("docker:dind") && !privileged("alpine:3"));
+        let service = |docker: &Docker, name| of_service(docker, &image(name), &expand).expect("chosen").0.privileged;
+        assert!(service(&docker, "r.test/x/dind:1") && !service(&docker, "postgres:16"));
+        assert!(!service(&Docker { services_privileged: Some(false), ..docker.clone() }, "r.test/dind:1"));
+        assert!(!service(&Docker::default(), "dind:1"));
+    }
+
+    #[test]
+    fn services_of_the_configuration_are_always_allowed() {
+        let docker = Docker {
+            allowed_services: patterns(&["redis:*"]),
+            services: vec![Service { name: "db:$TAG".to_owned(), ..Service::default() }],
+            ..Docker::default()
+        };
+        assert!(of_service(&docker, &image("redis:7"), &expand).is_ok());
+        assert!(of_service(&docker, &image("db:1.2"), &expand).is_ok());
+        let error = of_service(&docker, &image("mysql:8"), &expand).expect_err("refused");
+        assert!(error.message.contains("allowed_services"), "{error}");
+        assert!(of_configured_service(&docker, &docker.services[0], &expand).is_ok());
+    }
+
+    #[test]
+    fn options_that_nobody_knows_fail_the_job() {
+        let mut payload = Payload { image: as_user("x"), ..Payload::default() };
+        assert!(check_options(&payload).is_ok());
+        payload.services.push(image("db"));
+        payload.services[0].executor_opts.docker.unknown.push("gpus".to_owned());
+        payload.image.executor_opts.unknown.push("podman".to_owned());
+        let error = check_options(&payload).expect_err("refused");
+        assert_eq!((error.reason, error.exit_code), (FailureReason::RunnerSystemFailure, Some(3)));
+        assert!(error.message.contains("image `alpine`: podman; service `db`: docker:gpus"), "{error}");
+    }
+}

@@ -1,0 +1,96 @@
+//! The configuration file of Docker's own tools, as far as it is about logins.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+
+use super::{Secret, path_of_key};
+use crate::coordinator::Token;
+
+/// What a file says of logins. Paths are those that images have.
+#[derive(Default)]
+pub struct ConfigFile {
+    /// `auths`
+    pub passwords: Vec<(String, Secret)>,
+    /// `credsStore`: the helper for every registry.
+    pub store: Option<String>,
+    /// `credHelpers`
+    pub helpers: Vec<Helper>,
+}
+
+/// A helper for one registry.
+pub struct Helper {
+    /// The registry, or a path in it.
+    pub path: String,
+    /// What follows `docker-credential-` in the program's name.
+    pub name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Raw {
+    auths: Option<BTreeMap<String, Option<Entry>>>,
+    creds_store: Option<String>,
+    cred_helpers: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+impl ConfigFile {
+    /// Reads a file of today's form or of the first one. Errors: it is not JSON, or no such file; without its content.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = |error: serde_json::Error| format!("not a Docker configuration: line {} is wrong", error.line());
+        let raw: Raw = serde_json::from_str(text).map_err(wrong)?;
+        let auths = match &raw {
+            Raw { auths: None, creds_store: None, cred_helpers: None } => {
+                serde_json::from_str(text).unwrap_or_default()
+            }
+            _ => raw.auths.unwrap_or_default(),
+        };
+        let mut passwords = Vec::new();
+        for (key, entry) in auths {
+            if let Some(secret) = entry.map(Entry::secret).transpose()?.flatten() {
+                passwords.push((path_of_key(&key), secret));
+            }
+        }
+        let helper = |(key, name): (String, String)| Helper { path: path_of_key(&key), name };
+        let helpers = raw.cred_helpers.unwrap_or_default().into_iter().map(helper).collect();
+        Ok(Self { passwords, store: raw.creds_store.filter(|name| !name.is_empty()), helpers })
+    }
+
+    /// What a file with these registries, users and passwords would say.
+    pub fn of_passwords<'a>(given: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
+        let password = |(key, username, password): (&str, &str, &str)| {
+            let secret = Secret::Password { username: username.to_owned(), password: Token::new(password) };
+            (path_of_key(key), secret)
+        };
+        Self { passwords: given.map(password).collect(), ..Self::default() }
+    }
+}
+
+impl Entry {
+    /// What is in an entry; a store leaves empty ones. Errors: `auth` is not what it must be.
+    fn secret(self) -> Result<Option<Secret>, String> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = given(self.identitytoken) {
+            return Ok(Some(Secret::Identity(Token::new(token))));
+        }
+        if let Some(auth) = given(self.auth) {
+            let decoded = BASE64_STANDARD.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let pair = decoded.as_ref().and_then(|text| text.trim_end_matches('\0').split_once(':'));
+            let (username, password) = pair.ok_or("`auth` is not USER:PASSWORD in base64")?;
+            return Ok(Some(Secret::Password { username: username.to_owned(), password: Token::new(password) }));
+        }
+        let pair = given(self.username).zip(given(self.password));
+        Ok(pair.map(|(username, password)| Secret::Password { username, password: Token::new(password) }))
+    }
+}

@@ -1,0 +1,217 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use super::super::reference::Reference;
+use super::*;
+
+/// Base64 of `USER:PASSWORD`.
+fn auth(user: &str) -> String {
+    base64::prelude::BASE64_STANDARD.encode(format!("{user}:pw-{user}"))
+}
+
+fn auths(entries: &[(&str, &str)]) -> String {
+    let entries: Vec<String> =
+        entries.iter().map(|(key, user)| format!("{key:?}: {{\"auth\": {:?}}}", auth(user))).collect();
+    format!("{{\"auths\": {{{}}}}}", entries.join(","))
+}
+
+fn name(text: &str) -> Name {
+    match Reference::parse(text) {
+        Ok(Reference::Named(name)) => name,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A machine with credential helpers and files of the agent's user.
+struct Machine {
+    directory: tempfile::TempDir,
+    programs: Programs,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = format!("{}:/usr/bin:/bin", directory.path().display());
+        Self { directory, programs: Programs { path: Some(path.into()), patience: Duration::from_secs(30) } }
+    }
+
+    fn helper(&self, name: &str, script: &str) {
+        let path = self.directory.path().join(format!("docker-credential-{name}"));
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("made executable");
+    }
+
+    fn file(&self, text: &str) -> PathBuf {
+        let path = self.directory.path().join("config.json");
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn places(&self) -> Places<'_> {
+        Places { job: None, runner: None, files: Vec::new(), payload: &[], programs: &self.programs, tokens: None }
+    }
+}
+
+/// Who logs in from where, and what went wrong on the way.
+fn found(places: Places<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
+    let logins = Logins::read(places);
+    let mut troubles = logins.troubles.clone();
+    let login = logins.find(&name(image), &mut |trouble| troubles.push(trouble));
+    let user = |login: Login| match login.secret {
+        Secret::Password { username, .. } => (login.source, username),
+        Secret::Identity(token) => (login.source, format!("token {}", token.reveal())),
+    };
+    (login.map(user), troubles)
+}
+
+fn user(places: Places<'_>, image: &str) -> Option<String> {
+    let (user, troubles) = found(places, image);
+    assert!(troubles.is_empty(), "{troubles:?}");
+    user.map(|(_, user)| user)
+}
+
+#[test]
+fn sources_count_in_the_documented_order() {
+    let machine = Machine::new();
+    let file = machine.file(&auths(&[("r.test", "file"), ("other.test", "file")]));
+    let payload = ["r.test", "other.test", "own.test:5050"].map(|url| payload::Credentials {
+        kind: "registry".to_owned(),
+        url: url.to_owned(),
+        username: "payload".to_owned(),
+        password: "x".to_owned(),
+    });
+    let places = |job: &[(&str, &str)], runner: &[(&str, &str)]| Places {
+        job: Some(auths(job)),
+        runner: Some(auths(runner)),
+        files: vec![machine.directory.path().join("missing"), file.clone()],
+        payload: &payload,
+        ..machine.places()
+    };
+    assert_eq!(user(places(&[("r.test", "job")], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("job"));
+    assert_eq!(user(places(&[], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("runner"));
+    assert_eq!(user(places(&[], &[]), "r.test/a").as_deref(), Some("file"));
+    assert_eq!(user(places(&[], &[]), "own.test:5050/a").as_deref(), Some("payload"));
+    assert_eq!(user(places(&[], &[]), "nobodys.test/a"), None);
+    let (login, _) = found(places(&[("r.test", "job")], &[]), "r.test/a");
+    assert_eq!(login.expect("found").0, "$DOCKER_AUTH_CONFIG");
+}
+
+#[test]
+fn the_longest_path_wins_wherever_it_stands() {
+    let machine = Machine::new();
+    let places = || Places {
+        job: Some(auths(&[("r.test", "host"), ("r.test/a", "group")])),
+        runner: Some(auths(&[("r.test/a/b", "project"), ("r.test", "late")])),
+        ..machine.places()
+    };
+    for (image, expected) in
+        [("r.test/a/b", "project"), ("r.test/a/b/c:1", "project"), ("r.test/a/bc", "group"), ("r.test/x", "host")]
+    {
+        assert_eq!(user(places(), image).as_deref(), Some(expected), "{image}");
+    }
+}
+
+#[test]
+fn docker_hub_has_many_names() {
+    let machine = Machine::new();
+    for key in ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"] {
+        for image in ["alpine", "team/app", "docker.io/library/alpine"] {
+            let places = Places { job: Some(auths(&[(key, "hub")])), ..machine.places() };
+            assert_eq!(user(places, image).as_deref(), Some("hub"), "{key} {image}");
+        }
+    }
+    let places = Places { job: Some(auths(&[("https://R.test/v2/", "r")])), ..machine.places() };
+    assert_eq!(user(places, "r.test/a").as_deref(), Some("r"));
+}
+
+#[test]
+fn helpers_come_before_the_store_and_the_store_before_passwords() {
+    let machine = Machine::new();
+    machine.helper("one", "read server; printf '{\"ServerURL\":\"%s\",\"Username\":\"one %s %s\",\"Secret\":\"s\"}' \"$server\" \"$server\" \"$1\"");
+    machine.helper("all", "read server; printf '{\"Username\":\"all %s\",\"Secret\":\"s\"}' \"$server\"");
+    machine.helper("token", "echo '{\"Username\":\"<token>\",\"Secret\":\"t0k\"}'");
+    let auths = auths(&[("r.test", "password"), ("s.test", "password")]);
+    let text =
+        auths.replacen('{', "{\"credsStore\":\"all\",\"credHelpers\":{\"r.test\":\"one\",\"t.test\":\"token\"},", 1);
+    let user = |image| user(Places { job: Some(text.clone()), ..machine.places() }, image).expect("a login");
+    assert_eq!(user("r.test/a"), "one r.test get");
+    assert_eq!(user("s.test/a"), "all s.test");
+    assert_eq!(user("alpine"), "all https://index.docker.io/v1/");
+    assert_eq!(user("t.test/a"), "token t0k");
+}
+
+#[test]
+fn a_helper_that_has_none_leaves_it_to_the_next_source() {
+    let machine = Machine::new();
+    machine.helper("empty", "echo '{\"ServerURL\":\"\",\"Username\":\"\",\"Secret\":\"\"}'");
+    machine.helper("none", "echo 'credentials not found in native keychain'; exit 1");
+    for helper in ["empty", "none"] {
+        let places = Places {
+            job: Some(format!("{{\"credsStore\": \"{helper}\"}}")),
+            runner: Some(auths(&[("r.test", "next")])),
+            ..machine.places()
+        };
+        assert_eq!(user(places, "r.test/a").as_deref(), Some("next"), "{helper}");
+    }
+}
+
+#[test]
+fn a_helper_that_fails_is_told_and_passed_over() {
+    let mut machine = Machine::new();
+    machine.helper("broken", "echo 'the vault is sealed'; exit 3");
+    machine.helper("nonsense", "echo secret");
+    machine.helper("deaf", "exec <&-; echo '{}'");
+    machine.helper("endless", "sleep 600 & yes");
+    machine.helper("hangs", "sleep 600 & sleep 600");
+    machine.programs.patience = Duration::from_millis(500);
+    for (helper, part) in [
+        ("broken", "the vault is sealed"),
+        ("nonsense", "no login"),
+        ("missing", "not installed"),
+        ("../../bin/sh", "not the name"),
+        ("/bin/sh", "not the name"),
+        ("hangs", "was ended"),
+        ("endless", "docker-credential-endless"),
+    ] {
+        let places = Places {
+            job: Some(format!("{{\"credHelpers\": {{\"r.test\": \"{helper}\"}}}}")),
+            runner: Some(auths(&[("r.test", "next")])),
+            ..machine.places()
+        };
+        let (login, troubles) = found(places, "r.test/a");
+        assert_eq!(login.expect("a login").1, "next", "{helper}");
+        assert!(troubles.len() == 1 && troubles[0].contains(part), "{helper}: {troubles:?}");
+        assert!(!troubles[0].contains("secret"), "{troubles:?}");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_told_without_its_content() {
+    let machine = Machine::new();
+    for text in ["hunter22", "{\"auths\": 5}", "{\"auths\": {\"r.test\": {\"auth\": \"hunter22\"}}}"] {
+        let (login, troubles) = found(Places { job: Some(text.to_owned()), ..machine.places() }, "r.test/a");
+        assert!(login.is_none() && troubles.len() == 1 && !troubles[0].contains("hunter22"), "{troubles:?}");
+    }
+    for text in ["", "{}", "{\"auths\": {\"r.test\": {}}}", "{\"auths\": null, \"HttpHeaders\": {}}"] {
+        assert_eq!(user(Places { job: Some(text.to_owned()), ..machine.places() }, "r.test/a"), None, "{text}");
+    }
+}
+
+#[test]
+fn the_first_form_of_the_file_is_read_too() {
+    let machine = Machine::new();
+    let text = format!("{{\"r.test\": {{\"auth\": {:?}, \"email\": \"x\"}}}}", auth("old"));
+    let places = Places { files: vec![machine.file(&text)], ..machine.places() };
+    assert_eq!(user(places, "r.test/a").as_deref(), Some("old"));
+}
+
+#[test]
+fn the_header_holds_what_the_engine_needs() {
+    let machine = Machine::new();
+    let logins = Logins::read(Places { job: Some(auths(&[("docker.io", "me")])), ..machine.places() });
+    let header = logins.find(&name("alpine"), &mut |_| ()).expect("a login").header();
+    let json = BASE64_URL_SAFE.decode(header.reveal()).expect("base64");
+    let expected = r#"{"username":"me","password":"pw-me","serveraddress":"https://index.docker.io/v1/"}"#;
+    assert_eq!(String::from_utf8(json).expect("text"), expected);
+}

@@ -1,0 +1,165 @@
+//! Which pull policies count for an image, and what a failed pull means.
+
+use crate::config::docker::{Docker, PullPolicy};
+use crate::job::failure::{FailureReason, JobError};
+
+/// The policies for an image that itself names `wanted`, in the order in which they are tried. Errors: it names one
+/// that does not exist, or none that is allowed.
+pub fn of_image(wanted: &[String], docker: &Docker) -> Result<Vec<PullPolicy>, JobError> {
+    let (asked, whose) = match wanted.is_empty() {
+        true => (docker.default_policies(), "of the runner (`pull_policy`)"),
+        false => {
+            let parsed: Result<Vec<PullPolicy>, String> = wanted.iter().map(|text| text.parse()).collect();
+            (parsed.map_err(JobError::configuration)?, "of the job (`pull_policy`)")
+        }
+    };
+    let permitted = docker.permitted_policies();
+    let left: Vec<PullPolicy> = asked.iter().copied().filter(|policy| permitted.contains(policy)).collect();
+    if left.is_empty() {
+        return Err(JobError::configuration(format!(
+            "no pull policy is left: {whose} is {}, and the runner allows {}: choose one of these, or add to \
+             `allowed_pull_policies` below [runners.docker]",
+            in_words(&asked),
+            in_words(&permitted)
+        )));
+    }
+    Ok(left)
+}
+
+/// `[always if-not-present]`
+pub fn in_words(policies: &[PullPolicy]) -> String {
+    let words: Vec<&str> = policies.iter().map(|policy| policy.as_str()).collect();
+    format!("[{}]", words.join(" "))
+}
+
+/// Where the cause of a failed pull lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// On the way to the registry: another try may do.
+    Network,
+    /// The registry does not know the image, or not to us.
+    Refused,
+    /// The image does not exist for this platform.
+    Platform,
+    /// Something else.
+    Other,
+}
+
+/// What the engine says when the network is at fault (gitlab-runner tells failures apart by these, too).
+const NETWORK: [&str; 10] = [
+    "dial tcp",
+    "connection refused",
+    "no such host",
+    "i/o timeout",
+    "tls handshake",
+    "client.timeout exceeded",
+    "request canceled",
+    "connection reset",
+    "unexpected eof",
+    "toomanyrequests",
+];
+/// And what when the registry does not give the image out.
+const REFUSED: [&str; 8] = [
+    "not found",
+    "manifest unknown",
+    "pull access denied",
+    "access to the resource is denied",
+    "no basic auth credentials",
+    "repository does not exist or may require",
+    "unauthorized",
+    "authentication required",
+];
+const PLATFORM: [&str; 2] = ["no matching manifest", "no match for platform"];
+
+impl Cause {
+    /// The cause, by the engine's text: it answers 500 to nearly everything.
+    pub fn of(message: &str) -> Self {
+        let text = message.to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        match () {
+            () if says(&PLATFORM) => Self::Platform,
+            () if says(&NETWORK) => Self::Network,
+            () if says(&REFUSED) => Self::Refused,
+            () => Self::Other,
+        }
+    }
+
+    /// The job's failure, with what to do about it.
+    pub fn error(self, image: &str, message: &str, logged_in: bool) -> JobError {
+        let reason = match self {
+            Self::Network => FailureReason::RunnerExternalDependencyFailure,
+            Self::Refused => FailureReason::RunnerConfigurationError,
+            Self::Platform | Self::Other => FailureReason::ImagePullFailure,
+        };
+        let advice = match (self, logged_in) {
+            (Self::Network, _) => "the container engine cannot reach the registry; look at its network, proxy and DNS",
+            (Self::Refused, true) => "check the name and the tag of the image, and what the login may read",
+            (Self::Refused, false) => {
+                "check the name and the tag of the image; if it is private, give a login with DOCKER_AUTH_CONFIG or in \
+                 the agent's ~/.docker/config.json"
+            }
+            (Self::Platform, _) => "the image does not exist for this platform; choose another image or `platform`",
+            (Self::Other, _) => "look at the container engine's log (journalctl -u docker)",
+        };
+        JobError::new(reason, format!("failed to pull image \"{image}\": {}: {advice}", message.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use PullPolicy::{Always, IfNotPresent, Never};
+
+    fn docker(own: &[PullPolicy], allowed: &[PullPolicy]) -> Docker {
+        Docker { pull_policy: own.to_vec(), allowed_pull_policies: allowed.to_vec(), ..Docker::default() }
+    }
+
+    fn of(wanted: &[&str], docker: &Docker) -> Result<Vec<PullPolicy>, String> {
+        let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+        of_image(&wanted, docker).map_err(|error| {
+            assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
+            error.message
+        })
+    }
+
+    #[test]
+    fn what_the_job_asks_for_must_be_allowed() {
+        assert_eq!(of(&[], &docker(&[], &[])), Ok(vec![Always]));
+        assert_eq!(of(&[], &docker(&[Never, Always], &[])), Ok(vec![Never, Always]));
+        assert_eq!(of(&["if-not-present"], &docker(&[], &[Never, IfNotPresent])), Ok(vec![IfNotPresent]));
+        let both = ["always", "never"];
+        assert_eq!(of(&both, &docker(&[], &[Never])), Ok(vec![Never]), "the rest of the list");
+        let error = of(&["never"], &docker(&[], &[])).expect_err("refused");
+        assert!(error.contains("of the job") && error.contains("[never]") && error.contains("[always]"), "{error}");
+        let error = of(&[], &docker(&[Always], &[Never])).expect_err("refused");
+        assert!(error.contains("of the runner"), "{error}");
+        assert!(of(&["sometimes"], &docker(&[], &[])).expect_err("refused").contains("`sometimes`"));
+    }
+
+    /// Texts of engines 20.10 to 28.
+    #[test]
+    fn tells_causes_apart_by_the_engines_text() {
+        for (text, cause) in [
+            ("Get \"https://r.test/v2/\": dial tcp: lookup r.test: no such host", Cause::Network),
+            ("Get \"https://r.test/v2/\": net/http: TLS handshake timeout", Cause::Network),
+            ("error pulling image configuration: download failed after attempts=6: unexpected EOF", Cause::Network),
+            ("toomanyrequests: You have reached your pull rate limit", Cause::Network),
+            ("manifest for r.test/a:9 not found: manifest unknown: manifest unknown", Cause::Refused),
+            ("Head \"https://r.test/v2/a/manifests/1\": no basic auth credentials", Cause::Refused),
+            ("unauthorized: authentication required", Cause::Refused),
+            ("pull access denied for a, repository does not exist or may require 'docker login'", Cause::Refused),
+            ("no matching manifest for linux/arm64/v8 in the manifest list entries: not found", Cause::Platform),
+            ("write /var/lib/docker/tmp/x: no space left on device", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(text), cause, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_to_do() {
+        let error = Cause::Refused.error("r.test/a:1", "no basic auth credentials", false);
+        assert!(error.message.contains("\"r.test/a:1\"") && error.message.contains("DOCKER_AUTH_CONFIG"), "{error}");
+        assert_eq!(Cause::Network.error("a", "x", true).reason, FailureReason::RunnerExternalDependencyFailure);
+        assert_eq!(Cause::Other.error("a", "x", true).reason, FailureReason::ImagePullFailure);
+    }
+}
