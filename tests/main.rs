@@ -7,6 +7,7 @@ mod caches;
 mod commands;
 mod crash;
 mod disk;
+mod docker;
 mod exec;
 mod jobs;
 mod journal;

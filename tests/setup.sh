@@ -7,7 +7,13 @@ need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need git git
 need cc gcc
 need dash dash
-need busybox busybox
+# The one that needs no libraries: it is the root of the tests' images.
+{ command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || missing="$missing busybox-static"
+need dockerd docker.io
+need docker docker.io
+need iptables iptables
+need ip iproute2
+need unshare util-linux
 need ps procps
 need unzip unzip
 need zip zip

@@ -1,17 +1,20 @@
-//! TCP connections that notice when the other end is gone without a word.
+//! TCP connections that notice when the other end is gone without a word, and Unix sockets.
 //!
 //! A request for a job is held by the server for most of a minute. When a router forgets the connection in that time
-//! nothing ever comes back, so the kernel is told to probe; the library's own sockets do not. A connector for other
-//! kinds of socket would stand beside this one.
+//! nothing ever comes back, so the kernel is told to probe; the library's own sockets do not.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use ureq::config::Config;
-use ureq::unversioned::resolver::DefaultResolver;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, RustlsConnector,
     ShutdownHandle, Transport,
@@ -29,6 +32,36 @@ pub fn agent(config: Config) -> Agent {
     Agent::with_parts(config, connector, DefaultResolver::default())
 }
 
+/// An agent whose connections all lead to the Unix socket at `path`, whatever the host of a URL.
+pub fn local_agent(config: Config, path: &Path) -> Agent {
+    Agent::with_parts(config, Local(path.to_owned()), Nowhere)
+}
+
+/// Opens connections to a Unix socket.
+#[derive(Debug)]
+struct Local(PathBuf);
+
+impl Connector for Local {
+    type Out = Socket;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Socket>, Error> {
+        let stream = Stream::Unix(UnixStream::connect(&self.0)?);
+        Socket::open(stream, details).map(Some)
+    }
+}
+
+/// Names need no address where all connections lead to one socket.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Resolver for Nowhere {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut addresses = self.empty();
+        addresses.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        Ok(addresses)
+    }
+}
+
 /// Opens probed TCP connections, unless a proxy has opened one already.
 #[derive(Debug)]
 struct Probed;
@@ -40,11 +73,7 @@ impl<In: Transport> Connector<In> for Probed {
         if let Some(proxied) = chained {
             return Ok(Some(Either::A(proxied)));
         }
-        let stream = Arc::new(connect(details)?);
-        let handle: Arc<dyn ShutdownHandle> = Arc::new(Handle(Arc::downgrade(&stream)));
-        (details.register_shutdown)(Arc::downgrade(&handle))?;
-        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Either::B(Socket { stream, buffers, _handle: handle })))
+        Socket::open(Stream::Tcp(connect(details)?), details).map(|socket| Some(Either::B(socket)))
     }
 }
 
@@ -68,7 +97,7 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     Err(failure)
 }
 
-fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
+pub(super) fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     setsockopt(&stream, sockopt::KeepAlive, &true)?;
     setsockopt(&stream, sockopt::TcpKeepIdle, &PROBE_EVERY_SECONDS)?;
@@ -77,8 +106,76 @@ fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connected socket of either kind.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+            Self::Unix(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_write_timeout(timeout),
+            Self::Unix(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    pub(super) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nonblocking(nonblocking),
+            Self::Unix(stream) => stream.set_nonblocking(nonblocking),
+        }
+    }
+
+    pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(how),
+            Self::Unix(stream) => stream.shutdown(how),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
+            Stream::Unix(stream) => (&mut &*stream).read(buffer),
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
+            Stream::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Ends a connection from another thread.
-struct Handle(Weak<TcpStream>);
+struct Handle(Weak<Stream>);
 
 impl ShutdownHandle for Handle {
     fn shutdown(&self) {
@@ -91,15 +188,25 @@ impl ShutdownHandle for Handle {
 
 /// A connection with its buffers.
 struct Socket {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     buffers: LazyBuffers,
     /// The agent holds it weakly: it lives as long as the connection.
     _handle: Arc<dyn ShutdownHandle>,
 }
 
+impl Socket {
+    fn open(stream: Stream, details: &ConnectionDetails<'_>) -> Result<Self, Error> {
+        let stream = Arc::new(stream);
+        let handle: Arc<dyn ShutdownHandle> = Arc::new(Handle(Arc::downgrade(&stream)));
+        (details.register_shutdown)(Arc::downgrade(&handle))?;
+        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        Ok(Self { stream, buffers, _handle: handle })
+    }
+}
+
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("peer", &self.stream.peer_addr().ok()).finish_non_exhaustive()
+        f.debug_tuple("Socket").field(&self.stream).finish()
     }
 }
 
@@ -151,13 +258,13 @@ impl Transport for Socket {
 
     /// Bytes that nobody asked for are as bad as an end.
     fn is_open(&mut self) -> bool {
-        let silent = || {
+        let silent = || -> io::Result<bool> {
             self.stream.set_nonblocking(true)?;
-            let outcome = self.stream.peek(&mut [0]);
+            let outcome = recv(self.stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK);
             self.stream.set_nonblocking(false)?;
-            outcome.map(|_| false)
+            outcome.map(|_| false).map_err(io::Error::from)
         };
-        silent().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::WouldBlock)
+        silent().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
@@ -89,6 +89,28 @@ fn check_pair(chain: &[Certificate<'static>], key: &[u8]) -> Result<(), String> 
     rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
         .map(|_| ())
         .map_err(|error| format!("they do not belong together: {error}"))
+}
+
+/// One side of a TLS connection of our own. Errors: as [`config`], or a name that is none.
+pub fn connection(files: &TlsFiles, host: &str) -> Result<Box<rustls::ClientConnection>, String> {
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(root_store(files)?);
+    let config = match (&files.cert_file, &files.key_file) {
+        (Some(cert_file), Some(key_file)) => {
+            let chain = certificates(cert_file)?;
+            let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
+            let key =
+                PrivateKeyDer::from_pem_file(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+            config.with_client_auth_cert(chain, key).map_err(|error| format!("{}: {error}", cert_file.display()))?
+        }
+        _ => config.with_no_client_auth(),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
+    Ok(Box::new(connection))
 }
 
 /// Trust anchors for a handshake of our own.

@@ -101,9 +101,7 @@ impl Transfer {
                 self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
         };
-        let response = response.map_err(|why| Error::Transport(format!("{place}: {why}")))?;
-        let (parts, body) = response.into_parts();
-        Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body })
+        response.map(Incoming::of).map_err(|why| Error::Transport(format!("{place}: {why}")))
     }
 
     fn run(&self, request: http::Request<impl AsSendBody>) -> Result<http::Response<ureq::Body>, ureq::Error> {
@@ -112,6 +110,11 @@ impl Transfer {
 }
 
 impl Incoming {
+    pub(super) fn of(response: http::Response<ureq::Body>) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
     /// A header, if it is there and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -141,9 +144,14 @@ impl Incoming {
 
     /// The beginning of the body, as the explanation of an error.
     pub fn explanation(self) -> String {
+        String::from_utf8_lossy(&self.beginning()).into_owned()
+    }
+
+    /// The beginning of the body.
+    pub fn beginning(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let _ = self.body.into_reader().take(EXPLANATION_MAX).read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
     }
 }
 

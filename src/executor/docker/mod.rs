@@ -2,5 +2,6 @@
 
 pub mod choice;
 pub mod credentials;
+pub mod engine;
 pub mod policy;
 pub mod reference;

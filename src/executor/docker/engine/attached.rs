@@ -1,0 +1,134 @@
+//! The standard streams of a container. What it prints comes in frames: eight bytes, of which the first says which
+//! stream it is and the last four, the highest first, how long it is.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::http::conversation::{Conversation, Heard};
+
+/// Bytes of a frame's head.
+const HEAD: usize = 8;
+
+/// Which stream a piece is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Error,
+}
+
+/// Takes frames apart, however they are cut.
+#[derive(Debug, Default)]
+pub struct Frames {
+    head: [u8; HEAD],
+    have: usize,
+    /// Bytes of the frame that are still to come.
+    left: usize,
+    error: bool,
+}
+
+impl Frames {
+    /// Takes bytes and hands on what they hold. Errors: they are no frames.
+    pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(Output, &[u8])) -> io::Result<()> {
+        while !bytes.is_empty() {
+            if self.left == 0 {
+                let wanted = (HEAD - self.have).min(bytes.len());
+                self.head[self.have..self.have + wanted].copy_from_slice(&bytes[..wanted]);
+                self.have += wanted;
+                bytes = &bytes[wanted..];
+                if self.have < HEAD {
+                    return Ok(());
+                }
+                self.open()?;
+                continue;
+            }
+            let length = self.left.min(bytes.len());
+            sink(if self.error { Output::Error } else { Output::Out }, &bytes[..length]);
+            self.left -= length;
+            bytes = &bytes[length..];
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let [stream, zeros @ .., a, b, c, d] = self.head;
+        // 3 is what the engine itself has to say of the streams.
+        if stream > 3 || zeros != [0; 3] {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the output comes in no frames"));
+        }
+        self.error = stream >= 2;
+        self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+        self.have = 0;
+        Ok(())
+    }
+}
+
+/// What frames hold of standard output, as text.
+pub fn text_of(frames: &[u8]) -> String {
+    let mut text = Vec::new();
+    // What comes before nonsense is as good as it was.
+    let _ = Frames::default().push(frames, &mut |output, bytes| {
+        if output == Output::Out {
+            text.extend_from_slice(bytes);
+        }
+    });
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The streams.
+pub struct Attached(Conversation);
+
+impl Attached {
+    pub(super) fn new(conversation: Conversation) -> Self {
+        Self(conversation)
+    }
+
+    /// Gives the container its whole standard input.
+    pub fn feed(&mut self, input: Vec<u8>) {
+        self.0.say(input);
+    }
+
+    /// The next bytes of frames, or what came instead. Errors: the connection broke.
+    pub fn hear(
+        &mut self,
+        buffer: &mut [u8],
+        wake: Option<BorrowedFd<'_>>,
+        patience: Option<Duration>,
+    ) -> io::Result<Heard> {
+        self.0.hear(buffer, wake, patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(pieces: &[&[u8]]) -> io::Result<Vec<(Output, Vec<u8>)>> {
+        let (mut frames, mut found) = (Frames::default(), Vec::<(Output, Vec<u8>)>::new());
+        for piece in pieces {
+            frames.push(piece, &mut |output, bytes| match found.last_mut() {
+                Some((last, text)) if *last == output => text.extend_from_slice(bytes),
+                _ => found.push((output, bytes.to_vec())),
+            })?;
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn frames_come_apart_wherever_they_are_cut() {
+        let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\x05error\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x03two";
+        let expected =
+            [(Output::Out, b"one".to_vec()), (Output::Error, b"error".to_vec()), (Output::Out, b"two".to_vec())];
+        for cut in 0..=bytes.len() {
+            assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]).expect("frames"), expected, "{cut}");
+        }
+        assert_eq!(text_of(bytes), "onetwo");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        assert!(taken(&[b"hello world, no frame"]).is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! Commands in a container that runs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Call, Engine, Error};
+use crate::http::Method;
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CreateExec<'a> {
+    cmd: &'a [&'a str],
+    user: &'a str,
+    attach_stdout: bool,
+    attach_stderr: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct StartExec {
+    detach: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Created {
+    id: String,
+}
+
+impl Engine {
+    /// Runs a command in a container as `user` (empty: the container's), without waiting for it and without its output.
+    /// Errors: as the engine says; 409 when the container does not run.
+    pub fn exec_detached(&self, container: &str, user: &str, command: &[&str]) -> Result<(), Error> {
+        let create = CreateExec { cmd: command, user, attach_stdout: false, attach_stderr: false };
+        let created: Created =
+            self.ask(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
+        self.tell(&Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: true }))
+    }
+
+    /// Runs a command to its end and returns what it printed on standard output, at most 64 KiB. Errors: as above.
+    pub fn exec_output(&self, container: &str, user: &str, command: &[&str]) -> Result<String, Error> {
+        let create = CreateExec { cmd: command, user, attach_stdout: true, attach_stderr: false };
+        let created: Created =
+            self.ask(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
+        let start = Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: false });
+        let frames = self.call(&start)?.beginning();
+        Ok(super::attached::text_of(&frames))
+    }
+}

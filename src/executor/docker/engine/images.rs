@@ -1,0 +1,147 @@
+//! Images: looked at, pulled.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Call, Engine, Error, LABOUR, Revision, escape, lenient};
+use crate::http::service::Waiting;
+use crate::http::{Incoming, Method};
+
+/// A registry may take its time between two signs of life.
+const PULL_SILENCE: Duration = Duration::from_secs(600);
+/// A line of progress is short.
+const LINE_MAX: usize = 1 << 20;
+/// The first version of the API in which an image can be looked at for one platform.
+const INSPECT_PLATFORM: Revision = Revision(1, 49);
+
+/// An image (`GET /images/NAME/json`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Image {
+    /// Its id (`sha256:…`).
+    pub id: String,
+    /// The names with digests under which registries have it.
+    #[serde(deserialize_with = "lenient")]
+    pub repo_digests: Vec<String>,
+    /// The names with tags.
+    #[serde(deserialize_with = "lenient")]
+    pub repo_tags: Vec<String>,
+    /// Such as `amd64`.
+    pub architecture: String,
+    /// What its containers are by default.
+    #[serde(deserialize_with = "lenient")]
+    pub config: ImageConfig,
+}
+
+/// What an image's containers are by default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageConfig {
+    /// Whom they run as; empty for root.
+    pub user: String,
+    /// The program that is started, and what goes in front of its arguments.
+    #[serde(deserialize_with = "lenient")]
+    pub entrypoint: Vec<String>,
+    /// Arguments, or the command.
+    #[serde(deserialize_with = "lenient")]
+    pub cmd: Vec<String>,
+    /// Environment.
+    #[serde(deserialize_with = "lenient")]
+    pub env: Vec<String>,
+    /// Where the command runs.
+    pub working_dir: String,
+    /// Anonymous volumes, by their path.
+    #[serde(deserialize_with = "lenient")]
+    pub volumes: BTreeMap<String, serde::de::IgnoredAny>,
+    /// Ports, such as `80/tcp`.
+    #[serde(deserialize_with = "lenient")]
+    pub exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+/// A pull that is going on. Dropping it ends the pull.
+pub struct Pull {
+    lines: BufReader<Box<dyn std::io::Read>>,
+    place: crate::http::service::Address,
+}
+
+/// A line of progress.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// What happens.
+    #[serde(deserialize_with = "lenient")]
+    pub status: String,
+    /// To which layer.
+    #[serde(deserialize_with = "lenient")]
+    pub id: String,
+    /// Why the pull failed.
+    #[serde(deserialize_with = "lenient")]
+    pub error: String,
+}
+
+impl Engine {
+    /// An image by name, digest or id, for one platform where the engine can tell. Errors: 404 when it is not here.
+    pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, Error> {
+        let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
+        let query = platform.map(|platform| format!("?platform={}", escape(&platform))).unwrap_or_default();
+        self.ask(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name))))
+    }
+
+    /// Pulls an image; `reference` is its name with a tag or digest, `auth` the value of `X-Registry-Auth`. Errors: what
+    /// the engine says before it begins; what goes wrong later is in the progress.
+    pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, Error> {
+        let platform = platform.map(|platform| format!("&platform={}", escape(platform))).unwrap_or_default();
+        let path = format!("/images/create?fromImage={}{platform}", escape(reference));
+        let waiting = Waiting { answer: PULL_SILENCE, silence: PULL_SILENCE };
+        let call = Call::new(Method::Post, path).header("X-Registry-Auth", auth).waiting(waiting);
+        let answer: Incoming = self.call(&call)?;
+        let lines: Box<dyn std::io::Read> = Box::new(answer.into_reader());
+        Ok(Pull { lines: BufReader::new(lines), place: self.service.address().clone() })
+    }
+
+    /// Removes an image's name, and the image with its last one; none is fine.
+    pub fn remove_image(&self, name: &str) -> Result<(), Error> {
+        match self.tell(&Call::new(Method::Delete, format!("/images/{}", escape(name))).waiting(LABOUR)) {
+            Err(error) if error.is_missing() => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Pull {
+    /// The next line of progress; `None` at the end. Errors: the pull failed, or broke off.
+    pub fn advance(&mut self) -> Result<Option<Progress>, Error> {
+        let mut line = Vec::new();
+        let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
+        let read = limited.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
+            std::io::ErrorKind::TimedOut => {
+                Error::Silent { place: self.place.to_string(), what: "/images/create".to_owned() }
+            }
+            _ => {
+                Error::Cut { place: self.place.to_string(), what: "/images/create".to_owned(), why: error.to_string() }
+            }
+        })?;
+        if read == 0 {
+            return Ok(None);
+        }
+        let progress: Progress = serde_json::from_slice(&line)
+            .map_err(|error| Error::nonsense(&self.place, "/images/create", &error.to_string()))?;
+        if progress.error.is_empty() {
+            Ok(Some(progress))
+        } else {
+            Err(Error::Answer { status: 500, message: progress.error })
+        }
+    }
+}
+
+/// A platform as newer calls want it.
+fn as_json(platform: &str) -> Option<String> {
+    let mut parts = platform.split('/');
+    let (os, architecture, variant) = (parts.next()?, parts.next()?, parts.next());
+    let names = [("os", Some(os)), ("architecture", Some(architecture)), ("variant", variant)];
+    let present: BTreeMap<&str, &str> = names.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    serde_json::to_string(&present).ok()
+}

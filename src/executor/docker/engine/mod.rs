@@ -1,0 +1,288 @@
+//! The Docker Engine API, as far as jobs need it, over the engine's socket. Podman's socket works as far as its own
+//! version of this API goes.
+//!
+//! This layer knows what can be asked of an engine and what its answers mean; it knows no jobs.
+
+pub mod attached;
+pub mod containers;
+mod error;
+mod exec;
+pub mod images;
+pub mod networks;
+pub mod spec;
+pub mod system;
+pub mod volumes;
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::http::service::{Address, Service, Waiting};
+use crate::http::{Incoming, Method};
+
+pub use error::Error;
+
+/// The newest version of the API whose answers are known.
+const NEWEST: Revision = Revision(1, 47);
+/// The oldest one that has all that jobs need (Docker 17.09).
+const OLDEST: Revision = Revision(1, 32);
+
+/// An answer that takes no work.
+const PROMPT: Waiting = Waiting { answer: Duration::from_secs(60), silence: Duration::from_secs(60) };
+/// An answer that takes work: images are unpacked, devices set up, other jobs keep the engine busy.
+const LABOUR: Waiting = Waiting { answer: Duration::from_secs(300), silence: Duration::from_secs(300) };
+
+/// Bytes of an answer that are read at most.
+const ANSWER_MAX: u64 = 32 << 20;
+
+/// A version of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Revision(pub u32, pub u32);
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+impl Revision {
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once('.')?;
+        Some(Self(major.parse().ok()?, minor.parse().ok()?))
+    }
+}
+
+/// Where an engine is and which version of the API it speaks: enough to talk to it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its address.
+    pub address: Address,
+    /// The version to speak.
+    pub revision: Revision,
+}
+
+/// An engine.
+pub struct Engine {
+    service: Service,
+    revision: Revision,
+}
+
+/// A request on its way.
+struct Call<'a> {
+    method: Method,
+    /// Below the version.
+    path: String,
+    headers: Vec<(&'static str, &'a str)>,
+    body: Option<Vec<u8>>,
+    waiting: Waiting,
+}
+
+impl<'a> Call<'a> {
+    fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), headers: Vec::new(), body: None, waiting: PROMPT }
+    }
+
+    fn json(mut self, body: &impl Serialize) -> Self {
+        // What is sent has no maps with odd keys, and nothing else can fail.
+        self.body = Some(serde_json::to_vec(body).unwrap_or_default());
+        self
+    }
+
+    fn header(mut self, name: &'static str, value: Option<&'a str>) -> Self {
+        self.headers.extend(value.map(|value| (name, value)));
+        self
+    }
+
+    fn waiting(mut self, waiting: Waiting) -> Self {
+        self.waiting = waiting;
+        self
+    }
+}
+
+impl Engine {
+    /// Asks the engine at an address for its version. Errors: none is there, it does not let us in, does not answer, or
+    /// is too old.
+    pub fn connect(address: &Address) -> Result<Self, Error> {
+        let service = open(address)?;
+        let answer = service
+            .send(Method::Get, "/_ping", &[], None, PROMPT)
+            .map_err(|trouble| Error::of_trouble(address, "_ping", trouble))?;
+        let revision = answer.header("Api-Version").and_then(Revision::parse);
+        let status = answer.status;
+        let body = answer.explanation();
+        let revision = match (status, revision) {
+            (200, Some(revision)) => revision,
+            (500.., _) => return Err(Error::answer(address, "_ping", status, &body)),
+            _ => return Err(Error::nonsense(address, "_ping", "it says no `Api-Version`")),
+        };
+        if revision < OLDEST {
+            return Err(Error::TooOld { place: address.to_string(), has: revision, needs: OLDEST });
+        }
+        Ok(Self { service, revision: revision.min(NEWEST) })
+    }
+
+    /// The engine at a place that was found before; nothing is asked yet. Errors: a certificate file cannot be read.
+    pub fn at(place: &Place) -> Result<Self, Error> {
+        Ok(Self { service: open(&place.address)?, revision: place.revision })
+    }
+
+    /// Where it is, for another process.
+    pub fn place(&self) -> Place {
+        Place { address: self.service.address().clone(), revision: self.revision }
+    }
+
+    /// The version of the API that is spoken.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn path(&self, path: &str) -> String {
+        format!("/v{}{path}", self.revision)
+    }
+
+    /// Makes a call; answers other than success are errors, and so are redirects.
+    fn call(&self, call: &Call<'_>) -> Result<Incoming, Error> {
+        let what = call.path.split('?').next().unwrap_or_default();
+        let address = self.service.address();
+        let answer = self
+            .service
+            .send(call.method, &self.path(&call.path), &call.headers, call.body.as_deref(), call.waiting)
+            .map_err(|trouble| Error::of_trouble(address, what, trouble))?;
+        match answer.status {
+            200..300 | 304 => Ok(answer),
+            status => Err(Error::answer(address, what, status, &answer.explanation())),
+        }
+    }
+
+    /// The same, for an answer whose body says nothing.
+    fn tell(&self, call: &Call<'_>) -> Result<(), Error> {
+        // Read to its end, so that the connection can be used again.
+        self.call(call).map(|answer| drop(answer.explanation()))
+    }
+
+    fn ask<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Error> {
+        use std::io::Read;
+        let answer = self.call(call)?;
+        let mut body = Vec::new();
+        let what = call.path.split('?').next().unwrap_or_default();
+        let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
+        let nonsense = |why: String| Error::nonsense(self.service.address(), what, &why);
+        read.map_err(|error| nonsense(format!("the answer breaks off: {error}")))?;
+        serde_json::from_slice(&body).map_err(|error| nonsense(error.to_string()))
+    }
+}
+
+fn open(address: &Address) -> Result<Service, Error> {
+    Service::new(address, &crate::coordinator::gitlab::user_agent())
+        .map_err(|trouble| Error::of_trouble(address, "", trouble))
+}
+
+/// Text for a query.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+/// A filter on labels, as the engine's lists take it: all of them must be there.
+fn with_labels(labels: &[(&str, &str)]) -> String {
+    let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let filter = std::collections::BTreeMap::from([("label", labels)]);
+    escape(&serde_json::to_string(&filter).unwrap_or_default())
+}
+
+/// Lists and maps that may be `null`.
+fn lenient<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::testing::Server;
+
+    const PING: &str = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK";
+
+    fn engine(answers: &[&str]) -> Result<Engine, Error> {
+        let server = Server::new(answers);
+        let place = server.url.strip_prefix("http://").expect("a URL").to_owned();
+        Engine::connect(&Address::Tcp(place, None))
+    }
+
+    fn json(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[test]
+    fn speaks_the_version_that_both_know() {
+        assert_eq!(engine(&[PING]).expect("an engine").revision(), Revision(1, 41));
+        let newer = PING.replace("1.41", "1.99");
+        assert_eq!(engine(&[&newer]).expect("an engine").revision(), NEWEST);
+        let older = PING.replace("1.41", "1.24");
+        let why = engine(&[&older]).err().expect("refused").to_string();
+        assert!(why.contains("speaks version 1.24") && why.contains("update it"), "{why}");
+    }
+
+    #[test]
+    fn what_is_no_engine_is_told() {
+        for (answer, part) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwhat", "no container engine"),
+            ("HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\nContent-Length: 0\r\n\r\n", "no container engine"),
+            ("SSH-2.0-x\r\n\r\n", "no container engine"),
+            ("HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy", "busy"),
+        ] {
+            let why = engine(&[answer]).err().expect("refused").to_string();
+            assert!(why.contains(part), "{answer}: {why}");
+        }
+    }
+
+    #[test]
+    fn where_no_engine_is_the_advice_says_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("docker.sock");
+        let connect = || Engine::connect(&Address::Unix(path.clone())).err().expect("refused").to_string();
+        assert!(connect().contains("install or start it"), "{}", connect());
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        assert!(connect().contains("does not run"), "{}", connect());
+    }
+
+    #[test]
+    fn an_explanation_of_the_engine_is_handed_on() {
+        let engine = engine(&[
+            PING,
+            &json("409 Conflict", r#"{"message":"the name is taken"}"#),
+            &json("404 Not Found", r#"{"message":"no such thing"}"#),
+            &json("307 Temporary Redirect", "{}"),
+            &json("200 OK", r#"{"Id": 7}"#),
+        ])
+        .expect("an engine");
+        let taken = engine.create_container("a b", None, &spec::CreateContainer::default()).expect_err("refused");
+        assert_eq!((taken.status(), taken.to_string().as_str()), (Some(409), "the name is taken"));
+        assert!(engine.container("x").expect_err("none").is_missing());
+        let redirected = engine.start_container("x").expect_err("refused");
+        assert!(redirected.to_string().contains("nobody follows"), "{redirected}");
+        let odd = engine.container("x").expect_err("refused");
+        assert!(matches!(odd, Error::Nonsense { .. }), "{odd}");
+    }
+
+    #[test]
+    fn a_pull_that_fails_in_the_middle_is_an_error() {
+        let body = "{\"status\":\"Pulling\",\"id\":\"x\"}\r\n{\"errorDetail\":{},\"error\":\"manifest unknown\"}\r\n";
+        let engine = engine(&[PING, &json("200 OK", body)]).expect("an engine");
+        let mut pull = engine.pull("a/b:1", None, Some("e30=")).expect("begun");
+        assert_eq!(pull.advance().expect("progress").expect("a line").status, "Pulling");
+        assert_eq!(pull.advance().expect_err("failed").to_string(), "manifest unknown");
+    }
+
+    #[test]
+    fn text_is_escaped_for_queries() {
+        assert_eq!(escape("a/b:1 ü"), "a%2Fb%3A1%20%C3%BC");
+        assert_eq!(with_labels(&[("a", "b")]), "%7B%22label%22%3A%5B%22a%3Db%22%5D%7D");
+    }
+}

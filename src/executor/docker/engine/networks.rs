@@ -1,0 +1,57 @@
+//! Networks: made, looked at, removed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::spec::CreateNetwork;
+use super::{Call, Engine, Error, LABOUR, escape, lenient, with_labels};
+use crate::http::Method;
+
+/// A network.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Network {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    #[serde(deserialize_with = "lenient")]
+    pub labels: BTreeMap<String, String>,
+    /// Containers in it, by id (in the answer about one network only).
+    #[serde(deserialize_with = "lenient")]
+    pub containers: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Created {
+    id: String,
+}
+
+impl Engine {
+    /// Makes a network; returns its id. Errors: 409 for a name that is taken.
+    pub fn create_network(&self, network: &CreateNetwork) -> Result<String, Error> {
+        let created: Created = self.ask(&Call::new(Method::Post, "/networks/create").json(network).waiting(LABOUR))?;
+        Ok(created.id)
+    }
+
+    /// A network by name or id.
+    pub fn network(&self, name: &str) -> Result<Network, Error> {
+        self.ask(&Call::new(Method::Get, format!("/networks/{}", escape(name))))
+    }
+
+    /// Networks with all of these labels.
+    pub fn networks(&self, labels: &[(&str, &str)]) -> Result<Vec<Network>, Error> {
+        self.ask(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
+    }
+
+    /// Removes a network; none is fine. Errors: 403 while containers are in it.
+    pub fn remove_network(&self, name: &str) -> Result<(), Error> {
+        match self.tell(&Call::new(Method::Delete, format!("/networks/{}", escape(name))).waiting(LABOUR)) {
+            Err(error) if error.is_missing() => Ok(()),
+            outcome => outcome,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Volumes: made, looked at, removed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::spec::CreateVolume;
+use super::{Call, Engine, Error, LABOUR, escape, lenient, with_labels};
+use crate::http::Method;
+
+/// A volume.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Where it is on the machine, for the local driver.
+    pub mountpoint: String,
+    /// Its labels.
+    #[serde(deserialize_with = "lenient")]
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct List {
+    #[serde(deserialize_with = "lenient")]
+    volumes: Vec<Volume>,
+}
+
+impl Engine {
+    /// Makes a volume, or finds the one of that name.
+    pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, Error> {
+        self.ask(&Call::new(Method::Post, "/volumes/create").json(volume).waiting(LABOUR))
+    }
+
+    /// A volume by name.
+    pub fn volume(&self, name: &str) -> Result<Volume, Error> {
+        self.ask(&Call::new(Method::Get, format!("/volumes/{}", escape(name))))
+    }
+
+    /// Volumes with all of these labels.
+    pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
+        let list: List = self.ask(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
+        Ok(list.volumes)
+    }
+
+    /// Removes a volume; none is fine. Errors: 409 while a container has it.
+    pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
+        match self.tell(&Call::new(Method::Delete, format!("/volumes/{}", escape(name))).waiting(LABOUR)) {
+            Err(error) if error.is_missing() => Ok(()),
+            outcome => outcome,
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A connection that was taken over from HTTP: bytes in both directions, one thread, and a wait that can be woken.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustls::ClientConnection;
+
+use super::service::{Address, Trouble};
+use super::socket::{self, Stream};
+use super::tls;
+
+/// Bytes of the head of an answer.
+const HEAD_MAX: usize = 64 << 10;
+
+/// What a wait brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// So many bytes.
+    Bytes(usize),
+    /// The other side has said everything.
+    End,
+    /// The other descriptor became readable.
+    Woken,
+    /// Nothing, for as long as was asked.
+    Silence,
+}
+
+/// The connection.
+pub struct Conversation {
+    stream: Stream,
+    tls: Option<Box<ClientConnection>>,
+    /// What came with the head of the answer.
+    early: Vec<u8>,
+    /// What is to be said, and how much of it was.
+    input: Vec<u8>,
+    said: usize,
+    /// What becomes of our direction once everything is said.
+    end: End,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Due,
+    Closed,
+}
+
+/// Sends the head of a request on a new connection, and takes it over when the answer says so. Errors: no answer; or,
+/// inside, another answer: its status and body.
+pub(super) fn open(
+    address: &Address,
+    head: &str,
+    connect: Duration,
+    answer: Duration,
+) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+    let (stream, tls) = connected(address, connect)?;
+    stream.set_nonblocking(true).map_err(Trouble::Io)?;
+    let input = head.as_bytes().to_vec();
+    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, said: 0, end: End::Open };
+    let mut text = Vec::new();
+    let head_end = loop {
+        if !conversation.read_more(&mut text, answer)? {
+            return Err(Trouble::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        if let Some(at) = text.windows(4).position(|end| end == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if text.len() > HEAD_MAX {
+            return Err(Trouble::Nonsense("the head of the answer has no end".to_owned()));
+        }
+    };
+    let (status, length) = read_head(&text[..head_end]).ok_or_else(|| Trouble::Nonsense("no HTTP".to_owned()))?;
+    let mut body = text.split_off(head_end);
+    if matches!(status, 101 | 200) {
+        conversation.early = body;
+        return Ok(Ok(conversation));
+    }
+    // An explanation that is cut off is better than none.
+    while body.len() < length.min(HEAD_MAX) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
+    Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
+}
+
+/// Status and length of the body, as the head of an answer says them.
+fn read_head(head: &[u8]) -> Option<(u16, usize)> {
+    let text = String::from_utf8_lossy(head);
+    let mut lines = text.split("\r\n");
+    let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let length = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    Some((status, length.unwrap_or(0)))
+}
+
+fn connected(address: &Address, patience: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), Trouble> {
+    match address {
+        Address::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).map_err(Trouble::Io)?), None)),
+        Address::Tcp(place, files) => {
+            let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
+            for address in place.to_socket_addrs().map_err(Trouble::Io)? {
+                match TcpStream::connect_timeout(&address, patience).and_then(socket::prepare) {
+                    Ok(stream) => {
+                        let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
+                        let tls = files.as_ref().map(|files| tls::connection(files, host)).transpose();
+                        return Ok((Stream::Tcp(stream), tls.map_err(Trouble::Configuration)?));
+                    }
+                    Err(error) => failure = error,
+                }
+            }
+            Err(Trouble::Io(failure))
+        }
+    }
+}
+
+impl Conversation {
+    /// Says all of this, as far as the other side takes it while it is listened to, and then nothing more: the other
+    /// side sees the end of its input.
+    pub fn say(&mut self, text: Vec<u8>) {
+        self.input = text;
+        self.said = 0;
+        self.end = End::Due;
+    }
+
+    /// Waits for the other side, and goes on saying what is to be said. Errors: the connection broke.
+    pub fn hear(
+        &mut self,
+        buffer: &mut [u8],
+        wake: Option<BorrowedFd<'_>>,
+        patience: Option<Duration>,
+    ) -> io::Result<Heard> {
+        if !self.early.is_empty() {
+            let length = self.early.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&self.early[..length]);
+            self.early.drain(..length);
+            return Ok(Heard::Bytes(length));
+        }
+        loop {
+            self.push();
+            match self.read(buffer) {
+                Ok(0) => return Ok(Heard::End),
+                Ok(length) => return Ok(Heard::Bytes(length)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            if let Some(heard) = self.wait(wake, patience)? {
+                return Ok(heard);
+            }
+        }
+    }
+
+    /// Waits until the connection can be read or written; says what came instead.
+    fn wait(&self, wake: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> io::Result<Option<Heard>> {
+        let mut events = PollFlags::POLLIN;
+        if self.has_more_to_say() {
+            events |= PollFlags::POLLOUT;
+        }
+        let mut polled = vec![PollFd::new(self.stream.as_fd(), events)];
+        polled.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        let timeout = patience.map_or(PollTimeout::NONE, |patience| {
+            PollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut polled, timeout) {
+            Ok(0) => Ok(Some(Heard::Silence)),
+            Ok(_) if polled.get(1).is_some_and(|wake| wake.any() == Some(true)) => Ok(Some(Heard::Woken)),
+            Ok(_) | Err(Errno::EINTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn has_more_to_say(&self) -> bool {
+        let pending = self.said < self.input.len() || self.end == End::Due;
+        self.tls.as_ref().map_or(pending, |tls| pending || tls.wants_write())
+    }
+
+    /// Says what the connection takes now. A side that listens no more is no error: it may still talk.
+    fn push(&mut self) {
+        while self.said < self.input.len() {
+            let rest = &self.input[self.said..];
+            let (written, sent) = match &mut self.tls {
+                None => ((&self.stream).write(rest), Ok(())),
+                Some(tls) => (tls.writer().write(rest), flush(tls, &self.stream)),
+            };
+            self.said += *written.as_ref().unwrap_or(&0);
+            match written.and_then(|length| sent.map(|()| length)) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    self.said = self.input.len();
+                    self.end = End::Closed;
+                }
+                Ok(0) | Err(_) => return,
+            }
+        }
+        if let Some(tls) = &mut self.tls {
+            if self.end == End::Due {
+                tls.send_close_notify();
+                self.end = End::Closed;
+            }
+            // An error shows itself to whoever reads.
+            let _ = flush(tls, &self.stream);
+        } else if self.end == End::Due {
+            let _ = self.stream.shutdown(Shutdown::Write);
+            self.end = End::Closed;
+        }
+        if self.said > 0 && self.said == self.input.len() {
+            // A script holds secrets: no longer than it is needed.
+            self.input = Vec::new();
+            self.said = 0;
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
+        loop {
+            match tls.reader().read(buffer) {
+                // The other side went away without a farewell.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return outcome,
+            }
+            tls.read_tls(&mut &self.stream)?;
+            tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            match flush(tls, &self.stream) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    /// Appends what comes to `text`; false at the end.
+    fn read_more(&mut self, text: &mut Vec<u8>, patience: Duration) -> Result<bool, Trouble> {
+        let mut block = [0; 4096];
+        match self.hear(&mut block, None, Some(patience)) {
+            Ok(Heard::Bytes(length)) => {
+                text.extend_from_slice(&block[..length]);
+                Ok(true)
+            }
+            Ok(Heard::End) => Ok(false),
+            Ok(Heard::Woken | Heard::Silence) => Err(Trouble::TimedOut),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Trouble::Nonsense(error.to_string())),
+            Err(error) => Err(Trouble::Io(error)),
+        }
+    }
+}
+
+/// Sends what TLS has ready.
+fn flush(tls: &mut ClientConnection, mut stream: &Stream) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(&mut stream)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    fn serve(answer: &'static [u8]) -> (tempfile::TempDir, Address, thread::JoinHandle<Vec<u8>>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let served = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut seen = vec![0; 5];
+            stream.read_exact(&mut seen).expect("a head");
+            stream.write_all(answer).expect("written");
+            stream.read_to_end(&mut seen).expect("read");
+            seen
+        });
+        (directory, Address::Unix(path), served)
+    }
+
+    fn opened(address: &Address) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+        open(address, "HEAD\n", Duration::from_secs(5), Duration::from_secs(30))
+    }
+
+    #[test]
+    fn talks_in_both_directions_and_says_the_end() {
+        let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
+        let mut conversation = opened(&address).expect("an answer").expect("taken over");
+        conversation.say(b"input".repeat(100_000));
+        let (mut heard, mut block) = (Vec::new(), [0; 4]);
+        while let Heard::Bytes(length) = conversation.hear(&mut block, None, None).expect("heard") {
+            heard.extend_from_slice(&block[..length]);
+        }
+        assert_eq!(heard, b"early words");
+        assert_eq!(served.join().expect("served").len(), 5 + 500_000);
+    }
+
+    #[test]
+    fn another_answer_is_told() {
+        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
+        let (_directory, address, _served) = serve(answer);
+        let told = opened(&address).expect("an answer").err();
+        assert_eq!(told, Some((404, "gone".to_owned())));
+    }
+
+    #[test]
+    fn nonsense_is_told_apart_from_silence() {
+        let (_directory, address, _served) = serve(b"SSH-2.0-x\r\n\r\n");
+        assert!(matches!(opened(&address), Err(Trouble::Nonsense(_))));
+        let (_directory, address, _served) = serve(b"");
+        let silent = open(&address, "HEAD\n", Duration::from_secs(5), Duration::from_millis(20));
+        assert!(matches!(silent, Err(Trouble::TimedOut)));
+    }
+}

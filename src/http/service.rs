@@ -1,0 +1,179 @@
+//! A service on this machine or beside it, such as a container engine: behind a Unix socket, or a TCP address with
+//! certificates of its own.
+//!
+//! No proxy stands in between, and a redirect is an answer like any other: whoever follows it would hand what was asked
+//! to somebody else. Bodies are streamed, and a connection can be taken over for bytes in both directions.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use ureq::config::AutoHeaderValue;
+use ureq::{Agent, http};
+
+use super::client::Method;
+use super::conversation::{self, Conversation};
+use super::tls::{self, TlsFiles};
+use super::transfer::Incoming;
+use super::{connections, socket};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long an unused connection is kept.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Where a service is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// `host:port`, over TLS where there are files for it.
+    Tcp(String, Option<TlsFiles>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(place, _) => write!(f, "tcp://{place}"),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Trouble {
+    /// An address or a certificate file that cannot be used.
+    Configuration(String),
+    /// The system's word: no such socket, no permission, nobody listens, cut off.
+    Io(io::Error),
+    /// Nothing came for too long.
+    TimedOut,
+    /// What came is no HTTP, or no TLS.
+    Nonsense(String),
+}
+
+/// How long an answer may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// Until the answer begins.
+    pub answer: Duration,
+    /// Between two pieces of its body.
+    pub silence: Duration,
+}
+
+/// A client for one service.
+pub struct Service {
+    address: Address,
+    agent: Agent,
+    user_agent: String,
+}
+
+impl Service {
+    /// A client for the service at an address; nothing is asked yet. Errors: a certificate file cannot be used.
+    pub fn new(address: &Address, user_agent: &str) -> Result<Self, Trouble> {
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(user_agent)
+            .accept_encoding(AutoHeaderValue::None)
+            .proxy(None)
+            .input_buffer_size(64 * 1024)
+            .output_buffer_size(16 * 1024)
+            .max_idle_age(IDLE)
+            .timeout_connect(Some(CONNECT));
+        let agent = match address {
+            Address::Unix(path) => socket::local_agent(config.build(), path),
+            Address::Tcp(_, files) => {
+                if let Some(files) = files {
+                    config = config.tls_config(tls::config(files).map_err(Trouble::Configuration)?);
+                }
+                socket::agent(config.build())
+            }
+        };
+        let service = Self { address: address.clone(), agent, user_agent: user_agent.to_owned() };
+        connections::parse(&service.url("/")).map_err(|error| Trouble::Configuration(error.to_string()))?;
+        Ok(service)
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Asks for `path` (with its query), with a JSON body if there is one. Errors: no answer.
+    pub fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+        waiting: Waiting,
+    ) -> Result<Incoming, Trouble> {
+        let mut builder = http::Request::builder().method(method.as_str()).uri(self.url(path));
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        let unusable = |error: http::Error| Trouble::Configuration(error.to_string());
+        let outcome = match body {
+            Some(body) => {
+                let request = builder.header("Content-Type", "application/json").body(body).map_err(unusable)?;
+                self.agent.run(self.patient(request, waiting))
+            }
+            // A POST without a body has a length all the same.
+            None if method == Method::Post => {
+                let request = builder.body(&[][..]).map_err(unusable)?;
+                self.agent.run(self.patient(request, waiting))
+            }
+            None => self.agent.run(self.patient(builder.body(()).map_err(unusable)?, waiting)),
+        };
+        outcome.map(Incoming::of).map_err(trouble)
+    }
+
+    fn patient<B: ureq::AsSendBody>(&self, request: http::Request<B>, waiting: Waiting) -> http::Request<B> {
+        self.agent
+            .configure_request(request)
+            .allow_non_standard_methods(true)
+            .timeout_recv_response(Some(waiting.answer))
+            .timeout_per_read(Some(waiting.silence.max(waiting.answer)))
+            .timeout_per_write(Some(waiting.answer))
+            .build()
+    }
+
+    /// Asks for `path` on a connection of its own that is bytes in both directions from then on. Errors: no answer, or
+    /// an answer other than that (its status and the beginning of its body).
+    pub fn take_over(&self, path: &str, answer: Duration) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+             Content-Length: 0\r\n\r\n",
+            self.host(),
+            self.user_agent
+        );
+        conversation::open(&self.address, &head, CONNECT, answer)
+    }
+
+    fn host(&self) -> &str {
+        match &self.address {
+            Address::Unix(_) => "localhost",
+            Address::Tcp(place, _) => place,
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        let scheme = if matches!(self.address, Address::Tcp(_, Some(_))) { "https" } else { "http" };
+        format!("{scheme}://{}{path}", self.host())
+    }
+}
+
+fn trouble(error: ureq::Error) -> Trouble {
+    match error {
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Trouble::TimedOut,
+        ureq::Error::Io(error) => Trouble::Io(error),
+        ureq::Error::Timeout(_) => Trouble::TimedOut,
+        ureq::Error::HostNotFound => Trouble::Io(io::Error::new(io::ErrorKind::NotFound, "no such host")),
+        other => Trouble::Nonsense(other.to_string()),
+    }
+}

@@ -1,0 +1,208 @@
+//! A container engine of the test run's own: a dockerd in a network and mount namespace of its own, started when the
+//! first test needs it and ended with the process, however that ends.
+//!
+//! Tests share it: each makes images of its own, and finds its own containers by the labels of its job.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::unique_number;
+
+/// The engine. Its directory and its processes go when its keeper's input is closed, which the end of this process does.
+pub struct Docker {
+    directory: PathBuf,
+    keeper: Mutex<Child>,
+}
+
+/// Keeps the daemon: starts it, starts it again for each line of input, and leaves nothing behind at its end. Mounts end
+/// with the namespace.
+const KEEPER: &str = r#"
+ip link set lo up
+begin() {
+    rm -f $D/pid
+    dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn >>$D/log 2>&1 </dev/null &
+    daemon=$!
+}
+end() {
+    kill $daemon
+    for _ in $(seq 1 100); do kill -0 $daemon 2>/dev/null || return; sleep 0.1; done
+    kill -9 $daemon
+}
+begin
+while read -r _; do end; begin; done
+for id in $(docker ps -q 2>/dev/null); do docker kill $id >/dev/null 2>&1; done
+end
+umount -l $D/data 2>/dev/null
+rm -rf $D
+"#;
+
+/// The engine of this test run.
+pub fn docker() -> &'static Docker {
+    static SHARED: OnceLock<Docker> = OnceLock::new();
+    SHARED.get_or_init(Docker::start)
+}
+
+impl Docker {
+    /// An engine for one test alone, which may restart it or worse.
+    pub fn start() -> Self {
+        // A short path: a socket's may have 108 bytes.
+        let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
+        fs::create_dir_all(&directory).expect("made");
+        let keeper = Command::new("unshare")
+            .args(["--net", "--mount", "setsid", "sh", "-c", KEEPER])
+            .env("D", &directory)
+            .env("DOCKER_HOST", format!("unix://{}/s", directory.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("unshare");
+        let docker = Self { keeper: Mutex::new(keeper), directory };
+        docker.wait_until_up();
+        docker.import("busybox:local", &busybox(), &["CMD [\"sh\"]"]);
+        docker
+    }
+
+    /// Waits until the daemon answers.
+    pub fn wait_until_up(&self) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.command(&["version"]).output().is_ok_and(|output| output.status.success()) {
+            let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+            assert!(Instant::now() < until, "dockerd does not start; these tests need root and docker.io:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// For `host` below `[runners.docker]`, and for `DOCKER_HOST`.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.path("s").display())
+    }
+
+    /// Process number of the daemon.
+    pub fn pid(&self) -> i32 {
+        fs::read_to_string(self.path("pid")).expect("a pid").trim().parse().expect("a number")
+    }
+
+    /// A program in the daemon's network namespace, not started yet.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/proc/{}/ns/net", self.pid()), program]);
+        command
+    }
+
+    /// The docker command line on this engine, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.args(arguments).env("DOCKER_HOST", self.host()).env("HOME", &self.directory).stdin(Stdio::null());
+        command
+    }
+
+    /// The same, run; it must succeed. Returns what it printed.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("docker");
+        told(arguments, &output)
+    }
+
+    /// An image of busybox with changes (`USER 1000`, `ENTRYPOINT […]`, …) under a name that nobody else has.
+    pub fn image(&self, changes: &[&str]) -> String {
+        self.image_of(&busybox(), changes)
+    }
+
+    /// An image of what is in a directory.
+    pub fn image_of(&self, root: &Path, changes: &[&str]) -> String {
+        let name = format!("test-{}:local", unique_number());
+        self.import(&name, root, changes);
+        name
+    }
+
+    fn import(&self, name: &str, root: &Path, changes: &[&str]) {
+        let mut tar = Command::new("tar")
+            .args(["--owner=0", "--group=0", "-c", "."])
+            .current_dir(root)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("tar");
+        let changes = changes.iter().flat_map(|change| ["-c", change]);
+        let arguments: Vec<&str> = ["import"].into_iter().chain(changes).chain(["-", name]).collect();
+        let archive = tar.stdout.take().expect("a pipe");
+        let output = self.command(&arguments).stdin(archive).output().expect("docker");
+        assert!(tar.wait().expect("tar").success());
+        told(&arguments, &output);
+    }
+
+    /// Ids of containers with a label.
+    pub fn containers(&self, label: &str) -> Vec<String> {
+        let filter = format!("label={label}");
+        self.run(&["ps", "-aq", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
+    }
+
+    /// What `docker inspect` says of something.
+    pub fn inspect(&self, id: &str) -> serde_json::Value {
+        let mut list: serde_json::Value = serde_json::from_str(&self.run(&["inspect", id])).expect("JSON");
+        list[0].take()
+    }
+
+    /// Ends the daemon as a service manager would, and starts it again.
+    pub fn restart(&self) {
+        let before = self.pid();
+        let mut keeper = self.keeper.lock().expect("no panic");
+        keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("written");
+        let until = Instant::now() + Duration::from_secs(60);
+        let pid = || fs::read_to_string(self.path("pid")).unwrap_or_default().trim().to_owned();
+        while pid().is_empty() || pid() == before.to_string() {
+            assert!(Instant::now() < until, "dockerd does not start again");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.wait_until_up();
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let keeper = self.keeper.get_mut().expect("no panic");
+        drop(keeper.stdin.take());
+        let _ = keeper.wait();
+    }
+}
+
+fn told(arguments: &[&str], output: &Output) -> String {
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The files of an image that has busybox and nothing else.
+fn busybox() -> PathBuf {
+    static ROOT: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let root = ROOT.get_or_init(|| {
+        let root = tempfile::tempdir().expect("a directory");
+        write_busybox(root.path());
+        root
+    });
+    root.path().to_owned()
+}
+
+/// Puts busybox with all its names into the root of an image.
+pub fn write_busybox(root: &Path) {
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin).expect("made");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    fs::create_dir_all(root.join("tmp")).expect("made");
+    fs::set_permissions(root.join("tmp"), open).expect("opened");
+    fs::create_dir_all(root.join("etc")).expect("made");
+    let users = "root:x:0:0:root:/root:/bin/sh\nbuilder:x:1234:1234::/home/builder:/bin/sh\n";
+    fs::File::create(root.join("etc/passwd")).and_then(|mut file| file.write_all(users.as_bytes())).expect("written");
+    fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+    let names = Command::new("/bin/busybox").arg("--list").output().expect("busybox");
+    for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {
+        symlink("busybox", bin.join(name)).expect("linked");
+    }
+}
