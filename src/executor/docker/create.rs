@@ -1,0 +1,411 @@
+//! From configuration and choice to the request that makes a container. Nothing is asked here: what the engine is told
+//! follows from what is written.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::choice::Choice;
+use super::engine::spec::{
+    CreateContainer, Device, DeviceRequest, Endpoint, HostConfig, LogConfig, NetworkingConfig, RestartPolicy, Ulimit,
+};
+use super::engine::{Error, Revision};
+use crate::config::docker::{self, Docker, Gpus, Size, Swap};
+use crate::job::failure::JobError;
+
+/// The first version of the API in which a hardware address belongs to a network.
+const MAC_OF_NETWORK: Revision = Revision(1, 44);
+
+/// The network that the containers of a job share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The engine's own bridge, in which containers have no names: addresses are written into their hosts files.
+    Bridge,
+    /// The machine's.
+    Host,
+    /// A network in which containers have names.
+    Named(String),
+    /// None, or that of another container.
+    Other(String),
+}
+
+impl Network {
+    /// The configured network, or the job's own where it has one.
+    pub fn of(docker: &Docker, of_job: Option<&str>) -> Self {
+        match (docker.network_mode.as_str(), of_job) {
+            ("", Some(name)) => Self::Named(name.to_owned()),
+            ("" | "bridge" | "default", _) => Self::Bridge,
+            ("host", _) => Self::Host,
+            (mode, _) if mode == "none" || mode.starts_with("container:") => Self::Other(mode.to_owned()),
+            (name, _) => Self::Named(name.to_owned()),
+        }
+    }
+
+    fn mode(&self) -> &str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Host => "host",
+            Self::Named(name) | Self::Other(name) => name,
+        }
+    }
+}
+
+/// What a container gets beside what is configured.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The image as it was found, by digest or identifier.
+    pub image: String,
+    /// Its name for itself; what is configured goes before.
+    pub hostname: String,
+    /// `KEY=VALUE`
+    pub environment: Vec<String>,
+    /// Labels of the job and of the agent.
+    pub labels: BTreeMap<String, String>,
+    /// `source:destination[:mode]`
+    pub binds: Vec<String>,
+    /// `NAME:ADDRESS` of services.
+    pub hosts: Vec<String>,
+    /// Its names in a network that has names.
+    pub aliases: Vec<String>,
+}
+
+/// Says what cannot be kept together in the configuration. Errors: there is something.
+pub fn check(docker: &Docker) -> Result<(), JobError> {
+    let told = docker.contradictions();
+    if told.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = told.iter().map(|one| format!("`{}`: {}", one.key, one.why)).collect();
+    Err(JobError::configuration(format!("the configuration of this runner contradicts itself: {}", told.join("; "))))
+}
+
+/// The failure of a job whose container the engine does not make. What it finds wrong with the request is in the
+/// configuration, or asked for by the job.
+pub fn refused(what: &str, error: &Error) -> JobError {
+    match error.status() {
+        Some(400) => JobError::configuration(format!(
+            "the container engine refuses to make the container of {what}: {error}: change what the job asks for, or \
+             [runners.docker]"
+        )),
+        _ => JobError::system(format!("the container of {what} cannot be made: {error}")),
+    }
+}
+
+/// The job's container. Errors: a file that the configuration names cannot be read.
+pub fn of_job(
+    docker: &Docker,
+    choice: &Choice,
+    network: &Network,
+    surroundings: Surroundings,
+    revision: Revision,
+) -> Result<CreateContainer, JobError> {
+    let hostname = match network {
+        Network::Other(mode) if mode.starts_with("container:") => String::new(),
+        _ if docker.hostname.is_empty() => surroundings.hostname.clone(),
+        _ => docker.hostname.clone(),
+    };
+    let mut host = shared(docker, network, &surroundings);
+    limits(&mut host, [docker.memory, docker.memory_reservation], docker.memory_swap);
+    host.nano_cpus = docker.cpus.map_or(0, |cpus| cpus.0);
+    host.cpu_shares = docker.cpu_shares;
+    host.cpuset_cpus.clone_from(&docker.cpuset_cpus);
+    host.cpuset_mems.clone_from(&docker.cpuset_mems);
+    host.cgroup_parent.clone_from(&docker.cgroup_parent);
+    host.oom_kill_disable = docker.oom_kill_disable.unwrap_or(false);
+    host.oom_score_adj = docker.oom_score_adjust;
+    host.ulimits = docker.ulimit.iter().map(ulimit).collect();
+    host.privileged = choice.privileged;
+    host.cap_add.clone_from(&docker.cap_add);
+    host.cap_drop.clone_from(&docker.cap_drop);
+    host.security_opt = security_options(&docker.security_opt)?;
+    host.group_add.clone_from(&docker.group_add);
+    host.sysctls.clone_from(&docker.sysctls);
+    host.tmpfs.clone_from(&docker.tmpfs);
+    host.devices = docker.devices.iter().map(device).collect();
+    host.device_cgroup_rules.clone_from(&docker.device_cgroup_rules);
+    host.device_requests = docker.gpus.iter().map(device_request).collect();
+    host.volumes_from.clone_from(&docker.volumes_from);
+    host.links.clone_from(&docker.links);
+    host.ipc_mode.clone_from(&docker.ipcmode);
+    host.pid_mode.clone_from(&docker.pid_mode);
+    let mut container = of_choice(choice, network, surroundings, host);
+    container.hostname = hostname;
+    if let Some(address) = &docker.mac_address {
+        set_mac_address(&mut container, network, &address.0, revision);
+    }
+    Ok(container)
+}
+
+/// The container of a service. Errors: as for [`of_job`].
+pub fn of_service(
+    docker: &Docker,
+    choice: &Choice,
+    network: &Network,
+    surroundings: Surroundings,
+) -> Result<CreateContainer, JobError> {
+    let mut host = shared(docker, network, &surroundings);
+    let memory = [docker.service_memory, docker.service_memory_reservation];
+    limits(&mut host, memory, docker.service_memory_swap);
+    host.nano_cpus = docker.service_cpus.map_or(0, |cpus| cpus.0);
+    host.cpu_shares = docker.service_cpu_shares;
+    host.cpuset_cpus.clone_from(&docker.service_cpuset_cpus);
+    host.cgroup_parent.clone_from(&docker.service_cgroup_parent);
+    host.privileged = choice.privileged;
+    host.security_opt = security_options(&docker.services_security_opt)?;
+    host.tmpfs.clone_from(&docker.services_tmpfs);
+    let devices = docker.services_devices.iter().filter(|(images, _)| images.match_name(&choice.name));
+    host.devices = devices.flat_map(|(_, devices)| devices).map(device).collect();
+    host.device_requests = docker.service_gpus.iter().map(device_request).collect();
+    Ok(of_choice(choice, network, surroundings, host))
+}
+
+/// What counts for every container.
+fn shared(docker: &Docker, network: &Network, surroundings: &Surroundings) -> HostConfig {
+    let has_hosts = !matches!(network, Network::Other(mode) if mode.starts_with("container:"));
+    let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(surroundings.hosts.iter().cloned());
+    HostConfig {
+        binds: surroundings.binds.clone(),
+        network_mode: network.mode().to_owned(),
+        extra_hosts: hosts.filter(|_| has_hosts).collect(),
+        dns: docker.dns.iter().map(ToString::to_string).collect(),
+        dns_search: docker.dns_search.clone(),
+        runtime: docker.runtime.clone(),
+        isolation: docker.isolation.clone(),
+        userns_mode: docker.userns_mode.clone(),
+        shm_size: docker.shm_size.0,
+        // The agent starts containers again itself, and reads their output back.
+        restart_policy: RestartPolicy { name: "no".to_owned() },
+        log_config: LogConfig { kind: "json-file".to_owned(), config: docker.log_options.0.clone() },
+        ..HostConfig::default()
+    }
+}
+
+fn of_choice(choice: &Choice, network: &Network, surroundings: Surroundings, host: HostConfig) -> CreateContainer {
+    let networking_config = match network {
+        Network::Named(name) => {
+            let endpoint = Endpoint { aliases: surroundings.aliases, ..Endpoint::default() };
+            Some(NetworkingConfig { endpoints_config: BTreeMap::from([(name.clone(), endpoint)]) })
+        }
+        _ => None,
+    };
+    CreateContainer {
+        image: surroundings.image,
+        user: choice.user.clone(),
+        entrypoint: choice.entrypoint.clone(),
+        cmd: choice.command.clone(),
+        env: surroundings.environment,
+        labels: surroundings.labels,
+        host_config: host,
+        networking_config,
+        ..CreateContainer::default()
+    }
+}
+
+fn limits(host: &mut HostConfig, [memory, reservation]: [Option<Size>; 2], swap: Option<Swap>) {
+    host.memory = memory.map_or(0, |size| size.0);
+    host.memory_reservation = reservation.map_or(0, |size| size.0);
+    host.memory_swap = match swap {
+        Some(Swap::Unlimited) => -1,
+        Some(Swap::UpTo(size)) => size.0,
+        None => 0,
+    };
+}
+
+fn ulimit(limit: &docker::Ulimit) -> Ulimit {
+    Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard }
+}
+
+fn device(device: &docker::Device) -> Device {
+    Device {
+        path_on_host: device.host.clone(),
+        path_in_container: device.container.clone(),
+        cgroup_permissions: device.permissions.clone(),
+    }
+}
+
+fn device_request(gpus: &Gpus) -> DeviceRequest {
+    DeviceRequest {
+        driver: gpus.driver.clone(),
+        count: gpus.count,
+        device_ids: gpus.devices.clone(),
+        capabilities: vec![gpus.capabilities.clone()],
+    }
+}
+
+/// The engine wants the content of a profile, not its path, which is on the agent's machine.
+fn security_options(options: &[String]) -> Result<Vec<String>, JobError> {
+    let inlined = |option: &String| {
+        let Some(path) = option.strip_prefix("seccomp=").filter(|profile| !is_built_in(profile)) else {
+            return Ok(option.clone());
+        };
+        let wrong = |why: String| {
+            JobError::configuration(format!("`security_opt` below [runners.docker] names the profile {path}: {why}"))
+        };
+        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let profile: Box<serde_json::value::RawValue> =
+            serde_json::from_str(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
+        Ok(format!("seccomp={}", profile.get()))
+    };
+    options.iter().map(inlined).collect()
+}
+
+fn is_built_in(profile: &str) -> bool {
+    matches!(profile, "unconfined" | "builtin") || profile.starts_with('{')
+}
+
+fn set_mac_address(container: &mut CreateContainer, network: &Network, address: &str, revision: Revision) {
+    if revision < MAC_OF_NETWORK {
+        address.clone_into(&mut container.mac_address);
+        return;
+    }
+    let networks = container.networking_config.get_or_insert_default();
+    let endpoint = networks.endpoints_config.entry(network.mode().to_owned()).or_default();
+    address.clone_into(&mut endpoint.mac_address);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use crate::config::Config;
+    use crate::job::failure::FailureReason;
+    use crate::job::payload::Image;
+
+    const OLD: Revision = Revision(1, 41);
+
+    fn docker(lines: &str) -> Docker {
+        let text = format!(
+            "[[runners]]\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n[runners.docker]\nimage = \"a\"\n{lines}\n"
+        );
+        let config = Config::parse(Path::new("config.toml"), &text).unwrap_or_else(|error| panic!("{error}"));
+        config.runners[0].docker.clone()
+    }
+
+    fn choice(docker: &Docker) -> Choice {
+        super::super::choice::of_job(docker, &Image::default(), &|text| text.to_owned()).expect("chosen").0
+    }
+
+    fn surroundings() -> Surroundings {
+        Surroundings {
+            image: "a@sha256:1".to_owned(),
+            hostname: "runner-1".to_owned(),
+            hosts: vec!["db:172.17.0.2".to_owned()],
+            aliases: vec!["build".to_owned()],
+            ..Surroundings::default()
+        }
+    }
+
+    fn job(docker: &Docker, network: &Network) -> CreateContainer {
+        of_job(docker, &choice(docker), network, surroundings(), OLD).expect("made")
+    }
+
+    fn json(container: &CreateContainer) -> serde_json::Value {
+        serde_json::to_value(container).expect("JSON")
+    }
+
+    #[test]
+    fn the_network_is_the_configured_one_or_the_jobs() {
+        for (mode, of_job, expected) in [
+            ("", None, Network::Bridge),
+            ("", Some("mine"), Network::Named("mine".to_owned())),
+            ("bridge", Some("mine"), Network::Bridge),
+            ("host", Some("mine"), Network::Host),
+            ("none", None, Network::Other("none".to_owned())),
+            ("container:x", None, Network::Other("container:x".to_owned())),
+            ("ours", Some("mine"), Network::Named("ours".to_owned())),
+        ] {
+            let docker = Docker { network_mode: mode.to_owned(), ..Docker::default() };
+            assert_eq!(Network::of(&docker, of_job), expected, "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_container_without_any_setting_has_no_rights_and_no_socket() {
+        let docker = docker("");
+        let host = &json(&job(&docker, &Network::Bridge))["HostConfig"];
+        for key in ["Binds", "Privileged", "CapAdd", "Devices", "SecurityOpt", "PidMode", "UsernsMode", "VolumesFrom"] {
+            assert!(host[key].is_null(), "{key}: {}", host[key]);
+        }
+        assert_eq!(
+            (host["RestartPolicy"]["Name"].as_str(), host["LogConfig"]["Type"].as_str()),
+            (Some("no"), Some("json-file"))
+        );
+    }
+
+    #[test]
+    fn settings_of_jobs_and_of_services_are_kept_apart() {
+        let docker = docker(
+            "memory = \"1g\"\ncpus = \"1.5\"\nservice_memory = \"256m\"\nservice_cpus = \"0.5\"\ncap_add = [\"NET_ADMIN\"]\n\
+             dns = [\"10.0.0.1\"]\nshm_size = 1024\nhostname = \"own\"\nservices_security_opt = [\"no-new-privileges\"]\n\
+             [runners.docker.services_devices]\n\"a\" = [\"/dev/null\"]\n\"b:*\" = [\"/dev/zero\"]\n",
+        );
+        let job = json(&job(&docker, &Network::Bridge));
+        let service = of_service(&docker, &choice(&docker), &Network::Bridge, surroundings()).expect("made");
+        let service = json(&service);
+        let (job_host, service_host) = (&job["HostConfig"], &service["HostConfig"]);
+        assert_eq!((job_host["Memory"].as_i64(), job_host["NanoCpus"].as_i64()), (Some(1 << 30), Some(1_500_000_000)));
+        assert_eq!(
+            (service_host["Memory"].as_i64(), service_host["NanoCpus"].as_i64()),
+            (Some(256 << 20), Some(500_000_000))
+        );
+        assert_eq!((job["Hostname"].as_str(), service["Hostname"].as_str()), (Some("own"), None));
+        assert!(service_host["CapAdd"].is_null() && job_host["CapAdd"][0] == "NET_ADMIN");
+        assert_eq!(service_host["Devices"].as_array().map(Vec::len), Some(1));
+        assert_eq!(service_host["SecurityOpt"][0], "no-new-privileges");
+        for host in [job_host, service_host] {
+            assert_eq!((host["Dns"][0].as_str(), host["ShmSize"].as_i64()), (Some("10.0.0.1"), Some(1024)));
+        }
+    }
+
+    #[test]
+    fn names_go_where_the_network_has_them() {
+        let docker = docker("extra_hosts = [\"x:10.0.0.9\"]");
+        let bridge = job(&docker, &Network::Bridge);
+        assert_eq!(bridge.host_config.extra_hosts, ["x:10.0.0.9", "db:172.17.0.2"]);
+        assert!(bridge.networking_config.is_none());
+        let named = json(&job(&docker, &Network::Named("mine".to_owned())));
+        assert_eq!(named["NetworkingConfig"]["EndpointsConfig"]["mine"]["Aliases"][0], "build");
+        let shared = job(&docker, &Network::Other("container:x".to_owned()));
+        assert!(shared.host_config.extra_hosts.is_empty() && shared.hostname.is_empty());
+    }
+
+    #[test]
+    fn a_hardware_address_stands_where_the_engine_looks_for_it() {
+        let docker = docker("mac_address = \"92:d0:c6:0a:29:33\"");
+        let old = json(&job(&docker, &Network::Bridge));
+        assert_eq!(old["MacAddress"], "92:d0:c6:0a:29:33");
+        let new = of_job(&docker, &choice(&docker), &Network::Bridge, surroundings(), MAC_OF_NETWORK).expect("made");
+        let new = json(&new);
+        assert!(new["MacAddress"].is_null());
+        assert_eq!(new["NetworkingConfig"]["EndpointsConfig"]["bridge"]["MacAddress"], "92:d0:c6:0a:29:33");
+    }
+
+    #[test]
+    fn a_profile_is_sent_by_its_content() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("profile.json");
+        fs::write(&path, "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}\n").expect("written");
+        let options = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            security_options(&texts)
+        };
+        let named = format!("seccomp={}", path.display());
+        let inlined = options(&["no-new-privileges:true", "seccomp=unconfined", &named]).expect("read");
+        assert_eq!(inlined[..2], ["no-new-privileges:true", "seccomp=unconfined"]);
+        assert_eq!(inlined[2], "seccomp={\"defaultAction\": \"SCMP_ACT_ALLOW\"}");
+        fs::write(&path, "no JSON").expect("written");
+        for broken in [named.as_str(), "seccomp=/no/such/file"] {
+            let error = options(&[broken]).expect_err("refused");
+            assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
+            assert!(error.message.contains("security_opt"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_contradiction_fails_the_job_and_names_the_key() {
+        assert!(check(&docker("memory = \"1g\"")).is_ok());
+        let error = check(&docker("memory = \"2g\"\nmemory_swap = \"1g\"")).expect_err("refused");
+        assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
+        assert!(error.message.contains("docker.memory_swap"), "{error}");
+    }
+}

@@ -1,0 +1,248 @@
+//! Getting images onto the machine: by which policy, with which login, again when the network was at fault.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::attendant::Attendant;
+use super::choice::Choice;
+use super::credentials::{Login, Logins};
+use super::engine::images::{Image, ImageConfig};
+use super::engine::{Engine, Error};
+use super::policy::{self, Cause};
+use super::reference::Reference;
+use crate::config::docker::PullPolicy;
+use crate::http::random_fraction;
+use crate::job::failure::JobError;
+
+/// Tries of a pull that fails on the way to the registry.
+const TRIES: u32 = 3;
+/// Between them.
+const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// A pull that goes on says so this often.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+
+/// An image that is here.
+#[derive(Clone)]
+pub struct Obtained {
+    /// What containers are made of: no tag that may move meanwhile.
+    pub pinned: String,
+    /// What its containers are by default.
+    pub config: ImageConfig,
+}
+
+/// Gets the images of one job.
+pub struct Images<'a> {
+    engine: &'a Arc<Engine>,
+    logins: &'a Logins<'a>,
+    attendant: &'a dyn Attendant,
+    /// What was pulled for this job, by name and platform: it is not pulled again.
+    had: RefCell<BTreeMap<(String, String), Obtained>>,
+}
+
+impl<'a> Images<'a> {
+    /// Images of an engine, with these logins.
+    pub fn new(engine: &'a Arc<Engine>, logins: &'a Logins<'a>, attendant: &'a dyn Attendant) -> Self {
+        Self { engine, logins, attendant, had: RefCell::default() }
+    }
+
+    /// Gets an image by the first of its policies that can. Errors: none can; why the last one could not.
+    pub fn obtain(&self, choice: &Choice) -> Result<Obtained, JobError> {
+        let name = &choice.name;
+        let policies = policy::in_words(&choice.policies);
+        self.attendant.line(&format!("Using effective pull policy of {policies} for container {name}"));
+        let key = (choice.reference.full(), choice.platform.clone());
+        if let Some(had) = self.had.borrow().get(&key) {
+            return Ok(had.clone());
+        }
+        let mut failure = JobError::system(format!("there is no pull policy for `{name}`"));
+        for (index, policy) in choice.policies.iter().enumerate() {
+            let word = policy.as_str();
+            if index > 0 {
+                self.attendant
+                    .warning(&format!("Failed to pull image with policy \"{}\": {failure}", before(choice, index)));
+                self.attendant.line(&format!("Attempt #{}: Trying \"{word}\" pull policy", index + 1));
+            }
+            match self.by_policy(choice, *policy)? {
+                Ok(image) => {
+                    let obtained = self.tell(choice, image);
+                    self.had.borrow_mut().insert(key, obtained.clone());
+                    return Ok(obtained);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// One try of a policy. Errors: the job is to stop, or the engine is away; inside, the policy does not do.
+    fn by_policy(&self, choice: &Choice, policy: PullPolicy) -> Result<Result<Image, JobError>, JobError> {
+        let is_id = matches!(choice.reference, Reference::Id(_));
+        if policy != PullPolicy::Always || is_id {
+            match self.engine.image(&choice.reference.full(), platform(choice)) {
+                Ok(image) => {
+                    if policy == PullPolicy::IfNotPresent {
+                        self.attendant.line(&format!(
+                            "Using locally found image version due to \"{}\" pull policy",
+                            policy.as_str()
+                        ));
+                    }
+                    return Ok(Ok(image));
+                }
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(JobError::system(error.to_string())),
+            }
+        }
+        if policy == PullPolicy::Never || is_id {
+            return Ok(Err(JobError::system(format!(
+                "image `{}` is not on this machine, and policy `{}` pulls none: load it, or allow another policy",
+                choice.name,
+                policy.as_str()
+            ))));
+        }
+        self.pull(choice)
+    }
+
+    /// Pulls, up to [`TRIES`] times where the network is at fault.
+    fn pull(&self, choice: &Choice) -> Result<Result<Image, JobError>, JobError> {
+        let login = match &choice.reference {
+            Reference::Named(name) => self.logins.find(name, &mut |trouble| self.attendant.warning(&trouble)),
+            Reference::Id(_) => None,
+        };
+        if let Some(login) = &login {
+            self.attendant.line(&format!("Authenticating with credentials from {}", login.source));
+        }
+        let of_platform = platform(choice).map(|platform| format!(" for platform {platform}")).unwrap_or_default();
+        let mut tried = 0;
+        loop {
+            self.attendant.line(&format!("Pulling docker image {}{of_platform} ...", choice.name));
+            tried += 1;
+            let outcome = self.pull_once(choice, login.as_ref())?;
+            let error = match outcome.and_then(|()| self.engine.image(&choice.reference.full(), platform(choice))) {
+                Ok(image) => return Ok(Ok(image)),
+                Err(error) if error.is_away() => return Err(JobError::system(error.to_string())),
+                Err(error) => error.to_string(),
+            };
+            let cause = Cause::of(&error);
+            if cause != Cause::Network || tried == TRIES {
+                return Ok(Err(cause.error(&choice.name, &error, login.is_some())));
+            }
+            let rest = REST.0 + (REST.1 - REST.0).mul_f64(random_fraction());
+            let text = format!("{} is not pulled yet: {}; again in {} s", choice.name, error.trim(), rest.as_secs());
+            self.attendant.warning(&text);
+            self.attendant.wait(None, rest)?;
+        }
+    }
+
+    /// One pull, in a thread of its own, so that the end of the job need not wait for it: the engine goes on alone then,
+    /// and the next job finds the image. Errors: the job is to stop.
+    fn pull_once(&self, choice: &Choice, login: Option<&Login>) -> Result<Result<(), Error>, JobError> {
+        let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", choice.name));
+        let pulling = Arc::new(Pulling::new().map_err(system)?);
+        let (shared, engine) = (Arc::clone(&pulling), Arc::clone(self.engine));
+        let (reference, platform) = (choice.reference.full(), choice.platform.clone());
+        let header = login.map(Login::header);
+        let work = move || {
+            let platform = Some(platform.as_str()).filter(|platform| !platform.is_empty());
+            let header = header.as_ref().map(|header| header.reveal());
+            shared.finish(shared.run(&engine, &reference, platform, header));
+        };
+        thread::Builder::new().name("pull".to_owned()).stack_size(256 * 1024).spawn(work).map_err(system)?;
+        loop {
+            if self.attendant.wait(Some(pulling.bell.as_fd()), SIGN_OF_LIFE)? {
+                if let Some(outcome) = pulling.outcome() {
+                    return Ok(outcome);
+                }
+            } else {
+                self.attendant.line(&format!("Still pulling {}: {}", choice.name, pulling.progress()));
+            }
+        }
+    }
+
+    fn tell(&self, choice: &Choice, image: Image) -> Obtained {
+        let digest = image.repo_digests.into_iter().next();
+        let with_digest = digest.as_ref().map(|digest| format!(" with digest {digest}")).unwrap_or_default();
+        self.attendant.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, choice.name));
+        Obtained { pinned: digest.unwrap_or(image.id), config: image.config }
+    }
+}
+
+fn platform(choice: &Choice) -> Option<&str> {
+    Some(choice.platform.as_str()).filter(|platform| !platform.is_empty())
+}
+
+/// The policy that was tried before.
+fn before(choice: &Choice, index: usize) -> &'static str {
+    choice.policies.get(index - 1).map_or("", |policy| policy.as_str())
+}
+
+/// A pull that goes on in its thread.
+struct Pulling {
+    /// Rings at its end.
+    bell: EventFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Layers, and whether they are done.
+    layers: BTreeMap<String, bool>,
+    outcome: Option<Result<(), Error>>,
+}
+
+impl Pulling {
+    fn new() -> io::Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { bell, state: Mutex::default() })
+    }
+
+    fn run(&self, engine: &Engine, reference: &str, platform: Option<&str>, header: Option<&str>) -> Result<(), Error> {
+        let mut pull = engine.pull(reference, platform, header)?;
+        while let Some(progress) = pull.advance()? {
+            // Lines without a layer, or about the tag itself, are of no interest.
+            if let Some(done) = layer_is_done(&progress.status) {
+                self.state().layers.insert(progress.id, done);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self, outcome: Result<(), Error>) {
+        self.state().outcome = Some(outcome);
+        let _ = self.bell.write(1);
+    }
+
+    fn outcome(&self) -> Option<Result<(), Error>> {
+        self.state().outcome.take()
+    }
+
+    fn progress(&self) -> String {
+        let state = self.state();
+        let done = state.layers.values().filter(|done| **done).count();
+        match state.layers.len() {
+            0 => "the registry has not answered yet".to_owned(),
+            all => format!("{done} of {all} layers are here"),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a status says of its layer, if it is about one.
+fn layer_is_done(status: &str) -> Option<bool> {
+    match status {
+        "Pull complete" | "Already exists" => Some(true),
+        "Pulling fs layer" | "Waiting" | "Downloading" | "Verifying Checksum" | "Download complete" | "Extracting" => {
+            Some(false)
+        }
+        _ => None,
+    }
+}

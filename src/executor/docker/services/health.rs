@@ -1,0 +1,260 @@
+//! Whether services are up: the agent itself tries their ports, at the container's address.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::super::engine::Engine;
+use super::super::engine::containers::Container;
+use super::{Making, OUTPUT_MAX, Service, log};
+use crate::job::failure::JobError;
+
+/// How many ports of a service are tried.
+const PORTS_MOST: usize = 20;
+/// How long one connection may take.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Between two rounds: the first rest and the longest.
+const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Says which port of a service tells that it is up.
+const PORT_VARIABLE: &str = "HEALTHCHECK_TCP_PORT=";
+
+/// How it stands with a service.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It takes connections, or its image's own check says that it is well.
+    Up,
+    /// There is nothing by which one could know; why.
+    Unknown(&'static str),
+    /// It does not; why.
+    Down(String),
+}
+
+/// Threads that try ports, and how they are told to stop.
+struct Watch {
+    stopped: Mutex<bool>,
+    change: Condvar,
+    /// Rings with each verdict.
+    bell: EventFd,
+    until: Instant,
+}
+
+impl Making<'_> {
+    /// Waits until services are up. One that does not come up is told with its output, and the job goes on. Errors: the
+    /// job is to stop.
+    pub fn wait(&self, services: &[Service]) -> Result<(), JobError> {
+        let Some(patience) = self.docker.patience_with_services().filter(|_| !services.is_empty()) else {
+            return Ok(());
+        };
+        let seconds = patience.as_secs();
+        self.attendant.line(&format!("Waiting for services to be up and running (timeout {seconds} seconds)..."));
+        let watch = Watch::new(patience).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
+        let verdicts = thread::scope(|scope| {
+            let try_one = |service| {
+                let (watch, engine) = (&watch, &**self.engine);
+                let body = move || {
+                    let verdict = watch.look_at(engine, service);
+                    let _ = watch.bell.write(1);
+                    verdict
+                };
+                let named = thread::Builder::new().name("service-wait".to_owned()).stack_size(256 * 1024);
+                named.spawn_scoped(scope, body)
+            };
+            let threads: Vec<_> = services.iter().map(try_one).collect();
+            let are_done = || threads.iter().all(|thread| thread.as_ref().is_ok_and(|it| it.is_finished()));
+            let waited = loop {
+                let left = watch.until.saturating_duration_since(Instant::now());
+                if are_done() || left.is_zero() {
+                    break Ok(());
+                }
+                match self.attendant.wait(Some(watch.bell.as_fd()), left) {
+                    Ok(_) => drop(watch.bell.read()),
+                    Err(error) => break Err(error),
+                }
+            };
+            watch.stop();
+            let joined = threads.into_iter().map(|thread| match thread.map(thread::ScopedJoinHandle::join) {
+                Ok(Ok(verdict)) => verdict,
+                _ => Verdict::Down("no thread could look at it".to_owned()),
+            });
+            let verdicts: Vec<Verdict> = joined.collect();
+            waited.map(|()| verdicts)
+        })?;
+        services.iter().zip(&verdicts).for_each(|(service, verdict)| self.tell(service, verdict));
+        Ok(())
+    }
+
+    fn tell(&self, service: &Service, verdict: &Verdict) {
+        match verdict {
+            Verdict::Up => {}
+            Verdict::Unknown(why) => {
+                self.attendant.line(&format!("Service {} is not waited for: {why}", service.name));
+            }
+            Verdict::Down(why) => {
+                let name = &service.name;
+                self.attendant
+                    .line(&format!("\x1b[0;33m*** WARNING: Service {name} probably didn't start properly.\x1b[0;m"));
+                self.attendant.line(&format!("Health check error: {why}"));
+                self.show_output(service);
+                self.attendant.line("*********");
+            }
+        }
+    }
+
+    /// What a service printed, for whoever has to find out why it does not work.
+    pub(super) fn show_output(&self, service: &Service) {
+        match self.engine.logs(&service.id, true, OUTPUT_MAX) {
+            Ok(frames) => {
+                self.attendant.line("Service container logs:");
+                log::text(&frames).lines().for_each(|line| self.attendant.line(line));
+            }
+            Err(error) => self.attendant.line(&format!("Service container logs cannot be read: {error}")),
+        }
+    }
+}
+
+impl Watch {
+    fn new(patience: Duration) -> io::Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), bell, until: Instant::now() + patience })
+    }
+
+    /// Looks at a service until it can be told how it stands.
+    fn look_at(&self, engine: &Engine, service: &Service) -> Verdict {
+        let mut rest = REST.0;
+        loop {
+            let container = match engine.container(&service.id) {
+                Ok(container) => container,
+                Err(error) => return Verdict::Down(error.to_string()),
+            };
+            let last = match look(&container, &service.address) {
+                Look::Decided(verdict) => return verdict,
+                Look::Undecided(why) => why,
+            };
+            if !self.rest(rest) {
+                return Verdict::Down(last);
+            }
+            rest = (rest * 2).min(REST.1);
+        }
+    }
+
+    fn stop(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.change.notify_all();
+    }
+
+    /// Waits for a while; false when there is no more time.
+    fn rest(&self, rest: Duration) -> bool {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stopped, _) = self
+            .change
+            .wait_timeout_while(stopped, rest.min(left), |stopped| !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
+        !*stopped && Instant::now() < self.until
+    }
+}
+
+/// What one look at a service says.
+enum Look {
+    Decided(Verdict),
+    Undecided(String),
+}
+
+fn look(container: &Container, address: &str) -> Look {
+    let state = &container.state;
+    if !state.running {
+        return Look::Decided(Verdict::Down(format!("it has ended with exit code {}", state.exit_code)));
+    }
+    let health = state.health.as_ref().map(|health| health.status.as_str());
+    if health == Some("healthy") {
+        return Look::Decided(Verdict::Up);
+    }
+    let ports = ports(container);
+    let address: Option<IpAddr> = address.parse().ok();
+    match (address, ports.is_empty(), health) {
+        (Some(address), false, _) => try_ports(address, &ports),
+        (_, _, Some(status)) if status != "none" => Look::Undecided(format!("its own check says `{status}`")),
+        (_, true, _) => Look::Decided(Verdict::Unknown("its image exposes no port and has no check of its own")),
+        (None, ..) => Look::Decided(Verdict::Unknown("it has no address of its own")),
+    }
+}
+
+fn try_ports(address: IpAddr, ports: &[u16]) -> Look {
+    let mut last = String::new();
+    for port in ports {
+        match TcpStream::connect_timeout(&SocketAddr::new(address, *port), CONNECT) {
+            Ok(_) => return Look::Decided(Verdict::Up),
+            Err(error) => last = format!("no connection to port {port} of {address}: {error}"),
+        }
+    }
+    Look::Undecided(last)
+}
+
+/// The port that the environment names, or else the lowest of those that the image exposes.
+fn ports(container: &Container) -> Vec<u16> {
+    let named = container.config.env.iter().find_map(|variable| variable.strip_prefix(PORT_VARIABLE)?.parse().ok());
+    if let Some(port) = named {
+        return vec![port];
+    }
+    let exposed = container.config.exposed_ports.keys().filter_map(|text| match text.split_once('/') {
+        Some((port, "tcp")) => port.parse().ok(),
+        None => text.parse().ok(),
+        Some(_) => None,
+    });
+    let mut ports: Vec<u16> = exposed.collect();
+    ports.sort_unstable();
+    ports.truncate(PORTS_MOST);
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn container(text: &str) -> Container {
+        serde_json::from_str(text).expect("a container")
+    }
+
+    #[test]
+    fn the_port_is_the_named_one_or_the_lowest_exposed_ones() {
+        let exposed =
+            container(r#"{"Config": {"ExposedPorts": {"443/tcp": {}, "80/tcp": {}, "53/udp": {}, "9": {}}}}"#);
+        assert_eq!(ports(&exposed), [9, 80, 443]);
+        let named = r#"{"Config": {"Env": ["A=1", "HEALTHCHECK_TCP_PORT=8080"], "ExposedPorts": {"80/tcp": {}}}}"#;
+        assert_eq!(ports(&container(named)), [8080]);
+        let nonsense = r#"{"Config": {"Env": ["HEALTHCHECK_TCP_PORT=x"], "ExposedPorts": null}}"#;
+        assert!(ports(&container(nonsense)).is_empty());
+        let many: Vec<String> = (1..100).map(|port| format!("\"{port}/tcp\": {{}}")).collect();
+        let many = container(&format!("{{\"Config\": {{\"ExposedPorts\": {{{}}}}}}}", many.join(",")));
+        assert_eq!(ports(&many).len(), PORTS_MOST);
+    }
+
+    #[test]
+    fn one_look_tells_what_can_be_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let open = listener.local_addr().expect("an address").port();
+        let running = |config: &str, health: &str| {
+            container(&format!("{{\"State\": {{\"Running\": true {health}}}, \"Config\": {{{config}}}}}"))
+        };
+        let exposing = |port: u16| format!("\"ExposedPorts\": {{\"{port}/tcp\": {{}}}}");
+        let decided = |container: Container, address: &str| match look(&container, address) {
+            Look::Decided(verdict) => Some(verdict),
+            Look::Undecided(_) => None,
+        };
+        assert_eq!(decided(running(&exposing(open), ""), "127.0.0.1"), Some(Verdict::Up));
+        assert_eq!(decided(running(&exposing(1), ""), "127.0.0.1"), None);
+        let (starting, healthy) = (",\"Health\": {\"Status\": \"starting\"}", ",\"Health\": {\"Status\": \"healthy\"}");
+        assert_eq!(decided(running("", starting), "127.0.0.1"), None);
+        assert_eq!(decided(running(&exposing(1), healthy), "127.0.0.1"), Some(Verdict::Up));
+        assert!(matches!(decided(running("", ""), "127.0.0.1"), Some(Verdict::Unknown(_))));
+        assert!(matches!(decided(running(&exposing(open), ""), ""), Some(Verdict::Unknown(_))));
+        let ended = container(r#"{"State": {"Running": false, "ExitCode": 3}}"#);
+        assert!(matches!(decided(ended, "127.0.0.1"), Some(Verdict::Down(why)) if why.contains("exit code 3")));
+    }
+}

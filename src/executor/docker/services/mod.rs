@@ -1,0 +1,119 @@
+//! Services: containers beside the job's, known by name, waited for, their output shown where they fail.
+
+mod health;
+pub mod log;
+pub mod plan;
+
+use std::sync::Arc;
+
+use super::attendant::Attendant;
+use super::create::{self, Network, Surroundings};
+use super::engine::containers::Container;
+use super::engine::{Engine, Error};
+use super::images::Images;
+use crate::config::docker::Docker;
+use crate::job::failure::JobError;
+use plan::Planned;
+
+/// Bytes of a service's output that are shown when it fails.
+const OUTPUT_MAX: u64 = 64 << 10;
+/// Letters of a container's identifier by which it is known on the network.
+const SHORT_ID: usize = 12;
+
+/// A service that was started.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its image as the job names it.
+    pub name: String,
+    /// The container's identifier.
+    pub id: String,
+    /// Its names on the network.
+    pub aliases: Vec<String>,
+    /// The container's address in the job's network; empty where it has none of its own.
+    pub address: String,
+}
+
+/// What services are made with.
+pub struct Making<'a> {
+    /// The engine.
+    pub engine: &'a Arc<Engine>,
+    /// What is configured.
+    pub docker: &'a Docker,
+    /// Gets their images.
+    pub images: &'a Images<'a>,
+    /// Hears of them.
+    pub attendant: &'a dyn Attendant,
+    /// The network they share with the job.
+    pub network: &'a Network,
+    /// What all containers of the job are called at first (`runner-…-project-…`).
+    pub prefix: &'a str,
+    /// Labels and binds of all of them.
+    pub common: &'a Surroundings,
+}
+
+impl Making<'_> {
+    /// Starts services, one after the other, so that each finds those before it started. Errors: one cannot be pulled,
+    /// made or started; its output is in the job's log.
+    pub fn start(&self, planned: &[Planned]) -> Result<Vec<Service>, JobError> {
+        let start = |(index, planned)| self.start_one(index, planned);
+        planned.iter().enumerate().map(start).collect()
+    }
+
+    fn start_one(&self, index: usize, planned: &Planned) -> Result<Service, JobError> {
+        let name = &planned.choice.name;
+        self.attendant.line(&format!("Starting service {name}..."));
+        let image = self.images.obtain(&planned.choice)?;
+        let mut surroundings = self.common.clone();
+        surroundings.image = image.pinned;
+        surroundings.environment.clone_from(&planned.environment);
+        surroundings.aliases.clone_from(&planned.aliases);
+        surroundings.labels.extend(of_service(name));
+        let request = create::of_service(self.docker, &planned.choice, self.network, surroundings)?;
+        let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
+        let platform = Some(planned.choice.platform.as_str()).filter(|platform| !platform.is_empty());
+        self.engine.remove_container(&container_name, false).map_err(|error| failed(name, &error))?;
+        let created = self.engine.create_container(&container_name, platform, &request);
+        let (id, warnings) = created.map_err(|error| create::refused(&format!("service {name}"), &error))?;
+        warnings.iter().for_each(|warning| self.attendant.warning(&format!("service {name}: {warning}")));
+        if let Err(error) = self.engine.start_container(&id) {
+            return Err(failed(name, &error));
+        }
+        let container = self.engine.container(&id).map_err(|error| failed(name, &error))?;
+        let address = self.address(&container);
+        let mut aliases = planned.aliases.clone();
+        aliases.extend(id.get(..SHORT_ID).map(str::to_owned));
+        Ok(Service { name: name.clone(), id, aliases, address })
+    }
+
+    fn address(&self, container: &Container) -> String {
+        match self.network {
+            Network::Host => "127.0.0.1".to_owned(),
+            Network::Other(_) => String::new(),
+            Network::Bridge | Network::Named(_) => {
+                let networks = container.network_settings.networks.values();
+                let addresses = networks.flat_map(|network| [&network.ip_address, &network.ipv6_address]);
+                addresses.into_iter().find(|address| !address.is_empty()).cloned().unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// `NAME:ADDRESS` of all services, for hosts files in networks that have no names.
+pub fn hosts(services: &[Service], network: &Network) -> Vec<String> {
+    if matches!(network, Network::Named(_) | Network::Other(_)) {
+        return Vec::new();
+    }
+    let known = services.iter().filter(|service| !service.address.is_empty());
+    known.flat_map(|service| service.aliases.iter().map(|alias| format!("{alias}:{}", service.address))).collect()
+}
+
+fn failed(name: &str, error: &Error) -> JobError {
+    JobError::system(format!("service {name} cannot be started: {error}"))
+}
+
+/// Labels of services beside those of all containers of a job.
+fn of_service(name: &str) -> [(String, String); 3] {
+    let version = name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("latest", |(_, tag)| tag);
+    let label = |key: &str, value: &str| (format!("com.gitlab.gitlab-runner.{key}"), value.to_owned());
+    [label("type", "service"), label("service", &plan::path_of_image(name)), label("service.version", version)]
+}
