@@ -1,13 +1,15 @@
 //! The agent against the fake GitLab of the tests, beside the limits of the machine: `cargo bench`.
 //!
-//! With `GITLAB_RUNNER=/path/to/gitlab-runner` the same work goes through it as well, in the same run.
+//! With `GITLAB_RUNNER=/path/to/gitlab-runner` the same work goes through it as well, in the same run. Names of figures
+//! as arguments choose: `cargo bench --bench agent -- empty queue`.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,25 +17,54 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::git::GitServer;
 use support::gitlab::{GitLab, RUNNER_TOKEN};
+use support::http::{Answer, listen, read_request, write_answer};
 use support::job::job;
 
-/// Jobs of which the median is told.
+/// Rounds of which the median is told.
 const ROUNDS: usize = 20;
+/// Jobs that wait for the agent.
+const WAITING: usize = 1000;
+
+/// What can be measured, by the names that choose it.
+const FIGURES: [(&str, fn(&Path)); 5] =
+    [("start", start_to_request), ("empty", empty_job), ("clone", clone), ("queue", queue), ("log", log_speed)];
 
 fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mayfly = std::env::var_os("MAYFLY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_mayfly")), PathBuf::from);
     let size = fs::metadata(&mayfly).expect("the program").len();
     println!("{:<44} {size:>12} bytes", "binary");
-    limits();
-    measure("mayfly", &mayfly);
-    if let Some(other) = std::env::var_os("GITLAB_RUNNER") {
-        measure("gitlab-runner", Path::new(&other));
+    let other = std::env::var_os("GITLAB_RUNNER").map(PathBuf::from);
+    for (name, program) in [("mayfly", Some(mayfly)), ("gitlab-runner", other)] {
+        let Some(program) = program else { continue };
+        println!("-- {name}");
+        for (figure, measure) in FIGURES {
+            if chosen.is_empty() || chosen.iter().any(|name| name == figure) {
+                measure(&program);
+            }
+        }
     }
 }
 
-/// What the machine itself costs.
-fn limits() {
-    let bash = median((0..ROUNDS).map(|_| {
+/// What nobody can be quicker than: a login shell started once, and three requests that are answered at once.
+struct Limit {
+    server: TcpStream,
+}
+
+impl Limit {
+    fn new() -> Self {
+        let url = listen(None, |mut connection| {
+            while read_request(&mut connection).is_some() {
+                write_answer(connection.get_mut(), &Answer::new(200)).expect("written");
+            }
+        });
+        let server = TcpStream::connect(url.trim_start_matches("http://")).expect("connected");
+        server.set_nodelay(true).expect("set");
+        Self { server }
+    }
+
+    fn login_shell(&self) -> Duration {
+        let began = Instant::now();
         let mut child = Command::new("bash")
             .arg("-l")
             .env_clear()
@@ -41,24 +72,20 @@ fn limits() {
             .stdin(Stdio::piped())
             .spawn()
             .expect("bash");
-        let began = Instant::now();
         child.stdin.take().expect("a pipe").write_all(b"exit 0\n").expect("written");
         child.wait().expect("ended");
         began.elapsed()
-    }));
-    tell("limit: one login bash", bash);
-}
+    }
 
-fn measure(name: &str, program: &Path) {
-    println!("-- {name}");
-    start_to_request(program);
-    let agent = Scene::start(program, 1);
-    idle_memory(&agent);
-    let empty = agent.jobs(|_| job(&["true"]).build());
-    tell("empty job, 201 to final PUT", empty);
-    clone(&agent);
-    queue(&agent);
-    log_speed(&agent);
+    fn round_trips(&mut self) -> Duration {
+        let began = Instant::now();
+        for _ in 0..3 {
+            self.server.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}").expect("written");
+            let mut answer = [0; 512];
+            assert!(self.server.read(&mut answer).expect("an answer") > 0);
+        }
+        began.elapsed()
+    }
 }
 
 fn start_to_request(program: &Path) {
@@ -71,57 +98,95 @@ fn start_to_request(program: &Path) {
         began.elapsed()
     });
     tell("start to first request", median(times));
-}
-
-fn idle_memory(scene: &Scene) {
+    let scene = Scene::start(program, 1);
+    while scene.gitlab.count("POST jobs/request") == 0 {
+        std::thread::yield_now();
+    }
     std::thread::sleep(Duration::from_millis(500));
     println!("{:<44} {:>12} KiB", "idle memory (RSS)", memory(scene.child.id()));
 }
 
-fn clone(scene: &Scene) {
+/// The limit and the job in turn, so that both see the same machine.
+fn empty_job(program: &Path) {
+    let (scene, mut limit) = (Scene::start(program, 1), Limit::new());
+    let (mut shells, mut trips, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    let before = processor_time(scene.child.id());
+    for _ in 0..ROUNDS {
+        shells.push(limit.login_shell());
+        trips.push(limit.round_trips());
+        jobs.push(scene.job(job(&["true"]).build()));
+    }
+    let spent = (processor_time(scene.child.id()) - before) / ROUNDS as f64;
+    let (shell, trips, job) = (median(shells), median(trips), median(jobs));
+    tell("limit: one login bash", shell);
+    tell("limit: three round trips", trips);
+    tell("empty job, 201 to final PUT", job);
+    tell_ratio("  times the limit", job, shell + trips);
+    println!("{:<44} {:>12.1} ms", "  processor time with its shell", spent * 1000.0);
+}
+
+fn clone(program: &Path) {
+    let scene = Scene::start(program, 1);
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/small", &[("a", "1"), ("b/c", "2"), ("README.md", "3")]);
-    let plain = median((0..ROUNDS).map(|round| {
+    let (mut clones, mut empty, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
         let target = root.path().join(format!("clone-{round}"));
-        let url = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
+        let url_with_token = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
         let began = Instant::now();
-        let cloned =
-            Command::new("git").args(["clone", "-q", "--depth", "20", &url]).arg(target).status().expect("git");
+        let mut git = Command::new("git");
+        let cloned = git.args(["clone", "-q", "--depth", "20", &url_with_token]).arg(target).status().expect("git");
         assert!(cloned.success());
-        began.elapsed()
-    }));
-    tell("limit: git clone", plain);
-    let with = |_| job(&["true"]).sources(&url, &sha).variable("GIT_STRATEGY", "clone").build();
-    tell("job with a clone", scene.jobs(with));
+        clones.push(began.elapsed());
+        empty.push(scene.job(job(&["true"]).build()));
+        jobs.push(scene.job(job(&["true"]).sources(&url, &sha).variable("GIT_STRATEGY", "clone").build()));
+    }
+    let (cloned, empty, job) = (median(clones), median(empty), median(jobs));
+    tell("limit: git clone", cloned);
+    tell("job with a clone", job);
+    tell_ratio("  times git clone and the empty job", job, cloned + empty);
 }
 
 /// Jobs that wait, one after the other.
-fn queue(scene: &Scene) {
-    let before = memory(scene.child.id());
+fn queue(program: &Path) {
+    let scene = Scene::start(program, 1);
+    scene.job(job(&["true"]).build());
+    let before = (memory(scene.child.id()), processor_time(scene.child.id()));
     let began = Instant::now();
-    let ids: Vec<i64> = (0..200).map(|_| scene.gitlab.queue(job(&["true"]).build())).collect();
-    ids.iter().for_each(|id| drop(scene.gitlab.finished(*id)));
-    let rate = ids.len() as f64 / began.elapsed().as_secs_f64();
-    println!("{:<44} {rate:>12.1} jobs/s (RSS {before} to {} KiB)", "waiting empty jobs", memory(scene.child.id()));
+    let ids: Vec<i64> = (0..WAITING).map(|_| scene.gitlab.queue(job(&["true"]).build())).collect();
+    let last = *ids.last().expect("one");
+    let patience = Duration::from_secs(600);
+    scene.gitlab.wait_for(patience, "the end of the queue", |server| server.job_state(last) == "success");
+    let rate = WAITING as f64 / began.elapsed().as_secs_f64();
+    let spent = (processor_time(scene.child.id()) - before.1) / WAITING as f64;
+    println!("{:<44} {rate:>12.1} jobs/s", format!("{WAITING} waiting empty jobs"));
+    println!("{:<44} {:>12.1} ms", "  processor time of each", spent * 1000.0);
+    println!("{:<44} {:>5} to {} KiB", "  RSS before and after", before.0, memory(scene.child.id()));
 }
 
 /// 200 MB of log with 20 masked values.
-fn log_speed(scene: &Scene) {
+fn log_speed(program: &Path) {
+    let scene = Scene::start(program, 1);
     let script = "yes 'a line of an ordinary log, with s0me secrets and value-07-hunter22 in it' | head -c 200000000";
     let mut large = job(&[script]);
     for number in 0..20 {
         large = large.masked(&format!("SECRET_{number}"), &format!("value-{number:02}-hunter22"));
     }
+    let before = processor_time(scene.child.id());
     let id = scene.gitlab.queue(large.build());
     let mut most = 0;
     while scene.gitlab.job_state(id) == "pending" || scene.gitlab.job_state(id) == "running" {
         most = most.max(family_memory(scene.child.id()));
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(20));
     }
+    let spent = processor_time(scene.child.id()) - before;
     let done = scene.gitlab.job(id);
+    assert_eq!(done.state, "success");
     let seconds = (done.ended.expect("ended") - done.taken.expect("taken")).as_secs_f64();
-    println!("{:<44} {:>12.0} MB/s ({most} KiB agent and shim)", "200 MB of log, script to delivery", 200.0 / seconds);
+    println!("{:<44} {:>12.0} MB/s", "200 MB of log, script to delivery", 200.0 / seconds);
+    println!("{:<44} {spent:>12.2} s", "  processor time with its script");
+    println!("{:<44} {most:>12} KiB", "  RSS of agent and shim");
 }
 
 /// An agent with its server.
@@ -158,14 +223,12 @@ impl Scene {
         Self { gitlab, child, _home: home }
     }
 
-    /// The median time from a job's payload to its final state.
-    fn jobs(&self, make: impl Fn(usize) -> Value) -> Duration {
-        median((0..ROUNDS).map(|round| {
-            let id = self.gitlab.queue(make(round));
-            let done = self.gitlab.finished(id);
-            assert_eq!(done.state, "success", "{}", done.log());
-            done.ended.expect("ended") - done.taken.expect("taken")
-        }))
+    /// The time from a job's payload to its final state.
+    fn job(&self, payload: Value) -> Duration {
+        let id = self.gitlab.queue(payload);
+        let done = self.gitlab.finished(id);
+        assert_eq!(done.state, "success", "{}", done.log());
+        done.ended.expect("ended") - done.taken.expect("taken")
     }
 }
 
@@ -176,14 +239,27 @@ impl Drop for Scene {
     }
 }
 
-fn median(times: impl Iterator<Item = Duration>) -> Duration {
-    let mut times: Vec<Duration> = times.collect();
+fn median(times: impl IntoIterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.into_iter().collect();
     times.sort_unstable();
     times[times.len() / 2]
 }
 
 fn tell(what: &str, time: Duration) {
     println!("{what:<44} {:>12.1} ms", time.as_secs_f64() * 1000.0);
+}
+
+fn tell_ratio(what: &str, time: Duration, limit: Duration) {
+    println!("{what:<44} {:>12.2}", time.as_secs_f64() / limit.as_secs_f64());
+}
+
+/// Seconds of processor time of a process and of all those below it that have ended.
+fn processor_time(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(4);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    // USER_HZ is 100 on all that Linux runs on.
+    ticks as f64 / 100.0
 }
 
 /// Resident memory of a process, KiB.

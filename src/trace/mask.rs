@@ -72,6 +72,11 @@ impl<'a> Masker<'a> {
     fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, last: bool) -> usize {
         let mut position = 0;
         while position < text.len() {
+            let passed = if self.is_in_value() { self.pass_value(text, position) } else { 0 };
+            if passed > 0 {
+                position += passed;
+                continue;
+            }
             let found = if self.is_idle() {
                 let (at, found) = self.next_match(text, position, last);
                 if at > position {
@@ -101,6 +106,22 @@ impl<'a> Masker<'a> {
             at = self.masks.next_candidate(text, at + 1);
         }
         (at, None)
+    }
+
+    /// The next byte belongs to a value, and nothing else that began earlier reaches it.
+    fn is_in_value(&self) -> bool {
+        self.value > 0 && self.prefixes.is_empty() && !self.token_runs && !self.parameter_runs
+    }
+
+    /// Hides the bytes of a value up to the first at which something else may begin; returns how many.
+    fn pass_value(&mut self, text: &[u8], from: usize) -> usize {
+        let end = text.len().min(from + self.value + 1);
+        let passed = self.masks.next_candidate(&text[..end], from).min(from + self.value) - from;
+        if passed > 0 {
+            self.value -= passed;
+            self.last = if self.value == 0 { Last::ValueEnded } else { Last::Hidden };
+        }
+        passed
     }
 
     /// Nothing that began earlier reaches the next byte.

@@ -141,8 +141,7 @@ pub struct Masks {
     patterns: Vec<Pattern>,
     /// For each first byte the range of its patterns; empty for most.
     buckets: [(u32, u32); 256],
-    /// A bit for each pair of bytes with which a pattern begins, four words a first byte.
-    pairs: Box<[[u64; 4]; 256]>,
+    pairs: Pairs,
 }
 
 impl Masks {
@@ -166,7 +165,7 @@ impl Masks {
         // The same text of two kinds comes as the value first; a prefix that is a value, too, stays both.
         patterns.sort_unstable();
         patterns.dedup_by(|a, b| a.bytes == b.bytes && (a.kind == b.kind || a.kind != Kind::Token));
-        let mut masks = Self { patterns, buckets: [(0, 0); 256], pairs: Box::new([[0; 4]; 256]) };
+        let mut masks = Self { patterns, buckets: [(0, 0); 256], pairs: Pairs::default() };
         masks.index();
         masks
     }
@@ -180,33 +179,21 @@ impl Masks {
             }
             bucket.1 = index as u32 + 1;
             match pattern.bytes.get(1) {
-                Some(second) => set(&mut self.pairs[first], *second),
-                None => self.pairs[first] = [u64::MAX; 4],
+                Some(second) => self.pairs.add(pattern.bytes[0], *second),
+                None => (0..=u8::MAX).for_each(|second| self.pairs.add(pattern.bytes[0], second)),
             }
         }
         for opener in URL_OPENERS {
             for name in URL_PARAMETERS {
-                set(&mut self.pairs[usize::from(opener)], name[0]);
-                set(&mut self.pairs[usize::from(opener)], name[0].to_ascii_uppercase());
+                self.pairs.add(opener, name[0]);
+                self.pairs.add(opener, name[0].to_ascii_uppercase());
             }
         }
     }
 
     /// The first position from `from` on at which a pattern may begin.
     pub(super) fn next_candidate(&self, text: &[u8], from: usize) -> usize {
-        let rest = &text[from..];
-        let found = rest.windows(2).position(|pair| self.may_begin(pair[0], pair[1]));
-        match (found, rest.last()) {
-            (Some(at), _) => from + at,
-            // The last byte has no pair yet.
-            (None, Some(last)) if self.pairs[usize::from(*last)] != [0; 4] => text.len() - 1,
-            _ => text.len(),
-        }
-    }
-
-    /// Whether a pattern begins with these two bytes.
-    fn may_begin(&self, first: u8, second: u8) -> bool {
-        self.pairs[usize::from(first)][usize::from(second >> 6)] >> (second & 63) & 1 == 1
+        self.pairs.next(text, from)
     }
 
     /// What begins at the start of `text`.
@@ -216,7 +203,7 @@ impl Masks {
         if URL_OPENERS.contains(first) {
             found.parameter(&text[1..]);
         }
-        if text.get(1).is_some_and(|second| !self.may_begin(*first, *second)) {
+        if text.get(1).is_some_and(|second| !self.pairs.has(*first, *second)) {
             return found;
         }
         let (low, high) = self.buckets[usize::from(*first)];
@@ -255,13 +242,56 @@ impl Masks {
     }
 }
 
+/// A bit for each pair of bytes with which a pattern begins.
+struct Pairs {
+    bits: Box<[u64; 1024]>,
+    /// Whether there is a pair with this first byte.
+    firsts: [bool; 256],
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self { bits: Box::new([0; 1024]), firsts: [false; 256] }
+    }
+}
+
+impl Pairs {
+    fn add(&mut self, first: u8, second: u8) {
+        let pair = u16::from_le_bytes([first, second]);
+        self.bits[usize::from(pair >> 6)] |= 1 << (pair & 63);
+        self.firsts[usize::from(first)] = true;
+    }
+
+    fn has(&self, first: u8, second: u8) -> bool {
+        let pair = u16::from_le_bytes([first, second]);
+        self.bits[usize::from(pair >> 6)] >> (pair & 63) & 1 == 1
+    }
+
+    /// The first position from `from` on at which there is a pair, or where one may be once more text comes.
+    fn next(&self, text: &[u8], from: usize) -> usize {
+        let mut at = from;
+        // Most of a text has none: four at a time.
+        while let Some(&[a, b, c, d, e]) = text[at..].first_chunk() {
+            if self.has(a, b) | self.has(b, c) | self.has(c, d) | self.has(d, e) {
+                break;
+            }
+            at += 4;
+        }
+        while let Some(&[first, second]) = text[at..].first_chunk() {
+            if self.has(first, second) {
+                return at;
+            }
+            at += 1;
+        }
+        // The last byte has no pair yet.
+        let may_begin = text.get(at).is_some_and(|last| self.firsts[usize::from(*last)]);
+        if may_begin { at } else { text.len() }
+    }
+}
+
 /// How many bytes two texts begin with in common.
 fn common_length(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
-fn set(row: &mut [u64; 4], second: u8) {
-    row[usize::from(second >> 6)] |= 1 << (second & 63);
 }
 
 /// Adds a value, a long one in pieces; the last piece overlaps the one before, so that none is too short to tell.

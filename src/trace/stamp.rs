@@ -1,7 +1,7 @@
 //! Time stamps of log lines (`FF_TIMESTAMPS`): each physical line begins with the time, its stream and whether it goes
 //! on an earlier one. GitLab's log viewer takes them apart again.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A line without an end is written out when it reaches this many bytes, and goes on in the next.
 const PARTIAL_MAX: usize = 8 * 1024;
@@ -15,31 +15,43 @@ pub enum Output {
     Error,
 }
 
+/// What stands before a line, such as `2000-01-01T00:00:00.000000Z 01O `: the time, stream and output, and a `+` where it
+/// goes on an earlier one.
+const HEADER: [u8; 32] = *b"2000-01-01T00:00:00.000000Z 00O ";
+/// Places in it: the seconds, the microseconds, the stream, the output, the `+`.
+const SECONDS: std::ops::Range<usize> = 0..19;
+const MICROS: std::ops::Range<usize> = 20..26;
+const STREAM: std::ops::Range<usize> = 28..30;
+const OUTPUT: usize = 30;
+const MARK: usize = 31;
+
 /// Puts stamps before the lines of one stream.
 pub struct Stamper {
-    /// Stream and output, such as ` 01O`.
-    suffix: [u8; 4],
+    /// Lines that were read at once share their header.
+    header: [u8; HEADER.len()],
+    /// The time in it, since the epoch.
+    stamped: Option<Duration>,
     /// A line that has no end yet.
     line: String,
-    /// When it began; `None` while it is empty.
-    began: Option<SystemTime>,
+    /// When it began, since the epoch; `None` while it is empty.
+    began: Option<Duration>,
     continues: bool,
-    clock: Clock,
 }
 
 impl Stamper {
     /// A stream at its beginning; `stream` is 0 for the agent's own lines and 1 for those of a step.
     pub fn new(stream: u8, output: Output) -> Self {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let letter = if output == Output::Out { b'O' } else { b'E' };
-        let suffix = [b' ', HEX[usize::from(stream >> 4)], HEX[usize::from(stream & 15)], letter];
-        Self { suffix, line: String::new(), began: None, continues: false, clock: Clock::default() }
+        let mut header = HEADER;
+        header[STREAM].copy_from_slice(&[HEX[usize::from(stream >> 4)], HEX[usize::from(stream & 15)]]);
+        header[OUTPUT] = if output == Output::Out { b'O' } else { b'E' };
+        Self { header, stamped: None, line: String::new(), began: None, continues: false }
     }
 
     /// Takes text and appends the lines that are whole to `out`. A rest with a carriage return is written at once:
     /// progress bars and section markers must not wait for the end of their line.
     pub fn push(&mut self, text: &str, out: &mut Vec<u8>) {
-        let now = SystemTime::now();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut rest = text;
         while let Some((line, behind)) = rest.split_once('\n') {
             self.emit(line, now, false, out);
@@ -61,42 +73,34 @@ impl Stamper {
     }
 
     /// Writes what there is of a line, and `more` of it.
-    fn emit(&mut self, more: &str, now: SystemTime, goes_on: bool, out: &mut Vec<u8>) {
-        self.clock.write(self.began.take().unwrap_or(now), out);
-        out.extend_from_slice(&self.suffix);
-        out.push(if self.continues { b'+' } else { b' ' });
-        out.extend_from_slice(self.line.as_bytes());
+    fn emit(&mut self, more: &str, now: Duration, goes_on: bool, out: &mut Vec<u8>) {
+        let time = self.began.take().unwrap_or(now);
+        if self.stamped != Some(time) {
+            self.stamp(time);
+        }
+        self.header[MARK] = if self.continues { b'+' } else { b' ' };
+        out.extend_from_slice(&self.header);
+        if !self.line.is_empty() {
+            out.extend_from_slice(self.line.as_bytes());
+            self.line.clear();
+        }
         out.extend_from_slice(more.as_bytes());
         out.push(b'\n');
-        self.line.clear();
         self.continues = goes_on;
     }
-}
 
-/// Formats times; lines of the same second share the work.
-#[derive(Default)]
-struct Clock {
-    second: u64,
-    text: String,
-}
-
-impl Clock {
-    fn write(&mut self, time: SystemTime, out: &mut Vec<u8>) {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.text.is_empty() || self.second != since.as_secs() {
-            self.second = since.as_secs();
-            let stamp = jiff::Timestamp::from_second(since.as_secs().cast_signed()).unwrap_or_default();
-            self.text = stamp.to_string();
-            self.text.truncate("2000-01-01T00:00:00".len());
+    /// Puts a time since the epoch into the header.
+    fn stamp(&mut self, time: Duration) {
+        if self.stamped.is_none_or(|stamped| stamped.as_secs() != time.as_secs()) {
+            let text = jiff::Timestamp::from_second(time.as_secs().cast_signed()).unwrap_or_default().to_string();
+            self.header[SECONDS].copy_from_slice(&text.as_bytes()[SECONDS]);
         }
-        out.extend_from_slice(self.text.as_bytes());
-        let mut digits = *b".000000Z";
-        let mut micros = since.subsec_micros();
-        for digit in digits[1..7].iter_mut().rev() {
-            *digit += (micros % 10) as u8;
+        let mut micros = time.subsec_micros();
+        for digit in self.header[MICROS].iter_mut().rev() {
+            *digit = b'0' + (micros % 10) as u8;
             micros /= 10;
         }
-        out.extend_from_slice(&digits);
+        self.stamped = Some(time);
     }
 }
 

@@ -279,7 +279,12 @@ impl GitLab {
 
     /// Waits until something holds; the test fails when it does not within a minute.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(60);
+        self.wait_for(Duration::from_secs(60), what, holds);
+    }
+
+    /// Waits until something holds, for as long as it may take.
+    pub fn wait_for(&self, patience: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + patience;
         while !holds(self) {
             assert!(Instant::now() < until, "waited in vain for: {what}");
             let state = self.lock();
