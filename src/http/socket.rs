@@ -29,7 +29,18 @@ const PROBES: u32 = 3;
 /// An agent whose connections are probed.
 pub fn agent(config: Config) -> Agent {
     let connector = ().chain(ConnectProxyConnector::default()).chain(Probed).chain(RustlsConnector::default());
-    Agent::with_parts(config, connector, DefaultResolver::default())
+    Agent::with_parts(config, connector, Later)
+}
+
+/// Knows no addresses yet. The library asks for them before each call; they are looked up when a connection is opened,
+/// so that a call over one that is kept needs neither the name server nor a thread to ask it.
+#[derive(Debug)]
+struct Later;
+
+impl Resolver for Later {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        Ok(self.empty())
+    }
 }
 
 /// An agent whose connections all lead to the Unix socket at `path`, whatever the host of a URL.
@@ -77,17 +88,18 @@ impl<In: Transport> Connector<In> for Probed {
     }
 }
 
-/// Tries the addresses in turn; each but the last gets half of the time that is left.
+/// Looks the host up and tries its addresses in turn; each but the last gets half of the time that is left.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let (total, reason) = (*details.timeout.after, details.timeout.reason);
     let began = Instant::now();
+    let addresses = DefaultResolver::default().resolve(details.uri, details.config, details.timeout)?;
     let mut failure = Error::HostNotFound;
-    for (index, address) in details.addrs.iter().enumerate() {
+    for (index, address) in addresses.iter().enumerate() {
         let left = total.saturating_sub(began.elapsed());
         if left.is_zero() {
             return Err(Error::Timeout(reason));
         }
-        let is_last = index + 1 == details.addrs.len();
+        let is_last = index + 1 == addresses.len();
         match TcpStream::connect_timeout(address, if is_last { left } else { left / 2 }) {
             Ok(stream) => return Ok(prepare(stream)?),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => failure = Error::Timeout(reason),
