@@ -224,9 +224,7 @@ fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
     for round in 1..=5 {
         let next = home.start(&[]);
         gitlab.wait_until("the record", |_| {
-            let record: serde_json::Value =
-                serde_json::from_str(&read(&home.path("state/slot-0/job.json"))).unwrap_or_default();
-            record["progress"]["taken_up"].as_array().is_some_and(|deaths| deaths.len() == round)
+            home.record()["progress"]["taken_up"].as_array().is_some_and(|deaths| deaths.len() == round)
         });
         next.kill();
     }
@@ -293,10 +291,9 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
         gitlab.wait_for_log(id, "begun");
         agent.kill();
         kill_shims(id);
-        let record = home.path("state/slot-0/job.json");
-        let mut value: serde_json::Value = serde_json::from_str(&read(&record)).expect("a record");
-        value["identity"][key] = "another".into();
-        std::fs::write(&record, value.to_string()).expect("written");
+        let mut record = home.record();
+        record["identity"][key] = "another".into();
+        home.set_record(&record);
         let mut next = home.start(&[]);
         next.wait_for_log("mayfly is up");
         if reported {

@@ -9,14 +9,11 @@ use crate::support::gitlab::{Fault, GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Agent, Home, read};
 
-fn record(home: &Home) -> std::path::PathBuf {
-    home.path("state/slot-0/job.json")
-}
-
 fn change(home: &Home, change: impl FnOnce(&mut Value)) {
-    let mut value: Value = serde_json::from_str(&read(&record(home))).expect("a record");
-    change(&mut value);
-    std::fs::write(record(home), value.to_string()).expect("written");
+    let mut record = home.record();
+    assert!(record.is_object(), "a record");
+    change(&mut record);
+    home.set_record(&record);
 }
 
 fn count(job: &Job, line: &str) -> usize {

@@ -383,7 +383,7 @@ impl Engine<'_> {
     /// Writes the journal.
     pub(super) fn save(&mut self) -> io::Result<()> {
         self.record.progress.acknowledged = self.uploader.acknowledged();
-        match self.directory.save(&self.record) {
+        match self.directory.note(&self.record.progress) {
             // A job that fills the disk must not lose its outcome for it; only a crash now would go unnoticed.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 log::error!("no room for the journal; going on without job={} error={error}", self.payload.id);

@@ -1,7 +1,8 @@
 //! What must outlive a crash of the agent: the job in hand, and how many jobs there were.
 //!
 //! One directory a slot, with the job's record, its log and the outcomes of its steps. A record is written whole and
-//! renamed; it is bound to the machine and the boot it was written in.
+//! renamed; it is bound to the machine and the boot it was written in. How the job goes on from there is added to it line
+//! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -142,9 +143,19 @@ impl SlotDirectory {
         self.0.join(format!("{step}.status"))
     }
 
-    /// Writes the record. Errors: the disk.
+    /// Writes the record of a job that is begun or taken up. Errors: the disk.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         write_whole(&self.record(), &serde_json::to_vec(record)?)
+    }
+
+    /// Adds to the record how far the job is now. Errors: there is no record, or the disk; then what stood there holds.
+    pub fn note(&self, progress: &Progress) -> io::Result<()> {
+        // The line before may have no end: whoever wrote it died.
+        let mut line = vec![b'\n'];
+        serde_json::to_writer(&mut line, progress)?;
+        let mut file = OpenOptions::new().append(true).open(self.record())?;
+        let size = file.metadata()?.len();
+        file.write_all(&line).inspect_err(|_| drop(file.set_len(size)))
     }
 
     /// Brings the record to the disk itself, for a loss of power.
@@ -153,9 +164,15 @@ impl SlotDirectory {
         File::open(&self.0)?.sync_all()
     }
 
-    /// The record, if there is a readable one.
+    /// The record with the latest that was noted, if there is a readable one.
     pub fn load(&self) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.record()).ok()?).ok()
+        let text = fs::read(self.record()).ok()?;
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let mut record: Record = serde_json::from_slice(lines.next()?).ok()?;
+        if let Some(latest) = lines.rev().find_map(|line| serde_json::from_slice(line).ok()) {
+            record.progress = latest;
+        }
+        Some(record)
     }
 
     fn record(&self) -> PathBuf {
@@ -223,6 +240,42 @@ mod tests {
         assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
         let other = Identity { instance: "i-2".into(), ..identity };
         assert_eq!(Count::load(directory.path(), &other).jobs, 0);
+    }
+
+    fn record() -> Record {
+        Record {
+            identity: Identity { instance: "i-1".into(), boot: "b-1".into() },
+            url: "https://gitlab.test".into(),
+            tls: TlsFiles::default(),
+            short_token: "abc".into(),
+            payload: "{\n}".into(),
+            request_id: String::new(),
+            concurrent: (0, 0),
+            began: 1,
+            progress: Progress::default(),
+        }
+    }
+
+    #[test]
+    fn a_record_holds_the_latest_that_was_noted_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let slot = SlotDirectory::at(directory.path().join("slot"));
+        let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage;
+        assert!(slot.note(&Progress::default()).is_err(), "there is no record");
+        slot.create().expect("made");
+        slot.save(&record()).expect("saved");
+        assert_eq!((stage(&slot), slot.load().expect("a record").payload.as_str()), (None, "{\n}"));
+        for number in 1..=3 {
+            slot.note(&Progress { stage: Some(number), ..Progress::default() }).expect("noted");
+            assert_eq!(stage(&slot), Some(number));
+        }
+        let mut file = OpenOptions::new().append(true).open(slot.record()).expect("opened");
+        file.write_all(b"\n{\"stage\":4,\"unsa").expect("an agent that dies while it writes");
+        assert_eq!(stage(&slot), Some(3));
+        slot.note(&Progress { stage: Some(5), ..Progress::default() }).expect("noted");
+        assert_eq!(stage(&slot), Some(5));
+        slot.save(&record()).expect("taken up");
+        assert_eq!(stage(&slot), None);
     }
 
     #[test]

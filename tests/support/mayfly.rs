@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::gitlab::{GitLab, RUNNER_TOKEN};
 
 /// Where one agent lives.
@@ -56,6 +58,22 @@ impl Home {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// The record of the job in the first slot, with the latest of how far it is; null where there is none.
+    pub fn record(&self) -> Value {
+        let text = read(&self.path("state/slot-0/job.json"));
+        let mut lines = text.lines().map_while(|line| serde_json::from_str::<Value>(line).ok());
+        let mut record = lines.next().unwrap_or_default();
+        if let Some(latest) = lines.last() {
+            record["progress"] = latest;
+        }
+        record
+    }
+
+    /// Writes another record in its place.
+    pub fn set_record(&self, record: &Value) {
+        fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("written");
     }
 
     /// A call of the program that ends by itself.
