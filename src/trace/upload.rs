@@ -1,4 +1,5 @@
 //! Brings the spool to the server: pieces at the server's pace while the job runs, then everything and the final state.
+//! What fills a whole request costs the server the same at any time, so a loud log does not wait for the pace.
 //!
 //! The spool is the only buffer, so memory stays flat however large the log or long the outage, and any offset can be
 //! asked for again until the end.
@@ -31,6 +32,8 @@ const CHUNK: usize = 1 << 20;
 const INTERVAL: Duration = Duration::from_secs(3);
 /// A job of which nothing was heard for this long is told to be alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// The spool is looked at this much after something was written to it: one look for many lines.
+const GATHER: Duration = Duration::from_millis(50);
 /// First wait between two tries of the final state.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -151,7 +154,10 @@ struct Upload {
     on_status: Box<dyn Fn(JobStatus) + Send>,
     last_status: JobStatus,
     shared: Arc<Shared>,
+    /// Tells of new output; none where the system has no more of them.
     follow: Option<Inotify>,
+    /// The server took the last piece: it may have the next as soon as there is a whole one.
+    in_step: bool,
     /// Everything before it is on the server.
     offset: u64,
     checksum: Checksum,
@@ -162,6 +168,17 @@ struct Upload {
     back_off: Duration,
     /// When the server last took something.
     heard: Instant,
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// There is something else to do.
+    Bell,
+    /// Something was written to the spool.
+    Output,
+    /// Nothing happened.
+    Not,
 }
 
 /// What a piece of the log came to.
@@ -184,7 +201,7 @@ impl Upload {
         on_status: Box<dyn Fn(JobStatus) + Send>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
-        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { None };
+        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { follow(path).ok() };
         Ok(Self {
             coordinator,
             job,
@@ -194,6 +211,7 @@ impl Upload {
             last_status: JobStatus::Ongoing,
             shared,
             follow,
+            in_step: true,
             offset: options.offset,
             checksum: Checksum::default(),
             buffer: Vec::new(),
@@ -205,7 +223,7 @@ impl Upload {
     }
 
     fn run(mut self) -> Delivery {
-        if self.follow.is_some() {
+        if self.coordinator.is_interactive() {
             // What was written before we watched.
             self.tick();
         }
@@ -222,7 +240,7 @@ impl Upload {
     fn next_tick(&mut self) -> Option<Option<JobState>> {
         let ending = self.ending();
         if ending.is_none() {
-            self.wait(self.interval);
+            self.wait_for_tick();
         }
         if self.is_abandoned() {
             return None;
@@ -238,34 +256,64 @@ impl Upload {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits for `duration`, for the bell, or, with someone watching, for new output.
-    fn wait(&self, duration: Duration) {
-        let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
-        let bell = PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN);
-        let _ = match &self.follow {
-            Some(inotify) => {
-                let polled = poll(&mut [bell, PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout);
-                let _ = inotify.read_events();
-                polled
+    /// Waits until the interval is over or the bell rings; or for new output, if someone is watching; or for so much of
+    /// it that it fills a request.
+    fn wait_for_tick(&self) {
+        let until = Instant::now() + self.interval;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let follow = self.follow.as_ref().filter(|_| self.in_step);
+            let due = match self.wait(left, follow) {
+                Woken::Output if self.coordinator.is_interactive() => true,
+                // Unless the bell rings: not for each line.
+                Woken::Output => self.wait(left.min(GATHER), None) == Woken::Bell || self.has_whole_piece(),
+                Woken::Bell | Woken::Not => true,
+            };
+            if due {
+                return;
             }
-            None => poll(&mut [bell], timeout),
-        };
-        let _ = self.shared.bell.read();
+        }
     }
 
-    /// One piece of log (all there is, if someone is watching), or a sign of life. A job that is over gets neither.
+    /// Waits for `duration`, for the bell, or for output that `follow` tells of.
+    fn wait(&self, duration: Duration, follow: Option<&Inotify>) -> Woken {
+        let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
+        let bell = PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN);
+        let _ = match follow {
+            Some(inotify) => poll(&mut [bell, PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout),
+            None => poll(&mut [bell], timeout),
+        };
+        let written = follow.is_some_and(|inotify| inotify.read_events().is_ok());
+        match self.shared.bell.read() {
+            Ok(_) => Woken::Bell,
+            Err(_) if written => Woken::Output,
+            Err(_) => Woken::Not,
+        }
+    }
+
+    /// A piece of log with all that fills whole ones (all there is, if someone is watching), or a sign of life. A job
+    /// that is over gets neither.
     fn tick(&mut self) {
         if self.last_status == JobStatus::Over {
             return;
         }
         let mut sent = self.send_piece();
-        while self.follow.is_some() && sent == Piece::Sent {
+        while sent == Piece::Sent
+            && !self.is_abandoned()
+            && (self.coordinator.is_interactive() || self.has_whole_piece())
+        {
             sent = self.send_piece();
         }
-        let quiet = matches!(sent, Piece::Sent | Piece::Empty) && self.heard.elapsed() >= KEEP_ALIVE;
+        self.in_step = matches!(sent, Piece::Sent | Piece::Empty);
+        let quiet = self.in_step && self.heard.elapsed() >= KEEP_ALIVE;
         if let Some(reply) = quiet.then(|| self.tell_state(&JobState::Running)).flatten() {
             self.note(&reply);
         }
+    }
+
+    /// What is not sent yet fills a request.
+    fn has_whole_piece(&self) -> bool {
+        let size = self.spool.metadata().map_or(0, |metadata| metadata.len());
+        size.saturating_sub(self.offset) >= CHUNK as u64
     }
 
     fn send_piece(&mut self) -> Piece {

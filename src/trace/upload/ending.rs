@@ -64,7 +64,7 @@ impl Upload {
             if self.is_abandoned() {
                 return;
             }
-            self.wait(left);
+            self.wait(left, None);
         }
     }
 

@@ -229,6 +229,42 @@ fn someone_who_watches_sees_each_line_at_once() {
     assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
 }
 
+#[test]
+fn a_loud_log_does_not_wait_for_the_pace() {
+    let interval = Duration::from_secs(3600);
+    let case = Case::new(Fake { interval, ..Fake::default() });
+    let uploader = case.uploader();
+    case.write(b"a line\n");
+    case.write(&[b'x'; 2 * CHUNK]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while case.fake.server().starts.len() < 2 {
+        assert!(Instant::now() < until, "whole pieces wait for the end of the interval");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+    let server = case.fake.server();
+    assert_eq!((server.starts.len(), server.log.len()), (3, 7 + 2 * CHUNK));
+}
+
+#[test]
+fn a_server_that_cannot_is_not_asked_again_before_its_time() {
+    let interval = Duration::from_secs(3600);
+    let case = Case::new(Fake { interval, ..Fake::default() });
+    case.fake.server().faults = [Fault::None, Fault::Lost].into();
+    let uploader = case.uploader();
+    case.write(&[b'x'; 3 * CHUNK]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while case.fake.server().starts.len() < 2 {
+        assert!(Instant::now() < until, "whole pieces wait for the end of the interval");
+        thread::sleep(Duration::from_millis(5));
+    }
+    case.write(&[b'y'; 2 * CHUNK]);
+    thread::sleep(2 * GATHER);
+    assert_eq!(case.fake.server().starts.len(), 2);
+    assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+    assert_eq!(case.fake.server().log.len(), 5 * CHUNK);
+}
+
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         Just(Fault::None),
