@@ -25,8 +25,11 @@ const ROUNDS: usize = 20;
 /// Jobs that wait for the agent.
 const WAITING: usize = 1000;
 
+/// Measures a program and tells.
+type Measure = fn(&Path);
+
 /// What can be measured, by the names that choose it.
-const FIGURES: [(&str, fn(&Path)); 5] =
+const FIGURES: [(&str, Measure); 5] =
     [("start", start_to_request), ("empty", empty_job), ("clone", clone), ("queue", queue), ("log", log_speed)];
 
 fn main() {
