@@ -11,6 +11,7 @@ mod docker;
 mod exec;
 mod jobs;
 mod journal;
+mod leaving;
 mod processes;
 mod protocol;
 mod settings;

@@ -21,6 +21,7 @@ need zstd zstd
 need bsdtar libarchive-tools
 need git-lfs git-lfs
 need musl-gcc musl-tools
+[ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update

@@ -11,7 +11,7 @@ use std::thread;
 use super::Event;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
-use crate::instance::Identity;
+use crate::instance::{Instance, Work};
 use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
@@ -26,7 +26,7 @@ const JOB_STACK: usize = 1 << 20;
 /// All jobs of the instance.
 pub struct Desk {
     state: PathBuf,
-    identity: Identity,
+    instance: Arc<dyn Instance>,
     events: Sender<Event>,
     inner: Mutex<Inner>,
 }
@@ -36,15 +36,21 @@ struct Inner {
     controls: HashMap<i64, Arc<Control>>,
     /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
     numbers: HashMap<NumberKey, Vec<u32>>,
+    /// Why scripts are to give way, once they are.
+    evicted: Option<String>,
     /// Why jobs are to stop, once they are.
     interrupted: Option<String>,
 }
 
 impl Desk {
     /// The desk of an instance whose journal is in `state`.
-    pub fn new(state: PathBuf, identity: Identity, count: Count, events: Sender<Event>) -> Arc<Self> {
-        let inner = Inner { count, controls: HashMap::new(), numbers: HashMap::new(), interrupted: None };
-        Arc::new(Self { state, identity, events, inner: Mutex::new(inner) })
+    pub fn new(state: PathBuf, instance: Arc<dyn Instance>, count: Count, events: Sender<Event>) -> Arc<Self> {
+        if let Err(error) = count.save(&state) {
+            log::error!("the age of this machine cannot be kept error={error}");
+        }
+        let (controls, numbers) = (HashMap::new(), HashMap::new());
+        let inner = Inner { count, controls, numbers, evicted: None, interrupted: None };
+        Arc::new(Self { state, instance, events, inner: Mutex::new(inner) })
     }
 
     /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
@@ -69,7 +75,7 @@ impl Desk {
         self.count();
         let concurrent = self.number(&context, &payload, None);
         let record = Record {
-            identity: self.identity.clone(),
+            identity: self.instance.identity(),
             url: context.runner.url.clone(),
             tls: context.runner.tls.clone(),
             short_token: context.runner.token.short(),
@@ -89,6 +95,13 @@ impl Desk {
         self.number(&context, &payload, Some(record.concurrent));
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
         self.start(permit, context, record, payload, Begin::Resumed);
+    }
+
+    /// Has all jobs hand over what their scripts have made so far, also those that are still coming.
+    pub fn evict(&self, why: &str) {
+        let mut inner = self.lock();
+        inner.evicted = Some(why.to_owned());
+        inner.controls.values().for_each(|control| control.evict(why));
     }
 
     /// Stops all jobs, also those that are still coming.
@@ -114,10 +127,15 @@ impl Desk {
         let id = payload.id;
         {
             let mut inner = self.lock();
+            if let Some(why) = &inner.evicted {
+                control.evict(why);
+            }
             if let Some(why) = &inner.interrupted {
                 control.interrupt(why);
             }
             inner.controls.insert(id, Arc::clone(&control));
+            // Under the lock, so that the last word is the right one.
+            self.instance.protect(Work::Busy);
         }
         let desk = Arc::clone(self);
         let thread = thread::Builder::new().name(format!("job-{id}")).stack_size(JOB_STACK);
@@ -198,6 +216,9 @@ impl Desk {
     fn forget(&self, id: i64, numbers: (u32, u32), keys: &[NumberKey; 2]) {
         let mut inner = self.lock();
         inner.controls.remove(&id);
+        if inner.controls.is_empty() {
+            self.instance.protect(Work::Idle);
+        }
         for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
             if let Some(used) = inner.numbers.get_mut(key) {
                 used.retain(|used| *used != number);

@@ -1,81 +1,181 @@
-//! How long an agent stays: MaxBuilds and the idle time-out. The clock is monotonic: it stands still while the machine
-//! sleeps and does not follow when the time of day is set.
+//! How long an agent stays: MaxBuilds, the maximum age and the idle time-out.
+//!
+//! Each bound has the clock that fits it. Time without a job is `CLOCK_MONOTONIC`: a machine that sleeps cannot ask for
+//! jobs, so that one that wakes up does not leave before it has asked. Age is `CLOCK_BOOTTIME`: a machine grows old in
+//! its sleep too. Neither follows when the time of day is set; only periods of the configuration do.
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use ring::rand::{SecureRandom, SystemRandom};
+
 use super::slots::Slots;
+use crate::config::lifetime::Lifetime as Bounds;
+use crate::journal::leaving::Reason;
 
-/// Why an agent takes no more jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It was asked to (SIGQUIT, SIGTERM, SIGINT).
-    Signal,
-    /// It took MaxBuilds jobs.
-    MaxBuilds,
-    /// No job came for the idle time-out.
-    Idle,
-}
-
-impl Reason {
-    /// The word for logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Signal => "signal",
-            Self::MaxBuilds => "max_builds",
-            Self::Idle => "idle_timeout",
-        }
-    }
-}
+/// The idle time-out is longer by up to this part, and the maximum age shorter by up to half of it: siblings that began
+/// together do not leave together.
+const SPREAD: f64 = 0.2;
+/// A request must have brought nothing before an agent calls itself idle; this is long enough for one.
+const ENOUGH_FOR_A_REQUEST: Duration = Duration::from_secs(120);
+/// How long an agent waits at least that may not go, before it tries again.
+const REST_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// The bounds of an agent's life.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Lifetime {
-    /// Leave when no job has run for that long, over all slots.
-    pub idle_timeout: Option<Duration>,
+    /// What the configuration and the command line say.
+    pub bounds: Bounds,
+    /// When the first agent of this life began, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub began: u64,
+    /// From 0 to 1: where in the spread this instance is.
+    share: f64,
+    /// It was idle and may not go.
+    refused: bool,
 }
 
 impl Lifetime {
+    /// A life that began at `began`.
+    pub fn new(bounds: Bounds, began: u64) -> Self {
+        Self { bounds, began, share: draw(), refused: false }
+    }
+
+    /// The group needs the instance: it is to try again after another idle time-out.
+    pub fn refuse(&mut self) {
+        self.refused = true;
+        self.share = draw();
+    }
+
     /// Whether it is time to leave, or else how long until it may be; `None` for the latter when only an event can
-    /// tell.
-    pub fn verdict(&self, slots: &Slots) -> Result<Reason, Option<Duration>> {
+    /// tell. `boottime` is now in nanoseconds of `CLOCK_BOOTTIME`, and `now` is the time of day.
+    pub fn verdict(&self, slots: &Slots, boottime: u64, now: Timestamp) -> Result<Reason, Option<Duration>> {
         if slots.is_spent() {
             return Ok(Reason::MaxBuilds);
         }
-        let Some((timeout, idle)) = self.idle_timeout.zip(slots.idle_for()) else { return Err(None) };
-        match timeout.checked_sub(idle) {
-            None | Some(Duration::ZERO) => Ok(Reason::Idle),
-            left => Err(left),
+        let (age, idle) = (self.until_old(boottime), self.until_idle(slots, now));
+        if age == Some(Duration::ZERO) {
+            return Ok(Reason::MaxAge);
         }
+        if idle == Some(Duration::ZERO) {
+            return Ok(Reason::Idle);
+        }
+        // A period begins and ends with a minute; the time of day may be set meanwhile.
+        let minute = self.bounds.has_periods().then(|| Duration::from_secs(60 - now.as_second().rem_euclid(60) as u64));
+        Err([age, idle, minute].into_iter().flatten().min())
     }
+
+    fn until_old(&self, boottime: u64) -> Option<Duration> {
+        let most = self.bounds.max_age?.mul_f64(1.0 - self.share * SPREAD / 2.0);
+        Some(most.saturating_sub(Duration::from_nanos(boottime.saturating_sub(self.began))))
+    }
+
+    fn until_idle(&self, slots: &Slots, now: Timestamp) -> Option<Duration> {
+        let (timeout, idle) = (self.bounds.idle_timeout(now)?, slots.idle_for()?);
+        let left = |timeout: Duration| timeout.saturating_sub(idle);
+        if self.refused && timeout < Duration::from_secs(1) {
+            return Some(left(REST_AFTER_REFUSAL));
+        }
+        let until = left(timeout.mul_f64(1.0 + self.share * SPREAD));
+        Some(if until.is_zero() && !slots.has_asked() { left(ENOUGH_FOR_A_REQUEST) } else { until })
+    }
+}
+
+/// A number from 0 to 1.
+fn draw() -> f64 {
+    let mut bytes = [0; 4];
+    // Without chance there is no spread, and nothing else is lost.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::agent::slots::{RunnerBounds, RunnerKey};
+    use crate::config::lifetime::IdleTimes;
     use crate::coordinator::Token;
+
+    const HOUR: u64 = 3600;
+    const BOUNDS: RunnerBounds = RunnerBounds { limit: None, requests: 1, adaptive: false };
+
+    fn key() -> RunnerKey {
+        RunnerKey { url: String::new(), token: Token::new("a") }
+    }
+
+    fn idle_after(seconds: u64) -> Lifetime {
+        let idle = vec![IdleTimes::always(Duration::from_secs(seconds))];
+        Lifetime::new(Bounds { idle, ..Bounds::default() }, 0)
+    }
+
+    fn verdict(lifetime: &Lifetime, slots: &Slots) -> Result<Reason, Option<Duration>> {
+        lifetime.verdict(slots, 0, Timestamp::now())
+    }
 
     #[test]
     fn leaves_when_idle_for_long_enough_and_not_under_a_job() {
-        let slots = Slots::new(2, None);
-        let at_once = Lifetime { idle_timeout: Some(Duration::ZERO) };
-        assert_eq!(at_once.verdict(&slots), Ok(Reason::Idle));
-        let key = RunnerKey { url: String::new(), token: Token::new("a") };
-        let job = slots.resume(key, 0);
-        assert_eq!(at_once.verdict(&slots), Err(None));
+        let slots = Slots::new(2, None, 0);
+        assert_eq!(verdict(&idle_after(0), &slots), Ok(Reason::Idle));
+        let job = slots.resume(key(), 0);
+        assert_eq!(verdict(&idle_after(0), &slots), Err(None));
         drop(job);
-        let later = Lifetime { idle_timeout: Some(Duration::from_secs(3600)) };
-        assert!(matches!(later.verdict(&slots), Err(Some(left)) if left > Duration::from_secs(3500)));
+        for _ in 0..20 {
+            let left = verdict(&idle_after(HOUR), &slots).expect_err("not yet").expect("some time");
+            assert!((HOUR - 1..=HOUR * 12 / 10).contains(&left.as_secs()), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn is_not_idle_before_a_request_has_brought_nothing() {
+        let slots = Slots::new(1, None, 0);
+        slots.set_runners_asking(1);
+        assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= ENOUGH_FOR_A_REQUEST));
+        drop(slots.acquire(&key(), BOUNDS, || false).expect("a permit"));
+        assert_eq!(verdict(&idle_after(0), &slots), Ok(Reason::Idle));
+    }
+
+    #[test]
+    fn one_that_may_not_go_does_not_try_again_at_once() {
+        let slots = Slots::new(1, None, 0);
+        let mut lifetime = idle_after(0);
+        lifetime.refuse();
+        assert!(matches!(verdict(&lifetime, &slots), Err(Some(left)) if left > Duration::from_secs(50)));
     }
 
     #[test]
     fn leaves_when_the_builds_are_spent() {
-        let slots = Slots::new(1, Some(1));
-        let bounds = RunnerBounds { limit: None, requests: 1, adaptive: false };
-        let key = RunnerKey { url: String::new(), token: Token::new("a") };
-        let mut permit = slots.acquire(&key, bounds, || false).expect("a permit");
-        assert_eq!(Lifetime::default().verdict(&slots), Err(None));
+        let slots = Slots::new(1, Some(1), 0);
+        let lifetime = Lifetime::new(Bounds::default(), 0);
+        let mut permit = slots.acquire(&key(), BOUNDS, || false).expect("a permit");
+        assert_eq!(verdict(&lifetime, &slots), Err(None));
         permit.begin_job();
-        assert_eq!(Lifetime::default().verdict(&slots), Ok(Reason::MaxBuilds));
+        assert_eq!(verdict(&lifetime, &slots), Ok(Reason::MaxBuilds));
+    }
+
+    #[test]
+    fn leaves_when_it_is_old_even_under_a_job() {
+        let max_age = Some(Duration::from_secs(10 * HOUR));
+        let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, 5);
+        let slots = Slots::new(1, None, 0);
+        let _job = slots.resume(key(), 0);
+        let at = |hours: u64| lifetime.verdict(&slots, 5 + hours * HOUR * 1_000_000_000, Timestamp::now());
+        assert!(matches!(at(1), Err(Some(left)) if (8 * HOUR..=9 * HOUR).contains(&left.as_secs())), "{:?}", at(1));
+        assert!(at(8).is_err());
+        assert_eq!(at(10), Ok(Reason::MaxAge));
+    }
+
+    #[test]
+    fn periods_are_looked_at_with_each_minute() {
+        let text = "concurrent = 1\n[[runners]]\nexecutor = \"shell\"\n[runners.machine]\nIdleTime = 3600\n\
+                    [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 0\n";
+        let config = crate::config::Config::parse(std::path::Path::new("config.toml"), text).expect("a configuration");
+        let lifetime = Lifetime::new(config.lifetime, 0);
+        let slots: Arc<Slots> = Slots::new(1, None, 0);
+        let at = |time: &str| lifetime.verdict(&slots, 0, time.parse().expect("a time"));
+        assert_eq!(at("2026-07-10T23:59:15Z"), Err(Some(Duration::from_secs(45))));
+        assert_eq!(at("2026-07-11T00:00:00Z"), Ok(Reason::Idle));
+        // The time of day is set back: the machine is not idle any more.
+        assert_eq!(at("2026-07-10T12:00:00Z"), Err(Some(Duration::from_secs(60))));
     }
 }

@@ -1,7 +1,10 @@
 //! The loop on an instance: take a job, run it, count it, decide to stay or leave.
 
+mod departure;
 mod desk;
+mod leaving;
 mod lifetime;
+mod notices;
 mod poller;
 mod recovery;
 mod rotation;
@@ -16,18 +19,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::Shell;
-use crate::instance::{Identity, Instance, Plain};
+use crate::instance::{Identity, Instance, Notice, Plain};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
 use crate::journal::Count;
+use crate::sys;
+use departure::Outcome;
 use desk::Desk;
-use lifetime::{Lifetime, Reason};
+use leaving::Leaving;
+use lifetime::Lifetime;
+use notices::Standing;
 use poller::{Generation, Poller};
 use rotation::Rotation;
 use signals::Request;
@@ -45,6 +53,10 @@ pub enum Event {
     ConfigurationChanged,
     /// A request or a job came to its end.
     Changed,
+    /// The machine's cloud has something to say.
+    Notice(Notice),
+    /// The departure of the instance came to its end.
+    Departed(Outcome),
 }
 
 /// What was asked for on the command line; it beats the configuration.
@@ -58,6 +70,8 @@ pub struct Options {
     pub max_builds: Option<u32>,
     /// Time without a job before the agent leaves.
     pub idle_timeout: Option<Duration>,
+    /// Age at which the agent leaves.
+    pub max_age: Option<Duration>,
     /// The working directory, absolute; builds are below it unless configured.
     pub working_directory: PathBuf,
 }
@@ -74,10 +88,28 @@ pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let mut agent = Agent::new(options, &loaded.config, state, supervisor, events, inbox);
+    let instance: Arc<dyn Instance> = Arc::new(Plain);
+    let mark = leaving::mark_of_earlier_agent(&state, &instance.identity(), loaded.config.leave.strategy);
+    let mut agent = Agent::new(instance, options, &loaded.config, state, supervisor, (events, inbox));
+    if let Some(mark) = mark {
+        agent.resume_leaving(mark);
+    }
     agent.recover(&loaded.config);
+    agent.listen_to_the_machine();
     agent.adopt_configuration(loaded)?;
     Ok(agent.live())
+}
+
+impl Options {
+    /// The bounds of the agent's life: the command line beats the configuration.
+    fn bounds(&self, config: &Config) -> Bounds {
+        let configured = config.lifetime.clone();
+        Bounds {
+            max_builds: self.max_builds.or(configured.max_builds),
+            max_age: self.max_age.or(configured.max_age),
+            idle: self.idle_timeout.map_or(configured.idle, |timeout| vec![IdleTimes::always(timeout)]),
+        }
+    }
 }
 
 /// One agent a state directory: two would run the same jobs. Errors: there is one already.
@@ -95,57 +127,55 @@ struct Agent {
     config: Config,
     state: PathBuf,
     system_id: String,
+    instance: Arc<dyn Instance>,
     identity: Identity,
     parents: Parents,
     slots: Arc<Slots>,
     desk: Arc<Desk>,
     lifetime: Lifetime,
+    standing: Standing,
     generation: Arc<Generation>,
     servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
+    contexts: Vec<Context>,
     supervisor: Supervisor,
     rotation: Rotation,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     leaving: Option<Leaving>,
-}
-
-/// The agent takes no more jobs.
-struct Leaving {
-    reason: Reason,
-    /// When running jobs are stopped, if somebody is in a hurry.
-    stop_at: Option<Instant>,
-    /// Jobs were told to stop, and this is when they are left alone.
-    give_up_at: Option<Instant>,
+    /// Jobs were asked for, or may have been by an earlier agent.
+    has_worked: bool,
 }
 
 impl Agent {
     fn new(
+        instance: Arc<dyn Instance>,
         options: Options,
         config: &Config,
         state: PathBuf,
         supervisor: Supervisor,
-        events: Sender<Event>,
-        inbox: Receiver<Event>,
+        (events, inbox): (Sender<Event>, Receiver<Event>),
     ) -> Self {
-        let identity = Plain.identity();
+        let identity = instance.identity();
         let count = Count::load(&state, &identity);
-        let max_builds = options.max_builds.or(config.mayfly.max_builds);
-        let builds_left = max_builds.map(|builds| builds.saturating_sub(count.jobs));
-        let desk = Desk::new(state.clone(), identity.clone(), count, events.clone());
+        let bounds = options.bounds(config);
         Self {
-            lifetime: Lifetime { idle_timeout: options.idle_timeout.or(config.mayfly.idle_timeout) },
+            slots: Slots::new(config.concurrent, bounds.max_builds, count.jobs),
+            has_worked: count.jobs > 0,
+            lifetime: Lifetime::new(bounds, count.began),
+            desk: Desk::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id: config::system_id::load(&options.config),
             parents: Parents::find(),
-            slots: Slots::new(config.concurrent, builds_left),
             generation: Arc::default(),
+            standing: Standing::Working,
             servers: Vec::new(),
+            contexts: Vec::new(),
+            supervisor,
+            rotation: Rotation::default(),
             config: config.clone(),
             options,
             state,
+            instance,
             identity,
-            desk,
-            supervisor,
-            rotation: Rotation::default(),
             events,
             inbox,
             leaving: None,
@@ -170,19 +200,32 @@ impl Agent {
             contexts.push(self.context(&config, &runner, &gitlab)?);
             servers.push((runner, gitlab));
         }
-        self.generation.end(&self.slots);
-        self.generation = Arc::default();
         self.slots.set_concurrent(config.concurrent);
         self.slots.set_runners_asking(u32::try_from(servers.len()).unwrap_or(u32::MAX));
-        self.lifetime.idle_timeout = self.options.idle_timeout.or(config.mayfly.idle_timeout);
+        self.lifetime.bounds = self.options.bounds(&config);
+        self.slots.set_builds_most(self.lifetime.bounds.max_builds);
         self.servers = servers;
+        self.contexts = contexts;
         self.config = config;
-        for ((runner, gitlab), context) in self.servers.clone().into_iter().zip(contexts) {
+        self.start_pollers();
+        Ok(())
+    }
+
+    /// Begins to ask for jobs, unless the instance leaves or rests.
+    fn start_pollers(&mut self) {
+        self.generation.end(&self.slots);
+        self.generation = Arc::default();
+        if self.leaving.is_some() || !matches!(self.standing, Standing::Working) {
+            return;
+        }
+        self.has_worked = true;
+        for ((runner, gitlab), context) in self.servers.iter().zip(&self.contexts) {
             for _ in 0..runner.request_concurrency {
-                self.poller(&runner, &gitlab, &context).start().map_err(|error| format!("no thread: {error}"))?;
+                if let Err(error) = self.poller(runner, gitlab, context).start() {
+                    log::error!("no thread to ask for jobs runner={} error={error}", runner.name);
+                }
             }
         }
-        Ok(())
     }
 
     /// The client of a runner; kept over a reload, since it knows the state of the queue.
@@ -250,20 +293,32 @@ impl Agent {
         loop {
             let patience = self.look_after_time();
             self.tell_status();
-            if self.leaving.is_some() && self.is_quiet() {
-                return self.leave();
-            }
-            match self.next_event(patience) {
-                Ok(Event::Signal(request)) => {
-                    if let Some(code) = self.obey(request) {
-                        return code;
-                    }
-                }
-                Ok(Event::ConfigurationChanged) => self.reload(),
-                Ok(Event::Changed) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.leave(),
+            let code = match self.after_the_last_job() {
+                Some(code) => Some(code),
+                None => match self.next_event(patience) {
+                    Ok(event) => self.take_in(event),
+                    // The agent itself holds a sender: there is no end of events.
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+                },
+            };
+            if let Some(code) = code {
+                return code;
             }
         }
+    }
+
+    /// Does what an event asks for; the end of the agent, if that is what it asks for.
+    fn take_in(&mut self, event: Event) -> Option<ExitCode> {
+        match event {
+            Event::Signal(Request::Drain) => self.drain(),
+            Event::Signal(Request::Stop) => return self.stop(),
+            Event::Signal(Request::HandOver) => return self.hand_over(),
+            Event::Signal(Request::Reload) | Event::ConfigurationChanged => self.reload(),
+            Event::Notice(notice) => self.hear(notice),
+            Event::Departed(outcome) => return self.departed(outcome),
+            Event::Changed => {}
+        }
+        None
     }
 
     /// Waits for an event, for as long as nothing is due and whoever watches over the process allows.
@@ -281,68 +336,30 @@ impl Agent {
 
     fn tell_status(&mut self) {
         let jobs = self.slots.jobs();
-        let status = match &self.leaving {
-            None => format!("{jobs} of {} jobs", self.config.concurrent),
-            Some(leaving) => format!("taking no more jobs ({}), {jobs} left", leaving.reason.as_str()),
+        let status = match (&self.leaving, &self.standing) {
+            (Some(leaving), _) => format!("taking no more jobs ({}), {jobs} left", leaving.reason()),
+            (None, Standing::Working) => format!("{jobs} of {} jobs", self.config.concurrent),
+            (None, _) => format!("resting, {jobs} jobs"),
         };
         self.supervisor.status(&status);
     }
 
     /// Does what is due, and says how long nothing else will be.
     fn look_after_time(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        if self.leaving.is_none() {
-            let next_rotation = self.rotate_tokens();
-            return match self.lifetime.verdict(&self.slots) {
-                Ok(reason) => {
-                    self.begin_to_leave(reason, None);
-                    Some(Duration::ZERO)
-                }
-                Err(left) => [left, next_rotation].into_iter().flatten().min(),
-            };
+        if self.leaving.is_some() {
+            return self.look_after_leaving();
         }
-        let leaving = self.leaving.as_mut()?;
-        if leaving.stop_at.is_some_and(|at| now >= at) {
-            leaving.stop_at = None;
-            leaving.give_up_at = Some(now + self.config.shutdown_timeout);
-            self.desk.interrupt("the runner was told to stop");
+        if !matches!(self.standing, Standing::Working) {
+            return self.look_after_standing();
         }
-        if leaving.give_up_at.is_some_and(|at| now >= at) {
-            leaving.give_up_at = None;
-            self.desk.abandon();
-            self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
-        }
-        let next = [leaving.stop_at, leaving.give_up_at].into_iter().flatten().min();
-        next.map(|at| at.saturating_duration_since(now))
-    }
-
-    fn obey(&mut self, request: Request) -> Option<ExitCode> {
-        match request {
-            Request::Drain => self.begin_to_leave(Reason::Signal, None),
-            Request::Stop => {
-                let again = self
-                    .leaving
-                    .as_ref()
-                    .is_some_and(|leaving| leaving.reason == Reason::Signal && leaving.stop_at.is_some());
-                if again {
-                    log::warn!("told twice to stop: leaving now; running jobs are reported by the next start");
-                    return Some(ExitCode::FAILURE);
-                }
-                self.begin_to_leave(Reason::Signal, Some(Instant::now() + self.config.shutdown_timeout));
+        let next_rotation = self.rotate_tokens();
+        match self.lifetime.verdict(&self.slots, sys::boottime(), jiff::Timestamp::now()) {
+            Ok(reason) => {
+                self.begin_to_leave(reason);
+                Some(Duration::ZERO)
             }
-            Request::Reload => self.reload(),
-            Request::HandOver => return self.hand_over(),
+            Err(left) => [left, next_rotation].into_iter().flatten().min(),
         }
-        None
-    }
-
-    /// No more requests; those in flight and the jobs that they bring are seen to their end.
-    fn begin_to_leave(&mut self, reason: Reason, stop_at: Option<Instant>) {
-        self.slots.close();
-        self.generation.end(&self.slots);
-        log::info!("taking no more jobs reason={} running={}", reason.as_str(), self.slots.jobs());
-        let stop_at = stop_at.or(self.leaving.as_ref().and_then(|leaving| leaving.stop_at));
-        self.leaving = Some(Leaving { reason, stop_at, give_up_at: None });
     }
 
     /// Reads the configuration again; one that cannot be used changes nothing.
@@ -359,19 +376,6 @@ impl Agent {
         self.supervisor.ready();
     }
 
-    fn leave(&mut self) -> ExitCode {
-        self.supervisor.stopping();
-        let reason = self.leaving.as_ref().map_or(Reason::Signal, |leaving| leaving.reason);
-        // The next start on this machine is a new life with its own count.
-        if reason != Reason::Signal
-            && let Err(error) = Count::forget(&self.state)
-        {
-            log::warn!("the count of jobs stays error={error}");
-        }
-        log::info!("mayfly leaves reason={}", reason.as_str());
-        ExitCode::SUCCESS
-    }
-
     /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
     /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
     fn hand_over(&mut self) -> Option<ExitCode> {
@@ -380,8 +384,8 @@ impl Agent {
         self.generation.end(&self.slots);
         self.supervisor.reloading();
         while self.slots.requests() > 0 || self.rotation.is_under_way() {
-            if let Err(RecvTimeoutError::Disconnected) = self.next_event(None) {
-                break;
+            if let Ok(Event::Notice(notice)) = self.next_event(None) {
+                self.hear(notice);
             }
         }
         let program = std::env::current_exe().unwrap_or_default();

@@ -36,8 +36,10 @@ struct State {
     concurrent: u32,
     /// True for each slot that holds a job or a request for one; the index is the slot's number.
     taken: Vec<bool>,
-    /// Jobs that may still be taken; `None` without MaxBuilds.
-    builds_left: Option<u32>,
+    /// Jobs that may be taken in all; `None` without MaxBuilds.
+    builds_most: Option<u32>,
+    /// Jobs that were taken, and requests that may bring one.
+    builds: u32,
     /// Per runner.
     runners: HashMap<RunnerKey, Usage>,
     /// Whoever waits for a slot, first come, first served.
@@ -47,10 +49,18 @@ struct State {
     jobs: u32,
     /// Runners that ask for jobs.
     runners_asking: u32,
-    /// When the last job ended, or the agent started.
-    idle_since: Instant,
+    /// Since when the time without a job has been running; `None` while a job runs, and while it stands still. An
+    /// `Instant` is `CLOCK_MONOTONIC`: it neither follows when the time of day is set nor counts the time that the
+    /// machine sleeps, in which it could not have asked for a job.
+    idle_since: Option<Instant>,
+    /// Time without a job before that.
+    idle_before: Duration,
+    /// A request has brought nothing since the last job.
+    asked: bool,
     /// No request is sent any more.
     closed: bool,
+    /// No request is sent for now, and time without a job does not count.
+    paused: bool,
 }
 
 struct Usage {
@@ -107,19 +117,23 @@ pub struct Permit {
 }
 
 impl Slots {
-    /// Slots for `concurrent` jobs at once, of which `builds_left` may be taken in all.
-    pub fn new(concurrent: u32, builds_left: Option<u32>) -> Arc<Self> {
+    /// Slots for `concurrent` jobs at once. MaxBuilds is `builds_most`, and `builds` jobs were taken already.
+    pub fn new(concurrent: u32, builds_most: Option<u32>, builds: u32) -> Arc<Self> {
         let state = State {
             concurrent,
             taken: vec![false; concurrent as usize],
-            builds_left,
+            builds_most,
+            builds,
             runners: HashMap::new(),
             queue: Vec::new(),
             next_ticket: 0,
             jobs: 0,
             runners_asking: 0,
-            idle_since: Instant::now(),
+            idle_since: Some(Instant::now()),
+            idle_before: Duration::ZERO,
+            asked: false,
             closed: false,
+            paused: false,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
@@ -172,6 +186,7 @@ impl Slots {
         }
         state.taken[slot] = true;
         state.jobs += 1;
+        state.idle_since = None;
         state.runners.entry(key.clone()).or_default().jobs += 1;
         Permit { slots: Arc::clone(self), key, slot, contended: false, requesting: false }
     }
@@ -179,6 +194,12 @@ impl Slots {
     /// Takes over another number of jobs at once (reload); running jobs keep their slots.
     pub fn set_concurrent(&self, concurrent: u32) {
         self.lock().concurrent = concurrent;
+        self.changed.notify_all();
+    }
+
+    /// Takes over another MaxBuilds (reload).
+    pub fn set_builds_most(&self, builds_most: Option<u32>) {
+        self.lock().builds_most = builds_most;
         self.changed.notify_all();
     }
 
@@ -190,6 +211,31 @@ impl Slots {
     /// No request is sent from now on; those in flight end by themselves.
     pub fn close(&self) {
         self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Requests are sent again, and the time without a job begins anew.
+    pub fn open(&self) {
+        let mut state = self.lock();
+        state.closed = false;
+        state.begin_to_idle();
+        self.changed.notify_all();
+    }
+
+    /// No request is sent for now; those in flight end by themselves. The time without a job stands still.
+    pub fn pause(&self) {
+        let mut state = self.lock();
+        state.paused = true;
+        let before = state.idle_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.idle_before += before;
+    }
+
+    /// The end of a pause.
+    pub fn go_on(&self) {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.paused) && state.jobs == 0 {
+            state.idle_since = Some(Instant::now());
+        }
         self.changed.notify_all();
     }
 
@@ -219,13 +265,20 @@ impl Slots {
     /// True once MaxBuilds jobs were taken.
     pub fn is_spent(&self) -> bool {
         let state = self.lock();
-        state.builds_left == Some(0) && state.runners.values().all(|usage| usage.requests == 0)
+        state.is_spent() && state.runners.values().all(|usage| usage.requests == 0)
     }
 
-    /// Since when no job has been running; `None` while one does.
+    /// How long no job has been running; `None` while one does.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();
-        (state.jobs == 0).then(|| state.idle_since.elapsed())
+        let now = state.idle_since.map_or(Duration::ZERO, |since| since.elapsed());
+        (state.jobs == 0).then(|| state.idle_before + now)
+    }
+
+    /// True when a request has brought nothing since the last job, or nobody asks.
+    pub fn has_asked(&self) -> bool {
+        let state = self.lock();
+        state.asked || state.runners_asking == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -237,7 +290,7 @@ impl State {
     /// The first in the queue for whom there is a slot, and whose own bounds allow it.
     fn first_that_may_go(&self) -> Option<u64> {
         let in_use = self.taken.iter().filter(|taken| **taken).count() as u32;
-        if in_use >= self.concurrent || self.builds_left == Some(0) {
+        if in_use >= self.concurrent || self.is_spent() || self.paused {
             return None;
         }
         self.queue.iter().find(|ticket| self.is_within(&ticket.key, ticket.bounds)).map(|ticket| ticket.number)
@@ -249,9 +302,19 @@ impl State {
         usage.requests < requests && bounds.limit.is_none_or(|limit| usage.requests + usage.jobs < limit)
     }
 
+    fn is_spent(&self) -> bool {
+        self.builds_most.is_some_and(|most| self.builds >= most)
+    }
+
+    fn begin_to_idle(&mut self) {
+        self.idle_before = Duration::ZERO;
+        self.idle_since = (self.jobs == 0 && !self.paused).then(Instant::now);
+        self.asked = false;
+    }
+
     fn take_slot(&mut self) -> usize {
         // A build is used up by the request, and given back when no job comes of it.
-        self.builds_left = self.builds_left.map(|left| left.saturating_sub(1));
+        self.builds += 1;
         let free = self.taken.iter().position(|taken| !taken).unwrap_or_else(|| {
             self.taken.push(false);
             self.taken.len() - 1
@@ -267,6 +330,7 @@ impl Permit {
         let mut state = self.slots.lock();
         self.requesting = false;
         state.jobs += 1;
+        state.idle_since = None;
         let usage = state.runners.entry(self.key.clone()).or_default();
         usage.requests = usage.requests.saturating_sub(1);
         usage.jobs += 1;
@@ -281,12 +345,13 @@ impl Drop for Permit {
         let usage = state.runners.entry(self.key.clone()).or_default();
         if self.requesting {
             usage.requests = usage.requests.saturating_sub(1);
-            state.builds_left = state.builds_left.map(|left| left + 1);
+            state.builds = state.builds.saturating_sub(1);
+            state.asked |= state.jobs == 0;
         } else {
             usage.jobs = usage.jobs.saturating_sub(1);
             state.jobs -= 1;
             if state.jobs == 0 {
-                state.idle_since = Instant::now();
+                state.begin_to_idle();
             }
         }
         self.slots.changed.notify_all();
@@ -322,7 +387,7 @@ mod tests {
 
     #[test]
     fn holds_a_slot_from_the_request_to_the_end_of_the_job() {
-        let slots = Slots::new(1, None);
+        let slots = Slots::new(1, None, 0);
         let mut permit = acquire(&slots, "a", FREE);
         assert!(!is_free(&slots, "a", FREE));
         permit.begin_job();
@@ -336,7 +401,7 @@ mod tests {
 
     #[test]
     fn keeps_limit_and_request_concurrency_of_each_runner() {
-        let slots = Slots::new(10, None);
+        let slots = Slots::new(10, None, 0);
         let one_request = RunnerBounds { limit: Some(2), requests: 1, adaptive: false };
         let mut first = acquire(&slots, "a", one_request);
         assert!(!is_free(&slots, "a", one_request), "one request at once");
@@ -349,7 +414,7 @@ mod tests {
 
     #[test]
     fn requests_follow_what_comes_of_them() {
-        let slots = Slots::new(10, None);
+        let slots = Slots::new(10, None, 0);
         let bounds = RunnerBounds { limit: None, requests: 2, adaptive: true };
         let first = acquire(&slots, "a", bounds);
         assert!(!is_free(&slots, "a", bounds), "one at first");
@@ -366,7 +431,7 @@ mod tests {
 
     #[test]
     fn never_takes_more_than_max_builds() {
-        let slots = Slots::new(4, Some(1));
+        let slots = Slots::new(4, Some(1), 0);
         let request = acquire(&slots, "a", FREE);
         assert!(!is_free(&slots, "a", FREE), "the one build is being asked for");
         drop(request);
@@ -380,8 +445,73 @@ mod tests {
     }
 
     #[test]
+    fn builds_of_an_earlier_agent_count_and_another_maximum_is_taken_over() {
+        let slots = Slots::new(4, Some(3), 2);
+        let mut job = acquire(&slots, "a", FREE);
+        job.begin_job();
+        assert!(slots.is_spent());
+        slots.set_builds_most(Some(4));
+        assert!(is_free(&slots, "a", FREE));
+        slots.set_builds_most(Some(1));
+        assert!(slots.is_spent(), "fewer than were taken already");
+        slots.set_builds_most(None);
+        assert!(!slots.is_spent());
+    }
+
+    #[test]
+    fn the_time_without_a_job_stands_still_in_a_pause() {
+        let slots = Slots::new(1, None, 0);
+        std::thread::sleep(Duration::from_millis(20));
+        slots.pause();
+        assert!(!is_free(&slots, "a", FREE));
+        let idle = slots.idle_for().expect("no job");
+        assert!(idle >= Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(slots.idle_for(), Some(idle));
+        slots.go_on();
+        assert!(is_free(&slots, "a", FREE));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(slots.idle_for().expect("no job") >= idle + Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_job_that_ends_in_a_pause_begins_the_time_without_one() {
+        let slots = Slots::new(1, None, 0);
+        let job = slots.resume(key("a"), 0);
+        slots.pause();
+        assert_eq!(slots.idle_for(), None);
+        drop(job);
+        assert_eq!(slots.idle_for(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn knows_whether_there_was_a_request_since_the_last_job() {
+        let slots = Slots::new(2, None, 0);
+        assert!(slots.has_asked(), "nobody asks");
+        slots.set_runners_asking(1);
+        assert!(!slots.has_asked());
+        drop(acquire(&slots, "a", FREE));
+        assert!(slots.has_asked());
+        let mut job = acquire(&slots, "a", FREE);
+        job.begin_job();
+        drop(acquire(&slots, "a", FREE));
+        drop(job);
+        assert!(!slots.has_asked(), "the request that brought nothing was answered while the job ran");
+    }
+
+    #[test]
+    fn opens_again_and_begins_anew() {
+        let slots = Slots::new(1, None, 0);
+        std::thread::sleep(Duration::from_millis(20));
+        slots.close();
+        slots.open();
+        assert!(slots.idle_for().expect("no job") < Duration::from_millis(20));
+        assert!(is_free(&slots, "a", FREE));
+    }
+
+    #[test]
     fn a_request_is_not_held_when_runners_outnumber_the_free_slots() {
-        let slots = Slots::new(2, None);
+        let slots = Slots::new(2, None, 0);
         slots.set_runners_asking(2);
         let mut first = acquire(&slots, "a", FREE);
         assert!(!first.contended);
@@ -391,7 +521,7 @@ mod tests {
 
     #[test]
     fn slots_are_given_in_the_order_of_asking() {
-        let slots = Slots::new(1, None);
+        let slots = Slots::new(1, None, 0);
         let first = acquire(&slots, "a", FREE);
         let (sender, receiver) = mpsc::channel();
         let mut waiting = Vec::new();
@@ -416,7 +546,7 @@ mod tests {
 
     #[test]
     fn gives_up_when_closed_or_cancelled() {
-        let slots = Slots::new(0, None);
+        let slots = Slots::new(0, None, 0);
         let cancelled = Arc::new(AtomicBool::new(false));
         let waiter = {
             let (slots, cancelled) = (Arc::clone(&slots), Arc::clone(&cancelled));
@@ -432,7 +562,7 @@ mod tests {
     #[test]
     fn whoever_gives_up_does_not_keep_the_others_waiting() {
         for _ in 0..50 {
-            let slots = Slots::new(1, None);
+            let slots = Slots::new(1, None, 0);
             let first = acquire(&slots, "a", FREE);
             let ended = Arc::new(AtomicBool::new(false));
             let mut waiting = Vec::new();
@@ -454,7 +584,7 @@ mod tests {
 
     #[test]
     fn a_resumed_job_takes_its_old_slot() {
-        let slots = Slots::new(1, Some(5));
+        let slots = Slots::new(1, Some(5), 0);
         let resumed = slots.resume(key("a"), 2);
         assert!(!is_free(&slots, "b", FREE));
         assert_eq!(slots.jobs(), 1);

@@ -30,6 +30,9 @@ pub struct Options {
     /// Leave when no job came for that long, such as 10m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
+    /// Leave at that age, such as 24h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    max_age: Option<Duration>,
 }
 
 /// Runs the agent. Errors: it cannot begin.
@@ -43,6 +46,7 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
         user: options.user,
         max_builds: if options.once { Some(1) } else { options.max_builds.filter(|builds| *builds > 0) },
         idle_timeout: options.idle_timeout,
+        max_age: options.max_age.filter(|age| !age.is_zero()),
         working_directory: agent::working_directory(options.working_directory.as_deref())?,
     };
     agent::run(options, loaded)

@@ -9,6 +9,7 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::docker::Contradiction;
 use super::keys::{self, Support};
+use super::period::{Period, Zone};
 use super::place::{Place, line_number};
 use super::{Runner, expand, is_of_containers};
 
@@ -61,6 +62,13 @@ pub fn of_mode(path: &Path) -> Option<Finding> {
 
 fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Finding>) {
     let known = keys::of(path);
+    if path == "runners.machine.autoscaling" && !table.contains_key("IdleTime") {
+        let first =
+            table.iter().find_map(|(name, item)| table.key(name).and_then(toml_edit::Key::span).or(item.span()));
+        let message = "`runners.machine.autoscaling` has no `IdleTime`, which is 0 then and not taken from above: the \
+                       instance leaves as soon as no job waits";
+        findings.push(Finding { line: first.map(|span| line_number(text, span.start)), message: message.to_owned() });
+    }
     for (name, item) in table.iter() {
         let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
         let line = span.map(|span| line_number(text, span.start));
@@ -73,6 +81,9 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
             }
             Some((_, Support::Honoured)) if full == "runners.docker.environment" => {
                 tell(format!("`{full}` is honoured, but belongs below [[runners]]; move it there"));
+            }
+            Some((_, Support::Honoured)) if keys::PERIODS.contains(&full.as_str()) => {
+                oddities(text, item, findings);
             }
             Some((_, Support::Honoured)) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
@@ -97,6 +108,16 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
 /// Whether a runner's jobs run in containers.
 fn has_containers(runner: &dyn TableLike) -> bool {
     runner.get("executor").and_then(Item::as_str).is_some_and(is_of_containers)
+}
+
+/// Names periods that cannot mean what they say.
+fn oddities(text: &str, periods: &Item, findings: &mut Vec<Finding>) {
+    let today = Zone::default().clock(jiff::Timestamp::now()).date();
+    for value in periods.as_array().into_iter().flatten() {
+        let odd = value.as_str().and_then(|text| Period::read(text).ok()).and_then(|period| period.oddity(today));
+        let line = value.span().map(|span| line_number(text, span.start));
+        findings.extend(odd.map(|message| Finding { line, message }));
+    }
 }
 
 fn visit_tables(text: &str, path: &str, item: &Item, findings: &mut Vec<Finding>) {

@@ -44,7 +44,16 @@ const GLOBAL: &[(&str, Support)] = &[
 ];
 
 /// Keys below `[mayfly]`.
-const MAYFLY: &[(&str, Support)] = &[("state_dir", Honoured), ("max_builds", Honoured), ("idle_timeout", Honoured)];
+const MAYFLY: &[(&str, Support)] = &[
+    ("state_dir", Honoured),
+    ("max_builds", Honoured),
+    ("idle_timeout", Honoured),
+    ("max_age", Honoured),
+    ("leave", Honoured),
+    ("leave_command", Honoured),
+    ("poweroff_command", Honoured),
+    ("leave_fallback_after", Honoured),
+];
 
 /// Keys below `[[runners]]`.
 const RUNNER: &[(&str, Support)] = &[
@@ -91,8 +100,8 @@ const RUNNER: &[(&str, Support)] = &[
     ("artifact", NoEffect("transfers have an hour, and ten minutes for an answer")),
     ("cache", Table),
     ("docker", Table),
-    ("machine", NoEffect(MANAGER)),
-    ("autoscaler", NoEffect(MANAGER)),
+    ("machine", Table),
+    ("autoscaler", Table),
     ("instance", NoEffect(MANAGER)),
     ("ssh", NoEffect(OTHER_EXECUTOR)),
     ("kubernetes", NoEffect(OTHER_EXECUTOR)),
@@ -112,6 +121,88 @@ const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("cache_max_size", Honoured),
     ("cache_max_age", Honoured),
     ("ecr_login", Honoured),
+];
+
+const FLOOR: &str = "the Auto Scaling group's MinSize is the floor, and every instance asks for jobs by itself";
+const CEILING: &str = "the Auto Scaling group's MaxSize is the bound";
+const GROWTH: &str = "the Auto Scaling group starts instances, by its desired capacity";
+const TEMPLATE: &str = "the Auto Scaling group's launch template says what an instance is";
+const ON_THE_SPOT: &str = "the agent is on the instance: nothing connects to it";
+const OFF_PEAK: &str = "it is gone since gitlab-runner 14.0: write [[runners.machine.autoscaling]]";
+const OWN_END: &str = "an instance ends itself, and leave_fallback_after is the bound";
+
+/// Keys below `[runners.machine]`.
+const MACHINE: &[(&str, Support)] = &[
+    ("MaxBuilds", Honoured),
+    ("IdleTime", Honoured),
+    ("autoscaling", Table),
+    ("IdleCount", NoEffect(FLOOR)),
+    ("IdleCountMin", NoEffect(FLOOR)),
+    ("IdleScaleFactor", NoEffect(FLOOR)),
+    ("MaxGrowthRate", NoEffect(GROWTH)),
+    ("MachineName", NoEffect(TEMPLATE)),
+    ("MachineDriver", NoEffect(TEMPLATE)),
+    ("MachineOptions", NoEffect(TEMPLATE)),
+    ("MachineOptionsWithName", NoEffect(TEMPLATE)),
+    ("MaxRemovalAttempts", NoEffect(OWN_END)),
+    ("OffPeakPeriods", NoEffect(OFF_PEAK)),
+    ("OffPeakTimezone", NoEffect(OFF_PEAK)),
+    ("OffPeakIdleCount", NoEffect(OFF_PEAK)),
+    ("OffPeakIdleTime", NoEffect(OFF_PEAK)),
+    ("shutdown_drain", NoEffect(OWN_END)),
+];
+
+/// Keys below `[[runners.machine.autoscaling]]`.
+const MACHINE_AUTOSCALING: &[(&str, Support)] = &[
+    ("Periods", Honoured),
+    ("Timezone", Honoured),
+    ("IdleTime", Honoured),
+    ("IdleCount", NoEffect(FLOOR)),
+    ("IdleCountMin", NoEffect(FLOOR)),
+    ("IdleScaleFactor", NoEffect(FLOOR)),
+];
+
+/// Keys below `[runners.autoscaler]`.
+const AUTOSCALER: &[(&str, Support)] = &[
+    ("max_use_count", Honoured),
+    ("capacity_per_instance", Honoured),
+    ("policy", Table),
+    ("max_instances", NoEffect(CEILING)),
+    ("plugin", NoEffect(TEMPLATE)),
+    ("plugin_config", NoEffect(TEMPLATE)),
+    ("connector_config", NoEffect(ON_THE_SPOT)),
+    ("log_internal_ip", NoEffect(ON_THE_SPOT)),
+    ("log_external_ip", NoEffect(ON_THE_SPOT)),
+    ("instance_ready_command", NoEffect("the agent asks for jobs once it runs: start it after what it needs")),
+    ("instance_acquire_timeout", NoEffect("a job is only taken when there is a slot for it")),
+    ("update_interval", NoEffect(GROWTH)),
+    ("update_interval_when_expecting", NoEffect(GROWTH)),
+    ("deletion_retry_interval", NoEffect(OWN_END)),
+    ("delete_instances_on_shutdown", NoEffect(OWN_END)),
+    ("shutdown_deletion_interval", NoEffect(OWN_END)),
+    ("shutdown_deletion_retries", NoEffect(OWN_END)),
+    ("failure_threshold", NoEffect("the Auto Scaling group checks the health of its instances")),
+    ("reservation_throttling", NoEffect("a job is only taken when there is a slot for it")),
+    ("scale_throttle", NoEffect(GROWTH)),
+    ("instance_operation_time_buckets", NoEffect(GATEWAY)),
+    ("instance_creation_time_buckets", NoEffect(GATEWAY)),
+    ("instance_is_running_time_buckets", NoEffect(GATEWAY)),
+    ("instance_deletion_time_buckets", NoEffect(GATEWAY)),
+    ("instance_readiness_time_buckets", NoEffect(GATEWAY)),
+    ("instance_life_duration_buckets", NoEffect(GATEWAY)),
+    ("vm_isolation", NoEffect("an instance runs no other machines")),
+    ("state_storage", NoEffect("the journal below state_dir is always kept")),
+];
+
+/// Keys below `[[runners.autoscaler.policy]]`.
+const AUTOSCALER_POLICY: &[(&str, Support)] = &[
+    ("periods", Honoured),
+    ("timezone", Honoured),
+    ("idle_time", Honoured),
+    ("idle_count", NoEffect(FLOOR)),
+    ("scale_factor", NoEffect(FLOOR)),
+    ("scale_factor_limit", NoEffect(CEILING)),
+    ("preemptive_mode", NoEffect(FLOOR)),
 ];
 
 /// Keys below `[runners.cache]`.
@@ -257,9 +348,16 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners.feature_flags", FEATURE_FLAGS),
     ("runners.docker", DOCKER),
     ("runners.docker.services", DOCKER_SERVICE),
+    ("runners.machine", MACHINE),
+    ("runners.machine.autoscaling", MACHINE_AUTOSCALING),
+    ("runners.autoscaler", AUTOSCALER),
+    ("runners.autoscaler.policy", AUTOSCALER_POLICY),
     ("runners.cache", CACHE),
     ("runners.cache.s3", CACHE_S3),
 ];
+
+/// The keys that hold periods, with the tables they are in.
+pub const PERIODS: [&str; 2] = ["runners.machine.autoscaling.Periods", "runners.autoscaler.policy.periods"];
 
 /// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
 pub fn of(path: &str) -> &'static [(&'static str, Support)] {
@@ -270,7 +368,9 @@ pub fn of(path: &str) -> &'static [(&'static str, Support)] {
 pub fn place_of(path: &str) -> String {
     match path {
         "" => "at the top, before every table".to_owned(),
-        "runners" | "runners.docker.services" => format!("below [[{path}]]"),
+        "runners" | "runners.docker.services" | "runners.machine.autoscaling" | "runners.autoscaler.policy" => {
+            format!("below [[{path}]]")
+        }
         path => format!("below [{path}]"),
     }
 }

@@ -11,6 +11,8 @@ pub mod edit;
 mod expand;
 mod findings;
 mod keys;
+pub mod lifetime;
+pub mod period;
 mod place;
 mod raw;
 pub mod system_id;
@@ -28,6 +30,7 @@ use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
 use cache::Limits;
 use docker::Docker;
+use lifetime::{Leave, Lifetime, Terms};
 use place::Place;
 
 /// What the whole agent does.
@@ -49,6 +52,10 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long an unused connection is kept.
     pub connection_max_age: Duration,
+    /// The bounds of the instance's life.
+    pub lifetime: Lifetime,
+    /// How the instance goes.
+    pub leave: Leave,
     /// Our own keys.
     pub mayfly: Mayfly,
     /// Where jobs come from.
@@ -60,10 +67,6 @@ pub struct Config {
 pub struct Mayfly {
     /// Where the journal and the logs of running jobs are kept.
     pub state_dir: Option<PathBuf>,
-    /// Jobs before the agent leaves.
-    pub max_builds: Option<u32>,
-    /// Time without a job before the agent leaves.
-    pub idle_timeout: Option<Duration>,
 }
 
 /// One of `[[runners]]`.
@@ -269,7 +272,7 @@ impl Wrong {
     }
 }
 
-fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
+fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
     let concurrent = raw.concurrent.unwrap_or(1);
     let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
     let concurrent = concurrent
@@ -277,28 +280,29 @@ fn from_raw(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     check_one_of("log_level", raw.log_level.as_deref(), &LOG_LEVELS)?;
     check_one_of("log_format", raw.log_format.as_deref(), &LOG_FORMATS)?;
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    let terms = |runner: &mut raw::Runner| Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take());
+    let terms: Vec<Terms> = raw.runners.iter_mut().map(terms).collect();
     let labels = raw.labels;
     let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
         let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
-        self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
+        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
             place: Place { runner: Some(index), key },
             why: format!("runner {place}: {why}"),
-        })
+        })?;
+        Ok(Runner { limit: runner.limit.into_iter().chain(terms[index].capacity).min(), ..runner })
     });
     Ok(Config {
         path: path.to_owned(),
-        concurrent,
+        concurrent: lifetime::capacity(&terms).map_or(concurrent, |capacity| capacity.min(concurrent)),
         check_interval: Duration::from_secs(interval.unwrap_or(3)),
         log_level: raw.log_level,
         log_format: raw.log_format,
         user: raw.user.filter(|user| !user.is_empty()),
         shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
-        mayfly: Mayfly {
-            state_dir: raw.mayfly.state_dir,
-            max_builds: raw.mayfly.max_builds.filter(|builds| *builds > 0),
-            idle_timeout: raw.mayfly.idle_timeout,
-        },
+        lifetime: Lifetime::of(&raw.mayfly, &terms),
+        leave: Leave::of(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
+        mayfly: Mayfly { state_dir: raw.mayfly.state_dir },
         runners: runners.collect::<Result<_, _>>()?,
     })
 }
@@ -452,6 +456,7 @@ pub fn state_dir(config: &Config) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use super::lifetime::Strategy;
     use super::*;
 
     fn load(text: &str) -> Result<Loaded, String> {
@@ -498,6 +503,72 @@ mod tests {
             assert!(error.contains(line) && error.contains(part), "{error}");
             assert!(!error.contains("hidden"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_bad_period_or_zone_shows_its_line() {
+        let table = format!("{RUNNER}[runners.machine]\nMaxBuilds = 3\n[[runners.machine.autoscaling]]\n");
+        let policy = format!("{RUNNER}[[runners.autoscaler.policy]]\n");
+        for (text, line, part) in [
+            (format!("{table}Periods = [\"* * 9-25 * * * *\"]\n"), "line 9", "the hour `25`"),
+            (format!("{table}Periods = [\n  \"* * * * *\",\n  \"* * 9-25 * * * *\",\n]\n"), "line 9", "the hour `25`"),
+            (format!("{table}Timezone = \"Mars/Olympus\"\n"), "line 9", "`Mars/Olympus` is not known"),
+            (format!("{policy}timezone = \"Mars/Olympus\"\n"), "line 7", "`Mars/Olympus` is not known"),
+            (format!("{policy}periods = [\"* * * * * * *\"]\n"), "line 7", "has 7 fields"),
+            (format!("{policy}idle_time = \"soon\"\n"), "line 7", "not a duration"),
+        ] {
+            let error = load(&text).expect_err("refused");
+            assert!(error.contains(line) && error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_tables_of_a_fleet_are_taken_over_and_our_own_keys_beat_them() {
+        let tables = "limit = 10\n[runners.machine]\nMaxBuilds = 250\nIdleTime = 600\n\
+                      [runners.autoscaler]\nmax_use_count = 9\ncapacity_per_instance = 2\n\
+                      [[runners.autoscaler.policy]]\nidle_time = \"7m\"\n";
+        let config = load(&format!("concurrent = 40\n{RUNNER}{tables}")).expect("loaded").config;
+        assert_eq!((config.concurrent, config.runners[0].limit), (2, Some(2)));
+        let now = jiff::Timestamp::now();
+        assert_eq!(config.lifetime.max_builds, Some(9));
+        assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(420)));
+        let own = "[mayfly]\nmax_builds = 3\nidle_timeout = \"1m\"\nmax_age = \"24h\"\n";
+        let config = load(&format!("concurrent = 40\n{own}{RUNNER}{tables}")).expect("loaded").config;
+        assert_eq!(config.lifetime.max_builds, Some(3));
+        assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(60)));
+        assert_eq!(config.lifetime.max_age, Some(Duration::from_secs(86400)));
+        let unbounded = load(&format!("[mayfly]\nmax_builds = 0\n{RUNNER}{tables}")).expect("loaded").config;
+        assert_eq!(unbounded.lifetime.max_builds, None);
+    }
+
+    #[test]
+    fn how_an_instance_goes_must_make_sense() {
+        let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
+        assert_eq!(leave("").expect("loaded").strategy, Strategy::Exit);
+        let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("loaded");
+        assert_eq!((asg.strategy, asg.fallback_after), (Strategy::AwsAsg, Duration::from_secs(120)));
+        assert_eq!(asg.poweroff_command, "systemctl poweroff");
+        for (text, line, part) in [
+            ("leave = \"explode\"", "line 2", "aws-asg"),
+            ("leave = \"command\"", "line 2", "needs a `leave_command`"),
+            ("\nleave_command = \"true\"", "line 3", "only"),
+        ] {
+            let error = leave(text).expect_err("refused");
+            assert!(error.contains(line) && error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn odd_periods_are_named_with_their_line() {
+        let text = format!(
+            "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * * * *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
+             [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
+        );
+        let told: Vec<String> = findings::of_keys(&text).iter().map(Finding::to_string).collect();
+        assert_eq!(told.len(), 3, "{told:#?}");
+        assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never comes"), "{told:#?}");
+        assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("names seconds")), "{told:#?}");
+        assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("`IdleTime`")), "{told:#?}");
     }
 
     #[test]

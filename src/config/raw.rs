@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::lifetime::{Autoscaler, Machine, Strategy};
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -29,6 +31,13 @@ pub struct Mayfly {
     pub max_builds: Option<u32>,
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Option<Duration>,
+    pub leave: Option<Strategy>,
+    pub leave_command: Option<String>,
+    pub poweroff_command: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    pub leave_fallback_after: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,6 +80,8 @@ pub struct Runner {
     pub labels: BTreeMap<String, String>,
     pub custom_build_dir: CustomBuildDir,
     pub feature_flags: BTreeMap<String, bool>,
+    pub machine: Option<Machine>,
+    pub autoscaler: Option<Autoscaler>,
     pub mayfly: RunnerMayfly,
     pub docker: super::docker::Docker,
 }
@@ -96,7 +107,7 @@ pub struct RunnerMayfly {
 }
 
 /// `1h30m`; an empty text is as good as none.
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() {
         return Ok(None);

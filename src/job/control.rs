@@ -28,6 +28,8 @@ pub struct Orders {
     pub cancel: bool,
     /// It is over on the server: stop everything.
     pub over: bool,
+    /// The machine is taken: stop the scripts and hand over what they made, but no more than that; why.
+    pub evict: Option<String>,
     /// The agent goes: stop everything; why.
     pub interrupt: Option<String>,
     /// Not even the outcome can be waited for: a later agent delivers it, to which this does not apply.
@@ -39,6 +41,11 @@ impl Orders {
     /// Stop everything at once.
     pub fn abort(&self) -> bool {
         self.over || self.interrupt.is_some()
+    }
+
+    /// The scripts are not to go on.
+    pub fn stop(&self) -> bool {
+        self.abort() || self.cancel || self.evict.is_some()
     }
 }
 
@@ -63,7 +70,15 @@ impl Control {
         self.change(|orders| {
             orders.cancel |= earlier.cancel;
             orders.over |= earlier.over;
+            orders.evict = earlier.evict.clone().or(orders.evict.take());
             orders.interrupt = earlier.interrupt.clone().or(orders.interrupt.take());
+        });
+    }
+
+    /// The machine is taken.
+    pub fn evict(&self, why: &str) {
+        self.change(|orders| {
+            orders.evict.get_or_insert_with(|| why.to_owned());
         });
     }
 
@@ -106,8 +121,7 @@ impl Control {
     pub fn rest(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let orders = self.orders();
-            if orders.abort() || orders.cancel {
+            if self.orders().stop() {
                 return;
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::context::{Context, Prepared};
-use super::control::Control;
+use super::control::{Control, Orders};
 use super::failure::{FailureReason, JobError};
 use super::payload::Payload;
 use super::script::BRIDGE;
@@ -191,13 +191,15 @@ impl Engine<'_> {
     fn obey(&mut self, next: &Stage) {
         let orders = self.control.orders();
         let progress = &mut self.record.progress;
+        progress.evicted |= orders.evict.is_some();
         if orders.abort() {
             progress.aborted = true;
             progress.failure = Some(abort_error(&orders));
-        } else if orders.cancel && progress.failure.is_none() && next.stops_on_cancel() {
-            progress.failure = Some(canceled());
-            progress.aborted = !progress.scripts_began;
-            progress.status = Some("canceled".to_owned());
+        } else if let Some(error) = stop_error(&orders)
+            && progress.failure.is_none()
+            && next.stops_on_cancel()
+        {
+            self.blame(error);
         }
     }
 
@@ -279,8 +281,7 @@ impl Engine<'_> {
                 Err(error) => error,
             };
             let attempt = self.record.progress.attempt + 1;
-            let orders = self.control.orders();
-            let again = attempt < attempts && !orders.abort() && !orders.cancel && !self.record.progress.aborted;
+            let again = attempt < attempts && !self.control.orders().stop() && !self.record.progress.aborted;
             if !again {
                 return Ok(Err(error));
             }
@@ -308,7 +309,7 @@ impl Engine<'_> {
     fn stopped(&mut self) -> Option<JobError> {
         let orders = self.control.orders();
         self.record.progress.aborted |= orders.abort();
-        if orders.abort() { Some(abort_error(&orders)) } else { orders.cancel.then(canceled) }
+        if orders.abort() { Some(abort_error(&orders)) } else { stop_error(&orders) }
     }
 
     /// What a stage's outcome means for the job. What there is to say of it is said once it is written down.
@@ -394,13 +395,22 @@ impl Engine<'_> {
     }
 }
 
+/// The error of a job whose scripts are not to go on, if so.
+pub(super) fn stop_error(orders: &Orders) -> Option<JobError> {
+    match &orders.evict {
+        _ if orders.cancel => Some(canceled()),
+        Some(why) => Some(JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))),
+        None => None,
+    }
+}
+
 /// The error of a job that a person cancelled.
-pub(super) fn canceled() -> JobError {
+fn canceled() -> JobError {
     JobError::new(FailureReason::JobCanceled, "canceled")
 }
 
 /// The error of a job that is stopped at once.
-pub(super) fn abort_error(orders: &super::control::Orders) -> JobError {
+pub(super) fn abort_error(orders: &Orders) -> JobError {
     match &orders.interrupt {
         Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
         _ => canceled(),

@@ -97,6 +97,8 @@ impl Stage {
         let has_sources = progress.stage.is_some_and(|stage| stage >= SOURCES);
         match self {
             _ if progress.aborted => false,
+            // The machine is taken: what is left of the time is for what cannot be made again.
+            Self::SaveCache | Self::AfterScript if progress.evicted => false,
             Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
             Self::RestoreCache => well && files::has_caches(payload),
             Self::DownloadArtifacts => well && files::has_dependencies(payload),
@@ -164,6 +166,11 @@ mod tests {
         assert_eq!(due(&script_failed), ["after_script", files[0], files[1], files[2]]);
         let aborted = Progress { aborted: true, ..script_failed };
         assert!(due(&aborted).is_empty());
+        let evicted = Progress { evicted: true, aborted: false, ..aborted };
+        assert_eq!(due(&evicted), [files[1], files[2]]);
+        let evicted_behind_the_scripts = Progress { failure: None, ..evicted };
+        let left = of(&payload).into_iter().skip(6).filter(|stage| stage.is_due(&evicted_behind_the_scripts, &payload));
+        assert_eq!(left.collect::<Vec<_>>(), [Stage::Cleanup], "no artifacts for a success here");
         let not_prepared = Progress { stage: Some(0), ..failed };
         assert_eq!(due(&not_prepared), ["cleanup_file_variables"]);
     }

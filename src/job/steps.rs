@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::engine::{Engine, abort_error, canceled};
+use super::control::Orders;
+use super::engine::{Engine, abort_error, stop_error};
 use super::failure::{FailureReason, JobError};
 use super::flags::WITHOUT_TOKENS;
 use super::limits::{Limit, Over};
@@ -14,11 +15,25 @@ use crate::shim::spec::{End, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
-/// Whether a cancel by a person stops a step.
+/// What stops a step, short of the end of everything.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum OnCancel {
-    Stop,
-    GoOn,
+enum StopsFor {
+    /// A cancel by a person, and the loss of the machine.
+    Any,
+    /// The loss of the machine.
+    Eviction,
+    /// Nothing: it is what the time that is left is for.
+    Nothing,
+}
+
+impl StopsFor {
+    fn stops(self, orders: &Orders) -> bool {
+        match self {
+            Self::Any => orders.stop(),
+            Self::Eviction => orders.evict.is_some(),
+            Self::Nothing => false,
+        }
+    }
 }
 
 impl Engine<'_> {
@@ -39,7 +54,7 @@ impl Engine<'_> {
         };
         let limit = self.sources_limit();
         for (index, task) in tasks.into_iter().enumerate().skip(self.record.progress.steps_done) {
-            if let Err(error) = self.step(task, &limit, OnCancel::Stop)? {
+            if let Err(error) = self.step(task, &limit, StopsFor::Any)? {
                 return Ok(Err(error));
             }
             self.record.progress.steps_done = index + 1;
@@ -79,13 +94,17 @@ impl Engine<'_> {
     /// A stage of file work; nothing to do is done well.
     pub(super) fn carry(&mut self, plan: Option<work::Plan>) -> io::Result<Result<(), JobError>> {
         let Some(plan) = plan else { return Ok(Ok(())) };
-        let on_cancel = match plan {
-            work::Plan::SaveCache(_) | work::Plan::UploadArtifacts(_) | work::Plan::CleanUp(_) => OnCancel::GoOn,
-            _ => OnCancel::Stop,
+        let stops_for = match plan {
+            work::Plan::SaveCache(_) => StopsFor::Eviction,
+            work::Plan::UploadArtifacts(_) | work::Plan::CleanUp(_) => StopsFor::Nothing,
+            _ => StopsFor::Any,
         };
         let plan = plan.to_text().map_err(io::Error::other)?;
         let limit = self.job_limit();
-        self.step(Task::Work { plan }, &limit, on_cancel)
+        let outcome = self.step(Task::Work { plan }, &limit, stops_for)?;
+        // A cache that was not finished for lack of time is no failure of the job.
+        let given_up = stops_for == StopsFor::Eviction && stops_for.stops(&self.control.orders());
+        Ok(if given_up && !self.control.orders().abort() { Ok(()) } else { outcome })
     }
 
     /// Takes away what the job left, where it asks for that; never the job's failure, and never in a work tree that is
@@ -134,7 +153,7 @@ impl Engine<'_> {
         let directory = self.prepared.place.project.display().to_string();
         let task = self.shell_task(&groups, Some(directory), None);
         let limit = self.script_limit();
-        self.step(task, &limit, OnCancel::Stop)
+        self.step(task, &limit, StopsFor::Any)
     }
 
     /// Runs in any case, in a shell of its own, and knows how the scripts came out.
@@ -146,7 +165,7 @@ impl Engine<'_> {
         let directory = self.prepared.place.project.display().to_string();
         let task = self.shell_task(&groups, Some(directory), Some("Running after script..."));
         let limit = self.after_script_limit();
-        self.step(task, &limit, OnCancel::GoOn)
+        self.step(task, &limit, StopsFor::Eviction)
     }
 
     fn shell_task(&self, groups: &[Lines<'_>], directory: Option<String>, greeting: Option<&str>) -> Task {
@@ -167,9 +186,9 @@ impl Engine<'_> {
     }
 
     /// Runs one step, or takes up one that an earlier agent had started.
-    fn step(&mut self, task: Task, limit: &Limit, on_cancel: OnCancel) -> io::Result<Result<(), JobError>> {
+    fn step(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Result<(), JobError>> {
         let outcome = match self.record.progress.step.clone() {
-            Some(step) => self.take_up(task, &step, on_cancel)?,
+            Some(step) => self.take_up(task, &step, stops_for)?,
             None => {
                 // Another server, or another agent on this machine, may have a job of this number.
                 let id = format!("{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps);
@@ -178,13 +197,13 @@ impl Engine<'_> {
                 let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
                 self.record.progress.step = Some(step.clone());
                 self.save()?;
-                self.start(task, &step, on_cancel)?
+                self.start(task, &step, stops_for)?
             }
         };
-        Ok(self.judge(&outcome, limit, on_cancel))
+        Ok(self.judge(&outcome, limit, stops_for))
     }
 
-    fn start(&mut self, task: Task, step: &StepRecord, on_cancel: OnCancel) -> io::Result<Outcome> {
+    fn start(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {
         let spec = Spec {
             id: step.id.clone(),
             spool: self.directory.spool(),
@@ -208,31 +227,31 @@ impl Engine<'_> {
             step.shim = Some(running.identity());
         }
         self.save()?;
-        self.watch(running, on_cancel)
+        self.watch(running, stops_for)
     }
 
     /// A step of an earlier agent: it still runs, or it has left its outcome, or it never began.
-    fn take_up(&mut self, task: Task, step: &StepRecord, on_cancel: OnCancel) -> io::Result<Outcome> {
+    fn take_up(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {
         let status = self.directory.status(&step.id);
         let running = match step.shim {
             Some(identity) => Running::adopt(identity, &status),
             None => Running::find(&step.id, &status),
         };
         if let Some(running) = running {
-            return self.watch(running, on_cancel);
+            return self.watch(running, stops_for);
         }
         match Outcome::read(&status) {
-            Outcome::Lost if !shim::begun_mark(&status).exists() => self.start(task, step, on_cancel),
+            Outcome::Lost if !shim::begun_mark(&status).exists() => self.start(task, step, stops_for),
             outcome => Ok(outcome),
         }
     }
 
     /// Waits for the end of a step, and stops it when something says so: that is written down first, since the outcome
     /// of a step that was stopped does not say what for.
-    fn watch(&mut self, running: Running, on_cancel: OnCancel) -> io::Result<Outcome> {
+    fn watch(&mut self, running: Running, stops_for: StopsFor) -> io::Result<Outcome> {
         loop {
             let orders = self.control.orders();
-            if orders.abort() || (orders.cancel && on_cancel == OnCancel::Stop) {
+            if orders.abort() || stops_for.stops(&orders) {
                 if self.record.progress.orders != orders {
                     self.record.progress.orders = orders;
                     self.save()?;
@@ -247,7 +266,7 @@ impl Engine<'_> {
     }
 
     /// Whose fault an outcome was.
-    fn judge(&mut self, outcome: &Outcome, limit: &Limit, on_cancel: OnCancel) -> Result<(), JobError> {
+    fn judge(&mut self, outcome: &Outcome, limit: &Limit, stops_for: StopsFor) -> Result<(), JobError> {
         let orders = self.control.orders();
         if orders.abort() {
             self.record.progress.aborted = true;
@@ -273,7 +292,7 @@ impl Engine<'_> {
                 self.record.progress.aborted |= limit.over == Over::Job;
                 Err(limit.error.clone())
             }
-            Some(Stop::Requested) if orders.cancel && on_cancel == OnCancel::Stop => Err(canceled()),
+            Some(Stop::Requested) if stops_for.stops(&orders) => stop_error(&orders).map_or(Ok(()), Err),
             _ => end_of(status),
         }
     }

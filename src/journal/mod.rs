@@ -4,6 +4,8 @@
 //! renamed; it is bound to the machine and the boot it was written in. How the job goes on from there is added to it line
 //! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
 
+pub mod leaving;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,6 +20,7 @@ use crate::job::control::Orders;
 use crate::job::failure::JobError;
 use crate::job::place::Place;
 use crate::shim;
+use crate::sys;
 
 /// Everything about a job that a later agent needs to go on with it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +84,8 @@ pub struct Progress {
     pub scripts_deadline: Option<u64>,
     /// Everything is over at once: no after_script.
     pub aborted: bool,
+    /// The machine is taken: no after_script, no caches.
+    pub evicted: bool,
     /// `CI_JOB_STATUS` for after_script, once the scripts are over.
     pub status: Option<String>,
     /// The final state, once it is decided.
@@ -189,12 +194,16 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     slots
 }
 
-/// How many jobs an agent took on this machine: MaxBuilds holds over restarts.
+/// How many jobs agents took on this machine, and since when: MaxBuilds and the maximum age hold over restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Count {
     identity: Identity,
     /// Jobs taken.
     pub jobs: u32,
+    /// When the first agent of this life began, in nanoseconds of `CLOCK_BOOTTIME`; a later boot begins anew, since
+    /// a machine of a warm pool has been switched off for most of its age.
+    #[serde(default)]
+    pub began: u64,
 }
 
 impl Count {
@@ -202,7 +211,10 @@ impl Count {
     pub fn load(state: &Path, identity: &Identity) -> Self {
         let read = fs::read(state.join("agent.json")).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
         let ours = read.filter(|count| count.identity.instance == identity.instance);
-        ours.unwrap_or_else(|| Self { identity: identity.clone(), jobs: 0 })
+        let jobs = ours.as_ref().map_or(0, |count| count.jobs);
+        let began = ours.filter(|count| count.identity.boot == identity.boot && count.began > 0);
+        let began = began.map_or_else(sys::boottime, |count| count.began);
+        Self { identity: identity.clone(), jobs, began }
     }
 
     /// Writes it.
@@ -238,6 +250,10 @@ mod tests {
         count.jobs = 3;
         count.save(directory.path()).expect("saved");
         assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
+        assert_eq!(Count::load(directory.path(), &identity).began, count.began, "the age goes on");
+        let later = Identity { boot: "b-2".into(), ..identity.clone() };
+        assert_eq!(Count::load(directory.path(), &later).jobs, 3);
+        assert!(Count::load(directory.path(), &later).began > count.began, "a boot begins anew");
         let other = Identity { instance: "i-2".into(), ..identity };
         assert_eq!(Count::load(directory.path(), &other).jobs, 0);
     }

@@ -52,6 +52,12 @@ impl Home {
         fs::set_permissions(self.config(), private).expect("closed");
     }
 
+    /// Adds keys below `[mayfly]`.
+    pub fn add_to_mayfly(&self, keys: &str) {
+        let text = read(&self.config()).replacen("[mayfly]\n", &format!("[mayfly]\n{keys}\n"), 1);
+        fs::write(self.config(), text).expect("written");
+    }
+
     pub fn config(&self) -> PathBuf {
         self.path("config.toml")
     }

@@ -1,0 +1,103 @@
+//! The operator's commands at the end of an instance.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::journal::leaving::Reason;
+use crate::sys;
+
+/// Runs a line in a shell, for so long at most; what it says goes where the agent's log goes. Errors: why it did not do
+/// what it should.
+pub fn run(line: &str, reason: Reason, patience: Duration) -> Result<(), String> {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", line])
+        .env("MAYFLY_LEAVE_REASON", reason.as_str())
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        // It is stopped with all that it started.
+        .process_group(0)
+        .spawn()
+        .map_err(|error| format!("it cannot be started: {error}"))?;
+    let pid = child.id() as i32;
+    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), patience));
+    let over = match ended {
+        Ok(ended) => !ended,
+        Err(error) => return Err(format!("it cannot be watched: {error}")),
+    };
+    if over {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    match child.wait() {
+        _ if over => Err(format!("it took longer than {} s", patience.as_secs())),
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(said(status)),
+        Err(error) => Err(format!("it cannot be waited for: {error}")),
+    }
+}
+
+/// True when the process ended in time.
+fn wait(pidfd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up: a wait that ends too early would be repeated in small steps.
+        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if until <= Instant::now() => return Ok(false),
+            Ok(0) | Err(nix::Error::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn said(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("it ended with status {code}"),
+        (None, signal) => format!("it was killed by signal {}", signal.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_command_that_does_well_does_well() {
+        assert_eq!(run("test \"$MAYFLY_LEAVE_REASON\" = idle_timeout", Reason::Idle, LONG), Ok(()));
+    }
+
+    #[test]
+    fn what_went_wrong_is_told() {
+        assert_eq!(run("exit 3", Reason::Idle, LONG), Err("it ended with status 3".to_owned()));
+        assert_eq!(run("kill -9 $$", Reason::Idle, LONG), Err("it was killed by signal 9".to_owned()));
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_stopped_with_what_it_started() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mark = directory.path().join("pid");
+        let line = format!("sleep 600 & echo $! >{}; wait", mark.display());
+        assert_eq!(run(&line, Reason::Idle, Duration::from_secs(1)), Err("it took longer than 1 s".to_owned()));
+        let pid: i32 = std::fs::read_to_string(mark).expect("started").trim().parse().expect("a pid");
+        let until = Instant::now() + LONG;
+        let lives = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z")
+        };
+        while lives() {
+            assert!(Instant::now() < until, "it lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

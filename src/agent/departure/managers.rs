@@ -1,0 +1,75 @@
+//! Taking the instance off its runners: GitLab is told that this runner manager is gone, else it keeps a stale row. It
+//! may be down at that time, which must not keep the instance alive.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::Runner;
+use crate::coordinator::gitlab::{ApiError, GitLab};
+
+/// How long all runners together have.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Rest between two tries.
+const REST: Duration = Duration::from_secs(1);
+
+/// A runner that this machine works for.
+#[derive(Clone)]
+pub struct Manager {
+    /// The runner.
+    pub runner: Arc<Runner>,
+    /// Its server.
+    pub gitlab: Arc<GitLab>,
+    /// This machine.
+    pub system_id: String,
+}
+
+/// Takes the instance off all of them at once, for [`PATIENCE`] at most.
+pub fn unregister(managers: &[Manager]) {
+    let until = Instant::now() + PATIENCE;
+    let (done, answers) = mpsc::channel();
+    for manager in managers {
+        let (manager, done) = (manager.clone(), done.clone());
+        let name = format!("off-{}", manager.runner.token.short());
+        let thread = thread::Builder::new().name(name).stack_size(crate::agent::STACK);
+        let spawned = thread.spawn(move || {
+            manager.unregister(until);
+            // Nobody may be waiting any more.
+            let _ = done.send(());
+        });
+        if let Err(error) = spawned {
+            log::warn!("no thread to take this machine off a runner error={error}");
+        }
+    }
+    drop(done);
+    for _ in managers {
+        match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                log::warn!("a server does not answer in time; it will drop this machine from its runner by itself");
+                return;
+            }
+        }
+    }
+}
+
+impl Manager {
+    fn unregister(&self, until: Instant) {
+        let name = &self.runner.name;
+        loop {
+            match self.gitlab.unregister_manager(&self.runner.token, &self.system_id) {
+                Ok(()) => return log::info!("this machine was taken off a runner runner={name}"),
+                // A machine that the server does not know is as good as taken off.
+                Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
+                Err(error) if Instant::now() + REST >= until => {
+                    return log::warn!(
+                        "this machine is still on a runner, from which the server will drop it by itself runner={name} \
+                         error={error}"
+                    );
+                }
+                Err(_) => thread::sleep(REST),
+            }
+        }
+    }
+}

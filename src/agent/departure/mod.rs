@@ -1,0 +1,168 @@
+//! How an instance goes once it has no job any more: off its runners, then whatever the configuration says, then the
+//! group's hooks, and the power as the last means. Each step is marked before it is taken, bounded in time, and taken
+//! again by the next agent when this one dies over it; the cloud is asked how far things are before it is asked for
+//! anything twice.
+//!
+//! It runs in a thread of its own, so that the main loop hears signals and notices in the meantime.
+
+mod command;
+mod managers;
+mod marker;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::lifetime::{Leave, Strategy};
+use crate::instance::{Capacity, Instance, Refusal, Terminated};
+use crate::journal::leaving::{Phase, Reason};
+use crate::sys;
+
+pub use managers::Manager;
+pub use marker::Marker;
+
+/// How long switching the machine off may take to be accepted.
+const POWEROFF_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a call has at least, also when the time is over: a machine that was down for long must still try.
+const LEAST_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How leaving came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is left to do but to end.
+    Gone,
+    /// The group needs the instance: it works on.
+    Stays,
+    /// It still runs, and nothing that could be done has ended it.
+    Stranded,
+}
+
+/// An instance that has no job any more and takes none.
+pub struct Departure {
+    /// How far it is.
+    pub marker: Arc<Marker>,
+    /// How it is to go.
+    pub leave: Leave,
+    /// The machine.
+    pub instance: Arc<dyn Instance>,
+    /// Whom it works for.
+    pub managers: Vec<Manager>,
+}
+
+impl Departure {
+    /// Takes all steps that are left.
+    pub fn run(&self) -> Outcome {
+        let mark = self.marker.read();
+        log::info!("the instance leaves strategy={} reason={}", self.leave.strategy.as_str(), mark.reason.as_str());
+        match mark.phase {
+            Phase::Draining | Phase::Unregistering => {
+                self.unregister();
+                self.end()
+            }
+            Phase::Ending => self.end(),
+            Phase::PoweringOff => self.power_off(),
+            Phase::Left => Outcome::Gone,
+            Phase::Stranded => Outcome::Stranded,
+        }
+    }
+
+    fn unregister(&self) {
+        self.marker.enter(Phase::Unregistering);
+        managers::unregister(&self.managers);
+        self.marker.unregistered(sys::boottime());
+    }
+
+    fn end(&self) -> Outcome {
+        self.marker.enter(Phase::Ending);
+        // In a later boot the clock has begun anew.
+        self.marker.unregistered(sys::boottime());
+        match (self.marker.read().reason, self.leave.strategy) {
+            (Reason::Terminated, _) => self.follow_the_group(),
+            (Reason::Stop, _) | (_, Strategy::Exit) => self.gone(),
+            (reason, Strategy::Command) => self.command(reason),
+            (_, Strategy::Poweroff) => self.power_off(),
+            (_, Strategy::AwsAsg) => self.terminate(),
+        }
+    }
+
+    fn terminate(&self) -> Outcome {
+        let capacity = self.marker.capacity();
+        match self.instance.terminate(capacity, self.patience()) {
+            Ok(how) => {
+                let before = if how == Terminated::Before { " before=true" } else { "" };
+                log::info!("the instance is terminated by its group capacity={capacity:?}{before}");
+                self.follow_the_group()
+            }
+            Err(Refusal::AtMinimum) if capacity == Capacity::Decrement => Outcome::Stays,
+            Err(refusal) => {
+                log::error!("the group does not terminate the instance {refusal}");
+                self.fall_back()
+            }
+        }
+    }
+
+    /// The group ends the instance as soon as its hooks let go.
+    fn follow_the_group(&self) -> Outcome {
+        match self.instance.complete_hooks(self.patience()) {
+            Ok(()) => self.gone(),
+            Err(refusal) => {
+                log::error!("a lifecycle hook may hold the instance until its own time-out {refusal}");
+                self.fall_back()
+            }
+        }
+    }
+
+    fn command(&self, reason: Reason) -> Outcome {
+        let line = self.leave.command.as_deref().unwrap_or_default();
+        log::info!("leave_command is run");
+        match command::run(line, reason, self.patience()) {
+            Ok(()) => self.gone(),
+            Err(why) => {
+                log::error!("leave_command did not end the instance: {why}");
+                self.fall_back()
+            }
+        }
+    }
+
+    /// Somebody else may end the instance; if nobody does in time, its power is switched off.
+    fn fall_back(&self) -> Outcome {
+        let (left, reason) = (self.left(), self.marker.read().reason);
+        log::warn!("the machine is switched off in {} s unless it is ended before", left.as_secs());
+        if reason != Reason::Terminated && self.marker.wait_for_the_end(left) {
+            return self.follow_the_group();
+        }
+        // A group that already ends the instance was not told so in time: there is nothing else to wait for.
+        std::thread::sleep(self.left());
+        self.power_off()
+    }
+
+    fn power_off(&self) -> Outcome {
+        self.marker.enter(Phase::PoweringOff);
+        log::info!("the machine is switched off");
+        match command::run(&self.leave.poweroff_command, self.marker.read().reason, POWEROFF_PATIENCE) {
+            Ok(()) => self.gone(),
+            Err(why) => {
+                log::error!("poweroff_command failed, the machine runs on and must be ended by hand: {why}");
+                self.marker.enter(Phase::Stranded);
+                Outcome::Stranded
+            }
+        }
+    }
+
+    fn gone(&self) -> Outcome {
+        self.marker.enter(Phase::Left);
+        Outcome::Gone
+    }
+
+    fn patience(&self) -> Duration {
+        self.left().max(LEAST_PATIENCE)
+    }
+
+    /// Until the power is the last means: counted from when the instance was taken off its runners.
+    fn left(&self) -> Duration {
+        let since = self.marker.read().unregistered.unwrap_or_else(sys::boottime);
+        self.leave.fallback_after.saturating_sub(Duration::from_nanos(sys::boottime().saturating_sub(since)))
+    }
+}

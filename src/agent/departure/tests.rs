@@ -1,0 +1,285 @@
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::*;
+use crate::instance::{Hear, Identity, Target, Work};
+use crate::journal::leaving::{Boot, Mark};
+
+/// A machine that answers as it is told, and keeps what it was asked.
+#[derive(Default)]
+struct Scripted {
+    terminate: Mutex<Vec<Result<Terminated, Refusal>>>,
+    complete: Mutex<Vec<Result<(), Refusal>>>,
+    asked: Mutex<Vec<String>>,
+    /// Looks at the mark whenever it is asked.
+    state: Option<std::path::PathBuf>,
+}
+
+impl Scripted {
+    fn note(&self, what: &str) {
+        let phase = self.state.as_deref().and_then(|state| Mark::load(state, &identity())).map(|(mark, _)| mark.phase);
+        self.asked.lock().expect("no panic").push(format!("{what} {phase:?}"));
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+impl Instance for Scripted {
+    fn identity(&self) -> Identity {
+        identity()
+    }
+
+    fn cloud_id(&self) -> Option<String> {
+        Some("i-1".to_owned())
+    }
+
+    fn watch(&self, _: Hear) {}
+
+    fn target(&self) -> Result<Target, Refusal> {
+        Ok(Target::InService)
+    }
+
+    fn protect(&self, _: Work) {}
+
+    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
+        assert!(patience >= LEAST_PATIENCE);
+        self.note(&format!("terminate {capacity:?}"));
+        self.terminate.lock().expect("no panic").remove(0)
+    }
+
+    fn hold_hooks(&self) {}
+
+    fn complete_hooks(&self, _: Duration) -> Result<(), Refusal> {
+        self.note("complete");
+        self.complete.lock().expect("no panic").pop().unwrap_or(Ok(()))
+    }
+}
+
+fn identity() -> Identity {
+    Identity { instance: "i-1".to_owned(), boot: "b-1".to_owned() }
+}
+
+fn denied() -> Refusal {
+    Refusal::Denied {
+        action: "autoscaling:TerminateInstanceInAutoScalingGroup".to_owned(),
+        code: "AccessDenied".to_owned(),
+        message: "no".to_owned(),
+    }
+}
+
+/// A machine that leaves, with its state directory.
+struct Case {
+    directory: tempfile::TempDir,
+    leave: Leave,
+    instance: Scripted,
+}
+
+impl Case {
+    /// By its group, which answers like this; what it falls back to leaves a line in `off`.
+    fn new(answers: impl IntoIterator<Item = Result<Terminated, Refusal>>) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let leave = Leave {
+            strategy: Strategy::AwsAsg,
+            poweroff_command: format!("echo $MAYFLY_LEAVE_REASON >>{}/off", directory.path().display()),
+            fallback_after: Duration::ZERO,
+            ..Leave::default()
+        };
+        let instance = Scripted {
+            terminate: Mutex::new(answers.into_iter().collect()),
+            state: Some(directory.path().to_owned()),
+            ..Scripted::default()
+        };
+        Self { directory, leave, instance }
+    }
+
+    fn state(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The whole departure for a reason; what came of it, what the machine was asked, and how often it was switched
+    /// off.
+    fn depart(self, reason: Reason) -> (Outcome, Vec<String>, usize) {
+        self.go_on(Mark::new(&identity(), reason))
+    }
+
+    fn go_on(self, mark: Mark) -> (Outcome, Vec<String>, usize) {
+        let marker = Arc::new(Marker::begin(self.state(), mark));
+        self.go(&marker)
+    }
+
+    fn go(self, marker: &Arc<Marker>) -> (Outcome, Vec<String>, usize) {
+        let instance = Arc::new(self.instance);
+        let departure = Departure {
+            marker: Arc::clone(marker),
+            leave: self.leave,
+            instance: Arc::clone(&instance) as Arc<dyn Instance>,
+            managers: Vec::new(),
+        };
+        let outcome = departure.run();
+        let off = std::fs::read_to_string(self.directory.path().join("off")).unwrap_or_default();
+        (outcome, instance.asked(), off.lines().count())
+    }
+}
+
+fn phase(marker: &Marker) -> Phase {
+    marker.read().phase
+}
+
+#[test]
+fn the_group_gets_smaller_for_an_idle_instance_and_keeps_its_size_for_others() {
+    for (reason, capacity) in [
+        (Reason::Idle, "Decrement"),
+        (Reason::MaxBuilds, "Keep"),
+        (Reason::MaxAge, "Keep"),
+        (Reason::Rebalance, "Keep"),
+        (Reason::Interruption, "Keep"),
+    ] {
+        let case = Case::new([Ok(Terminated::Now)]);
+        let expected = vec![format!("terminate {capacity} Some(Ending)"), "complete Some(Ending)".to_owned()];
+        assert_eq!(case.depart(reason), (Outcome::Gone, expected, 0), "{reason:?}");
+    }
+}
+
+#[test]
+fn an_idle_instance_that_the_cloud_takes_meanwhile_keeps_its_place() {
+    for notice in [Reason::Rebalance, Reason::Interruption] {
+        let case = Case::new([Ok(Terminated::Before)]);
+        let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+        marker.hear(notice);
+        let (outcome, asked, _) = case.go(&marker);
+        assert_eq!((outcome, asked[0].as_str()), (Outcome::Gone, "terminate Keep Some(Ending)"));
+    }
+}
+
+#[test]
+fn an_instance_that_its_group_ends_is_not_ended_again_but_completes_the_hooks() {
+    for strategy in [Strategy::AwsAsg, Strategy::Exit, Strategy::Poweroff] {
+        let mut case = Case::new([]);
+        case.leave.strategy = strategy;
+        let (outcome, asked, off) = case.depart(Reason::Terminated);
+        assert_eq!((outcome, asked, off), (Outcome::Gone, vec!["complete Some(Ending)".to_owned()], 0), "{strategy:?}");
+    }
+}
+
+#[test]
+fn the_smallest_size_sends_an_idle_instance_back_to_work_and_no_other() {
+    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(Reason::Idle);
+    assert_eq!((outcome, asked.len(), off), (Outcome::Stays, 1, 0));
+    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(Reason::MaxBuilds);
+    assert_eq!((outcome, asked.len(), off), (Outcome::Gone, 1, 1));
+}
+
+#[test]
+fn what_the_group_does_not_end_is_switched_off_once() {
+    let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
+    let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
+    for refusal in [denied(), throttled, unreachable, Refusal::NotHere] {
+        let (outcome, asked, off) = Case::new([Err(refusal.clone())]).depart(Reason::Idle);
+        assert_eq!((outcome, asked.len(), off), (Outcome::Gone, 1, 1), "{refusal:?}");
+    }
+}
+
+#[test]
+fn hooks_that_cannot_be_completed_do_not_keep_the_power_on() {
+    let case = Case::new([Ok(Terminated::Now)]);
+    case.instance.complete.lock().expect("no panic").push(Err(denied()));
+    let (outcome, asked, off) = case.depart(Reason::Idle);
+    assert_eq!((outcome, asked.len(), off), (Outcome::Gone, 2, 1));
+}
+
+#[test]
+fn the_power_waits_for_somebody_else_to_end_the_instance() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.fallback_after = Duration::from_secs(600);
+    let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let departing = scope.spawn(|| case.go(&marker));
+        while marker.read().unregistered.is_none() {
+            std::thread::yield_now();
+        }
+        marker.hear(Reason::Terminated);
+        let (outcome, asked, off) = departing.join().expect("no panic");
+        assert_eq!((outcome, off), (Outcome::Gone, 0));
+        assert_eq!(asked.last().map(String::as_str), Some("complete Some(Ending)"));
+    });
+    assert!(began.elapsed() < Duration::from_secs(300), "it did not wait for the power");
+}
+
+#[test]
+fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.fallback_after = Duration::from_secs(600);
+    let mut mark = Mark::new(&identity(), Reason::Idle);
+    mark.phase = Phase::Ending;
+    mark.unregistered = Some(sys::boottime().saturating_sub(599_500_000_000));
+    let (outcome, asked, off) = case.go_on(mark);
+    assert_eq!((outcome, asked.len(), off), (Outcome::Gone, 1, 1));
+}
+
+#[test]
+fn a_command_ends_the_instance_or_else_the_power_does() {
+    for (command, off) in [("exit 0", 0), ("exit 1", 1)] {
+        let mut case = Case::new([]);
+        case.leave.strategy = Strategy::Command;
+        case.leave.command = Some(format!("echo \"$MAYFLY_LEAVE_REASON\" >{}/ran; {command}", case.state().display()));
+        let ran = case.state().join("ran");
+        let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::MaxAge)));
+        let path = std::path::PathBuf::from(case.state());
+        let departure = Departure {
+            marker: Arc::clone(&marker),
+            leave: case.leave.clone(),
+            instance: Arc::new(Scripted::default()),
+            managers: Vec::new(),
+        };
+        assert_eq!(departure.run(), Outcome::Gone);
+        assert_eq!(std::fs::read_to_string(ran).expect("it ran"), "max_age\n");
+        assert_eq!(path.join("off").exists(), off == 1);
+        assert_eq!(phase(&marker), Phase::Left);
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_even_be_switched_off_is_stranded_and_stays_so() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.poweroff_command = format!("echo >>{}/off; false", case.state().display());
+    let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::MaxBuilds)));
+    let departure = Departure {
+        marker: Arc::clone(&marker),
+        leave: case.leave,
+        instance: Arc::new(case.instance),
+        managers: Vec::new(),
+    };
+    assert_eq!(departure.run(), Outcome::Stranded);
+    assert_eq!(departure.run(), Outcome::Stranded, "not tried again by the next agent");
+    let off = std::fs::read_to_string(case.directory.path().join("off")).expect("tried");
+    assert_eq!(off.lines().count(), 1);
+}
+
+#[test]
+fn a_later_agent_takes_the_steps_that_are_left() {
+    for (phase, asked, off) in [
+        (Phase::Draining, 2, 0),
+        (Phase::Unregistering, 2, 0),
+        (Phase::Ending, 2, 0),
+        (Phase::PoweringOff, 0, 1),
+        (Phase::Left, 0, 0),
+    ] {
+        let case = Case::new([Ok(Terminated::Before)]);
+        let mut mark = Mark::new(&identity(), Reason::Idle);
+        mark.phase = phase;
+        mark.save(case.state());
+        let (mark, boot) = Mark::load(case.state(), &identity()).expect("a mark");
+        assert_eq!(boot, Boot::Same);
+        let (outcome, was_asked, was_off) = case.go_on(mark);
+        assert_eq!((outcome, was_asked.len(), was_off), (Outcome::Gone, asked, off), "{phase:?}");
+    }
+}
+
+#[test]
+fn an_instance_that_its_cloud_only_stops_is_not_ended() {
+    assert_eq!(Case::new([]).depart(Reason::Stop), (Outcome::Gone, Vec::new(), 0));
+}

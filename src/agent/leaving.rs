@@ -1,0 +1,212 @@
+//! The agent's side of leaving: no more jobs, the end of those that run, then the departure of the instance. Or only of
+//! the agent, when it was told to stop.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::departure::{Departure, Manager, Marker, Outcome};
+use super::{Agent, Event};
+use crate::config::lifetime::Strategy;
+use crate::instance::Identity;
+use crate::journal::Count;
+use crate::journal::leaving::{Boot, Mark, Phase, Reason};
+
+/// The exit status of an agent that could not end its instance (`EX_SOFTWARE`): starting it again would change nothing.
+const STRANDED: u8 = 70;
+
+/// The agent takes no more jobs.
+#[derive(Default)]
+pub(super) struct Leaving {
+    /// The mark of an instance that goes; `None` while the agent is only told to stop.
+    pub marker: Option<Arc<Marker>>,
+    /// Told to stop soon: an instance that was to go stays, and a later agent goes on with that.
+    stopping: bool,
+    /// When running jobs are stopped, if somebody is in a hurry.
+    stop_at: Option<Instant>,
+    /// Jobs were told to stop, and this is when they are left alone.
+    give_up_at: Option<Instant>,
+    /// When scripts give way to the loss of the machine, so that what they made can be handed over,
+    pub evict_at: Option<Instant>,
+    /// and when everything must be over.
+    pub interrupt_at: Option<Instant>,
+    /// The departure is on its way.
+    departing: bool,
+}
+
+impl Leaving {
+    /// Why, in a word.
+    pub fn reason(&self) -> &'static str {
+        self.marker.as_ref().map_or("signal", |marker| marker.read().reason.as_str())
+    }
+}
+
+/// The mark of an instance that is to go on leaving. A machine that was switched off and on again begins a new life.
+pub(super) fn mark_of_earlier_agent(state: &Path, identity: &Identity, strategy: Strategy) -> Option<Mark> {
+    let (mark, boot) = Mark::load(state, identity)?;
+    let by_its_own_power = matches!(strategy, Strategy::Poweroff | Strategy::Command);
+    let was_off = boot == Boot::Later
+        && (mark.reason == Reason::Stop || by_its_own_power && matches!(mark.phase, Phase::PoweringOff | Phase::Left));
+    if was_off {
+        log::info!("the machine was switched off and is back: a new life begins reason={}", mark.reason.as_str());
+        begin_new_life(state);
+        return None;
+    }
+    log::info!("going on to leave reason={} phase={:?}", mark.reason.as_str(), mark.phase);
+    Some(mark)
+}
+
+/// Forgets what there was in this one.
+fn begin_new_life(state: &Path) {
+    // The count first: left alone it would lead to the same end again.
+    if let Err(error) = Count::forget(state) {
+        log::warn!("the count of jobs stays error={error}");
+    }
+    Mark::remove(state);
+}
+
+impl Agent {
+    /// Goes on leaving where an earlier agent was.
+    pub(super) fn resume_leaving(&mut self, mark: Mark) {
+        self.slots.close();
+        self.has_worked = true;
+        let marker = Arc::new(Marker::begin(&self.state, mark));
+        self.leaving = Some(Leaving { marker: Some(marker), ..Leaving::default() });
+    }
+
+    /// The instance is to go: no more requests; those in flight and the jobs that they bring are seen to their end.
+    pub(super) fn begin_to_leave(&mut self, reason: Reason) {
+        match &self.leaving {
+            Some(Leaving { marker: Some(marker), .. }) => marker.hear(reason),
+            _ => {
+                // The mark first: whoever comes after this agent must not ask for jobs either.
+                let marker = Arc::new(Marker::begin(&self.state, Mark::new(&self.identity, reason)));
+                self.leaving.get_or_insert_default().marker = Some(marker);
+                self.take_no_more(reason.as_str());
+            }
+        }
+    }
+
+    /// The agent is to stop once its jobs have ended.
+    pub(super) fn drain(&mut self) {
+        if self.leaving.is_none() {
+            self.leaving = Some(Leaving::default());
+            self.take_no_more("signal");
+        }
+    }
+
+    /// The agent is to stop soon. Told twice, or when nothing but the instance's departure is left: at once.
+    pub(super) fn stop(&mut self) -> Option<ExitCode> {
+        let leaving = self.leaving.get_or_insert_default();
+        if leaving.departing {
+            log::info!("told to stop while the instance leaves; the next start goes on with that");
+            return Some(ExitCode::SUCCESS);
+        }
+        if leaving.stopping && leaving.stop_at.is_some() {
+            log::warn!("told twice to stop: leaving now; running jobs are reported by the next start");
+            return Some(ExitCode::FAILURE);
+        }
+        leaving.stopping = true;
+        leaving.stop_at = Some(Instant::now() + self.config.shutdown_timeout);
+        self.take_no_more("signal");
+        None
+    }
+
+    fn take_no_more(&self, reason: &str) {
+        self.slots.close();
+        self.generation.end(&self.slots);
+        log::info!("taking no more jobs reason={reason} running={}", self.slots.jobs());
+    }
+
+    /// Does what is due while the agent leaves, and says how long nothing else will be.
+    pub(super) fn look_after_leaving(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let due = |at: &mut Option<Instant>| at.take_if(|at| now >= *at).is_some();
+        let leaving = self.leaving.as_mut()?;
+        if due(&mut leaving.evict_at) {
+            self.desk.evict("the machine is taken away");
+        }
+        if due(&mut leaving.interrupt_at) {
+            self.desk.interrupt("the machine is taken away");
+        }
+        if due(&mut leaving.stop_at) {
+            leaving.give_up_at = Some(now + self.config.shutdown_timeout);
+            self.desk.interrupt("the runner was told to stop");
+        }
+        if due(&mut leaving.give_up_at) {
+            self.desk.abandon();
+            self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
+        }
+        let next = [leaving.stop_at, leaving.give_up_at, leaving.evict_at, leaving.interrupt_at];
+        next.into_iter().flatten().min().map(|at| at.saturating_duration_since(now))
+    }
+
+    /// What comes when the last job has ended: the end of the agent, or the departure of its instance.
+    pub(super) fn after_the_last_job(&mut self) -> Option<ExitCode> {
+        let quiet = self.is_quiet();
+        let leaving = self.leaving.as_mut().filter(|leaving| !leaving.departing && quiet)?;
+        let marker = leaving.marker.clone().filter(|_| !leaving.stopping);
+        let Some(marker) = marker else { return Some(self.end("signal")) };
+        leaving.departing = true;
+        let manager = |(runner, gitlab): &(_, _)| Manager {
+            runner: Arc::clone(runner),
+            gitlab: Arc::clone(gitlab),
+            system_id: self.system_id.clone(),
+        };
+        let departure = Departure {
+            marker,
+            leave: self.config.leave.clone(),
+            instance: Arc::clone(&self.instance),
+            // A machine that never asked for a job is known to no server.
+            managers: if self.has_worked { self.servers.iter().map(manager).collect() } else { Vec::new() },
+        };
+        let events = self.events.clone();
+        let depart = move || {
+            let _ = events.send(Event::Departed(departure.run()));
+        };
+        let thread = thread::Builder::new().name("leave".to_owned()).stack_size(super::STACK);
+        if let Err(error) = thread.spawn(depart) {
+            log::error!("no thread to leave with; the next start goes on with that error={error}");
+            return Some(ExitCode::FAILURE);
+        }
+        None
+    }
+
+    /// What comes of the departure.
+    pub(super) fn departed(&mut self, outcome: Outcome) -> Option<ExitCode> {
+        let marker = self.leaving.as_ref()?.marker.clone()?;
+        let reason = marker.read().reason;
+        match outcome {
+            Outcome::Gone => {
+                let of_its_own =
+                    matches!(reason, Reason::Idle | Reason::MaxBuilds | Reason::MaxAge | Reason::Rebalance);
+                if of_its_own && self.config.leave.strategy == Strategy::Exit {
+                    // The machine lives on, and the next start is a new life with its own count.
+                    begin_new_life(&self.state);
+                }
+                Some(self.end(reason.as_str()))
+            }
+            Outcome::Stays => {
+                log::info!("the group has its smallest size: back to work");
+                Mark::remove(&self.state);
+                self.leaving = None;
+                self.lifetime.refuse();
+                self.slots.open();
+                self.reload();
+                None
+            }
+            Outcome::Stranded => {
+                log::error!("the instance does not end, and takes no more jobs reason={}", reason.as_str());
+                Some(ExitCode::from(STRANDED))
+            }
+        }
+    }
+
+    fn end(&mut self, reason: &str) -> ExitCode {
+        self.supervisor.stopping();
+        log::info!("mayfly leaves reason={reason}");
+        ExitCode::SUCCESS
+    }
+}

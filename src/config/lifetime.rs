@@ -1,0 +1,382 @@
+//! How long an instance lives and how it goes: our own keys, and what fleets have in the tables of docker+machine and of
+//! the autoscaler.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
+
+use super::period::{Period, Zone};
+use super::raw;
+
+/// The idle time of a policy that names none.
+const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
+
+/// The bounds of an instance's life.
+#[derive(Clone, Debug, Default)]
+pub struct Lifetime {
+    /// Jobs before it goes.
+    pub max_builds: Option<u32>,
+    /// Age at which it goes.
+    pub max_age: Option<Duration>,
+    /// What runners say of its time without a job: it stays as long as one of them wants that.
+    pub idle: Vec<IdleTimes>,
+}
+
+impl Lifetime {
+    /// What our own keys say, or else the runners' tables.
+    pub fn of(own: &raw::Mayfly, terms: &[Terms]) -> Self {
+        let of_runners = || terms.iter().filter_map(|terms| terms.idle.clone()).collect();
+        Self {
+            max_builds: match own.max_builds {
+                Some(builds) => Some(builds).filter(|builds| *builds > 0),
+                None => terms.iter().filter_map(|terms| terms.max_builds).min(),
+            },
+            max_age: own.max_age.filter(|age| !age.is_zero()),
+            idle: own.idle_timeout.map_or_else(of_runners, |timeout| vec![IdleTimes::always(timeout)]),
+        }
+    }
+
+    /// How long it may be without a job at this time; `None` for ever.
+    pub fn idle_timeout(&self, now: Timestamp) -> Option<Duration> {
+        self.idle.iter().filter_map(|times| times.at(now)).max()
+    }
+
+    /// True when the time of day has a say.
+    pub fn has_periods(&self) -> bool {
+        self.idle.iter().any(|times| !times.windows.is_empty())
+    }
+}
+
+/// Which idle time holds when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdleTimes {
+    /// Outside of all windows; `None` for ever.
+    otherwise: Option<Duration>,
+    windows: Vec<Window>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Window {
+    periods: Vec<Period>,
+    zone: Zone,
+    idle_time: Duration,
+}
+
+impl IdleTimes {
+    /// The same at all times.
+    pub fn always(idle_time: Duration) -> Self {
+        Self { otherwise: Some(idle_time), windows: Vec::new() }
+    }
+
+    /// The last window that holds wins, as in gitlab-runner.
+    fn at(&self, now: Timestamp) -> Option<Duration> {
+        let holds = |window: &&Window| {
+            let clock = window.zone.clock(now);
+            window.periods.iter().any(|period| period.contains(clock))
+        };
+        self.windows.iter().rev().find(holds).map_or(self.otherwise, |window| Some(window.idle_time))
+    }
+}
+
+/// What one runner's tables say.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Jobs before the instance goes.
+    pub max_builds: Option<u32>,
+    /// Jobs on the instance at once.
+    pub capacity: Option<u32>,
+    /// Time without a job.
+    pub idle: Option<IdleTimes>,
+}
+
+impl Terms {
+    /// Of a runner that is executed by `executor`. Where both tables are there, the executor tells which one counts.
+    pub fn of(executor: &str, machine: Option<Machine>, autoscaler: Option<Autoscaler>) -> Self {
+        let by_machine = executor == "docker+machine";
+        let mut terms = match (machine, autoscaler) {
+            (Some(machine), other) if by_machine || other.is_none() => machine.terms(),
+            (_, Some(autoscaler)) => autoscaler.terms(),
+            _ => Self::default(),
+        };
+        if by_machine {
+            // One machine runs one job at a time there, whatever `concurrent` is for all machines together.
+            terms.capacity = Some(1);
+        }
+        terms
+    }
+}
+
+/// Jobs on the instance at once, where every runner has a bound for that.
+pub fn capacity(terms: &[Terms]) -> Option<u32> {
+    let capacities: Option<Vec<u32>> = terms.iter().map(|terms| terms.capacity).collect();
+    capacities?.into_iter().max()
+}
+
+/// `[runners.machine]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Machine {
+    #[serde(rename = "MaxBuilds")]
+    max_builds: u32,
+    /// Seconds.
+    #[serde(rename = "IdleTime")]
+    idle_time: Option<u64>,
+    autoscaling: Vec<MachineWindow>,
+}
+
+/// `[[runners.machine.autoscaling]]`: what it leaves out is 0, and not taken from the table above.
+#[derive(Debug, Deserialize)]
+struct MachineWindow {
+    #[serde(rename = "Periods", default)]
+    periods: Vec<Period>,
+    #[serde(rename = "Timezone", default)]
+    zone: Zone,
+    #[serde(rename = "IdleTime", default)]
+    idle_time: u64,
+}
+
+impl Machine {
+    fn terms(self) -> Terms {
+        let window = |window: MachineWindow| Window {
+            periods: window.periods,
+            zone: window.zone,
+            idle_time: Duration::from_secs(window.idle_time),
+        };
+        let idle = IdleTimes {
+            otherwise: self.idle_time.map(Duration::from_secs),
+            windows: self.autoscaling.into_iter().map(window).collect(),
+        };
+        Terms {
+            max_builds: Some(self.max_builds).filter(|builds| *builds > 0),
+            capacity: None,
+            idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
+        }
+    }
+}
+
+/// `[runners.autoscaler]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Autoscaler {
+    max_use_count: u32,
+    capacity_per_instance: u32,
+    policy: Vec<Policy>,
+}
+
+/// `[[runners.autoscaler.policy]]`.
+#[derive(Debug, Deserialize)]
+struct Policy {
+    #[serde(default = "every_minute", deserialize_with = "periods_of_policy")]
+    periods: Vec<Period>,
+    #[serde(rename = "timezone", default)]
+    zone: Zone,
+    #[serde(default, deserialize_with = "raw::duration")]
+    idle_time: Option<Duration>,
+}
+
+fn every_minute() -> Vec<Period> {
+    vec![Period::always()]
+}
+
+/// Periods have five fields here.
+fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
+    /// A period of five fields.
+    struct Five(Period);
+
+    impl<'de> Deserialize<'de> for Five {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = String::deserialize(deserializer)?;
+            let fields = text.split_whitespace().count();
+            if fields > 5 {
+                let why = format!(
+                    "`{text}` has {fields} fields; write minute hour day-of-month month day-of-week (a policy knows no \
+                     seconds and no years)"
+                );
+                return Err(serde::de::Error::custom(why));
+            }
+            Period::read(&text).map(Self).map_err(serde::de::Error::custom)
+        }
+    }
+
+    let periods = Vec::<Five>::deserialize(deserializer)?;
+    Ok(if periods.is_empty() { every_minute() } else { periods.into_iter().map(|five| five.0).collect() })
+}
+
+impl Autoscaler {
+    fn terms(self) -> Terms {
+        let window = |policy: Policy| Window {
+            periods: policy.periods,
+            zone: policy.zone,
+            idle_time: policy.idle_time.unwrap_or(POLICY_IDLE_TIME),
+        };
+        let idle = IdleTimes { otherwise: None, windows: self.policy.into_iter().map(window).collect() };
+        let set = |number: u32| Some(number).filter(|number| *number > 0);
+        Terms {
+            max_builds: set(self.max_use_count),
+            capacity: set(self.capacity_per_instance),
+            idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
+        }
+    }
+}
+
+/// What an agent does with its instance in the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// It ends, and the instance lives on.
+    #[default]
+    Exit,
+    /// It runs a command that sees to it.
+    Command,
+    /// It switches the instance off.
+    Poweroff,
+    /// It has its Auto Scaling group end the instance.
+    AwsAsg,
+}
+
+impl Strategy {
+    /// The word in the configuration and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Command => "command",
+            Self::Poweroff => "poweroff",
+            Self::AwsAsg => "aws-asg",
+        }
+    }
+}
+
+/// How an instance goes.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    /// What is done in the end.
+    pub strategy: Strategy,
+    /// A line for a shell, for [`Strategy::Command`].
+    pub command: Option<String>,
+    /// A line for a shell that switches the machine off.
+    pub poweroff_command: String,
+    /// How long after it was taken off its runners an instance that still lives is switched off.
+    pub fallback_after: Duration,
+}
+
+impl Default for Leave {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Exit,
+            command: None,
+            poweroff_command: "systemctl poweroff".to_owned(),
+            fallback_after: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Leave {
+    /// What our own keys say. Errors: the key whose value makes no sense, and why.
+    pub fn of(own: &raw::Mayfly) -> Result<Self, (&'static str, &'static str)> {
+        let usual = Self::default();
+        let given = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
+        let (strategy, command) = (own.leave.unwrap_or_default(), given(&own.leave_command));
+        match (strategy == Strategy::Command, command.is_some()) {
+            (true, false) => {
+                Err(("mayfly.leave", "`leave = \"command\"` needs a `leave_command`, which ends the instance"))
+            }
+            (false, true) => Err(("mayfly.leave_command", "`leave_command` is run with `leave = \"command\"` only")),
+            _ => Ok(Self {
+                strategy,
+                command,
+                poweroff_command: given(&own.poweroff_command).unwrap_or(usual.poweroff_command),
+                fallback_after: own.leave_fallback_after.unwrap_or(usual.fallback_after),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(text: &str) -> Terms {
+        Terms::of("shell", Some(toml::from_str(text).expect("a table")), None)
+    }
+
+    fn autoscaler(text: &str) -> Terms {
+        Terms::of("shell", None, Some(toml::from_str(text).expect("a table")))
+    }
+
+    fn idle_seconds(terms: &Terms, at: &str) -> Option<u64> {
+        let lifetime = Lifetime { idle: terms.idle.clone().into_iter().collect(), ..Lifetime::default() };
+        lifetime.idle_timeout(at.parse().expect("a time")).map(|time| time.as_secs())
+    }
+
+    /// A fleet that keeps more machines in office hours and none at the weekend.
+    const DYNAMIC: &str = "MaxBuilds = 250\nIdleCount = 10\nIdleTime = 600\n\
+        [[autoscaling]]\nPeriods = [\"* * 9-17 * * mon-fri *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 3600\n\
+        [[autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 120\n";
+
+    #[test]
+    fn the_last_window_that_holds_wins() {
+        let terms = machine(DYNAMIC);
+        assert_eq!((terms.max_builds, terms.capacity), (Some(250), None));
+        for (at, expected) in [
+            ("2026-07-06T07:00:00Z", 3600), // Monday, 9:00 in Amsterdam
+            ("2026-07-06T16:00:00Z", 600),  // 18:00
+            ("2026-07-11T08:00:00Z", 120),  // Saturday
+            ("2026-07-10T22:30:00Z", 600),  // Saturday in Amsterdam, still Friday in UTC
+        ] {
+            assert_eq!(idle_seconds(&terms, at), Some(expected), "{at}");
+        }
+        let both = machine(
+            "IdleTime = 1\n[[autoscaling]]\nPeriods = [\"* * * * * * *\"]\nIdleTime = 2\n\
+             [[autoscaling]]\nPeriods = [\"* * * * *\"]\nIdleTime = 3\n",
+        );
+        assert_eq!(idle_seconds(&both, "2026-07-06T07:00:00Z"), Some(3));
+    }
+
+    #[test]
+    fn what_a_window_leaves_out_is_not_inherited() {
+        let terms = machine("IdleTime = 600\n[[autoscaling]]\nPeriods = [\"* * * * * sun *\"]\nIdleCount = 5\n");
+        assert_eq!(idle_seconds(&terms, "2026-07-12T08:00:00Z"), Some(0));
+        assert_eq!(idle_seconds(&terms, "2026-07-13T08:00:00Z"), Some(600));
+        let without_idle_time = machine("MaxBuilds = 1\n");
+        assert_eq!((without_idle_time.max_builds, without_idle_time.idle), (Some(1), None));
+    }
+
+    #[test]
+    fn policies_of_the_autoscaler() {
+        let terms = autoscaler(
+            "max_use_count = 4\ncapacity_per_instance = 2\nmax_instances = 10\n\
+             [[policy]]\nidle_count = 5\n\
+             [[policy]]\nperiods = [\"* 22-6 * * *\", \"* * * * sun\"]\ntimezone = \"UTC\"\nidle_time = \"20m0s\"\n",
+        );
+        assert_eq!((terms.max_builds, terms.capacity), (Some(4), Some(2)));
+        assert_eq!(idle_seconds(&terms, "2026-07-06T12:00:00Z"), Some(300));
+        assert_eq!(idle_seconds(&terms, "2026-07-06T23:00:00Z"), Some(1200));
+        assert_eq!(idle_seconds(&terms, "2026-07-12T12:00:00Z"), Some(1200));
+        let unbounded = autoscaler("max_use_count = 0\ncapacity_per_instance = 0\n");
+        assert_eq!((unbounded.max_builds, unbounded.capacity, unbounded.idle), (None, None, None));
+        let long = toml::from_str::<Autoscaler>("[[policy]]\nperiods = [\"* * * * * * *\"]\n");
+        assert!(long.expect_err("seven fields").to_string().contains("write minute hour"));
+    }
+
+    #[test]
+    fn the_executor_tells_which_table_counts() {
+        let machine = || toml::from_str("MaxBuilds = 1\n").ok();
+        let autoscaler = || toml::from_str("max_use_count = 2\n").ok();
+        let builds = |executor: &str| Terms::of(executor, machine(), autoscaler()).max_builds;
+        assert_eq!(
+            [builds("docker+machine"), builds("docker-autoscaler"), builds("instance")],
+            [Some(1), Some(2), Some(2)]
+        );
+        assert_eq!(Terms::of("shell", machine(), None).max_builds, Some(1));
+        assert_eq!(Terms::of("docker+machine", None, None).capacity, Some(1));
+    }
+
+    #[test]
+    fn an_instance_stays_as_long_as_one_runner_wants_it() {
+        let of = |seconds| IdleTimes::always(Duration::from_secs(seconds));
+        let lifetime = Lifetime { idle: vec![of(10), of(30)], ..Lifetime::default() };
+        assert_eq!(lifetime.idle_timeout(Timestamp::now()), Some(Duration::from_secs(30)));
+        assert!(!lifetime.has_periods());
+    }
+}

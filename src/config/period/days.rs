@@ -1,0 +1,132 @@
+//! Which days a period means: by day of month, by day of week, or by either.
+
+use jiff::civil::{Date, Weekday};
+
+use super::field::{self, Set};
+
+/// The days of the fields day of month and day of week.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Days {
+    /// `None` where the field leaves it open.
+    of_month: Option<OfMonth>,
+    of_week: Option<OfWeek>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OfMonth {
+    days: Set,
+    /// `L`.
+    last: bool,
+    /// `LW`.
+    last_working: bool,
+    /// `15W`: the working day next to the 15th, in the same month.
+    nearest_working: Set,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OfWeek {
+    /// From Sunday, 0.
+    days: Set,
+    /// `5L`: the last Friday.
+    last: Set,
+    /// `5#3`: the third Friday, as 5 * 6 + 3.
+    nth: Set,
+}
+
+impl Days {
+    /// Reads the two fields. Errors: what is wrong with them.
+    pub fn read(of_month: &str, of_week: &str) -> Result<Self, String> {
+        let open = |text: &str| field::is_any(text);
+        Ok(Self {
+            of_month: if open(of_month) { None } else { Some(OfMonth::read(of_month)?) },
+            of_week: if open(of_week) { None } else { Some(OfWeek::read(of_week)?) },
+        })
+    }
+
+    /// Every day.
+    pub fn any() -> Self {
+        Self { of_month: None, of_week: None }
+    }
+
+    /// Whether a day is meant: where both fields are set, either is enough.
+    pub fn contains(&self, date: Date) -> bool {
+        match (&self.of_month, &self.of_week) {
+            (None, None) => true,
+            (Some(of_month), None) => of_month.contains(date),
+            (None, Some(of_week)) => of_week.contains(date),
+            (Some(of_month), Some(of_week)) => of_month.contains(date) || of_week.contains(date),
+        }
+    }
+}
+
+impl OfMonth {
+    fn read(text: &str) -> Result<Self, String> {
+        let mut read = Self::default();
+        for entry in text.split(',') {
+            let upper = entry.to_ascii_uppercase();
+            match upper.as_str() {
+                "L" => read.last = true,
+                "LW" | "WL" => read.last_working = true,
+                _ => match upper.strip_suffix('W') {
+                    Some(day) => read.nearest_working.insert(field::DAY.number(day)?),
+                    None => field::DAY.read_entry(entry, &mut read.days)?,
+                },
+            }
+        }
+        Ok(read)
+    }
+
+    fn contains(&self, date: Date) -> bool {
+        let (day, last) = (date.day(), date.days_in_month());
+        field::DAY.is_in(&self.days, number(day))
+            || self.last && day == last
+            || self.last_working && Some(day) == working_day_next_to(date, last)
+            || (1..=last).any(|wanted| {
+                self.nearest_working.contains(number(wanted)) && Some(day) == working_day_next_to(date, wanted)
+            })
+    }
+}
+
+/// The day of the month of `date` that is a working day and nearest to `wanted`; it never leaves the month.
+fn working_day_next_to(date: Date, wanted: i8) -> Option<i8> {
+    let last = date.days_in_month();
+    let day = Date::new(date.year(), date.month(), wanted).ok()?;
+    Some(match day.weekday() {
+        Weekday::Saturday if wanted == 1 => 3,
+        Weekday::Saturday => wanted - 1,
+        Weekday::Sunday if wanted == last => wanted - 2,
+        Weekday::Sunday => wanted + 1,
+        _ => wanted,
+    })
+}
+
+impl OfWeek {
+    fn read(text: &str) -> Result<Self, String> {
+        let mut read = Self::default();
+        for entry in text.split(',') {
+            if let Some((day, which)) = entry.split_once('#') {
+                let which = which.parse().ok().filter(|which| (1..=5).contains(which));
+                let which: u32 =
+                    which.ok_or_else(|| format!("the day of week `{entry}`: the number after # is none of 1-5"))?;
+                read.nth.insert(field::WEEKDAY.number(day)? % 7 * 6 + which);
+            } else if let Some(day) = entry.strip_suffix(['L', 'l']).filter(|day| !day.is_empty()) {
+                read.last.insert(field::WEEKDAY.number(day)? % 7);
+            } else {
+                field::WEEKDAY.read_entry(entry, &mut read.days)?;
+            }
+        }
+        Ok(read)
+    }
+
+    fn contains(&self, date: Date) -> bool {
+        let weekday = number(date.weekday().to_sunday_zero_offset());
+        let which = (number(date.day()) - 1) / 7 + 1;
+        self.days.contains(weekday)
+            || self.last.contains(weekday) && date.day() + 7 > date.days_in_month()
+            || self.nth.contains(weekday * 6 + which)
+    }
+}
+
+fn number(small: i8) -> u32 {
+    u32::from(small.unsigned_abs())
+}

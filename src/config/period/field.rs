@@ -1,0 +1,140 @@
+//! One field of a period: lists, ranges that may wrap around, steps, names.
+
+/// Numbers from 0 on, as bits: enough for the years of a century and more, counted from their first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Set([u64; 3]);
+
+impl Set {
+    /// Puts a number in.
+    pub fn insert(&mut self, number: u32) {
+        self.0[number as usize / 64] |= 1 << (number % 64);
+    }
+
+    /// Whether a number is in.
+    pub fn contains(&self, number: u32) -> bool {
+        self.0.get(number as usize / 64).is_some_and(|word| word & (1 << (number % 64)) != 0)
+    }
+}
+
+/// What a field may hold.
+pub struct Kind {
+    /// Its name in messages.
+    pub name: &'static str,
+    /// The smallest number.
+    pub first: u32,
+    /// The largest number.
+    pub last: u32,
+    /// How many there are: fewer than the numbers for the days of a week, where 7 is 0 again.
+    pub count: u32,
+    /// Names for the numbers from `first` on, in full; three letters are enough.
+    pub names: &'static [&'static str],
+    /// Whether a range may go over the end and on from the beginning.
+    pub wraps: bool,
+}
+
+const fn numbers(name: &'static str, first: u32, last: u32) -> Kind {
+    Kind { name, first, last, count: last - first + 1, names: &[], wraps: true }
+}
+
+/// 0 to 59.
+pub const SECOND: Kind = numbers("second", 0, 59);
+/// 0 to 59.
+pub const MINUTE: Kind = numbers("minute", 0, 59);
+/// 0 to 23.
+pub const HOUR: Kind = numbers("hour", 0, 23);
+/// 1 to 31.
+pub const DAY: Kind = numbers("day of month", 1, 31);
+/// 1 to 12, or a name.
+pub const MONTH: Kind = Kind {
+    names: &[
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ],
+    ..numbers("month", 1, 12)
+};
+/// 0 (Sunday) to 7 (Sunday again), or a name.
+pub const WEEKDAY: Kind = Kind {
+    count: 7,
+    names: &["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"],
+    ..numbers("day of week", 0, 7)
+};
+/// 1970 to 2099.
+pub const YEAR: Kind = Kind { wraps: false, ..numbers("year", 1970, 2099) };
+
+/// True for a field that leaves everything open.
+pub fn is_any(text: &str) -> bool {
+    matches!(text, "*" | "?")
+}
+
+impl Kind {
+    /// Reads a field. Errors: what is wrong with it.
+    pub fn read(&self, text: &str) -> Result<Set, String> {
+        let mut set = Set::default();
+        for entry in text.split(',') {
+            self.read_entry(entry, &mut set)?;
+        }
+        Ok(set)
+    }
+
+    /// Whether a number of this kind is in a set that [`Kind::read`] made.
+    pub fn is_in(&self, set: &Set, number: u32) -> bool {
+        number.checked_sub(self.first).is_some_and(|offset| set.contains(offset))
+    }
+
+    /// Reads one number or name. Errors: it is none.
+    pub fn number(&self, text: &str) -> Result<u32, String> {
+        let lower = text.to_ascii_lowercase();
+        let named = self.names.iter().position(|name| lower == *name || lower.len() == 3 && name.starts_with(&lower));
+        if let Some(position) = named {
+            return Ok(self.first + position as u32);
+        }
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|number| digits && (self.first..=self.last).contains(number));
+        number.ok_or_else(|| format!("the {} `{text}` is none of {}-{}", self.name, self.first, self.last))
+    }
+
+    /// Reads one entry of a list: `*`, `a`, `a-b`, each with `/step`.
+    pub fn read_entry(&self, entry: &str, set: &mut Set) -> Result<(), String> {
+        let (range, step) = match entry.split_once('/') {
+            Some((range, step)) => (range, Some(self.step(step)?)),
+            None => (entry, None),
+        };
+        let (from, to) = match range.split_once('-') {
+            _ if is_any(range) => (self.first, self.end()),
+            Some((from, to)) => (self.number(from)?, self.number(to)?),
+            // `a/n` goes on to the end.
+            None => {
+                let number = self.number(range)?;
+                (number, if step.is_some() { number.max(self.end()) } else { number })
+            }
+        };
+        if from > to && !self.wraps {
+            return Err(format!("the {} `{range}` ends before it begins", self.name));
+        }
+        let length = if from <= to { to - from } else { to + self.count - from };
+        for number in (0..=length).step_by(step.unwrap_or(1)) {
+            set.insert((from - self.first + number) % self.count);
+        }
+        Ok(())
+    }
+
+    /// The last number of the cycle.
+    fn end(&self) -> u32 {
+        self.first + self.count - 1
+    }
+
+    fn step(&self, text: &str) -> Result<usize, String> {
+        let step = text.parse().ok().filter(|step| *step > 0 && !text.starts_with('+'));
+        step.ok_or_else(|| format!("the step `{text}` of the {} is no number above 0", self.name))
+    }
+}

@@ -1,0 +1,143 @@
+//! Periods: which minutes of the year something holds for, in gitlab-runner's words.
+//!
+//! `[second] minute hour day-of-month month day-of-week [year]`: five fields, six with a year, seven with both. A period
+//! holds for whole minutes of the clock in its time zone: an hour that a zone leaves out never comes, one that it
+//! repeats comes twice.
+
+mod days;
+mod field;
+mod zone;
+
+use std::fmt;
+
+use jiff::civil::{Date, DateTime};
+use serde::{Deserialize, Deserializer};
+
+use days::Days;
+use field::{HOUR, MINUTE, MONTH, SECOND, Set, YEAR};
+
+pub use zone::Zone;
+
+/// Minutes that recur.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Period {
+    text: String,
+    minutes: Set,
+    hours: Set,
+    days: Days,
+    months: Set,
+    years: Option<Set>,
+    /// It names seconds, which say nothing about minutes.
+    names_seconds: bool,
+}
+
+impl Period {
+    /// Reads a period of five, six or seven fields, or `@daily` and the like. Errors: what is wrong with it.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let fields: Vec<&str> = match text.trim() {
+            "@yearly" | "@annually" => vec!["0", "0", "1", "1", "*"],
+            "@monthly" => vec!["0", "0", "1", "*", "*"],
+            "@weekly" => vec!["0", "0", "*", "*", "0"],
+            "@daily" => vec!["0", "0", "*", "*", "*"],
+            "@hourly" => vec!["0", "*", "*", "*", "*"],
+            text if text.starts_with('@') => {
+                return Err(format!("`{text}` is none of @yearly, @annually, @monthly, @weekly, @daily, @hourly"));
+            }
+            text => text.split_whitespace().collect(),
+        };
+        let (second, minute, year) = match fields.len() {
+            5 => ("*", 0, None),
+            6 => ("*", 0, Some(fields[5])),
+            7 => (fields[0], 1, Some(fields[6])),
+            count => {
+                return Err(format!(
+                    "`{text}` has {count} field(s); write [second] minute hour day-of-month month day-of-week [year]"
+                ));
+            }
+        };
+        let wrong = |why: String| format!("`{text}`: {why}");
+        SECOND.read(second).map_err(wrong)?;
+        Ok(Self {
+            text: text.to_owned(),
+            minutes: MINUTE.read(fields[minute]).map_err(wrong)?,
+            hours: HOUR.read(fields[minute + 1]).map_err(wrong)?,
+            days: Days::read(fields[minute + 2], fields[minute + 4]).map_err(wrong)?,
+            months: MONTH.read(fields[minute + 3]).map_err(wrong)?,
+            years: year.filter(|year| !field::is_any(year)).map(|year| YEAR.read(year)).transpose().map_err(wrong)?,
+            names_seconds: !field::is_any(second),
+        })
+    }
+
+    /// Every minute.
+    pub fn always() -> Self {
+        let every = |kind: &field::Kind| {
+            (0..kind.count).fold(Set::default(), |mut set, number| {
+                set.insert(number);
+                set
+            })
+        };
+        Self {
+            text: "* * * * *".to_owned(),
+            minutes: every(&MINUTE),
+            hours: every(&HOUR),
+            days: Days::any(),
+            months: every(&MONTH),
+            years: None,
+            names_seconds: false,
+        }
+    }
+
+    /// Whether the minute that a clock shows is one of them.
+    pub fn contains(&self, at: DateTime) -> bool {
+        MINUTE.is_in(&self.minutes, small(at.minute()))
+            && HOUR.is_in(&self.hours, small(at.hour()))
+            && self.contains_day(at.date())
+    }
+
+    /// Whether there is such a minute on the day `from` or later.
+    pub fn comes_after(&self, from: Date) -> bool {
+        // An hour and a minute are always among them; days repeat within 40 years, years end.
+        from.series(jiff::Span::new().days(1)).take_while(|day| day.year() < 2100).any(|day| self.contains_day(day))
+    }
+
+    /// What is odd about it, for people: `None` when nothing is.
+    pub fn oddity(&self, today: Date) -> Option<String> {
+        if !self.comes_after(today) {
+            return Some(format!("the period `{self}` never comes"));
+        }
+        self.names_seconds.then(|| {
+            format!("the period `{self}` names seconds; whole minutes hold here, as if there were * in their place")
+        })
+    }
+
+    fn contains_day(&self, date: Date) -> bool {
+        MONTH.is_in(&self.months, small(date.month()))
+            && self.years.is_none_or(|years| YEAR.is_in(&years, u32::from(date.year().unsigned_abs())))
+            && self.days.contains(date)
+    }
+}
+
+fn small(number: i8) -> u32 {
+    u32::from(number.unsigned_abs())
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Period({})", self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;

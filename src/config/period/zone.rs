@@ -1,0 +1,44 @@
+//! The time zone in which periods are meant.
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Deserializer};
+
+/// A time zone; the machine's own by default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone(TimeZone);
+
+impl Default for Zone {
+    fn default() -> Self {
+        Self(TimeZone::system())
+    }
+}
+
+impl Zone {
+    /// The zone of a name such as `Europe/Amsterdam`; empty or `Local` is the machine's own. Errors: the machine does
+    /// not know it.
+    pub fn read(name: &str) -> Result<Self, String> {
+        match name.trim() {
+            "" | "Local" => Ok(Self::default()),
+            "UTC" | "Etc/UTC" => Ok(Self(TimeZone::UTC)),
+            name => TimeZone::get(name).map(Self).map_err(|_| {
+                format!(
+                    "the time zone `{name}` is not known here; write a name such as \"Europe/Amsterdam\", and see that \
+                     the package tzdata is installed (/usr/share/zoneinfo)"
+                )
+            }),
+        }
+    }
+
+    /// What the clocks of the zone show.
+    pub fn clock(&self, at: Timestamp) -> DateTime {
+        self.0.to_datetime(at)
+    }
+}
+
+impl<'de> Deserialize<'de> for Zone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,296 @@
+//! How an instance goes: off its runner, then what the configuration says, over restarts too, and never a request for a
+//! job once it is decided.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::gitlab::{Fault, GitLab};
+use crate::support::job::job;
+use crate::support::mayfly::{Home, read};
+
+/// Requests for jobs so far.
+fn polls(gitlab: &GitLab) -> usize {
+    gitlab.count("POST jobs/request")
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    read(path).lines().map(str::to_owned).collect()
+}
+
+/// Waits until a file is there.
+fn wait_for_file(path: &Path) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < until, "{} does not come", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn an_idle_agent_takes_its_machine_off_the_runner_and_can_begin_anew() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&["--idle-timeout", "1s"]);
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("mayfly leaves reason=idle_timeout"), "{}", agent.log());
+    assert!(gitlab.managers().is_empty(), "{:?}", gitlab.managers());
+    assert_eq!(gitlab.count("DELETE runners/managers"), 1);
+    assert!(!home.path("state/leaving.json").exists());
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut next = home.start(&["--once"]);
+    assert!(next.wait().success());
+    assert_eq!(gitlab.job_state(id), "success");
+    assert!(gitlab.managers().is_empty());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_agent_that_is_only_told_to_stop_stays_on_its_runner() {
+    for signal in ["QUIT", "TERM"] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let mut agent = home.start(&[]);
+        gitlab.wait_until("a request", |server| polls(server) > 0);
+        agent.signal(signal);
+        assert!(agent.wait().success());
+        assert_eq!(gitlab.count("DELETE runners/managers"), 0);
+        assert!(!home.path("state/leaving.json").exists());
+    }
+}
+
+#[test]
+fn a_server_that_is_down_does_not_keep_an_instance_alive() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&["--idle-timeout", "2s"]);
+    gitlab.wait_until("a request", |server| polls(server) > 0);
+    gitlab.set_away(true);
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("this machine is still on a runner"), "{}", agent.log());
+}
+
+#[test]
+fn a_job_that_comes_with_the_last_request_is_run_before_the_instance_goes() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    // The second request takes its time, in which the agent becomes idle and the job comes.
+    gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(4))]);
+    let mut agent = home.start(&["--idle-timeout", "2s"]);
+    agent.wait_for_log("taking no more jobs reason=idle_timeout");
+    let id = gitlab.queue(job(&["echo came late"]).build());
+    assert!(agent.wait().success());
+    assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
+    assert_eq!(polls(&gitlab), 2);
+    assert!(gitlab.managers().is_empty());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn tables_of_a_fleet_say_when_an_instance_goes() {
+    let machine = "[runners.machine]\nMaxBuilds = 2\nIdleTime = 3600\nIdleCount = 1\n";
+    let autoscaler = "[runners.autoscaler]\nmax_use_count = 2\ncapacity_per_instance = 1\n";
+    for (tables, told) in [(machine, "`runners.machine.IdleCount` has no effect"), (autoscaler, "mayfly is up")] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "concurrent = 8", tables);
+        let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
+        let mut agent = home.start(&[]);
+        assert!(agent.wait().success());
+        let done: Vec<String> = ids.iter().map(|id| gitlab.job_state(*id)).collect();
+        assert_eq!(done, ["success", "success", "pending"]);
+        assert!(agent.log().contains("mayfly leaves reason=max_builds"), "{}", agent.log());
+        assert!(agent.log().contains(told), "{}", agent.log());
+    }
+}
+
+#[test]
+fn the_idle_time_of_the_last_window_that_holds_counts() {
+    let gitlab = GitLab::start();
+    let windows = "[runners.machine]\nIdleTime = 3600\n\
+        [[runners.machine.autoscaling]]\nPeriods = [\"* * * * *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 1\n\
+        [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * * 1999\"]\nIdleTime = 7200\n";
+    let home = Home::new(&gitlab, "", windows);
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("reason=idle_timeout"), "{}", agent.log());
+    assert!(agent.log().contains("the period `* * * * * * 1999` never comes"), "{}", agent.log());
+}
+
+#[test]
+fn the_idle_clock_goes_on_when_the_configuration_is_read_again() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&["--idle-timeout", "4s"]);
+    let began = Instant::now();
+    agent.wait_for_log("mayfly is up");
+    // Again and again, until it goes: a clock that began anew each time would never come to its end.
+    while !agent.log().contains("taking no more jobs") {
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log());
+        agent.signal("HUP");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn an_old_agent_goes_after_its_job() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    home.add_to_mayfly("max_age = \"2s\"");
+    let id = gitlab.queue(job(&["sleep 3", "echo end"]).build());
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success());
+    assert_eq!(gitlab.job_state(id), "success");
+    assert!(agent.log().contains("mayfly leaves reason=max_age"), "{}", agent.log());
+}
+
+#[test]
+fn a_machine_is_switched_off_by_its_command() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let off = home.path("off");
+    home.add_to_mayfly(&format!(
+        "max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"echo off $MAYFLY_LEAVE_REASON >>{}\"",
+        off.display()
+    ));
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success());
+    assert_eq!(lines(&off), ["off max_builds"]);
+    assert_eq!(gitlab.job_state(id), "success");
+    assert!(gitlab.managers().is_empty());
+    // The machine is still there for a moment: whoever starts the agent gets no jobs out of it, and no second end.
+    let before = polls(&gitlab);
+    assert!(home.start(&[]).wait().success());
+    assert_eq!((polls(&gitlab), lines(&off).len()), (before, 1));
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_machine_that_was_switched_off_and_on_again_works() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"true\"");
+    gitlab.queue(job(&["true"]).build());
+    assert!(home.start(&[]).wait().success());
+    for file in ["leaving.json", "agent.json"] {
+        let path = home.path("state").join(file);
+        let boot = read(Path::new("/proc/sys/kernel/random/boot_id"));
+        let text = read(&path);
+        assert!(text.contains(boot.trim()), "{text}");
+        fs::write(&path, text.replace(boot.trim(), "an earlier boot")).expect("written");
+    }
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success());
+    assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
+}
+
+#[test]
+fn what_a_command_does_not_end_is_switched_off_when_its_time_is_over() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let said = home.path("said");
+    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>SAID; exit 1\"\n\
+                poweroff_command = \"echo off >>SAID\"\nleave_fallback_after = \"2s\"";
+    home.add_to_mayfly(&keys.replace("SAID", &said.display().to_string()));
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success());
+    assert_eq!(lines(&said), ["command", "off"]);
+    assert!(agent.log().contains("leave_command did not end the instance: it ended with status 1"), "{}", agent.log());
+}
+
+#[test]
+fn a_machine_that_cannot_be_switched_off_takes_no_more_jobs() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"exit 4\"");
+    gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&[]);
+    assert_eq!(agent.wait().code(), Some(70));
+    assert!(agent.log().contains("poweroff_command failed"), "{}", agent.log());
+    let waiting = gitlab.queue(job(&["true"]).build());
+    let before = polls(&gitlab);
+    assert_eq!(home.start(&[]).wait().code(), Some(70));
+    assert_eq!((polls(&gitlab), gitlab.job_state(waiting).as_str()), (before, "pending"));
+}
+
+#[test]
+fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
+    // In each phase: with a job that runs, off the runner, and in the middle of the command.
+    std::thread::scope(|scope| {
+        for phase in ["draining", "unregistering", "ending"] {
+            scope.spawn(move || {
+                let gitlab = GitLab::start();
+                let home = Home::new(&gitlab, "", "");
+                let (ran, go) = (home.path("ran"), home.path("go"));
+                let keys = "max_builds = 1\nleave = \"command\"\n\
+                            leave_command = \"echo $$ >>RAN; until [ -e GO ]; do sleep 0.1; done\"";
+                let keys = keys.replace("RAN", &ran.display().to_string()).replace("GO", &go.display().to_string());
+                home.add_to_mayfly(&keys);
+                let script = if phase == "draining" { "sleep 3" } else { "true" };
+                let id = gitlab.queue(job(&[script, "echo end"]).build());
+                if phase == "unregistering" {
+                    gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
+                }
+                let agent = home.start(&[]);
+                let mark = home.path("state/leaving.json");
+                let until = Instant::now() + Duration::from_secs(60);
+                while !read(&mark).contains(&format!("\"{phase}\"")) || (phase == "ending" && !ran.exists()) {
+                    assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let before = polls(&gitlab);
+                agent.kill();
+                let waiting = gitlab.queue(job(&["true"]).build());
+                fs::write(&go, "").expect("written");
+                let mut next = home.start(&[]);
+                assert!(next.wait().success(), "{phase}: {}", next.log());
+                let states = (gitlab.job_state(id), gitlab.job_state(waiting));
+                assert_eq!(states, ("success".to_owned(), "pending".to_owned()), "{phase}: {}", next.log());
+                assert_eq!(polls(&gitlab), before, "{phase}: asked for jobs");
+                let times = lines(&ran).len();
+                assert_eq!(times, if phase == "ending" { 2 } else { 1 }, "{phase}");
+            });
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_start() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let (ran, go) = (home.path("ran"), home.path("go"));
+    home.add_to_mayfly(&format!(
+        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; until [ -e {} ]; do sleep 0.1; done\"",
+        ran.display(),
+        go.display()
+    ));
+    let mut agent = home.start(&[]);
+    wait_for_file(&ran);
+    agent.signal("TERM");
+    assert!(agent.wait().success());
+    fs::write(&go, "").expect("written");
+    let before = polls(&gitlab);
+    let mut next = home.start(&[]);
+    assert!(next.wait().success());
+    assert!(next.log().contains("going on to leave reason=idle_timeout"), "{}", next.log());
+    assert_eq!(polls(&gitlab), before);
+}
+
+#[test]
+fn the_mark_of_another_machine_is_thrown_away() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    fs::create_dir(home.path("state")).expect("made");
+    let mark = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"reason\":\"max_builds\",\
+                \"taken\":false,\"phase\":\"left\",\"unregistered\":5}";
+    fs::write(home.path("state/leaving.json"), mark).expect("written");
+    let count = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"jobs\":9}";
+    fs::write(home.path("state/agent.json"), count).expect("written");
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--max-builds", "1"]);
+    assert!(agent.wait().success());
+    assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
+    assert!(agent.log().contains("the mark of leaving of another machine is thrown away"), "{}", agent.log());
+}
