@@ -10,6 +10,7 @@ mod http;
 mod instance;
 mod job;
 mod journal;
+mod monitor;
 mod pipeline;
 mod shim;
 mod sys;

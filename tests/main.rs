@@ -12,6 +12,7 @@ mod exec;
 mod jobs;
 mod journal;
 mod leaving;
+mod metrics;
 mod processes;
 mod protocol;
 mod settings;

@@ -22,6 +22,7 @@ need bsdtar libarchive-tools
 need git-lfs git-lfs
 need musl-gcc musl-tools
 [ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
+need promtool prometheus
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update

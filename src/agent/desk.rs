@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::Event;
+use super::monitoring::who;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::instance::{Instance, Work};
@@ -18,6 +19,7 @@ use crate::job::engine::{self, Ended};
 use crate::job::failure::{FailureReason, JobError};
 use crate::job::payload::{self, Payload, Undecodable};
 use crate::journal::{Count, Progress, Record, SlotDirectory};
+use crate::monitor::numbers;
 use crate::sys;
 
 /// Enough for parsing large payloads.
@@ -67,6 +69,7 @@ impl Desk {
             Err(Undecodable { why, job: Some(job) }) => {
                 permit.begin_job();
                 self.count();
+                numbers::job_received(job.id, &who(&context.runner), None);
                 self.refuse(permit, context, job, &why);
                 return true;
             }
@@ -85,6 +88,7 @@ impl Desk {
             began: sys::boottime(),
             progress: Progress::default(),
         };
+        numbers::job_received(payload.id, &who(&context.runner), payload.job_info.time_in_queue_seconds);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
         self.start(permit, context, record, payload, Begin::Fresh);
         true
@@ -93,6 +97,7 @@ impl Desk {
     /// Goes on with a job that was found in the journal.
     pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
         self.number(&context, &payload, Some(record.concurrent));
+        numbers::job_resumed(payload.id, &who(&context.runner), record.began);
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
         self.start(permit, context, record, payload, Begin::Resumed);
     }
@@ -184,6 +189,7 @@ impl Desk {
             if let Err(error) = engine::fail_unread(&context, directory, &job, &why) {
                 fail(&context, &job, &format!("{why}; and its log cannot be kept: {error}"));
             }
+            numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str());
             drop(permit);
             let _ = desk.events.send(Event::Changed);
         });
@@ -245,6 +251,7 @@ fn numbers_of(context: &Context, payload: &Payload) -> [NumberKey; 2] {
 }
 
 fn tell(id: i64, ended: &Ended) {
+    numbers::job_ended(id, result(ended));
     match ended {
         Ended::Reported(JobState::Failed { reason, exit_code }, delivery) => {
             let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
@@ -255,8 +262,18 @@ fn tell(id: i64, ended: &Ended) {
     }
 }
 
+/// How monitoring calls an end.
+fn result(ended: &Ended) -> &'static str {
+    match ended {
+        Ended::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
+        Ended::Reported(..) => "success",
+        Ended::Dropped => "dropped",
+    }
+}
+
 /// Fails a job for which not even a log can be kept.
 fn fail(context: &Context, job: &JobHandle, why: &str) {
+    numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("a job is failed job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };

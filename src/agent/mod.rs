@@ -4,6 +4,7 @@ mod departure;
 mod desk;
 mod leaving;
 mod lifetime;
+mod monitoring;
 mod notices;
 mod poller;
 mod recovery;
@@ -35,6 +36,7 @@ use departure::Outcome;
 use desk::Desk;
 use leaving::Leaving;
 use lifetime::Lifetime;
+use monitoring::{Life, Monitoring};
 use notices::Standing;
 use poller::{Generation, Poller};
 use rotation::Rotation;
@@ -72,6 +74,8 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// Age at which the agent leaves.
     pub max_age: Option<Duration>,
+    /// Where metrics are served; empty for nowhere.
+    pub listen_address: Option<String>,
     /// The working directory, absolute; builds are below it unless configured.
     pub working_directory: PathBuf,
 }
@@ -138,6 +142,7 @@ struct Agent {
     servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
     contexts: Vec<Context>,
     supervisor: Supervisor,
+    monitoring: Monitoring,
     rotation: Rotation,
     events: Sender<Event>,
     inbox: Receiver<Event>,
@@ -158,12 +163,15 @@ impl Agent {
         let identity = instance.identity();
         let count = Count::load(&state, &identity);
         let bounds = options.bounds(config);
+        let slots = Slots::new(config.concurrent, bounds.max_builds, count.jobs);
+        let system_id = config::system_id::load(&options.config);
         Self {
-            slots: Slots::new(config.concurrent, bounds.max_builds, count.jobs),
+            monitoring: Monitoring::new(Arc::clone(&slots), &system_id),
+            slots,
             has_worked: count.jobs > 0,
             lifetime: Lifetime::new(bounds, count.began),
             desk: Desk::new(state.clone(), Arc::clone(&instance), count, events.clone()),
-            system_id: config::system_id::load(&options.config),
+            system_id,
             parents: Parents::find(),
             generation: Arc::default(),
             standing: Standing::Working,
@@ -200,6 +208,8 @@ impl Agent {
             contexts.push(self.context(&config, &runner, &gitlab)?);
             servers.push((runner, gitlab));
         }
+        let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
+        self.monitoring.listen(listen_address.map(String::as_str).filter(|address| !address.is_empty()))?;
         self.slots.set_concurrent(config.concurrent);
         self.slots.set_runners_asking(u32::try_from(servers.len()).unwrap_or(u32::MAX));
         self.lifetime.bounds = self.options.bounds(&config);
@@ -207,6 +217,7 @@ impl Agent {
         self.servers = servers;
         self.contexts = contexts;
         self.config = config;
+        self.monitoring.loaded(&self.config);
         self.start_pollers();
         Ok(())
     }
@@ -323,7 +334,7 @@ impl Agent {
 
     /// Waits for an event, for as long as nothing is due and whoever watches over the process allows.
     fn next_event(&mut self, patience: Option<Duration>) -> Result<Event, RecvTimeoutError> {
-        match [patience, self.supervisor.alive()].into_iter().flatten().min() {
+        match [patience, self.supervisor.alive(), self.monitoring.turned()].into_iter().flatten().min() {
             Some(patience) => self.inbox.recv_timeout(patience),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
@@ -341,6 +352,12 @@ impl Agent {
             (None, Standing::Working) => format!("{jobs} of {} jobs", self.config.concurrent),
             (None, _) => format!("resting, {jobs} jobs"),
         };
+        self.monitoring.enter(match (&self.leaving, &self.standing) {
+            (Some(Leaving { marker: Some(marker), .. }), _) => Life::Leaving(Arc::clone(marker)),
+            (Some(_), _) => Life::Stopping,
+            (None, Standing::Working) => Life::Working,
+            (None, _) => Life::Resting,
+        });
         self.supervisor.status(&status);
     }
 
@@ -371,7 +388,10 @@ impl Agent {
         let loaded = Config::load(&self.options.config).map_err(|error| error.to_string());
         match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
-            Err(why) => log::error!("the configuration is not taken over, the one before stays in force: {why}"),
+            Err(why) => {
+                self.monitoring.not_loaded();
+                log::error!("the configuration is not taken over, the one before stays in force: {why}");
+            }
         }
         self.supervisor.ready();
     }

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use super::Event;
 use super::desk::Desk;
+use super::monitoring::who;
 use super::slots::{Permit, RunnerBounds, RunnerKey, Slots, Worth};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
 use crate::job::context::Context;
+use crate::monitor::numbers::{self, Poll};
 
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -97,6 +99,8 @@ impl Poller {
         let mut worth = Worth::Nothing;
         let mut rest = self.check_interval;
         let name = &self.runner.name;
+        let (who, mut rests) = (who(&self.runner), false);
+        numbers::polled(&who, poll(&polled.outcome));
         match polled.outcome {
             PollOutcome::Job { payload, request_id } => {
                 health.healthy();
@@ -117,9 +121,21 @@ impl Poller {
                 if let Some(longer) = health.unhealthy() {
                     log::error!("the runner rests runner={name} seconds={}", longer.as_secs());
                     rest = longer;
+                    rests = true;
                 }
             }
         }
+        numbers::rests(&who, rests);
         (if polled.pressed { Worth::Pressed } else { worth }, rest)
+    }
+}
+
+/// How monitoring counts an outcome.
+fn poll(outcome: &PollOutcome) -> Poll {
+    match outcome {
+        PollOutcome::Job { .. } => Poll::Job,
+        PollOutcome::Nothing => Poll::Nothing,
+        PollOutcome::Failed(_) => Poll::Failed,
+        PollOutcome::Refused(_) | PollOutcome::Misconfigured(_) => Poll::Refused,
     }
 }

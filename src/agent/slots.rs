@@ -268,6 +268,12 @@ impl Slots {
         state.is_spent() && state.runners.values().all(|usage| usage.requests == 0)
     }
 
+    /// Jobs that may still be taken; `None` without MaxBuilds.
+    pub fn builds_left(&self) -> Option<u32> {
+        let state = self.lock();
+        state.builds_most.map(|most| most.saturating_sub(state.builds))
+    }
+
     /// How long no job has been running; `None` while one does.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();

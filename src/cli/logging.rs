@@ -11,6 +11,7 @@ use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 
 use crate::config::LOG_LEVELS;
+use crate::monitor::numbers;
 
 /// How much is logged, and how.
 #[derive(Args, Clone, Debug)]
@@ -65,10 +66,21 @@ impl Options {
         FORMAT.store(format as u8, Ordering::Relaxed);
         let mut builder = env_logger::Builder::new();
         builder.filter_module("mayfly", LevelFilter::Debug);
-        builder.format(|out, record| write(format_in_force(), out, record));
+        builder.format(|out, record| {
+            count(record.level());
+            write(format_in_force(), out, record)
+        });
         // The second time, only level and format change.
         let _ = builder.try_init();
         log::set_max_level(filter);
+    }
+}
+
+fn count(level: Level) {
+    match level {
+        Level::Error => numbers::error_logged(),
+        Level::Warn => numbers::warning_logged(),
+        _ => {}
     }
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use super::{ConfigFile, logging};
 use crate::agent;
 use crate::config::duration;
+use crate::monitor::listener::check_address;
 
 /// What `run` takes.
 #[derive(Args)]
@@ -21,6 +22,9 @@ pub struct Options {
     /// Run jobs as this user
     #[arg(short, long)]
     user: Option<String>,
+    /// Serve metrics there, such as :9252
+    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
+    listen_address: Option<String>,
     /// Leave after one job
     #[arg(long, conflicts_with = "max_builds")]
     once: bool,
@@ -47,9 +51,14 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
         max_builds: if options.once { Some(1) } else { options.max_builds.filter(|builds| *builds > 0) },
         idle_timeout: options.idle_timeout,
         max_age: options.max_age.filter(|age| !age.is_zero()),
+        listen_address: options.listen_address,
         working_directory: agent::working_directory(options.working_directory.as_deref())?,
     };
     agent::run(options, loaded)
+}
+
+fn parse_address(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -13,7 +13,8 @@ pub enum Support {
 
 use Support::{Honoured, NoEffect, Table};
 
-const GATEWAY: &str = "this build has no metrics listener";
+const MONITORING: &str = "metrics are the same for all runners; see `listen_address`";
+const BUCKETS: &str = "an agent sees its own instance only, and times no others";
 const SESSION: &str = "web terminals are not offered";
 const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
 /// Said of the object stores that are not S3.
@@ -36,7 +37,7 @@ const GLOBAL: &[(&str, Support)] = &[
     ("labels", Honoured),
     ("runners", Table),
     ("mayfly", Table),
-    ("listen_address", NoEffect(GATEWAY)),
+    ("listen_address", Honoured),
     ("sentry_dsn", NoEffect(USAGE)),
     ("session_server", NoEffect(SESSION)),
     ("machine", NoEffect(MANAGER)),
@@ -108,8 +109,8 @@ const RUNNER: &[(&str, Support)] = &[
     ("custom", NoEffect(OTHER_EXECUTOR)),
     ("parallels", NoEffect(OTHER_EXECUTOR)),
     ("virtualbox", NoEffect(OTHER_EXECUTOR)),
-    ("monitoring", NoEffect(GATEWAY)),
-    ("referees", NoEffect(GATEWAY)),
+    ("monitoring", NoEffect(MONITORING)),
+    ("referees", NoEffect("numbers of a job's machine are not handed in with the job")),
     ("experimental", NoEffect(USAGE)),
 ];
 
@@ -184,12 +185,12 @@ const AUTOSCALER: &[(&str, Support)] = &[
     ("failure_threshold", NoEffect("the Auto Scaling group checks the health of its instances")),
     ("reservation_throttling", NoEffect("a job is only taken when there is a slot for it")),
     ("scale_throttle", NoEffect(GROWTH)),
-    ("instance_operation_time_buckets", NoEffect(GATEWAY)),
-    ("instance_creation_time_buckets", NoEffect(GATEWAY)),
-    ("instance_is_running_time_buckets", NoEffect(GATEWAY)),
-    ("instance_deletion_time_buckets", NoEffect(GATEWAY)),
-    ("instance_readiness_time_buckets", NoEffect(GATEWAY)),
-    ("instance_life_duration_buckets", NoEffect(GATEWAY)),
+    ("instance_operation_time_buckets", NoEffect(BUCKETS)),
+    ("instance_creation_time_buckets", NoEffect(BUCKETS)),
+    ("instance_is_running_time_buckets", NoEffect(BUCKETS)),
+    ("instance_deletion_time_buckets", NoEffect(BUCKETS)),
+    ("instance_readiness_time_buckets", NoEffect(BUCKETS)),
+    ("instance_life_duration_buckets", NoEffect(BUCKETS)),
     ("vm_isolation", NoEffect("an instance runs no other machines")),
     ("state_storage", NoEffect("the journal below state_dir is always kept")),
 ];

@@ -48,6 +48,8 @@ pub struct Config {
     pub log_format: Option<String>,
     /// Whom jobs run as; `None` for the agent's own user.
     pub user: Option<String>,
+    /// Where metrics are served, if anywhere.
+    pub listen_address: Option<String>,
     /// How long jobs may go on after SIGTERM.
     pub shutdown_timeout: Duration,
     /// How long an unused connection is kept.
@@ -279,6 +281,11 @@ fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         .ok_or_else(|| Wrong::global("concurrent", "`concurrent` must be at least 1, or no job would ever run"))?;
     check_one_of("log_level", raw.log_level.as_deref(), &LOG_LEVELS)?;
     check_one_of("log_format", raw.log_format.as_deref(), &LOG_FORMATS)?;
+    let listen_address = raw.listen_address.filter(|address| !address.is_empty());
+    if let Some(address) = &listen_address {
+        let unusable = |why| Wrong::global("listen_address", format!("`listen_address`: {why}"));
+        crate::monitor::listener::check_address(address).map_err(unusable)?;
+    }
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
     let terms = |runner: &mut raw::Runner| Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take());
     let terms: Vec<Terms> = raw.runners.iter_mut().map(terms).collect();
@@ -298,6 +305,7 @@ fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         log_level: raw.log_level,
         log_format: raw.log_format,
         user: raw.user.filter(|user| !user.is_empty()),
+        listen_address,
         shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
         lifetime: Lifetime::of(&raw.mayfly, &terms),
@@ -493,6 +501,7 @@ mod tests {
             (format!("\nconcurrent = 0\n{RUNNER}"), "line 2", "concurrent = 0"),
             (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
             (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
+            (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is no port"),
             (format!("{RUNNER}{}", second.replace("shell", "docker")), "line 10", "runner `b`"),
             (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
             (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),

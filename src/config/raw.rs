@@ -16,6 +16,7 @@ pub struct Config {
     pub log_level: Option<String>,
     pub log_format: Option<String>,
     pub user: Option<String>,
+    pub listen_address: Option<String>,
     pub shutdown_timeout: Option<u64>,
     #[serde(deserialize_with = "duration")]
     pub connection_max_age: Option<Duration>,

@@ -17,6 +17,7 @@ use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::journal::{Record, SlotDirectory};
+use crate::monitor::numbers;
 use crate::sys;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
@@ -205,6 +206,7 @@ impl Engine<'_> {
 
     /// Notes the stage, then says it: a later agent sees by the log's size whether that was still done.
     fn enter(&mut self, index: usize, stage: &Stage, again: bool) -> io::Result<()> {
+        numbers::stage_began(self.payload.id, stage.kind());
         let outcome = self.outcome();
         let section = stage.section(outcome);
         let progress = &mut self.record.progress;

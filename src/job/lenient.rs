@@ -40,6 +40,12 @@ pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Erro
     }
 }
 
+/// A number that is not negative; anything else is none.
+pub fn fraction<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let number = serde_json::Value::deserialize(deserializer)?.as_f64();
+    Ok(number.filter(|number| number.is_finite() && *number >= 0.0))
+}
+
 /// True or false, also as text or as 1 and 0.
 pub fn switch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     match Scalar::deserialize(deserializer)? {

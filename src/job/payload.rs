@@ -73,6 +73,9 @@ pub struct JobInfo {
     pub project_id: i64,
     #[serde(deserialize_with = "lenient::text")]
     pub project_name: String,
+    /// How long it waited, where the server tells.
+    #[serde(deserialize_with = "lenient::fraction")]
+    pub time_in_queue_seconds: Option<f64>,
 }
 
 /// What to check out.

@@ -67,6 +67,24 @@ impl Stage {
         }
     }
 
+    /// The kind of stage, in a word that no job can choose.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::PrepareExecutor => "prepare_executor",
+            Self::PrepareScript => "prepare_script",
+            Self::GetSources => "get_sources",
+            Self::RestoreCache => "restore_cache",
+            Self::DownloadArtifacts => "download_artifacts",
+            Self::SaveCache => "archive_cache",
+            Self::UploadArtifacts => "upload_artifacts",
+            Self::Step(_, name) if name == "script" => "step_script",
+            Self::Step(_, name) if name == "release" => "step_release",
+            Self::Step(..) => "step_other",
+            Self::AfterScript => "after_script",
+            Self::Cleanup => "cleanup_file_variables",
+        }
+    }
+
     /// The line under which it stands.
     pub fn heading(&self, executor: &str, outcome: Outcome) -> String {
         let which = if outcome == Outcome::Success { "successful" } else { "failed" };

@@ -11,6 +11,7 @@ use crate::coordinator::{
     UpdateReply,
 };
 use crate::http::{Method, Response, is_retryable};
+use crate::monitor::numbers;
 
 /// Longest interval that a server may ask for.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
@@ -154,7 +155,10 @@ impl Coordinator for GitLab {
             }
         };
         let outcome = match response.status {
-            202 => TraceOutcome::Accepted,
+            202 => {
+                numbers::trace_sent(chunk.len());
+                TraceOutcome::Accepted
+            }
             404 => TraceOutcome::NotFound,
             416 => TraceOutcome::Resync(stored_size(&response)),
             status => {

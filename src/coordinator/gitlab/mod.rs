@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
+use crate::monitor::numbers;
 
 pub use health::Health;
 pub use info::{Info, REVISION, VERSION, architecture, user_agent};
@@ -130,7 +131,9 @@ impl GitLab {
         let mut headers = headers;
         headers.push(("X-Request-Id", request_id()));
         let request = Request { method, url: format!("{}{path}", self.base), headers, body };
-        let response = self.client.call(&request, &|duration| self.rest(duration))?;
+        let answer = self.client.call(&request, &|duration| self.rest(duration));
+        numbers::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
+        let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
@@ -156,6 +159,16 @@ impl GitLab {
         }
         headers.extend(secret.map(|(name, value)| (name, value.to_owned())));
         self.send(method, path, headers, &body)
+    }
+}
+
+/// How monitoring calls a call.
+fn endpoint(method: Method, path: &str) -> &'static str {
+    match (method, path) {
+        (_, JOBS_REQUEST) => "request_job",
+        (Method::Patch, _) => "patch_trace",
+        (Method::Put, _) => "update_job",
+        _ => "manage_runner",
     }
 }
 

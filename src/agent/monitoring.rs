@@ -1,0 +1,302 @@
+//! What the agent shows at `listen_address`: `/metrics` for Prometheus, `/healthz` for whoever must know whether it works.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::departure::Marker;
+use super::slots::Slots;
+use crate::config::{Config, Runner};
+use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
+use crate::journal::leaving::Phase;
+use crate::monitor::listener::{Answer, Listener, Pages};
+use crate::monitor::numbers::{self, Who};
+use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
+use crate::monitor::write_process;
+use crate::sys;
+
+/// The main loop comes round at least this often while somebody may ask.
+const RHYTHM: Duration = Duration::from_secs(15);
+/// A main loop that has not come round for this long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
+
+/// Where the agent is in its life.
+#[derive(Default)]
+pub enum Life {
+    /// It takes jobs.
+    #[default]
+    Working,
+    /// The machine rests, or its cloud has not said yet that it may work.
+    Resting,
+    /// The agent was told to stop; jobs that it has are seen to their end.
+    Stopping,
+    /// The instance is on its way out.
+    Leaving(Arc<Marker>),
+}
+
+/// The words for the above, and for the phases of leaving.
+const PHASES: [&str; 8] =
+    ["working", "resting", "draining", "unregistering", "ending", "powering_off", "left", "stranded"];
+
+impl Life {
+    fn phase(&self) -> &'static str {
+        match self {
+            Self::Working => "working",
+            Self::Resting => "resting",
+            Self::Stopping => "draining",
+            Self::Leaving(marker) => match marker.read().phase {
+                Phase::Draining => "draining",
+                Phase::Unregistering => "unregistering",
+                Phase::Ending => "ending",
+                Phase::PoweringOff => "powering_off",
+                Phase::Left => "left",
+                Phase::Stranded => "stranded",
+            },
+        }
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Working | Self::Resting => None,
+            Self::Stopping => Some("signal"),
+            Self::Leaving(marker) => Some(marker.read().reason.as_str()),
+        }
+    }
+}
+
+/// The agent's end of its monitoring.
+pub struct Monitoring {
+    view: Arc<View>,
+    listener: Option<Listener>,
+}
+
+/// What answers are made of.
+struct View {
+    slots: Arc<Slots>,
+    system_id: String,
+    /// When the main loop last came round, by the clock of [`sys::boottime`].
+    turned: AtomicU64,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    life: Life,
+    concurrent: u32,
+    runners: Vec<(Who, Option<u32>)>,
+    loaded: u64,
+    not_loaded: u64,
+    /// Whether the last configuration that was read is in force, and since when it is (seconds since the epoch).
+    current: bool,
+    loaded_at: i64,
+}
+
+/// How monitoring calls a runner.
+pub fn who(runner: &Runner) -> Who {
+    Who { token: runner.token.short(), name: runner.name.clone() }
+}
+
+impl Monitoring {
+    /// Shows nothing to nobody yet.
+    pub fn new(slots: Arc<Slots>, system_id: &str) -> Self {
+        let turned = AtomicU64::new(sys::boottime());
+        let view = View { slots, system_id: system_id.to_owned(), turned, known: Mutex::default() };
+        Self { view: Arc::new(view), listener: None }
+    }
+
+    /// Listens at `address` from now on, or nowhere. Errors: the address cannot be had; the one before stays.
+    pub fn listen(&mut self, address: Option<&str>) -> Result<(), String> {
+        let before = self.listener.as_ref().map(|listener| listener.address().to_owned());
+        if before.as_deref() == address {
+            return Ok(());
+        }
+        // The old address may overlap with the new one.
+        self.listener = None;
+        let Some(address) = address else { return Ok(()) };
+        let started = Listener::start(address, self.pages());
+        if started.is_err()
+            && let Some(before) = before
+        {
+            self.listener = Listener::start(&before, self.pages()).inspect_err(|why| log::error!("{why}")).ok();
+        }
+        self.listener = Some(started?);
+        log::info!("metrics are served address={address}");
+        Ok(())
+    }
+
+    fn pages(&self) -> Pages {
+        let view = Arc::clone(&self.view);
+        Arc::new(move |path| match path {
+            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: view.metrics() }),
+            "/healthz" => Some(view.health()),
+            _ => None,
+        })
+    }
+
+    /// The main loop has come round. Returns how soon it must come round again, if anybody may look.
+    pub fn turned(&self) -> Option<Duration> {
+        self.view.turned.store(sys::boottime(), Ordering::Relaxed);
+        self.listener.as_ref().map(|_| RHYTHM)
+    }
+
+    /// A configuration is in force.
+    pub fn loaded(&self, config: &Config) {
+        let mut known = self.view.known();
+        known.concurrent = config.concurrent;
+        known.runners = config.runners.iter().map(|runner| (who(runner), runner.limit)).collect();
+        known.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
+        known.loaded += 1;
+        known.current = true;
+        known.loaded_at = jiff::Timestamp::now().as_second();
+    }
+
+    /// A configuration was read and cannot be used.
+    pub fn not_loaded(&self) {
+        let mut known = self.view.known();
+        known.not_loaded += 1;
+        known.current = false;
+    }
+
+    /// Where the agent is in its life now.
+    pub fn enter(&self, life: Life) {
+        self.view.known().life = life;
+    }
+}
+
+impl View {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn since_turn(&self) -> Duration {
+        Duration::from_nanos(sys::boottime().saturating_sub(self.turned.load(Ordering::Relaxed)))
+    }
+
+    /// 200 while the agent works, or 503 and why it does not.
+    fn health(&self) -> Answer {
+        let since = self.since_turn();
+        let known = self.known();
+        let refused = !known.runners.is_empty() && known.runners.iter().all(|(who, _)| numbers::is_resting(who));
+        if since > HANGS_AFTER {
+            Answer::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
+        } else if let Some(reason) = known.life.reason() {
+            Answer::text(503, format!("{} ({reason}), jobs left: {}\n", known.life.phase(), self.slots.jobs()))
+        } else if refused {
+            Answer::text(503, "every runner is refused; check them with `mayfly verify`\n")
+        } else {
+            Answer::text(200, format!("{}\n", known.life.phase()))
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut page = Page::default();
+        let known = self.known();
+        let help = "A constant 1, with what this program is.";
+        let labels = [
+            ("name", "mayfly"),
+            ("version", VERSION),
+            ("revision", REVISION),
+            ("os", "linux"),
+            ("architecture", architecture()),
+        ];
+        page.metric("gitlab_runner_version_info", Kind::Gauge, help).sample(&labels, 1.0);
+        self.write_agent(&mut page, &known);
+        write_configuration(&mut page, &known, &self.system_id);
+        let runners: Vec<Who> = known.runners.iter().map(|(who, _)| who.clone()).collect();
+        drop(known);
+        numbers::write(&mut page, &self.system_id, runners.into_iter());
+        write_process(&mut page);
+        page.finish()
+    }
+
+    fn write_agent(&self, page: &mut Page, known: &Known) {
+        let mut phases = page.metric("mayfly_phase", Kind::Gauge, "Where the agent is in its life: 1 for its phase.");
+        for phase in PHASES {
+            phases.sample(&[("phase", phase)], f64::from(u8::from(phase == known.life.phase())));
+        }
+        let idle = self.slots.idle_for().unwrap_or_default().as_secs_f64();
+        page.single("mayfly_idle_seconds", Kind::Gauge, "How long no job has been running; 0 while one does.", idle);
+        if let Some(left) = self.slots.builds_left() {
+            page.single("mayfly_builds_left", Kind::Gauge, "Jobs that may still be taken.", f64::from(left));
+        }
+        let since = self.since_turn().as_secs_f64();
+        page.single("mayfly_main_loop_age_seconds", Kind::Gauge, "Since the main loop last came round.", since);
+    }
+}
+
+fn write_configuration(page: &mut Page, known: &Known, system_id: &str) {
+    let concurrent = f64::from(known.concurrent);
+    page.single("gitlab_runner_concurrent", Kind::Gauge, "The value of `concurrent`.", concurrent);
+    let mut limits = page.metric("gitlab_runner_limit", Kind::Gauge, "The value of `limit`; 0 for none.");
+    for (who, limit) in &known.runners {
+        let labels = [("runner", who.token.as_str()), ("runner_name", &who.name), ("system_id", system_id)];
+        limits.sample(&labels, f64::from(limit.unwrap_or(0)));
+    }
+    for (name, help, value) in [
+        ("gitlab_runner_configuration_loaded_total", "Configurations that came into force.", known.loaded),
+        ("gitlab_runner_configuration_loading_error_total", "Configurations that cannot be used.", known.not_loaded),
+    ] {
+        page.single(name, Kind::Counter, help, value as f64);
+    }
+    let help = "1 while the last configuration that was read is in force.";
+    page.single("mayfly_configuration_current", Kind::Gauge, help, f64::from(u8::from(known.current)));
+    let help = "When a configuration last came into force, since the epoch.";
+    page.single("mayfly_configuration_loaded_timestamp_seconds", Kind::Gauge, help, known.loaded_at as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::Token;
+    use crate::instance::Identity;
+    use crate::journal::leaving::{Mark, Reason};
+
+    fn monitoring(token: &str) -> Monitoring {
+        let monitoring = Monitoring::new(Slots::new(2, Some(3), 1), "s_1");
+        let runner =
+            format!("[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"{token}\"\nexecutor = \"shell\"\n");
+        let config = Config::parse(std::path::Path::new("config.toml"), &runner).expect("a configuration");
+        monitoring.turned();
+        monitoring.loaded(&config);
+        monitoring
+    }
+
+    #[test]
+    fn health_names_what_keeps_jobs_away() {
+        let monitoring = monitoring("health");
+        assert_eq!(monitoring.view.health(), Answer::text(200, "working\n"));
+        let who = Who { token: Token::new("health").short(), name: "r".to_owned() };
+        numbers::rests(&who, true);
+        assert!(monitoring.view.health().body.contains("refused"));
+        numbers::rests(&who, false);
+        monitoring.enter(Life::Stopping);
+        assert_eq!(monitoring.view.health(), Answer::text(503, "draining (signal), jobs left: 0\n"));
+        let state = tempfile::tempdir().expect("a directory");
+        let identity = Identity { instance: "i".to_owned(), boot: "b".to_owned() };
+        let marker = Arc::new(Marker::begin(state.path(), Mark::new(&identity, Reason::Idle)));
+        monitoring.enter(Life::Leaving(marker));
+        assert_eq!(monitoring.view.health(), Answer::text(503, "draining (idle_timeout), jobs left: 0\n"));
+        let long_ago = sys::boottime().saturating_sub(HANGS_AFTER.as_nanos() as u64 * 2).max(1);
+        monitoring.view.turned.store(long_ago, Ordering::Relaxed);
+        let hangs = sys::boottime() - long_ago > HANGS_AFTER.as_nanos() as u64;
+        assert_eq!(monitoring.view.health().body.contains("main loop hangs"), hangs);
+    }
+
+    #[test]
+    fn metrics_tell_of_configuration_and_phase() {
+        let monitoring = monitoring("metrics");
+        monitoring.not_loaded();
+        let text = monitoring.view.metrics();
+        for line in [
+            "mayfly_phase{phase=\"working\"} 1",
+            "mayfly_builds_left 2",
+            "gitlab_runner_concurrent 1",
+            "gitlab_runner_configuration_loaded_total 1",
+            "gitlab_runner_configuration_loading_error_total 1",
+            "mayfly_configuration_current 0",
+            "gitlab_runner_limit{runner=\"metrics\",runner_name=\"r\",system_id=\"s_1\"} 0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Answers whoever asks over HTTP: one page a connection, in a thread of its own, for a bounded time.
+//!
+//! A client that is slow or hostile costs one of a few small threads for a few seconds; when all are taken, the one that
+//! has been there for longest is cut off, so that the next one is heard.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// The port that Prometheus' list of default ports has for GitLab's runner.
+pub const DEFAULT_PORT: u16 = 9252;
+/// Connections at once.
+const CONNECTIONS: usize = 8;
+/// How long a connection may take, from its beginning to its end.
+const LIFE: Duration = Duration::from_secs(5);
+/// Longest request with its headers.
+const REQUEST: usize = 8 * 1024;
+/// What a client may still send while it is shown the door.
+const LEFTOVERS: usize = 64 * 1024;
+const STACK: usize = 128 * 1024;
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// What the body is.
+    pub content_type: &'static str,
+    /// What is told.
+    pub body: String,
+}
+
+impl Answer {
+    /// Plain text.
+    pub fn text(status: u16, body: impl Into<String>) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
+    }
+}
+
+/// Makes the page at a path; `None` where there is none.
+pub type Pages = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+
+/// Listens for as long as it lives.
+pub struct Listener {
+    address: String,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Listens at `address`: `host:port`, `:port` for every interface, or a host alone. Errors: what is wrong with the
+    /// address, or why it cannot be had.
+    pub fn start(address: &str, pages: Pages) -> Result<Self, String> {
+        let refused = |error: &dyn std::fmt::Display| format!("`listen_address = \"{address}\"`: {error}");
+        let socket = bind(address).map_err(|error| refused(&error))?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let stop = Arc::new(stop.map_err(|error| refused(&error))?);
+        let bell = Arc::clone(&stop);
+        let thread = thread::Builder::new().name("monitor".to_owned()).stack_size(STACK);
+        let thread = thread.spawn(move || serve(&socket, &bell, &pages)).map_err(|error| refused(&error))?;
+        Ok(Self { address: address.to_owned(), stop, thread: Some(thread) })
+    }
+
+    /// The address as it was asked for.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether an address can be listened at, as far as its form tells. Errors: what is wrong with it.
+pub fn check_address(address: &str) -> Result<(), String> {
+    split(address).map(drop)
+}
+
+fn split(address: &str) -> Result<(&str, u16), String> {
+    let (host, port) = match address.rsplit_once(':') {
+        // The colons of an IPv6 address without a port.
+        Some((host, _)) if host.contains(':') && !host.ends_with(']') => (address, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (address, None),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match port {
+        None => Ok((host, DEFAULT_PORT)),
+        Some(port) => match port.parse() {
+            Ok(port) => Ok((host, port)),
+            Err(_) => Err(format!("`{port}` is no port; write for example \"127.0.0.1:{DEFAULT_PORT}\"")),
+        },
+    }
+}
+
+fn bind(address: &str) -> io::Result<TcpListener> {
+    let (host, port) = split(address).map_err(io::Error::other)?;
+    if host.is_empty() {
+        // Both families where the machine has both.
+        let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        return TcpListener::bind(every).or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+            _ => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        });
+    }
+    let found: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    TcpListener::bind(&found[..])
+}
+
+fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
+    if let Err(error) = socket.set_nonblocking(true) {
+        log::error!("nobody can monitor this agent error={error}");
+        return;
+    }
+    let guests = Arc::new(Guests::default());
+    loop {
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut polled, PollTimeout::NONE);
+        if polled[1].any() == Some(true) {
+            return guests.send_all_away();
+        }
+        match socket.accept() {
+            Ok((stream, _)) => welcome(stream, &guests, pages),
+            // Descriptors may be short; the queue of the kernel waits meanwhile.
+            Err(error) if !is_passing(&error) => thread::sleep(Duration::from_millis(100)),
+            Err(_) => {}
+        }
+    }
+}
+
+/// The client was gone again, or somebody else's signal came.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
+}
+
+fn welcome(stream: TcpStream, guests: &Arc<Guests>, pages: &Pages) {
+    let stream = Arc::new(stream);
+    let number = guests.let_in(&stream);
+    let (inside, pages) = (Arc::clone(guests), Arc::clone(pages));
+    let spawned = thread::Builder::new().name("monitor-client".to_owned()).stack_size(STACK).spawn(move || {
+        // Whatever a client does, it is its own loss.
+        let _ = attend(&stream, &pages);
+        inside.let_out(number);
+    });
+    if spawned.is_err() {
+        guests.let_out(number);
+    }
+}
+
+/// The connections that are open.
+#[derive(Default)]
+struct Guests {
+    inside: Mutex<Inside>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct Inside {
+    next: u64,
+    streams: VecDeque<(u64, Arc<TcpStream>)>,
+}
+
+impl Guests {
+    /// Waits for room, which whoever came first has to make.
+    fn let_in(&self, stream: &Arc<TcpStream>) -> u64 {
+        let mut inside = self.lock();
+        while inside.streams.len() >= CONNECTIONS {
+            if let Some((_, oldest)) = inside.streams.front() {
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+            inside = self.left.wait(inside).unwrap_or_else(PoisonError::into_inner);
+        }
+        let number = inside.next;
+        inside.next += 1;
+        inside.streams.push_back((number, Arc::clone(stream)));
+        number
+    }
+
+    fn let_out(&self, number: u64) {
+        self.lock().streams.retain(|(other, _)| *other != number);
+        self.left.notify_all();
+    }
+
+    fn send_all_away(&self) {
+        for (_, stream) in &self.lock().streams {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection from its beginning to its end.
+fn attend(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    let until = Instant::now() + LIFE;
+    let (answer, with_body) = match read_head(stream, until)? {
+        Head::Request { method, path } => match method.as_str() {
+            "GET" | "HEAD" => {
+                let answer = pages(&path).unwrap_or_else(|| Answer::text(404, "see /metrics and /healthz\n"));
+                (answer, method == "GET")
+            }
+            _ => (Answer::text(405, "only GET and HEAD\n"), true),
+        },
+        Head::TooLarge => (Answer::text(431, "the request is too large\n"), true),
+        Head::Nonsense => (Answer::text(400, "this is not HTTP\n"), true),
+        Head::Gone => return Ok(()),
+    };
+    let mut text = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
+        answer.status,
+        reason(answer.status),
+        answer.content_type,
+        answer.body.len(),
+        if answer.status == 405 { "Allow: GET, HEAD\r\n" } else { "" },
+    );
+    if with_body {
+        text.push_str(&answer.body);
+    }
+    write_until(stream, text.as_bytes(), until)?;
+    stream.shutdown(Shutdown::Write)?;
+    // A connection that is closed over unread bytes takes the answer with it.
+    let mut buffer = [0; 1024];
+    let mut left = LEFTOVERS;
+    while left > 0 {
+        match read_until(stream, &mut buffer, until)? {
+            0 => break,
+            length => left = left.saturating_sub(length),
+        }
+    }
+    Ok(())
+}
+
+enum Head {
+    Request { method: String, path: String },
+    TooLarge,
+    Nonsense,
+    Gone,
+}
+
+fn read_head(stream: &TcpStream, until: Instant) -> io::Result<Head> {
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let length = read_until(stream, &mut buffer, until)?;
+        if length == 0 {
+            return Ok(Head::Gone);
+        }
+        head.extend_from_slice(&buffer[..length]);
+        let ended = |end: &[u8]| head.windows(end.len()).any(|window| window == end);
+        if ended(b"\r\n\r\n") || ended(b"\n\n") {
+            return Ok(parse(&head).unwrap_or(Head::Nonsense));
+        }
+        if head.len() >= REQUEST {
+            return Ok(Head::TooLarge);
+        }
+    }
+}
+
+fn parse(head: &[u8]) -> Option<Head> {
+    let line = std::str::from_utf8(head.split(|byte| *byte == b'\n').next()?).ok()?.trim_end();
+    let mut words = line.split(' ');
+    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+    let sane = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
+    let path = target.split(['?', '#']).next()?;
+    sane.then(|| Head::Request { method: method.to_owned(), path: path.to_owned() })
+}
+
+fn read_until(mut stream: &TcpStream, buffer: &mut [u8], until: Instant) -> io::Result<usize> {
+    stream.set_read_timeout(Some(left(until)?))?;
+    stream.read(buffer)
+}
+
+fn write_until(mut stream: &TcpStream, text: &[u8], until: Instant) -> io::Result<()> {
+    let mut text = text;
+    while !text.is_empty() {
+        stream.set_write_timeout(Some(left(until)?))?;
+        let written = stream.write(text)?;
+        text = &text[written..];
+    }
+    Ok(())
+}
+
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        431 => "Request Header Fields Too Large",
+        _ => "Service Unavailable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
+    }
+
+    fn start() -> (Listener, String) {
+        for _ in 0..10 {
+            let address = format!("127.0.0.1:{}", free_port());
+            let pages: Pages = Arc::new(|path| (path == "/page").then(|| Answer::text(200, "x".repeat(300_000))));
+            if let Ok(listener) = Listener::start(&address, pages) {
+                return (listener, address);
+            }
+        }
+        panic!("no port is free");
+    }
+
+    fn ask(address: &str, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    #[test]
+    fn addresses_have_a_host_a_port_or_both() {
+        for (address, expected) in [
+            ("127.0.0.1:80", Ok(("127.0.0.1", 80))),
+            (":9252", Ok(("", 9252))),
+            ("localhost", Ok(("localhost", 9252))),
+            ("[::1]:1", Ok(("::1", 1))),
+            ("[::1]", Ok(("::1", 9252))),
+            ("::1", Ok(("::1", 9252))),
+        ] {
+            assert_eq!(split(address), expected, "{address}");
+        }
+        for address in ["h:http", "h:70000", "h:"] {
+            assert!(split(address).expect_err("refused").contains("is no port"), "{address}");
+        }
+    }
+
+    #[test]
+    fn answers_requests_and_says_what_is_wrong_with_others() {
+        let (_listener, address) = start();
+        let page = ask(&address, "GET /page?x=1 HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with(&"x".repeat(1000)), "{}", &page[..200]);
+        let head = ask(&address, "HEAD /page HTTP/1.0\r\n\r\n");
+        assert!(head.contains("Content-Length: 300000\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        for (request, status) in [
+            ("GET /other HTTP/1.1\r\n\r\n", "404"),
+            ("POST /page HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
+            ("nonsense\n\n", "400"),
+            ("GET  HTTP/1.1\r\n\r\n", "400"),
+            (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(REQUEST)), "431"),
+        ] {
+            assert!(ask(&address, request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40}");
+        }
+    }
+
+    #[test]
+    fn clients_that_say_nothing_keep_nobody_out() {
+        let (listener, address) = start();
+        let silent: Vec<TcpStream> =
+            (0..3 * CONNECTIONS).map(|_| TcpStream::connect(&address).expect("connected")).collect();
+        assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
+        // They are cut off, also when the listener goes.
+        drop(listener);
+        for mut stream in silent {
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+            assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)));
+        }
+        assert!(TcpStream::connect(&address).is_err());
+    }
+
+    #[test]
+    fn an_address_that_is_taken_is_said() {
+        let (listener, address) = start();
+        assert_eq!(listener.address(), address);
+        let pages: Pages = Arc::new(|_| None);
+        let why = Listener::start(&address, pages).err().expect("refused");
+        assert!(why.contains("listen_address") && why.contains(&address), "{why}");
+    }
+}

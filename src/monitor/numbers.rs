@@ -1,0 +1,360 @@
+//! The numbers: of polls, jobs, stages, calls, logs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::text::{Histogram, Kind, Page};
+use crate::sys;
+
+/// Upper bounds for whole jobs, in seconds.
+const OF_JOBS: &[f64] = &[30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0];
+/// Upper bounds for stages, and for what waits.
+const OF_STAGES: &[f64] = &[1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0];
+/// Upper bounds for the agent's own part in a job's start.
+const OF_STARTS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// A runner, as monitoring knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Who {
+    /// The short form of its token.
+    pub token: String,
+    /// Its name for people.
+    pub name: String,
+}
+
+/// What a request for a job came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// A job.
+    Job,
+    /// None.
+    Nothing,
+    /// No usable answer.
+    Failed,
+    /// The token, the URL or the certificates are no good.
+    Refused,
+}
+
+const POLLS: [(Poll, &str); 4] =
+    [(Poll::Job, "job"), (Poll::Nothing, "nothing"), (Poll::Failed, "failed"), (Poll::Refused, "refused")];
+
+/// Lines of the log at these levels.
+static ERRORS: AtomicU64 = AtomicU64::new(0);
+static WARNINGS: AtomicU64 = AtomicU64::new(0);
+/// Bytes of logs that servers took.
+static TRACE_BYTES: AtomicU64 = AtomicU64::new(0);
+
+static NUMBERS: Mutex<Numbers> =
+    Mutex::new(Numbers { runners: BTreeMap::new(), running: BTreeMap::new(), calls: BTreeMap::new() });
+
+struct Numbers {
+    runners: BTreeMap<Who, OfRunner>,
+    /// By the job's number.
+    running: BTreeMap<i64, Running>,
+    /// By what was asked and answered.
+    calls: BTreeMap<(&'static str, u16), u64>,
+}
+
+struct OfRunner {
+    taken: u64,
+    polls: [u64; POLLS.len()],
+    /// By `success`, `dropped`, or the reason of a failure.
+    results: BTreeMap<&'static str, u64>,
+    durations: Histogram,
+    queued: Histogram,
+    starts: Histogram,
+    stages: BTreeMap<&'static str, Histogram>,
+    /// It was refused so often that it rests.
+    rests: bool,
+}
+
+struct Running {
+    who: Who,
+    /// When it was received, by the clock of [`sys::boottime`].
+    began: u64,
+    /// The stage it is in, and since when.
+    stage: Option<(&'static str, u64)>,
+    /// It is the work of an agent before this one that goes on.
+    resumed: bool,
+}
+
+impl Default for OfRunner {
+    fn default() -> Self {
+        Self {
+            taken: 0,
+            polls: [0; POLLS.len()],
+            results: BTreeMap::new(),
+            durations: Histogram::new(OF_JOBS),
+            queued: Histogram::new(OF_STAGES),
+            starts: Histogram::new(OF_STARTS),
+            stages: BTreeMap::new(),
+            rests: false,
+        }
+    }
+}
+
+fn lock() -> MutexGuard<'static, Numbers> {
+    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Numbers {
+    fn of(&mut self, who: &Who) -> &mut OfRunner {
+        if !self.runners.contains_key(who) {
+            self.runners.insert(who.clone(), OfRunner::default());
+        }
+        self.runners.entry(who.clone()).or_default()
+    }
+}
+
+/// A line of the log was an error.
+pub fn error_logged() {
+    ERRORS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A line of the log was a warning.
+pub fn warning_logged() {
+    WARNINGS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A server took a piece of a job's log.
+pub fn trace_sent(bytes: usize) {
+    TRACE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// A call to a server was answered, or not (`None`).
+pub fn called(endpoint: &'static str, status: Option<u16>) {
+    *lock().calls.entry((endpoint, status.unwrap_or(0))).or_default() += 1;
+}
+
+/// A request for a job came to its end.
+pub fn polled(who: &Who, poll: Poll) {
+    if let Some(at) = POLLS.iter().position(|(kind, _)| *kind == poll) {
+        lock().of(who).polls[at] += 1;
+    }
+}
+
+/// A runner rests since it is refused, or does not.
+pub fn rests(who: &Who, rests: bool) {
+    lock().of(who).rests = rests;
+}
+
+/// True when a runner rests since it is refused.
+pub fn is_resting(who: &Who) -> bool {
+    lock().runners.get(who).is_some_and(|numbers| numbers.rests)
+}
+
+/// A job was received, after waiting for `queued` seconds at the server where that tells.
+pub fn job_received(job: i64, who: &Who, queued: Option<f64>) {
+    let mut numbers = lock();
+    let of_runner = numbers.of(who);
+    of_runner.taken += 1;
+    if let Some(queued) = queued {
+        of_runner.queued.observe(queued);
+    }
+    numbers.running.insert(job, Running { who: who.clone(), began: sys::boottime(), stage: None, resumed: false });
+}
+
+/// A job that an earlier agent received at `began` goes on.
+pub fn job_resumed(job: i64, who: &Who, began: u64) {
+    lock().running.insert(job, Running { who: who.clone(), began, stage: None, resumed: true });
+}
+
+/// A job went on to a stage.
+pub fn stage_began(job: i64, stage: &'static str) {
+    let now = sys::boottime();
+    let mut numbers = lock();
+    let Some(running) = numbers.running.get_mut(&job) else { return };
+    let before = running.stage.replace((stage, now));
+    let (who, began, first) = (running.who.clone(), running.began, before.is_none() && !running.resumed);
+    let of_runner = numbers.of(&who);
+    if first {
+        of_runner.starts.observe(seconds(began, now));
+    }
+    of_runner.end_stage(before, now);
+}
+
+/// A job is over: `success`, `dropped`, or the reason of its failure.
+pub fn job_ended(job: i64, result: &'static str) {
+    let now = sys::boottime();
+    let mut numbers = lock();
+    let Some(running) = numbers.running.remove(&job) else { return };
+    let of_runner = numbers.of(&running.who);
+    of_runner.end_stage(running.stage, now);
+    of_runner.durations.observe(seconds(running.began, now));
+    *of_runner.results.entry(result).or_default() += 1;
+}
+
+impl OfRunner {
+    fn end_stage(&mut self, stage: Option<(&'static str, u64)>, now: u64) {
+        if let Some((stage, began)) = stage {
+            self.stages.entry(stage).or_insert_with(|| Histogram::new(OF_STAGES)).observe(seconds(began, now));
+        }
+    }
+}
+
+fn seconds(from: u64, to: u64) -> f64 {
+    to.saturating_sub(from) as f64 / 1e9
+}
+
+/// Writes all of them. `runners` are shown even when nothing was counted of them yet.
+pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Who>) {
+    let mut numbers = lock();
+    runners.for_each(|who| {
+        numbers.of(&who);
+    });
+    write_jobs(page, system_id, &numbers);
+    write_durations(page, system_id, &numbers);
+    let mut polls = page.metric("mayfly_polls_total", Kind::Counter, "Requests for a job, by what they came to.");
+    for (who, of_runner) in &numbers.runners {
+        for ((_, outcome), count) in POLLS.iter().zip(of_runner.polls) {
+            polls.sample(&[of(who, system_id).as_slice(), &[("outcome", outcome)]].concat(), count as f64);
+        }
+    }
+    let help = "Calls to servers, by endpoint and status; status 0 is no answer.";
+    let mut calls = page.metric("gitlab_runner_api_request_statuses_total", Kind::Counter, help);
+    for ((endpoint, status), count) in &numbers.calls {
+        let labels = [("system_id", system_id), ("endpoint", endpoint), ("status", &status.to_string())];
+        calls.sample(&labels, *count as f64);
+    }
+    let sent = TRACE_BYTES.load(Ordering::Relaxed) as f64;
+    page.single("mayfly_trace_bytes_total", Kind::Counter, "Bytes of job logs that servers took.", sent);
+    let mut errors = page.metric("gitlab_runner_errors_total", Kind::Counter, "Lines of the log, by level.");
+    for (level, count) in [("error", &ERRORS), ("warning", &WARNINGS)] {
+        errors.sample(&[("level", level)], count.load(Ordering::Relaxed) as f64);
+    }
+}
+
+fn of<'a>(who: &'a Who, system_id: &'a str) -> [(&'a str, &'a str); 3] {
+    [("runner", &who.token), ("runner_name", &who.name), ("system_id", system_id)]
+}
+
+fn write_jobs(page: &mut Page, system_id: &str, numbers: &Numbers) {
+    let mut now: BTreeMap<(&Who, &str, &str), u32> = BTreeMap::new();
+    for who in numbers.runners.keys() {
+        now.insert((who, "idle", "idle"), 0);
+    }
+    for running in numbers.running.values() {
+        let stage = running.stage.map_or("pending", |(stage, _)| stage);
+        let state = if running.stage.is_some() { "running" } else { "pending" };
+        *now.entry((&running.who, state, stage)).or_default() += 1;
+    }
+    let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Jobs that are in hand, by state and stage.");
+    for ((who, state, stage), count) in now {
+        let labels = [of(who, system_id).as_slice(), &[("state", state), ("stage", stage)]].concat();
+        jobs.sample(&labels, f64::from(count));
+    }
+    let mut taken = page.metric("gitlab_runner_jobs_total", Kind::Counter, "Jobs that were received.");
+    for (who, of_runner) in &numbers.runners {
+        taken.sample(&of(who, system_id), of_runner.taken as f64);
+    }
+    let is_failure = |result: &str| !matches!(result, "success" | "dropped");
+    let mut failed = page.metric("gitlab_runner_failed_jobs_total", Kind::Counter, "Jobs that failed, by reason.");
+    for (who, of_runner) in &numbers.runners {
+        for (reason, count) in of_runner.results.iter().filter(|(result, _)| is_failure(result)) {
+            failed.sample(&[of(who, system_id).as_slice(), &[("failure_reason", reason)]].concat(), *count as f64);
+        }
+    }
+    let help = "Jobs that are over: how they ended, or dropped since the server did not expect them any more.";
+    let mut ended = page.metric("mayfly_jobs_ended_total", Kind::Counter, help);
+    for (who, of_runner) in &numbers.runners {
+        for (result, count) in &of_runner.results {
+            let state = if is_failure(result) { "failed" } else { result };
+            ended.sample(
+                &[of(who, system_id).as_slice(), &[("state", state), ("result", result)]].concat(),
+                *count as f64,
+            );
+        }
+    }
+}
+
+fn write_durations(page: &mut Page, system_id: &str, numbers: &Numbers) {
+    type Of = fn(&OfRunner) -> &Histogram;
+    let of_jobs: [(&'static str, &str, Of); 3] = [
+        ("gitlab_runner_job_duration_seconds", "From receiving a job to its end.", |numbers| &numbers.durations),
+        ("gitlab_runner_job_queue_duration_seconds", "How long jobs waited at the server.", |numbers| &numbers.queued),
+        ("mayfly_job_start_seconds", "From receiving a job to its first stage.", |numbers| &numbers.starts),
+    ];
+    for (name, help, histogram) in of_jobs {
+        let mut metric = page.metric(name, Kind::Histogram, help);
+        for (who, of_runner) in &numbers.runners {
+            metric.histogram(&of(who, system_id), histogram(of_runner));
+        }
+    }
+    let name = "gitlab_runner_job_stage_duration_seconds";
+    let mut metric = page.metric(name, Kind::Histogram, "How long the stages of jobs took.");
+    for (who, of_runner) in &numbers.runners {
+        for (stage, histogram) in &of_runner.stages {
+            metric.histogram(&[of(who, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers are the process's: each test has a runner of its own.
+    fn who(token: &str) -> Who {
+        Who { token: token.to_owned(), name: "n".to_owned() }
+    }
+
+    fn lines(token: &str) -> Vec<String> {
+        let mut page = Page::default();
+        write(&mut page, "s_1", [who(token)].into_iter());
+        let of_runner = format!("runner=\"{token}\",runner_name=\"n\",system_id=\"s_1\"");
+        let text = page.finish();
+        text.lines().filter(|line| line.contains(&of_runner)).map(|line| line.replace(&of_runner, "*")).collect()
+    }
+
+    #[test]
+    fn a_runner_is_shown_before_anything_happened() {
+        let lines = lines("quiet");
+        for line in ["gitlab_runner_jobs{*,state=\"idle\",stage=\"idle\"} 0", "gitlab_runner_jobs_total{*} 0"] {
+            assert!(lines.contains(&line.to_owned()), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn a_job_is_followed_from_its_poll_to_its_end() {
+        let who = who("busy");
+        polled(&who, Poll::Job);
+        job_received(71, &who, Some(2.5));
+        assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"pending\",stage=\"pending\"} 1".to_owned()));
+        stage_began(71, "get_sources");
+        stage_began(71, "step_script");
+        assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"running\",stage=\"step_script\"} 1".to_owned()));
+        job_ended(71, "script_failure");
+        job_ended(71, "script_failure");
+        job_resumed(72, &who, 0);
+        stage_began(72, "after_script");
+        job_ended(72, "success");
+        let lines = lines("busy");
+        for line in [
+            "mayfly_polls_total{*,outcome=\"job\"} 1",
+            "mayfly_polls_total{*,outcome=\"refused\"} 0",
+            "gitlab_runner_jobs_total{*} 1",
+            "gitlab_runner_failed_jobs_total{*,failure_reason=\"script_failure\"} 1",
+            "mayfly_jobs_ended_total{*,state=\"failed\",result=\"script_failure\"} 1",
+            "mayfly_jobs_ended_total{*,state=\"success\",result=\"success\"} 1",
+            "gitlab_runner_job_duration_seconds_count{*} 2",
+            "gitlab_runner_job_queue_duration_seconds_sum{*} 2.5",
+            "mayfly_job_start_seconds_count{*} 1",
+            "gitlab_runner_job_stage_duration_seconds_count{*,stage=\"get_sources\"} 1",
+            "gitlab_runner_job_stage_duration_seconds_count{*,stage=\"after_script\"} 1",
+        ] {
+            assert!(lines.contains(&line.to_owned()), "{line} in {lines:#?}");
+        }
+        assert!(!lines.iter().any(|line| line.contains("state=\"running\"")));
+    }
+
+    #[test]
+    fn a_runner_that_rests_is_known() {
+        let who = who("refused");
+        assert!(!is_resting(&who));
+        rests(&who, true);
+        assert!(is_resting(&who));
+        rests(&who, false);
+        assert!(!is_resting(&who));
+    }
+}

@@ -1,0 +1,171 @@
+//! Metrics and health at `listen_address`, as Prometheus and a load balancer see them.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::gitlab::{Answer, Fault, GitLab};
+use crate::support::job::job;
+use crate::support::mayfly::{Agent, Home};
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
+}
+
+/// Status and body of a page, if anybody answers.
+fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+fn get(address: &str, path: &str) -> (u16, String) {
+    try_get(address, path).unwrap_or_else(|| panic!("no answer from {address}{path}"))
+}
+
+/// Waits until a page holds a text.
+fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, String) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let page = try_get(address, path);
+        if let Some((status, body)) = page.clone().filter(|(_, body)| body.contains(part)) {
+            return (status, body);
+        }
+        assert!(Instant::now() < until, "no `{part}` in {page:?}\n{}", agent.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What promtool has to say; nothing is good.
+fn lint(metrics: &str) -> String {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool");
+    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("written");
+    let output = promtool.wait_with_output().expect("promtool");
+    assert!(output.status.success() || !output.stderr.is_empty());
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "limit = 2");
+    let go = home.path("go");
+    let mut waits = job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build();
+    waits["job_info"]["time_in_queue_seconds"] = 7.25.into();
+    let id = gitlab.queue(waits);
+    let mut agent = home.start(&["--max-builds", "100"]);
+    let running = "state=\"running\",stage=\"step_script\"} 1";
+    let (status, body) = wait_for(&agent, &address, "/metrics", running);
+    assert_eq!((status, lint(&body)), (200, String::new()), "{body}");
+    let failed = gitlab.queue(job(&["exit 3"]).build());
+    gitlab.finished(failed);
+    std::fs::write(&go, "").expect("written");
+    gitlab.finished(id);
+    let (_, body) = wait_for(&agent, &address, "/metrics", "state=\"success\",result=\"success\"} 1");
+    assert_eq!(lint(&body), "", "{body}");
+    for part in [
+        "gitlab_runner_version_info{name=\"mayfly\"",
+        "gitlab_runner_concurrent 2\n",
+        "\ngitlab_runner_limit{runner=\"tokenOfTh\",runner_name=\"test\",system_id=\"",
+        "failure_reason=\"script_failure\"} 1\n",
+        "stage=\"idle\"} 0\n",
+        "outcome=\"job\"} 2\n",
+        "endpoint=\"request_job\",status=\"201\"} 2\n",
+        "mayfly_phase{phase=\"working\"} 1\n",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(body.contains(part), "{part} in {body}");
+    }
+    let value = |name: &str| -> f64 {
+        let line = body.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {body}"));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    };
+    assert!((value("gitlab_runner_job_queue_duration_seconds_sum") - 7.25).abs() < 0.001);
+    assert!(value("gitlab_runner_job_duration_seconds_count") >= 2.0);
+    let logs = gitlab.job(id).trace.len() + gitlab.job(failed).trace.len();
+    assert!((value("mayfly_trace_bytes_total") - logs as f64).abs() < 0.5, "{logs}: {body}");
+    assert!(value("mayfly_idle_seconds") >= 0.0);
+    let heads = body.lines().filter_map(|line| line.strip_prefix("# HELP ")).filter_map(|line| line.split(' ').next());
+    assert_eq!(heads.map(str::to_owned).collect::<BTreeSet<String>>(), documented());
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+/// The metrics that the documentation names.
+fn documented() -> BTreeSet<String> {
+    let text = include_str!("../docs/monitoring.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    rows.map(str::to_owned).collect()
+}
+
+#[test]
+fn health_says_why_an_agent_takes_no_jobs() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");
+    let refused = Answer::json(403, &serde_json::json!({"message": "403 Forbidden"}));
+    gitlab.fail("POST jobs/request", [Fault::Answer(refused)]);
+    let mut agent = home.start_with(&[], &[("LISTEN_ADDRESS", &address)]);
+    assert_eq!(wait_for(&agent, &address, "/healthz", "refused").0, 503);
+    // A new configuration begins anew.
+    agent.signal("HUP");
+    assert_eq!(wait_for(&agent, &address, "/healthz", "working").0, 200);
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build());
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("QUIT");
+    let (status, body) = wait_for(&agent, &address, "/healthz", "draining");
+    assert_eq!((status, body.as_str()), (503, "draining (signal), jobs left: 1\n"));
+    assert!(get(&address, "/metrics").1.contains("mayfly_phase{phase=\"draining\"} 1"));
+    std::fs::write(&go, "").expect("written");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn the_address_moves_with_the_configuration_and_one_that_is_taken_is_an_error() {
+    let gitlab = GitLab::start();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = (taken.local_addr().expect("an address").to_string(), taken);
+    let home = Home::new(&gitlab, &format!("listen_address = \"{}\"", taken.0), "");
+    let config = home.config().display().to_string();
+    let refused = home.call(&["run", "--config", &config]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("listen_address") && said.contains(&taken.0), "{said}");
+
+    let (first, second) = (free_address(), free_address());
+    home.configure(&gitlab.url, &format!("listen_address = \"{first}\""), "");
+    let mut agent = home.start(&[]);
+    wait_for(&agent, &first, "/healthz", "working");
+    home.configure(&gitlab.url, &format!("listen_address = \"{second}\""), "");
+    wait_for(&agent, &second, "/healthz", "working");
+    assert_eq!(try_get(&first, "/healthz"), None);
+    home.configure(&gitlab.url, &format!("listen_address = \"{}\"", taken.0), "");
+    agent.wait_for_log("the one before stays in force");
+    let (_, body) = get(&second, "/metrics");
+    assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
+    assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");
+    home.configure(&gitlab.url, "", "");
+    let until = Instant::now() + Duration::from_secs(60);
+    while try_get(&second, "/healthz").is_some() {
+        assert!(Instant::now() < until, "still there: {}", agent.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
