@@ -22,12 +22,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
+use crate::config::lifetime::{IdleTimes, Lifetime as Bounds, Strategy};
 use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::Shell;
-use crate::instance::{Identity, Instance, Notice, Plain};
+use crate::instance::{self, Identity, Instance, Need, Notice};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
 use crate::journal::Count;
@@ -92,7 +92,11 @@ pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let instance: Arc<dyn Instance> = Arc::new(Plain);
+    let need = match loaded.config.leave.strategy {
+        Strategy::AwsAsg => Need::AutoScaling,
+        _ => Need::Nothing,
+    };
+    let instance = instance::find(loaded.config.mayfly.aws.as_ref(), need)?;
     let mark = leaving::mark_of_earlier_agent(&state, &instance.identity(), loaded.config.leave.strategy);
     let mut agent = Agent::new(instance, options, &loaded.config, state, supervisor, (events, inbox));
     if let Some(mark) = mark {
@@ -164,7 +168,7 @@ impl Agent {
         let count = Count::load(&state, &identity);
         let bounds = options.bounds(config);
         let slots = Slots::new(config.concurrent, bounds.max_builds, count.jobs);
-        let system_id = config::system_id::load(&options.config);
+        let system_id = config::system_id::load(&options.config, instance.cloud_id().as_deref());
         Self {
             monitoring: Monitoring::new(Arc::clone(&slots), &system_id),
             slots,

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
-use super::{ConfigFile, permission};
+use super::{ConfigFile, cloud_id, permission};
 use crate::agent;
 use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
@@ -93,7 +93,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         report.warn("control groups", "none can be made; the subreaper alone keeps a script's processes together");
     }
     // Looking changes nothing, not even that.
-    let system_id = system_id::peek(&config.path);
+    let system_id = system_id::peek(&config.path, cloud_id(config).as_deref());
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
         check_user(report, &place, options, config, runner);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args};
 
-use super::{ConfigFile, token_from};
+use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, Runner, system_id};
@@ -103,7 +103,7 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     if chosen.is_empty() && (options.name.is_some() || options.url.is_some() || options.token.is_some()) {
         return Err(none_fits(&config));
     }
-    let system_id = system_id::load(&config.path);
+    let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut gone, mut unknown) = (Vec::new(), 0);
     for runner in chosen {
         let place = format!("{} ({}…)", runner.name, runner.token.short());
@@ -143,7 +143,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     if chosen.is_empty() {
         return Err(none_fits(&config));
     }
-    let system_id = system_id::load(&config.path);
+    let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut done, mut failed) = (Vec::new(), false);
     for runner in chosen {
         let gitlab = agent::gitlab(&config, runner)?;

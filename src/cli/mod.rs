@@ -18,6 +18,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded};
 use crate::coordinator::Token;
+use crate::instance::{self, Need};
 use crate::job::work;
 use crate::shim;
 
@@ -32,6 +33,11 @@ struct Cli {
     logging: logging::Options,
     #[command(subcommand)]
     command: Command,
+}
+
+/// The id that the cloud gave this machine, if it is known to one.
+fn cloud_id(config: &Config) -> Option<String> {
+    instance::find(config.mayfly.aws.as_ref(), Need::Nothing).ok()?.cloud_id()
 }
 
 #[derive(Subcommand)]

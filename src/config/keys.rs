@@ -54,6 +54,15 @@ const MAYFLY: &[(&str, Support)] = &[
     ("leave_command", Honoured),
     ("poweroff_command", Honoured),
     ("leave_fallback_after", Honoured),
+    ("aws", Table),
+];
+
+/// Keys below `[mayfly.aws]`.
+const MAYFLY_AWS: &[(&str, Support)] = &[
+    ("region", Honoured),
+    ("auto_scaling_group", Honoured),
+    ("lifecycle_hooks", Honoured),
+    ("protect_while_busy", Honoured),
 ];
 
 /// Keys below `[[runners]]`.
@@ -343,6 +352,7 @@ const DOCKER_SERVICE: &[(&str, Support)] = &[
 pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("", GLOBAL),
     ("mayfly", MAYFLY),
+    ("mayfly.aws", MAYFLY_AWS),
     ("runners", RUNNER),
     ("runners.mayfly", RUNNER_MAYFLY),
     ("runners.custom_build_dir", CUSTOM_BUILD_DIR),

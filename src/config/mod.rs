@@ -3,6 +3,7 @@
 //! The file is gitlab-runner's: a fleet moves over by swapping the binary. What is ours alone stands below `[mayfly]`
 //! and `[runners.mayfly]`. This layer reads and edits the file; it asks no server and runs nothing.
 
+pub mod aws;
 pub mod cache;
 #[allow(dead_code, reason = "until jobs run in containers")]
 pub mod docker;
@@ -69,6 +70,8 @@ pub struct Config {
 pub struct Mayfly {
     /// Where the journal and the logs of running jobs are kept.
     pub state_dir: Option<PathBuf>,
+    /// What is told of the instance in AWS; being there, it says that this is one.
+    pub aws: Option<aws::Aws>,
 }
 
 /// One of `[[runners]]`.
@@ -310,7 +313,7 @@ fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
         lifetime: Lifetime::of(&raw.mayfly, &terms),
         leave: Leave::of(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
-        mayfly: Mayfly { state_dir: raw.mayfly.state_dir },
+        mayfly: Mayfly { state_dir: raw.mayfly.state_dir, aws: raw.mayfly.aws },
         runners: runners.collect::<Result<_, _>>()?,
     })
 }

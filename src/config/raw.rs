@@ -39,6 +39,7 @@ pub struct Mayfly {
     pub poweroff_command: Option<String>,
     #[serde(deserialize_with = "duration")]
     pub leave_fallback_after: Option<Duration>,
+    pub aws: Option<super::aws::Aws>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// Reads `.runner_system_id` beside the configuration, or makes it: from the machine id where there is one. A file
-/// that cannot be written is only a warning.
-pub fn load(config: &Path) -> String {
+/// Reads `.runner_system_id` beside the configuration, or makes it: from the id that the cloud gave the machine, which
+/// also replaces one that came with the image, or else from the machine id where there is one. A file that cannot be
+/// written is only a warning.
+pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     let file = file_of(config);
-    if let Some(known) = kept(&file) {
+    let own = cloud_id.map(of_machine);
+    if let Some(known) = kept(&file).filter(|known| own.as_ref().is_none_or(|own| own == known)) {
         return known;
     }
-    let made = generate();
+    let made = own.unwrap_or_else(generate);
     let written = fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -30,8 +32,8 @@ pub fn load(config: &Path) -> String {
 }
 
 /// The same, but writes nothing: for commands that only look.
-pub fn peek(config: &Path) -> String {
-    kept(&file_of(config)).unwrap_or_else(generate)
+pub fn peek(config: &Path, cloud_id: Option<&str>) -> String {
+    cloud_id.map(of_machine).or_else(|| kept(&file_of(config))).unwrap_or_else(generate)
 }
 
 fn file_of(config: &Path) -> PathBuf {
@@ -53,12 +55,7 @@ fn generate() -> String {
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
     });
     match machine {
-        Some(machine) => {
-            let key = hmac::Key::new(hmac::HMAC_SHA256, machine.as_bytes());
-            let digest = hmac::sign(&key, b"gitlab-runner");
-            let digits: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("s_{}", &digits[..12])
-        }
+        Some(machine) => of_machine(&machine),
         None => {
             const LETTERS: &[u8; 32] = b"0123456789abcdefghijkmnpqrstvwxy";
             let mut bytes = [0; 12];
@@ -69,6 +66,13 @@ fn generate() -> String {
     }
 }
 
+fn of_machine(id: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, id.as_bytes());
+    let digest = hmac::sign(&key, b"gitlab-runner");
+    let digits: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("s_{}", &digits[..12])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,14 +81,27 @@ mod tests {
     fn is_made_once_and_kept() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
-        assert!(is_valid(&peek(&config)));
+        assert!(is_valid(&peek(&config, None)));
         assert!(!directory.path().join(".runner_system_id").exists(), "looking must not write");
-        let first = load(&config);
+        let first = load(&config, None);
         assert!(is_valid(&first), "{first}");
-        assert_eq!(load(&config), first);
+        assert_eq!(load(&config, None), first);
         fs::write(directory.path().join(".runner_system_id"), "r_abcdefghij12\n").expect("written");
-        assert_eq!(load(&config), "r_abcdefghij12");
+        assert_eq!(load(&config, None), "r_abcdefghij12");
         fs::write(directory.path().join(".runner_system_id"), "nonsense").expect("written");
-        assert!(is_valid(&load(&config)));
+        assert!(is_valid(&load(&config, None)));
+    }
+
+    #[test]
+    fn a_copied_image_does_not_bring_it_along() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = directory.path().join("config.toml");
+        let first = load(&config, Some("i-0123456789abcdef0"));
+        assert!(is_valid(&first), "{first}");
+        assert_eq!(load(&config, Some("i-0123456789abcdef0")), first);
+        assert_eq!(load(&config, None), first, "the cloud did not answer this time");
+        let second = load(&config, Some("i-0123456789abcdef1"));
+        assert_ne!(second, first);
+        assert_eq!(peek(&config, Some("i-0123456789abcdef1")), second);
     }
 }

@@ -9,8 +9,10 @@ pub mod aws;
 mod plain;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::aws::Aws;
 pub use plain::Plain;
 
 /// What the journal is bound to: an image made from a used machine must not inherit its jobs.
@@ -56,6 +58,25 @@ pub trait Instance: Send + Sync {
     /// Tells every terminating hook of the group that it may go on, once the instance is held by it; tries for
     /// `patience`. Errors: a hook may hold the instance until its own time-out, and why.
     fn complete_hooks(&self, patience: Duration) -> Result<(), Refusal>;
+}
+
+/// What the agent cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: any machine will do.
+    Nothing,
+    /// It leaves through its Auto Scaling group.
+    AutoScaling,
+}
+
+/// The machine that this is. `settings` is `[mayfly.aws]`, where it is there: that alone makes an instance of EC2 be
+/// looked for. Takes no time on a machine that is none, and up to a minute on one that is to be and does not answer.
+/// Errors: what is needed is not there; why, and what to do.
+pub fn find(settings: Option<&Aws>, need: Need) -> Result<Arc<dyn Instance>, String> {
+    Ok(match aws::find::member(settings, need)? {
+        Some(member) => Arc::new(member),
+        None => Arc::new(Plain),
+    })
 }
 
 /// What is coming.
@@ -170,6 +191,13 @@ pub enum Refusal {
     },
     /// This machine has no such thing.
     NotHere,
+}
+
+impl Refusal {
+    /// Whether asking again may help.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Throttled { .. } | Self::Unreachable { .. })
+    }
 }
 
 impl fmt::Display for Refusal {

@@ -10,7 +10,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use super::token_from;
+use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, system_id};
@@ -58,7 +58,9 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
         .map_err(|error| format!("the new runner would not work: {error}"))?;
     let runner = config.runners.first().ok_or("the new runner would not work")?;
     let gitlab = agent::gitlab(&config, runner)?;
-    let system_id = system_id::load(&path);
+    let existing = Config::load(&path).ok();
+    let system_id =
+        system_id::load(&path, cloud_id(existing.as_ref().map_or(&config, |loaded| &loaded.config)).as_deref());
     let (registration, token) = obtain(&gitlab, &way, options, &name, &system_id)?;
     let is_new = !editor.has(&runner.url, &token);
     if !is_new {

@@ -114,6 +114,11 @@ impl Client {
         })
     }
 
+    /// An answer to this call that makes no sense.
+    pub fn nonsense(&self, action: &str, why: String) -> Error {
+        Error { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
+    }
+
     /// One try, and one more with new credentials when the old ones have ended. Errors: it cannot be asked.
     fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
         let wire = self.wire()?;

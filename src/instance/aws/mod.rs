@@ -1,14 +1,22 @@
 //! Amazon Web Services, as far as an instance needs them: what it is told of itself, who may sign a request, and calls.
 
+pub mod autoscaling;
 pub mod client;
 pub mod credentials;
+mod detect;
 #[allow(dead_code, reason = "until jobs run in containers")]
 pub mod ecr;
 pub mod endpoint;
+pub mod find;
+mod group;
+mod hooks;
+mod member;
 pub mod metadata;
 mod profile;
+mod protection;
 mod region;
 pub mod sign;
 pub mod sts;
+mod watch;
 pub mod wire;
 pub mod xml;

@@ -1,0 +1,107 @@
+//! The calls of Auto Scaling that a member of a group makes about itself.
+
+use std::time::Duration;
+
+use super::client::{Client, Error};
+use super::endpoint::AUTO_SCALING;
+use super::wire::Request;
+use super::xml::members;
+use crate::instance::{Capacity, Work};
+
+const VERSION: &str = "2011-01-01";
+/// What AWS takes for a hook without a time-out of its own.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// A client.
+pub struct AutoScaling {
+    client: Client,
+}
+
+/// An instance as its group sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The group.
+    pub group: String,
+    /// `InService`, `Terminating:Wait`, …
+    pub state: String,
+}
+
+/// Something that holds instances of a group before they end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Its name.
+    pub name: String,
+    /// How long it holds one without a sign of life.
+    pub timeout: Duration,
+}
+
+impl AutoScaling {
+    /// A client for a region, or for the one that this process is found to be in.
+    pub fn new(region: Option<&str>) -> Self {
+        Self { client: Client::new(AUTO_SCALING, region) }
+    }
+
+    /// What is known of an instance; `None` for one that is in no group. Errors: refused, or no answer.
+    pub fn member(&self, instance: &str, patience: Duration) -> Result<Option<Member>, Error> {
+        let action = "DescribeAutoScalingInstances";
+        let answer = self.call(action, &[("InstanceIds.member.1", instance)], patience)?;
+        let names = ["InstanceId", "AutoScalingGroupName", "LifecycleState"];
+        let all = members(&answer, "AutoScalingInstances", names).map_err(|why| self.client.nonsense(action, why))?;
+        let mut ours = all.into_iter().filter(|[id, ..]| id.as_deref() == Some(instance));
+        Ok(ours.find_map(|[_, group, state]| Some(Member { group: group?, state: state.unwrap_or_default() })))
+    }
+
+    /// Ends an instance; asked once, since a second time may count twice. Errors: refused, or it is not known whether
+    /// it ends.
+    pub fn terminate(&self, instance: &str, capacity: Capacity) -> Result<(), Error> {
+        let decrement = if capacity == Capacity::Decrement { "true" } else { "false" };
+        let parameters = [("InstanceId", instance), ("ShouldDecrementDesiredCapacity", decrement)];
+        self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
+    }
+
+    /// The hooks that hold an instance of the group before it ends.
+    pub fn terminating_hooks(&self, group: &str, patience: Duration) -> Result<Vec<Hook>, Error> {
+        let action = "DescribeLifecycleHooks";
+        let answer = self.call(action, &[("AutoScalingGroupName", group)], patience)?;
+        let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];
+        let all = members(&answer, "LifecycleHooks", names).map_err(|why| self.client.nonsense(action, why))?;
+        let of_an_end = |transition: &Option<String>| {
+            transition.as_deref().is_some_and(|transition| transition.ends_with("EC2_INSTANCE_TERMINATING"))
+        };
+        let hooks = all.into_iter().filter(|[_, transition, _]| of_an_end(transition));
+        Ok(hooks
+            .filter_map(|[name, _, timeout]| {
+                let seconds = timeout.and_then(|seconds| seconds.parse().ok());
+                Some(Hook { name: name?, timeout: seconds.map_or(HOOK_TIMEOUT, Duration::from_secs) })
+            })
+            .collect())
+    }
+
+    /// Lets an instance go that a hook holds. Errors: refused (also when the hook does not hold it), or no answer.
+    pub fn complete(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
+        let mut parameters = of_hook(group, hook, instance).to_vec();
+        parameters.push(("LifecycleActionResult", "CONTINUE"));
+        self.call("CompleteLifecycleAction", &parameters, Duration::ZERO).map(drop)
+    }
+
+    /// Lets a hook hold an instance for another time-out. Errors: as for [`AutoScaling::complete`].
+    pub fn heartbeat(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
+        self.call("RecordLifecycleActionHeartbeat", &of_hook(group, hook, instance), Duration::ZERO).map(drop)
+    }
+
+    /// Protects an instance from scale-in, or ends that.
+    pub fn protect(&self, group: &str, instance: &str, work: Work) -> Result<(), Error> {
+        let protected = if work == Work::Busy { "true" } else { "false" };
+        let parameters =
+            [("AutoScalingGroupName", group), ("InstanceIds.member.1", instance), ("ProtectedFromScaleIn", protected)];
+        self.call("SetInstanceProtection", &parameters, Duration::ZERO).map(drop)
+    }
+
+    fn call(&self, action: &str, parameters: &[(&str, &str)], patience: Duration) -> Result<String, Error> {
+        self.client.call(&Request::query(VERSION, action, parameters), patience)
+    }
+}
+
+fn of_hook<'a>(group: &'a str, hook: &'a str, instance: &'a str) -> [(&'static str, &'a str); 3] {
+    [("AutoScalingGroupName", group), ("LifecycleHookName", hook), ("InstanceId", instance)]
+}

@@ -1,0 +1,71 @@
+//! Finding out which instance this is. On a machine that is none of EC2's, nobody is asked.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::detect::{is_instance_id, signs};
+use super::member::Member;
+use super::metadata::{Error, Metadata};
+use super::wire::variable;
+use crate::config::aws::Aws as Settings;
+use crate::instance::Need;
+
+/// How long the service may be silent while an instance boots.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where the agent can do without.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The instance; `None` on another machine. `settings` is `[mayfly.aws]`, where it is there. Errors: the agent needs
+/// Auto Scaling, and who this is cannot be told.
+pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>, String> {
+    let signs = signs(Path::new("/sys"));
+    let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
+    if need == Need::Nothing && !is_told && !signs.is_ec2 {
+        return Ok(None);
+    }
+    let service = Metadata::of_process();
+    let patience = match (need, signs.instance.is_some()) {
+        (_, true) => Duration::ZERO,
+        (Need::AutoScaling, false) => PATIENCE,
+        (Need::Nothing, false) => LITTLE_PATIENCE,
+    };
+    let settings = settings.cloned().unwrap_or_default();
+    let member = |id| Ok(Some(Member::new(id, service, &settings, need)));
+    match (instance_id(service, patience), signs.instance) {
+        (Ok(id), _) => member(id),
+        (Err(error), Some(id)) => {
+            log::warn!(
+                "the instance is known by its firmware alone, and hears of no notices instance={id} error={error}"
+            );
+            member(id)
+        }
+        (Err(error), None) if need == Need::AutoScaling => Err(format!(
+            "leaving through the Auto Scaling group needs an instance of EC2, and {error}; mend that, or set another \
+             `leave` below [mayfly]"
+        )),
+        (Err(Error::Off), None) => Ok(None),
+        (Err(error), None) => {
+            log::warn!("this is to be an instance of EC2, and goes on without error={error}");
+            Ok(None)
+        }
+    }
+}
+
+fn instance_id(service: &Metadata, patience: Duration) -> Result<String, Error> {
+    let until = Instant::now() + patience;
+    loop {
+        let error = match service.get("meta-data/instance-id") {
+            Ok(item) if is_instance_id(&item.text) => return Ok(item.text),
+            Ok(_) => Error::Silent("its instance id is not one".to_owned()),
+            Err(error @ (Error::Off | Error::Absent)) => return Err(error),
+            Err(error) => error,
+        };
+        if Instant::now() + AGAIN >= until {
+            return Err(error);
+        }
+        log::debug!("the instance id is not known yet error={error}");
+        thread::sleep(AGAIN);
+    }
+}

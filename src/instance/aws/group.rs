@@ -1,0 +1,84 @@
+//! This instance as a member of its group: which group that is, and what is asked of it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::autoscaling::{AutoScaling, Hook};
+use super::client::Error;
+use super::metadata::Metadata;
+use crate::config::aws::Aws as Settings;
+use crate::instance::{Capacity, Refusal, Work};
+
+/// The tag that Auto Scaling puts on the instances of a group.
+const TAG: &str = "meta-data/tags/instance/aws:autoscaling:groupName";
+/// How long a look at the group may take.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// One instance, and its group.
+pub struct Group {
+    instance: String,
+    service: &'static Metadata,
+    calls: AutoScaling,
+    settings: Settings,
+    name: Mutex<Option<String>>,
+}
+
+impl Group {
+    pub fn new(instance: &str, service: &'static Metadata, settings: &Settings) -> Self {
+        let calls = AutoScaling::new(settings.region.as_deref());
+        let name = Mutex::new(settings.auto_scaling_group.clone());
+        Self { instance: instance.to_owned(), service, calls, settings: settings.clone(), name }
+    }
+
+    /// The group's name: configured, on the instance's tag, or as Auto Scaling knows it.
+    fn name(&self) -> Result<String, Refusal> {
+        let mut kept = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = kept.as_ref() {
+            return Ok(name.clone());
+        }
+        let tag = self.service.get(TAG).ok().map(|item| item.text).filter(|name| !name.is_empty());
+        let name = match tag {
+            Some(name) => name,
+            None => self.calls.member(&self.instance, LOOK)?.ok_or(Refusal::NotHere)?.group,
+        };
+        log::info!("the instance belongs to an Auto Scaling group group={name}");
+        *kept = Some(name.clone());
+        Ok(name)
+    }
+
+    /// What its group brings it to, by Auto Scaling's own word; `None` where that cannot be had.
+    pub fn state(&self) -> Option<String> {
+        Some(self.calls.member(&self.instance, Duration::ZERO).ok()??.state)
+    }
+
+    /// One call that ends the instance.
+    pub fn terminate(&self, capacity: Capacity) -> Result<(), Error> {
+        self.calls.terminate(&self.instance, capacity)
+    }
+
+    /// One call that sets the protection.
+    pub fn protect(&self, work: Work) -> Result<(), Refusal> {
+        Ok(self.calls.protect(&self.name()?, &self.instance, work)?)
+    }
+
+    /// The hooks that hold an instance before it ends: configured (their time-outs not being known then), or as Auto
+    /// Scaling knows them.
+    pub fn hooks(&self) -> Result<Vec<Hook>, Refusal> {
+        if let Some(names) = &self.settings.lifecycle_hooks {
+            // The shortest that a hook may have.
+            let timeout = Duration::from_secs(30);
+            return Ok(names.iter().map(|name| Hook { name: name.clone(), timeout }).collect());
+        }
+        Ok(self.calls.terminating_hooks(&self.name()?, LOOK)?)
+    }
+
+    /// Keeps a hook waiting.
+    pub fn heartbeat(&self, hook: &Hook) -> Result<(), Refusal> {
+        Ok(self.calls.heartbeat(&self.name()?, &hook.name, &self.instance)?)
+    }
+
+    /// Lets the instance go.
+    pub fn complete(&self, hook: &Hook) -> Result<(), Refusal> {
+        Ok(self.calls.complete(&self.name()?, &hook.name, &self.instance)?)
+    }
+}

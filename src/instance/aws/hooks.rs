@@ -1,0 +1,157 @@
+//! Lifecycle hooks: kept waiting while there is work, and told at the end that the instance may go.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::autoscaling::Hook;
+use super::group::Group;
+use crate::instance::Refusal;
+
+const STACK: usize = 256 * 1024;
+/// The rest before a hook is tried again that does not hold the instance yet, or a group that does not answer.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The heartbeats of one instance.
+pub struct Hooks {
+    hold: Mutex<Hold>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Free,
+    Held,
+    /// The instance goes: no heartbeat any more.
+    Ended,
+}
+
+impl Hooks {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { hold: Mutex::new(Hold::Free), changed: Condvar::new() })
+    }
+
+    /// Begins with the heartbeats, unless they have begun.
+    pub fn hold(self: &Arc<Self>, group: &Arc<Group>) {
+        let mut hold = self.lock();
+        if *hold != Hold::Free {
+            return;
+        }
+        let (hooks, group) = (Arc::clone(self), Arc::clone(group));
+        let thread = thread::Builder::new().name("heartbeats".to_owned()).stack_size(STACK);
+        match thread.spawn(move || hooks.beat(&group)) {
+            Ok(_) => *hold = Hold::Held,
+            Err(error) => log::error!("no thread for the heartbeats of lifecycle hooks error={error}"),
+        }
+    }
+
+    fn beat(&self, group: &Group) {
+        let mut complained = false;
+        let mut complain = |refusal: &Refusal| {
+            if !complained {
+                log::warn!("a lifecycle hook may run out under a job {refusal}");
+            }
+            complained = true;
+        };
+        let mut due: Vec<(Hook, Instant)> = loop {
+            match group.hooks() {
+                Ok(hooks) => break hooks.into_iter().map(|hook| (hook, Instant::now())).collect(),
+                Err(refusal) => complain(&refusal),
+            }
+            if self.has_ended_after(AGAIN) {
+                return;
+            }
+        };
+        while let Some(next) = due.iter().map(|(_, at)| *at).min() {
+            if self.has_ended_after(next.saturating_duration_since(Instant::now())) {
+                return;
+            }
+            for (hook, at) in due.iter_mut().filter(|(_, at)| *at <= Instant::now()) {
+                let half = hook.timeout / 2;
+                let rest = match group.heartbeat(hook) {
+                    Ok(()) => {
+                        log::debug!("a lifecycle hook waits on hook={}", hook.name);
+                        half
+                    }
+                    Err(refusal) if is_not_active(&refusal) => AGAIN,
+                    Err(refusal) => {
+                        complain(&refusal);
+                        AGAIN.max(half / 4)
+                    }
+                };
+                *at = Instant::now() + rest;
+            }
+        }
+    }
+
+    /// Tells each hook that the instance may go. One that does not hold it yet is waited for, unless Auto Scaling says
+    /// that none does any more.
+    pub fn complete(&self, group: &Group, patience: Duration) -> Result<(), Refusal> {
+        *self.lock() = Hold::Ended;
+        self.changed.notify_all();
+        let until = Instant::now() + patience;
+        let mut left = None;
+        loop {
+            let outcome = match &mut left {
+                None => group.hooks().map(|hooks| left = Some(hooks)),
+                Some(hooks) => complete_each(group, hooks),
+            };
+            if left.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(());
+            }
+            let is_late = Instant::now() + AGAIN >= until;
+            match outcome {
+                Ok(()) => continue,
+                Err(refusal) if is_not_active(&refusal) => {
+                    let state = group.state();
+                    if is_late || state.is_some_and(|state| !holds_later(&state)) {
+                        log::info!("the lifecycle hooks do not hold this instance");
+                        return Ok(());
+                    }
+                }
+                Err(refusal) if is_late || !refusal.may_pass() => return Err(refusal),
+                Err(_) => {}
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+
+    /// Waits; true when the heartbeats are to end.
+    fn has_ended_after(&self, wait: Duration) -> bool {
+        let held = |hold: &mut Hold| *hold == Hold::Held;
+        let (hold, _) =
+            self.changed.wait_timeout_while(self.lock(), wait, held).unwrap_or_else(PoisonError::into_inner);
+        *hold == Hold::Ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hold> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tries each once; those that are done are left out. Errors: of one that is not.
+fn complete_each(group: &Group, hooks: &mut Vec<Hook>) -> Result<(), Refusal> {
+    let mut outcome = Ok(());
+    hooks.retain(|hook| match group.complete(hook) {
+        Ok(()) => {
+            log::info!("a lifecycle hook lets the instance go hook={}", hook.name);
+            false
+        }
+        Err(refusal) => {
+            outcome = Err(refusal);
+            true
+        }
+    });
+    outcome
+}
+
+/// The hook does not hold the instance: not yet, or not any more.
+fn is_not_active(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Denied { code, message, .. }
+        if code == "ValidationError" && message.contains("No active Lifecycle Action"))
+}
+
+/// Whether a hook holds, or will hold, an instance in this state of its life.
+fn holds_later(state: &str) -> bool {
+    state != "Terminated" && !state.ends_with(":Proceed")
+}

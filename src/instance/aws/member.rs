@@ -1,0 +1,183 @@
+//! An instance of EC2 as the machine that the agent lives on.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::{Cause, Error};
+use super::group::Group;
+use super::hooks::Hooks;
+use super::metadata::{self, Metadata};
+use super::protection::Protection;
+use super::watch;
+use super::wire::jittered;
+use crate::config::aws::Aws as Settings;
+use crate::instance::plain::boot;
+use crate::instance::{Capacity, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
+
+/// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
+const SIGNS: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// An instance of EC2, in an Auto Scaling group or alone.
+pub struct Member {
+    id: String,
+    service: &'static Metadata,
+    group: Arc<Group>,
+    protection: Arc<Protection>,
+    hooks: Arc<Hooks>,
+    protects: bool,
+}
+
+impl Member {
+    /// The instance of this id.
+    pub fn new(id: String, service: &'static Metadata, settings: &Settings, need: Need) -> Self {
+        let group = Arc::new(Group::new(&id, service, settings));
+        let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling);
+        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects }
+    }
+
+    /// Whether the instance is on its way out, as far as anybody tells.
+    fn is_ending(&self) -> bool {
+        match self.target() {
+            Ok(target) => target == Target::Terminated,
+            Err(_) => self.group.state().is_some_and(|state| state.starts_with("Terminat")),
+        }
+    }
+
+    /// Looks for some time whether a call without an answer was effective all the same: what is known of an instance
+    /// lags behind what was asked.
+    fn turns_out_to_end(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let by_group = || self.group.state().is_some_and(|state| state.starts_with("Terminat"));
+            if self.is_ending() || by_group() {
+                return true;
+            }
+            if Instant::now() + LOOK_AGAIN >= until {
+                return false;
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Instance for Member {
+    fn identity(&self) -> Identity {
+        Identity { instance: self.id.clone(), boot: boot() }
+    }
+
+    fn cloud_id(&self) -> Option<String> {
+        Some(self.id.clone())
+    }
+
+    fn watch(&self, hear: Hear) {
+        watch::start(self.service, hear);
+    }
+
+    fn target(&self) -> Result<Target, Refusal> {
+        match self.service.get(watch::TARGET) {
+            Ok(item) => Ok(watch::target(&item.text)),
+            Err(metadata::Error::Absent) => Ok(Target::Alone),
+            Err(error) => {
+                Err(Refusal::Unreachable { action: "the target lifecycle state".to_owned(), why: error.to_string() })
+            }
+        }
+    }
+
+    fn protect(&self, work: Work) {
+        if self.protects {
+            self.protection.want(work, &self.group);
+        }
+    }
+
+    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
+        let until = Instant::now() + patience;
+        let left = || until.saturating_duration_since(Instant::now());
+        if self.is_ending() {
+            return Ok(Terminated::Before);
+        }
+        let mut tries = 0;
+        loop {
+            let error = match self.group.terminate(capacity) {
+                Ok(()) => return Ok(Terminated::Now),
+                Err(error) => error,
+            };
+            let is_ending = match effect(&error) {
+                Effect::None => false,
+                // An instance that ends already is refused like one that is not known.
+                Effect::Refused => return if self.is_ending() { Ok(Terminated::Before) } else { Err(refusal(error)) },
+                Effect::Unknown => self.turns_out_to_end(SIGNS.min(left())),
+            };
+            if is_ending {
+                return Ok(Terminated::Now);
+            }
+            let wait = jittered(tries);
+            tries += 1;
+            if wait >= left() {
+                return Err(error.into());
+            }
+            log::debug!("the instance is to end, and is asked for again wait_ms={} error={error}", wait.as_millis());
+            thread::sleep(wait);
+        }
+    }
+
+    fn hold_hooks(&self) {
+        self.hooks.hold(&self.group);
+    }
+
+    fn complete_hooks(&self, patience: Duration) -> Result<(), Refusal> {
+        self.hooks.complete(&self.group, patience)
+    }
+}
+
+/// What a failed call to end the instance may have done.
+enum Effect {
+    /// Nothing, and it may go well later.
+    None,
+    /// Nothing, for good.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
+fn effect(error: &Error) -> Effect {
+    match &error.cause {
+        Cause::Refused { .. } => Effect::Refused,
+        // A server's error says little about what it did before.
+        Cause::Busy { code } if code.starts_with("Status5") || code.starts_with("Internal") => Effect::Unknown,
+        Cause::Busy { .. } | Cause::Unprepared(_) => Effect::None,
+        Cause::Silent(_) => Effect::Unknown,
+    }
+}
+
+/// The group's smallest size is told in words only.
+fn refusal(error: Error) -> Refusal {
+    match &error.cause {
+        Cause::Refused { code, message }
+            if code == "ValidationError" && message.to_lowercase().contains("min size") =>
+        {
+            Refusal::AtMinimum
+        }
+        _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_size_is_told_from_other_refusals() {
+        let refused = |message: &str| Error {
+            permission: "autoscaling:TerminateInstanceInAutoScalingGroup".to_owned(),
+            cause: Cause::Refused { code: "ValidationError".to_owned(), message: message.to_owned() },
+        };
+        let minimum = "Currently, desiredSize equals minSize (1). Terminating instance without replacement will violate \
+                       group's min size constraint. Either set shouldDecrementDesiredCapacity flag to false or lower \
+                       group's min size.";
+        assert_eq!(refusal(refused(minimum)), Refusal::AtMinimum);
+        let other = refusal(refused("Instance Id not found - No managed instance found for instance ID i-1"));
+        assert!(matches!(other, Refusal::Denied { .. }));
+    }
+}

@@ -1,0 +1,94 @@
+//! Scale-in protection: on while there is work, off while there is none; the latest word counts.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::group::Group;
+use super::wire::jittered;
+use crate::instance::Work;
+
+const STACK: usize = 256 * 1024;
+
+/// What the group is to be told; a thread tells it.
+pub struct Protection {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: Option<Work>,
+    /// What the group was told last, as far as that is known.
+    told: Option<Work>,
+    /// The thread was started.
+    has_thread: bool,
+    /// It was said that it cannot be done.
+    has_complained: bool,
+}
+
+impl Protection {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Notes what is wanted and returns at once.
+    pub fn want(self: &Arc<Self>, work: Work, group: &Arc<Group>) {
+        let mut state = self.lock();
+        state.wanted = Some(work);
+        self.changed.notify_all();
+        if state.has_thread {
+            return;
+        }
+        let (protection, group) = (Arc::clone(self), Arc::clone(group));
+        let thread = thread::Builder::new().name("protection".to_owned()).stack_size(STACK);
+        match thread.spawn(move || protection.tell(&group)) {
+            Ok(_) => state.has_thread = true,
+            Err(error) => log::error!("no thread for the scale-in protection error={error}"),
+        }
+    }
+
+    fn tell(&self, group: &Group) {
+        let mut tries = 0;
+        loop {
+            let work = self.next();
+            let outcome = group.protect(work);
+            let mut state = self.lock();
+            match outcome {
+                Ok(()) => {
+                    log::debug!("the scale-in protection is set work={work:?}");
+                    (state.told, tries) = (Some(work), 0);
+                    state.has_complained = false;
+                }
+                Err(refusal) => {
+                    if !state.has_complained {
+                        log::warn!(
+                            "the scale-in protection cannot be set; the group may end this instance under a job {refusal}"
+                        );
+                    }
+                    state.has_complained = true;
+                    match refusal.may_pass() {
+                        true => {
+                            let wait = jittered(tries);
+                            tries += 1;
+                            let same = |state: &mut State| state.wanted == Some(work);
+                            drop(self.changed.wait_timeout_while(state, wait, same));
+                        }
+                        // Another word is another try.
+                        false => state.told = Some(work),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for something that the group does not know yet.
+    fn next(&self) -> Work {
+        let is_told = |state: &mut State| state.wanted.is_none() || state.wanted == state.told;
+        let state = self.changed.wait_while(self.lock(), is_told).unwrap_or_else(PoisonError::into_inner);
+        state.wanted.unwrap_or(Work::Idle)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
