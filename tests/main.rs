@@ -3,6 +3,7 @@
 mod support;
 
 mod artifacts;
+mod aws;
 mod caches;
 mod commands;
 mod crash;

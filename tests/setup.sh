@@ -23,11 +23,19 @@ need git-lfs git-lfs
 need musl-gcc musl-tools
 [ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
 need promtool prometheus
+python3 -c "import ensurepip" >/dev/null 2>&1 || missing="$missing python3-venv"
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update
     # shellcheck disable=SC2086 # a list of packages
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+fi
+
+# A real server for the calls of AWS.
+moto="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests/moto"
+if [ "$("$moto/bin/pip" show moto 2>/dev/null | sed -n 's/^Version: //p')" != 5.2.5 ]; then
+    python3 -m venv "$moto"
+    "$moto/bin/pip" --quiet install 'moto[server]==5.2.5' boto3
 fi
 
 if command -v rustup >/dev/null 2>&1; then

@@ -27,6 +27,7 @@ use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::Shell;
+use crate::instance::aws::secrets;
 use crate::instance::{self, Identity, Instance, Need, Notice};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
@@ -46,6 +47,12 @@ use supervisor::Supervisor;
 
 /// Stack of threads that do little.
 pub const STACK: usize = 256 * 1024;
+
+/// How long a runner's token is tried to be fetched, where it is kept elsewhere: an instance that boots may have to wait
+/// for its network and its rights.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(60);
+/// The same at a reload, for which the main loop waits.
+const TOKEN_PATIENCE_OF_RELOAD: Duration = Duration::from_secs(5);
 
 /// What the main loop hears of.
 pub enum Event {
@@ -81,7 +88,7 @@ pub struct Options {
 }
 
 /// Lives until it is time to leave. Errors: the agent cannot begin; why, and what to do.
-pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
+pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let supervisor = Supervisor::from_environment();
     let state = config::state_dir(&loaded.config);
     let unusable = |error: io::Error| {
@@ -98,6 +105,12 @@ pub fn run(options: Options, loaded: Loaded) -> Result<ExitCode, String> {
     };
     let instance = instance::find(loaded.config.mayfly.aws.as_ref(), need)?;
     let mark = leaving::mark_of_earlier_agent(&state, &instance.identity(), loaded.config.leave.strategy);
+    match (secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE), &mark) {
+        (Err(why), None) => return Err(why),
+        // Who is leaving goes on with that: a row that stays at the server is the smaller evil.
+        (Err(why), Some(_)) => log::error!("leaving without a token error={why}"),
+        (Ok(()), _) => {}
+    }
     let mut agent = Agent::new(instance, options, &loaded.config, state, supervisor, (events, inbox));
     if let Some(mark) = mark {
         agent.resume_leaving(mark);
@@ -390,7 +403,11 @@ impl Agent {
         }
         self.supervisor.reloading();
         let loaded = Config::load(&self.options.config).map_err(|error| error.to_string());
-        match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
+        let filled = loaded.and_then(|mut loaded| {
+            secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE_OF_RELOAD)?;
+            Ok(loaded)
+        });
+        match filled.and_then(|loaded| self.adopt_configuration(loaded)) {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
             Err(why) => {
                 self.monitoring.not_loaded();

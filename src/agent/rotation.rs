@@ -107,6 +107,9 @@ fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
 }
 
 fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
+    if let Some(reference) = &runner.token_reference {
+        return Err(format!("it is kept as {reference}; put a new one there, and reload"));
+    }
     let unwritten = |error| format!("{}: {error}", config.display());
     // The file first: a token that cannot be kept must not be asked for.
     let mut editor = Editor::open(config)?;

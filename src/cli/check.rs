@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
-use super::{ConfigFile, cloud_id, permission};
+use super::{ConfigFile, permission};
 use crate::agent;
 use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
@@ -19,6 +19,8 @@ use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
+use crate::instance::aws::secrets;
+use crate::instance::{self, Examined, Need, Plain};
 
 /// A clock that is further off than this breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
@@ -92,8 +94,20 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     } else {
         report.warn("control groups", "none can be made; the subreaper alone keeps a script's processes together");
     }
+    let instance = instance::find(config.mayfly.aws.as_ref(), Need::Nothing).unwrap_or_else(|_| Arc::new(Plain));
+    for Examined { what, outcome } in instance.examine() {
+        match outcome {
+            Ok(text) => report.ok(what, &text),
+            Err(why) => report.warn(what, &why),
+        }
+    }
+    let mut config = config.clone();
+    if let Err(why) = secrets::fill_in(&mut config, PATIENCE) {
+        report.fail("token", &why);
+    }
+    let config = &config;
     // Looking changes nothing, not even that.
-    let system_id = system_id::peek(&config.path, cloud_id(config).as_deref());
+    let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
         check_user(report, &place, options, config, runner);

@@ -93,7 +93,7 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
 
 /// Asks the servers. Errors: the configuration cannot be read or written.
 pub fn verify(options: &Verify) -> Result<ExitCode, String> {
-    let config = options.file.load()?.config;
+    let config = options.file.load_with_tokens()?;
     let wanted = |runner: &&Runner| {
         options.name.as_ref().is_none_or(|name| *name == runner.name)
             && is_at(runner, options.url.as_deref())
@@ -133,7 +133,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     if options.name.is_none() && options.token.is_none() && !options.all_runners {
         return Err("say which runner: --name NAME, --token TOKEN or --all-runners".to_owned());
     }
-    let config = options.file.load()?.config;
+    let config = options.file.load_with_tokens()?;
     let wanted = |runner: &&Runner| {
         let chosen = options.name.as_ref().is_none_or(|name| *name == runner.name)
             && options.token.as_ref().is_none_or(|token| token == runner.token.reveal());
@@ -200,6 +200,9 @@ pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
         return Err(none_fits(&config));
     }
     for runner in chosen {
+        if let Some(reference) = &runner.token_reference {
+            return Err(format!("{}: its token is kept as {reference}; put a new one there", runner.name));
+        }
         let mut editor = Editor::open(&config.path)?;
         if !editor.has(&runner.url, &runner.token) {
             return Err(format!("{}: is not in {} any more", runner.name, config.path.display()));

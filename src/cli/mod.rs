@@ -12,12 +12,14 @@ mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded};
 use crate::coordinator::Token;
+use crate::instance::aws::secrets;
 use crate::instance::{self, Need};
 use crate::job::work;
 use crate::shim;
@@ -34,6 +36,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// How long a token that is kept elsewhere is tried to be fetched.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The id that the cloud gave this machine, if it is known to one.
 fn cloud_id(config: &Config) -> Option<String> {
@@ -79,6 +84,13 @@ impl ConfigFile {
 
     fn load(&self) -> Result<Loaded, String> {
         Config::load(&self.path()).map_err(|error| error.to_string())
+    }
+
+    /// The same with the tokens that are kept elsewhere.
+    fn load_with_tokens(&self) -> Result<Config, String> {
+        let mut config = self.load()?.config;
+        secrets::fill_in(&mut config, TOKEN_PATIENCE)?;
+        Ok(config)
     }
 }
 

@@ -68,7 +68,7 @@ impl Editor {
     /// Removes runners; those that are not in the file are gone already.
     pub fn remove_runners(&mut self, gone: &[&Runner]) {
         let fits = |table: &dyn TableLike| {
-            gone.iter().any(|gone| is(table, "token", gone.token.reveal()) && is(table, "url", &gone.url))
+            gone.iter().any(|gone| is(table, "token", &gone.written_token()) && is(table, "url", &gone.url))
         };
         match self.document.get_mut("runners") {
             Some(Item::ArrayOfTables(tables)) => tables.retain(|table| !fits(table)),

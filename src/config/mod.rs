@@ -16,6 +16,7 @@ pub mod lifetime;
 pub mod period;
 mod place;
 mod raw;
+pub mod reference;
 pub mod system_id;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use cache::Limits;
 use docker::Docker;
 use lifetime::{Leave, Lifetime, Terms};
 use place::Place;
+use reference::Reference;
 
 /// What the whole agent does.
 #[derive(Clone, Debug)]
@@ -81,8 +83,10 @@ pub struct Runner {
     pub name: String,
     /// The server.
     pub url: String,
-    /// The runner's own secret.
+    /// The runner's own secret; empty until it is fetched, where there is a reference.
     pub token: Token,
+    /// Where the secret is kept, if it does not stand in the file.
+    pub token_reference: Option<Reference>,
     /// Its number on the server, where it is known.
     pub id: Option<i64>,
     /// When the token was obtained and when it dies (RFC 3339), if it does.
@@ -201,12 +205,18 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Runner {
+    /// The token as it stands in the file, variables replaced.
+    pub fn written_token(&self) -> String {
+        self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
+    }
+
     /// A runner of which only server and token are known, with defaults for the rest.
     pub fn unnamed(url: &str, token: Token) -> Self {
         Self {
             name: "unknown".to_owned(),
             url: url.to_owned(),
             token,
+            token_reference: None,
             id: None,
             token_life: None,
             tls: TlsFiles::default(),
@@ -346,12 +356,15 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
     };
     environment.extend(pairs("environment", &raw.environment)?);
     let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
+    let token = expand::expand(&raw.token);
+    let reference = Reference::read(&token).map_err(|why| ("token", why))?;
     let mut all_labels = labels.clone();
     all_labels.extend(raw.labels);
     Ok(Runner {
         tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
         name: raw.name,
-        token: Token::new(expand::expand(&raw.token)),
+        token: if reference.is_some() { Token::new("") } else { Token::new(token) },
+        token_reference: reference,
         id: raw.id,
         url,
         token_life: life.filter(|(_, expires)| !expires.starts_with("0001-")),

@@ -36,6 +36,11 @@ pub trait Instance: Send + Sync {
     /// what tells this machine from its siblings is derived from it.
     fn cloud_id(&self) -> Option<String>;
 
+    /// Looks at what the machine is and may, for people; changes nothing.
+    fn examine(&self) -> Vec<Examined> {
+        Vec::new()
+    }
+
     /// Begins to watch what is coming, in a thread of its own and until the process ends. The first [`Notice::Target`]
     /// comes with the first look, each notice once. To be called once.
     fn watch(&self, hear: Hear);
@@ -77,6 +82,14 @@ pub fn find(settings: Option<&Aws>, need: Need) -> Result<Arc<dyn Instance>, Str
         Some(member) => Arc::new(member),
         None => Arc::new(Plain),
     })
+}
+
+/// Something that was looked at.
+pub struct Examined {
+    /// What it is.
+    pub what: &'static str,
+    /// How it stands, or what is wrong with it.
+    pub outcome: Result<String, String>,
 }
 
 /// What is coming.

@@ -33,7 +33,8 @@ pub fn listen(tls: Option<Arc<ServerConfig>>, serve: impl Fn(Connection) + Clone
     url
 }
 
-fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Connection {
+/// A connection that was accepted.
+pub fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Connection {
     BufReader::with_capacity(
         64 * 1024,
         match tls {

@@ -13,6 +13,7 @@ use super::gitlab::{GitLab, RUNNER_TOKEN};
 /// Where one agent lives.
 pub struct Home {
     directory: tempfile::TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// An agent that runs; killed with the test.
@@ -35,7 +36,7 @@ impl Home {
         // A job's user must be able to pass through.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("opened");
-        Self { directory }
+        Self { directory, environment: Vec::new() }
     }
 
     /// Writes the configuration.
@@ -82,6 +83,11 @@ impl Home {
         fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("written");
     }
 
+    /// What the agent's environment holds beside the usual, from its next start on.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
+    }
+
     /// A call of the program that ends by itself.
     pub fn call(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
@@ -96,7 +102,8 @@ impl Home {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", self.directory.path())
-            .env("AGENT_ONLY", "not for jobs");
+            .env("AGENT_ONLY", "not for jobs")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -46,6 +46,13 @@ impl Group {
         Ok(name)
     }
 
+    /// The group, and what it wants of the instance, for people.
+    pub fn describe(&self) -> Result<String, Refusal> {
+        let name = self.name()?;
+        let target = self.service.get(super::watch::TARGET).map_or_else(|_| "unknown".to_owned(), |item| item.text);
+        Ok(format!("group {name}, which wants the instance to be {target}"))
+    }
+
     /// What its group brings it to, by Auto Scaling's own word; `None` where that cannot be had.
     pub fn state(&self) -> Option<String> {
         Some(self.calls.member(&self.instance, Duration::ZERO).ok()??.state)

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::autoscaling::Hook;
 use super::client::{Cause, Error};
 use super::group::Group;
 use super::hooks::Hooks;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
+use super::region;
 use super::watch;
 use super::wire::jittered;
 use crate::config::aws::Aws as Settings;
 use crate::instance::plain::boot;
-use crate::instance::{Capacity, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
+use crate::instance::{Capacity, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
 
 /// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
 const SIGNS: Duration = Duration::from_secs(10);
@@ -27,6 +29,7 @@ pub struct Member {
     protection: Arc<Protection>,
     hooks: Arc<Hooks>,
     protects: bool,
+    region: Option<String>,
 }
 
 impl Member {
@@ -34,7 +37,8 @@ impl Member {
     pub fn new(id: String, service: &'static Metadata, settings: &Settings, need: Need) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
         let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling);
-        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects }
+        let region = settings.region.clone();
+        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, region }
     }
 
     /// Whether the instance is on its way out, as far as anybody tells.
@@ -69,6 +73,26 @@ impl Instance for Member {
 
     fn cloud_id(&self) -> Option<String> {
         Some(self.id.clone())
+    }
+
+    fn examine(&self) -> Vec<Examined> {
+        let region = region::find(self.region.as_deref());
+        let place = region.map(|region| format!("{} in {region}", self.id));
+        let mut all = vec![Examined { what: "instance", outcome: place }];
+        match self.group.describe() {
+            Err(Refusal::NotHere) => all.push(Examined { what: "Auto Scaling", outcome: Ok("in no group".to_owned()) }),
+            described => {
+                let hooks = self.group.hooks();
+                let names = |hooks: Vec<Hook>| match hooks.as_slice() {
+                    [] => "none holds an instance before it ends".to_owned(),
+                    hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),
+                };
+                let told = |refusal: Refusal| refusal.to_string();
+                all.push(Examined { what: "Auto Scaling", outcome: described.map_err(told) });
+                all.push(Examined { what: "lifecycle hooks", outcome: hooks.map(names).map_err(told) });
+            }
+        }
+        all
     }
 
     fn watch(&self, hear: Hear) {

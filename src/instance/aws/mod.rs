@@ -15,6 +15,7 @@ pub mod metadata;
 mod profile;
 mod protection;
 mod region;
+pub mod secrets;
 pub mod sign;
 pub mod sts;
 mod watch;

@@ -219,6 +219,10 @@ mod tests {
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
         let plain = target("example.amazonaws.com", "/");
         let query = pairs(&[("Param2", "value2"), ("Param1", "value1")]);
+        let one = pairs(&[("Param1", "value1")]);
+        let post = Target { method: "POST", ..plain.clone() };
+        let spaces = pairs(&[("My-Header2", " \"a   b   c\" "), ("My-Header1", "  value1 ")]);
+        let unreserved = "/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         for (name, target, expected) in [
             ("get-vanilla", plain.clone(), "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
             (
@@ -226,15 +230,55 @@ mod tests {
                 Target { query, ..plain.clone() },
                 "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
             ),
+            ("post-vanilla", post.clone(), "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
             (
-                "post-vanilla",
-                Target { method: "POST", ..plain.clone() },
-                "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+                "get-vanilla-empty-query-key",
+                Target { query: one.clone(), ..plain.clone() },
+                "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb",
+            ),
+            (
+                "post-vanilla-query",
+                Target { query: one, ..post.clone() },
+                "28038455d6de14eafc1f9222cf5aa6f1a96197d7deb8263271d420d138af7f11",
+            ),
+            (
+                "post-header-key-sort",
+                Target { headers: pairs(&[("My-Header1", "value1")]), ..post },
+                "c5410059b04c1ee005303aed430f6e6645f61f4dc9e1461ec8f8916fdf18852c",
+            ),
+            (
+                "get-header-value-trim",
+                Target { headers: spaces, ..plain.clone() },
+                "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+            ),
+            (
+                "get-unreserved",
+                target("example.amazonaws.com", unreserved),
+                "07ef7494c76fa4850883e2b006601f940f8a34d404d0cfa977f52a65bbf5f24f",
             ),
         ] {
             let signed = authorize(&target, b"", &credentials, scope, now);
             assert_eq!(signature(&signed), expected, "{name}");
         }
+    }
+
+    /// `post-x-www-form-urlencoded` and `post-sts-header-before` of the same suite.
+    #[test]
+    fn signs_a_body_and_a_session_token() {
+        let mut credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
+        let scope = Scope { region: "us-east-1", service: "service" };
+        let now = "2015-08-30T12:36:00Z".parse().unwrap();
+        let post = Target { method: "POST", ..target("example.amazonaws.com", "/") };
+        let headers = pairs(&[("Content-Type", "application/x-www-form-urlencoded")]);
+        let form = authorize(&Target { headers, ..post.clone() }, b"Param1=value1", &credentials, scope, now);
+        assert_eq!(signature(&form), "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a");
+        let token = "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqT\
+                     flfKD8YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU\
+                     9HFvlRd8Tx6q6fE8YQcHNVXAkiY9q6d+xo0rKwT38xVqr7ZD0u0iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSY\
+                     vKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA==";
+        credentials.session_token = Some(crate::coordinator::Token::new(token));
+        let lent = authorize(&post, b"", &credentials, scope, now);
+        assert_eq!(signature(&lent), "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead");
     }
 
     #[test]

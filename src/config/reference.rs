@@ -1,0 +1,69 @@
+//! A runner's token that stands elsewhere: `aws-ssm:NAME` or `aws-secretsmanager:ID`, so that neither an image nor user
+//! data holds it.
+
+use std::fmt;
+
+/// Where the token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// A parameter of AWS Systems Manager, by name or ARN.
+    Parameter(String),
+    /// A secret of AWS Secrets Manager.
+    Secret {
+        /// Name or ARN.
+        id: String,
+        /// The key in it, for a secret that is a JSON object.
+        key: Option<String>,
+    },
+}
+
+impl Reference {
+    /// What the text of a token refers to; `None` for a token itself. Errors: it names nothing.
+    pub fn read(text: &str) -> Result<Option<Self>, String> {
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        let missing = |example: &str| format!("the token `{text}` names nothing; write for example \"{example}\"");
+        match kind {
+            "aws-ssm" if rest.is_empty() => Err(missing("aws-ssm:/ci/runner-token")),
+            "aws-ssm" => Ok(Some(Self::Parameter(rest.to_owned()))),
+            "aws-secretsmanager" => {
+                let (id, key) = rest.split_once('#').map_or((rest, None), |(id, key)| (id, Some(key.to_owned())));
+                match id.is_empty() || key.as_deref() == Some("") {
+                    true => Err(missing("aws-secretsmanager:ci/runner#token")),
+                    false => Ok(Some(Self::Secret { id: id.to_owned(), key })),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parameter(name) => write!(f, "aws-ssm:{name}"),
+            Self::Secret { id, key: None } => write!(f, "aws-secretsmanager:{id}"),
+            Self::Secret { id, key: Some(key) } => write!(f, "aws-secretsmanager:{id}#{key}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_told_from_a_token() {
+        for text in ["aws-ssm:/ci/token", "aws-secretsmanager:arn:aws:secretsmanager:r:1:secret:x#token"] {
+            let reference = Reference::read(text).unwrap().unwrap();
+            assert_eq!(reference.to_string(), text);
+        }
+        let secret = Reference::read("aws-secretsmanager:a#b").unwrap();
+        assert_eq!(secret, Some(Reference::Secret { id: "a".to_owned(), key: Some("b".to_owned()) }));
+        for token in ["glrt-abc", "", "GR1348941:x", "aws"] {
+            assert_eq!(Reference::read(token), Ok(None), "{token}");
+        }
+        for text in ["aws-ssm:", "aws-secretsmanager:", "aws-secretsmanager:#k", "aws-secretsmanager:a#", "aws-ssm"] {
+            assert!(Reference::read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Runner tokens that are kept in AWS: read from Systems Manager or Secrets Manager with what the agent may sign with.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::client::{Client, Error};
+use super::endpoint::{SECRETS_MANAGER, SSM, Service};
+use super::wire::Request;
+use crate::config::Config;
+use crate::config::reference::Reference;
+use crate::coordinator::Token;
+
+/// Puts the tokens into a configuration whose runners only say where theirs are; tries for `patience` each. Errors: a
+/// token cannot be had; whose, why, and what to do.
+pub fn fill_in(config: &mut Config, patience: Duration) -> Result<(), String> {
+    let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
+    let mut known: Vec<(Reference, Token)> = Vec::new();
+    for runner in &mut config.runners {
+        let Some(reference) = &runner.token_reference else { continue };
+        let token = match known.iter().find(|(had, _)| had == reference) {
+            Some((_, token)) => token.clone(),
+            None => fetch(reference, region.as_deref(), patience)
+                .map_err(|why| format!("runner `{}`: the token {reference} cannot be had: {why}", runner.name))?,
+        };
+        known.push((reference.clone(), token.clone()));
+        runner.token = token;
+    }
+    Ok(())
+}
+
+fn fetch(reference: &Reference, region: Option<&str>, patience: Duration) -> Result<Token, String> {
+    let value = match reference {
+        Reference::Parameter(name) => parameter(name, region, patience)?,
+        Reference::Secret { id, key } => {
+            let secret = secret(id, region, patience)?;
+            match key {
+                Some(key) => member(&secret, key)?,
+                None if secret.trim_start().starts_with('{') => {
+                    return Err("it is a JSON object; name the key behind a `#`, as in \
+                                \"aws-secretsmanager:ci/runner#token\""
+                        .to_owned());
+                }
+                None => secret,
+            }
+        }
+    };
+    let text = value.trim();
+    match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(Token::new(text)),
+        false => Err("what is kept there is no token of a runner".to_owned()),
+    }
+}
+
+fn parameter(name: &str, region: Option<&str>, patience: Duration) -> Result<String, String> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Question<'a> {
+        name: &'a str,
+        with_decryption: bool,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        parameter: Parameter,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Parameter {
+        value: String,
+    }
+    let question = Question { name, with_decryption: true };
+    let answer: Answer = ask(SSM, "AmazonSSM", "GetParameter", &question, region_of(name).or(region), patience)?;
+    Ok(answer.parameter.value)
+}
+
+fn secret(id: &str, region: Option<&str>, patience: Duration) -> Result<String, String> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Question<'a> {
+        secret_id: &'a str,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        secret_string: Option<String>,
+    }
+    let question = Question { secret_id: id };
+    let region = region_of(id).or(region);
+    let answer: Answer = ask(SECRETS_MANAGER, "secretsmanager", "GetSecretValue", &question, region, patience)?;
+    answer.secret_string.ok_or_else(|| "it is binary, not text".to_owned())
+}
+
+fn ask<T: for<'de> Deserialize<'de>>(
+    service: Service,
+    prefix: &str,
+    action: &str,
+    question: &impl Serialize,
+    region: Option<&str>,
+    patience: Duration,
+) -> Result<T, String> {
+    let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
+    let answer = Client::new(service, region).call(&Request::json(prefix, action, body), patience);
+    // What a parser says may hold a part of the secret.
+    serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
+}
+
+fn explain(error: &Error) -> String {
+    let advice = match error.code() {
+        "AccessDeniedException" | "AccessDenied" => {
+            "; allow it to the instance's role, and kms:Decrypt where the key is your own"
+        }
+        "ParameterNotFound" | "ResourceNotFoundException" => "; look at the name and at the region",
+        _ => "",
+    };
+    format!("{error}{advice}")
+}
+
+/// The region in an ARN (`arn:PARTITION:SERVICE:REGION:…`).
+fn region_of(id: &str) -> Option<&str> {
+    let region = id.strip_prefix("arn:")?.split(':').nth(2)?;
+    Some(region).filter(|region| !region.is_empty())
+}
+
+/// One text of a JSON object.
+fn member(secret: &str, key: &str) -> Result<String, String> {
+    let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
+        serde_json::from_str(secret).map_err(|_| format!("it is no JSON object, and so has no key `{key}`"))?;
+    let found = members.get(key).ok_or_else(|| format!("it has no key `{key}`"))?;
+    serde_json::from_str(found.get()).map_err(|_| format!("its key `{key}` is no text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arn_tells_its_region() {
+        assert_eq!(region_of("arn:aws:ssm:eu-west-1:123456789012:parameter/ci/token"), Some("eu-west-1"));
+        assert_eq!(region_of("/ci/token"), None);
+        assert_eq!(region_of("arn:aws:s3:::bucket"), None);
+    }
+
+    #[test]
+    fn a_secret_may_be_an_object() {
+        let secret = r#"{"token":"glrt-a","n":1,"list":[{}]}"#;
+        assert_eq!(member(secret, "token").as_deref(), Ok("glrt-a"));
+        for (text, key) in [(secret, "n"), (secret, "other"), ("glrt-secret", "token")] {
+            let why = member(text, key).unwrap_err();
+            assert!(!why.contains("glrt"), "{why}");
+        }
+    }
+}

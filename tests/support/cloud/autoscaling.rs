@@ -1,0 +1,291 @@
+//! A strict Auto Scaling service with one group: it holds instances by their hooks as AWS does, counts what ends them,
+//! and whoever asks without signing, leaves out what is mandatory, or ends an instance twice fails the test.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::support::http::{Answer, Request};
+
+/// A hook that holds instances before they end.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    pub name: String,
+    pub timeout: Duration,
+}
+
+impl Hook {
+    /// `seconds` is its time-out.
+    pub fn new(name: &str, seconds: u64) -> Self {
+        Self { name: name.to_owned(), timeout: Duration::from_secs(seconds) }
+    }
+}
+
+/// A call as it was made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub action: String,
+    pub parameters: BTreeMap<String, String>,
+    pub at: Instant,
+}
+
+/// The group, and its one instance that matters.
+#[derive(Debug)]
+pub struct Group {
+    pub name: String,
+    pub minimum: u32,
+    pub desired: u32,
+    pub hooks: Vec<Hook>,
+    /// `InService`, `Terminating:Wait`, `Terminating:Proceed`, `Terminated`, …
+    pub state: String,
+    pub is_protected: bool,
+    /// How often the instance was ended by a call, and how often that made the group smaller.
+    pub terminations: u32,
+    pub decrements: u32,
+    /// Hooks that hold the instance now, and until when.
+    holding: Vec<(Hook, Instant)>,
+    /// Hooks that were told to go on.
+    pub completed: Vec<String>,
+    /// Hooks that ran out.
+    pub expired: Vec<String>,
+    pub calls: Vec<Call>,
+    pub violations: Vec<String>,
+}
+
+type Parameters = BTreeMap<String, String>;
+
+impl Group {
+    pub fn new() -> Self {
+        Self {
+            name: "builders".to_owned(),
+            minimum: 0,
+            desired: 3,
+            hooks: Vec::new(),
+            state: "InService".to_owned(),
+            is_protected: false,
+            terminations: 0,
+            decrements: 0,
+            holding: Vec::new(),
+            completed: Vec::new(),
+            expired: Vec::new(),
+            calls: Vec::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    /// The instance is on its way out.
+    pub fn is_ending(&self) -> bool {
+        self.state.starts_with("Terminat")
+    }
+
+    /// Ends the instance: its hooks hold it first.
+    pub fn end(&mut self) {
+        self.holding = self.hooks.iter().map(|hook| (hook.clone(), Instant::now() + hook.timeout)).collect();
+        self.state = if self.hooks.is_empty() { "Terminating" } else { "Terminating:Wait" }.to_owned();
+    }
+
+    /// Lets go what has run out.
+    pub fn look_at_time(&mut self) {
+        let now = Instant::now();
+        let (late, held): (Vec<_>, Vec<_>) = self.holding.drain(..).partition(|(_, until)| *until < now);
+        self.holding = held;
+        self.expired.extend(late.into_iter().map(|(hook, _)| hook.name));
+        self.proceed();
+    }
+
+    fn proceed(&mut self) {
+        if self.state == "Terminating:Wait" && self.holding.is_empty() {
+            self.state = "Terminating:Proceed".to_owned();
+        }
+    }
+
+    /// A call whose signature was good.
+    pub fn answer(&mut self, instance: &str, request: &Request) -> Answer {
+        let parameters = parameters(&request.body);
+        let action = parameters.get("Action").cloned().unwrap_or_default();
+        let known = KNOWN.iter().find(|(known, ..)| *known == action);
+        let Some((_, mandatory, optional)) = known else {
+            self.violations.push(format!("the action `{action}` is not expected"));
+            return refusal(400, "InvalidAction", "Could not find operation");
+        };
+        self.calls.push(Call { action: action.clone(), parameters: parameters.clone(), at: Instant::now() });
+        if parameters.get("Version").map(String::as_str) != Some("2011-01-01") {
+            self.violations.push(format!("{action} has another version"));
+        }
+        for name in parameters.keys() {
+            if !["Action", "Version"].contains(&name.as_str())
+                && !mandatory.contains(&name.as_str())
+                && !optional.contains(&name.as_str())
+            {
+                self.violations.push(format!("{action} has no parameter {name}"));
+            }
+        }
+        if let Some(missing) = mandatory.iter().find(|name| parameters.get(**name).is_none_or(String::is_empty)) {
+            self.violations.push(format!("{action} needs {missing}"));
+            return refusal(400, "ValidationError", &format!("{missing} is mandatory"));
+        }
+        let is = |name: &str, value: &str| parameters.get(name).is_none_or(|given| given == value);
+        if !is("AutoScalingGroupName", &self.name) {
+            return refusal(400, "ValidationError", "AutoScalingGroup name not found - no such group");
+        }
+        if !is("InstanceId", instance) || !is("InstanceIds.member.1", instance) {
+            let message = "Instance Id not found - No managed instance found for instance ID";
+            return refusal(400, "ValidationError", message);
+        }
+        match action.as_str() {
+            "TerminateInstanceInAutoScalingGroup" => self.terminate(instance, &parameters),
+            "DescribeAutoScalingInstances" => self.describe_instance(instance),
+            "DescribeLifecycleHooks" => self.describe_hooks(),
+            "SetInstanceProtection" => self.protect(instance, &parameters),
+            _ => self.move_hook(instance, &parameters),
+        }
+    }
+
+    fn terminate(&mut self, instance: &str, parameters: &Parameters) -> Answer {
+        let decrement = match parameters["ShouldDecrementDesiredCapacity"].as_str() {
+            "true" => true,
+            "false" => false,
+            other => {
+                self.violations.push(format!("ShouldDecrementDesiredCapacity={other}"));
+                return refusal(400, "ValidationError", "not a boolean");
+            }
+        };
+        if self.is_ending() {
+            self.violations.push(format!("{instance} is ended a second time, in {}", self.state));
+            return refusal(400, "ValidationError", "Instance is already terminating");
+        }
+        if decrement && self.desired <= self.minimum {
+            let message = format!(
+                "Currently, desiredSize equals minSize ({}). Terminating instance without replacement will violate \
+                 group's min size constraint. Either set shouldDecrementDesiredCapacity flag to false or lower group's \
+                 min size.",
+                self.minimum
+            );
+            return refusal(400, "ValidationError", &message);
+        }
+        self.terminations += 1;
+        if decrement {
+            self.desired -= 1;
+            self.decrements += 1;
+        }
+        self.end();
+        let activity = format!(
+            "<Activity><ActivityId>a-1</ActivityId><Description>Terminating EC2 instance: {instance}</Description><StatusCode>InProgress</StatusCode><Progress>0</Progress></Activity>"
+        );
+        result("TerminateInstanceInAutoScalingGroup", &activity)
+    }
+
+    fn describe_instance(&self, instance: &str) -> Answer {
+        let items = format!(
+            "<AutoScalingInstances><member><InstanceId>{instance}</InstanceId><AutoScalingGroupName>{}\
+             </AutoScalingGroupName><AvailabilityZone>eu-west-1a</AvailabilityZone><LifecycleState>{}</LifecycleState>\
+             <HealthStatus>HEALTHY</HealthStatus><ProtectedFromScaleIn>{}</ProtectedFromScaleIn></member>\
+             </AutoScalingInstances>",
+            self.name, self.state, self.is_protected
+        );
+        result("DescribeAutoScalingInstances", &items)
+    }
+
+    fn describe_hooks(&self) -> Answer {
+        let hook = |name: &str, transition: &str, seconds: u64| {
+            format!(
+                "<member><AutoScalingGroupName>{}</AutoScalingGroupName><LifecycleHookName>{name}</LifecycleHookName>\
+                 <LifecycleTransition>autoscaling:{transition}</LifecycleTransition><HeartbeatTimeout>{seconds}\
+                 </HeartbeatTimeout><GlobalTimeout>172800</GlobalTimeout><DefaultResult>ABANDON</DefaultResult></member>",
+                self.name
+            )
+        };
+        let mut items = hook("launching", "EC2_INSTANCE_LAUNCHING", 300);
+        for one in &self.hooks {
+            items += &hook(&one.name, "EC2_INSTANCE_TERMINATING", one.timeout.as_secs());
+        }
+        result("DescribeLifecycleHooks", &format!("<LifecycleHooks>{items}</LifecycleHooks>"))
+    }
+
+    fn protect(&mut self, instance: &str, parameters: &Parameters) -> Answer {
+        if self.state != "InService" {
+            let message = format!("The instance {instance} is not in InService or EnteringStandby or Standby.");
+            return refusal(400, "ValidationError", &message);
+        }
+        match parameters["ProtectedFromScaleIn"].as_str() {
+            "true" => self.is_protected = true,
+            "false" => self.is_protected = false,
+            other => self.violations.push(format!("ProtectedFromScaleIn={other}")),
+        }
+        result("SetInstanceProtection", "")
+    }
+
+    /// CompleteLifecycleAction and RecordLifecycleActionHeartbeat.
+    fn move_hook(&mut self, instance: &str, parameters: &Parameters) -> Answer {
+        let name = &parameters["LifecycleHookName"];
+        if !self.hooks.iter().any(|hook| hook.name == *name) {
+            return refusal(400, "ValidationError", &format!("No Lifecycle Hook found with name {name}"));
+        }
+        let Some(at) = self.holding.iter().position(|(hook, _)| hook.name == *name) else {
+            let message = format!("No active Lifecycle Action found with instance ID {instance}");
+            return refusal(400, "ValidationError", &message);
+        };
+        let Some(outcome) = parameters.get("LifecycleActionResult") else {
+            let (hook, until) = &mut self.holding[at];
+            *until = Instant::now() + hook.timeout;
+            return result("RecordLifecycleActionHeartbeat", "");
+        };
+        if outcome != "CONTINUE" {
+            self.violations.push(format!("LifecycleActionResult={outcome}"));
+        }
+        self.completed.push(self.holding.remove(at).0.name);
+        self.proceed();
+        result("CompleteLifecycleAction", "")
+    }
+}
+
+/// Every action, what it needs and what it may have.
+const KNOWN: [(&str, &[&str], &[&str]); 6] = [
+    ("TerminateInstanceInAutoScalingGroup", &["InstanceId", "ShouldDecrementDesiredCapacity"], &[]),
+    ("DescribeAutoScalingInstances", &["InstanceIds.member.1"], &[]),
+    ("DescribeLifecycleHooks", &["AutoScalingGroupName"], &[]),
+    ("SetInstanceProtection", &["AutoScalingGroupName", "InstanceIds.member.1", "ProtectedFromScaleIn"], &[]),
+    (
+        "CompleteLifecycleAction",
+        &["AutoScalingGroupName", "LifecycleHookName", "InstanceId", "LifecycleActionResult"],
+        &[],
+    ),
+    ("RecordLifecycleActionHeartbeat", &["AutoScalingGroupName", "LifecycleHookName", "InstanceId"], &[]),
+];
+
+fn result(action: &str, content: &str) -> Answer {
+    Answer::new(200).with("Content-Type", "text/xml").body(format!(
+        "<{action}Response xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><{action}Result>{content}\
+         </{action}Result><ResponseMetadata><RequestId>r-1</RequestId></ResponseMetadata></{action}Response>"
+    ))
+}
+
+/// An error as the service tells it.
+pub fn refusal(status: u16, code: &str, message: &str) -> Answer {
+    Answer::new(status).with("Content-Type", "text/xml").body(format!(
+        "<ErrorResponse xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><Error><Type>Sender</Type>\
+         <Code>{code}</Code><Message>{message}</Message></Error><RequestId>r-1</RequestId></ErrorResponse>"
+    ))
+}
+
+fn parameters(body: &[u8]) -> Parameters {
+    let text = String::from_utf8_lossy(body).into_owned();
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (unescape(name), unescape(value))).collect()
+}
+
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => bytes.push(*first),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,277 @@
+//! One instance of EC2 in an Auto Scaling group: a metadata service and an Auto Scaling service that know of each other.
+
+pub mod autoscaling;
+pub mod metadata;
+mod signature;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use autoscaling::{Call, Group, refusal};
+pub use metadata::Metadata;
+
+use crate::support::gitlab::Fault;
+use crate::support::http::{Connection, Request, listen, read_request, write_answer, write_half};
+use crate::support::unique_number;
+
+/// The region.
+pub const REGION: &str = "eu-west-1";
+
+struct State {
+    group: Group,
+    faults: BTreeMap<String, VecDeque<Fault>>,
+    /// Actions that are refused until they are not: status and code.
+    refused: BTreeMap<String, (u16, String)>,
+    secret_key: String,
+    access_key: String,
+    session_token: String,
+    /// How long the metadata service does not know yet what was decided.
+    lag: Duration,
+}
+
+/// The cloud of one test. Fails it when a rule was broken.
+pub struct Cloud {
+    /// The instance's id.
+    pub instance: String,
+    pub metadata: Arc<Metadata>,
+    url: String,
+    state: Arc<Mutex<State>>,
+}
+
+/// What serves requests.
+#[derive(Clone)]
+struct Server {
+    instance: String,
+    metadata: Arc<Metadata>,
+    state: Arc<Mutex<State>>,
+}
+
+impl Cloud {
+    /// A spot instance in the group `builders` (3 wanted, 0 at least, no hooks), in service.
+    pub fn start() -> Self {
+        Self::start_with(Metadata::start())
+    }
+
+    /// The same with a metadata service that is there already.
+    pub fn start_with(metadata: Metadata) -> Self {
+        let instance = format!("i-{:017x}", unique_number());
+        let metadata = Arc::new(metadata);
+        let state = State {
+            group: Group::new(),
+            faults: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            access_key: String::new(),
+            secret_key: String::new(),
+            session_token: String::new(),
+            lag: Duration::ZERO,
+        };
+        let state = Arc::new(Mutex::new(state));
+        let server = Server { instance: instance.clone(), metadata: Arc::clone(&metadata), state: Arc::clone(&state) };
+        let url = listen(None, move |connection| server.serve(connection));
+        let cloud = Self { instance, metadata, url, state };
+        cloud.metadata.set("instance-id", &cloud.instance);
+        cloud.metadata.set("instance-life-cycle", "spot");
+        cloud.metadata.set("placement/region", REGION);
+        cloud.metadata.set("autoscaling/target-lifecycle-state", "InService");
+        cloud.metadata.set("tags/instance/aws:autoscaling:groupName", "builders");
+        cloud.metadata.set("iam/security-credentials/", "builder");
+        cloud.rotate_credentials();
+        cloud
+    }
+
+    /// What the agent's environment must hold.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pairs =
+            [("AWS_EC2_METADATA_SERVICE_ENDPOINT", &self.metadata.url), ("AWS_ENDPOINT_URL_AUTO_SCALING", &self.url)];
+        pairs.map(|(name, value)| (name.to_owned(), value.clone())).to_vec()
+    }
+
+    /// The instance's profile gets other credentials; the ones before count no more.
+    pub fn rotate_credentials(&self) {
+        let number = unique_number();
+        let mut state = self.lock();
+        state.access_key = format!("ASIA{number}");
+        state.secret_key = format!("secret+/{number}");
+        state.session_token = format!("session/token+{number}==");
+        let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(6);
+        let lent = serde_json::json!({
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "AccessKeyId": state.access_key,
+            "SecretAccessKey": state.secret_key,
+            "Token": state.session_token,
+            "Expiration": expires.to_string(),
+        });
+        self.metadata.set("iam/security-credentials/builder", lent.to_string());
+    }
+
+    /// Changes the group.
+    pub fn change(&self, change: impl FnOnce(&mut Group)) {
+        change(&mut self.lock().group);
+    }
+
+    /// Looks at the group.
+    pub fn look<T>(&self, look: impl FnOnce(&Group) -> T) -> T {
+        look(&self.lock().group)
+    }
+
+    /// The next calls of an action misbehave.
+    pub fn fail(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.lock().faults.entry(action.to_owned()).or_default().extend(faults);
+    }
+
+    /// An action is refused with this status and code until it is allowed.
+    pub fn refuse(&self, action: &str, status: u16, code: &str) {
+        self.lock().refused.insert(action.to_owned(), (status, code.to_owned()));
+    }
+
+    /// It is not any more.
+    pub fn allow(&self, action: &str) {
+        self.lock().refused.remove(action);
+    }
+
+    /// The metadata service learns later what was decided.
+    pub fn set_lag(&self, lag: Duration) {
+        self.lock().lag = lag;
+    }
+
+    /// The group ends the instance by itself.
+    pub fn scale_in(&self) {
+        let mut state = self.lock();
+        state.group.end();
+        state.group.desired -= 1;
+        self.metadata.set("autoscaling/target-lifecycle-state", "Terminated");
+    }
+
+    /// A notice that the instance is taken after this time.
+    pub fn interrupt(&self, after: Duration) {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::try_from(after).expect("a duration");
+        let at = at.strftime("%Y-%m-%dT%H:%M:%SZ");
+        self.metadata.set("spot/instance-action", format!("{{\"action\": \"terminate\", \"time\": \"{at}\"}}"));
+    }
+
+    /// A notice that the instance may be taken.
+    pub fn recommend_rebalance(&self) {
+        let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        self.metadata.set("events/recommendations/rebalance", format!("{{\"noticeTime\": \"{at}\"}}"));
+    }
+
+    /// The calls of an action so far.
+    pub fn calls(&self, action: &str) -> Vec<Call> {
+        self.look(|group| group.calls.iter().filter(|call| call.action == action).cloned().collect())
+    }
+
+    /// Waits until something holds.
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Group) -> bool) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.look(&holds) {
+            assert!(Instant::now() < until, "never: {what}; {:#?}", self.lock().group);
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().expect("no panic");
+        state.group.look_at_time();
+        state
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let violations = self.look(|group| group.violations.clone());
+            assert!(violations.is_empty(), "Auto Scaling was misused:\n{}", violations.join("\n"));
+        }
+    }
+}
+
+impl Server {
+    fn serve(&self, mut connection: Connection) {
+        while let Some(request) = read_request(&mut connection) {
+            let action = action(&request);
+            let fault = self.lock().faults.get_mut(&action).and_then(VecDeque::pop_front);
+            let answer = match fault {
+                Some(Fault::Cut) => return,
+                Some(Fault::TakeAndCut) => {
+                    self.answer(&request);
+                    return;
+                }
+                Some(Fault::Half(answer)) => {
+                    let _ = write_half(connection.get_mut(), &answer);
+                    return;
+                }
+                Some(Fault::Answer(answer)) => answer,
+                Some(Fault::Slow(wait)) => {
+                    thread::sleep(wait);
+                    self.answer(&request)
+                }
+                None => self.answer(&request),
+            };
+            if write_answer(connection.get_mut(), &answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request) -> crate::support::http::Answer {
+        let mut state = self.lock();
+        let is_old = request.header("authorization").contains("Credential=ASIA")
+            && !request.header("authorization").contains(&state.access_key);
+        if is_old {
+            return refusal(403, "ExpiredToken", "The security token included in the request is expired");
+        }
+        let expected = signature::Expected {
+            access_key: &state.access_key,
+            secret_key: &state.secret_key,
+            session_token: Some(&state.session_token),
+            region: REGION,
+            service: "autoscaling",
+        };
+        if let Err(why) = signature::check(request, &expected) {
+            state.group.violations.push(why);
+            return refusal(403, "SignatureDoesNotMatch", "The request signature does not match");
+        }
+        let kind = request.header("content-type");
+        if (request.method.as_str(), request.path.as_str()) != ("POST", "/")
+            || !kind.starts_with("application/x-www-form-urlencoded")
+        {
+            let place = format!("{} {} {kind}", request.method, request.path);
+            state.group.violations.push(format!("a request that is no call: {place}"));
+        }
+        if let Some((status, code)) = state.refused.get(&action(request)) {
+            return refusal(
+                *status,
+                code,
+                "User: arn:aws:sts::1:assumed-role/builder/i is not authorized to perform it",
+            );
+        }
+        let was_ending = state.group.is_ending();
+        let answer = state.group.answer(&self.instance, request);
+        if state.group.is_ending() && !was_ending {
+            let (metadata, lag) = (Arc::clone(&self.metadata), state.lag);
+            let tell = move || metadata.set("autoscaling/target-lifecycle-state", "Terminated");
+            match lag.is_zero() {
+                true => tell(),
+                false => drop(thread::spawn(move || {
+                    thread::sleep(lag);
+                    tell();
+                })),
+            }
+        }
+        answer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().expect("no panic");
+        state.group.look_at_time();
+        state
+    }
+}
+
+fn action(request: &Request) -> String {
+    let body = String::from_utf8_lossy(&request.body).into_owned();
+    body.split('&').find_map(|pair| pair.strip_prefix("Action=")).unwrap_or_default().to_owned()
+}

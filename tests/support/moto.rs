@@ -1,0 +1,120 @@
+//! A real server for the calls of AWS: moto, with its checks of signatures and policies switched on.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The server; it ends with the test.
+pub struct Moto {
+    pub url: String,
+    process: Child,
+}
+
+/// A key pair of somebody who may do what a policy says.
+pub struct User {
+    pub access_key: String,
+    pub secret_key: String,
+}
+
+impl Moto {
+    /// Starts a server with nothing in it. It is installed by `tests/setup.sh`.
+    pub fn start() -> Self {
+        // Others may take the port between the two: another one then.
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+            let process = Command::new(program("moto_server"))
+                .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+                .env("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+                .env("MOTO_IAM_LOAD_MANAGED_POLICIES", "false")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("moto_server, which tests/setup.sh installs");
+            let mut moto = Self { url: format!("http://127.0.0.1:{port}"), process };
+            if moto.is_up() {
+                return moto;
+            }
+        }
+        panic!("moto does not start");
+    }
+
+    fn is_up(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < until {
+            if self.process.try_wait().expect("waited").is_some() {
+                return false;
+            }
+            if self.post("/moto-api/reset", "") {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        false
+    }
+
+    /// Runs lines of Python in which `client("ssm")` is a client of boto3 and `out` is what is printed at the end; for
+    /// setting the stage. Returns the output.
+    pub fn python(&self, lines: &str) -> String {
+        let head = format!(
+            "import boto3, json\ndef client(name):\n    return boto3.client(name, endpoint_url='{}', \
+             region_name='eu-west-1', aws_access_key_id='k', aws_secret_access_key='s')\n",
+            self.url
+        );
+        let output = Command::new(program("python")).args(["-c", &format!("{head}{lines}")]).env_clear().output();
+        let output = output.expect("python");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    /// A user who may do these things (`["ssm:GetParameter"]`, on everything), and no more.
+    pub fn user(&self, name: &str, actions: &[&str]) -> User {
+        let policy = serde_json::json!({
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}],
+        });
+        let keys = self.python(&format!(
+            "iam = client('iam')\niam.create_user(UserName='{name}')\n\
+             iam.put_user_policy(UserName='{name}', PolicyName='p', PolicyDocument='''{policy}''')\n\
+             key = iam.create_access_key(UserName='{name}')['AccessKey']\n\
+             print(key['AccessKeyId'], key['SecretAccessKey'])"
+        ));
+        let (access_key, secret_key) = keys.split_once(' ').expect("two keys");
+        User { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() }
+    }
+
+    /// From now on signatures and policies are checked, or are not.
+    pub fn check_rights(&self, on: bool) {
+        assert!(self.post("/moto-api/reset-auth", if on { "0" } else { "inf" }), "moto does not answer");
+    }
+
+    fn post(&self, path: &str, body: &str) -> bool {
+        let address = self.url.trim_start_matches("http://");
+        let Ok(mut stream) = TcpStream::connect(address) else { return false };
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let mut answer = String::new();
+        let sent = stream.write_all(request.as_bytes());
+        sent.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.contains(" 200 ")
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A program of the environment that `tests/setup.sh` makes.
+fn program(name: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
+    cache.join("mayfly-tests/moto/bin").join(name)
+}
