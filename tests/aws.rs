@@ -1,9 +1,11 @@
 //! An instance of EC2: who it is, whose rights it has, and where its runner's token comes from.
 
 use std::fs;
+use std::process::Command;
 
-use crate::support::cloud::Cloud;
-use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
+use crate::support::cloud::{Cloud, Metadata};
+use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN};
+use crate::support::http::{listen, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::{Home, read};
 use crate::support::moto::{Moto, User};
@@ -132,4 +134,220 @@ fn a_runners_token_is_fetched_from_where_it_is_kept() {
     assert!(log.contains("secretsmanager:GetSecretValue") && log.contains("ccessDenied"), "{log}");
     assert!(log.contains("ci/runner#token"), "{log}");
     gitlab.assert_strict();
+}
+
+/// A configuration whose runner's token is a parameter.
+fn home_of_parameter(gitlab: &GitLab, more: &str) -> Home {
+    let home = Home::new(gitlab, "", more);
+    fs::write(home.config(), read(&home.config()).replace(RUNNER_TOKEN, "aws-ssm:/ci/token")).expect("written");
+    home
+}
+
+/// Runs one job, whose token could be had then.
+fn runs_a_job(gitlab: &GitLab, home: &Home) {
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(gitlab.finished(id).state, "success");
+}
+
+#[test]
+fn rights_come_from_roles_and_from_a_containers_endpoint() {
+    let moto = Moto::start();
+    moto.python(&format!(
+        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}')\n\
+         iam = client('iam')\n\
+         trust = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Principal': {{'AWS': '*'}}, 'Action': 'sts:AssumeRole'}}]}}\n\
+         may = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': 'ssm:GetParameter', 'Resource': '*'}}]}}\n\
+         iam.create_role(RoleName='reader', AssumeRolePolicyDocument=json.dumps(trust))\n\
+         iam.put_role_policy(RoleName='reader', PolicyName='p', PolicyDocument=json.dumps(may))"
+    ));
+    let changer = moto.user("changer", &["sts:AssumeRole"]);
+    let reader = moto.user("reader", &["ssm:GetParameter"]);
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut home = home_of_parameter(&gitlab, "");
+    let common = [("AWS_ENDPOINT_URL".to_owned(), moto.url.clone()), ("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
+
+    // A role that a profile takes on with the keys of another.
+    fs::create_dir(home.path(".aws")).expect("made");
+    let arn = "arn:aws:iam::123456789012:role/reader";
+    let config = format!("[profile ci]\nrole_arn = {arn}\nsource_profile = base\n");
+    fs::write(home.path(".aws/config"), &config).expect("written");
+    let keys =
+        format!("[base]\naws_access_key_id = {}\naws_secret_access_key = {}\n", changer.access_key, changer.secret_key);
+    fs::write(home.path(".aws/credentials"), keys).expect("written");
+    let mut environment = common.to_vec();
+    environment.push(("AWS_PROFILE".to_owned(), "ci".to_owned()));
+    home.set_environment(environment);
+    runs_a_job(&gitlab, &home);
+
+    // What a container is lent.
+    let body = format!("{{\"AccessKeyId\":\"{}\",\"SecretAccessKey\":\"{}\"}}", reader.access_key, reader.secret_key);
+    let endpoint = listen(None, move |mut connection| {
+        while let Some(request) = read_request(&mut connection) {
+            let is_allowed = request.header("authorization") == "word";
+            let answer = if is_allowed { Answer::new(200).body(body.clone()) } else { Answer::new(403) };
+            let _ = write_answer(connection.get_mut(), &answer);
+        }
+    });
+    let mut environment = common.to_vec();
+    environment.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI".to_owned(), format!("{endpoint}/v1")));
+    environment.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN".to_owned(), "word".to_owned()));
+    home.set_environment(environment);
+    runs_a_job(&gitlab, &home);
+
+    // A role for whoever has a token of somebody that AWS trusts; moto does not take what is not signed otherwise.
+    moto.check_rights(false);
+    fs::write(home.path("identity"), "header.payload.signature\n").expect("written");
+    let mut environment = common.to_vec();
+    environment.push(("AWS_ROLE_ARN".to_owned(), arn.to_owned()));
+    let file = home.path("identity").display().to_string();
+    environment.push(("AWS_WEB_IDENTITY_TOKEN_FILE".to_owned(), file));
+    home.set_environment(environment);
+    runs_a_job(&gitlab, &home);
+}
+
+#[test]
+fn a_reload_fetches_the_token_again() {
+    let moto = Moto::start();
+    let put = |value: &str| {
+        moto.python(&format!(
+            "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{value}', Overwrite=True)"
+        ));
+    };
+    put("glrt-wrong-at-first");
+    let user = moto.user("agent", &["ssm:GetParameter"]);
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut home = home_of_parameter(&gitlab, "");
+    home.set_environment(of_user(&moto, &user));
+    let agent = home.start(&[]);
+    agent.wait_for_log("the runner is refused");
+    moto.check_rights(false);
+    put(RUNNER_TOKEN);
+    moto.check_rights(true);
+    agent.signal("HUP");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+}
+
+#[test]
+fn the_real_addresses_are_asked_directly() {
+    let inner = "aws::in_a_network_that_has_the_real_addresses";
+    let program = std::env::current_exe().expect("the tests");
+    let mut unshare = Command::new("unshare");
+    unshare.arg("--net").arg(program).args(["--exact", inner, "--ignored"]);
+    let output = unshare.output().expect("unshare");
+    let told = text(&output);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[test]
+#[ignore = "another test runs it in a network of its own"]
+fn in_a_network_that_has_the_real_addresses() {
+    for line in ["link set lo up", "addr add 169.254.169.254/32 dev lo", "addr add fd00:ec2::254/128 dev lo nodad"] {
+        assert!(Command::new("ip").args(line.split(' ')).status().expect("ip").success(), "{line}");
+    }
+    for (address, mode) in [("169.254.169.254:80", "IPv4"), ("[fd00:ec2::254]:80", "IPv6")] {
+        let gitlab = GitLab::start();
+        let cloud = Cloud::start_with(Metadata::start_at(address));
+        let mut home = Home::new(&gitlab, "", "[mayfly.aws]\nregion = \"eu-west-1\"");
+        // Nobody is there: what goes through the proxy goes nowhere.
+        let set = [
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", mode),
+            ("HTTP_PROXY", "http://127.0.0.1:1"),
+            ("http_proxy", "http://127.0.0.1:1"),
+            ("HTTPS_PROXY", "http://127.0.0.1:1"),
+        ];
+        home.set_environment(set.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+        let agent = home.start(&[]);
+        agent.wait_for_log("mayfly is up");
+        assert!(cloud.metadata.count("GET meta-data/instance-id") > 0, "{}", agent.log());
+        assert!(read(&home.path(".runner_system_id")).starts_with("s_"));
+    }
+}
+
+/// A group of moto with three instances, and one of them as this machine.
+fn member_of_moto(moto: &Moto, metadata: &Metadata) -> String {
+    let instance = moto.python(
+        "auto = client('autoscaling')\n\
+         image = client('ec2').register_image(Name='image')['ImageId']\n\
+         auto.create_launch_configuration(LaunchConfigurationName='l', ImageId=image, InstanceType='t3.micro')\n\
+         auto.create_auto_scaling_group(AutoScalingGroupName='builders', LaunchConfigurationName='l', MinSize=0, \
+             MaxSize=5, DesiredCapacity=3, AvailabilityZones=['eu-west-1a'])\n\
+         print(auto.describe_auto_scaling_instances()['AutoScalingInstances'][0]['InstanceId'])",
+    );
+    metadata.set("instance-id", &instance);
+    metadata.set("instance-life-cycle", "on-demand");
+    metadata.set("autoscaling/target-lifecycle-state", "InService");
+    instance
+}
+
+#[test]
+fn the_least_rights_are_enough_to_leave_a_group() {
+    let moto = Moto::start();
+    let metadata = Metadata::start();
+    let instance = member_of_moto(&moto, &metadata);
+    let user = moto.user(
+        "agent",
+        &[
+            "autoscaling:TerminateInstanceInAutoScalingGroup",
+            "autoscaling:SetInstanceProtection",
+            "autoscaling:CompleteLifecycleAction",
+            "autoscaling:RecordLifecycleActionHeartbeat",
+            "autoscaling:DescribeAutoScalingInstances",
+            "autoscaling:DescribeLifecycleHooks",
+        ],
+    );
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut home = Home::new(&gitlab, "", "");
+    let config = read(&home.config()).replace("[mayfly]", "[mayfly]\nleave = \"aws-asg\"\nidle_timeout = \"2s\"");
+    fs::write(home.config(), config).expect("written");
+    let mut environment = of_user(&moto, &user);
+    environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
+    home.set_environment(environment);
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    moto.check_rights(false);
+    let told = moto.python(&format!(
+        "group = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
+         print(group['DesiredCapacity'], any(i['InstanceId'] == '{instance}' for i in group['Instances']))"
+    ));
+    assert_eq!(told, "2 False", "{}", agent.log());
+    assert!(!agent.log().contains("WARN") && !agent.log().contains("ERROR"), "{}", agent.log());
+}
+
+#[test]
+fn a_missing_right_is_named_and_the_power_is_the_last_means() {
+    let moto = Moto::start();
+    let metadata = Metadata::start();
+    let instance = member_of_moto(&moto, &metadata);
+    let user = moto.user("agent", &["autoscaling:DescribeAutoScalingInstances"]);
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut home = Home::new(&gitlab, "", "");
+    let keys = format!(
+        "[mayfly]\nleave = \"aws-asg\"\nidle_timeout = \"1s\"\nleave_fallback_after = \"2s\"\n\
+         poweroff_command = \"echo off >> {}\"",
+        home.path("power").display()
+    );
+    fs::write(home.config(), read(&home.config()).replace("[mayfly]", &keys)).expect("written");
+    let mut environment = of_user(&moto, &user);
+    environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
+    home.set_environment(environment);
+    let mut agent = home.start(&[]);
+    agent.wait();
+    assert_eq!(read(&home.path("power")), "off\n", "{}", agent.log());
+    let errors: Vec<String> = agent.log().lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect();
+    let named = "action=autoscaling:TerminateInstanceInAutoScalingGroup code=AccessDenied";
+    assert!(errors.len() == 1 && errors[0].contains(named), "{}", agent.log());
+    moto.check_rights(false);
+    let told = moto.python(
+        "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])",
+    );
+    assert_eq!(told, "3", "{instance}");
 }
