@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
 use crate::agent;
+use crate::config::lifetime::Strategy;
 use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;
@@ -20,7 +21,7 @@ use crate::executor::cgroup::Parents;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
-use crate::instance::{self, Examined, Need, Plain};
+use crate::instance::{self, Examined, Need, POWER_OFF, Plain};
 
 /// A clock that is further off than this breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
@@ -95,7 +96,11 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         report.warn("control groups", "none can be made; the subreaper alone keeps a script's processes together");
     }
     let instance = instance::find(config.mayfly.aws.as_ref(), Need::Nothing).unwrap_or_else(|_| Arc::new(Plain));
+    let is_left_on = config.leave.strategy == Strategy::Exit;
     for Examined { what, outcome } in instance.examine() {
+        if is_left_on && what == POWER_OFF {
+            continue;
+        }
         match outcome {
             Ok(text) => report.ok(what, &text),
             Err(why) => report.warn(what, &why),

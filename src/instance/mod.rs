@@ -2,9 +2,6 @@
 //!
 //! This layer knows the machine and its cloud. It never runs a job, speaks to GitLab, or decides when to leave.
 
-// Until the agent's way of leaving calls all of it.
-#![allow(dead_code)]
-
 pub mod aws;
 mod plain;
 
@@ -83,6 +80,9 @@ pub fn find(settings: Option<&Aws>, need: Need) -> Result<Arc<dyn Instance>, Str
         None => Arc::new(Plain),
     })
 }
+
+/// What becomes of the machine when it is switched off, among what is looked at.
+pub const POWER_OFF: &str = "power-off";
 
 /// Something that was looked at.
 pub struct Examined {

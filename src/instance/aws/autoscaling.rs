@@ -41,6 +41,11 @@ impl AutoScaling {
         Self { client: Client::new(AUTO_SCALING, region) }
     }
 
+    /// Makes ready for calls. Errors: no region, or no credentials.
+    pub fn prepare(&self) -> Result<(), Error> {
+        self.client.prepare()
+    }
+
     /// What is known of an instance; `None` for one that is in no group. Errors: refused, or no answer.
     pub fn member(&self, instance: &str, patience: Duration) -> Result<Option<Member>, Error> {
         let action = "DescribeAutoScalingInstances";

@@ -57,11 +57,6 @@ impl Error {
             Cause::Silent(_) | Cause::Unprepared(_) => "",
         }
     }
-
-    /// Whether the service has said no for good, so that nothing was done.
-    pub fn is_final(&self) -> bool {
-        matches!(self.cause, Cause::Refused { .. })
-    }
 }
 
 impl fmt::Display for Error {
@@ -92,6 +87,13 @@ impl Client {
     /// A client of a service in a region, or in the one that this process is found to be in.
     pub fn new(service: Service, region: Option<&str>) -> Self {
         Self { service, region: region.map(str::to_owned), wire: Mutex::default() }
+    }
+
+    /// Finds out the region and the credentials, so that the first call is quick. Errors: they are not to be had now.
+    pub fn prepare(&self) -> Result<(), Error> {
+        let ready = self.wire().and_then(|_| credentials::current());
+        let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
+        ready.map(drop).map_err(error)
     }
 
     /// Makes a call, again while it may still go well and for `patience` at most ([`Duration::ZERO`]: once). What is

@@ -46,6 +46,12 @@ impl Group {
         Ok(name)
     }
 
+    /// Finds out what every call needs: the name, the region and credentials.
+    pub fn prepare(&self) -> Result<(), Refusal> {
+        self.name()?;
+        Ok(self.calls.prepare()?)
+    }
+
     /// The group, and what it wants of the instance, for people.
     pub fn describe(&self) -> Result<String, Refusal> {
         let name = self.name()?;

@@ -5,17 +5,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::autoscaling::Hook;
-use super::client::{Cause, Error};
+use super::client::{Cause, Client, Error};
+use super::endpoint::EC2;
 use super::group::Group;
 use super::hooks::Hooks;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
 use super::region;
 use super::watch;
-use super::wire::jittered;
+use super::wire::{Request, jittered};
+use super::xml::element;
 use crate::config::aws::Aws as Settings;
 use crate::instance::plain::boot;
-use crate::instance::{Capacity, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
+use crate::instance::{
+    Capacity, Examined, Hear, Identity, Instance, Need, POWER_OFF, Refusal, Target, Terminated, Work,
+};
 
 /// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
 const SIGNS: Duration = Duration::from_secs(10);
@@ -39,6 +43,21 @@ impl Member {
         let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling);
         let region = settings.region.clone();
         Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, region }
+    }
+
+    /// What becomes of the instance when its power is switched off, the last means of leaving; `None` where looking is
+    /// not allowed.
+    fn effect_of_power_off(&self) -> Option<Result<String, String>> {
+        let parameters = [("InstanceId", self.id.as_str()), ("Attribute", "instanceInitiatedShutdownBehavior")];
+        let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
+        let answer = Client::new(EC2, self.region.as_deref()).call(&request, Duration::ZERO).ok()?;
+        let behaviour = element(&answer, "value")?;
+        Some(match behaviour.as_str() {
+            "terminate" => Ok("ends the instance".to_owned()),
+            _ => Err("only stops the instance, which goes on costing money; set the shutdown behaviour of its launch \
+                      template to `terminate`"
+                .to_owned()),
+        })
     }
 
     /// Whether the instance is on its way out, as far as anybody tells.
@@ -92,11 +111,17 @@ impl Instance for Member {
                 all.push(Examined { what: "lifecycle hooks", outcome: hooks.map(names).map_err(told) });
             }
         }
+        if let Some(outcome) = self.effect_of_power_off() {
+            all.push(Examined { what: POWER_OFF, outcome });
+        }
         all
     }
 
     fn watch(&self, hear: Hear) {
         watch::start(self.service, hear);
+        if self.protects {
+            self.protection.start(&self.group);
+        }
     }
 
     fn target(&self) -> Result<Target, Refusal> {
@@ -111,7 +136,7 @@ impl Instance for Member {
 
     fn protect(&self, work: Work) {
         if self.protects {
-            self.protection.want(work, &self.group);
+            self.protection.want(work);
         }
     }
 

@@ -20,8 +20,6 @@ struct State {
     wanted: Option<Work>,
     /// What the group was told last, as far as that is known.
     told: Option<Work>,
-    /// The thread was started.
-    has_thread: bool,
     /// It was said that it cannot be done.
     has_complained: bool,
 }
@@ -31,20 +29,25 @@ impl Protection {
         Arc::new(Self { state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Notes what is wanted and returns at once.
-    pub fn want(self: &Arc<Self>, work: Work, group: &Arc<Group>) {
-        let mut state = self.lock();
-        state.wanted = Some(work);
-        self.changed.notify_all();
-        if state.has_thread {
-            return;
-        }
+    /// Starts the thread, which finds out at once what the first call will need: it must be quick then.
+    pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let (protection, group) = (Arc::clone(self), Arc::clone(group));
         let thread = thread::Builder::new().name("protection".to_owned()).stack_size(STACK);
-        match thread.spawn(move || protection.tell(&group)) {
-            Ok(_) => state.has_thread = true,
-            Err(error) => log::error!("no thread for the scale-in protection error={error}"),
+        let spawned = thread.spawn(move || {
+            if let Err(refusal) = group.prepare() {
+                log::debug!("the group is not known yet {refusal}");
+            }
+            protection.tell(&group);
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread for the scale-in protection error={error}");
         }
+    }
+
+    /// Notes what is wanted and returns at once.
+    pub fn want(&self, work: Work) {
+        self.lock().wanted = Some(work);
+        self.changed.notify_all();
     }
 
     fn tell(&self, group: &Group) {

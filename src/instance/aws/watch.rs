@@ -52,21 +52,17 @@ struct Seen {
 }
 
 impl Watch {
-    /// Looks once at everything, the most urgent first.
+    /// Looks once at everything; first at what the agent waits for before it asks for jobs.
     fn look(&mut self) {
+        let mut failure = self.look_at(TARGET, Self::hear_of_target);
+        if self.is_spot != Some(false) {
+            failure = failure.or(self.look_at(ACTION, Self::hear_of_action));
+            failure = failure.or(self.look_at(REBALANCE, Self::hear_of_rebalance));
+        }
         if self.is_spot.is_none() {
             // Some kinds of instance are never taken, and need not be asked.
             let life = self.service.look("meta-data/instance-life-cycle");
             self.is_spot = life.ok().map(|item| !matches!(item.text.as_str(), "on-demand" | "scheduled"));
-        }
-        let may_be_taken = self.is_spot.unwrap_or(true);
-        let mut failure = None;
-        if may_be_taken {
-            failure = failure.or(self.look_at(ACTION, Self::hear_of_action));
-        }
-        failure = failure.or(self.look_at(TARGET, Self::hear_of_target));
-        if may_be_taken {
-            failure = failure.or(self.look_at(REBALANCE, Self::hear_of_rebalance));
         }
         self.tell_of_silence(failure);
     }
