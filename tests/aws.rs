@@ -298,6 +298,7 @@ fn the_least_rights_are_enough_to_leave_a_group() {
             "autoscaling:RecordLifecycleActionHeartbeat",
             "autoscaling:DescribeAutoScalingInstances",
             "autoscaling:DescribeLifecycleHooks",
+            "ec2:DescribeInstanceAttribute",
         ],
     );
     moto.check_rights(true);
@@ -308,6 +309,9 @@ fn the_least_rights_are_enough_to_leave_a_group() {
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
+    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(told.contains("warning  power-off: only stops the instance"), "{told}");
+    assert!(told.contains("ok       lifecycle hooks: none"), "{told}");
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     gitlab.finished(id);

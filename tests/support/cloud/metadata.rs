@@ -19,7 +19,8 @@ struct State {
     tokens: BTreeMap<String, Instant>,
     /// How long tokens really count, whatever was asked for.
     token_life: Option<Duration>,
-    arrivals: VecDeque<Instant>,
+    /// When the last requests came, by their tokens: each process has its own.
+    arrivals: BTreeMap<String, VecDeque<Instant>>,
     requests: Vec<String>,
     faults: VecDeque<u16>,
     is_silent: bool,
@@ -134,16 +135,21 @@ impl State {
     fn note(&mut self, request: &Request) {
         let path = request.path.strip_prefix("/latest/").unwrap_or(&request.path).to_owned();
         self.requests.push(format!("{} {path}", request.method));
-        let now = Instant::now();
-        self.arrivals.push_back(now);
-        self.arrivals.retain(|at| now.duration_since(*at) < Duration::from_secs(1));
-        if self.arrivals.len() > REQUESTS_A_SECOND {
-            self.violations.push(format!("{} requests in one second, with {path}", self.arrivals.len()));
-        }
+        self.count_arrival(request.header("x-aws-ec2-metadata-token"), &path);
         for header in ["x-forwarded-for", "via", "forwarded"] {
             if !request.header(header).is_empty() {
                 self.violations.push(format!("{path} came through a proxy: {header}"));
             }
+        }
+    }
+
+    fn count_arrival(&mut self, token: &str, path: &str) {
+        let now = Instant::now();
+        let arrivals = self.arrivals.entry(token.to_owned()).or_default();
+        arrivals.push_back(now);
+        arrivals.retain(|at| now.duration_since(*at) < Duration::from_secs(1));
+        if arrivals.len() > REQUESTS_A_SECOND {
+            self.violations.push(format!("{} requests in one second, with {path}", arrivals.len()));
         }
     }
 
