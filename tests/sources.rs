@@ -92,7 +92,7 @@ fn what_an_earlier_job_planted_neither_runs_nor_breaks_the_next() {
         "rm -rf .git/objects; ln -s /tmp .git/objects".to_owned(),
         "find .git/objects -type f | xargs chmod u+w; find .git/objects -type f -name '*.pack' -delete; find .git/objects -type f ! -name mayfly-format -delete".to_owned(),
         "mkdir -p closed/inner; touch closed/inner/f; chmod 000 closed/inner closed; chmod 555 .".to_owned(),
-        "i=0; while [ $i -lt 1200 ]; do mkdir deep-directory && cd -P deep-directory || exit 1; i=$((i+1)); done".to_owned(),
+        "perl -e 'for (1..1200) { mkdir \"deep-directory\" and chdir \"deep-directory\" or exit 1 }'".to_owned(),
     ];
     for plant in &plants {
         scene.pass(job(&[plant]).sources(&url, &sha));

@@ -16,10 +16,12 @@ impl Engine<'_> {
             return;
         }
         let runner = &self.context.runner;
-        let mut lines = vec![
-            format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION")),
-            format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), self.context.system_id),
-        ];
+        let mut lines =
+            vec![format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION"))];
+        lines.push(match runner.token.is_empty() {
+            true => format!("  on {}", runner.name),
+            false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), self.context.system_id),
+        });
         let flags = &self.prepared.flags;
         let (changed, idle) = (flags.changed(), flags.idle());
         if !changed.is_empty() {
