@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::support::cloud::{Cloud, Metadata};
-use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN};
+use crate::support::cloud::{Cloud, Metadata, refusal};
+use crate::support::gitlab::{Answer, Fault, GitLab, RUNNER_TOKEN};
 use crate::support::http::{listen, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::{Home, read};
@@ -354,4 +355,63 @@ fn a_missing_right_is_named_and_the_power_is_the_last_means() {
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])",
     );
     assert_eq!(told, "3", "{instance}");
+}
+
+/// An agent that leaves through its group when it is idle, with more keys for `[mayfly]`.
+fn leaving_home(gitlab: &GitLab, cloud: &Cloud, keys: &str) -> Home {
+    let mut home = Home::new(gitlab, "", "");
+    home.add_to_mayfly(&format!("leave = \"aws-asg\"\nidle_timeout = \"1s\"\npoweroff_command = \"false\"\n{keys}"));
+    home.set_environment(cloud.environment());
+    home
+}
+
+const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
+
+#[test]
+fn a_group_that_is_busy_is_asked_again() {
+    let (gitlab, cloud) = (GitLab::start(), Cloud::start());
+    let page = Answer::new(500).with("Content-Type", "text/html").body("<html><h1>Internal Server Error</h1>");
+    let faults = [Fault::Answer(refusal(400, "Throttling", "Rate exceeded")), Fault::Answer(page), Fault::Cut];
+    cloud.fail(TERMINATE, faults);
+    let home = leaving_home(&gitlab, &cloud, "");
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(cloud.look(|group| (group.terminations, group.decrements)), (1, 1), "{}", agent.log());
+    assert!(!agent.log().contains("ERROR"), "{}", agent.log());
+}
+
+#[test]
+fn with_one_right_alone_a_lost_answer_still_ends_the_instance_once() {
+    let (gitlab, cloud) = (GitLab::start(), Cloud::start());
+    for action in ["DescribeAutoScalingInstances", "DescribeLifecycleHooks", "SetInstanceProtection"] {
+        cloud.refuse(action, 403, "AccessDenied");
+    }
+    cloud.fail(TERMINATE, [Fault::TakeAndCut]);
+    cloud.set_lag(Duration::from_secs(3));
+    let home = leaving_home(
+        &gitlab,
+        &cloud,
+        "aws = { auto_scaling_group = \"builders\", lifecycle_hooks = [], protect_while_busy = false }",
+    );
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(cloud.look(|group| (group.terminations, group.decrements)), (1, 1), "{}", agent.log());
+    assert_eq!(cloud.calls(TERMINATE).len(), 1, "a second call would count twice");
+    assert!(!agent.log().contains("WARN") && !agent.log().contains("ERROR"), "{}", agent.log());
+}
+
+#[test]
+fn credentials_that_have_ended_are_replaced() {
+    let (gitlab, cloud) = (GitLab::start(), Cloud::start());
+    let home = leaving_home(&gitlab, &cloud, "max_builds = 1");
+    let go = home.path("go");
+    let id = gitlab.queue(job(&[&format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build());
+    let mut agent = home.start(&[]);
+    cloud.wait_until("the protection", |group| group.is_protected);
+    cloud.rotate_credentials();
+    cloud.metadata.shorten_tokens(Duration::from_secs(1));
+    fs::write(&go, "").expect("written");
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(cloud.look(|group| (group.terminations, group.decrements)), (1, 0), "{}", agent.log());
 }

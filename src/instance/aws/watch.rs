@@ -80,7 +80,6 @@ impl Watch {
         let Some(item) = item.filter(|item| self.seen.action.as_ref() != Some(&item.text)) else { return };
         match interruption(&item, SystemTime::now()) {
             Some((action, left)) => {
-                log::warn!("the instance is taken action={} seconds={}", action.as_str(), left.as_secs());
                 (self.hear)(Notice::Interruption { deadline: Instant::now() + left, action });
             }
             None => log::warn!("the metadata service answers something that is no notice path={ACTION}"),
@@ -91,7 +90,6 @@ impl Watch {
     fn hear_of_rebalance(&mut self, item: Option<Item>) {
         let Some(item) = item.filter(|item| is_rebalance(&item.text)) else { return };
         if self.seen.rebalance.replace(item.text).is_none() {
-            log::warn!("the instance is likely to be taken soon");
             (self.hear)(Notice::Rebalance);
         }
     }
