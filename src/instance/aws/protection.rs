@@ -5,7 +5,7 @@ use std::thread;
 
 use super::group::Group;
 use super::wire::jittered;
-use crate::instance::Work;
+use crate::instance::{Refusal, Work};
 
 const STACK: usize = 256 * 1024;
 
@@ -56,31 +56,23 @@ impl Protection {
             let work = self.next();
             let outcome = group.protect(work);
             let mut state = self.lock();
-            match outcome {
-                Ok(()) => {
-                    log::debug!("the scale-in protection is set work={work:?}");
-                    (state.told, tries) = (Some(work), 0);
-                    state.has_complained = false;
-                }
-                Err(refusal) => {
-                    if !state.has_complained {
-                        log::warn!(
-                            "the scale-in protection cannot be set; the group may end this instance under a job {refusal}"
-                        );
-                    }
-                    state.has_complained = true;
-                    match refusal.may_pass() {
-                        true => {
-                            let wait = jittered(tries);
-                            tries += 1;
-                            let same = |state: &mut State| state.wanted == Some(work);
-                            drop(self.changed.wait_timeout_while(state, wait, same));
-                        }
-                        // Another word is another try.
-                        false => state.told = Some(work),
-                    }
-                }
+            let Err(refusal) = outcome else {
+                log::debug!("the scale-in protection is set work={work:?}");
+                *state = State { told: Some(work), has_complained: false, ..*state };
+                tries = 0;
+                continue;
+            };
+            state.complain(work, &refusal);
+            if !refusal.may_pass() {
+                // Another word is another try.
+                state.told = Some(work);
+                continue;
             }
+            // It may have come through all the same.
+            state.told = None;
+            let same = |state: &mut State| state.wanted == Some(work);
+            drop(self.changed.wait_timeout_while(state, jittered(tries), same));
+            tries += 1;
         }
     }
 
@@ -93,5 +85,17 @@ impl Protection {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Says once that it cannot be done; that an instance on its way out has no protection to lose is no news.
+    fn complain(&mut self, work: Work, refusal: &Refusal) {
+        let is_leaving = matches!(refusal, Refusal::Denied { code, .. } if code == "ValidationError");
+        if work == Work::Idle && is_leaving {
+            log::debug!("the scale-in protection is not ended {refusal}");
+        } else if !std::mem::replace(&mut self.has_complained, true) {
+            log::warn!("the scale-in protection cannot be set; the group may end this instance under a job {refusal}");
+        }
     }
 }
