@@ -415,3 +415,16 @@ fn credentials_that_have_ended_are_replaced() {
     assert!(agent.wait().success(), "{}", agent.log());
     assert_eq!(cloud.look(|group| (group.terminations, group.decrements)), (1, 0), "{}", agent.log());
 }
+
+#[test]
+fn leaving_through_a_group_needs_an_instance() {
+    let (gitlab, cloud) = (GitLab::start(), Cloud::start());
+    let mut home = leaving_home(&gitlab, &cloud, "");
+    let off = ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());
+    home.set_environment([cloud.environment(), vec![off]].concat());
+    let mut agent = home.start(&[]);
+    assert!(!agent.wait().success());
+    assert!(agent.log().contains("is switched off") && agent.log().contains("another `leave`"), "{}", agent.log());
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
+    assert!(cloud.metadata.requests().is_empty());
+}

@@ -8,6 +8,7 @@ mod monitoring;
 mod notices;
 mod poller;
 mod recovery;
+mod reload;
 mod rotation;
 mod signals;
 mod slots;
@@ -51,8 +52,6 @@ pub const STACK: usize = 256 * 1024;
 /// How long a runner's token is tried to be fetched, where it is kept elsewhere: an instance that boots may have to wait
 /// for its network and its rights.
 const TOKEN_PATIENCE: Duration = Duration::from_secs(60);
-/// The same at a reload, for which the main loop waits.
-const TOKEN_PATIENCE_OF_RELOAD: Duration = Duration::from_secs(5);
 
 /// What the main loop hears of.
 pub enum Event {
@@ -60,6 +59,8 @@ pub enum Event {
     Signal(Request),
     /// The file was written.
     ConfigurationChanged,
+    /// The tokens of a configuration that was read again are there, or cannot be had.
+    TokensFetched(reload::Fetched),
     /// A request or a job came to its end.
     Changed,
     /// The machine's cloud has something to say.
@@ -161,6 +162,8 @@ struct Agent {
     supervisor: Supervisor,
     monitoring: Monitoring,
     rotation: Rotation,
+    /// How often the configuration was read again.
+    reloads: u64,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     leaving: Option<Leaving>,
@@ -196,6 +199,7 @@ impl Agent {
             contexts: Vec::new(),
             supervisor,
             rotation: Rotation::default(),
+            reloads: 0,
             config: config.clone(),
             options,
             state,
@@ -342,6 +346,7 @@ impl Agent {
             Event::Signal(Request::Stop) => return self.stop(),
             Event::Signal(Request::HandOver) => return self.hand_over(),
             Event::Signal(Request::Reload) | Event::ConfigurationChanged => self.reload(),
+            Event::TokensFetched(fetched) => self.go_on_with(fetched),
             Event::Notice(notice) => self.hear(notice),
             Event::Departed(outcome) => return self.departed(outcome),
             Event::Changed => {}
@@ -394,27 +399,6 @@ impl Agent {
             }
             Err(left) => [left, next_rotation].into_iter().flatten().min(),
         }
-    }
-
-    /// Reads the configuration again; one that cannot be used changes nothing.
-    fn reload(&mut self) {
-        if self.leaving.is_some() {
-            return;
-        }
-        self.supervisor.reloading();
-        let loaded = Config::load(&self.options.config).map_err(|error| error.to_string());
-        let filled = loaded.and_then(|mut loaded| {
-            secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE_OF_RELOAD)?;
-            Ok(loaded)
-        });
-        match filled.and_then(|loaded| self.adopt_configuration(loaded)) {
-            Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
-            Err(why) => {
-                self.monitoring.not_loaded();
-                log::error!("the configuration is not taken over, the one before stays in force: {why}");
-            }
-        }
-        self.supervisor.ready();
     }
 
     /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
