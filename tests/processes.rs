@@ -37,6 +37,29 @@ fn nothing_survives_its_stage_however_it_detached_itself() {
 }
 
 #[test]
+fn a_script_runs_in_a_control_group_of_its_own() {
+    let own = read("/proc/self/cgroup".as_ref());
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").to_owned();
+    let mounts = read("/proc/self/mounts".as_ref());
+    let mounts = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let parent = mounts.filter_map(|line| line.split(' ').nth(1)).find_map(|point| {
+        let parent = format!("{point}{own}");
+        let probe = format!("{parent}/mayfly-test-{}", std::process::id());
+        let made = std::fs::create_dir(&probe).is_ok();
+        (made && std::fs::remove_dir(&probe).is_ok()).then_some(parent)
+    });
+    let (job, _) = run("", job(&["cat /proc/self/cgroup"]));
+    assert_eq!(job.state, "success", "{}", job.log());
+    // Where nobody can make groups, the process tree alone holds a script together.
+    let Some(parent) = parent else { return };
+    let line = format!("0::{}/mayfly-{}-", own.trim_end_matches('/'), job.id);
+    let lines = job.lines();
+    let group = lines.iter().find(|other| other.starts_with(&line)).unwrap_or_else(|| panic!("{line} in {lines:#?}"));
+    let name = group.rsplit('/').next().unwrap_or_default();
+    assert!(!std::path::Path::new(&parent).join(name).exists(), "{name} is removed with the script");
+}
+
+#[test]
 fn standard_output_can_be_opened_again() {
     let (job, _) = run("user = \"nobody\"", job(&["echo again >/dev/stdout; echo wrong >/dev/stderr; id -un"]));
     let lines = job.lines();

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -48,11 +49,12 @@ pub fn start(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Started> {
         Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
         Task::Work { .. } => File::open("/dev/null")?,
     };
-    if let Some(pid) = sys::fork_single_threaded()? {
+    let (forked, membership) = fork(&spec.cgroups)?;
+    if let Some(pid) = forked {
         return Ok(Started { pid, stdout, stderr, failure: File::from(failure) });
     }
     let mut failure_writer = File::from(failure_writer);
-    let outcome = enter(spec, &stdin, &stdout_writer, &stderr_writer).and_then(|()| match &spec.task {
+    let outcome = enter(spec, membership, &stdin, &stdout_writer, &stderr_writer).and_then(|()| match &spec.task {
         Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
         Task::Work { plan } => Ok(plan),
     });
@@ -68,6 +70,24 @@ pub fn start(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Started> {
             sys::exit_now(127)
         }
     }
+}
+
+/// Whether the child is in its control groups from the start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Membership {
+    Born,
+    ToEnter,
+}
+
+/// Forks into the control group, where there is one in which processes can be born.
+fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, Membership)> {
+    if let [group] = groups
+        && let Ok(group) = File::open(group)
+        && let Ok(forked) = sys::fork_into(group.as_fd())
+    {
+        return Ok((forked, Membership::Born));
+    }
+    Ok((sys::fork_single_threaded()?, Membership::ToEnter))
 }
 
 fn run_work(work: fn(&str) -> i32, plan: &str) -> i32 {
@@ -95,10 +115,10 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
 }
 
 /// Everything between fork and the step; the error is what the user is told.
-fn enter(spec: &Spec, stdin: &File, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), String> {
+fn enter(spec: &Spec, membership: Membership, stdin: &File, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), String> {
     let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
     setsid().map_err(|error| describe("no new session", error))?;
-    for group in &spec.cgroups {
+    for group in spec.cgroups.iter().filter(|_| membership == Membership::ToEnter) {
         // A group that cannot be entered is no reason to fail: the subreaper keeps the processes together as well.
         let _ = fs::write(group.join("cgroup.procs"), "0");
     }

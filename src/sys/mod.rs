@@ -40,13 +40,38 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 /// Forks a process that has a single thread. Errors: as fork(2); a process with more threads is refused, because what
 /// the others held (locks, half-written memory) would be lost in the child.
 pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
-    if fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::other("fork in a process with several threads"));
-    }
+    refuse_threads()?;
     // SAFETY: there is one thread, so the child's memory is consistent.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => Ok(None),
+    }
+}
+
+/// The same, with a child that is born in a control group of version 2: to be moved there it would have to wait for all
+/// processors. Errors: also a group of version 1, or a kernel that cannot (before 5.7).
+pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    refuse_threads()?;
+    // SAFETY: clone_args holds integers only, for which zero is a value.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = CLONE_INTO_CGROUP;
+    how.exit_signal = libc::SIGCHLD as u64;
+    how.cgroup = group.as_raw_fd() as u64;
+    // SAFETY: there is one thread, so the child's memory is consistent, and it goes on with a copy of the stack. The C
+    // library is not told and takes the child's thread for the parent's, which matters to nothing but abort(3).
+    let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
+    match forked {
+        0 => Ok(None),
+        1.. => Ok(Some(Pid::from_raw(forked as i32))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn refuse_threads() -> io::Result<()> {
+    match fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        _ => Err(io::Error::other("fork in a process with several threads")),
     }
 }
 
