@@ -1,4 +1,5 @@
-//! Gives the program the revision it was built from, for `mayfly --version` and the job log's first line.
+//! Gives the program the revision it was built from, for `mayfly --version` and the job log's first line, and packs the
+//! addresses that a static program must relocate: they would be 150 KB of it.
 
 use std::process::Command;
 
@@ -7,6 +8,21 @@ fn main() {
     println!("cargo:rerun-if-env-changed=MAYFLY_REVISION");
     let revision = std::env::var("MAYFLY_REVISION").ok().or_else(git_revision);
     println!("cargo:rustc-env=MAYFLY_REVISION={}", revision.as_deref().unwrap_or("unknown"));
+    // The musl that comes with an older compiler does not unpack them. A linker that cannot pack says so, and does not;
+    // one that is called without a compiler before it reads other arguments.
+    let is_musl = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl");
+    let is_bare = std::env::var("RUSTC_LINKER").is_ok_and(|linker| linker.contains("lld"));
+    if is_musl && !is_bare && compiler().is_some_and(|version| version >= (1, 93)) {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+}
+
+/// Major and minor version of the compiler.
+fn compiler() -> Option<(u32, u32)> {
+    let output = Command::new(std::env::var_os("RUSTC")?).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let mut numbers = text.split(' ').nth(1)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The first eight digits of the commit that is checked out, if this is a git checkout.
