@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -34,6 +34,8 @@ const INTERVAL: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// The spool is looked at this much after something was written to it: one look for many lines.
 const GATHER: Duration = Duration::from_millis(50);
+/// A job that is over by then is not followed: to end that takes the kernel longer than some jobs take.
+const SHORT: Duration = Duration::from_millis(200);
 /// First wait between two tries of the final state.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -154,7 +156,8 @@ struct Upload {
     on_status: Box<dyn Fn(JobStatus) + Send>,
     last_status: JobStatus,
     shared: Arc<Shared>,
-    /// Tells of new output; none where the system has no more of them.
+    path: PathBuf,
+    /// Tells of new output; none at first, or where the system has no more of them.
     follow: Option<Inotify>,
     /// The server took the last piece: it may have the next as soon as there is a whole one.
     in_step: bool,
@@ -201,7 +204,7 @@ impl Upload {
         on_status: Box<dyn Fn(JobStatus) + Send>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
-        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { follow(path).ok() };
+        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { None };
         Ok(Self {
             coordinator,
             job,
@@ -210,6 +213,7 @@ impl Upload {
             on_status,
             last_status: JobStatus::Ongoing,
             shared,
+            path: path.to_owned(),
             follow,
             in_step: true,
             offset: options.offset,
@@ -258,8 +262,17 @@ impl Upload {
 
     /// Waits until the interval is over or the bell rings; or for new output, if someone is watching; or for so much of
     /// it that it fills a request.
-    fn wait_for_tick(&self) {
+    fn wait_for_tick(&mut self) {
         let until = Instant::now() + self.interval;
+        if self.follow.is_none() {
+            if self.wait(self.interval.min(SHORT), None) == Woken::Bell {
+                return;
+            }
+            self.follow = follow(&self.path).ok();
+            if self.in_step && self.has_whole_piece() {
+                return;
+            }
+        }
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let follow = self.follow.as_ref().filter(|_| self.in_step);
             let due = match self.wait(left, follow) {
