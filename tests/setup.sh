@@ -24,6 +24,8 @@ need musl-gcc musl-tools
 [ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
 need promtool prometheus
 python3 -c "import ensurepip" >/dev/null 2>&1 || missing="$missing python3-venv"
+need nft nftables
+need nsenter util-linux
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update
@@ -36,6 +38,13 @@ moto="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests/moto"
 if [ "$("$moto/bin/pip" show moto 2>/dev/null | sed -n 's/^Version: //p')" != 5.2.5 ]; then
     python3 -m venv "$moto"
     "$moto/bin/pip" --quiet install 'moto[server]==5.2.5' boto3
+fi
+
+# Checks the templates of docs/fleet.
+lint="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests/cfn-lint"
+if [ "$("$lint/bin/pip" show cfn-lint 2>/dev/null | sed -n 's/^Version: //p')" != 1.58.0 ]; then
+    python3 -m venv "$lint"
+    "$lint/bin/pip" --quiet install 'cfn-lint==1.58.0'
 fi
 
 if command -v rustup >/dev/null 2>&1; then

@@ -10,6 +10,7 @@ mod poller;
 mod recovery;
 mod reload;
 mod rotation;
+pub mod seclusion;
 mod signals;
 mod slots;
 mod supervisor;
@@ -221,12 +222,13 @@ impl Agent {
         if config.runners.is_empty() {
             log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
         }
+        let guard = seclusion::seclude(&config, self.options.user.as_deref(), &self.state)?;
         let mut servers = Vec::new();
         let mut contexts = Vec::new();
         for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
             let runner = Arc::new(runner.clone());
             let gitlab = self.server(&config, &runner)?;
-            contexts.push(self.context(&config, &runner, &gitlab)?);
+            contexts.push(Context { guard: guard.clone(), ..self.context(&config, &runner, &gitlab)? });
             servers.push((runner, gitlab));
         }
         let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
@@ -296,6 +298,7 @@ impl Agent {
             coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
             executor: Arc::new(shell),
             identity: self.identity.clone(),
+            guard: None,
         })
     }
 

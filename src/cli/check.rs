@@ -12,7 +12,7 @@ use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
-use crate::agent;
+use crate::agent::{self, seclusion};
 use crate::config::lifetime::Strategy;
 use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
@@ -21,6 +21,7 @@ use crate::executor::cgroup::Parents;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
+use crate::instance::guard::{self, Guard};
 use crate::instance::{self, Examined, Need, POWER_OFF, Plain};
 
 /// A clock that is further off than this breaks certificates and tokens.
@@ -111,6 +112,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         report.fail("token", &why);
     }
     let config = &config;
+    check_metadata(report, options, config);
     // Looking changes nothing, not even that.
     let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
@@ -118,6 +120,18 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         check_user(report, &place, options, config, runner);
         check_files(report, &place, runner);
         check_server(report, &place, config, runner, &system_id);
+    }
+}
+
+fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
+    if !config.mayfly.block_instance_metadata {
+        return;
+    }
+    let possible = seclusion::users(config, options.user.as_deref()).and_then(|_| guard::check_tool());
+    match possible {
+        Err(why) => report.fail("metadata", &why),
+        Ok(_) if Guard::look().is_ok() => report.ok("metadata", "jobs are kept from it"),
+        Ok(tool) => report.ok("metadata", &format!("jobs are kept from it once the agent runs ({tool})")),
     }
 }
 

@@ -238,6 +238,7 @@ impl Session {
             coordinator: Arc::new(Terminal::default()),
             executor: Arc::new(shell),
             identity: Plain.identity(),
+            guard: None,
         })
     }
 

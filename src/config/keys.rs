@@ -47,6 +47,7 @@ const GLOBAL: &[(&str, Support)] = &[
 /// Keys below `[mayfly]`.
 const MAYFLY: &[(&str, Support)] = &[
     ("state_dir", Honoured),
+    ("block_instance_metadata", Honoured),
     ("max_builds", Honoured),
     ("idle_timeout", Honoured),
     ("max_age", Honoured),
@@ -383,5 +384,20 @@ pub fn place_of(path: &str) -> String {
             format!("below [[{path}]]")
         }
         path => format!("below [{path}]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_on_migration_says_what_becomes_of_every_setting_of_a_fleet() {
+        let page = include_str!("../../docs/migration.md");
+        let fleet = |path: &str| ["runners.machine", "runners.autoscaler"].iter().any(|table| path.starts_with(table));
+        let keys = TABLES.iter().filter(|(path, _)| fleet(path)).flat_map(|(_, keys)| keys.iter());
+        let missing: Vec<&str> =
+            keys.map(|(key, _)| *key).filter(|key| !page.contains(&format!("\n| `{key}` |"))).collect();
+        assert!(missing.is_empty(), "not in docs/migration.md: {missing:?}");
     }
 }

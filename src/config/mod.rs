@@ -74,6 +74,8 @@ pub struct Mayfly {
     pub state_dir: Option<PathBuf>,
     /// What is told of the instance in AWS; being there, it says that this is one.
     pub aws: Option<aws::Aws>,
+    /// Jobs are kept from the instance's metadata, and from its credentials with that.
+    pub block_instance_metadata: bool,
 }
 
 /// One of `[[runners]]`.
@@ -323,7 +325,11 @@ fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
         lifetime: Lifetime::of(&raw.mayfly, &terms),
         leave: Leave::of(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
-        mayfly: Mayfly { state_dir: raw.mayfly.state_dir, aws: raw.mayfly.aws },
+        mayfly: Mayfly {
+            state_dir: raw.mayfly.state_dir,
+            aws: raw.mayfly.aws,
+            block_instance_metadata: raw.mayfly.block_instance_metadata,
+        },
         runners: runners.collect::<Result<_, _>>()?,
     })
 }

@@ -29,6 +29,7 @@ pub struct Config {
 #[serde(default)]
 pub struct Mayfly {
     pub state_dir: Option<PathBuf>,
+    pub block_instance_metadata: bool,
     pub max_builds: Option<u32>,
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Option<Duration>,

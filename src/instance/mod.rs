@@ -3,6 +3,7 @@
 //! This layer knows the machine and its cloud. It never runs a job, speaks to GitLab, or decides when to leave.
 
 pub mod aws;
+pub mod guard;
 mod plain;
 
 use std::fmt;

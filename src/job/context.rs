@@ -17,6 +17,7 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::executor::Executor;
 use crate::instance::Identity;
+use crate::instance::guard::Guard;
 use crate::trace::FilterSpec;
 
 /// The surroundings of the jobs of one runner.
@@ -40,6 +41,8 @@ pub struct Context {
     pub executor: Arc<dyn Executor>,
     /// The machine and its boot.
     pub identity: Identity,
+    /// What keeps jobs from the machine's credentials, where that is asked for.
+    pub guard: Option<Arc<Guard>>,
 }
 
 /// A job as this agent is going to run it.

@@ -263,6 +263,10 @@ impl Engine<'_> {
                 "the job wants secrets from a secret store ({names}); this runner fetches none: use CI/CD variables"
             )));
         }
+        if let Some(guard) = &self.context.guard {
+            let open = |why| JobError::system(format!("the job is not kept from the instance's credentials: {why}"));
+            guard.hold().map_err(open)?;
+        }
         let place = &self.prepared.place;
         self.context.executor.prepare()?;
         place

@@ -1,0 +1,100 @@
+//! Whether jobs can be kept from the instance's credentials (`block_instance_metadata`), and that they are.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::unistd::{Group, Uid};
+
+use crate::config::{Config, ExecutorKind, Runner};
+use crate::executor::user;
+use crate::instance::guard::{Guard, JobUser};
+use crate::shim::spec::User;
+
+/// The file in the state directory that tells that rules were put in force.
+const MARK: &str = "metadata-blocked";
+/// Whoever is in this group can start containers, and is root with that.
+const ENGINE_GROUP: &str = "docker";
+
+/// Puts the rules in force that the configuration asks for, or takes away those that it asked for once. Errors: jobs
+/// cannot be kept from the metadata; the agent must take none.
+pub fn seclude(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<Guard>>, String> {
+    let mark = state.join(MARK);
+    if !config.mayfly.block_instance_metadata {
+        if mark.exists() {
+            Guard::remove()?;
+            log::info!("jobs are no longer kept from the instance's metadata");
+            fs::remove_file(&mark).map_err(|error| format!("{}: {error}", mark.display()))?;
+        }
+        return Ok(None);
+    }
+    let users = users(config, asked_user)?;
+    fs::write(&mark, "").map_err(|error| format!("{}: {error}", mark.display()))?;
+    let guard = Guard::install(&users).map_err(|why| format!("{CANNOT}: {why}"))?;
+    log::info!("jobs are kept from the instance's metadata");
+    Ok(Some(Arc::new(guard)))
+}
+
+const CANNOT: &str = "`block_instance_metadata`: jobs cannot be kept from the instance's credentials";
+
+/// The users whose processes are to be kept from the metadata. Errors: a job would have a way around every rule.
+pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
+    if !Uid::effective().is_root() {
+        return Err(format!("{CANNOT}: only root can make rules for the network; run the agent as root"));
+    }
+    let mut users: Vec<JobUser> = Vec::new();
+    for runner in &config.runners {
+        let user =
+            user_of(config, runner, asked).map_err(|why| format!("{CANNOT}: runner `{}`: {why}", runner.name))?;
+        let user = JobUser { name: user.name, uid: user.uid };
+        if !users.contains(&user) {
+            users.push(user);
+        }
+    }
+    Ok(users)
+}
+
+fn user_of(config: &Config, runner: &Runner, asked: Option<&str>) -> Result<User, String> {
+    match runner.executor {
+        ExecutorKind::Shell | ExecutorKind::Instance => {}
+    }
+    let name = asked.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
+    let user = user::look_up(name)?;
+    if user.uid == 0 {
+        return Err("jobs run as root; set another `user`".to_owned());
+    }
+    let engine = Group::from_name(ENGINE_GROUP).ok().flatten();
+    if engine.is_some_and(|group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw())) {
+        return Err(format!("user {name} is in the group {ENGINE_GROUP} and can become root; take it out"));
+    }
+    Ok(user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users_with(user: &str) -> Result<Vec<JobUser>, String> {
+        let runner = "[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
+        let text = format!("{user}\n{runner}{}", runner.replace("\"r\"", "\"s\""));
+        users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
+    }
+
+    #[test]
+    fn a_job_that_is_root_or_the_agent_cannot_be_kept_from_anything() {
+        if !Uid::effective().is_root() {
+            assert!(users_with("user = \"nobody\"").expect_err("refused").contains("only root"));
+            return;
+        }
+        for (user, part) in [("", "own user"), ("user = \"root\"", "as root"), ("user = \"no-such\"", "does not exist")]
+        {
+            let why = users_with(user).expect_err("refused");
+            assert!(
+                why.contains("block_instance_metadata") && why.contains("runner `r`") && why.contains(part),
+                "{why}"
+            );
+        }
+        let users = users_with("user = \"nobody\"").expect("a user");
+        assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["nobody"]);
+    }
+}

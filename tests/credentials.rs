@@ -1,0 +1,223 @@
+//! Jobs are kept from the instance's credentials, in a network of the test's own with a metadata service in it.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::support::gitlab::GitLab;
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+const SECRET: &str = "the-credentials";
+const V4: &str = "169.254.169.254";
+const V6: &str = "fd00:ec2::254";
+/// Another service of the cloud.
+const OTHER: &str = "169.254.169.253";
+
+/// Runs a test in a network of its own; what it starts is in there too.
+fn secluded(test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root");
+        ip("link set lo up");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(arguments: &str) {
+    let done = Command::new("ip").args(arguments.split(' ')).output().expect("ip");
+    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Answers everybody who connects with the secret.
+fn serve(address: &str, port: u16) {
+    let address: IpAddr = address.parse().expect("an address");
+    let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bound");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(SECRET.as_bytes());
+        }
+    });
+}
+
+/// The metadata service, on this machine.
+fn serve_metadata() {
+    ip(&format!("addr add {V4}/32 dev lo"));
+    ip(&format!("addr add {V6}/128 dev lo nodad"));
+    serve(V4, 80);
+    serve(V6, 80);
+}
+
+/// What this process gets from there; it is root.
+fn ask(address: &str) -> io::Result<String> {
+    let address: IpAddr = address.parse().expect("an address");
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, 80), Duration::from_secs(10))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A job that asks the metadata service.
+fn asking() -> serde_json::Value {
+    let ask = |name: &str, address: &str| {
+        format!(
+            "echo {name}=$(timeout 10 bash -c 'exec 3<>/dev/tcp/{address}/80 && cat <&3' 2>/dev/null || echo shut out)"
+        )
+    };
+    job(&[&ask("four", V4), &ask("six", V6)]).build()
+}
+
+fn table() -> Output {
+    Command::new("nft").args(["list", "table", "inet", "mayfly"]).output().expect("nft")
+}
+
+#[test]
+fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
+    secluded(|| {
+        serve_metadata();
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "user = \"nobody\"", "");
+        let ran = |id: i64| gitlab.finished(id).lines();
+        let has = |lines: &[String], line: &str| lines.iter().any(|other| other == line);
+        let mut agent = home.start(&[]);
+        let lines = ran(gitlab.queue(asking()));
+        assert!(has(&lines, &format!("four={SECRET}")) && has(&lines, &format!("six={SECRET}")), "{lines:#?}");
+        assert!(!table().status.success(), "nobody asked for a table");
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+
+        let block = |on: bool| {
+            let text = fs::read_to_string(home.config()).expect("a configuration");
+            let text = text.replace("block_instance_metadata = true\n", "");
+            let with = if on { "[mayfly]\nblock_instance_metadata = true\n" } else { "[mayfly]\n" };
+            fs::write(home.config(), text.replace("[mayfly]\n", with)).expect("written");
+        };
+        block(true);
+        for _ in 0..2 {
+            let mut agent = home.start(&[]);
+            agent.wait_for_log("jobs are kept from the instance's metadata");
+            let lines = ran(gitlab.queue(asking()));
+            assert!(has(&lines, "four=shut out") && has(&lines, "six=shut out"), "{lines:#?}");
+            assert_eq!([V4, V6].map(|address| ask(address).expect("an answer")), [SECRET, SECRET]);
+            agent.signal("QUIT");
+            assert!(agent.wait().success());
+            assert!(table().status.success(), "what jobs leave behind stays shut out");
+        }
+
+        let mut agent = home.start(&[]);
+        agent.wait_for_log("mayfly is up");
+        let flushed = Command::new("nft").args(["flush", "ruleset"]).status().expect("nft");
+        assert!(flushed.success());
+        let lines = ran(gitlab.queue(asking()));
+        assert!(has(&lines, "four=shut out") && has(&lines, "six=shut out"), "{lines:#?}");
+        assert!(agent.log().contains("it is put back"), "{}", agent.log());
+        block(false);
+        agent.wait_for_log("no longer kept");
+        let lines = ran(gitlab.queue(asking()));
+        assert!(has(&lines, &format!("four={SECRET}")), "{lines:#?}");
+        assert!(!table().status.success());
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+        gitlab.assert_strict();
+    });
+}
+
+/// A process in a network of its own; killed with the test.
+struct Elsewhere(Child);
+
+impl Elsewhere {
+    fn start() -> Self {
+        let child = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut elsewhere = Self(child.expect("unshare"));
+        // It answers from inside.
+        let mut echo = [0; 3];
+        elsewhere.0.stdin.as_mut().expect("a pipe").write_all(b"in\n").expect("written");
+        elsewhere.0.stdout.as_mut().expect("a pipe").read_exact(&mut echo).expect("an echo");
+        elsewhere.run("ip link set lo up");
+        elsewhere
+    }
+
+    fn run(&self, line: &str) {
+        let target = self.0.id().to_string();
+        let done = Command::new("nsenter").args(["--net", "--target", &target, "sh", "-c", line]).output();
+        let done = done.expect("nsenter");
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Does something in that network.
+    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.0.id())).expect("a network");
+        let thread = thread::spawn(move || {
+            setns(network, CloneFlags::CLONE_NEWNET).expect("root");
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_the_machine_forwards_to_the_metadata_is_refused_and_nothing_else() {
+    secluded(|| {
+        // A container on one side, the cloud on the other, the machine between them.
+        let (container, cloud) = (Elsewhere::start(), Elsewhere::start());
+        ip(&format!("link add c0 type veth peer name eth0 netns {}", container.0.id()));
+        ip(&format!("link add u0 type veth peer name eth0 netns {}", cloud.0.id()));
+        for (device, address) in [("c0", "10.9.0.1/24"), ("u0", "169.254.1.1/16")] {
+            ip(&format!("addr add {address} dev {device}"));
+            ip(&format!("link set {device} up"));
+        }
+        container.run("ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.9.0.1");
+        cloud.run(&format!(
+            "ip addr add {V4}/16 dev eth0; ip addr add {OTHER}/32 dev eth0; ip link set eth0 up; \
+             ip route add 10.9.0.0/24 via 169.254.1.1"
+        ));
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+        cloud.inside(|| [V4, OTHER].map(|address| serve(address, 80)));
+        let ask = |address: &'static str| container.inside(move || ask(address).unwrap_or_default());
+        assert_eq!([ask(V4), ask(OTHER)], [SECRET, SECRET]);
+
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "user = \"nobody\"", "");
+        let text = fs::read_to_string(home.config()).expect("a configuration");
+        let blocked = text.replace("[mayfly]\n", "[mayfly]\nblock_instance_metadata = true\n");
+        fs::write(home.config(), blocked).expect("written");
+        let mut agent = home.start(&[]);
+        agent.wait_for_log("mayfly is up");
+        assert_eq!([ask(V4).as_str(), ask(OTHER).as_str()], ["", SECRET]);
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+    });
+}
+
+#[test]
+fn an_agent_whose_jobs_cannot_be_shut_out_does_not_start() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let text = fs::read_to_string(home.config()).expect("a configuration");
+    let blocked = text.replace("[mayfly]\n", "[mayfly]\nblock_instance_metadata = true\n");
+    fs::write(home.config(), blocked).expect("written");
+    let config = home.config().display().to_string();
+    for command in ["run", "check"] {
+        let refused = home.call(&[command, "--config", &config]);
+        let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
+        assert!(!refused.status.success(), "{said}");
+        for part in ["block_instance_metadata", "runner `test`", "jobs run as the agent's own user"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+    }
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
+}

@@ -1,0 +1,101 @@
+//! Every example in the documentation is one that works.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::mayfly::Home;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files below `directory` with this ending, at least one.
+fn files(directory: &str, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}"));
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let found: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|other| other == ending)).collect();
+    assert!(!found.is_empty(), "nothing in {directory} ends in {ending}");
+    found
+}
+
+/// What `lint` says of a configuration that it has nothing to say of.
+fn lint(what: &str, configuration: &str) {
+    let home = Home::empty();
+    fs::write(home.config(), configuration).expect("written");
+    fs::set_permissions(home.config(), fs::Permissions::from_mode(0o600)).expect("closed");
+    let output = home.call(&["lint", "--config", &home.config().display().to_string()]);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && !said.contains("warning"), "{what}: {said}\n{configuration}");
+}
+
+/// The blocks of a document in this language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let begin = format!("\n```{language}\n");
+    text.split(&begin).skip(1).map(|rest| rest.split("\n```").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+#[test]
+fn configurations_in_the_documentation_are_good() {
+    let mut count = 0;
+    for path in files("docs", "md").into_iter().chain([root().join("README.md")]) {
+        for block in blocks(&fs::read_to_string(&path).expect("a document"), "toml") {
+            lint(&path.display().to_string(), &block);
+            count += 1;
+        }
+    }
+    assert!(count >= 3, "only {count} examples were found");
+}
+
+#[test]
+fn links_in_the_documentation_lead_somewhere() {
+    for path in files("docs", "md").into_iter().chain([root().join("README.md")]) {
+        let text = fs::read_to_string(&path).expect("a document");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let there = path.parent().expect("a directory").join(target);
+            assert!(target.contains("://") || there.exists(), "{} has a link to {target}", path.display());
+        }
+    }
+}
+
+/// The program of a Python package that `tests/setup.sh` installs.
+fn cfn_lint() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
+    cache.join("mayfly-tests/cfn-lint/bin/cfn-lint")
+}
+
+#[test]
+fn fleet_templates_are_valid() {
+    let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("cfn-lint");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}
+
+/// The user data of a template, with the defaults of its parameters.
+fn user_data(template: &str) -> String {
+    let text = template.split("Fn::Base64: !Sub |\n").nth(1).expect("user data");
+    let lines = text.lines().take_while(|line| line.starts_with("            "));
+    let data: String = lines.map(|line| format!("{}\n", &line[12..])).collect();
+    let default = |parameter: &str| {
+        let rest = template.split(&format!("  {parameter}:\n")).nth(1).expect("a parameter");
+        rest.split("Default: ").nth(1).and_then(|rest| rest.lines().next()).expect("a default").to_owned()
+    };
+    let names = ["GitLabUrl", "TokenParameter"];
+    names.iter().fold(data, |data, name| data.replace(&format!("${{{name}}}"), &default(name)))
+}
+
+/// The configuration that user data write.
+fn configuration(user_data: &str) -> String {
+    let text = user_data.split("    content: |\n").nth(1).expect("a file");
+    text.lines().map(|line| format!("{}\n", line.get(6..).unwrap_or_default())).collect()
+}
+
+#[test]
+fn fleet_templates_write_good_configurations() {
+    for path in files("docs/fleet", "yaml") {
+        let data = user_data(&fs::read_to_string(&path).expect("a template"));
+        lint(&path.display().to_string(), &configuration(&data));
+    }
+}
