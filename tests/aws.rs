@@ -80,6 +80,11 @@ fn check_tells_how_the_instance_stands_in_its_group() {
     cloud.refuse("DescribeLifecycleHooks", 403, "AccessDenied");
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("autoscaling:DescribeLifecycleHooks") && told.contains("AccessDenied"), "{told}");
+
+    // An instance that is in no group needs no rights in one.
+    cloud.metadata.remove("autoscaling/target-lifecycle-state");
+    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(told.contains("ok       Auto Scaling: in no group") && !told.contains("AccessDenied"), "{told}");
 }
 
 #[test]

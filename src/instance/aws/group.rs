@@ -31,7 +31,7 @@ impl Group {
     }
 
     /// The group's name: configured, on the instance's tag, or as Auto Scaling knows it.
-    fn name(&self) -> Result<String, Refusal> {
+    pub fn name(&self) -> Result<String, Refusal> {
         let mut kept = self.name.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(name) = kept.as_ref() {
             return Ok(name.clone());
@@ -50,13 +50,6 @@ impl Group {
     pub fn prepare(&self) -> Result<(), Refusal> {
         self.name()?;
         Ok(self.calls.prepare()?)
-    }
-
-    /// The group, and what it wants of the instance, for people.
-    pub fn describe(&self) -> Result<String, Refusal> {
-        let name = self.name()?;
-        let target = self.service.get(super::watch::TARGET).map_or_else(|_| "unknown".to_owned(), |item| item.text);
-        Ok(format!("group {name}, which wants the instance to be {target}"))
     }
 
     /// What its group brings it to, by Auto Scaling's own word; `None` where that cannot be had.

@@ -4,22 +4,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::autoscaling::Hook;
-use super::client::{Cause, Client, Error};
-use super::endpoint::EC2;
+use super::client::{Cause, Error};
+use super::examine;
 use super::group::Group;
 use super::hooks::Hooks;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
-use super::region;
 use super::watch;
-use super::wire::{Request, jittered};
-use super::xml::element;
+use super::wire::jittered;
 use crate::config::aws::Aws as Settings;
 use crate::instance::plain::boot;
-use crate::instance::{
-    Capacity, Examined, Hear, Identity, Instance, Need, POWER_OFF, Refusal, Target, Terminated, Work,
-};
+use crate::instance::{Capacity, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
 
 /// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
 const SIGNS: Duration = Duration::from_secs(10);
@@ -43,21 +38,6 @@ impl Member {
         let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling);
         let region = settings.region.clone();
         Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, region }
-    }
-
-    /// What becomes of the instance when its power is switched off, the last means of leaving; `None` where looking is
-    /// not allowed.
-    fn effect_of_power_off(&self) -> Option<Result<String, String>> {
-        let parameters = [("InstanceId", self.id.as_str()), ("Attribute", "instanceInitiatedShutdownBehavior")];
-        let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
-        let answer = Client::new(EC2, self.region.as_deref()).call(&request, Duration::ZERO).ok()?;
-        let behaviour = element(&answer, "value")?;
-        Some(match behaviour.as_str() {
-            "terminate" => Ok("ends the instance".to_owned()),
-            _ => Err("only stops the instance, which goes on costing money; set the shutdown behaviour of its launch \
-                      template to `terminate`"
-                .to_owned()),
-        })
     }
 
     /// Whether the instance is on its way out, as far as anybody tells.
@@ -95,26 +75,8 @@ impl Instance for Member {
     }
 
     fn examine(&self) -> Vec<Examined> {
-        let region = region::find(self.region.as_deref());
-        let place = region.map(|region| format!("{} in {region}", self.id));
-        let mut all = vec![Examined { what: "instance", outcome: place }];
-        match self.group.describe() {
-            Err(Refusal::NotHere) => all.push(Examined { what: "Auto Scaling", outcome: Ok("in no group".to_owned()) }),
-            described => {
-                let hooks = self.group.hooks();
-                let names = |hooks: Vec<Hook>| match hooks.as_slice() {
-                    [] => "none holds an instance before it ends".to_owned(),
-                    hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),
-                };
-                let told = |refusal: Refusal| refusal.to_string();
-                all.push(Examined { what: "Auto Scaling", outcome: described.map_err(told) });
-                all.push(Examined { what: "lifecycle hooks", outcome: hooks.map(names).map_err(told) });
-            }
-        }
-        if let Some(outcome) = self.effect_of_power_off() {
-            all.push(Examined { what: POWER_OFF, outcome });
-        }
-        all
+        let target = self.target();
+        examine::all(&self.id, self.region.as_deref(), &self.group, target)
     }
 
     fn watch(&self, hear: Hear) {

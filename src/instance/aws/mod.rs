@@ -7,6 +7,7 @@ mod detect;
 #[allow(dead_code, reason = "until jobs run in containers")]
 pub mod ecr;
 pub mod endpoint;
+mod examine;
 pub mod find;
 mod group;
 mod hooks;

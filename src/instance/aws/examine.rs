@@ -1,0 +1,52 @@
+//! How an instance stands, and whether it has the rights that it will need: for people, and without changing anything.
+
+use std::time::Duration;
+
+use super::autoscaling::Hook;
+use super::client::Client;
+use super::endpoint::EC2;
+use super::group::Group;
+use super::region;
+use super::wire::Request;
+use super::xml::element;
+use crate::instance::{Examined, POWER_OFF, Refusal, Target};
+
+/// Looks at the instance of this id, of which its group wants `target`.
+pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<Target, Refusal>) -> Vec<Examined> {
+    let place = region::find(region).map(|region| format!("{id} in {region}"));
+    let mut all = vec![Examined { what: "instance", outcome: place }];
+    all.extend(of_group(group, target));
+    all.extend(effect_of_power_off(id, region).map(|outcome| Examined { what: POWER_OFF, outcome }));
+    all
+}
+
+fn of_group(group: &Group, target: Result<Target, Refusal>) -> Vec<Examined> {
+    let of = |outcome| Examined { what: "Auto Scaling", outcome };
+    if target == Ok(Target::Alone) {
+        return vec![of(Ok("in no group".to_owned()))];
+    }
+    let described = group.name().and_then(|name| Ok(format!("group {name}, which wants {:?}", target?)));
+    let hooks = group.hooks().map(|hooks| names(&hooks)).map_err(|refusal| refusal.to_string());
+    vec![of(described.map_err(|refusal| refusal.to_string())), Examined { what: "lifecycle hooks", outcome: hooks }]
+}
+
+fn names(hooks: &[Hook]) -> String {
+    match hooks {
+        [] => "none holds an instance before it ends".to_owned(),
+        hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// What becomes of the instance when its power is switched off, the last means of leaving; `None` where looking is not
+/// allowed.
+fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, String>> {
+    let parameters = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
+    let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
+    let answer = Client::new(EC2, region).call(&request, Duration::ZERO).ok()?;
+    Some(match element(&answer, "value")?.as_str() {
+        "terminate" => Ok("ends the instance".to_owned()),
+        _ => Err("only stops the instance, which goes on costing money; set the shutdown behaviour of its launch \
+                  template to `terminate`"
+            .to_owned()),
+    })
+}
