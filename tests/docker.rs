@@ -1,8 +1,562 @@
 //! Jobs in containers, with a real engine.
 
-use crate::support::docker::docker;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::docker::{Docker, docker};
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Home, is_running, kill_shims, nap};
+
+/// Runs one job in a container, on an agent of its own; nothing of it is left.
+fn run(job: JobBuilder) -> Job {
+    run_with("", "", job)
+}
+
+fn run_with(runner: &str, keys: &str, job: JobBuilder) -> Job {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, runner, keys);
+    let id = gitlab.queue(job.build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    assert_nothing_left(id, &agent.log());
+    job
+}
+
+/// No container, network or volume of a job is there.
+fn assert_nothing_left(id: i64, log: &str) {
+    let label = format!("label=com.gitlab.gitlab-runner.job.id={id}");
+    let left = docker().run(&["ps", "-aq", "--filter", &label])
+        + &docker().run(&["network", "ls", "-q", "--filter", &label])
+        + &docker().run(&["volume", "ls", "-q", "--filter", &label, "--filter", "label=io.mayfly.temporary"]);
+    assert_eq!(left, "", "{log}");
+}
 
 #[test]
-fn the_engine_of_the_tests_runs_containers() {
-    assert_eq!(docker().run(&["run", "--rm", "busybox:local", "echo", "hello"]), "hello");
+fn a_script_runs_in_a_container_of_its_image() {
+    let image = docker().image(&["ENV FROM_IMAGE=yes", "WORKDIR /tmp"]);
+    let mut script = job(&[
+        "echo \"$FROM_IMAGE $CI_JOB_IMAGE $CI_PROJECT_DIR $PWD $CI_DISPOSABLE_ENVIRONMENT\"",
+        "cat /proc/1/comm; cat",
+        "echo stdout; echo stderr >&2; echo again",
+        "cat \"$KEY\"; echo; ls -l \"$KEY\" | cut -c 1-10",
+        "echo 'HANDED=on' >>\"$GITLAB_ENV\"; touch /left-behind",
+        "exit 7",
+    ])
+    .file("KEY", "content of a file")
+    .after_script(&["echo \"after $CI_JOB_STATUS $HANDED\"; ls /left-behind"]);
+    script = script.set("image", json!({"name": image, "entrypoint": null}));
+    let job = run(script);
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(7)), "{}", job.log());
+    let lines = job.lines();
+    let all = lines.join("\n");
+    for part in [
+        format!("yes {image} /builds/team/demo /builds/team/demo true").as_str(),
+        "stdout\n",
+        "stderr\n",
+        "content of a file\n",
+        "-rw-------",
+        "after failed on\n",
+        "/left-behind",
+        "ERROR: Job failed: exit code 7",
+    ] {
+        assert!(all.contains(part), "{part} in {all}");
+    }
+}
+
+#[test]
+fn sources_caches_and_artifacts_need_nothing_of_the_image() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let with_cache = |script: &[&str]| {
+        job(script)
+            .sources(&url, &sha)
+            .set("cache", json!([{"key": "k", "paths": ["kept"], "policy": "pull-push", "when": "on_success"}]))
+    };
+    let script = [
+        "cat file.txt; sh dir/run.sh; which git || echo none",
+        "ls -ln file.txt | cut -c 1-10; ls -ldn dir | cut -c 1-10; ls -n file.txt | awk '{print $3}'",
+        "mkdir -p kept out; echo cached >kept/x; echo made >out/y; ls -a $RUNNER_TEMP_PROJECT_DIR",
+    ];
+    let artifact = json!([{"name": "out", "paths": ["out"], "when": "on_success", "artifact_format": "zip",
+        "artifact_type": "archive"}]);
+    let first = gitlab.queue(with_cache(&script).set("artifacts", artifact).build());
+    let second = gitlab.queue(with_cache(&["cat kept/x; ls out || echo clean"]).build());
+    let agent = home.start(&[]);
+    let done = gitlab.finished(first);
+    assert_eq!(done.state, "success", "{}\n{}", done.log(), agent.log());
+    let all = done.lines().join("\n");
+    for part in
+        ["from git\nran\nnone\n", "-rw-rw-rw-\ndrwxrwxrwx\n0\n", "Created fresh repository.", "mayfly.gitconfig"]
+    {
+        assert!(all.contains(part), "{part} in {all}");
+    }
+    assert_eq!(done.artifacts.len(), 1, "{all}");
+    let done = gitlab.finished(second);
+    assert!(done.lines().join("\n").contains("cached\nls: out: No such file or directory\nclean"), "{}", done.log());
+}
+
+#[test]
+fn a_user_of_the_image_works_in_the_jobs_directories() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let image = docker().image(&["USER builder"]);
+    let script = [
+        "id -u; echo more >>file.txt; mkdir new; cat \"$KEY\"; echo; echo V=1 >>\"$GITLAB_ENV\"; echo hidden >/dev/stdout",
+        "grep -c url \"$RUNNER_TEMP_PROJECT_DIR/mayfly.gitconfig\"",
+    ];
+    for (flag, owner) in [("false", "0 -rw-rw-rw-"), ("true", "1234 -rw-r--r--")] {
+        let show = "ls -ln file.txt | awk '{print \"owner\", $3, $1}'";
+        let job = job(&[script[0], script[1], show])
+            .after_script(&["echo \"V is $V\""])
+            .file("KEY", "content")
+            .sources(&url, &sha)
+            .variable("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", flag)
+            .set("image", json!({"name": image}));
+        let done = run(job);
+        assert_eq!(done.state, "success", "{}", done.log());
+        let all = done.lines().join("\n");
+        for part in ["1234\ncontent\nhidden\n", "V is 1", &format!("owner {owner}")] {
+            assert!(all.contains(part), "{part} in {all}");
+        }
+    }
+}
+
+#[test]
+fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let (nap, detached) = (nap(), nap());
+    let lines = [
+        "touch /left-behind",
+        &format!("(trap 'echo asked to end; exit 0' TERM; echo waits; {nap} & wait) & setsid {detached} & wait"),
+    ];
+    let id = gitlab
+        .queue(job(&lines).after_script(&["echo \"after $CI_JOB_STATUS\"; ls /left-behind || echo fresh"]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "waits");
+    assert!(is_running(&nap) && is_running(&detached));
+    gitlab.cancel(id);
+    let job = gitlab.finished(id);
+    assert!(!is_running(&nap) && !is_running(&detached), "{}", job.log());
+    let all = job.lines().join("\n");
+    for part in ["asked to end", "after canceled\n", "fresh"] {
+        assert!(all.contains(part), "{part} in {all}");
+    }
+    assert!(agent.wait().success());
+    assert_nothing_left(id, &agent.log());
+}
+
+#[test]
+fn what_does_not_end_when_asked_is_killed_when_the_time_is_over() {
+    let nap = nap();
+    let stubborn = format!("trap '' TERM; echo stays; {nap}; {nap}; {nap}");
+    let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(4));
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
+    assert!(job.log().contains("stays") && !is_running(&nap));
+}
+
+#[test]
+fn too_little_memory_is_told() {
+    let job = run_with("", "memory = \"16m\"\nmemory_swap = \"16m\"", job(&["echo begins; tail /dev/zero"]));
+    assert_eq!((job.failure_reason.as_deref(), job.exit_code), (Some("script_failure"), Some(137)), "{}", job.log());
+    let last = job.lines().last().cloned().unwrap_or_default();
+    assert!(last.contains("memory of 16 MiB was used up") && last.contains("`memory`"), "{last}");
+}
+
+#[test]
+fn entrypoints_run_before_the_script_and_must_run_it() {
+    let root = tempfile::tempdir().expect("a directory");
+    crate::support::docker::write_busybox(root.path());
+    let entry = root.path().join("entry");
+    std::fs::write(&entry, "#!/bin/sh\necho \"entered for $CI_JOB_NAME\"; echo aside >&2\nexec \"$@\"\n")
+        .expect("written");
+    std::fs::set_permissions(&entry, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("opened");
+    let image = docker().image_of(root.path(), &["ENTRYPOINT [\"/entry\"]"]);
+    let of = |entrypoint: serde_json::Value| json!({"name": image, "entrypoint": entrypoint});
+    let done = run(job(&["echo in the script"]).set("image", of(json!(null))));
+    let all = done.lines().join("\n");
+    assert!(done.state == "success" && all.contains("entered for unit\n"), "{all}");
+    assert!(all.find("entered for unit") < all.find("$ echo in the script"), "{all}");
+    let done = run(job(&["echo in the script"]).set("image", of(json!([""]))));
+    assert!(done.state == "success" && !done.log().contains("entered"), "{}", done.log());
+    for (entrypoint, part) in [
+        (json!(["/bin/true"]), "exit code 0: the container ended before the script began"),
+        (json!(["/bin/sh", "-c", "exit 9"]), "exit code 9: the container ended before"),
+        (json!(["/no/such/program"]), "has no shell `sh`, or its entrypoint is missing"),
+    ] {
+        let done = run(job(&["echo never"]).set("image", of(entrypoint)));
+        assert_eq!(done.failure_reason.as_deref(), Some("script_failure"), "{}", done.log());
+        assert!(done.log().contains(part), "{part} in {}", done.log());
+    }
+}
+
+#[test]
+fn an_image_without_a_shell_is_told() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::copy("/bin/busybox", root.path().join("busybox")).expect("busybox");
+    let image = docker().image_of(root.path(), &["CMD [\"/busybox\"]"]);
+    let done = run(job(&["echo never"]).set("image", json!({"name": image})));
+    assert_eq!(done.failure_reason.as_deref(), Some("script_failure"), "{}", done.log());
+    assert!(done.log().contains("use an image with a shell"), "{}", done.log());
+}
+
+#[test]
+fn an_engine_that_is_none_fails_the_job_and_says_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let odd = directory.path().join("odd.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bound");
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH_9\r\n\r\n");
+        }
+    });
+    let missing = directory.path().join("none.sock");
+    for (socket, part) in [(&missing, "install or start it"), (&odd, "is no container engine")] {
+        let gitlab = GitLab::start();
+        let home = Home::with_containers_of(&gitlab, &format!("unix://{}", socket.display()), "", "");
+        let id = gitlab.queue(job(&["echo never"]).build());
+        let _agent = home.start(&[]);
+        let done = gitlab.finished(id);
+        assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", done.log());
+        assert!(done.log().contains(part), "{part} in {}", done.log());
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn an_engine_that_hangs_keeps_a_job_no_longer_than_its_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("hung.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &format!("unix://{}", socket.display()), "", "");
+    let id = gitlab.queue(job(&["echo never"]).timeout(3).build());
+    let _agent = home.start(&[]);
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", done.log());
+}
+
+#[test]
+fn an_agent_that_dies_while_a_container_runs_is_followed() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let count = "for i in 1 2 3 4 5 6; do echo \"tick $i\"; sleep 0.5; done";
+    let id = gitlab.queue(job(&[count]).after_script(&["echo after; sleep 1; echo end"]).build());
+    for moment in ["tick 1", "tick 4", "after"] {
+        let agent = home.start(&[]);
+        gitlab.wait_for_log(id, moment);
+        agent.kill();
+    }
+    let mut last = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}", job.log());
+    let lines = job.lines();
+    for line in ["tick 1", "tick 2", "tick 3", "tick 4", "tick 5", "tick 6", "after", "end", "Job succeeded"] {
+        assert_eq!(lines.iter().filter(|other| *other == line).count(), 1, "{line} in {lines:#?}");
+    }
+    last.signal("QUIT");
+    assert!(last.wait().success());
+    assert_nothing_left(id, &last.log());
+}
+
+#[test]
+fn an_agent_that_dies_while_a_container_is_made_is_followed() {
+    for millis in [0, 60, 150, 300, 500] {
+        let gitlab = GitLab::start();
+        let home = Home::with_containers(&gitlab, "", "");
+        let id = gitlab.queue(job(&["echo only once"]).build());
+        let agent = home.start(&[]);
+        gitlab.wait_for_log(id, "Preparing the \"docker\" executor");
+        std::thread::sleep(Duration::from_millis(millis));
+        agent.kill();
+        let mut next = home.start(&[]);
+        next.wait_for_log("mayfly is up");
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "after {millis} ms: {}", job.log());
+        for line in ["only once", "Using Docker executor with image busybox:local ...", "Job succeeded"] {
+            let times = job.lines().iter().filter(|other| *other == line).count();
+            assert_eq!(times, 1, "{line} after {millis} ms: {}", job.log());
+        }
+        next.signal("QUIT");
+        assert!(next.wait().success());
+        assert_nothing_left(id, &next.log());
+    }
+}
+
+#[test]
+fn an_agent_that_dies_with_its_shim_is_reported_and_its_container_removed() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    assert!(kill_shims(id) > 0);
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
+    assert!(job.lines().contains(&"begun".to_owned()), "the log up to there");
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    assert!(!is_running(&nap));
+    assert_nothing_left(id, &next.log());
+}
+
+#[test]
+fn what_no_journal_knows_is_swept_and_what_is_not_ours_is_not() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).variable("FF_NETWORK_PER_BUILD", "true").build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    let foreign = docker().run(&[
+        "run",
+        "-d",
+        "--label",
+        "com.gitlab.gitlab-runner.managed=true",
+        "busybox:local",
+        "sleep",
+        "600",
+    ]);
+    agent.kill();
+    kill_shims(id);
+    std::fs::remove_dir_all(home.path("state/slot-0")).expect("removed");
+    let mut next = home.start(&[]);
+    next.wait_for_log("mayfly is up");
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    assert_nothing_left(id, &next.log());
+    assert!(!is_running(&nap));
+    assert_eq!(docker().inspect(&foreign)["State"]["Running"], true);
+    docker().run(&["rm", "-f", &foreign]);
+}
+
+#[test]
+fn an_engine_that_restarts_costs_its_jobs_and_no_other() {
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
+    let next = gitlab.queue(job(&["echo well"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    engine.restart();
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.log().contains("run the job again"), "{}", job.log());
+    assert_eq!(gitlab.finished(next).state, "success");
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_eq!(engine.run(&["ps", "-aq"]), "");
+}
+
+#[test]
+fn volumes_are_found_again_by_the_same_project_and_by_no_unprotected_job() {
+    let gitlab = GitLab::start();
+    let host = tempfile::tempdir().expect("a directory");
+    let keys = format!("volumes = [\"/cache\", \"{}:/host:ro\"]", host.path().display());
+    let home = Home::with_containers(&gitlab, "", &keys);
+    std::fs::write(host.path().join("file"), "of the machine\n").expect("written");
+    let protected = |lines: &[&str]| job(lines).variable("CI_COMMIT_REF_PROTECTED", "true");
+    let jobs = [
+        job(&["echo one >/cache/x; cat /host/file; touch /host/y || echo read-only"]),
+        job(&["cat /cache/x"]),
+        protected(&["cat /cache/x || echo nothing; echo secret >/cache/s"]),
+        job(&["cat /cache/s || echo nothing"]),
+    ];
+    let ids = jobs.map(|job| gitlab.queue(job.build()));
+    let mut agent = home.start(&["--max-builds", "4"]);
+    let logs = ids.map(|id| gitlab.finished(id).lines().join("\n"));
+    for (log, part) in logs.iter().zip(["of the machine\n", "\none", "\nnothing", "\nnothing"]) {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+    assert!(logs[0].contains("read-only") && agent.wait().success());
+    let volumes =
+        docker().run(&["volume", "ls", "-q", "--filter", "label=com.gitlab.gitlab-runner.destination=/cache"]);
+    for volume in volumes.lines() {
+        let _ = docker().command(&["volume", "rm", volume]).output();
+    }
+}
+
+#[test]
+fn twenty_jobs_leave_nothing() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let ids: Vec<i64> = (0..20)
+        .map(|number| {
+            let job = job(&["echo x >/scratch/x; echo y >y"]).variable("GIT_STRATEGY", "none");
+            gitlab.queue(job.variable("FF_NETWORK_PER_BUILD", &(number % 2 == 0).to_string()).build())
+        })
+        .collect();
+    let mut agent = home.start(&["--max-builds", "20"]);
+    for id in &ids {
+        let job = gitlab.finished(*id);
+        assert_eq!(job.state, "success", "{}", job.log());
+    }
+    assert!(agent.wait().success());
+    ids.iter().for_each(|id| assert_nothing_left(*id, &agent.log()));
+    let directories = |path: &str| std::fs::read_dir(home.path(path)).map_or(0, |entries| entries.count());
+    let of_runner = std::fs::read_dir(home.path("builds")).expect("builds").flatten().next().expect("a runner");
+    assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0);
+    assert_eq!(
+        directories("state") - usize::from(home.path("state/lock").exists()),
+        0,
+        "{:?}",
+        std::fs::read_dir(home.path("state")).expect("state").flatten().map(|e| e.path()).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_loud_script_loses_no_line_and_keeps_the_order_of_its_streams() {
+    let script = "i=0; while [ $i -lt 3000 ]; do echo \"out $i\"; echo \"err $i\" >&2; i=$((i+1)); done";
+    let job = run(job(&[script]).variable("FF_TIMESTAMPS", "false"));
+    assert_eq!(job.state, "success");
+    let lines: Vec<String> =
+        job.lines().into_iter().filter(|line| line.starts_with("out ") || line.starts_with("err ")).collect();
+    let expected: Vec<String> = (0..3000).flat_map(|i| [format!("out {i}"), format!("err {i}")]).collect();
+    assert!(lines == expected, "{} lines", lines.len());
+}
+
+/// Plants whatever git, the agent or an archiver might run, follow or wait for; `witness` is a directory of the machine
+/// in which a file appears when something is run there, `outside` one whose files must stay as they are.
+fn plants(witness: &str, outside: &str) -> Vec<String> {
+    let run = |what: &str| format!("touch {witness}/{what}");
+    let program = |path: &str, what: &str| format!("printf '#!/bin/sh\\n{}\\n' >{path}; chmod 4755 {path}", run(what));
+    let mut lines = vec!["cd .git; mkdir -p hooks info modules/sub objects/info".to_owned()];
+    for hook in [
+        "post-checkout",
+        "post-merge",
+        "pre-auto-gc",
+        "reference-transaction",
+        "fsmonitor-watchman",
+        "post-index-change",
+    ] {
+        lines.push(program(&format!("hooks/{hook}"), hook));
+    }
+    let config = format!(
+        "[core]\\n\\tfsmonitor = {0}\\n\\thooksPath = .git/hooks\\n\\tsshCommand = {0}\\n\\tgitProxy = {0}\\n\\talternateRefsCommand = {0}\\n\
+         [filter \"evil\"]\\n\\tsmudge = {0}\\n\\tclean = {0}\\n\\tprocess = {0}\\n\\trequired = true\\n\
+         [credential]\\n\\thelper = !{0}\\n[remote \"origin\"]\\n\\tuploadpack = {0}\\n\\tvcs = ext\\n\
+         [include]\\n\\tpath = ../evil.config\\n[diff]\\n\\texternal = {0}\\n[uploadpack]\\n\\tpackObjectsHook = {0}\\n",
+        run("config")
+    );
+    lines.extend([
+        format!("printf '{config}' >>config; cp config config.worktree; cp config ../evil.config; cp config modules/sub/config"),
+        "echo '* filter=evil diff=evil' >info/attributes; cp info/attributes ../.gitattributes".to_owned(),
+        "echo /etc >objects/info/alternates; cd ..".to_owned(),
+        format!("printf '[submodule \"sub\"]\\n\\tpath = sub\\n\\turl = ./x\\n\\tupdate = !{}\\n' >.gitmodules", run("module")),
+        program("program", "program"),
+        "rm -f device pipe; mknod device b 8 0; mkfifo pipe; cp /bin/busybox setuid; chmod 4755 setuid".to_owned(),
+        format!("mkdir -p kept; ln -s {outside} kept/link; ln -s {outside} out; ln -s /etc/shadow shadow"),
+        format!("rm -rf /builds/team/demo.tmp; ln -s {outside} /builds/team/demo.tmp"),
+    ]);
+    lines
+}
+
+#[test]
+fn what_a_job_leaves_is_run_nowhere_and_leads_nowhere() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let (witness, outside) = (home.path("witness"), home.path("outside"));
+    for directory in [&witness, &outside] {
+        std::fs::create_dir(directory).expect("made");
+        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("opened");
+    }
+    std::fs::write(outside.join("precious"), "stays").expect("written");
+    let (witness_name, outside_name) = (witness.display().to_string(), outside.display().to_string());
+    let plants = plants(&witness_name, &outside_name);
+    let plants: Vec<&str> = plants.iter().map(String::as_str).collect();
+    let replace = format!("mv /builds/team /builds/other; ln -s {outside_name} /builds/team");
+    let moved = [&plants[..], &[&replace]].concat();
+    let with_files = |lines: &[&str]| {
+        job(lines)
+            .sources(&url, &sha)
+            .set("cache", json!([{"key": "k", "paths": ["kept", "shadow", "device", "pipe"], "policy": "pull-push"}]))
+            .set(
+                "artifacts",
+                json!([{"name": "out", "paths": ["out", "shadow", "pipe", "device", "setuid"],
+                "when": "always", "artifact_format": "zip", "artifact_type": "archive"}]),
+            )
+    };
+    let evil = format!("touch {witness_name}/variable");
+    let clean = || {
+        with_files(&["cat file.txt; ls -la"])
+            .variable("GIT_SSH_COMMAND", &evil)
+            .variable("GIT_EXTERNAL_DIFF", &evil)
+            .variable("GIT_CONFIG_COUNT", "1")
+            .variable("GIT_CONFIG_KEY_0", "core.fsmonitor")
+            .variable("GIT_CONFIG_VALUE_0", &evil)
+            .variable("LD_PRELOAD", "/builds/team/demo/setuid")
+            .variable("GIT_TRACE", &format!("{outside_name}/trace"))
+            .variable("GIT_SUBMODULE_STRATEGY", "recursive")
+    };
+    let jobs = [with_files(&plants), clean(), with_files(&moved), clean()];
+    let ids = jobs.map(|job| gitlab.queue(job.build()));
+    let mut agent = home.start(&["--max-builds", "4"]);
+    for id in ids {
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}", job.log());
+        assert!(job.log().contains("from git") || id == ids[0] || id == ids[2], "{}", job.log());
+        for artifact in &job.artifacts {
+            assert!(!contains(&artifact.content, b"root:") && !contains(&artifact.content, b"precious"), "an artifact");
+        }
+    }
+    assert!(agent.wait().success());
+    let names = |path: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(path).expect("a directory").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(names(&witness), Vec::<String>::new(), "something was run");
+    assert_eq!(names(&outside), ["precious"], "something was written");
+    assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("there"), "stays");
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn a_service_that_changes_files_under_git_gains_nothing() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "wait_for_services_timeout = -1");
+    let witness = home.path("witness");
+    std::fs::create_dir(&witness).expect("made");
+    let run = format!("touch {}/x; touch /builds/team/witness", witness.display());
+    let service = format!(
+        "while :; do cd /builds/team/demo/.git 2>/dev/null && {{ printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = {run}\\n\
+         [filter \"evil\"]\\n\\tsmudge = {run}\\n\\tclean = {run}\\n[remote \"origin\"]\\n\\turl = {url}\\n' >config; mkdir -p info; \
+         echo '* filter=evil' >info/attributes; }}; cd /; done"
+    );
+    let job = || {
+        job(&["echo in the script"])
+            .sources(&url, &sha)
+            .set("services", json!([{"name": "busybox:local", "command": ["sh", "-c", service]}]))
+    };
+    let ids = [gitlab.queue(job().build()), gitlab.queue(job().build())];
+    let mut agent = home.start(&["--max-builds", "2"]);
+    // The jobs may fail over it, and that is their own affair.
+    for id in ids {
+        gitlab.finished(id);
+    }
+    assert!(agent.wait().success());
+    assert_eq!(std::fs::read_dir(&witness).expect("there").count(), 0, "something was run on the machine");
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::departure::{Departure, Manager, Marker, Outcome};
-use super::{Agent, Event};
+use super::{Agent, Event, REMOVAL_PATIENCE};
 use crate::config::lifetime::Strategy;
 use crate::instance::Identity;
 use crate::journal::Count;
@@ -206,6 +206,7 @@ impl Agent {
 
     fn end(&mut self, reason: &str) -> ExitCode {
         self.supervisor.stopping();
+        self.removals.wait(REMOVAL_PATIENCE);
         log::info!("mayfly leaves reason={reason}");
         ExitCode::SUCCESS
     }

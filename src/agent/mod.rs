@@ -27,7 +27,11 @@ use std::time::Duration;
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds, Strategy};
 use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
+use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
+use crate::executor::docker::Docker;
+use crate::executor::docker::names::Owner;
+use crate::executor::docker::removal::Removals;
 use crate::executor::shell::Shell;
 use crate::instance::aws::secrets;
 use crate::instance::{self, Identity, Instance, Need, Notice};
@@ -53,6 +57,9 @@ pub const STACK: usize = 256 * 1024;
 /// How long a runner's token is tried to be fetched, where it is kept elsewhere: an instance that boots may have to wait
 /// for its network and its rights.
 const TOKEN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the agent waits at its end for containers to be removed.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the main loop hears of.
 pub enum Event {
@@ -153,6 +160,9 @@ struct Agent {
     instance: Arc<dyn Instance>,
     identity: Identity,
     parents: Parents,
+    /// Whose the containers of jobs are.
+    owner: Owner,
+    removals: Removals,
     slots: Arc<Slots>,
     desk: Arc<Desk>,
     lifetime: Lifetime,
@@ -194,6 +204,12 @@ impl Agent {
             desk: Desk::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
             parents: Parents::find(),
+            owner: Owner {
+                instance: identity.instance.clone(),
+                state: state.display().to_string(),
+                life: format!("{}-{:x}", std::process::id(), crate::sys::boottime()),
+            },
+            removals: Removals::default(),
             generation: Arc::default(),
             standing: Standing::Working,
             servers: Vec::new(),
@@ -278,12 +294,16 @@ impl Agent {
     }
 
     fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<Context, String> {
-        let user = self.options.user.as_deref().or(config.user.as_deref());
-        let parents = if runner.cgroups { self.parents.clone() } else { Parents::default() };
-        let shell = Shell::new(runner.shell.as_deref(), user, parents)
-            .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
-        let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
-        let caches = runner.cache_dir.clone().unwrap_or_else(|| PathBuf::from("cache"));
+        let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+        // A runner's own keys are about what containers see.
+        let (builds, caches) = match runner.executor.has_containers() {
+            true => (self.container_builds(runner), &runner.container_cache_dir),
+            false => (
+                self.options.working_directory.join(runner.builds_dir.as_deref().unwrap_or(Path::new("builds"))),
+                &runner.cache_dir,
+            ),
+        };
+        let caches = caches.clone().unwrap_or_else(|| PathBuf::from("cache"));
         let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
             log::warn!("runner `{}`: {why}", runner.name);
             None
@@ -293,13 +313,30 @@ impl Agent {
             store: store.map(Arc::new),
             runner: Arc::clone(runner),
             system_id: self.system_id.clone(),
-            builds: self.options.working_directory.join(builds),
+            builds,
             place: None,
             coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
-            executor: Arc::new(shell),
+            executor,
             identity: self.identity.clone(),
             guard: None,
         })
+    }
+
+    /// Where builds of containers are on the machine.
+    fn container_builds(&self, runner: &Runner) -> PathBuf {
+        let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
+        self.options.working_directory.join(builds)
+    }
+
+    /// How a runner's jobs are run. Errors: what the configuration says of it cannot be.
+    fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn Executor>, String> {
+        let parents = if runner.cgroups { self.parents.clone() } else { Parents::default() };
+        if runner.executor.has_containers() {
+            let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents)?;
+            return Ok(Arc::new(docker));
+        }
+        let user = self.options.user.as_deref().or(config.user.as_deref());
+        Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, parents)?))
     }
 
     fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &Context) -> Poller {
@@ -432,7 +469,7 @@ impl Agent {
 /// A client for a runner's server. Errors: its URL or certificates cannot be used.
 pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
     let shell = runner.shell.as_deref().unwrap_or("bash");
-    let info = Info::new(runner.executor.as_str(), shell, &runner.labels);
+    let info = Info::new(runner.executor, shell, &runner.labels);
     GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
         .map_err(|error| format!("runner `{}`: {error}", runner.name))
 }

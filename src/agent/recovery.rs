@@ -1,6 +1,7 @@
 //! What an agent before us left: jobs that run on are taken up, jobs that died are reported, what belongs to another
 //! machine is thrown away.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::desk::payload_of;
@@ -8,6 +9,10 @@ use super::slots::RunnerKey;
 use super::{Agent, gitlab};
 use crate::config::{Config, Runner};
 use crate::coordinator::Token;
+use crate::executor::cgroup::Parents;
+use crate::executor::docker::Docker;
+use crate::http::service::Address;
+use crate::job::containers::{self, name_of};
 use crate::job::failure::JobError;
 use crate::journal::{self, Record, SlotDirectory};
 use crate::shim;
@@ -15,11 +20,36 @@ use crate::shim;
 impl Agent {
     /// Looks through the journal; done before the first request.
     pub(super) fn recover(&self, config: &Config) {
+        let (mut jobs, mut directories) = (Vec::new(), Vec::new());
         for (number, directory) in journal::slots(&self.state) {
-            let kept = directory.load().is_some_and(|record| self.recover_one(config, number, &directory, record));
+            let record = directory.load();
+            let job = record.as_ref().and_then(|record| Some(name_of(&payload_of(record)?, record)));
+            let place = record.as_ref().and_then(|record| record.progress.place.clone());
+            let kept = record.is_some_and(|record| self.recover_one(config, number, &directory, record));
+            jobs.extend(job.filter(|_| kept));
+            directories.extend(place.filter(|_| kept).map(|place| place.builds));
             if !kept && let Err(error) = directory.discard() {
                 log::error!("an old slot cannot be removed slot={number} error={error}");
             }
+        }
+        self.sweep_containers(config, &jobs, &directories);
+    }
+
+    /// Removes the containers and directories of jobs that nobody knows any more, beside everything else.
+    fn sweep_containers(&self, config: &Config, kept: &[String], directories: &[PathBuf]) {
+        let mut swept: Vec<Address> = Vec::new();
+        for runner in config.runners.iter().filter(|runner| runner.executor.has_containers()) {
+            let parents = Parents::default();
+            let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents);
+            let Ok(docker) = docker else { continue };
+            if swept.contains(&docker.address) {
+                continue;
+            }
+            // Looked for now: a job that is taken in a moment has a directory of its own.
+            let forgotten = containers::forgotten(&self.container_builds(runner), directories);
+            let also = move || containers::remove_forgotten(&forgotten);
+            self.removals.sweep(&docker.address, &docker.owner, kept.to_vec(), also);
+            swept.push(docker.address);
         }
     }
 

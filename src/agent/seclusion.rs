@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use nix::unistd::{Group, Uid};
 
-use crate::config::{Config, ExecutorKind, Runner};
+use crate::config::Config;
+use crate::config::docker::Docker;
 use crate::executor::user;
 use crate::instance::guard::{Guard, JobUser};
 use crate::shim::spec::User;
@@ -44,8 +45,13 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
     }
     let mut users: Vec<JobUser> = Vec::new();
     for runner in &config.runners {
-        let user =
-            user_of(config, runner, asked).map_err(|why| format!("{CANNOT}: runner `{}`: {why}", runner.name))?;
+        let cannot = |why| format!("{CANNOT}: runner `{}`: {why}", runner.name);
+        // The rules count for every container that has a network of its own.
+        if runner.executor.has_containers() {
+            check_containers(&runner.docker).map_err(cannot)?;
+            continue;
+        }
+        let user = user_of(config, asked).map_err(cannot)?;
         let user = JobUser { name: user.name, uid: user.uid };
         if !users.contains(&user) {
             users.push(user);
@@ -54,10 +60,21 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
     Ok(users)
 }
 
-fn user_of(config: &Config, runner: &Runner, asked: Option<&str>) -> Result<User, String> {
-    match runner.executor {
-        ExecutorKind::Shell | ExecutorKind::Instance => {}
+/// A container that is as good as the machine gets around every rule for it.
+fn check_containers(docker: &Docker) -> Result<(), String> {
+    let ways = [
+        ("privileged", docker.privileged || docker.services_privileged == Some(true)),
+        ("network_mode", docker.network_mode == "host" || docker.network_mode.starts_with("container:")),
+        ("pid_mode", docker.pid_mode == "host"),
+        ("volumes", docker.volumes.iter().any(|volume| volume.contains("docker.sock"))),
+    ];
+    match ways.into_iter().find(|(_, open)| *open) {
+        Some((key, _)) => Err(format!("`{key}` below [runners.docker] lets jobs reach them; change it")),
+        None => Ok(()),
     }
+}
+
+fn user_of(config: &Config, asked: Option<&str>) -> Result<User, String> {
     let name = asked.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
     let user = user::look_up(name)?;
     if user.uid == 0 {
@@ -93,6 +110,19 @@ mod tests {
                 why.contains("block_instance_metadata") && why.contains("runner `r`") && why.contains(part),
                 "{why}"
             );
+        }
+        let docker = |keys: &str| {
+            let text = format!(
+                "[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"docker\"\n\
+                 [runners.docker]\nimage = \"x\"\n{keys}\n"
+            );
+            users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
+        };
+        assert!(docker("").expect("containers are kept from it as they are").is_empty());
+        for keys in
+            ["privileged = true", "network_mode = \"host\"", "volumes = [\"/run/docker.sock:/run/docker.sock\"]"]
+        {
+            assert!(docker(keys).expect_err("refused").contains("below [runners.docker]"), "{keys}");
         }
         let users = users_with("user = \"nobody\"").expect("a user");
         assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["nobody"]);

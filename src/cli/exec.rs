@@ -227,6 +227,7 @@ impl Session {
             project: self.root.clone(),
             temporary: self.scratch.join("tmp"),
             cache: self.scratch.join("cache"),
+            inside: None,
         };
         Ok(Context {
             runner: Arc::new(runner),

@@ -223,10 +223,10 @@ mod tests {
     #[test]
     fn names_flags_without_effect_and_names_that_are_not_set() {
         let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
-                    FF_TIMESTAMPS = false\nFF_NETWORK_PER_BUILD = true\n";
+                    FF_TIMESTAMPS = false\nFF_USE_GIT_NATIVE_CLONE = true\n";
         let told: Vec<String> = of_keys(text).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 2, "{told:#?}");
         assert!(told[0].starts_with("line 2") && told[0].contains("$NO_SUCH_NAME_HERE"), "{told:#?}");
-        assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_NETWORK_PER_BUILD`"), "{told:#?}");
+        assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_USE_GIT_NATIVE_CLONE`"), "{told:#?}");
     }
 }

@@ -94,7 +94,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("post_get_sources_script", Honoured),
     ("pre_build_script", Honoured),
     ("post_build_script", Honoured),
-    ("prepare_timeout", NoEffect("nothing is prepared that could take long")),
+    ("prepare_timeout", Honoured),
     ("get_sources_timeout", Honoured),
     ("debug_trace_disabled", Honoured),
     ("labels", Honoured),
@@ -129,6 +129,8 @@ const CUSTOM_BUILD_DIR: &[(&str, Support)] = &[("enabled", Honoured)];
 const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("kill_grace", Honoured),
     ("cgroups", Honoured),
+    ("builds_dir", Honoured),
+    ("cache_dir", Honoured),
     ("cache_max_size", Honoured),
     ("cache_max_age", Honoured),
     ("ecr_login", Honoured),
@@ -251,12 +253,16 @@ const CACHE_S3: &[(&str, Support)] = &[
 /// Feature flags that change what mayfly does; the others are only passed on to jobs.
 const FEATURE_FLAGS: &[(&str, Support)] = &[
     ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", Honoured),
+    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", Honoured),
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", Honoured),
     ("FF_HASH_CACHE_KEYS", Honoured),
+    ("FF_NETWORK_PER_BUILD", Honoured),
     ("FF_SCRIPT_SECTIONS", Honoured),
     ("FF_TIMESTAMPS", Honoured),
     ("FF_USE_DIRECT_DOWNLOAD", Honoured),
     ("FF_USE_GITALY_CORRELATION_ID", Honoured),
+    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", Honoured),
+    ("FF_USE_NATIVE_CONTAINER_STOP", Honoured),
 ];
 
 /// Keys below `[runners.docker]`.

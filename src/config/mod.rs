@@ -5,7 +5,6 @@
 
 pub mod aws;
 pub mod cache;
-#[allow(dead_code, reason = "until jobs run in containers")]
 pub mod docker;
 pub mod duration;
 pub mod edit;
@@ -133,6 +132,8 @@ pub struct Runner {
     pub pre_build_script: Option<String>,
     /// Lines after the job's script, in its shell.
     pub post_build_script: Option<String>,
+    /// Limit of what is prepared before the sources.
+    pub prepare_timeout: Option<Duration>,
     /// Limit of the sources.
     pub get_sources_timeout: Option<Duration>,
     /// `CI_DEBUG_TRACE` is refused.
@@ -149,8 +150,14 @@ pub struct Runner {
     pub cgroups: bool,
     /// What containers are made of.
     pub docker: Docker,
+    /// The same as it is written, for another process.
+    pub docker_text: String,
+    /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
+    pub container_builds_dir: Option<PathBuf>,
+    /// Where caches of containers are kept on the machine; `None` for `cache` in the working directory.
+    pub container_cache_dir: Option<PathBuf>,
     /// Fetch a login for Amazon's registries where no other is configured.
-    #[allow(dead_code, reason = "until jobs run in containers")]
+    #[allow(dead_code, reason = "until tokens of Amazon are used")]
     pub ecr_login: bool,
 }
 
@@ -161,6 +168,12 @@ pub enum ExecutorKind {
     Shell,
     /// The same, in fleets.
     Instance,
+    /// Containers.
+    Docker,
+    /// The same, in fleets.
+    DockerAutoscaler,
+    /// The same, in fleets of the kind before.
+    DockerMachine,
 }
 
 impl ExecutorKind {
@@ -169,7 +182,15 @@ impl ExecutorKind {
         match self {
             Self::Shell => "shell",
             Self::Instance => "instance",
+            Self::Docker => "docker",
+            Self::DockerAutoscaler => "docker-autoscaler",
+            Self::DockerMachine => "docker+machine",
         }
+    }
+
+    /// Jobs run in containers.
+    pub fn has_containers(self) -> bool {
+        matches!(self, Self::Docker | Self::DockerAutoscaler | Self::DockerMachine)
     }
 }
 
@@ -241,6 +262,7 @@ impl Runner {
             post_get_sources_script: None,
             pre_build_script: None,
             post_build_script: None,
+            prepare_timeout: None,
             get_sources_timeout: None,
             debug_trace_disabled: false,
             labels: BTreeMap::new(),
@@ -249,6 +271,9 @@ impl Runner {
             kill_grace: Duration::from_secs(10),
             cgroups: true,
             docker: Docker::default(),
+            docker_text: String::new(),
+            container_builds_dir: None,
+            container_cache_dir: None,
             ecr_login: true,
         }
     }
@@ -269,7 +294,20 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
         let raw: raw::Config = toml::from_str(text).map_err(|error| invalid(place::of_error(text, &error)))?;
-        from_raw(path, raw).map_err(|wrong| invalid(wrong.shown(text)))
+        let mut config = from_raw(path, raw).map_err(|wrong| invalid(wrong.shown(text)))?;
+        note_docker_texts(text, &mut config.runners);
+        Ok(config)
+    }
+}
+
+/// Keeps `[runners.docker]` of each runner as it is written: the process that makes a job's containers reads it again.
+fn note_docker_texts(text: &str, runners: &mut [Runner]) {
+    let Ok(table) = text.parse::<toml::Table>() else { return };
+    let written = table.get("runners").and_then(toml::Value::as_array);
+    for (runner, written) in runners.iter_mut().zip(written.into_iter().flatten()) {
+        if let Some(docker) = written.get("docker").and_then(toml::Value::as_table) {
+            runner.docker_text = docker.to_string();
+        }
     }
 }
 
@@ -393,14 +431,18 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         post_get_sources_script: raw.post_get_sources_script,
         pre_build_script: raw.pre_build_script,
         post_build_script: raw.post_build_script,
+        prepare_timeout: raw.prepare_timeout.filter(|timeout| !timeout.is_zero()),
         get_sources_timeout: raw.get_sources_timeout.filter(|timeout| !timeout.is_zero()),
         debug_trace_disabled: raw.debug_trace_disabled,
         labels: all_labels,
-        custom_build_dir: raw.custom_build_dir.enabled.unwrap_or(executor == ExecutorKind::Instance),
+        custom_build_dir: raw.custom_build_dir.enabled.unwrap_or(executor != ExecutorKind::Shell),
         feature_flags: raw.feature_flags,
         kill_grace: raw.mayfly.kill_grace.unwrap_or(Duration::from_secs(10)),
         cgroups: raw.mayfly.cgroups.unwrap_or(true),
         docker: raw.docker,
+        docker_text: String::new(),
+        container_builds_dir: raw.mayfly.builds_dir,
+        container_cache_dir: raw.mayfly.cache_dir,
         ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
     })
 }
@@ -416,7 +458,7 @@ fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (
 
 /// Whether an executor runs jobs in containers.
 fn is_of_containers(executor: &str) -> bool {
-    matches!(executor, "docker" | "docker-autoscaler" | "docker+machine")
+    self::executor(executor).is_ok_and(ExecutorKind::has_containers)
 }
 
 /// The executor by name. Errors: it is missing, unknown, or none of this build's.
@@ -425,14 +467,14 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
         "shell" => Ok(ExecutorKind::Shell),
         "instance" => Ok(ExecutorKind::Instance),
         "" => Err("`executor` is missing; write executor = \"shell\"".to_owned()),
-        "docker" | "docker-windows" | "docker-autoscaler" | "docker+machine" => Err(format!(
-            "`executor = \"{name}\"`: this build cannot run jobs in containers; use \"shell\" or \"instance\""
+        "docker" => Ok(ExecutorKind::Docker),
+        "docker-autoscaler" => Ok(ExecutorKind::DockerAutoscaler),
+        "docker+machine" => Ok(ExecutorKind::DockerMachine),
+        "docker-windows" | "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
+            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\", \
+             \"instance\" or \"docker\""
         )),
-        "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
-            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\" or \
-             \"instance\""
-        )),
-        other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\" or \"instance\"")),
+        other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\", \"instance\" or \"docker\"")),
     }
 }
 
@@ -524,7 +566,7 @@ mod tests {
             (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
             (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
             (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is no port"),
-            (format!("{RUNNER}{}", second.replace("shell", "docker")), "line 10", "runner `b`"),
+            (format!("{RUNNER}{}", second.replace("shell", "ssh")), "line 10", "runner `b`"),
             (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
             (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
             (RUNNER.replace("executor = \"shell\"\n", ""), "line 1", "`executor` is missing"),
@@ -620,7 +662,7 @@ mod tests {
     #[test]
     fn executors_that_do_not_exist_are_said() {
         for (executor, part) in
-            [("docker", "containers"), ("kubernetes", "does not exist"), ("", "missing"), ("x", "unknown")]
+            [("docker-windows", "does not exist"), ("kubernetes", "does not exist"), ("", "missing"), ("x", "unknown")]
         {
             let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
             let error = load(&text).expect_err("refused");

@@ -78,6 +78,8 @@ pub struct Runner {
     pub pre_build_script: Option<String>,
     pub post_build_script: Option<String>,
     #[serde(deserialize_with = "duration")]
+    pub prepare_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
     pub get_sources_timeout: Option<Duration>,
     pub debug_trace_disabled: bool,
     pub labels: BTreeMap<String, String>,
@@ -101,6 +103,8 @@ pub struct RunnerMayfly {
     #[serde(deserialize_with = "duration")]
     pub kill_grace: Option<Duration>,
     pub cgroups: Option<bool>,
+    pub builds_dir: Option<PathBuf>,
+    pub cache_dir: Option<PathBuf>,
     pub ecr_login: Option<bool>,
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,

@@ -1,7 +1,7 @@
-//! Where scripts run: the shell of the instance; the Docker socket finds its place beside it.
+//! Where scripts run: the shell of the instance, or containers.
 
 pub mod cgroup;
-#[allow(dead_code, reason = "until jobs run in containers")]
+#[allow(dead_code, reason = "until the output of services and tokens of Amazon are used")]
 pub mod docker;
 pub mod shell;
 pub mod user;
@@ -13,8 +13,8 @@ use crate::shim::spec::{Task, User};
 
 /// How one job's steps are run on this machine.
 pub trait Executor: Send + Sync {
-    /// The line under the heading of the first section.
-    fn greeting(&self) -> String;
+    /// The line under the heading of the first section, unless it is said later.
+    fn greeting(&self) -> Option<String>;
 
     /// Gets everything ready for the job. Errors: the machine lacks what the job needs.
     fn prepare(&self) -> Result<(), JobError>;
@@ -33,4 +33,9 @@ pub trait Executor: Send + Sync {
 
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
     fn environment_marker(&self) -> &'static str;
+
+    /// What makes containers, where scripts run in some.
+    fn containers(&self) -> Option<&docker::Docker> {
+        None
+    }
 }

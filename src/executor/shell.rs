@@ -45,9 +45,9 @@ impl Shell {
 }
 
 impl Executor for Shell {
-    fn greeting(&self) -> String {
+    fn greeting(&self) -> Option<String> {
         let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
-        format!("Using Shell ({}) executor{whom}...", self.shell)
+        Some(format!("Using Shell ({}) executor{whom}...", self.shell))
     }
 
     fn prepare(&self) -> Result<(), JobError> {

@@ -118,11 +118,13 @@ fn connected(address: &Address, patience: Duration) -> Result<(Stream, Option<Bo
 }
 
 impl Conversation {
-    /// Says all of this, as far as the other side takes it while it is listened to, and then nothing more: the other
-    /// side sees the end of its input.
-    pub fn say(&mut self, text: Vec<u8>) {
-        self.input = text;
-        self.said = 0;
+    /// Says this, as far as the other side takes it while it is listened to.
+    pub fn say(&mut self, text: &[u8]) {
+        self.input.extend_from_slice(text);
+    }
+
+    /// Says nothing more than what is to be said already: the other side sees the end of its input.
+    pub fn finish(&mut self) {
         self.end = End::Due;
     }
 
@@ -286,7 +288,9 @@ mod tests {
     fn talks_in_both_directions_and_says_the_end() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
         let mut conversation = opened(&address).expect("an answer").expect("taken over");
-        conversation.say(b"input".repeat(100_000));
+        conversation.say(&b"input".repeat(50_000));
+        conversation.say(&b"input".repeat(50_000));
+        conversation.finish();
         let (mut heard, mut block) = (Vec::new(), [0; 4]);
         while let Heard::Bytes(length) = conversation.hear(&mut block, None, None).expect("heard") {
             heard.extend_from_slice(&block[..length]);

@@ -5,12 +5,10 @@
 mod chain;
 mod client;
 mod connections;
-#[allow(dead_code, reason = "the executor for containers is built on it")]
 pub mod conversation;
 pub mod diagnose;
 mod proxy;
 mod retry;
-#[allow(dead_code, reason = "the executor for containers is built on it")]
 pub mod service;
 mod socket;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What a job needs to know of the agent, the runner and the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +111,10 @@ impl Context {
         concurrent: u32,
         variables: &dyn Fn(&Place) -> Variables,
     ) -> (Place, Result<(), JobError>) {
-        let usual = Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent, payload);
+        let usual = match self.executor.containers() {
+            Some(docker) => self.place_in_container(docker, payload, concurrent, variables),
+            None => Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent, payload),
+        };
         let variables = variables(&usual);
         let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
             let empty = variables.value("GIT_STRATEGY").is_some_and(|strategy| strategy == "empty");
@@ -138,16 +141,20 @@ impl Context {
         concurrent: (u32, u32),
         ca_certificates: Option<&str>,
     ) -> Variables {
-        let mut variables = Variables::new(&place.temporary);
+        let seen = |path: &Path| place.seen(path).display().to_string();
+        let mut variables = Variables::new(&place.seen(&place.temporary));
         for (name, on) in flags.all() {
             variables.set(name, on.to_string());
+        }
+        if self.executor.containers().is_some() {
+            variables.push(of_pair("CI_JOB_IMAGE", self.image(payload)));
         }
         variables.set("CI_RUNNER_SHORT_TOKEN", self.runner.token.short());
         for (key, value) in &self.runner.environment {
             variables.push(of_pair(key, value));
         }
-        variables.set("CI_BUILDS_DIR", place.builds.display().to_string());
-        variables.set("CI_PROJECT_DIR", place.project.display().to_string());
+        variables.set("CI_BUILDS_DIR", seen(&place.builds));
+        variables.set("CI_PROJECT_DIR", seen(&place.project));
         variables.set("CI_CONCURRENT_ID", concurrent.0.to_string());
         variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.1.to_string());
         variables.set("CI_SERVER", "yes");
@@ -158,13 +165,13 @@ impl Context {
             variables.push(variable.clone());
         }
         if flags.is_on(WITHOUT_TOKENS) {
-            variables.set("GIT_CONFIG_GLOBAL", place.temporary.join(sources::GLOBAL_CONFIG).display().to_string());
+            variables.set("GIT_CONFIG_GLOBAL", seen(&place.temporary.join(sources::GLOBAL_CONFIG)));
         }
         variables.set(self.executor.environment_marker(), "true");
         variables.set("CI_RUNNER_VERSION", VERSION);
         variables.set("CI_RUNNER_REVISION", REVISION);
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
-        variables.set("RUNNER_TEMP_PROJECT_DIR", place.temporary.display().to_string());
+        variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&place.temporary));
         variables
     }
 

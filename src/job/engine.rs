@@ -156,7 +156,12 @@ impl Engine<'_> {
             None => self.work()?,
         };
         self.say_ending();
+        let removal = self.removal();
         let delivery = self.uploader.finish(ending.clone());
+        // Nobody waits for it: not this job's outcome, and not the next job.
+        if let Some(remove) = removal {
+            remove();
+        }
         // An agent that stops in the middle of the delivery leaves it to the next one.
         if delivery != Delivery::GivenUp || !self.control.orders().abandoned {
             self.directory.discard()?;
@@ -234,7 +239,7 @@ impl Engine<'_> {
 
     fn perform(&mut self, stage: &Stage) -> io::Result<Result<(), JobError>> {
         match stage {
-            Stage::PrepareExecutor => Ok(self.prepare_executor()),
+            Stage::PrepareExecutor => self.prepare_executor(),
             Stage::PrepareScript => {
                 self.prepared.place.remove_temporary(&[BRIDGE.to_owned()]);
                 Ok(Ok(()))
@@ -253,25 +258,27 @@ impl Engine<'_> {
         }
     }
 
-    fn prepare_executor(&self) -> Result<(), JobError> {
+    fn prepare_executor(&mut self) -> io::Result<Result<(), JobError>> {
         if self.payload.run {
-            return Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`"));
+            return Ok(Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`")));
         }
         if !self.payload.secrets.is_empty() {
             let names = self.payload.secrets.join(", ");
-            return Err(JobError::configuration(format!(
+            return Ok(Err(JobError::configuration(format!(
                 "the job wants secrets from a secret store ({names}); this runner fetches none: use CI/CD variables"
-            )));
+            ))));
         }
-        if let Some(guard) = &self.context.guard {
-            let open = |why| JobError::system(format!("the job is not kept from the instance's credentials: {why}"));
-            guard.hold().map_err(open)?;
+        if let Some(Err(why)) = self.context.guard.as_ref().map(|guard| guard.hold()) {
+            let message = format!("the job is not kept from the instance's credentials: {why}");
+            return Ok(Err(JobError::system(message)));
+        }
+        if self.context.executor.containers().is_some() {
+            return self.prepare_container();
         }
         let place = &self.prepared.place;
-        self.context.executor.prepare()?;
-        place
-            .create(&self.context.caches, self.context.executor.user())
-            .map_err(|error| JobError::system(format!("cannot make {}: {error}", place.builds.display())))
+        let unusable = |error| JobError::system(format!("cannot make {}: {error}", place.builds.display()));
+        let made = || place.create(&self.context.caches, self.context.executor.user()).map_err(unusable);
+        Ok(self.context.executor.prepare().and_then(|()| made()))
     }
 
     /// A stage, tried as often as the job asks for.
@@ -370,6 +377,7 @@ impl Engine<'_> {
     fn remove_secrets(&self) {
         let mut names: Vec<String> = self.prepared.variables.files().into_iter().map(|(name, _)| name).collect();
         names.extend([BRIDGE, GLOBAL_CONFIG, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend(super::containers::DOORS.map(str::to_owned));
         self.prepared.place.remove_temporary(&names);
     }
 

@@ -25,7 +25,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_CONCRETE", false, Nothing),
     ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, Honoured),
     ("FF_DISABLE_POWERSHELL_STDIN", false, Nothing),
-    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", false, Nothing),
+    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", false, Honoured),
     ("FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR", false, Nothing),
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, Honoured),
     ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
@@ -36,7 +36,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_KUBERNETES_HONOR_ENTRYPOINT", false, Nothing),
     ("FF_LOG_IMAGES_CONFIGURED_FOR_JOB", false, Nothing),
     ("FF_MASK_ALL_DEFAULT_TOKENS", true, Always(true)),
-    ("FF_NETWORK_PER_BUILD", false, Nothing),
+    ("FF_NETWORK_PER_BUILD", false, Honoured),
     ("FF_POSIXLY_CORRECT_ESCAPES", false, Always(true)),
     ("FF_PRINT_POD_EVENTS", false, Nothing),
     ("FF_RESOLVE_FULL_TLS_CHAIN", false, Nothing),
@@ -59,13 +59,13 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_USE_GIT_BUNDLE_URIS", true, Always(true)),
     ("FF_USE_GIT_NATIVE_CLONE", false, Nothing),
     ("FF_USE_GIT_PROACTIVE_AUTH", false, Nothing),
-    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, Nothing),
+    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, Honoured),
     ("FF_USE_JOB_ROUTER", false, Nothing),
     ("FF_USE_LEGACY_BASH_EVAL", false, Nothing),
     ("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, Nothing),
     ("FF_USE_LEGACY_KUBERNETES_EXECUTION_STRATEGY", false, Nothing),
     ("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, Nothing),
-    ("FF_USE_NATIVE_CONTAINER_STOP", false, Nothing),
+    ("FF_USE_NATIVE_CONTAINER_STOP", false, Honoured),
     ("FF_USE_PARALLEL_ARTIFACT_TRANSFER", false, Nothing),
     ("FF_USE_PARALLEL_CACHE_TRANSFER", false, Nothing),
     ("FF_USE_POD_ACTIVE_DEADLINE_SECONDS", true, Nothing),
@@ -155,7 +155,7 @@ mod tests {
             let job = move |asked: &str| (asked == name).then(|| value.to_owned());
             Flags::resolve(&BTreeMap::new(), &job).0.idle()
         };
-        assert_eq!(of("FF_NETWORK_PER_BUILD", "true"), ["FF_NETWORK_PER_BUILD"]);
+        assert_eq!(of("FF_USE_GIT_NATIVE_CLONE", "true"), ["FF_USE_GIT_NATIVE_CLONE"]);
         assert_eq!(of("FF_USE_FASTZIP", "false"), ["FF_USE_FASTZIP"]);
         assert!(of("FF_POSIXLY_CORRECT_ESCAPES", "true").is_empty(), "what we do anyway");
         assert!(of("FF_TIMESTAMPS", "false").is_empty());

@@ -28,6 +28,16 @@ pub struct Limit {
 }
 
 impl Engine<'_> {
+    /// What is prepared before the job's first own line.
+    pub(super) fn prepare_limit(&self) -> Limit {
+        let Some(timeout) = self.context.runner.prepare_timeout else { return self.job_limit() };
+        Limit {
+            over: Over::Job,
+            deadline: self.job_deadline().min(self.record.began.saturating_add(nanos(timeout))),
+            error: timed_out(format!("prepare timeout: exceeded timeout of {}", in_words(timeout))),
+        }
+    }
+
     /// All tries share one limit, and nothing comes after it.
     pub(super) fn sources_limit(&mut self) -> Limit {
         let Some(timeout) = self.context.runner.get_sources_timeout else { return self.job_limit() };

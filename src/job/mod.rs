@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod cache;
+pub mod containers;
 pub mod context;
 pub mod control;
 pub mod engine;
@@ -15,7 +16,7 @@ pub mod payload;
 pub mod place;
 mod salvage;
 mod saying;
-mod script;
+pub mod script;
 mod settings;
 mod sources;
 mod stages;
@@ -23,5 +24,5 @@ mod steps;
 #[cfg(test)]
 mod testing;
 mod transfer;
-mod variables;
+pub mod variables;
 pub mod work;

@@ -1,7 +1,7 @@
 //! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
 //! the job's number and token may be missing, null or unknown.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::lenient;
 use super::salvage::salvage;
@@ -88,6 +88,11 @@ pub struct GitInfo {
     pub reference: String,
     #[serde(deserialize_with = "lenient::text")]
     pub sha: String,
+    #[serde(deserialize_with = "lenient::text")]
+    pub before_sha: String,
+    /// The branch or tag is protected; older servers do not say.
+    #[serde(deserialize_with = "lenient::switch")]
+    pub protected: bool,
     #[serde(deserialize_with = "lenient::texts")]
     pub refspecs: Vec<String>,
     #[serde(deserialize_with = "lenient::number")]
@@ -106,7 +111,7 @@ pub struct RunnerInfo {
 }
 
 /// A variable of the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Variable {
     #[serde(deserialize_with = "lenient::text")]

@@ -32,6 +32,9 @@ pub struct Place {
     pub temporary: PathBuf,
     /// The project's own directory for local caches.
     pub cache: PathBuf,
+    /// What the job sees in the place of `builds`, where that is something else: it runs in a container.
+    #[serde(default)]
+    pub inside: Option<PathBuf>,
 }
 
 impl Place {
@@ -39,13 +42,31 @@ impl Place {
     pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
         let cache = caches.join(slug(payload));
-        Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache }
+        Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache, inside: None }
+    }
+
+    /// The place of a job that sees the machine's directory `host_builds` as `inside`.
+    pub fn in_container(host_builds: &Path, inside: &Path, caches: &Path, payload: &Payload) -> Self {
+        let project = host_builds.join(slug(payload));
+        let cache = caches.join(slug(payload));
+        let inside = Some(inside.to_owned());
+        Self { builds: host_builds.to_owned(), temporary: with(&project, ".tmp"), project, cache, inside }
+    }
+
+    /// A path below the builds directory as the job sees it.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        match (&self.inside, path.strip_prefix(&self.builds)) {
+            // A join with nothing would end with a slash.
+            (Some(inside), Ok(below)) if below.as_os_str().is_empty() => inside.clone(),
+            (Some(inside), Ok(below)) => inside.join(below),
+            _ => path.to_owned(),
+        }
     }
 
     /// The place of a job without sources (`GIT_STRATEGY` `empty`): it must not cost the next job its checkout.
     pub fn for_nothing(&self) -> Self {
         let (project, cache) = (with(&self.project, "-empty"), with(&self.cache, "-empty"));
-        Self { builds: self.builds.clone(), temporary: with(&project, ".tmp"), project, cache }
+        Self { temporary: with(&project, ".tmp"), project, cache, ..self.clone() }
     }
 
     /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
@@ -53,17 +74,17 @@ impl Place {
         let outside = || {
             JobError::configuration(format!(
                 "GIT_CLONE_PATH `{path}` is not below the builds directory {}",
-                self.builds.display()
+                self.seen(&self.builds).display()
             ))
         };
-        let below = Path::new(path).strip_prefix(&self.builds).map_err(|_| outside())?;
+        let builds = self.seen(&self.builds);
+        let below = Path::new(path).strip_prefix(&builds).map_err(|_| outside())?;
         let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
         if !plain || below.as_os_str().is_empty() {
             return Err(outside());
         }
         let project = self.builds.join(below);
-        let (builds, cache) = (self.builds.clone(), self.cache.clone());
-        Ok(Self { builds, temporary: with(&project, ".tmp"), project, cache })
+        Ok(Self { temporary: with(&project, ".tmp"), project, ..self.clone() })
     }
 
     /// Makes the roots of builds and caches, for the job's user where that is another than the agent's. Errors: they
@@ -168,6 +189,22 @@ mod tests {
     }
 
     #[test]
+    fn a_container_sees_the_machines_directory_elsewhere() {
+        let mut payload = Payload::default();
+        payload.git_info.repo_url = "https://h/a/b.git".to_owned();
+        let place = Place::in_container(Path::new("/var/b/1"), Path::new("/builds"), Path::new("/c"), &payload);
+        assert_eq!(place.project, Path::new("/var/b/1/a/b"));
+        assert_eq!(place.seen(&place.project), Path::new("/builds/a/b"));
+        assert_eq!(place.seen(&place.builds).as_os_str(), "/builds");
+        let moved = place.moved("/builds/go/src").expect("allowed");
+        assert_eq!(
+            (moved.project.as_path(), moved.seen(&moved.temporary)),
+            (Path::new("/var/b/1/go/src"), "/builds/go/src.tmp".into())
+        );
+        assert!(place.moved("/var/b/1/x").is_err());
+    }
+
+    #[test]
     fn a_clone_path_stays_below_the_builds_directory() {
         let place = of("https://h/a/b.git");
         assert_eq!(place.moved("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
@@ -181,8 +218,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let builds = directory.path().to_owned();
         fs::create_dir(builds.join("p.tmp")).expect("made");
-        let place =
-            Place { project: builds.join("p"), temporary: builds.join("p.tmp"), cache: builds.join("c"), builds };
+        let place = Place {
+            project: builds.join("p"),
+            temporary: builds.join("p.tmp"),
+            cache: builds.join("c"),
+            builds,
+            inside: None,
+        };
         let path = place.temporary.join("env");
         assert_eq!(place.read_temporary("env"), "");
         fs::write(&path, "A=1\n").expect("written");
@@ -201,7 +243,7 @@ mod tests {
         let builds = directory.path().join("builds");
         fs::create_dir(&builds).expect("made");
         let cache = builds.join("cache");
-        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache };
+        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache, inside: None };
         std::os::unix::fs::symlink(&outside, &place.temporary).expect("planted");
         place.remove_temporary(&["KEY".to_owned()]);
         assert!(outside.join("KEY").exists());

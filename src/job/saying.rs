@@ -36,7 +36,7 @@ impl Engine<'_> {
     /// What is said at once below the heading.
     pub(super) fn opening(&self, stage: &Stage) -> Vec<String> {
         match stage {
-            Stage::PrepareExecutor => vec![self.context.executor.greeting()],
+            Stage::PrepareExecutor => self.context.executor.greeting().into_iter().collect(),
             Stage::PrepareScript => {
                 let host = nix::unistd::gethostname().unwrap_or_default();
                 vec![format!("Running on {}...", host.to_string_lossy())]

@@ -11,13 +11,13 @@ use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
 use super::work;
 use crate::journal::StepRecord;
-use crate::shim::spec::{End, Spec, Status, Stop, Task};
+use crate::shim::spec::{End, Rights, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
 /// What stops a step, short of the end of everything.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum StopsFor {
+pub(super) enum StopsFor {
     /// A cancel by a person, and the loss of the machine.
     Any,
     /// The loss of the machine.
@@ -83,9 +83,9 @@ impl Engine<'_> {
             tasks.push(self.shell_task(&before, None, None));
         }
         let plan = work::Plan::Sources(plan).to_text().map_err(io::Error::other)?;
-        tasks.push(Task::Work { plan });
+        tasks.push(self.file_work(plan));
         if has_lines(&after) {
-            let directory = self.prepared.place.project.display().to_string();
+            let directory = self.prepared.place.seen(&self.prepared.place.project).display().to_string();
             tasks.push(self.shell_task(&after, Some(directory), None));
         }
         Ok(tasks)
@@ -101,7 +101,7 @@ impl Engine<'_> {
         };
         let plan = plan.to_text().map_err(io::Error::other)?;
         let limit = self.job_limit();
-        let outcome = self.step(Task::Work { plan }, &limit, stops_for)?;
+        let outcome = self.step(self.file_work(plan), &limit, stops_for)?;
         // A cache that was not finished for lack of time is no failure of the job.
         let given_up = stops_for == StopsFor::Eviction && stops_for.stops(&self.control.orders());
         Ok(if given_up && !self.control.orders().abort() { Ok(()) } else { outcome })
@@ -122,6 +122,7 @@ impl Engine<'_> {
         let place = sources::Place {
             project: self.prepared.place.project.clone(),
             temporary: self.prepared.place.temporary.clone(),
+            seen: self.context.executor.containers().map(|_| self.prepared.place.seen(&self.prepared.place.temporary)),
             server: self.context.runner.url.clone(),
             clone_url: self.context.runner.clone_url.clone(),
             ca_certificates: self.prepared.ca_certificates.clone(),
@@ -150,7 +151,7 @@ impl Engine<'_> {
             Lines { origin: "script_step", lines },
             Lines { origin: "post_build_script", lines: own(&runner.post_build_script) },
         ];
-        let directory = self.prepared.place.project.display().to_string();
+        let directory = self.prepared.place.seen(&self.prepared.place.project).display().to_string();
         let task = self.shell_task(&groups, Some(directory), None);
         let limit = self.script_limit();
         self.step(task, &limit, StopsFor::Any)
@@ -162,7 +163,7 @@ impl Engine<'_> {
         let groups = [Lines { origin: "after_script_step", lines }];
         let status = self.record.progress.status.clone().unwrap_or_else(|| "success".to_owned());
         self.prepared.variables.set("CI_JOB_STATUS", status);
-        let directory = self.prepared.place.project.display().to_string();
+        let directory = self.prepared.place.seen(&self.prepared.place.project).display().to_string();
         let task = self.shell_task(&groups, Some(directory), Some("Running after script..."));
         let limit = self.after_script_limit();
         self.step(task, &limit, StopsFor::Eviction)
@@ -173,7 +174,7 @@ impl Engine<'_> {
         let setup = Setup {
             exports: self.prepared.variables.exports(),
             files: self.prepared.variables.files(),
-            temporary: self.prepared.place.temporary.display().to_string(),
+            temporary: self.prepared.place.seen(&self.prepared.place.temporary).display().to_string(),
             directory,
             trace: self.prepared.debug,
             check_each_line: flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),
@@ -182,11 +183,24 @@ impl Engine<'_> {
         // With stamps each line says which stream it came from; without, or with the shell's own trace between the
         // output, their exact order is worth more.
         let merge = self.prepared.debug || !self.prepared.filters.timestamps;
-        self.context.executor.script(script::script(&setup, groups, greeting), merge)
+        let text = script::script(&setup, groups, greeting);
+        match self.context.executor.containers() {
+            Some(_) => self.container_script(text, merge),
+            None => self.context.executor.script(text, merge),
+        }
+    }
+
+    /// Work on the job's files.
+    fn file_work(&self, plan: String) -> Task {
+        let rights = match self.context.executor.containers() {
+            Some(_) => Rights::Walled(self.walls()),
+            None => Rights::User,
+        };
+        Task::Work { plan, rights, doors: None }
     }
 
     /// Runs one step, or takes up one that an earlier agent had started.
-    fn step(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Result<(), JobError>> {
+    pub(super) fn step(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Result<(), JobError>> {
         let outcome = match self.record.progress.step.clone() {
             Some(step) => self.take_up(task, &step, stops_for)?,
             None => {
@@ -211,7 +225,7 @@ impl Engine<'_> {
             filters: self.prepared.filters.clone(),
             user: self.context.executor.user().cloned(),
             cgroups: step.cgroups.clone(),
-            grace: self.context.runner.kill_grace,
+            grace: self.grace_of(&task),
             deadline: step.deadline,
             task,
         };
@@ -220,7 +234,13 @@ impl Engine<'_> {
             // Processes or memory are used up: the job fails with its log, as if the shim had found that.
             Err(error) => {
                 let end = End::NotStarted(format!("no process can be started for the script: {error}"));
-                return Ok(Outcome::Ended(Status { id: spec.id, end, stopped: None, leftovers: 0 }));
+                return Ok(Outcome::Ended(Status {
+                    id: spec.id,
+                    end,
+                    stopped: None,
+                    leftovers: 0,
+                    report: String::new(),
+                }));
             }
         };
         if let Some(step) = &mut self.record.progress.step {
@@ -283,6 +303,7 @@ impl Engine<'_> {
                 ));
             }
         };
+        self.record.progress.container_spent |= status.stopped.is_some();
         match status.stopped {
             Some(Stop::Deadline) if sys::boottime() >= self.job_deadline() => {
                 self.record.progress.aborted = true;
@@ -293,7 +314,7 @@ impl Engine<'_> {
                 Err(limit.error.clone())
             }
             Some(Stop::Requested) if stops_for.stops(&orders) => stop_error(&orders).map_or(Ok(()), Err),
-            _ => end_of(status),
+            _ => self.hear_report(&status.report).unwrap_or_else(|| end_of(status)),
         }
     }
 

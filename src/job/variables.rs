@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::expand::expand;
 use super::payload::Variable;
 
@@ -10,7 +12,7 @@ use super::payload::Variable;
 pub const READONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
 
 /// Variables in the order of their rank, lowest first: the last of a name counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Variables {
     list: Vec<Variable>,
     /// Where files of file variables stand.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::JobState;
+use crate::executor::docker::prepare::Prepared;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
 use crate::job::control::Orders;
@@ -90,6 +91,10 @@ pub struct Progress {
     pub status: Option<String>,
     /// The final state, once it is decided.
     pub ending: Option<JobState>,
+    /// The job's container, once it is made.
+    pub container: Option<Box<Prepared>>,
+    /// A script in it was stopped in the middle: the next one gets a container of its own.
+    pub container_spent: bool,
     /// How much of the log the server had.
     pub acknowledged: u64,
     /// When agents took the job up in this stage after another had died, in nanoseconds of `CLOCK_BOOTTIME`.

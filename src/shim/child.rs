@@ -4,19 +4,20 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{
-    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setgid, setgroups, setsid,
-    setuid,
+    Gid, Pid, Uid, UnlinkatFlags, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, mkfifoat, pipe2, setgid,
+    setgroups, setsid, setuid, unlinkat,
 };
 
-use super::spec::{Spec, Task, User};
+use super::confine;
+use super::spec::{Doors, Rights, Spec, Task, User, Walls, Worked};
 use crate::sys;
 
 /// How large pipes are made where the system lets us: fewer turns for a loud step.
@@ -32,38 +33,51 @@ pub struct Started {
     pub stderr: Option<OwnedFd>,
     /// Says why the step could not become what it should, or closes silently.
     pub failure: File,
+    /// What the step reports, once it has ended.
+    pub report: File,
 }
 
+/// The work of the layer above.
+pub type Work = fn(&str) -> Worked;
+
 /// Starts the step. Errors: pipes, memory files or processes are used up.
-pub fn start(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Started> {
-    let (stdout, stdout_writer) = output_pipe(spec.user.as_ref())?;
-    let merge = matches!(spec.task, Task::Process { merge_stderr: true, .. });
+pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
+    let user = spec.user.as_ref();
+    let (doors, merge) = match &spec.task {
+        Task::Process { merge_stderr, .. } => (None, *merge_stderr),
+        Task::Work { doors, .. } => (doors.as_ref(), doors.as_ref().is_some_and(|doors| doors.error.is_none())),
+    };
+    let (stdout, stdout_writer) = output(doors.map(|doors| (doors, doors.output.as_path())), user)?;
     let (stderr, stderr_writer) = if merge {
         (None, stdout_writer.try_clone()?)
     } else {
-        let (reader, writer) = output_pipe(spec.user.as_ref())?;
+        let door = doors.and_then(|doors| Some((doors, doors.error.as_deref()?)));
+        let (reader, writer) = output(door, user)?;
         (Some(reader), writer)
     };
     let (failure, failure_writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let report = memory_file(&[])?;
     let stdin = match &spec.task {
         Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
         Task::Work { .. } => File::open("/dev/null")?,
     };
+    let is_apart = matches!(rights_of(&spec.task), Rights::Walled(_)) && confine::set_apart();
     let (forked, membership) = fork(&spec.cgroups)?;
     if let Some(pid) = forked {
-        return Ok(Started { pid, stdout, stderr, failure: File::from(failure) });
+        return Ok(Started { pid, stdout, stderr, failure: File::from(failure), report });
     }
     let mut failure_writer = File::from(failure_writer);
-    let outcome = enter(spec, membership, &stdin, &stdout_writer, &stderr_writer).and_then(|()| match &spec.task {
+    let entered = enter(spec, is_apart, membership, &stdin, &stdout_writer, &stderr_writer);
+    let outcome = entered.and_then(|()| match &spec.task {
         Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
-        Task::Work { plan } => Ok(plan),
+        Task::Work { plan, .. } => Ok(plan),
     });
     match outcome {
         Ok(plan) => {
             // What the shim waits for is the end of this descriptor; there is no exec that would close it.
             drop(failure_writer);
             drop((stdout_writer, stderr_writer));
-            sys::exit_now(run_work(work, plan))
+            sys::exit_now(run_work(work, plan, report))
         }
         Err(message) => {
             let _ = failure_writer.write_all(message.as_bytes());
@@ -90,10 +104,47 @@ fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, Membership)> {
     Ok((sys::fork_single_threaded()?, Membership::ToEnter))
 }
 
-fn run_work(work: fn(&str) -> i32, plan: &str) -> i32 {
-    let code = std::panic::catch_unwind(|| work(plan)).unwrap_or(101);
+fn run_work(work: Work, plan: &str, mut report: File) -> i32 {
+    let worked = std::panic::catch_unwind(|| work(plan)).unwrap_or(Worked { code: 101, ..Worked::default() });
     let _ = io::stdout().flush();
-    code
+    let _ = report.write_all(worked.report.as_bytes());
+    worked.code
+}
+
+/// A way for output to come: through a named pipe where one is wanted and can be made, else through one without a name.
+fn output(door: Option<(&Doors, &Path)>, user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
+    match door.map(|(doors, path)| named_pipe(&doors.root, path)) {
+        Some(Ok(pipe)) => Ok(pipe),
+        // Whoever looks for it sees that it is not there.
+        Some(Err(_)) | None => output_pipe(user),
+    }
+}
+
+/// A pipe with a name that anybody may write into; whatever had the name before is gone. Errors: something stands in
+/// the way, or the file system has no pipes.
+fn named_pipe(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let directory = sys::open_beneath(root.as_fd(), parent, nix::libc::O_PATH | nix::libc::O_DIRECTORY, 0)?;
+    let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
+    mkfifoat(&directory, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let ways = [OFlag::O_RDONLY, OFlag::O_WRONLY].map(|way| {
+        let flags = way | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&directory, name, flags, Mode::empty())
+    });
+    let [reader, writer] = ways;
+    let (reader, writer) = (reader?, writer?);
+    let is_pipe =
+        |fd: &OwnedFd| fstat(fd).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
+    if !is_pipe(&reader) || !is_pipe(&writer) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    fchmod(&reader, Mode::from_bits_truncate(0o666))?;
+    let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok((reader, writer))
 }
 
 /// A pipe for output that the job's user may open again (`/dev/stdout`).
@@ -115,7 +166,14 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
 }
 
 /// Everything between fork and the step; the error is what the user is told.
-fn enter(spec: &Spec, membership: Membership, stdin: &File, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), String> {
+fn enter(
+    spec: &Spec,
+    is_apart: bool,
+    membership: Membership,
+    stdin: &File,
+    stdout: &OwnedFd,
+    stderr: &OwnedFd,
+) -> Result<(), String> {
     let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
     setsid().map_err(|error| describe("no new session", error))?;
     for group in spec.cgroups.iter().filter(|_| membership == Membership::ToEnter) {
@@ -123,17 +181,30 @@ fn enter(spec: &Spec, membership: Membership, stdin: &File, stdout: &OwnedFd, st
         let _ = fs::write(group.join("cgroup.procs"), "0");
     }
     restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
-    umask(Mode::from_bits_truncate(0o022));
+    let rights = rights_of(&spec.task);
+    let is_open = matches!(rights, Rights::Walled(Walls { open: true, .. }));
+    umask(Mode::from_bits_truncate(if is_open { 0 } else { 0o022 }));
     dup2_stdin(stdin).map_err(|error| describe("standard input", error))?;
     dup2_stdout(stdout).map_err(|error| describe("standard output", error))?;
     dup2_stderr(stderr).map_err(|error| describe("standard error", error))?;
     if let Some(user) = &spec.user {
         become_user(user).map_err(|error| describe(&format!("cannot become user {}", user.name), error))?;
     }
+    if let Rights::Walled(walls) = rights {
+        sys::exit_on_term().map_err(|error| describe("signals", error))?;
+        confine::confine(walls, is_apart)?;
+    }
     if let Task::Process { cwd, .. } = &spec.task {
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
     Ok(())
+}
+
+fn rights_of(task: &Task) -> &Rights {
+    match task {
+        Task::Process { .. } => &Rights::User,
+        Task::Work { rights, .. } => rights,
+    }
 }
 
 fn restore_signals() -> nix::Result<()> {

@@ -1,7 +1,7 @@
 //! The shim's whole life: start the step, pump its output, keep its deadline, end what it left, tell the outcome.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 
-use super::child::{self, Started};
+use super::child::{self, Started, Work};
 use super::descendants;
 use super::running;
 use super::spec::{End, Spec, Status, Stop};
@@ -24,6 +24,8 @@ use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
 /// Bytes kept free for the outcome.
 const STATUS_ROOM: usize = 4096;
+/// Bytes of a report that are taken.
+const REPORT_MAX: u64 = 1 << 20;
 /// Bytes read from a pipe at once.
 const BLOCK: usize = 128 * 1024;
 /// A line without an end is shown after this much silence.
@@ -34,7 +36,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
-pub fn main(work: fn(&str) -> i32) -> ExitCode {
+pub fn main(work: Work) -> ExitCode {
     let mut text = String::new();
     let spec: Spec = match io::stdin().read_to_string(&mut text).map(|_| serde_json::from_str(&text)) {
         Ok(Ok(spec)) => spec,
@@ -49,6 +51,7 @@ pub fn main(work: fn(&str) -> i32) -> ExitCode {
         end: End::NotStarted(error.to_string()),
         stopped: None,
         leftovers: 0,
+        report: String::new(),
     });
     match write_status(&spec.status, &status) {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,7 +75,7 @@ fn write_status(path: &Path, status: &Status) -> io::Result<()> {
     fs::rename(&mark, path)
 }
 
-fn hold(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Status> {
+fn hold(spec: &Spec, work: Work) -> io::Result<Status> {
     let signals = isolate()?;
     reserve_status(&spec.status)?;
     let masks = spec.filters.patterns();
@@ -85,7 +88,8 @@ fn hold(spec: &Spec, work: fn(&str) -> i32) -> io::Result<Status> {
     let end = shim.run()?;
     let leftovers = shim.end_leftovers();
     descendants::remove_groups(&spec.cgroups);
-    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, leftovers })
+    let report = shim.report();
+    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, leftovers, report })
 }
 
 /// Makes the shim independent of the agent, unreadable for the job, and the parent of all that the step starts.
@@ -370,6 +374,14 @@ impl<'a> Shim<'a> {
             let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
+    }
+
+    /// What the step reports, as far as there is room for it.
+    fn report(&mut self) -> String {
+        let mut text = Vec::new();
+        let report = &mut self.started.report;
+        let read = report.rewind().and_then(|()| report.take(REPORT_MAX).read_to_end(&mut text));
+        read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Tells a step that could not be started from one that ended.

@@ -5,6 +5,7 @@
 //! outcome in a file. It knows the job's secrets, never the runner's token, and nothing in it depends on the agent.
 
 mod child;
+mod confine;
 mod descendants;
 mod hold;
 mod running;

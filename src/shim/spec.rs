@@ -50,12 +50,50 @@ pub enum Task {
         /// Send standard error down the pipe of standard output, so that their order is exact.
         merge_stderr: bool,
     },
-    /// File work of the agent's own (sources, caches, artifacts), done by a child of the shim with the user's rights:
-    /// a plan that the layer above understands.
+    /// Work of the agent's own (sources, caches, artifacts; what a container needs and does), done by a child of the shim
+    /// with the user's rights: a plan that the layer above understands.
     Work {
         /// The plan as JSON.
         plan: String,
+        /// What the work may do.
+        rights: Rights,
+        /// Named pipes through which its output comes as well, from whoever finds them.
+        doors: Option<Doors>,
     },
+}
+
+/// What a child that works may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rights {
+    /// What its user may do.
+    #[default]
+    User,
+    /// What it takes to work on files that a container has left, and no more.
+    Walled(Walls),
+    /// Everything, to speak with a container engine.
+    All,
+}
+
+/// What work behind walls sees of the machine beside its programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walls {
+    /// Directories that it may change.
+    pub writable: Vec<PathBuf>,
+    /// Files that it may read.
+    pub readable: Vec<PathBuf>,
+    /// What it makes is for everybody, since nobody knows whom the container runs as (gitlab-runner: umask 0).
+    pub open: bool,
+}
+
+/// Named pipes that are made for a step, below a directory in which anything may have been planted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doors {
+    /// The directory that nothing is to be reached outside of.
+    pub root: PathBuf,
+    /// Standard output, below it.
+    pub output: PathBuf,
+    /// Standard error; `None` when that goes through the same.
+    pub error: Option<PathBuf>,
 }
 
 /// The user a step runs as.
@@ -86,6 +124,18 @@ pub struct Status {
     pub stopped: Option<Stop>,
     /// Processes that were still there after the main process had ended, and were killed.
     pub leftovers: u32,
+    /// What the work has to report beside its exit status, for the layer above; empty for nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub report: String,
+}
+
+/// How work came out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Worked {
+    /// The exit status of the step.
+    pub code: i32,
+    /// See [`Status::report`].
+    pub report: String,
 }
 
 /// How the main process of a step ended.

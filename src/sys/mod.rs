@@ -98,6 +98,63 @@ pub fn ignore(number: Signal) -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(number, SigHandler::SigIgn) }.map(drop)
 }
 
+/// A right of the superuser, by its number (capabilities(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability(u32);
+
+impl Capability {
+    pub const CHOWN: Self = Self(0);
+    pub const DAC_OVERRIDE: Self = Self(1);
+    pub const FOWNER: Self = Self(3);
+    pub const FSETID: Self = Self(4);
+}
+
+/// Gives up all rights of the superuser but these, for good and for everything that is started from here. Errors: the
+/// caller has them not to give up.
+pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
+    // Version 3 of the interface: two words of 32 rights each.
+    const VERSION: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Rights {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    for number in (0..64).filter(|number| !kept.contains(&Capability(*number))) {
+        // SAFETY: the call takes integers only.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) } < 0 {
+            let error = io::Error::last_os_error();
+            // The kernel knows no more.
+            if error.raw_os_error() == Some(libc::EINVAL) {
+                break;
+            }
+            return Err(error);
+        }
+    }
+    let low = kept.iter().fold(0, |set, capability| set | 1 << capability.0);
+    let rights = [Rights { effective: low, permitted: low, inheritable: 0 }, Rights::default()];
+    let header = Header { version: VERSION, pid: 0 };
+    // SAFETY: the header names the version whose two words follow, both alive for the call.
+    let set = unsafe { libc::syscall(libc::SYS_capset, &raw const header, rights.as_ptr()) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Ends this process at TERM, also where it is the first of a namespace, for which the default action is none.
+pub fn exit_on_term() -> nix::Result<()> {
+    extern "C" fn exit(_: libc::c_int) {
+        // SAFETY: async-signal-safe, and never returns.
+        unsafe { libc::_exit(128 + libc::SIGTERM) }
+    }
+    // SAFETY: the handler calls nothing but _exit.
+    unsafe { nix::sys::signal::signal(Signal::SIGTERM, SigHandler::Handler(exit)) }.map(drop)
+}
+
 /// Ends the process at once, without running what was registered for its exit (a fork shares it with its parent).
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: never returns and touches no memory.

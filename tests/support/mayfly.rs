@@ -30,6 +30,23 @@ impl Home {
         home
     }
 
+    /// A home whose runner has its jobs in containers of busybox, with more lines for the runner and for them.
+    pub fn with_containers(gitlab: &GitLab, runner: &str, docker: &str) -> Self {
+        let host = super::docker::docker().host();
+        Self::with_containers_of(gitlab, &host, runner, docker)
+    }
+
+    /// The same with another engine.
+    pub fn with_containers_of(gitlab: &GitLab, host: &str, runner: &str, docker: &str) -> Self {
+        let home = Self::empty();
+        let image = if docker.contains("image =") { "" } else { "image = \"busybox:local\"\n" };
+        let docker = format!("[runners.docker]\nhost = \"{host}\"\n{image}pull_policy = \"if-not-present\"\n{docker}");
+        home.configure(&gitlab.url, "", &format!("{runner}\n{docker}"));
+        let text = read(&home.config()).replace("executor = \"shell\"", "executor = \"docker\"");
+        fs::write(home.config(), text).expect("written");
+        home
+    }
+
     /// A home without a configuration.
     pub fn empty() -> Self {
         let directory = tempfile::tempdir().expect("a directory");

@@ -49,7 +49,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
         options.settings.executor.clone().or_else(|| table::text(&template, "executor")),
         non_interactive,
         "executor",
-        "Enter an executor (shell, instance)",
+        "Enter an executor (shell, instance, docker)",
     )?;
     let mut table = table::of(options, &name, &url, &executor);
     table::fill_from(&mut table, &template);

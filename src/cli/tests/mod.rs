@@ -147,7 +147,7 @@ fn a_runner_that_would_not_work_is_never_made() {
     let access = access.path().display().to_string();
     let common = ["register", "-n", "--url", &server.url, "--access-token-file", &access];
     for more in [
-        &["--runner-type", "instance_type", "--executor", "docker"][..],
+        &["--runner-type", "instance_type", "--executor", "kubernetes"][..],
         &["--runner-type", "instance_type", "--executor", "shell", "--env", "NOT_A_PAIR"],
         &["--runner-type", "group_type", "--executor", "shell"],
         &["--executor", "shell"],

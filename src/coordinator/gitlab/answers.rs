@@ -11,7 +11,7 @@ use crate::http::testing::Server;
 use crate::http::tls::TlsFiles;
 
 fn gitlab(server: &Server) -> GitLab {
-    let info = Info::new("shell", "bash", &BTreeMap::new());
+    let info = Info::new(crate::config::ExecutorKind::Shell, "bash", &BTreeMap::new());
     GitLab::new(&server.url, &TlsFiles::default(), info, Duration::from_secs(60)).expect("a client")
 }
 

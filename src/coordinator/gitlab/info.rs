@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::config::ExecutorKind;
+
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision it was built from.
@@ -13,10 +15,7 @@ pub const REVISION: &str = env!("MAYFLY_REVISION");
 const LABELS_MAX: usize = 32;
 
 /// Promises to the server; it gives out jobs by them, so each one is kept.
-///
-/// The executor features of containers are not among them: a job that needs one fails visibly at GitLab instead of
-/// silently here.
-const FEATURES: [&str; 19] = [
+const FEATURES: [&str; 18] = [
     "artifacts",
     "artifacts_exclude",
     "cache",
@@ -28,7 +27,6 @@ const FEATURES: [&str; 19] = [
     "raw_variables",
     "refspecs",
     "return_exit_code",
-    "shared",
     "trace_checksum",
     "trace_reset",
     "trace_size",
@@ -37,6 +35,20 @@ const FEATURES: [&str; 19] = [
     "upload_raw_artifacts",
     "variables",
 ];
+
+/// What runners with containers promise beside that; without, a job that needs one fails visibly at GitLab instead of
+/// silently here.
+const OF_CONTAINERS: [&str; 6] = [
+    "image",
+    "image_executor_opts",
+    "service_executor_opts",
+    "service_multiple_aliases",
+    "service_variables",
+    "services",
+];
+
+/// What the others promise: jobs share the machine.
+const OF_SHELLS: [&str; 1] = ["shared"];
 
 /// The `info` object of a request.
 #[derive(Clone, Debug, Serialize)]
@@ -57,17 +69,18 @@ pub struct Info {
 
 impl Info {
     /// The agent with this executor, shell and labels.
-    pub fn new(executor: &str, shell: &str, labels: &BTreeMap<String, String>) -> Self {
+    pub fn new(executor: ExecutorKind, shell: &str, labels: &BTreeMap<String, String>) -> Self {
+        let own: &[&str] = if executor.has_containers() { &OF_CONTAINERS } else { &OF_SHELLS };
         Self {
             name: "mayfly",
             version: VERSION,
             revision: REVISION,
             platform: "linux",
             architecture: architecture(),
-            executor: executor.to_owned(),
+            executor: executor.as_str().to_owned(),
             shell: shell.to_owned(),
             labels: acceptable(labels),
-            features: FEATURES.iter().map(|feature| (*feature, true)).collect(),
+            features: FEATURES.iter().chain(own).map(|feature| (*feature, true)).collect(),
         }
     }
 }
@@ -128,16 +141,26 @@ mod tests {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
-        let kept = |labels: &BTreeMap<_, _>| Info::new("shell", "bash", labels).labels.into_keys().collect::<Vec<_>>();
+        let kept = |labels: &BTreeMap<_, _>| {
+            Info::new(ExecutorKind::Shell, "bash", labels).labels.into_keys().collect::<Vec<_>>()
+        };
         assert_eq!(kept(&labels), ["_under.score-ed", "zone"]);
         labels.extend((0..40).map(|number| (format!("label{number:02}"), "x".to_owned())));
         assert_eq!(kept(&labels).len(), LABELS_MAX);
     }
 
     #[test]
+    fn promises_are_those_of_the_executor() {
+        let of = |kind| Info::new(kind, "bash", &BTreeMap::new()).features;
+        let (shell, docker) = (of(ExecutorKind::Shell), of(ExecutorKind::Docker));
+        assert!(shell.contains_key("shared") && !shell.contains_key("image"));
+        assert!(docker.contains_key("services") && !docker.contains_key("shared"));
+    }
+
+    #[test]
     fn a_request_is_small_enough_for_the_server_whatever_the_labels() {
         let labels = (0..40).map(|number| (format!("{number:065}"), "v".repeat(256))).collect();
-        let info = serde_json::to_vec(&Info::new("instance", "bash", &labels)).expect("JSON");
+        let info = serde_json::to_vec(&Info::new(ExecutorKind::DockerAutoscaler, "bash", &labels)).expect("JSON");
         assert!(info.len() < 16 * 1024, "{}", info.len());
     }
 }

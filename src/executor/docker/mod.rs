@@ -1,11 +1,119 @@
 //! Jobs in containers, through the Engine API: no docker command line, no helper image.
+//!
+//! One container a job: made before the first script and started for each. Its processes are the engine's, so a child of
+//! the shim stands for them: as long as it lives the script does. File work is done beside the container, in a directory
+//! of the machine that the container sees as its builds directory.
 
 pub mod attendant;
 pub mod choice;
 pub mod create;
 pub mod credentials;
 pub mod engine;
+mod ground;
+mod host;
 pub mod images;
+pub mod names;
 pub mod policy;
+pub mod prepare;
 pub mod reference;
+pub mod removal;
+pub mod script;
 pub mod services;
+pub mod volumes;
+
+use std::path::{Path, PathBuf};
+
+use super::Executor;
+use super::cgroup::Parents;
+use super::user;
+use crate::config::Runner;
+use crate::http::service::Address;
+use crate::job::failure::JobError;
+use crate::shim::spec::{Task, User};
+use names::Owner;
+
+/// Where containers have their builds unless `builds_dir` says otherwise.
+const BUILDS: &str = "/builds";
+/// The programs that work beside containers are found here.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The containers of one runner's jobs.
+pub struct Docker {
+    /// The engine.
+    pub address: Address,
+    /// Whose they are.
+    pub owner: Owner,
+    /// Where containers have their builds.
+    pub builds: PathBuf,
+    /// Those that are being removed.
+    pub removals: removal::Removals,
+    /// Where programs are looked for that the agent itself runs.
+    pub path: String,
+    home: PathBuf,
+    parents: Parents,
+}
+
+impl Docker {
+    /// Containers as a runner's configuration has them. Errors: the engine's address is none.
+    pub fn new(runner: &Runner, owner: Owner, removals: removal::Removals, parents: Parents) -> Result<Self, String> {
+        let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from(BUILDS));
+        if !builds.is_absolute() || builds == Path::new("/") {
+            return Err(format!(
+                "`builds_dir = \"{}\"` is a directory in containers: write an absolute path, such as {BUILDS}",
+                builds.display()
+            ));
+        }
+        Ok(Self {
+            address: host::address(&runner.docker)?,
+            owner,
+            builds,
+            removals,
+            path: std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned()),
+            home: user::current().home,
+            parents,
+        })
+    }
+
+    /// Where Docker's own tools keep logins, the first that is there first.
+    pub fn login_files(&self) -> Vec<PathBuf> {
+        credentials::usual_files(&self.home)
+    }
+}
+
+impl Executor for Docker {
+    fn greeting(&self) -> Option<String> {
+        // The image is said by whoever chooses it.
+        None
+    }
+
+    fn prepare(&self) -> Result<(), JobError> {
+        Ok(())
+    }
+
+    fn script(&self, text: String, merge_stderr: bool) -> Task {
+        // Scripts of containers are made where the container is known.
+        let argv = vec!["/bin/false".to_owned()];
+        Task::Process { argv, env: Vec::new(), cwd: PathBuf::from("/"), stdin: text, merge_stderr }
+    }
+
+    fn user(&self) -> Option<&User> {
+        None
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        vec![pair("HOME", &self.home.display().to_string()), pair("PATH", PATH)]
+    }
+
+    fn cgroups(&self, step: &str) -> Vec<PathBuf> {
+        self.parents.of_step(step)
+    }
+
+    fn environment_marker(&self) -> &'static str {
+        "CI_DISPOSABLE_ENVIRONMENT"
+    }
+
+    fn containers(&self) -> Option<&Docker> {
+        Some(self)
+    }
+}

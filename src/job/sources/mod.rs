@@ -4,6 +4,7 @@
 //! prints goes into the job's log. The job's token stands in one file outside the repository, which `.git/config`
 //! includes: so the job's own `git fetch` works, and neither the repository, a remote nor an argument holds it.
 
+mod harmless;
 mod plan;
 pub mod remove;
 mod repository;
@@ -38,6 +39,12 @@ const SAFE: [&str; 8] = [
 /// What git's configuration for all repositories of a job is called, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
 
+/// The job's own settings of git, in its temporary directory.
+const EXTERNAL_CONFIG: &str = "mayfly.gitconfig";
+
+/// Certificates for the server, in the same place.
+const CA_CERTIFICATES: &str = "mayfly.ca.crt";
+
 /// Answers git's question for a password from the environment (gitcredentials(7)).
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
 
@@ -63,6 +70,8 @@ pub struct Plan {
     pub project: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
+    /// The same as the job sees it, when it runs in a container.
+    pub seen: Option<PathBuf>,
     /// Of the repository, without credentials.
     pub url: String,
     /// URLs to rewrite, and what with: the job token is in the latter, unless `login` is there.
@@ -131,7 +140,27 @@ impl From<io::Error> for Failure {
 
 impl Plan {
     fn external_config(&self) -> PathBuf {
-        self.temporary.join("mayfly.gitconfig")
+        self.temporary.join(EXTERNAL_CONFIG)
+    }
+
+    /// Where the job's own git finds a file of the temporary directory.
+    fn seen(&self, name: &str) -> PathBuf {
+        self.seen.as_ref().unwrap_or(&self.temporary).join(name)
+    }
+
+    /// Options for git beside a container: what the job's own git finds at its place is found at ours, and files belong
+    /// to whom they belong.
+    fn beside_container(&self) -> Vec<String> {
+        if self.seen.is_none() {
+            return Vec::new();
+        }
+        let mut options = vec![format!("include.path={}", self.external_config().display())];
+        if self.ca_certificates.is_some() {
+            let (host, file) = (crate::http::origin(&self.url), self.temporary.join(CA_CERTIFICATES));
+            options.push(format!("http.{host}.sslCAInfo={}", file.display()));
+        }
+        options.push("safe.directory=*".to_owned());
+        options.into_iter().flat_map(|option| ["-c".to_owned(), option]).collect()
     }
 }
 
@@ -320,7 +349,7 @@ fn submodules(plan: &Plan) -> Result<(), Failure> {
     };
     git(plan, &each("git clean -ffdxq && git reset --hard --quiet"))?;
     println!("{GREEN}Configuring submodules to use parent git credentials...{RESET}");
-    let configure = format!("git config --replace-all include.path '{}'", plan.external_config().display());
+    let configure = format!("git config --replace-all include.path '{}'", plan.seen(EXTERNAL_CONFIG).display());
     git(plan, &["submodule", "--quiet", "foreach", "--recursive", &configure])
 }
 
@@ -337,6 +366,7 @@ fn command(plan: &Plan, arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
     command
         .args(SAFE)
+        .args(plan.beside_container())
         .args(arguments)
         .current_dir(&plan.project)
         .env_clear()
@@ -352,7 +382,7 @@ fn command(plan: &Plan, arguments: &[&str]) -> Command {
 /// The job's own settings, outside the repository: whom to log in as, and what to trust.
 fn write_external_config(plan: &Plan) -> io::Result<()> {
     use repository::value;
-    make_private_directory(&plan.temporary)?;
+    make_temporary_directory(plan)?;
     let mut text = String::new();
     if !plan.correlation_id.is_empty() {
         let header = format!("X-Gitaly-Correlation-ID: {}", plan.correlation_id);
@@ -360,9 +390,8 @@ fn write_external_config(plan: &Plan) -> io::Result<()> {
     }
     text.push_str("[transfer]\n\tbundleURI = true\n");
     if let Some(certificates) = &plan.ca_certificates {
-        let path = plan.temporary.join("mayfly.ca.crt");
-        write_private(&path, certificates)?;
-        let host = crate::http::origin(&plan.url);
+        write_private(plan, CA_CERTIFICATES, certificates)?;
+        let (host, path) = (crate::http::origin(&plan.url), plan.seen(CA_CERTIFICATES));
         text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", value(&host), value(&path.display().to_string())));
     }
     for (from, to) in &plan.rewrites {
@@ -377,23 +406,30 @@ fn write_external_config(plan: &Plan) -> io::Result<()> {
         ));
         let global = format!(
             "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n[include]\n\tpath = {}\n",
-            value(&plan.external_config().display().to_string())
+            value(&plan.seen(EXTERNAL_CONFIG).display().to_string())
         );
-        write_private(&plan.temporary.join(GLOBAL_CONFIG), &global)?;
+        write_private(plan, GLOBAL_CONFIG, &global)?;
     }
-    write_private(&plan.external_config(), &text)
+    write_private(plan, EXTERNAL_CONFIG, &text)
 }
 
-/// A directory that only its owner enters, also where something else stands.
-fn make_private_directory(path: &Path) -> io::Result<()> {
-    make_directory(path)?;
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+/// The temporary directory, which only its owner enters, also where something else stands. Beside a container it is made
+/// before, for whomever the container runs as.
+fn make_temporary_directory(plan: &Plan) -> io::Result<()> {
+    make_directory(&plan.temporary)?;
+    if plan.seen.is_some() {
+        return Ok(());
+    }
+    fs::set_permissions(&plan.temporary, std::os::unix::fs::PermissionsExt::from_mode(0o700))
 }
 
-/// Writes a file that only its owner reads; what stood there before is removed, be it a link.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
+/// Writes a file that only its owner reads; what stood there before is removed, be it a link. Beside a container the
+/// directory keeps others away, and the container's user must read it.
+fn write_private(plan: &Plan, name: &str, text: &str) -> io::Result<()> {
     use std::io::Write;
-    remove::remove(path)?;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let path = plan.temporary.join(name);
+    remove::remove(&path)?;
+    let mode = if plan.seen.is_some() { 0o644 } else { 0o600 };
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Plan, Strategy, Submodules};
+use super::{Plan, Strategy, Submodules, harmless};
 use crate::http::origin;
 use crate::job::failure::{FailureReason, JobError};
 use crate::job::payload::Payload;
@@ -15,6 +15,9 @@ pub struct Place {
     pub project: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
+    /// The same as the job sees it, when it runs in a container: git runs outside, and must do nothing for the job there
+    /// but fetch.
+    pub seen: Option<PathBuf>,
     /// The runner's `url`.
     pub server: String,
     /// `clone_url`, if the runner has one.
@@ -63,11 +66,19 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
     let token = Some(token).filter(|_| login.is_none());
     let rewrites = rewrites(&url, &place, token.as_deref(), variables);
     let mut environment = place.environment;
-    environment.extend(variables.exports());
+    match place.seen.is_some() {
+        true => environment.extend(harmless::environment(&variables.exports())),
+        false => environment.extend(variables.exports()),
+    }
+    let fetch_flags = flags(variables, "GIT_FETCH_EXTRA_FLAGS", "--prune --quiet");
+    if place.seen.is_some() {
+        harmless::check_flags(&fetch_flags)?;
+    }
     Ok(Plan {
         strategy,
         project: place.project,
         temporary: place.temporary,
+        seen: place.seen,
         url,
         rewrites,
         login,
@@ -78,7 +89,7 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         object_format: if git.repo_object_format == "sha256" { "sha256" } else { "sha1" }.to_owned(),
         checkout: variables.switch("GIT_CHECKOUT", true),
         clean_flags: flags(variables, "GIT_CLEAN_FLAGS", "-ffdx"),
-        fetch_flags: flags(variables, "GIT_FETCH_EXTRA_FLAGS", "--prune --quiet"),
+        fetch_flags,
         submodules: submodules(payload, variables)?,
         lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
         ca_certificates: place.ca_certificates,
@@ -200,6 +211,7 @@ mod tests {
         Place {
             project: "/b/p".into(),
             temporary: "/b/p.tmp".into(),
+            seen: None,
             server: "https://gitlab.test/sub/ci/".into(),
             clone_url: None,
             ca_certificates: None,

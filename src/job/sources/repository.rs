@@ -128,7 +128,7 @@ fn configuration(plan: &Plan) -> String {
          [fetch]\n\trecurseSubmodules = false\n[credential]\n\tinteractive = never\n[gc]\n\tautoDetach = false\n\
          [include]\n\tpath = {}\n",
         value(&plan.url),
-        value(&plan.external_config().display().to_string()),
+        value(&plan.seen(super::EXTERNAL_CONFIG).display().to_string()),
     )
 }
 

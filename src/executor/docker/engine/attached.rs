@@ -65,18 +65,6 @@ impl Frames {
     }
 }
 
-/// What frames hold of standard output, as text.
-pub fn text_of(frames: &[u8]) -> String {
-    let mut text = Vec::new();
-    // What comes before nonsense is as good as it was.
-    let _ = Frames::default().push(frames, &mut |output, bytes| {
-        if output == Output::Out {
-            text.extend_from_slice(bytes);
-        }
-    });
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 /// The streams.
 pub struct Attached(Conversation);
 
@@ -85,9 +73,15 @@ impl Attached {
         Self(conversation)
     }
 
-    /// Gives the container its whole standard input.
-    pub fn feed(&mut self, input: Vec<u8>) {
+    /// Gives the container some of its standard input.
+    pub fn feed(&mut self, input: &[u8]) {
         self.0.say(input);
+    }
+
+    /// Gives the container the rest of its standard input.
+    pub fn feed_last(&mut self, input: &[u8]) {
+        self.0.say(input);
+        self.0.finish();
     }
 
     /// The next bytes of frames, or what came instead. Errors: the connection broke.
@@ -124,7 +118,6 @@ mod tests {
         for cut in 0..=bytes.len() {
             assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]).expect("frames"), expected, "{cut}");
         }
-        assert_eq!(text_of(bytes), "onetwo");
     }
 
     #[test]

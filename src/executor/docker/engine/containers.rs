@@ -12,9 +12,6 @@ use super::{Call, Engine, Error, LABOUR, PROMPT, escape, lenient, with_labels};
 use crate::http::Method;
 use crate::http::service::Waiting;
 
-/// As long as a job may take, and longer.
-const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
-
 /// A container as it is (`GET /containers/ID/json`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -186,13 +183,7 @@ impl Engine {
         }
     }
 
-    /// Waits until a container does not run, for as long as that takes.
-    pub fn wait_container(&self, id: &str) -> Result<Exit, Error> {
-        let waiting = Waiting { answer: FOR_EVER, silence: FOR_EVER };
-        self.ask(&Call::new(Method::Post, format!("/containers/{id}/wait")).waiting(waiting))
-    }
-
-    /// The same within `patience`; running on is [`Error::Silent`].
+    /// Waits until a container does not run, within `patience`; running on is [`Error::Silent`].
     pub fn wait_container_for(&self, id: &str, patience: Duration) -> Result<Exit, Error> {
         let waiting = Waiting { answer: patience, silence: patience };
         self.ask(&Call::new(Method::Post, format!("/containers/{id}/wait")).waiting(waiting))
@@ -206,13 +197,6 @@ impl Engine {
     /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Errors: 409 when it does not run.
     pub fn kill_container(&self, id: &str, signal: &str) -> Result<(), Error> {
         self.tell(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
-    }
-
-    /// Asks a container to stop, and insists after `grace`.
-    pub fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
-        let waiting = Waiting { answer: LABOUR.answer + grace, ..LABOUR };
-        let path = format!("/containers/{id}/stop?t={}", grace.as_secs());
-        self.tell(&Call::new(Method::Post, path).waiting(waiting))
     }
 
     /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine.

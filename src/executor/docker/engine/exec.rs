@@ -35,14 +35,4 @@ impl Engine {
             self.ask(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
         self.tell(&Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: true }))
     }
-
-    /// Runs a command to its end and returns what it printed on standard output, at most 64 KiB. Errors: as above.
-    pub fn exec_output(&self, container: &str, user: &str, command: &[&str]) -> Result<String, Error> {
-        let create = CreateExec { cmd: command, user, attach_stdout: true, attach_stderr: false };
-        let created: Created =
-            self.ask(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
-        let start = Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: false });
-        let frames = self.call(&start)?.beginning();
-        Ok(super::attached::text_of(&frames))
-    }
 }

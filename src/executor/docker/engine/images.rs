@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, LABOUR, Revision, escape, lenient};
+use super::{Call, Engine, Error, Revision, escape, lenient};
 use crate::http::service::Waiting;
 use crate::http::{Incoming, Method};
 
@@ -100,14 +100,6 @@ impl Engine {
         let answer: Incoming = self.call(&call)?;
         let lines: Box<dyn std::io::Read> = Box::new(answer.into_reader());
         Ok(Pull { lines: BufReader::new(lines), place: self.service.address().clone() })
-    }
-
-    /// Removes an image's name, and the image with its last one; none is fine.
-    pub fn remove_image(&self, name: &str) -> Result<(), Error> {
-        match self.tell(&Call::new(Method::Delete, format!("/images/{}", escape(name))).waiting(LABOUR)) {
-            Err(error) if error.is_missing() => Ok(()),
-            outcome => outcome,
-        }
     }
 }
 

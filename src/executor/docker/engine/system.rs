@@ -1,10 +1,11 @@
 //! The engine itself.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, lenient};
+use super::{Call, Engine, Error, escape, lenient};
 use crate::http::Method;
 use crate::http::service::Waiting;
 
@@ -28,18 +29,6 @@ pub struct Info {
     pub warnings: Vec<String>,
 }
 
-/// Names and numbers (`GET /version`).
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Version {
-    /// Of the engine.
-    pub version: String,
-    /// Such as `linux`.
-    pub os: String,
-    /// Such as `amd64`.
-    pub arch: String,
-}
-
 impl Engine {
     /// Whether it is alive. Errors: it is not, or does not answer within `patience`.
     pub fn ping(&self, patience: Duration) -> Result<(), Error> {
@@ -47,13 +36,23 @@ impl Engine {
         self.tell(&Call::new(Method::Get, "/_ping").waiting(waiting))
     }
 
+    /// Whether a signal was sent to a container through the engine, or by it when it stopped, since `since`. It
+    /// remembers for a while, and not over a restart.
+    pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, Error> {
+        let filter = BTreeMap::from([("container", [container]), ("event", ["kill"]), ("type", ["container"])]);
+        let filter = escape(&serde_json::to_string(&filter).unwrap_or_default());
+        let path = format!("/events?since={}&until={}&filters={filter}", seconds(since), seconds(SystemTime::now()));
+        Ok(!self.call(&Call::new(Method::Get, path))?.beginning().is_empty())
+    }
+
     /// What it says of itself and its machine.
     pub fn info(&self) -> Result<Info, Error> {
         self.ask(&Call::new(Method::Get, "/info"))
     }
+}
 
-    /// Its version.
-    pub fn version(&self) -> Result<Version, Error> {
-        self.ask(&Call::new(Method::Get, "/version"))
-    }
+/// Seconds and their fraction, as the engine takes times.
+fn seconds(time: SystemTime) -> String {
+    let time = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:09}", time.as_secs(), time.subsec_nanos())
 }

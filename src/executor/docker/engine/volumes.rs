@@ -34,11 +34,6 @@ impl Engine {
         self.ask(&Call::new(Method::Post, "/volumes/create").json(volume).waiting(LABOUR))
     }
 
-    /// A volume by name.
-    pub fn volume(&self, name: &str) -> Result<Volume, Error> {
-        self.ask(&Call::new(Method::Get, format!("/volumes/{}", escape(name))))
-    }
-
     /// Volumes with all of these labels.
     pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
         let list: List = self.ask(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;

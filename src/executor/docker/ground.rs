@@ -1,0 +1,113 @@
+//! Directories below a root in which a job may have planted anything: no link is followed, and what stands in the way of
+//! a directory is removed.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
+
+use crate::sys;
+
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Makes all directories from `root`, which exists, down to `path` below it; the new ones and the last get `mode`.
+/// Errors: `path` is not below `root`, or the disk.
+pub fn make(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
+    let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut directory = open(root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    for part in below.components() {
+        let Component::Normal(name) = part else { return Err(io::ErrorKind::InvalidInput.into()) };
+        directory = enter(&directory, Path::new(name), mode)?;
+    }
+    // An earlier job may have closed it.
+    fchmod(&directory, Mode::from_bits_truncate(mode))?;
+    Ok(())
+}
+
+fn enter(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let mode = Mode::from_bits_truncate(mode);
+    match openat(directory, name, DIRECTORY, Mode::empty()) {
+        Ok(found) => return Ok(found),
+        Err(Errno::ENOENT) => {}
+        Err(Errno::ENOTDIR | Errno::ELOOP) => unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?,
+        Err(error) => return Err(error.into()),
+    }
+    mkdirat(directory, name, mode)?;
+    let made = openat(directory, name, DIRECTORY, Mode::empty())?;
+    // Whatever the umask says.
+    fchmod(&made, mode)?;
+    Ok(made)
+}
+
+/// Directories in directories that are followed: each costs a descriptor.
+const DEPTH_MAX: usize = 256;
+
+/// Gives everything below `path`, which is below `root`, to a user: links themselves instead of what they point at.
+/// Errors: the first thing that cannot be given; all others are.
+pub fn give(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
+    let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let top = sys::open_beneath(root.as_fd(), below, DIRECTORY.bits(), 0)?;
+    let mut outcome = Ok(());
+    give_all(top, (Uid::from_raw(user), Gid::from_raw(group)), DEPTH_MAX, &mut outcome);
+    outcome
+}
+
+fn give_all(directory: OwnedFd, whom: (Uid, Gid), depth: usize, outcome: &mut io::Result<()>) {
+    let (owner, group) = (Some(whom.0), Some(whom.1));
+    note(fchown(&directory, owner, group), outcome);
+    let Some(mut listing) = directory.try_clone().ok().and_then(|copy| Dir::from_fd(copy).ok()) else {
+        return note(Err(Errno::EMFILE), outcome);
+    };
+    let names: Vec<_> = listing.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+    drop(listing);
+    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+        match openat(&directory, name.as_c_str(), DIRECTORY, Mode::empty()) {
+            Ok(found) if depth > 0 => give_all(found, whom, depth - 1, outcome),
+            Ok(_) => note(Err(Errno::ENAMETOOLONG), outcome),
+            Err(_) => {
+                let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+                note(fchownat(&directory, name.as_c_str(), owner, group, flags), outcome);
+            }
+        }
+    }
+}
+
+fn note(done: nix::Result<()>, outcome: &mut io::Result<()>) {
+    if let (Err(error), Ok(())) = (done, &*outcome) {
+        *outcome = Err(error.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn what_stands_in_the_way_is_replaced_and_links_lead_nowhere() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let outside = directory.path().join("outside");
+        let root = directory.path().join("root");
+        fs::create_dir(&outside).expect("made");
+        fs::create_dir(&root).expect("made");
+        symlink(&outside, root.join("group")).expect("planted");
+        make(&root, &root.join("group/project"), 0o777).expect("made");
+        assert_eq!(fs::read_dir(&outside).expect("there").count(), 0);
+        let mode = |path: &str| fs::symlink_metadata(root.join(path)).expect("there").permissions().mode();
+        assert_eq!((mode("group") & 0o170_777, mode("group/project") & 0o777), (0o040_777, 0o777));
+        fs::remove_dir(root.join("group/project")).expect("removed");
+        fs::write(root.join("group/project"), "in the way").expect("planted");
+        make(&root, &root.join("group/project"), 0o700).expect("made");
+        assert_eq!(mode("group/project") & 0o777, 0o700);
+        for path in ["../outside/x", "/etc/x"] {
+            assert!(make(&root, &root.join(path), 0o777).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Where the engine is: configured, given by the environment as for docker's own command line, or at the usual place.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::config::docker::Docker;
+use crate::http::service::Address;
+use crate::http::tls::TlsFiles;
+
+/// The usual place.
+const USUAL: &str = "unix:///var/run/docker.sock";
+
+/// The engine's address. Errors: what is written is none.
+pub fn address(docker: &Docker) -> Result<Address, String> {
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    if !docker.host.is_empty() {
+        return parse(
+            &docker.host,
+            docker.tls_verify,
+            docker.tls_cert_path.as_deref(),
+            "`host` below [runners.docker]",
+        );
+    }
+    match variable("DOCKER_HOST") {
+        Some(host) => {
+            let certificates = variable("DOCKER_CERT_PATH").map(PathBuf::from);
+            parse(&host, variable("DOCKER_TLS_VERIFY").is_some(), certificates.as_deref(), "DOCKER_HOST")
+        }
+        None => parse(USUAL, false, None, ""),
+    }
+}
+
+fn parse(text: &str, tls: bool, certificates: Option<&Path>, place: &str) -> Result<Address, String> {
+    let wrong = |why: &str| format!("{place}: `{text}` {why}; write unix:///path or tcp://host:port");
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("is no address"))?;
+    match scheme {
+        "unix" if rest.starts_with('/') => Ok(Address::Unix(PathBuf::from(rest))),
+        "tcp" | "http" | "https" => {
+            let rest = rest.trim_end_matches('/');
+            let tls = tls || scheme == "https";
+            if rest.is_empty() || rest.contains('/') {
+                return Err(wrong("is no address"));
+            }
+            let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            let port = if tls { 2376 } else { 2375 };
+            let place = if has_port { rest.to_owned() } else { format!("{rest}:{port}") };
+            Ok(Address::Tcp(place, tls.then(|| files(certificates))))
+        }
+        "ssh" | "npipe" | "fd" => Err(wrong("is reached in a way that mayfly does not go")),
+        _ => Err(wrong("is no address")),
+    }
+}
+
+fn files(directory: Option<&Path>) -> TlsFiles {
+    let file = |name: &str| directory.map(|directory| directory.join(name));
+    TlsFiles { ca_file: file("ca.pem"), cert_file: file("cert.pem"), key_file: file("key.pem") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_docker() {
+        let of = |host: &str, tls_verify| address(&Docker { host: host.to_owned(), tls_verify, ..Docker::default() });
+        assert_eq!(of("unix:///run/x.sock", false), Ok(Address::Unix("/run/x.sock".into())));
+        assert_eq!(of("tcp://10.0.0.1", false), Ok(Address::Tcp("10.0.0.1:2375".into(), None)));
+        assert!(matches!(of("tcp://h:99", true), Ok(Address::Tcp(place, Some(_))) if place == "h:99"));
+        assert!(matches!(of("https://h", false), Ok(Address::Tcp(place, Some(_))) if place == "h:2376"));
+        for host in ["/var/run/docker.sock", "ssh://h", "unix://relative", "tcp://", "tcp://h/path"] {
+            let why = of(host, false).expect_err("refused");
+            assert!(why.contains("`host` below [runners.docker]") && why.contains("unix:///path"), "{why}");
+        }
+    }
+}

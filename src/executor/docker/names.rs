@@ -1,0 +1,125 @@
+//! What the containers, networks and volumes of a job are called and labelled: gitlab-runner's names, by which tools
+//! around it find them, and ours, by which we find what is left of a job.
+
+use std::collections::BTreeMap;
+
+use crate::job::payload::Payload;
+
+/// Labels as gitlab-runner has them.
+const THEIRS: &str = "com.gitlab.gitlab-runner";
+/// The machine.
+pub const INSTANCE: &str = "io.mayfly.instance";
+/// The state directory of the agent: several may live on a machine.
+pub const STATE: &str = "io.mayfly.state";
+/// The life of the agent that took the job.
+pub const LIFE: &str = "io.mayfly.life";
+/// The job, with the time at which it began: another server may have one of this number.
+pub const JOB: &str = "io.mayfly.job";
+/// The anonymous volumes of a container outlive it (`volume_keep`).
+pub const VOLUME_KEEP: &str = "io.mayfly.volume-keep";
+/// What goes with the job.
+pub const LIFETIME: &str = "io.mayfly.temporary";
+
+/// Characters of a container's name before what makes it unique.
+const NAME_MAX: usize = 63;
+
+/// Who made something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// See [`INSTANCE`].
+    pub instance: String,
+    /// See [`STATE`].
+    pub state: String,
+    /// See [`LIFE`].
+    pub life: String,
+}
+
+/// The job that something is for.
+pub struct Facts<'a> {
+    /// What the server says of it.
+    pub payload: &'a Payload,
+    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
+    pub concurrent: (u32, u32),
+    /// See [`JOB`].
+    pub job: &'a str,
+    /// The runner's short token.
+    pub runner: &'a str,
+    /// What tells this machine from others.
+    pub system_id: &'a str,
+}
+
+impl Facts<'_> {
+    /// The name of the job's machine for itself, and the beginning of all names.
+    pub fn host_name(&self) -> String {
+        let project = self.payload.job_info.project_id;
+        let name = format!("runner-{}-project-{project}-concurrent-{}", self.runner, self.concurrent.1);
+        let name = name.to_ascii_lowercase();
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(NAME_MAX).collect()
+    }
+
+    /// The beginning of the names of this job's containers: no other job has it, and it is the same for every agent that
+    /// takes up the job.
+    pub fn prefix(&self, owner: &Owner) -> String {
+        let unique = digest(&format!("{}\0{}\0{}", self.job, owner.instance, owner.state));
+        format!("{}-{}", self.host_name(), &unique[..16])
+    }
+
+    /// Labels of everything that is made for the job; `kind` is `build`, `cache`, …
+    pub fn labels(&self, owner: &Owner, kind: &str) -> BTreeMap<String, String> {
+        let (git, job) = (&self.payload.git_info, &self.payload.job_info);
+        let variable = |key: &str| {
+            let found = self.payload.variables.iter().rev().find(|variable| variable.key == key);
+            found.map(|variable| variable.value.clone()).unwrap_or_default()
+        };
+        let theirs = [
+            ("managed", "true".to_owned()),
+            ("type", kind.to_owned()),
+            ("job.id", self.payload.id.to_string()),
+            ("job.url", variable("CI_JOB_URL")),
+            ("job.sha", git.sha.clone()),
+            ("job.before_sha", git.before_sha.clone()),
+            ("job.ref", git.reference.clone()),
+            ("job.timeout", format!("{}s", self.payload.timeout_seconds())),
+            ("project.id", job.project_id.to_string()),
+            ("project.runner_id", self.concurrent.1.to_string()),
+            ("pipeline.id", variable("CI_PIPELINE_ID")),
+            ("runner.id", self.runner.to_owned()),
+            ("runner.local_id", self.concurrent.0.to_string()),
+            ("runner.system_id", self.system_id.to_owned()),
+        ];
+        let ours = [
+            (INSTANCE, owner.instance.clone()),
+            (STATE, owner.state.clone()),
+            (LIFE, owner.life.clone()),
+            (JOB, self.job.to_owned()),
+        ];
+        let theirs = theirs.into_iter().map(|(key, value)| (format!("{THEIRS}.{key}"), value));
+        theirs.chain(ours.map(|(key, value)| (key.to_owned(), value))).collect()
+    }
+}
+
+/// A short text that stands for a longer one: hexadecimal digits of its SHA-256.
+pub fn digest(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_belong_to_one_job_and_stay_the_same() {
+        let mut payload = Payload { id: 7, ..Payload::default() };
+        payload.job_info.project_id = 9;
+        let owner = Owner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
+        let of = |job: &str, state: &str| {
+            let facts = Facts { payload: &payload, concurrent: (0, 2), job, runner: "Abc_D-1", system_id: "s_1" };
+            facts.prefix(&Owner { state: state.into(), ..owner.clone() })
+        };
+        let name = of("7-1", "/s");
+        assert!(name.starts_with("runner-abcd-1-project-9-concurrent-2-"), "{name}");
+        assert_eq!(name, of("7-1", "/s"));
+        assert!(name != of("7-2", "/s") && name != of("7-1", "/t"));
+    }
+}

@@ -1,0 +1,291 @@
+//! Everything a job's container needs, made before the first script: directories, network, volumes, image, and the
+//! container itself, which is started for each script.
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use super::attendant::Attendant;
+use super::choice::{self, Choice};
+use super::create::{self, Network, Surroundings};
+use super::credentials::{Logins, Places, Programs};
+use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume, LogConfig};
+use super::engine::{Engine, Error, Place};
+use super::images::Images;
+use super::services::{self, Making};
+use super::{ground, script};
+use crate::config::docker::Docker;
+use crate::http::service::Address;
+use crate::job::failure::JobError;
+use crate::job::payload;
+use crate::job::variables::Variables;
+
+/// How often an engine that is away is looked for (gitlab-runner: three tries of a preparation).
+const TRIES: u32 = 3;
+/// Between two tries.
+const BETWEEN_TRIES: Duration = Duration::from_secs(3);
+
+/// What is to be prepared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// The engine.
+    pub address: Address,
+    /// `[runners.docker]` as it is written.
+    pub docker: String,
+    /// The job as the server gave it out.
+    pub payload: String,
+    /// The job's variables.
+    pub variables: Variables,
+    /// The beginning of all names.
+    pub prefix: String,
+    /// The container's name for itself.
+    pub host_name: String,
+    /// Labels of the container.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// A network of the job's own.
+    pub network: Option<CreateNetwork>,
+    /// Volumes to be made.
+    pub volumes: Vec<CreateVolume>,
+    /// `source:destination[:mode]`
+    pub binds: Vec<String>,
+    /// Docker's own files with logins, of the agent's user.
+    pub login_files: Vec<PathBuf>,
+    /// Where credential helpers are looked for.
+    pub path: String,
+    /// The runner's `shell`.
+    pub shell: Option<String>,
+    /// `FF_USE_INIT_WITH_DOCKER_EXECUTOR`.
+    pub init: bool,
+    /// `FF_USE_NATIVE_CONTAINER_STOP`.
+    pub native_stop: bool,
+    /// Below which the job's directories are.
+    pub root: PathBuf,
+    /// The project's directory and the one for temporary files.
+    pub directories: [PathBuf; 2],
+}
+
+/// A container that is ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Its engine.
+    pub engine: Place,
+    /// Its name.
+    pub name: String,
+    /// The image as the job names it.
+    pub image: String,
+    /// For another machine than this one.
+    pub platform: Option<String>,
+    /// How it is made.
+    pub request: CreateContainer,
+    /// Its processes are its own, not those of the machine or of another container.
+    pub has_own_processes: bool,
+    /// Only its first process is asked to end.
+    pub native_stop: bool,
+    /// Its anonymous volumes outlive it.
+    pub volume_keep: bool,
+    /// It runs as root: nobody else has to reach the job's secrets.
+    pub is_root: bool,
+}
+
+impl Prepared {
+    /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
+    pub fn make(&self, engine: &Engine) -> Result<(), JobError> {
+        self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
+        match engine.create_container(&self.name, self.platform.as_deref(), &self.request) {
+            Ok((_, warnings)) => {
+                warnings.iter().for_each(|warning| Log.warning(warning));
+                Ok(())
+            }
+            Err(error) => Err(create::refused("the job", &error)),
+        }
+    }
+
+    /// Removes the container, if there is one.
+    pub fn remove(&self, engine: &Engine) -> Result<(), Error> {
+        engine.remove_container(&self.name, self.volume_keep)
+    }
+
+    /// Bytes of memory it may use; 0 for all.
+    pub fn memory_limit(&self) -> i64 {
+        self.request.host_config.memory
+    }
+}
+
+/// Prepares; says in the job's log what it does. Errors: whose fault it is that the container is not ready.
+pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
+    let unread = |what: &str, why: String| JobError::system(format!("{what} cannot be read: {why}"));
+    let docker: Docker = toml::from_str(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
+    let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
+    let expand = |text: &str| plan.variables.expand(text);
+    create::check(&docker)?;
+    choice::check_options(&payload)?;
+    let (chosen, warnings) = choice::of_job(&docker, &payload.image, &expand)?;
+    let (planned, more) = services::plan::plan(&docker, &payload.services, &plan.variables.public_exports(), &expand)?;
+    warnings.iter().chain(&more).for_each(|warning| Log.warning(warning));
+    println!("Using Docker executor with image {} ...", chosen.name);
+    let engine = Arc::new(connect(&plan.address)?);
+    make_surroundings(plan, &engine)?;
+    let programs = Programs { path: Some(plan.path.clone().into()), ..Programs::default() };
+    let logins = Logins::read(Places {
+        job: plan.variables.value("DOCKER_AUTH_CONFIG"),
+        runner: None,
+        files: plan.login_files.clone(),
+        payload: &payload.credentials,
+        programs: &programs,
+        tokens: None,
+    });
+    logins.troubles.iter().for_each(|trouble| Log.warning(trouble));
+    let images = Images::new(&engine, &logins, &Log);
+    let network = Network::of(&docker, plan.network.as_ref().map(|network| network.name.as_str()));
+    let common = Surroundings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..Surroundings::default() };
+    let making = Making {
+        engine: &engine,
+        docker: &docker,
+        images: &images,
+        attendant: &Log,
+        network: &network,
+        prefix: &plan.prefix,
+        common: &common,
+    };
+    make_root(plan)?;
+    let started = making.start(&planned)?;
+    let image = images.obtain(&chosen)?;
+    let is_root = is_root(&docker, &chosen, &image.config.user, &engine);
+    make_directories(plan, is_root)?;
+    let name = format!("{}-build", plan.prefix);
+    let surroundings = Surroundings {
+        image: image.pinned,
+        hostname: plan.host_name.clone(),
+        environment: plan.variables.exports().into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        hosts: services::hosts(&started, &network),
+        aliases: vec!["build".to_owned(), name.clone()],
+        ..common.clone()
+    };
+    let request = create::of_job(&docker, &chosen, &network, surroundings, engine.revision())?;
+    let prepared = Prepared {
+        engine: engine.place(),
+        name,
+        image: chosen.name.clone(),
+        platform: Some(chosen.platform.clone()).filter(|platform| !platform.is_empty()),
+        has_own_processes: docker.pid_mode.is_empty(),
+        native_stop: plan.native_stop,
+        volume_keep: docker.volume_keep,
+        is_root,
+        request: for_scripts(request, plan, &docker),
+    };
+    prepared.make(&engine)?;
+    making.wait(&started)?;
+    Ok(prepared)
+}
+
+/// An engine that is being started again has a few seconds to come up.
+fn connect(address: &Address) -> Result<Engine, JobError> {
+    let mut tries = 1;
+    loop {
+        match Engine::connect(address) {
+            Ok(engine) => return Ok(engine),
+            Err(error) if error.is_away() && tries < TRIES => {
+                Log.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
+                std::thread::sleep(BETWEEN_TRIES);
+                tries += 1;
+            }
+            Err(error) => return Err(JobError::system(error.to_string())),
+        }
+    }
+}
+
+/// A container that is started for each script and gets it on standard input.
+fn for_scripts(request: CreateContainer, plan: &Plan, docker: &Docker) -> CreateContainer {
+    let mut request = CreateContainer {
+        cmd: Some(script::command(plan.shell.as_deref())),
+        attach_stdin: true,
+        attach_stdout: true,
+        attach_stderr: true,
+        open_stdin: true,
+        stdin_once: true,
+        ..request
+    };
+    request.host_config.init = plan.init.then_some(true);
+    if docker.log_options.0.is_empty() {
+        // The log is GitLab's: the engine need not write it to the disk as well.
+        request.host_config.log_config = LogConfig { kind: "none".to_owned(), ..LogConfig::default() };
+    }
+    request
+}
+
+/// Whether the container runs as the machine's root, so that nobody else has to reach what is the job's.
+fn is_root(docker: &Docker, chosen: &Choice, of_image: &str, engine: &Engine) -> bool {
+    let user = if chosen.user.is_empty() { of_image } else { &chosen.user };
+    if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
+        return false;
+    }
+    let is_mapped = |option: &String| option.contains("name=userns") || option.contains("name=rootless");
+    docker.userns_mode == "host" || !engine.info().is_ok_and(|info| info.security_options.iter().any(is_mapped))
+}
+
+/// The job's log, by way of the shim.
+struct Log;
+
+impl Attendant for Log {
+    fn line(&self, text: &str) {
+        println!("{text}");
+    }
+
+    fn warning(&self, text: &str) {
+        println!("\x1b[0;33mWARNING: {text}\x1b[0;m");
+    }
+
+    fn service_log(&self) -> Box<dyn FnMut(&str) + Send> {
+        Box::new(|line| println!("{line}"))
+    }
+
+    fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError> {
+        let mut polled: Vec<PollFd<'_>> =
+            ready.map(|ready| PollFd::new(ready, PollFlags::POLLIN)).into_iter().collect();
+        // The end of the job is the end of this process: there is nothing to hear of it.
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        Ok(poll(&mut polled, timeout).is_ok_and(|count| count > 0))
+    }
+}
+
+/// The directory that containers see as their builds directory; on the machine nobody else enters it.
+fn make_root(plan: &Plan) -> Result<(), JobError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let unusable = |error: std::io::Error| {
+        JobError::system(format!("the directory of builds {} cannot be made: {error}", plan.root.display()))
+    };
+    if let Some(parent) = plan.root.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(unusable)?;
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&plan.root).map_err(unusable)?;
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&plan.root, open).map_err(unusable)
+}
+
+/// The directories of the job, so that the container's user can work in them.
+fn make_directories(plan: &Plan, is_root: bool) -> Result<(), JobError> {
+    let unusable = |error: std::io::Error| {
+        JobError::system(format!("the job's directories below {} cannot be made: {error}", plan.root.display()))
+    };
+    let [project, temporary] = &plan.directories;
+    ground::make(&plan.root, project, 0o777).map_err(unusable)?;
+    ground::make(&plan.root, temporary, if is_root { 0o700 } else { 0o777 }).map_err(unusable)
+}
+
+fn make_surroundings(plan: &Plan, engine: &Engine) -> Result<(), JobError> {
+    let failed = |what: &str, error: Error| JobError::system(format!("{what} cannot be made: {error}"));
+    for volume in &plan.volumes {
+        engine.create_volume(volume).map_err(|error| failed(&format!("volume {}", volume.name), error))?;
+    }
+    if let Some(network) = &plan.network {
+        // An agent that died may have made it already.
+        if engine.network(&network.name).is_err_and(|error| error.is_missing()) {
+            engine.create_network(network).map_err(|error| failed(&format!("network {}", network.name), error))?;
+        }
+    }
+    Ok(())
+}

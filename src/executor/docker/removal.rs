@@ -1,0 +1,127 @@
+//! Removing what was made for jobs: beside the next job after each, and at the start of an agent what another left.
+//!
+//! Everything is found by labels. What carries none of ours is nobody's business here.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, Error};
+use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
+use crate::http::service::Address;
+
+/// Waits between two tries while the engine is away.
+const FIRST_REST: Duration = Duration::from_millis(500);
+/// See above.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// After that long the next start of an agent does it.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Enough for requests to the engine.
+const STACK: usize = 512 * 1024;
+
+/// Removals that go on.
+#[derive(Clone, Default)]
+pub struct Removals(Arc<(Mutex<usize>, Condvar)>);
+
+/// Counts a removal for as long as it goes on.
+struct Going(Removals);
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        let (count, changed) = &*self.0.0;
+        *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        changed.notify_all();
+    }
+}
+
+impl Removals {
+    fn begin(&self) -> Going {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Going(self.clone())
+    }
+
+    /// Waits until none goes on, at most for `patience`.
+    pub fn wait(&self, patience: Duration) {
+        let (count, changed) = &*self.0;
+        let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = changed.wait_timeout_while(guard, patience, |count| *count > 0);
+        if outcome.is_ok_and(|(count, _)| *count > 0) {
+            log::warn!("containers of jobs are not removed yet; the next start does it");
+        }
+    }
+
+    /// Removes everything of a job and then `also`, in a thread of its own.
+    pub fn start(&self, address: &Address, owner: &Owner, job: &str, also: impl FnOnce() + Send + 'static) {
+        let going = self.begin();
+        let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
+        let spawned = thread::Builder::new().name("removal".to_owned()).stack_size(STACK).spawn(move || {
+            let _going = going;
+            let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
+            insist(&format!("job={name}"), || remove_all(&Engine::connect(&address)?, &labels, &|_| true));
+            also();
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread to remove the containers of a job; the next start does it job={job} error={error}");
+        }
+    }
+
+    /// Removes everything that agents before this one made for jobs which are not in `kept` and then `also`, in a thread
+    /// of its own.
+    pub fn sweep(&self, address: &Address, owner: &Owner, kept: Vec<String>, also: impl FnOnce() + Send + 'static) {
+        let going = self.begin();
+        let (address, owner) = (address.clone(), owner.clone());
+        let spawned = thread::Builder::new().name("sweep".to_owned()).stack_size(STACK).spawn(move || {
+            let _going = going;
+            // An engine that is not there yet may come up with containers of the boot before.
+            let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state)];
+            let is_left = |labels: &Labels| {
+                labels.get(LIFE).is_none_or(|life| *life != owner.life)
+                    && labels.get(JOB).is_none_or(|job| !kept.contains(job))
+            };
+            insist("of=earlier agents", || remove_all(&Engine::connect(&address)?, &labels, &is_left));
+            also();
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread to look for containers of earlier agents error={error}");
+        }
+    }
+}
+
+type Labels = std::collections::BTreeMap<String, String>;
+
+/// Tries until it is done, or for [`PATIENCE`].
+fn insist(what: &str, work: impl Fn() -> Result<(), Error>) {
+    let until = Instant::now() + PATIENCE;
+    let mut rest = FIRST_REST;
+    while let Err(error) = work() {
+        if Instant::now() + rest > until {
+            log::error!("what was made for jobs is not removed; the next start tries again {what} error={error}");
+            return;
+        }
+        log::warn!("what was made for jobs cannot be removed yet {what} error={error}");
+        thread::sleep(rest);
+        rest = (rest * 2).min(LONGEST_REST);
+    }
+}
+
+/// Containers first: they hold networks and volumes.
+fn remove_all(engine: &Engine, labels: &[(&str, &str)], is_meant: &dyn Fn(&Labels) -> bool) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    let mut note = |done: Result<(), Error>| {
+        if done.is_err() && outcome.is_ok() {
+            outcome = done;
+        }
+    };
+    for container in engine.containers(labels)?.iter().filter(|container| is_meant(&container.labels)) {
+        let keep_volumes = container.labels.contains_key(super::names::VOLUME_KEEP);
+        note(engine.remove_container(&container.id, keep_volumes));
+    }
+    for network in engine.networks(labels)?.iter().filter(|network| is_meant(&network.labels)) {
+        note(engine.remove_network(&network.id));
+    }
+    let temporary: Vec<(&str, &str)> = labels.iter().copied().chain([(LIFETIME, "true")]).collect();
+    for volume in engine.volumes(&temporary)?.iter().filter(|volume| is_meant(&volume.labels)) {
+        note(engine.remove_volume(&volume.name));
+    }
+    outcome
+}

@@ -1,0 +1,453 @@
+//! One script in the job's container, held by a child of the shim: the container is started, the script goes to its
+//! standard input, and its end is the end of the step.
+//!
+//! What the script prints does not pass through the engine, which mixes up the order of the two streams and is slow: the
+//! script opens named pipes in the job's directory whose other ends are the shim's. What comes before that, say of an
+//! entrypoint, comes over the engine's socket, and so does everything where the pipes cannot be opened.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use serde::{Deserialize, Serialize};
+
+use super::engine::attached::{Attached, Frames, Output};
+use super::engine::containers::ContainerState;
+use super::engine::{Engine, Error};
+use super::ground;
+use super::prepare::Prepared;
+use crate::http::conversation::Heard;
+use crate::job::failure::{FailureReason, JobError};
+
+/// Bytes taken from the engine at once.
+const BLOCK: usize = 256 * 1024;
+/// A silent engine is asked whether it lives after this long.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often it may fail to say so.
+const PINGS: u32 = 3;
+/// How long an engine may take to end what it was told to kill.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// An engine that is started again has this long to come up.
+const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starts the best shell of the image.
+const FIND_SHELL: &str = "for shell in /usr/local/bin/bash /usr/bin/bash /bin/bash /usr/local/bin/sh /usr/bin/sh \
+                          /bin/sh /busybox/sh; do if [ -x $shell ]; then exec $shell; fi; done; echo shell not found; \
+                          exit 1";
+/// The same without bash, for runners whose `shell` is `sh`.
+const FIND_SH: &str = "for shell in /usr/local/bin/sh /usr/bin/sh /bin/sh /busybox/sh; do if [ -x $shell ]; then exec \
+                       $shell; fi; done; echo shell not found; exit 1";
+
+/// The command of a job's container.
+pub fn command(shell: Option<&str>) -> Vec<String> {
+    let find = if shell == Some("sh") { FIND_SH } else { FIND_SHELL };
+    ["sh", "-c", find].map(str::to_owned).to_vec()
+}
+
+/// A script and where it runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// The container.
+    pub container: Prepared,
+    /// Make it anew: the one before was stopped in the middle.
+    pub renew: bool,
+    /// Names this run of this script; no output says it by chance.
+    pub mark: String,
+    /// The script.
+    pub script: String,
+    /// The named pipes, as the container sees them: output, and error unless that goes through the same.
+    pub doors: (String, Option<String>),
+    /// From TERM to KILL.
+    #[serde(with = "crate::shim::spec::seconds")]
+    pub grace: Duration,
+    /// Files to give to the container's user first, below the first of them (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
+    pub hand_over: Option<HandOver>,
+}
+
+/// Files that are given to the container's user.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HandOver {
+    /// The directory that nothing is to be reached outside of.
+    pub root: PathBuf,
+    /// Directories below it.
+    pub directories: Vec<PathBuf>,
+}
+
+/// Runs the script; success is the script's. Errors: its failure, with its exit status, or why it did not run.
+pub fn run(plan: &Plan) -> Result<(), JobError> {
+    let signals = term_signals().map_err(|error| JobError::system(format!("signals cannot be handled: {error}")))?;
+    let engine = Engine::at(&plan.container.engine).map_err(away)?;
+    if plan.renew {
+        plan.container.remove(&engine).map_err(away)?;
+        plan.container.make(&engine)?;
+    }
+    let name = &plan.container.name;
+    let attached = engine.attach(name).map_err(|error| vanished(error, name))?;
+    engine.start_container(name).map_err(|error| not_started(&error, &plan.container))?;
+    let mut step = Step::new(plan, &engine, attached, signals);
+    let end = step.converse();
+    step.judge(end)
+}
+
+/// TERM, as something to wait for.
+fn term_signals() -> io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// How far a script is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The image's entrypoint has not handed over to our shell yet.
+    Entrypoint,
+    /// The script runs.
+    Script,
+}
+
+/// What is done to end a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    Asked { insist: Instant },
+    Insisted { give_up: Instant },
+}
+
+struct Step<'a> {
+    plan: &'a Plan,
+    engine: &'a Engine,
+    attached: Attached,
+    signals: SignalFd,
+    frames: Frames,
+    marker: Marker,
+    phase: Phase,
+    stopping: Stopping,
+    /// Questions in a row to which the engine gave no answer.
+    unanswered: u32,
+    began: SystemTime,
+}
+
+impl<'a> Step<'a> {
+    fn new(plan: &'a Plan, engine: &'a Engine, mut attached: Attached, signals: SignalFd) -> Self {
+        attached.feed(prologue(&plan.mark).as_bytes());
+        Self {
+            plan,
+            engine,
+            attached,
+            signals,
+            frames: Frames::default(),
+            marker: Marker::new(&plan.mark),
+            phase: Phase::Entrypoint,
+            stopping: Stopping::No,
+            unanswered: 0,
+            began: SystemTime::now(),
+        }
+    }
+
+    /// Until the container says nothing more. Errors: the connection broke, or the engine is past help.
+    fn converse(&mut self) -> io::Result<()> {
+        let mut block = vec![0; BLOCK];
+        loop {
+            let wake = (self.stopping == Stopping::No).then(|| self.signals.as_fd());
+            match self.attached.hear(&mut block, wake, Some(self.patience()))? {
+                Heard::Bytes(length) => self.take(&block[..length])?,
+                Heard::End => return Ok(()),
+                Heard::Woken => self.ask_to_end(),
+                Heard::Silence if self.stopping == Stopping::No => self.look_after_engine()?,
+                Heard::Silence => {}
+            }
+            self.insist()?;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.stopping {
+            Stopping::No => SILENCE,
+            Stopping::Asked { insist: at } | Stopping::Insisted { give_up: at } => {
+                at.saturating_duration_since(Instant::now())
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.unanswered = 0;
+        let (marker, mut out, mut error) = (&mut self.marker, Vec::new(), Vec::new());
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let mut written = Ok(());
+        self.frames.push(bytes, &mut |output, text| {
+            let outcome = match output {
+                Output::Out => {
+                    out.clear();
+                    marker.pass(text, &mut out);
+                    stdout.lock().write_all(&out).and_then(|()| stdout.lock().flush())
+                }
+                Output::Error => {
+                    error.clear();
+                    error.extend_from_slice(text);
+                    stderr.lock().write_all(&error)
+                }
+            };
+            if outcome.is_err() {
+                written = outcome;
+            }
+        })?;
+        written?;
+        if self.phase == Phase::Entrypoint
+            && let Some(told) = self.marker.found()
+        {
+            self.phase = Phase::Script;
+            self.hand_over(&told);
+            self.attached.feed_last(script(self.plan).as_bytes());
+        }
+        Ok(())
+    }
+
+    /// Gives the job's files to the user that the container runs as.
+    fn hand_over(&self, told: &str) {
+        let mut numbers = told.split_ascii_whitespace().map(|text| text.parse::<u32>().ok());
+        let (Some(Some(user)), Some(Some(group))) = (numbers.next(), numbers.next()) else { return };
+        if user == 0 {
+            return;
+        }
+        let Some(hand_over) = &self.plan.hand_over else { return };
+        for path in &hand_over.directories {
+            if let Err(error) = ground::give(&hand_over.root, path, user, group) {
+                eprintln!("WARNING: not all files in {} are given to {user}:{group}: {error}", path.display());
+            }
+        }
+    }
+
+    /// An engine that hangs would keep the job until its time is over.
+    fn look_after_engine(&mut self) -> io::Result<()> {
+        match self.engine.ping(SILENCE) {
+            Ok(()) => self.unanswered = 0,
+            Err(_) => self.unanswered += 1,
+        }
+        if self.unanswered >= PINGS {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not answer"));
+        }
+        Ok(())
+    }
+
+    /// TERM to every process in the container.
+    fn ask_to_end(&mut self) {
+        let _ = self.signals.read_signal();
+        self.stopping = Stopping::Asked { insist: Instant::now() + self.plan.grace };
+        let (container, name) = (&self.plan.container, &self.plan.container.name);
+        // The first process alone hears what the engine sends; -1 are all the others, unless they are those of the machine.
+        if container.has_own_processes && !container.native_stop {
+            for user in ["0", ""] {
+                let _ = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
+            }
+        }
+        let _ = self.engine.kill_container(name, "TERM");
+    }
+
+    /// KILL, once the grace is over; and what if that does not help.
+    fn insist(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        match self.stopping {
+            Stopping::Asked { insist } if now >= insist => {
+                self.stopping = Stopping::Insisted { give_up: now + KILL_PATIENCE };
+                let _ = self.engine.kill_container(&self.plan.container.name, "KILL");
+                Ok(())
+            }
+            Stopping::Insisted { give_up } if now >= give_up => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not end the container"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the end of the output means.
+    fn judge(&mut self, end: io::Result<()>) -> Result<(), JobError> {
+        let name = &self.plan.container.name;
+        let (state, was_away) = match self.wait_for_end() {
+            Ok(known) => known,
+            Err(error) if error.is_missing() => return Err(vanished(error, name)),
+            Err(error) => return Err(away(error)),
+        };
+        if state.running {
+            let why = end.err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());
+            let _ = self.engine.kill_container(name, "KILL");
+            return Err(JobError::system(format!(
+                "the connection to the job's container was lost while the script ran ({why}): was the container engine \
+                 restarted? Run the job again"
+            )));
+        }
+        if self.stopping == Stopping::No && (end.is_err() || was_away || self.was_stopped_by_others(&state)) {
+            return Err(JobError::system(
+                "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
+                 stopped or removed the container; run the job again",
+            ));
+        }
+        self.of_exit(&state)
+    }
+
+    /// Whether a signal ended it that neither we nor its own processes sent.
+    fn was_stopped_by_others(&self, state: &ContainerState) -> bool {
+        // A script that hears TERM may end with any status.
+        let failed = state.exit_code != 0 && !state.oom_killed;
+        failed && self.engine.was_signalled(&self.plan.container.name, self.began).unwrap_or(false)
+    }
+
+    /// The state after the end, and whether the engine was away; one that is being started again is waited for.
+    fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
+        let name = &self.plan.container.name;
+        let until = Instant::now() + RETURN_PATIENCE;
+        let mut was_away = false;
+        loop {
+            // The streams end shortly before the container does.
+            let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
+            match self.engine.container(name) {
+                Ok(container) => return Ok((container.state, was_away)),
+                Err(error) if error.is_away() && Instant::now() < until => {
+                    was_away = true;
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn of_exit(&self, state: &ContainerState) -> Result<(), JobError> {
+        let code = i32::try_from(state.exit_code).unwrap_or(-1);
+        let failed =
+            |why: String| Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message: why });
+        if state.oom_killed && code != 0 {
+            let limit = match self.plan.container.memory_limit() {
+                0 => String::new(),
+                bytes => format!(" of {} MiB", bytes >> 20),
+            };
+            return failed(format!(
+                "exit code {code}: a process was killed because the container's memory{limit} was used up; use less, or \
+                 raise `memory` below [runners.docker]"
+            ));
+        }
+        match (self.phase, code) {
+            (Phase::Script, 0) => Ok(()),
+            (Phase::Script, code) => failed(format!("exit code {code}")),
+            (Phase::Entrypoint, code) if self.stopping == Stopping::No => failed(format!(
+                "exit code {code}: the container ended before the script began; the entrypoint of image {} must run the \
+                 command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
+                self.plan.container.image
+            )),
+            (Phase::Entrypoint, code) => failed(format!("exit code {code}")),
+        }
+    }
+}
+
+/// Says that the shell is there, and whom it runs as, before the script is handed to it.
+fn prologue(mark: &str) -> String {
+    format!("printf '\\036%s %s\\036\\n' {mark} \"$(id -u 2>/dev/null) $(id -g 2>/dev/null)\"\n")
+}
+
+fn script(plan: &Plan) -> String {
+    use crate::job::script::quote;
+    let (output, error) = (quote(&plan.doors.0), plan.doors.1.as_deref().map(quote));
+    let (opened, error) = match error {
+        Some(error) => (format!("[ -p {output} ] && [ -w {output} ] && [ -p {error} ] && [ -w {error} ]"), error),
+        None => (format!("[ -p {output} ] && [ -w {output} ]"), "&1".to_owned()),
+    };
+    let redirect = if error == "&1" { "2>&1".to_owned() } else { format!("2>{error}") };
+    let merged = if error == "&1" { "exec 2>&1" } else { ":" };
+    format!("if {opened}; then exec >{output} {redirect}; else {merged}; fi\n{}", plan.script)
+}
+
+/// Finds the mark in what comes, wherever it is cut, and takes it out.
+struct Marker {
+    begin: Vec<u8>,
+    held: Vec<u8>,
+    found: Option<String>,
+    /// The line of the mark is gone, too.
+    over: bool,
+}
+
+impl Marker {
+    fn new(mark: &str) -> Self {
+        Self { begin: format!("\x1e{mark} ").into_bytes(), held: Vec::new(), found: None, over: false }
+    }
+
+    fn found(&self) -> Option<String> {
+        self.found.clone()
+    }
+
+    /// Hands on what cannot be part of the mark.
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        if self.over {
+            out.extend_from_slice(bytes);
+            return;
+        }
+        self.held.extend_from_slice(bytes);
+        loop {
+            let Some(at) = self.held.iter().position(|byte| *byte == 0x1e) else {
+                out.append(&mut self.held);
+                return;
+            };
+            out.extend(self.held.drain(..at));
+            let known = self.held.len().min(self.begin.len());
+            if self.held[..known] != self.begin[..known] {
+                out.push(self.held.remove(0));
+                continue;
+            }
+            let Some(end) = self.held.iter().position(|byte| *byte == b'\n') else { return };
+            let line = String::from_utf8_lossy(&self.held[known..end]).into_owned();
+            self.found = Some(line.trim_end_matches('\x1e').to_owned());
+            self.over = true;
+            self.held.drain(..=end);
+            out.append(&mut self.held);
+            return;
+        }
+    }
+}
+
+fn away(error: Error) -> JobError {
+    JobError::system(error.to_string())
+}
+
+fn vanished(error: Error, name: &str) -> JobError {
+    match error.is_missing() {
+        true => JobError::system(format!(
+            "the job's container {name} is gone: something else on this machine removes containers while jobs run"
+        )),
+        false => away(error),
+    }
+}
+
+/// Whose fault it is that a container cannot be started: an image without a shell is the job's.
+fn not_started(error: &Error, container: &Prepared) -> JobError {
+    let text = error.to_string();
+    if text.contains("executable file not found") || text.contains("no such file or directory") {
+        return JobError::new(
+            FailureReason::ScriptFailure,
+            format!(
+                "image {} cannot run scripts: it has no shell `sh`, or its entrypoint is missing; use an image with a \
+                 shell, or set `image:entrypoint` ({})",
+                container.image,
+                text.trim()
+            ),
+        );
+    }
+    JobError::system(format!("the job's container cannot be started: {}", text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_found_wherever_it_is_cut_and_never_shown() {
+        let text = b"banner \x1e of\x1emark-2 nothing\n\x1emark-1 1000 50\x1e\nfirst\x1emark-1 again\n";
+        for cut in 0..text.len() {
+            let (mut marker, mut out) = (Marker::new("mark-1"), Vec::new());
+            marker.pass(&text[..cut], &mut out);
+            marker.pass(&text[cut..], &mut out);
+            assert_eq!(marker.found().as_deref(), Some("1000 50"));
+            assert_eq!(out, b"banner \x1e of\x1emark-2 nothing\nfirst\x1emark-1 again\n", "{cut}");
+        }
+    }
+}
