@@ -157,7 +157,6 @@ pub struct Runner {
     /// Where caches of containers are kept on the machine; `None` for `cache` in the working directory.
     pub container_cache_dir: Option<PathBuf>,
     /// Fetch a login for Amazon's registries where no other is configured.
-    #[allow(dead_code, reason = "until tokens of Amazon are used")]
     pub ecr_login: bool,
 }
 

@@ -1,7 +1,6 @@
 //! Where scripts run: the shell of the instance, or containers.
 
 pub mod cgroup;
-#[allow(dead_code, reason = "until the output of services and tokens of Amazon are used")]
 pub mod docker;
 pub mod shell;
 pub mod user;

@@ -14,9 +14,11 @@ use super::sources::{self, Strategy, remove};
 use super::steps::StopsFor;
 use super::variables::Variables;
 use super::work::{Plan, Report};
+use crate::executor::docker::credentials::Access;
+use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, Facts};
-use crate::executor::docker::{Docker, prepare, script, volumes};
+use crate::executor::docker::{Docker, choice, prepare, script, volumes};
 use crate::journal::Record;
 use crate::shim::spec::{Doors, Rights, Task, Walls};
 
@@ -138,8 +140,11 @@ impl Engine<'_> {
             network: self.network_of_job(&facts, docker),
             volumes: volumes.made,
             binds: volumes.binds,
-            login_files: docker.login_files(),
-            path: docker.path.clone(),
+            access: Access::of_agent(
+                runner,
+                &choice::references(&runner.docker, &self.payload, &expand),
+                &docker.tokens,
+            ),
             shell: runner.shell.clone(),
             init: flags.is_on("FF_USE_INIT_WITH_DOCKER_EXECUTOR"),
             native_stop: flags.is_on("FF_USE_NATIVE_CONTAINER_STOP"),
@@ -224,6 +229,7 @@ impl Engine<'_> {
             Report::Failed(error) => Some(Err(error)),
             Report::Prepared(container) => {
                 self.record.progress.container = Some(container);
+                self.follow_services(From::Start);
                 Some(Ok(()))
             }
         }

@@ -57,6 +57,8 @@ pub struct Prepared {
     pub filters: FilterSpec,
     /// `CI_DEBUG_TRACE`, where it is allowed.
     pub debug: bool,
+    /// `CI_DEBUG_SERVICES`, likewise.
+    pub debug_services: bool,
     /// To be told at the job's start.
     pub warnings: Vec<String>,
     /// Certificates for the server, PEM.
@@ -88,10 +90,14 @@ impl Context {
             None => self.place(payload, concurrent.1, &at),
         };
         let variables = at(&place);
-        let wants_debug = variables.switch("CI_DEBUG_TRACE", false);
-        if wants_debug && self.runner.debug_trace_disabled {
-            warnings.push("CI_DEBUG_TRACE is set, and this runner does not allow it (debug_trace_disabled)".to_owned());
-        }
+        let mut debugs = |key: &str| {
+            let wanted = variables.switch(key, false);
+            if wanted && self.runner.debug_trace_disabled {
+                warnings.push(format!("{key} is set, and this runner does not allow it (debug_trace_disabled)"));
+            }
+            wanted && !self.runner.debug_trace_disabled
+        };
+        let (debug, debug_services) = (debugs("CI_DEBUG_TRACE"), debugs("CI_DEBUG_SERVICES"));
         warnings.extend(super::script::warn_of_names(&variables));
         warnings.extend(settings::warnings(&variables, Duration::from_secs(payload.timeout_seconds())));
         let filters = FilterSpec {
@@ -100,8 +106,7 @@ impl Context {
             timestamps: flags.is_on("FF_TIMESTAMPS"),
             limit: self.runner.output_limit,
         };
-        let debug = wants_debug && !self.runner.debug_trace_disabled;
-        (Prepared { place, variables, flags, filters, debug, warnings, ca_certificates }, allowed)
+        (Prepared { place, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
     }
 
     /// Where the job works: the usual place, or the one it asks for.

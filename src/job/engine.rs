@@ -16,6 +16,8 @@ use super::script::BRIDGE;
 use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
+use crate::executor::docker::engine::containers::From;
+use crate::executor::docker::services::log::Followers;
 use crate::journal::{Record, SlotDirectory};
 use crate::monitor::numbers;
 use crate::sys;
@@ -53,6 +55,8 @@ pub struct Engine<'a> {
     pub(super) prepared: Prepared,
     pub(super) trace: Trace,
     pub(super) control: Arc<Control>,
+    /// Bring the output of services into the log.
+    pub(super) followers: Option<Arc<Followers>>,
     uploader: Uploader,
     stages: Vec<Stage>,
 }
@@ -112,7 +116,7 @@ fn go_on(
     }
     control.recall(&record.progress.orders);
     let options = UploadOptions {
-        debug_trace: prepared.debug,
+        debug_trace: prepared.debug || prepared.debug_services,
         offset: record.progress.acknowledged,
         final_tries: context.runner.final_tries,
     };
@@ -127,11 +131,14 @@ fn go_on(
     control.attach(Box::new(uploader.abandoner()));
     let stages = stages::of(&payload);
     let control = Arc::clone(control);
-    let mut engine = Engine { context, directory, record, payload, prepared, trace, control, uploader, stages };
+    let mut engine =
+        Engine { context, directory, record, payload, prepared, trace, control, followers: None, uploader, stages };
     engine.record.progress.place = Some(engine.prepared.place.clone());
     if let Err(error) = allowed {
         engine.record.progress.failure.get_or_insert(error);
     }
+    // An earlier agent has brought what came before.
+    engine.follow_services(From::Now);
     engine.live()
 }
 
@@ -214,6 +221,8 @@ impl Engine<'_> {
         numbers::stage_began(self.payload.id, stage.kind());
         let outcome = self.outcome();
         let section = stage.section(outcome);
+        let followers = self.followers.clone();
+        let _quiet = followers.as_deref().map(Followers::quiet);
         let progress = &mut self.record.progress;
         if !again {
             progress.section_before = progress.section.replace(section.clone());
@@ -382,6 +391,7 @@ impl Engine<'_> {
     }
 
     fn decide(&mut self) -> io::Result<JobState> {
+        self.followers = None;
         let state = match &self.record.progress.failure {
             None => JobState::Success,
             Some(error) => JobState::Failed {

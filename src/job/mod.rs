@@ -17,6 +17,7 @@ pub mod place;
 mod salvage;
 mod saying;
 pub mod script;
+mod service_log;
 mod settings;
 mod sources;
 mod stages;

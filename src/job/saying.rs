@@ -8,6 +8,7 @@ use std::io;
 use super::engine::Engine;
 use super::failure::FailureReason;
 use super::stages::Stage;
+use crate::executor::docker::services::log::Followers;
 
 impl Engine<'_> {
     /// The first lines of the log, and what is wrong with the job's settings.
@@ -53,6 +54,8 @@ impl Engine<'_> {
     /// A warning, written down together with everything else that is settled by now. Errors: the journal cannot be
     /// written.
     pub(super) fn say(&mut self, text: String) -> io::Result<()> {
+        let followers = self.followers.clone();
+        let _quiet = followers.as_deref().map(Followers::quiet);
         self.record.progress.log_size = self.trace.size();
         self.record.progress.unsaid = Some(text);
         self.save()?;

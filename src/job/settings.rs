@@ -7,8 +7,9 @@ use super::variables::{Variables, boolean};
 use crate::config::duration;
 
 /// Switches and their defaults.
-const SWITCHES: [(&str, bool); 6] = [
+const SWITCHES: [(&str, bool); 7] = [
     ("AFTER_SCRIPT_IGNORE_ERRORS", true),
+    ("CI_DEBUG_SERVICES", false),
     ("CI_DEBUG_TRACE", false),
     ("GIT_CHECKOUT", true),
     ("GIT_LFS_SKIP_SMUDGE", false),

@@ -83,7 +83,6 @@ impl Variables {
         self.counting().map(|variable| self.export(variable)).collect()
     }
 
-    #[allow(dead_code, reason = "until jobs run in containers")]
     /// The same without what is not for everybody who works for the job, such as its services.
     pub fn public_exports(&self) -> Vec<(String, String)> {
         self.counting().filter(|variable| variable.public).map(|variable| self.export(variable)).collect()

@@ -9,6 +9,10 @@ use super::spool::{Claim, Spool};
 use super::stamp::Output;
 use super::{FilterSpec, Masks};
 
+/// Streams of the log (GitLab's numbers).
+const AGENT: u8 = 0;
+const SERVICES: u8 = 0x0f;
+
 const CLEAR: &str = "\x1b[0K";
 const RESET: &str = "\x1b[0;m";
 const GREEN: &str = "\x1b[32;1m";
@@ -35,6 +39,11 @@ impl Trace {
     /// A yellow line: something is not as the job asked, and it goes on.
     pub fn warning(&self, text: &str) {
         self.write(&format!("{YELLOW}WARNING: {text}{RESET}\n"), Claim::Result);
+    }
+
+    /// A line of a service.
+    pub fn service(&self, text: &str) {
+        self.write_as(SERVICES, &format!("{text}\n"), Claim::Output);
     }
 
     /// Begins a section with its heading and first lines, and ends the one before it. All of it is one piece: it is in
@@ -80,7 +89,11 @@ impl Trace {
     }
 
     fn write(&self, text: &str, claim: Claim) {
-        let mut filter = Filter::new(&self.masks, &self.spec, 0, Output::Out);
+        self.write_as(AGENT, text, claim);
+    }
+
+    fn write_as(&self, stream: u8, text: &str, claim: Claim) {
+        let mut filter = Filter::new(&self.masks, &self.spec, stream, Output::Out);
         let mut out = Vec::new();
         filter.push(text.as_bytes(), &mut out);
         filter.finish(&mut out);

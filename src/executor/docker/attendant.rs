@@ -1,7 +1,10 @@
 //! Who attends to a job while its containers are prepared.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::job::failure::JobError;
 
@@ -13,9 +16,35 @@ pub trait Attendant: Sync {
     /// A line that warns.
     fn warning(&self, text: &str);
 
-    /// Takes lines of services, from any thread, for as long as it is kept.
-    fn service_log(&self) -> Box<dyn FnMut(&str) + Send>;
-
     /// Waits until `ready` can be read (true), or `patience` is over (false). Errors: the job is to stop.
     fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError>;
+}
+
+/// A process of its own that prepares: what it prints is the job's log, and the end of the job is its end.
+pub struct Printer;
+
+impl Attendant for Printer {
+    fn line(&self, text: &str) {
+        println!("{text}");
+    }
+
+    fn warning(&self, text: &str) {
+        println!("\x1b[0;33mWARNING: {text}\x1b[0;m");
+    }
+
+    fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError> {
+        let until = Instant::now() + patience;
+        let mut polled: Vec<PollFd<'_>> = ready.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // Less than a millisecond is none for the system.
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut polled, timeout) {
+                Ok(0) if left.is_zero() => return Ok(false),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(true),
+                Err(error) => return Err(JobError::system(format!("cannot wait: {}", error.desc()))),
+            }
+        }
+    }
 }

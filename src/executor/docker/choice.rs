@@ -52,6 +52,14 @@ pub fn check_options(payload: &Payload) -> Result<(), JobError> {
     Err(JobError { exit_code: Some(UNSUPPORTED_OPTIONS), ..JobError::system(message) })
 }
 
+/// All images that a job needs, as far as their names are some.
+pub fn references(docker: &Docker, payload: &Payload, expand: Expand<'_>) -> Vec<Reference> {
+    let own = if payload.image.name.is_empty() { &docker.image } else { &payload.image.name };
+    let configured = docker.services.iter().map(|service| &service.name);
+    let names = std::iter::once(own).chain(configured).chain(payload.services.iter().map(|service| &service.name));
+    names.filter_map(|name| Reference::parse(&expand(name)).ok()).collect()
+}
+
 /// The job's image and how it is run, and what is not as the job asked. Errors: there is none, its name is none, or
 /// something about it is not allowed.
 pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Choice, Vec<String>), JobError> {

@@ -125,6 +125,10 @@ pub fn of_job(
     host.device_requests = docker.gpus.iter().map(device_request).collect();
     host.volumes_from.clone_from(&docker.volumes_from);
     host.links.clone_from(&docker.links);
+    if docker.log_options.0.is_empty() {
+        // What the job prints goes into its log; the engine need not keep it as well.
+        host.log_config = LogConfig { kind: "none".to_owned(), ..LogConfig::default() };
+    }
     host.ipc_mode.clone_from(&docker.ipcmode);
     host.pid_mode.clone_from(&docker.pid_mode);
     let mut container = of_choice(choice, network, surroundings, host);
@@ -164,7 +168,10 @@ fn shared(docker: &Docker, network: &Network, surroundings: &Surroundings) -> Ho
     let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(surroundings.hosts.iter().cloned());
     HostConfig {
         binds: surroundings.binds.clone(),
-        network_mode: network.mode().to_owned(),
+        network_mode: match network {
+            Network::Bridge => docker.network_mode.clone(),
+            network => network.mode().to_owned(),
+        },
         extra_hosts: hosts.filter(|_| has_hosts).collect(),
         dns: docker.dns.iter().map(ToString::to_string).collect(),
         dns_search: docker.dns_search.clone(),
@@ -172,8 +179,9 @@ fn shared(docker: &Docker, network: &Network, surroundings: &Surroundings) -> Ho
         isolation: docker.isolation.clone(),
         userns_mode: docker.userns_mode.clone(),
         shm_size: docker.shm_size.0,
-        // The agent starts containers again itself, and reads their output back.
+        // Whoever starts containers again is the agent.
         restart_policy: RestartPolicy { name: "no".to_owned() },
+        // In files, so that the output of services can be read back.
         log_config: LogConfig { kind: "json-file".to_owned(), config: docker.log_options.0.clone() },
         ..HostConfig::default()
     }
@@ -257,6 +265,9 @@ fn set_mac_address(container: &mut CreateContainer, network: &Network, address: 
         address.clone_into(&mut container.mac_address);
         return;
     }
+    if *network == Network::Bridge {
+        network.mode().clone_into(&mut container.host_config.network_mode);
+    }
     let networks = container.networking_config.get_or_insert_default();
     let endpoint = networks.endpoints_config.entry(network.mode().to_owned()).or_default();
     address.clone_into(&mut endpoint.mac_address);
@@ -328,8 +339,10 @@ mod tests {
         }
         assert_eq!(
             (host["RestartPolicy"]["Name"].as_str(), host["LogConfig"]["Type"].as_str()),
-            (Some("no"), Some("json-file"))
+            (Some("no"), Some("none"))
         );
+        let service = json(&of_service(&docker, &choice(&docker), &Network::Bridge, surroundings()).expect("made"));
+        assert_eq!(service["HostConfig"]["LogConfig"]["Type"], "json-file");
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl<'a> Images<'a> {
                 Err(error) => failure = error,
             }
         }
-        Err(failure)
+        let what = format!("failed to pull image \"{name}\" with policies {policies}: {failure}");
+        Err(JobError { message: what, ..failure })
     }
 
     /// One try of a policy. Errors: the job is to stop, or the engine is away; inside, the policy does not do.
@@ -100,11 +101,8 @@ impl<'a> Images<'a> {
             }
         }
         if policy == PullPolicy::Never || is_id {
-            return Ok(Err(JobError::system(format!(
-                "image `{}` is not on this machine, and policy `{}` pulls none: load it, or allow another policy",
-                choice.name,
-                policy.as_str()
-            ))));
+            let why = "it is not on this machine: load it there, or let it be pulled by another policy";
+            return Ok(Err(JobError::system(why)));
         }
         self.pull(choice)
     }
@@ -131,7 +129,7 @@ impl<'a> Images<'a> {
             };
             let cause = Cause::of(&error);
             if cause != Cause::Network || tried == TRIES {
-                return Ok(Err(cause.error(&choice.name, &error, login.is_some())));
+                return Ok(Err(cause.error(&error, login.is_some())));
             }
             let rest = REST.0 + (REST.1 - REST.0).mul_f64(random_fraction());
             let text = format!("{} is not pulled yet: {}; again in {} s", choice.name, error.trim(), rest.as_secs());
@@ -166,10 +164,18 @@ impl<'a> Images<'a> {
     }
 
     fn tell(&self, choice: &Choice, image: Image) -> Obtained {
-        let digest = image.repo_digests.into_iter().next();
+        let digest = image.repo_digests.into_iter().find(|digest| is_of(digest, &choice.reference));
         let with_digest = digest.as_ref().map(|digest| format!(" with digest {digest}")).unwrap_or_default();
         self.attendant.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, choice.name));
         Obtained { pinned: digest.unwrap_or(image.id), config: image.config }
+    }
+}
+
+/// Whether a digest is one of the image that was asked for: an engine knows an image by all names it ever had.
+fn is_of(digest: &str, reference: &Reference) -> bool {
+    match (Reference::parse(digest), reference) {
+        (Ok(Reference::Named(one)), Reference::Named(other)) => one.normalized() == other.normalized(),
+        _ => false,
     }
 }
 

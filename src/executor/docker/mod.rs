@@ -28,6 +28,7 @@ use super::cgroup::Parents;
 use super::user;
 use crate::config::Runner;
 use crate::http::service::Address;
+use crate::instance::aws::ecr::Tokens;
 use crate::job::failure::JobError;
 use crate::shim::spec::{Task, User};
 use names::Owner;
@@ -47,8 +48,8 @@ pub struct Docker {
     pub builds: PathBuf,
     /// Those that are being removed.
     pub removals: removal::Removals,
-    /// Where programs are looked for that the agent itself runs.
-    pub path: String,
+    /// For Amazon's registries.
+    pub tokens: Tokens,
     home: PathBuf,
     parents: Parents,
 }
@@ -68,15 +69,10 @@ impl Docker {
             owner,
             builds,
             removals,
-            path: std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned()),
+            tokens: Tokens::default(),
             home: user::current().home,
             parents,
         })
-    }
-
-    /// Where Docker's own tools keep logins, the first that is there first.
-    pub fn login_files(&self) -> Vec<PathBuf> {
-        credentials::usual_files(&self.home)
     }
 }
 

@@ -85,7 +85,7 @@ impl Cause {
     }
 
     /// The job's failure, with what to do about it.
-    pub fn error(self, image: &str, message: &str, logged_in: bool) -> JobError {
+    pub fn error(self, message: &str, logged_in: bool) -> JobError {
         let reason = match self {
             Self::Network => FailureReason::RunnerExternalDependencyFailure,
             Self::Refused => FailureReason::RunnerConfigurationError,
@@ -101,7 +101,7 @@ impl Cause {
             (Self::Platform, _) => "the image does not exist for this platform; choose another image or `platform`",
             (Self::Other, _) => "look at the container engine's log (journalctl -u docker)",
         };
-        JobError::new(reason, format!("failed to pull image \"{image}\": {}: {advice}", message.trim()))
+        JobError::new(reason, format!("{}: {advice}", message.trim()))
     }
 }
 
@@ -157,9 +157,9 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_to_do() {
-        let error = Cause::Refused.error("r.test/a:1", "no basic auth credentials", false);
-        assert!(error.message.contains("\"r.test/a:1\"") && error.message.contains("DOCKER_AUTH_CONFIG"), "{error}");
-        assert_eq!(Cause::Network.error("a", "x", true).reason, FailureReason::RunnerExternalDependencyFailure);
-        assert_eq!(Cause::Other.error("a", "x", true).reason, FailureReason::ImagePullFailure);
+        let error = Cause::Refused.error("no basic auth credentials", false);
+        assert!(error.message.contains("DOCKER_AUTH_CONFIG"), "{error}");
+        assert_eq!(Cause::Network.error("x", true).reason, FailureReason::RunnerExternalDependencyFailure);
+        assert_eq!(Cause::Other.error("x", true).reason, FailureReason::ImagePullFailure);
     }
 }

@@ -1,22 +1,20 @@
 //! Everything a job's container needs, made before the first script: directories, network, volumes, image, and the
 //! container itself, which is started for each script.
 
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::attendant::Attendant;
+use super::attendant::{Attendant, Printer};
 use super::choice::{self, Choice};
 use super::create::{self, Network, Surroundings};
-use super::credentials::{Logins, Places, Programs};
-use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume, LogConfig};
+use super::credentials::{self, Access, Logins};
+use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
 use super::engine::{Engine, Error, Place};
 use super::images::Images;
-use super::services::{self, Making};
+use super::services::{self, Making, Service};
 use super::{ground, script};
 use crate::config::docker::Docker;
 use crate::http::service::Address;
@@ -52,10 +50,8 @@ pub struct Plan {
     pub volumes: Vec<CreateVolume>,
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
-    /// Docker's own files with logins, of the agent's user.
-    pub login_files: Vec<PathBuf>,
-    /// Where credential helpers are looked for.
-    pub path: String,
+    /// What the agent has for logging in at registries.
+    pub access: Access,
     /// The runner's `shell`.
     pub shell: Option<String>,
     /// `FF_USE_INIT_WITH_DOCKER_EXECUTOR`.
@@ -81,6 +77,8 @@ pub struct Prepared {
     pub platform: Option<String>,
     /// How it is made.
     pub request: CreateContainer,
+    /// What runs beside it.
+    pub services: Vec<Service>,
     /// Its processes are its own, not those of the machine or of another container.
     pub has_own_processes: bool,
     /// Only its first process is asked to end.
@@ -97,7 +95,7 @@ impl Prepared {
         self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
         match engine.create_container(&self.name, self.platform.as_deref(), &self.request) {
             Ok((_, warnings)) => {
-                warnings.iter().for_each(|warning| Log.warning(warning));
+                warnings.iter().for_each(|warning| Printer.warning(warning));
                 Ok(())
             }
             Err(error) => Err(create::refused("the job", &error)),
@@ -125,28 +123,21 @@ pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
     choice::check_options(&payload)?;
     let (chosen, warnings) = choice::of_job(&docker, &payload.image, &expand)?;
     let (planned, more) = services::plan::plan(&docker, &payload.services, &plan.variables.public_exports(), &expand)?;
-    warnings.iter().chain(&more).for_each(|warning| Log.warning(warning));
+    warnings.iter().chain(&more).for_each(|warning| Printer.warning(warning));
     println!("Using Docker executor with image {} ...", chosen.name);
     let engine = Arc::new(connect(&plan.address)?);
     make_surroundings(plan, &engine)?;
-    let programs = Programs { path: Some(plan.path.clone().into()), ..Programs::default() };
-    let logins = Logins::read(Places {
-        job: plan.variables.value("DOCKER_AUTH_CONFIG"),
-        runner: None,
-        files: plan.login_files.clone(),
-        payload: &payload.credentials,
-        programs: &programs,
-        tokens: None,
-    });
-    logins.troubles.iter().for_each(|trouble| Log.warning(trouble));
-    let images = Images::new(&engine, &logins, &Log);
+    let of_job = plan.variables.value(credentials::VARIABLE);
+    let logins = Logins::read(of_job, &payload.credentials, &plan.access);
+    logins.troubles.iter().for_each(|trouble| Printer.warning(trouble));
+    let images = Images::new(&engine, &logins, &Printer);
     let network = Network::of(&docker, plan.network.as_ref().map(|network| network.name.as_str()));
     let common = Surroundings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..Surroundings::default() };
     let making = Making {
         engine: &engine,
         docker: &docker,
         images: &images,
-        attendant: &Log,
+        attendant: &Printer,
         network: &network,
         prefix: &plan.prefix,
         common: &common,
@@ -175,10 +166,11 @@ pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
         native_stop: plan.native_stop,
         volume_keep: docker.volume_keep,
         is_root,
-        request: for_scripts(request, plan, &docker),
+        services: started,
+        request: for_scripts(request, plan),
     };
     prepared.make(&engine)?;
-    making.wait(&started)?;
+    making.wait(&prepared.services)?;
     Ok(prepared)
 }
 
@@ -189,7 +181,7 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
         match Engine::connect(address) {
             Ok(engine) => return Ok(engine),
             Err(error) if error.is_away() && tries < TRIES => {
-                Log.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
+                Printer.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
                 std::thread::sleep(BETWEEN_TRIES);
                 tries += 1;
             }
@@ -199,7 +191,7 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
 }
 
 /// A container that is started for each script and gets it on standard input.
-fn for_scripts(request: CreateContainer, plan: &Plan, docker: &Docker) -> CreateContainer {
+fn for_scripts(request: CreateContainer, plan: &Plan) -> CreateContainer {
     let mut request = CreateContainer {
         cmd: Some(script::command(plan.shell.as_deref())),
         attach_stdin: true,
@@ -210,10 +202,6 @@ fn for_scripts(request: CreateContainer, plan: &Plan, docker: &Docker) -> Create
         ..request
     };
     request.host_config.init = plan.init.then_some(true);
-    if docker.log_options.0.is_empty() {
-        // The log is GitLab's: the engine need not write it to the disk as well.
-        request.host_config.log_config = LogConfig { kind: "none".to_owned(), ..LogConfig::default() };
-    }
     request
 }
 
@@ -225,31 +213,6 @@ fn is_root(docker: &Docker, chosen: &Choice, of_image: &str, engine: &Engine) ->
     }
     let is_mapped = |option: &String| option.contains("name=userns") || option.contains("name=rootless");
     docker.userns_mode == "host" || !engine.info().is_ok_and(|info| info.security_options.iter().any(is_mapped))
-}
-
-/// The job's log, by way of the shim.
-struct Log;
-
-impl Attendant for Log {
-    fn line(&self, text: &str) {
-        println!("{text}");
-    }
-
-    fn warning(&self, text: &str) {
-        println!("\x1b[0;33mWARNING: {text}\x1b[0;m");
-    }
-
-    fn service_log(&self) -> Box<dyn FnMut(&str) + Send> {
-        Box::new(|line| println!("{line}"))
-    }
-
-    fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError> {
-        let mut polled: Vec<PollFd<'_>> =
-            ready.map(|ready| PollFd::new(ready, PollFlags::POLLIN)).into_iter().collect();
-        // The end of the job is the end of this process: there is nothing to hear of it.
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        Ok(poll(&mut polled, timeout).is_ok_and(|count| count > 0))
-    }
 }
 
 /// The directory that containers see as their builds directory; on the machine nobody else enters it.

@@ -68,11 +68,6 @@ impl Registry {
             dual_stack,
         })
     }
-
-    /// Its region.
-    pub fn region(&self) -> &str {
-        &self.region
-    }
 }
 
 /// A user and a password for some hours.

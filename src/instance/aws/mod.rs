@@ -4,7 +4,6 @@ pub mod autoscaling;
 pub mod client;
 pub mod credentials;
 mod detect;
-#[allow(dead_code, reason = "until jobs run in containers")]
 pub mod ecr;
 pub mod endpoint;
 mod examine;

@@ -2,7 +2,6 @@
 //!
 //! A job may name one, so a name is only ever looked for in the agent's path, and nothing waits for it for ever.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -25,17 +24,11 @@ const ANSWER_MAX: usize = 1 << 20;
 const COMPLAINT_MAX: usize = 200;
 
 /// How helpers are run.
-pub struct Programs {
-    /// Where they are looked for; `None` for the agent's own path.
-    pub path: Option<OsString>,
+pub(super) struct Programs<'a> {
+    /// Their environment; its `PATH` is where they are looked for.
+    pub environment: &'a [(String, String)],
     /// A helper that takes longer is ended.
     pub patience: Duration,
-}
-
-impl Default for Programs {
-    fn default() -> Self {
-        Self { path: None, patience: Duration::from_secs(30) }
-    }
 }
 
 #[derive(Default, Deserialize)]
@@ -45,10 +38,10 @@ struct Answer {
     secret: String,
 }
 
-impl Programs {
+impl Programs<'_> {
     /// Asks a helper for the login at a server; `None` when it knows none. Errors: there is no such helper, or it
     /// answers nonsense, or not in time.
-    pub(super) fn ask(&self, name: &str, server: &str) -> Result<Option<Secret>, String> {
+    pub fn ask(&self, name: &str, server: &str) -> Result<Option<Secret>, String> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if name.is_empty() || !name.bytes().all(plain) {
             return Err(format!("`{name}` is not the name of a credential helper"));
@@ -78,9 +71,7 @@ impl Programs {
 
     fn start(&self, program: &str) -> Result<Child, String> {
         let mut command = Command::new(program);
-        if let Some(path) = &self.path {
-            command.env("PATH", path);
-        }
+        command.env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
         let streams = command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         streams.process_group(0).spawn().map_err(|error| match error.kind() {
             ErrorKind::NotFound => format!("{program} is not installed on this machine"),

@@ -11,20 +11,29 @@ mod helper;
 mod tests;
 
 use std::env;
+use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::reference::{DOCKER_HUB, Name, normalized_registry};
+use super::reference::{DOCKER_HUB, Name, Reference, normalized_registry};
+use crate::config::Runner;
 use crate::coordinator::Token;
+use crate::executor::user;
 use crate::instance::aws::ecr::{self, Tokens};
 use crate::job::payload;
 use file::ConfigFile;
-pub use helper::Programs;
+use helper::Programs;
 
+/// Where jobs and runners put a configuration file of Docker's tools.
+pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
+/// A credential helper that takes longer is ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// By this address helpers know Docker Hub.
 const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 
@@ -77,30 +86,71 @@ impl Login {
 /// Everything a job can log in with.
 pub struct Logins<'a> {
     sources: Vec<(String, ConfigFile)>,
-    programs: &'a Programs,
-    tokens: Option<&'a Tokens>,
+    programs: Programs<'a>,
+    fetched: &'a [Fetched],
     /// Sources that cannot be read, for warnings.
     pub troubles: Vec<String>,
 }
 
-/// Where logins are looked for.
-pub struct Places<'a> {
-    /// `DOCKER_AUTH_CONFIG` of the job.
-    pub job: Option<String>,
-    /// The same of the runner's `environment`.
+/// What the agent has for logging in, on its way to the process that pulls.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Access {
+    /// `DOCKER_AUTH_CONFIG` of the runner's `environment`.
     pub runner: Option<String>,
-    /// Docker's own files of the agent's user.
+    /// Docker's own files of the agent's user: the first that is there counts.
     pub files: Vec<PathBuf>,
-    /// What the server gave.
-    pub payload: &'a [payload::Credentials],
-    /// Credential helpers.
-    pub programs: &'a Programs,
-    /// Tokens for Amazon's registries, where the agent may fetch some.
-    pub tokens: Option<&'a Tokens>,
+    /// The agent's environment, for credential helpers.
+    pub environment: Vec<(String, String)>,
+    /// Tokens for Amazon's registries.
+    pub fetched: Vec<Fetched>,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Access(…)")
+    }
+}
+
+/// What the agent got for one of Amazon's registries.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Fetched {
+    /// The registry's host.
+    host: String,
+    /// User and password, or why there are none.
+    login: Result<(String, String), String>,
+}
+
+impl Access {
+    /// What there is for the jobs of a runner on these images. Tokens are fetched where the runner wants that; several
+    /// jobs ask once, since `tokens` keeps them.
+    pub fn of_agent(runner: &Runner, images: &[Reference], tokens: &Tokens) -> Self {
+        let configured = runner.environment.iter().rev().find(|(key, _)| key == VARIABLE);
+        let text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
+        Self {
+            runner: configured.map(|(_, value)| value.clone()),
+            files: usual_files(&user::current().home),
+            environment: env::vars_os().filter_map(text).collect(),
+            fetched: if runner.ecr_login { fetch(images, tokens) } else { Vec::new() },
+        }
+    }
+}
+
+fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<Fetched> {
+    let mut fetched: Vec<Fetched> = Vec::new();
+    for reference in images {
+        let Reference::Named(name) = reference else { continue };
+        let Some(registry) = ecr::Registry::of_host(&name.registry) else { continue };
+        if fetched.iter().all(|known| known.host != name.registry) {
+            let login = tokens.login(&registry);
+            let login = login.map(|(username, password)| (username, password.reveal().to_owned()));
+            fetched.push(Fetched { host: name.registry.clone(), login });
+        }
+    }
+    fetched
 }
 
 /// Where Docker's own tools keep the logins of a user at home in `home`: the first file that is there counts.
-pub fn usual_files(home: &Path) -> Vec<PathBuf> {
+fn usual_files(home: &Path) -> Vec<PathBuf> {
     match env::var_os("DOCKER_CONFIG").filter(|directory| !directory.is_empty()) {
         Some(directory) => vec![PathBuf::from(directory).join("config.json")],
         None => vec![home.join(".docker/config.json"), home.join(".dockercfg")],
@@ -114,30 +164,33 @@ enum Candidate<'a> {
 }
 
 impl<'a> Logins<'a> {
-    /// Reads all sources; what cannot be read is a trouble, and no more.
-    pub fn read(places: Places<'a>) -> Self {
+    /// Reads all sources, `job` being the job's own `DOCKER_AUTH_CONFIG` and `given` what the server sent with it. What
+    /// cannot be read is a trouble, and no more.
+    pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a Access) -> Self {
         let mut sources = Vec::new();
         let mut troubles = Vec::new();
         let mut add = |name: String, text: &str| match ConfigFile::parse(text) {
             Ok(file) => sources.push((name, file)),
             Err(why) => troubles.push(format!("no registry login is taken from {name}: {why}")),
         };
-        let variables = [(places.job, "$DOCKER_AUTH_CONFIG"), (places.runner, "$DOCKER_AUTH_CONFIG of the runner")];
+        let runner = access.runner.clone();
+        let variables = [(job, "$DOCKER_AUTH_CONFIG"), (runner, "$DOCKER_AUTH_CONFIG of the runner")];
         for (text, name) in variables {
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
                 add(name.to_owned(), &text);
             }
         }
-        if let Some(path) = places.files.iter().find(|path| path.exists()) {
+        if let Some(path) = access.files.iter().find(|path| path.exists()) {
             match fs::read_to_string(path) {
                 Ok(text) => add(path.display().to_string(), &text),
                 Err(error) => troubles.push(format!("no registry login is taken from {}: {error}", path.display())),
             }
         }
-        let given = places.payload.iter().filter(|given| given.kind == "registry");
+        let given = given.iter().filter(|given| given.kind == "registry");
         let given = given.map(|given| (given.url.as_str(), given.username.as_str(), given.password.as_str()));
         sources.push(("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given)));
-        Self { sources, programs: places.programs, tokens: places.tokens, troubles }
+        let programs = Programs { environment: &access.environment, patience: PATIENCE };
+        Self { sources, programs, fetched: &access.fetched, troubles }
     }
 
     /// The login for an image; `trouble` hears of helpers and services that do not answer as they should.
@@ -154,14 +207,14 @@ impl<'a> Logins<'a> {
                 Err(why) => trouble(format!("no registry login comes from {source}: {why}")),
             }
         }
-        let (host, tokens) = (ecr::Registry::of_host(&image.registry)?, self.tokens?);
-        match tokens.login(&host) {
+        let fetched = self.fetched.iter().find(|fetched| fetched.host == image.registry)?;
+        match &fetched.login {
             Ok((username, password)) => {
-                let source = format!("Amazon ECR ({})", host.region());
-                Some(Login { source, registry, secret: Secret::Password { username, password } })
+                let secret = Secret::Password { username: username.clone(), password: Token::new(password.as_str()) };
+                Some(Login { source: "Amazon ECR".to_owned(), registry, secret })
             }
             Err(why) => {
-                trouble(format!("no token for Amazon ECR in {}: {why}", host.region()));
+                trouble(format!("no token for {}: {why}", fetched.host));
                 None
             }
         }

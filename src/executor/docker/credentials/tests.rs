@@ -26,14 +26,23 @@ fn name(text: &str) -> Name {
 /// A machine with credential helpers and files of the agent's user.
 struct Machine {
     directory: tempfile::TempDir,
-    programs: Programs,
+    patience: Duration,
+}
+
+/// Where a login is looked for.
+struct Places<'a> {
+    job: Option<String>,
+    runner: Option<String>,
+    files: Vec<PathBuf>,
+    payload: &'a [payload::Credentials],
+    fetched: &'a [Fetched],
+    path: String,
+    patience: Duration,
 }
 
 impl Machine {
     fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = format!("{}:/usr/bin:/bin", directory.path().display());
-        Self { directory, programs: Programs { path: Some(path.into()), patience: Duration::from_secs(30) } }
+        Self { directory: tempfile::tempdir().expect("a directory"), patience: Duration::from_secs(30) }
     }
 
     fn helper(&self, name: &str, script: &str) {
@@ -49,13 +58,22 @@ impl Machine {
     }
 
     fn places(&self) -> Places<'_> {
-        Places { job: None, runner: None, files: Vec::new(), payload: &[], programs: &self.programs, tokens: None }
+        let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
+        let patience = self.patience;
+        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, patience }
     }
 }
 
 /// Who logs in from where, and what went wrong on the way.
 fn found(places: Places<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
-    let logins = Logins::read(places);
+    let access = Access {
+        runner: places.runner,
+        files: places.files,
+        environment: vec![("PATH".to_owned(), places.path)],
+        fetched: places.fetched.to_vec(),
+    };
+    let mut logins = Logins::read(places.job, places.payload, &access);
+    logins.programs.patience = places.patience;
     let mut troubles = logins.troubles.clone();
     let login = logins.find(&name(image), &mut |trouble| troubles.push(trouble));
     let user = |login: Login| match login.secret {
@@ -164,7 +182,7 @@ fn a_helper_that_fails_is_told_and_passed_over() {
     machine.helper("deaf", "exec <&-; echo '{}'");
     machine.helper("endless", "sleep 600 & yes");
     machine.helper("hangs", "sleep 600 & sleep 600");
-    machine.programs.patience = Duration::from_millis(500);
+    machine.patience = Duration::from_millis(500);
     for (helper, part) in [
         ("broken", "the vault is sealed"),
         ("nonsense", "no login"),
@@ -207,9 +225,23 @@ fn the_first_form_of_the_file_is_read_too() {
 }
 
 #[test]
-fn the_header_holds_what_the_engine_needs() {
+fn a_fetched_token_counts_where_no_other_login_does() {
     let machine = Machine::new();
-    let logins = Logins::read(Places { job: Some(auths(&[("docker.io", "me")])), ..machine.places() });
+    let of = |host: &str, login| Fetched { host: host.to_owned(), login };
+    let fetched =
+        [of("1.ecr.test", Ok(("AWS".to_owned(), "t0k".to_owned()))), of("2.ecr.test", Err("AccessDenied".to_owned()))];
+    let places = || Places { fetched: &fetched, ..machine.places() };
+    assert_eq!(user(places(), "1.ecr.test/a").as_deref(), Some("AWS"));
+    let own = Places { job: Some(auths(&[("1.ecr.test", "own")])), ..places() };
+    assert_eq!(user(own, "1.ecr.test/a").as_deref(), Some("own"));
+    let (login, troubles) = found(places(), "2.ecr.test/a");
+    assert!(login.is_none() && troubles.len() == 1 && troubles[0].contains("AccessDenied"), "{troubles:?}");
+}
+
+#[test]
+fn the_header_holds_what_the_engine_needs() {
+    let access = Access::default();
+    let logins = Logins::read(Some(auths(&[("docker.io", "me")])), &[], &access);
     let header = logins.find(&name("alpine"), &mut |_| ()).expect("a login").header();
     let json = BASE64_URL_SAFE.decode(header.reveal()).expect("base64");
     let expected = r#"{"username":"me","password":"pw-me","serveraddress":"https://index.docker.io/v1/"}"#;

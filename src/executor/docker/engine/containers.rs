@@ -133,6 +133,15 @@ pub struct Found {
     pub state: String,
 }
 
+/// Where in the output of a container to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// At its beginning.
+    Start,
+    /// At its end: what is printed from now on.
+    Now,
+}
+
 /// How the first process of a container ended.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -230,8 +239,16 @@ impl Engine {
     }
 
     /// The same as it comes, until the container ends. Reads time out after `silence`.
-    pub fn follow_logs(&self, id: &str, timestamps: bool, silence: Duration) -> Result<impl Read + use<>, Error> {
-        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps={}", u8::from(timestamps));
+    pub fn follow_logs(
+        &self,
+        id: &str,
+        timestamps: bool,
+        from: From,
+        silence: Duration,
+    ) -> Result<impl Read + use<>, Error> {
+        let tail = if from == From::Now { "&tail=0" } else { "" };
+        let timestamps = u8::from(timestamps);
+        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps={timestamps}{tail}");
         let waiting = Waiting { silence, ..PROMPT };
         self.call(&Call::new(Method::Get, path).waiting(waiting)).map(crate::http::Incoming::into_reader)
     }

@@ -1,69 +1,76 @@
 //! What services print, in the job's log: all of it as it comes with `CI_DEBUG_SERVICES`.
 
 use std::io::Read;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::super::attendant::Attendant;
-use super::super::engine::Engine;
 use super::super::engine::attached::Frames;
+use super::super::engine::containers::From;
+use super::super::engine::{Engine, Place};
 use super::Service;
 
 /// A service may be silent for as long as the longest of jobs.
 const SILENCE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How long the last lines of services that have ended may take.
-const LAST_LINES: Duration = Duration::from_secs(5);
-
 /// A line that is longer is cut.
 const LINE_MAX: usize = 16 << 10;
 
 const GREY: &str = "\x1b[0;37m";
 const RESET: &str = "\x1b[0;m";
 
-/// Threads that bring the output of services into the job's log, until the services end.
+/// Takes a line.
+pub type Say = Box<dyn FnMut(&str) + Send>;
+
+/// Threads that bring the output of services into the job's log, until the services end or nobody listens any more.
 pub struct Followers {
-    ended: Receiver<()>,
-    count: usize,
+    say: Arc<Mutex<Option<Say>>>,
 }
 
 impl Followers {
-    /// Follows services from their beginning.
-    pub fn start(engine: &Arc<Engine>, services: &[Service], attendant: &dyn Attendant) -> Self {
-        let (end, ended) = channel();
-        let mut count = 0;
+    /// Follows services from their beginning, or from now on where an earlier agent followed them already.
+    pub fn start(engine: &Place, services: &[Service], from: From, say: Say) -> Self {
+        let say = Arc::new(Mutex::new(Some(say)));
         for service in services {
-            let (engine, service, mut say, end) =
-                (Arc::clone(engine), service.clone(), attendant.service_log(), end.clone());
-            let body = move || {
-                follow(&engine, &service, &mut *say);
-                let _ = end.send(());
-            };
-            match thread::Builder::new().name("service-log".to_owned()).stack_size(256 * 1024).spawn(body) {
-                Ok(_) => count += 1,
+            let (engine, service, say) = (engine.clone(), service.clone(), Arc::clone(&say));
+            let body = move || match Engine::at(&engine) {
+                Ok(engine) => follow(&engine, &service, from, &mut |line| {
+                    if let Some(say) = &mut *lock(&say) {
+                        say(line);
+                    }
+                }),
                 Err(error) => log::warn!("the output of a service is not followed error={error}"),
+            };
+            if let Err(error) = thread::Builder::new().name("service-log".to_owned()).stack_size(256 * 1024).spawn(body)
+            {
+                log::warn!("the output of a service is not followed error={error}");
             }
         }
-        Self { ended, count }
+        Self { say }
     }
 
-    /// Waits a while for the last lines of services that have been ended.
-    pub fn finish(self) {
-        for _ in 0..self.count {
-            if self.ended.recv_timeout(LAST_LINES).is_err() {
-                return;
-            }
-        }
+    /// No line comes while this is kept.
+    pub fn quiet(&self) -> impl Drop + '_ {
+        lock(&self.say)
     }
 }
 
-fn follow(engine: &Engine, service: &Service, say: &mut dyn FnMut(&str)) {
+/// No line comes any more. The threads end with their services.
+impl Drop for Followers {
+    fn drop(&mut self) {
+        *lock(&self.say) = None;
+    }
+}
+
+fn lock(say: &Mutex<Option<Say>>) -> MutexGuard<'_, Option<Say>> {
+    say.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn follow(engine: &Engine, service: &Service, from: From, say: &mut dyn FnMut(&str)) {
     let names: Vec<&str> = service.aliases.iter().map(String::as_str).collect();
     let mut lines = Lines { name: names.join("-"), begun: Vec::new() };
     let mut frames = Frames::default();
     let mut piece = vec![0; 16 * 1024];
-    let Ok(mut output) = engine.follow_logs(&service.id, true, SILENCE) else { return };
+    let Ok(mut output) = engine.follow_logs(&service.id, true, from, SILENCE) else { return };
     // An error is the end as well: the container is removed under it.
     while let Ok(length @ 1..) = output.read(&mut piece) {
         if frames.push(&piece[..length], &mut |_, bytes| lines.push(bytes, say)).is_err() {

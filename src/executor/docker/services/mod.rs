@@ -6,6 +6,8 @@ pub mod plan;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::attendant::Attendant;
 use super::create::{self, Network, Surroundings};
 use super::engine::containers::Container;
@@ -21,7 +23,7 @@ const OUTPUT_MAX: u64 = 64 << 10;
 const SHORT_ID: usize = 12;
 
 /// A service that was started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its image as the job names it.
     pub name: String,
