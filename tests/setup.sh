@@ -11,6 +11,7 @@ need dash dash
 { command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || missing="$missing busybox-static"
 need dockerd docker.io
 need docker docker.io
+need docker-registry docker-registry
 need iptables iptables
 need ip iproute2
 need unshare util-linux

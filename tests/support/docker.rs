@@ -99,6 +99,34 @@ impl Docker {
         command
     }
 
+    /// Does something in the daemon's network namespace, with all threads and programs that it starts.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.pid())).expect("a namespace");
+        let enter = || nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("entered");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                enter();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A directory of its own that goes with it.
+    pub fn private_directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).expect("made");
+        path
+    }
+
+    /// Puts something in place of a file or directory of the machine, for the daemon alone.
+    pub fn mount(&self, source: &Path, target: &str) {
+        let target_of = format!("--target={}", self.pid());
+        let mut command = Command::new("nsenter");
+        command.args([&target_of, "--mount", "mount", "--bind"]).arg(source).arg(target);
+        assert!(command.status().expect("nsenter").success(), "{target}");
+    }
+
     /// The docker command line on this engine, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");

@@ -20,7 +20,8 @@ pub fn job(script: &[&str]) -> JobBuilder {
         "unheard_of": {"x": [1, null]},
         "features": {"trace_sections": true, "token_mask_prefixes": ["glpat-"], "failure_reasons":
             ["script_failure", "runner_system_failure", "job_execution_timeout", "runner_interrupted", "job_canceled",
-             "runner_configuration_error", "unknown_failure"]},
+             "runner_configuration_error", "image_pull_failure", "runner_external_dependency_failure",
+             "unknown_failure"]},
     }))
     .variable("GIT_STRATEGY", "none")
 }

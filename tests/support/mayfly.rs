@@ -39,8 +39,10 @@ impl Home {
     /// The same with another engine.
     pub fn with_containers_of(gitlab: &GitLab, host: &str, runner: &str, docker: &str) -> Self {
         let home = Self::empty();
-        let image = if docker.contains("image =") { "" } else { "image = \"busybox:local\"\n" };
-        let docker = format!("[runners.docker]\nhost = \"{host}\"\n{image}pull_policy = \"if-not-present\"\n{docker}");
+        let has = |key: &str| docker.lines().any(|line| line.starts_with(&format!("{key} =")));
+        let image = if has("image") { "" } else { "image = \"busybox:local\"\n" };
+        let policy = if has("pull_policy") { "" } else { "pull_policy = \"if-not-present\"\n" };
+        let docker = format!("[runners.docker]\nhost = \"{host}\"\n{image}{policy}{docker}");
         home.configure(&gitlab.url, "", &format!("{runner}\n{docker}"));
         let text = read(&home.config()).replace("executor = \"shell\"", "executor = \"docker\"");
         fs::write(home.config(), text).expect("written");

@@ -11,6 +11,7 @@ pub mod job;
 pub mod mayfly;
 pub mod moto;
 pub mod pki;
+pub mod registry;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 

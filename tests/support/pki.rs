@@ -64,6 +64,11 @@ impl Pki {
         self.identity(&["localhost", "127.0.0.1"], |_| {})
     }
 
+    /// A certificate for a host.
+    pub fn server_of(&self, name: &str) -> Identity {
+        self.identity(&[name], |_| {})
+    }
+
     /// A certificate for another host.
     pub fn wrong_name(&self) -> Identity {
         self.identity(&["other.test"], |_| {})

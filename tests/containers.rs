@@ -1,0 +1,175 @@
+//! Every key of `[runners.docker]` that changes a container, as the engine has it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::docker::docker;
+use crate::support::gitlab::GitLab;
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+use crate::support::unique_number;
+
+/// What the engine says of the containers of a job while it runs: the job's own, and that of its service.
+fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
+    let docker = docker();
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", keys);
+    let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
+    let id = gitlab.queue(job.set("services", service).build());
+    let mut agent = home.start(&["--once"]);
+    let found = |kind: &str| {
+        let filters = [("job.id", id.to_string()), ("type", kind.to_owned())];
+        let filters = filters.map(|(key, value)| format!("label=com.gitlab.gitlab-runner.{key}={value}"));
+        let all = docker.run(&["ps", "-q", "--filter", &filters[0], "--filter", &filters[1]]);
+        all.lines().next().map(str::to_owned)
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    let container = loop {
+        let running = found("build").filter(|id| {
+            docker.command(&["exec", id, "test", "-e", "/tmp/up"]).status().is_ok_and(|status| status.success())
+        });
+        if let Some(container) = running {
+            break container;
+        }
+        assert!(Instant::now() < until, "no container runs:\n{}\n{}", agent.log(), gitlab.job(id).log());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let both = (docker.inspect(&container), docker.inspect(&found("service").expect("a service")));
+    docker.run(&["exec", &container, "touch", "/tmp/go"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(agent.wait().success(), "{}", agent.log());
+    both
+}
+
+/// A job that waits until it has been looked at.
+fn waiting() -> JobBuilder {
+    job(&["touch /tmp/up; until [ -e /tmp/go ]; do sleep 0.1; done"])
+}
+
+#[test]
+fn limits_and_rights_are_those_of_the_configuration() {
+    let profile = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("written");
+    let keys = format!(
+        "memory = \"64m\"\nmemory_reservation = \"32m\"\ncpus = \"0.5\"\ncpu_shares = 512\ncpuset_cpus = \"0\"\n\
+         cpuset_mems = \"0\"\noom_score_adjust = 500\nshm_size = 1048576\ncap_add = [\"NET_ADMIN\"]\ncap_drop = [\"MKNOD\"]\n\
+         security_opt = [\"no-new-privileges\", \"seccomp={}\"]\ngroup_add = [\"1234\"]\n\
+         devices = [\"/dev/null:/dev/zilch:r\"]\ndevice_cgroup_rules = [\"c 1:3 mr\"]\nruntime = \"runc\"\n\
+         isolation = \"default\"\nipcmode = \"private\"\nhostname = \"own-name\"\nmac_address = \"02:42:ac:11:00:99\"\n\
+         dns = [\"10.0.0.53\"]\ndns_search = [\"corp.test\"]\nextra_hosts = [\"far:10.0.0.9\"]\nuserns_mode = \"host\"\n\
+         wait_for_services_timeout = -1\nservice_memory = \"32m\"\nservice_cpus = \"0.25\"\nservice_cpu_shares = 128\n\
+         service_cpuset_cpus = \"0\"\nservice_memory_reservation = \"16m\"\nservices_security_opt = [\"no-new-privileges\"]\n\
+         [runners.docker.ulimit]\nnofile = \"512:1024\"\n[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"\n\
+         [runners.docker.services_tmpfs]\n\"/scratch\" = \"size=2m\"\n\
+         [runners.docker.services_devices]\n\"busybox:*\" = [\"/dev/zero\"]\n\"other:*\" = [\"/dev/full\"]\n\
+         [runners.docker.sysctls]\n\"net.ipv4.ip_forward\" = \"0\"\n\
+         [runners.docker.container_labels]\n\"test.team\" = \"of $CI_JOB_NAME\"\n",
+        profile.path().display()
+    );
+    let (job, service) = inspected(&keys, waiting());
+    let host = &job["HostConfig"];
+    for (key, expected) in [
+        ("Memory", json!(64 << 20)),
+        ("MemoryReservation", json!(32 << 20)),
+        ("NanoCpus", json!(500_000_000)),
+        ("CpuShares", json!(512)),
+        ("CpusetCpus", json!("0")),
+        ("CpusetMems", json!("0")),
+        ("OomScoreAdj", json!(500)),
+        ("ShmSize", json!(1 << 20)),
+        ("CapAdd", json!(["NET_ADMIN"])),
+        ("CapDrop", json!(["MKNOD"])),
+        ("GroupAdd", json!(["1234"])),
+        ("Devices", json!([{"PathOnHost": "/dev/null", "PathInContainer": "/dev/zilch", "CgroupPermissions": "r"}])),
+        ("DeviceCgroupRules", json!(["c 1:3 mr"])),
+        ("Runtime", json!("runc")),
+        ("IpcMode", json!("private")),
+        ("Dns", json!(["10.0.0.53"])),
+        ("DnsSearch", json!(["corp.test"])),
+        ("UsernsMode", json!("host")),
+        ("Ulimits", json!([{"Name": "nofile", "Soft": 512, "Hard": 1024}])),
+        ("Tmpfs", json!({"/scratch": "size=1m"})),
+        ("Sysctls", json!({"net.ipv4.ip_forward": "0"})),
+        ("Privileged", json!(false)),
+        ("RestartPolicy", json!({"Name": "no", "MaximumRetryCount": 0})),
+    ] {
+        assert_eq!(plain(&host[key]), expected, "{key}");
+    }
+    let options = host["SecurityOpt"].to_string();
+    assert!(options.contains("no-new-privileges") && options.contains("SCMP_ACT_ALLOW"), "{options}");
+    assert!(host["ExtraHosts"].to_string().contains("far:10.0.0.9"), "{}", host["ExtraHosts"]);
+    assert!(host["ExtraHosts"].to_string().contains("side:"), "{}", host["ExtraHosts"]);
+    let binds = host["Binds"].to_string();
+    assert!(!binds.contains("docker.sock") && !binds.contains(&docker().host()[7..]), "{binds}");
+    assert_eq!(job["Config"]["Hostname"], "own-name");
+    assert_eq!(job["NetworkSettings"]["Networks"]["bridge"]["MacAddress"], "02:42:ac:11:00:99");
+    assert_eq!(job["Config"]["Labels"]["test.team"], "of unit");
+
+    let host = &service["HostConfig"];
+    for (key, expected) in [
+        ("Memory", json!(32 << 20)),
+        ("MemoryReservation", json!(16 << 20)),
+        ("NanoCpus", json!(250_000_000)),
+        ("CpuShares", json!(128)),
+        ("CpusetCpus", json!("0")),
+        ("SecurityOpt", json!(["no-new-privileges"])),
+        ("Tmpfs", json!({"/scratch": "size=2m"})),
+        ("Devices", json!([{"PathOnHost": "/dev/zero", "PathInContainer": "/dev/zero", "CgroupPermissions": "rwm"}])),
+        ("CapAdd", Value::Null),
+        ("Dns", json!(["10.0.0.53"])),
+        ("ShmSize", json!(1 << 20)),
+        ("Privileged", json!(false)),
+    ] {
+        assert_eq!(plain(&host[key]), expected, "service {key}");
+    }
+}
+
+/// Engines write capabilities with and without `CAP_`.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Array(list) if list.iter().any(Value::is_string) => {
+            list.iter().map(|one| json!(one.as_str().unwrap_or_default().trim_start_matches("CAP_"))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn networks_and_namespaces_are_shared_where_the_configuration_says_so() {
+    let docker = docker();
+    let other = docker.run(&["run", "--detach", "--volume", "/shared", "busybox:local", "sleep", "600"]);
+    let keys = format!("volumes_from = [\"{other}\"]\nlinks = [\"{other}:linked\"]\npid_mode = \"host\"\n");
+    let (job, _) = inspected(&keys, waiting());
+    let host = &job["HostConfig"];
+    assert_eq!(host["VolumesFrom"], json!([other]));
+    assert_eq!(host["PidMode"], "host");
+    assert!(host["Links"].to_string().contains("/linked"), "{}", host["Links"]);
+    docker.run(&["rm", "--force", "--volumes", &other]);
+    for (keys, mode) in [("network_mode = \"host\"", "host"), ("network_mode = \"none\"", "none")] {
+        let (job, service) = inspected(keys, waiting());
+        assert_eq!(
+            (job["HostConfig"]["NetworkMode"].as_str(), service["HostConfig"]["NetworkMode"].as_str()),
+            (Some(mode), Some(mode))
+        );
+    }
+    let name = format!("test-{}", unique_number());
+    docker.run(&["network", "create", &name]);
+    let (job, _) = inspected(&format!("network_mode = \"{name}\""), waiting());
+    let aliases = job["NetworkSettings"]["Networks"][&name]["Aliases"].to_string();
+    assert!(aliases.contains("\"build\""), "{aliases}");
+    docker.run(&["network", "rm", &name]);
+}
+
+#[test]
+fn image_user_and_entrypoint_are_the_jobs_within_what_is_allowed() {
+    let docker = docker();
+    let image = docker.image(&["ENTRYPOINT [\"/bin/false\"]", "USER 1234"]);
+    let choice = json!({"name": image, "entrypoint": [""], "executor_opts": {"docker": {"user": "0"}}});
+    let (job, _) = inspected("", waiting().set("image", choice));
+    assert_eq!(job["Config"]["User"], "0");
+    assert!(job["Config"]["Entrypoint"].is_null() || job["Config"]["Entrypoint"] == json!([""]), "{}", job["Config"]);
+    let (job, _) = inspected("user = \"1234\"\nallowed_users = [\"1234\"]", waiting());
+    assert_eq!(job["Config"]["User"], "1234");
+}

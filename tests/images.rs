@@ -1,0 +1,254 @@
+//! Images of jobs: pulled by which policy, with whose login, from a real registry.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::{Value, json};
+
+use crate::support::docker::{Docker, docker};
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+use crate::support::moto::Moto;
+use crate::support::registry::{PASSWORD, Registry, USER, login};
+
+/// Runs a job on an agent of its own.
+fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
+    let id = gitlab.queue(job.build());
+    let mut agent = home.start_with(&["--once"], environment);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    job
+}
+
+fn run_with(keys: &str, job: JobBuilder) -> Job {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", keys);
+    run(&gitlab, &home, &[], job)
+}
+
+fn has(job: &Job, part: &str) -> bool {
+    job.lines().iter().any(|line| line.contains(part))
+}
+
+fn of(image: &str) -> JobBuilder {
+    job(&["echo ran"]).set("image", json!({"name": image}))
+}
+
+/// An image that only the registry has, and that no other test has anything to do with.
+fn private(docker: &Docker, registry: &Registry<'_>, name: &str) -> String {
+    registry.push(&docker.image(&[]), name)
+}
+
+const ALWAYS: &str = "allowed_pull_policies = [\"always\", \"if-not-present\", \"never\"]";
+
+/// Where a login stands; what is left out stands nowhere.
+#[derive(Default)]
+struct Source<'a> {
+    /// What the log calls it.
+    told: &'a str,
+    /// `DOCKER_AUTH_CONFIG` of the job.
+    job: Option<&'a str>,
+    /// The same of the runner's `environment`.
+    runner: Option<&'a str>,
+    /// The agent's `~/.docker/config.json`.
+    file: Option<&'a str>,
+    /// What GitLab sends with the job.
+    payload: Option<&'a Value>,
+}
+
+/// A home with a login as the source has it, and a credential helper `test` in its directory.
+fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Home {
+    let runner = source.runner.map(|text| format!("environment = ['DOCKER_AUTH_CONFIG={text}']")).unwrap_or_default();
+    let home = Home::with_containers(gitlab, &runner, "pull_policy = \"always\"");
+    if let Some(config) = source.file {
+        fs::create_dir(home.path(".docker")).expect("made");
+        fs::write(home.path(".docker/config.json"), config).expect("written");
+    }
+    let helper = home.path("docker-credential-test");
+    let script = format!(
+        "#!/bin/sh\nread server; test \"$1 $server\" = 'get {}' || exit 1\n\
+         echo '{{\"Username\": \"{USER}\", \"Secret\": \"{PASSWORD}\"}}'\n",
+        registry.address
+    );
+    fs::write(&helper, script).expect("written");
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("made executable");
+    home
+}
+
+#[test]
+fn the_login_may_come_from_each_source() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let image = private(docker, &registry, "team/app:1");
+    let (right, wrong) = (login(&registry.address, USER, PASSWORD), login(&registry.address, USER, "wrong"));
+    let given = json!([{"type": "registry", "url": registry.address, "username": USER, "password": PASSWORD}]);
+    let helper = format!("{{\"credHelpers\": {{\"{}\": \"test\"}}}}", registry.address);
+    let (right, wrong) = (right.as_str(), Some(wrong.as_str()));
+    let none = Source::default;
+    let gitlab = GitLab::start();
+    for source in [
+        Source { told: "$DOCKER_AUTH_CONFIG", job: Some(right), runner: wrong, file: wrong, ..none() },
+        Source { told: "$DOCKER_AUTH_CONFIG", runner: Some(right), file: wrong, ..none() },
+        Source { told: "config.json", file: Some(right), ..none() },
+        Source { told: "job payload (GitLab Registry)", payload: Some(&given), ..none() },
+        Source { told: "$DOCKER_AUTH_CONFIG", job: Some(&helper), ..none() },
+    ] {
+        let home = home_of(&gitlab, &source, &registry);
+        let mut job = of(&image).masked("SECRET", PASSWORD);
+        if let Some(text) = source.job {
+            job = job.variable("DOCKER_AUTH_CONFIG", text);
+        }
+        if let Some(payload) = source.payload {
+            job = job.set("credentials", payload.clone());
+        }
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", home.path("").display());
+        let job = run(&gitlab, &home, &[("PATH", &path)], job);
+        assert_eq!(job.state, "success", "{}: {}", source.told, job.log());
+        let told = job.lines().into_iter().find(|line| line.contains("Authenticating with credentials from"));
+        assert!(told.as_ref().is_some_and(|line| line.contains(source.told)), "{}: {told:?}", source.told);
+        assert!(!job.log().contains(PASSWORD), "{}", job.log());
+        docker.run(&["rmi", "--force", &image]);
+    }
+}
+
+#[test]
+fn an_image_that_is_not_to_be_had_says_why_and_whose_fault_it_is() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let image = private(docker, &registry, "team/app:1");
+    let with = |password: &str, image: &str| {
+        of(image).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, password))
+    };
+    let never = |name: &str| job(&[]).set("image", json!({"name": name, "pull_policy": ["never"]}));
+    let as_root = json!({"name": "busybox:local", "executor_opts": {"docker": {"user": "root"}}});
+    let (system, configuration) = ("runner_system_failure", "runner_configuration_error");
+    let gitlab = GitLab::start();
+    for (keys, job, reason, part) in [
+        ("", with("wrong", &image), configuration, "unauthorized"),
+        ("", of(&image), configuration, "DOCKER_AUTH_CONFIG"),
+        ("", with(PASSWORD, &image.replace(":1", ":2")), configuration, "check the name and the tag"),
+        ("", of("Not A Name"), "image_pull_failure", "is not the name of an image"),
+        ("allowed_images = [\"alpine:*\"]", of(&image), system, "allowed_images"),
+        (ALWAYS, never("no-such:local"), system, "not on this machine"),
+        ("", never(&image), configuration, "no pull policy is left"),
+        ("memory = \"8m\"\nmemory_swap = \"6m\"", of(""), configuration, "memory_swap"),
+        ("cpus = \"4096\"", of(""), configuration, "CPUs"),
+        ("security_opt = [\"seccomp=/none\"]", of(""), configuration, "security_opt"),
+        ("allowed_users = [\"ci\"]", of("").set("image", as_root), system, "allowed_users"),
+    ] {
+        let home = Home::with_containers(&gitlab, "", keys);
+        let job = run(&gitlab, &home, &[], job);
+        assert_eq!(job.failure_reason.as_deref(), Some(reason), "{keys} {part}: {}", job.log());
+        let last = job.lines().into_iter().find(|line| line.contains("ERROR: Job failed")).unwrap_or_default();
+        assert!(last.contains(part), "{keys} {part}: {}", job.log());
+    }
+}
+
+#[test]
+fn options_that_nobody_knows_fail_the_job() {
+    let image = json!({"name": "busybox:local", "executor_opts": {"docker": {"gpus": "all"}}});
+    let job = run_with("", job(&["echo ran"]).set("image", image));
+    assert_eq!((job.failure_reason.as_deref(), job.exit_code), (Some("runner_system_failure"), Some(3)));
+    assert!(has(&job, "docker:gpus"), "{}", job.log());
+}
+
+#[test]
+fn policies_are_tried_in_their_order() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let image = private(docker, &registry, "team/app:1");
+    let missing = docker.image(&[]);
+    let local = format!("{}/team/only-here:1", registry.address);
+    docker.run(&["tag", &missing, &local]);
+    let job = of("").set("image", json!({"name": local, "pull_policy": ["always", "if-not-present"]}));
+    let job = run_with(ALWAYS, job.variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD)));
+    assert_eq!(job.state, "success", "{}", job.log());
+    for part in [
+        "Using effective pull policy of [always if-not-present] for container",
+        "WARNING: Failed to pull image with policy \"always\"",
+        "Attempt #2: Trying \"if-not-present\" pull policy",
+        "Using locally found image version due to \"if-not-present\" pull policy",
+    ] {
+        assert!(has(&job, part), "{part}: {}", job.log());
+    }
+    // Twice the same image in one job is one pull.
+    let services = json!([{"name": image, "alias": "one", "command": ["sleep", "600"]}]);
+    let twice = of(&image).set("services", services);
+    let twice = twice.variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
+    let job = run_with("pull_policy = \"always\"", twice);
+    assert_eq!(job.state, "success", "{}", job.log());
+    let pulls = job.lines().iter().filter(|line| line.contains("Pulling docker image")).count();
+    assert_eq!(pulls, 1, "{}", job.log());
+    assert!(has(&job, &format!("for {image} with digest ")), "{}", job.log());
+}
+
+#[test]
+fn a_pull_that_breaks_off_fails_the_job_and_not_the_agent() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    // Layers that the engine has are not pulled: one that it has seen nowhere else, and forgets.
+    let root = tempfile::tempdir().expect("a directory");
+    let noise: Vec<u8> = (0..1 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(root.path().join("noise"), [&noise[..], registry.address.as_bytes()].concat()).expect("written");
+    let local = docker.image_of(root.path(), &[]);
+    let image = registry.push(&local, "team/app:1");
+    docker.run(&["rmi", &local]);
+    registry.cut_largest_blob();
+    let job = of(&image).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
+    let job = run_with("pull_policy = \"always\"", job);
+    assert_eq!(job.state, "failed", "{}", job.log());
+    let reason = job.failure_reason.as_deref();
+    assert!(matches!(reason, Some("image_pull_failure" | "runner_external_dependency_failure")), "{}", job.log());
+    assert!(has(&job, "failed to pull image"), "{}", job.log());
+}
+
+#[test]
+fn a_registry_that_does_not_answer_holds_no_job_beyond_its_time() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let image = private(docker, &registry, "team/app:1");
+    registry.freeze();
+    let job = of(&image).timeout(3).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
+    let job = run_with("pull_policy = \"always\"", job);
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
+    assert!(has(&job, "Pulling docker image"), "{}", job.log());
+}
+
+#[test]
+fn a_registry_that_cannot_be_reached_is_asked_three_times() {
+    let job = run_with("pull_policy = \"always\"", of("127.0.0.1:1/team/app:1"));
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_external_dependency_failure"), "{}", job.log());
+    let pulls = job.lines().iter().filter(|line| line.contains("Pulling docker image")).count();
+    assert_eq!(pulls, 3, "{}", job.log());
+    assert!(has(&job, "cannot reach the registry"), "{}", job.log());
+}
+
+#[test]
+fn an_image_of_amazons_registry_needs_no_login_but_the_instances_own() {
+    let docker = Docker::start();
+    let registry = Registry::of_amazon(&docker);
+    let image = registry.push(&docker.image(&[]), "team/app:1");
+    let moto = Moto::start();
+    let (may, may_not) = (moto.user("may", &["ecr:GetAuthorizationToken"]), moto.user("may-not", &["s3:GetObject"]));
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    for (user, runner, state, part) in [
+        (&may, "", "success", "Authenticating with credentials from Amazon ECR"),
+        (&may_not, "", "failed", "WARNING: no token for 123456789012.dkr.ecr.eu-west-1.amazonaws.com: "),
+        (&may, "[runners.mayfly]\necr_login = false", "failed", "no basic auth credentials"),
+    ] {
+        let home = Home::with_containers_of(&gitlab, &docker.host(), runner, "pull_policy = \"always\"");
+        let environment = [
+            ("AWS_ENDPOINT_URL", moto.url.as_str()),
+            ("AWS_ACCESS_KEY_ID", &user.access_key),
+            ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
+        ];
+        let job = run(&gitlab, &home, &environment, of(&image));
+        assert_eq!(job.state, state, "{}", job.log());
+        assert!(has(&job, part), "{part}: {}", job.log());
+        let reason = (state == "failed").then_some("runner_configuration_error");
+        assert_eq!(job.failure_reason.as_deref(), reason, "{}", job.log());
+        docker.run(&["rmi", "--force", &image]);
+    }
+}

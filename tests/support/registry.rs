@@ -1,0 +1,163 @@
+//! A registry with a password, in the network namespace of an engine of the tests' own: Debian's `docker-registry`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::docker::Docker;
+use super::pki::Pki;
+use super::unique_number;
+
+/// Who may log in.
+pub const USER: &str = "ci";
+/// With which password.
+pub const PASSWORD: &str = "secret123";
+/// The same as the registry wants it (bcrypt).
+const USERS: &str = "ci:$2b$05$WoX6iB9ngNLWmDNoZXHjKuVaQgD6CIh/LIasbc6/1W0emK5.Xh7gu\n";
+/// A host of Amazon's.
+pub const AMAZON: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+/// Who logs in there, with the token that moto gives.
+const AMAZON_LOGIN: (&str, &str) = ("AWS", "123456789012-auth-token");
+/// See above.
+const AMAZON_USERS: &str = "AWS:$2b$05$YikHSR1CsldzEX/JvacEqO5WqlM4ZsCXdj..rn7ws0dSqGsXsZoB.\n";
+
+/// The registry; it ends with the test.
+pub struct Registry<'a> {
+    docker: &'a Docker,
+    directory: tempfile::TempDir,
+    process: Child,
+    login: (&'static str, &'static str),
+    /// Host and port, as they stand in names of images.
+    pub address: String,
+}
+
+impl<'a> Registry<'a> {
+    /// Starts a registry on a port of the engine's loopback.
+    pub fn start(docker: &'a Docker) -> Self {
+        // Nobody else is in that namespace but other tests of this process.
+        let address = format!("127.0.0.1:{}", 20_000 + unique_number() % 10_000);
+        Self::start_at(docker, &address, &address, (USER, PASSWORD), USERS, "")
+    }
+
+    /// Starts a registry that this engine, which must be the test's own, takes for one of Amazon's.
+    pub fn of_amazon(docker: &'a Docker) -> Self {
+        let pki = Pki::new();
+        let identity = pki.server_of(AMAZON);
+        let directory = docker.private_directory("amazon");
+        let path = |name: &str| directory.join(name).display().to_string();
+        fs::create_dir_all(directory.join(format!("etc/certs.d/{AMAZON}"))).expect("made");
+        for (name, text) in [
+            (format!("etc/certs.d/{AMAZON}/ca.crt").as_str(), pki.root.as_str()),
+            ("hosts", &format!("127.0.0.1 localhost\n10.99.0.1 {AMAZON}\n")),
+            ("chain.pem", &identity.chain),
+            ("key.pem", &identity.key),
+        ] {
+            fs::write(directory.join(name), text).expect("written");
+        }
+        // Not of loopback, where engines go on without TLS.
+        let added = docker.inside("ip").args(["address", "add", "10.99.0.1/32", "dev", "lo"]).status();
+        assert!(added.expect("ip").success());
+        docker.mount(&directory.join("hosts"), "/etc/hosts");
+        docker.mount(&directory.join("etc"), "/etc/docker");
+        // It keeps for some seconds what stood in the file before.
+        docker.restart();
+        let tls = format!("  tls: {{certificate: {}, key: {}}}", path("chain.pem"), path("key.pem"));
+        Self::start_at(docker, "10.99.0.1:443", AMAZON, AMAZON_LOGIN, AMAZON_USERS, &tls)
+    }
+
+    /// Starts a registry that listens at one address and is called by another, with more lines below `http`.
+    fn start_at(
+        docker: &'a Docker,
+        listen: &str,
+        address: &str,
+        login: (&'static str, &'static str),
+        users: &str,
+        http: &str,
+    ) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        fs::write(path("users"), users).expect("written");
+        let text = format!(
+            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
+             auth: {{htpasswd: {{realm: test, path: {}}}}}\nhttp:\n  addr: \"{listen}\"\n{http}\n",
+            path("data"),
+            path("users")
+        );
+        fs::write(path("config.yml"), text).expect("written");
+        let process = docker
+            .inside("docker-registry")
+            .args(["serve", &path("config.yml")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(path("log")).expect("a log"))
+            .spawn()
+            .expect("docker-registry, which tests/setup.sh installs");
+        let registry = Self { docker, directory, process, login, address: address.to_owned() };
+        registry.wait_until_up(listen);
+        registry
+    }
+
+    fn wait_until_up(&self, listen: &str) {
+        let until = Instant::now() + Duration::from_secs(60);
+        let (host, port) = listen.rsplit_once(':').expect("a port");
+        let connects = || {
+            let mut command = self.docker.inside("busybox");
+            command.args(["nc", "-w", "1", host, port]).stdin(Stdio::null()).stderr(Stdio::null());
+            command.status().is_ok_and(|status| status.success())
+        };
+        while !connects() {
+            let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < until, "the registry does not start:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Gives an image of the engine a name here, pushes it, and forgets it again. Returns the name.
+    pub fn push(&self, image: &str, name: &str) -> String {
+        let full = format!("{}/{name}", self.address);
+        let home = self.directory.path().join("docker");
+        fs::create_dir_all(&home).expect("made");
+        fs::write(home.join("config.json"), login(&self.address, self.login.0, self.login.1)).expect("written");
+        let config = home.display().to_string();
+        self.docker.run(&["tag", image, &full]);
+        self.docker.run(&["--config", &config, "push", "--quiet", &full]);
+        self.docker.run(&["rmi", &full]);
+        full
+    }
+
+    /// Lets it answer nothing any more, and keep its connections.
+    pub fn freeze(&self) {
+        let stopped = Command::new("kill").args(["-s", "STOP", &self.process.id().to_string()]).status();
+        assert!(stopped.expect("kill").success());
+    }
+
+    /// Makes the largest blob end in its middle.
+    pub fn cut_largest_blob(&self) {
+        let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
+        let entries =
+            |path: PathBuf| fs::read_dir(path).expect("a directory").map(|entry| entry.expect("an entry").path());
+        let all = entries(blobs).flat_map(entries).map(|blob| blob.join("data"));
+        let length = |path: &PathBuf| fs::metadata(path).expect("there").len();
+        let largest = all.max_by_key(length).expect("a blob");
+        let file = fs::OpenOptions::new().write(true).open(&largest).expect("opened");
+        file.set_len(length(&largest) / 2).expect("cut");
+    }
+}
+
+impl Drop for Registry<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A configuration of Docker's tools with one login.
+pub fn login(registry: &str, user: &str, password: &str) -> String {
+    let auth = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    serde_json::json!({"auths": {registry: {"auth": auth}}}).to_string()
+}
