@@ -228,12 +228,15 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
                             leave_command = \"echo $$ >>RAN; until [ -e GO ]; do sleep 0.1; done\"";
                 let keys = keys.replace("RAN", &ran.display().to_string()).replace("GO", &go.display().to_string());
                 home.add_to_mayfly(&keys);
-                let script = if phase == "draining" { "sleep 3" } else { "true" };
+                let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
                 let id = gitlab.queue(job(&[script, "echo end"]).build());
                 if phase == "unregistering" {
                     gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
                 }
                 let agent = home.start(&[]);
+                if phase == "draining" {
+                    gitlab.wait_for_log(id, "begun");
+                }
                 let mark = home.path("state/leaving.json");
                 let until = Instant::now() + Duration::from_secs(60);
                 while !read(&mark).contains(&format!("\"{phase}\"")) || (phase == "ending" && !ran.exists()) {
@@ -284,7 +287,7 @@ fn the_mark_of_another_machine_is_thrown_away() {
     let home = Home::new(&gitlab, "", "");
     fs::create_dir(home.path("state")).expect("made");
     let mark = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"reason\":\"max_builds\",\
-                \"taken\":false,\"phase\":\"left\",\"unregistered\":5}";
+                \"taken\":false,\"ended\":false,\"phase\":\"left\",\"unregistered\":5}";
     fs::write(home.path("state/leaving.json"), mark).expect("written");
     let count = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"jobs\":9}";
     fs::write(home.path("state/agent.json"), count).expect("written");

@@ -24,6 +24,8 @@ pub(super) struct Leaving {
     pub marker: Option<Arc<Marker>>,
     /// Told to stop soon: an instance that was to go stays, and a later agent goes on with that.
     stopping: bool,
+    /// Told to stop when it has no job any more: it does not go back to work.
+    draining: bool,
     /// When running jobs are stopped, if somebody is in a hurry.
     stop_at: Option<Instant>,
     /// Jobs were told to stop, and this is when they are left alone.
@@ -91,8 +93,9 @@ impl Agent {
 
     /// The agent is to stop once its jobs have ended.
     pub(super) fn drain(&mut self) {
-        if self.leaving.is_none() {
-            self.leaving = Some(Leaving::default());
+        let is_new = self.leaving.is_none();
+        self.leaving.get_or_insert_default().draining = true;
+        if is_new {
             self.take_no_more("signal");
         }
     }
@@ -177,12 +180,13 @@ impl Agent {
     /// What comes of the departure.
     pub(super) fn departed(&mut self, outcome: Outcome) -> Option<ExitCode> {
         let marker = self.leaving.as_ref()?.marker.clone()?;
-        let reason = marker.read().reason;
+        let mark = marker.read();
+        let reason = mark.reason;
         match outcome {
             Outcome::Gone => {
                 let of_its_own =
                     matches!(reason, Reason::Idle | Reason::MaxBuilds | Reason::MaxAge | Reason::Rebalance);
-                if of_its_own && self.config.leave.strategy == Strategy::Exit {
+                if of_its_own && !mark.ended && self.config.leave.strategy == Strategy::Exit {
                     // The machine lives on, and the next start is a new life with its own count.
                     begin_new_life(&self.state);
                 }
@@ -191,7 +195,9 @@ impl Agent {
             Outcome::Stays => {
                 log::info!("the group has its smallest size: back to work");
                 Mark::remove(&self.state);
-                self.leaving = None;
+                if self.leaving.take().is_some_and(|leaving| leaving.draining) {
+                    return Some(self.end("signal"));
+                }
                 self.lifetime.refuse();
                 self.slots.open();
                 self.reload();

@@ -51,30 +51,22 @@ impl Agent {
     /// Takes in a notice.
     pub(super) fn hear(&mut self, notice: Notice) {
         match notice {
-            Notice::Rebalance => {
-                log::warn!("the cloud is likely to take this machine soon");
-                self.begin_to_leave(Reason::Rebalance);
-            }
+            Notice::Rebalance => self.begin_to_leave(Reason::Rebalance),
             Notice::Interruption { deadline, action } => self.be_taken(deadline, action),
             Notice::Target(Target::Terminated) => {
-                log::info!("the group ends this machine");
                 self.begin_to_leave(Reason::Terminated);
                 if !self.slots.is_quiet() {
                     self.instance.hold_hooks();
                 }
             }
             Notice::Target(Target::Resting) => self.rest(),
-            Notice::Target(target) => {
-                log::debug!("the group says target={target:?}");
-                self.work();
-            }
+            Notice::Target(_) => self.work(),
         }
     }
 
     fn be_taken(&mut self, deadline: Instant, action: Interruption) {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
-        log::warn!("the cloud takes this machine action={} seconds={}", action.as_str(), left.as_secs());
         self.begin_to_leave(match action {
             Interruption::Terminate => Reason::Interruption,
             Interruption::Stop | Interruption::Hibernate => Reason::Stop,

@@ -37,7 +37,8 @@ impl Generation {
         slots.wake();
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether it was ended.
+    pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 

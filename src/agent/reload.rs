@@ -58,6 +58,10 @@ impl Agent {
             Err(why) => {
                 self.monitoring.not_loaded();
                 log::error!("the configuration is not taken over, the one before stays in force: {why}");
+                // After an instance that may not leave, nobody asks for jobs yet.
+                if self.generation.has_ended() {
+                    self.start_pollers();
+                }
             }
         }
         self.supervisor.ready();

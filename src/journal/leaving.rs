@@ -71,6 +71,8 @@ pub struct Mark {
     pub reason: Reason,
     /// Its cloud takes it, or was said to: its place must not be given up with it.
     pub taken: bool,
+    /// Its group ends it, whoever wanted that.
+    pub ended: bool,
     /// How far.
     pub phase: Phase,
     /// When it was taken off its runners, in nanoseconds of `CLOCK_BOOTTIME`.
@@ -81,7 +83,8 @@ impl Mark {
     /// An instance that begins to leave.
     pub fn new(identity: &Identity, reason: Reason) -> Self {
         let taken = matches!(reason, Reason::Rebalance | Reason::Interruption);
-        Self { identity: identity.clone(), reason, taken, phase: Phase::Draining, unregistered: None }
+        let ended = reason == Reason::Terminated;
+        Self { identity: identity.clone(), reason, taken, ended, phase: Phase::Draining, unregistered: None }
     }
 
     /// The mark of this instance, if there is one; that of another one (a used image) is thrown away. In a later boot

@@ -39,16 +39,18 @@ impl Marker {
         });
     }
 
-    /// Something more has come over the instance. What its cloud says of it beats its own reasons.
+    /// Something more has come over the instance.
     pub fn hear(&self, reason: Reason) {
         self.change(|mark| match reason {
-            Reason::Rebalance | Reason::Interruption | Reason::Stop => {
+            Reason::Rebalance => mark.taken = true,
+            Reason::Interruption | Reason::Stop => {
                 mark.taken = true;
-                if mark.reason != Reason::Terminated && reason != Reason::Rebalance {
+                // Its own reasons count no more, unless something came of them already.
+                if mark.phase < Phase::Ending {
                     mark.reason = reason;
                 }
             }
-            Reason::Terminated => mark.reason = reason,
+            Reason::Terminated => mark.ended = true,
             Reason::Idle | Reason::MaxBuilds | Reason::MaxAge => {}
         });
     }
@@ -62,11 +64,11 @@ impl Marker {
         }
     }
 
-    /// Waits until somebody else ends the instance; false when nobody did for that long.
+    /// Waits until the group ends the instance; false when it did not for that long.
     pub fn wait_for_the_end(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let mut mark = self.lock();
-        while mark.reason != Reason::Terminated {
+        while !mark.ended {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

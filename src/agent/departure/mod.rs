@@ -25,8 +25,11 @@ pub use marker::Marker;
 /// How long switching the machine off may take to be accepted.
 const POWEROFF_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a call has at least, also when the time is over: a machine that was down for long must still try.
+/// What is tried for when the time is over already: a machine that was down for long must still try.
 const LEAST_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it may take until the machine hears that its group ends it: two looks, and what the service lags behind.
+const SIGNS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
 
 /// How leaving came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl Departure {
                 self.unregister();
                 self.end()
             }
-            Phase::Ending => self.end(),
+            Phase::Ending => self.end_again(),
             Phase::PoweringOff => self.power_off(),
             Phase::Left => Outcome::Gone,
             Phase::Stranded => Outcome::Stranded,
@@ -78,12 +81,22 @@ impl Departure {
         self.marker.enter(Phase::Ending);
         // In a later boot the clock has begun anew.
         self.marker.unregistered(sys::boottime());
-        match (self.marker.read().reason, self.leave.strategy) {
-            (Reason::Terminated, _) => self.follow_the_group(),
+        let mark = self.marker.read();
+        match (mark.reason, self.leave.strategy) {
+            _ if mark.ended => self.follow_the_group(),
             (Reason::Stop, _) | (_, Strategy::Exit) => self.gone(),
             (reason, Strategy::Command) => self.command(reason),
             (_, Strategy::Poweroff) => self.power_off(),
             (_, Strategy::AwsAsg) => self.terminate(),
+        }
+    }
+
+    /// An earlier agent may have asked the group already, and died before it heard of that: what came of it is waited
+    /// for before the group is asked again.
+    fn end_again(&self) -> Outcome {
+        match self.leave.strategy == Strategy::AwsAsg && self.marker.wait_for_the_end(SIGNS) {
+            true => self.follow_the_group(),
+            false => self.end(),
         }
     }
 
@@ -128,9 +141,9 @@ impl Departure {
 
     /// Somebody else may end the instance; if nobody does in time, its power is switched off.
     fn fall_back(&self) -> Outcome {
-        let (left, reason) = (self.left(), self.marker.read().reason);
+        let (left, ended) = (self.left(), self.marker.read().ended);
         log::warn!("the machine is switched off in {} s unless it is ended before", left.as_secs());
-        if reason != Reason::Terminated && self.marker.wait_for_the_end(left) {
+        if !ended && self.marker.wait_for_the_end(left) {
             return self.follow_the_group();
         }
         // A group that already ends the instance was not told so in time: there is nothing else to wait for.
@@ -157,7 +170,7 @@ impl Departure {
     }
 
     fn patience(&self) -> Duration {
-        self.left().max(LEAST_PATIENCE)
+        Some(self.left()).filter(|left| !left.is_zero()).unwrap_or(LEAST_PATIENCE)
     }
 
     /// Until the power is the last means: counted from when the instance was taken off its runners.

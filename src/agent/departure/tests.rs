@@ -45,7 +45,7 @@ impl Instance for Scripted {
     fn protect(&self, _: Work) {}
 
     fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
-        assert!(patience >= LEAST_PATIENCE);
+        assert!(!patience.is_zero());
         self.note(&format!("terminate {capacity:?}"));
         self.terminate.lock().expect("no panic").remove(0)
     }
