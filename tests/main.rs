@@ -13,6 +13,7 @@ mod disk;
 mod docker;
 mod documents;
 mod exec;
+mod fleet;
 mod images;
 mod jobs;
 mod journal;

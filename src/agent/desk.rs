@@ -109,6 +109,11 @@ impl Desk {
         inner.controls.values().for_each(|control| control.evict(why));
     }
 
+    /// Jobs that are still coming are run again.
+    pub fn forgive(&self) {
+        self.lock().evicted = None;
+    }
+
     /// Stops all jobs, also those that are still coming.
     pub fn interrupt(&self, why: &str) {
         let mut inner = self.lock();

@@ -12,7 +12,7 @@ use super::{Agent, Event, REMOVAL_PATIENCE};
 use crate::config::lifetime::Strategy;
 use crate::instance::Identity;
 use crate::journal::Count;
-use crate::journal::leaving::{Boot, Mark, Phase, Reason};
+use crate::journal::leaving::{self, Boot, Mark, Phase, Reason};
 
 /// The exit status of an agent that could not end its instance (`EX_SOFTWARE`): starting it again would change nothing.
 const STRANDED: u8 = 70;
@@ -57,6 +57,10 @@ pub(super) fn mark_of_earlier_agent(state: &Path, identity: &Identity, strategy:
         return None;
     }
     log::info!("going on to leave reason={} phase={:?}", mark.reason.as_str(), mark.phase);
+    if matches!(mark.phase, Phase::Left | Phase::Stranded) {
+        let path = leaving::path(state);
+        log::warn!("this machine has left already; to have it take jobs again, remove {}", path.display());
+    }
     Some(mark)
 }
 

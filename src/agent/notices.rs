@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Agent, Event};
 use crate::instance::{Interruption, Notice, Target};
 use crate::journal::leaving::Reason;
+use crate::sys;
 
 /// What scripts leave of the time before the machine is taken: to be killed, and for their artifacts to be handed over.
 const RESERVE: Duration = Duration::from_secs(30);
@@ -12,6 +13,11 @@ const RESERVE: Duration = Duration::from_secs(30);
 const LAST_RESERVE: Duration = Duration::from_secs(8);
 /// How long the first word of a known cloud is waited for before the first request.
 const FIRST_WORD: Duration = Duration::from_secs(60);
+
+/// How long a machine may take to freeze.
+const FREEZING: Duration = Duration::from_secs(600);
+/// Sleep that counts as such, and the rest between two looks whether there was some.
+const A_NAP: Duration = Duration::from_secs(5);
 
 /// Whether the agent may ask for jobs, as far as the machine is concerned.
 pub(super) enum Standing {
@@ -21,6 +27,13 @@ pub(super) enum Standing {
     Unknown(Instant),
     /// It rests in a warm pool or beside its group: no request to GitLab.
     Resting,
+    /// It is going to be frozen, or it is awake again: that is told by the time that it has slept, which was this.
+    Freezing {
+        /// See above.
+        asleep: Duration,
+        /// It was not frozen by then: it works on.
+        until: Instant,
+    },
 }
 
 impl Agent {
@@ -36,22 +49,35 @@ impl Agent {
         }));
     }
 
-    /// How long to wait for the first word; nothing is due while the machine rests.
+    /// How long to wait for the first word, or until the next look whether the machine slept; nothing is due while it
+    /// rests.
     pub(super) fn look_after_standing(&mut self) -> Option<Duration> {
-        let Standing::Unknown(until) = self.standing else { return None };
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            log::warn!("the machine's cloud does not say what it is to do; taking jobs all the same");
-            self.work();
-            return None;
+        let now = Instant::now();
+        match self.standing {
+            Standing::Unknown(until) if now >= until => {
+                log::warn!("the machine's cloud does not say what it is to do; taking jobs all the same");
+                self.work();
+                Some(Duration::ZERO)
+            }
+            Standing::Unknown(until) => Some(until - now),
+            Standing::Freezing { asleep, until } if sys::asleep() > asleep + A_NAP || now >= until => {
+                self.desk.forgive();
+                self.work();
+                Some(Duration::ZERO)
+            }
+            // Nothing tells a program that it was frozen.
+            Standing::Freezing { .. } => Some(A_NAP),
+            Standing::Working | Standing::Resting => None,
         }
-        Some(left)
     }
 
     /// Takes in a notice.
     pub(super) fn hear(&mut self, notice: Notice) {
         match notice {
-            Notice::Rebalance => self.begin_to_leave(Reason::Rebalance),
+            Notice::Rebalance => {
+                log::warn!("the cloud is likely to take this machine soon");
+                self.begin_to_leave(Reason::Rebalance);
+            }
             Notice::Interruption { deadline, action } => self.be_taken(deadline, action),
             Notice::Target(Target::Terminated) => {
                 self.begin_to_leave(Reason::Terminated);
@@ -67,18 +93,25 @@ impl Agent {
     fn be_taken(&mut self, deadline: Instant, action: Interruption) {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
+        log::warn!("the cloud takes this machine action={} seconds={}", action.as_str(), left.as_secs());
         self.begin_to_leave(match action {
             Interruption::Terminate => Reason::Interruption,
-            Interruption::Stop | Interruption::Hibernate => Reason::Stop,
+            Interruption::Stop => Reason::Stop,
+            Interruption::Hibernate => return self.freeze(),
         });
         let Some(leaving) = &mut self.leaving else { return };
         // A notice may come late: half of what is left is for the scripts then.
         leaving.evict_at = Some(deadline.checked_sub(RESERVE.min(left / 2)).unwrap_or(now));
         leaving.interrupt_at = Some(deadline.checked_sub(LAST_RESERVE.min(left / 4)).unwrap_or(now));
-        if action == Interruption::Hibernate {
-            // It begins to freeze at once.
-            leaving.evict_at = Some(now);
-        }
+    }
+
+    /// The machine is frozen, from now on, and goes on some day with this very process: nobody leaves. What its jobs
+    /// were talking to will be gone by then.
+    fn freeze(&mut self) {
+        self.desk.evict("the machine is frozen");
+        self.standing = Standing::Freezing { asleep: sys::asleep(), until: Instant::now() + FREEZING };
+        self.slots.pause();
+        self.generation.end(&self.slots);
     }
 
     fn rest(&mut self) {
@@ -96,7 +129,7 @@ impl Agent {
         if matches!(before, Standing::Working) {
             return;
         }
-        if matches!(before, Standing::Resting) {
+        if matches!(before, Standing::Resting | Standing::Freezing { .. }) {
             log::info!("the machine is called to work");
         }
         self.slots.go_on();

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
@@ -16,6 +17,12 @@ use nix::unistd::{ForkResult, Pid};
 pub fn boottime() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME)
         .map_or(0, |time| (time.tv_sec().unsigned_abs()) * 1_000_000_000 + time.tv_nsec().unsigned_abs())
+}
+
+/// How long the machine has been asleep in this boot: what only `CLOCK_BOOTTIME` counts.
+pub fn asleep() -> Duration {
+    let awake = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    Duration::from_nanos(boottime()).saturating_sub(awake)
 }
 
 /// A descriptor that stands for the process and becomes readable when it ends.

@@ -1,6 +1,5 @@
 //! What makes tests read as given, when, then: a GitLab, repositories, jobs, and the real program.
 
-#[allow(dead_code, reason = "until the tests of leaving use all of it")]
 pub mod cloud;
 #[allow(dead_code, reason = "tests of the executor use the rest")]
 pub mod docker;

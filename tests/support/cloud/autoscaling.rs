@@ -21,6 +21,7 @@ impl Hook {
 }
 
 /// A call as it was made.
+#[allow(dead_code, reason = "shown when a test fails")]
 #[derive(Clone, Debug)]
 pub struct Call {
     pub action: String,

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-#[allow(unused_imports, reason = "until the tests of leaving use all of it")]
-pub use autoscaling::{Call, Group, Hook, refusal};
+pub use autoscaling::{Call, Group, refusal};
 pub use metadata::Metadata;
 
 use crate::support::gitlab::Fault;

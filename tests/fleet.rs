@@ -1,0 +1,480 @@
+//! An instance in an Auto Scaling group: how it ends itself through its group, and what comes of the cloud's own plans.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::cloud::Cloud;
+use crate::support::cloud::autoscaling::Hook;
+use crate::support::git::GitServer;
+use crate::support::gitlab::{Fault, GitLab};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Agent, Home, is_running, nap, read};
+
+const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
+
+/// An instance of a group that leaves through it, with more keys for `[mayfly]`.
+struct Fleet {
+    gitlab: GitLab,
+    cloud: Cloud,
+    home: Home,
+}
+
+impl Fleet {
+    fn new(keys: &str) -> Self {
+        let (gitlab, cloud) = (GitLab::start(), Cloud::start());
+        let mut home = Home::new(&gitlab, "", "");
+        home.set_environment(cloud.environment());
+        let off = home.path("off");
+        home.add_to_mayfly(&format!(
+            "leave = \"aws-asg\"\npoweroff_command = \"echo off >>{}\"\n{keys}",
+            off.display()
+        ));
+        Self { gitlab, cloud, home }
+    }
+
+    fn start(&self) -> Agent {
+        self.home.start(&[])
+    }
+
+    fn queue(&self, job: JobBuilder) -> i64 {
+        self.gitlab.queue(job.build())
+    }
+
+    /// How often the instance was ended, and how often that made the group smaller.
+    fn ends(&self) -> (u32, u32) {
+        self.cloud.look(|group| (group.terminations, group.decrements))
+    }
+
+    fn completed(&self) -> Vec<String> {
+        let mut names = self.cloud.look(|group| group.completed.clone());
+        names.sort();
+        names
+    }
+
+    fn polls(&self) -> usize {
+        self.gitlab.count("POST jobs/request")
+    }
+
+    /// How often it was switched off.
+    fn times_off(&self) -> usize {
+        read(&self.home.path("off")).lines().count()
+    }
+
+    /// Starts one agent more, which must end well and ask for nothing.
+    fn assert_that_it_is_over(&self) {
+        let (polls, ends, off) = (self.polls(), self.ends(), self.times_off());
+        let mut next = self.start();
+        assert!(next.wait().success(), "{}", next.log());
+        assert_eq!((self.polls(), self.ends(), self.times_off()), (polls, ends, off), "{}", next.log());
+    }
+}
+
+/// Lines of a log that hold all these parts.
+fn lines_with(log: &str, parts: &[&str]) -> usize {
+    log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+}
+
+#[test]
+fn an_idle_instance_makes_its_group_smaller_and_completes_the_hooks() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300), Hook::new("logs", 300)]);
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.completed()), ((1, 1), vec!["drain".to_owned(), "logs".to_owned()]));
+    assert!(fleet.gitlab.managers().is_empty());
+    assert_eq!(fleet.times_off(), 0);
+    fleet.assert_that_it_is_over();
+    fleet.gitlab.assert_strict();
+}
+
+#[test]
+fn it_is_off_its_runner_before_it_is_ended() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(2))]);
+    let mut agent = fleet.start();
+    fleet.cloud.wait_until("the call that ends it", |group| group.terminations == 1);
+    assert!(fleet.gitlab.managers().is_empty());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_spent_instance_is_replaced() {
+    let fleet = Fleet::new("max_builds = 1");
+    // The smallest size is no obstacle to that.
+    fleet.cloud.change(|group| group.minimum = group.desired);
+    let id = fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.gitlab.job_state(id).as_str()), ((1, 0), "success"));
+    fleet.queue(job(&["true"]));
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn the_smallest_size_sends_an_idle_instance_back_to_work_until_it_is_lowered() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"\nleave_fallback_after = \"1s\"");
+    fleet.cloud.change(|group| group.minimum = group.desired);
+    let mut agent = fleet.start();
+    agent.wait_for_log("back to work");
+    let id = fleet.queue(job(&["echo needed"]));
+    assert_eq!(fleet.gitlab.finished(id).state, "success");
+    let refused = lines_with(&agent.log(), &["back to work"]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while lines_with(&agent.log(), &["back to work"]) == refused {
+        assert!(Instant::now() < until, "not tried again:\n{}", agent.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!fleet.home.path("state/leaving.json").exists() || fleet.ends() == (0, 0));
+    fleet.cloud.change(|group| group.minimum = 0);
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.times_off()), ((1, 1), 0));
+    fleet.assert_that_it_is_over();
+    fleet.gitlab.assert_strict();
+}
+
+#[test]
+fn what_the_group_refuses_is_said_once_and_the_power_is_switched_off_once() {
+    for (status, code) in [(403, "AccessDenied"), (400, "Throttling")] {
+        let fleet = Fleet::new("max_builds = 1\nleave_fallback_after = \"3s\"");
+        fleet.cloud.refuse(TERMINATE, status, code);
+        let id = fleet.queue(job(&["true"]));
+        let mut agent = fleet.start();
+        assert!(agent.wait().success());
+        let told = ["autoscaling:TerminateInstanceInAutoScalingGroup", code];
+        assert_eq!(lines_with(&agent.log(), &told), 1, "{}", agent.log());
+        assert_eq!((fleet.times_off(), fleet.ends()), (1, (0, 0)), "{code}");
+        assert_eq!(fleet.gitlab.job_state(id), "success");
+        fleet.queue(job(&["true"]));
+        fleet.assert_that_it_is_over();
+    }
+}
+
+#[test]
+fn a_group_that_is_busy_for_a_while_ends_the_instance_later() {
+    let fleet = Fleet::new("max_builds = 1");
+    fleet.cloud.refuse(TERMINATE, 400, "Throttling");
+    fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    agent.wait_for_log("the instance leaves");
+    std::thread::sleep(Duration::from_secs(3));
+    fleet.cloud.allow(TERMINATE);
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.times_off()), ((1, 0), 0), "{}", agent.log());
+}
+
+#[test]
+fn what_somebody_else_ends_meanwhile_is_not_switched_off() {
+    let fleet = Fleet::new("max_builds = 1");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
+    fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    agent.wait_for_log("the machine is switched off in");
+    fleet.cloud.scale_in();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.completed(), fleet.times_off()), (vec!["drain".to_owned()], 0));
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn a_group_that_nobody_can_reach_does_not_keep_the_power_on() {
+    let mut fleet = Fleet::new("idle_timeout = \"1s\"\nleave_fallback_after = \"3s\"");
+    let mut environment = fleet.cloud.environment();
+    environment.push(("AWS_ENDPOINT_URL_AUTO_SCALING".to_owned(), "http://127.0.0.1:1".to_owned()));
+    fleet.home.set_environment(environment);
+    let mut agent = fleet.start();
+    agent.wait_for_log("taking no more jobs");
+    // And GitLab is gone too.
+    fleet.gitlab.set_away(true);
+    assert!(agent.wait().success());
+    assert_eq!((fleet.times_off(), fleet.ends()), (1, (0, 0)), "{}", agent.log());
+}
+
+#[test]
+fn an_answer_that_is_lost_ends_the_instance_once() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.cloud.fail(TERMINATE, [Fault::TakeAndCut]);
+    fleet.cloud.set_lag(Duration::from_secs(3));
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.times_off()), ((1, 1), 0), "{}", agent.log());
+}
+
+#[test]
+fn an_agent_that_is_killed_in_any_phase_ends_its_instance_once() {
+    std::thread::scope(|scope| {
+        for phase in ["draining", "unregistering", "ending", "hooks"] {
+            scope.spawn(move || {
+                let fleet = Fleet::new("max_builds = 1");
+                fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+                match phase {
+                    "unregistering" => {
+                        fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
+                    }
+                    // The call took effect, and the agent dies before it hears of that.
+                    "ending" => fleet.cloud.set_lag(Duration::from_secs(2)),
+                    "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
+                    _ => {}
+                }
+                let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
+                let id = fleet.queue(job(&[script]));
+                let agent = fleet.start();
+                if phase == "draining" {
+                    fleet.gitlab.wait_for_log(id, "begun");
+                }
+                let mark = fleet.home.path("state/leaving.json");
+                let is_there = || match phase {
+                    "draining" | "unregistering" => read(&mark).contains(&format!("\"{phase}\"")),
+                    "ending" => fleet.ends().0 == 1,
+                    _ => !fleet.cloud.calls("TerminateInstanceInAutoScalingGroup").is_empty(),
+                };
+                let until = Instant::now() + Duration::from_secs(60);
+                while !is_there() {
+                    assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                let polls = fleet.polls();
+                agent.kill();
+                let waiting = fleet.queue(job(&["true"]));
+                let mut next = fleet.start();
+                assert!(next.wait().success(), "{phase}: {}", next.log());
+                let jobs = (fleet.gitlab.job_state(id), fleet.gitlab.job_state(waiting));
+                assert_eq!(jobs, ("success".to_owned(), "pending".to_owned()), "{phase}: {}", next.log());
+                assert_eq!((fleet.ends(), fleet.polls()), ((1, 0), polls), "{phase}: {}", next.log());
+                assert_eq!((fleet.completed(), fleet.times_off()), (vec!["drain".to_owned()], 0), "{phase}");
+                fleet.assert_that_it_is_over();
+            });
+        }
+    });
+}
+
+#[test]
+fn an_image_of_an_instance_that_left_makes_instances_that_work() {
+    let mut fleet = Fleet::new("max_builds = 1");
+    fleet.queue(job(&["true"]));
+    assert!(fleet.start().wait().success());
+    let first = read(&fleet.home.path(".runner_system_id"));
+    fleet.cloud = Cloud::start();
+    fleet.home.set_environment(fleet.cloud.environment());
+    let id = fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.gitlab.job_state(id).as_str(), fleet.ends()), ("success", (1, 0)), "{}", agent.log());
+    assert_ne!(read(&fleet.home.path(".runner_system_id")), first);
+}
+
+#[test]
+fn an_instance_in_a_warm_pool_asks_gitlab_for_nothing_and_does_not_grow_idle() {
+    let fleet = Fleet::new("idle_timeout = \"2s\"");
+    fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Running");
+    let mut agent = fleet.start();
+    agent.wait_for_log("the machine rests beside its group");
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(fleet.polls() + fleet.gitlab.count("POST runners/verify"), 0);
+    assert!(!agent.log().contains("taking no more jobs"), "{}", agent.log());
+    let id = fleet.queue(job(&["true"]));
+    fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "InService");
+    assert_eq!(fleet.gitlab.finished(id).state, "success");
+    assert!(agent.wait().success());
+    assert_eq!(fleet.ends(), (1, 1));
+}
+
+#[test]
+fn an_instance_that_ends_in_a_warm_pool_was_never_known_to_gitlab() {
+    let fleet = Fleet::new("idle_timeout = \"2s\"");
+    fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Stopped");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    let mut agent = fleet.start();
+    agent.wait_for_log("the machine rests beside its group");
+    fleet.cloud.change(|group| group.end());
+    fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Terminated");
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.completed()), ((0, 0), vec!["drain".to_owned()]));
+    assert_eq!(fleet.polls() + fleet.gitlab.count("DELETE runners/managers"), 0);
+}
+
+#[test]
+fn a_group_that_ends_its_instance_waits_for_the_job() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    // Shorter than the job: it takes heartbeats.
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 6)]);
+    let id = fleet.queue(job(&["echo begun", "sleep 14", "echo end"]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    fleet.cloud.scale_in();
+    let waiting = fleet.queue(job(&["true"]));
+    assert!(agent.wait().success());
+    assert_eq!(fleet.gitlab.job_state(id), "success", "{}", agent.log());
+    assert_eq!(fleet.gitlab.job_state(waiting), "pending");
+    assert_eq!((fleet.ends(), fleet.completed()), ((0, 0), vec!["drain".to_owned()]), "{}", agent.log());
+    assert!(fleet.cloud.look(|group| group.expired.is_empty()));
+    assert!(fleet.gitlab.managers().is_empty());
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn an_instance_is_protected_while_it_has_a_job() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    let go = fleet.home.path("go");
+    let id = fleet.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]));
+    let mut agent = fleet.start();
+    fleet.cloud.wait_until("protection", |group| group.is_protected);
+    fs::write(&go, "").expect("written");
+    assert_eq!(fleet.gitlab.finished(id).state, "success");
+    fleet.cloud.wait_until("the end of protection", |group| !group.is_protected);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_eq!(fleet.ends(), (0, 0), "only told to stop");
+}
+
+#[test]
+fn no_right_to_protect_is_said_once_and_harms_nothing() {
+    let fleet = Fleet::new("max_builds = 2");
+    fleet.cloud.refuse("SetInstanceProtection", 403, "AccessDenied");
+    let ids = [fleet.queue(job(&["true"])), fleet.queue(job(&["true"]))];
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert!(ids.iter().all(|id| fleet.gitlab.job_state(*id) == "success"));
+    assert_eq!(lines_with(&agent.log(), &["autoscaling:SetInstanceProtection", "AccessDenied"]), 1, "{}", agent.log());
+    assert_eq!(fleet.ends(), (1, 0));
+}
+
+/// Artifacts of a job, whatever becomes of it.
+fn with_artifacts(job: JobBuilder) -> JobBuilder {
+    job.set(
+        "artifacts",
+        serde_json::json!([{
+            "name": "left", "paths": ["left.txt"], "when": "on_failure", "artifact_type": "archive",
+            "artifact_format": "zip",
+        }]),
+    )
+}
+
+#[test]
+fn a_job_that_would_outlive_its_machine_is_interrupted_in_time_with_log_and_artifacts() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    let nap = nap();
+    let script = ["echo first line", "echo some >left.txt", &nap];
+    let id = fleet.queue(with_artifacts(job(&script)).after_script(&["echo never"]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_until("the script", |_| is_running(&nap));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    fleet.cloud.interrupt(Duration::from_secs(30));
+    assert!(agent.wait().success());
+    let job = fleet.gitlab.job(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_interrupted"), "{}", job.log());
+    assert!(job.ended.expect("an end") < deadline, "too late");
+    let lines = job.lines();
+    assert!(lines.contains(&"first line".to_owned()) && !lines.contains(&"never".to_owned()), "{lines:#?}");
+    assert_eq!(job.artifacts.len(), 1, "{lines:#?}");
+    assert!(lines.last().is_some_and(|line| line.contains("the machine is taken away")), "{lines:#?}");
+    assert_eq!((fleet.ends().1, fleet.times_off()), (0, 0), "its place is kept");
+    assert!(fleet.gitlab.managers().is_empty());
+    fleet.assert_that_it_is_over();
+    fleet.gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_that_ends_before_its_machine_is_taken_ends_as_itself() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    let id = fleet.queue(job(&["echo begun", "sleep 6", "echo end"]).after_script(&["echo after"]));
+    let waiting = fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    fleet.cloud.interrupt(Duration::from_secs(60));
+    assert!(agent.wait().success());
+    let job = fleet.gitlab.job(id);
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(job.lines().contains(&"after".to_owned()));
+    assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.ends()), ("pending", (1, 0)));
+}
+
+#[test]
+fn an_interruption_meets_each_stage_of_a_job() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let (url, sha) = (&url, &sha);
+    std::thread::scope(|scope| {
+        for (stage, expected) in [("sources", "runner_interrupted"), ("after", "success"), ("upload", "success")] {
+            scope.spawn(move || {
+                let fleet = Fleet::new("idle_timeout = \"1h\"");
+                let nap = nap();
+                let job = match stage {
+                    "sources" => job(&["true"]).sources(url, sha).hook("pre_get_sources_script", &["echo here", &nap]),
+                    "after" => job(&["true"]).after_script(&["echo here", &nap]),
+                    _ => {
+                        fleet.gitlab.fail("POST artifacts", [Fault::Slow(Duration::from_secs(8))]);
+                        job(&["echo here >left.txt; echo here"]).set(
+                            "artifacts",
+                            serde_json::json!([{"name": "left", "paths": ["left.txt"], "when": "always",
+                                "artifact_type": "archive", "artifact_format": "zip"}]),
+                        )
+                    }
+                };
+                let id = fleet.queue(job);
+                let mut agent = fleet.start();
+                fleet.gitlab.wait_for_log(id, "here");
+                if stage == "upload" {
+                    fleet.gitlab.wait_until("the upload", |server| server.count("POST artifacts") > 0);
+                }
+                let deadline = Instant::now() + Duration::from_secs(24);
+                fleet.cloud.interrupt(Duration::from_secs(24));
+                assert!(agent.wait().success(), "{stage}");
+                let job = fleet.gitlab.job(id);
+                let outcome = job.failure_reason.clone().unwrap_or(job.state.clone());
+                assert_eq!(outcome, expected, "{stage}: {}", job.log());
+                assert!(job.ended.expect("an end") < deadline, "{stage}: too late");
+                assert_eq!(job.artifacts.len(), usize::from(stage == "upload"), "{stage}: {}", job.log());
+            });
+        }
+    });
+}
+
+#[test]
+fn a_machine_that_is_to_be_frozen_gives_its_job_up_and_does_not_leave() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    let id = fleet.queue(job(&["echo begun", &nap()]));
+    let agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    let notice = format!("{{\"action\": \"hibernate\", \"time\": \"{}\"}}", jiff::Timestamp::now());
+    fleet.cloud.metadata.set("spot/instance-action", notice);
+    assert_eq!(fleet.gitlab.finished(id).failure_reason.as_deref(), Some("runner_interrupted"));
+    let waiting = fleet.queue(job(&["true"]));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.ends()), ("pending", (0, 0)));
+    assert!(!agent.log().contains("taking no more jobs"), "{}", agent.log());
+    agent.kill();
+}
+
+#[test]
+fn a_likely_loss_means_no_more_jobs_and_a_place_that_is_kept() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    let go = fleet.home.path("go");
+    let id = fleet.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    // The service does not answer for a while, and its tokens die early.
+    fleet.cloud.metadata.shorten_tokens(Duration::from_secs(1));
+    fleet.cloud.metadata.set_silent(true);
+    std::thread::sleep(Duration::from_secs(3));
+    fleet.cloud.metadata.set_silent(false);
+    fleet.cloud.recommend_rebalance();
+    agent.wait_for_log("taking no more jobs reason=rebalance_recommendation");
+    let waiting = fleet.queue(job(&["true"]));
+    fs::write(&go, "").expect("written");
+    assert!(agent.wait().success());
+    let states = [fleet.gitlab.job_state(id), fleet.gitlab.job_state(waiting)];
+    assert_eq!((states, fleet.ends()), (["success".to_owned(), "pending".to_owned()], (1, 0)));
+}
+
+#[test]
+fn a_notice_that_comes_while_an_idle_instance_leaves_keeps_its_place() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
+    let mut agent = fleet.start();
+    agent.wait_for_log("the instance leaves");
+    fleet.cloud.recommend_rebalance();
+    assert!(agent.wait().success());
+    assert_eq!(fleet.ends(), (1, 0), "{}", agent.log());
+}
