@@ -130,6 +130,10 @@ impl Instance for Member {
             }
             log::debug!("the instance is to end, and is asked for again wait_ms={} error={error}", wait.as_millis());
             thread::sleep(wait);
+            // Somebody else may have asked in the meantime.
+            if self.is_ending() {
+                return Ok(Terminated::Before);
+            }
         }
     }
 
@@ -152,13 +156,16 @@ enum Effect {
     Unknown,
 }
 
+/// Parts of codes with which a call is turned away before anything is done.
+const TURNED_AWAY: [&str; 5] = ["Throttl", "LimitExceeded", "TooManyRequests", "ResourceContention", "InProgress"];
+
 fn effect(error: &Error) -> Effect {
     match &error.cause {
         Cause::Refused { .. } => Effect::Refused,
-        // A server's error says little about what it did before.
-        Cause::Busy { code } if code.starts_with("Status5") || code.starts_with("Internal") => Effect::Unknown,
-        Cause::Busy { .. } | Cause::Unprepared(_) => Effect::None,
-        Cause::Silent(_) => Effect::Unknown,
+        Cause::Busy { code } if TURNED_AWAY.iter().any(|part| code.contains(part)) => Effect::None,
+        Cause::Unprepared(_) => Effect::None,
+        // The error of a server says little about what it did before.
+        Cause::Busy { .. } | Cause::Silent(_) => Effect::Unknown,
     }
 }
 
