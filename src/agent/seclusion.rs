@@ -60,13 +60,25 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
     Ok(users)
 }
 
-/// A container that is as good as the machine gets around every rule for it.
+/// A container that is as good as the machine, or on another one, gets around every rule for it.
 fn check_containers(docker: &Docker) -> Result<(), String> {
+    let root_like = |capability: &String| {
+        let name = capability.to_ascii_uppercase();
+        matches!(name.trim_start_matches("CAP_"), "ALL" | "SYS_ADMIN" | "SYS_MODULE" | "SYS_PTRACE")
+    };
+    // The engine's socket is root's right to everything, and so is a directory that it is in.
+    let holds_the_socket = |volume: &String| {
+        let source = volume.split(':').next().unwrap_or_default().trim_end_matches('/');
+        let is_bound = volume.starts_with('/') && volume.contains(':');
+        is_bound && (source.ends_with(".sock") || matches!(source, "" | "/run" | "/var" | "/var/run"))
+    };
     let ways = [
         ("privileged", docker.privileged || docker.services_privileged == Some(true)),
         ("network_mode", docker.network_mode == "host" || docker.network_mode.starts_with("container:")),
         ("pid_mode", docker.pid_mode == "host"),
-        ("volumes", docker.volumes.iter().any(|volume| volume.contains("docker.sock"))),
+        ("cap_add", docker.cap_add.iter().any(root_like)),
+        ("volumes", docker.volumes.iter().any(holds_the_socket)),
+        ("host", !docker.host.is_empty() && !docker.host.starts_with("unix://")),
     ];
     match ways.into_iter().find(|(_, open)| *open) {
         Some((key, _)) => Err(format!("`{key}` below [runners.docker] lets jobs reach them; change it")),
@@ -126,5 +138,32 @@ mod tests {
         }
         let users = users_with("user = \"nobody\"").expect("a user");
         assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["nobody"]);
+    }
+
+    #[test]
+    fn a_container_that_is_as_good_as_root_is_named() {
+        let docker = |text: &str| toml::from_str::<Docker>(text).expect("a table");
+        for (text, key) in [
+            ("privileged = true", "privileged"),
+            ("services_privileged = true", "privileged"),
+            ("network_mode = \"host\"", "network_mode"),
+            ("network_mode = \"container:x\"", "network_mode"),
+            ("pid_mode = \"host\"", "pid_mode"),
+            ("cap_add = [\"NET_RAW\", \"cap_sys_admin\"]", "cap_add"),
+            ("volumes = [\"/cache\", \"/var/run/docker.sock:/var/run/docker.sock\"]", "volumes"),
+            ("volumes = [\"/run:/host:ro\"]", "volumes"),
+            ("volumes = [\"/:/host\"]", "volumes"),
+            ("host = \"tcp://10.0.0.1:2376\"", "host"),
+        ] {
+            let why = check_containers(&docker(text)).expect_err("a way out");
+            assert!(why.starts_with(&format!("`{key}`")), "{text}: {why}");
+        }
+        for text in [
+            "",
+            "volumes = [\"/cache\", \"/srv/data:/data\"]\ncap_add = [\"NET_ADMIN\"]\nnetwork_mode = \"ci\"",
+            "host = \"unix:///run/d.sock\"",
+        ] {
+            assert_eq!(check_containers(&docker(text)), Ok(()), "{text}");
+        }
     }
 }
