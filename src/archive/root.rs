@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -93,15 +93,34 @@ impl Root {
         Ok(openat(&directory, last, flags | OFlag::O_NOFOLLOW, Mode::empty())?)
     }
 
-    /// Opens a regular file for reading, through no link; waits for nothing (a pipe) and wakes nothing (a device).
+    /// Opens a regular file for reading, through no link. It is looked at before: to open a pipe may wait, and to open a
+    /// device may do something.
     pub fn open_file(&self, name: &Path) -> io::Result<(File, FileStat)> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = File::from(self.open_beneath(name, flags, Links::Refused)?);
+        let found = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
+        if kind_of(&fstat(&found)?) != Kind::File {
+            return Err(io::Error::other("it is no longer a regular file"));
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let own = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let file = match open(own.as_str(), flags, Mode::empty()) {
+            // Without /proc the name is the only way.
+            Err(Errno::ENOENT) => self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?,
+            result => result?,
+        };
         let stat = fstat(&file)?;
         match kind_of(&stat) {
-            Kind::File => Ok((file, stat)),
+            Kind::File => Ok((File::from(file), stat)),
             _ => Err(io::Error::other("it is no longer a regular file")),
         }
+    }
+
+    /// Removes a file, a link, or an empty directory, through no link.
+    pub fn remove(&self, name: &Path, kind: Kind) -> io::Result<()> {
+        let last = name.file_name().ok_or(Errno::EINVAL)?;
+        let above = name.parent().unwrap_or(Path::new(""));
+        let directory = self.open_beneath(above, OFlag::O_PATH | OFlag::O_DIRECTORY, Links::Refused)?;
+        let how = if kind == Kind::Directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        Ok(unlinkat(&directory, last, how)?)
     }
 
     /// Writes a file directly in the directory, in place of whatever has that name.
@@ -233,5 +252,15 @@ mod tests {
         nix::unistd::mkfifo(&root.path().join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         assert!(root.open_file(Path::new("pipe")).is_err());
         assert!(root.open_file(Path::new("a")).is_err());
+    }
+
+    #[test]
+    fn what_is_removed_is_the_link_and_not_what_it_leads_to() {
+        let (temp, root) = tree();
+        assert!(root.remove(Path::new("out/secret"), Kind::File).is_err());
+        root.remove(Path::new("up"), Kind::Link).unwrap();
+        assert!(temp.path().join("secret").exists() && root.stat(Path::new("up")).is_err());
+        assert!(root.remove(Path::new("a"), Kind::Directory).is_err(), "it is not empty");
+        assert!(root.remove(Path::new(""), Kind::Directory).is_err());
     }
 }

@@ -4,11 +4,12 @@
 //! files give the same archive.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::OsStr;
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use super::glob::{Pattern, Segment};
 use super::root::{Kind, Root, kind_of};
@@ -117,7 +118,7 @@ impl Finder<'_> {
         }
         let Walk { matches, problems, .. } = walk;
         problems.into_iter().for_each(|problem| self.warn(problem));
-        let count = matches.into_iter().filter(|entry| self.take(entry.clone())).count();
+        let count = matches.into_iter().fold(0, |count, entry| count + usize::from(self.take(entry)));
         if count == 0 {
             let directory = self.root.path().display();
             self.warn(format!(
@@ -164,20 +165,17 @@ impl Finder<'_> {
     }
 
     fn add_untracked(&mut self) {
-        let names = match untracked(self.root.path()) {
-            Ok(names) => names,
-            Err(why) => return self.warn(format!("untracked: {why}")),
-        };
-        let mut count = 0;
-        for name in names {
+        let (root, mut count) = (self.root, 0);
+        let listed = untracked(root.path(), |name| {
             // A repository inside this one is listed with a slash and without its content.
             let path: PathBuf = Path::new(&name).components().collect();
-            if path.components().any(|part| !matches!(part, Component::Normal(_))) {
-                continue;
-            }
-            if let Ok(stat) = self.root.stat(&path) {
+            let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+            if let Some(stat) = plain.then(|| root.stat(&path).ok()).flatten() {
                 count += usize::from(self.take(Entry { path, kind: kind_of(&stat) }));
             }
+        });
+        if let Err(why) = listed {
+            return self.warn(format!("untracked: {why}"));
         }
         self.notes.push(Note::Info(format!("untracked: found {count} files")));
     }
@@ -277,7 +275,7 @@ impl Walk<'_> {
         }
     }
 
-    fn list(&mut self, path: &Path) -> Vec<(std::ffi::OsString, Kind)> {
+    fn list(&mut self, path: &Path) -> Vec<(OsString, Kind)> {
         match self.root.list(path) {
             Ok(entries) => entries,
             Err(why) if why.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -289,30 +287,51 @@ impl Walk<'_> {
     }
 }
 
-/// What git does not track, ignored files among it. No configuration but the repository's own is read, and what that
-/// could make git run is switched off.
-fn untracked(directory: &Path) -> Result<Vec<std::ffi::OsString>, String> {
-    let mut safe = std::ffi::OsString::from("safe.directory=");
+/// What git does not track, ignored files among it; each name goes to `take`. No configuration but the repository's own
+/// is read, and what that could make git run or fetch is switched off: a job may have written it.
+fn untracked(directory: &Path, mut take: impl FnMut(OsString)) -> Result<(), String> {
+    let mut safe = OsString::from("safe.directory=");
     safe.push(directory);
-    let output = Command::new("git")
-        .arg("-c")
+    let mut git = Command::new("git");
+    std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {
+        git.env_remove(name);
+    });
+    git.arg("-c")
         .arg(safe)
         .args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "ls-files", "-o", "-z"])
         .current_dir(directory)
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env_remove("GIT_DIR")
-        .env_remove("GIT_WORK_TREE")
-        .env_remove("GIT_INDEX_FILE")
+        .env("GIT_NO_LAZY_FETCH", "1")
+        .env("GIT_ALLOW_PROTOCOL", "none")
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .env("GIT_TERMINAL_PROMPT", "0")
         .stdin(Stdio::null())
-        .output()
-        .map_err(|why| format!("git cannot be started: {why}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")));
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let unusable = |why: io::Error| format!("git cannot be started: {why}");
+    let mut git = git.spawn().map_err(unusable)?;
+    let (stdout, stderr) = (git.stdout.take(), git.stderr.take());
+    let said = thread::scope(|scope| {
+        let listener = scope.spawn(move || {
+            let mut said = Vec::new();
+            let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut said));
+            said
+        });
+        for name in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).split(0)).map_while(Result::ok) {
+            if !name.is_empty() {
+                take(OsString::from_vec(name));
+            }
+        }
+        listener.join().unwrap_or_default()
+    });
+    match git.wait().map_err(unusable)?.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&said);
+            Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")))
+        }
     }
-    let names = output.stdout.split(|&b| b == 0).filter(|name| !name.is_empty());
-    Ok(names.map(|name| std::ffi::OsString::from_vec(name.to_vec())).collect())
 }
 
 #[cfg(test)]

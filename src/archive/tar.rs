@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
+use zstd::zstd_safe::CParameter;
 
 use super::feed::has_changed;
 use super::root::{Kind, Root};
@@ -15,7 +17,7 @@ use super::{Level, Written};
 /// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
 /// ends it.
 pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
-    let mut archive = Builder::new(zstd::Encoder::new(sink, level.zstd())?);
+    let mut archive = Builder::new(encoder(sink, level)?);
     let mut written = Written::default();
     for entry in entries {
         let path = &entry.path;
@@ -31,6 +33,17 @@ pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, si
     }
     archive.into_inner()?.finish()?.flush()?;
     Ok(written)
+}
+
+/// Compresses with tables that stay small also at the high levels, which would take 60 MB otherwise.
+pub fn encoder<'a, W: Write>(sink: W, level: Level) -> io::Result<zstd::Encoder<'a, W>> {
+    let mut encoder = zstd::Encoder::new(sink, level.zstd())?;
+    if matches!(level, Level::Slow | Level::Slowest) {
+        for most in [CParameter::WindowLog(21), CParameter::HashLog(20), CParameter::ChainLog(20)] {
+            encoder.set_parameter(most)?;
+        }
+    }
+    Ok(encoder)
 }
 
 enum Trouble {
@@ -68,14 +81,28 @@ fn pack_other(
     let stat = root.stat(&entry.path).map_err(Trouble::Source)?;
     if entry.kind == Kind::Link {
         let target = root.read_link(&entry.path).map_err(Trouble::Source)?;
-        let mut header = header(&stat, EntryType::Symlink);
-        archive.append_link(&mut header, &entry.path, target).map_err(Trouble::Sink)?;
+        pack_link(archive, header(&stat, EntryType::Symlink), &entry.path, target.as_bytes()).map_err(Trouble::Sink)?;
     } else {
         let mut header = header(&stat, EntryType::Directory);
         archive.append_data(&mut header, &entry.path, io::empty()).map_err(Trouble::Sink)?;
     }
     written.add(0);
     Ok(())
+}
+
+/// Writes a link with its target byte for byte; one that is too long for a header goes before it, as GNU does it.
+fn pack_link(archive: &mut Builder<impl Write>, mut header: Header, path: &Path, target: &[u8]) -> io::Result<()> {
+    if header.set_link_name_literal(target).is_err() {
+        let mut long = Header::new_gnu();
+        long.set_path("././@LongLink")?;
+        long.set_entry_type(EntryType::GNULongLink);
+        long.set_mode(0o644);
+        long.set_size(target.len() as u64 + 1);
+        long.set_cksum();
+        archive.append(&long, target.chain(&[0][..]))?;
+        header.set_link_name_literal(target.get(..100).unwrap_or(target))?;
+    }
+    archive.append_data(&mut header, path, io::empty())
 }
 
 fn header(stat: &FileStat, kind: EntryType) -> Header {
@@ -127,7 +154,7 @@ mod tests {
     fn other_tools_and_we_unpack_what_was_packed() {
         let project = sample();
         let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
-        project.write(&long, b"long").link("long/link", &"t/".repeat(100));
+        project.write(&long, b"long").link("long/link", &"t/".repeat(100)).link("odd", "./a//b/.");
         for level in [Level::Fastest, Level::Default] {
             let out = File::create(project.beside("a.tar.zst")).unwrap();
             let written = write_tar_zstd(&project.root(), &project.entries(), level, out).unwrap();

@@ -108,7 +108,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("proxy_exec", NoEffect("the shim does what it did")),
     ("use_slot_cgroups", NoEffect("each script has a control group of its own")),
     ("slot_cgroup_template", NoEffect("each script has a control group of its own")),
-    ("artifact", NoEffect("transfers have an hour, and ten minutes for an answer")),
+    ("artifact", Table),
     ("cache", Table),
     ("docker", Table),
     ("machine", Table),
@@ -217,6 +217,9 @@ const AUTOSCALER_POLICY: &[(&str, Support)] = &[
     ("scale_factor_limit", NoEffect(CEILING)),
     ("preemptive_mode", NoEffect(FLOOR)),
 ];
+
+/// Keys below `[runners.artifact]`.
+const ARTIFACT: &[(&str, Support)] = &[("upload_timeout", Honoured), ("response_header_timeout", Honoured)];
 
 /// Keys below `[runners.cache]`.
 const CACHE: &[(&str, Support)] = &[
@@ -370,6 +373,7 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners.machine.autoscaling", MACHINE_AUTOSCALING),
     ("runners.autoscaler", AUTOSCALER),
     ("runners.autoscaler.policy", AUTOSCALER_POLICY),
+    ("runners.artifact", ARTIFACT),
     ("runners.cache", CACHE),
     ("runners.cache.s3", CACHE_S3),
 ];

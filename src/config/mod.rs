@@ -35,6 +35,11 @@ use lifetime::{Leave, Lifetime, Terms};
 use place::Place;
 use reference::Reference;
 
+/// How long one upload of artifacts may take where `[runners.artifact]` says nothing else.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long the server may think then, where `[runners.artifact]` says nothing else.
+const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// What the whole agent does.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -120,6 +125,10 @@ pub struct Runner {
     pub cache: cache::Cache,
     /// What the caches on this machine may grow to.
     pub cache_limits: Limits,
+    /// How long one upload of artifacts may take.
+    pub upload_timeout: Duration,
+    /// How long the server may think once it has all of an upload.
+    pub upload_answer_timeout: Duration,
     /// Overrides the server's URL for git.
     pub clone_url: Option<String>,
     /// Variables for every job.
@@ -255,6 +264,8 @@ impl Runner {
             cache_dir: None,
             cache: cache::Cache::default(),
             cache_limits: Limits::default(),
+            upload_timeout: UPLOAD_TIMEOUT,
+            upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
             clone_url: None,
             environment: Vec::new(),
             pre_get_sources_script: None,
@@ -424,14 +435,16 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         cache_dir: raw.cache_dir,
         cache: raw.cache,
         cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
+        upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
+        upload_answer_timeout: positive(raw.artifact.response_header_timeout).unwrap_or(UPLOAD_ANSWER_TIMEOUT),
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),
         environment,
         pre_get_sources_script: raw.pre_get_sources_script,
         post_get_sources_script: raw.post_get_sources_script,
         pre_build_script: raw.pre_build_script,
         post_build_script: raw.post_build_script,
-        prepare_timeout: raw.prepare_timeout.filter(|timeout| !timeout.is_zero()),
-        get_sources_timeout: raw.get_sources_timeout.filter(|timeout| !timeout.is_zero()),
+        prepare_timeout: positive(raw.prepare_timeout),
+        get_sources_timeout: positive(raw.get_sources_timeout),
         debug_trace_disabled: raw.debug_trace_disabled,
         labels: all_labels,
         custom_build_dir: raw.custom_build_dir.enabled.unwrap_or(executor != ExecutorKind::Shell),
@@ -458,6 +471,11 @@ fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (
 /// Whether an executor runs jobs in containers.
 fn is_of_containers(executor: &str) -> bool {
     self::executor(executor).is_ok_and(ExecutorKind::has_containers)
+}
+
+/// A time of zero is as good as none.
+fn positive(time: Option<Duration>) -> Option<Duration> {
+    time.filter(|time| !time.is_zero())
 }
 
 /// The executor by name. Errors: it is missing, unknown, or none of this build's.
@@ -546,6 +564,16 @@ mod tests {
         assert_eq!((config.concurrent, config.check_interval.as_secs(), config.shutdown_timeout.as_secs()), (1, 3, 30));
         assert_eq!((runner.output_limit, runner.limit, runner.request_concurrency), (4 << 20, None, 1));
         assert_eq!(runner.kill_grace, Duration::from_secs(10));
+        assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (3600, 600));
+    }
+
+    #[test]
+    fn uploads_have_the_time_that_is_configured() {
+        let artifact = "[runners.artifact]\nupload_timeout = \"2h\"\nresponse_header_timeout = \"0s\"\n";
+        let loaded = load(&format!("{RUNNER}{artifact}")).expect("loaded");
+        let runner = &loaded.config.runners[0];
+        assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (7200, 600));
+        assert!(!loaded.findings.iter().any(|finding| finding.message.contains("artifact")));
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub struct Runner {
     pub debug_trace_disabled: bool,
     pub labels: BTreeMap<String, String>,
     pub custom_build_dir: CustomBuildDir,
+    pub artifact: Artifact,
     pub feature_flags: BTreeMap<String, bool>,
     pub machine: Option<Machine>,
     pub autoscaler: Option<Autoscaler>,
@@ -95,6 +96,17 @@ pub struct Runner {
 #[serde(default)]
 pub struct CustomBuildDir {
     pub enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Artifact {
+    /// Of one upload, from its start to the server's answer.
+    #[serde(deserialize_with = "duration")]
+    pub upload_timeout: Option<Duration>,
+    /// From the end of an upload to the server's answer.
+    #[serde(deserialize_with = "duration")]
+    pub response_header_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]

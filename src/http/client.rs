@@ -221,7 +221,7 @@ pub fn origin(url: &str) -> String {
 }
 
 /// Whether two URLs mean the same scheme, host and port.
-fn is_same_server(one: &str, other: &str) -> bool {
+pub fn is_same_server(one: &str, other: &str) -> bool {
     let with_port = |url: &str| {
         let origin = origin(url);
         let default = if origin.starts_with("https:") { ":443" } else { ":80" };
@@ -230,8 +230,9 @@ fn is_same_server(one: &str, other: &str) -> bool {
     with_port(one) == with_port(other)
 }
 
-/// Where a `Location` leads from `base` (RFC 3986, without dot segments: servers do not send them).
-fn resolve(base: &str, location: &str) -> Result<String, Error> {
+/// Where a `Location` leads from `base` (RFC 3986, without dot segments: servers do not send them). Errors: it is none of
+/// http or https.
+pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
     let location = location.trim();
     let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
         Some(scheme) if scheme == "http" || scheme == "https" => {

@@ -18,6 +18,6 @@ mod tests;
 pub mod tls;
 mod transfer;
 
-pub use client::{Client, Error, Method, Request, Response, origin};
-pub use retry::{Backoff, http_date, is_retryable, random_fraction};
+pub use client::{Client, Error, Method, Request, Response, is_same_server, origin, resolve};
+pub use retry::{Backoff, TRIES, http_date, is_retryable, random_fraction};
 pub use transfer::{Incoming, Outgoing, Patience, Transfer};

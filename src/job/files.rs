@@ -86,6 +86,8 @@ impl Engine<'_> {
                 tls: self.context.runner.tls.clone(),
                 user_agent: user_agent(),
             },
+            timeout: self.context.runner.upload_timeout,
+            answer_timeout: self.context.runner.upload_answer_timeout,
         }
     }
 

@@ -5,15 +5,15 @@ use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
+use super::tries::{Setback, Tries};
 use super::{DownloadPlan, Needed, Server};
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
 use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
-use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
+use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin, resolve};
 use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
 
-const TRIES: u32 = 3;
 const REDIRECTS: u32 = 5;
 const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
 
@@ -42,12 +42,11 @@ pub fn run(plan: &DownloadPlan) -> i32 {
 
 /// The whole archive as a file without a name.
 fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
-    let mut tries = 0;
+    let mut tries = Tries::new();
     loop {
-        tries += 1;
         // Only the first try goes to the object store: when that is out of reach, the server hands the file through.
-        let direct = plan.direct && tries == 1;
-        let trouble = match ask(&plan.server, needed, direct) {
+        let direct = plan.direct && tries.is_first();
+        let (trouble, wait) = match ask(&plan.server, needed, direct) {
             Ok(answer) => {
                 let line = describe(&answer, plan, needed);
                 match answer.status {
@@ -57,9 +56,17 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                             return Ok(file);
                         }
                         Err(why) if why.kind() == io::ErrorKind::StorageFull => {
-                            return Err("the disk is full".to_owned());
+                            return Err(format!(
+                                "the disk is full: the artifacts of {} ({}) do not fit into {}",
+                                needed.name,
+                                needed.id,
+                                plan.temporary.display()
+                            ));
                         }
-                        Err(why) => format!("the archive breaks off: {why}"),
+                        Err(why) => {
+                            let wait = tries.after(Setback::Broken, |_| Duration::ZERO);
+                            (format!("the archive breaks off: {why}"), wait)
+                        }
                     },
                     401 | 403 => {
                         error(line);
@@ -72,22 +79,22 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                             needed.name, needed.id
                         ));
                     }
-                    _ => line,
+                    status => (line, tries.after(Setback::Status(status), |asked| answer.wait(asked))),
                 }
             }
             Err(Error::Configuration(why)) => return Err(why),
-            Err(why) => why.to_string(),
+            Err(why) => (why.to_string(), tries.after(Setback::Broken, |_| Duration::ZERO)),
         };
-        if tries == TRIES {
+        let Some(wait) = wait else {
             error(trouble);
             return Err("artifacts cannot be downloaded; all tries are used up".to_owned());
-        }
+        };
         warning(format_args!("{trouble}. Retrying..."));
-        rest(Duration::from_secs(1));
+        rest(wait);
     }
 }
 
-/// Asks GitLab, and whatever it redirects to, but that one without the token.
+/// Asks GitLab, and whatever it redirects to, but another server without the token.
 fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error> {
     let direct = if direct { "?direct_download=true" } else { "" };
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, needed.id);
@@ -105,18 +112,17 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
         let Some(location) = location else {
             return Ok(answer);
         };
-        url = match location.strip_prefix('/') {
-            Some(path) if !path.starts_with('/') => format!("{}/{path}", origin(&url)),
-            _ => location.to_owned(),
-        };
-        headers.clear();
+        url = resolve(&url, location)?;
+        if !server.is_at(&url) {
+            headers.clear();
+        }
     }
     Err(Error::Transport(format!("{} redirects more than {REDIRECTS} times", origin(&url))))
 }
 
 /// The client's certificate is for GitLab, not for an object store.
 fn files_for(server: &Server, url: &str) -> TlsFiles {
-    match origin(url) == origin(&server.api) {
+    match server.is_at(url) {
         true => server.tls.clone(),
         false => TlsFiles { ca_file: server.tls.ca_file.clone(), ..TlsFiles::default() },
     }

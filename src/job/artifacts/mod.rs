@@ -6,6 +6,7 @@
 mod download;
 mod plan;
 mod statement;
+mod tries;
 mod upload;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{Format, Level};
+use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
 
 pub use download::run as download;
@@ -32,6 +34,14 @@ pub struct Server {
     pub user_agent: String,
 }
 
+impl Server {
+    /// Whether what is meant for GitLab may go to this URL: GitLab itself, or the same place behind TLS.
+    fn is_at(&self, url: &str) -> bool {
+        let behind_tls = || self.api.strip_prefix("http://").map(|rest| format!("https://{rest}"));
+        is_same_server(&self.api, url) || behind_tls().is_some_and(|api| is_same_server(&api, url))
+    }
+}
+
 /// Everything that an upload needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UploadPlan {
@@ -47,6 +57,10 @@ pub struct UploadPlan {
     pub uploads: Vec<Upload>,
     /// `ARTIFACT_COMPRESSION_LEVEL`.
     pub level: Level,
+    /// For each upload as a whole.
+    pub timeout: Duration,
+    /// From the end of an upload to the server's answer.
+    pub answer_timeout: Duration,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
     /// What to say about where the files come from, if anything.

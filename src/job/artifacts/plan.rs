@@ -1,6 +1,7 @@
 //! From a payload to the plans for its artifacts.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{DownloadPlan, Needed, Server, Statement, Upload, UploadFormat, UploadPlan};
 use crate::archive::{Format, Level};
@@ -18,6 +19,10 @@ pub struct Place {
     pub temporary: PathBuf,
     /// GitLab.
     pub server: Server,
+    /// How long one upload may take.
+    pub timeout: Duration,
+    /// How long the server may think then.
+    pub answer_timeout: Duration,
 }
 
 /// How the job's script ended.
@@ -66,6 +71,8 @@ pub fn upload_plan(
         token: payload.token.clone(),
         uploads,
         level: level(variables, "ARTIFACT_COMPRESSION_LEVEL"),
+        timeout: place.timeout,
+        answer_timeout: place.answer_timeout,
         meter: meter_frequency(variables),
         statement: with_statement.then(statement),
     })
@@ -126,7 +133,8 @@ mod tests {
 
     fn place() -> Place {
         let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
-        Place { project: "/b/p".into(), temporary: "/b/p.tmp".into(), server }
+        let hour = Duration::from_secs(3600);
+        Place { project: "/b/p".into(), temporary: "/b/p.tmp".into(), server, timeout: hour, answer_timeout: hour }
     }
 
     fn variables(pairs: &[(&str, &str)]) -> Variables {

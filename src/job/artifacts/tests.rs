@@ -41,6 +41,8 @@ impl Project {
                 untracked: false,
             }],
             level: Level::Default,
+            timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_secs(60),
             meter: None,
             statement: None,
         }
@@ -120,6 +122,9 @@ fn nothing_to_upload_is_no_failure() {
     let project = Project::new();
     let server = Fake::start(Vec::new());
     assert_eq!(upload(&project.uploads(&server, ZIP, &["missing"])), 0);
+    // A directory alone is nothing for a report.
+    fs::create_dir(project.path().join("hollow")).unwrap();
+    assert_eq!(upload(&project.uploads(&server, UploadFormat::Archive(Format::Gzip), &["hollow"])), 0);
 }
 
 #[test]
@@ -137,7 +142,7 @@ fn refusals_are_final_and_other_answers_are_tried_three_times() {
     for (answers, asked) in [
         (vec![answer("403 Forbidden", b"")], 1),
         (vec![answer("413 Too Large", b"")], 1),
-        (vec![again("200 OK"), again("400 Bad"), again("500 X")], 3),
+        (vec![again("200 OK"), again("400 Bad"), again("404 X")], 3),
     ] {
         let project = Project::new();
         let server = Fake::start(answers);
@@ -195,6 +200,26 @@ fn the_object_store_gets_no_token() {
     let asked = store.asked();
     assert_eq!(asked[0].line, "GET /bucket/x?signature=s HTTP/1.1");
     assert_eq!(asked[0].header("job-token"), None);
+}
+
+#[test]
+fn a_redirect_of_the_server_to_itself_keeps_the_token() {
+    let project = Project::new();
+    let elsewhere = redirect("307 Temporary Redirect", "/elsewhere/artifacts".to_owned());
+    let server = Fake::start(vec![elsewhere, answer("200 OK", &archive())]);
+    assert_eq!(download(&project.downloads(&server)), 0);
+    let asked = server.asked();
+    assert_eq!(asked[1].line, "GET /elsewhere/artifacts HTTP/1.1");
+    assert_eq!(asked[1].header("job-token"), Some("dependency-token"));
+}
+
+#[test]
+fn tokens_go_to_the_server_and_its_own_place_behind_tls() {
+    let of = |api: &str| Server { api: api.to_owned(), tls: TlsFiles::default(), user_agent: String::new() };
+    let (plain, tls) = (of("http://gitlab.test/api/v4"), of("https://gitlab.test:8443/api/v4"));
+    assert!(plain.is_at("http://gitlab.test:80/x") && plain.is_at("https://gitlab.test/x"));
+    assert!(!plain.is_at("https://gitlab.test:9000/x") && !plain.is_at("https://gitlab.test.evil/"));
+    assert!(tls.is_at("https://GITLAB.test:8443/x") && !tls.is_at("http://gitlab.test:8443/x"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::thread;
 use std::time::Duration;
 
+use super::tries::{Setback, Tries};
 use super::{Server, Upload, UploadFormat, UploadPlan};
 use crate::archive::root::{Kind, Root};
 use crate::archive::select::{Entry, Request, select};
@@ -14,12 +15,6 @@ use crate::archive::{self, Format, Written};
 use crate::coordinator::Token;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
-
-/// Tries while the server says that it is overloaded (503), and while it says anything else.
-const TRIES_OVERLOADED: u32 = 6;
-const TRIES: u32 = 3;
-
-const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &UploadPlan) -> i32 {
@@ -40,6 +35,10 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
     let request = Request { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
     let mut selection = select(root, &request);
     notes(&selection.notes);
+    // Only an archive can hold anything but files.
+    if matches!(upload.format, UploadFormat::Raw | UploadFormat::Archive(Format::Gzip)) {
+        selection.entries.retain(|entry| entry.kind != Kind::Directory);
+    }
     if selection.entries.is_empty() {
         error("No files to upload");
         return Ok(());
@@ -55,7 +54,6 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
         }
     }
     if upload.format == UploadFormat::Raw {
-        selection.entries.retain(|entry| entry.kind != Kind::Directory);
         if selection.entries.len() != 1 || selection.entries[0].kind != Kind::File {
             return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
         }
@@ -65,12 +63,9 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
 
 /// Tries until the server has it or will not.
 fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<(), String> {
-    let mut server = plan.server.clone();
-    let mut tries = 0;
+    let (mut server, mut tries) = (plan.server.clone(), Tries::new());
     loop {
-        tries += 1;
-        let answer = attempt(plan, &server, upload, root, entries);
-        let (line, most, wait) = match answer {
+        let (line, wait) = match attempt(plan, &server, upload, root, entries) {
             Ok(answer) => {
                 let line = describe(upload, &answer, plan);
                 match judge(&answer, &server) {
@@ -84,26 +79,27 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
                     }
                     Verdict::Elsewhere(api) => {
                         server.api = api;
-                        (line, TRIES, Duration::ZERO)
+                        let wait = tries.after(Setback::Status(answer.status), |_| Duration::ZERO);
+                        (line, wait.map(|_| Duration::ZERO))
                     }
-                    Verdict::Again(most) => {
-                        let wait = answer.wait(tries);
+                    Verdict::Again => {
+                        let wait = tries.after(Setback::Status(answer.status), |asked| answer.wait(asked));
                         let said = answer.explanation();
                         let said = said.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
-                        (format!("{line} {said}"), most, wait)
+                        (format!("{line} {said}"), wait)
                     }
                 }
             }
             Err(Error::Configuration(why)) => return Err(why),
             Err(why) => {
                 let line = format!("Uploading artifacts as {:?} to coordinator... error: {why}", upload.kind);
-                (line, TRIES, Duration::from_secs(u64::from(tries)))
+                (line, tries.after(Setback::Broken, |_| Duration::ZERO))
             }
         };
-        if tries >= most {
+        let Some(wait) = wait else {
             error(line);
             return Err("invalid argument or server error; all tries are used up".to_owned());
-        }
+        };
         warning(format_args!("{} Retrying...", line.trim_end()));
         rest(wait);
     }
@@ -114,21 +110,20 @@ enum Verdict {
     Final(&'static str),
     /// The server is to be asked at this base instead.
     Elsewhere(String),
-    Again(u32),
+    Again,
 }
 
 fn judge(answer: &Incoming, server: &Server) -> Verdict {
     match answer.status {
         201 => Verdict::Done,
         401 | 403 => Verdict::Final("permission denied"),
-        413 => Verdict::Final("too large"),
+        413 => Verdict::Final("too large for this GitLab; see the maximum artifacts size of the project or instance"),
         301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved(&server.api, location)) {
             Some(Some(api)) => Verdict::Elsewhere(api),
             Some(None) => Verdict::Final("redirected to another host, which gets no token; correct the runner's `url`"),
-            None => Verdict::Again(TRIES),
+            None => Verdict::Again,
         },
-        503 => Verdict::Again(TRIES_OVERLOADED),
-        _ => Verdict::Again(TRIES),
+        _ => Verdict::Again,
     }
 }
 
@@ -166,7 +161,8 @@ fn attempt(
     root: &Root,
     entries: &[Entry],
 ) -> Result<Incoming, Error> {
-    let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, PATIENCE)?;
+    let patience = Patience { total: plan.timeout, answer: plan.answer_timeout };
+    let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, patience)?;
     let boundary = format!("mayfly{:08x}{:08x}{:08x}", random(), random(), random());
     let url = url(server, plan.job, upload);
     let headers = [
