@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::deflate::{BLOCK, Deflater, Packed, window};
+use super::compress::{BLOCK, Compressor, Packed, window};
 use super::pool::{Pending, Pool};
 use super::root::Root;
 use super::select::Entry;
@@ -28,8 +28,8 @@ pub struct Small {
     pub stat: FileStat,
     /// Its content.
     pub content: Vec<u8>,
-    /// Its content as a complete deflate stream, where that is shorter.
-    pub deflated: Option<Vec<u8>>,
+    /// Its content as a complete compressed stream, where that is shorter.
+    pub packed: Option<Vec<u8>>,
     /// CRC-32 of the content.
     pub checksum: u32,
     /// It changed while it was read.
@@ -37,7 +37,7 @@ pub struct Small {
 }
 
 /// Opens a file and deals with it at once when it is small.
-pub fn load(deflater: &mut Deflater, root: &Root, entry: &Entry) -> Loaded {
+pub fn load(compressor: &mut Compressor, root: &Root, entry: &Entry) -> Loaded {
     let (file, stat) = match root.open_file(&entry.path) {
         Ok(opened) => opened,
         Err(why) => return Loaded::Unreadable(why),
@@ -50,11 +50,11 @@ pub fn load(deflater: &mut Deflater, root: &Root, entry: &Entry) -> Loaded {
     if let Err(why) = (&file).take(size).read_to_end(&mut content) {
         return Loaded::Unreadable(why);
     }
-    match deflater.whole(&content) {
-        Ok(deflated) => {
+    match compressor.whole(&content) {
+        Ok(packed) => {
             let checksum = crc32fast::hash(&content);
             let changed = content.len() as u64 != size || has_changed(&file, &stat);
-            Loaded::Small(Small { stat, content, deflated, checksum, changed })
+            Loaded::Small(Small { stat, content, packed, checksum, changed })
         }
         Err(why) => Loaded::Unreadable(why),
     }
@@ -98,7 +98,7 @@ pub fn stream(
         size += block.len() as u64;
         let (window, previous) = (window(&block), std::mem::take(&mut before));
         before = window;
-        under_way.push_back(pool.submit(move |deflater| deflater.block(&previous, block)));
+        under_way.push_back(pool.submit(move |compressor| compressor.block(&previous, block)));
         if under_way.len() >= pool.depth()
             && let Some(first) = under_way.pop_front()
         {

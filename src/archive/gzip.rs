@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::deflate::END;
+use super::compress::{END, Method};
 use super::feed::{Loaded, load, stream};
 use super::pool::with_pool;
 use super::root::{Kind, Root};
@@ -14,8 +14,8 @@ use super::{Level, Written};
 /// Writes every regular file as a member. Directories are passed over, links are left out with a warning.
 pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut sink: W) -> io::Result<Written> {
     // There is no gzip without deflate: the lowest level is its fastest.
-    let level = level.deflate().unwrap_or(1);
-    with_pool(Some(level), |pool| {
+    let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
+    with_pool(method, |pool| {
         let mut written = Written::default();
         for entry in entries {
             let path = &entry.path;
@@ -27,14 +27,14 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
                     continue;
                 }
             }
-            match pool.submit(move |deflater| load(deflater, root, entry)).wait()? {
+            match pool.submit(move |compressor| load(compressor, root, entry)).wait()? {
                 Loaded::Small(small) => {
                     write_header(&mut sink, path, small.stat.st_mtime)?;
-                    match &small.deflated {
-                        Some(deflated) => sink.write_all(deflated)?,
+                    match &small.packed {
+                        Some(packed) => sink.write_all(packed)?,
                         None => {
                             let content = small.content.clone();
-                            sink.write_all(&pool.submit(|deflater| deflater.block(&[], content)).wait()??.data)?;
+                            sink.write_all(&pool.submit(|compressor| compressor.block(&[], content)).wait()??.data)?;
                             sink.write_all(&END)?;
                         }
                     }

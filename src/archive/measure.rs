@@ -19,6 +19,7 @@ fn measure() {
     for (name, format, level) in [
         ("zip fast", Format::Zip, Level::Fast),
         ("zip default", Format::Zip, Level::Default),
+        ("zip.zst default", Format::ZipZstd, Level::Default),
         ("tar.zst default", Format::TarZstd, Level::Default),
     ] {
         let packed = work.path().join("packed");

@@ -14,7 +14,7 @@ mod gzip;
 mod tar;
 mod zip;
 
-mod deflate;
+mod compress;
 mod feed;
 mod pool;
 
@@ -24,6 +24,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use compress::Method;
 use root::Root;
 use select::Entry;
 
@@ -56,14 +57,13 @@ impl Level {
         }
     }
 
-    /// The level for deflate; `None` for storing.
-    fn deflate(self) -> Option<u32> {
+    fn deflate(self) -> Method {
         match self {
-            Self::Fastest => None,
-            Self::Fast => Some(2),
-            Self::Default => Some(6),
-            Self::Slow => Some(8),
-            Self::Slowest => Some(9),
+            Self::Fastest => Method::Store,
+            Self::Fast => Method::Deflate(2),
+            Self::Default => Method::Deflate(6),
+            Self::Slow => Method::Deflate(8),
+            Self::Slowest => Method::Deflate(9),
         }
     }
 
@@ -82,6 +82,8 @@ impl Level {
 pub enum Format {
     /// zip with deflate.
     Zip,
+    /// zip with zstd.
+    ZipZstd,
     /// One gzip member for each file.
     Gzip,
     /// tar compressed with zstd.
@@ -92,7 +94,8 @@ pub enum Format {
 /// ends it.
 pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Level, sink: W) -> io::Result<Written> {
     match format {
-        Format::Zip => zip::write_zip(root, entries, level, sink),
+        Format::Zip => zip::write_zip(root, entries, level.deflate(), sink),
+        Format::ZipZstd => zip::write_zip(root, entries, Method::Zstd(level), sink),
         Format::Gzip => gzip::write_gzip(root, entries, level, sink),
         Format::TarZstd => tar::write_tar_zstd(root, entries, level, sink),
     }

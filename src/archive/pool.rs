@@ -4,12 +4,12 @@ use std::io;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
-use super::deflate::Deflater;
+use super::compress::{Compressor, Method};
 
 /// More threads than this bring no speed that a disk or network could use, but memory.
 const MOST_WORKERS: usize = 8;
 
-type Job<'a> = Box<dyn FnOnce(&mut Deflater) + Send + 'a>;
+type Job<'a> = Box<dyn FnOnce(&mut Compressor) + Send + 'a>;
 
 /// A handle to the threads.
 pub struct Pool<'a> {
@@ -22,11 +22,11 @@ pub struct Pending<T>(mpsc::Receiver<T>);
 
 impl<'a> Pool<'a> {
     /// Has a thread do some work. Whoever submits bounds how much is under way.
-    pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Deflater) -> T + Send + 'a) -> Pending<T> {
+    pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> Pending<T> {
         let (done, pending) = mpsc::sync_channel(1);
-        let job: Job<'a> = Box::new(move |deflater| {
+        let job: Job<'a> = Box::new(move |compressor| {
             // Nobody waits any more when the archive was given up.
-            let _ = done.send(work(deflater));
+            let _ = done.send(work(compressor));
         });
         // Fails only when every thread is gone; then `wait` says so.
         let _ = self.jobs.send(job);
@@ -47,17 +47,16 @@ impl<T> Pending<T> {
 }
 
 /// Runs `body` with one thread for each core.
-pub fn with_pool<'a, R>(level: Option<u32>, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
+pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
     let (jobs, queue) = mpsc::channel::<Job<'a>>();
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
         for n in 0..workers {
-            let queue = &queue;
-            thread::Builder::new().name(format!("deflate-{n}")).spawn_scoped(scope, move || {
-                let mut deflater = Deflater::new(level);
+            let (queue, mut compressor) = (&queue, Compressor::new(method)?);
+            thread::Builder::new().name(format!("compress-{n}")).spawn_scoped(scope, move || {
                 while let Some(job) = next(queue) {
-                    job(&mut deflater);
+                    job(&mut compressor);
                 }
             })?;
         }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
-use zstd::zstd_safe::CParameter;
 
+use super::compress::zstd_stream;
 use super::feed::has_changed;
 use super::root::{Kind, Root};
 use super::select::Entry;
@@ -17,7 +17,7 @@ use super::{Level, Written};
 /// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
 /// ends it.
 pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
-    let mut archive = Builder::new(encoder(sink, level)?);
+    let mut archive = Builder::new(zstd_stream(sink, level)?);
     let mut written = Written::default();
     for entry in entries {
         let path = &entry.path;
@@ -33,17 +33,6 @@ pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, si
     }
     archive.into_inner()?.finish()?.flush()?;
     Ok(written)
-}
-
-/// Compresses with tables that stay small also at the high levels, which would take 60 MB otherwise.
-pub fn encoder<'a, W: Write>(sink: W, level: Level) -> io::Result<zstd::Encoder<'a, W>> {
-    let mut encoder = zstd::Encoder::new(sink, level.zstd())?;
-    if matches!(level, Level::Slow | Level::Slowest) {
-        for most in [CParameter::WindowLog(21), CParameter::HashLog(20), CParameter::ChainLog(20)] {
-            encoder.set_parameter(most)?;
-        }
-    }
-    Ok(encoder)
 }
 
 enum Trouble {

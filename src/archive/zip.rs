@@ -11,19 +11,19 @@ use rawzip::path::EntryPath;
 use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
 
-use super::deflate::END;
+use super::compress::{END, Method, zstd_stream};
 use super::feed::{Loaded, Small, load, stream};
 use super::pool::{Pending, Pool, with_pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
-use super::{Level, Written};
+use super::Written;
 
 /// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
 /// warning; only a sink that fails ends it.
-pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
-    with_pool(level.deflate(), |pool| {
+pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink: W) -> io::Result<Written> {
+    with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
-        let mut packer = Packer { root, archive, level, written: Written::default() };
+        let mut packer = Packer { root, archive, method, written: Written::default() };
         packer.pack_all(pool, entries)?;
         packer.archive.finish().map_err(broken)?;
         Ok(packer.written)
@@ -33,7 +33,7 @@ pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W
 struct Packer<'a, W> {
     root: &'a Root,
     archive: ZipArchiveWriter<W>,
-    level: Level,
+    method: Method,
     written: Written,
 }
 
@@ -46,7 +46,7 @@ impl<'a, W: Write> Packer<'a, W> {
         loop {
             while ahead.len() < pool.depth() {
                 let Some(entry) = rest.next() else { break };
-                let load = (entry.kind == Kind::File).then(|| pool.submit(move |deflater| load(deflater, root, entry)));
+                let load = (entry.kind == Kind::File).then(|| pool.submit(move |compressor| load(compressor, root, entry)));
                 ahead.push_back((entry, load));
             }
             let Some((entry, loading)) = ahead.pop_front() else { return Ok(()) };
@@ -61,14 +61,18 @@ impl<'a, W: Write> Packer<'a, W> {
         match loaded {
             Loaded::Small(small) => self.pack_small(path, small),
             Loaded::Large(file, stat) => {
-                let method = match self.level.deflate() {
-                    Some(_) => CompressionMethod::DEFLATE,
-                    None => CompressionMethod::STORE,
-                };
-                let builder = self.archive.new_file(entry_path(path)).compression_method(method);
+                let builder = self.archive.new_file(entry_path(path)).compression_method(in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
-                let streamed = stream(pool, &file, &stat, |data| entry.write_all(data))?;
-                if method == CompressionMethod::DEFLATE {
+                let streamed = match self.method {
+                    Method::Zstd(level) => {
+                        let mut encoder = zstd_stream(&mut entry, level)?;
+                        let streamed = stream(pool, &file, &stat, |data| encoder.write_all(data))?;
+                        encoder.finish()?;
+                        streamed
+                    }
+                    _ => stream(pool, &file, &stat, |data| entry.write_all(data))?,
+                };
+                if matches!(self.method, Method::Deflate(_)) {
                     entry.write_all(&END)?;
                 }
                 entry.finish(DataDescriptorOutput::new(streamed.checksum, streamed.size)).map_err(broken)?;
@@ -86,8 +90,8 @@ impl<'a, W: Write> Packer<'a, W> {
     }
 
     fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
-        let (method, data) = match &small.deflated {
-            Some(deflated) => (CompressionMethod::DEFLATE, deflated),
+        let (method, data) = match &small.packed {
+            Some(packed) => (in_zip(self.method), packed),
             None => (CompressionMethod::STORE, &small.content),
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
@@ -137,6 +141,14 @@ impl<'a, W: Write> Packer<'a, W> {
         }
         self.written.add(0);
         Ok(())
+    }
+}
+
+fn in_zip(method: Method) -> CompressionMethod {
+    match method {
+        Method::Store => CompressionMethod::STORE,
+        Method::Deflate(_) => CompressionMethod::DEFLATE,
+        Method::Zstd(_) => CompressionMethod::ZSTD,
     }
 }
 
@@ -199,12 +211,14 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::process::Command;
 
+    use super::super::{Format, Level, write};
     use super::super::testing::{Project, assert_same, sample, snapshot, tool};
+    use super::super::unpack::unpack;
     use super::*;
 
     fn pack(project: &Project, level: Level) -> Written {
         let archive = File::create(project.beside("a.zip")).unwrap();
-        write_zip(&project.root(), &project.entries(), level, archive).unwrap()
+        write(&project.root(), &project.entries(), Format::Zip, level, archive).unwrap()
     }
 
     #[test]
@@ -225,6 +239,23 @@ mod tests {
     }
 
     #[test]
+    fn with_zstd_it_is_a_zip_archive_all_the_same() {
+        for level in [Level::Fastest, Level::Default, Level::Slowest] {
+            let project = sample();
+            let archive = File::create(project.beside("a.zip")).unwrap();
+            let written = write(&project.root(), &project.entries(), Format::ZipZstd, level, archive).unwrap();
+            assert_eq!(written.warnings, Vec::<String>::new());
+            let out = project.beside("by bsdtar");
+            fs::create_dir(&out).unwrap();
+            tool(Command::new("bsdtar").arg("-xpf").arg(project.beside("a.zip")).current_dir(&out));
+            assert_same(&snapshot(&out), &project.snapshot(), &format!("by bsdtar {level:?}"));
+            let copy = Project::new_with(&project, "a.zip");
+            unpack(&File::open(copy.beside("a.zip")).unwrap(), &copy.root()).unwrap();
+            assert_same(&copy.snapshot(), &project.snapshot(), "by ourselves");
+        }
+    }
+
+    #[test]
     fn a_file_that_vanishes_or_hides_is_a_warning() {
         let project = Project::new();
         project.write("a", b"a").write("b", b"b").write("c", b"c");
@@ -233,7 +264,7 @@ mod tests {
         fs::remove_file(project.path().join("b")).unwrap();
         project.link("b", "/etc/passwd");
         let archive = File::create(project.beside("a.zip")).unwrap();
-        let written = write_zip(&project.root(), &entries, Level::Default, archive).unwrap();
+        let written = write(&project.root(), &entries, Format::Zip, Level::Default, archive).unwrap();
         assert_eq!(written.entries, 1);
         assert_eq!(written.warnings.len(), 2);
         assert!(written.warnings[0].starts_with("a: left out: "), "{:?}", written.warnings);
@@ -257,7 +288,7 @@ mod tests {
         let project = Project::new();
         project.write("log", &vec![b'l'; 3_000_000]);
         let mut sink = Growing(&project, Vec::new());
-        let written = write_zip(&project.root(), &project.entries(), Level::Default, &mut sink).unwrap();
+        let written = write(&project.root(), &project.entries(), Format::Zip, Level::Default, &mut sink).unwrap();
         assert_eq!(written.warnings, ["log: changed while it was being packed"]);
         assert_eq!(written.bytes, 3_000_000);
         fs::write(project.beside("a.zip"), sink.1).unwrap();
@@ -276,7 +307,7 @@ mod tests {
             }
         }
         let project = sample();
-        let error = write_zip(&project.root(), &project.entries(), Level::Default, Full).unwrap_err();
+        let error = write(&project.root(), &project.entries(), Format::Zip, Level::Default, Full).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 
@@ -301,22 +332,8 @@ mod tests {
         let entry = project.entries().remove(0);
         let entries: Vec<_> = std::iter::repeat_n(entry, 70_000).collect();
         let archive = File::create(project.beside("a.zip")).unwrap();
-        assert_eq!(write_zip(&project.root(), &entries, Level::Default, archive).unwrap().entries, 70_000);
+        assert_eq!(write(&project.root(), &entries, Format::Zip, Level::Default, archive).unwrap().entries, 70_000);
         let listed = tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip")));
         assert_eq!(listed.lines().count(), 70_000);
-    }
-
-    #[test]
-    #[ignore = "reads more than 4 GiB"]
-    fn a_file_larger_than_old_zip_can_hold() {
-        let project = Project::new();
-        project.write("large", b"");
-        let size = (4 << 30) + 12_345;
-        File::options().write(true).open(project.path().join("large")).unwrap().set_len(size).unwrap();
-        pack(&project, Level::Fast);
-        tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));
-        let copy = Project::new_with(&project, "a.zip");
-        super::super::unpack::unpack(&File::open(copy.beside("a.zip")).unwrap(), &copy.root()).unwrap();
-        assert_eq!(fs::metadata(copy.path().join("large")).unwrap().len(), size);
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use flate2::bufread::GzDecoder;
 
 use super::place::{Meta, Parent, Place};
-use super::{UnpackError, describe, relative};
+use super::{UnpackError, relative};
 
 /// Unpacks every member of a gzip file.
 pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
@@ -23,7 +23,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
         let mut content = Bounded { content: &mut member, place, granted: 0 };
         let written = place.file(&mut parent, &path, meta, &mut content);
-        written.map_err(|why| UnpackError::of_entry(&name, describe(&why)))?;
+        written.map_err(|why| UnpackError::of_io(&name, &why))?;
     }
     Ok(())
 }

@@ -31,6 +31,17 @@ pub struct UnpackError {
     pub entry: Option<String>,
     /// What was wrong.
     pub why: String,
+    /// With what.
+    pub fault: Fault,
+}
+
+/// What was wrong with: the next try with the same archive may end better, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The archive: it is broken, or says what no archive may.
+    Archive,
+    /// The place it goes to: no room, or something in the way.
+    Place,
 }
 
 impl fmt::Display for UnpackError {
@@ -46,11 +57,21 @@ impl std::error::Error for UnpackError {}
 
 impl UnpackError {
     fn of_archive(why: impl fmt::Display) -> Self {
-        Self { entry: None, why: why.to_string() }
+        Self { entry: None, why: why.to_string(), fault: Fault::Archive }
+    }
+
+    fn of_place(why: impl fmt::Display) -> Self {
+        Self { fault: Fault::Place, ..Self::of_archive(why) }
     }
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
-        Self { entry: Some(String::from_utf8_lossy(name).into_owned()), why: why.to_string() }
+        Self { entry: Some(String::from_utf8_lossy(name).into_owned()), ..Self::of_archive(why) }
+    }
+
+    /// What went wrong while an entry was read or written.
+    fn of_io(name: &[u8], why: &io::Error) -> Self {
+        let fault = if why.kind() == io::ErrorKind::InvalidData { Fault::Archive } else { Fault::Place };
+        Self { fault, ..Self::of_entry(name, describe(why)) }
     }
 }
 
@@ -58,7 +79,7 @@ impl UnpackError {
 pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
     let mut magic = [0; 4];
     let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
-    let place = Place::new(root).map_err(UnpackError::of_archive)?;
+    let place = Place::new(root).map_err(UnpackError::of_place)?;
     match &magic[..length] {
         [0x28, 0xb5, 0x2f, 0xfd] => tar::unpack(archive, &place)?,
         [0x1f, 0x8b, ..] => gzip::unpack(archive, &place)?,
@@ -66,6 +87,21 @@ pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
         _ => zip::unpack(archive, &place)?,
     }
     place.finish()
+}
+
+/// Whether a file begins like an archive that a cache can be: zip, also an empty one, or tar+zstd.
+pub fn looks_like_cache(file: &File) -> io::Result<bool> {
+    let mut magic = [0; 4];
+    let length = file.read_at(&mut magic, 0)?;
+    Ok(matches!(&magic[..length], [b'P', b'K', 3, 4] | [b'P', b'K', 5, 6] | [0x28, 0xb5, 0x2f, 0xfd]))
+}
+
+/// The error of a content that cannot be read, told from one of the place it goes to.
+fn unreadable(why: io::Error) -> io::Error {
+    match why.kind() {
+        io::ErrorKind::StorageFull => why,
+        _ => io::Error::new(io::ErrorKind::InvalidData, why.to_string()),
+    }
 }
 
 /// The name of an entry as a path beneath the project directory; empty for the directory itself.
@@ -91,10 +127,10 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
 
 /// What a failed write or read of an entry's content means to an author.
 fn describe(why: &io::Error) -> String {
-    match why.kind() {
-        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
-        _ if why.raw_os_error() == Some(nix::libc::EXDEV) => "a link leads out of the project directory".to_owned(),
+    match why.raw_os_error() {
+        Some(nix::libc::ENOSPC) => "the disk is full".to_owned(),
+        Some(nix::libc::EDQUOT) => "the disk quota is used up".to_owned(),
+        Some(nix::libc::EXDEV) => "a link leads out of the project directory".to_owned(),
         _ => why.to_string(),
     }
 }

@@ -16,7 +16,7 @@ use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
-use super::{UnpackError, Unpacked, describe};
+use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::root::{Kind, Links, Root, kind_of};
 
 /// What is left on the disk for others, at most.
@@ -92,7 +92,8 @@ impl<'a> Place<'a> {
         if free >= size {
             return Ok(());
         }
-        Err(io::Error::other(format!("{size} bytes, but only {} are free on the disk", free.max(0))))
+        let why = format!("{size} bytes, but only {} are free on the disk", free.max(0));
+        Err(io::Error::new(io::ErrorKind::StorageFull, why))
     }
 
     /// Writes a file. Something that is no directory is replaced: never written through, whatever it links to.
@@ -154,7 +155,7 @@ impl<'a> Place<'a> {
         let mut parent = Parent::default();
         for (path, target) in &later.links {
             let name = path.as_os_str().as_encoded_bytes();
-            self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_entry(name, describe(&why)))?;
+            self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         // The deepest first: a change below would touch the time of what is above.
         for (path, meta) in later.directories.iter().rev() {
@@ -238,7 +239,7 @@ fn copy(from: &mut dyn Read, to: &mut File) -> io::Result<()> {
             Ok(0) => return Ok(()),
             Ok(length) => to.write_all(&buffer[..length])?,
             Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-            Err(why) => return Err(why),
+            Err(why) => return Err(unreadable(why)),
         }
     }
 }

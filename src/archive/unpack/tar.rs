@@ -1,32 +1,62 @@
 //! Reading tar, compressed with zstd.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufReader, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 
 use tar::EntryType;
 
 use super::place::{Meta, Parent, Place};
-use super::{UnpackError, describe, relative};
+use super::{UnpackError, relative};
 
 /// Unpacks a tar archive compressed with zstd.
 pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(256 * 1024, file));
-    let mut archive = tar::Archive::new(decoder.map_err(UnpackError::of_archive)?);
+    let left = Cell::new(0);
+    let content = Rationed { content: decoder.map_err(UnpackError::of_archive)?, left: &left };
+    let mut archive = tar::Archive::new(content);
+    let mut entries = archive.entries().map_err(UnpackError::of_archive)?;
     let mut parent = Parent::default();
     let mut last = None;
-    for entry in archive.entries().map_err(UnpackError::of_archive)? {
+    loop {
+        left.set(MOST_BETWEEN);
+        let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(|why| match &last {
             Some(name) => UnpackError::of_archive(format_args!("it is broken after {name}: {why}")),
             None => UnpackError::of_archive(format_args!("it is no tar archive that can be read: {why}")),
         })?;
+        left.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
         unpack_entry(&mut entry, &name, place, &mut parent)?;
+        // What was of no interest is passed over here, so that it is not taken for a header.
+        io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
         last = Some(String::from_utf8_lossy(&name).into_owned());
     }
-    Ok(())
+}
+
+/// What stands between two contents: long names and lists of extensions are kept in memory, however long they say they
+/// are.
+const MOST_BETWEEN: u64 = 4 << 20;
+
+/// A reader that gives so many bytes and then fails.
+struct Rationed<'a, R> {
+    content: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Rationed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 && !buffer.is_empty() {
+            return Err(io::Error::other("a header is too long"));
+        }
+        let length = self.content.read(&mut buffer[..most])?;
+        self.left.set(self.left.get() - length as u64);
+        Ok(length)
+    }
 }
 
 fn unpack_entry(
@@ -61,5 +91,5 @@ fn unpack_entry(
             Ok(())
         }
     };
-    done.map_err(|why| fail(&describe(&why)))
+    done.map_err(|why| UnpackError::of_io(name, &why))
 }

@@ -18,7 +18,7 @@ use rawzip::{
 };
 
 use super::place::{Meta, Parent, Place};
-use super::{UnpackError, describe, relative};
+use super::{UnpackError, relative, unreadable};
 
 /// More decompressors than this outrun any disk.
 const MOST_WORKERS: usize = 8;
@@ -42,7 +42,7 @@ struct Task {
 
 /// Unpacks a zip archive.
 pub fn unpack(file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
-    let file = file.try_clone().map_err(UnpackError::of_archive)?;
+    let file = file.try_clone().map_err(UnpackError::of_place)?;
     let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::from_file(file, &mut buffer)
         .map_err(|why| UnpackError::of_archive(format_args!("it is no zip archive that can be read: {why}")))?;
@@ -85,7 +85,7 @@ fn unpack_batch(
             thread::Builder::new()
                 .name(format!("unzip-{n}"))
                 .spawn_scoped(scope, move || work(archive, place, queue, failure))
-                .map_err(UnpackError::of_archive)?;
+                .map_err(UnpackError::of_place)?;
         }
         let mut seen = HashSet::new();
         let mut ready = first;
@@ -178,10 +178,10 @@ fn prepare(
         at: record.wayfinder(),
     };
     match mode & TYPE {
-        _ if name.ends_with(b"/") => place.directory(&task.path, meta).map_err(|why| fail(&describe(&why)))?,
-        DIRECTORY => place.directory(&task.path, meta).map_err(|why| fail(&describe(&why)))?,
+        _ if name.ends_with(b"/") => place.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
+        DIRECTORY => place.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
         LINK => {
-            let target = read_link(archive, &task).map_err(|why| fail(&describe(&why)))?;
+            let target = read_link(archive, &task).map_err(|why| UnpackError::of_io(name, &why))?;
             place.link(task.path, target);
         }
         REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
@@ -192,9 +192,11 @@ fn prepare(
 
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
     let mut target = Vec::new();
-    with_content(archive, task, &mut |content| content.take(MOST_TARGET + 1).read_to_end(&mut target).map(drop))?;
+    with_content(archive, task, &mut |content| {
+        content.take(MOST_TARGET + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
+    })?;
     if target.is_empty() || target.len() as u64 > MOST_TARGET || target.contains(&0) {
-        return Err(io::Error::other("it links to something that is no path"));
+        return Err(unreadable(io::Error::other("it links to something that is no path")));
     }
     Ok(OsString::from_vec(target))
 }
@@ -208,7 +210,7 @@ fn extract(
     let result = place
         .reserve(task.size)
         .and_then(|()| with_content(archive, task, &mut |content| place.file(parent, &task.path, task.meta, content)));
-    result.map_err(|why| UnpackError::of_entry(&task.name, describe(&why)))
+    result.map_err(|why| UnpackError::of_io(&task.name, &why))
 }
 
 /// Gives the content of an entry, no more of it than the archive says there is, and checked at its end.
@@ -217,11 +219,66 @@ fn with_content(
     task: &Task,
     read: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>,
 ) -> io::Result<()> {
-    let entry = archive.get_entry(task.at).map_err(io::Error::other)?;
+    let entry = archive.get_entry(task.at).map_err(|why| unreadable(io::Error::other(why)))?;
     match task.method {
         CompressionMethod::STORE => read(&mut entry.verifying_reader(entry.reader())),
         CompressionMethod::DEFLATE => read(&mut entry.verifying_reader(DeflateDecoder::new(entry.reader()))),
         CompressionMethod::ZSTD => read(&mut entry.verifying_reader(zstd::Decoder::new(entry.reader())?)),
-        method => Err(io::Error::other(format!("its compression ({method}) is not known here"))),
+        method => Err(unreadable(io::Error::other(format!("its compression ({method}) is not known here")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+    use std::process::Command;
+
+    use super::*;
+    use crate::archive::testing::{Project, tool};
+    use crate::archive::{Format, Level, write};
+
+    /// A file in which long runs of zeros take no room.
+    struct Sparse(File);
+
+    impl Write for Sparse {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            static ZEROS: [u8; 256 * 1024] = [0; 256 * 1024];
+            match data.len() > 4096 && ZEROS.get(..data.len()) == Some(data) {
+                true => self.0.seek(SeekFrom::Current(data.len() as i64)).map(|_| data.len()),
+                false => self.0.write(data),
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_old_zip_can_hold() {
+        let project = Project::new();
+        project.write("large", b"").write("later", b"x");
+        let size = (4 << 30) + 12_345;
+        File::options().write(true).open(project.path().join("large")).unwrap().set_len(size).unwrap();
+        let sink = Sparse(File::create(project.beside("a.zip")).unwrap());
+        let written = write(&project.root(), &project.entries(), Format::Zip, Level::Fastest, sink).unwrap();
+        assert_eq!((written.bytes, written.warnings.len()), (size + 1, 0));
+        let listed = tool(Command::new("unzip").arg("-Zs").arg(project.beside("a.zip")));
+        assert!(listed.contains(&size.to_string()), "{listed}");
+
+        let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
+        let archive = ZipArchive::from_file(File::open(project.beside("a.zip")).unwrap(), &mut buffer).unwrap();
+        let mut records = vec![0; MAX_CENTRAL_DIRECTORY_RECORD_SIZE];
+        let mut entries = archive.entries(&mut records);
+        let root = project.root();
+        let place = Place::new(&root).unwrap();
+        let mut sizes = Vec::new();
+        while let Some(record) = entries.next_entry().unwrap() {
+            let Prepared::File(task) = prepare(&archive, &record, &place).unwrap() else { panic!("a file") };
+            sizes.push(task.size);
+            let mut start = Vec::new();
+            with_content(&archive, &task, &mut |content| content.take(10).read_to_end(&mut start).map(drop)).unwrap();
+            assert_eq!(start, if task.size == 1 { &b"x"[..] } else { &[0; 10] });
+        }
+        assert_eq!(sizes, [size, 1]);
     }
 }

@@ -111,6 +111,7 @@ fn upload(artifact: &Artifact, variables: &Variables) -> Upload {
             "gzip" => UploadFormat::Archive(Format::Gzip),
             "raw" => UploadFormat::Raw,
             "tarzstd" => UploadFormat::Archive(Format::TarZstd),
+            "zipzstd" => UploadFormat::Archive(Format::ZipZstd),
             _ => UploadFormat::Archive(Format::Zip),
         },
         expire_in: artifact.expire_in.clone(),

@@ -214,7 +214,7 @@ fn told(written: &Written) {
 
 fn file_name(upload: &Upload) -> String {
     let ending = match upload.format {
-        UploadFormat::Archive(Format::Zip) => ".zip",
+        UploadFormat::Archive(Format::Zip | Format::ZipZstd) => ".zip",
         UploadFormat::Archive(Format::Gzip) => ".gz",
         UploadFormat::Archive(Format::TarZstd) => ".tar.zst",
         UploadFormat::Raw => "",
@@ -234,6 +234,7 @@ fn part_head(boundary: &str, name: &str) -> String {
 fn url(server: &Server, job: i64, upload: &Upload) -> String {
     let format = match upload.format {
         UploadFormat::Archive(Format::Zip) => "zip",
+        UploadFormat::Archive(Format::ZipZstd) => "zipzstd",
         UploadFormat::Archive(Format::Gzip) => "gzip",
         UploadFormat::Archive(Format::TarZstd) => "tarzstd",
         UploadFormat::Raw => "raw",

@@ -144,6 +144,7 @@ impl Planner<'_> {
         let expand = |path: &String| expand_like_shell(path, &|name| variables.value(name));
         let format = match variables.value("CACHE_COMPRESSION_FORMAT").as_deref().map(str::trim) {
             Some("tarzstd") => Format::TarZstd,
+            Some("zipzstd") => Format::ZipZstd,
             _ => Format::Zip,
         };
         let asked = || variables.value("CACHE_MAX_UPLOADED_ARCHIVE_SIZE").and_then(|text| text.trim().parse().ok());

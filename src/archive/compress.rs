@@ -1,10 +1,14 @@
-//! Deflate in independent pieces: each block knows the 32 KiB before it and ends on a whole byte, so that blocks made
-//! on several cores, put one after the other, are one stream.
+//! What one thread compresses: small files as a whole, and large ones as deflate in independent pieces. Each block knows
+//! the 32 KiB before it and ends on a whole byte, so that blocks made on several cores, put one after the other, are one
+//! stream.
 
-use std::io;
+use std::io::{self, Write};
 
 use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
+use zstd::zstd_safe::CParameter;
+
+use super::Level;
 
 /// How much is compressed as one piece.
 pub const BLOCK: usize = 256 * 1024;
@@ -23,27 +27,47 @@ pub struct Packed {
     pub checksum: Hasher,
 }
 
-/// A compressor that is used again for block after block.
-pub struct Deflater {
-    compress: Option<Compress>,
-    probe: Compress,
+/// How to compress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Not at all.
+    Store,
+    /// Deflate with a level of 1 to 9.
+    Deflate(u32),
+    /// zstd; large files as one stream.
+    Zstd(Level),
 }
 
-impl Deflater {
-    /// With a level of 1 to 9, or none for plain storing.
-    pub fn new(level: Option<u32>) -> Self {
-        let compress = level.map(|level| Compress::new(Compression::new(level), false));
-        Self { compress, probe: Compress::new(Compression::fast(), false) }
+/// A compressor that is used again for block after block.
+pub struct Compressor(Engine);
+
+enum Engine {
+    None,
+    Deflate { compress: Compress, probe: Compress },
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Compressor {
+    /// Errors: no memory.
+    pub fn new(method: Method) -> io::Result<Self> {
+        Ok(Self(match method {
+            Method::Store => Engine::None,
+            Method::Deflate(level) => Engine::Deflate {
+                compress: Compress::new(Compression::new(level), false),
+                probe: Compress::new(Compression::fast(), false),
+            },
+            Method::Zstd(level) => Engine::Zstd(zstd::bulk::Compressor::new(level.zstd())?),
+        }))
     }
 
-    /// Compresses a block that follows `before`; without a level it comes back as it is.
+    /// Deflates a block that follows `before`; without deflate it comes back as it is.
     pub fn block(&mut self, before: &[u8], block: Vec<u8>) -> io::Result<Packed> {
         let mut checksum = Hasher::new();
         checksum.update(&block);
-        let Some(compress) = &mut self.compress else {
+        let Engine::Deflate { compress, probe } = &mut self.0 else {
             return Ok(Packed { data: block, checksum });
         };
-        if looks_incompressible(&mut self.probe, &block)? {
+        if looks_incompressible(probe, &block)? {
             return Ok(Packed { data: stored(&block), checksum });
         }
         compress.reset();
@@ -57,16 +81,33 @@ impl Deflater {
 
     /// Compresses a whole small file to a complete stream; `None` when it is better stored.
     pub fn whole(&mut self, content: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let Some(compress) = &mut self.compress else {
-            return Ok(None);
-        };
-        if content.is_empty() || looks_incompressible(&mut self.probe, content)? {
+        if content.is_empty() {
             return Ok(None);
         }
-        compress.reset();
-        let data = run(compress, content, FlushCompress::Finish)?;
+        let data = match &mut self.0 {
+            Engine::None => return Ok(None),
+            Engine::Deflate { compress, probe } => {
+                if looks_incompressible(probe, content)? {
+                    return Ok(None);
+                }
+                compress.reset();
+                run(compress, content, FlushCompress::Finish)?
+            }
+            Engine::Zstd(compressor) => compressor.compress(content)?,
+        };
         Ok((data.len() < content.len()).then_some(data))
     }
+}
+
+/// Compresses a stream with zstd, with tables that stay small also at the high levels, which would take 60 MB otherwise.
+pub fn zstd_stream<'a, W: Write>(sink: W, level: Level) -> io::Result<zstd::Encoder<'a, W>> {
+    let mut encoder = zstd::Encoder::new(sink, level.zstd())?;
+    if matches!(level, Level::Slow | Level::Slowest) {
+        for most in [CParameter::WindowLog(21), CParameter::HashLog(20), CParameter::ChainLog(20)] {
+            encoder.set_parameter(most)?;
+        }
+    }
+    Ok(encoder)
 }
 
 /// What the next block may refer to.
@@ -142,10 +183,10 @@ mod tests {
     #[test]
     fn blocks_put_together_are_one_stream() {
         let blocks = [text(BLOCK), noise(BLOCK), text(70_000), noise(100), Vec::new(), text(1)];
-        let mut deflater = Deflater::new(Some(6));
+        let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
         let (mut stream, mut checksum, mut before) = (Vec::new(), Hasher::new(), Vec::new());
         for block in &blocks {
-            let packed = deflater.block(&before, block.clone()).unwrap();
+            let packed = compressor.block(&before, block.clone()).unwrap();
             stream.extend(packed.data);
             checksum.combine(&packed.checksum);
             before = window(block);
@@ -160,11 +201,14 @@ mod tests {
 
     #[test]
     fn what_does_not_shrink_is_stored() {
-        let mut deflater = Deflater::new(Some(6));
-        assert!(deflater.whole(&noise(60_000)).unwrap().is_none());
-        assert!(deflater.whole(&noise(20)).unwrap().is_none());
-        assert!(deflater.whole(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
-        let packed = deflater.block(&[], noise(BLOCK)).unwrap();
+        let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
+        let mut zstd = Compressor::new(Method::Zstd(Level::Default)).unwrap();
+        for compressor in [&mut compressor, &mut zstd] {
+            assert!(compressor.whole(&noise(60_000)).unwrap().is_none());
+            assert!(compressor.whole(&noise(20)).unwrap().is_none());
+            assert!(compressor.whole(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
+        }
+        let packed = compressor.block(&[], noise(BLOCK)).unwrap();
         assert!(packed.data.len() <= BLOCK + 25);
     }
 }
