@@ -25,7 +25,12 @@ pub enum Node {
 
 impl Project {
     pub fn new() -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// A project on another disk.
+    pub fn new_in(place: &Path) -> Self {
+        let temp = tempfile::tempdir_in(place).unwrap();
         fs::create_dir(temp.path().join("project")).unwrap();
         Self { temp }
     }

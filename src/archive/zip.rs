@@ -11,12 +11,12 @@ use rawzip::path::EntryPath;
 use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
 
+use super::Written;
 use super::compress::{END, Method, zstd_stream};
 use super::feed::{Loaded, Small, load, stream};
 use super::pool::{Pending, Pool, with_pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
-use super::Written;
 
 /// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
 /// warning; only a sink that fails ends it.
@@ -46,7 +46,8 @@ impl<'a, W: Write> Packer<'a, W> {
         loop {
             while ahead.len() < pool.depth() {
                 let Some(entry) = rest.next() else { break };
-                let load = (entry.kind == Kind::File).then(|| pool.submit(move |compressor| load(compressor, root, entry)));
+                let load =
+                    (entry.kind == Kind::File).then(|| pool.submit(move |compressor| load(compressor, root, entry)));
                 ahead.push_back((entry, load));
             }
             let Some((entry, loading)) = ahead.pop_front() else { return Ok(()) };
@@ -211,9 +212,9 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::process::Command;
 
-    use super::super::{Format, Level, write};
     use super::super::testing::{Project, assert_same, sample, snapshot, tool};
     use super::super::unpack::unpack;
+    use super::super::{Format, Level, write};
     use super::*;
 
     fn pack(project: &Project, level: Level) -> Written {

@@ -255,6 +255,7 @@ const CACHE_S3: &[(&str, Support)] = &[
 
 /// Feature flags that change what mayfly does; the others are only passed on to jobs.
 const FEATURE_FLAGS: &[(&str, Support)] = &[
+    ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", Honoured),
     ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", Honoured),
     ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", Honoured),
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", Honoured),

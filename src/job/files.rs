@@ -95,6 +95,7 @@ impl Engine<'_> {
         cache::Place {
             project: self.prepared.place.project.clone(),
             store: self.prepared.place.cache.clone(),
+            root: self.context.caches.clone(),
             remote: self.context.store.as_deref(),
             tls: self.context.runner.tls.clone(),
             user_agent: user_agent(),

@@ -21,7 +21,7 @@ pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
 
 /// Names, defaults and effects, in the order of the names. All are exported to the job.
 const FLAGS: &[(&str, bool, Effect)] = &[
-    ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Nothing),
+    ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Honoured),
     ("FF_CONCRETE", false, Nothing),
     ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, Honoured),
     ("FF_DISABLE_POWERSHELL_STDIN", false, Nothing),

@@ -23,6 +23,17 @@ const ATTEMPTS: [&str; 3] = ["ARTIFACT_DOWNLOAD_ATTEMPTS", "GET_SOURCES_ATTEMPTS
 /// Limits of stages.
 const TIMEOUTS: [&str; 2] = ["RUNNER_AFTER_SCRIPT_TIMEOUT", "RUNNER_SCRIPT_TIMEOUT"];
 
+/// Words of which one is meant; the first holds where none is.
+const WORDS: [(&str, &[&str]); 3] = [
+    ("ARTIFACT_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
+    ("CACHE_COMPRESSION_FORMAT", &["zip", "tarzstd", "zipzstd"]),
+    ("CACHE_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
+];
+
+/// Counts, and what holds where none is given.
+const COUNTS: [(&str, std::ops::RangeInclusive<u64>, &str); 2] =
+    [("CACHE_MAX_UPLOADED_ARCHIVE_SIZE", 0..=u64::MAX, "no limit"), ("CACHE_REQUEST_TIMEOUT", 1..=1440, "10 minutes")];
+
 /// What is wrong with the settings of a job that may take `timeout`.
 pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
     let set = |key: &str| variables.value(key).filter(|text| !text.trim().is_empty());
@@ -37,6 +48,20 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
         if let Some(text) = set(key).filter(|text| text.trim() != used.to_string()) {
             warnings.push(format!("{key}: `{text}` is no number from 1 to 10; taken as {used}"));
         }
+    }
+    for (key, words) in WORDS {
+        if let Some(text) = set(key).filter(|text| !words.iter().any(|word| word.eq_ignore_ascii_case(text.trim()))) {
+            warnings.push(format!("{key}: `{text}` is none of {}; taken as {}", words.join(", "), words[0]));
+        }
+    }
+    for (key, range, default) in COUNTS {
+        let fits = |text: &String| text.trim().parse().is_ok_and(|count: u64| range.contains(&count));
+        if let Some(text) = set(key).filter(|text| !fits(text)) {
+            warnings.push(format!("{key}: `{text}` is no number that can be meant; taken as {default}"));
+        }
+    }
+    if let Some(text) = set("TRANSFER_METER_FREQUENCY").filter(|text| duration::parse(text).is_none()) {
+        warnings.push(format!("TRANSFER_METER_FREQUENCY: `{text}` is not a duration such as `10s`; ignored"));
     }
     for key in TIMEOUTS {
         match set(key).map(|text| (duration::parse(&text), text)) {
@@ -86,6 +111,11 @@ mod tests {
             ("RUNNER_SCRIPT_TIMEOUT", "90", "not a duration"),
             ("RUNNER_SCRIPT_TIMEOUT", "-5m", "not a duration"),
             ("RUNNER_AFTER_SCRIPT_TIMEOUT", "2h", "1h0m0s hold"),
+            ("ARTIFACT_COMPRESSION_LEVEL", "best", "taken as default"),
+            ("CACHE_COMPRESSION_FORMAT", "tar.gz", "taken as zip"),
+            ("CACHE_REQUEST_TIMEOUT", "10m", "10 minutes"),
+            ("CACHE_MAX_UPLOADED_ARCHIVE_SIZE", "5GB", "no limit"),
+            ("TRANSFER_METER_FREQUENCY", "5", "not a duration"),
         ] {
             let told = of(key, value);
             assert!(told.len() == 1 && told[0].starts_with(key) && told[0].contains(word), "{key}={value}: {told:?}");
@@ -99,6 +129,11 @@ mod tests {
             ("GIT_CHECKOUT", ""),
             ("GET_SOURCES_ATTEMPTS", "3"),
             ("RUNNER_SCRIPT_TIMEOUT", "1h"),
+            ("ARTIFACT_COMPRESSION_LEVEL", "Fastest"),
+            ("CACHE_COMPRESSION_FORMAT", "zipzstd"),
+            ("CACHE_REQUEST_TIMEOUT", " 20"),
+            ("TRANSFER_METER_FREQUENCY", "0"),
+            ("TRANSFER_METER_FREQUENCY", "5s"),
             ("OTHER", "whatever"),
         ] {
             assert!(of(key, value).is_empty(), "{key}={value}");

@@ -10,8 +10,8 @@ use rawzip::path::EntryPath;
 use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
 
 use super::*;
-use crate::archive::{Format, Level, write};
 use crate::archive::testing::{Project, assert_same, sample, snapshot, tool};
+use crate::archive::{Format, Level, write};
 
 fn unpack_into(project: &Project, archive: &str) -> Result<Unpacked, UnpackError> {
     unpack(&File::open(project.beside(archive)).unwrap(), &project.root())

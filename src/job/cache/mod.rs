@@ -34,13 +34,22 @@ pub struct RestorePlan {
     pub caches: Vec<Restore>,
     /// How to transfer.
     pub wire: Wire,
+    /// What the local store may grow to.
+    pub limits: Limits,
+    /// The directory that all local copies lie in.
+    pub store: PathBuf,
 }
 
 /// One cache to restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Restore {
     /// The first of these that is there.
-    FirstOf(Vec<Copy>),
+    FirstOf {
+        /// In order.
+        copies: Vec<Copy>,
+        /// Patterns of what goes when an archive breaks off; none where it stays.
+        clear: Vec<String>,
+    },
     /// None, for this reason.
     Skip(String),
 }
@@ -58,7 +67,7 @@ pub struct SavePlan {
     pub wire: Wire,
     /// What the local store may grow to.
     pub limits: Limits,
-    /// The directory that all local copies of the project lie in.
+    /// The directory that all local copies lie in.
     pub store: PathBuf,
 }
 

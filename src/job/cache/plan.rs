@@ -22,6 +22,8 @@ pub struct Place<'a> {
     pub project: PathBuf,
     /// The directory for local copies of this project's caches.
     pub store: PathBuf,
+    /// The directory for those of all projects.
+    pub root: PathBuf,
     /// The object store, if one is configured.
     pub remote: Option<&'a Store>,
     /// Certificates to trust beside the system's.
@@ -41,14 +43,20 @@ pub fn restore_plan(
     flags: &Flags,
     place: &Place<'_>,
 ) -> Result<Option<RestorePlan>, JobError> {
-    let mut planner =
-        Planner { payload, variables, place, hashed: flags.is_on("FF_HASH_CACHE_KEYS"), warnings: vec![] };
+    let mut planner = Planner::new(payload, variables, flags, place);
     let mut caches = Vec::new();
     for cache in payload.cache.iter().filter(|cache| is_wanted(cache)) {
         caches.push(planner.restore(cache)?);
     }
     let (warnings, wire) = (planner.warnings, wire(variables, place));
-    Ok((!caches.is_empty()).then(|| RestorePlan { project: place.project.clone(), warnings, caches, wire }))
+    Ok((!caches.is_empty()).then(|| RestorePlan {
+        project: place.project.clone(),
+        warnings,
+        caches,
+        wire,
+        limits: place.limits,
+        store: place.root.clone(),
+    }))
 }
 
 /// What to save; `None` when nothing is due. Errors: a policy that is none.
@@ -59,8 +67,7 @@ pub fn save_plan(
     place: &Place<'_>,
     outcome: Outcome,
 ) -> Result<Option<SavePlan>, JobError> {
-    let mut planner =
-        Planner { payload, variables, place, hashed: flags.is_on("FF_HASH_CACHE_KEYS"), warnings: vec![] };
+    let mut planner = Planner::new(payload, variables, flags, place);
     let mut caches = Vec::new();
     for cache in payload.cache.iter().filter(|cache| is_wanted(cache) && outcome.fits(&cache.when)) {
         caches.push(planner.save(cache)?);
@@ -72,7 +79,7 @@ pub fn save_plan(
         caches,
         wire,
         limits: place.limits,
-        store: place.store.clone(),
+        store: place.root.clone(),
     }))
 }
 
@@ -103,10 +110,18 @@ struct Planner<'a> {
     variables: &'a Variables,
     place: &'a Place<'a>,
     hashed: bool,
+    /// `FF_CLEAN_UP_FAILED_CACHE_EXTRACT`.
+    clear: bool,
     warnings: Vec<String>,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, place: &'a Place<'a>) -> Self {
+        let hashed = flags.is_on("FF_HASH_CACHE_KEYS");
+        let clear = flags.is_on("FF_CLEAN_UP_FAILED_CACHE_EXTRACT");
+        Self { payload, variables, place, hashed, clear, warnings: Vec::new() }
+    }
+
     fn restore(&mut self, cache: &Cache) -> Result<Restore, JobError> {
         let key = self.key(cache);
         if self.policy(cache)? == Policy::Push {
@@ -118,17 +133,19 @@ impl Planner<'_> {
             candidates.push(self.named(&raw));
         }
         if let Some(raw) = self.variables.value("CACHE_FALLBACK_KEY").filter(|raw| !raw.is_empty()) {
-            // The suffix is the server's word for a protected branch: a variable must not claim it.
-            if raw.trim_end_matches(['.', ' ', '/']).ends_with("-protected") {
+            // The suffix is the server's word for a protected branch: a variable must not claim it, however it is put.
+            let claims = |name: &str| name.trim_end_matches(['.', ' ', '/']).ends_with("-protected");
+            let key = Key::new(&raw, self.hashed);
+            if claims(&raw) || claims(&key.name) {
                 self.warnings.push(format!("CACHE_FALLBACK_KEY {raw:?} not allowed to end in \"-protected\""));
             } else {
-                candidates.push(self.named(&raw));
+                candidates.push(self.told(key));
             }
         }
         let copies: Vec<_> = candidates.iter().filter(|key| !key.name.is_empty()).map(|key| self.copy(key)).collect();
         Ok(match copies.is_empty() {
             true => Restore::Skip("Skipping cache extraction due to empty cache key".to_owned()),
-            false => Restore::FirstOf(copies),
+            false => Restore::FirstOf { copies, clear: if self.clear { self.paths(cache) } else { Vec::new() } },
         })
     }
 
@@ -141,8 +158,8 @@ impl Planner<'_> {
             return Ok(Save::Skip("Skipping cache archiving due to empty cache key".to_owned()));
         }
         let variables = self.variables;
-        let expand = |path: &String| expand_like_shell(path, &|name| variables.value(name));
-        let format = match variables.value("CACHE_COMPRESSION_FORMAT").as_deref().map(str::trim) {
+        let format = variables.value("CACHE_COMPRESSION_FORMAT").map(|word| word.trim().to_ascii_lowercase());
+        let format = match format.as_deref() {
             Some("tarzstd") => Format::TarZstd,
             Some("zipzstd") => Format::ZipZstd,
             _ => Format::Zip,
@@ -151,7 +168,7 @@ impl Planner<'_> {
         let configured = self.place.remote.map(|store| store.max_upload).filter(|max| *max > 0);
         Ok(Save::Files {
             copy: self.copy(&key),
-            paths: cache.paths.iter().map(expand).collect(),
+            paths: self.paths(cache),
             untracked: cache.untracked,
             format,
             level: level(variables, "CACHE_COMPRESSION_LEVEL"),
@@ -168,6 +185,10 @@ impl Planner<'_> {
         }
     }
 
+    fn paths(&self, cache: &Cache) -> Vec<String> {
+        cache.paths.iter().map(|path| expand_like_shell(path, &|name| self.variables.value(name))).collect()
+    }
+
     fn key(&mut self, cache: &Cache) -> Key {
         let raw = match cache.key.is_empty() {
             true => format!("{}/{}", self.payload.job_info.name, self.payload.git_info.reference),
@@ -177,7 +198,10 @@ impl Planner<'_> {
     }
 
     fn named(&mut self, raw: &str) -> Key {
-        let mut key = Key::new(raw, self.hashed);
+        self.told(Key::new(raw, self.hashed))
+    }
+
+    fn told(&mut self, mut key: Key) -> Key {
         self.warnings.extend(key.warning.take());
         key
     }
@@ -204,6 +228,7 @@ mod tests {
         Place {
             project: "/b/p".into(),
             store: "/c/p".into(),
+            root: "/c".into(),
             remote: None,
             tls: TlsFiles::default(),
             user_agent: String::new(),
@@ -231,7 +256,7 @@ mod tests {
 
     fn keys(plan: &RestorePlan) -> Vec<&str> {
         match &plan.caches[0] {
-            Restore::FirstOf(copies) => copies.iter().map(|copy| copy.key.as_str()).collect(),
+            Restore::FirstOf { copies, .. } => copies.iter().map(|copy| copy.key.as_str()).collect(),
             Restore::Skip(why) => vec![why],
         }
     }
@@ -247,6 +272,20 @@ mod tests {
         assert_eq!((keys(&restore), restore.warnings.len()), (vec!["unit/main"], 1));
         let Save::Files { copy, .. } = &save.unwrap().caches[0] else { panic!() };
         assert_eq!(copy.local, Path::new("/c/p/unit/main/cache.zip"));
+    }
+
+    #[test]
+    fn no_spelling_of_a_fallback_key_claims_to_be_protected() {
+        for raw in
+            ["k-protected", "k-protected\t", "k-protected/x/..", "k-protected/%2e", "k-protected%2f", "./k-protected."]
+        {
+            let (restore, _) = plans(cache("own", ""), &[("CACHE_FALLBACK_KEY", raw)]);
+            let restore = restore.unwrap().unwrap();
+            assert_eq!(keys(&restore), ["own"], "{raw:?}");
+            assert!(restore.warnings[0].contains("not allowed"), "{raw:?}");
+        }
+        let (restore, _) = plans(cache("own", ""), &[("CACHE_FALLBACK_KEY", "k-protected-not")]);
+        assert_eq!(keys(&restore.unwrap().unwrap()), ["own", "k-protected-not"]);
     }
 
     #[test]

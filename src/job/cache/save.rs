@@ -12,7 +12,7 @@ use crate::archive::root::Root;
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::{self, Format, Level};
 use crate::http::{Method, Outgoing, Patience, Transfer, origin};
-use crate::job::transfer::{Meter, bytes, heading, notes, rest, setback, warning};
+use crate::job::transfer::{Meter, heading, notes, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
@@ -42,10 +42,7 @@ pub fn run(plan: &SavePlan) -> i32 {
             }
         }
     }
-    let (count, freed) = store::clean(&plan.store, plan.limits);
-    if count > 0 {
-        println!("Removed {count} local caches that were not used for longest ({})", bytes(freed as f64));
-    }
+    store::tidy(&plan.store, plan.limits);
     0
 }
 
@@ -64,7 +61,7 @@ fn save(
         return Ok(());
     }
     let place = |why: io::Error| match why.kind() {
-        io::ErrorKind::StorageFull => "the disk of the cache directory is full".to_owned(),
+        io::ErrorKind::StorageFull => format!("the disk of the cache directory is full: {}", copy.local.display()),
         _ => format!("{}: {why}", copy.local.display()),
     };
     let _lock = store::lock(&copy.local).map_err(place)?;
@@ -78,7 +75,7 @@ fn save(
         );
         return Ok(());
     };
-    if unchanged && ask(wire, Method::Head, &remote.head).is_ok_and(|answer| answer.status == 200) {
+    if unchanged && ask(wire, Method::Head, &remote.head, &[]).is_ok_and(|answer| answer.status == 200) {
         println!("Archive is up to date!");
         return Ok(());
     }
@@ -88,7 +85,10 @@ fn save(
         warning(format_args!("the archive has {size} bytes, more than the {max} that are uploaded; it stays local"));
         return Ok(());
     }
-    upload(archive, size, remote, wire)
+    if let Some(etag) = upload(archive, size, remote, wire)? {
+        store::set_etag(&copy.local, &etag);
+    }
+    Ok(())
 }
 
 /// Whether the archive is newer than everything that would go into it.
@@ -113,7 +113,8 @@ fn pack(root: &Root, entries: &[Entry], copy: &Copy, (format, level): (Format, L
     draft.keep(&copy.key)
 }
 
-fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<(), String> {
+/// Hands an archive to the object store; returns what that calls it.
+fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<Option<String>, String> {
     let patience = Patience { total: wire.timeout, answer: Duration::from_secs(30).max(wire.timeout / 2) };
     let transfer = Transfer::new(&remote.put, &wire.tls, &wire.user_agent, patience).map_err(|why| why.to_string())?;
     let mut headers = remote.put_headers.clone();
@@ -125,7 +126,7 @@ fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<
         archive.rewind().map_err(|why| why.to_string())?;
         let mut content = Meter::new(&archive, "Uploading cache", wire.meter, Some(size));
         let why = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
-            Ok(answer) if (200..300).contains(&answer.status) => return Ok(()),
+            Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.header("ETag").map(str::to_owned)),
             Ok(answer) if answer.status < 500 || tries == TRIES => return Err(refusal(answer)),
             Ok(answer) => answer.status_line(),
             Err(why) if tries == TRIES => return Err(why.to_string()),

@@ -44,7 +44,11 @@ impl Project {
     }
 
     fn save(&self, key: &str, server: Option<&Server>, limits: Limits) -> i32 {
-        save(&SavePlan {
+        save(&self.plan(key, server, limits))
+    }
+
+    fn plan(&self, key: &str, server: Option<&Server>, limits: Limits) -> SavePlan {
+        SavePlan {
             project: self.path(),
             warnings: Vec::new(),
             caches: vec![Save::Files {
@@ -58,13 +62,25 @@ impl Project {
             wire: wire(),
             limits,
             store: self.store(),
-        })
+        }
     }
 
     fn restore(&self, keys: &[&str], server: Option<&Server>) -> i32 {
+        self.restore_clearing(keys, server, &[])
+    }
+
+    fn restore_clearing(&self, keys: &[&str], server: Option<&Server>, clear: &[&str]) -> i32 {
         let copies = keys.iter().map(|key| self.copy(key, server)).collect();
-        let caches = vec![Restore::FirstOf(copies)];
-        restore(&RestorePlan { project: self.path(), warnings: Vec::new(), caches, wire: wire() })
+        let clear = clear.iter().map(|&path| path.to_owned()).collect();
+        let caches = vec![Restore::FirstOf { copies, clear }];
+        restore(&RestorePlan {
+            project: self.path(),
+            warnings: Vec::new(),
+            caches,
+            wire: wire(),
+            limits: Limits::default(),
+            store: self.store(),
+        })
     }
 
     /// A fresh checkout on the same machine.
@@ -84,6 +100,11 @@ impl Project {
 fn wire() -> Wire {
     let timeout = Duration::from_secs(10);
     Wire { tls: TlsFiles::default(), user_agent: "mayfly".to_owned(), timeout, meter: None }
+}
+
+fn with_etag(body: &[u8], etag: &str) -> Answer {
+    let headers = vec![("Last-Modified", NEW.to_owned()), ("ETag", etag.to_owned())];
+    Answer { headers, ..answer("200 OK", body) }
 }
 
 fn dated(body: &[u8], date: &str) -> Answer {
@@ -125,6 +146,40 @@ fn a_cache_that_is_broken_is_a_miss() {
     project.forget_files();
     assert_eq!(project.restore(&["key"], None), 0);
     assert_eq!(project.library(), None);
+    assert!(!project.archive("key").exists(), "it helps nobody");
+}
+
+#[test]
+fn a_broken_copy_is_replaced_from_the_store() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let packed = fs::read(project.archive("key")).unwrap();
+    fs::write(project.archive("key"), &packed[..packed.len() / 2]).unwrap();
+    project.forget_files();
+    // What is there looks newer than the object, and is no use.
+    let server = Server::start(vec![dated(b"", OLD), dated(&packed, OLD)]);
+    assert_eq!(project.restore(&["key"], Some(&server)), 0);
+    assert_eq!(project.library().as_deref(), Some("library"));
+}
+
+#[test]
+fn what_half_an_archive_left_goes_where_that_is_asked_for() {
+    let project = Project::new();
+    fs::write(project.path().join("vendor/more"), "more").unwrap();
+    project.save("key", None, Limits::default());
+    // The last file of the archive is broken: a bit of its content is another.
+    let mut packed = fs::read(project.archive("key")).unwrap();
+    let at = packed.windows(4).position(|window| window == b"more").unwrap();
+    let at = at + packed[at + 4..].windows(4).position(|window| window == b"more").unwrap() + 4;
+    packed[at] ^= 1;
+    for (clear, left) in [(&[][..], true), (&["vendor/*"][..], false)] {
+        fs::write(project.archive("key"), &packed).unwrap();
+        project.forget_files();
+        fs::write(project.path().join("source"), "stays").unwrap();
+        assert_eq!(project.restore_clearing(&["key"], None, clear), 0);
+        assert_eq!(project.library().is_some(), left);
+        assert!(project.path().join("source").exists());
+    }
 }
 
 #[test]
@@ -151,8 +206,14 @@ fn half_an_archive_or_a_web_page_is_a_miss() {
     let project = Project::new();
     project.save("key", None, Limits::default());
     let packed = fs::read(project.archive("key")).unwrap();
+    let half = || Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
+    let other = Project::new();
+    other.forget_files();
+    let server = Server::start(vec![half(), half(), half()]);
+    assert_eq!(other.restore(&["key"], Some(&server)), 0);
+    assert_eq!(other.library(), None);
+    assert_eq!(server.asked().len(), 3);
     for bad in [
-        Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) },
         dated(b"<html>sign in</html>", NEW),
         answer("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"),
         answer("404 Not Found", b""),
@@ -163,6 +224,80 @@ fn half_an_archive_or_a_web_page_is_a_miss() {
         assert_eq!(other.restore(&["key"], Some(&server)), 0);
         assert_eq!(other.library(), None);
     }
+}
+
+#[test]
+fn a_download_that_breaks_off_is_tried_again() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let packed = fs::read(project.archive("key")).unwrap();
+    let half = Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
+    let other = Project::new();
+    other.forget_files();
+    let server = Server::start(vec![half, dated(&packed, NEW)]);
+    assert_eq!(other.restore(&["key"], Some(&server)), 0);
+    assert_eq!(other.library().as_deref(), Some("library"));
+}
+
+#[test]
+fn a_store_in_trouble_costs_nobody_the_copy_on_the_machine() {
+    let denied = || answer("403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>");
+    for bad in [dated(b"<html>sign in</html>", NEW), denied()] {
+        let project = Project::new();
+        project.save("key", None, Limits::default());
+        project.forget_files();
+        let server = Server::start(vec![bad]);
+        assert_eq!(project.restore(&["key"], Some(&server)), 0);
+        assert_eq!(project.library().as_deref(), Some("library"));
+    }
+}
+
+#[test]
+fn what_the_store_is_known_to_have_is_not_fetched_again() {
+    let project = Project::new();
+    let server = Server::start(vec![Answer { headers: vec![("ETag", "\"one\"".to_owned())], ..answer("200 OK", b"") }]);
+    assert_eq!(project.save("key", Some(&server), Limits::default()), 0);
+    project.forget_files();
+    let server = Server::start(vec![answer("304 Not Modified", b"")]);
+    assert_eq!(project.restore(&["key"], Some(&server)), 0);
+    assert_eq!(project.library().as_deref(), Some("library"));
+    assert_eq!(server.asked()[0].header("if-none-match"), Some("\"one\""));
+
+    // A newer one is fetched, and remembered by its own name.
+    let packed = fs::read(project.archive("key")).unwrap();
+    for (known, body) in [("\"one\"", with_etag(&packed, "\"two\"")), ("\"two\"", answer("304 Not Modified", b""))] {
+        let server = Server::start(vec![body]);
+        assert_eq!(project.restore(&["key"], Some(&server)), 0);
+        assert_eq!(server.asked()[0].header("if-none-match"), Some(known));
+    }
+    // An archive that was packed anew has no name there.
+    let archive = fs::File::options().write(true).open(project.archive("key")).unwrap();
+    archive.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    fs::write(project.path().join("vendor/lib"), "another").unwrap();
+    project.save("key", None, Limits::default());
+    let server = Server::start(vec![answer("404 Not Found", b"")]);
+    assert_eq!(project.restore(&["key"], Some(&server)), 0);
+    assert_eq!(server.asked()[0].header("if-none-match"), None);
+}
+
+#[test]
+fn what_is_too_large_stays_on_the_machine() {
+    let project = Project::new();
+    let server = Server::start(Vec::new());
+    let plan = SavePlan {
+        caches: vec![Save::Files {
+            copy: project.copy("key", Some(&server)),
+            paths: vec!["vendor".to_owned()],
+            untracked: false,
+            format: Format::TarZstd,
+            level: Level::Fast,
+            max_upload: Some(10),
+        }],
+        ..project.plan("key", Some(&server), Limits::default())
+    };
+    assert_eq!(save(&plan), 0);
+    assert!(project.archive("key").exists());
+    assert!(server.asked().is_empty());
 }
 
 #[test]
@@ -235,4 +370,37 @@ fn the_store_keeps_within_its_limits() {
     assert_eq!(["a", "b", "c", "d"].map(there), [false, false, true, true]);
     project.save("d", None, Limits { size: None, age: Some(Duration::from_secs(50)) });
     assert_eq!(["c", "d"].map(there), [false, true]);
+    let left: Vec<_> = fs::read_dir(project.store()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["d"], "no directories without an archive");
+}
+
+#[test]
+fn a_draft_of_a_killed_process_does_not_stay() {
+    let project = Project::new();
+    project.save("key", None, Limits::default());
+    let left = project.store().join("key/.draft-1-0000");
+    fs::write(&left, "half").unwrap();
+    project.save("key", None, Limits::default());
+    assert!(!left.exists());
+}
+
+#[test]
+fn saving_and_cleaning_at_once_lose_no_archive_that_is_used() {
+    let project = Project::new();
+    let old = Limits { size: None, age: Some(Duration::ZERO) };
+    thread::scope(|scope| {
+        scope.spawn(|| (0..60).for_each(|_| store::tidy(&project.store(), old)));
+        for n in 0..3 {
+            let project = &project;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    fs::write(project.path().join(format!("vendor/{n}")), format!("{round}")).unwrap();
+                    let key = format!("deep/key-{}", round % 2);
+                    assert_eq!(project.save(&key, None, Limits::default()), 0);
+                }
+            });
+        }
+    });
+    project.save("deep/key-0", None, Limits::default());
+    assert!(project.archive("deep/key-0").exists());
 }
