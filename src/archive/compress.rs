@@ -43,7 +43,7 @@ pub struct Compressor(Engine);
 
 enum Engine {
     None,
-    Deflate { compress: Compress, probe: Compress },
+    Deflate { compress: Box<Compress>, probe: Box<Compress> },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -53,8 +53,8 @@ impl Compressor {
         Ok(Self(match method {
             Method::Store => Engine::None,
             Method::Deflate(level) => Engine::Deflate {
-                compress: Compress::new(Compression::new(level), false),
-                probe: Compress::new(Compression::fast(), false),
+                compress: Box::new(Compress::new(Compression::new(level), false)),
+                probe: Box::new(Compress::new(Compression::fast(), false)),
             },
             Method::Zstd(level) => Engine::Zstd(zstd::bulk::Compressor::new(level.zstd())?),
         }))

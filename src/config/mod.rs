@@ -513,6 +513,7 @@ pub fn tls_files(path: &Path, url: &str, ca: Option<PathBuf>, cert: Option<PathB
         ca_file: given(ca).or_else(|| beside(".crt")),
         cert_file: given(cert).or_else(|| beside(".auth.crt")),
         key_file: given(key).or_else(|| beside(".auth.key")),
+        ..TlsFiles::default()
     }
 }
 

@@ -151,6 +151,7 @@ fn a_certificate_and_a_key_of_another_one_are_an_error_that_names_both() {
         ca_file: Some(path("ca.pem")),
         cert_file: Some(path("agent.crt")),
         key_file: Some(path("agent.key")),
+        ..TlsFiles::default()
     };
     let outcome = client(&server.url, &files).call(&request(&server.url, Method::Get, b""), &|_| true);
     let Err(Error::Configuration(why)) = outcome else { panic!("{outcome:?}") };

@@ -1,5 +1,6 @@
 //! Trust: the certificates of the system and those of the operator, client certificates, and what a server presents.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,39 @@ pub struct TlsFiles {
     pub cert_file: Option<PathBuf>,
     /// The client's key.
     pub key_file: Option<PathBuf>,
+    /// What was in them, where it is known.
+    #[serde(default)]
+    pub contents: Contents,
+}
+
+/// What certificate files hold; it is not shown.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Contents {
+    ca: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Contents")
+    }
 }
 
 impl TlsFiles {
+    /// The same with what is in the files now, for a process that may not read them: that of a job's user.
+    pub fn carried(&self) -> Self {
+        let read = |path: &Option<PathBuf>| fs::read_to_string(path.as_deref()?).ok();
+        let contents = Contents { ca: read(&self.ca_file), cert: read(&self.cert_file), key: read(&self.key_file) };
+        Self { contents, ..self.clone() }
+    }
+
+    /// The authorities alone: a client's certificate is for one server.
+    pub fn authorities(&self) -> Self {
+        let contents = Contents { ca: self.contents.ca.clone(), ..Contents::default() };
+        Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
+    }
+
     /// Which state the files are in. Compared with itself and not with the clock: the times of files run behind it, and
     /// a file that is moved into place may be old.
     pub fn stamp(&self) -> Stamp {
@@ -51,15 +82,24 @@ pub fn config(files: &TlsFiles) -> Result<TlsConfig, String> {
 pub fn roots(files: &TlsFiles) -> Result<Vec<Certificate<'static>>, String> {
     let system = rustls_native_certs::load_native_certs();
     let mut roots: Vec<_> = system.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    if let Some(path) = files.ca_file.as_deref().filter(|path| path.exists()) {
-        roots.extend(certificates(path)?);
+    let carried = files.contents.ca.as_deref();
+    if let Some(path) = files.ca_file.as_deref().filter(|path| carried.is_some() || path.exists()) {
+        roots.extend(certificates(path, carried)?);
     }
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+/// What a file holds: as it was carried here, or else as it is.
+fn content(path: &Path, carried: Option<&str>) -> Result<Vec<u8>, String> {
+    match carried {
+        Some(text) => Ok(text.as_bytes().to_vec()),
+        None => fs::read(path).map_err(|error| format!("{}: {error}", path.display())),
+    }
+}
+
+fn certificates(path: &Path, carried: Option<&str>) -> Result<Vec<Certificate<'static>>, String> {
     let describe = |why: String| format!("{}: {why}", path.display());
-    let pem = fs::read(path).map_err(|error| describe(error.to_string()))?;
+    let pem = content(path, carried)?;
     let mut found = Vec::new();
     for item in parse_pem(&pem) {
         if let PemItem::Certificate(certificate) = item.map_err(|error| describe(error.to_string()))? {
@@ -74,8 +114,8 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
 
 fn client_certificate(files: &TlsFiles) -> Result<Option<ClientCert>, String> {
     let (Some(cert_file), Some(key_file)) = (&files.cert_file, &files.key_file) else { return Ok(None) };
-    let chain = certificates(cert_file)?;
-    let pem = fs::read(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    let chain = certificates(cert_file, files.contents.cert.as_deref())?;
+    let pem = content(key_file, files.contents.key.as_deref())?;
     let key = PrivateKey::from_pem(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
     check_pair(&chain, &pem).map_err(|error| format!("{} and {}: {error}", cert_file.display(), key_file.display()))?;
     Ok(Some(ClientCert::new_with_certs(&chain, key)))

@@ -83,7 +83,7 @@ impl Engine<'_> {
             temporary: self.prepared.place.temporary.clone(),
             server: Server {
                 api: api_base(&self.context.runner.url).trim_end_matches('/').to_owned(),
-                tls: self.context.runner.tls.clone(),
+                tls: self.context.runner.tls.carried(),
                 user_agent: user_agent(),
             },
             timeout: self.context.runner.upload_timeout,
@@ -97,7 +97,7 @@ impl Engine<'_> {
             store: self.prepared.place.cache.clone(),
             root: self.context.caches.clone(),
             remote: self.context.store.as_deref(),
-            tls: self.context.runner.tls.clone(),
+            tls: self.context.runner.tls.carried(),
             user_agent: user_agent(),
             job_timeout: Duration::from_secs(self.payload.timeout_seconds()),
             limits: self.context.runner.cache_limits,

@@ -36,6 +36,9 @@ impl StopsFor {
     }
 }
 
+/// File work whose shim is killed this often is given up.
+const LOSSES_MOST: u32 = 3;
+
 impl Engine<'_> {
     /// True when there is nothing to fetch and nothing to remove.
     pub(super) fn has_no_sources(&self) -> bool {
@@ -201,20 +204,35 @@ impl Engine<'_> {
 
     /// Runs one step, or takes up one that an earlier agent had started.
     pub(super) fn step(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Result<(), JobError>> {
-        let outcome = match self.record.progress.step.clone() {
+        // File work can be done again from its start; a script cannot.
+        let again = matches!(task, Task::Work { .. }).then(|| task.clone());
+        let mut outcome = match self.record.progress.step.clone() {
             Some(step) => self.take_up(task, &step, stops_for)?,
-            None => {
-                // Another server, or another agent on this machine, may have a job of this number.
-                let id = format!("{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps);
-                self.record.progress.steps += 1;
-                let cgroups = self.context.executor.cgroups(&id);
-                let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
-                self.record.progress.step = Some(step.clone());
-                self.save()?;
-                self.start(task, &step, stops_for)?
-            }
+            None => self.begin(task, limit, stops_for)?,
         };
+        for _ in 0..LOSSES_MOST {
+            let Some(again) = again.clone().filter(|_| outcome == Outcome::Lost) else { break };
+            let orders = self.control.orders();
+            if orders.abort() || stops_for.stops(&orders) {
+                break;
+            }
+            self.sweep();
+            self.say("The process that did this was killed; it is done again".to_owned())?;
+            outcome = self.begin(again, limit, stops_for)?;
+        }
         Ok(self.judge(&outcome, limit, stops_for))
+    }
+
+    /// Writes down that a step is about to run, and runs it.
+    fn begin(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Outcome> {
+        // Another server, or another agent on this machine, may have a job of this number.
+        let id = format!("{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps);
+        self.record.progress.steps += 1;
+        let cgroups = self.context.executor.cgroups(&id);
+        let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
+        self.record.progress.step = Some(step.clone());
+        self.save()?;
+        self.start(task, &step, stops_for)
     }
 
     fn start(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {

@@ -197,6 +197,10 @@ fn enter(
     if let Task::Process { cwd, .. } = &spec.task {
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
+    if let Task::Work { .. } = &spec.task {
+        // When the shim is killed the work is done again from its start: then this must have ended.
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    }
     Ok(())
 }
 

@@ -17,6 +17,21 @@ use super::descendants;
 use super::spec::{Spec, Status};
 use crate::sys;
 
+/// What file work needs of the agent's environment to reach servers as the agent does; scripts get their own.
+const CARRIED: [&str; 11] = [
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "PATH",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
 /// What names a shim across restarts of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -64,6 +79,7 @@ impl Running {
         let child = Command::new("/proc/self/exe")
             .args(["shim", &spec.id])
             .env_clear()
+            .envs(CARRIED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .stdin(input)
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -53,7 +53,8 @@ fn parse(text: &str, tls: bool, certificates: Option<&Path>, place: &str) -> Res
 
 fn files(directory: Option<&Path>) -> TlsFiles {
     let file = |name: &str| directory.map(|directory| directory.join(name));
-    TlsFiles { ca_file: file("ca.pem"), cert_file: file("cert.pem"), key_file: file("key.pem") }
+    let (ca_file, cert_file, key_file) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
+    TlsFiles { ca_file, cert_file, key_file, ..TlsFiles::default() }
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
 fn files_for(server: &Server, url: &str) -> TlsFiles {
     match server.is_at(url) {
         true => server.tls.clone(),
-        false => TlsFiles { ca_file: server.tls.ca_file.clone(), ..TlsFiles::default() },
+        false => server.tls.authorities(),
     }
 }
 

@@ -53,10 +53,9 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
             Err(why) => warning(format_args!("no statement about where the artifacts come from: {why}")),
         }
     }
-    if upload.format == UploadFormat::Raw {
-        if selection.entries.len() != 1 || selection.entries[0].kind != Kind::File {
-            return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
-        }
+    let is_one_file = matches!(&selection.entries[..], [Entry { kind: Kind::File, .. }]);
+    if upload.format == UploadFormat::Raw && !is_one_file {
+        return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
     }
     deliver(plan, upload, root, &selection.entries)
 }

@@ -90,7 +90,7 @@ fn is_wanted(cache: &Cache) -> bool {
 fn wire(variables: &Variables, place: &Place<'_>) -> Wire {
     let minutes = variables.value("CACHE_REQUEST_TIMEOUT").and_then(|text| text.trim().parse().ok());
     Wire {
-        tls: TlsFiles { ca_file: place.tls.ca_file.clone(), ..TlsFiles::default() },
+        tls: place.tls.authorities(),
         user_agent: place.user_agent.clone(),
         timeout: Duration::from_secs(60 * minutes.filter(|minutes| (1..=1440).contains(minutes)).unwrap_or(10)),
         meter: meter_frequency(variables),

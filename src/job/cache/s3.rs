@@ -1,7 +1,7 @@
 //! Caches in S3 and what speaks like it: names of objects, and requests that are signed here so that a job never sees a
 //! key.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,6 +9,9 @@ use jiff::Timestamp;
 use super::Remote;
 use crate::config::cache::{Cache, S3};
 use crate::coordinator::Token;
+use crate::coordinator::gitlab::user_agent;
+use crate::http::tls::TlsFiles;
+use crate::http::{Method, Outgoing, Patience, Transfer};
 use crate::instance::aws::credentials::{self, Credentials};
 use crate::instance::aws::sign::{Scope, Target, escape, presign};
 use crate::instance::aws::sts::{self, Role};
@@ -23,6 +26,8 @@ pub struct Store {
     /// Bytes of an archive that are uploaded at most; 0 for no limit.
     pub max_upload: u64,
     credentials: Mutex<Option<Credentials>>,
+    /// Where the bucket turned out to be.
+    region: OnceLock<String>,
 }
 
 impl Store {
@@ -43,17 +48,24 @@ impl Store {
         }
         let prefix = prefix.trim_start_matches('/').to_owned();
         let max_upload = config.max_uploaded_archive_size;
-        Ok(Some(Self { settings: config.s3.clone(), prefix, max_upload, credentials: Mutex::default() }))
+        Ok(Some(Self {
+            settings: config.s3.clone(),
+            prefix,
+            max_upload,
+            credentials: Mutex::default(),
+            region: OnceLock::new(),
+        }))
     }
 
     /// Requests for one object of a project. Errors: no credentials.
     pub fn sign(&self, project: i64, object: &str, key: &str, expires: Duration) -> Result<Remote, String> {
-        let credentials = self.credentials()?;
-        let (host, bucket) = self.address();
+        let region = self.region();
+        let credentials = self.credentials(region)?;
+        let (host, bucket) = self.address(region);
         let name = [self.prefix.as_str(), &format!("project/{project}/{object}")].join("/");
         let path = format!("/{bucket}{}", name.trim_start_matches('/'));
         let scheme = if self.settings.insecure { "http" } else { "https" };
-        let scope = Scope { region: self.region(), service: "s3" };
+        let scope = Scope { region, service: "s3" };
         let (now, expires) = (Timestamp::now(), expires.min(MOST));
         let signed = |method, headers: &[(String, String)]| {
             let headers = headers.to_vec();
@@ -65,15 +77,14 @@ impl Store {
     }
 
     /// Host, and the bucket where it stands in the path.
-    fn address(&self) -> (String, String) {
+    fn address(&self, region: &str) -> (String, String) {
         let s3 = &self.settings;
-        let amazon = s3.server_address.is_empty() || s3.server_address == "s3.amazonaws.com";
-        let host = match (amazon, s3.accelerate, s3.dual_stack.unwrap_or(true)) {
+        let host = match (self.is_amazon(), s3.accelerate, s3.dual_stack.unwrap_or(true)) {
             (false, ..) => s3.server_address.clone(),
             (true, true, true) => "s3-accelerate.dualstack.amazonaws.com".to_owned(),
             (true, true, false) => "s3-accelerate.amazonaws.com".to_owned(),
-            (true, false, true) => format!("s3.dualstack.{}.amazonaws.com", self.region()),
-            (true, false, false) => format!("s3.{}.amazonaws.com", self.region()),
+            (true, false, true) => format!("s3.dualstack.{region}.amazonaws.com"),
+            (true, false, false) => format!("s3.{region}.amazonaws.com"),
         };
         // A bucket with a dot does not fit Amazon's certificates.
         let fits = s3.insecure || !s3.bucket_name.contains('.');
@@ -85,10 +96,27 @@ impl Store {
         }
     }
 
+    fn is_amazon(&self) -> bool {
+        matches!(self.settings.server_address.as_str(), "" | "s3.amazonaws.com")
+    }
+
+    /// The region that is configured; or else Amazon is asked, and others do not care.
     fn region(&self) -> &str {
-        match self.settings.bucket_location.as_str() {
-            "" => "us-east-1",
-            region => region,
+        const USUAL: &str = "us-east-1";
+        if !self.settings.bucket_location.is_empty() {
+            return &self.settings.bucket_location;
+        }
+        if let Some(region) = self.region.get().filter(|_| self.is_amazon()) {
+            return region;
+        }
+        let bucket = &self.settings.bucket_name;
+        match self.is_amazon().then(|| region_of(&format!("https://s3.amazonaws.com/{bucket}"))) {
+            Some(Some(region)) => self.region.get_or_init(|| region),
+            Some(None) => {
+                log::warn!("the region of the cache's bucket cannot be found; set BucketLocation bucket={bucket}");
+                USUAL
+            }
+            None => USUAL,
         }
     }
 
@@ -110,7 +138,7 @@ impl Store {
     }
 
     /// Keys to sign with; those that are lent are kept until shortly before their end.
-    fn credentials(&self) -> Result<Credentials, String> {
+    fn credentials(&self, region: &str) -> Result<Credentials, String> {
         let mut kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(credentials) = kept.as_ref().filter(|credentials| credentials.are_fresh(Timestamp::now())) {
             return Ok(credentials.clone());
@@ -129,7 +157,7 @@ impl Store {
         };
         let role = [&s3.role_arn, &s3.upload_role_arn].into_iter().find(|role| !role.is_empty());
         if let Some(role) = role {
-            let region = Some(self.region().to_owned());
+            let region = Some(region.to_owned());
             let role = Role { policy: Some(self.policy()), region, ..Role::new(role) };
             credentials = sts::assume_role(&role, &credentials)?;
         }
@@ -150,15 +178,27 @@ impl Store {
     }
 }
 
+/// Where a bucket is: Amazon tells anybody who asks, also with a refusal.
+fn region_of(url: &str) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let patience = Patience { total: PATIENCE, answer: PATIENCE };
+    let transfer = Transfer::new(url, &TlsFiles::default(), &user_agent(), patience).ok()?;
+    let answer = transfer.send(Method::Head, url, &[], Outgoing::Nothing).ok()?;
+    let is_region = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    answer.header("x-amz-bucket-region").filter(is_region).map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::testing::{Answer, Server, answer};
 
     fn store(change: impl FnOnce(&mut Cache)) -> Store {
         let mut config = Cache { kind: "s3".to_owned(), ..Cache::default() };
         config.s3.bucket_name = "caches".to_owned();
         config.s3.access_key = "A".to_owned();
         config.s3.secret_key = "S".to_owned();
+        config.s3.bucket_location = "us-east-1".to_owned();
         change(&mut config);
         Store::new(&config, "short").unwrap().unwrap()
     }
@@ -206,6 +246,19 @@ mod tests {
         assert_eq!(names, expected);
         assert!(signed.put.contains(&format!("X-Amz-SignedHeaders=host%3B{}", expected.join("%3B"))));
         assert!(signed.put_headers[0].1.is_ascii());
+    }
+
+    #[test]
+    fn a_bucket_tells_its_region_even_when_it_refuses() {
+        let told = |region: &str| {
+            let headers = vec![("x-amz-bucket-region", region.to_owned())];
+            let server = Server::start(vec![Answer { headers, ..answer("301 Moved Permanently", b"") }]);
+            let found = region_of(&format!("{}/caches", server.url));
+            assert_eq!(server.asked()[0].line, "HEAD /caches HTTP/1.1");
+            found
+        };
+        assert_eq!(told("eu-west-1").as_deref(), Some("eu-west-1"));
+        assert_eq!(told("evil.test/"), None);
     }
 
     #[test]

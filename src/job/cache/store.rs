@@ -132,7 +132,7 @@ impl Draft {
         (&file).write_all(metadata.as_bytes())?;
         // It speaks of the archive that was there.
         match fs::remove_file(self.archive.with_file_name(ETAG)) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
             _ => fs::rename(&self.path, &self.archive),
         }
     }
