@@ -139,10 +139,11 @@ pub fn connection(files: &TlsFiles, host: &str) -> Result<Box<rustls::ClientConn
         .with_root_certificates(root_store(files)?);
     let config = match (&files.cert_file, &files.key_file) {
         (Some(cert_file), Some(key_file)) => {
-            let chain = certificates(cert_file)?;
+            let chain = certificates(cert_file, files.contents.cert.as_deref())?;
             let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
+            let pem = content(key_file, files.contents.key.as_deref())?;
             let key =
-                PrivateKeyDer::from_pem_file(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+                PrivateKeyDer::from_pem_slice(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
             config.with_client_auth_cert(chain, key).map_err(|error| format!("{}: {error}", cert_file.display()))?
         }
         _ => config.with_no_client_auth(),
