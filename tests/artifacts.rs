@@ -1,13 +1,16 @@
 //! Artifacts: to GitLab, and from the jobs that this one depends on.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::gitlab::{Answer, Fault, GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::Home;
+use crate::support::mayfly::{Home, kill_shims, peak_memory_of_shims};
+use crate::support::pki::Pki;
 
 fn archive(paths: &[&str]) -> Value {
     json!({"name": "out", "paths": paths, "when": "on_success", "artifact_type": "archive", "artifact_format": "zip",
@@ -40,15 +43,19 @@ fn files_and_reports_reach_gitlab() {
         "echo one >dist/a.txt",
         "echo two >dist/deep/b.txt",
         "echo no >dist/c.tmp",
-        "echo '<x/>' >report.xml",
+        "echo '<x/>' >report-1.xml; echo '<y/>' >report-2.xml",
+        "echo raw >metrics.txt",
     ];
     let mut main = archive(&["dist/"]);
     main["exclude"] = json!(["dist/*.tmp"]);
     main["name"] = json!("build-$CI_JOB_NAME");
-    let report = json!({"name": "junit.xml", "paths": ["report.xml"], "when": "always", "artifact_type": "junit", "artifact_format": "gzip"});
-    let job = run(&gitlab, &home, job(&script).set("artifacts", json!([main, report])));
+    let report = json!({"name": "junit.xml", "paths": ["report-*.xml"], "when": "always", "artifact_type": "junit", "artifact_format": "gzip"});
+    let metrics =
+        json!({"name": "metrics.txt", "paths": ["metrics.txt"], "artifact_type": "metrics", "artifact_format": "raw"});
+    let job = run(&gitlab, &home, job(&script).set("artifacts", json!([main, report, metrics])));
     assert_eq!(job.state, "success", "{}", job.log());
-    let [zip, gzip] = &job.artifacts[..] else { panic!("two uploads: {:?}", job.lines()) };
+    let [zip, gzip, raw] = &job.artifacts[..] else { panic!("three uploads: {:?}", job.lines()) };
+    assert_eq!((raw.name.as_str(), raw.format.as_str(), &raw.content[..]), ("metrics.txt", "raw", &b"raw\n"[..]));
     assert_eq!((zip.name.as_str(), zip.kind.as_str(), zip.expire_in.as_str()), ("build-unit.zip", "archive", "1 week"));
     assert_eq!(unzipped(&home, &zip.content, "dist/deep/b.txt"), "two\n");
     assert_eq!(unzipped(&home, &zip.content, "dist/c.tmp"), "");
@@ -56,7 +63,7 @@ fn files_and_reports_reach_gitlab() {
     assert_eq!((zip.format.as_str(), gzip.format.as_str()), ("zip", "gzip"));
     let mut gunzip = Command::new("gunzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gunzip");
     gunzip.stdin.take().expect("a pipe").write_all(&gzip.content).expect("written");
-    assert_eq!(gunzip.wait_with_output().expect("ended").stdout, b"<x/>\n");
+    assert_eq!(gunzip.wait_with_output().expect("ended").stdout, b"<x/>\n<y/>\n");
     assert!(job.log().contains("upload_artifacts_on_success") && job.log().contains("found 4 matching artifact files"));
 }
 
@@ -102,7 +109,8 @@ fn uploads_are_repeated_and_refusals_are_final() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let good = || job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])]));
-    gitlab.fail("POST artifacts", [Fault::Answer(Answer::new(503)), Fault::TakeAndCut]);
+    let moved = Answer::new(307).with("Location", &format!("{}/elsewhere", gitlab.url));
+    gitlab.fail("POST artifacts", [Fault::Answer(Answer::new(503)), Fault::Answer(moved), Fault::TakeAndCut]);
     let repeated = run(&gitlab, &home, good());
     assert_eq!(repeated.state, "success", "{}", repeated.log());
     assert_eq!(unzipped(&home, &repeated.artifacts.last().expect("an upload").content, "f"), "x\n", "whole each time");
@@ -156,4 +164,182 @@ fn an_agent_killed_during_an_upload_is_followed() {
     next.signal("QUIT");
     next.wait();
     gitlab.assert_strict();
+}
+
+#[test]
+fn file_work_that_is_killed_is_done_again() {
+    for route in ["POST artifacts", "GET artifacts"] {
+        for with_agent in [false, true] {
+            let gitlab = GitLab::start();
+            let home = Home::new(&gitlab, "", "");
+            let made = run(&gitlab, &home, job(&["echo made >out"]).set("artifacts", json!([archive(&["out"])])));
+            let needs = json!([{"id": made.id, "name": "build", "token": made.token,
+                "artifacts_file": {"filename": "out.zip", "size": 1}}]);
+            let before = gitlab.count(route);
+            gitlab.fail(route, [Fault::Slow(Duration::from_secs(5))]);
+            let used = job(&["cat out"]).set("dependencies", needs).set("artifacts", json!([archive(&["out"])]));
+            let id = gitlab.queue(used.build());
+            let mut agent = home.start(&[]);
+            gitlab.wait_until("the transfer", |server| server.count(route) > before);
+            if with_agent {
+                agent.signal("KILL");
+                agent.wait();
+            }
+            assert!(kill_shims(id) > 0);
+            if with_agent {
+                agent = home.start(&[]);
+            }
+            let job = gitlab.finished(id);
+            assert_eq!(job.state, "success", "{route}: {}", job.log());
+            assert!(job.log().contains("it is done again"), "{route}: {}", job.log());
+            assert!(job.lines().contains(&"made".to_owned()), "{route}: {}", job.log());
+            assert_eq!(unzipped(&home, &job.artifacts.last().expect("an upload").content, "out"), "made\n");
+            agent.signal("QUIT");
+            agent.wait();
+            gitlab.assert_strict();
+        }
+    }
+}
+
+#[test]
+fn a_statement_about_where_it_comes_from_goes_with_an_archive() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut artifact = archive(&["f"]);
+    artifact["name"] = json!("feature/b\u{fc}ild-$CI_JOB_NAME");
+    let job = job(&["printf abc >f"]).variable("RUNNER_GENERATE_ARTIFACTS_METADATA", "true");
+    let job = run(&gitlab, &home, job.set("artifacts", json!([artifact])));
+    let upload = &job.artifacts[0];
+    assert_eq!(upload.name, "b\u{fc}ild-unit.zip", "a slash makes no directory");
+    let statement = unzipped(&home, &upload.content, "b\u{fc}ild-unit-metadata.json");
+    let statement: Value = serde_json::from_str(&statement).expect("JSON");
+    assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
+    let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(statement["subject"], json!([{"name": "f", "digest": {"sha256": sha}}]));
+}
+
+#[test]
+fn pipes_and_devices_are_left_alone() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let script = ["mkfifo pipe", "mknod device c 10 130", "mkdir d; ln -s ../pipe d/link", "echo x >f"];
+    let job = run(&gitlab, &home, job(&script).set("artifacts", json!([archive(&["*"])])));
+    assert_eq!(job.state, "success", "{}", job.log());
+    for name in ["pipe", "device"] {
+        let line = format!("WARNING: {name}: neither file, directory nor link; left out");
+        assert!(job.lines().contains(&line), "{}", job.log());
+    }
+    assert_eq!(unzipped(&home, &job.artifacts[0].content, "f"), "x\n");
+}
+
+#[test]
+fn a_full_disk_is_told_and_costs_one_job_only() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let small = home.path("small");
+    let _small = crate::disk::Small::mount(small.clone());
+    let cramped = Home::new(&gitlab, "", &format!("builds_dir = \"{}\"", small.display()));
+    let make = [
+        ("head -c 30000000 /dev/zero >f", "are free on the disk"),
+        ("head -c 9000000 /dev/urandom >f", "the disk is full"),
+    ];
+    for (script, told) in make {
+        let made = run(&gitlab, &home, job(&[script]).set("artifacts", json!([archive(&["f"])])));
+        let needs = json!([{"id": made.id, "name": "build", "token": made.token,
+            "artifacts_file": {"filename": "out.zip", "size": 1}}]);
+        let full = run(&gitlab, &cramped, job(&["echo never"]).set("dependencies", needs));
+        assert_eq!((full.state.as_str(), full.failure_reason.as_deref()), ("failed", Some("script_failure")));
+        let lines = full.lines();
+        assert!(lines.iter().any(|line| line.starts_with("FATAL: ") && line.contains(told)), "{lines:#?}");
+    }
+    let next = run(&gitlab, &cramped, job(&["ls; echo on"]));
+    assert!(next.lines().contains(&"on".to_owned()) && !next.lines().contains(&"f".to_owned()), "{}", next.log());
+}
+
+#[test]
+fn memory_stays_flat_however_large_the_files_are() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let script = ["head -c 60000000 /dev/urandom >random", "head -c 100000000 /dev/zero | tr '\\0' 'x' >text"];
+    let id = gitlab.queue(job(&script).set("artifacts", json!([archive(&["random", "text"])])).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "Uploading artifacts...");
+    let peak = std::cell::Cell::new(0);
+    gitlab.wait_until("the upload", |server| {
+        peak.set(peak_memory_of_shims(id).max(peak.get()));
+        server.count("POST artifacts") > 0
+    });
+    let (job, peak) = (gitlab.finished(id), peak.get());
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(job.artifacts[0].content.len() > 60_000_000);
+    assert!((1..32 * 1024).contains(&peak), "{peak} KiB");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn artifacts_go_behind_certificates_that_only_the_agent_may_read() {
+    let pki = Pki::new();
+    let (server, client) = (pki.server(), pki.server());
+    let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
+    let home = Home::empty();
+    std::fs::create_dir(home.path("private")).expect("made");
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(home.path("private"), closed).expect("closed");
+    let write = |name: &str, content: &str| std::fs::write(home.path("private").join(name), content).expect("written");
+    write("ca.pem", &pki.root);
+    write("client.pem", &client.chain);
+    write("client.key", &client.key);
+    let at = |name: &str| home.path("private").join(name).display().to_string();
+    let files = format!(
+        "tls-ca-file = \"{}\"\ntls-cert-file = \"{}\"\ntls-key-file = \"{}\"",
+        at("ca.pem"),
+        at("client.pem"),
+        at("client.key")
+    );
+    home.configure(&gitlab.url, "user = \"nobody\"", &files);
+    let job = run(&gitlab, &home, job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])])));
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert_eq!(job.artifacts.len(), 1);
+}
+
+/// A proxy that leads every tunnel to one server, whatever it was asked for; returns its URL.
+fn proxy(to: &str) -> String {
+    let target = to.trim_start_matches("http://").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(&target).expect("the server");
+            let mut reader = BufReader::new(client.try_clone().expect("a stream"));
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+                line.clear();
+            }
+            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("written");
+            let (mut to_client, mut from_server) =
+                (client.try_clone().expect("a stream"), server.try_clone().expect("a stream"));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_server, &mut to_client);
+                let _ = to_client.shutdown(std::net::Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut reader, &mut &server);
+                let _ = server.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn artifacts_take_the_proxy_that_the_agent_takes() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    home.configure("http://gitlab.test", "user = \"nobody\"", "");
+    let id = gitlab.queue(job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])])).build());
+    let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy(&gitlab.url))]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert_eq!(job.artifacts.len(), 1);
+    assert!(agent.wait().success(), "{}", agent.log());
 }

@@ -7,10 +7,10 @@ use crate::support::job::job;
 use crate::support::mayfly::Home;
 
 /// A small file system of its own, unmounted with the test.
-struct Small(std::path::PathBuf);
+pub struct Small(std::path::PathBuf);
 
 impl Small {
-    fn mount(place: std::path::PathBuf) -> Self {
+    pub fn mount(place: std::path::PathBuf) -> Self {
         std::fs::create_dir_all(&place).expect("made");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&place).status();
         assert!(mounted.expect("mount").success(), "these tests need root");

@@ -21,6 +21,7 @@ mod leaving;
 mod metrics;
 mod processes;
 mod protocol;
+mod s3;
 mod services;
 mod settings;
 mod signals;

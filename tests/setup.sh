@@ -48,6 +48,16 @@ if [ "$("$lint/bin/pip" show cfn-lint 2>/dev/null | sed -n 's/^Version: //p')" !
     "$lint/bin/pip" --quiet install 'cfn-lint==1.58.0'
 fi
 
+# An S3 server that verifies signatures; a minute or two where it is not there yet.
+tools="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests"
+if [ ! -x "$tools/bin/s3s-fs" ]; then
+    built=$(mktemp -d)
+    CARGO_PROFILE_DEV_DEBUG=false CARGO_TARGET_DIR=$built \
+        cargo install --quiet --locked --debug --root "$tools" s3s-fs@0.14.1 --features binary
+    rm -rf "$built"
+    strip "$tools/bin/s3s-fs"
+fi
+
 if command -v rustup >/dev/null 2>&1; then
     rustup target list --installed | grep -qx x86_64-unknown-linux-musl ||
         rustup --quiet target add x86_64-unknown-linux-musl

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::archive::root::Root;
 use crate::archive::select::Note;
 use crate::job::variables::Variables;
 
@@ -66,11 +67,11 @@ impl<R> Meter<R> {
         Self { reader, label, every, total, done: 0, started: now, told: now }
     }
 
-    fn tell(&mut self) {
-        self.told = Instant::now();
-        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(0.001);
+    /// What it says after `elapsed`.
+    fn line(&self, elapsed: Duration) -> String {
+        let rate = self.done as f64 / elapsed.as_secs_f64().max(0.001);
         let total = self.total.map(|total| format!("/{}", bytes(total as f64))).unwrap_or_default();
-        println!("\r{} {}{total} ({}/s)", self.label, bytes(self.done as f64), bytes(rate));
+        format!("{} {}{total} ({}/s)", self.label, bytes(self.done as f64), bytes(rate))
     }
 }
 
@@ -79,7 +80,8 @@ impl<R: Read> Read for Meter<R> {
         let length = self.reader.read(buffer)?;
         self.done += length as u64;
         if self.every.is_some_and(|every| self.told.elapsed() >= every) {
-            self.tell();
+            self.told = Instant::now();
+            println!("\r{}", self.line(self.started.elapsed()));
         }
         Ok(length)
     }
@@ -108,10 +110,17 @@ pub fn rest(wait: Duration) {
     std::thread::sleep(wait);
 }
 
+/// The directory that archives are unpacked into; a job without sources may be the first to need it.
+pub fn open_project(path: &Path) -> io::Result<Root> {
+    std::fs::create_dir_all(path)?;
+    Root::open(path)
+}
+
 /// A file that is gone when it is closed, for what has to be whole before it is used.
 pub fn scratch_file(directory: &Path) -> io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let path = directory.join(format!("transfer-{}-{:08x}", std::process::id(), random()));
     let mut options = std::fs::OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -236,6 +245,16 @@ mod tests {
         ] {
             assert_eq!(expand_like_shell(text, &value), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_meter_tells_how_much_and_how_fast() {
+        let mut meter = Meter::new(io::repeat(0).take(3 << 20), "Downloading cache", None, Some(6 << 20));
+        io::copy(&mut meter, &mut io::sink()).unwrap();
+        let line = meter.line(Duration::from_secs(2));
+        assert_eq!(line, "Downloading cache 3.0 MiB/6.0 MiB (1.5 MiB/s)");
+        meter.total = None;
+        assert_eq!(meter.line(Duration::from_secs(3)), "Downloading cache 3.0 MiB (1.0 MiB/s)");
     }
 
     #[test]

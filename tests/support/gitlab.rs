@@ -5,13 +5,13 @@ use std::io::BufReader;
 use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 
 pub use super::http::{Answer, Request, read_request, write_answer};
-use super::http::{Connection, listen, write_half};
+use super::http::{Connection, listen, receive, write_half};
 use super::unique_number;
 
 /// The token of the one runner.
@@ -68,6 +68,9 @@ pub struct Artifact {
     pub expire_in: String,
     pub name: String,
     pub content: Vec<u8>,
+    /// When it was taken.
+    #[allow(dead_code, reason = "the bench reads it")]
+    pub at: Option<SystemTime>,
 }
 
 impl Job {
@@ -316,7 +319,7 @@ impl GitLab {
     }
 
     fn serve(&self, mut connection: Connection) {
-        while let Some(request) = read_request(&mut connection) {
+        while let Some(request) = receive(&mut connection) {
             if self.lock().away {
                 return;
             }
@@ -642,7 +645,7 @@ fn multipart(request: &Request) -> Option<Artifact> {
         pair.unwrap_or_default().replace("%20", " ").replace('+', " ")
     };
     let (kind, format, expire_in) = (parameter("artifact_type"), parameter("artifact_format"), parameter("expire_in"));
-    Some(Artifact { kind, format, expire_in, name, content: content[..end].to_vec() })
+    Some(Artifact { kind, format, expire_in, name, content: content[..end].to_vec(), at: Some(SystemTime::now()) })
 }
 
 fn is_live(job: &Job) -> bool {

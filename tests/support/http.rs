@@ -93,8 +93,25 @@ impl Answer {
     }
 }
 
+/// Reads one request, and says to a client that asks first that its body is welcome.
+pub fn receive(connection: &mut Connection) -> Option<Request> {
+    let mut request = read_head(connection)?;
+    if request.header("Expect") == "100-continue" {
+        connection.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+        connection.get_mut().flush().ok()?;
+    }
+    request.body = read_body(connection, &request.headers)?;
+    Some(request)
+}
+
 /// Reads one request; `None` when the other side is gone.
 pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
+    let mut request = read_head(reader)?;
+    request.body = read_body(reader, &request.headers)?;
+    Some(request)
+}
+
+fn read_head(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let mut words = line.split_whitespace();
@@ -110,9 +127,8 @@ pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
         let (name, value) = line.split_once(':')?;
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let body = read_body(reader, &headers)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body })
+    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body: Vec::new() })
 }
 
 fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> Option<Vec<u8>> {
@@ -122,9 +138,8 @@ fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> O
             let mut line = String::new();
             reader.read_line(&mut line).ok()?;
             let length = usize::from_str_radix(line.trim(), 16).ok()?;
-            let mut chunk = vec![0; length + 2];
-            reader.read_exact(&mut chunk).ok()?;
-            body.extend_from_slice(&chunk[..length]);
+            reader.take(length as u64).read_to_end(&mut body).ok()?;
+            reader.read_exact(&mut [0; 2]).ok()?;
             if length == 0 {
                 return Some(body);
             }

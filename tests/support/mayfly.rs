@@ -206,18 +206,29 @@ pub fn nap() -> String {
 
 /// Kills the shims that hold steps of a job.
 pub fn kill_shims(job: i64) -> usize {
-    let mut killed = 0;
-    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+    let kill = |pid: &String| Command::new("kill").args(["-9", pid]).status().is_ok_and(|status| status.success());
+    shims(job).iter().filter(|pid| kill(pid)).count()
+}
+
+/// The shims that hold steps of a job, and their children that do file work.
+fn shims(job: i64) -> Vec<String> {
+    let holds = |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let ours = matches!(words[..], [_, b"shim", id, ..] if id.starts_with(format!("{job}-").as_bytes()));
-        if ours {
-            let pid = entry.file_name().to_string_lossy().into_owned();
-            killed +=
-                usize::from(Command::new("kill").args(["-9", &pid]).status().is_ok_and(|status| status.success()));
-        }
-    }
-    killed
+        matches!(words[..], [_, b"shim", id, ..] if id.starts_with(format!("{job}-").as_bytes()))
+    };
+    let entries = fs::read_dir("/proc").expect("proc").flatten().filter(holds);
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The most memory that any of a job's shims and their children had so far, in KiB.
+pub fn peak_memory_of_shims(job: i64) -> u64 {
+    let peak = |pid: &String| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).map(str::to_owned);
+        line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
+    };
+    shims(job).iter().map(peak).max().unwrap_or(0)
 }
 
 /// True while a process with this text in its arguments lives.

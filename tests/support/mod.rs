@@ -11,6 +11,7 @@ pub mod mayfly;
 pub mod moto;
 pub mod pki;
 pub mod registry;
+pub mod s3;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 

@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use super::tries::{Setback, Tries};
 use super::{DownloadPlan, Needed, Server};
-use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
 use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin, resolve};
-use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
+use crate::job::transfer::{Meter, error, fatal, heading, open_project, rest, scratch_file, warning};
 
 const REDIRECTS: u32 = 5;
 const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
 
 /// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
-    let root = match Root::open(&plan.project) {
+    let root = match open_project(&plan.project) {
         Ok(root) => root,
         Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
     };

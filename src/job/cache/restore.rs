@@ -11,14 +11,14 @@ use crate::archive::select::{Request, select};
 use crate::archive::unpack::{Fault, looks_like_cache, unpack};
 use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date};
 use crate::instance::aws::xml::element;
-use crate::job::transfer::{Meter, heading, rest, setback, warning};
+use crate::job::transfer::{Meter, heading, open_project, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
 /// Restores each cache from the first place that has it. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &RestorePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match Root::open(&plan.project) {
+    let root = match open_project(&plan.project) {
         Ok(root) => root,
         Err(why) => {
             warning(format_args!("{}: {why}", plan.project.display()));

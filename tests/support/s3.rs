@@ -1,0 +1,91 @@
+//! A real S3 server that verifies signatures: `s3s-fs`, which `tests/setup.sh` installs.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The one pair of keys that the server knows.
+pub const ACCESS_KEY: &str = "AKIDOFTHETESTS";
+/// Its secret part.
+pub const SECRET_KEY: &str = "secret+of/the=tests";
+/// The one bucket.
+pub const BUCKET: &str = "caches";
+
+/// The server; it ends with the test.
+pub struct S3 {
+    /// Host and port.
+    pub address: String,
+    directory: tempfile::TempDir,
+    child: Child,
+}
+
+impl S3 {
+    pub fn start() -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/s3s-fs");
+        assert!(program.exists(), "run tests/setup.sh: {} is missing", program.display());
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join(BUCKET)).expect("made");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+        let child = Command::new(program)
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY])
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("s3s-fs");
+        let server = Self { address: format!("127.0.0.1:{port}"), directory, child };
+        let until = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(&server.address).is_err() {
+            assert!(Instant::now() < until, "the S3 server does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    /// What a runner's configuration says of it, with more keys below `[runners.cache]` and `[runners.cache.s3]`.
+    pub fn configuration(&self, cache: &str, s3: &str) -> String {
+        format!(
+            "[runners.cache]\nType = \"s3\"\n{cache}\n[runners.cache.s3]\nServerAddress = \"{}\"\nInsecure = true\n\
+             BucketName = \"{BUCKET}\"\n{s3}\n",
+            self.address
+        )
+    }
+
+    /// The keys, as a configuration has them.
+    pub fn keys() -> String {
+        format!("AccessKey = \"{ACCESS_KEY}\"\nSecretKey = \"{SECRET_KEY}\"")
+    }
+
+    /// The names of all objects.
+    pub fn objects(&self) -> Vec<String> {
+        let bucket = self.bucket();
+        let mut found = Vec::new();
+        let mut directories = vec![bucket.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("listed").flatten() {
+                let name = entry.path().strip_prefix(&bucket).expect("below it").display().to_string();
+                match entry.file_type().expect("a type").is_dir() {
+                    true => directories.push(entry.path()),
+                    false => found.push(name),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Where objects are files.
+    pub fn bucket(&self) -> PathBuf {
+        self.directory.path().join(BUCKET)
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
