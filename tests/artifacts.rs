@@ -263,7 +263,6 @@ fn memory_stays_flat_however_large_the_files_are() {
     let script = ["head -c 60000000 /dev/urandom >random", "head -c 100000000 /dev/zero | tr '\\0' 'x' >text"];
     let id = gitlab.queue(job(&script).set("artifacts", json!([archive(&["random", "text"])])).build());
     let mut agent = home.start(&["--once"]);
-    gitlab.wait_for_log(id, "Uploading artifacts...");
     let peak = std::cell::Cell::new(0);
     gitlab.wait_until("the upload", |server| {
         peak.set(peak_memory_of_shims(id).max(peak.get()));
@@ -272,7 +271,7 @@ fn memory_stays_flat_however_large_the_files_are() {
     let (job, peak) = (gitlab.finished(id), peak.get());
     assert_eq!(job.state, "success", "{}", job.log());
     assert!(job.artifacts[0].content.len() > 60_000_000);
-    assert!((1..32 * 1024).contains(&peak), "{peak} KiB");
+    assert!((4096..32 * 1024).contains(&peak), "{peak} KiB");
     assert!(agent.wait().success());
 }
 
