@@ -12,13 +12,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::git::GitServer;
 use support::gitlab::{GitLab, RUNNER_TOKEN};
 use support::http::{Answer, listen, read_request, write_answer};
 use support::job::job;
+use support::mayfly::peak_memory_of_shims;
 
 /// Rounds of which the median is told.
 const ROUNDS: usize = 20;
@@ -29,8 +30,14 @@ const WAITING: usize = 1000;
 type Measure = fn(&Path);
 
 /// What can be measured, by the names that choose it.
-const FIGURES: [(&str, Measure); 5] =
-    [("start", start_to_request), ("empty", empty_job), ("clone", clone), ("queue", queue), ("log", log_speed)];
+const FIGURES: [(&str, Measure); 6] = [
+    ("start", start_to_request),
+    ("empty", empty_job),
+    ("clone", clone),
+    ("queue", queue),
+    ("log", log_speed),
+    ("artifact", artifact),
+];
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
@@ -191,6 +198,31 @@ fn log_speed(program: &Path) {
     println!("{:<44} {:>12.0} MB/s", "200 MB of log, script to delivery", 200.0 / seconds);
     println!("{:<44} {spent:>12.2} s", "  processor time with its script");
     println!("{:<44} {most:>12} KiB", "  RSS of agent and shim");
+}
+
+/// 100 MB, half of it random and half text: from the end of the script to the server's 201.
+fn artifact(program: &Path) {
+    let scene = Scene::start(program, 1);
+    let script = "head -c 50000000 /dev/urandom >random; { seq 1 9000000 || true; } | head -c 50000000 >text || true";
+    let archive = json!([{"name": "large", "paths": ["random", "text"], "when": "on_success",
+        "artifact_type": "archive", "artifact_format": "zip"}]);
+    let (mut times, mut most) = (Vec::new(), 0);
+    for _ in 0..5 {
+        let id = scene.gitlab.queue(job(&[script, "date +%s%N"]).set("artifacts", archive.clone()).build());
+        while matches!(scene.gitlab.job_state(id).as_str(), "pending" | "running") {
+            most = most.max(peak_memory_of_shims(id));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let done = scene.gitlab.job(id);
+        assert_eq!(done.state, "success", "{}", done.log());
+        let ended = done.lines().iter().find_map(|line| line.parse().ok().filter(|nanos| *nanos > 1_u64 << 60));
+        let taken = done.artifacts[0].at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).expect("a time");
+        times.push(taken.saturating_sub(Duration::from_nanos(ended.expect("the end of the script"))));
+    }
+    tell("artifact of 100 MB, script to 201", median(times));
+    if most > 0 {
+        println!("{:<44} {most:>12} KiB", "  most memory of the process that packs");
+    }
 }
 
 /// An agent with its server.

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// An open directory, and the only way to what is in it.
@@ -49,6 +49,26 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
         Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned() })
+    }
+
+    /// Opens a directory below this one, made where it is missing. Neither it nor anything on the way may be a link: a job
+    /// may have put one there.
+    pub fn descend(&self, name: &Path) -> io::Result<Self> {
+        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut fd = openat(&self.fd, ".", step, Mode::empty())?;
+        for part in name.components() {
+            let Component::Normal(part) = part else { return Err(Errno::EXDEV.into()) };
+            match mkdirat(&fd, part, Mode::from_bits_truncate(0o777)) {
+                Ok(()) | Err(Errno::EEXIST) => fd = openat(&fd, part, step, Mode::empty())?,
+                Err(why) => return Err(why.into()),
+            }
+        }
+        Ok(Self { fd, path: self.path.join(name) })
+    }
+
+    /// A path that is this directory for as long as it is open, whatever becomes of its name.
+    pub fn own_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// The path it was opened by.
@@ -252,6 +272,19 @@ mod tests {
         nix::unistd::mkfifo(&root.path().join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         assert!(root.open_file(Path::new("pipe")).is_err());
         assert!(root.open_file(Path::new("a")).is_err());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_directory_is_not_followed() {
+        let (temp, root) = tree();
+        for name in ["out", "out/project", "in", "in/b", "../secret"] {
+            assert!(root.descend(Path::new(name)).is_err(), "{name}");
+        }
+        let below = root.descend(Path::new("a/b")).unwrap();
+        assert!(below.open_file(Path::new("file")).is_ok());
+        assert_eq!(below.path(), temp.path().join("project/a/b"));
+        root.descend(Path::new("new/and/deep")).unwrap();
+        assert!(temp.path().join("project/new/and/deep").is_dir());
     }
 
     #[test]

@@ -166,7 +166,7 @@ impl Finder<'_> {
 
     fn add_untracked(&mut self) {
         let (root, mut count) = (self.root, 0);
-        let listed = untracked(root.path(), |name| {
+        let listed = untracked(root, |name| {
             // A repository inside this one is listed with a slash and without its content.
             let path: PathBuf = Path::new(&name).components().collect();
             let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -289,17 +289,14 @@ impl Walk<'_> {
 
 /// What git does not track, ignored files among it; each name goes to `take`. No configuration but the repository's own
 /// is read, and what that could make git run or fetch is switched off: a job may have written it.
-fn untracked(directory: &Path, mut take: impl FnMut(OsString)) -> Result<(), String> {
-    let mut safe = OsString::from("safe.directory=");
-    safe.push(directory);
+fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> {
     let mut git = Command::new("git");
     std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {
         git.env_remove(name);
     });
-    git.arg("-c")
-        .arg(safe)
-        .args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "ls-files", "-o", "-z"])
-        .current_dir(directory)
+    git.args(["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"])
+        .args(["ls-files", "-o", "-z"])
+        .current_dir(root.own_path())
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_NO_LAZY_FETCH", "1")

@@ -79,6 +79,7 @@ impl Engine<'_> {
 
     fn artifacts(&self) -> artifacts::Place {
         artifacts::Place {
+            builds: self.prepared.place.builds.clone(),
             project: self.prepared.place.project.clone(),
             temporary: self.prepared.place.temporary.clone(),
             server: Server {
@@ -93,6 +94,7 @@ impl Engine<'_> {
 
     fn caches(&self) -> cache::Place<'_> {
         cache::Place {
+            builds: self.prepared.place.builds.clone(),
             project: self.prepared.place.project.clone(),
             store: self.prepared.place.cache.clone(),
             root: self.context.caches.clone(),

@@ -110,10 +110,13 @@ pub fn rest(wait: Duration) {
     std::thread::sleep(wait);
 }
 
-/// The directory that archives are unpacked into; a job without sources may be the first to need it.
-pub fn open_project(path: &Path) -> io::Result<Root> {
-    std::fs::create_dir_all(path)?;
-    Root::open(path)
+/// The project directory, below that of all builds; a job without sources may be the first to need it.
+pub fn open_project(builds: &Path, project: &Path) -> io::Result<Root> {
+    match project.strip_prefix(builds) {
+        Ok(below) => Root::open(builds)?.descend(below),
+        // The work tree of somebody who runs a job by hand.
+        Err(_) => Root::open(project),
+    }
 }
 
 /// A file that is gone when it is closed, for what has to be whole before it is used.

@@ -13,7 +13,15 @@ pub mod pki;
 pub mod registry;
 pub mod s3;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Where `tests/setup.sh` puts what no package of the system has.
+pub fn installed(name: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
+    cache.join("mayfly-tests").join(name)
+}
 
 /// A number that nothing else on this machine has: processes are found by it, also with other test runs beside this one.
 pub fn unique_number() -> i64 {

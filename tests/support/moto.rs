@@ -114,7 +114,5 @@ impl Drop for Moto {
 
 /// A program of the environment that `tests/setup.sh` makes.
 fn program(name: &str) -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
-    cache.join("mayfly-tests/moto/bin").join(name)
+    super::installed("moto/bin").join(name)
 }

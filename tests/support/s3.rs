@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub struct S3 {
 
 impl S3 {
     pub fn start() -> Self {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/s3s-fs");
+        let program = super::installed("bin/s3s-fs");
         assert!(program.exists(), "run tests/setup.sh: {} is missing", program.display());
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join(BUCKET)).expect("made");

@@ -18,7 +18,7 @@ const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: 
 
 /// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
-    let root = match open_project(&plan.project) {
+    let root = match open_project(&plan.builds, &plan.project) {
         Ok(root) => root,
         Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
     };

@@ -45,6 +45,8 @@ impl Server {
 /// Everything that an upload needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UploadPlan {
+    /// `CI_BUILDS_DIR`: below it no link is followed.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// GitLab.
@@ -98,6 +100,8 @@ pub enum UploadFormat {
 /// Everything that a download needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DownloadPlan {
+    /// `CI_BUILDS_DIR`: below it no link is followed.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`, for archives that are not whole yet.

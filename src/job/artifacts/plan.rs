@@ -13,6 +13,8 @@ use crate::job::variables::Variables;
 /// Where files are and go.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// `CI_BUILDS_DIR`.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`.
@@ -65,6 +67,7 @@ pub fn upload_plan(
     }
     let with_statement = variables.switch("RUNNER_GENERATE_ARTIFACTS_METADATA", false);
     Some(UploadPlan {
+        builds: place.builds.clone(),
         project: place.project.clone(),
         server: place.server.clone(),
         job: payload.id,
@@ -87,6 +90,7 @@ pub fn download_plan(payload: &Payload, variables: &Variables, flags: &Flags, pl
         .map(|dependency| Needed { id: dependency.id, name: dependency.name.clone(), token: dependency.token.clone() })
         .collect();
     (!dependencies.is_empty()).then(|| DownloadPlan {
+        builds: place.builds.clone(),
         project: place.project.clone(),
         temporary: place.temporary.clone(),
         server: place.server.clone(),
@@ -135,7 +139,14 @@ mod tests {
     fn place() -> Place {
         let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
         let hour = Duration::from_secs(3600);
-        Place { project: "/b/p".into(), temporary: "/b/p.tmp".into(), server, timeout: hour, answer_timeout: hour }
+        Place {
+            builds: "/b".into(),
+            project: "/b/p".into(),
+            temporary: "/b/p.tmp".into(),
+            server,
+            timeout: hour,
+            answer_timeout: hour,
+        }
     }
 
     fn variables(pairs: &[(&str, &str)]) -> Variables {

@@ -27,6 +27,7 @@ impl Project {
 
     fn uploads(&self, server: &Fake, format: UploadFormat, paths: &[&str]) -> UploadPlan {
         UploadPlan {
+            builds: self.temp.path().to_owned(),
             project: self.path(),
             server: api(server),
             job: 7,
@@ -50,6 +51,7 @@ impl Project {
 
     fn downloads(&self, server: &Fake) -> DownloadPlan {
         DownloadPlan {
+            builds: self.temp.path().to_owned(),
             project: self.path(),
             temporary: self.temp.path().join("project.tmp"),
             server: api(server),
@@ -161,6 +163,16 @@ fn a_redirect_to_another_host_gets_no_token() {
     let first = Fake::start(vec![redirect("307 Temporary", format!("{}/x", server.url))]);
     assert_eq!(upload(&project.uploads(&first, ZIP, &["a.txt"])), 0, "another port of the same host is followed");
     assert!(server.asked()[0].line.starts_with("POST /api/v4/jobs/7/artifacts?"));
+}
+
+#[test]
+fn a_project_directory_that_became_a_link_is_not_followed() {
+    let project = Project::new();
+    fs::rename(project.path(), project.temp.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", project.path()).unwrap();
+    let server = Fake::start(Vec::new());
+    assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 1);
+    assert_eq!(download(&project.downloads(&server)), 1);
 }
 
 fn archive() -> Vec<u8> {

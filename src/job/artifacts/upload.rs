@@ -14,11 +14,11 @@ use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::coordinator::Token;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
-use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
+use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, open_project, random, rest, warning};
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &UploadPlan) -> i32 {
-    let root = match Root::open(&plan.project) {
+    let root = match open_project(&plan.builds, &plan.project) {
         Ok(root) => root,
         Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
     };

@@ -26,6 +26,8 @@ pub use save::run as save;
 /// Everything that restoring needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RestorePlan {
+    /// `CI_BUILDS_DIR`: below it no link is followed.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// What to say first.
@@ -57,6 +59,8 @@ pub enum Restore {
 /// Everything that saving needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SavePlan {
+    /// `CI_BUILDS_DIR`: below it no link is followed.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// What to say first.

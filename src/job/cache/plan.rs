@@ -18,6 +18,8 @@ use crate::job::variables::Variables;
 
 /// Where files are and go.
 pub struct Place<'a> {
+    /// `CI_BUILDS_DIR`.
+    pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// The directory for local copies of this project's caches.
@@ -50,6 +52,7 @@ pub fn restore_plan(
     }
     let (warnings, wire) = (planner.warnings, wire(variables, place));
     Ok((!caches.is_empty()).then(|| RestorePlan {
+        builds: place.builds.clone(),
         project: place.project.clone(),
         warnings,
         caches,
@@ -74,6 +77,7 @@ pub fn save_plan(
     }
     let (warnings, wire) = (planner.warnings, wire(variables, place));
     Ok((!caches.is_empty()).then(|| SavePlan {
+        builds: place.builds.clone(),
         project: place.project.clone(),
         warnings,
         caches,
@@ -226,6 +230,7 @@ mod tests {
 
     fn place() -> Place<'static> {
         Place {
+            builds: "/b".into(),
             project: "/b/p".into(),
             store: "/c/p".into(),
             root: "/c".into(),

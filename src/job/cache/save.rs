@@ -12,14 +12,14 @@ use crate::archive::root::Root;
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::{self, Format, Level};
 use crate::http::{Method, Outgoing, Patience, Transfer, origin};
-use crate::job::transfer::{Meter, heading, notes, rest, setback, warning};
+use crate::job::transfer::{Meter, heading, notes, open_project, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
 /// Saves each cache. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &SavePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match Root::open(&plan.project) {
+    let root = match open_project(&plan.builds, &plan.project) {
         Ok(root) => root,
         Err(why) => {
             warning(format_args!("{}: {why}", plan.project.display()));

@@ -49,6 +49,7 @@ impl Project {
 
     fn plan(&self, key: &str, server: Option<&Server>, limits: Limits) -> SavePlan {
         SavePlan {
+            builds: self.temp.path().to_owned(),
             project: self.path(),
             warnings: Vec::new(),
             caches: vec![Save::Files {
@@ -74,6 +75,7 @@ impl Project {
         let clear = clear.iter().map(|&path| path.to_owned()).collect();
         let caches = vec![Restore::FirstOf { copies, clear }];
         restore(&RestorePlan {
+            builds: self.temp.path().to_owned(),
             project: self.path(),
             warnings: Vec::new(),
             caches,
