@@ -313,6 +313,21 @@ fn a_group_that_ends_its_instance_waits_for_the_job() {
 }
 
 #[test]
+fn a_group_that_ends_its_instance_is_not_kept_waiting_by_an_agent_that_is_told_to_stop() {
+    let fleet = Fleet::new("idle_timeout = \"1h\"");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    let id = fleet.queue(job(&["echo begun", &nap()]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    fleet.cloud.scale_in();
+    agent.wait_for_log("taking no more jobs reason=terminated");
+    agent.signal("TERM");
+    assert!(agent.wait().success());
+    assert_eq!(fleet.gitlab.job(id).failure_reason.as_deref(), Some("runner_interrupted"));
+    assert_eq!((fleet.ends(), fleet.completed()), ((0, 0), vec!["drain".to_owned()]), "{}", agent.log());
+}
+
+#[test]
 fn an_instance_is_protected_while_it_has_a_job() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");

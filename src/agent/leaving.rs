@@ -154,7 +154,8 @@ impl Agent {
     pub(super) fn after_the_last_job(&mut self) -> Option<ExitCode> {
         let quiet = self.is_quiet();
         let leaving = self.leaving.as_mut().filter(|leaving| !leaving.departing && quiet)?;
-        let marker = leaving.marker.clone().filter(|_| !leaving.stopping);
+        // A group that ends the instance waits for its hooks, whoever else wants the agent to stop.
+        let marker = leaving.marker.clone().filter(|marker| !leaving.stopping || marker.read().ended);
         let Some(marker) = marker else { return Some(self.end("signal")) };
         leaving.departing = true;
         let manager = |(runner, gitlab): &(_, _)| Manager {
