@@ -35,7 +35,8 @@ pub struct Desk {
 
 struct Inner {
     count: Count,
-    controls: HashMap<i64, Arc<Control>>,
+    /// By slot: two servers may count up to the same number of a job.
+    controls: HashMap<usize, Arc<Control>>,
     /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
     numbers: HashMap<NumberKey, Vec<u32>>,
     /// Why scripts are to give way, once they are.
@@ -134,7 +135,7 @@ impl Desk {
                 return fail(&context, &payload.handle(), &format!("the agent has no descriptors left: {error}"));
             }
         };
-        let id = payload.id;
+        let (id, slot) = (payload.id, permit.slot);
         {
             let mut inner = self.lock();
             if let Some(why) = &inner.evicted {
@@ -143,7 +144,7 @@ impl Desk {
             if let Some(why) = &inner.interrupted {
                 control.interrupt(why);
             }
-            inner.controls.insert(id, Arc::clone(&control));
+            inner.controls.insert(slot, Arc::clone(&control));
             // Under the lock, so that the last word is the right one.
             self.instance.protect(Work::Busy);
         }
@@ -152,10 +153,10 @@ impl Desk {
         let handle = payload.handle();
         let told = handle.clone();
         let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
-        let given_up = context.clone();
+        let (given_up, unused_keys) = (context.clone(), keys.clone());
         let spawned = thread.spawn(move || {
-            let directory = SlotDirectory::new(&desk.state, permit.slot);
-            let slot = directory.clone();
+            let directory = SlotDirectory::new(&desk.state, slot);
+            let left = directory.clone();
             // A mistake of ours in one job must not take the others down, nor leave this one hanging.
             let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
                 Begin::Fresh => engine::run(&context, directory, record, payload, &control),
@@ -170,15 +171,16 @@ impl Desk {
                 Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
             };
             if let Some(why) = trouble {
-                engine::abandon(&slot);
+                engine::abandon(&left);
                 fail(&context, &handle, &why);
             }
-            desk.forget(id, numbers, &keys);
+            desk.forget(slot, numbers, &keys);
             drop(permit);
             let _ = desk.events.send(Event::Changed);
         });
         if let Err(error) = spawned {
             fail(&given_up, &told, &format!("no thread for the job: {error}"));
+            self.forget(slot, numbers, &unused_keys);
         }
     }
 
@@ -224,9 +226,9 @@ impl Desk {
         (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
     }
 
-    fn forget(&self, id: i64, numbers: (u32, u32), keys: &[NumberKey; 2]) {
+    fn forget(&self, slot: usize, numbers: (u32, u32), keys: &[NumberKey; 2]) {
         let mut inner = self.lock();
-        inner.controls.remove(&id);
+        inner.controls.remove(&slot);
         if inner.controls.is_empty() {
             self.instance.protect(Work::Idle);
         }

@@ -449,8 +449,11 @@ impl Agent {
         self.generation.end(&self.slots);
         self.supervisor.reloading();
         while self.slots.requests() > 0 || self.rotation.is_under_way() {
-            if let Ok(Event::Notice(notice)) = self.next_event(None) {
-                self.hear(notice);
+            match self.next_event(None) {
+                Ok(Event::Notice(notice)) => self.hear(notice),
+                // Whoever is told to stop while it waits has nothing to hand over.
+                Ok(event @ Event::Signal(Request::Drain | Request::Stop)) => return self.take_in(event),
+                _ => {}
             }
         }
         let program = std::env::current_exe().unwrap_or_default();
