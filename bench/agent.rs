@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use support::docker::docker;
 use support::git::GitServer;
 use support::gitlab::{GitLab, RUNNER_TOKEN};
 use support::http::{Answer, listen, read_request, write_answer};
@@ -30,13 +31,15 @@ const WAITING: usize = 1000;
 type Measure = fn(&Path);
 
 /// What can be measured, by the names that choose it.
-const FIGURES: [(&str, Measure); 6] = [
+const FIGURES: [(&str, Measure); 8] = [
     ("start", start_to_request),
     ("empty", empty_job),
     ("clone", clone),
     ("queue", queue),
     ("log", log_speed),
     ("artifact", artifact),
+    ("container", empty_container),
+    ("container-log", container_log),
 ];
 
 fn main() {
@@ -175,6 +178,35 @@ fn queue(program: &Path) {
     println!("{:<44} {:>5} to {} KiB", "  RSS before and after", before.0, memory(scene.child.id()));
 }
 
+/// `docker run` and the job in turn, on an engine of our own.
+fn empty_container(program: &Path) {
+    let scene = Scene::with_containers(program);
+    let (mut runs, mut jobs) = (Vec::new(), Vec::new());
+    scene.job(job(&["true"]).build());
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        docker().run(&["run", "--rm", "busybox:local", "true"]);
+        runs.push(began.elapsed());
+        jobs.push(scene.job(job(&["true"]).build()));
+        // What is removed beside the next job must not be on the way of the next `docker run`.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let (run, job) = (median(runs), median(jobs));
+    tell("limit: docker run", run);
+    tell("empty job in a container", job);
+    tell_ratio("  times docker run", job, run);
+}
+
+/// 100 MB of log out of a container.
+fn container_log(program: &Path) {
+    let scene = Scene::with_containers(program);
+    let script = "yes 'a line of an ordinary log, with s0me secrets and value-07-hunter22 in it' | head -c 100000000";
+    let empty = scene.job(job(&["true"]).build());
+    let loud = scene.job(job(&[script]).build());
+    let seconds = loud.saturating_sub(empty).as_secs_f64();
+    println!("{:<44} {:>12.0} MB/s", "100 MB of log out of a container", 100.0 / seconds);
+}
+
 /// 200 MB of log with 20 masked values.
 fn log_speed(program: &Path) {
     let scene = Scene::start(program, 1);
@@ -234,12 +266,25 @@ struct Scene {
 
 impl Scene {
     fn start(program: &Path, concurrent: u32) -> Self {
+        Self::start_with(program, concurrent, "executor = \"shell\"", "")
+    }
+
+    /// Its jobs run in containers of busybox.
+    fn with_containers(program: &Path) -> Self {
+        let keys = format!(
+            "[runners.docker]\nhost = \"{}\"\nimage = \"busybox:local\"\npull_policy = \"if-not-present\"\n",
+            docker().host()
+        );
+        Self::start_with(program, 1, "executor = \"docker\"", &keys)
+    }
+
+    fn start_with(program: &Path, concurrent: u32, executor: &str, tables: &str) -> Self {
         let gitlab = GitLab::start();
         let home = tempfile::tempdir().expect("a directory");
         let config = home.path().join("config.toml");
         let text = format!(
             "concurrent = {concurrent}\ncheck_interval = 1\n[mayfly]\nstate_dir = \"{}\"\n[[runners]]\nname = \"bench\"\n\
-             url = \"{}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\noutput_limit = 1000000\n",
+             url = \"{}\"\ntoken = \"{RUNNER_TOKEN}\"\n{executor}\noutput_limit = 1000000\n{tables}",
             home.path().join("state").display(),
             gitlab.url,
         );

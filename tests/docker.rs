@@ -397,7 +397,7 @@ fn twenty_jobs_leave_nothing() {
     let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
     let ids: Vec<i64> = (0..20)
         .map(|number| {
-            let job = job(&["echo x >/scratch/x; echo y >y"]).variable("GIT_STRATEGY", "none");
+            let job = job(&["echo x >/scratch/x; echo y >y; echo \"in ${CI_BUILD_NETWORK_NAME-none}\""]);
             gitlab.queue(job.variable("FF_NETWORK_PER_BUILD", &(number % 2 == 0).to_string()).build())
         })
         .collect();

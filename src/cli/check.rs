@@ -18,6 +18,8 @@ use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
+use crate::executor::docker::engine::Engine;
+use crate::executor::docker::host;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
@@ -117,7 +119,10 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
-        check_user(report, &place, options, config, runner);
+        match runner.executor.has_containers() {
+            true => check_engine(report, &place, runner),
+            false => check_user(report, &place, options, config, runner),
+        }
         check_files(report, &place, runner);
         check_server(report, &place, config, runner, &system_id);
     }
@@ -156,6 +161,27 @@ fn check_state(report: &mut Report, config: &Config) {
         }
         _ => report
             .fail("state directory", &format!("{} cannot be written; set `state_dir` below [mayfly]", state.display())),
+    }
+}
+
+/// Whether the engine that makes the containers of jobs answers, and how well work beside them is confined.
+fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
+    let address = match host::address(&runner.docker) {
+        Ok(address) => address,
+        Err(why) => return report.fail(place, &why),
+    };
+    match Engine::connect(&address).and_then(|engine| Ok((engine.info()?, engine.revision()))) {
+        Ok((info, revision)) => {
+            let version = &info.server_version;
+            report.ok(place, &format!("container engine {version} at {address}, version {revision} of its API"));
+        }
+        Err(error) => return report.fail(place, &error.to_string()),
+    }
+    if !nix::unistd::Uid::effective().is_root() {
+        report.warn(
+            place,
+            "sources, caches and artifacts of jobs are worked on without walls around git: run mayfly as root",
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::context::Context;
 use super::engine::Engine;
 use super::failure::JobError;
+use super::flags::Flags;
 use super::payload::Payload;
 use super::place::Place;
 use super::sources::{self, Strategy, remove};
@@ -68,6 +69,13 @@ impl Context {
             Ok(Strategy::Fetch) | Err(_) => lasting,
             Ok(_) => at(&format!("{OF_ONE_JOB}{}", payload.id)),
         }
+    }
+
+    /// The name of a network of the job's own (`FF_NETWORK_PER_BUILD`), unless one is configured for all jobs.
+    pub(super) fn network_of_job(&self, payload: &Payload, flags: &Flags, concurrent: u32) -> Option<String> {
+        let wanted = flags.is_on("FF_NETWORK_PER_BUILD") && self.runner.docker.network_mode.is_empty();
+        let project = payload.job_info.project_id;
+        wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", self.runner.token.short(), payload.id))
     }
 
     /// The image of a job as it is named, with variables in it.
@@ -165,19 +173,15 @@ impl Engine<'_> {
         }
     }
 
-    /// A network of the job's own (`FF_NETWORK_PER_BUILD`), unless one is configured for all jobs.
     fn network_of_job(&self, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNetwork> {
-        let configured = &self.context.runner.docker;
-        let wanted = self.prepared.flags.is_on("FF_NETWORK_PER_BUILD") && configured.network_mode.is_empty();
+        let (configured, concurrent) = (&self.context.runner.docker, self.record.concurrent.1);
         let mtu = configured.network_mtu;
-        wanted.then(|| CreateNetwork {
-            name: network_name(facts),
+        let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
+        self.context.network_of_job(&self.payload, &self.prepared.flags, concurrent).map(|name| CreateNetwork {
+            name,
             driver: "bridge".to_owned(),
             enable_ipv6: configured.enable_ipv6,
-            options: (mtu > 0)
-                .then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()))
-                .into_iter()
-                .collect(),
+            options: mtu.into_iter().collect(),
             labels: facts.labels(&docker.owner, "network"),
             check_duplicate: true,
         })
@@ -270,9 +274,4 @@ pub fn remove_forgotten(directories: &[PathBuf]) {
             log::warn!("the directory of an old job is not removed directory={} error={error}", directory.display());
         }
     }
-}
-
-/// The name of a network of the job's own.
-fn network_name(facts: &Facts<'_>) -> String {
-    format!("runner-{}-{}-{}-{}", facts.runner, facts.payload.job_info.project_id, facts.concurrent.1, facts.payload.id)
 }

@@ -177,6 +177,10 @@ impl Context {
         variables.set("CI_RUNNER_REVISION", REVISION);
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
         variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&place.temporary));
+        let network = self.executor.containers().and_then(|_| self.network_of_job(payload, flags, concurrent.1));
+        if let Some(network) = network {
+            variables.set("CI_BUILD_NETWORK_NAME", network);
+        }
         variables
     }
 

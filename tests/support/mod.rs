@@ -1,7 +1,6 @@
 //! What makes tests read as given, when, then: a GitLab, repositories, jobs, and the real program.
 
 pub mod cloud;
-#[allow(dead_code, reason = "tests of the executor use the rest")]
 pub mod docker;
 pub mod git;
 pub mod gitlab;

@@ -10,7 +10,7 @@ pub mod create;
 pub mod credentials;
 pub mod engine;
 mod ground;
-mod host;
+pub mod host;
 pub mod images;
 pub mod names;
 pub mod policy;
