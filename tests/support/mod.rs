@@ -1,6 +1,7 @@
 //! What makes tests read as given, when, then: a GitLab, repositories, jobs, and the real program.
 
 pub mod cloud;
+#[allow(dead_code, reason = "tests of images and services use the rest")]
 pub mod docker;
 pub mod git;
 pub mod gitlab;
