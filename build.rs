@@ -1,10 +1,13 @@
 //! Gives the program the revision it was built from, for `mayfly --version` and the job log's first line, and packs the
 //! addresses that a static program must relocate: they would be 150 KB of it.
 
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo:rerun-if-changed=.git/HEAD");
+    // Where HEAD's moves are written, also in a work tree. A path that is not there would build everything anew each time.
+    let moves = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|path| Path::new(path).exists());
+    println!("cargo:rerun-if-changed={}", moves.as_deref().unwrap_or("build.rs"));
     println!("cargo:rerun-if-env-changed=MAYFLY_REVISION");
     let revision = std::env::var("MAYFLY_REVISION").ok().or_else(git_revision);
     println!("cargo:rustc-env=MAYFLY_REVISION={}", revision.as_deref().unwrap_or("unknown"));
@@ -27,7 +30,11 @@ fn compiler() -> Option<(u32, u32)> {
 
 /// The first eight digits of the commit that is checked out, if this is a git checkout.
 fn git_revision() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short=8", "HEAD"]).output().ok()?;
+    git(&["rev-parse", "--short=8", "HEAD"])
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
     if !output.status.success() {
         return None;
     }

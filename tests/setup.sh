@@ -21,6 +21,12 @@ need zip zip
 need zstd zstd
 need bsdtar libarchive-tools
 need git-lfs git-lfs
+need systemd-nspawn systemd-container
+need mmdebstrap mmdebstrap
+need cloud-init cloud-init
+need rpmbuild rpm
+need lintian lintian
+need rpmlint rpmlint
 need musl-gcc musl-tools
 [ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
 need promtool prometheus
@@ -61,4 +67,9 @@ fi
 if command -v rustup >/dev/null 2>&1; then
     rustup target list --installed | grep -qx x86_64-unknown-linux-musl ||
         rustup --quiet target add x86_64-unknown-linux-musl
+fi
+
+# The tree that machines of the tests boot from: a minute the first time.
+if [ "$(id -u)" = 0 ]; then
+    "$(dirname "$0")/machine-tree.sh" >/dev/null
 fi

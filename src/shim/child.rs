@@ -180,6 +180,7 @@ fn enter(
         // A group that cannot be entered is no reason to fail: the subreaper keeps the processes together as well.
         let _ = fs::write(group.join("cgroup.procs"), "0");
     }
+    take_share_of_oom();
     restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
     let rights = rights_of(&spec.task);
     let is_open = matches!(rights, Rights::Walled(Walls { open: true, .. }));
@@ -208,6 +209,16 @@ fn rights_of(task: &Task) -> &Rights {
     match task {
         Task::Process { .. } => &Rights::User,
         Task::Work { rights, .. } => rights,
+    }
+}
+
+/// A service may be spared when memory runs out; that goes for the agent, not for what jobs start.
+fn take_share_of_oom() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let score = fs::read_to_string(SCORE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if score.is_some_and(|score| score < 0) {
+        // Refused where the score itself was set without the right to: then the job keeps it.
+        let _ = fs::write(SCORE, "0");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The subcommands that manage runners, against a server of canned answers.
 
+mod documents;
 mod server;
 
 use super::*;

@@ -1,0 +1,45 @@
+//! The man pages and shell completions of the packages, made from the command line itself. Here rather than in the
+//! program, which does not pay for them: `packages/build` runs this test with a directory to write into.
+
+use std::fs;
+use std::path::Path;
+
+use clap_complete::aot::{Shell, generate_to};
+
+use super::command;
+
+/// The directory that the documents are for; a temporary one when it is not set.
+const DIRECTORY: &str = "MAYFLY_DOCUMENTS";
+/// What the command line does not know: signals, files, further reading.
+const MORE: &str = include_str!("../../../packages/mayfly.1.more");
+
+#[test]
+fn documents_tell_of_every_subcommand() {
+    let temporary = tempfile::tempdir().expect("a directory");
+    let wanted = std::env::var_os(DIRECTORY).map(std::path::PathBuf::from);
+    let directory = wanted.as_deref().unwrap_or(temporary.path());
+    write(directory).expect("written");
+    let text = |name: &str| fs::read_to_string(directory.join(name)).expect(name);
+    for subcommand in command().get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        let name = subcommand.get_name();
+        assert!(text("mayfly.1").contains(&format!("mayfly\\-{}(1)", name.replace('-', "\\-"))), "{name}");
+        assert!(text(&format!("mayfly-{name}.1")).contains(".SH SYNOPSIS"), "{name}");
+        for completions in ["mayfly.bash", "_mayfly", "mayfly.fish"] {
+            assert!(text(completions).contains(name), "{name} in {completions}");
+        }
+    }
+    assert!(text("mayfly.1").contains("SIGQUIT"));
+    assert!(!text("mayfly-run.1").contains("shim"), "what is hidden stays so");
+}
+
+fn write(directory: &Path) -> std::io::Result<()> {
+    // The revision would make each build's pages differ.
+    let mut command = command().version(env!("CARGO_PKG_VERSION"));
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        generate_to(shell, &mut command, "mayfly", directory)?;
+    }
+    command = command.mut_subcommands(|subcommand| subcommand.version(env!("CARGO_PKG_VERSION")));
+    clap_mangen::generate_to(command.disable_help_subcommand(true), directory)?;
+    let main = directory.join("mayfly.1");
+    fs::write(&main, fs::read_to_string(&main)? + MORE)
+}

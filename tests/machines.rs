@@ -1,0 +1,257 @@
+//! The agent in machines that boot from an image with its package: cloud-init writes its configuration, systemd looks
+//! after it.
+
+use std::io::BufReader;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use serde_json::json;
+
+use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN, read_request, write_answer};
+use crate::support::imds::Imds;
+use crate::support::job::job;
+use crate::support::machine::{Image, Machine, in_own_network, with_image};
+use crate::support::mayfly::Home;
+
+/// User data that writes a configuration with one runner of `gitlab`.
+fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
+    let config = format!(
+        "check_interval = 1\nshutdown_timeout = 60\nuser = \"mayfly-job\"\n[mayfly]\n{mayfly}\n[[runners]]\nname = \"fleet\"\n\
+         url = \"{}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"",
+        gitlab.url
+    );
+    let indented = config.replace('\n', "\n      ");
+    format!(
+        "#cloud-config\nwrite_files:\n  - path: /etc/mayfly/config.toml\n    permissions: '0600'\n    content: |\n      {indented}\n"
+    )
+}
+
+/// Boots a machine that works for a GitLab of its own.
+fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Machine) + Send) {
+    in_own_network(|| {
+        let gitlab = GitLab::start();
+        let _imds = Imds::start("i-0abc0000000000001", &user_data(&gitlab, mayfly));
+        let mut machine = image.boot();
+        machine.wait_for_journal("mayfly is up", 1);
+        test(&gitlab, &mut machine);
+        gitlab.assert_strict();
+    });
+}
+
+/// How often a line is in a job's log.
+fn times(lines: &[String], line: &str) -> usize {
+    lines.iter().filter(|other| *other == line).count()
+}
+
+#[test]
+fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
+    let quick = "mkdir -p /etc/systemd/system/mayfly.service.d\n\
+                 printf '[Service]\\nWatchdogSec=3\\n' >/etc/systemd/system/mayfly.service.d/watchdog.conf";
+    with_image(quick, |image| {
+        with_machine(image, "", |gitlab, machine| {
+            let wait = "until [ -e /tmp/go ]; do sleep 0.2; done";
+            let facts = "echo \"$(id -un) $HOME $(dirname $CI_PROJECT_DIR)\"; touch here";
+            let id =
+                gitlab.queue(job(&["echo begun", facts, wait, "echo finished"]).after_script(&["echo after"]).build());
+            gitlab.wait_for_log(id, "begun");
+            let agent = || machine.run("systemctl show --value -p MainPID mayfly").trim().to_owned();
+            let first = agent();
+            machine.run(&format!("kill -9 {first}"));
+            machine.wait_for_journal("job taken up again", 1);
+            let second = agent();
+            assert_ne!(first, second);
+            machine.run(&format!("kill -STOP {second}"));
+            machine.wait_for_journal("Watchdog timeout", 1);
+            machine.wait_for_journal("job taken up again", 2);
+            assert_ne!(second, agent());
+            machine.run("touch /tmp/go");
+            let job = gitlab.finished(id);
+            assert_eq!(job.state, "success", "{}", job.log());
+            for line in ["begun", "finished", "after", "Job succeeded"] {
+                assert_eq!(times(&job.lines(), line), 1, "{line} in {:#?}", job.lines());
+            }
+            let place = "mayfly-job /var/lib/mayfly-job /var/cache/mayfly/builds/";
+            assert!(job.log().contains(place), "{}", job.log());
+        });
+    });
+}
+
+#[test]
+fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
+    with_image("true", |image| {
+        with_machine(image, "", |gitlab, machine| {
+            let wait = |file: &str| format!("until [ -e /tmp/{file} ]; do sleep 0.2; done");
+            let id =
+                gitlab.queue(job(&["echo begun", &wait("one"), "echo between", &wait("two"), "echo finished"]).build());
+            gitlab.wait_for_log(id, "begun");
+            machine.run("dpkg --install /mayfly.deb");
+            machine.wait_for_journal("job taken up again", 1);
+            machine.run("touch /tmp/one");
+            gitlab.wait_for_log(id, "between");
+            machine.run("systemctl stop --no-block mayfly");
+            machine.wait_for_journal("taking no more jobs", 1);
+            let waiting = gitlab.queue(job(&["true"]).build());
+            machine.run("touch /tmp/two");
+            let ended = gitlab.finished(id);
+            assert_eq!(ended.state, "success", "{}", ended.log());
+            assert_eq!(times(&ended.lines(), "finished"), 1, "{:#?}", ended.lines());
+            machine.wait_until("the end of the unit", |machine| {
+                machine.run("systemctl show --value -p ActiveState mayfly") == "inactive\n"
+            });
+            assert_eq!(machine.run("systemctl show --value -p Result,NRestarts mayfly"), "success\n0\n");
+            assert_eq!(gitlab.job(waiting).state, "pending");
+            assert_eq!(machine.run("systemctl is-enabled mayfly"), "enabled\n");
+        });
+    });
+}
+
+#[test]
+fn systemd_has_nothing_to_say_of_the_unit() {
+    with_image("true", |image| {
+        let said = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
+        assert_eq!(said, "");
+    });
+}
+
+/// What cloud-init may write at the top of user data, as far as the files here use it.
+const KNOWN_KEYS: [&str; 1] = ["write_files"];
+
+/// The user data of `cloud-init/`, for the runner of `gitlab` instead of the example.
+fn example(name: &str, gitlab: &GitLab) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloud-init").join(name);
+    let text = std::fs::read_to_string(path).expect(name);
+    text.replace("https://gitlab.example.com", &gitlab.url).replace("glrt-...", RUNNER_TOKEN)
+}
+
+#[test]
+fn user_data_is_valid_and_its_configuration_has_nothing_to_be_named() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloud-init");
+    let files = std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let files: Vec<_> = files.collect();
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        let valid =
+            Command::new("cloud-init").args(["schema", "--config-file"]).arg(&file).output().expect("cloud-init");
+        assert!(valid.status.success(), "{}", String::from_utf8_lossy(&valid.stderr));
+        let text = std::fs::read_to_string(&file).expect("read");
+        assert!(text.starts_with("#cloud-config\n") && text.len() < 16 * 1024, "{}", file.display());
+        // The schema lets unknown keys pass.
+        let keys = text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_alphabetic()));
+        let keys: Vec<&str> = keys.filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
+        assert!(keys.iter().all(|key| KNOWN_KEYS.contains(key)), "{}: {keys:?}", file.display());
+        let (_, content) = text.split_once("content: |\n").expect("a configuration");
+        let home = Home::empty();
+        std::fs::write(home.config(), content.replace("\n      ", "\n").trim_start()).expect("written");
+        std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("closed");
+        let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
+        let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
+        assert!(lint.status.success() && !said.contains("warning"), "{}: {said}", file.display());
+    }
+}
+
+/// What an image has that was made from a used machine: another one's ids and leaving mark. The firmware of these
+/// machines is not EC2's, so their agents are told where they are, and where AWS answers.
+const USED: &str = r#"
+echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+printf s_0123456789ab >/etc/mayfly/.runner_system_id
+mkdir -p /etc/systemd/system/mayfly.service.d
+cat >/etc/systemd/system/mayfly.service.d/aws.conf <<END
+[Service]
+Environment=AWS_EC2_METADATA_SERVICE_ENDPOINT=http://169.254.169.254 AWS_ENDPOINT_URL=http://127.0.0.1:4566
+END
+"#;
+
+#[test]
+fn machines_from_one_used_image_work_and_switch_themselves_off() {
+    let lives = [
+        ("token.yaml", "i-0abc0000000000001", MaxBuilds),
+        ("token-from-parameter-store.yaml", "i-0abc0000000000002", Idle),
+        ("token-from-secrets-manager.yaml", "i-0abc0000000000003", MaxBuilds),
+    ];
+    with_image(USED, |image| {
+        let mut ids = thread::scope(|scope| {
+            let lives = lives.map(|(data, instance, end)| scope.spawn(move || life(image, data, instance, end)));
+            lives.map(|life| life.join().expect("a life"))
+        });
+        ids.sort();
+        assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{ids:?}");
+        assert!(!ids.contains(&"s_0123456789ab".to_owned()), "the image's own id: {ids:?}");
+    });
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    MaxBuilds,
+    Idle,
+}
+use End::{Idle, MaxBuilds};
+
+/// One machine from boot to power-off: two jobs wait for it, of which it may take one; or none. Returns its system id.
+fn life(image: &Image, data: &str, instance: &str, end: End) -> String {
+    let mut journal = String::new();
+    in_own_network(|| {
+        let gitlab = GitLab::start();
+        let idle = if end == Idle { "idle_timeout = \"3s\"" } else { "idle_timeout = \"15m\"" };
+        let _imds = Imds::start(instance, &example(data, &gitlab).replace("idle_timeout = \"15m\"", idle));
+        serve_tokens();
+        let jobs: Vec<i64> =
+            (0..2).filter(|_| end == MaxBuilds).map(|_| gitlab.queue(job(&["true"]).build())).collect();
+        let mut machine = image.boot();
+        machine.wait_until_off();
+        let states: Vec<String> = jobs.iter().map(|id| gitlab.job_state(*id)).collect();
+        assert!(states.is_empty() || states == ["success", "pending"], "{states:?}");
+        assert_eq!(gitlab.managers(), Vec::<String>::new(), "it took itself off the runner");
+        assert!(gitlab.count("POST jobs/request") > 0, "it never asked for a job");
+        gitlab.assert_strict();
+        journal = machine.unit_journal();
+    });
+    let reason = if end == Idle { "reason=idle_timeout" } else { "reason=max_builds" };
+    assert!(journal.contains(reason), "{journal}");
+    let (_, rest) = journal.split_once("system_id=").expect("an id");
+    rest.split_whitespace().next().expect("an id").to_owned()
+}
+
+/// Parameter Store and Secrets Manager, as far as an agent asks them: signed, and for the names of the examples.
+fn serve_tokens() {
+    let listener = TcpListener::bind("127.0.0.1:4566").expect("a port of a network of its own");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+            let Some(request) = read_request(&mut reader) else { continue };
+            let signed = request.header("Authorization").starts_with("AWS4-HMAC-SHA256 Credential=ASIATEST/");
+            let target = request.header("X-Amz-Target");
+            let asked = request.json();
+            let answer = match (signed, target) {
+                (true, "AmazonSSM.GetParameter") if asked["Name"] == "/ci/runner-token" => {
+                    Answer::json(200, &json!({"Parameter": {"Name": "/ci/runner-token", "Value": RUNNER_TOKEN}}))
+                }
+                (true, "secretsmanager.GetSecretValue") if asked["SecretId"] == "ci/runner" => {
+                    let secret = json!({"token": RUNNER_TOKEN}).to_string();
+                    Answer::json(200, &json!({"Name": "ci/runner", "SecretString": secret}))
+                }
+                _ => Answer::json(400, &json!({"__type": "AccessDeniedException", "message": target})),
+            };
+            let _ = write_answer(&mut stream, &answer.with("Connection", "close"));
+        }
+    });
+}
+
+#[test]
+fn a_spot_machine_works_until_it_is_stopped() {
+    with_image(USED, |image| {
+        in_own_network(|| {
+            let gitlab = GitLab::start();
+            let _imds = Imds::start("i-0abc0000000000004", &example("spot.yaml", &gitlab));
+            serve_tokens();
+            let id = gitlab.queue(job(&["id -un"]).build());
+            let machine = image.boot();
+            assert!(gitlab.finished(id).lines().contains(&"mayfly-job".to_owned()));
+            machine.run("systemctl stop mayfly");
+            assert_eq!(machine.run("systemctl show --value -p Result mayfly"), "success\n");
+            gitlab.assert_strict();
+        });
+    });
+}

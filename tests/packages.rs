@@ -1,0 +1,136 @@
+//! The packages, as they are built for users: what is in them, and what they do to a machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ring::digest::{SHA256, digest};
+use serde_json::Value;
+
+use crate::support::docker::docker;
+use crate::support::machine::{build_packages, with_image};
+
+/// What lies on a machine after the installation, however it was done.
+const FILES: [&str; 12] = [
+    "etc/mayfly/config.toml",
+    "usr/bin/mayfly",
+    "usr/lib/systemd/system/mayfly.service",
+    "usr/lib/sysusers.d/mayfly.conf",
+    "usr/lib/tmpfiles.d/mayfly.conf",
+    "usr/share/bash-completion/completions/mayfly",
+    "usr/share/doc/mayfly/configuration.md",
+    "usr/share/doc/mayfly/cloud-init/token.yaml",
+    "usr/share/fish/vendor_completions.d/mayfly.fish",
+    "usr/share/man/man1/mayfly.1.gz",
+    "usr/share/man/man1/mayfly-run.1.gz",
+    "usr/share/man/man1/mayfly-register.1.gz",
+];
+
+/// What a shell command says; it must succeed.
+fn say(script: &str, file: &Path) -> String {
+    let output =
+        Command::new("bash").args(["-euo", "pipefail", "-c", script, "bash"]).arg(file).output().expect("bash");
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn assert_holds_everything(listing: &str, what: &Path) {
+    for file in FILES {
+        let there = listing.lines().any(|line| line.ends_with(&format!("/{file}")));
+        assert!(there, "{file} is not in {}:\n{listing}", what.display());
+    }
+}
+
+#[test]
+fn every_package_holds_the_program_and_what_belongs_to_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let packages = build_packages(directory.path(), "deb rpm tarball oci");
+    let [deb, rpm, tarball, oci] = &packages[..] else { panic!("{packages:?}") };
+
+    let listing = say("dpkg-deb --fsys-tarfile \"$1\" | tar -tv", deb);
+    assert_holds_everything(&listing, deb);
+    let private = |line: &&str| line.starts_with("-rw------- root/root") && line.ends_with("./etc/mayfly/config.toml");
+    assert!(listing.lines().any(|line| private(&line)), "tokens are to be kept from others:\n{listing}");
+    assert_eq!(say("dpkg-deb --info \"$1\" conffiles", deb), "/etc/mayfly/config.toml\n");
+
+    assert_holds_everything(&say("rpm -qpl \"$1\"", rpm), rpm);
+    assert_eq!(say("rpm -qpc \"$1\"", rpm), "/etc/mayfly/config.toml\n");
+    assert!(say("rpm -qplv \"$1\"", rpm).contains("-rw-------"), "tokens are to be kept from others");
+
+    assert_holds_everything(&say("tar -tzf \"$1\"", tarball), tarball);
+    assert_image_is_whole(oci, directory.path());
+}
+
+/// Follows an OCI image from its index to the program in it.
+fn assert_image_is_whole(image: &Path, directory: &Path) {
+    let layout = directory.join("layout");
+    fs::create_dir(&layout).expect("made");
+    say(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
+    let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON") };
+    // Each blob is what its name says and as long as whoever refers to it says.
+    let blob = |descriptor: &Value| -> PathBuf {
+        let name = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
+        let path = layout.join("blobs/sha256").join(name);
+        let content = fs::read(&path).expect("a blob");
+        assert_eq!(hex(&content), name);
+        assert_eq!(descriptor["size"], content.len());
+        path
+    };
+    assert_eq!(json(&layout.join("oci-layout"))["imageLayoutVersion"], "1.0.0");
+    let index = json(&layout.join("index.json"));
+    let manifest = json(&blob(&index["manifests"][0]));
+    let config = json(&blob(&manifest["config"]));
+    let layer = blob(&manifest["layers"][0]);
+    assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/mayfly");
+    let unpacked = Command::new("gzip").arg("-dc").arg(&layer).output().expect("gzip").stdout;
+    assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&unpacked)));
+    let root = directory.join("root");
+    fs::create_dir(&root).expect("made");
+    say(&format!("tar -C {} -xzf \"$1\"", root.display()), &layer);
+    let said = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
+    assert!(String::from_utf8_lossy(&said.stdout).contains(env!("CARGO_PKG_VERSION")));
+
+    // An engine that knows nothing of this layout loads it as well.
+    let name = concat!("mayfly:", env!("CARGO_PKG_VERSION"));
+    docker().run(&["load", "--input", &image.display().to_string()]);
+    let entry = docker().run(&["image", "inspect", "--format", "{{.Config.Entrypoint}} {{.Config.Cmd}}", name]);
+    assert_eq!(entry.trim(), "[/usr/bin/mayfly] [run]");
+}
+
+fn hex(content: &[u8]) -> String {
+    digest(&SHA256, content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn packages_come_and_go_cleanly() {
+    with_image("true", |image| {
+        let enabled = "/etc/systemd/system/multi-user.target.wants/mayfly.service";
+        let facts = "getent passwd mayfly-job; stat -c '%U %a' /var/lib/mayfly /var/cache/mayfly /var/lib/mayfly-job";
+        let expected = "/var/lib/mayfly-job:/bin/bash\nroot 700\nroot 755\nmayfly-job 750\n";
+        assert!(image.run_inside(facts).ends_with(expected), "{}", image.run_inside(facts));
+        image.run_inside(&format!("[ -L {enabled} ] && mayfly lint --config /etc/mayfly/config.toml"));
+
+        // What an administrator chose and wrote stays over an upgrade; a purge leaves nothing.
+        image.run_inside("echo '# ours' >>/etc/mayfly/config.toml; systemctl disable mayfly.service");
+        image.run_inside(&format!(
+            "dpkg --install /mayfly.deb; [ ! -e {enabled} ]; grep -q ours /etc/mayfly/config.toml"
+        ));
+        image.run_inside("dpkg --remove mayfly; [ ! -e /usr/bin/mayfly ]; grep -q ours /etc/mayfly/config.toml");
+        let left = "find / -xdev -path /proc -prune -o -name '*mayfly*' ! -name mayfly.deb -print";
+        assert_eq!(image.run_inside(&format!("dpkg --purge mayfly >/dev/null; {left}")), "");
+
+        let directory = tempfile::tempdir().expect("a directory");
+        let rpm = build_packages(directory.path(), "rpm").remove(0);
+        let with_root = |arguments: &str| {
+            let root = image.root().display();
+            // As in a container build, /proc is there.
+            let around = format!("mount -t proc proc {root}/proc; trap 'umount {root}/proc' EXIT");
+            say(&format!("{around}; rpm --root {root} --dbpath /var/lib/rpm {arguments}"), &rpm);
+        };
+        with_root("--install --nodeps \"$1\"");
+        assert!(image.run_inside(facts).ends_with(expected), "{}", image.run_inside(facts));
+        image.run_inside(&format!("[ -L {enabled} ] && mayfly lint --config /etc/mayfly/config.toml"));
+        with_root("--erase --nodeps mayfly");
+        image.run_inside(&format!("[ ! -e {enabled} ] && [ ! -e /usr/bin/mayfly ]"));
+    });
+}

@@ -1,0 +1,301 @@
+//! Machines that boot and die: systemd-nspawn on a Debian tree with this program's package, each with a network, a
+//! metadata service and control groups of its own.
+//!
+//! Mounts and networks belong to the thread of a test, processes to a PID namespace that dies with that thread: nothing
+//! is left behind, however a test ends, but empty control groups, which the next machine sweeps.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::unique_number;
+
+/// A machine has this long for whatever it is asked to do; boots take seconds, on busy cores some more.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A machine image: the tree with the package and what a test put there.
+pub struct Image {
+    /// Where its files are, for the thread that baked it and those that it starts.
+    root: PathBuf,
+}
+
+/// A machine that runs; it ends with the test.
+pub struct Machine {
+    child: Child,
+    name: String,
+    directory: PathBuf,
+}
+
+/// Bakes an image and hands it to a test. `script` runs in the tree, as root, before.
+pub fn with_image(script: &str, test: impl FnOnce(&Image) + Send) {
+    in_own(CloneFlags::CLONE_NEWNS, || test(&Image::bake(script)));
+}
+
+/// Runs `test` in a network of its own, in which only loopback and the metadata service's address are.
+pub fn in_own_network(test: impl FnOnce() + Send) {
+    in_own(CloneFlags::CLONE_NEWNET, || {
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["address", "add", "169.254.169.254/32", "dev", "lo"]);
+        test();
+    });
+}
+
+/// Runs `inner` in a thread with namespaces of its own.
+fn in_own(namespaces: CloneFlags, inner: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(namespaces).expect("namespaces need root");
+            inner();
+        });
+        if let Err(panic) = inside.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// The package of this program, built once for a test run.
+pub fn debian_package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        // Renamed at the end: a run beside this one, or one that was cut short, leaves no half a package.
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let made = tempfile::tempdir_in(directory).expect("a directory");
+        let package = build_packages(made.path(), "deb").remove(0);
+        let kept = directory.join("mayfly.deb");
+        fs::rename(package, &kept).expect("kept");
+        kept
+    })
+}
+
+/// Builds packages of the program under test, without its debugging symbols; returns their files.
+pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
+    fs::create_dir_all(directory).expect("made");
+    let program = directory.join("mayfly");
+    run("strip", &["-o", &program.display().to_string(), env!("CARGO_BIN_EXE_mayfly")]);
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/build");
+    let output = Command::new(build).args(["--only", formats, "--binary"]).arg(&program).arg(directory).output();
+    let output = output.expect("packages/build");
+    assert!(output.status.success(), "packages/build: {}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_file(program).expect("removed");
+    String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
+}
+
+impl Image {
+    fn bake(script: &str) -> Self {
+        let tree = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine-tree.sh")).output();
+        let tree = tree.expect("the script");
+        assert!(tree.status.success(), "no tree: {}", String::from_utf8_lossy(&tree.stderr));
+        let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
+        // In memory and in this mount namespace: gone with it.
+        let place = std::env::temp_dir().join(format!("mayfly-image-{}", unique_number()));
+        fs::create_dir(&place).expect("made");
+        let at = |name: &str| place.join(name).display().to_string();
+        run("mount", &["--make-rprivate", "/"]);
+        run("mount", &["-t", "tmpfs", "-o", "mode=0755", "image", &at("")]);
+        for name in ["upper", "work", "root"] {
+            fs::create_dir(place.join(name)).expect("made");
+        }
+        let layers = format!("lowerdir={tree},upperdir={},workdir={}", at("upper"), at("work"));
+        run("mount", &["-t", "overlay", "-o", &layers, "image", &at("root")]);
+        let image = Self { root: place.join("root") };
+        fs::copy(debian_package(), image.root.join("mayfly.deb")).expect("copied");
+        image.run_inside("dpkg --install /mayfly.deb");
+        image.run_inside(script);
+        image
+    }
+
+    /// Runs a script in the tree; it must succeed. Returns what it says.
+    pub fn run_inside(&self, script: &str) -> String {
+        let root = self.root.display();
+        let all = format!(
+            "mount -t proc proc {root}/proc && chroot {root} sh -euc \"$SCRIPT\"; s=$?; umount {root}/proc; exit $s"
+        );
+        let output = Command::new("sh").args(["-c", &all]).env("SCRIPT", script).output().expect("sh");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}\n{said}{}", String::from_utf8_lossy(&output.stderr));
+        said
+    }
+
+    /// Where the tree is, for this thread.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Boots a machine in the network of this thread.
+    pub fn boot(&self) -> Machine {
+        let name = format!("mayfly-test-{}-{}", std::process::id(), unique_number());
+        sweep_control_groups();
+        let directory = self.root.with_file_name(&name);
+        fs::create_dir_all(directory.join("journal")).expect("made");
+        let output = fs::File::create(directory.join("console")).expect("made");
+        let groups = control_group_roots()
+            .iter()
+            .map(|root| root.join(&name).display().to_string())
+            .collect::<Vec<_>>()
+            .join(" ");
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"])
+            .arg(BOOT)
+            .env("GROUPS_OF_MACHINE", groups)
+            .env("ROOT", &self.root)
+            .env("NAME", &name)
+            .env("JOURNAL", directory.join("journal"))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a file"))
+            .stderr(output)
+            .spawn()
+            .expect("setpriv and unshare");
+        Machine { child, name, directory }
+    }
+}
+
+/// Enters control groups of the machine's own and becomes the container manager.
+const BOOT: &str = r#"
+for group in $GROUPS_OF_MACHINE; do mkdir "$group"; echo $$ >"$group/cgroup.procs"; done
+exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no --keep-unit --boot --machine="$NAME" \
+    --network-namespace-path=/proc/self/ns/net --bind="$JOURNAL:/var/log/journal" --console=pipe
+"#;
+
+impl Machine {
+    /// Waits until the machine is off; it must be by itself.
+    pub fn wait_until_off(&mut self) {
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "the machine did not power off but ended by {:?}", status.signal());
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the machine goes on");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until something holds.
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < until, "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until the journal of the agent's unit holds a text `count` times.
+    pub fn wait_for_journal(&self, text: &str, count: usize) {
+        self.wait_until(&format!("`{text}`"), |machine| machine.unit_journal().matches(text).count() >= count);
+    }
+
+    /// Runs a script inside, which must succeed; returns what it says.
+    pub fn run(&self, script: &str) -> String {
+        let output = self.try_run(script);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script}\n{said}{error}");
+        said
+    }
+
+    /// Runs a script inside.
+    pub fn try_run(&self, script: &str) -> Output {
+        let init = self.init().expect("a machine that runs").to_string();
+        Command::new("nsenter")
+            .args(["--all", "--target", &init, "sh", "-c", script])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .output()
+            .expect("nsenter")
+    }
+
+    /// The first process of the machine, once systemd answers there.
+    fn init(&self) -> Option<u32> {
+        // setpriv became unshare, whose child became nspawn, whose child is the machine's first process.
+        let nspawn = first_child(self.child.id())?;
+        first_child(nspawn)
+    }
+
+    /// What the unit of the agent said and what was said of it.
+    pub fn unit_journal(&self) -> String {
+        self.read_journal(&["--unit", "mayfly.service"])
+    }
+
+    /// Everything that the machine said.
+    pub fn journal(&self) -> String {
+        let console = fs::read_to_string(self.directory.join("console")).unwrap_or_default();
+        format!("{console}\n{}", self.read_journal(&[]))
+    }
+
+    /// The journal as journalctl shows it with these arguments.
+    pub fn read_journal(&self, arguments: &[&str]) -> String {
+        let directory = self.directory.join("journal");
+        let output =
+            Command::new("journalctl").arg("--directory").arg(directory).args(["--no-pager"]).args(arguments).output();
+        String::from_utf8_lossy(&output.expect("journalctl").stdout).into_owned()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.journal());
+        }
+        // The PID namespace goes with its first process, and unshare takes that along.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for root in control_group_roots() {
+            let group = root.join(&self.name);
+            let until = Instant::now() + Duration::from_secs(5);
+            while group.exists() && !remove_control_groups(&group) && Instant::now() < until {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn first_child(process: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Where groups are made: the hierarchies that systemd looks at.
+fn control_group_roots() -> Vec<PathBuf> {
+    let base = Path::new("/sys/fs/cgroup");
+    let hybrid = [base.join("systemd"), base.join("unified")].map(|root| root.is_dir().then_some(root));
+    let hybrid: Vec<PathBuf> = hybrid.into_iter().flatten().collect();
+    if hybrid.is_empty() { vec![base.to_owned()] } else { hybrid }
+}
+
+/// Removes a tree of empty groups; false while something is in it.
+fn remove_control_groups(group: &Path) -> bool {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_control_groups(&entry.path());
+        }
+    }
+    fs::remove_dir(group).is_ok()
+}
+
+/// Removes groups that a test run left which was killed.
+fn sweep_control_groups() {
+    for root in control_group_roots() {
+        for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let run = name.strip_prefix("mayfly-test-").and_then(|rest| rest.split('-').next()).map(str::to_owned);
+            if run.is_some_and(|run| !Path::new("/proc").join(run).exists()) {
+                remove_control_groups(&entry.path());
+            }
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
