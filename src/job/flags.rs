@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 enum Effect {
     /// What it does in gitlab-runner.
     Honoured,
+    /// The same, for jobs in containers; nothing for others.
+    OfContainers,
     /// Nothing: we behave as if it always had this value.
     Always(bool),
     /// Nothing: it is about something that we do not have.
     Nothing,
 }
 
-use Effect::{Always, Honoured, Nothing};
+use Effect::{Always, Honoured, Nothing, OfContainers};
 
 /// The job's token stands in no file: git asks for it.
 pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
@@ -25,7 +27,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_CONCRETE", false, Nothing),
     ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, Honoured),
     ("FF_DISABLE_POWERSHELL_STDIN", false, Nothing),
-    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", false, Honoured),
+    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", false, OfContainers),
     ("FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR", false, Nothing),
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, Honoured),
     ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
@@ -36,7 +38,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_KUBERNETES_HONOR_ENTRYPOINT", false, Nothing),
     ("FF_LOG_IMAGES_CONFIGURED_FOR_JOB", false, Nothing),
     ("FF_MASK_ALL_DEFAULT_TOKENS", true, Always(true)),
-    ("FF_NETWORK_PER_BUILD", false, Honoured),
+    ("FF_NETWORK_PER_BUILD", false, OfContainers),
     ("FF_POSIXLY_CORRECT_ESCAPES", false, Always(true)),
     ("FF_PRINT_POD_EVENTS", false, Nothing),
     ("FF_RESOLVE_FULL_TLS_CHAIN", false, Nothing),
@@ -59,13 +61,13 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_USE_GIT_BUNDLE_URIS", true, Always(true)),
     ("FF_USE_GIT_NATIVE_CLONE", false, Nothing),
     ("FF_USE_GIT_PROACTIVE_AUTH", false, Nothing),
-    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, Honoured),
+    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, OfContainers),
     ("FF_USE_JOB_ROUTER", false, Nothing),
     ("FF_USE_LEGACY_BASH_EVAL", false, Nothing),
     ("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, Nothing),
     ("FF_USE_LEGACY_KUBERNETES_EXECUTION_STRATEGY", false, Nothing),
     ("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, Nothing),
-    ("FF_USE_NATIVE_CONTAINER_STOP", false, Honoured),
+    ("FF_USE_NATIVE_CONTAINER_STOP", false, OfContainers),
     ("FF_USE_PARALLEL_ARTIFACT_TRANSFER", false, Nothing),
     ("FF_USE_PARALLEL_CACHE_TRANSFER", false, Nothing),
     ("FF_USE_POD_ACTIVE_DEADLINE_SECONDS", true, Nothing),
@@ -115,13 +117,14 @@ impl Flags {
         FLAGS.iter().filter(differs).map(|(name, default, _)| format!("{name}:{}", !default)).collect()
     }
 
-    /// Those that someone changed in the belief that it does something.
-    pub fn idle(&self) -> Vec<&'static str> {
+    /// Those that someone changed in the belief that it does something for this job, `in_containers` or not.
+    pub fn idle(&self, in_containers: bool) -> Vec<&'static str> {
         let idle = |(name, default, effect): &&(&str, bool, Effect)| {
             let value = self.is_on(name);
             value != *default
                 && match effect {
                     Honoured => false,
+                    OfContainers => !in_containers,
                     Always(ours) => value != *ours,
                     Nothing => true,
                 }
@@ -153,13 +156,17 @@ mod tests {
     fn a_flag_without_effect_is_told_only_where_it_was_changed() {
         let of = |name: &'static str, value: &'static str| {
             let job = move |asked: &str| (asked == name).then(|| value.to_owned());
-            Flags::resolve(&BTreeMap::new(), &job).0.idle()
+            Flags::resolve(&BTreeMap::new(), &job).0.idle(false)
         };
         assert_eq!(of("FF_USE_GIT_NATIVE_CLONE", "true"), ["FF_USE_GIT_NATIVE_CLONE"]);
         assert_eq!(of("FF_USE_FASTZIP", "false"), ["FF_USE_FASTZIP"]);
         assert!(of("FF_POSIXLY_CORRECT_ESCAPES", "true").is_empty(), "what we do anyway");
         assert!(of("FF_TIMESTAMPS", "false").is_empty());
         assert!(of("NONE", "").is_empty());
+        assert_eq!(of("FF_NETWORK_PER_BUILD", "true"), ["FF_NETWORK_PER_BUILD"]);
+        let job = |_: &str| Some("true".to_owned());
+        let (flags, _) = Flags::resolve(&BTreeMap::new(), &job);
+        assert!(!flags.idle(true).contains(&"FF_NETWORK_PER_BUILD"));
     }
 
     #[test]

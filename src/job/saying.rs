@@ -24,7 +24,7 @@ impl Engine<'_> {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), self.context.system_id),
         });
         let flags = &self.prepared.flags;
-        let (changed, idle) = (flags.changed(), flags.idle());
+        let (changed, idle) = (flags.changed(), flags.idle(self.context.executor.containers().is_some()));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }

@@ -204,8 +204,9 @@ impl Engine<'_> {
 
     /// Runs one step, or takes up one that an earlier agent had started.
     pub(super) fn step(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Result<(), JobError>> {
-        // File work can be done again from its start; a script cannot.
-        let again = matches!(task, Task::Work { .. }).then(|| task.clone());
+        // File work can be done again from its start; a script cannot, nor what speaks with an engine about one.
+        let is_file_work = matches!(&task, Task::Work { rights, .. } if *rights != Rights::All);
+        let again = is_file_work.then(|| task.clone());
         let mut outcome = match self.record.progress.step.clone() {
             Some(step) => self.take_up(task, &step, stops_for)?,
             None => self.begin(task, limit, stops_for)?,

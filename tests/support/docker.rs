@@ -37,7 +37,7 @@ begin
 while read -r _; do end; begin; done
 for id in $(docker ps -q 2>/dev/null); do docker kill $id >/dev/null 2>&1; done
 end
-umount -l $D/data 2>/dev/null
+umount -l $D/data $D/exec/netns/* 2>/dev/null
 rm -rf $D
 "#;
 
