@@ -162,6 +162,17 @@ exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no
     --network-namespace-path=/proc/self/ns/net --bind="$JOURNAL:/var/log/journal" --console=pipe
 "#;
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        // The mounts would go with the namespace, the directory that they are on would not.
+        let place = self.root.with_file_name("");
+        for mounted in [self.root.as_path(), &place] {
+            let _ = Command::new("umount").arg("--lazy").arg(mounted).status();
+        }
+        let _ = fs::remove_dir(place);
+    }
+}
+
 impl Machine {
     /// Waits until the machine is off; it must be by itself.
     pub fn wait_until_off(&mut self) {
