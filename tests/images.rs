@@ -27,10 +27,6 @@ fn run_with(keys: &str, job: JobBuilder) -> Job {
     run(&gitlab, &home, &[], job)
 }
 
-fn has(job: &Job, part: &str) -> bool {
-    job.lines().iter().any(|line| line.contains(part))
-}
-
 fn of(image: &str) -> JobBuilder {
     job(&["echo ran"]).set("image", json!({"name": image}))
 }
@@ -150,7 +146,7 @@ fn options_that_nobody_knows_fail_the_job() {
     let image = json!({"name": "busybox:local", "executor_opts": {"docker": {"gpus": "all"}}});
     let job = run_with("", job(&["echo ran"]).set("image", image));
     assert_eq!((job.failure_reason.as_deref(), job.exit_code), (Some("runner_system_failure"), Some(3)));
-    assert!(has(&job, "docker:gpus"), "{}", job.log());
+    assert!(job.has("docker:gpus"), "{}", job.log());
 }
 
 #[test]
@@ -170,7 +166,7 @@ fn policies_are_tried_in_their_order() {
         "Attempt #2: Trying \"if-not-present\" pull policy",
         "Using locally found image version due to \"if-not-present\" pull policy",
     ] {
-        assert!(has(&job, part), "{part}: {}", job.log());
+        assert!(job.has(part), "{part}: {}", job.log());
     }
     // Twice the same image in one job is one pull.
     let services = json!([{"name": image, "alias": "one", "command": ["sleep", "600"]}]);
@@ -180,7 +176,7 @@ fn policies_are_tried_in_their_order() {
     assert_eq!(job.state, "success", "{}", job.log());
     let pulls = job.lines().iter().filter(|line| line.contains("Pulling docker image")).count();
     assert_eq!(pulls, 1, "{}", job.log());
-    assert!(has(&job, &format!("for {image} with digest ")), "{}", job.log());
+    assert!(job.has(&format!("for {image} with digest ")), "{}", job.log());
 }
 
 #[test]
@@ -200,7 +196,7 @@ fn a_pull_that_breaks_off_fails_the_job_and_not_the_agent() {
     assert_eq!(job.state, "failed", "{}", job.log());
     let reason = job.failure_reason.as_deref();
     assert!(matches!(reason, Some("image_pull_failure" | "runner_external_dependency_failure")), "{}", job.log());
-    assert!(has(&job, "failed to pull image"), "{}", job.log());
+    assert!(job.has("failed to pull image"), "{}", job.log());
 }
 
 #[test]
@@ -212,7 +208,7 @@ fn a_registry_that_does_not_answer_holds_no_job_beyond_its_time() {
     let job = of(&image).timeout(3).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
     let job = run_with("pull_policy = \"always\"", job);
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
-    assert!(has(&job, "Pulling docker image"), "{}", job.log());
+    assert!(job.has("Pulling docker image"), "{}", job.log());
 }
 
 #[test]
@@ -221,7 +217,7 @@ fn a_registry_that_cannot_be_reached_is_asked_three_times() {
     assert_eq!(job.failure_reason.as_deref(), Some("runner_external_dependency_failure"), "{}", job.log());
     let pulls = job.lines().iter().filter(|line| line.contains("Pulling docker image")).count();
     assert_eq!(pulls, 3, "{}", job.log());
-    assert!(has(&job, "cannot reach the registry"), "{}", job.log());
+    assert!(job.has("cannot reach the registry"), "{}", job.log());
 }
 
 #[test]
@@ -246,7 +242,7 @@ fn an_image_of_amazons_registry_needs_no_login_but_the_instances_own() {
         ];
         let job = run(&gitlab, &home, &environment, of(&image));
         assert_eq!(job.state, state, "{}", job.log());
-        assert!(has(&job, part), "{part}: {}", job.log());
+        assert!(job.has(part), "{part}: {}", job.log());
         let reason = (state == "failed").then_some("runner_configuration_error");
         assert_eq!(job.failure_reason.as_deref(), reason, "{}", job.log());
         docker.run(&["rmi", "--force", &image]);

@@ -225,7 +225,7 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
                 let home = Home::new(&gitlab, "", "");
                 let (ran, go) = (home.path("ran"), home.path("go"));
                 let keys = "max_builds = 1\nleave = \"command\"\n\
-                            leave_command = \"echo $$ >>RAN; until [ -e GO ]; do sleep 0.1; done\"";
+                            leave_command = \"echo $$ >>RAN; for i in $(seq 900); do [ -e GO ] && break; sleep 0.1; done\"";
                 let keys = keys.replace("RAN", &ran.display().to_string()).replace("GO", &go.display().to_string());
                 home.add_to_mayfly(&keys);
                 let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
@@ -265,7 +265,7 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
     let home = Home::new(&gitlab, "", "");
     let (ran, go) = (home.path("ran"), home.path("go"));
     home.add_to_mayfly(&format!(
-        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; until [ -e {} ]; do sleep 0.1; done\"",
+        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; for i in $(seq 900); do [ -e {} ] && break; sleep 0.1; done\"",
         ran.display(),
         go.display()
     ));

@@ -24,10 +24,6 @@ fn run(keys: &str, job: JobBuilder) -> Job {
     })
 }
 
-fn has(job: &Job, part: &str) -> bool {
-    job.lines().iter().any(|line| line.contains(part))
-}
-
 /// A server that answers each connection with a line, from its second second on.
 const SERVER: &str =
     "sleep 1; echo \"serving $GREETING\"; while :; do echo \"hello from $GREETING\" | nc -l -p 8080; done";
@@ -57,8 +53,8 @@ fn a_job_finds_its_services_by_name_once_they_are_up() {
         assert_eq!(job.state, "success", "{network}: {}", job.log());
         let lines = job.lines();
         assert_eq!(lines.iter().filter(|line| *line == "hello from the service").count(), 2, "{network}: {lines:#?}");
-        assert!(has(&job, "Starting service busybox:local...") && has(&job, "Waiting for services"), "{lines:#?}");
-        assert!(!has(&job, "probably didn't start"), "{lines:#?}");
+        assert!(job.has("Starting service busybox:local...") && job.has("Waiting for services"), "{lines:#?}");
+        assert!(!job.has("probably didn't start"), "{lines:#?}");
     }
 }
 
@@ -82,7 +78,7 @@ fn a_service_that_does_not_come_up_is_told_with_its_output_and_the_job_goes_on()
         "alias `busybox` of service busybox:local belongs to another service already",
         "ran",
     ] {
-        assert!(has(&job, part), "{part}: {:#?}", job.lines());
+        assert!(job.has(part), "{part}: {:#?}", job.lines());
     }
 }
 
@@ -98,7 +94,7 @@ fn a_service_that_cannot_be_had_or_started_fails_the_job() {
         let services = json!([{"name": name, "command": [command]}]);
         let job = run(keys, job(&["echo ran"]).set("services", services));
         assert_eq!(job.failure_reason.as_deref(), Some(reason), "{part}: {}", job.log());
-        assert!(has(&job, part) && !job.lines().contains(&"ran".to_owned()), "{part}: {:#?}", job.lines());
+        assert!(job.has(part) && !job.lines().contains(&"ran".to_owned()), "{part}: {:#?}", job.lines());
     }
 }
 
@@ -114,8 +110,8 @@ fn services_of_the_configuration_see_what_is_public_and_no_more() {
     let with = |variables| job(&[]).set("variables", variables).set("steps", script["steps"].clone());
     let job = run(keys, with(script["variables"].clone()));
     assert_eq!(job.state, "success", "{}", job.log());
-    assert!(has(&job, "yes unit []"), "{:#?}", job.lines());
-    assert!(!has(&job, "Waiting for services"), "{:#?}", job.lines());
+    assert!(job.has("yes unit []"), "{:#?}", job.lines());
+    assert!(!job.has("Waiting for services"), "{:#?}", job.lines());
 }
 
 #[test]

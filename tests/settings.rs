@@ -23,10 +23,6 @@ fn run(runner: &str, job: JobBuilder) -> Job {
     run_at(&gitlab, &home, job)
 }
 
-fn has(job: &Job, part: &str) -> bool {
-    job.lines().iter().any(|line| line.contains(part))
-}
-
 #[test]
 fn settings_that_cannot_be_meant_are_told_before_anything_else() {
     let job = run(
@@ -67,7 +63,7 @@ fn what_this_runner_cannot_do_is_said_and_not_left_out() {
     ] {
         let job = run("", job(&["echo ran"]).set(key, value));
         assert_eq!(job.failure_reason.as_deref(), Some("runner_configuration_error"));
-        assert!(has(&job, word) && !job.lines().contains(&"ran".to_owned()), "{:#?}", job.lines());
+        assert!(job.has(word) && !job.lines().contains(&"ran".to_owned()), "{:#?}", job.lines());
     }
 }
 
@@ -103,9 +99,9 @@ fn sources_that_take_too_long_end_the_job() {
             .after_script(&["echo after"]),
     );
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"));
-    assert!(has(&job, "get_sources could not run to completion because the timeout was exceeded"));
-    assert!(has(&job, "ERROR: Job failed: get sources timeout: exceeded timeout of 1s"));
-    assert!(!has(&job, "Retrying") && !has(&job, "Uploading artifacts"), "{:#?}", job.lines());
+    assert!(job.has("get_sources could not run to completion because the timeout was exceeded"));
+    assert!(job.has("ERROR: Job failed: get sources timeout: exceeded timeout of 1s"));
+    assert!(!job.has("Retrying") && !job.has("Uploading artifacts"), "{:#?}", job.lines());
 }
 
 #[test]
@@ -118,9 +114,9 @@ fn a_job_without_sources_leaves_the_checkout_of_others_alone() {
     run_at(&gitlab, &home, job(&["touch left"]).sources(&url, &sha));
     let empty = job(&["ls; pwd"]).sources(&url, &sha).variable("GIT_STRATEGY", "empty");
     let empty = run_at(&gitlab, &home, empty);
-    assert!(has(&empty, "/team/demo-empty") && !has(&empty, "a.txt"), "{:#?}", empty.lines());
+    assert!(empty.has("/team/demo-empty") && !empty.has("a.txt"), "{:#?}", empty.lines());
     let third = run_at(&gitlab, &home, job(&["cat a.txt"]).sources(&url, &sha));
-    assert!(!has(&third, "Created fresh repository."), "{:#?}", third.lines());
+    assert!(!third.has("Created fresh repository."), "{:#?}", third.lines());
 }
 
 #[test]

@@ -7,19 +7,15 @@ pub mod user;
 
 use std::path::PathBuf;
 
-use crate::job::failure::JobError;
-use crate::shim::spec::{Task, User};
+use crate::shim::spec::User;
 
 /// How one job's steps are run on this machine.
 pub trait Executor: Send + Sync {
     /// The line under the heading of the first section, unless it is said later.
     fn greeting(&self) -> Option<String>;
 
-    /// Gets everything ready for the job. Errors: the machine lacks what the job needs.
-    fn prepare(&self) -> Result<(), JobError>;
-
-    /// Turns the text of a script into a task.
-    fn script(&self, text: String, merge_stderr: bool) -> Task;
+    /// What scripts run in.
+    fn ground(&self) -> Ground<'_>;
 
     /// Whom steps run as; `None` for the agent's own user.
     fn user(&self) -> Option<&User>;
@@ -35,6 +31,17 @@ pub trait Executor: Send + Sync {
 
     /// What makes containers, where scripts run in some.
     fn containers(&self) -> Option<&docker::Docker> {
-        None
+        match self.ground() {
+            Ground::Shell(_) => None,
+            Ground::Containers(docker) => Some(docker),
+        }
     }
+}
+
+/// What scripts run in.
+pub enum Ground<'a> {
+    /// The shell of the instance.
+    Shell(&'a shell::Shell),
+    /// A container for each job.
+    Containers(&'a docker::Docker),
 }

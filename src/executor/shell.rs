@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Parents;
-use super::{Executor, user};
+use super::{Executor, Ground, user};
 use crate::job::failure::JobError;
 use crate::shim::spec::{Task, User};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where the programs of jobs, and those that work for them, are found.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Scripts in a login shell, directly on the machine.
 pub struct Shell {
@@ -42,22 +43,17 @@ impl Shell {
         let (name, program) = found.map_or((wanted[0], None), |(name, path)| (name, Some(path)));
         Ok(Self { shell: name.to_owned(), program, whom: user.clone().unwrap_or(current), user, parents })
     }
-}
 
-impl Executor for Shell {
-    fn greeting(&self) -> Option<String> {
-        let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
-        Some(format!("Using Shell ({}) executor{whom}...", self.shell))
-    }
-
-    fn prepare(&self) -> Result<(), JobError> {
+    /// Errors: the machine lacks what jobs need.
+    pub fn prepare(&self) -> Result<(), JobError> {
         if self.program.is_none() {
             return Err(JobError::system(format!("there is no `{}` in {PATH}; install it in the image", self.shell)));
         }
         Ok(())
     }
 
-    fn script(&self, text: String, merge_stderr: bool) -> Task {
+    /// Turns the text of a script into a task.
+    pub fn script(&self, text: String, merge_stderr: bool) -> Task {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
         Task::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],
@@ -67,6 +63,17 @@ impl Executor for Shell {
             stdin: text,
             merge_stderr,
         }
+    }
+}
+
+impl Executor for Shell {
+    fn greeting(&self) -> Option<String> {
+        let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
+        Some(format!("Using Shell ({}) executor{whom}...", self.shell))
+    }
+
+    fn ground(&self) -> Ground<'_> {
+        Ground::Shell(self)
     }
 
     fn user(&self) -> Option<&User> {

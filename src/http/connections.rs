@@ -76,10 +76,7 @@ impl Connections {
     }
 
     fn build(&self, way: &Way, state: &mut State) -> Result<Agent, Error> {
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
+        let mut config = socket::plain_config()
             .user_agent(self.user_agent.as_str())
             .proxy(way.proxy.as_ref().map(Proxy::for_agent))
             .input_buffer_size(16 * 1024)

@@ -7,6 +7,7 @@ mod client;
 mod connections;
 pub mod conversation;
 pub mod diagnose;
+mod escape;
 mod proxy;
 mod retry;
 pub mod service;
@@ -19,5 +20,7 @@ pub mod tls;
 mod transfer;
 
 pub use client::{Client, Error, Method, Request, Response, is_same_server, origin, resolve};
+pub use escape::escape;
 pub use retry::{Backoff, TRIES, http_date, is_retryable, random_fraction};
+pub use socket::plain_config;
 pub use transfer::{Incoming, Outgoing, Patience, Transfer};

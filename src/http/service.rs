@@ -74,10 +74,7 @@ pub struct Service {
 impl Service {
     /// A client for the service at an address; nothing is asked yet. Errors: a certificate file cannot be used.
     pub fn new(address: &Address, user_agent: &str) -> Result<Self, Trouble> {
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
+        let mut config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
             .proxy(None)

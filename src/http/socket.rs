@@ -12,8 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use ureq::config::Config;
+use ureq::config::{Config, ConfigBuilder};
 use ureq::http::Uri;
+use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, RustlsConnector,
@@ -25,6 +26,12 @@ use ureq::{Agent, Error};
 const PROBE_EVERY_SECONDS: u32 = 30;
 /// Probes without an answer after which the connection is given up.
 const PROBES: u32 = 3;
+
+/// What all agents have in common: whatever a server answers is an answer, and whether to follow it elsewhere is for
+/// the caller to say, who knows which token may go there.
+pub fn plain_config() -> ConfigBuilder<AgentScope> {
+    Agent::config_builder().http_status_as_error(false).max_redirects(0).max_redirects_will_error(false)
+}
 
 /// An agent whose connections are probed.
 pub fn agent(config: Config) -> Agent {

@@ -57,10 +57,7 @@ impl Transfer {
         let uri = connections::parse(url)?;
         let proxy = proxy::of_environment(&uri).map_err(Error::Configuration)?;
         let is_tls = uri.scheme_str() == Some("https") || proxy.as_ref().is_some_and(Proxy::is_tls);
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
+        let mut config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
             .proxy(proxy.as_ref().map(Proxy::for_agent))

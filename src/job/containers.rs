@@ -87,8 +87,7 @@ impl Context {
 
 impl Engine<'_> {
     /// Everything that scripts in a container need.
-    pub(super) fn prepare_container(&mut self) -> io::Result<Result<(), JobError>> {
-        let Some(docker) = self.context.executor.containers() else { return Ok(Ok(())) };
+    pub(super) fn prepare_container(&mut self, docker: &Docker) -> io::Result<Result<(), JobError>> {
         if let Err(error) = std::fs::create_dir_all(&self.context.caches) {
             let caches = self.context.caches.display();
             return Ok(Err(JobError::system(format!("the directory of caches {caches} cannot be made: {error}"))));

@@ -16,6 +16,7 @@ use super::script::BRIDGE;
 use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
 use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
+use crate::executor::Ground;
 use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::services::log::Followers;
 use crate::journal::{Record, SlotDirectory};
@@ -281,13 +282,14 @@ impl Engine<'_> {
             let message = format!("the job is not kept from the instance's credentials: {why}");
             return Ok(Err(JobError::system(message)));
         }
-        if self.context.executor.containers().is_some() {
-            return self.prepare_container();
-        }
+        let shell = match self.context.executor.ground() {
+            Ground::Containers(docker) => return self.prepare_container(docker),
+            Ground::Shell(shell) => shell,
+        };
         let place = &self.prepared.place;
         let unusable = |error| JobError::system(format!("cannot make {}: {error}", place.builds.display()));
         let made = || place.create(&self.context.caches, self.context.executor.user()).map_err(unusable);
-        Ok(self.context.executor.prepare().and_then(|()| made()))
+        Ok(shell.prepare().and_then(|()| made()))
     }
 
     /// A stage, tried as often as the job asks for.

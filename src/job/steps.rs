@@ -10,6 +10,7 @@ use super::limits::{Limit, Over};
 use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
 use super::work;
+use crate::executor::Ground;
 use crate::journal::StepRecord;
 use crate::shim::spec::{End, Rights, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
@@ -187,9 +188,9 @@ impl Engine<'_> {
         // output, their exact order is worth more.
         let merge = self.prepared.debug || !self.prepared.filters.timestamps;
         let text = script::script(&setup, groups, greeting);
-        match self.context.executor.containers() {
-            Some(_) => self.container_script(text, merge),
-            None => self.context.executor.script(text, merge),
+        match self.context.executor.ground() {
+            Ground::Containers(_) => self.container_script(text, merge),
+            Ground::Shell(shell) => shell.script(text, merge),
         }
     }
 

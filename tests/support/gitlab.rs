@@ -88,6 +88,11 @@ impl Job {
     pub fn lines(&self) -> Vec<String> {
         self.log().lines().map(plain).collect()
     }
+
+    /// Whether a line of the log has this part.
+    pub fn has(&self, part: &str) -> bool {
+        self.lines().iter().any(|line| line.contains(part))
+    }
 }
 
 /// A line without its stamp, colours and section markers.

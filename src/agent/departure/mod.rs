@@ -122,7 +122,9 @@ impl Departure {
             Ok(()) => self.gone(),
             Err(refusal) => {
                 log::error!("a lifecycle hook may hold the instance until its own time-out {refusal}");
-                self.fall_back()
+                // The group was not told in time that it may go on: there is nothing else to wait for.
+                std::thread::sleep(self.announced());
+                self.power_off()
             }
         }
     }
@@ -139,16 +141,19 @@ impl Departure {
         }
     }
 
-    /// Somebody else may end the instance; if nobody does in time, its power is switched off.
+    /// Somebody else may end the instance, or does already; if nobody does in time, its power is switched off.
     fn fall_back(&self) -> Outcome {
-        let (left, ended) = (self.left(), self.marker.read().ended);
-        log::warn!("the machine is switched off in {} s unless it is ended before", left.as_secs());
-        if !ended && self.marker.wait_for_the_end(left) {
-            return self.follow_the_group();
+        match self.marker.wait_for_the_end(self.announced()) {
+            true => self.follow_the_group(),
+            false => self.power_off(),
         }
-        // A group that already ends the instance was not told so in time: there is nothing else to wait for.
-        std::thread::sleep(self.left());
-        self.power_off()
+    }
+
+    /// How long until the power is switched off, which is said.
+    fn announced(&self) -> Duration {
+        let left = self.left();
+        log::warn!("the machine is switched off in {} s unless it is ended before", left.as_secs());
+        left
     }
 
     fn power_off(&self) -> Outcome {

@@ -14,6 +14,8 @@ struct Scripted {
     asked: Mutex<Vec<String>>,
     /// Looks at the mark whenever it is asked.
     state: Option<std::path::PathBuf>,
+    /// Hears that its group ends the machine, while the group is asked for just that.
+    ended_meanwhile: Option<Arc<Marker>>,
 }
 
 impl Scripted {
@@ -47,6 +49,9 @@ impl Instance for Scripted {
     fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
         assert!(!patience.is_zero());
         self.note(&format!("terminate {capacity:?}"));
+        if let Some(marker) = &self.ended_meanwhile {
+            marker.hear(Reason::Terminated);
+        }
         self.terminate.lock().expect("no panic").remove(0)
     }
 
@@ -210,14 +215,30 @@ fn the_power_waits_for_somebody_else_to_end_the_instance() {
 }
 
 #[test]
-fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
+fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);
+    let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+    case.instance.ended_meanwhile = Some(Arc::clone(&marker));
+    let (outcome, asked, off) = case.go(&marker);
+    assert_eq!((outcome, asked.len(), asked[1].as_str(), off), (Outcome::Gone, 2, "complete Some(Ending)", 0));
+}
+
+#[test]
+fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
+    let case = Case::new([]);
+    // However short the machine has been up.
+    let earlier = sys::boottime() / 2;
+    let fallback_after = Duration::from_nanos(sys::boottime() - earlier) + Duration::from_millis(500);
     let mut mark = Mark::new(&identity(), Reason::Idle);
-    mark.phase = Phase::Ending;
-    mark.unregistered = Some(sys::boottime().saturating_sub(599_500_000_000));
-    let (outcome, asked, off) = case.go_on(mark);
-    assert_eq!((outcome, asked.len(), off), (Outcome::Gone, 1, 1));
+    mark.unregistered = Some(earlier);
+    let departure = Departure {
+        marker: Arc::new(Marker::begin(case.state(), mark)),
+        leave: Leave { fallback_after, ..case.leave.clone() },
+        instance: Arc::new(Scripted::default()),
+        managers: Vec::new(),
+    };
+    assert!(departure.left() <= Duration::from_millis(500), "{:?}", departure.left());
 }
 
 #[test]

@@ -23,20 +23,17 @@ pub mod volumes;
 
 use std::path::{Path, PathBuf};
 
-use super::Executor;
 use super::cgroup::Parents;
-use super::user;
+use super::shell::PATH;
+use super::{Executor, Ground, user};
 use crate::config::Runner;
 use crate::http::service::Address;
 use crate::instance::aws::ecr::Tokens;
-use crate::job::failure::JobError;
-use crate::shim::spec::{Task, User};
+use crate::shim::spec::User;
 use names::Owner;
 
 /// Where containers have their builds unless `builds_dir` says otherwise.
 const BUILDS: &str = "/builds";
-/// The programs that work beside containers are found here.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The containers of one runner's jobs.
 pub struct Docker {
@@ -82,14 +79,8 @@ impl Executor for Docker {
         None
     }
 
-    fn prepare(&self) -> Result<(), JobError> {
-        Ok(())
-    }
-
-    fn script(&self, text: String, merge_stderr: bool) -> Task {
-        // Scripts of containers are made where the container is known.
-        let argv = vec!["/bin/false".to_owned()];
-        Task::Process { argv, env: Vec::new(), cwd: PathBuf::from("/"), stdin: text, merge_stderr }
+    fn ground(&self) -> Ground<'_> {
+        Ground::Containers(self)
     }
 
     fn user(&self) -> Option<&User> {
@@ -107,9 +98,5 @@ impl Executor for Docker {
 
     fn environment_marker(&self) -> &'static str {
         "CI_DISPOSABLE_ENVIRONMENT"
-    }
-
-    fn containers(&self) -> Option<&Docker> {
-        Some(self)
     }
 }

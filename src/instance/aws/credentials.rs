@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use ureq::Agent;
 use ureq::http::Uri;
 
 use super::metadata::{self, Metadata};
@@ -251,8 +250,7 @@ fn from_instance(service: &Metadata) -> Result<Credentials, String> {
 
 /// A short request to something near, never through a proxy.
 fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
-    let config = Agent::config_builder().proxy(None).http_status_as_error(false).max_redirects(0);
-    let config = config.max_redirects_will_error(false).timeout_global(Some(NEAR));
+    let config = crate::http::plain_config().proxy(None).timeout_global(Some(NEAR));
     let config = match url.starts_with("https:") {
         true => config.tls_config(crate::http::tls::config(&crate::http::tls::TlsFiles::default())?),
         false => config,

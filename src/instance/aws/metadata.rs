@@ -95,11 +95,8 @@ impl Metadata {
         let answer = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let answer = answer.filter(|answer| !answer.is_zero()).unwrap_or(ANSWER);
         let attempts = variable("AWS_METADATA_SERVICE_NUM_ATTEMPTS").and_then(|text| text.parse().ok());
-        let config = Agent::config_builder()
+        let config = crate::http::plain_config()
             .proxy(None)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
             .user_agent("mayfly")
             .allow_non_standard_methods(true)
             .max_idle_age(Duration::from_secs(10))

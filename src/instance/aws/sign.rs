@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use ring::{digest, hmac};
 
 use super::credentials::Credentials;
+use crate::http::escape;
 
 /// For which service and region a signature counts.
 #[derive(Clone, Copy, Debug)]
@@ -150,19 +151,6 @@ fn canonical_query(query: &[(String, String)]) -> String {
 fn canonical_path(path: &str, scope: Scope<'_>) -> String {
     let once = escape(path, b"/");
     if scope.service == "s3" { once } else { escape(&once, b"/") }
-}
-
-/// Escapes everything but what RFC 3986 calls unreserved, and `keep`.
-pub fn escape(text: &str, keep: &[u8]) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
-            escaped.push(byte.into());
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
 }
 
 fn mac(key: &[u8], text: &str) -> Vec<u8> {

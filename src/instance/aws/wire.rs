@@ -14,10 +14,10 @@ use serde::Deserialize;
 use super::credentials::Credentials;
 use super::endpoint::{self, Service};
 use super::profile::Profiles;
-use super::sign::{Scope, Target, authorize, escape};
+use super::sign::{Scope, Target, authorize};
 use super::xml;
 use crate::http::tls::TlsFiles;
-use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, http_date, random_fraction};
+use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, escape, http_date, random_fraction};
 
 /// How long one request may take.
 const PATIENCE: Patience = Patience { total: Duration::from_secs(15), answer: Duration::from_secs(10) };

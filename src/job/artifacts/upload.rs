@@ -13,7 +13,7 @@ use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::coordinator::Token;
-use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin};
+use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, open_project, random, rest, warning};
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
@@ -241,22 +241,10 @@ fn url(server: &Server, job: i64, upload: &Upload) -> String {
     let mut url = format!("{}/jobs/{job}/artifacts?artifact_format={format}", server.api);
     for (key, value) in [("artifact_type", &upload.kind), ("expire_in", &upload.expire_in)] {
         if !value.is_empty() {
-            let _ = write!(url, "&{key}={}", query(value));
+            let _ = write!(url, "&{key}={}", escape(value, b""));
         }
     }
     url
-}
-
-/// A value for a query, escaped.
-fn query(value: &str) -> String {
-    let mut escaped = String::new();
-    for byte in value.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(byte.into()),
-            _ => _ = write!(escaped, "%{byte:02X}"),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use crate::config::cache::{Cache, S3};
 use crate::coordinator::Token;
 use crate::coordinator::gitlab::user_agent;
 use crate::http::tls::TlsFiles;
-use crate::http::{Method, Outgoing, Patience, Transfer};
+use crate::http::{Method, Outgoing, Patience, Transfer, escape};
 use crate::instance::aws::credentials::{self, Credentials};
-use crate::instance::aws::sign::{Scope, Target, escape, presign};
+use crate::instance::aws::sign::{Scope, Target, presign};
 use crate::instance::aws::sts::{self, Role};
 
 /// The longest that S3 lets a signature count.

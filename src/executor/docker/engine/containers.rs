@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use super::attached::Attached;
 use super::spec::CreateContainer;
-use super::{Call, Engine, Error, LABOUR, PROMPT, escape, lenient, with_labels};
-use crate::http::Method;
+use super::{Call, Engine, Error, LABOUR, PROMPT, lenient, with_labels};
 use crate::http::service::Waiting;
+use crate::http::{Method, escape};
 
 /// A container as it is (`GET /containers/ID/json`).
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -167,8 +167,8 @@ impl Engine {
         platform: Option<&str>,
         container: &CreateContainer,
     ) -> Result<(String, Vec<String>), Error> {
-        let platform = platform.map(|platform| format!("&platform={}", escape(platform))).unwrap_or_default();
-        let path = format!("/containers/create?name={}{platform}", escape(name));
+        let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
+        let path = format!("/containers/create?name={}{platform}", escape(name, b""));
         let created: Created = self.ask(&Call::new(Method::Post, path).json(container).waiting(LABOUR))?;
         if created.id.is_empty() {
             return Err(Error::nonsense(self.service.address(), "/containers/create", "the container has no id"));
@@ -200,7 +200,7 @@ impl Engine {
 
     /// What a container is and does.
     pub fn container(&self, id: &str) -> Result<Container, Error> {
-        self.ask(&Call::new(Method::Get, format!("/containers/{}/json", escape(id))))
+        self.ask(&Call::new(Method::Get, format!("/containers/{}/json", escape(id, b""))))
     }
 
     /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Errors: 409 when it does not run.
@@ -211,7 +211,7 @@ impl Engine {
     /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine.
     pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), Error> {
         let volumes = if keep_volumes { 0 } else { 1 };
-        let path = format!("/containers/{}?force=1&v={volumes}", escape(id));
+        let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
         match self.tell(&Call::new(Method::Delete, path).waiting(LABOUR)) {
             Err(error) if error.is_missing() => Ok(()),
             // Somebody else is at it.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, Revision, escape, lenient};
+use super::{Call, Engine, Error, Revision, lenient};
 use crate::http::service::Waiting;
-use crate::http::{Incoming, Method};
+use crate::http::{Incoming, Method, escape};
 
 /// A registry may take its time between two signs of life.
 const PULL_SILENCE: Duration = Duration::from_secs(600);
@@ -86,15 +86,15 @@ impl Engine {
     /// An image by name, digest or id, for one platform where the engine can tell. Errors: 404 when it is not here.
     pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, Error> {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
-        let query = platform.map(|platform| format!("?platform={}", escape(&platform))).unwrap_or_default();
-        self.ask(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name))))
+        let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
+        self.ask(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
     }
 
     /// Pulls an image; `reference` is its name with a tag or digest, `auth` the value of `X-Registry-Auth`. Errors: what
     /// the engine says before it begins; what goes wrong later is in the progress.
     pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, Error> {
-        let platform = platform.map(|platform| format!("&platform={}", escape(platform))).unwrap_or_default();
-        let path = format!("/images/create?fromImage={}{platform}", escape(reference));
+        let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
+        let path = format!("/images/create?fromImage={}{platform}", escape(reference, b""));
         let waiting = Waiting { answer: PULL_SILENCE, silence: PULL_SILENCE };
         let call = Call::new(Method::Post, path).header("X-Registry-Auth", auth).waiting(waiting);
         let answer: Incoming = self.call(&call)?;

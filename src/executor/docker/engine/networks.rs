@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::spec::CreateNetwork;
-use super::{Call, Engine, Error, LABOUR, escape, lenient, with_labels};
-use crate::http::Method;
+use super::{Call, Engine, Error, LABOUR, lenient, with_labels};
+use crate::http::{Method, escape};
 
 /// A network.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -39,7 +39,7 @@ impl Engine {
 
     /// A network by name or id.
     pub fn network(&self, name: &str) -> Result<Network, Error> {
-        self.ask(&Call::new(Method::Get, format!("/networks/{}", escape(name))))
+        self.ask(&Call::new(Method::Get, format!("/networks/{}", escape(name, b""))))
     }
 
     /// Networks with all of these labels.
@@ -49,7 +49,7 @@ impl Engine {
 
     /// Removes a network; none is fine. Errors: 403 while containers are in it.
     pub fn remove_network(&self, name: &str) -> Result<(), Error> {
-        match self.tell(&Call::new(Method::Delete, format!("/networks/{}", escape(name))).waiting(LABOUR)) {
+        match self.tell(&Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).waiting(LABOUR)) {
             Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, escape, lenient};
-use crate::http::Method;
+use super::{Call, Engine, Error, lenient};
 use crate::http::service::Waiting;
+use crate::http::{Method, escape};
 
 /// What the engine says of itself and its machine (`GET /info`).
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -40,7 +40,7 @@ impl Engine {
     /// remembers for a while, and not over a restart.
     pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, Error> {
         let filter = BTreeMap::from([("container", [container]), ("event", ["kill"]), ("type", ["container"])]);
-        let filter = escape(&serde_json::to_string(&filter).unwrap_or_default());
+        let filter = escape(&serde_json::to_string(&filter).unwrap_or_default(), b"");
         let path = format!("/events?since={}&until={}&filters={filter}", seconds(since), seconds(SystemTime::now()));
         Ok(!self.call(&Call::new(Method::Get, path))?.beginning().is_empty())
     }

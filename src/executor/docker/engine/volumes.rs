@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::spec::CreateVolume;
-use super::{Call, Engine, Error, LABOUR, escape, lenient, with_labels};
-use crate::http::Method;
+use super::{Call, Engine, Error, LABOUR, lenient, with_labels};
+use crate::http::{Method, escape};
 
 /// A volume.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,7 +42,7 @@ impl Engine {
 
     /// Removes a volume; none is fine. Errors: 409 while a container has it.
     pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
-        match self.tell(&Call::new(Method::Delete, format!("/volumes/{}", escape(name))).waiting(LABOUR)) {
+        match self.tell(&Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).waiting(LABOUR)) {
             Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }
