@@ -235,6 +235,19 @@ fn an_engine_that_is_none_fails_the_job_and_says_what_to_do() {
 }
 
 #[test]
+fn an_agent_does_not_wait_for_an_engine_that_is_not_there() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, "unix:///nonexistent/engine.sock", "", "");
+    let mut agent = home.start(&[]);
+    gitlab.wait_until("three requests", |server| server.count("POST jobs/request") >= 3);
+    agent.signal("QUIT");
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert!(!agent.log().contains("containers of jobs are not removed yet"), "{}", agent.log());
+    assert_eq!(agent.log().matches("cannot be removed yet").count(), 1, "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
 fn an_engine_that_hangs_keeps_a_job_no_longer_than_its_time() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("hung.sock");

@@ -68,17 +68,20 @@ impl Removals {
     /// Removes everything that agents before this one made for jobs which are not in `kept` and then `also`, in a thread
     /// of its own.
     pub fn sweep(&self, address: &Address, owner: &Owner, kept: Vec<String>, also: impl FnOnce() + Send + 'static) {
-        let going = self.begin();
+        // An agent that ends waits for the sweep only while the engine answers: the next one sweeps again.
+        let (mut begun, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());
         let spawned = thread::Builder::new().name("sweep".to_owned()).stack_size(STACK).spawn(move || {
-            let _going = going;
             // An engine that is not there yet may come up with containers of the boot before.
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state)];
             let is_left = |labels: &Labels| {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
-            insist("of=earlier agents", || remove_all(&Engine::connect(&address)?, &labels, &is_left));
+            insist("of=earlier agents", || {
+                let _going = begun.take().unwrap_or_else(|| removals.begin());
+                remove_all(&Engine::connect(&address)?, &labels, &is_left)
+            });
             also();
         });
         if let Err(error) = spawned {
@@ -89,16 +92,20 @@ impl Removals {
 
 type Labels = std::collections::BTreeMap<String, String>;
 
-/// Tries until it is done, or for [`PATIENCE`].
-fn insist(what: &str, work: impl Fn() -> Result<(), Error>) {
+/// Tries until it is done, or for [`PATIENCE`]. The same trouble is told once.
+fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let until = Instant::now() + PATIENCE;
-    let mut rest = FIRST_REST;
+    let (mut rest, mut told) = (FIRST_REST, String::new());
     while let Err(error) = work() {
+        let trouble = error.to_string();
         if Instant::now() + rest > until {
-            log::error!("what was made for jobs is not removed; the next start tries again {what} error={error}");
+            log::error!("what was made for jobs is not removed; the next start tries again {what} error={trouble}");
             return;
         }
-        log::warn!("what was made for jobs cannot be removed yet {what} error={error}");
+        if trouble != told {
+            log::warn!("what was made for jobs cannot be removed yet {what} error={trouble}");
+            told = trouble;
+        }
         thread::sleep(rest);
         rest = (rest * 2).min(LONGEST_REST);
     }
