@@ -11,7 +11,7 @@ use crate::config::{Config, Runner};
 use crate::coordinator::Token;
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
-use crate::http::service::Address;
+use crate::http::Address;
 use crate::job::containers::{self, name_of};
 use crate::job::failure::JobError;
 use crate::journal::{self, Record, SlotDirectory};

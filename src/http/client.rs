@@ -1,15 +1,16 @@
 //! Requests and answers over one kept connection.
 
-use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http;
 
-use super::connections::{self, Connections};
+use super::connections::Connections;
+use super::error::Error;
 use super::retry;
 use super::tls::TlsFiles;
+use super::url::{is_same_server, origin, parse, resolve};
 
 /// Bytes of an answer that are read at most.
 const ANSWER_MAX: u64 = 64 << 20;
@@ -91,32 +92,6 @@ impl Response {
     }
 }
 
-/// Why a request got no answer.
-#[derive(Debug)]
-pub enum Error {
-    /// A URL that cannot be used, or a certificate file that cannot be read.
-    Configuration(String),
-    /// The network, TLS, or the server's way of speaking.
-    Transport(String),
-    /// The server sends a call with a secret in its body to another host.
-    Redirected { from: String, to: String },
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Configuration(why) | Self::Transport(why) => f.write_str(why),
-            Self::Redirected { from, to } => write!(
-                f,
-                "{from} redirects the call to {to}; a token is not sent to another host: put the right `url` into the \
-                 configuration"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
 /// A client for one server; shared by threads.
 pub struct Client {
     connections: Connections,
@@ -126,7 +101,7 @@ impl Client {
     /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Errors: the URL is none
     /// of http or https.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, Error> {
-        connections::parse(url)?;
+        parse(url)?;
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
@@ -209,80 +184,4 @@ fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
 
 fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
-}
-
-/// Scheme, host and port of a URL, for comparison and for messages: never a path or a query, which may hold secrets.
-pub fn origin(url: &str) -> String {
-    let end = url.find("://").map_or(0, |at| at + 3);
-    let host_end = url[end..].find(['/', '?', '#']).map_or(url.len(), |at| end + at);
-    let authority = &url[end..host_end];
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    format!("{}{}", &url[..end], host).to_ascii_lowercase()
-}
-
-/// Whether two URLs mean the same scheme, host and port.
-pub fn is_same_server(one: &str, other: &str) -> bool {
-    let with_port = |url: &str| {
-        let origin = origin(url);
-        let default = if origin.starts_with("https:") { ":443" } else { ":80" };
-        origin.strip_suffix(default).map(str::to_owned).unwrap_or(origin)
-    };
-    with_port(one) == with_port(other)
-}
-
-/// Where a `Location` leads from `base` (RFC 3986, without dot segments: servers do not send them). Errors: it is none of
-/// http or https.
-pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
-    let location = location.trim();
-    let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
-        Some(scheme) if scheme == "http" || scheme == "https" => {
-            format!("{scheme}{}", location.get(scheme.len()..).unwrap_or_default())
-        }
-        Some(_) if location.contains("://") && !location.starts_with(['/', '?']) => location.to_owned(),
-        _ if location.starts_with("//") => {
-            format!("{}:{location}", base.split(':').next().unwrap_or("https"))
-        }
-        _ if location.starts_with('/') => format!("{}{location}", origin(base)),
-        _ => {
-            let path = base.split(['?', '#']).next().unwrap_or(base);
-            let directory = path.rfind('/').filter(|at| *at >= origin(base).len()).map_or(path, |at| &path[..at]);
-            format!("{directory}/{location}")
-        }
-    };
-    match connections::parse(&target) {
-        Ok(_) => Ok(target),
-        Err(_) => Err(Error::Transport(format!("{} redirects to something that is no URL", origin(base)))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_origin_has_no_secrets() {
-        assert_eq!(origin("https://user:pass@Host.test:8443/a?private_token=x"), "https://host.test:8443");
-        assert_eq!(origin("http://h"), "http://h");
-    }
-
-    #[test]
-    fn resolves_locations() {
-        assert_eq!(resolve("http://h:1/a", "/b").expect("a URL"), "http://h:1/b");
-        assert_eq!(resolve("http://h:1/a", "https://x/b").expect("a URL"), "https://x/b");
-        assert_eq!(resolve("https://h/a", "//x/b").expect("a URL"), "https://x/b");
-        assert_eq!(resolve("http://h/a/b?c=/d", "e?f").expect("a URL"), "http://h/a/e?f");
-        assert_eq!(resolve("http://h", "HTTPS://X/b").expect("a URL"), "https://X/b");
-        for nonsense in ["ftp://x/b", "https://", "http://a b/", "//"] {
-            assert!(resolve("http://h:1/a", nonsense).is_err(), "{nonsense}");
-        }
-    }
-
-    #[test]
-    fn a_port_that_goes_without_saying_makes_no_other_server() {
-        assert!(is_same_server("https://h/a", "https://H:443/b"));
-        assert!(is_same_server("http://h:80", "http://h/"));
-        for other in ["http://h/", "https://h:80/", "https://h.test/", "https://h@evil.test/"] {
-            assert!(!is_same_server("https://h/a", other), "{other}");
-        }
-    }
 }

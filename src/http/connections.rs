@@ -7,13 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ureq::Agent;
-use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 
-use super::client::{Error, origin};
+use super::error::Error;
 use super::proxy::{self, Proxy};
 use super::socket;
 use super::tls::{self, Stamp, TlsFiles};
+use super::url::parse;
 
 /// What decides which connections can serve a URL.
 #[derive(Clone, PartialEq, Eq)]
@@ -96,13 +96,4 @@ impl Connections {
         }
         Ok(socket::agent(config.build()))
     }
-}
-
-/// An absolute http or https URL. Errors name no more of it than its origin.
-pub(super) fn parse(url: &str) -> Result<Uri, Error> {
-    let uri: Uri = url.parse().map_err(|why| Error::Configuration(format!("`{}` is not a URL: {why}", origin(url))))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-        return Err(Error::Configuration(format!("`{}` is not an http or https URL", origin(url))));
-    }
-    Ok(uri)
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::ClientConnection;
 
-use super::service::{Address, Trouble};
+use super::address::{Address, Trouble};
 use super::socket::{self, Stream};
 use super::tls;
 

@@ -51,7 +51,7 @@ fn look(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), Stri
         None => (authority, 443_u16),
     };
     let host = host.trim_matches(['[', ']']).to_owned();
-    let uri = super::connections::parse(url).map_err(|error| error.to_string())?;
+    let uri = super::url::parse(url).map_err(|error| error.to_string())?;
     let proxy = proxy::of_environment(&uri)?;
     let presented = match Way::of(proxy.as_ref()) {
         Some(way) => Some(handshake(&host, port, &way, files)?),

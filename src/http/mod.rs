@@ -2,11 +2,13 @@
 //!
 //! Tokens are never sent to a host they were not meant for, and a body that carries one is never repeated there.
 
+mod address;
 mod chain;
 mod client;
 mod connections;
 pub mod conversation;
 pub mod diagnose;
+mod error;
 mod escape;
 mod proxy;
 mod retry;
@@ -18,9 +20,13 @@ pub mod testing;
 mod tests;
 pub mod tls;
 mod transfer;
+mod url;
 
-pub use client::{Client, Error, Method, Request, Response, is_same_server, origin, resolve};
+pub use address::{Address, Trouble};
+pub use client::{Client, Method, Request, Response};
+pub use error::Error;
 pub use escape::escape;
 pub use retry::{Backoff, TRIES, http_date, is_retryable, random_fraction};
 pub use socket::plain_config;
 pub use transfer::{Incoming, Outgoing, Patience, Transfer};
+pub use url::{is_same_server, origin, resolve};

@@ -4,56 +4,24 @@
 //! No proxy stands in between, and a redirect is an answer like any other: whoever follows it would hand what was asked
 //! to somebody else. Bodies are streamed, and a connection can be taken over for bytes in both directions.
 
-use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use ureq::config::AutoHeaderValue;
 use ureq::{Agent, http};
 
+use super::address::{Address, Trouble};
 use super::client::Method;
 use super::conversation::{self, Conversation};
-use super::tls::{self, TlsFiles};
+use super::socket;
+use super::tls;
 use super::transfer::Incoming;
-use super::{connections, socket};
+use super::url::parse;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
-
-/// Where a service is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Address {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// `host:port`, over TLS where there are files for it.
-    Tcp(String, Option<TlsFiles>),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(place, _) => write!(f, "tcp://{place}"),
-        }
-    }
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub enum Trouble {
-    /// An address or a certificate file that cannot be used.
-    Configuration(String),
-    /// The system's word: no such socket, no permission, nobody listens, cut off.
-    Io(io::Error),
-    /// Nothing came for too long.
-    TimedOut,
-    /// What came is no HTTP, or no TLS.
-    Nonsense(String),
-}
 
 /// How long an answer may take.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +60,7 @@ impl Service {
             }
         };
         let service = Self { address: address.clone(), agent, user_agent: user_agent.to_owned() };
-        connections::parse(&service.url("/")).map_err(|error| Trouble::Configuration(error.to_string()))?;
+        parse(&service.url("/")).map_err(|error| Trouble::Configuration(error.to_string()))?;
         Ok(service)
     }
 

@@ -9,10 +9,12 @@ use ureq::config::AutoHeaderValue;
 use ureq::http;
 use ureq::{Agent, AsSendBody, SendBody};
 
-use super::client::{Error, Method, origin};
+use super::client::Method;
+use super::error::Error;
 use super::proxy::{self, Proxy};
 use super::tls::{self, TlsFiles};
-use super::{connections, retry, socket};
+use super::url::{origin, parse};
+use super::{retry, socket};
 
 /// Bytes of an answer that nobody wants for itself, but for what it says of an error.
 const EXPLANATION_MAX: u64 = 64 << 10;
@@ -54,7 +56,7 @@ pub struct Incoming {
 impl Transfer {
     /// A client for the server of `url`. Errors: a certificate file or the environment's proxy cannot be used.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, patience: Patience) -> Result<Self, Error> {
-        let uri = connections::parse(url)?;
+        let uri = parse(url)?;
         let proxy = proxy::of_environment(&uri).map_err(Error::Configuration)?;
         let is_tls = uri.scheme_str() == Some("https") || proxy.as_ref().is_some_and(Proxy::is_tls);
         let mut config = socket::plain_config()

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::config::docker::Docker;
-use crate::http::service::Address;
+use crate::http::Address;
 use crate::http::tls::TlsFiles;
 
 /// The usual place.

@@ -27,7 +27,7 @@ use super::cgroup::Parents;
 use super::shell::PATH;
 use super::{Executor, Ground, user};
 use crate::config::Runner;
-use crate::http::service::Address;
+use crate::http::Address;
 use crate::instance::aws::ecr::Tokens;
 use crate::shim::spec::User;
 use names::Owner;

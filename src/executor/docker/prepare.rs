@@ -17,7 +17,7 @@ use super::images::Images;
 use super::services::{self, Making, Service};
 use super::{ground, script};
 use crate::config::docker::Docker;
-use crate::http::service::Address;
+use crate::http::Address;
 use crate::job::failure::JobError;
 use crate::job::payload;
 use crate::job::variables::Variables;

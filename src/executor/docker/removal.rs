@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Error};
 use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
-use crate::http::service::Address;
+use crate::http::Address;
 
 /// Waits between two tries while the engine is away.
 const FIRST_REST: Duration = Duration::from_millis(500);

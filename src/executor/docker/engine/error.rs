@@ -6,7 +6,7 @@ use std::io;
 use serde::Deserialize;
 
 use super::Revision;
-use crate::http::service::{Address, Trouble};
+use crate::http::{Address, Trouble};
 
 /// Why the engine did not do what it was asked.
 #[derive(Debug)]

@@ -64,7 +64,7 @@ pub struct ImageConfig {
 /// A pull that is going on. Dropping it ends the pull.
 pub struct Pull {
     lines: BufReader<Box<dyn std::io::Read>>,
-    place: crate::http::service::Address,
+    place: crate::http::Address,
 }
 
 /// A line of progress.

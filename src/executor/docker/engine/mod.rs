@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::http::service::{Address, Service, Waiting};
-use crate::http::{Incoming, Method, escape};
+use crate::http::service::{Service, Waiting};
+use crate::http::{Address, Incoming, Method, escape};
 
 pub use error::Error;
 
