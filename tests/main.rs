@@ -12,6 +12,7 @@ mod credentials;
 mod disk;
 mod docker;
 mod documents;
+mod engines;
 mod exec;
 mod fleet;
 mod images;

@@ -208,6 +208,7 @@ impl Engine<'_> {
         let plan = Plan::ContainerScript(Box::new(script::Plan {
             container: *container,
             renew: self.record.progress.container_spent,
+            attempts: self.prepared.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
             mark: format!("mayfly-{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps),
             script: text,
             doors: (seen(output), (!merge).then(|| seen(error))),

@@ -18,7 +18,8 @@ const SWITCHES: [(&str, bool); 7] = [
 ];
 
 /// How often stages are tried.
-const ATTEMPTS: [&str; 3] = ["ARTIFACT_DOWNLOAD_ATTEMPTS", "GET_SOURCES_ATTEMPTS", "RESTORE_CACHE_ATTEMPTS"];
+const ATTEMPTS: [&str; 4] =
+    ["ARTIFACT_DOWNLOAD_ATTEMPTS", "EXECUTOR_JOB_SECTION_ATTEMPTS", "GET_SOURCES_ATTEMPTS", "RESTORE_CACHE_ATTEMPTS"];
 
 /// Limits of stages.
 const TIMEOUTS: [&str; 2] = ["RUNNER_AFTER_SCRIPT_TIMEOUT", "RUNNER_SCRIPT_TIMEOUT"];
@@ -106,6 +107,7 @@ mod tests {
             ("GIT_CHECKOUT", "yes", "taken as true"),
             ("CI_DEBUG_TRACE", "on", "taken as false"),
             ("GET_SOURCES_ATTEMPTS", "99", "taken as 10"),
+            ("EXECUTOR_JOB_SECTION_ATTEMPTS", "many", "taken as 1"),
             ("RESTORE_CACHE_ATTEMPTS", "0", "taken as 1"),
             ("ARTIFACT_DOWNLOAD_ATTEMPTS", "two", "taken as 1"),
             ("RUNNER_SCRIPT_TIMEOUT", "90", "not a duration"),

@@ -1,5 +1,6 @@
 //! What makes tests read as given, when, then: a GitLab, repositories, jobs, and the real program.
 
+pub mod between;
 pub mod cloud;
 #[allow(dead_code, reason = "tests of images and services use the rest")]
 pub mod docker;

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
+use super::attendant::{Attendant, Printer};
 use super::engine::attached::{Attached, Frames, Output};
 use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
@@ -24,9 +25,13 @@ use crate::job::failure::{FailureReason, JobError};
 
 /// Bytes taken from the engine at once.
 const BLOCK: usize = 256 * 1024;
-/// A silent engine is asked whether it lives after this long.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How often it may fail to say so.
+/// A silent engine is asked whether it lives after this long,
+const SILENCE: Duration = Duration::from_secs(20);
+/// has this long to say so,
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+/// is asked again after this long when it does not,
+const BETWEEN_PINGS: Duration = Duration::from_secs(10);
+/// and is given up after so many questions.
 const PINGS: u32 = 3;
 /// How long an engine may take to end what it was told to kill.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -54,6 +59,8 @@ pub struct Plan {
     pub container: Prepared,
     /// Make it anew: the one before was stopped in the middle.
     pub renew: bool,
+    /// How often the script is run at most when its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
+    pub attempts: u32,
     /// Names this run of this script; no output says it by chance.
     pub mark: String,
     /// The script.
@@ -80,16 +87,73 @@ pub struct HandOver {
 pub fn run(plan: &Plan) -> Result<(), JobError> {
     let signals = term_signals().map_err(|error| JobError::system(format!("signals cannot be handled: {error}")))?;
     let engine = Engine::at(&plan.container.engine).map_err(away)?;
-    if plan.renew {
-        plan.container.remove(&engine).map_err(away)?;
-        plan.container.make(&engine)?;
+    reach(&engine).map_err(away)?;
+    let (name, attempts) = (&plan.container.name, plan.attempts);
+    let mut renew = plan.renew;
+    for attempt in 2..=attempts {
+        match run_once(plan, renew, &engine, &signals) {
+            Err(Failure::Vanished) => Printer.warning(&format!(
+                "the job's container {name} is gone; the script is run again in a new one (attempt {attempt} of \
+                 {attempts})"
+            )),
+            outcome => return outcome.map_err(|failure| failure.of(name)),
+        }
+        renew = true;
     }
-    let name = &plan.container.name;
-    let attached = engine.attach(name).map_err(|error| vanished(error, name))?;
-    engine.start_container(name).map_err(|error| not_started(&error, &plan.container))?;
-    let mut step = Step::new(plan, &engine, attached, signals);
+    run_once(plan, renew, &engine, &signals).map_err(|failure| failure.of(name))
+}
+
+/// Waits for an engine that is being started again. Errors: it stays away, or it hangs.
+fn reach(engine: &Engine) -> Result<(), Error> {
+    let until = Instant::now() + RETURN_PATIENCE;
+    loop {
+        match engine.ping(PING_PATIENCE) {
+            Err(error) if error.is_away() && Instant::now() < until => std::thread::sleep(Duration::from_millis(500)),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn run_once(plan: &Plan, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), Failure> {
+    let container = &plan.container;
+    if renew {
+        container.remove(engine).map_err(away)?;
+        container.make(engine)?;
+    }
+    let attached = engine.attach(&container.name).map_err(Failure::of_engine)?;
+    engine.start_container(&container.name).map_err(|error| not_started(&error, container))?;
+    let mut step = Step::new(plan, engine, attached, signals);
     let end = step.converse();
     step.judge(end)
+}
+
+/// Why a script did not come to a good end.
+enum Failure {
+    /// Its container is gone.
+    Vanished,
+    /// Everything else.
+    Job(JobError),
+}
+
+impl Failure {
+    fn of_engine(error: Error) -> Self {
+        if error.is_missing() { Self::Vanished } else { Self::Job(away(error)) }
+    }
+
+    fn of(self, name: &str) -> JobError {
+        match self {
+            Self::Job(error) => error,
+            Self::Vanished => JobError::system(format!(
+                "the job's container {name} is gone: something else on this machine removes containers while jobs run"
+            )),
+        }
+    }
+}
+
+impl From<JobError> for Failure {
+    fn from(error: JobError) -> Self {
+        Self::Job(error)
+    }
 }
 
 /// TERM, as something to wait for.
@@ -121,18 +185,20 @@ struct Step<'a> {
     plan: &'a Plan,
     engine: &'a Engine,
     attached: Attached,
-    signals: SignalFd,
+    signals: &'a SignalFd,
     frames: Frames,
     marker: Marker,
     phase: Phase,
     stopping: Stopping,
     /// Questions in a row to which the engine gave no answer.
     unanswered: u32,
+    /// The last of them, when it was given up.
+    hung: Option<Error>,
     began: SystemTime,
 }
 
 impl<'a> Step<'a> {
-    fn new(plan: &'a Plan, engine: &'a Engine, mut attached: Attached, signals: SignalFd) -> Self {
+    fn new(plan: &'a Plan, engine: &'a Engine, mut attached: Attached, signals: &'a SignalFd) -> Self {
         attached.feed(prologue(&plan.mark).as_bytes());
         Self {
             plan,
@@ -144,6 +210,7 @@ impl<'a> Step<'a> {
             phase: Phase::Entrypoint,
             stopping: Stopping::No,
             unanswered: 0,
+            hung: None,
             began: SystemTime::now(),
         }
     }
@@ -166,7 +233,8 @@ impl<'a> Step<'a> {
 
     fn patience(&self) -> Duration {
         match self.stopping {
-            Stopping::No => SILENCE,
+            Stopping::No if self.unanswered == 0 => SILENCE,
+            Stopping::No => BETWEEN_PINGS,
             Stopping::Asked { insist: at } | Stopping::Insisted { give_up: at } => {
                 at.saturating_duration_since(Instant::now())
             }
@@ -223,12 +291,16 @@ impl<'a> Step<'a> {
 
     /// An engine that hangs would keep the job until its time is over.
     fn look_after_engine(&mut self) -> io::Result<()> {
-        match self.engine.ping(SILENCE) {
-            Ok(()) => self.unanswered = 0,
-            Err(_) => self.unanswered += 1,
-        }
-        if self.unanswered >= PINGS {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not answer"));
+        match self.engine.ping(PING_PATIENCE) {
+            // One that answers with an error answers.
+            Ok(()) | Err(Error::Answer { .. }) => self.unanswered = 0,
+            Err(error) => {
+                self.unanswered += 1;
+                if self.unanswered >= PINGS {
+                    self.hung = Some(error);
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
         }
         Ok(())
     }
@@ -241,7 +313,10 @@ impl<'a> Step<'a> {
         // The first process alone hears what the engine sends; -1 are all the others, unless they are those of the machine.
         if container.has_own_processes && !container.native_stop {
             for user in ["0", ""] {
-                let _ = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
+                let asked = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
+                if asked.is_err_and(|error| error.is_away()) {
+                    return;
+                }
             }
         }
         let _ = self.engine.kill_container(name, "TERM");
@@ -264,28 +339,32 @@ impl<'a> Step<'a> {
     }
 
     /// What the end of the output means.
-    fn judge(&mut self, end: io::Result<()>) -> Result<(), JobError> {
+    fn judge(&mut self, end: io::Result<()>) -> Result<(), Failure> {
+        if let Some(error) = self.hung.take() {
+            return Err(Failure::Job(JobError::system(format!(
+                "{error}; how the script came out is not known, so run the job again"
+            ))));
+        }
         let name = &self.plan.container.name;
-        let (state, was_away) = match self.wait_for_end() {
-            Ok(known) => known,
-            Err(error) if error.is_missing() => return Err(vanished(error, name)),
-            Err(error) => return Err(away(error)),
-        };
+        let (state, was_away) = self.wait_for_end().map_err(Failure::of_engine)?;
+        if state.is_being_removed() && self.stopping == Stopping::No {
+            return Err(Failure::Vanished);
+        }
         if state.running {
             let why = end.err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());
             let _ = self.engine.kill_container(name, "KILL");
-            return Err(JobError::system(format!(
+            return Err(Failure::Job(JobError::system(format!(
                 "the connection to the job's container was lost while the script ran ({why}): was the container engine \
                  restarted? Run the job again"
-            )));
+            ))));
         }
         if self.stopping == Stopping::No && (end.is_err() || was_away || self.was_stopped_by_others(&state)) {
-            return Err(JobError::system(
+            return Err(Failure::Job(JobError::system(
                 "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
                  stopped or removed the container; run the job again",
-            ));
+            )));
         }
-        self.of_exit(&state)
+        Ok(self.of_exit(&state)?)
     }
 
     /// Whether a signal ended it that neither we nor its own processes sent.
@@ -407,15 +486,6 @@ impl Marker {
 
 fn away(error: Error) -> JobError {
     JobError::system(error.to_string())
-}
-
-fn vanished(error: Error, name: &str) -> JobError {
-    match error.is_missing() {
-        true => JobError::system(format!(
-            "the job's container {name} is gone: something else on this machine removes containers while jobs run"
-        )),
-        false => away(error),
-    }
 }
 
 /// Whose fault it is that a container cannot be started: an image without a shell is the job's.

@@ -56,6 +56,13 @@ pub struct ContainerState {
     pub health: Option<Health>,
 }
 
+impl ContainerState {
+    /// Somebody removes it.
+    pub fn is_being_removed(&self) -> bool {
+        matches!(self.status.as_str(), "removing" | "dead")
+    }
+}
+
 /// The verdict of an image's own check.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -208,14 +215,24 @@ impl Engine {
         self.tell(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
-    /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine.
+    /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine. One that
+    /// somebody else is removing is waited for.
     pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), Error> {
         let volumes = if keep_volumes { 0 } else { 1 };
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
         match self.tell(&Call::new(Method::Delete, path).waiting(LABOUR)) {
             Err(error) if error.is_missing() => Ok(()),
-            // Somebody else is at it.
-            Err(Error::Answer { status: 409, message }) if message.contains("already in progress") => Ok(()),
+            Err(Error::Answer { status: 409, message }) if message.contains("already in progress") => {
+                self.wait_until_removed(id)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn wait_until_removed(&self, id: &str) -> Result<(), Error> {
+        let path = format!("/containers/{}/wait?condition=removed", escape(id, b""));
+        match self.tell(&Call::new(Method::Post, path).waiting(PROMPT)) {
+            Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }
     }

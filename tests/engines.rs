@@ -1,0 +1,167 @@
+//! Engines that hang, are slow, answer with errors, lose containers, or want certificates.
+
+use std::process::Command;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use crate::support::between::{Between, Fate};
+use crate::support::docker::{Docker, docker};
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+/// Longer than an engine that hangs is asked whether it lives.
+const LONG: Duration = Duration::from_secs(300);
+
+/// A daemon that is stopped in the middle of what it does; it goes on at the end of this.
+struct Hung(i32);
+
+impl Hung {
+    fn new(engine: &Docker) -> Self {
+        let hung = Self(engine.pid());
+        hung.signal("STOP");
+        hung
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args(["-s", signal, &self.0.to_string()]).status().expect("kill").success());
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}
+
+fn finished(gitlab: &GitLab, id: i64) -> Job {
+    let over = |state: String| !matches!(state.as_str(), "pending" | "running" | "canceling");
+    gitlab.wait_for(LONG, "the end of the job", |server| over(server.job_state(id)));
+    gitlab.job(id)
+}
+
+fn assert_empty(engine: &Docker, log: &str) {
+    assert_eq!(engine.run(&["ps", "-aq"]), "", "{log}");
+}
+
+#[test]
+fn an_engine_that_hangs_while_a_script_runs_costs_that_job_and_no_other() {
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let lines = ["echo begun", "while :; do echo tick; sleep 1; done"];
+    let id = gitlab.queue(job(&lines).after_script(&["echo never"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "tick");
+    let hung = Hung::new(&engine);
+    let job = finished(&gitlab, id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    let last = job.lines().last().cloned().unwrap_or_default();
+    for part in ["does not answer", "journalctl -u docker", "run the job again"] {
+        assert!(last.contains(part), "{part} in {}", job.log());
+    }
+    drop(hung);
+    let next = gitlab.queue(crate::support::job::job(&["echo well"]).build());
+    assert_eq!(finished(&gitlab, next).state, "success", "{}", agent.log());
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_empty(&engine, &agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_cancel_reaches_a_job_whose_engine_hangs() {
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let runner = "[runners.mayfly]\nkill_grace = \"1s\"";
+    let home = Home::with_containers_of(&gitlab, &engine.host(), runner, "");
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    let hung = Hung::new(&engine);
+    gitlab.cancel(id);
+    let job = finished(&gitlab, id);
+    assert_eq!(job.state, "canceled", "{}", job.log());
+    drop(hung);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_empty(&engine, &agent.log());
+}
+
+#[test]
+fn an_engine_that_is_slow_runs_jobs_all_the_same() {
+    let between = Between::start(docker(), |_| Fate::Late(Duration::from_millis(200)));
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &between.host(), "", "");
+    let id = gitlab.queue(job(&["echo well", "exit 4"]).after_script(&["echo after"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(4)), "{}", job.log());
+    assert!(job.has("well") && job.has("after"), "{}", job.log());
+    assert!(agent.wait().success());
+    assert_eq!(docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")), Vec::<String>::new());
+}
+
+#[test]
+fn errors_of_an_engine_fail_the_job_in_its_words_and_no_other_job() {
+    let nonsense = Fate::Answered("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n<htm>".to_owned());
+    let cut = Fate::Answered("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"Id\":".to_owned());
+    for (end, fate, part) in [
+        ("/containers/create", Fate::error(500, "out of paper"), "out of paper"),
+        ("/containers/create", nonsense, "is no container engine, or a broken one"),
+        ("/containers/create", cut, "the answer breaks off"),
+        ("/attach", Fate::error(503, "too many streams"), "too many streams"),
+        ("/start", Fate::error(500, "no cgroup left"), "no cgroup left"),
+        ("/start", Fate::Answered(String::new()), "broke"),
+    ] {
+        let failed = std::sync::atomic::AtomicBool::new(false);
+        let between = Between::start(docker(), move |request| {
+            let meant = request.path.ends_with(end) && !failed.swap(request.path.ends_with(end), SeqCst);
+            if meant { fate.clone() } else { Fate::Pass }
+        });
+        let gitlab = GitLab::start();
+        let home = Home::with_containers_of(&gitlab, &between.host(), "", "");
+        let ids = [gitlab.queue(job(&["echo one"]).build()), gitlab.queue(job(&["echo two"]).build())];
+        let mut agent = home.start(&["--max-builds", "2"]);
+        let [first, second] = ids.map(|id| gitlab.finished(id));
+        assert_eq!(first.failure_reason.as_deref(), Some("runner_system_failure"), "{end}: {}", first.log());
+        assert!(first.has(part), "{part} in {}", first.log());
+        assert_eq!(second.state, "success", "{end}: {}", second.log());
+        assert!(agent.wait().success());
+        for id in ids {
+            let left = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}"));
+            assert_eq!(left, Vec::<String>::new(), "{}", agent.log());
+        }
+        gitlab.assert_strict();
+    }
+}
+
+/// Removes the container of a job by force, as a careless cleaner of the machine does.
+fn remove_container(id: i64) {
+    let all = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}"));
+    docker().run(&["rm", "--force", &all[0]]);
+}
+
+#[test]
+fn a_script_whose_container_disappears_is_run_again_as_often_as_the_job_asks() {
+    for (attempts, state) in [("1", "failed"), ("2", "success")] {
+        let gitlab = GitLab::start();
+        let home = Home::with_containers(&gitlab, "", "");
+        let lines = [
+            "n=$(cat n 2>/dev/null || echo 1); echo $((n + 1)) >n; echo \"run $n of script\"; [ $n = 2 ] || sleep 600",
+        ];
+        let id = gitlab.queue(
+            job(&lines).after_script(&["echo after"]).variable("EXECUTOR_JOB_SECTION_ATTEMPTS", attempts).build(),
+        );
+        let mut agent = home.start(&["--once"]);
+        gitlab.wait_for_log(id, "run 1 of script");
+        remove_container(id);
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, state, "{}", job.log());
+        assert_eq!(job.has("run 2 of script"), attempts == "2", "{}", job.log());
+        let told =
+            if attempts == "2" { "(attempt 2 of 2)" } else { "something else on this machine removes containers" };
+        assert!(job.has(told), "{}", job.log());
+        assert!(agent.wait().success());
+    }
+}

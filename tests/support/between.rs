@@ -1,0 +1,107 @@
+//! A socket that stands between an agent and its engine, and makes of an answer what a test wants.
+
+use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::docker::Docker;
+use super::http::{Request, read_request};
+
+/// What becomes of a request.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    /// The engine answers.
+    Pass,
+    /// The engine answers, but later.
+    Late(Duration),
+    /// The engine never sees it, and this is the answer, word for word.
+    Answered(String),
+}
+
+impl Fate {
+    /// An error as engines tell them.
+    pub fn error(status: u16, message: &str) -> Self {
+        let body = format!("{{\"message\":\"{message}\"}}");
+        let length = body.len();
+        Self::Answered(format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"))
+    }
+}
+
+type Rule = dyn Fn(&Request) -> Fate + Send + Sync;
+
+/// The socket; it is there until the process ends.
+pub struct Between(tempfile::TempDir);
+
+impl Between {
+    /// Stands before an engine; `rule` decides about each request.
+    pub fn start(engine: &Docker, rule: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(directory.path().join("s")).expect("bound");
+        let host = engine.host();
+        let target = PathBuf::from(host.strip_prefix("unix://").expect("a path"));
+        let rule: Arc<Rule> = Arc::new(rule);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (rule, target) = (Arc::clone(&rule), target.clone());
+                thread::spawn(move || serve(&client, &target, &*rule));
+            }
+        });
+        Self(directory)
+    }
+
+    /// For `host` below `[runners.docker]`.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.0.path().join("s").display())
+    }
+}
+
+/// One connection of the agent's, until one side ends it.
+fn serve(client: &UnixStream, target: &Path, rule: &Rule) {
+    let mut reader = BufReader::new(client.try_clone().expect("a descriptor"));
+    let Ok(engine) = UnixStream::connect(target) else { return };
+    let answers = (engine.try_clone().expect("a descriptor"), client.try_clone().expect("a descriptor"));
+    thread::spawn(move || pour(answers.0, &answers.1));
+    while let Some(request) = read_request(&mut reader) {
+        match rule(&request) {
+            Fate::Pass => {}
+            Fate::Late(wait) => thread::sleep(wait),
+            Fate::Answered(text) => {
+                let mut client = client;
+                let _ = client.write_all(text.as_bytes());
+                let _ = client.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+        if (&engine).write_all(&in_words(&request)).is_err() {
+            return;
+        }
+        if !request.header("upgrade").is_empty() {
+            pour(reader, &engine);
+            return;
+        }
+    }
+    let _ = engine.shutdown(Shutdown::Write);
+}
+
+fn pour(mut from: impl Read, mut to: &UnixStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn in_words(request: &Request) -> Vec<u8> {
+    let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
+    let mut text = format!("{} {}{query} HTTP/1.1\r\n", request.method, request.path);
+    for (name, value) in request.headers.iter().filter(|(name, _)| *name != "transfer-encoding") {
+        text += &format!("{name}: {value}\r\n");
+    }
+    if !request.headers.contains_key("content-length") && !request.body.is_empty() {
+        text += &format!("content-length: {}\r\n", request.body.len());
+    }
+    let mut bytes = (text + "\r\n").into_bytes();
+    bytes.extend_from_slice(&request.body);
+    bytes
+}
