@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::credentials;
 use super::endpoint::Service;
+use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::wire::{Failure, Request, Wire, patiently, variable};
+use super::source;
+use super::wire::{Failure, Request, Wire, patiently};
 use crate::instance::Refusal;
 
 /// A client; shared by threads.
@@ -91,7 +92,7 @@ impl Client {
 
     /// Finds out the region and the credentials, so that the first call is quick. Errors: they are not to be had now.
     pub fn prepare(&self) -> Result<(), Error> {
-        let ready = self.wire().and_then(|_| credentials::current());
+        let ready = self.wire().and_then(|_| source::current());
         let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
         ready.map(drop).map_err(error)
     }
@@ -124,12 +125,12 @@ impl Client {
     /// One try, and one more with new credentials when the old ones have ended. Errors: it cannot be asked.
     fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
         let wire = self.wire()?;
-        let credentials = credentials::current()?;
+        let credentials = source::current()?;
         let outcome = wire.send(request, Some(&credentials));
         match &outcome {
             Err(Failure::Refused(problem)) if problem.is_expiry() => {
-                credentials::discard(&credentials);
-                Ok(wire.send(request, Some(&credentials::current()?)))
+                source::discard(&credentials);
+                Ok(wire.send(request, Some(&source::current()?)))
             }
             _ => Ok(outcome),
         }

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::detect::{is_instance_id, signs};
+use super::environment::variable;
 use super::member::Member;
 use super::metadata::{Error, Metadata};
-use super::wire::variable;
 use crate::config::aws::Aws as Settings;
 use crate::instance::Need;
 

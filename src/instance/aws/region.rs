@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
+use super::environment::variable;
 use super::metadata::Metadata;
 use super::profile::Profiles;
-use super::wire::variable;
 
 /// The region: configured, of the environment, of the shared files, or where the instance is. Errors: none of them
 /// tells.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::endpoint::STS;
+use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::wire::{Request, Wire, patiently, variable};
+use super::wire::{Request, Wire, patiently};
 use super::xml::element;
 use crate::coordinator::Token;
 

@@ -1,6 +1,5 @@
 //! One request to a service of AWS: addressed, signed, sent, and its answer told apart from a refusal.
 
-use std::env;
 use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
@@ -13,6 +12,7 @@ use serde::Deserialize;
 
 use super::credentials::Credentials;
 use super::endpoint::{self, Service};
+use super::environment::variable;
 use super::profile::Profiles;
 use super::sign::{Scope, Target, authorize};
 use super::xml;
@@ -211,11 +211,6 @@ impl Wire {
         let scope = Scope { region: &self.region, service: self.service.name };
         authorize(&target, request.body.as_bytes(), credentials, scope, now())
     }
-}
-
-/// A variable of the environment that is not empty.
-pub fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn has_path(url: &str) -> bool {

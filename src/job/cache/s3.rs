@@ -12,8 +12,9 @@ use crate::coordinator::Token;
 use crate::coordinator::gitlab::user_agent;
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Patience, Transfer, escape};
-use crate::instance::aws::credentials::{self, Credentials};
+use crate::instance::aws::credentials::Credentials;
 use crate::instance::aws::sign::{Scope, Target, presign};
+use crate::instance::aws::source;
 use crate::instance::aws::sts::{self, Role};
 
 /// The longest that S3 lets a signature count.
@@ -146,14 +147,14 @@ impl Store {
         let s3 = &self.settings;
         let has_keys = !s3.access_key.is_empty() && !s3.secret_key.is_empty();
         let mut credentials = match s3.authentication_type.as_str() {
-            "iam" => credentials::current()?,
+            "iam" => source::current()?,
             _ if has_keys => {
                 let session_token = Some(&s3.session_token).filter(|token| !token.is_empty());
                 let session_token = session_token.map(|token| Token::new(token.as_str()));
                 Credentials { session_token, ..Credentials::fixed(&s3.access_key, &s3.secret_key) }
             }
             "access-key" => return Err("AuthenticationType is access-key, and a key is missing".to_owned()),
-            _ => credentials::current()?,
+            _ => source::current()?,
         };
         let role = [&s3.role_arn, &s3.upload_role_arn].into_iter().find(|role| !role.is_empty());
         if let Some(role) = role {

@@ -1,0 +1,310 @@
+//! Where the right to sign comes from: environment, shared files, web identity, a container's endpoint, the instance's
+//! profile; found once, kept in one place and renewed before it ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use ureq::http::Uri;
+
+use super::credentials::Credentials;
+use super::environment::variable;
+use super::metadata::{self, Metadata};
+use super::profile::{Profile, Profiles};
+use super::sts::{self, Role};
+use crate::coordinator::Token;
+
+/// Endpoints of containers are near or not there at all.
+const NEAR: Duration = Duration::from_secs(2);
+/// Credentials this close to their end are replaced, if there are others already.
+const RENEWAL_SECONDS: i64 = 15 * 60;
+
+/// What the process has.
+static KEPT: Mutex<Option<Credentials>> = Mutex::new(None);
+
+/// The credentials of this process. Errors: no source has any, or the one that is configured does not answer.
+pub fn current() -> Result<Credentials, String> {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Timestamp::now();
+    if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
+        return Ok(good.clone());
+    }
+    match (find(), kept.as_ref().filter(|kept| kept.last(now, 0))) {
+        (Ok(found), _) => {
+            if !found.last(now, 0) {
+                log::warn!("the AWS credentials at hand have ended already, and are used for want of others");
+            }
+            *kept = Some(found.clone());
+            Ok(found)
+        }
+        (Err(why), Some(old)) => {
+            log::warn!("the AWS credentials cannot be renewed yet; those at hand still count error={why}");
+            Ok(old.clone())
+        }
+        (Err(why), None) => Err(why),
+    }
+}
+
+/// A service has refused these as ended: others are looked for when they are needed next.
+pub fn discard(refused: &Credentials) {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.take_if(|kept| kept.access_key == refused.access_key);
+}
+
+/// The first source that has some.
+fn find() -> Result<Credentials, String> {
+    if let Some(found) = from_environment(&variable) {
+        return Ok(found);
+    }
+    let profiles = Profiles::read(&variable);
+    if let Some(found) = from_profile(&profiles, &profiles.name, &mut BTreeSet::new(), &variable)? {
+        return Ok(found);
+    }
+    if profiles.is_chosen {
+        return Err(format!("the profile `{}` is in no shared file, or holds no credentials", profiles.name));
+    }
+    if let Some(found) = from_container(&variable)? {
+        return Ok(found);
+    }
+    from_instance(Metadata::of_process())
+}
+
+/// Reads the environment.
+type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn from_environment(variable: Variable<'_>) -> Option<Credentials> {
+    let mut found = Credentials::fixed(&variable("AWS_ACCESS_KEY_ID")?, &variable("AWS_SECRET_ACCESS_KEY")?);
+    found.session_token = variable("AWS_SESSION_TOKEN").map(Token::new);
+    Some(found)
+}
+
+/// The keys of a profile, or those of the role that it takes on; the environment's web identity stands between the two.
+fn from_profile(
+    profiles: &Profiles,
+    name: &str,
+    seen: &mut BTreeSet<String>,
+    variable: Variable<'_>,
+) -> Result<Option<Credentials>, String> {
+    let is_first = seen.is_empty();
+    if !seen.insert(name.to_owned()) {
+        return Err(format!("the profile `{name}` is its own `source_profile`"));
+    }
+    let profile = profiles.get(name);
+    if let Some(profile) = &profile
+        && let Some(arn) = profile.value("role_arn")
+    {
+        return of_role(profiles, name, profile, &arn, seen, variable).map(Some);
+    }
+    if is_first && let Some((arn, file)) = variable("AWS_ROLE_ARN").zip(variable("AWS_WEB_IDENTITY_TOKEN_FILE")) {
+        let session = variable("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| sts::SESSION.to_owned());
+        return sts::with_web_identity(&Role { session, ..Role::new(&arn) }, &file).map(Some);
+    }
+    let Some(profile) = profile else { return Ok(None) };
+    if let Some(found) = keys_of(&profile) {
+        return Ok(Some(found));
+    }
+    match ["credential_process", "sso_session", "sso_start_url"].iter().find(|key| profile.value(key).is_some()) {
+        Some(key) => Err(format!("the profile `{name}` uses `{key}`, which is not spoken here")),
+        None => Ok(None),
+    }
+}
+
+fn keys_of(profile: &Profile) -> Option<Credentials> {
+    let of = |keys: &std::collections::BTreeMap<String, String>| {
+        let get = |name: &str| keys.get(name).filter(|value| !value.is_empty());
+        let fixed = Credentials::fixed(get("aws_access_key_id")?, get("aws_secret_access_key")?);
+        Some(Credentials { session_token: get("aws_session_token").map(|text| Token::new(text.as_str())), ..fixed })
+    };
+    of(&profile.credentials).or_else(|| of(&profile.config))
+}
+
+fn of_role(
+    profiles: &Profiles,
+    name: &str,
+    profile: &Profile,
+    arn: &str,
+    seen: &mut BTreeSet<String>,
+    variable: Variable<'_>,
+) -> Result<Credentials, String> {
+    let session = profile.value("role_session_name").unwrap_or_else(|| sts::SESSION.to_owned());
+    let role = Role { session, external_id: profile.value("external_id"), ..Role::new(arn) };
+    if let Some(file) = profile.value("web_identity_token_file") {
+        return sts::with_web_identity(&role, &file);
+    }
+    if profile.value("mfa_serial").is_some() {
+        return Err(format!("the profile `{name}` wants an MFA code, and nobody is here to type one"));
+    }
+    let source = (profile.value("source_profile"), profile.value("credential_source"));
+    let base = match (source.0.as_deref(), source.1.as_deref()) {
+        (Some(own), _) if own == name => keys_of(profile),
+        (Some(other), _) => from_profile(profiles, other, seen, variable)?,
+        (None, Some("Environment")) => from_environment(variable),
+        (None, Some("Ec2InstanceMetadata")) => Some(from_instance(Metadata::of_process())?),
+        (None, Some("EcsContainer")) => from_container(variable)?,
+        (None, Some(other)) => return Err(format!("the profile `{name}`: `credential_source = {other}` is unknown")),
+        (None, None) => return Err(format!("the profile `{name}` has `role_arn` and no `source_profile`")),
+    };
+    let base = base.ok_or_else(|| format!("the profile `{name}` finds no credentials to assume its role with"))?;
+    sts::assume_role(&role, &base)
+}
+
+/// What metadata services answer.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Lent {
+    code: Option<String>,
+    access_key_id: String,
+    secret_access_key: String,
+    token: Option<String>,
+    expiration: Option<String>,
+}
+
+fn decode(what: &str, body: &str) -> Result<Credentials, String> {
+    let lent: Lent = serde_json::from_str(body).unwrap_or_default();
+    if let Some(code) = lent.code.filter(|code| code != "Success") {
+        let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
+        return Err(format!("{what} has no credentials to give: {code}"));
+    }
+    if lent.access_key_id.is_empty() || lent.secret_access_key.is_empty() {
+        return Err(format!("{what} answered no credentials"));
+    }
+    let fixed = Credentials::fixed(&lent.access_key_id, &lent.secret_access_key);
+    let expires = lent.expiration.and_then(|time| time.parse().ok());
+    Ok(Credentials { session_token: lent.token.map(Token::new), expires, ..fixed })
+}
+
+fn from_container(variable: Variable<'_>) -> Result<Option<Credentials>, String> {
+    const WHAT: &str = "the container's credential endpoint";
+    let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
+    let relative = relative.map(|path| format!("http://169.254.170.2{path}"));
+    let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
+    if !may_have_token(&url) {
+        return Err(format!("{WHAT} must be https, or on this machine: AWS_CONTAINER_CREDENTIALS_FULL_URI"));
+    }
+    let token = match variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
+        Some(path) => Some(fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?),
+        None => variable("AWS_CONTAINER_AUTHORIZATION_TOKEN"),
+    };
+    let body = ask(&url, token.as_deref().map(str::trim)).map_err(|why| format!("{WHAT} {why}"))?;
+    decode(WHAT, &body).map(Some)
+}
+
+/// The endpoint gets a token: it must be over TLS, on this machine, or at an address that AWS keeps for it.
+fn may_have_token(url: &str) -> bool {
+    let Ok(uri) = url.parse::<Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let known = ["169.254.170.2", "169.254.170.23", "fd00:ec2::23"];
+    let is_near = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    uri.scheme_str() == Some("https") || (uri.scheme_str() == Some("http") && (is_near || known.contains(&host)))
+}
+
+fn from_instance(service: &Metadata) -> Result<Credentials, String> {
+    const ROLES: &str = "meta-data/iam/security-credentials/";
+    let describe = |error: metadata::Error| match error {
+        metadata::Error::Absent => "no AWS credentials are configured, and the instance has no profile".to_owned(),
+        other => format!("no AWS credentials are configured, and {other}"),
+    };
+    let names = service.get(ROLES).map_err(describe)?.text;
+    let role = names.lines().next().unwrap_or_default().trim();
+    if role.is_empty() {
+        return Err(describe(metadata::Error::Absent));
+    }
+    let lent = service.get(&format!("{ROLES}{role}")).map_err(describe)?;
+    decode("the instance metadata service", &lent.text)
+}
+
+/// A short request to something near, never through a proxy.
+fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
+    let config = crate::http::plain_config().proxy(None).timeout_global(Some(NEAR));
+    let config = match url.starts_with("https:") {
+        true => config.tls_config(crate::http::tls::config(&crate::http::tls::TlsFiles::default())?),
+        false => config,
+    };
+    let mut request = config.build().new_agent().get(url);
+    if let Some(token) = token {
+        request = request.header("Authorization", token);
+    }
+    let mut answer = request.call().map_err(|why| format!("does not answer: {why}"))?;
+    let status = answer.status().as_u16();
+    let body = answer.body_mut().with_config().limit(1 << 20).read_to_string();
+    match status {
+        200 => body.map_err(|why| format!("breaks off: {why}")),
+        _ => Err(format!("answers {status}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(profiles: &Profiles) -> Result<Option<Credentials>, String> {
+        from_profile(profiles, &profiles.name, &mut BTreeSet::new(), &|_| None)
+    }
+
+    #[test]
+    fn reads_the_profile_that_is_asked_for() {
+        let text = "[default]\naws_access_key_id=A\naws_secret_access_key = B\n[ci]\naws_access_key_id = C\n\
+                    aws_secret_access_key = D=\naws_session_token = E\n";
+        let of = |name| found(&Profiles::of_text("", text, name));
+        assert_eq!(of("default").unwrap().unwrap().access_key, "A");
+        let ci = of("ci").unwrap().unwrap();
+        assert_eq!((ci.access_key.as_str(), ci.secret_key.reveal()), ("C", "D="));
+        assert_eq!(ci.session_token.unwrap().reveal(), "E");
+        assert!(of("other").unwrap().is_none());
+        let config = "[profile ci]\naws_access_key_id = F\naws_secret_access_key = G\n";
+        assert_eq!(found(&Profiles::of_text(config, "", "ci")).unwrap().unwrap().access_key, "F");
+    }
+
+    #[test]
+    fn a_profile_that_cannot_be_followed_is_named() {
+        for (config, part) in [
+            (
+                "[default]\nrole_arn = r\nsource_profile = b\n[profile b]\nrole_arn = q\nsource_profile = default\n",
+                "own",
+            ),
+            ("[default]\nrole_arn = r\n", "no `source_profile`"),
+            ("[default]\nrole_arn = r\nsource_profile = nobody\n", "no credentials to assume"),
+            ("[default]\nrole_arn = r\ncredential_source = Moon\n", "Moon"),
+            ("[default]\nrole_arn = r\nmfa_serial = m\n", "MFA"),
+            ("[default]\ncredential_process = /bin/x\n", "credential_process"),
+        ] {
+            let why = found(&Profiles::of_text(config, "", "default")).unwrap_err();
+            assert!(why.contains(part), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_environment_needs_both_keys() {
+        let both = |name: &str| (name != "AWS_SESSION_TOKEN").then(|| "x".to_owned());
+        assert!(from_environment(&both).is_some());
+        assert!(from_environment(&|name| (name == "AWS_ACCESS_KEY_ID").then(|| "x".to_owned())).is_none());
+    }
+
+    #[test]
+    fn reads_what_services_answer() {
+        let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T",
+            "Expiration":"2030-01-01T00:00:00Z"}"#;
+        let lent = decode("x", body).unwrap();
+        assert!(lent.are_fresh("2029-12-31T00:00:00Z".parse().unwrap()));
+        assert!(!lent.are_fresh("2029-12-31T23:58:00Z".parse().unwrap()));
+        for nonsense in ["<html>", "{}", r#"{"AccessKeyId":"A"}"#] {
+            assert!(decode("x", nonsense).is_err(), "{nonsense}");
+        }
+        let refused = decode("x", r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"no"}"#).unwrap_err();
+        assert!(refused.contains("AssumeRoleUnauthorizedAccess"), "{refused}");
+    }
+
+    #[test]
+    fn a_containers_token_goes_to_no_stranger() {
+        for url in ["https://x.test/", "http://127.0.0.1:1/a", "http://[::1]/", "http://169.254.170.23/v1"] {
+            assert!(may_have_token(url), "{url}");
+        }
+        for url in ["http://x.test/", "http://169.254.169.254/", "ftp://localhost/", "nonsense"] {
+            assert!(!may_have_token(url), "{url}");
+        }
+    }
+}
