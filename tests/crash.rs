@@ -1,12 +1,15 @@
 //! The agent dies, with and without its shims, and the next one goes on.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
+use crate::support::unique_number;
 
 /// What the stages of [`staged`] say, in order.
 const STAGES: [&str; 8] = [
@@ -348,4 +351,53 @@ fn max_builds_holds_over_a_crash() {
     assert!(next.wait().success());
     assert_eq!(gitlab.job(first).state, "success");
     assert_eq!(gitlab.job(second).state, "pending");
+}
+
+/// A bound for the processes and threads of one process and its children; gone with the test.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn of(process: i32) -> Self {
+        let base = Path::new("/sys/fs/cgroup");
+        let root = if base.join("pids").is_dir() { base.join("pids") } else { base.to_owned() };
+        let bound = Self(root.join(format!("mayfly-test-{}-{}", std::process::id(), unique_number())));
+        fs::create_dir(&bound.0).expect("a control group");
+        bound.write("cgroup.procs", &process.to_string());
+        bound
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_job_for_which_there_is_no_thread_is_failed_at_once_and_the_next_one_runs() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let agent = home.start(&[]);
+    let bound = Bound::of(agent.pid());
+    gitlab.wait_until("a request", |server| server.count("POST jobs/request") > 0);
+    let threads = fs::read_to_string(bound.0.join("pids.current")).expect("a number");
+    bound.write("pids.max", &threads);
+    let id = gitlab.queue(job(&["true"]).build());
+    let failed = gitlab.finished(id);
+    assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", agent.log());
+    assert!(agent.log().contains("no thread for the job"), "{}", agent.log());
+    bound.write("pids.max", "max");
+    let id = gitlab.queue(job(&["echo number $CI_CONCURRENT_ID"]).build());
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}", agent.log());
+    assert!(done.lines().contains(&"number 0".to_owned()), "{}", done.log());
+    agent.kill();
+    gitlab.assert_strict();
 }

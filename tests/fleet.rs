@@ -8,7 +8,7 @@ use crate::support::cloud::autoscaling::Hook;
 use crate::support::git::GitServer;
 use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::{Agent, Home, is_running, nap, read};
+use crate::support::mayfly::{Agent, Home, is_running, kill_shims, nap, read};
 
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
 
@@ -200,52 +200,167 @@ fn an_answer_that_is_lost_ends_the_instance_once() {
     assert_eq!((fleet.ends(), fleet.times_off()), ((1, 1), 0), "{}", agent.log());
 }
 
+/// How an agent is cut off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    /// It alone dies.
+    Killed,
+    /// The machine goes down and comes up.
+    Rebooted,
+}
+
+/// The steps of leaving, and the two of an instance that its group does not end.
+const PHASES: [&str; 7] = ["draining", "unregistering", "ending", "hooks", "waiting", "powering_off", "left"];
+
 #[test]
 fn an_agent_that_is_killed_in_any_phase_ends_its_instance_once() {
+    std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Killed)))));
+}
+
+#[test]
+fn a_machine_that_reboots_in_any_phase_ends_once() {
+    std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Rebooted)))));
+}
+
+/// Cuts an agent off in a phase: whoever comes after it brings the instance to its end, asks for no job and loses none.
+fn cut_off(phase: &str, cut: Cut) {
+    let wait = |fleet: &Fleet| format!("until [ -e {} ]; do sleep 0.1; done", fleet.home.path("go").display());
+    let mut fleet = Fleet::new("max_builds = 1");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    match phase {
+        "unregistering" => fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]),
+        // The call took effect, and the agent dies before it hears of that.
+        "ending" => fleet.cloud.set_lag(Duration::from_secs(2)),
+        "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
+        "waiting" => fleet.cloud.refuse(TERMINATE, 403, "AccessDenied"),
+        "powering_off" => {
+            fleet = Fleet::new("max_builds = 1\nleave_fallback_after = \"1s\"");
+            fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
+            let text = read(&fleet.home.config()).replacen("echo off", &format!("{}; echo off", wait(&fleet)), 1);
+            fs::write(fleet.home.config(), text).expect("written");
+        }
+        _ => {}
+    }
+    let script = if phase == "draining" { wait(&fleet) } else { "true".to_owned() };
+    let id = fleet.queue(job(&["echo begun", &script]));
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_for_log(id, "begun");
+    let mark = fleet.home.path("state/leaving.json");
+    let is_there = || match phase {
+        "ending" => fleet.ends().0 == 1,
+        "hooks" => !fleet.cloud.calls(TERMINATE).is_empty(),
+        "waiting" => agent.log().contains("the machine is switched off in"),
+        phase => read(&mark).contains(&format!("\"{phase}\"")),
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_there() {
+        assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let polls = fleet.polls();
+    match phase {
+        "left" => assert!(agent.wait().success()),
+        _ => agent.kill(),
+    }
+    if cut == Cut::Rebooted {
+        kill_shims(id);
+        fleet.home.reboot();
+    }
+    fleet.cloud.allow(if phase == "waiting" { TERMINATE } else { "" });
+    fs::write(fleet.home.path("go"), "").expect("written");
+    let waiting = fleet.queue(job(&["true"]));
+    let mut next = fleet.start();
+    assert!(next.wait().success(), "{phase}: {}", next.log());
+    let outcome = fleet.gitlab.job(id).failure_reason.unwrap_or_else(|| fleet.gitlab.job_state(id));
+    let expected = if (phase, cut) == ("draining", Cut::Rebooted) { "runner_system_failure" } else { "success" };
+    assert_eq!(outcome, expected, "{phase}: {}", next.log());
+    assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.polls()), ("pending", polls), "{phase}");
+    let by_power = phase == "powering_off";
+    assert_eq!(fleet.ends(), if by_power { (0, 0) } else { (1, 0) }, "{phase}: {}", next.log());
+    assert_eq!(fleet.completed(), if by_power { Vec::new() } else { vec!["drain".to_owned()] }, "{phase}");
+    assert_eq!(fleet.times_off() > 0, by_power, "{phase}: {}", next.log());
+    if by_power {
+        // The command of the agent that was killed goes on.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_completes_the_hooks_of_the_group_that_ends_its_instance() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    fleet.cloud.fail("CompleteLifecycleAction", [Fault::Slow(Duration::from_secs(2))]);
+    let mut agent = fleet.start();
+    agent.wait_for_log("the instance is terminated by its group");
+    agent.signal("TERM");
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.completed()), ((1, 1), vec!["drain".to_owned()]), "{}", agent.log());
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_does_not_wait_for_ever_for_hooks() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
+    fleet.cloud.refuse("CompleteLifecycleAction", 400, "Throttling");
+    for signals in [1, 2] {
+        let mut agent = fleet.start();
+        fleet.cloud.wait_until("the call that ends it", |group| group.terminations == 1);
+        agent.wait_for_log(if signals == 1 { "terminated by its group" } else { "the instance leaves" });
+        (0..signals).for_each(|_| agent.signal("TERM"));
+        assert!(agent.wait().success(), "{}", agent.log());
+        assert!(agent.log().contains("the next start goes on with that"), "{}", agent.log());
+    }
+    fleet.cloud.allow("CompleteLifecycleAction");
+    let mut next = fleet.start();
+    assert!(next.wait().success());
+    assert_eq!((fleet.ends(), fleet.completed()), ((1, 1), vec!["drain".to_owned()]), "{}", next.log());
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn what_is_heard_while_the_group_is_asked_counts() {
     std::thread::scope(|scope| {
-        for phase in ["draining", "unregistering", "ending", "hooks"] {
+        // The group says no, or not yet, while the cloud announces that it takes the instance.
+        for at_minimum in [true, false] {
             scope.spawn(move || {
-                let fleet = Fleet::new("max_builds = 1");
-                fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
-                match phase {
-                    "unregistering" => {
-                        fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
+                let fleet = Fleet::new("idle_timeout = \"1s\"");
+                match at_minimum {
+                    true => {
+                        fleet.cloud.change(|group| group.minimum = group.desired);
+                        fleet.cloud.fail(TERMINATE, [Fault::Slow(Duration::from_secs(8))]);
                     }
-                    // The call took effect, and the agent dies before it hears of that.
-                    "ending" => fleet.cloud.set_lag(Duration::from_secs(2)),
-                    "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
-                    _ => {}
+                    false => fleet.cloud.refuse(TERMINATE, 400, "Throttling"),
                 }
-                let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
-                let id = fleet.queue(job(&[script]));
-                let agent = fleet.start();
-                if phase == "draining" {
-                    fleet.gitlab.wait_for_log(id, "begun");
-                }
-                let mark = fleet.home.path("state/leaving.json");
-                let is_there = || match phase {
-                    "draining" | "unregistering" => read(&mark).contains(&format!("\"{phase}\"")),
-                    "ending" => fleet.ends().0 == 1,
-                    _ => !fleet.cloud.calls("TerminateInstanceInAutoScalingGroup").is_empty(),
-                };
-                let until = Instant::now() + Duration::from_secs(60);
-                while !is_there() {
-                    assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                let polls = fleet.polls();
-                agent.kill();
-                let waiting = fleet.queue(job(&["true"]));
-                let mut next = fleet.start();
-                assert!(next.wait().success(), "{phase}: {}", next.log());
-                let jobs = (fleet.gitlab.job_state(id), fleet.gitlab.job_state(waiting));
-                assert_eq!(jobs, ("success".to_owned(), "pending".to_owned()), "{phase}: {}", next.log());
-                assert_eq!((fleet.ends(), fleet.polls()), ((1, 0), polls), "{phase}: {}", next.log());
-                assert_eq!((fleet.completed(), fleet.times_off()), (vec!["drain".to_owned()], 0), "{phase}");
-                fleet.assert_that_it_is_over();
+                let mut agent = fleet.start();
+                agent.wait_for_log("the instance leaves");
+                fleet.cloud.recommend_rebalance();
+                agent.wait_for_log("the cloud is likely to take this machine soon");
+                fleet.cloud.allow(TERMINATE);
+                assert!(agent.wait().success());
+                assert_eq!(fleet.ends(), (1, 0), "its place is kept: {}", agent.log());
+                assert!(!agent.log().contains("back to work"), "{}", agent.log());
             });
         }
     });
+}
+
+#[test]
+fn an_instance_that_its_group_took_back_into_a_warm_pool_works_again() {
+    let fleet = Fleet::new("idle_timeout = \"1s\"");
+    assert!(fleet.start().wait().success());
+    assert_eq!(fleet.ends(), (1, 1));
+    // Still there, and then stopped and started instead of ended.
+    fleet.assert_that_it_is_over();
+    fleet.home.reboot();
+    fleet.cloud.change(|group| group.state = "InService".to_owned());
+    fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "InService");
+    let id = fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    assert_eq!(fleet.gitlab.finished(id).state, "success", "{}", agent.log());
+    assert!(agent.wait().success());
+    assert_eq!(fleet.ends(), (2, 2), "{}", agent.log());
 }
 
 #[test]

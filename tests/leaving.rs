@@ -173,13 +173,7 @@ fn a_machine_that_was_switched_off_and_on_again_works() {
     home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"true\"");
     gitlab.queue(job(&["true"]).build());
     assert!(home.start(&[]).wait().success());
-    for file in ["leaving.json", "agent.json"] {
-        let path = home.path("state").join(file);
-        let boot = read(Path::new("/proc/sys/kernel/random/boot_id"));
-        let text = read(&path);
-        assert!(text.contains(boot.trim()), "{text}");
-        fs::write(&path, text.replace(boot.trim(), "an earlier boot")).expect("written");
-    }
+    home.reboot();
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
@@ -272,7 +266,9 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
     let mut agent = home.start(&[]);
     wait_for_file(&ran);
     agent.signal("TERM");
+    // The command is not waited for longer than jobs would be.
     assert!(agent.wait().success());
+    assert!(agent.log().contains("the next start goes on with that"), "{}", agent.log());
     fs::write(&go, "").expect("written");
     let before = polls(&gitlab);
     let mut next = home.start(&[]);

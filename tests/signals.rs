@@ -114,6 +114,43 @@ fn usr2_hands_over_while_a_job_runs() {
 }
 
 #[test]
+fn who_is_told_to_stop_hands_over_to_nobody() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let go = home.path("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
+    let id = gitlab.queue(job(&["echo begun", &wait]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.signal("QUIT");
+    agent.wait_for_log("taking no more jobs");
+    agent.signal("USR2");
+    agent.wait_for_log("the program on disk is for the next start");
+    let waiting = gitlab.queue(job(&["true"]).build());
+    std::fs::write(&go, "").expect("written");
+    assert!(agent.wait().success());
+    assert_eq!([gitlab.job_state(id), gitlab.job_state(waiting)], ["success", "pending"]);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_agent_that_was_frozen_notices_what_is_written_afterwards() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    agent.signal("STOP");
+    agent.signal("CONT");
+    home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
+    agent.wait_for_log("configuration loaded");
+    let id = gitlab.queue(job(&["echo $MARK"]).build());
+    assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
 fn an_idle_agent_leaves_and_a_busy_one_stays() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");

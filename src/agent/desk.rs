@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -91,7 +91,7 @@ impl Desk {
         };
         numbers::job_received(payload.id, &who(&context.runner), payload.job_info.time_in_queue_seconds);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
-        self.start(permit, context, record, payload, Begin::Fresh);
+        self.start(Task { permit, context, record, payload, begin: Begin::Fresh });
         true
     }
 
@@ -100,7 +100,7 @@ impl Desk {
         self.number(&context, &payload, Some(record.concurrent));
         numbers::job_resumed(payload.id, &who(&context.runner), record.began);
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
-        self.start(permit, context, record, payload, Begin::Resumed);
+        self.start(Task { permit, context, record, payload, begin: Begin::Resumed });
     }
 
     /// Has all jobs hand over what their scripts have made so far, also those that are still coming.
@@ -128,14 +128,11 @@ impl Desk {
         controls.iter().for_each(|control| control.abandon());
     }
 
-    fn start(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload, begin: Begin) {
+    fn start(self: &Arc<Self>, task: Task) {
         let control = match Control::new() {
             Ok(control) => Arc::new(control),
-            Err(error) => {
-                return fail(&context, &payload.handle(), &format!("the agent has no descriptors left: {error}"));
-            }
+            Err(error) => return self.give_up(task, &format!("the agent has no descriptors left: {error}")),
         };
-        let (id, slot) = (payload.id, permit.slot);
         {
             let mut inner = self.lock();
             if let Some(why) = &inner.evicted {
@@ -144,64 +141,65 @@ impl Desk {
             if let Some(why) = &inner.interrupted {
                 control.interrupt(why);
             }
-            inner.controls.insert(slot, Arc::clone(&control));
+            inner.controls.insert(task.permit.slot, Arc::clone(&control));
             // Under the lock, so that the last word is the right one.
             self.instance.protect(Work::Busy);
         }
         let desk = Arc::clone(self);
-        let thread = thread::Builder::new().name(format!("job-{id}")).stack_size(JOB_STACK);
-        let handle = payload.handle();
-        let told = handle.clone();
-        let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
-        let (given_up, unused_keys) = (context.clone(), keys.clone());
-        let spawned = thread.spawn(move || {
-            let directory = SlotDirectory::new(&desk.state, slot);
-            let left = directory.clone();
-            // A mistake of ours in one job must not take the others down, nor leave this one hanging.
-            let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
-                Begin::Fresh => engine::run(&context, directory, record, payload, &control),
-                Begin::Resumed => engine::resume(&context, directory, record, payload, &control),
-            }));
-            let trouble = match outcome {
-                Ok(Ok(ended)) => {
-                    tell(id, &ended);
-                    None
-                }
-                Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
-                Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
-            };
-            if let Some(why) = trouble {
-                engine::abandon(&left);
-                fail(&context, &handle, &why);
-            }
-            desk.forget(slot, numbers, &keys);
-            drop(permit);
-            let _ = desk.events.send(Event::Changed);
-        });
-        if let Err(error) = spawned {
-            fail(&given_up, &told, &format!("no thread for the job: {error}"));
-            self.forget(slot, numbers, &unused_keys);
+        if let Err((task, error)) = in_thread(task.payload.id, task, move |task| desk.work(task, &control)) {
+            self.give_up(task, &format!("no thread for the job: {error}"));
         }
+    }
+
+    fn work(&self, task: Task, control: &Arc<Control>) {
+        let Task { permit, context, record, payload, begin } = task;
+        let (id, handle) = (payload.id, payload.handle());
+        let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
+        let directory = SlotDirectory::new(&self.state, permit.slot);
+        let left = directory.clone();
+        // A mistake of ours in one job must not take the others down, nor leave this one hanging.
+        let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
+            Begin::Fresh => engine::run(&context, directory, record, payload, control),
+            Begin::Resumed => engine::resume(&context, directory, record, payload, control),
+        }));
+        let trouble = match outcome {
+            Ok(Ok(ended)) => {
+                tell(id, &ended);
+                None
+            }
+            Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
+            Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
+        };
+        if let Some(why) = trouble {
+            engine::abandon(&left);
+            fail(&context, &handle, &why);
+        }
+        self.forget(permit, numbers, &keys);
+    }
+
+    /// Fails a job that cannot even begin.
+    fn give_up(&self, task: Task, why: &str) {
+        engine::abandon(&SlotDirectory::new(&self.state, task.permit.slot));
+        fail(&task.context, &task.payload.handle(), why);
+        self.forget(task.permit, task.record.concurrent, &numbers_of(&task.context, &task.payload));
     }
 
     /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise: in a thread of
     /// its own, since the server may be slow and other jobs wait.
     fn refuse(self: &Arc<Self>, permit: Permit, context: Context, job: JobHandle, why: &str) {
         log::error!("the payload of a job cannot be read; the job is failed job={} error={why}", job.id);
-        let desk = Arc::clone(self);
-        let why = why.to_owned();
-        let thread = thread::Builder::new().name(format!("job-{}", job.id)).stack_size(JOB_STACK);
-        let spawned = thread.spawn(move || {
+        let (desk, told) = (Arc::clone(self), why.to_owned());
+        let refused = in_thread(job.id, (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
-            if let Err(error) = engine::fail_unread(&context, directory, &job, &why) {
-                fail(&context, &job, &format!("{why}; and its log cannot be kept: {error}"));
+            match engine::fail_unread(&context, directory, &job, &told) {
+                Ok(_) => numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str()),
+                Err(error) => fail(&context, &job, &format!("{told}; and its log cannot be kept: {error}")),
             }
-            numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str());
             drop(permit);
             let _ = desk.events.send(Event::Changed);
         });
-        if let Err(error) = spawned {
-            log::error!("no thread for a job error={error}");
+        if let Err(((_permit, context, job), error)) = refused {
+            fail(&context, &job, &format!("{why}; and no thread for it: {error}"));
         }
     }
 
@@ -226,17 +224,22 @@ impl Desk {
         (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
     }
 
-    fn forget(&self, slot: usize, numbers: (u32, u32), keys: &[NumberKey; 2]) {
-        let mut inner = self.lock();
-        inner.controls.remove(&slot);
-        if inner.controls.is_empty() {
-            self.instance.protect(Work::Idle);
-        }
-        for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
-            if let Some(used) = inner.numbers.get_mut(key) {
-                used.retain(|used| *used != number);
+    /// The end of a job. Its slot is given back last: the next job in it has a control of its own.
+    fn forget(&self, permit: Permit, numbers: (u32, u32), keys: &[NumberKey; 2]) {
+        {
+            let mut inner = self.lock();
+            inner.controls.remove(&permit.slot);
+            if inner.controls.is_empty() {
+                self.instance.protect(Work::Idle);
+            }
+            for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
+                if let Some(used) = inner.numbers.get_mut(key) {
+                    used.retain(|used| *used != number);
+                }
             }
         }
+        drop(permit);
+        let _ = self.events.send(Event::Changed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -247,9 +250,34 @@ impl Desk {
 /// What numbers are counted over: a runner, or a runner and a project.
 type NumberKey = (String, Option<i64>);
 
+/// A job, with all that its thread needs.
+struct Task {
+    permit: Permit,
+    context: Context,
+    record: Record,
+    payload: Payload,
+    begin: Begin,
+}
+
 enum Begin {
     Fresh,
     Resumed,
+}
+
+/// Has a thread of a job work on something. Errors: there can be no more threads; what it was to work on comes back.
+fn in_thread<T: Send + 'static>(
+    job: i64,
+    load: T,
+    work: impl FnOnce(T) + Send + 'static,
+) -> Result<(), (T, io::Error)> {
+    let (hand, given) = mpsc::channel();
+    let thread = thread::Builder::new().name(format!("job-{job}")).stack_size(JOB_STACK);
+    if let Err(error) = thread.spawn(move || given.recv().map_or((), work)) {
+        return Err((load, error));
+    }
+    // It waits for that.
+    let _ = hand.send(load);
+    Ok(())
 }
 
 fn numbers_of(context: &Context, payload: &Payload) -> [NumberKey; 2] {

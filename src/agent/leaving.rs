@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::departure::{Departure, Manager, Marker, Outcome};
 use super::{Agent, Event, REMOVAL_PATIENCE};
 use crate::config::lifetime::Strategy;
-use crate::instance::Identity;
+use crate::instance::{Instance, Target};
 use crate::journal::Count;
 use crate::journal::leaving::{self, Boot, Mark, Phase, Reason};
 
@@ -36,6 +36,8 @@ pub(super) struct Leaving {
     pub interrupt_at: Option<Instant>,
     /// The departure is on its way.
     departing: bool,
+    /// Told to stop meanwhile: how long it is waited for.
+    depart_until: Option<Instant>,
 }
 
 impl Leaving {
@@ -45,13 +47,22 @@ impl Leaving {
     }
 }
 
-/// The mark of an instance that is to go on leaving. A machine that was switched off and on again begins a new life.
-pub(super) fn mark_of_earlier_agent(state: &Path, identity: &Identity, strategy: Strategy) -> Option<Mark> {
-    let (mark, boot) = Mark::load(state, identity)?;
-    let by_its_own_power = matches!(strategy, Strategy::Poweroff | Strategy::Command);
-    let was_off = boot == Boot::Later
-        && (mark.reason == Reason::Stop || by_its_own_power && matches!(mark.phase, Phase::PoweringOff | Phase::Left));
-    if was_off {
+/// The mark of an instance that is to go on leaving. A machine that was switched off and on again begins a new life, and
+/// so does one that went into a warm pool instead of ending.
+pub(super) fn mark_of_earlier_agent(state: &Path, instance: &dyn Instance, strategy: Strategy) -> Option<Mark> {
+    let (mark, boot) = Mark::load(state, &instance.identity())?;
+    let has_gone = matches!(mark.phase, Phase::PoweringOff | Phase::Left);
+    let is_back = boot == Boot::Later
+        && match strategy {
+            _ if mark.reason == Reason::Stop => true,
+            Strategy::Poweroff | Strategy::Command => has_gone,
+            // Once it had done all that it has to do: before, its group may be told late that it ends.
+            Strategy::AwsAsg if mark.ended && mark.phase == Phase::Left => {
+                matches!(instance.target(), Ok(Target::InService | Target::Resting))
+            }
+            Strategy::AwsAsg | Strategy::Exit => false,
+        };
+    if is_back {
         log::info!("the machine was switched off and is back: a new life begins reason={}", mark.reason.as_str());
         begin_new_life(state);
         return None;
@@ -62,6 +73,12 @@ pub(super) fn mark_of_earlier_agent(state: &Path, identity: &Identity, strategy:
         log::warn!("this machine has left already; to have it take jobs again, remove {}", path.display());
     }
     Some(mark)
+}
+
+/// The agent ends before its instance has left.
+fn left_to_the_next() -> ExitCode {
+    log::warn!("told to stop before the instance has left; the next start goes on with that");
+    ExitCode::SUCCESS
 }
 
 /// Forgets what there was in this one.
@@ -87,10 +104,10 @@ impl Agent {
         match &self.leaving {
             Some(Leaving { marker: Some(marker), .. }) => marker.hear(reason),
             _ => {
-                // The mark first: whoever comes after this agent must not ask for jobs either.
+                self.take_no_more(reason.as_str());
+                // Whoever comes after this agent must not ask for jobs either.
                 let marker = Arc::new(Marker::begin(&self.state, Mark::new(&self.identity, reason)));
                 self.leaving.get_or_insert_default().marker = Some(marker);
-                self.take_no_more(reason.as_str());
             }
         }
     }
@@ -104,14 +121,19 @@ impl Agent {
         }
     }
 
-    /// The agent is to stop soon. Told twice, or when nothing but the instance's departure is left: at once.
+    /// The agent is to stop soon, or, told twice, at once. The step that a departure is at has as long as jobs have: a
+    /// hook that nobody completes would hold the instance for its whole time-out.
     pub(super) fn stop(&mut self) -> Option<ExitCode> {
         let leaving = self.leaving.get_or_insert_default();
         if leaving.departing {
-            log::info!("told to stop while the instance leaves; the next start goes on with that");
-            return Some(ExitCode::SUCCESS);
+            if leaving.stopping || leaving.depart_until.is_some() {
+                return Some(left_to_the_next());
+            }
+            log::info!("told to stop while the instance leaves");
+            leaving.depart_until = Some(Instant::now() + self.config.shutdown_timeout);
+            return None;
         }
-        if leaving.stopping && leaving.stop_at.is_some() {
+        if leaving.stopping {
             log::warn!("told twice to stop: leaving now; running jobs are reported by the next start");
             return Some(ExitCode::FAILURE);
         }
@@ -146,18 +168,23 @@ impl Agent {
             self.desk.abandon();
             self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
         }
-        let next = [leaving.stop_at, leaving.give_up_at, leaving.evict_at, leaving.interrupt_at];
-        next.into_iter().flatten().min().map(|at| at.saturating_duration_since(now))
+        let jobs = [leaving.stop_at, leaving.give_up_at, leaving.evict_at, leaving.interrupt_at];
+        jobs.into_iter().chain([leaving.depart_until]).flatten().min().map(|at| at.saturating_duration_since(now))
     }
 
     /// What comes when the last job has ended: the end of the agent, or the departure of its instance.
     pub(super) fn after_the_last_job(&mut self) -> Option<ExitCode> {
+        let until = self.leaving.as_ref().and_then(|leaving| leaving.depart_until);
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Some(left_to_the_next());
+        }
         let quiet = self.is_quiet();
         let leaving = self.leaving.as_mut().filter(|leaving| !leaving.departing && quiet)?;
         // A group that ends the instance waits for its hooks, whoever else wants the agent to stop.
         let marker = leaving.marker.clone().filter(|marker| !leaving.stopping || marker.read().ended);
         let Some(marker) = marker else { return Some(self.end("signal")) };
         leaving.departing = true;
+        leaving.depart_until = leaving.stopping.then(|| Instant::now() + self.config.shutdown_timeout);
         let manager = |(runner, gitlab): &(_, _)| Manager {
             runner: Arc::clone(runner),
             gitlab: Arc::clone(gitlab),
@@ -197,10 +224,15 @@ impl Agent {
                 }
                 Some(self.end(reason.as_str()))
             }
+            // Its cloud takes it, which was heard since.
+            Outcome::Stays if !marker.is_needed() => {
+                self.leaving.as_mut()?.departing = false;
+                None
+            }
             Outcome::Stays => {
                 log::info!("the group has its smallest size: back to work");
                 Mark::remove(&self.state);
-                if self.leaving.take().is_some_and(|leaving| leaving.draining) {
+                if self.leaving.take().is_some_and(|leaving| leaving.draining || leaving.depart_until.is_some()) {
                     return Some(self.end("signal"));
                 }
                 self.lifetime.refuse();

@@ -113,7 +113,7 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
         _ => Need::Nothing,
     };
     let instance = instance::find(loaded.config.mayfly.aws.as_ref(), need)?;
-    let mark = leaving::mark_of_earlier_agent(&state, &instance.identity(), loaded.config.leave.strategy);
+    let mark = leaving::mark_of_earlier_agent(&state, &*instance, loaded.config.leave.strategy);
     match (secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE), &mark) {
         (Err(why), None) => return Err(why),
         // Who is leaving goes on with that: a row that stays at the server is the smaller evil.
@@ -445,14 +445,23 @@ impl Agent {
     /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
     fn hand_over(&mut self) -> Option<ExitCode> {
         use std::os::unix::process::CommandExt;
+        // The next program would not know that this one was told to stop.
+        if let Some(leaving) = &self.leaving {
+            log::info!("leaving: the program on disk is for the next start reason={}", leaving.reason());
+            return None;
+        }
         log::info!("handing over to the program on disk running={}", self.slots.jobs());
         self.generation.end(&self.slots);
         self.supervisor.reloading();
-        while self.slots.requests() > 0 || self.rotation.is_under_way() {
-            match self.next_event(None) {
-                Ok(Event::Notice(notice)) => self.hear(notice),
+        loop {
+            let waits = self.slots.requests() > 0 || self.rotation.is_under_way();
+            // What has come by now is heard: the next program would know nothing of it.
+            let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
+            match event {
+                Some(Event::Notice(notice)) => self.hear(notice),
                 // Whoever is told to stop while it waits has nothing to hand over.
-                Ok(event @ Event::Signal(Request::Drain | Request::Stop)) => return self.take_in(event),
+                Some(event @ Event::Signal(Request::Drain | Request::Stop)) => return self.take_in(event),
+                None if !waits => break,
                 _ => {}
             }
         }

@@ -27,7 +27,13 @@ fn start(directory: &Path, name: OsString, events: Sender<Event>) -> nix::Result
     let changes = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(directory, changes)?;
     let report = move || {
-        while let Ok(changes) = inotify.read_events() {
+        loop {
+            let changes = match inotify.read_events() {
+                Ok(changes) => changes,
+                // A machine or a process that was frozen and goes on.
+                Err(nix::Error::EINTR) => continue,
+                Err(error) => return log::warn!("changes of the configuration are no longer noticed error={error}"),
+            };
             let ours = changes.iter().any(|change| change.name.as_ref() == Some(&name));
             if ours && events.send(Event::ConfigurationChanged).is_err() {
                 return;

@@ -51,8 +51,9 @@ pub trait Instance: Send + Sync {
     fn protect(&self, work: Work);
 
     /// Ends the instance through its group, with at most one effective call, also when an answer is lost or an earlier
-    /// agent has asked already. Tries for `patience`. Errors: it goes on living, and why.
-    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal>;
+    /// agent has asked already. Tries for `patience`; `capacity` is asked before each call, since more may come over the
+    /// instance meanwhile. Errors: it goes on living, and why.
+    fn terminate(&self, capacity: &dyn Fn() -> Capacity, patience: Duration) -> Result<Terminated, Refusal>;
 
     /// Keeps the group's terminating hooks from running out while something still has to be finished: in a thread, at
     /// once and then at half of each hook's time-out, until [`Instance::complete_hooks`].

@@ -26,7 +26,7 @@ impl Instance for Plain {
 
     fn protect(&self, _: Work) {}
 
-    fn terminate(&self, _: Capacity, _: Duration) -> Result<Terminated, Refusal> {
+    fn terminate(&self, _: &dyn Fn() -> Capacity, _: Duration) -> Result<Terminated, Refusal> {
         Err(Refusal::NotHere)
     }
 

@@ -102,6 +102,19 @@ impl Home {
         fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("written");
     }
 
+    /// What the state directory holds becomes that of an earlier boot.
+    pub fn reboot(&self) {
+        let boot = read(Path::new("/proc/sys/kernel/random/boot_id"));
+        let slots = fs::read_dir(self.path("state")).expect("a state directory").flatten();
+        let jobs = slots.map(|slot| slot.path().join("job.json"));
+        let files = jobs.chain([self.path("state/leaving.json"), self.path("state/agent.json")]);
+        for file in files.filter(|file| file.is_file()) {
+            let text = read(&file);
+            assert!(text.contains(boot.trim()), "{}: {text}", file.display());
+            fs::write(&file, text.replace(boot.trim(), "an earlier boot")).expect("written");
+        }
+    }
+
     /// What the agent's environment holds beside the usual, from its next start on.
     pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.environment = environment;

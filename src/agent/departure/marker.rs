@@ -64,6 +64,12 @@ impl Marker {
         }
     }
 
+    /// Whether an instance that its group does not let go works on: not when something else takes it.
+    pub fn is_needed(&self) -> bool {
+        let mark = self.read();
+        mark.reason == Reason::Idle && !mark.taken && !mark.ended
+    }
+
     /// Waits until the group ends the instance; false when it did not for that long.
     pub fn wait_for_the_end(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;

@@ -11,6 +11,7 @@ mod marker;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,14 +102,24 @@ impl Departure {
     }
 
     fn terminate(&self) -> Outcome {
-        let capacity = self.marker.capacity();
-        match self.instance.terminate(capacity, self.patience()) {
+        let asked = Cell::new(self.marker.capacity());
+        let capacity = || {
+            asked.set(self.marker.capacity());
+            asked.get()
+        };
+        match self.instance.terminate(&capacity, self.patience()) {
             Ok(how) => {
                 let before = if how == Terminated::Before { " before=true" } else { "" };
-                log::info!("the instance is terminated by its group capacity={capacity:?}{before}");
+                log::info!("the instance is terminated by its group capacity={:?}{before}", asked.get());
+                // No later agent has to ask, or to wait for a sign of it.
+                self.marker.hear(Reason::Terminated);
                 self.follow_the_group()
             }
-            Err(Refusal::AtMinimum) if capacity == Capacity::Decrement => Outcome::Stays,
+            Err(Refusal::AtMinimum) if asked.get() == Capacity::Decrement => match self.marker.is_needed() {
+                true => Outcome::Stays,
+                // Its cloud takes it, which was heard meanwhile: its place is not given up, and it goes.
+                false => self.end(),
+            },
             Err(refusal) => {
                 log::error!("the group does not terminate the instance {refusal}");
                 self.fall_back()

@@ -14,8 +14,8 @@ struct Scripted {
     asked: Mutex<Vec<String>>,
     /// Looks at the mark whenever it is asked.
     state: Option<std::path::PathBuf>,
-    /// Hears that its group ends the machine, while the group is asked for just that.
-    ended_meanwhile: Option<Arc<Marker>>,
+    /// Hears of something, while the group is asked to end the machine.
+    heard_meanwhile: Option<(Arc<Marker>, Reason)>,
 }
 
 impl Scripted {
@@ -46,11 +46,11 @@ impl Instance for Scripted {
 
     fn protect(&self, _: Work) {}
 
-    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
+    fn terminate(&self, capacity: &dyn Fn() -> Capacity, patience: Duration) -> Result<Terminated, Refusal> {
         assert!(!patience.is_zero());
-        self.note(&format!("terminate {capacity:?}"));
-        if let Some(marker) = &self.ended_meanwhile {
-            marker.hear(Reason::Terminated);
+        self.note(&format!("terminate {:?}", capacity()));
+        if let Some((marker, reason)) = &self.heard_meanwhile {
+            marker.hear(*reason);
         }
         self.terminate.lock().expect("no panic").remove(0)
     }
@@ -178,6 +178,34 @@ fn the_smallest_size_sends_an_idle_instance_back_to_work_and_no_other() {
 }
 
 #[test]
+fn an_instance_that_its_cloud_takes_meanwhile_does_not_go_back_to_work() {
+    for (notice, then) in
+        [(Reason::Rebalance, "terminate Keep Some(Ending)"), (Reason::Terminated, "complete Some(Ending)")]
+    {
+        let mut case = Case::new([Err(Refusal::AtMinimum), Ok(Terminated::Now)]);
+        let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+        case.instance.heard_meanwhile = Some((Arc::clone(&marker), notice));
+        let (outcome, asked, off) = case.go(&marker);
+        assert_eq!((outcome, asked[0].as_str(), off), (Outcome::Gone, "terminate Decrement Some(Ending)", 0));
+        assert_eq!(asked[1], then, "{notice:?}");
+    }
+}
+
+#[test]
+fn a_later_agent_knows_that_the_group_has_agreed() {
+    let case = Case::new([Ok(Terminated::Now)]);
+    let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+    case.go(&marker);
+    let mut mark = marker.read();
+    assert!(mark.ended);
+    mark.phase = Phase::Ending;
+    // It waits for no sign, and asks for nothing but the hooks.
+    let case = Case::new([]);
+    let (outcome, asked, _) = case.go_on(mark);
+    assert_eq!((outcome, asked), (Outcome::Gone, vec!["complete Some(Ending)".to_owned()]));
+}
+
+#[test]
 fn what_the_group_does_not_end_is_switched_off_once() {
     let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
     let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
@@ -219,7 +247,7 @@ fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);
     let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
-    case.instance.ended_meanwhile = Some(Arc::clone(&marker));
+    case.instance.heard_meanwhile = Some((Arc::clone(&marker), Reason::Terminated));
     let (outcome, asked, off) = case.go(&marker);
     assert_eq!((outcome, asked.len(), asked[1].as_str(), off), (Outcome::Gone, 2, "complete Some(Ending)", 0));
 }

@@ -153,5 +153,6 @@ fn is_not_active(refusal: &Refusal) -> bool {
 
 /// Whether a hook holds, or will hold, an instance in this state of its life.
 fn holds_later(state: &str) -> bool {
-    state != "Terminated" && !state.ends_with(":Proceed")
+    let rests = state.starts_with("Warmed:") && !state.starts_with("Warmed:Terminat");
+    state != "Terminated" && !state.ends_with(":Proceed") && !rests
 }

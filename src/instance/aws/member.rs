@@ -102,7 +102,7 @@ impl Instance for Member {
         }
     }
 
-    fn terminate(&self, capacity: Capacity, patience: Duration) -> Result<Terminated, Refusal> {
+    fn terminate(&self, capacity: &dyn Fn() -> Capacity, patience: Duration) -> Result<Terminated, Refusal> {
         let until = Instant::now() + patience;
         let left = || until.saturating_duration_since(Instant::now());
         if self.is_ending() {
@@ -110,7 +110,7 @@ impl Instance for Member {
         }
         let mut tries = 0;
         loop {
-            let error = match self.group.terminate(capacity) {
+            let error = match self.group.terminate(capacity()) {
                 Ok(()) => return Ok(Terminated::Now),
                 Err(error) => error,
             };
