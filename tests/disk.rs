@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use serde_json::json;
+
+use crate::support::docker::Docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
@@ -53,5 +56,84 @@ fn a_disk_that_stays_full_does_not_hide_the_outcome() {
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(8)), "{}\n{}", job.log(), agent.log());
     agent.wait();
+    gitlab.assert_strict();
+}
+
+/// Fills a small disk below a file, and no other.
+fn fill(file: &str) -> String {
+    format!("dd if=/dev/zero of={file} bs=64k count=1024")
+}
+
+#[test]
+fn a_container_that_fills_the_engines_disk_fails_its_job_and_no_other() {
+    let engine = Docker::on_small_disk("48m");
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let full = [&fill("/filler"), "echo not reached"];
+    let loud = [&format!("({}) || echo full", fill("/filler")), "seq 1 20000", "exit 6"];
+    let ids = [
+        gitlab.queue(job(&full).after_script(&["echo after"]).build()),
+        gitlab.queue(job(&loud).after_script(&["echo after"]).build()),
+        gitlab.queue(job(&["echo well"]).build()),
+    ];
+    let mut agent = home.start(&["--max-builds", "3"]);
+    let [first, second, third] = ids.map(|id| gitlab.finished(id));
+    assert_eq!(
+        (first.failure_reason.as_deref(), first.exit_code),
+        (Some("script_failure"), Some(1)),
+        "{}",
+        first.log()
+    );
+    assert!(first.has("No space left on device") && !first.lines().contains(&"not reached".to_owned()));
+    assert_eq!(second.exit_code, Some(6), "{}", second.log());
+    let lines = second.lines();
+    let numbers: Vec<&String> = lines.iter().filter(|line| line.parse::<u32>().is_ok()).collect();
+    assert_eq!((numbers.len(), numbers.last().map(|line| line.as_str())), (20_000, Some("20000")));
+    assert!(lines.contains(&"full".to_owned()), "{}", second.log());
+    assert!(second.has("the disk of the container engine is full"), "{}", second.log());
+    assert_eq!(third.state, "success", "{}", third.log());
+    assert!(agent.wait().success());
+    assert_eq!(engine.run(&["ps", "-aq"]), "", "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_container_that_fills_the_disk_of_its_builds_keeps_its_outcome_and_its_log() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let builds = Small::mount(directory.path().join("builds"));
+    // Engines see what was mounted before they were started.
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let keys = "[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"";
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", keys);
+    let text = std::fs::read_to_string(home.config()).expect("read");
+    let own = format!("[runners.mayfly]\nbuilds_dir = \"{}\"\n[runners.docker]\n", builds.0.display());
+    std::fs::write(home.config(), text.replace("[runners.docker]\n", &own)).expect("written");
+    let artifact = json!([{"name": "out", "paths": ["small.txt"], "when": "always", "artifact_format": "zip",
+        "artifact_type": "archive"}]);
+    let cache = json!([{"key": "k", "paths": ["small.txt"], "policy": "push", "when": "always"}]);
+    let lines = [
+        "echo kept >small.txt",
+        &format!("({}) || echo scratch is full", fill("/scratch/filler")),
+        &format!("({}) || echo builds are full", fill("filler")),
+        "seq 1 20000; exit 6",
+    ];
+    let full = job(&lines).after_script(&["echo after"]).set("artifacts", artifact).set("cache", cache);
+    let ids = [gitlab.queue(full.build()), gitlab.queue(job(&["ls", "echo well"]).build())];
+    let mut agent = home.start(&["--max-builds", "2"]);
+    let [first, second] = ids.map(|id| gitlab.finished(id));
+    assert_eq!(
+        (first.failure_reason.as_deref(), first.exit_code),
+        (Some("script_failure"), Some(6)),
+        "{}",
+        first.log()
+    );
+    for part in ["scratch is full", "builds are full", "20000", "after"] {
+        assert!(first.lines().contains(&part.to_owned()), "{part} in {}", first.log());
+    }
+    assert_eq!(first.artifacts.len(), 1, "{}", first.log());
+    assert_eq!(second.state, "success", "{}", second.log());
+    assert!(agent.wait().success());
+    assert_eq!(engine.run(&["ps", "-aq"]), "", "{}", agent.log());
     gitlab.assert_strict();
 }

@@ -4,11 +4,13 @@ use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::between::{Between, Fate};
 use crate::support::docker::{Docker, docker};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
-use crate::support::mayfly::Home;
+use crate::support::mayfly::{Home, kill_shims};
 
 /// Longer than an engine that hangs is asked whether it lives.
 const LONG: Duration = Duration::from_secs(300);
@@ -164,4 +166,34 @@ fn a_script_whose_container_disappears_is_run_again_as_often_as_the_job_asks() {
         assert!(job.has(told), "{}", job.log());
         assert!(agent.wait().success());
     }
+}
+
+#[test]
+fn what_a_machine_that_went_down_has_left_is_reported_and_removed() {
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
+    let script = job(&["echo begun; touch file", "sleep 600"]).variable("FF_NETWORK_PER_BUILD", "true");
+    let id = gitlab.queue(script.set("services", service).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    assert!(kill_shims(id) > 0);
+    engine.restart();
+    assert_ne!(engine.run(&["ps", "-aq"]), "", "containers outlive their machine's boot");
+    let mut record = home.record();
+    record["identity"]["boot"] = "another".into();
+    home.set_record(&record);
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.lines().contains(&"begun".to_owned()) && job.has("the machine went down"), "{}", job.log());
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    assert_empty(&engine, &next.log());
+    assert_eq!(engine.run(&["volume", "ls", "-q"]), "");
+    assert_eq!(engine.run(&["network", "ls", "-q", "--filter", "type=custom"]), "");
+    let of_runner = std::fs::read_dir(home.path("builds")).expect("builds").flatten().next().expect("a runner");
+    assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0, "the job's directory");
 }

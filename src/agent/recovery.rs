@@ -23,7 +23,9 @@ impl Agent {
         let (mut jobs, mut directories) = (Vec::new(), Vec::new());
         for (number, directory) in journal::slots(&self.state) {
             let record = directory.load();
-            let job = record.as_ref().and_then(|record| Some(name_of(&payload_of(record)?, record)));
+            // A machine that went down has ended its containers: nobody goes on with them.
+            let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
+            let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record)));
             let place = record.as_ref().and_then(|record| record.progress.place.clone());
             let kept = record.is_some_and(|record| self.recover_one(config, number, &directory, record));
             jobs.extend(job.filter(|_| kept));

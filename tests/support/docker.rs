@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::unique_number;
@@ -23,6 +23,7 @@ pub struct Docker {
 /// with the namespace.
 const KEEPER: &str = r#"
 ip link set lo up
+[ -z "$SIZE" ] || mount -t tmpfs -o size=$SIZE none $D/data
 begin() {
     rm -f $D/pid
     dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn >>$D/log 2>&1 </dev/null &
@@ -30,7 +31,8 @@ begin() {
 }
 end() {
     kill $daemon
-    for _ in $(seq 1 100); do kill -0 $daemon 2>/dev/null || return; sleep 0.1; done
+    # Containers that ignore TERM have 10 s, one after the other.
+    for _ in $(seq 1 450); do kill -0 $daemon 2>/dev/null || return; sleep 0.1; done
     kill -9 $daemon
 }
 begin
@@ -50,12 +52,22 @@ pub fn docker() -> &'static Docker {
 impl Docker {
     /// An engine for one test alone, which may restart it or worse.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same on a disk of its own of this size (`48m`).
+    pub fn on_small_disk(size: &str) -> Self {
+        Self::start_with(size)
+    }
+
+    fn start_with(size: &str) -> Self {
         // A short path: a socket's may have 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
-        fs::create_dir_all(&directory).expect("made");
+        fs::create_dir_all(directory.join("data")).expect("made");
         let keeper = Command::new("unshare")
             .args(["--net", "--mount", "setsid", "sh", "-c", KEEPER])
             .env("D", &directory)
+            .env("SIZE", size)
             .env("DOCKER_HOST", format!("unix://{}/s", directory.display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -196,7 +208,7 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        let keeper = self.keeper.get_mut().expect("no panic");
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
         drop(keeper.stdin.take());
         let _ = keeper.wait();
     }

@@ -93,7 +93,7 @@ impl Prepared {
     /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
     pub fn make(&self, engine: &Engine) -> Result<(), JobError> {
         self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
-        match engine.create_container(&self.name, self.platform.as_deref(), &self.request) {
+        match with_room(|| engine.create_container(&self.name, self.platform.as_deref(), &self.request)) {
             Ok((_, warnings)) => {
                 warnings.iter().for_each(|warning| Printer.warning(warning));
                 Ok(())
@@ -186,6 +186,21 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
                 tries += 1;
             }
             Err(error) => return Err(JobError::system(error.to_string())),
+        }
+    }
+}
+
+/// Does what needs room on the engine's disk: when it is full, that may be what the job before has left and what is being
+/// removed now.
+pub fn with_room<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let mut tries = 1;
+    loop {
+        match work() {
+            Err(error) if error.is_for_lack_of_room() && tries < TRIES => {
+                std::thread::sleep(BETWEEN_TRIES);
+                tries += 1;
+            }
+            outcome => return outcome,
         }
     }
 }

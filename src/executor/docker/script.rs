@@ -19,7 +19,7 @@ use super::engine::attached::{Attached, Frames, Output};
 use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
 use super::ground;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, with_room};
 use crate::http::conversation::Heard;
 use crate::job::failure::{FailureReason, JobError};
 
@@ -121,7 +121,7 @@ fn run_once(plan: &Plan, renew: bool, engine: &Engine, signals: &SignalFd) -> Re
         container.make(engine)?;
     }
     let attached = engine.attach(&container.name).map_err(Failure::of_engine)?;
-    engine.start_container(&container.name).map_err(|error| not_started(&error, container))?;
+    with_room(|| engine.start_container(&container.name)).map_err(|error| not_started(&error, container))?;
     let mut step = Step::new(plan, engine, attached, signals);
     let end = step.converse();
     step.judge(end)

@@ -122,6 +122,11 @@ impl Error {
         self.status() == Some(404)
     }
 
+    /// The engine's disk is full.
+    pub fn is_for_lack_of_room(&self) -> bool {
+        matches!(self, Self::Answer { message, .. } if message.contains("no space left on device"))
+    }
+
     /// The engine is away, not the thing that was asked for: a later try may do.
     pub fn is_away(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::NotRunning { .. } | Self::Silent { .. } | Self::Cut { .. })
@@ -157,6 +162,11 @@ impl fmt::Display for Error {
             Self::TooOld { place, has, needs } => write!(
                 f,
                 "the container engine at {place} speaks version {has} of its API and jobs need {needs}: update it"
+            ),
+            Self::Answer { message, .. } if self.is_for_lack_of_room() => write!(
+                f,
+                "{}: the disk of the container engine is full; free some of it (docker system prune), or enlarge it",
+                message.trim()
             ),
             Self::Answer { message, .. } => f.write_str(message),
             Self::Nonsense { place, what, why } => {

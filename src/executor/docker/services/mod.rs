@@ -13,6 +13,7 @@ use super::create::{self, Network, Surroundings};
 use super::engine::containers::Container;
 use super::engine::{Engine, Error};
 use super::images::Images;
+use super::prepare::with_room;
 use crate::config::docker::Docker;
 use crate::job::failure::JobError;
 use plan::Planned;
@@ -74,10 +75,10 @@ impl Making<'_> {
         let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
         let platform = Some(planned.choice.platform.as_str()).filter(|platform| !platform.is_empty());
         self.engine.remove_container(&container_name, false).map_err(|error| failed(name, &error))?;
-        let created = self.engine.create_container(&container_name, platform, &request);
+        let created = with_room(|| self.engine.create_container(&container_name, platform, &request));
         let (id, warnings) = created.map_err(|error| create::refused(&format!("service {name}"), &error))?;
         warnings.iter().for_each(|warning| self.attendant.warning(&format!("service {name}: {warning}")));
-        if let Err(error) = self.engine.start_container(&id) {
+        if let Err(error) = with_room(|| self.engine.start_container(&id)) {
             return Err(failed(name, &error));
         }
         let container = self.engine.container(&id).map_err(|error| failed(name, &error))?;
