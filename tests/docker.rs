@@ -76,29 +76,36 @@ fn sources_caches_and_artifacts_need_nothing_of_the_image() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
     let with_cache = |script: &[&str]| {
-        job(script)
-            .sources(&url, &sha)
-            .set("cache", json!([{"key": "k", "paths": ["kept"], "policy": "pull-push", "when": "on_success"}]))
+        job(script).sources(&url, &sha).set(
+            "cache",
+            json!([{"key": "k", "paths": ["$CI_PROJECT_DIR/kept"], "policy": "pull-push", "when": "on_success"}]),
+        )
     };
     let script = [
         "cat file.txt; sh dir/run.sh; which git || echo none",
         "ls -ln file.txt | cut -c 1-10; ls -ldn dir | cut -c 1-10; ls -n file.txt | awk '{print $3}'",
         "mkdir -p kept out; echo cached >kept/x; echo made >out/y; ls -a $RUNNER_TEMP_PROJECT_DIR",
     ];
-    let artifact = json!([{"name": "out", "paths": ["out"], "when": "on_success", "artifact_format": "zip",
-        "artifact_type": "archive"}]);
+    let artifact = json!([{"name": "out", "paths": ["$CI_PROJECT_DIR/out", "/builds/team/demo/none"],
+        "when": "on_success", "artifact_format": "zip", "artifact_type": "archive"}]);
     let first = gitlab.queue(with_cache(&script).set("artifacts", artifact).build());
     let second = gitlab.queue(with_cache(&["cat kept/x; ls out 2>&1 || echo clean"]).build());
     let agent = home.start(&[]);
     let done = gitlab.finished(first);
     assert_eq!(done.state, "success", "{}\n{}", done.log(), agent.log());
     let all = done.lines().join("\n");
-    for part in
-        ["from git\nran\nnone\n", "-rw-rw-rw-\ndrwxrwxrwx\n0\n", "Created fresh repository.", "mayfly.gitconfig"]
-    {
+    for part in [
+        "from git\nran\nnone\n",
+        "-rw-rw-rw-\ndrwxrwxrwx\n0\n",
+        "Created fresh repository.",
+        "mayfly.gitconfig",
+        "/builds/team/demo/out: found 2 matching artifact files and directories",
+        "relative to the working directory (/builds/team/demo)",
+    ] {
         assert!(all.contains(part), "{part} in {all}");
     }
     assert_eq!(done.artifacts.len(), 1, "{all}");
+    assert!(!all.contains(&home.path("").display().to_string()), "a path of the machine: {all}");
     let done = gitlab.finished(second);
     assert!(done.lines().join("\n").contains("cached\nls: out: No such file or directory\nclean"), "{}", done.log());
 }

@@ -71,7 +71,12 @@ impl Root {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// The path it was opened by.
+    /// The same by the path that others know it by: patterns are written with it, and messages name it.
+    pub fn known_as(self, path: &Path) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
+    /// The path it was opened by, or that it is known by.
     pub fn path(&self) -> &Path {
         &self.path
     }

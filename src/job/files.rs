@@ -81,6 +81,7 @@ impl Engine<'_> {
         artifacts::Place {
             builds: self.prepared.place.builds.clone(),
             project: self.prepared.place.project.clone(),
+            seen: self.prepared.place.seen(&self.prepared.place.project),
             temporary: self.prepared.place.temporary.clone(),
             server: Server {
                 api: api_base(&self.context.runner.url).trim_end_matches('/').to_owned(),
@@ -96,6 +97,7 @@ impl Engine<'_> {
         cache::Place {
             builds: self.prepared.place.builds.clone(),
             project: self.prepared.place.project.clone(),
+            seen: self.prepared.place.seen(&self.prepared.place.project),
             store: self.prepared.place.cache.clone(),
             root: self.context.caches.clone(),
             remote: self.context.store.as_deref(),

@@ -111,12 +111,13 @@ pub fn rest(wait: Duration) {
 }
 
 /// The project directory, below that of all builds; a job without sources may be the first to need it.
-pub fn open_project(builds: &Path, project: &Path) -> io::Result<Root> {
-    match project.strip_prefix(builds) {
-        Ok(below) => Root::open(builds)?.descend(below),
+pub fn open_project(builds: &Path, project: &Path, seen: &Path) -> io::Result<Root> {
+    let root = match project.strip_prefix(builds) {
+        Ok(below) => Root::open(builds)?.descend(below)?,
         // The work tree of somebody who runs a job by hand.
-        Err(_) => Root::open(project),
-    }
+        Err(_) => Root::open(project)?,
+    };
+    Ok(root.known_as(seen))
 }
 
 /// A file that is gone when it is closed, for what has to be whole before it is used.

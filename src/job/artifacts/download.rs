@@ -18,9 +18,9 @@ const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: 
 
 /// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
-    let root = match open_project(&plan.builds, &plan.project) {
+    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
         Ok(root) => root,
-        Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
+        Err(why) => return fatal(format_args!("{}: {why}", plan.seen.display())),
     };
     for needed in &plan.dependencies {
         heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
@@ -56,10 +56,10 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                         }
                         Err(why) if why.kind() == io::ErrorKind::StorageFull => {
                             return Err(format!(
-                                "the disk is full: the artifacts of {} ({}) do not fit into {}",
+                                "the disk is full: the artifacts of {} ({}) do not fit beside {}",
                                 needed.name,
                                 needed.id,
-                                plan.temporary.display()
+                                plan.seen.display()
                             ));
                         }
                         Err(why) => {

@@ -47,8 +47,10 @@ impl Server {
 pub struct UploadPlan {
     /// `CI_BUILDS_DIR`: below it no link is followed.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// GitLab.
     pub server: Server,
     /// The job.
@@ -102,8 +104,10 @@ pub enum UploadFormat {
 pub struct DownloadPlan {
     /// `CI_BUILDS_DIR`: below it no link is followed.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// `<project directory>.tmp`, for archives that are not whole yet.
     pub temporary: PathBuf,
     /// GitLab.

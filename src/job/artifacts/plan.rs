@@ -15,8 +15,10 @@ use crate::job::variables::Variables;
 pub struct Place {
     /// `CI_BUILDS_DIR`.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
     /// GitLab.
@@ -69,6 +71,7 @@ pub fn upload_plan(
     Some(UploadPlan {
         builds: place.builds.clone(),
         project: place.project.clone(),
+        seen: place.seen.clone(),
         server: place.server.clone(),
         job: payload.id,
         token: payload.token.clone(),
@@ -92,6 +95,7 @@ pub fn download_plan(payload: &Payload, variables: &Variables, flags: &Flags, pl
     (!dependencies.is_empty()).then(|| DownloadPlan {
         builds: place.builds.clone(),
         project: place.project.clone(),
+        seen: place.seen.clone(),
         temporary: place.temporary.clone(),
         server: place.server.clone(),
         dependencies,
@@ -142,6 +146,7 @@ mod tests {
         Place {
             builds: "/b".into(),
             project: "/b/p".into(),
+            seen: "/b/p".into(),
             temporary: "/b/p.tmp".into(),
             server,
             timeout: hour,

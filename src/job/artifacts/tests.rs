@@ -29,6 +29,7 @@ impl Project {
         UploadPlan {
             builds: self.temp.path().to_owned(),
             project: self.path(),
+            seen: self.path(),
             server: api(server),
             job: 7,
             token: "glcbt-64_secrettoken".to_owned(),
@@ -53,6 +54,7 @@ impl Project {
         DownloadPlan {
             builds: self.temp.path().to_owned(),
             project: self.path(),
+            seen: self.path(),
             temporary: self.temp.path().join("project.tmp"),
             server: api(server),
             dependencies: vec![Needed { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],

@@ -18,9 +18,9 @@ use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, open_proj
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &UploadPlan) -> i32 {
-    let root = match open_project(&plan.builds, &plan.project) {
+    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
         Ok(root) => root,
-        Err(why) => return fatal(format_args!("{}: {why}", plan.project.display())),
+        Err(why) => return fatal(format_args!("{}: {why}", plan.seen.display())),
     };
     for upload in &plan.uploads {
         heading("Uploading artifacts...");

@@ -28,8 +28,10 @@ pub use save::run as save;
 pub struct RestorePlan {
     /// `CI_BUILDS_DIR`: below it no link is followed.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.
@@ -61,8 +63,10 @@ pub enum Restore {
 pub struct SavePlan {
     /// `CI_BUILDS_DIR`: below it no link is followed.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.

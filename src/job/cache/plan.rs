@@ -20,8 +20,10 @@ use crate::job::variables::Variables;
 pub struct Place<'a> {
     /// `CI_BUILDS_DIR`.
     pub builds: PathBuf,
-    /// `CI_PROJECT_DIR`.
+    /// `CI_PROJECT_DIR` on the machine.
     pub project: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
     /// The directory for local copies of this project's caches.
     pub store: PathBuf,
     /// The directory for those of all projects.
@@ -54,6 +56,7 @@ pub fn restore_plan(
     Ok((!caches.is_empty()).then(|| RestorePlan {
         builds: place.builds.clone(),
         project: place.project.clone(),
+        seen: place.seen.clone(),
         warnings,
         caches,
         wire,
@@ -79,6 +82,7 @@ pub fn save_plan(
     Ok((!caches.is_empty()).then(|| SavePlan {
         builds: place.builds.clone(),
         project: place.project.clone(),
+        seen: place.seen.clone(),
         warnings,
         caches,
         wire,
@@ -232,6 +236,7 @@ mod tests {
         Place {
             builds: "/b".into(),
             project: "/b/p".into(),
+            seen: "/b/p".into(),
             store: "/c/p".into(),
             root: "/c".into(),
             remote: None,

@@ -18,10 +18,10 @@ const TRIES: u32 = 3;
 /// Restores each cache from the first place that has it. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &RestorePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match open_project(&plan.builds, &plan.project) {
+    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
         Ok(root) => root,
         Err(why) => {
-            warning(format_args!("{}: {why}", plan.project.display()));
+            warning(format_args!("{}: {why}", plan.seen.display()));
             return 0;
         }
     };

@@ -19,10 +19,10 @@ const TRIES: u32 = 3;
 /// Saves each cache. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &SavePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match open_project(&plan.builds, &plan.project) {
+    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
         Ok(root) => root,
         Err(why) => {
-            warning(format_args!("{}: {why}", plan.project.display()));
+            warning(format_args!("{}: {why}", plan.seen.display()));
             return 0;
         }
     };

@@ -51,6 +51,7 @@ impl Project {
         SavePlan {
             builds: self.temp.path().to_owned(),
             project: self.path(),
+            seen: self.path(),
             warnings: Vec::new(),
             caches: vec![Save::Files {
                 copy: self.copy(key, server),
@@ -77,6 +78,7 @@ impl Project {
         restore(&RestorePlan {
             builds: self.temp.path().to_owned(),
             project: self.path(),
+            seen: self.path(),
             warnings: Vec::new(),
             caches,
             wire: wire(),
