@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::Event;
-use super::monitoring::who;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::instance::{Instance, Work};
@@ -19,7 +18,7 @@ use crate::job::engine::{self, Ended};
 use crate::job::failure::{FailureReason, JobError};
 use crate::job::payload::{self, Payload, Undecodable};
 use crate::journal::{Count, Progress, Record, SlotDirectory};
-use crate::monitor::numbers;
+use crate::monitor::numbers::{self, Who};
 use crate::sys;
 
 /// Enough for parsing large payloads.
@@ -70,35 +69,39 @@ impl Desk {
             Err(Undecodable { why, job: Some(job) }) => {
                 permit.begin_job();
                 self.count();
-                numbers::job_received(job.id, &who(&context.runner), None);
+                self.save_count();
+                numbers::job_received(&Who::from(&*context.runner), job.id, None);
                 self.refuse(permit, context, job, &why);
                 return true;
             }
         };
-        permit.begin_job();
-        self.count();
-        let concurrent = self.number(&context, &payload, None);
         let record = Record {
-            identity: self.instance.identity(),
+            identity: context.identity.clone(),
             url: context.runner.url.clone(),
             tls: context.runner.tls.clone(),
             short_token: context.runner.token.short(),
             payload: text,
             request_id,
-            concurrent,
+            concurrent: self.number(&context, &payload, None),
             began: sys::boottime(),
+            number: self.count(),
             progress: Progress::default(),
         };
-        numbers::job_received(payload.id, &who(&context.runner), payload.job_info.time_in_queue_seconds);
+        // Before everything else: the server waits for an hour for a job that an agent took to its grave.
+        let written = SlotDirectory::new(&self.state, permit.slot).begin(&record);
+        permit.begin_job();
+        self.save_count();
+        let queued = payload.job_info.time_in_queue_seconds;
+        numbers::job_received(&Who::from(&*context.runner), payload.id, queued);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
-        self.start(Task { permit, context, record, payload, begin: Begin::Fresh });
+        self.start(Task { permit, context, record, payload, begin: Begin::Fresh(written) });
         true
     }
 
     /// Goes on with a job that was found in the journal.
     pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
         self.number(&context, &payload, Some(record.concurrent));
-        numbers::job_resumed(payload.id, &who(&context.runner), record.began);
+        numbers::job_resumed(&Who::from(&*context.runner), payload.id, record.began);
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
         self.start(Task { permit, context, record, payload, begin: Begin::Resumed });
     }
@@ -159,12 +162,12 @@ impl Desk {
         let left = directory.clone();
         // A mistake of ours in one job must not take the others down, nor leave this one hanging.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
-            Begin::Fresh => engine::run(&context, directory, record, payload, control),
+            Begin::Fresh(written) => written.and_then(|()| engine::run(&context, directory, record, payload, control)),
             Begin::Resumed => engine::resume(&context, directory, record, payload, control),
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
-                tell(id, &ended);
+                tell(&Who::from(&*context.runner), id, &ended);
                 None
             }
             Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
@@ -192,7 +195,10 @@ impl Desk {
         let refused = in_thread(job.id, (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
             match engine::fail_unread(&context, directory, &job, &told) {
-                Ok(_) => numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str()),
+                Ok(_) => {
+                    let who = Who::from(&*context.runner);
+                    numbers::job_ended(&who, job.id, FailureReason::RunnerSystemFailure.as_str());
+                }
                 Err(error) => fail(&context, &job, &format!("{told}; and its log cannot be kept: {error}")),
             }
             drop(permit);
@@ -203,10 +209,15 @@ impl Desk {
         }
     }
 
-    fn count(&self) {
+    /// Counts a job; returns how many there are with it.
+    fn count(&self) -> u32 {
         let mut inner = self.lock();
         inner.count.jobs += 1;
-        if let Err(error) = inner.count.save(&self.state) {
+        inner.count.jobs
+    }
+
+    fn save_count(&self) {
+        if let Err(error) = self.lock().count.save(&self.state) {
             log::error!("the count of jobs cannot be kept error={error}");
         }
     }
@@ -260,7 +271,9 @@ struct Task {
 }
 
 enum Begin {
-    Fresh,
+    /// It has just been taken, and this came of writing it down.
+    Fresh(io::Result<()>),
+    /// It was found in the journal.
     Resumed,
 }
 
@@ -285,8 +298,8 @@ fn numbers_of(context: &Context, payload: &Payload) -> [NumberKey; 2] {
     [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
 }
 
-fn tell(id: i64, ended: &Ended) {
-    numbers::job_ended(id, result(ended));
+fn tell(who: &Who, id: i64, ended: &Ended) {
+    numbers::job_ended(who, id, result(ended));
     match ended {
         Ended::Reported(JobState::Failed { reason, exit_code }, delivery) => {
             let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
@@ -308,7 +321,7 @@ fn result(ended: &Ended) -> &'static str {
 
 /// Fails a job for which not even a log can be kept.
 fn fail(context: &Context, job: &JobHandle, why: &str) {
-    numbers::job_ended(job.id, FailureReason::RunnerSystemFailure.as_str());
+    numbers::job_ended(&Who::from(&*context.runner), job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("a job is failed job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };

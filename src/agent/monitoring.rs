@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::departure::Marker;
 use super::slots::Slots;
-use crate::config::{Config, Runner};
+use crate::config::Config;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::journal::leaving::Phase;
 use crate::monitor::listener::{Answer, Listener, Pages};
@@ -91,11 +91,6 @@ struct Known {
     loaded_at: i64,
 }
 
-/// How monitoring calls a runner.
-pub fn who(runner: &Runner) -> Who {
-    Who { token: runner.token.short(), name: runner.name.clone() }
-}
-
 impl Monitoring {
     /// Shows nothing to nobody yet.
     pub fn new(slots: Arc<Slots>, system_id: &str) -> Self {
@@ -143,7 +138,7 @@ impl Monitoring {
     pub fn loaded(&self, config: &Config) {
         let mut known = self.view.known();
         known.concurrent = config.concurrent;
-        known.runners = config.runners.iter().map(|runner| (who(runner), runner.limit)).collect();
+        known.runners = config.runners.iter().map(|runner| (Who::from(runner), runner.limit)).collect();
         known.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
         known.loaded += 1;
         known.current = true;

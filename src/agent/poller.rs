@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use super::Event;
 use super::desk::Desk;
-use super::monitoring::who;
 use super::slots::{Permit, RunnerBounds, RunnerKey, Slots, Worth};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
 use crate::job::context::Context;
-use crate::monitor::numbers::{self, Poll};
+use crate::monitor::numbers::{self, Poll, Who};
 
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -100,7 +99,7 @@ impl Poller {
         let mut worth = Worth::Nothing;
         let mut rest = self.check_interval;
         let name = &self.runner.name;
-        let (who, mut rests) = (who(&self.runner), false);
+        let (who, mut rests) = (Who::from(&*self.runner), false);
         numbers::polled(&who, poll(&polled.outcome));
         match polled.outcome {
             PollOutcome::Job { payload, request_id } => {

@@ -174,9 +174,11 @@ impl Session {
             request_id: String::new(),
             concurrent: (0, 0),
             began: sys::boottime(),
+            number: 0,
             progress: Progress::default(),
         };
         let directory = SlotDirectory::at(self.scratch.join("slot"));
+        directory.begin(&record).map_err(|error| format!("{}: {error}", self.scratch.display()))?;
         let worker = {
             let (control, sender) = (Arc::clone(&control), self.sender.clone());
             thread::spawn(move || {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::executor::Ground;
 use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::services::log::Followers;
 use crate::journal::{Record, SlotDirectory};
-use crate::monitor::numbers;
+use crate::monitor::numbers::{self, Who};
 use crate::sys;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
@@ -32,6 +33,10 @@ const SHORT_RETRY_MOST: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest wait between two tries of a stage.
 const RETRY_MOST: Duration = Duration::from_secs(300);
+
+/// When the record of a job goes to the disk: file systems keep whoever makes files beside that waiting, and a job that
+/// has only begun makes many.
+const SYNC_AFTER: Duration = Duration::from_millis(100);
 
 /// A job in one of whose stages agents die this often is given up,
 const DEATHS_MOST: usize = 5;
@@ -62,7 +67,8 @@ pub struct Engine<'a> {
     stages: Vec<Stage>,
 }
 
-/// Runs a job that has just been taken. Errors: the state directory cannot be written; the job is still ours.
+/// Runs a job that has just been taken and is written down. Errors: the state directory cannot be written; the job is
+/// still ours.
 pub fn run(
     context: &Context,
     directory: SlotDirectory,
@@ -70,9 +76,7 @@ pub fn run(
     payload: Payload,
     control: &Arc<Control>,
 ) -> io::Result<Ended> {
-    directory.create()?;
-    directory.save(&record)?;
-    sync_aside(&directory);
+    let _job = sync_later(&directory);
     go_on(context, directory, record, payload, control)
 }
 
@@ -143,16 +147,20 @@ fn go_on(
     engine.live()
 }
 
-/// A loss of power must not lose the record; the job need not wait for the disk.
-fn sync_aside(directory: &SlotDirectory) {
+/// A loss of power must not lose the record: it is brought to the disk, unless the job (what is returned) is over sooner.
+fn sync_later(directory: &SlotDirectory) -> Sender<()> {
     let directory = directory.clone();
+    let (job, ended) = mpsc::channel();
     let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
-        // The job may be over, and its record gone, before the disk was asked.
-        let _ = directory.sync();
+        if ended.recv_timeout(SYNC_AFTER) == Err(RecvTimeoutError::Timeout) {
+            // The job may be over, and its record gone, before the disk was asked.
+            let _ = directory.sync();
+        }
     });
     if let Err(error) = synced {
         log::warn!("the journal is not brought to the disk at once error={error}");
     }
+    job
 }
 
 impl Engine<'_> {
@@ -219,7 +227,7 @@ impl Engine<'_> {
 
     /// Notes the stage, then says it: a later agent sees by the log's size whether that was still done.
     fn enter(&mut self, index: usize, stage: &Stage, again: bool) -> io::Result<()> {
-        numbers::stage_began(self.payload.id, stage.kind());
+        numbers::stage_began(&Who::from(&*self.context.runner), self.payload.id, stage.kind());
         let outcome = self.outcome();
         let section = stage.section(outcome);
         let followers = self.followers.clone();
@@ -251,7 +259,7 @@ impl Engine<'_> {
         match stage {
             Stage::PrepareExecutor => self.prepare_executor(),
             Stage::PrepareScript => {
-                self.prepared.place.remove_temporary(&[BRIDGE.to_owned()]);
+                self.renew_bridge();
                 Ok(Ok(()))
             }
             Stage::GetSources => self.repeatedly("GET_SOURCES_ATTEMPTS", Self::try_sources),
@@ -290,6 +298,15 @@ impl Engine<'_> {
         let unusable = |error| JobError::system(format!("cannot make {}: {error}", place.builds.display()));
         let made = || place.create(&self.context.caches, self.context.executor.user()).map_err(unusable);
         Ok(shell.prepare().and_then(|()| made()))
+    }
+
+    /// What an earlier job left for its scripts is not for this one. Whom a container runs as is known to itself only.
+    fn renew_bridge(&self) {
+        let place = &self.prepared.place;
+        match self.context.executor.ground() {
+            Ground::Shell(_) => place.renew_temporary(BRIDGE, self.context.executor.user()),
+            Ground::Containers(_) => place.remove_temporary(&[BRIDGE.to_owned()]),
+        }
     }
 
     /// A stage, tried as often as the job asks for.

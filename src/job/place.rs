@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,21 @@ impl Place {
         let Some(directory) = self.open_temporary("", flags) else { return };
         for name in names {
             let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+
+    /// Makes an empty file in the temporary directory, readable by the job's user only, in the place of whatever has its
+    /// name. Nothing where there is no such directory yet, or a directory has the name.
+    pub fn renew_temporary(&self, name: &str, user: Option<&User>) {
+        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
+        let Some(directory) = self.open_temporary("", flags) else { return };
+        let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(&directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        if let (Ok(file), Some(user)) = (made, user)
+            && std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid)).is_err()
+        {
+            let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
         }
     }
 
@@ -252,5 +267,30 @@ mod tests {
         fs::write(place.temporary.join("KEY"), "goes").expect("written");
         place.remove_temporary(&["KEY".to_owned()]);
         assert!(!place.temporary.join("KEY").exists());
+    }
+
+    #[test]
+    fn a_file_is_made_anew_whatever_an_earlier_job_left_in_its_place() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let directory = tempfile::tempdir().expect("a directory");
+        let outside = directory.path().join("outside");
+        fs::write(&outside, "stays").expect("written");
+        let builds = directory.path().join("builds");
+        let cache = builds.join("cache");
+        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache, inside: None };
+        place.renew_temporary("env", None);
+        assert!(!place.temporary.exists(), "the directory is made by the first script");
+        fs::create_dir_all(&place.temporary).expect("made");
+        let file = place.temporary.join("env");
+        symlink(&outside, &file).expect("planted");
+        place.renew_temporary("env", None);
+        let made = fs::symlink_metadata(&file).expect("made");
+        assert_eq!((made.is_file(), made.len(), made.permissions().mode() & 0o777), (true, 0, 0o600));
+        fs::hard_link(&outside, place.temporary.join("link")).expect("planted");
+        place.renew_temporary("link", None);
+        assert_eq!(fs::read_to_string(&outside).expect("text"), "stays");
+        fs::create_dir_all(place.temporary.join("directory/x")).expect("planted");
+        place.renew_temporary("directory", None);
+        assert!(place.temporary.join("directory/x").exists(), "left to the script");
     }
 }

@@ -52,7 +52,11 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
     if setup.trace {
         text.push_str("set -o xtrace\n");
     }
-    text.push_str("if (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\nset -o errexit\nset +o noclobber\n");
+    // Whoever asks in a subshell pays for a process: bash need not be asked.
+    text.push_str(
+        "if [ -n \"${BASH_VERSION-}\" ] || (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\n\
+         set -o errexit\nset +o noclobber\n",
+    );
     write_files(setup, &mut text);
     if let Some(directory) = &setup.directory {
         // Before the exports: no program can be started with an environment that is too large.
@@ -80,7 +84,14 @@ fn write_files(setup: &Setup, text: &mut String) {
          [ -w {directory} ] && [ -x {directory} ] || chmod 700 {directory}\n"
     ));
     let bridge = quote(&bridge(setup));
-    text.push_str(&format!("[ -f {bridge} ] && [ ! -L {bridge} ] || rm -rf {bridge}\n(umask 077\n: >>{bridge}\n"));
+    text.push_str(&format!(
+        "if [ -L {bridge} ] || {{ [ -e {bridge} ] && [ ! -f {bridge} ]; }}; then rm -rf {bridge}; fi\n\
+         [ -f {bridge} ] || (umask 077\n: >>{bridge})\n"
+    ));
+    if setup.files.is_empty() {
+        return;
+    }
+    text.push_str("(umask 077\n");
     for (name, content) in &setup.files {
         let path = quote(&format!("{}/{name}", setup.temporary));
         text.push_str(&format!(

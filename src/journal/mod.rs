@@ -42,6 +42,9 @@ pub struct Record {
     pub concurrent: (u32, u32),
     /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
     pub began: u64,
+    /// Which job of this machine it is, counted from 1: the count is written after the record.
+    #[serde(default)]
+    pub number: u32,
     /// How far it is.
     pub progress: Progress,
 }
@@ -153,7 +156,14 @@ impl SlotDirectory {
         self.0.join(format!("{step}.status"))
     }
 
-    /// Writes the record of a job that is begun or taken up. Errors: the disk.
+    /// Writes down a job that has just been taken, in place of whatever the slot held. Errors: the state directory cannot
+    /// be written.
+    pub fn begin(&self, record: &Record) -> io::Result<()> {
+        self.create()?;
+        self.save(record)
+    }
+
+    /// Writes the record of a job that is taken up. Errors: the disk.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         write_whole(&self.record(), &serde_json::to_vec(record)?)
     }
@@ -212,11 +222,15 @@ pub struct Count {
 }
 
 impl Count {
-    /// The count of this machine; one from another machine (a used image) starts anew.
+    /// The count of this machine, with the jobs in hand; one from another machine (a used image) starts anew.
     pub fn load(state: &Path, identity: &Identity) -> Self {
         let read = fs::read(state.join("agent.json")).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
         let ours = read.filter(|count| count.identity.instance == identity.instance);
-        let jobs = ours.as_ref().map_or(0, |count| count.jobs);
+        let records = slots(state).into_iter().filter_map(|(_, slot)| slot.load());
+        let in_hand =
+            records.filter(|record| record.identity.instance == identity.instance).map(|record| record.number);
+        let counted = ours.as_ref().map_or(0, |count| count.jobs);
+        let jobs = in_hand.max().unwrap_or(0).max(counted);
         let began = ours.filter(|count| count.identity.boot == identity.boot && count.began > 0);
         let began = began.map_or_else(sys::boottime, |count| count.began);
         Self { identity: identity.clone(), jobs, began }
@@ -263,6 +277,22 @@ mod tests {
         assert_eq!(Count::load(directory.path(), &other).jobs, 0);
     }
 
+    #[test]
+    fn a_job_that_was_written_down_is_counted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let identity = record().identity;
+        let mut count = Count::load(directory.path(), &identity);
+        count.jobs = 3;
+        count.save(directory.path()).expect("saved");
+        let slot = SlotDirectory::new(directory.path(), 0);
+        slot.begin(&Record { number: 4, ..record() }).expect("an agent that dies before it counts the job");
+        assert_eq!(Count::load(directory.path(), &identity).jobs, 4);
+        let other = Identity { instance: "i-2".into(), ..identity.clone() };
+        assert_eq!(Count::load(directory.path(), &other).jobs, 0);
+        slot.discard().expect("over");
+        assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
+    }
+
     fn record() -> Record {
         Record {
             identity: Identity { instance: "i-1".into(), boot: "b-1".into() },
@@ -273,6 +303,7 @@ mod tests {
             request_id: String::new(),
             concurrent: (0, 0),
             began: 1,
+            number: 1,
             progress: Progress::default(),
         }
     }

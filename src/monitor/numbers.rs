@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::text::{Histogram, Kind, Page};
+use crate::config::Runner;
 use crate::sys;
 
 /// Upper bounds for whole jobs, in seconds.
@@ -21,6 +22,12 @@ pub struct Who {
     pub token: String,
     /// Its name for people.
     pub name: String,
+}
+
+impl From<&Runner> for Who {
+    fn from(runner: &Runner) -> Self {
+        Self { token: runner.token.short(), name: runner.name.clone() }
+    }
 }
 
 /// What a request for a job came to.
@@ -50,8 +57,8 @@ static NUMBERS: Mutex<Numbers> =
 
 struct Numbers {
     runners: BTreeMap<Who, OfRunner>,
-    /// By the job's number.
-    running: BTreeMap<i64, Running>,
+    /// By the job's number too: two servers may count up to the same one.
+    running: BTreeMap<(Who, i64), Running>,
     /// By what was asked and answered.
     calls: BTreeMap<(&'static str, u16), u64>,
 }
@@ -70,7 +77,6 @@ struct OfRunner {
 }
 
 struct Running {
-    who: Who,
     /// When it was received, by the clock of [`sys::boottime`].
     began: u64,
     /// The stage it is in, and since when.
@@ -145,29 +151,29 @@ pub fn is_resting(who: &Who) -> bool {
 }
 
 /// A job was received, after waiting for `queued` seconds at the server where that tells.
-pub fn job_received(job: i64, who: &Who, queued: Option<f64>) {
+pub fn job_received(who: &Who, job: i64, queued: Option<f64>) {
     let mut numbers = lock();
     let of_runner = numbers.of(who);
     of_runner.taken += 1;
     if let Some(queued) = queued {
         of_runner.queued.observe(queued);
     }
-    numbers.running.insert(job, Running { who: who.clone(), began: sys::boottime(), stage: None, resumed: false });
+    numbers.running.insert((who.clone(), job), Running { began: sys::boottime(), stage: None, resumed: false });
 }
 
 /// A job that an earlier agent received at `began` goes on.
-pub fn job_resumed(job: i64, who: &Who, began: u64) {
-    lock().running.insert(job, Running { who: who.clone(), began, stage: None, resumed: true });
+pub fn job_resumed(who: &Who, job: i64, began: u64) {
+    lock().running.insert((who.clone(), job), Running { began, stage: None, resumed: true });
 }
 
 /// A job went on to a stage.
-pub fn stage_began(job: i64, stage: &'static str) {
+pub fn stage_began(who: &Who, job: i64, stage: &'static str) {
     let now = sys::boottime();
     let mut numbers = lock();
-    let Some(running) = numbers.running.get_mut(&job) else { return };
+    let Some(running) = numbers.running.get_mut(&(who.clone(), job)) else { return };
     let before = running.stage.replace((stage, now));
-    let (who, began, first) = (running.who.clone(), running.began, before.is_none() && !running.resumed);
-    let of_runner = numbers.of(&who);
+    let (began, first) = (running.began, before.is_none() && !running.resumed);
+    let of_runner = numbers.of(who);
     if first {
         of_runner.starts.observe(seconds(began, now));
     }
@@ -175,11 +181,11 @@ pub fn stage_began(job: i64, stage: &'static str) {
 }
 
 /// A job is over: `success`, `dropped`, or the reason of its failure.
-pub fn job_ended(job: i64, result: &'static str) {
+pub fn job_ended(who: &Who, job: i64, result: &'static str) {
     let now = sys::boottime();
     let mut numbers = lock();
-    let Some(running) = numbers.running.remove(&job) else { return };
-    let of_runner = numbers.of(&running.who);
+    let Some(running) = numbers.running.remove(&(who.clone(), job)) else { return };
+    let of_runner = numbers.of(who);
     of_runner.end_stage(running.stage, now);
     of_runner.durations.observe(seconds(running.began, now));
     *of_runner.results.entry(result).or_default() += 1;
@@ -234,10 +240,10 @@ fn write_jobs(page: &mut Page, system_id: &str, numbers: &Numbers) {
     for who in numbers.runners.keys() {
         now.insert((who, "idle", "idle"), 0);
     }
-    for running in numbers.running.values() {
+    for ((who, _), running) in &numbers.running {
         let stage = running.stage.map_or("pending", |(stage, _)| stage);
         let state = if running.stage.is_some() { "running" } else { "pending" };
-        *now.entry((&running.who, state, stage)).or_default() += 1;
+        *now.entry((who, state, stage)).or_default() += 1;
     }
     let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Jobs that are in hand, by state and stage.");
     for ((who, state, stage), count) in now {
@@ -319,16 +325,16 @@ mod tests {
     fn a_job_is_followed_from_its_poll_to_its_end() {
         let who = who("busy");
         polled(&who, Poll::Job);
-        job_received(71, &who, Some(2.5));
+        job_received(&who, 71, Some(2.5));
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"pending\",stage=\"pending\"} 1".to_owned()));
-        stage_began(71, "get_sources");
-        stage_began(71, "step_script");
+        stage_began(&who, 71, "get_sources");
+        stage_began(&who, 71, "step_script");
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"running\",stage=\"step_script\"} 1".to_owned()));
-        job_ended(71, "script_failure");
-        job_ended(71, "script_failure");
-        job_resumed(72, &who, 0);
-        stage_began(72, "after_script");
-        job_ended(72, "success");
+        job_ended(&who, 71, "script_failure");
+        job_ended(&who, 71, "script_failure");
+        job_resumed(&who, 72, 0);
+        stage_began(&who, 72, "after_script");
+        job_ended(&who, 72, "success");
         let lines = lines("busy");
         for line in [
             "mayfly_polls_total{*,outcome=\"job\"} 1",
@@ -346,6 +352,21 @@ mod tests {
             assert!(lines.contains(&line.to_owned()), "{line} in {lines:#?}");
         }
         assert!(!lines.iter().any(|line| line.contains("state=\"running\"")));
+    }
+
+    #[test]
+    fn jobs_of_one_number_are_told_apart_by_their_runners() {
+        let (one, other) = (who("one"), who("other"));
+        job_received(&one, 73, None);
+        job_received(&other, 73, None);
+        stage_began(&one, 73, "step_script");
+        job_ended(&one, 73, "success");
+        assert!(lines("one").contains(&"mayfly_jobs_ended_total{*,state=\"success\",result=\"success\"} 1".to_owned()));
+        let other = lines("other");
+        assert!(
+            other.contains(&"gitlab_runner_jobs{*,state=\"pending\",stage=\"pending\"} 1".to_owned()),
+            "{other:#?}"
+        );
     }
 
     #[test]
