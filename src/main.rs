@@ -5,6 +5,7 @@ mod archive;
 mod cli;
 mod config;
 mod coordinator;
+mod decode;
 mod executor;
 mod http;
 mod instance;

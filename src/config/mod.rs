@@ -28,6 +28,7 @@ use std::time::Duration;
 pub use findings::Finding;
 
 use crate::coordinator::Token;
+use crate::decode;
 use crate::http::tls::TlsFiles;
 use cache::Limits;
 use docker::Docker;
@@ -303,7 +304,7 @@ impl Config {
     /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
-        let raw: raw::Config = toml::from_str(text).map_err(|error| invalid(place::of_error(text, &error)))?;
+        let raw: raw::Config = decode::toml(text).map_err(|error| invalid(place::of_error(text, &error)))?;
         let mut config = from_raw(path, raw).map_err(|wrong| invalid(wrong.shown(text)))?;
         note_docker_texts(text, &mut config.runners);
         Ok(config)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::lenient;
 use super::salvage::salvage;
 use crate::coordinator::{JobHandle, Token};
+use crate::decode;
 
 /// Seconds that a job may take when the server gives no limit.
 const DEFAULT_TIMEOUT: u64 = 7200;
@@ -301,7 +302,7 @@ pub struct Undecodable {
 
 /// Decodes a payload. Errors: it is not JSON, cut off, or has no number and token.
 pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
-    let why = match serde_json::from_slice::<Payload>(body) {
+    let why = match decode::json::<Payload>(body) {
         Ok(payload) if payload.id > 0 && !payload.token.is_empty() => return Ok(payload),
         Ok(_) => "it has no number or no token".to_owned(),
         // The message of serde names positions and types; a value it quotes could be a secret.

@@ -2,6 +2,7 @@
 //! an hour otherwise.
 
 use crate::coordinator::{JobHandle, Token};
+use crate::decode;
 
 /// Looks at the top level only: a job that this one depends on has a number and a token too, and must not be failed.
 pub fn salvage(body: &[u8]) -> Option<JobHandle> {
@@ -64,7 +65,7 @@ impl<'a> Scan<'a> {
 
     fn string(&mut self) -> Option<String> {
         let text: String = match self.text.get(self.at)? {
-            b'"' => serde_json::from_slice(self.word()?).ok()?,
+            b'"' => decode::json(self.word()?).ok()?,
             _ => return None,
         };
         (!text.is_empty()).then_some(text)

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::JobError;
 use super::{artifacts, cache, sources};
+use crate::decode;
 use crate::executor::docker::{prepare, script};
 use crate::shim::spec::Worked;
 
@@ -40,7 +41,7 @@ pub enum Report {
 impl Report {
     /// The report of work that has ended; `None` where there is none.
     pub fn of_text(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        decode::json(text.as_bytes()).ok()
     }
 }
 
@@ -53,7 +54,7 @@ impl Plan {
 
 /// Does a plan in its written form.
 pub fn run(plan: &str) -> Worked {
-    let code = match serde_json::from_str(plan) {
+    let code = match decode::json(plan.as_bytes()) {
         Ok(Plan::Sources(plan)) => sources::run(&plan),
         Ok(Plan::CleanUp(plan)) => sources::clean_up(&plan),
         Ok(Plan::RestoreCache(plan)) => cache::restore(&plan),

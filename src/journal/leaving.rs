@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::write_whole;
+use crate::decode;
 use crate::instance::Identity;
 
 /// Why an instance goes.
@@ -90,7 +91,7 @@ impl Mark {
     /// The mark of this instance, if there is one; that of another one (a used image) is thrown away. In a later boot
     /// the clock of [`Mark::unregistered`] has begun anew.
     pub fn load(state: &Path, identity: &Identity) -> Option<(Self, Boot)> {
-        let mut mark: Self = serde_json::from_slice(&fs::read(path(state)).ok()?).ok()?;
+        let mut mark: Self = decode::json(&fs::read(path(state)).ok()?).ok()?;
         if mark.identity.instance != identity.instance {
             log::info!("the mark of leaving of another machine is thrown away");
             Self::remove(state);

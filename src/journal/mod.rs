@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::JobState;
+use crate::decode;
 use crate::executor::docker::prepare::Prepared;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
@@ -188,8 +189,8 @@ impl SlotDirectory {
     pub fn load(&self) -> Option<Record> {
         let text = fs::read(self.record()).ok()?;
         let mut lines = text.split(|byte| *byte == b'\n');
-        let mut record: Record = serde_json::from_slice(lines.next()?).ok()?;
-        if let Some(latest) = lines.rev().find_map(|line| serde_json::from_slice(line).ok()) {
+        let mut record: Record = decode::json(lines.next()?).ok()?;
+        if let Some(latest) = lines.rev().find_map(|line| decode::json(line).ok()) {
             record.progress = latest;
         }
         Some(record)
@@ -224,7 +225,7 @@ pub struct Count {
 impl Count {
     /// The count of this machine, with the jobs in hand; one from another machine (a used image) starts anew.
     pub fn load(state: &Path, identity: &Identity) -> Self {
-        let read = fs::read(state.join("agent.json")).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let read = fs::read(state.join("agent.json")).ok().and_then(|text| decode::json::<Self>(&text).ok());
         let ours = read.filter(|count| count.identity.instance == identity.instance);
         let records = slots(state).into_iter().filter_map(|(_, slot)| slot.load());
         let in_hand =

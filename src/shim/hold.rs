@@ -19,6 +19,7 @@ use super::child::{self, Started, Work};
 use super::descendants;
 use super::running;
 use super::spec::{End, Spec, Status, Stop};
+use crate::decode;
 use crate::sys;
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
@@ -38,7 +39,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
 pub fn main(work: Work) -> ExitCode {
     let mut text = String::new();
-    let spec: Spec = match io::stdin().read_to_string(&mut text).map(|_| serde_json::from_str(&text)) {
+    let spec: Spec = match io::stdin().read_to_string(&mut text).map(|_| decode::json(text.as_bytes())) {
         Ok(Ok(spec)) => spec,
         _ => {
             eprintln!("mayfly shim is started by mayfly itself, with a step on standard input");

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::descendants;
 use super::spec::{Spec, Status};
+use crate::decode;
 use crate::sys;
 
 /// What file work needs of the agent's environment to reach servers as the agent does; scripts get their own.
@@ -157,7 +158,7 @@ pub fn begun_mark(status: &Path) -> PathBuf {
 impl Outcome {
     /// What a shim that is gone has left at `path`.
     pub fn read(path: &Path) -> Self {
-        let status = fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let status = fs::read(path).ok().and_then(|text| decode::json(&text).ok());
         status.map_or(Self::Lost, Self::Ended)
     }
 }

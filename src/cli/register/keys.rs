@@ -5,6 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use toml_edit::{Array, Item, Table, Value};
 
 use crate::cli::boolean;
+use crate::decode;
 
 /// How a value is written.
 #[derive(Clone, Copy)]
@@ -239,7 +240,7 @@ fn flags(text: &str) -> Result<toml_edit::InlineTable, String> {
     let wrong = |_| "write FF_NAME:true, or an object of JSON".to_owned();
     if text.trim_start().starts_with('{') {
         let flags: std::collections::BTreeMap<String, bool> =
-            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+            decode::json(text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         return Ok(flags.into_iter().collect());
     }
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());

@@ -15,6 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::decode;
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
 use crate::monitor::numbers;
@@ -193,13 +194,13 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
         let kind = response.header("Content-Type").unwrap_or("nothing");
         return Err(ApiError::Unreachable(format!("status {} with {kind} instead of JSON", response.status)));
     }
-    serde_json::from_slice(&response.body)
+    decode::json(&response.body)
         .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))
 }
 
 /// What the server says is wrong, in short; error bodies hold no secrets of ours.
 fn complaint(response: &Response) -> String {
-    let parsed: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
+    let parsed: Option<serde_json::Value> = decode::json(&response.body).ok();
     let message = parsed.as_ref().and_then(|value| value.get("message").or(value.get("error")));
     match message {
         Some(serde_json::Value::String(text)) => text.chars().take(300).collect(),

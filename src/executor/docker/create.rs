@@ -10,6 +10,7 @@ use super::engine::spec::{
 };
 use super::engine::{Error, Revision};
 use crate::config::docker::{self, Docker, Gpus, Size, Swap};
+use crate::decode;
 use crate::job::failure::JobError;
 
 /// The first version of the API in which a hardware address belongs to a network.
@@ -250,7 +251,7 @@ fn security_options(options: &[String]) -> Result<Vec<String>, JobError> {
         };
         let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let profile: Box<serde_json::value::RawValue> =
-            serde_json::from_str(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
+            decode::json(text.as_bytes()).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
         Ok(format!("seccomp={}", profile.get()))
     };
     options.iter().map(inlined).collect()

@@ -17,6 +17,7 @@ use super::images::Images;
 use super::services::{self, Making, Service};
 use super::{ground, script};
 use crate::config::docker::Docker;
+use crate::decode;
 use crate::http::Address;
 use crate::job::failure::JobError;
 use crate::job::payload;
@@ -116,7 +117,7 @@ impl Prepared {
 /// Prepares; says in the job's log what it does. Errors: whose fault it is that the container is not ready.
 pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
     let unread = |what: &str, why: String| JobError::system(format!("{what} cannot be read: {why}"));
-    let docker: Docker = toml::from_str(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
+    let docker: Docker = decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
     let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
     let expand = |text: &str| plan.variables.expand(text);
     create::check(&docker)?;

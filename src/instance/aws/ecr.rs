@@ -15,6 +15,7 @@ use super::client::Client;
 use super::endpoint::{ECR, Service};
 use super::wire::Request;
 use crate::coordinator::Token;
+use crate::decode;
 
 /// A token this close to its end is fetched anew: a large image takes its time.
 const MARGIN_SECONDS: i64 = 60 * 60;
@@ -153,7 +154,7 @@ struct Data {
 }
 
 fn decode(body: &[u8]) -> Option<Authorization> {
-    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let answer: Answer = decode::json(body).ok()?;
     let data = answer.authorization_data.into_iter().next()?;
     let pair = String::from_utf8(BASE64_STANDARD.decode(data.authorization_token).ok()?).ok()?;
     let (username, password) = pair.split_once(':')?;

@@ -10,6 +10,7 @@ use super::wire::Request;
 use crate::config::Config;
 use crate::config::reference::Reference;
 use crate::coordinator::Token;
+use crate::decode;
 
 /// Puts the tokens into a configuration whose runners only say where theirs are; tries for `patience` each. Errors: a
 /// token cannot be had; whose, why, and what to do.
@@ -125,9 +126,9 @@ fn region_of(id: &str) -> Option<&str> {
 /// One text of a JSON object.
 fn member(secret: &str, key: &str) -> Result<String, String> {
     let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
-        serde_json::from_str(secret).map_err(|_| format!("it is no JSON object, and so has no key `{key}`"))?;
+        decode::json(secret.as_bytes()).map_err(|_| format!("it is no JSON object, and so has no key `{key}`"))?;
     let found = members.get(key).ok_or_else(|| format!("it has no key `{key}`"))?;
-    serde_json::from_str(found.get()).map_err(|_| format!("its key `{key}` is no text"))
+    decode::json(found.get().as_bytes()).map_err(|_| format!("its key `{key}` is no text"))
 }
 
 #[cfg(test)]

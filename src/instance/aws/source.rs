@@ -17,6 +17,7 @@ use super::metadata::{self, Metadata};
 use super::profile::{Profile, Profiles};
 use super::sts::{self, Role};
 use crate::coordinator::Token;
+use crate::decode;
 
 /// Endpoints of containers are near or not there at all.
 const NEAR: Duration = Duration::from_secs(2);
@@ -164,7 +165,7 @@ struct Lent {
 }
 
 fn decode(what: &str, body: &str) -> Result<Credentials, String> {
-    let lent: Lent = serde_json::from_str(body).unwrap_or_default();
+    let lent: Lent = decode::json(body.as_bytes()).unwrap_or_default();
     if let Some(code) = lent.code.filter(|code| code != "Success") {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
         return Err(format!("{what} has no credentials to give: {code}"));

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::metadata::{Error, Item, Metadata};
+use crate::decode;
 use crate::instance::{Hear, Interruption, Notice, Target};
 
 /// Between two looks: with the time that a look takes, no notice is older than five seconds.
@@ -126,7 +127,7 @@ struct Action {
 
 /// What is done, and how long until then: by the service's clock where it tells, since the one here may be wrong.
 fn interruption(item: &Item, now: SystemTime) -> Option<(Interruption, Duration)> {
-    let notice: Action = serde_json::from_str(&item.text).ok()?;
+    let notice: Action = decode::json(&item.text.as_bytes()).ok()?;
     let action = match notice.action.as_str() {
         "stop" => Interruption::Stop,
         "hibernate" => Interruption::Hibernate,
@@ -148,7 +149,7 @@ fn is_rebalance(text: &str) -> bool {
     struct Rebalance {
         notice_time: String,
     }
-    let notice = serde_json::from_str::<Rebalance>(text);
+    let notice = decode::json::<Rebalance>(text.as_bytes());
     notice.is_ok_and(|notice| moment(&notice.notice_time).is_some())
 }
 

@@ -16,6 +16,7 @@ use super::environment::variable;
 use super::profile::Profiles;
 use super::sign::{Scope, Target, authorize};
 use super::xml;
+use crate::decode;
 use crate::http::tls::TlsFiles;
 use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, escape, http_date, random_fraction};
 
@@ -241,7 +242,7 @@ struct JsonError {
 }
 
 fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) -> Problem {
-    let json: Option<JsonError> = serde_json::from_str(body).ok();
+    let json: Option<JsonError> = decode::json(body.as_bytes()).ok();
     let kind = kind.map(str::to_owned).or_else(|| Some(json.as_ref()?.kind.clone()).filter(|kind| !kind.is_empty()));
     // `com.amazonaws.ssm#ParameterNotFound:http://…`
     let kind = kind.as_deref().and_then(|kind| kind.split(':').next()?.rsplit('#').next().map(str::to_owned));

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{Secret, path_of_key};
 use crate::coordinator::Token;
+use crate::decode;
 
 /// What a file says of logins. Paths are those that images have.
 #[derive(Default)]
@@ -49,10 +50,10 @@ impl ConfigFile {
     /// Reads a file of today's form or of the first one. Errors: it is not JSON, or no such file; without its content.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |error: serde_json::Error| format!("not a Docker configuration: line {} is wrong", error.line());
-        let raw: Raw = serde_json::from_str(text).map_err(wrong)?;
+        let raw: Raw = decode::json(text.as_bytes()).map_err(wrong)?;
         let auths = match &raw {
             Raw { auths: None, creds_store: None, cred_helpers: None } => {
-                serde_json::from_str(text).unwrap_or_default()
+                decode::json(text.as_bytes()).unwrap_or_default()
             }
             _ => raw.auths.unwrap_or_default(),
         };

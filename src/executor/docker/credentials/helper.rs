@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::Secret;
 use crate::coordinator::Token;
+use crate::decode;
 
 /// Bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
@@ -61,7 +62,7 @@ impl Programs<'_> {
             return complaint(&program, text.trim());
         }
         let answer: Answer =
-            serde_json::from_str(&text).map_err(|_| format!("{program} answers something that is no login"))?;
+            decode::json(text.as_bytes()).map_err(|_| format!("{program} answers something that is no login"))?;
         Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
             (_, true) => None,
             ("<token>", false) => Some(Secret::Identity(Token::new(answer.secret))),

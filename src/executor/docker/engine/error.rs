@@ -6,6 +6,7 @@ use std::io;
 use serde::Deserialize;
 
 use super::Revision;
+use crate::decode;
 use crate::http::{Address, Trouble};
 
 /// Why the engine did not do what it was asked.
@@ -97,7 +98,7 @@ impl Error {
         if (300..400).contains(&status) {
             return Self::nonsense(address, what, "it redirects, which no engine does and nobody follows");
         }
-        let message = match serde_json::from_str::<Explanation>(body) {
+        let message = match decode::json::<Explanation>(body.as_bytes()) {
             Ok(explanation) => explanation.message,
             Err(_) if body.trim().is_empty() => format!("status {status} for {what}"),
             Err(_) => body.trim().chars().take(500).collect(),

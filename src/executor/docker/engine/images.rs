@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Call, Engine, Error, Revision, lenient};
+use crate::decode;
 use crate::http::service::Waiting;
 use crate::http::{Incoming, Method, escape};
 
@@ -119,8 +120,8 @@ impl Pull {
         if read == 0 {
             return Ok(None);
         }
-        let progress: Progress = serde_json::from_slice(&line)
-            .map_err(|error| Error::nonsense(&self.place, "/images/create", &error.to_string()))?;
+        let progress: Progress =
+            decode::json(&line).map_err(|error| Error::nonsense(&self.place, "/images/create", &error.to_string()))?;
         if progress.error.is_empty() {
             Ok(Some(progress))
         } else {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::decode;
 use crate::http::service::{Service, Waiting};
 use crate::http::{Address, Incoming, Method, escape};
 
@@ -169,7 +170,7 @@ impl Engine {
         let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
         let nonsense = |why: String| Error::nonsense(self.service.address(), what, &why);
         read.map_err(|error| nonsense(format!("the answer breaks off: {error}")))?;
-        serde_json::from_slice(&body).map_err(|error| nonsense(error.to_string()))
+        decode::json(&body).map_err(|error| nonsense(error.to_string()))
     }
 }
 

@@ -1,0 +1,82 @@
+//! JSON and TOML into types, and the one way to read either.
+//!
+//! A type costs code anew for each kind of source that it is read from, and for each shape that it is read in. So all JSON
+//! is read from bytes, and what has named fields is read as an object only: both formats' readers would take a list of
+//! its fields as well, which nobody writes.
+
+mod named;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use named::Named;
+
+/// The value that a whole JSON text is. Errors: it is none of that type; the message says where.
+pub fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = T::deserialize(Named(&mut reader))?;
+    reader.end()?;
+    Ok(value)
+}
+
+/// The value that a TOML document is. Errors: it is none of that type; the error knows where.
+pub fn toml<T: DeserializeOwned>(text: &str) -> Result<T, toml::de::Error> {
+    T::deserialize(Named(toml::Deserializer::parse(text)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Point {
+        x: i32,
+        #[serde(default)]
+        note: Option<String>,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    enum Shape {
+        Empty,
+        Dot(Point),
+        Line(Point, Point),
+        Box { corner: Point, size: (u8, u8) },
+    }
+
+    fn point(x: i32) -> Point {
+        Point { x, note: None }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        for (text, expected) in [
+            (r#""Empty""#, Shape::Empty),
+            (r#"{"Dot":{"x":1,"note":null,"more":[{}]}}"#, Shape::Dot(point(1))),
+            (r#"{"Line":[{"x":1},{"x":2}]}"#, Shape::Line(point(1), point(2))),
+            (r#"{"Box":{"size":[3,4],"corner":{"x":1}}}"#, Shape::Box { corner: point(1), size: (3, 4) }),
+        ] {
+            assert_eq!(json::<Shape>(text.as_bytes()).expect(text), expected);
+        }
+        let points: std::collections::BTreeMap<String, Vec<Point>> =
+            toml("a = [{x = 1}]\n[[b]]\nx = 2\n").expect("read");
+        assert_eq!((&points["a"], &points["b"]), (&vec![point(1)], &vec![point(2)]));
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        for text in ["[1]", r#"{"Dot":[1]}"#, r#"{"Box":[{"x":1},[3,4]]}"#] {
+            let (point, shape) = (json::<Point>(text.as_bytes()).is_err(), json::<Shape>(text.as_bytes()).is_err());
+            assert!(point && shape, "{text}");
+        }
+        assert!(toml::<std::collections::BTreeMap<String, Point>>("a = [1]").is_err());
+    }
+
+    #[test]
+    fn errors_tell_where() {
+        let error = json::<Point>(b"{\n \"x\": true}").expect_err("no number").to_string();
+        assert_eq!(error, "invalid type: boolean `true`, expected i32 at line 2 column 10");
+        assert!(json::<Point>(b"{\"x\":1} {").is_err(), "something behind it");
+        let error = toml::<Point>("note = \"n\"\nx = true\n").expect_err("no number");
+        assert_eq!(error.span(), Some(15..19));
+    }
+}
