@@ -8,7 +8,7 @@ pub mod leaving;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -210,6 +210,9 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     slots
 }
 
+/// Bytes of a count in its file.
+const COUNT_ROOM: usize = 512;
+
 /// How many jobs agents took on this machine, and since when: MaxBuilds and the maximum age hold over restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Count {
@@ -237,9 +240,14 @@ impl Count {
         Self { identity: identity.clone(), jobs, began }
     }
 
-    /// Writes it.
+    /// Writes it over what was there, at one go: a new file for each job would make the job wait for the file system.
     pub fn save(&self, state: &Path) -> io::Result<()> {
-        write_whole(&state.join("agent.json"), &serde_json::to_vec(self)?)
+        let mut text = serde_json::to_vec(self)?;
+        text.resize(text.len().max(COUNT_ROOM), b' ');
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(state.join("agent.json"))?;
+        file.write_all_at(&text, 0)?;
+        if file.metadata()?.len() > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
     }
 
     /// Starts from nothing: an agent that has left begins a new life.
@@ -267,9 +275,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let identity = Identity { instance: "i-1".into(), boot: "b-1".into() };
         let mut count = Count::load(directory.path(), &identity);
-        count.jobs = 3;
+        for jobs in [4, 3] {
+            count.jobs = jobs;
+            count.save(directory.path()).expect("saved");
+            assert_eq!(Count::load(directory.path(), &identity).jobs, jobs);
+            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_ROOM]).expect("something longer");
+        }
         count.save(directory.path()).expect("saved");
-        assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
         assert_eq!(Count::load(directory.path(), &identity).began, count.began, "the age goes on");
         let later = Identity { boot: "b-2".into(), ..identity.clone() };
         assert_eq!(Count::load(directory.path(), &later).jobs, 3);

@@ -127,7 +127,7 @@ struct Action {
 
 /// What is done, and how long until then: by the service's clock where it tells, since the one here may be wrong.
 fn interruption(item: &Item, now: SystemTime) -> Option<(Interruption, Duration)> {
-    let notice: Action = decode::json(&item.text.as_bytes()).ok()?;
+    let notice: Action = decode::json(item.text.as_bytes()).ok()?;
     let action = match notice.action.as_str() {
         "stop" => Interruption::Stop,
         "hibernate" => Interruption::Hibernate,
