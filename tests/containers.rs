@@ -1,9 +1,11 @@
 //! Every key of `[runners.docker]` that changes a container, as the engine has it.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::between::{Between, Fate};
 use crate::support::docker::docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{JobBuilder, job};
@@ -52,6 +54,7 @@ fn waiting() -> JobBuilder {
 fn limits_and_rights_are_those_of_the_configuration() {
     let profile = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("written");
+    let parent = format!("mayfly-test-{}", unique_number());
     let keys = format!(
         "memory = \"64m\"\nmemory_reservation = \"32m\"\ncpus = \"0.5\"\ncpu_shares = 512\ncpuset_cpus = \"0\"\n\
          cpuset_mems = \"0\"\noom_score_adjust = 500\nshm_size = 1048576\ncap_add = [\"NET_ADMIN\"]\ncap_drop = [\"MKNOD\"]\n\
@@ -59,6 +62,8 @@ fn limits_and_rights_are_those_of_the_configuration() {
          devices = [\"/dev/null:/dev/zilch:r\"]\ndevice_cgroup_rules = [\"c 1:3 mr\"]\nruntime = \"runc\"\n\
          isolation = \"default\"\nipcmode = \"private\"\nhostname = \"own-name\"\nmac_address = \"02:42:ac:11:00:99\"\n\
          dns = [\"10.0.0.53\"]\ndns_search = [\"corp.test\"]\nextra_hosts = [\"far:10.0.0.9\"]\nuserns_mode = \"host\"\n\
+         memory_swap = \"96m\"\nservice_memory_swap = \"48m\"\noom_kill_disable = true\ncgroup_parent = \"/{parent}-job\"\n\
+         service_cgroup_parent = \"/{parent}-side\"\nlog_options = {{ env = \"CI_JOB_NAME\", labels = \"test.team\" }}\n\
          wait_for_services_timeout = -1\nservice_memory = \"32m\"\nservice_cpus = \"0.25\"\nservice_cpu_shares = 128\n\
          service_cpuset_cpus = \"0\"\nservice_memory_reservation = \"16m\"\nservices_security_opt = [\"no-new-privileges\"]\n\
          [runners.docker.ulimit]\nnofile = \"512:1024\"\n[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"\n\
@@ -69,7 +74,15 @@ fn limits_and_rights_are_those_of_the_configuration() {
         profile.path().display()
     );
     let (job, service) = inspected(&keys, waiting());
+    // What the kernel cannot do, the engine leaves out.
+    let can = |what: &str| docker().run(&["info", "--format", &format!("{{{{.{what}}}}}")]) == "true";
     let host = &job["HostConfig"];
+    if can("SwapLimit") {
+        assert_eq!((&host["MemorySwap"], &service["HostConfig"]["MemorySwap"]), (&json!(96 << 20), &json!(48 << 20)));
+    }
+    if can("OomKillDisable") {
+        assert_eq!(host["OomKillDisable"], true);
+    }
     for (key, expected) in [
         ("Memory", json!(64 << 20)),
         ("MemoryReservation", json!(32 << 20)),
@@ -94,6 +107,8 @@ fn limits_and_rights_are_those_of_the_configuration() {
         ("Sysctls", json!({"net.ipv4.ip_forward": "0"})),
         ("Privileged", json!(false)),
         ("RestartPolicy", json!({"Name": "no", "MaximumRetryCount": 0})),
+        ("CgroupParent", json!(format!("/{parent}-job"))),
+        ("LogConfig", json!({"Type": "json-file", "Config": {"env": "CI_JOB_NAME", "labels": "test.team"}})),
     ] {
         assert_eq!(plain(&host[key]), expected, "{key}");
     }
@@ -118,6 +133,8 @@ fn limits_and_rights_are_those_of_the_configuration() {
         ("Tmpfs", json!({"/scratch": "size=2m"})),
         ("Devices", json!([{"PathOnHost": "/dev/zero", "PathInContainer": "/dev/zero", "CgroupPermissions": "rwm"}])),
         ("CapAdd", Value::Null),
+        ("CgroupParent", json!(format!("/{parent}-side"))),
+        ("LogConfig", json!({"Type": "json-file", "Config": {"env": "CI_JOB_NAME", "labels": "test.team"}})),
         ("Dns", json!(["10.0.0.53"])),
         ("ShmSize", json!(1 << 20)),
         ("Privileged", json!(false)),
@@ -172,4 +189,116 @@ fn image_user_and_entrypoint_are_the_jobs_within_what_is_allowed() {
     assert!(job["Config"]["Entrypoint"].is_null() || job["Config"]["Entrypoint"] == json!([""]), "{}", job["Config"]);
     let (job, _) = inspected("user = \"1234\"\nallowed_users = [\"1234\"]", waiting());
     assert_eq!(job["Config"]["User"], "1234");
+}
+
+#[test]
+fn volumes_are_made_where_and_for_as_long_as_the_configuration_says() {
+    let docker = docker();
+    let image = docker.image(&["VOLUME /anonymous"]);
+    let directory = tempfile::tempdir().expect("a directory");
+    let own = format!("named-{}", unique_number());
+    let volumes = format!("volumes = [\"/scratch\", \"{own}:/named\"]\nvolume_driver = \"local\"\n");
+    let cache_dir = format!("cache_dir = \"{}\"\n", directory.path().display());
+    let options = "[runners.docker.volume_driver_ops]\ntype = \"tmpfs\"\ndevice = \"tmpfs\"\no = \"size=1m\"\n";
+    for (keys, anonymous_stays, lasting) in [
+        (format!("{volumes}{options}"), false, true),
+        (format!("{volumes}volume_keep = true\n{cache_dir}"), true, false),
+        (format!("{volumes}disable_cache = true\n{options}"), false, false),
+    ] {
+        let (job, _) = inspected(&keys, waiting().set("image", json!({"name": image})));
+        assert_eq!(job["HostConfig"]["VolumeDriver"], "local");
+        let mounts = job["Mounts"].as_array().expect("mounts");
+        let mount = |destination: &str| {
+            let found = mounts.iter().find(|mount| mount["Destination"] == destination);
+            found.unwrap_or_else(|| panic!("{destination} in {mounts:?}"))
+        };
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let is_there =
+            |name: &str| docker.command(&["volume", "inspect", name]).output().expect("docker").status.success();
+        let (scratch, anonymous) = (mount("/scratch"), text(&mount("/anonymous")["Name"]));
+        assert_eq!(is_there(&anonymous), anonymous_stays, "{keys}");
+        assert_eq!(mount("/named")["Name"], own.as_str());
+        if scratch["Type"] == "bind" {
+            assert!(text(&scratch["Source"]).starts_with(&directory.path().display().to_string()), "{scratch}");
+        } else {
+            let name = text(&scratch["Name"]);
+            assert_eq!(is_there(&name), lasting, "{keys}");
+            if lasting {
+                assert_eq!(docker.inspect(&name)["Options"]["o"], "size=1m");
+                docker.run(&["volume", "rm", &name]);
+            }
+        }
+        if anonymous_stays {
+            docker.run(&["volume", "rm", &anonymous]);
+        }
+    }
+    docker.run(&["volume", "rm", &own]);
+}
+
+#[test]
+fn an_entrypoint_stays_the_images_own_where_jobs_may_not_replace_it() {
+    let image = docker().image(&["ENTRYPOINT [\"env\"]"]);
+    let choice = json!({"name": image, "entrypoint": [""]});
+    let (job, _) = inspected("disable_entrypoint_overwrite = true", waiting().set("image", choice));
+    assert_eq!(job["Config"]["Entrypoint"], json!(["env"]));
+}
+
+/// What the engine is asked to make for a job with a service, whether or not this machine could do it.
+fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
+    let wanted = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&wanted);
+    let between = Between::start(docker(), move |request| {
+        let is = |end: &str| request.method == "POST" && request.path.ends_with(end);
+        if is("/containers/create") || is("/networks/create") {
+            noted.lock().expect("no panic").push(request.json());
+        }
+        match () {
+            () if is("/start") => Fate::Answered("HTTP/1.1 204 x\r\nConnection: close\r\n\r\n".to_owned()),
+            () if is("/attach") || is("/networks/create") => Fate::error(500, "enough"),
+            () => Fate::Pass,
+        }
+    });
+    let gitlab = GitLab::start();
+    let home =
+        Home::with_containers_of(&gitlab, &between.host(), "", &format!("wait_for_services_timeout = -1\n{keys}"));
+    let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
+    let id = gitlab.queue(job.set("services", service).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(job.has("enough"), "{}", job.log());
+    assert!(agent.wait().success());
+    let wanted = wanted.lock().expect("no panic");
+    wanted.clone()
+}
+
+#[test]
+fn privileges_are_for_what_the_lists_name() {
+    let image = docker().image(&[]);
+    for (keys, of_job, of_service) in [
+        ("privileged = true", true, true),
+        ("privileged = true\nservices_privileged = false", true, false),
+        ("services_privileged = true", false, true),
+        ("privileged = true\nallowed_privileged_images = [\"other:*\"]", false, true),
+        ("privileged = true\nallowed_privileged_images = [\"test-*:local\"]", true, true),
+        ("privileged = true\nallowed_privileged_services = [\"other:*\"]", true, false),
+        ("services_privileged = true\nallowed_privileged_services = [\"busybox:*\"]", false, true),
+        ("allowed_privileged_images = [\"**\"]\nallowed_privileged_services = [\"**\"]", false, false),
+    ] {
+        let job = job(&["echo never"]).variable("IMAGE", &image).set("image", json!({"name": "$IMAGE"}));
+        let made = asked(keys, job);
+        let is_privileged = |made: &Value| made["HostConfig"]["Privileged"] == true;
+        assert_eq!((is_privileged(&made[1]), is_privileged(&made[0])), (of_job, of_service), "{keys}");
+    }
+}
+
+#[test]
+fn devices_networks_and_first_processes_are_asked_for_as_they_are_configured() {
+    let flag = |name: &str| job(&["echo never"]).variable(name, "true");
+    let made = asked("gpus = \"all\"\nservice_gpus = \"device=3\"", flag("FF_USE_INIT_WITH_DOCKER_EXECUTOR"));
+    let requests = [&made[0], &made[1]].map(|made| &made["HostConfig"]["DeviceRequests"][0]);
+    assert_eq!((&requests[1]["Count"], &requests[0]["DeviceIDs"]), (&json!(-1), &json!(["3"])));
+    assert!(made.iter().all(|made| made["HostConfig"]["Init"] == true), "{made:?}");
+    let made = asked("network_mtu = 1400\nenable_ipv6 = true", flag("FF_NETWORK_PER_BUILD"));
+    assert_eq!(made[0]["Options"], json!({"com.docker.network.driver.mtu": "1400"}));
+    assert_eq!(made[0]["EnableIPv6"], true);
 }

@@ -11,6 +11,7 @@ use crate::support::docker::{Docker, docker};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Home, kill_shims};
+use crate::support::pki::Pki;
 
 /// Longer than an engine that hangs is asked whether it lives.
 const LONG: Duration = Duration::from_secs(300);
@@ -196,4 +197,57 @@ fn what_a_machine_that_went_down_has_left_is_reported_and_removed() {
     assert_eq!(engine.run(&["network", "ls", "-q", "--filter", "type=custom"]), "");
     let of_runner = std::fs::read_dir(home.path("builds")).expect("builds").flatten().next().expect("a runner");
     assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0, "the job's directory");
+}
+
+/// A directory as `tls_cert_path` wants it: who is trusted, and who we are.
+fn certificates(trusted: &Pki, known: Option<&Pki>) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
+    write("ca.pem", &trusted.root);
+    if let Some(known) = known {
+        let client = known.server();
+        write("cert.pem", &client.chain);
+        write("key.pem", &client.key);
+    }
+    directory
+}
+
+#[test]
+fn an_engine_behind_certificates_is_known_and_knows_its_clients() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let own = certificates(&pki, Some(&pki));
+    let path = own.path().display();
+    let engine = Docker::with_arguments(&format!(
+        "-H tcp://127.0.0.1:2376 --tlsverify --tlscacert={path}/ca.pem --tlscert={path}/cert.pem --tlskey={path}/key.pem"
+    ));
+    let with = |directory: &tempfile::TempDir| {
+        format!("tls_verify = true\ntls_cert_path = \"{}\"", directory.path().display())
+    };
+    let (stranger, unknown, nobody) =
+        (certificates(&other, Some(&pki)), certificates(&pki, Some(&other)), certificates(&pki, None));
+    engine.within(|| {
+        for (keys, part) in [
+            (with(&own), ""),
+            (with(&stranger), "certificate of the container engine at tcp://127.0.0.1:2376 is not trusted"),
+            (with(&unknown), "does not accept the client's certificate"),
+            (with(&nobody), "does not accept the client's certificate"),
+            (String::new(), "set `tls_verify = true`"),
+        ] {
+            let gitlab = GitLab::start();
+            let home = Home::with_containers_of(&gitlab, "tcp://127.0.0.1:2376", "", &keys);
+            let lines = ["seq 1 5000; echo aside >&2", "exit 5"];
+            let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
+            let mut agent = home.start(&["--once"]);
+            let job = finished(&gitlab, id);
+            if part.is_empty() {
+                assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(5)), "{}", job.log());
+                assert!(job.has("5000") && job.has("aside") && job.has("after"), "{}", job.log());
+            } else {
+                assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+                assert!(job.has(part), "{part} in {}", job.log());
+            }
+            assert!(agent.wait().success(), "{}", agent.log());
+        }
+    });
+    assert_empty(&engine, "");
 }

@@ -45,7 +45,10 @@ pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let of_runner = |(index, runner): (usize, &Runner)| {
         let place = |key| Place { runner: Some(index), key };
         let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
-        told.map(|(place, why)| Finding { line: place.line(text), message: format!("`runners.{}`: {why}", place.key) })
+        let idle = (!runner.docker.tls_verify && runner.docker.tls_cert_path.is_some())
+            .then(|| (place("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));
+        told.chain(idle)
+            .map(|(place, why)| Finding { line: place.line(text), message: format!("`runners.{}`: {why}", place.key) })
             .collect::<Vec<_>>()
     };
     runners.iter().enumerate().flat_map(of_runner).collect()
@@ -211,6 +214,23 @@ mod tests {
         assert!(told[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{told:#?}");
         let told = of_keys(&text("shell"));
         assert!(told.len() == 1 && told[0].message.starts_with("`runners.docker` has no effect"), "{told:#?}");
+    }
+
+    #[test]
+    fn certificates_that_are_not_used_are_told() {
+        let text = |verify: &str| {
+            format!(
+                "[[runners]]\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"docker\"\n[runners.docker]\n{verify}\
+                 tls_cert_path = \"/certs\"\n"
+            )
+        };
+        let told = |text: &str| {
+            let config = super::super::Config::parse(Path::new("config.toml"), text).expect("a configuration");
+            of_containers(text, &config.runners).iter().map(Finding::to_string).collect::<Vec<_>>()
+        };
+        let expected = "line 6: `runners.docker.tls_cert_path`: it has no effect without `tls_verify = true`";
+        assert_eq!(told(&text("")), [expected]);
+        assert!(told(&text("tls_verify = true\n")).is_empty());
     }
 
     #[test]

@@ -26,7 +26,7 @@ ip link set lo up
 [ -z "$SIZE" ] || mount -t tmpfs -o size=$SIZE none $D/data
 begin() {
     rm -f $D/pid
-    dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn >>$D/log 2>&1 </dev/null &
+    dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn $MORE >>$D/log 2>&1 </dev/null &
     daemon=$!
 }
 end() {
@@ -52,15 +52,20 @@ pub fn docker() -> &'static Docker {
 impl Docker {
     /// An engine for one test alone, which may restart it or worse.
     pub fn start() -> Self {
-        Self::start_with("")
+        Self::start_with("", "")
     }
 
     /// The same on a disk of its own of this size (`48m`).
     pub fn on_small_disk(size: &str) -> Self {
-        Self::start_with(size)
+        Self::start_with(size, "")
     }
 
-    fn start_with(size: &str) -> Self {
+    /// The same with more arguments for the daemon.
+    pub fn with_arguments(arguments: &str) -> Self {
+        Self::start_with("", arguments)
+    }
+
+    fn start_with(size: &str, arguments: &str) -> Self {
         // A short path: a socket's may have 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
         fs::create_dir_all(directory.join("data")).expect("made");
@@ -68,6 +73,7 @@ impl Docker {
             .args(["--net", "--mount", "setsid", "sh", "-c", KEEPER])
             .env("D", &directory)
             .env("SIZE", size)
+            .env("MORE", arguments)
             .env("DOCKER_HOST", format!("unix://{}/s", directory.display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -125,6 +125,7 @@ pub fn of_job(
     host.device_cgroup_rules.clone_from(&docker.device_cgroup_rules);
     host.device_requests = docker.gpus.iter().map(device_request).collect();
     host.volumes_from.clone_from(&docker.volumes_from);
+    host.volume_driver.clone_from(&docker.volume_driver);
     host.links.clone_from(&docker.links);
     if docker.log_options.0.is_empty() {
         // What the job prints goes into its log; the engine need not keep it as well.

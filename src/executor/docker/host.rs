@@ -51,10 +51,17 @@ fn parse(text: &str, tls: bool, certificates: Option<&Path>, place: &str) -> Res
     }
 }
 
+/// What a directory of certificates holds; an engine need not want to know its clients.
 fn files(directory: Option<&Path>) -> TlsFiles {
     let file = |name: &str| directory.map(|directory| directory.join(name));
-    let (ca_file, cert_file, key_file) = (file("ca.pem"), file("cert.pem"), file("key.pem"));
-    TlsFiles { ca_file, cert_file, key_file, ..TlsFiles::default() }
+    let (cert_file, key_file) = (file("cert.pem"), file("key.pem"));
+    let is_known = [&cert_file, &key_file].into_iter().flatten().any(|path| path.exists());
+    TlsFiles {
+        ca_file: file("ca.pem"),
+        cert_file: cert_file.filter(|_| is_known),
+        key_file: key_file.filter(|_| is_known),
+        ..TlsFiles::default()
+    }
 }
 
 #[cfg(test)]

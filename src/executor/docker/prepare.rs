@@ -142,6 +142,7 @@ pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
         network: &network,
         prefix: &plan.prefix,
         common: &common,
+        init: plan.init,
     };
     make_root(plan)?;
     let started = making.start(&planned)?;

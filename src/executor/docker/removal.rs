@@ -98,7 +98,8 @@ fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let (mut rest, mut told) = (FIRST_REST, String::new());
     while let Err(error) = work() {
         let trouble = error.to_string();
-        if Instant::now() + rest > until {
+        // What is wrong with our side of the connection stays so until somebody changes it.
+        if Instant::now() + rest > until || matches!(error, Error::Configuration(_)) {
             log::error!("what was made for jobs is not removed; the next start tries again {what} error={trouble}");
             return;
         }

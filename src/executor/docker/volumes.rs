@@ -127,6 +127,11 @@ fn destination(facts: &Facts<'_>, text: &str) -> Result<PathBuf, JobError> {
     Ok(plain)
 }
 
+/// A directory as the engine wants it, which takes anything else for the name of a volume.
+fn absolute(directory: &str) -> PathBuf {
+    std::path::absolute(directory).unwrap_or_else(|_| PathBuf::from(directory))
+}
+
 /// What later jobs of the same project find again at this place, unless that is not wanted.
 fn cache(facts: &Facts<'_>, destination: &Path, volumes: &mut Volumes) -> String {
     let place = &digest(&destination.display().to_string())[..32];
@@ -134,7 +139,8 @@ fn cache(facts: &Facts<'_>, destination: &Path, volumes: &mut Volumes) -> String
     let protected = if facts.protected { "-protected" } else { "" };
     let temporary = facts.docker.disable_cache;
     if !facts.docker.cache_dir.is_empty() && !temporary {
-        return format!("{}/{owner}/{place}{protected}", facts.docker.cache_dir.trim_end_matches('/'));
+        let directory = absolute(&facts.docker.cache_dir);
+        return directory.join(owner).join(format!("{place}{protected}")).display().to_string();
     }
     let name = match temporary {
         true => format!("{}-cache-{place}", facts.prefix),
@@ -200,6 +206,8 @@ mod tests {
         assert!(of(&docker, true).expect("volumes").made[0].name.ends_with("-protected"));
         let directory = Docker { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
         assert!(of(&directory, false).expect("volumes").binds[1].starts_with("/srv/caches/runner-"));
+        let relative = Docker { cache_dir: "caches".to_owned(), ..docker.clone() };
+        assert!(of(&relative, false).expect("volumes").binds[1].starts_with('/'));
         let none = Docker { disable_cache: true, ..docker };
         assert_eq!(of(&none, false).expect("volumes").temporary.len(), 2);
     }

@@ -84,6 +84,7 @@ impl Error {
             Trouble::Configuration(why) => Self::Configuration(why),
             Trouble::TimedOut => Self::Silent { place, what },
             Trouble::Nonsense(why) => Self::Nonsense { place, what, why },
+            Trouble::Io(error) if let Some(advice) = of_certificates(&place, &error) => Self::Configuration(advice),
             Trouble::Io(error) => match error.kind() {
                 io::ErrorKind::NotFound => Self::Missing { place },
                 io::ErrorKind::PermissionDenied => Self::NotPermitted { place },
@@ -131,6 +132,22 @@ impl Error {
     /// The engine is away, not the thing that was asked for: a later try may do.
     pub fn is_away(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::NotRunning { .. } | Self::Silent { .. } | Self::Cut { .. })
+    }
+}
+
+/// What is wrong between our certificates and the engine's, if that is what is wrong.
+fn of_certificates(place: &str, error: &io::Error) -> Option<String> {
+    let why = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    match why {
+        rustls::Error::InvalidCertificate(_) => Some(format!(
+            "the certificate of the container engine at {place} is not trusted ({why}): put the certificate of its \
+             authority into `ca.pem` in the directory `tls_cert_path` below [runners.docker]"
+        )),
+        rustls::Error::AlertReceived(_) => Some(format!(
+            "the container engine at {place} does not accept the client's certificate ({why}): put one that it accepts \
+             into `cert.pem` and its key into `key.pem` in the directory `tls_cert_path` below [runners.docker]"
+        )),
+        _ => None,
     }
 }
 

@@ -115,6 +115,12 @@ impl Engine {
         let revision = match (status, revision) {
             (200, Some(revision)) => revision,
             (500.., _) => return Err(Error::answer(address, "_ping", status, &body)),
+            (400, _) if body.contains("HTTPS server") => {
+                return Err(Error::Configuration(format!(
+                    "the container engine at {address} speaks TLS: set `tls_verify = true` and `tls_cert_path` below \
+                     [runners.docker]"
+                )));
+            }
             _ => return Err(Error::nonsense(address, "_ping", "it says no `Api-Version`")),
         };
         if revision < OLDEST {

@@ -52,6 +52,8 @@ pub struct Making<'a> {
     pub prefix: &'a str,
     /// Labels and binds of all of them.
     pub common: &'a Surroundings,
+    /// Each has the engine's own first process (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
+    pub init: bool,
 }
 
 impl Making<'_> {
@@ -71,7 +73,8 @@ impl Making<'_> {
         surroundings.environment.clone_from(&planned.environment);
         surroundings.aliases.clone_from(&planned.aliases);
         surroundings.labels.extend(of_service(name));
-        let request = create::of_service(self.docker, &planned.choice, self.network, surroundings)?;
+        let mut request = create::of_service(self.docker, &planned.choice, self.network, surroundings)?;
+        request.host_config.init = self.init.then_some(true);
         let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
         let platform = Some(planned.choice.platform.as_str()).filter(|platform| !platform.is_empty());
         self.engine.remove_container(&container_name, false).map_err(|error| failed(name, &error))?;
