@@ -45,11 +45,19 @@ fn times(lines: &[String], line: &str) -> usize {
     lines.iter().filter(|other| *other == line).count()
 }
 
+/// A watchdog that soon loses its patience, and a start that repairs what a test does to the configuration.
+const QUICK_WATCHDOG: &str = r#"
+mkdir -p /etc/systemd/system/mayfly.service.d
+cat >/etc/systemd/system/mayfly.service.d/watchdog.conf <<END
+[Service]
+WatchdogSec=3
+ExecStartPre=/bin/sh -c 'cd /etc/mayfly && [ ! -p config.toml ] || mv -f kept config.toml'
+END
+"#;
+
 #[test]
 fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
-    let quick = "mkdir -p /etc/systemd/system/mayfly.service.d\n\
-                 printf '[Service]\\nWatchdogSec=3\\n' >/etc/systemd/system/mayfly.service.d/watchdog.conf";
-    with_image(quick, |image| {
+    with_image(QUICK_WATCHDOG, |image| {
         with_machine(image, "", |gitlab, machine| {
             let wait = "until [ -e /tmp/go ]; do sleep 0.2; done";
             let facts = "echo \"$(id -un) $HOME $(dirname $CI_PROJECT_DIR)\"; touch here";
@@ -62,10 +70,16 @@ fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
             machine.wait_for_journal("job taken up again", 1);
             let second = agent();
             assert_ne!(first, second);
-            machine.run(&format!("kill -STOP {second}"));
+            // The main loop alone hangs: it reads a configuration of which nothing comes. The unit's next start gets
+            // another one.
+            machine.run("cd /etc/mayfly; cp -p config.toml kept; mkfifo pipe; mv -f pipe config.toml");
             machine.wait_for_journal("Watchdog timeout", 1);
             machine.wait_for_journal("job taken up again", 2);
-            assert_ne!(second, agent());
+            let third = agent();
+            assert_ne!(second, third);
+            machine.run(&format!("kill -STOP {third}"));
+            machine.wait_for_journal("Watchdog timeout", 2);
+            machine.wait_for_journal("job taken up again", 3);
             machine.run("touch /tmp/go");
             let job = gitlab.finished(id);
             assert_eq!(job.state, "success", "{}", job.log());
@@ -74,6 +88,60 @@ fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
             }
             let place = "mayfly-job /var/lib/mayfly-job /var/cache/mayfly/builds/";
             assert!(job.log().contains(place), "{}", job.log());
+        });
+    });
+}
+
+#[test]
+fn a_machine_that_goes_down_under_a_job_reports_it_when_it_is_up_and_goes_on_counting() {
+    with_image(USED, |image| {
+        in_own_network(|| {
+            let gitlab = GitLab::start();
+            let keys = "max_builds = 2\nleave = \"poweroff\"";
+            let _imds = Imds::start("i-0abc0000000000001", &user_data(&gitlab, keys));
+            let disk = image.disk();
+            let mounts = [(disk.as_path(), "/var/lib/mayfly")];
+            let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
+            let mut machine = image.boot_with(&mounts);
+            gitlab.wait_for_log(id, "begun");
+            // At once, and without a word to anybody.
+            machine.try_run("systemctl reboot --force --force");
+            machine.wait_until_rebooted();
+            let last = [gitlab.queue(job(&["echo once more"]).build()), gitlab.queue(job(&["true"]).build())];
+            let mut machine = image.boot_with(&mounts);
+            let lost = gitlab.finished(id);
+            assert_eq!(lost.failure_reason.as_deref(), Some("runner_system_failure"), "{}", lost.log());
+            assert!(lost.log().contains("the machine went down while the job was running"), "{}", lost.log());
+            machine.wait_until_off();
+            assert_eq!(last.map(|id| gitlab.job_state(id)), ["success", "pending"]);
+            assert_eq!(gitlab.managers(), Vec::<String>::new());
+            gitlab.assert_strict();
+        });
+    });
+}
+
+#[test]
+fn a_machine_that_goes_down_while_it_leaves_goes_on_with_that() {
+    // Its command hangs, and does what it should when the machine is up again.
+    let command = "leave_command = \"[ -e /var/lib/mayfly/again ] && systemctl poweroff || \
+                   { touch /var/lib/mayfly/again; sleep 600; }\"";
+    with_image(USED, |image| {
+        in_own_network(|| {
+            let gitlab = GitLab::start();
+            let keys = format!("idle_timeout = \"2s\"\nleave = \"command\"\n{command}");
+            let _imds = Imds::start("i-0abc0000000000001", &user_data(&gitlab, &keys));
+            let disk = image.disk();
+            let mounts = [(disk.as_path(), "/var/lib/mayfly")];
+            let mut machine = image.boot_with(&mounts);
+            machine.wait_until("the command", |_| disk.join("again").exists());
+            machine.try_run("systemctl reboot --force --force");
+            machine.wait_until_rebooted();
+            let (polls, waiting) = (gitlab.count("POST jobs/request"), gitlab.queue(job(&["true"]).build()));
+            let mut machine = image.boot_with(&mounts);
+            machine.wait_until_off();
+            assert!(machine.unit_journal().contains("going on to leave reason=idle_timeout phase=Ending"));
+            assert_eq!((gitlab.count("POST jobs/request"), gitlab.job_state(waiting).as_str()), (polls, "pending"));
+            gitlab.assert_strict();
         });
     });
 }

@@ -136,6 +136,18 @@ impl Image {
 
     /// Boots a machine in the network of this thread.
     pub fn boot(&self) -> Machine {
+        self.boot_with(&[])
+    }
+
+    /// A directory that outlives machines, for [`Image::boot_with`].
+    pub fn disk(&self) -> PathBuf {
+        let disk = self.root.with_file_name(format!("disk-{}", unique_number()));
+        fs::create_dir(&disk).expect("made");
+        disk
+    }
+
+    /// The same with something of this machine in it: what is there, and where it is to be.
+    pub fn boot_with(&self, mounts: &[(&Path, &str)]) -> Machine {
         let name = format!("mayfly-test-{}-{}", std::process::id(), unique_number());
         sweep_control_groups();
         let directory = self.root.with_file_name(&name);
@@ -146,6 +158,8 @@ impl Image {
             .map(|root| root.join(&name).display().to_string())
             .collect::<Vec<_>>()
             .join(" ");
+        let mount = |(source, target): &(&Path, &str)| format!("--bind={}:{target}", source.display());
+        let mounts = mounts.iter().map(mount).collect::<Vec<_>>().join(" ");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"])
             .arg(BOOT)
@@ -153,6 +167,7 @@ impl Image {
             .env("ROOT", &self.root)
             .env("NAME", &name)
             .env("JOURNAL", directory.join("journal"))
+            .env("MOUNTS", mounts)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a file"))
             .stderr(output)
@@ -166,7 +181,7 @@ impl Image {
 const BOOT: &str = r#"
 for group in $GROUPS_OF_MACHINE; do mkdir "$group"; echo $$ >"$group/cgroup.procs"; done
 exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no --keep-unit --boot --machine="$NAME" \
-    --network-namespace-path=/proc/self/ns/net --bind="$JOURNAL:/var/log/journal" --console=pipe
+    --network-namespace-path=/proc/self/ns/net --bind="$JOURNAL:/var/log/journal" $MOUNTS --console=pipe
 "#;
 
 impl Drop for Image {
@@ -185,6 +200,12 @@ impl Machine {
     pub fn wait_until_off(&mut self) {
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "the machine did not power off but ended by {:?}", status.signal());
+    }
+
+    /// Waits until the machine goes down to come up again, which is left to whoever boots it.
+    pub fn wait_until_rebooted(&mut self) {
+        let status = self.wait();
+        assert_eq!(status.code(), Some(133), "the machine did not reboot but ended by {:?}", status.signal());
     }
 
     fn wait(&mut self) -> ExitStatus {
