@@ -81,6 +81,10 @@ fn check_tells_how_the_instance_stands_in_its_group() {
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("autoscaling:DescribeLifecycleHooks") && told.contains("AccessDenied"), "{told}");
 
+    home.add_to_mayfly("aws = { raise_on_job = {} }");
+    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(told.contains("ok       raise_on_job: 3 instances wanted, 10 at most"), "{told}");
+
     // An instance that is in no group needs no rights in one.
     cloud.metadata.remove("autoscaling/target-lifecycle-state");
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
@@ -360,6 +364,34 @@ fn a_missing_right_is_named_and_the_power_is_the_last_means() {
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])",
     );
     assert_eq!(told, "3", "{instance}");
+}
+
+#[test]
+fn two_rights_more_are_enough_to_raise_a_group() {
+    let (moto, metadata, gitlab) = (Moto::start(), Metadata::start(), GitLab::start());
+    member_of_moto(&moto, &metadata);
+    let busy = "autoscaling:SetInstanceProtection";
+    let actions = ["autoscaling:DescribeAutoScalingInstances", busy, "autoscaling:DescribeAutoScalingGroups"];
+    let denied = moto.user("denied", &actions);
+    let raiser = moto.user("raiser", &[&actions[..], &["autoscaling:SetDesiredCapacity"]].concat());
+    moto.check_rights(true);
+    let desired =
+        "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])";
+    for (user, expected) in [(denied, "3"), (raiser, "4")] {
+        let mut home = Home::new(&gitlab, "", "");
+        home.add_to_mayfly("aws = { raise_on_job = { idle_count = 3 } }");
+        let mut environment = of_user(&moto, &user);
+        environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
+        home.set_environment(environment);
+        let id = gitlab.queue(job(&["sleep 2"]).build());
+        let agent = home.start(&[]);
+        assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+        agent.wait_for_log(if expected == "3" { "autoscaling:SetDesiredCapacity code=AccessDenied" } else { "to=4" });
+        moto.check_rights(false);
+        assert_eq!(moto.python(desired), expected, "{}", agent.log());
+        moto.check_rights(true);
+        agent.kill();
+    }
 }
 
 /// An agent that leaves through its group when it is idle, with more keys for `[mayfly]`.

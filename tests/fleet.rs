@@ -469,6 +469,64 @@ fn no_right_to_protect_is_said_once_and_harms_nothing() {
     assert_eq!(fleet.ends(), (1, 0));
 }
 
+/// A sibling in service, with or without a job.
+fn sibling(id: &str, has_job: bool) -> (String, String, bool) {
+    (id.to_owned(), "InService".to_owned(), has_job)
+}
+
+#[test]
+fn a_group_grows_with_its_jobs() {
+    let fleet = Fleet::new("aws = { raise_on_job = { idle_count = 2 } }");
+    fleet.cloud.change(|group| group.siblings = vec![sibling("i-1", true), sibling("i-2", false)]);
+    let mut agent = fleet.start();
+    fleet.gitlab.wait_until("a request", |server| server.count("POST jobs/request") > 0);
+    assert!(fleet.cloud.calls("DescribeAutoScalingGroups").is_empty(), "there is no job");
+    let id = fleet.queue(job(&["true"]));
+    fleet.cloud.wait_until("four: two with a job, two without", |group| group.desired == 4);
+    assert_eq!(fleet.gitlab.finished(id).state, "success");
+
+    // A job that had to wait, on the way to the largest size.
+    fleet.cloud.change(|group| group.siblings.extend((3..7).map(|number| sibling(&format!("i-{number}"), true))));
+    let mut waited = job(&["true"]).build();
+    waited["job_info"]["time_in_queue_seconds"] = serde_json::json!(75.5);
+    let id = fleet.gitlab.queue(waited);
+    fleet.cloud.wait_until("as many as there may be", |group| group.desired == 10);
+    assert_eq!(fleet.gitlab.finished(id).state, "success");
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_eq!(lines_with(&agent.log(), &["the group is raised for its jobs"]), 2, "{}", agent.log());
+    fleet.gitlab.assert_strict();
+}
+
+#[test]
+fn a_group_that_cannot_grow_with_its_jobs_is_said_once_and_they_run() {
+    for (refused, told) in
+        [(true, ["autoscaling:SetDesiredCapacity", "AccessDenied"]), (false, ["protects new", "switch that off"])]
+    {
+        let fleet = Fleet::new("max_builds = 3\naws = { raise_on_job = { idle_count = 5 } }");
+        match refused {
+            true => fleet.cloud.refuse("SetDesiredCapacity", 403, "AccessDenied"),
+            false => fleet.cloud.change(|group| group.protects_new = true),
+        }
+        let ids = [(); 3].map(|()| fleet.queue(job(&["sleep 1"])));
+        let mut agent = fleet.start();
+        assert!(agent.wait().success());
+        assert!(ids.iter().all(|id| fleet.gitlab.job_state(*id) == "success"), "{}", agent.log());
+        assert_eq!(lines_with(&agent.log(), &[&["the group is not raised"], &told[..]].concat()), 1, "{}", agent.log());
+        assert_eq!((fleet.cloud.look(|group| group.desired), fleet.ends()), (3, (1, 0)));
+    }
+}
+
+#[test]
+fn nobody_raises_a_group_without_being_told_to() {
+    let fleet = Fleet::new("max_builds = 1");
+    fleet.queue(job(&["true"]));
+    assert!(fleet.start().wait().success());
+    for action in ["DescribeAutoScalingGroups", "SetDesiredCapacity"] {
+        assert!(fleet.cloud.calls(action).is_empty(), "{action}");
+    }
+}
+
 /// Artifacts of a job, whatever becomes of it.
 fn with_artifacts(job: JobBuilder) -> JobBuilder {
     job.set(

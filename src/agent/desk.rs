@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::Event;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
-use crate::instance::{Instance, Work};
+use crate::instance::{Demand, Instance, Work};
 use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
@@ -23,6 +24,9 @@ use crate::sys;
 
 /// Enough for parsing large payloads.
 const JOB_STACK: usize = 1 << 20;
+
+/// A job that was queued for longer had to wait for an instance: more than a request, and the rest before it.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// All jobs of the instance.
 pub struct Desk {
@@ -94,6 +98,9 @@ impl Desk {
         let queued = payload.job_info.time_in_queue_seconds;
         numbers::job_received(&Who::from(&*context.runner), payload.id, queued);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
+        let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
+        let had_to_wait = waited.is_ok_and(|waited| waited > AT_ONCE);
+        self.instance.job_taken(if had_to_wait { Demand::More } else { Demand::One });
         self.start(Task { permit, context, record, payload, begin: Begin::Fresh(written) });
         true
     }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// The table; each key that is not there is found out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Aws {
     /// The region.
@@ -14,4 +14,78 @@ pub struct Aws {
     pub lifecycle_hooks: Option<Vec<String>>,
     /// Scale-in protection while a job runs; on where the agent leaves through the group.
     pub protect_while_busy: Option<bool>,
+    /// The group grows with its jobs; it does not where this is not there.
+    pub raise_on_job: Option<Raise>,
+}
+
+/// How many instances without a job a group is to have beside those that have one: the words of the autoscaler's policies,
+/// counted in instances.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct Raise {
+    /// At least.
+    pub idle_count: u32,
+    /// For each instance that has a job.
+    pub scale_factor: f64,
+    /// The most that the factor may ask for; 0 for no bound.
+    pub scale_factor_limit: u32,
+}
+
+/// The table as it is written.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Written {
+    idle_count: u32,
+    scale_factor: f64,
+    scale_factor_limit: u32,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Self { idle_count: 1, scale_factor: 0.0, scale_factor_limit: 0 }
+    }
+}
+
+impl TryFrom<Written> for Raise {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let Written { idle_count, scale_factor, scale_factor_limit } = written;
+        if !(0.0..=1000.0).contains(&scale_factor) {
+            return Err(format!("`scale_factor = {scale_factor}`: write a number from 0 to 1000"));
+        }
+        Ok(Self { idle_count, scale_factor, scale_factor_limit })
+    }
+}
+
+impl Raise {
+    /// Instances without a job beside so many that have one.
+    pub fn idle(&self, busy: u32) -> u32 {
+        let limit = if self.scale_factor_limit == 0 { u32::MAX } else { self.scale_factor_limit };
+        // The conversion ends at the largest number.
+        let by_factor = (f64::from(busy) * self.scale_factor).ceil() as u32;
+        self.idle_count.max(by_factor.min(limit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_instances_are_counted_as_policies_do() {
+        let raise = |text: &str| toml::from_str::<Raise>(text).map_err(|error| error.to_string());
+        let idle = |text: &str, busy| raise(text).expect("a table").idle(busy);
+        assert_eq!([idle("", 0), idle("", 9)], [1, 1]);
+        let factor = "idle_count = 2\nscale_factor = 1.5\nscale_factor_limit = 10";
+        assert_eq!([0, 1, 2, 3, 7].map(|busy| idle(factor, busy)), [2, 2, 3, 5, 10]);
+        assert_eq!(idle("idle_count = 0", 5), 0);
+        assert_eq!(idle("scale_factor = 1000", u32::MAX), u32::MAX);
+        for wrong in ["-1.0", "nan", "inf", "1e9"] {
+            assert!(
+                raise(&format!("scale_factor = {wrong}")).is_err_and(|why| why.contains("from 0 to 1000")),
+                "{wrong}"
+            );
+        }
+    }
 }

@@ -64,7 +64,12 @@ const MAYFLY_AWS: &[(&str, Support)] = &[
     ("auto_scaling_group", Honoured),
     ("lifecycle_hooks", Honoured),
     ("protect_while_busy", Honoured),
+    ("raise_on_job", Table),
 ];
+
+/// Keys below `[mayfly.aws.raise_on_job]`.
+const RAISE: &[(&str, Support)] =
+    &[("idle_count", Honoured), ("scale_factor", Honoured), ("scale_factor_limit", Honoured)];
 
 /// Keys below `[[runners]]`.
 const RUNNER: &[(&str, Support)] = &[
@@ -364,6 +369,7 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("", GLOBAL),
     ("mayfly", MAYFLY),
     ("mayfly.aws", MAYFLY_AWS),
+    ("mayfly.aws.raise_on_job", RAISE),
     ("runners", RUNNER),
     ("runners.mayfly", RUNNER_MAYFLY),
     ("runners.custom_build_dir", CUSTOM_BUILD_DIR),

@@ -353,6 +353,14 @@ fn from_raw(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
     let terms = |runner: &mut raw::Runner| Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take());
     let terms: Vec<Terms> = raw.runners.iter_mut().map(terms).collect();
+    if let Some(aws) = &raw.mayfly.aws
+        && aws.raise_on_job.is_some()
+        && aws.protect_while_busy == Some(false)
+    {
+        let why = "`protect_while_busy = false`: `raise_on_job` tells instances with a job by their protection; leave \
+                   one of them out";
+        return Err(Wrong::global("mayfly.aws.protect_while_busy", why));
+    }
     let labels = raw.labels;
     let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
         let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
@@ -647,6 +655,8 @@ mod tests {
     fn how_an_instance_goes_must_make_sense() {
         let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
         assert_eq!(leave("").expect("loaded").strategy, Strategy::Exit);
+        let raise = "aws = { raise_on_job = {}, protect_while_busy = false }";
+        assert!(leave(raise).expect_err("no").to_string().contains("leave one of them out"));
         let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("loaded");
         assert_eq!((asg.strategy, asg.fallback_after), (Strategy::AwsAsg, Duration::from_secs(120)));
         assert_eq!(asg.poweroff_command, "systemctl poweroff");

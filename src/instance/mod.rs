@@ -50,6 +50,10 @@ pub trait Instance: Send + Sync {
     /// the group, the latest word counts, and what goes wrong is logged once.
     fn protect(&self, work: Work);
 
+    /// A job was taken: a group that is to grow with its jobs grows. Returns at once: a thread tells the group, and what
+    /// goes wrong is logged once.
+    fn job_taken(&self, _: Demand) {}
+
     /// Ends the instance through its group, with at most one effective call, also when an answer is lost or an earlier
     /// agent has asked already. Tries for `patience`; `capacity` is asked before each call, since more may come over the
     /// instance meanwhile. Errors: it goes on living, and why.
@@ -156,6 +160,15 @@ pub enum Work {
     Busy,
     /// None.
     Idle,
+}
+
+/// What a job that was taken tells of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Demand {
+    /// Nothing: it was given to somebody who waited for it.
+    One,
+    /// It had to wait, and so may others.
+    More,
 }
 
 /// What becomes of the group's size when an instance leaves.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::client::{Client, Error};
 use super::endpoint::AUTO_SCALING;
 use super::wire::Request;
-use super::xml::members;
+use super::xml::{element, members};
 use crate::instance::{Capacity, Work};
 
 const VERSION: &str = "2011-01-01";
@@ -24,6 +24,19 @@ pub struct Member {
     pub group: String,
     /// `InService`, `Terminating:Wait`, …
     pub state: String,
+}
+
+/// A group as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// How many instances it is to have.
+    pub desired: u32,
+    /// How many it may have.
+    pub most: u32,
+    /// It protects every new instance from scale-in.
+    pub protects_new: bool,
+    /// The instances in service that are protected.
+    pub busy: Vec<String>,
 }
 
 /// Something that holds instances of a group before they end.
@@ -100,6 +113,35 @@ impl AutoScaling {
         let parameters =
             [("AutoScalingGroupName", group), ("InstanceIds.member.1", instance), ("ProtectedFromScaleIn", protected)];
         self.call("SetInstanceProtection", &parameters, Duration::ZERO).map(drop)
+    }
+
+    /// A group; `None` for one that is not there. Errors: refused, or no answer.
+    pub fn fleet(&self, group: &str, patience: Duration) -> Result<Option<Fleet>, Error> {
+        let action = "DescribeAutoScalingGroups";
+        let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], patience)?;
+        let nonsense = |why| self.client.nonsense(action, why);
+        let names = ["InstanceId", "LifecycleState", "ProtectedFromScaleIn"];
+        let instances = members(&answer, "Instances", names).map_err(nonsense)?;
+        let number = |name: &str| element(&answer, name).and_then(|number| number.parse().ok());
+        let Some((desired, most)) = number("DesiredCapacity").zip(number("MaxSize")) else { return Ok(None) };
+        let is_busy = |state: &Option<String>, protected: &Option<String>| {
+            state.as_deref() == Some("InService") && protected.as_deref() == Some("true")
+        };
+        let busy = instances.into_iter().filter(|[_, state, protected]| is_busy(state, protected));
+        Ok(Some(Fleet {
+            desired,
+            most,
+            protects_new: element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
+            busy: busy.filter_map(|[id, ..]| id).collect(),
+        }))
+    }
+
+    /// Sets how many instances a group is to have. Errors: refused, or no answer.
+    pub fn set_desired(&self, group: &str, desired: u32) -> Result<(), Error> {
+        let desired = desired.to_string();
+        let parameters =
+            [("AutoScalingGroupName", group), ("DesiredCapacity", desired.as_str()), ("HonorCooldown", "false")];
+        self.call("SetDesiredCapacity", &parameters, Duration::ZERO).map(drop)
     }
 
     fn call(&self, action: &str, parameters: &[(&str, &str)], patience: Duration) -> Result<String, Error> {

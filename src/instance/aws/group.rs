@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::autoscaling::{AutoScaling, Hook};
+use super::autoscaling::{AutoScaling, Fleet, Hook};
 use super::client::Error;
 use super::metadata::Metadata;
 use crate::config::aws::Aws as Settings;
@@ -65,6 +65,16 @@ impl Group {
     /// One call that sets the protection.
     pub fn protect(&self, work: Work) -> Result<(), Refusal> {
         Ok(self.calls.protect(&self.name()?, &self.instance, work)?)
+    }
+
+    /// The group as a whole.
+    pub fn fleet(&self) -> Result<Fleet, Refusal> {
+        self.calls.fleet(&self.name()?, LOOK)?.ok_or(Refusal::NotHere)
+    }
+
+    /// One call that sets how many instances the group is to have.
+    pub fn raise(&self, desired: u32) -> Result<(), Refusal> {
+        Ok(self.calls.set_desired(&self.name()?, desired)?)
     }
 
     /// The hooks that hold an instance before it ends: configured (their time-outs not being known then), or as Auto

@@ -10,11 +10,12 @@ use super::group::Group;
 use super::hooks::Hooks;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
+use super::raise::{self, Raising};
 use super::watch;
 use super::wire::jittered;
 use crate::config::aws::Aws as Settings;
 use crate::instance::plain::boot;
-use crate::instance::{Capacity, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
+use crate::instance::{Capacity, Demand, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
 
 /// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
 const SIGNS: Duration = Duration::from_secs(10);
@@ -28,6 +29,8 @@ pub struct Member {
     protection: Arc<Protection>,
     hooks: Arc<Hooks>,
     protects: bool,
+    /// Where the group is to grow with its jobs.
+    raising: Option<Arc<Raising>>,
     region: Option<String>,
 }
 
@@ -35,9 +38,11 @@ impl Member {
     /// The instance of this id.
     pub fn new(id: String, service: &'static Metadata, settings: &Settings, need: Need) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
-        let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling);
+        let raising = settings.raise_on_job.map(|raise| Raising::new(&id, raise));
+        // Protection is what tells the others that this one has a job.
+        let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling || raising.is_some());
         let region = settings.region.clone();
-        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, region }
+        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, raising, region }
     }
 
     /// Whether the instance is on its way out, as far as anybody tells.
@@ -76,13 +81,20 @@ impl Instance for Member {
 
     fn examine(&self) -> Vec<Examined> {
         let target = self.target();
-        examine::all(&self.id, self.region.as_deref(), &self.group, target)
+        let mut all = examine::all(&self.id, self.region.as_deref(), &self.group, target);
+        if self.raising.is_some() {
+            all.push(Examined { what: "raise_on_job", outcome: raise::examine(&self.group) });
+        }
+        all
     }
 
     fn watch(&self, hear: Hear) {
         watch::start(self.service, hear);
         if self.protects {
             self.protection.start(&self.group);
+        }
+        if let Some(raising) = &self.raising {
+            raising.start(&self.group);
         }
     }
 
@@ -99,6 +111,15 @@ impl Instance for Member {
     fn protect(&self, work: Work) {
         if self.protects {
             self.protection.want(work);
+        }
+        if let Some(raising) = &self.raising {
+            raising.work(work);
+        }
+    }
+
+    fn job_taken(&self, demand: Demand) {
+        if let Some(raising) = &self.raising {
+            raising.taken(demand);
         }
     }
 

@@ -15,6 +15,7 @@ mod member;
 pub mod metadata;
 mod profile;
 mod protection;
+mod raise;
 mod region;
 pub mod secrets;
 pub mod sign;

@@ -35,6 +35,10 @@ pub struct Group {
     pub name: String,
     pub minimum: u32,
     pub desired: u32,
+    pub maximum: u32,
+    pub protects_new: bool,
+    /// The other instances: id, state, and whether they are protected.
+    pub siblings: Vec<(String, String, bool)>,
     pub hooks: Vec<Hook>,
     /// `InService`, `Terminating:Wait`, `Terminating:Proceed`, `Terminated`, …
     pub state: String,
@@ -60,6 +64,9 @@ impl Group {
             name: "builders".to_owned(),
             minimum: 0,
             desired: 3,
+            maximum: 10,
+            protects_new: false,
+            siblings: Vec::new(),
             hooks: Vec::new(),
             state: "InService".to_owned(),
             is_protected: false,
@@ -136,6 +143,8 @@ impl Group {
             "TerminateInstanceInAutoScalingGroup" => self.terminate(instance, &parameters),
             "DescribeAutoScalingInstances" => self.describe_instance(instance),
             "DescribeLifecycleHooks" => self.describe_hooks(),
+            "DescribeAutoScalingGroups" => self.describe(instance, &parameters),
+            "SetDesiredCapacity" => self.set_desired(&parameters),
             "SetInstanceProtection" => self.protect(instance, &parameters),
             _ => self.move_hook(instance, &parameters),
         }
@@ -184,6 +193,42 @@ impl Group {
             self.name, self.state, self.is_protected
         );
         result("DescribeAutoScalingInstances", &items)
+    }
+
+    /// The whole group; nothing for another one.
+    fn describe(&self, instance: &str, parameters: &Parameters) -> Answer {
+        if parameters["AutoScalingGroupNames.member.1"] != self.name {
+            return result("DescribeAutoScalingGroups", "<AutoScalingGroups/>");
+        }
+        let member = |id: &str, state: &str, protected: bool| {
+            format!(
+                "<member><InstanceId>{id}</InstanceId><AvailabilityZone>eu-west-1a</AvailabilityZone><LifecycleState>\
+                 {state}</LifecycleState><HealthStatus>Healthy</HealthStatus><ProtectedFromScaleIn>{protected}\
+                 </ProtectedFromScaleIn></member>"
+            )
+        };
+        let mut members = member(instance, &self.state, self.is_protected);
+        members.extend(self.siblings.iter().map(|(id, state, protected)| member(id, state, *protected)));
+        let group = format!(
+            "<AutoScalingGroups><member><AutoScalingGroupName>{}</AutoScalingGroupName><MinSize>{}</MinSize><MaxSize>{}\
+             </MaxSize><DesiredCapacity>{}</DesiredCapacity><Instances>{members}</Instances><SuspendedProcesses/>\
+             <NewInstancesProtectedFromScaleIn>{}</NewInstancesProtectedFromScaleIn></member></AutoScalingGroups>",
+            self.name, self.minimum, self.maximum, self.desired, self.protects_new
+        );
+        result("DescribeAutoScalingGroups", &group)
+    }
+
+    fn set_desired(&mut self, parameters: &Parameters) -> Answer {
+        let desired = parameters["DesiredCapacity"].parse().ok();
+        let Some(desired) = desired.filter(|desired| (self.minimum..=self.maximum).contains(desired)) else {
+            self.violations.push(format!("DesiredCapacity={}", parameters["DesiredCapacity"]));
+            return refusal(400, "ValidationError", "New SetDesiredCapacity value is out of bounds");
+        };
+        if desired <= self.desired {
+            self.violations.push(format!("{} instances were wanted, and {desired} are now", self.desired));
+        }
+        self.desired = desired;
+        result("SetDesiredCapacity", "")
     }
 
     fn describe_hooks(&self) -> Answer {
@@ -240,10 +285,12 @@ impl Group {
 }
 
 /// Every action, what it needs and what it may have.
-const KNOWN: [(&str, &[&str], &[&str]); 6] = [
+const KNOWN: [(&str, &[&str], &[&str]); 8] = [
     ("TerminateInstanceInAutoScalingGroup", &["InstanceId", "ShouldDecrementDesiredCapacity"], &[]),
     ("DescribeAutoScalingInstances", &["InstanceIds.member.1"], &[]),
     ("DescribeLifecycleHooks", &["AutoScalingGroupName"], &[]),
+    ("DescribeAutoScalingGroups", &["AutoScalingGroupNames.member.1"], &[]),
+    ("SetDesiredCapacity", &["AutoScalingGroupName", "DesiredCapacity"], &["HonorCooldown"]),
     ("SetInstanceProtection", &["AutoScalingGroupName", "InstanceIds.member.1", "ProtectedFromScaleIn"], &[]),
     (
         "CompleteLifecycleAction",
