@@ -53,6 +53,31 @@ fn a_failed_after_script_changes_nothing_unless_asked() {
 }
 
 #[test]
+fn inputs_are_put_into_the_job_where_it_asks_for_them() {
+    let inputs = json!([
+        {"key": "env", "value": {"type": "string", "content": "staging", "sensitive": false}},
+        {"key": "replicas", "value": {"type": "number", "content": 3}},
+        {"key": "pass", "value": {"type": "string", "content": "s3cr3t-input", "sensitive": true}},
+    ]);
+    let line = "echo \"${{ job.inputs.env == 'production' && 'stable' || 'latest' }} x${{ job.inputs.replicas + 1 }}\"";
+    let with =
+        |line: &str| job(&[line]).after_script(&["echo after ${{ job.inputs.env }}"]).set("inputs", inputs.clone());
+    let done = run(with(line));
+    let lines = done.lines();
+    assert!(done.state == "success" && lines.contains(&"latest x4".to_owned()), "{lines:#?}");
+    assert!(lines.contains(&"after staging".to_owned()), "{lines:#?}");
+    let sensitive = run(with("echo begun ${{ job.inputs.pass }}"));
+    assert_eq!(sensitive.state, "failed");
+    assert_eq!(sensitive.failure_reason.as_deref(), Some("runner_configuration_error"));
+    assert!(sensitive.log().contains("`pass` is sensitive"), "{}", sensitive.log());
+    assert!(!sensitive.log().contains("begun") && !sensitive.log().contains("s3cr3t-input"), "{}", sensitive.log());
+    let off = run(with("echo 'as it was: ${{ job.inputs.env }}'")
+        .after_script(&["true"])
+        .variable("FF_ENABLE_JOB_INPUTS_INTERPOLATION", "false"));
+    assert!(off.lines().contains(&"as it was: ${{ job.inputs.env }}".to_owned()), "{}", off.log());
+}
+
+#[test]
 fn steps_run_in_order_until_the_first_failure() {
     let job = run(job(&["echo one", "export LOST=1"])
         .step("release", &["echo \"two $CI_JOB_NAME ${LOST:-gone}\"", "false"])

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::cache::s3::Store;
 use super::failure::JobError;
-use super::flags::{Flags, WITHOUT_TOKENS};
+use super::flags::{Flags, INPUTS, WITHOUT_TOKENS};
 use super::payload::{Payload, Variable};
 use super::place::Place;
 use super::script::of_pair;
 use super::variables::Variables;
-use super::{settings, sources};
+use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
@@ -66,6 +66,26 @@ pub struct Prepared {
 }
 
 impl Context {
+    /// Puts the job's inputs where it asks for them. Errors: see [`inputs::fill_in`].
+    pub fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
+        if !self.flags(payload).0.is_on(INPUTS) {
+            return Ok(());
+        }
+        inputs::fill_in(payload)
+    }
+
+    /// The job's feature flags, and what is to be said of them.
+    fn flags(&self, payload: &Payload) -> (Flags, Vec<String>) {
+        let environment = |name: &str| {
+            self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
+        let of_job = |name: &str| {
+            let own = payload.variables.iter().rev().find(|variable| variable.key == name);
+            own.map(|variable| variable.value.clone()).or_else(|| environment(name))
+        };
+        Flags::resolve(&self.runner.feature_flags, &of_job)
+    }
+
     /// Everything that follows from the payload; `settled` is the place of a job that has begun already. Errors: what
     /// the job asks for is not allowed.
     pub fn prepare(
@@ -74,14 +94,7 @@ impl Context {
         concurrent: (u32, u32),
         settled: Option<&Place>,
     ) -> (Prepared, Result<(), JobError>) {
-        let environment = |name: &str| {
-            self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
-        };
-        let of_job = |name: &str| {
-            let own = payload.variables.iter().rev().find(|variable| variable.key == name);
-            own.map(|variable| variable.value.clone()).or_else(|| environment(name))
-        };
-        let (flags, mut warnings) = Flags::resolve(&self.runner.feature_flags, &of_job);
+        let (flags, mut warnings) = self.flags(payload);
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
         let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());

@@ -105,9 +105,10 @@ fn go_on(
     context: &Context,
     directory: SlotDirectory,
     record: Record,
-    payload: Payload,
+    mut payload: Payload,
     control: &Arc<Control>,
 ) -> io::Result<Ended> {
+    let filled_in = context.fill_in_inputs(&mut payload);
     let (prepared, allowed) = context.prepare(&payload, record.concurrent, record.progress.place.as_ref());
     let trace = Trace::open(&directory.spool(), &prepared.filters, payload.features.trace_sections)?;
     // Nothing was said: the server may not know yet that we took the job.
@@ -139,7 +140,7 @@ fn go_on(
     let mut engine =
         Engine { context, directory, record, payload, prepared, trace, control, followers: None, uploader, stages };
     engine.record.progress.place = Some(engine.prepared.place.clone());
-    if let Err(error) = allowed {
+    if let Err(error) = filled_in.and(allowed) {
         engine.record.progress.failure.get_or_insert(error);
     }
     // An earlier agent has brought what came before.

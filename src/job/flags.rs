@@ -21,6 +21,9 @@ use Effect::{Always, Honoured, Nothing, OfContainers};
 /// The job's token stands in no file: git asks for it.
 pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
 
+/// Expressions in the job's text are replaced by what they come to.
+pub const INPUTS: &str = "FF_ENABLE_JOB_INPUTS_INTERPOLATION";
+
 /// Names, defaults and effects, in the order of the names. All are exported to the job.
 const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Honoured),
@@ -31,7 +34,7 @@ const FLAGS: &[(&str, bool, Effect)] = &[
     ("FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR", false, Nothing),
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, Honoured),
     ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
-    ("FF_ENABLE_JOB_INPUTS_INTERPOLATION", true, Nothing),
+    (INPUTS, true, Honoured),
     ("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, Nothing),
     (WITHOUT_TOKENS, false, Honoured),
     ("FF_HASH_CACHE_KEYS", false, Honoured),

@@ -10,6 +10,7 @@ mod expand;
 pub mod failure;
 mod files;
 mod flags;
+mod inputs;
 mod lenient;
 mod limits;
 pub mod payload;

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::inputs::Input;
 use super::lenient;
 use super::salvage::salvage;
 use crate::coordinator::{JobHandle, Token};
@@ -27,6 +28,8 @@ pub struct Payload {
     pub git_info: GitInfo,
     #[serde(deserialize_with = "lenient::value")]
     pub runner_info: RunnerInfo,
+    #[serde(deserialize_with = "lenient::list")]
+    pub inputs: Vec<Input>,
     #[serde(deserialize_with = "lenient::list")]
     pub variables: Vec<Variable>,
     #[serde(deserialize_with = "lenient::list")]

@@ -15,13 +15,14 @@ pub const REVISION: &str = env!("MAYFLY_REVISION");
 const LABELS_MAX: usize = 32;
 
 /// Promises to the server; it gives out jobs by them, so each one is kept.
-const FEATURES: [&str; 18] = [
+const FEATURES: [&str; 19] = [
     "artifacts",
     "artifacts_exclude",
     "cache",
     "cancel_gracefully",
     "cancelable",
     "fallback_cache_keys",
+    "job_inputs",
     "masking",
     "multi_build_steps",
     "raw_variables",

@@ -1,0 +1,498 @@
+//! Expressions of Moa, evaluated as they are read: what stands behind a decided `&&` or `||` is only read.
+
+use serde_json::{Map, Value};
+
+use super::Scope;
+use super::operators::{self, Arithmetic, Comparison, is_true};
+use super::template::{CLOSING, OPENING};
+
+/// Expressions in expressions: what goes deeper would need the thread's whole stack.
+const DEPTH_MOST: usize = 50;
+
+/// Names that the language keeps for later.
+const RESERVED: [&str; 34] = [
+    "array",
+    "as",
+    "break",
+    "case",
+    "const",
+    "continue",
+    "default",
+    "else",
+    "fallthrough",
+    "float",
+    "for",
+    "func",
+    "function",
+    "goto",
+    "if",
+    "import",
+    "in",
+    "int",
+    "let",
+    "loop",
+    "map",
+    "namespace",
+    "number",
+    "object",
+    "package",
+    "range",
+    "return",
+    "string",
+    "struct",
+    "switch",
+    "type",
+    "var",
+    "void",
+    "while",
+];
+
+/// What comes of a part of an expression.
+type Outcome = Result<Value, String>;
+
+/// Reads one expression.
+pub struct Reader<'a> {
+    rest: &'a str,
+    scope: &'a Scope,
+    depth: usize,
+    /// What is read now is evaluated as well.
+    counts: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// At the beginning of `text`.
+    pub fn new(text: &'a str, scope: &'a Scope) -> Self {
+        Self { rest: text, scope, depth: 0, counts: true }
+    }
+
+    /// What has not been read.
+    pub fn rest(&self) -> &'a str {
+        self.rest
+    }
+
+    /// An expression and its closing braces. Errors: what is wrong with it.
+    pub fn template(&mut self) -> Outcome {
+        let value = self.expression()?;
+        if self.takes(CLOSING) {
+            return Ok(value);
+        }
+        Err(match self.rest.lines().next() {
+            None => "it has no end".to_owned(),
+            Some(line) => {
+                format!("it goes on with `{}` where it should end", line.chars().take(20).collect::<String>())
+            }
+        })
+    }
+
+    fn expression(&mut self) -> Outcome {
+        self.deeper(Self::or)
+    }
+
+    fn deeper(&mut self, read: fn(&mut Self) -> Outcome) -> Outcome {
+        self.depth += 1;
+        if self.depth > DEPTH_MOST {
+            return Err(format!("it is more than {DEPTH_MOST} levels deep"));
+        }
+        let outcome = read(self);
+        self.depth -= 1;
+        outcome
+    }
+
+    fn or(&mut self) -> Outcome {
+        let mut left = self.and()?;
+        while self.takes("||") {
+            let right = self.only_if(!is_true(&left), Self::and)?;
+            left = if is_true(&left) { left } else { right };
+        }
+        Ok(left)
+    }
+
+    fn and(&mut self) -> Outcome {
+        let mut left = self.comparison()?;
+        while self.takes("&&") {
+            let right = self.only_if(is_true(&left), Self::comparison)?;
+            left = if is_true(&left) { right } else { left };
+        }
+        Ok(left)
+    }
+
+    /// Reads on, and evaluates what it reads only if that matters.
+    fn only_if(&mut self, matters: bool, read: fn(&mut Self) -> Outcome) -> Outcome {
+        let before = self.counts;
+        self.counts = before && matters;
+        let outcome = read(self);
+        self.counts = before;
+        outcome
+    }
+
+    fn comparison(&mut self) -> Outcome {
+        let mut left = self.sum()?;
+        while let Some(operator) = Comparison::ALL.into_iter().find(|operator| self.takes(operator.sign())) {
+            let right = self.sum()?;
+            left = Value::Bool(operator.holds(&left, &right));
+        }
+        Ok(left)
+    }
+
+    fn sum(&mut self) -> Outcome {
+        self.chain(&[Arithmetic::Add, Arithmetic::Subtract], Self::product)
+    }
+
+    fn product(&mut self) -> Outcome {
+        self.chain(&[Arithmetic::Multiply, Arithmetic::Divide, Arithmetic::Remainder], Self::unary)
+    }
+
+    fn chain(&mut self, operators: &[Arithmetic], operand: fn(&mut Self) -> Outcome) -> Outcome {
+        let mut left = operand(self)?;
+        while let Some(operator) = operators.iter().find(|operator| self.takes(operator.sign())) {
+            let right = operand(self)?;
+            left = self.if_it_counts(|| operator.apply(&left, &right))?;
+        }
+        Ok(left)
+    }
+
+    fn unary(&mut self) -> Outcome {
+        if self.takes("!") {
+            return self.deeper(Self::unary).map(|value| Value::Bool(!is_true(&value)));
+        }
+        let Some(operator) = [Arithmetic::Add, Arithmetic::Subtract].into_iter().find(|one| self.takes(one.sign()))
+        else {
+            return self.member();
+        };
+        let value = self.deeper(Self::unary)?;
+        self.if_it_counts(|| {
+            if value.is_number() {
+                operator.apply(&Value::from(0), &value)
+            } else {
+                Err(format!("`{}` goes before numbers only", operator.sign()))
+            }
+        })
+    }
+
+    /// A value with what is taken out of it.
+    fn member(&mut self) -> Outcome {
+        let mut value = self.value()?;
+        loop {
+            let key = if self.takes(".") {
+                Value::String(self.name().ok_or("there is no name behind a `.`")?.to_owned())
+            } else if self.takes("[") {
+                let key = self.expression()?;
+                self.expect("]")?;
+                key
+            } else {
+                return Ok(value);
+            };
+            value = self.if_it_counts(|| self.part(&value, &key))?;
+        }
+    }
+
+    fn part(&self, value: &Value, key: &Value) -> Outcome {
+        match (value, key) {
+            (Value::Object(object), Value::String(name)) => {
+                object.get(name).cloned().ok_or_else(|| match self.scope.sensitive.contains(name) {
+                    true => format!("`{name}` is sensitive, and cannot be put into the text of a job"),
+                    false => format!("there is no `{name}`"),
+                })
+            }
+            (Value::Array(list), Value::Number(index)) => {
+                let place = index.as_u64().and_then(|index| usize::try_from(index).ok());
+                let found = place.and_then(|place| list.get(place)).cloned();
+                found.ok_or_else(|| format!("there is no number {index} in a list of {}", list.len()))
+            }
+            _ => Err(format!("{} has no part that {} names", operators::kind_of(value), operators::kind_of(key))),
+        }
+    }
+
+    fn value(&mut self) -> Outcome {
+        self.skip_blanks();
+        match self.rest.chars().next() {
+            Some('(') => {
+                self.expect("(")?;
+                let value = self.expression()?;
+                self.expect(")")?;
+                Ok(value)
+            }
+            Some('[') => self.list(),
+            Some('{') => self.object(),
+            Some('"') => self.text(),
+            Some('\'') => self.raw_text(),
+            Some(digit) if digit.is_ascii_digit() => self.number(),
+            _ => {
+                let name = self.name().ok_or("there is no value where one should be")?;
+                self.named(name)
+            }
+        }
+    }
+
+    fn named(&mut self, name: &str) -> Outcome {
+        match name {
+            "null" => Ok(Value::Null),
+            "true" => Ok(Value::Bool(true)),
+            "false" => Ok(Value::Bool(false)),
+            name if RESERVED.contains(&name) => Err(format!("the word `{name}` is reserved")),
+            name if self.takes("(") => {
+                let argument = self.expression()?;
+                self.takes(",");
+                self.expect(")")?;
+                self.if_it_counts(|| operators::call(name, &argument))
+            }
+            name => self.if_it_counts(|| self.part(&self.scope.root, &Value::from(name))),
+        }
+    }
+
+    fn list(&mut self) -> Outcome {
+        let mut list = Vec::new();
+        self.expect("[")?;
+        while !self.takes("]") {
+            list.push(self.expression()?);
+            self.separator("]")?;
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn object(&mut self) -> Outcome {
+        let mut object = Map::new();
+        self.expect("{")?;
+        while !self.takes("}") {
+            let key = match self.name() {
+                Some(name) => Value::from(name),
+                None => self.deeper(Self::value)?,
+            };
+            self.expect(":")?;
+            let value = self.expression()?;
+            match key {
+                Value::String(key) => drop(object.insert(key, value)),
+                _ if !self.counts => {}
+                other => return Err(format!("{} is no name of a part", operators::kind_of(&other))),
+            }
+            self.separator("}")?;
+        }
+        Ok(Value::Object(object))
+    }
+
+    /// A comma, or what closes; the latter is left where it is.
+    fn separator(&mut self, closing: &str) -> Result<(), String> {
+        self.skip_blanks();
+        if self.takes(",") || self.rest.starts_with(closing) { Ok(()) } else { self.expect(closing) }
+    }
+
+    /// Text between double quotes, with expressions in it.
+    fn text(&mut self) -> Outcome {
+        let mut text = String::new();
+        self.expect("\"")?;
+        loop {
+            if let Some(behind) = self.rest.strip_prefix(OPENING) {
+                self.rest = behind;
+                let value = self.deeper(Self::template)?;
+                text.push_str(&operators::text_of(&value));
+                continue;
+            }
+            match self.next_char()? {
+                '"' => return Ok(Value::String(text)),
+                '\\' => self.escaped(&mut text)?,
+                other => text.push(other),
+            }
+        }
+    }
+
+    fn escaped(&mut self, text: &mut String) -> Result<(), String> {
+        if let Some(behind) = self.rest.strip_prefix(OPENING) {
+            self.rest = behind;
+            text.push_str(OPENING);
+            return Ok(());
+        }
+        text.push(match self.next_char()? {
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'a' => '\u{7}',
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'v' => '\u{b}',
+            same @ ('\\' | '"' | '/') => same,
+            'u' => {
+                let digits = self.rest.get(..4).ok_or("`\\u` goes before four digits")?;
+                self.rest = &self.rest[4..];
+                let code = u32::from_str_radix(digits, 16).ok();
+                code.and_then(char::from_u32).ok_or_else(|| format!("`\\u{digits}` is no character"))?
+            }
+            other => return Err(format!("`\\{other}` means nothing")),
+        });
+        Ok(())
+    }
+
+    /// Text between single quotes.
+    fn raw_text(&mut self) -> Outcome {
+        let mut text = String::new();
+        self.expect("'")?;
+        loop {
+            match self.next_char()? {
+                '\'' => return Ok(Value::String(text)),
+                '\\' if self.rest.starts_with(['\\', '\'']) => text.push(self.next_char()?),
+                other => text.push(other),
+            }
+        }
+    }
+
+    fn number(&mut self) -> Outcome {
+        let mut before = ' ';
+        let end = self.rest.find(|next: char| {
+            let goes_on = next.is_ascii_digit() || matches!(next, '.' | 'e' | 'E') || is_sign_of_exponent(before, next);
+            before = next;
+            !goes_on
+        });
+        let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest;
+        operators::number_of(digits).ok_or_else(|| format!("`{digits}` is no number"))
+    }
+
+    /// A name, if one comes next.
+    fn name(&mut self) -> Option<&'a str> {
+        self.skip_blanks();
+        let begins = self.rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+        let is_part = |next: char| next.is_ascii_alphanumeric() || next == '_';
+        let end = self.rest.find(|next| !is_part(next)).unwrap_or(self.rest.len());
+        let (name, rest) = self.rest.split_at(end);
+        begins.then(|| self.rest = rest).map(|()| name)
+    }
+
+    /// Goes past `sign` if it comes next; a sign that is the beginning of a longer one does not.
+    fn takes(&mut self, sign: &str) -> bool {
+        self.skip_blanks();
+        let Some(rest) = self.rest.strip_prefix(sign) else { return false };
+        if matches!(sign, "!" | "<" | ">") && rest.starts_with('=') {
+            return false;
+        }
+        self.rest = rest;
+        true
+    }
+
+    fn expect(&mut self, sign: &str) -> Result<(), String> {
+        if self.takes(sign) { Ok(()) } else { Err(format!("there is no `{sign}` where one should be")) }
+    }
+
+    fn next_char(&mut self) -> Result<char, String> {
+        let mut chars = self.rest.chars();
+        let next = chars.next().ok_or("a text in it has no end")?;
+        self.rest = chars.as_str();
+        Ok(next)
+    }
+
+    fn skip_blanks(&mut self) {
+        self.rest = self.rest.trim_start();
+    }
+
+    fn if_it_counts(&self, evaluate: impl FnOnce() -> Outcome) -> Outcome {
+        if self.counts { evaluate() } else { Ok(Value::Null) }
+    }
+}
+
+fn is_sign_of_exponent(before: char, sign: char) -> bool {
+    matches!(before, 'e' | 'E') && matches!(sign, '+' | '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn evaluate(text: &str) -> Outcome {
+        let inputs = json!({
+            "env": "production", "count": 3, "empty": "", "list": [{"a-b": 7}, "x"], "off": false, "name": "run",
+        });
+        let scope = Scope { root: json!({"job": {"inputs": inputs}}), sensitive: vec!["secret".to_owned()] };
+        let text = format!("{text} }}}}");
+        Reader::new(&text, &scope).template()
+    }
+
+    #[test]
+    fn evaluates_as_the_language_says() {
+        for (text, expected) in [
+            ("42", json!(42)),
+            ("1.5e3", json!(1500)),
+            ("2E-4", json!(0.0002)),
+            (r#""a\n\"\u00e9\/ ${{ 1 + 1 }} \${{""#, json!("a\n\"é/ 2 ${{")),
+            (r"'It\'s \\ \n ${{ 1 }}'", json!(r"It's \ \n ${{ 1 }}")),
+            ("2 + 3 * 4", json!(14)),
+            ("(2 + 3) * 4", json!(20)),
+            ("10 / 4 - -1", json!(3.5)),
+            ("-7 % 3", json!(-1)),
+            ("10 - 4 - 3", json!(3)),
+            (r#""a" + 'b'"#, json!("ab")),
+            ("1 == \"1\"", json!(false)),
+            ("1 < 2 == true", json!(true)),
+            ("[1, 2] < [1, 3, 0]", json!(true)),
+            ("{b: 1, a: 2} == {\"a\": 2, b: 1}", json!(true)),
+            ("null == null && !null", json!(true)),
+            ("job.inputs.env == \"production\" && \"stable\" || \"latest\"", json!("stable")),
+            ("job.inputs.off && \"-v\" || \"\"", json!("")),
+            ("job.inputs.empty || \"default\"", json!("default")),
+            ("true || job.inputs.none + 1", json!(true)),
+            ("false && job.inputs.none", json!(false)),
+            ("job.inputs.list[0][\"a-b\"] + job.inputs.count", json!(10)),
+            ("job[\"inputs\"].list[4 - 3]", json!("x")),
+            ("[1, \"a\", null,]", json!([1, "a", null])),
+            ("{(job.inputs.name): 1, name: {}, }", json!({"run": 1, "name": {}})),
+            ("str(42) + str(true) + str(null)", json!("42true<null>")),
+            ("num(\"3.14\") + num('1')", json!(4.140000000000001)),
+            ("[bool(\"\"), bool(\"x\"), bool(0), bool([])]", json!([false, true, false, false])),
+        ] {
+            let value = evaluate(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(operators::text_of(&value), operators::text_of(&expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_an_error() {
+        for (text, why) in [
+            ("1 + \"a\"", "a number and a text"),
+            ("1 / 0", "by zero"),
+            ("5 % 0", "by zero"),
+            ("-\"a\"", "numbers only"),
+            ("job.inputs.none", "no `none`"),
+            ("jobs", "no `jobs`"),
+            ("job.inputs.secret", "sensitive"),
+            ("job.inputs.list[2]", "list of 2"),
+            ("job.inputs.list[-1]", "list of 2"),
+            ("job.inputs.count.x", "has no part"),
+            ("if", "reserved"),
+            ("nope(1)", "no function `nope`"),
+            ("num(\"x\")", "no number"),
+            ("str()", "no value"),
+            ("{1: 2}", "no name"),
+            ("'open", "no end"),
+            (r#""\q""#, "means nothing"),
+            ("1.2.3", "no number"),
+            ("1 =", "should end"),
+            ("[1 2]", "no `]`"),
+        ] {
+            let error = evaluate(text).expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn depth_has_its_bounds_and_length_has_none() {
+        for text in ["(".repeat(100_000), "!".repeat(100_000), "[".repeat(100_000), "\"${{".repeat(100_000)] {
+            assert!(evaluate(&text).expect_err("too deep").contains("levels deep"));
+        }
+        assert_eq!(evaluate(&format!("0{}", " + 1".repeat(10_000))), Ok(json!(10_000)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn no_text_makes_it_panic(text in "[-+*/%!<>=&|().,:{}\\[\\]\"'\\\\$0-9eau job.inputs]{0,40}") {
+            let _ = evaluate(&text);
+        }
+
+        #[test]
+        fn texts_survive_their_quotes(text in "[^\\x00]{0,40}") {
+            let raw = format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+            prop_assert_eq!(evaluate(&raw), Ok(json!(text.clone())));
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace("${{", "\\${{");
+            prop_assert_eq!(evaluate(&format!("\"{quoted}\"")), Ok(json!(text)));
+        }
+    }
+}

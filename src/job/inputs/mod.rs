@@ -1,0 +1,180 @@
+//! Job inputs: typed values that the server sends with a job, put into its scripts, images, artifacts and caches where
+//! `${{ … }}` asks for them. The text between is Moa, GitLab's expression language.
+
+mod expression;
+mod operators;
+mod template;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::failure::JobError;
+use super::lenient;
+use super::payload::{Image, Payload};
+
+/// An input of the job.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Input {
+    #[serde(deserialize_with = "lenient::text")]
+    pub key: String,
+    #[serde(deserialize_with = "lenient::value")]
+    pub value: Typed,
+}
+
+/// Its value.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Typed {
+    #[serde(rename = "type", deserialize_with = "lenient::text")]
+    pub kind: String,
+    pub content: Value,
+    #[serde(deserialize_with = "lenient::switch")]
+    pub sensitive: bool,
+}
+
+impl Typed {
+    fn is_of_its_kind(&self) -> bool {
+        match self.kind.as_str() {
+            "string" => self.content.is_string(),
+            "number" => self.content.is_number(),
+            "boolean" => self.content.is_boolean(),
+            "array" => self.content.is_array(),
+            "struct" => self.content.is_object(),
+            _ => false,
+        }
+    }
+}
+
+/// What expressions can name.
+struct Scope {
+    /// The objects at the root: `job`, with `inputs` in it.
+    root: Value,
+    /// Inputs that must not get into any text.
+    sensitive: Vec<String>,
+}
+
+/// Puts the inputs of a job where it asks for them; a job without inputs stays as it is. Errors: an input is not of its
+/// type, or an expression cannot be evaluated.
+pub fn fill_in(payload: &mut Payload) -> Result<(), JobError> {
+    if payload.inputs.is_empty() {
+        return Ok(());
+    }
+    let scope = scope(&payload.inputs).map_err(JobError::configuration)?;
+    texts(payload)
+        .try_for_each(|text| {
+            *text = template::fill_in(text, &scope)?;
+            Ok(())
+        })
+        .map_err(|why: String| JobError::configuration(format!("job inputs: {why}")))
+}
+
+fn scope(inputs: &[Input]) -> Result<Scope, String> {
+    if let Some(input) = inputs.iter().find(|input| !input.value.is_of_its_kind()) {
+        return Err(format!("the job input `{}` is no `{}`", input.key, input.value.kind));
+    }
+    let (sensitive, open): (Vec<&Input>, Vec<&Input>) = inputs.iter().partition(|input| input.value.sensitive);
+    let open: Map<String, Value> =
+        open.into_iter().map(|input| (input.key.clone(), input.value.content.clone())).collect();
+    let sensitive = sensitive.into_iter().map(|input| input.key.clone()).collect();
+    Ok(Scope { root: json!({ "job": { "inputs": open } }), sensitive })
+}
+
+/// All that may ask for inputs: `script`, `after_script`, `artifacts`, `cache`, `image`, `services`.
+fn texts(payload: &mut Payload) -> impl Iterator<Item = &mut String> {
+    let scripts = payload.steps.iter_mut().flat_map(|step| &mut step.script);
+    let images = std::iter::once(&mut payload.image).chain(&mut payload.services).flat_map(of_image);
+    let artifacts = payload.artifacts.iter_mut().flat_map(|artifact| {
+        let lists = artifact.paths.iter_mut().chain(&mut artifact.exclude);
+        lists.chain(&mut artifact.name).chain([&mut artifact.when, &mut artifact.expire_in])
+    });
+    let caches = payload.cache.iter_mut().flat_map(|cache| {
+        let lists = cache.paths.iter_mut().chain(&mut cache.fallback_keys);
+        lists.chain([&mut cache.key, &mut cache.policy, &mut cache.when])
+    });
+    scripts.chain(images).chain(artifacts).chain(caches)
+}
+
+fn of_image(image: &mut Image) -> impl Iterator<Item = &mut String> {
+    let docker = &mut image.executor_opts.docker;
+    let single = [&mut image.name, &mut image.alias, &mut docker.platform, &mut docker.user];
+    let lists = image.entrypoint.iter_mut().chain(&mut image.command).chain(&mut image.pull_policy);
+    single.into_iter().chain(lists).chain(image.variables.iter_mut().map(|variable| &mut variable.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::failure::FailureReason;
+    use crate::job::payload::decode;
+
+    fn filled(inputs: Value, line: &str) -> Result<Payload, JobError> {
+        let body = json!({
+            "id": 1, "token": "t", "inputs": inputs,
+            "steps": [{"name": "script", "script": [line]}, {"name": "after_script", "script": [line]}],
+            "image": {"name": line, "entrypoint": [line], "executor_opts": {"docker": {"user": line}}},
+            "services": [{"name": "redis", "alias": line, "variables": [{"key": "K", "value": line}]}],
+            "artifacts": [{"name": line, "paths": [line], "exclude": [line]}, {"paths": ["p"]}],
+            "cache": [{"key": line, "paths": [line], "policy": line}],
+            "variables": [{"key": "V", "value": line}],
+        });
+        let mut payload = decode(body.to_string().as_bytes()).expect("a payload");
+        fill_in(&mut payload).map(|()| payload)
+    }
+
+    fn level(content: Value, kind: &str, sensitive: bool) -> Value {
+        json!([{"key": "level", "value": {"type": kind, "content": content, "sensitive": sensitive}}])
+    }
+
+    #[test]
+    fn inputs_get_into_all_that_may_ask_for_them() {
+        let line = "--level=${{ job.inputs.level }}";
+        let payload = filled(level(json!("fast"), "string", false), line).expect("filled");
+        let expected = "--level=fast";
+        assert_eq!((&payload.steps[0].script[0][..], &payload.steps[1].script[0][..]), (expected, expected));
+        let (image, service) = (&payload.image, &payload.services[0]);
+        assert_eq!([&image.name, &image.entrypoint[0], &image.executor_opts.docker.user], [expected; 3]);
+        assert_eq!([&service.name[..], &service.alias, &service.variables[0].value], ["redis", expected, expected]);
+        let (artifact, cache) = (&payload.artifacts[0], &payload.cache[0]);
+        assert_eq!(
+            (artifact.name.as_deref(), &artifact.paths[0][..], &artifact.exclude[0][..]),
+            (Some(expected), expected, expected)
+        );
+        assert_eq!([&cache.key, &cache.paths[0], &cache.policy], [expected; 3]);
+        assert_eq!((payload.artifacts[1].name.as_deref(), &payload.variables[0].value[..]), (None, line));
+    }
+
+    #[test]
+    fn without_inputs_nothing_is_touched() {
+        let line = "echo ${{ job.inputs.level }} \\${{";
+        assert_eq!(filled(Value::Null, line).expect("as it was").steps[0].script, [line]);
+    }
+
+    #[test]
+    fn an_input_is_of_its_type() {
+        for (kind, good) in [
+            ("string", json!("a")),
+            ("number", json!(1.5)),
+            ("boolean", json!(true)),
+            ("array", json!([1])),
+            ("struct", json!({"a": 1})),
+        ] {
+            assert!(filled(level(good.clone(), kind, false), "x").is_ok(), "{kind}");
+            assert!(filled(level(Value::Null, kind, false), "x").is_err(), "{kind}");
+            let other = if kind == "array" { "string" } else { "array" };
+            let error = filled(level(good, other, false), "x").expect_err("another type");
+            assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
+        }
+        assert!(filled(level(json!("a"), "bytes", false), "x").is_err());
+    }
+
+    #[test]
+    fn what_is_sensitive_gets_into_no_text() {
+        let line = "login ${{ job.inputs.level }}";
+        let error = filled(level(json!("s3cr3t"), "string", true), line).expect_err("an error").to_string();
+        assert!(error.contains("`level` is sensitive") && !error.contains("s3cr3t"), "{error}");
+        let whole = filled(level(json!("s3cr3t"), "string", true), "${{ job }}").expect("filled");
+        assert_eq!(whole.steps[0].script, [r#"{"inputs":{}}"#]);
+        assert!(filled(level(json!("s3cr3t"), "string", true), "nothing of it").is_ok());
+    }
+}

@@ -1,0 +1,186 @@
+//! What expressions do with values: arithmetic, comparisons, functions, and how a value becomes text.
+
+use std::cmp::Ordering;
+
+use serde_json::Value;
+
+/// Whole numbers up to this are exact.
+const EXACT_MOST: f64 = 9_007_199_254_740_992.0;
+
+/// Operators on numbers; the first joins texts, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Remainder,
+}
+
+impl Arithmetic {
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Add => "+",
+            Self::Subtract => "-",
+            Self::Multiply => "*",
+            Self::Divide => "/",
+            Self::Remainder => "%",
+        }
+    }
+
+    /// Errors: the operands are of other types, or the divisor is zero.
+    pub fn apply(self, left: &Value, right: &Value) -> Result<Value, String> {
+        if let (Self::Add, Value::String(left), Value::String(right)) = (self, left, right) {
+            return Ok(Value::String(format!("{left}{right}")));
+        }
+        let (Some(a), Some(b)) = (left.as_f64(), right.as_f64()) else {
+            return Err(format!("`{}` cannot be done with {} and {}", self.sign(), kind_of(left), kind_of(right)));
+        };
+        if b == 0.0 && matches!(self, Self::Divide | Self::Remainder) {
+            return Err("a division by zero".to_owned());
+        }
+        let result = match self {
+            Self::Add => a + b,
+            Self::Subtract => a - b,
+            Self::Multiply => a * b,
+            Self::Divide => a / b,
+            Self::Remainder => a % b,
+        };
+        of_float(result).ok_or_else(|| "a number that is too large".to_owned())
+    }
+}
+
+/// Operators that compare.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Comparison {
+    Equal,
+    Different,
+    AtMost,
+    AtLeast,
+    Less,
+    More,
+}
+
+impl Comparison {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Equal, Self::Different, Self::AtMost, Self::AtLeast, Self::Less, Self::More];
+
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Equal => "==",
+            Self::Different => "!=",
+            Self::AtMost => "<=",
+            Self::AtLeast => ">=",
+            Self::Less => "<",
+            Self::More => ">",
+        }
+    }
+
+    /// Whether it is so.
+    pub fn holds(self, left: &Value, right: &Value) -> bool {
+        let order = compare(left, right);
+        match self {
+            Self::Equal => order.is_eq(),
+            Self::Different => order.is_ne(),
+            Self::AtMost => order.is_le(),
+            Self::AtLeast => order.is_ge(),
+            Self::Less => order.is_lt(),
+            Self::More => order.is_gt(),
+        }
+    }
+}
+
+/// Values of one type by what they are, others by their types.
+fn compare(left: &Value, right: &Value) -> Ordering {
+    match (left, right) {
+        (Value::Bool(left), Value::Bool(right)) => left.cmp(right),
+        (Value::Number(left), Value::Number(right)) => {
+            let (left, right) = (left.as_f64(), right.as_f64());
+            left.partial_cmp(&right).unwrap_or(Ordering::Equal)
+        }
+        (Value::String(left), Value::String(right)) => left.cmp(right),
+        (Value::Array(left), Value::Array(right)) => {
+            let parts = left.iter().zip(right).map(|(left, right)| compare(left, right));
+            parts.fold(Ordering::Equal, Ordering::then).then(left.len().cmp(&right.len()))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            let values = left.values().zip(right.values()).map(|(left, right)| compare(left, right));
+            let keys = left.keys().cmp(right.keys());
+            left.len().cmp(&right.len()).then(keys).then(values.fold(Ordering::Equal, Ordering::then))
+        }
+        _ => rank(left).cmp(&rank(right)),
+    }
+}
+
+fn rank(value: &Value) -> u8 {
+    match value {
+        Value::Null => 0,
+        Value::Bool(_) => 1,
+        Value::Number(_) => 2,
+        Value::String(_) => 3,
+        Value::Array(_) => 4,
+        Value::Object(_) => 5,
+    }
+}
+
+/// Whether a value counts as true: what is empty, zero or nothing does not.
+pub fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+    }
+}
+
+/// A function of the language. Errors: there is none of that name, or it cannot take the value.
+pub fn call(name: &str, argument: &Value) -> Result<Value, String> {
+    match (name, argument) {
+        ("str", value) => Ok(Value::String(text_of(value))),
+        ("bool", value) => Ok(Value::Bool(is_true(value))),
+        ("num", Value::Number(_)) => Ok(argument.clone()),
+        ("num", Value::String(text)) => number_of(text).ok_or_else(|| format!("`{text}` is no number")),
+        ("num", other) => Err(format!("{} is no number", kind_of(other))),
+        _ => Err(format!("there is no function `{name}`")),
+    }
+}
+
+/// The number that a text is.
+pub fn number_of(text: &str) -> Option<Value> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    text.parse().ok().filter(|_| is_plain).and_then(of_float)
+}
+
+/// A number; a whole one is written without a point. Nothing for what is none.
+fn of_float(number: f64) -> Option<Value> {
+    if number.fract() == 0.0 && number.abs() < EXACT_MOST {
+        return Some(Value::from(number as i64));
+    }
+    serde_json::Number::from_f64(number).map(Value::Number)
+}
+
+/// A value as it stands in a text.
+pub fn text_of(value: &Value) -> String {
+    match value {
+        Value::Null => "<null>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => {
+            number.as_f64().and_then(of_float).map_or_else(|| number.to_string(), |it| it.to_string())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What a value is, for people.
+pub fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
