@@ -335,6 +335,33 @@ fn an_agent_that_dies_with_its_shim_is_reported_and_its_container_removed() {
 }
 
 #[test]
+fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let nap = nap();
+    let lines = ["echo begun", &format!("until [ -e go ]; do sleep 0.1; done; ({nap} &) ; echo never heard")];
+    let id = gitlab.queue(job(&lines).variable("FF_NETWORK_PER_BUILD", "true").after_script(&[&nap]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    // Nothing can be written down any more, so nothing can be gone on with.
+    std::fs::remove_file(home.path("state/slot-0/job.json")).expect("removed");
+    let container = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")).swap_remove(0);
+    docker().run(&["exec", &container, "touch", "/builds/team/demo/go"]);
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", agent.log());
+    let last = done.lines().last().cloned().unwrap_or_default();
+    assert!(last.contains("cannot work in its state directory"), "{}\n{}", done.log(), agent.log());
+    let next = gitlab.queue(job(&["echo well"]).build());
+    assert_eq!(gitlab.finished(next).state, "success");
+    let label = format!("com.gitlab.gitlab-runner.job.id={id}");
+    gitlab.wait_until("the removal of the job's container", |_| docker().containers(&label).is_empty());
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    assert_nothing_left(id, &agent.log());
+    assert!(!is_running(&nap));
+}
+
+#[test]
 fn what_no_journal_knows_is_swept_and_what_is_not_ours_is_not() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");

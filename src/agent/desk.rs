@@ -13,6 +13,7 @@ use super::Event;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::instance::{Demand, Instance, Work};
+use crate::job::containers::name_of;
 use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
@@ -166,7 +167,7 @@ impl Desk {
         let (id, handle) = (payload.id, payload.handle());
         let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
         let directory = SlotDirectory::new(&self.state, permit.slot);
-        let left = directory.clone();
+        let (left, name) = (directory.clone(), name_of(&payload, &record));
         // A mistake of ours in one job must not take the others down, nor leave this one hanging.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
             Begin::Fresh(written) => written.and_then(|()| engine::run(&context, directory, record, payload, control)),
@@ -181,15 +182,20 @@ impl Desk {
             Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
         };
         if let Some(why) = trouble {
-            engine::abandon(&left);
-            fail(&context, &handle, &why);
+            engine::abandon(&context, &left, name);
+            fail_with_log(&context, &left, &handle, &why);
         }
         self.forget(permit, numbers, &keys);
     }
 
     /// Fails a job that cannot even begin.
     fn give_up(&self, task: Task, why: &str) {
-        engine::abandon(&SlotDirectory::new(&self.state, task.permit.slot));
+        let name = name_of(&task.payload, &task.record);
+        let directory = SlotDirectory::new(&self.state, task.permit.slot);
+        engine::abandon(&task.context, &directory, name);
+        if let Err(error) = directory.discard() {
+            log::error!("a slot cannot be removed error={error}");
+        }
         fail(&task.context, &task.payload.handle(), why);
         self.forget(task.permit, task.record.concurrent, &numbers_of(&task.context, &task.payload));
     }
@@ -197,17 +203,11 @@ impl Desk {
     /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise: in a thread of
     /// its own, since the server may be slow and other jobs wait.
     fn refuse(self: &Arc<Self>, permit: Permit, context: Context, job: JobHandle, why: &str) {
-        log::error!("the payload of a job cannot be read; the job is failed job={} error={why}", job.id);
-        let (desk, told) = (Arc::clone(self), why.to_owned());
+        let why = format!("the payload of this job cannot be read: {why}");
+        let (desk, told) = (Arc::clone(self), why.clone());
         let refused = in_thread(job.id, (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
-            match engine::fail_unread(&context, directory, &job, &told) {
-                Ok(_) => {
-                    let who = Who::from(&*context.runner);
-                    numbers::job_ended(&who, job.id, FailureReason::RunnerSystemFailure.as_str());
-                }
-                Err(error) => fail(&context, &job, &format!("{told}; and its log cannot be kept: {error}")),
-            }
+            fail_with_log(&context, &directory, &job, &told);
             drop(permit);
             let _ = desk.events.send(Event::Changed);
         });
@@ -323,6 +323,18 @@ fn result(ended: &Ended) -> &'static str {
         Ended::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
         Ended::Reported(..) => "success",
         Ended::Dropped => "dropped",
+    }
+}
+
+/// Fails a job that has no engine (any more).
+fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) {
+    match engine::fail(context, directory, job, why) {
+        Ok(_) => {
+            log::error!("a job is failed job={} error={why}", job.id);
+            let who = Who::from(&*context.runner);
+            numbers::job_ended(&who, job.id, FailureReason::RunnerSystemFailure.as_str());
+        }
+        Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
     }
 }
 

@@ -78,6 +78,20 @@ impl Context {
         wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", self.runner.token.short(), payload.id))
     }
 
+    /// What removes everything that was made for a job, and its directory if that goes with it.
+    pub(super) fn removal(&self, job: String, builds: Option<PathBuf>) -> Option<impl FnOnce() + use<>> {
+        let docker = self.executor.containers()?;
+        let (removals, address, owner) = (docker.removals.clone(), docker.address.clone(), docker.owner.clone());
+        let builds = builds.filter(|builds| goes_with_job(builds));
+        let remove_builds = move || {
+            if let Some(Err(error)) = builds.as_deref().map(remove::remove) {
+                let directory = builds.unwrap_or_default();
+                log::warn!("the directory of a job is not removed directory={} error={error}", directory.display());
+            }
+        };
+        Some(move || removals.start(&address, &owner, &job, remove_builds))
+    }
+
     /// The image of a job as it is named, with variables in it.
     pub(super) fn image<'a>(&'a self, payload: &'a Payload) -> &'a str {
         let own = payload.image.name.as_str();
@@ -241,18 +255,8 @@ impl Engine<'_> {
 
     /// What removes everything that was made for the job, beside whatever comes next.
     pub(super) fn removal(&self) -> Option<impl FnOnce() + use<>> {
-        let docker = self.context.executor.containers()?;
-        let (removals, address, owner) = (docker.removals.clone(), docker.address.clone(), docker.owner.clone());
-        let job = name_of(&self.payload, &self.record);
-        let builds = self.prepared.place.builds.clone();
-        let remove_builds = move || {
-            if goes_with_job(&builds)
-                && let Err(error) = remove::remove(&builds)
-            {
-                log::warn!("the directory of a job is not removed directory={} error={error}", builds.display());
-            }
-        };
-        self.record.progress.stage.map(|_| move || removals.start(&address, &owner, &job, remove_builds))
+        self.record.progress.stage?;
+        self.context.removal(name_of(&self.payload, &self.record), Some(self.prepared.place.builds.clone()))
     }
 }
 

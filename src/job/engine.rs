@@ -461,22 +461,27 @@ pub(super) fn abort_error(orders: &Orders) -> JobError {
     }
 }
 
-/// Ends what a job left that its engine cannot bring to an end: the step that may still run, and its slot.
-pub fn abandon(directory: &SlotDirectory) {
-    if let Some(step) = directory.load().and_then(|record| record.progress.step) {
+/// Ends what a job left that its engine cannot bring to an end: the step that may still run, and what was made for it.
+/// `name` is that of the job for its containers.
+pub fn abandon(context: &Context, directory: &SlotDirectory, name: String) {
+    let progress = directory.load().map(|record| record.progress).unwrap_or_default();
+    if let Some(step) = progress.step {
         crate::shim::sweep(&step.id, &step.cgroups);
     }
-    if let Err(error) = directory.discard() {
-        log::error!("a slot cannot be removed error={error}");
+    if let Some(remove) = context.removal(name, progress.place.map(|place| place.builds)) {
+        remove();
     }
 }
 
-/// Fails a job whose payload could not be read, with a log that says so. Errors: the state directory cannot be written.
-pub fn fail_unread(context: &Context, directory: SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
-    directory.create()?;
+/// Fails a job that has no engine, with a log that says why below whatever is in it. Errors: the state directory cannot
+/// be written.
+pub fn fail(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
+    if !directory.spool().exists() {
+        directory.create()?;
+    }
     let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
     let trace = Trace::open(&directory.spool(), &spec, false)?;
-    trace.conclude(None, false, &format!("Job failed (system failure): the payload of this job cannot be read: {why}"));
+    trace.conclude(None, false, &format!("Job failed (system failure): {why}"));
     let options = UploadOptions { debug_trace: false, offset: 0, final_tries: context.runner.final_tries };
     let coordinator = Arc::clone(&context.coordinator);
     let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;
