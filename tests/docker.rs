@@ -581,6 +581,134 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
+/// Ways to make a repository lead to `outside`, where another repository lies in `repo`; each is a job of its own.
+fn ways_out(outside: &str) -> Vec<(&'static str, String)> {
+    let link = |name: &str, to: &str| format!("rm -rf {name}; ln -s {outside}/{to} {name}");
+    vec![
+        ("a file instead of .git", format!("rm -rf .git; echo 'gitdir: {outside}/repo' >.git")),
+        ("a link instead of .git", link(".git", "repo")),
+        ("a common directory", format!("echo {outside}/repo >.git/commondir")),
+        (
+            "a work tree elsewhere",
+            format!(
+                "printf '[core]\\n\\tworktree = {outside}\\n[extensions]\\n\\tworktreeConfig = true\\n' >>.git/config; \
+                 cp .git/config .git/config.worktree"
+            ),
+        ),
+        ("objects", link(".git/objects", "empty")),
+        ("a pack", format!("rm -rf .git/objects/pack; ln -s {outside}/empty .git/objects/pack")),
+        (
+            "one name of objects",
+            "for i in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do for j in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do rm \
+            -rf .git/objects/$i$j; ln -s OUT/empty .git/objects/$i$j; done; done"
+                .replace("OUT", outside),
+        ),
+        ("references", link(".git/refs", "empty")),
+        ("references of the server", link(".git/refs/remotes", "empty")),
+        ("large files", link(".git/lfs", "empty")),
+        (
+            "single files",
+            [
+                "config",
+                "HEAD",
+                "index",
+                "index.lock",
+                "FETCH_HEAD",
+                "ORIG_HEAD",
+                "shallow",
+                "packed-refs",
+                "config.lock",
+            ]
+            .map(|name| link(&format!(".git/{name}"), "precious"))
+            .join("; "),
+        ),
+        (
+            "tracked files",
+            [link("file.txt", "precious"), link("dir", "empty"), link(".gitmodules", "precious")].join("; "),
+        ),
+        (
+            "a submodule",
+            format!(
+                "rm -rf sub/.git .git/modules; echo 'gitdir: {outside}/repo' >sub/.git; {}",
+                link("sub/x", "precious")
+            ),
+        ),
+        ("a submodule's directory", link("sub", "repo")),
+        (
+            "what git keeps of a submodule",
+            format!("mkdir -p .git/modules; rm -rf .git/modules/sub; ln -s {outside}/repo .git/modules/sub"),
+        ),
+        ("the files of the job", "rm -rf ../demo.tmp; ln -s OUT/empty ../demo.tmp".replace("OUT", outside)),
+    ]
+}
+
+#[test]
+fn no_part_of_a_repository_leads_out_of_it() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    git.repository("team/sub", &[("x", "from the submodule\n")]);
+    let (url, _) = git.repository("team/demo", &[("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")]);
+    let add = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add"];
+    let of_sub = [root.path().join("team/sub.git").display().to_string(), "sub".to_owned()];
+    let work = root.path().join("team/demo.work");
+    crate::support::git::git(&work, &[&add[..], &of_sub.each_ref().map(String::as_str)].concat());
+    let modules = work.join(".gitmodules");
+    let text = std::fs::read_to_string(&modules).expect("read").replace(&of_sub[0], "../sub.git");
+    std::fs::write(modules, text).expect("written");
+    let sha = git.commit("team/demo", &[], "with a submodule");
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    // The one place beside builds that work on files may write to, in its turn: caches of other projects.
+    let outside = home.path("cache/other");
+    let witness = outside.join("witness");
+    std::fs::create_dir_all(outside.join("empty")).expect("made");
+    std::fs::write(outside.join("precious"), "stays").expect("written");
+    std::fs::create_dir(outside.join("repo")).expect("made");
+    let run = format!("touch {}", witness.display());
+    let repository = outside.join("repo");
+    crate::support::git::git(&repository, &["init", "-q", "--bare", "."]);
+    for (key, value) in [("core.fsmonitor", &run), ("filter.evil.smudge", &run), ("core.sshCommand", &run)] {
+        crate::support::git::git(&repository, &["config", key, value]);
+    }
+    for hook in ["post-checkout", "reference-transaction", "post-index-change"] {
+        let path = repository.join("hooks").join(hook);
+        std::fs::write(&path, format!("#!/bin/sh\n{run}\n")).expect("written");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("opened");
+    }
+    let listing = || {
+        let list = std::process::Command::new("find").arg(&outside).args(["-printf", "%p %y %m %s %T@ %l\\n"]).output();
+        let mut lines: Vec<String> =
+            String::from_utf8_lossy(&list.expect("find").stdout).lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let before = listing();
+    let with = |lines: &[&str]| {
+        job(lines)
+            .sources(&url, &sha)
+            .variable("GIT_SUBMODULE_STRATEGY", "recursive")
+            .set("cache", json!([{"key": "k", "paths": ["dir", "file.txt"], "untracked": true, "policy": "pull-push", "when": "always"}]))
+            .set(
+                "artifacts",
+                json!([{"name": "out", "paths": ["dir", "file.txt", "sub"], "untracked": true, "when": "always",
+                    "artifact_format": "zip", "artifact_type": "archive"}]),
+            )
+    };
+    let mut agent = home.start(&[]);
+    for (name, plant) in ways_out(&outside.display().to_string()) {
+        let planted = gitlab.finished(gitlab.queue(with(&[&plant]).build()));
+        let clean = gitlab.finished(gitlab.queue(with(&["cat file.txt sub/x; sh dir/run.sh"]).build()));
+        assert_eq!(clean.state, "success", "{name}: {}\n{}", planted.log(), clean.log());
+        assert!(clean.lines().join("\n").contains("from git\nfrom the submodule\nran"), "{name}: {}", clean.log());
+        assert_eq!(listing(), before, "{name}: {}\n{}", planted.log(), clean.log());
+        for artifact in planted.artifacts.iter().chain(&clean.artifacts) {
+            assert!(!contains(&artifact.content, b"stays"), "{name}");
+        }
+    }
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+}
+
 #[test]
 fn a_service_that_changes_files_under_git_gains_nothing() {
     let root = tempfile::tempdir().expect("a directory");

@@ -146,7 +146,10 @@ fn submodules_come_with_the_token() {
                 .variable("GIT_SUBMODULE_STRATEGY", "recursive"),
         );
         assert!(lines.contains(&"from the library".to_owned()) && lines.contains(&"fetched".to_owned()), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("starting afresh")), "{lines:#?}");
     }
+    let lines = scene.pass(job(&["ls -A lib | wc -l; git status --short && echo clean"]).sources(&url, &sha));
+    assert!(lines.contains(&"0".to_owned()) && lines.contains(&"clean".to_owned()), "{lines:#?}");
 }
 
 #[test]

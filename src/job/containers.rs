@@ -175,12 +175,14 @@ impl Engine<'_> {
         })
     }
 
-    /// What work on the job's files sees of the machine.
-    pub(super) fn walls(&self) -> Walls {
+    /// What work on the job's files sees of the machine: caches, which are those of all projects, only where it is about
+    /// them.
+    pub(super) fn walls(&self, plan: &Plan) -> Walls {
+        let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| self.context.caches.clone());
         let tls = &self.context.runner.tls;
         let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
         Walls {
-            writable: vec![self.prepared.place.builds.clone(), self.context.caches.clone()],
+            writable: [self.prepared.place.builds.clone()].into_iter().chain(caches).collect(),
             readable: files.into_iter().flatten().cloned().collect(),
             open: !self.prepared.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
         }

@@ -86,8 +86,7 @@ impl Engine<'_> {
         if has_lines(&before) {
             tasks.push(self.shell_task(&before, None, None));
         }
-        let plan = work::Plan::Sources(plan).to_text().map_err(io::Error::other)?;
-        tasks.push(self.file_work(plan));
+        tasks.push(self.file_work(&work::Plan::Sources(plan))?);
         if has_lines(&after) {
             let directory = self.prepared.place.seen(&self.prepared.place.project).display().to_string();
             tasks.push(self.shell_task(&after, Some(directory), None));
@@ -103,9 +102,8 @@ impl Engine<'_> {
             work::Plan::UploadArtifacts(_) | work::Plan::CleanUp(_) => StopsFor::Nothing,
             _ => StopsFor::Any,
         };
-        let plan = plan.to_text().map_err(io::Error::other)?;
         let limit = self.job_limit();
-        let outcome = self.step(self.file_work(plan), &limit, stops_for)?;
+        let outcome = self.step(self.file_work(&plan)?, &limit, stops_for)?;
         // A cache that was not finished for lack of time is no failure of the job.
         let given_up = stops_for == StopsFor::Eviction && stops_for.stops(&self.control.orders());
         Ok(if given_up && !self.control.orders().abort() { Ok(()) } else { outcome })
@@ -195,12 +193,12 @@ impl Engine<'_> {
     }
 
     /// Work on the job's files.
-    fn file_work(&self, plan: String) -> Task {
+    fn file_work(&self, plan: &work::Plan) -> io::Result<Task> {
         let rights = match self.context.executor.containers() {
-            Some(_) => Rights::Walled(self.walls()),
+            Some(_) => Rights::Walled(self.walls(plan)),
             None => Rights::User,
         };
-        Task::Work { plan, rights, doors: None }
+        Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights, doors: None })
     }
 
     /// Runs one step, or takes up one that an earlier agent had started.

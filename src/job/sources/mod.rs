@@ -311,7 +311,22 @@ fn uses_lfs(plan: &Plan) -> bool {
     command(plan, &patterns).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
+/// The submodules of the checkout, as paths below the project directory.
+fn submodule_paths(plan: &Plan) -> Result<Vec<PathBuf>, Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    let output = command(plan, &["ls-files", "--stage", "-z"]).stdout(Stdio::piped()).output()?;
+    let submodule = |entry: &[u8]| {
+        let path = entry.strip_prefix(b"160000 ").and_then(|rest| rest.splitn(2, |byte| *byte == b'\t').nth(1))?;
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
+        path.components().all(|part| matches!(part, std::path::Component::Normal(_))).then_some(path)
+    };
+    Ok(output.stdout.split(|byte| *byte == 0).filter_map(submodule).collect())
+}
+
 fn submodules(plan: &Plan) -> Result<(), Failure> {
+    if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
+        repository::empty_submodules(&plan.project, submodule_paths(plan)?.iter().map(PathBuf::as_path))?;
+    }
     let Some(wanted) = plan.submodules.as_ref().filter(|_| plan.checkout) else {
         println!("{GREEN}Skipping Git submodules setup{RESET}");
         return Ok(());

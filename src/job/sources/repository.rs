@@ -61,7 +61,7 @@ fn is_sound(git: &Path, plan: &Plan) -> bool {
 fn sanitise(git: &Path) -> io::Result<()> {
     for entry in fs::read_dir(git)? {
         let entry = entry?;
-        if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
+        if !KEPT.iter().any(|kept| entry.file_name() == *kept) || entry.file_type()?.is_symlink() {
             remove::remove(&entry.path())?;
         }
     }
@@ -69,7 +69,8 @@ fn sanitise(git: &Path) -> io::Result<()> {
         remove::remove(&git.join("objects/info").join(name))?;
     }
     remove_below(&git.join("refs"), &|name, is_link| is_link || name.ends_with(".lock"))?;
-    remove_below(&git.join("objects"), &|_, is_link| is_link)
+    remove_below(&git.join("objects"), &|_, is_link| is_link)?;
+    remove_below(&git.join("lfs"), &|_, is_link| is_link)
 }
 
 /// Removes the git directories and links of submodules from a work tree: they are fetched anew, since what an earlier
@@ -79,6 +80,31 @@ pub fn forget_submodules(project: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() && entry.file_name() != ".git" {
             remove_below(&entry.path(), &|name, _| name == ".git")?;
+        }
+    }
+    Ok(())
+}
+
+/// Empties the directories of submodules, whose repositories are gone: git makes none where files are. A link on the way
+/// to one is removed, and not followed.
+pub fn empty_submodules<'a>(project: &Path, paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
+    for path in paths {
+        let mut place = project.to_owned();
+        let mut exists = true;
+        for part in path.components() {
+            place.push(part);
+            exists = match place.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => true,
+                Ok(_) => remove::remove(&place).map(|()| false)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(error) => return Err(error),
+            };
+            if !exists {
+                break;
+            }
+        }
+        if exists {
+            remove::empty(&place)?;
         }
     }
     Ok(())
