@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::support::docker::Docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
@@ -204,20 +205,76 @@ fn what_the_machine_forwards_to_the_metadata_is_refused_and_nothing_else() {
 }
 
 #[test]
-fn an_agent_whose_jobs_cannot_be_shut_out_does_not_start() {
-    let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    let text = fs::read_to_string(home.config()).expect("a configuration");
-    let blocked = text.replace("[mayfly]\n", "[mayfly]\nblock_instance_metadata = true\n");
-    fs::write(home.config(), blocked).expect("written");
+fn a_container_is_shut_out_and_reaches_everything_else() {
+    let engine = Docker::start();
+    engine.within(|| {
+        // The daemon's network is the machine, and the cloud is behind it.
+        let cloud = Elsewhere::start();
+        ip(&format!("link add u0 type veth peer name eth0 netns {}", cloud.0.id()));
+        ip("addr add 169.254.1.1/16 dev u0");
+        ip("link set u0 up");
+        cloud.run(&format!("ip addr add {V4}/16 dev eth0; ip addr add {OTHER}/32 dev eth0; ip link set eth0 up"));
+        cloud.inside(|| [V4, OTHER].map(|address| serve(address, 80)));
+        let gitlab = GitLab::start();
+        let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+        let ask = |name: &str, address: &str| {
+            format!("echo {name}=$(timeout 10 nc {address} 80 </dev/null || echo shut out)")
+        };
+        for (block, four) in [(false, SECRET), (true, "shut out")] {
+            if block {
+                home.add_to_mayfly("block_instance_metadata = true");
+            }
+            let mut agent = home.start(&[]);
+            let id = gitlab.queue(job(&[&ask("four", V4), &ask("other", OTHER)]).build());
+            let lines = gitlab.finished(id).lines();
+            for line in [format!("four={four}"), format!("other={SECRET}")] {
+                assert!(lines.contains(&line), "{line} in {lines:#?}\n{}", agent.log());
+            }
+            agent.signal("QUIT");
+            assert!(agent.wait().success());
+        }
+        gitlab.assert_strict();
+    });
+}
+
+/// An agent whose configuration is refused by `run` and by `check` with all these words.
+fn assert_refused(gitlab: &GitLab, home: &Home, parts: &[&str]) {
+    home.add_to_mayfly("block_instance_metadata = true");
     let config = home.config().display().to_string();
     for command in ["run", "check"] {
         let refused = home.call(&[command, "--config", &config]);
         let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
         assert!(!refused.status.success(), "{said}");
-        for part in ["block_instance_metadata", "runner `test`", "jobs run as the agent's own user"] {
+        for part in [&["block_instance_metadata"], parts].concat() {
             assert!(said.contains(part), "{part} in {said}");
         }
     }
     assert_eq!(gitlab.count("POST jobs/request"), 0);
+}
+
+#[test]
+fn an_agent_whose_jobs_cannot_be_shut_out_does_not_start() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    assert_refused(&gitlab, &home, &["runner `test`", "jobs run as the agent's own user"]);
+    for key in ["privileged = true", "network_mode = \"host\"", "volumes = [\"/var/run/docker.sock:/s\"]"] {
+        let home = Home::with_containers_of(&gitlab, "unix:///run/none.sock", "", key);
+        let (name, _) = key.split_once(' ').expect("a key");
+        assert_refused(&gitlab, &home, &["runner `test`", &format!("`{name}` below [runners.docker]")]);
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_make_rules_does_not_start() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    thread::scope(|scope| {
+        let without_the_tool = || {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("root");
+            let hide = "mount --make-rprivate / && mount --bind /bin/false \"$(command -v nft)\"";
+            assert!(Command::new("sh").args(["-c", hide]).status().expect("sh").success());
+            assert_refused(&gitlab, &home, &["nft"]);
+        };
+        scope.spawn(without_the_tool).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }

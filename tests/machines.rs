@@ -9,6 +9,7 @@ use std::thread;
 
 use serde_json::json;
 
+use crate::support::docker::Docker;
 use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN, read_request, write_answer};
 use crate::support::imds::Imds;
 use crate::support::job::job;
@@ -304,6 +305,33 @@ fn serve_tokens() {
             };
             let _ = write_answer(&mut stream, &answer.with("Connection", "close"));
         }
+    });
+}
+
+#[test]
+fn a_docker_host_runs_jobs_in_containers_until_it_is_idle() {
+    with_image(USED, |image| {
+        in_own_network(|| {
+            let (gitlab, engine, disk) = (GitLab::start(), Docker::start(), image.disk());
+            let place = "/var/cache/mayfly";
+            engine.share(&disk, place);
+            let data = example("docker-host.yaml", &gitlab).replace("idle_timeout = \"15m\"", "idle_timeout = \"3s\"");
+            // An image that is there, instead of one of the wide world.
+            let ours = "image = \"busybox:local\"\n      pull_policy = \"if-not-present\"";
+            let data = data.replace("image = \"debian:12-slim\"", ours);
+            assert!(data.contains(ours), "{data}");
+            let _imds = Imds::start("i-0abc0000000000005", &data);
+            serve_tokens();
+            let ids = [(); 3].map(|()| gitlab.queue(job(&["test ! -e /etc/mayfly && echo inside"]).build()));
+            let socket = engine.host().replace("unix://", "");
+            let mut machine = image.boot_with(&[(&disk, place), (Path::new(&socket), "/run/docker.sock")]);
+            for job in ids.map(|id| gitlab.finished(id)) {
+                assert!(job.state == "success" && times(&job.lines(), "inside") == 1, "{}", job.log());
+            }
+            machine.wait_until_off();
+            assert_eq!(engine.run(&["ps", "--all", "--quiet"]), "");
+            gitlab.assert_strict();
+        });
     });
 }
 

@@ -90,7 +90,7 @@ fn draw() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::agent::slots::{RunnerBounds, RunnerKey};
@@ -133,6 +133,91 @@ mod tests {
         assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= ENOUGH_FOR_A_REQUEST));
         drop(slots.acquire(&key(), BOUNDS, || false).expect("a permit"));
         assert_eq!(verdict(&idle_after(0), &slots), Ok(Reason::Idle));
+    }
+
+    /// A machine whose clocks go as a test says.
+    struct Machine {
+        awake: Arc<Mutex<Duration>>,
+        asleep: Duration,
+        time_of_day: Timestamp,
+        slots: Arc<Slots>,
+    }
+
+    impl Machine {
+        fn boot() -> Self {
+            let awake = Arc::new(Mutex::new(Duration::from_secs(100)));
+            let clock = Arc::clone(&awake);
+            let clock = Box::new(move || *clock.lock().expect("no panic"));
+            let time_of_day = "2026-07-10T12:00:00Z".parse().expect("a time");
+            Self { awake, asleep: Duration::ZERO, time_of_day, slots: Slots::with_clock(1, None, 0, clock) }
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            *self.awake.lock().expect("no panic") += Duration::from_secs(seconds);
+            self.set_time_of_day(seconds as i64);
+        }
+
+        fn sleep(&mut self, seconds: u64) {
+            self.asleep += Duration::from_secs(seconds);
+            self.set_time_of_day(seconds as i64);
+        }
+
+        fn set_time_of_day(&mut self, ahead: i64) {
+            self.time_of_day += jiff::SignedDuration::from_secs(ahead);
+        }
+
+        fn verdict(&self, lifetime: &Lifetime) -> Result<Reason, Option<Duration>> {
+            let boottime = (*self.awake.lock().expect("no panic") + self.asleep).as_nanos() as u64;
+            lifetime.verdict(&self.slots, boottime, self.time_of_day)
+        }
+    }
+
+    #[test]
+    fn no_machine_is_idle_because_its_time_of_day_is_set() {
+        for ahead in [12 * 3600, -12 * 3600, 400 * 24 * 3600] {
+            let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+            machine.pass(300);
+            machine.set_time_of_day(ahead);
+            assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(300))), "{ahead}");
+            machine.pass(300);
+            assert_eq!(machine.verdict(&lifetime), Ok(Reason::Idle), "{ahead}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_wakes_up_asks_for_jobs_for_as_long_as_was_left() {
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+        machine.pass(300);
+        machine.sleep(12 * HOUR);
+        assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(300))));
+        machine.pass(300);
+        assert_eq!(machine.verdict(&lifetime), Ok(Reason::Idle));
+    }
+
+    #[test]
+    fn a_machine_that_wakes_up_under_a_job_is_not_idle_until_long_after_it() {
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+        machine.pass(300);
+        let job = machine.slots.resume(key(), 0);
+        machine.sleep(12 * HOUR);
+        machine.pass(HOUR);
+        machine.set_time_of_day(-7200);
+        assert_eq!(machine.verdict(&lifetime), Err(None));
+        drop(job);
+        assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(600))));
+    }
+
+    #[test]
+    fn a_machine_that_rests_and_sleeps_grows_older_and_not_idler() {
+        let bounds = Bounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..Lifetime::new(bounds, 0) });
+        machine.slots.pause();
+        machine.pass(HOUR);
+        machine.sleep(HOUR);
+        machine.slots.go_on();
+        assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(600))));
+        machine.sleep(9 * HOUR);
+        assert_eq!(machine.verdict(&lifetime), Ok(Reason::MaxAge));
     }
 
     #[test]

@@ -61,7 +61,6 @@ impl Agent {
             }
             Standing::Unknown(until) => Some(until - now),
             Standing::Freezing { asleep, until } if sys::asleep() > asleep + A_NAP || now >= until => {
-                self.desk.forgive();
                 self.work();
                 Some(Duration::ZERO)
             }
@@ -131,6 +130,10 @@ impl Agent {
         }
         if matches!(before, Standing::Resting | Standing::Freezing { .. }) {
             log::info!("the machine is called to work");
+        }
+        if self.leaving.is_none() {
+            // It may have been frozen before it rested.
+            self.desk.forgive();
         }
         self.slots.go_on();
         self.start_pollers();

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sys;
 
 /// What names a runner on this instance: URL and token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +26,9 @@ pub struct RunnerBounds {
     /// `FF_USE_ADAPTIVE_REQUEST_CONCURRENCY`: begin with one, and follow what comes of the requests.
     pub adaptive: bool,
 }
+
+/// A clock that only goes on, such as [`sys::monotonic`].
+type Clock = Box<dyn Fn() -> Duration + Send>;
 
 /// Everything that runs or is being asked for on this instance.
 pub struct Slots {
@@ -49,10 +54,10 @@ struct State {
     jobs: u32,
     /// Runners that ask for jobs.
     runners_asking: u32,
-    /// Since when the time without a job has been running; `None` while a job runs, and while it stands still. An
-    /// `Instant` is `CLOCK_MONOTONIC`: it neither follows when the time of day is set nor counts the time that the
-    /// machine sleeps, in which it could not have asked for a job.
-    idle_since: Option<Instant>,
+    /// What the time without a job is measured with.
+    clock: Clock,
+    /// Since when that has been running; `None` while a job runs, and while it stands still.
+    idle_since: Option<Duration>,
     /// Time without a job before that.
     idle_before: Duration,
     /// A request has brought nothing since the last job.
@@ -117,8 +122,15 @@ pub struct Permit {
 }
 
 impl Slots {
-    /// Slots for `concurrent` jobs at once. MaxBuilds is `builds_most`, and `builds` jobs were taken already.
+    /// Slots for `concurrent` jobs at once. MaxBuilds is `builds_most`, and `builds` jobs were taken already. Time without
+    /// a job is `CLOCK_MONOTONIC`: that neither follows when the time of day is set nor counts the time that the machine
+    /// sleeps, in which it could not have asked for a job.
     pub fn new(concurrent: u32, builds_most: Option<u32>, builds: u32) -> Arc<Self> {
+        Self::with_clock(concurrent, builds_most, builds, Box::new(sys::monotonic))
+    }
+
+    /// The same with another clock.
+    pub fn with_clock(concurrent: u32, builds_most: Option<u32>, builds: u32, clock: Clock) -> Arc<Self> {
         let state = State {
             concurrent,
             taken: vec![false; concurrent as usize],
@@ -129,7 +141,8 @@ impl Slots {
             next_ticket: 0,
             jobs: 0,
             runners_asking: 0,
-            idle_since: Some(Instant::now()),
+            idle_since: Some(clock()),
+            clock,
             idle_before: Duration::ZERO,
             asked: false,
             closed: false,
@@ -226,15 +239,15 @@ impl Slots {
     pub fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
-        let before = state.idle_since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        state.idle_before += before;
+        state.idle_before = state.idle_so_far();
+        state.idle_since = None;
     }
 
     /// The end of a pause.
     pub fn go_on(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.paused) && state.jobs == 0 {
-            state.idle_since = Some(Instant::now());
+            state.idle_since = Some((state.clock)());
         }
         self.changed.notify_all();
     }
@@ -277,8 +290,7 @@ impl Slots {
     /// How long no job has been running; `None` while one does.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();
-        let now = state.idle_since.map_or(Duration::ZERO, |since| since.elapsed());
-        (state.jobs == 0).then(|| state.idle_before + now)
+        (state.jobs == 0).then(|| state.idle_so_far())
     }
 
     /// True when a request has brought nothing since the last job, or nobody asks.
@@ -314,8 +326,12 @@ impl State {
 
     fn begin_to_idle(&mut self) {
         self.idle_before = Duration::ZERO;
-        self.idle_since = (self.jobs == 0 && !self.paused).then(Instant::now);
+        self.idle_since = (self.jobs == 0 && !self.paused).then(|| (self.clock)());
         self.asked = false;
+    }
+
+    fn idle_so_far(&self) -> Duration {
+        self.idle_before + self.idle_since.map_or(Duration::ZERO, |since| (self.clock)().saturating_sub(since))
     }
 
     fn take_slot(&mut self) -> usize {

@@ -132,8 +132,8 @@ fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
     if !config.mayfly.block_instance_metadata {
         return;
     }
-    let possible = seclusion::users(config, options.user.as_deref()).and_then(|_| guard::check_tool());
-    match possible {
+    let tool = || guard::check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"));
+    match seclusion::users(config, options.user.as_deref()).and_then(|_| tool()) {
         Err(why) => report.fail("metadata", &why),
         Ok(_) if Guard::look().is_ok() => report.ok("metadata", "jobs are kept from it"),
         Ok(tool) => report.ok("metadata", &format!("jobs are kept from it once the agent runs ({tool})")),

@@ -21,8 +21,12 @@ pub fn boottime() -> u64 {
 
 /// How long the machine has been asleep in this boot: what only `CLOCK_BOOTTIME` counts.
 pub fn asleep() -> Duration {
-    let awake = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    Duration::from_nanos(boottime()).saturating_sub(awake)
+    Duration::from_nanos(boottime()).saturating_sub(monotonic())
+}
+
+/// Time that the machine has been awake in this boot, whatever the time of day is set to.
+pub fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// A descriptor that stands for the process and becomes readable when it ends.

@@ -145,6 +145,18 @@ impl Docker {
         assert!(command.status().expect("nsenter").success(), "{target}");
     }
 
+    /// Shows the daemon a directory of this thread's at a place that the machine need not have; whatever else the machine
+    /// has beside that place the daemon does not see.
+    pub fn share(&self, source: &Path, target: &str) {
+        let parent = Path::new(target).parent().expect("a parent").display();
+        let script =
+            format!("mount -t tmpfs share {parent} && mkdir {target} && mount --bind {} {target}", source.display());
+        let done = Command::new("nsenter")
+            .args([&format!("--target={}", self.pid()), "--mount", "sh", "-c", &script])
+            .status();
+        assert!(done.expect("nsenter").success(), "{target}");
+    }
+
     /// The docker command line on this engine, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
