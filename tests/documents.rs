@@ -92,6 +92,34 @@ fn configuration(user_data: &str) -> String {
     text.lines().map(|line| format!("{}\n", line.get(6..).unwrap_or_default())).collect()
 }
 
+/// Lines that are no comments, and the first.
+fn without_comments(text: &str) -> String {
+    let (first, rest) = text.split_once('\n').expect("lines");
+    let lines = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
+    format!("{first}\n{}", lines.collect::<String>())
+}
+
+#[test]
+fn fleet_templates_have_the_user_data_of_cloud_init() {
+    let example = |name: &str| {
+        let text = fs::read_to_string(root().join("cloud-init").join(name)).expect("user data");
+        without_comments(&text)
+    };
+    let spot = fs::read_to_string(root().join("docs/fleet/spot.yaml")).expect("a template");
+    assert_eq!(user_data(&spot), example("spot.yaml"));
+    // The others say otherwise how long an instance lives, and no more.
+    let of_the_runner = |data: &str| {
+        let (frame, configuration) = data.split_once("    content: |\n").expect("a file");
+        let (_, runner) = configuration.split_once("[[runners]]\n").expect("a runner");
+        (frame.to_owned(), runner.to_owned())
+    };
+    let expected = of_the_runner(&example("token-from-parameter-store.yaml"));
+    for name in ["one-job.yaml", "recycle.yaml", "schedule.yaml"] {
+        let template = fs::read_to_string(root().join("docs/fleet").join(name)).expect("a template");
+        assert_eq!(of_the_runner(&user_data(&template)), expected, "{name}");
+    }
+}
+
 #[test]
 fn fleet_templates_write_good_configurations() {
     for path in files("docs/fleet", "yaml") {

@@ -5,7 +5,7 @@ set -eu
 
 # The release of this machine: the program under test was linked against its libraries.
 . /etc/os-release
-packages=systemd,systemd-sysv,dbus,cloud-init,iproute2,ca-certificates,procps,git
+packages=systemd,systemd-sysv,dbus,cloud-init,iproute2,ca-certificates,procps,git,nftables
 # What is written below is part of the recipe: change the number with it.
 recipe="1 $VERSION_CODENAME $packages"
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/mayfly-tests

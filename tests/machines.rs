@@ -342,9 +342,11 @@ fn a_spot_machine_works_until_it_is_stopped() {
             let gitlab = GitLab::start();
             let _imds = Imds::start("i-0abc0000000000004", &example("spot.yaml", &gitlab));
             serve_tokens();
-            let id = gitlab.queue(job(&["id -un"]).build());
+            let ask = "timeout 10 bash -c 'exec 3<>/dev/tcp/169.254.169.254/80' 2>/dev/null || echo shut out";
+            let id = gitlab.queue(job(&["id -un", ask]).build());
             let machine = image.boot();
-            assert!(gitlab.finished(id).lines().contains(&"mayfly-job".to_owned()));
+            let lines = gitlab.finished(id).lines();
+            assert!(["mayfly-job", "shut out"].map(|line| times(&lines, line)) == [1, 1], "{lines:#?}");
             machine.run("systemctl stop mayfly");
             assert_eq!(machine.run("systemctl show --value -p Result mayfly"), "success\n");
             gitlab.assert_strict();

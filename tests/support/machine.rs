@@ -181,7 +181,8 @@ impl Image {
 const BOOT: &str = r#"
 for group in $GROUPS_OF_MACHINE; do mkdir "$group"; echo $$ >"$group/cgroup.procs"; done
 exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no --keep-unit --boot --machine="$NAME" \
-    --network-namespace-path=/proc/self/ns/net --bind="$JOURNAL:/var/log/journal" $MOUNTS --console=pipe
+    --network-namespace-path=/proc/self/ns/net --capability=CAP_NET_ADMIN --console=pipe \
+    --bind="$JOURNAL:/var/log/journal" $MOUNTS
 "#;
 
 impl Drop for Image {
