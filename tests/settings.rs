@@ -59,7 +59,7 @@ fn what_this_runner_cannot_do_is_said_and_not_left_out() {
     for (key, value, word) in [
         ("run", json!([{"name": "x"}]), "`run`"),
         ("run", json!("[{\"name\": \"x\"}]"), "`run`"),
-        ("secrets", json!({"DB_PASS": {"vault": {}}}), "DB_PASS"),
+        ("secrets", json!({"DB_PASS": {"vault": {}}}), "DB_PASS from vault"),
     ] {
         let job = run("", job(&["echo ran"]).set(key, value));
         assert_eq!(job.failure_reason.as_deref(), Some("runner_configuration_error"));

@@ -68,10 +68,8 @@ pub struct Prepared {
 impl Context {
     /// Puts the job's inputs where it asks for them. Errors: see [`inputs::fill_in`].
     pub fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
-        if !self.flags(payload).0.is_on(INPUTS) {
-            return Ok(());
-        }
-        inputs::fill_in(payload)
+        let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);
+        if wanted { inputs::fill_in(payload) } else { Ok(()) }
     }
 
     /// The job's feature flags, and what is to be said of them.

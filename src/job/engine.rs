@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::context::{Context, Prepared};
 use super::control::{Control, Orders};
 use super::failure::{FailureReason, JobError};
-use super::payload::Payload;
+use super::payload::{Payload, Secret};
 use super::script::BRIDGE;
 use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
@@ -281,11 +281,8 @@ impl Engine<'_> {
         if self.payload.run {
             return Ok(Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`")));
         }
-        if !self.payload.secrets.is_empty() {
-            let names = self.payload.secrets.join(", ");
-            return Ok(Err(JobError::configuration(format!(
-                "the job wants secrets from a secret store ({names}); this runner fetches none: use CI/CD variables"
-            ))));
+        if let Some(error) = self.unfetched_secrets() {
+            return Ok(Err(error));
         }
         if let Some(Err(why)) = self.context.guard.as_ref().map(|guard| guard.hold()) {
             let message = format!("the job is not kept from the instance's credentials: {why}");
@@ -299,6 +296,20 @@ impl Engine<'_> {
         let unusable = |error| JobError::system(format!("cannot make {}: {error}", place.builds.display()));
         let made = || place.create(&self.context.caches, self.context.executor.user()).map_err(unusable);
         Ok(shell.prepare().and_then(|()| made()))
+    }
+
+    /// A job must not run without the secrets that it counts on.
+    fn unfetched_secrets(&self) -> Option<JobError> {
+        let secrets = self.payload.secrets.iter().map(|(name, secret)| {
+            let provider = secret.as_ref().and_then(Secret::provider).unwrap_or("no store");
+            format!("{name} from {provider}")
+        });
+        let wanted: Vec<String> = secrets.collect();
+        (!wanted.is_empty()).then(|| {
+            let wanted = wanted.join(", ");
+            let why = format!("the job wants secrets ({wanted}), and this runner fetches none: use CI/CD variables");
+            JobError::configuration(why)
+        })
     }
 
     /// What an earlier job left for its scripts is not for this one. Whom a container runs as is known to itself only.

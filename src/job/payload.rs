@@ -1,6 +1,8 @@
 //! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
 //! the job's number and token may be missing, null or unknown.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::inputs::Input;
@@ -54,9 +56,9 @@ pub struct Payload {
     /// The job is written with `run` instead of `script`.
     #[serde(deserialize_with = "lenient::is_there")]
     pub run: bool,
-    /// Names of variables that a secret store has to fill.
-    #[serde(deserialize_with = "lenient::keys")]
-    pub secrets: Vec<String>,
+    /// What secret stores have to fill, by the names of variables.
+    #[serde(deserialize_with = "lenient::value")]
+    pub secrets: BTreeMap<String, Option<Secret>>,
 }
 
 impl std::fmt::Debug for Payload {
@@ -282,6 +284,21 @@ pub struct ArtifactsFile {
     pub size: i64,
 }
 
+/// A variable that a secret store has to fill.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret {
+    #[serde(deserialize_with = "lenient::keys")]
+    keys: Vec<String>,
+}
+
+impl Secret {
+    /// The kind of the store, as the server calls it.
+    pub fn provider(&self) -> Option<&str> {
+        self.keys.iter().map(String::as_str).find(|key| !matches!(*key, "file" | "token"))
+    }
+}
+
 /// What the server understands.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -388,7 +405,10 @@ mod tests {
             assert!(!payload.run && payload.secrets.is_empty(), "{nothing}");
         }
         assert!(of(r#""run": [{"name": "x"}]"#).run && of(r#""run": "[{}]""#).run);
-        assert_eq!(of(r#""secrets": {"DB": {"vault": {}}}"#).secrets, ["DB"]);
+        let secrets = of(r#""secrets": {"DB": {"file": false, "token": "$T", "vault": {}}, "NONE": null}"#).secrets;
+        let providers: Vec<_> =
+            secrets.iter().map(|(name, secret)| (&name[..], secret.as_ref().and_then(Secret::provider))).collect();
+        assert_eq!(providers, [("DB", Some("vault")), ("NONE", None)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The shim's whole life: start the step, pump its output, keep its deadline, end what it left, tell the outcome.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -38,8 +38,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
 pub fn main(work: Work) -> ExitCode {
-    let mut text = String::new();
-    let spec: Spec = match io::stdin().read_to_string(&mut text).map(|_| decode::json(text.as_bytes())) {
+    let mut text = Vec::new();
+    let read =
+        io::stdin().as_fd().try_clone_to_owned().map(File::from).and_then(|mut file| file.read_to_end(&mut text));
+    let spec: Spec = match read.map(|_| decode::json(&text)) {
         Ok(Ok(spec)) => spec,
         _ => {
             eprintln!("mayfly shim is started by mayfly itself, with a step on standard input");

@@ -54,12 +54,9 @@ struct Scope {
     sensitive: Vec<String>,
 }
 
-/// Puts the inputs of a job where it asks for them; a job without inputs stays as it is. Errors: an input is not of its
-/// type, or an expression cannot be evaluated.
+/// Puts the inputs of a job where it asks for them. Errors: an input is not of its type, or an expression cannot be
+/// evaluated.
 pub fn fill_in(payload: &mut Payload) -> Result<(), JobError> {
-    if payload.inputs.is_empty() {
-        return Ok(());
-    }
     let scope = scope(&payload.inputs).map_err(JobError::configuration)?;
     texts(payload)
         .try_for_each(|text| {
