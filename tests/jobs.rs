@@ -75,6 +75,8 @@ fn inputs_are_put_into_the_job_where_it_asks_for_them() {
         .after_script(&["true"])
         .variable("FF_ENABLE_JOB_INPUTS_INTERPOLATION", "false"));
     assert!(off.lines().contains(&"as it was: ${{ job.inputs.env }}".to_owned()), "{}", off.log());
+    let none = run(job(&["echo 'as it was: ${{ nothing }}'"]));
+    assert!(none.lines().contains(&"as it was: ${{ nothing }}".to_owned()), "{}", none.log());
 }
 
 #[test]

@@ -9,9 +9,10 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::docker::Contradiction;
 use super::keys::{self, Support};
+use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
 use super::place::{Place, line_number};
-use super::{Runner, expand, is_of_containers};
+use super::{Runner, expand};
 
 /// Something to tell about a line of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -66,7 +66,7 @@ pub struct Prepared {
 }
 
 impl Context {
-    /// Puts the job's inputs where it asks for them. Errors: see [`inputs::fill_in`].
+    /// Puts the job's inputs where it asks for them; a job without stays as it is. Errors: see [`inputs::fill_in`].
     pub fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
         let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);
         if wanted { inputs::fill_in(payload) } else { Ok(()) }

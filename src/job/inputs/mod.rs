@@ -142,12 +142,6 @@ mod tests {
     }
 
     #[test]
-    fn without_inputs_nothing_is_touched() {
-        let line = "echo ${{ job.inputs.level }} \\${{";
-        assert_eq!(filled(Value::Null, line).expect("as it was").steps[0].script, [line]);
-    }
-
-    #[test]
     fn an_input_is_of_its_type() {
         for (kind, good) in [
             ("string", json!("a")),

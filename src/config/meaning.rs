@@ -1,0 +1,219 @@
+//! What is written becomes what counts: values are checked, and defaults stand in for those that are missing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cache::Limits;
+use super::lifetime::{self, Leave, Lifetime, Terms};
+use super::place::Place;
+use super::reference::Reference;
+use super::runner::{UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor};
+use super::{Config, ExecutorKind, Mayfly, Runner, expand, raw};
+use crate::coordinator::Token;
+use crate::http::tls::TlsFiles;
+
+/// A value that TOML allows and that makes no sense.
+pub(super) struct Wrong {
+    place: Place,
+    why: String,
+}
+
+impl Wrong {
+    fn global(key: &'static str, why: impl Into<String>) -> Self {
+        Self { place: Place { runner: None, key }, why: why.into() }
+    }
+
+    pub(super) fn shown(&self, text: &str) -> String {
+        self.place.show(text, &self.why)
+    }
+}
+
+/// What the whole file means. Errors: a value makes no sense.
+pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
+    let concurrent = raw.concurrent.unwrap_or(1);
+    let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
+    let concurrent = concurrent
+        .ok_or_else(|| Wrong::global("concurrent", "`concurrent` must be at least 1, or no job would ever run"))?;
+    check_one_of("log_level", raw.log_level.as_deref(), &LOG_LEVELS)?;
+    check_one_of("log_format", raw.log_format.as_deref(), &LOG_FORMATS)?;
+    let listen_address = raw.listen_address.filter(|address| !address.is_empty());
+    if let Some(address) = &listen_address {
+        let unusable = |why| Wrong::global("listen_address", format!("`listen_address`: {why}"));
+        crate::monitor::listener::check_address(address).map_err(unusable)?;
+    }
+    let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    let terms = |runner: &mut raw::Runner| Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take());
+    let terms: Vec<Terms> = raw.runners.iter_mut().map(terms).collect();
+    if let Some(aws) = &raw.mayfly.aws
+        && aws.raise_on_job.is_some()
+        && aws.protect_while_busy == Some(false)
+    {
+        let why = "`protect_while_busy = false`: `raise_on_job` tells instances with a job by their protection; leave \
+                   one of them out";
+        return Err(Wrong::global("mayfly.aws.protect_while_busy", why));
+    }
+    let labels = raw.labels;
+    let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
+        let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
+        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
+            place: Place { runner: Some(index), key },
+            why: format!("runner {place}: {why}"),
+        })?;
+        Ok(Runner { limit: runner.limit.into_iter().chain(terms[index].capacity).min(), ..runner })
+    });
+    Ok(Config {
+        path: path.to_owned(),
+        concurrent: lifetime::capacity(&terms).map_or(concurrent, |capacity| capacity.min(concurrent)),
+        check_interval: Duration::from_secs(interval.unwrap_or(3)),
+        log_level: raw.log_level,
+        log_format: raw.log_format,
+        user: raw.user.filter(|user| !user.is_empty()),
+        listen_address,
+        shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
+        connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
+        lifetime: Lifetime::of(&raw.mayfly, &terms),
+        leave: Leave::of(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
+        mayfly: Mayfly {
+            state_dir: raw.mayfly.state_dir,
+            aws: raw.mayfly.aws,
+            block_instance_metadata: raw.mayfly.block_instance_metadata,
+        },
+        runners: runners.collect::<Result<_, _>>()?,
+    })
+}
+
+/// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.
+pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", "error", "fatal", "panic"];
+/// What `log_format` may be.
+const LOG_FORMATS: [&str; 3] = ["runner", "text", "json"];
+
+fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Result<(), Wrong> {
+    match given {
+        Some(given) if !given.is_empty() && !allowed.iter().any(|one| one.eq_ignore_ascii_case(given)) => {
+            Err(Wrong::global(key, format!("`{key}` must be one of {}", allowed.join(", "))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fills in defaults. Errors: the key whose value is wrong, and why.
+fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> Result<Runner, (&'static str, String)> {
+    let executor = executor(&raw.executor).map_err(|why| ("executor", why))?;
+    if let Some(shell) = raw.shell.as_deref().filter(|shell| !matches!(*shell, "" | "bash" | "sh")) {
+        return Err(("shell", format!("`shell = \"{shell}\"`: this build knows bash and sh")));
+    }
+    let url = expand::expand(&raw.url);
+    // What stands in the right place counts.
+    let mut environment = match is_of_containers(&raw.executor) {
+        true => pairs("docker.environment", &raw.docker.environment)?,
+        false => Vec::new(),
+    };
+    environment.extend(pairs("environment", &raw.environment)?);
+    let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
+    let token = expand::expand(&raw.token);
+    let reference = Reference::read(&token).map_err(|why| ("token", why))?;
+    let mut all_labels = labels.clone();
+    all_labels.extend(raw.labels);
+    Ok(Runner {
+        tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
+        name: raw.name,
+        token: if reference.is_some() { Token::new("") } else { Token::new(token) },
+        token_reference: reference,
+        id: raw.id,
+        url,
+        token_life: life.filter(|(_, expires)| !expires.starts_with("0001-")),
+        executor,
+        shell: raw.shell.filter(|shell| !shell.is_empty()),
+        limit: (raw.limit > 0).then_some(raw.limit),
+        request_concurrency: raw.request_concurrency.unwrap_or(1).max(1),
+        strict_check_interval: raw.strict_check_interval,
+        output_limit: raw.output_limit.filter(|kibibytes| *kibibytes > 0).unwrap_or(4096).saturating_mul(1024),
+        unhealthy_requests_limit: raw.unhealthy_requests_limit.filter(|limit| *limit > 0).unwrap_or(3),
+        unhealthy_interval: raw.unhealthy_interval.unwrap_or(Duration::from_secs(3600)),
+        final_tries: raw.job_status_final_update_retry_limit.filter(|tries| *tries > 0).unwrap_or(10),
+        builds_dir: raw.builds_dir,
+        cache_dir: raw.cache_dir,
+        cache: raw.cache,
+        cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
+        upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
+        upload_answer_timeout: positive(raw.artifact.response_header_timeout).unwrap_or(UPLOAD_ANSWER_TIMEOUT),
+        clone_url: raw.clone_url.filter(|url| !url.is_empty()),
+        environment,
+        pre_get_sources_script: raw.pre_get_sources_script,
+        post_get_sources_script: raw.post_get_sources_script,
+        pre_build_script: raw.pre_build_script,
+        post_build_script: raw.post_build_script,
+        prepare_timeout: positive(raw.prepare_timeout),
+        get_sources_timeout: positive(raw.get_sources_timeout),
+        debug_trace_disabled: raw.debug_trace_disabled,
+        labels: all_labels,
+        custom_build_dir: raw.custom_build_dir.enabled.unwrap_or(executor != ExecutorKind::Shell),
+        feature_flags: raw.feature_flags,
+        kill_grace: raw.mayfly.kill_grace.unwrap_or(Duration::from_secs(10)),
+        cgroups: raw.mayfly.cgroups.unwrap_or(true),
+        docker: raw.docker,
+        docker_text: String::new(),
+        container_builds_dir: raw.mayfly.builds_dir,
+        container_cache_dir: raw.mayfly.cache_dir,
+        ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
+    })
+}
+
+/// `KEY=VALUE` each. Errors: one is not; its text may be a secret that lost its name, and is not shown.
+fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (&'static str, String)> {
+    let pair = |(index, text): (usize, &String)| match text.split_once('=').filter(|(name, _)| !name.is_empty()) {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err((key, format!("`{key}`: entry number {} is not KEY=VALUE", index + 1))),
+    };
+    texts.iter().enumerate().map(pair).collect()
+}
+
+/// Whether an executor runs jobs in containers.
+pub(super) fn is_of_containers(executor: &str) -> bool {
+    super::executor(executor).is_ok_and(ExecutorKind::has_containers)
+}
+
+/// A time of zero is as good as none.
+fn positive(time: Option<Duration>) -> Option<Duration> {
+    time.filter(|time| !time.is_zero())
+}
+
+/// Keeps `[runners.docker]` of each runner as it is written: the process that makes a job's containers reads it again.
+pub(super) fn note_docker_texts(text: &str, runners: &mut [Runner]) {
+    let Ok(table) = text.parse::<toml::Table>() else { return };
+    let written = table.get("runners").and_then(toml::Value::as_array);
+    for (runner, written) in runners.iter_mut().zip(written.into_iter().flatten()) {
+        if let Some(docker) = written.get("docker").and_then(toml::Value::as_table) {
+            runner.docker_text = docker.to_string();
+        }
+    }
+}
+
+/// The certificate files that are configured, or those beside the configuration that carry the server's name.
+/// (`certs/HOST.crt`, `HOST.auth.crt`, `HOST.auth.key`).
+pub(super) fn tls_files(
+    path: &Path,
+    url: &str,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> TlsFiles {
+    let origin = crate::http::origin(url);
+    let authority = origin.split_once("://").map_or(origin.as_str(), |(_, authority)| authority);
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let beside = |suffix: &str| {
+        let file = path.parent()?.join("certs").join(format!("{host}{suffix}"));
+        file.is_file().then_some(file)
+    };
+    let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
+    TlsFiles {
+        ca_file: given(ca).or_else(|| beside(".crt")),
+        cert_file: given(cert).or_else(|| beside(".auth.crt")),
+        key_file: given(key).or_else(|| beside(".auth.key")),
+        ..TlsFiles::default()
+    }
+}

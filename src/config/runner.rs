@@ -1,0 +1,207 @@
+//! One of the runners of the file: where its jobs come from, and how they are run.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::cache::{Cache, Limits};
+use super::docker::Docker;
+use super::reference::Reference;
+use crate::coordinator::Token;
+use crate::http::tls::TlsFiles;
+
+/// How long one upload of artifacts may take where `[runners.artifact]` says nothing else.
+pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long the server may think then, where `[runners.artifact]` says nothing else.
+pub(super) const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// One of `[[runners]]`.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// For people.
+    pub name: String,
+    /// The server.
+    pub url: String,
+    /// The runner's own secret; empty until it is fetched, where there is a reference.
+    pub token: Token,
+    /// Where the secret is kept, if it does not stand in the file.
+    pub token_reference: Option<Reference>,
+    /// Its number on the server, where it is known.
+    pub id: Option<i64>,
+    /// When the token was obtained and when it dies (RFC 3339), if it does.
+    pub token_life: Option<(String, String)>,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// How jobs are run.
+    pub executor: ExecutorKind,
+    /// `bash` or `sh`; `None` takes what is there.
+    pub shell: Option<String>,
+    /// Jobs of this runner at once; `None` without bound.
+    pub limit: Option<u32>,
+    /// Requests of this runner at once, at least 1.
+    pub request_concurrency: u32,
+    /// Rest between requests even after a job.
+    pub strict_check_interval: bool,
+    /// Bytes of a job's log.
+    pub output_limit: u64,
+    /// Refusals in a row before the runner rests.
+    pub unhealthy_requests_limit: u32,
+    /// How long it rests.
+    pub unhealthy_interval: Duration,
+    /// Tries of a job's final state.
+    pub final_tries: u32,
+    /// Where jobs work; `None` for `builds` in the working directory.
+    pub builds_dir: Option<PathBuf>,
+    /// Where caches are kept on this machine; `None` for `cache` in the working directory.
+    pub cache_dir: Option<PathBuf>,
+    /// The object store for caches.
+    pub cache: Cache,
+    /// What the caches on this machine may grow to.
+    pub cache_limits: Limits,
+    /// How long one upload of artifacts may take.
+    pub upload_timeout: Duration,
+    /// How long the server may think once it has all of an upload.
+    pub upload_answer_timeout: Duration,
+    /// Overrides the server's URL for git.
+    pub clone_url: Option<String>,
+    /// Variables for every job.
+    pub environment: Vec<(String, String)>,
+    /// Lines before the sources.
+    pub pre_get_sources_script: Option<String>,
+    /// Lines after the sources.
+    pub post_get_sources_script: Option<String>,
+    /// Lines before the job's script, in its shell.
+    pub pre_build_script: Option<String>,
+    /// Lines after the job's script, in its shell.
+    pub post_build_script: Option<String>,
+    /// Limit of what is prepared before the sources.
+    pub prepare_timeout: Option<Duration>,
+    /// Limit of the sources.
+    pub get_sources_timeout: Option<Duration>,
+    /// `CI_DEBUG_TRACE` is refused.
+    pub debug_trace_disabled: bool,
+    /// What GitLab is told of this runner manager.
+    pub labels: BTreeMap<String, String>,
+    /// `GIT_CLONE_PATH` is allowed.
+    pub custom_build_dir: bool,
+    /// Flags that jobs cannot change.
+    pub feature_flags: BTreeMap<String, bool>,
+    /// From TERM to KILL.
+    pub kill_grace: Duration,
+    /// Give each script a control group.
+    pub cgroups: bool,
+    /// What containers are made of.
+    pub docker: Docker,
+    /// The same as it is written, for another process.
+    pub docker_text: String,
+    /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
+    pub container_builds_dir: Option<PathBuf>,
+    /// Where caches of containers are kept on the machine; `None` for `cache` in the working directory.
+    pub container_cache_dir: Option<PathBuf>,
+    /// Fetch a login for Amazon's registries where no other is configured.
+    pub ecr_login: bool,
+}
+
+impl Runner {
+    /// The token as it stands in the file, variables replaced.
+    pub fn written_token(&self) -> String {
+        self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
+    }
+
+    /// A runner of which only server and token are known, with defaults for the rest.
+    pub fn unnamed(url: &str, token: Token) -> Self {
+        Self {
+            name: "unknown".to_owned(),
+            url: url.to_owned(),
+            token,
+            token_reference: None,
+            id: None,
+            token_life: None,
+            tls: TlsFiles::default(),
+            executor: ExecutorKind::Shell,
+            shell: None,
+            limit: None,
+            request_concurrency: 1,
+            strict_check_interval: false,
+            output_limit: 4 << 20,
+            unhealthy_requests_limit: 3,
+            unhealthy_interval: Duration::from_secs(3600),
+            final_tries: 10,
+            builds_dir: None,
+            cache_dir: None,
+            cache: Cache::default(),
+            cache_limits: Limits::default(),
+            upload_timeout: UPLOAD_TIMEOUT,
+            upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
+            clone_url: None,
+            environment: Vec::new(),
+            pre_get_sources_script: None,
+            post_get_sources_script: None,
+            pre_build_script: None,
+            post_build_script: None,
+            prepare_timeout: None,
+            get_sources_timeout: None,
+            debug_trace_disabled: false,
+            labels: BTreeMap::new(),
+            custom_build_dir: false,
+            feature_flags: BTreeMap::new(),
+            kill_grace: Duration::from_secs(10),
+            cgroups: true,
+            docker: Docker::default(),
+            docker_text: String::new(),
+            container_builds_dir: None,
+            container_cache_dir: None,
+            ecr_login: true,
+        }
+    }
+}
+
+/// Executors of this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecutorKind {
+    /// The shell of the instance.
+    Shell,
+    /// The same, in fleets.
+    Instance,
+    /// Containers.
+    Docker,
+    /// The same, in fleets.
+    DockerAutoscaler,
+    /// The same, in fleets of the kind before.
+    DockerMachine,
+}
+
+impl ExecutorKind {
+    /// The name in the file and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shell => "shell",
+            Self::Instance => "instance",
+            Self::Docker => "docker",
+            Self::DockerAutoscaler => "docker-autoscaler",
+            Self::DockerMachine => "docker+machine",
+        }
+    }
+
+    /// Jobs run in containers.
+    pub fn has_containers(self) -> bool {
+        matches!(self, Self::Docker | Self::DockerAutoscaler | Self::DockerMachine)
+    }
+}
+
+/// The executor by name. Errors: it is missing, unknown, or none of this build's.
+pub fn executor(name: &str) -> Result<ExecutorKind, String> {
+    match name {
+        "shell" => Ok(ExecutorKind::Shell),
+        "instance" => Ok(ExecutorKind::Instance),
+        "" => Err("`executor` is missing; write executor = \"shell\"".to_owned()),
+        "docker" => Ok(ExecutorKind::Docker),
+        "docker-autoscaler" => Ok(ExecutorKind::DockerAutoscaler),
+        "docker+machine" => Ok(ExecutorKind::DockerMachine),
+        "docker-windows" | "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
+            "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\", \
+             \"instance\" or \"docker\""
+        )),
+        other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\", \"instance\" or \"docker\"")),
+    }
+}

@@ -1,0 +1,163 @@
+//! What is read from a file, and what is said of one that cannot be.
+
+use super::lifetime::Strategy;
+use super::meaning::tls_files;
+use super::*;
+
+fn load(text: &str) -> Result<Loaded, String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("config.toml");
+    fs::write(&path, text).expect("written");
+    Config::load(&path).map_err(|error| error.to_string())
+}
+
+const RUNNER: &str = "[[runners]]\nname = \"a\"\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
+
+#[test]
+fn fills_in_the_defaults() {
+    let config = load(RUNNER).expect("loaded").config;
+    let runner = &config.runners[0];
+    assert_eq!((config.concurrent, config.check_interval.as_secs(), config.shutdown_timeout.as_secs()), (1, 3, 30));
+    assert_eq!((runner.output_limit, runner.limit, runner.request_concurrency), (4 << 20, None, 1));
+    assert_eq!(runner.kill_grace, Duration::from_secs(10));
+    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (3600, 600));
+}
+
+#[test]
+fn uploads_have_the_time_that_is_configured() {
+    let artifact = "[runners.artifact]\nupload_timeout = \"2h\"\nresponse_header_timeout = \"0s\"\n";
+    let loaded = load(&format!("{RUNNER}{artifact}")).expect("loaded");
+    let runner = &loaded.config.runners[0];
+    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (7200, 600));
+    assert!(!loaded.findings.iter().any(|finding| finding.message.contains("artifact")));
+}
+
+#[test]
+fn a_wrong_value_shows_its_line() {
+    let error = load(&format!("concurrent = \"two\"\n{RUNNER}")).expect_err("wrong");
+    assert!(error.contains("line 1") && error.contains("concurrent"), "{error}");
+    let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("wrong");
+    assert!(error.contains("line 6") && error.contains("not a duration"), "{error}");
+    assert!(load(&format!("concurrent = 0\n{RUNNER}")).expect_err("wrong").contains("at least 1"));
+}
+
+#[test]
+fn a_value_that_makes_no_sense_shows_its_line() {
+    let second = RUNNER.replace("\"a\"", "\"b\"");
+    let cases = [
+        (format!("\nconcurrent = 0\n{RUNNER}"), "line 2", "concurrent = 0"),
+        (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
+        (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
+        (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is no port"),
+        (format!("{RUNNER}{}", second.replace("shell", "ssh")), "line 10", "runner `b`"),
+        (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
+        (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
+        (RUNNER.replace("executor = \"shell\"\n", ""), "line 1", "`executor` is missing"),
+    ];
+    for (text, line, part) in cases {
+        let error = load(&text).expect_err("refused");
+        assert!(error.contains(line) && error.contains(part), "{error}");
+        assert!(!error.contains("hidden"), "{error}");
+    }
+}
+
+#[test]
+fn a_bad_period_or_zone_shows_its_line() {
+    let table = format!("{RUNNER}[runners.machine]\nMaxBuilds = 3\n[[runners.machine.autoscaling]]\n");
+    let policy = format!("{RUNNER}[[runners.autoscaler.policy]]\n");
+    for (text, line, part) in [
+        (format!("{table}Periods = [\"* * 9-25 * * * *\"]\n"), "line 9", "the hour `25`"),
+        (format!("{table}Periods = [\n  \"* * * * *\",\n  \"* * 9-25 * * * *\",\n]\n"), "line 9", "the hour `25`"),
+        (format!("{table}Timezone = \"Mars/Olympus\"\n"), "line 9", "`Mars/Olympus` is not known"),
+        (format!("{policy}timezone = \"Mars/Olympus\"\n"), "line 7", "`Mars/Olympus` is not known"),
+        (format!("{policy}periods = [\"* * * * * * *\"]\n"), "line 7", "has 7 fields"),
+        (format!("{policy}idle_time = \"soon\"\n"), "line 7", "not a duration"),
+    ] {
+        let error = load(&text).expect_err("refused");
+        assert!(error.contains(line) && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn the_tables_of_a_fleet_are_taken_over_and_our_own_keys_beat_them() {
+    let tables = "limit = 10\n[runners.machine]\nMaxBuilds = 250\nIdleTime = 600\n\
+                  [runners.autoscaler]\nmax_use_count = 9\ncapacity_per_instance = 2\n\
+                  [[runners.autoscaler.policy]]\nidle_time = \"7m\"\n";
+    let config = load(&format!("concurrent = 40\n{RUNNER}{tables}")).expect("loaded").config;
+    assert_eq!((config.concurrent, config.runners[0].limit), (2, Some(2)));
+    let now = jiff::Timestamp::now();
+    assert_eq!(config.lifetime.max_builds, Some(9));
+    assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(420)));
+    let own = "[mayfly]\nmax_builds = 3\nidle_timeout = \"1m\"\nmax_age = \"24h\"\n";
+    let config = load(&format!("concurrent = 40\n{own}{RUNNER}{tables}")).expect("loaded").config;
+    assert_eq!(config.lifetime.max_builds, Some(3));
+    assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(60)));
+    assert_eq!(config.lifetime.max_age, Some(Duration::from_secs(86400)));
+    let unbounded = load(&format!("[mayfly]\nmax_builds = 0\n{RUNNER}{tables}")).expect("loaded").config;
+    assert_eq!(unbounded.lifetime.max_builds, None);
+}
+
+#[test]
+fn how_an_instance_goes_must_make_sense() {
+    let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
+    assert_eq!(leave("").expect("loaded").strategy, Strategy::Exit);
+    let raise = "aws = { raise_on_job = {}, protect_while_busy = false }";
+    assert!(leave(raise).expect_err("no").to_string().contains("leave one of them out"));
+    let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("loaded");
+    assert_eq!((asg.strategy, asg.fallback_after), (Strategy::AwsAsg, Duration::from_secs(120)));
+    assert_eq!(asg.poweroff_command, "systemctl poweroff");
+    for (text, line, part) in [
+        ("leave = \"explode\"", "line 2", "aws-asg"),
+        ("leave = \"command\"", "line 2", "needs a `leave_command`"),
+        ("\nleave_command = \"true\"", "line 3", "only"),
+    ] {
+        let error = leave(text).expect_err("refused");
+        assert!(error.contains(line) && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn odd_periods_are_named_with_their_line() {
+    let text = format!(
+        "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * * * *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
+         [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
+    );
+    let told: Vec<String> = findings::of_keys(&text).iter().map(Finding::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:#?}");
+    assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never comes"), "{told:#?}");
+    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("names seconds")), "{told:#?}");
+    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("`IdleTime`")), "{told:#?}");
+}
+
+#[test]
+fn a_broken_line_with_a_secret_is_not_shown() {
+    for line in
+        ["token = glrt-secret", "token = \"glrt-secret", "token = 4711", "SecretKey = \"secret", "\"token\" = secret"]
+    {
+        let error = load(&format!("[[runners]]\n{line}\n")).expect_err("broken");
+        assert!(error.contains("line 2"), "{error}");
+        assert!(!error.contains("secret") && !error.contains("4711"), "{error}");
+    }
+}
+
+#[test]
+fn executors_that_do_not_exist_are_said() {
+    for (executor, part) in
+        [("docker-windows", "does not exist"), ("kubernetes", "does not exist"), ("", "missing"), ("x", "unknown")]
+    {
+        let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
+        let error = load(&text).expect_err("refused");
+        assert!(error.contains("runner `a`") && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn certificates_are_looked_for_beside_the_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::create_dir(directory.path().join("certs")).expect("made");
+    fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("written");
+    let path = directory.path().join("config.toml");
+    let files = tls_files(&path, "https://gitlab.test:8443/x", None, None, None);
+    assert_eq!(files.ca_file, Some(directory.path().join("certs/gitlab.test.crt")));
+    assert_eq!(files.cert_file, None);
+}
