@@ -1,17 +1,19 @@
-//! What one thread compresses: small files as a whole, and large ones as deflate in independent pieces. Each block knows
-//! the 32 KiB before it and ends on a whole byte, so that blocks made on several cores, put one after the other, are one
-//! stream.
+//! What one thread compresses: small files as a whole, and large ones in independent pieces. A block of deflate knows the
+//! 32 KiB before it and ends on a whole byte, and frames of zstd stand for themselves, so that pieces made on several
+//! cores, put one after the other, are one stream.
 
-use std::io::{self, Write};
+use std::io;
 
 use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::compress_bound;
 
 use super::Level;
 
-/// How much is compressed as one piece.
+/// How much is compressed as one piece, and up to what size a file is a small one.
 pub const BLOCK: usize = 256 * 1024;
+/// What becomes one frame of zstd: frames do not know what stands before them.
+pub const FRAME: usize = 1 << 20;
 /// How far back deflate can refer.
 const WINDOW: usize = 32 * 1024;
 /// What ends a stream after its last block: an empty block marked as final.
@@ -19,11 +21,17 @@ pub const END: [u8; 2] = [3, 0];
 /// How much of a block is tried before all of it is.
 const PROBE: usize = 16 * 1024;
 
-/// A compressed block, and the checksum of what it was.
-pub struct Packed {
+/// A block on its way: the same memory serves one after the other, since to map it anew each time costs a good part of what
+/// compressing does.
+#[derive(Default)]
+pub struct Piece {
+    /// What stands before the block, as far back as it may refer.
+    pub before: Vec<u8>,
+    /// The block.
+    pub block: Vec<u8>,
     /// The bytes for the stream.
-    pub data: Vec<u8>,
-    /// CRC-32 of the block before compression.
+    pub packed: Vec<u8>,
+    /// CRC-32 of the block.
     pub checksum: Hasher,
 }
 
@@ -34,7 +42,7 @@ pub enum Method {
     Store,
     /// Deflate with a level of 1 to 9.
     Deflate(u32),
-    /// zstd; large files as one stream.
+    /// zstd.
     Zstd(Level),
 }
 
@@ -56,27 +64,43 @@ impl Compressor {
                 compress: Box::new(Compress::new(Compression::new(level), false)),
                 probe: Box::new(Compress::new(Compression::fast(), false)),
             },
-            Method::Zstd(level) => Engine::Zstd(zstd::bulk::Compressor::new(level.zstd())?),
+            Method::Zstd(level) => {
+                let mut compressor = zstd::bulk::Compressor::new(level.zstd())?;
+                // Neither tar nor zstd would notice another bit otherwise.
+                compressor.include_checksum(true)?;
+                Engine::Zstd(compressor)
+            }
         }))
     }
 
-    /// Deflates a block that follows `before`; without deflate it comes back as it is.
-    pub fn block(&mut self, before: &[u8], block: Vec<u8>) -> io::Result<Packed> {
-        let mut checksum = Hasher::new();
-        checksum.update(&block);
-        let Engine::Deflate { compress, probe } = &mut self.0 else {
-            return Ok(Packed { data: block, checksum });
-        };
-        if looks_incompressible(probe, &block)? {
-            return Ok(Packed { data: stored(&block), checksum });
+    /// Deflates a block, or makes it a frame of zstd, or leaves it as it is.
+    pub fn block(&mut self, piece: &mut Piece) -> io::Result<()> {
+        let Piece { before, block, packed, checksum } = piece;
+        *checksum = Hasher::new();
+        checksum.update(block);
+        match &mut self.0 {
+            Engine::None => std::mem::swap(block, packed),
+            Engine::Deflate { compress, probe } => {
+                if looks_incompressible(probe, block, packed)? {
+                    stored(block, packed);
+                    return Ok(());
+                }
+                compress.reset();
+                if !before.is_empty() {
+                    compress.set_dictionary(before)?;
+                }
+                run(compress, block, FlushCompress::Sync, packed)?;
+                if packed.len() >= block.len() {
+                    stored(block, packed);
+                }
+            }
+            Engine::Zstd(compressor) => {
+                packed.clear();
+                packed.reserve(compress_bound(block.len()));
+                compressor.compress_to_buffer(block, packed)?;
+            }
         }
-        compress.reset();
-        if !before.is_empty() {
-            compress.set_dictionary(before)?;
-        }
-        let data = run(compress, &block, FlushCompress::Sync)?;
-        let data = if data.len() < block.len() { data } else { stored(&block) };
-        Ok(Packed { data, checksum })
+        Ok(())
     }
 
     /// Compresses a whole small file to a complete stream; `None` when it is better stored.
@@ -87,11 +111,13 @@ impl Compressor {
         let data = match &mut self.0 {
             Engine::None => return Ok(None),
             Engine::Deflate { compress, probe } => {
-                if looks_incompressible(probe, content)? {
+                let mut data = Vec::new();
+                if looks_incompressible(probe, content, &mut data)? {
                     return Ok(None);
                 }
                 compress.reset();
-                run(compress, content, FlushCompress::Finish)?
+                run(compress, content, FlushCompress::Finish, &mut data)?;
+                data
             }
             Engine::Zstd(compressor) => compressor.compress(content)?,
         };
@@ -99,39 +125,29 @@ impl Compressor {
     }
 }
 
-/// Compresses a stream with zstd, with tables that stay small also at the high levels, which would take 60 MB otherwise.
-pub fn zstd_stream<'a, W: Write>(sink: W, level: Level) -> io::Result<zstd::Encoder<'a, W>> {
-    let mut encoder = zstd::Encoder::new(sink, level.zstd())?;
-    if matches!(level, Level::Slow | Level::Slowest) {
-        for most in [CParameter::WindowLog(21), CParameter::HashLog(20), CParameter::ChainLog(20)] {
-            encoder.set_parameter(most)?;
-        }
-    }
-    Ok(encoder)
-}
-
 /// What the next block may refer to.
-pub fn window(block: &[u8]) -> Vec<u8> {
-    block[block.len().saturating_sub(WINDOW)..].to_vec()
+pub fn window(block: &[u8]) -> &[u8] {
+    &block[block.len().saturating_sub(WINDOW)..]
 }
 
 /// Whether a piece out of the middle does not get smaller: trying all of a film or a jar at full effort costs more
 /// time than anything else here and gains nothing.
-fn looks_incompressible(probe: &mut Compress, block: &[u8]) -> io::Result<bool> {
+fn looks_incompressible(probe: &mut Compress, block: &[u8], output: &mut Vec<u8>) -> io::Result<bool> {
     if block.len() < 2 * PROBE {
         return Ok(false);
     }
     let start = (block.len() - PROBE) / 2;
     probe.reset();
-    let data = run(probe, &block[start..start + PROBE], FlushCompress::Finish)?;
-    Ok(data.len() > PROBE / 100 * 99)
+    run(probe, &block[start..start + PROBE], FlushCompress::Finish, output)?;
+    Ok(output.len() > PROBE / 100 * 99)
 }
 
-fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress) -> io::Result<Vec<u8>> {
-    let mut output = Vec::with_capacity(input.len() / 2 + 64);
+fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut Vec<u8>) -> io::Result<()> {
+    output.clear();
+    output.reserve(input.len() / 2 + 64);
     loop {
         let read = usize::try_from(compress.total_in()).map_err(io::Error::other)?;
-        let status = compress.compress_vec(&input[read..], &mut output, flush).map_err(io::Error::other)?;
+        let status = compress.compress_vec(&input[read..], output, flush).map_err(io::Error::other)?;
         let all_read = compress.total_in() == input.len() as u64;
         let done = match flush {
             FlushCompress::Finish => status == Status::StreamEnd,
@@ -139,23 +155,23 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress) -> io::Resul
             _ => all_read && output.len() < output.capacity(),
         };
         if done {
-            return Ok(output);
+            return Ok(());
         }
         output.reserve(output.capacity().max(4096));
     }
 }
 
 /// The block as deflate's own "stored" pieces.
-fn stored(block: &[u8]) -> Vec<u8> {
-    let mut data = Vec::with_capacity(block.len() + 5 * (block.len() / 0xffff + 1));
+pub fn stored(block: &[u8], output: &mut Vec<u8>) {
+    output.clear();
+    output.reserve(block.len() + 5 * (block.len() / 0xffff + 1));
     for piece in block.chunks(0xffff) {
         let length = piece.len() as u16;
-        data.push(0);
-        data.extend_from_slice(&length.to_le_bytes());
-        data.extend_from_slice(&(!length).to_le_bytes());
-        data.extend_from_slice(piece);
+        output.push(0);
+        output.extend_from_slice(&length.to_le_bytes());
+        output.extend_from_slice(&(!length).to_le_bytes());
+        output.extend_from_slice(piece);
     }
-    data
 }
 
 #[cfg(test)]
@@ -184,12 +200,13 @@ mod tests {
     fn blocks_put_together_are_one_stream() {
         let blocks = [text(BLOCK), noise(BLOCK), text(70_000), noise(100), Vec::new(), text(1)];
         let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
-        let (mut stream, mut checksum, mut before) = (Vec::new(), Hasher::new(), Vec::new());
+        let (mut stream, mut checksum, mut piece) = (Vec::new(), Hasher::new(), Piece::default());
         for block in &blocks {
-            let packed = compressor.block(&before, block.clone()).unwrap();
-            stream.extend(packed.data);
-            checksum.combine(&packed.checksum);
-            before = window(block);
+            piece.block.clone_from(block);
+            compressor.block(&mut piece).unwrap();
+            stream.extend_from_slice(&piece.packed);
+            checksum.combine(&piece.checksum);
+            piece.before = window(block).to_vec();
         }
         stream.extend(END);
         let mut back = Vec::new();
@@ -208,7 +225,8 @@ mod tests {
             assert!(compressor.whole(&noise(20)).unwrap().is_none());
             assert!(compressor.whole(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
         }
-        let packed = compressor.block(&[], noise(BLOCK)).unwrap();
-        assert!(packed.data.len() <= BLOCK + 25);
+        let mut piece = Piece { block: noise(BLOCK), ..Piece::default() };
+        compressor.block(&mut piece).unwrap();
+        assert!(piece.packed.len() <= BLOCK + 25);
     }
 }

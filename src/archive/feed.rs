@@ -7,54 +7,143 @@ use std::io::{self, Read};
 use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::compress::{BLOCK, Compressor, Packed, window};
+use super::compress::{BLOCK, Compressor, Piece, window};
 use super::pool::{Pending, Pool};
-use super::root::Root;
+use super::root::{Kind, Root};
 use super::select::Entry;
 
-/// A file that has been opened and, where it is small, read and compressed.
+/// How many small files are one piece of work at most: to hand them from thread to thread one by one would cost more
+/// than to pack them.
+const MOST_AT_ONCE: usize = 32;
+
+/// The entries of an archive in order, each loaded before it is its turn.
+pub struct Feed<'p, 'a> {
+    pool: &'p Pool<'a>,
+    root: &'a Root,
+    rest: &'a [Entry],
+    ahead: VecDeque<Batch<'a>>,
+    /// How many entries make up about a block, as far as the last ones tell.
+    at_once: usize,
+}
+
+struct Batch<'a> {
+    entries: &'a [Entry],
+    loading: Pending<Vec<Loaded>>,
+}
+
+impl<'p, 'a> Feed<'p, 'a> {
+    /// Begins to load.
+    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry]) -> Self {
+        Self { pool, root, rest: entries, ahead: VecDeque::new(), at_once: 1 }
+    }
+
+    /// The next entries with what came of them; none at the end.
+    pub fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
+        while self.ahead.len() < self.pool.depth(BLOCK) && !self.rest.is_empty() {
+            let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
+            self.rest = rest;
+            let batch = self.submit(entries);
+            self.ahead.push_back(batch);
+        }
+        let (entries, loaded) = match self.ahead.pop_front() {
+            Some(batch) => (batch.entries, batch.loading.wait()?),
+            None => (&[][..], Vec::new()),
+        };
+        let (done, left) = entries.split_at(loaded.len());
+        let size: usize = loaded.iter().map(Loaded::weight).sum();
+        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, MOST_AT_ONCE);
+        if !left.is_empty() {
+            let batch = self.submit(left);
+            self.ahead.push_front(batch);
+        }
+        Ok(done.iter().zip(loaded))
+    }
+
+    fn submit(&self, entries: &'a [Entry]) -> Batch<'a> {
+        let root = self.root;
+        Batch { entries, loading: self.pool.submit(move |compressor| load_some(compressor, root, entries)) }
+    }
+}
+
+/// An entry that has been looked at and, where it is a small file, read and compressed.
 pub enum Loaded {
-    /// All of it.
+    /// All of a file.
     Small(Small),
     /// More than a block: to be streamed.
     Large(File, FileStat),
     /// It cannot be read (any more).
     Unreadable(io::Error),
+    /// No file.
+    Other,
+}
+
+impl Loaded {
+    /// How much of a block it makes up.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Small(small) => small.size,
+            Self::Large(..) => BLOCK,
+            Self::Unreadable(_) | Self::Other => 0,
+        }
+    }
 }
 
 /// A file of at most one block.
 pub struct Small {
     /// What the file was when it was opened.
     pub stat: FileStat,
+    /// How long its content is.
+    pub size: usize,
     /// Its content.
-    pub content: Vec<u8>,
-    /// Its content as a complete compressed stream, where that is shorter.
-    pub packed: Option<Vec<u8>>,
+    pub data: Content,
     /// CRC-32 of the content.
     pub checksum: u32,
     /// It changed while it was read.
     pub changed: bool,
 }
 
+/// The content of a small file.
+pub enum Content {
+    /// As it is: compressed it would not be shorter.
+    Plain(Vec<u8>),
+    /// As a complete compressed stream.
+    Packed(Vec<u8>),
+}
+
+/// Loads entries, at least one, until they make up a block: that bounds the memory, whatever their sizes turn out to be.
+fn load_some(compressor: &mut Compressor, root: &Root, entries: &[Entry]) -> Vec<Loaded> {
+    let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
+    for entry in entries {
+        let next = if entry.kind == Kind::File { load(compressor, root, entry) } else { Loaded::Other };
+        size += next.weight();
+        loaded.push(next);
+        if size >= BLOCK {
+            break;
+        }
+    }
+    loaded
+}
+
 /// Opens a file and deals with it at once when it is small.
-pub fn load(compressor: &mut Compressor, root: &Root, entry: &Entry) -> Loaded {
+fn load(compressor: &mut Compressor, root: &Root, entry: &Entry) -> Loaded {
     let (file, stat) = match root.open_file(&entry.path) {
         Ok(opened) => opened,
         Err(why) => return Loaded::Unreadable(why),
     };
-    let size = stat.st_size as u64;
-    if size > BLOCK as u64 {
+    let expected = stat.st_size as u64;
+    if expected > BLOCK as u64 {
         return Loaded::Large(file, stat);
     }
-    let mut content = Vec::with_capacity(size as usize);
-    if let Err(why) = (&file).take(size).read_to_end(&mut content) {
+    let mut content = Vec::with_capacity(expected as usize);
+    if let Err(why) = (&file).take(expected).read_to_end(&mut content) {
         return Loaded::Unreadable(why);
     }
+    let (size, checksum) = (content.len(), crc32fast::hash(&content));
+    let changed = size as u64 != expected || has_changed(&file, &stat);
     match compressor.whole(&content) {
         Ok(packed) => {
-            let checksum = crc32fast::hash(&content);
-            let changed = content.len() as u64 != size || has_changed(&file, &stat);
-            Loaded::Small(Small { stat, content, packed, checksum, changed })
+            let data = packed.map_or(Content::Plain(content), Content::Packed);
+            Loaded::Small(Small { stat, size, data, checksum, changed })
         }
         Err(why) => Loaded::Unreadable(why),
     }
@@ -70,40 +159,42 @@ pub struct Streamed {
     pub trouble: Option<String>,
 }
 
-/// Compresses a large file block by block on the pool and gives each to `write`, in order. Reads no more than the file
-/// held when it was opened, so that one that keeps growing ends; one that cannot be read further ends early.
+/// Compresses a large file on the pool, in pieces of `at_once` bytes, and gives each to `write`, in order. Reads no more
+/// than the file held when it was opened, so that one that keeps growing ends; one that cannot be read further ends early.
 pub fn stream(
     pool: &Pool<'_>,
     file: &File,
     stat: &FileStat,
+    at_once: usize,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Streamed> {
     let mut left = stat.st_size as u64;
     let (mut size, mut checksum, mut before, mut trouble) = (0, Hasher::new(), Vec::new(), None);
-    let mut under_way: VecDeque<Pending<io::Result<Packed>>> = VecDeque::new();
-    let mut settle = |pending: Pending<io::Result<Packed>>, checksum: &mut Hasher| {
-        let packed = pending.wait()??;
-        checksum.combine(&packed.checksum);
-        write(&packed.data)
+    let mut under_way: VecDeque<Pending<io::Result<Piece>>> = VecDeque::new();
+    let mut settle = |pending: Pending<io::Result<Piece>>, checksum: &mut Hasher| {
+        let piece = pending.wait()??;
+        checksum.combine(&piece.checksum);
+        write(&piece.packed).map(|()| piece)
     };
     while left > 0 {
-        let mut block = Vec::with_capacity(BLOCK.min(left as usize));
-        if let Err(why) = file.take(left.min(BLOCK as u64)).read_to_end(&mut block) {
+        let mut piece = match under_way.len() < pool.depth(at_once) {
+            true => Piece::default(),
+            false => under_way.pop_front().map(|first| settle(first, &mut checksum)).transpose()?.unwrap_or_default(),
+        };
+        piece.block.clear();
+        piece.block.reserve_exact(at_once);
+        if let Err(why) = file.take(left.min(at_once as u64)).read_to_end(&mut piece.block) {
             trouble = Some(format!("could be read only in part: {why}"));
         }
-        if block.is_empty() {
+        if piece.block.is_empty() {
             break;
         }
-        left -= block.len() as u64;
-        size += block.len() as u64;
-        let (window, previous) = (window(&block), std::mem::take(&mut before));
-        before = window;
-        under_way.push_back(pool.submit(move |compressor| compressor.block(&previous, block)));
-        if under_way.len() >= pool.depth()
-            && let Some(first) = under_way.pop_front()
-        {
-            settle(first, &mut checksum)?;
-        }
+        left -= piece.block.len() as u64;
+        size += piece.block.len() as u64;
+        std::mem::swap(&mut piece.before, &mut before);
+        before.clear();
+        before.extend_from_slice(window(&piece.block));
+        under_way.push_back(pool.submit(move |compressor| compressor.block(&mut piece).map(|()| piece)));
         if trouble.is_some() {
             break;
         }

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::compress::{END, Method};
-use super::feed::{Loaded, load, stream};
-use super::pool::with_pool;
+use super::compress::{BLOCK, END, Method, stored};
+use super::feed::{Content, Feed, Loaded, stream};
+use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
 use super::{Level, Written};
@@ -16,50 +16,62 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
     // There is no gzip without deflate: the lowest level is its fastest.
     let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
-        let mut written = Written::default();
-        for entry in entries {
-            let path = &entry.path;
-            match entry.kind {
-                Kind::File => {}
-                Kind::Directory => continue,
-                _ => {
-                    written.warn(path, "left out: it is not a regular file");
-                    continue;
-                }
+        let (mut feed, mut written) = (Feed::new(pool, root, entries), Written::default());
+        loop {
+            let mut loaded = feed.take()?.peekable();
+            if loaded.peek().is_none() {
+                break;
             }
-            match pool.submit(move |compressor| load(compressor, root, entry)).wait()? {
-                Loaded::Small(small) => {
-                    write_header(&mut sink, path, small.stat.st_mtime)?;
-                    match &small.packed {
-                        Some(packed) => sink.write_all(packed)?,
-                        None => {
-                            let content = small.content.clone();
-                            sink.write_all(&pool.submit(|compressor| compressor.block(&[], content)).wait()??.data)?;
-                            sink.write_all(&END)?;
-                        }
-                    }
-                    write_trailer(&mut sink, small.checksum, small.content.len() as u64)?;
-                    written.add(small.content.len() as u64);
-                    if small.changed {
-                        written.warn(path, "changed while it was being packed");
-                    }
-                }
-                Loaded::Large(file, stat) => {
-                    write_header(&mut sink, path, stat.st_mtime)?;
-                    let streamed = stream(pool, &file, &stat, |data| sink.write_all(data))?;
-                    sink.write_all(&END)?;
-                    write_trailer(&mut sink, streamed.checksum, streamed.size)?;
-                    written.add(streamed.size);
-                    if let Some(trouble) = streamed.trouble {
-                        written.warn(path, trouble);
-                    }
-                }
-                Loaded::Unreadable(why) => written.leave_out(path, &why),
+            for (entry, loaded) in loaded {
+                write_member(pool, entry, loaded, &mut sink, &mut written)?;
             }
         }
         sink.flush()?;
         Ok(written)
     })
+}
+
+fn write_member(
+    pool: &Pool<'_>,
+    entry: &Entry,
+    loaded: Loaded,
+    sink: &mut impl Write,
+    written: &mut Written,
+) -> io::Result<()> {
+    let path = &entry.path;
+    match loaded {
+        Loaded::Other if entry.kind == Kind::Directory => {}
+        Loaded::Other => written.warn(path, "left out: it is not a regular file"),
+        Loaded::Unreadable(why) => written.leave_out(path, &why),
+        Loaded::Small(small) => {
+            write_header(sink, path, small.stat.st_mtime)?;
+            match small.data {
+                Content::Packed(packed) => sink.write_all(&packed)?,
+                Content::Plain(content) => {
+                    let mut packed = Vec::new();
+                    stored(&content, &mut packed);
+                    sink.write_all(&packed)?;
+                    sink.write_all(&END)?;
+                }
+            }
+            write_trailer(sink, small.checksum, small.size as u64)?;
+            written.add(small.size as u64);
+            if small.changed {
+                written.warn(path, "changed while it was being packed");
+            }
+        }
+        Loaded::Large(file, stat) => {
+            write_header(sink, path, stat.st_mtime)?;
+            let streamed = stream(pool, &file, &stat, BLOCK, |data| sink.write_all(data))?;
+            sink.write_all(&END)?;
+            write_trailer(sink, streamed.checksum, streamed.size)?;
+            written.add(streamed.size);
+            if let Some(trouble) = streamed.trouble {
+                written.warn(path, trouble);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The header of a member (RFC 1952): the name is the last part of the path, the comment all of it.

@@ -16,6 +16,7 @@ mod zip;
 
 mod compress;
 mod feed;
+mod frames;
 mod pool;
 
 use std::fmt::Display;
@@ -127,7 +128,5 @@ impl Written {
     }
 }
 
-#[cfg(test)]
-mod measure;
 #[cfg(test)]
 mod testing;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
-use super::compress::{Compressor, Method};
+use super::compress::{BLOCK, Compressor, Method};
 
 /// More threads than this bring no speed that a disk or network could use, but memory.
 const MOST_WORKERS: usize = 8;
@@ -33,9 +33,9 @@ impl<'a> Pool<'a> {
         Pending(pending)
     }
 
-    /// How many pieces of work to keep under way so that no thread idles.
-    pub fn depth(&self) -> usize {
-        2 * self.workers + 2
+    /// How many pieces of work to keep under way so that no thread idles; of large pieces fewer, for the sake of memory.
+    pub fn depth(&self, size: usize) -> usize {
+        if size > BLOCK { self.workers + 1 } else { 2 * self.workers + 2 }
     }
 }
 

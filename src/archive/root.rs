@@ -121,21 +121,22 @@ impl Root {
     /// Opens a regular file for reading, through no link. It is looked at before: to open a pipe may wait, and to open a
     /// device may do something.
     pub fn open_file(&self, name: &Path) -> io::Result<(File, FileStat)> {
+        let is_file = |stat: FileStat| match kind_of(&stat) {
+            Kind::File => Ok(stat),
+            _ => Err(io::Error::other("it is no longer a regular file")),
+        };
         let found = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
-        if kind_of(&fstat(&found)?) != Kind::File {
-            return Err(io::Error::other("it is no longer a regular file"));
-        }
+        let stat = is_file(fstat(&found)?)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let own = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let file = match open(own.as_str(), flags, Mode::empty()) {
-            // Without /proc the name is the only way.
-            Err(Errno::ENOENT) => self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?,
-            result => result?,
-        };
-        let stat = fstat(&file)?;
-        match kind_of(&stat) {
-            Kind::File => Ok((File::from(file), stat)),
-            _ => Err(io::Error::other("it is no longer a regular file")),
+        match openat(AT_FDCWD, own.as_str(), flags, Mode::empty()) {
+            // Without /proc the name is the only way, and it may be another file by now.
+            Err(Errno::ENOENT) => {
+                let file = self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?;
+                let stat = is_file(fstat(&file)?)?;
+                Ok((File::from(file), stat))
+            }
+            result => Ok((File::from(result?), stat)),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Links are entries, never ways: nothing is looked for behind one. The result is sorted by name, so that the same
 //! files give the same archive.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read};
@@ -34,13 +35,26 @@ pub struct Selection {
     pub notes: Vec<Note>,
 }
 
-/// One file, directory or link to pack.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One file, directory or link to pack. Entries are in the order of the bytes of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Relative to the project directory.
     pub path: PathBuf,
     /// File, directory or link.
     pub kind: Kind,
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let names = [self, other].map(|entry| entry.path.as_os_str().as_bytes());
+        names[0].cmp(names[1]).then(self.kind.cmp(&other.kind))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// A line for the log.

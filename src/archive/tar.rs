@@ -8,8 +8,10 @@ use std::path::Path;
 use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
 
-use super::compress::zstd_stream;
+use super::compress::Method;
 use super::feed::has_changed;
+use super::frames::Frames;
+use super::pool::with_pool;
 use super::root::{Kind, Root};
 use super::select::Entry;
 use super::{Level, Written};
@@ -17,22 +19,24 @@ use super::{Level, Written};
 /// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
 /// ends it.
 pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
-    let mut archive = Builder::new(zstd_stream(sink, level)?);
-    let mut written = Written::default();
-    for entry in entries {
-        let path = &entry.path;
-        let packed = match entry.kind {
-            Kind::File => pack_file(&mut archive, root, path, &mut written),
-            _ => pack_other(&mut archive, root, entry, &mut written),
-        };
-        match packed {
-            Ok(()) => {}
-            Err(Trouble::Source(why)) => written.leave_out(path, &why),
-            Err(Trouble::Sink(why)) => return Err(why),
+    with_pool(Method::Zstd(level), |pool| {
+        let mut archive = Builder::new(Frames::new(pool, sink));
+        let mut written = Written::default();
+        for entry in entries {
+            let path = &entry.path;
+            let packed = match entry.kind {
+                Kind::File => pack_file(&mut archive, root, path, &mut written),
+                _ => pack_other(&mut archive, root, entry, &mut written),
+            };
+            match packed {
+                Ok(()) => {}
+                Err(Trouble::Source(why)) => written.leave_out(path, &why),
+                Err(Trouble::Sink(why)) => return Err(why),
+            }
         }
-    }
-    archive.into_inner()?.finish()?.flush()?;
-    Ok(written)
+        archive.into_inner()?.finish()?;
+        Ok(written)
+    })
 }
 
 enum Trouble {
@@ -148,6 +152,7 @@ mod tests {
             let out = File::create(project.beside("a.tar.zst")).unwrap();
             let written = write_tar_zstd(&project.root(), &project.entries(), level, out).unwrap();
             assert_eq!(written.warnings, Vec::<String>::new());
+            tool(Command::new("zstd").arg("-tq").arg(project.beside("a.tar.zst")));
             for (name, unpack) in [("by tar", &["tar", "--zstd", "-xpf"][..]), ("by bsdtar", &["bsdtar", "-xpf"])] {
                 let out = project.beside(&format!("{name} {level:?}"));
                 fs::create_dir(&out).unwrap();

@@ -1,6 +1,5 @@
 //! Writing zip: streamed, with modes, times, links and names as they are; Zip64 where it must be.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,9 +11,9 @@ use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
 
 use super::Written;
-use super::compress::{END, Method, zstd_stream};
-use super::feed::{Loaded, Small, load, stream};
-use super::pool::{Pending, Pool, with_pool};
+use super::compress::{BLOCK, END, FRAME, Method};
+use super::feed::{Content, Feed, Loaded, Small, stream};
+use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
 
@@ -38,41 +37,29 @@ struct Packer<'a, W> {
 }
 
 impl<'a, W: Write> Packer<'a, W> {
-    /// Keeps the pool busy with the files ahead while those at hand are written.
     fn pack_all(&mut self, pool: &Pool<'a>, entries: &'a [Entry]) -> io::Result<()> {
-        let root = self.root;
-        let mut ahead: VecDeque<(&Entry, Option<Pending<Loaded>>)> = VecDeque::new();
-        let mut rest = entries.iter();
+        let mut feed = Feed::new(pool, self.root, entries);
         loop {
-            while ahead.len() < pool.depth() {
-                let Some(entry) = rest.next() else { break };
-                let load =
-                    (entry.kind == Kind::File).then(|| pool.submit(move |compressor| load(compressor, root, entry)));
-                ahead.push_back((entry, load));
+            let mut loaded = feed.take()?.peekable();
+            if loaded.peek().is_none() {
+                return Ok(());
             }
-            let Some((entry, loading)) = ahead.pop_front() else { return Ok(()) };
-            match loading {
-                Some(loading) => self.pack_file(pool, &entry.path, loading.wait()?)?,
-                None => self.pack_other(entry)?,
+            for (entry, loaded) in loaded {
+                self.pack(pool, entry, loaded)?;
             }
         }
     }
 
-    fn pack_file(&mut self, pool: &Pool<'_>, path: &Path, loaded: Loaded) -> io::Result<()> {
+    fn pack(&mut self, pool: &Pool<'_>, entry: &Entry, loaded: Loaded) -> io::Result<()> {
+        let path = &entry.path;
         match loaded {
             Loaded::Small(small) => self.pack_small(path, small),
+            Loaded::Other => self.pack_other(entry),
             Loaded::Large(file, stat) => {
                 let builder = self.archive.new_file(entry_path(path)).compression_method(in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
-                let streamed = match self.method {
-                    Method::Zstd(level) => {
-                        let mut encoder = zstd_stream(&mut entry, level)?;
-                        let streamed = stream(pool, &file, &stat, |data| encoder.write_all(data))?;
-                        encoder.finish()?;
-                        streamed
-                    }
-                    _ => stream(pool, &file, &stat, |data| entry.write_all(data))?,
-                };
+                let at_once = if matches!(self.method, Method::Zstd(_)) { FRAME } else { BLOCK };
+                let streamed = stream(pool, &file, &stat, at_once, |data| entry.write_all(data))?;
                 if matches!(self.method, Method::Deflate(_)) {
                     entry.write_all(&END)?;
                 }
@@ -91,14 +78,14 @@ impl<'a, W: Write> Packer<'a, W> {
     }
 
     fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
-        let (method, data) = match &small.packed {
-            Some(packed) => (in_zip(self.method), packed),
-            None => (CompressionMethod::STORE, &small.content),
+        let (method, data) = match &small.data {
+            Content::Packed(packed) => (in_zip(self.method), packed),
+            Content::Plain(content) => (CompressionMethod::STORE, content),
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
         let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
         entry.write_all(data)?;
-        let size = small.content.len() as u64;
+        let size = small.size as u64;
         entry.finish(DataDescriptorOutput::new(small.checksum, size)).map_err(broken)?;
         self.written.add(size);
         if small.changed {

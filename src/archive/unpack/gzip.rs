@@ -5,14 +5,14 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use flate2::bufread::GzDecoder;
 
-use super::place::{Meta, Parent, Place};
+use super::place::{Meta, Place, Writer};
 use super::{UnpackError, relative};
 
 /// Unpacks every member of a gzip file.
 pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let mut input = BufReader::with_capacity(256 * 1024, file);
-    let mut parent = Parent::default();
+    let mut writer = Writer::new();
     while !input.fill_buf().map_err(UnpackError::of_archive)?.is_empty() {
         let mut member = GzDecoder::new(&mut input);
         let header = member.header().ok_or_else(|| UnpackError::of_archive("it is no gzip file that can be read"))?;
@@ -22,7 +22,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         let meta = Meta { mode: 0o644, mtime: header.mtime().into() };
         let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
         let mut content = Bounded { content: &mut member, place, granted: 0 };
-        let written = place.file(&mut parent, &path, meta, &mut content);
+        let written = place.file(&mut writer, &path, meta, &mut content);
         written.map_err(|why| UnpackError::of_io(&name, &why))?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! set-user-id bit comes back, and the disk is not filled.
 
 mod gzip;
+mod inflate;
 mod place;
 mod tar;
 mod zip;

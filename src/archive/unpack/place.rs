@@ -60,9 +60,20 @@ impl Meta {
     }
 }
 
-/// An open directory that the next file is likely to go into, too.
-#[derive(Default)]
-pub struct Parent(Option<(PathBuf, OwnedFd)>);
+/// What a thread that writes files keeps from one to the next.
+pub struct Writer {
+    /// The directory that the next file is likely to go into, too.
+    parent: Option<(PathBuf, OwnedFd)>,
+    /// It suits both a decompressor and a disk.
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// Before the first file.
+    pub fn new() -> Self {
+        Self { parent: None, buffer: vec![0; 64 * 1024] }
+    }
+}
 
 impl<'a> Place<'a> {
     /// Begins to unpack.
@@ -97,11 +108,12 @@ impl<'a> Place<'a> {
     }
 
     /// Writes a file. Something that is no directory is replaced: never written through, whatever it links to.
-    pub fn file(&self, parent: &mut Parent, path: &Path, meta: Meta, content: &mut dyn Read) -> io::Result<()> {
+    pub fn file(&self, writer: &mut Writer, path: &Path, meta: Meta, content: &mut dyn Read) -> io::Result<()> {
         let name = file_name(path)?;
+        let Writer { parent, buffer } = writer;
         let directory = self.open_parent(parent, path)?;
         let mut file = create(directory, name, meta.permissions())?;
-        let mut written = copy(content, &mut file);
+        let mut written = copy(content, &mut file, buffer);
         if written.is_ok() {
             written = set_mode(&file, meta.permissions())
                 .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &meta.time()))
@@ -132,7 +144,7 @@ impl<'a> Place<'a> {
     }
 
     /// Gives a file that was unpacked another name.
-    pub fn hard_link(&self, parent: &mut Parent, path: &Path, target: &Path) -> io::Result<()> {
+    pub fn hard_link(&self, writer: &mut Writer, path: &Path, target: &Path) -> io::Result<()> {
         let name = file_name(path)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let from = self.root.open_beneath(target.parent().unwrap_or(Path::new("")), flags, Links::Inside)?;
@@ -140,7 +152,7 @@ impl<'a> Place<'a> {
         if kind_of(&fstatat(&from, from_name, AtFlags::AT_SYMLINK_NOFOLLOW)?) != Kind::File {
             return Err(io::Error::other("it links to something that is no file"));
         }
-        let directory = self.open_parent(parent, path)?;
+        let directory = self.open_parent(&mut writer.parent, path)?;
         if path != target {
             clear(directory, name)?;
             linkat(&from, from_name, directory, name, AtFlags::empty())?;
@@ -152,7 +164,7 @@ impl<'a> Place<'a> {
     /// Makes what was left for the end.
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
         let later = std::mem::take(&mut *self.later());
-        let mut parent = Parent::default();
+        let mut parent = None;
         for (path, target) in &later.links {
             let name = path.as_os_str().as_encoded_bytes();
             self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
@@ -168,19 +180,19 @@ impl<'a> Place<'a> {
         Ok(Unpacked { entries: self.entries.into_inner(), warnings: later.warnings })
     }
 
-    fn make_link(&self, parent: &mut Parent, path: &Path, target: &OsStr) -> io::Result<()> {
+    fn make_link(&self, parent: &mut Option<(PathBuf, OwnedFd)>, path: &Path, target: &OsStr) -> io::Result<()> {
         let directory = self.open_parent(parent, path)?;
         let name = file_name(path)?;
         clear(directory, name)?;
         Ok(symlinkat(target, directory, name)?)
     }
 
-    fn open_parent<'p>(&self, parent: &'p mut Parent, path: &Path) -> io::Result<&'p OwnedFd> {
+    fn open_parent<'p>(&self, parent: &'p mut Option<(PathBuf, OwnedFd)>, path: &Path) -> io::Result<&'p OwnedFd> {
         let wanted = path.parent().unwrap_or(Path::new(""));
-        if parent.0.as_ref().is_none_or(|(open, _)| open != wanted) {
-            parent.0 = Some((wanted.to_owned(), self.make_directories(wanted)?));
+        if parent.as_ref().is_none_or(|(open, _)| open != wanted) {
+            *parent = Some((wanted.to_owned(), self.make_directories(wanted)?));
         }
-        match &parent.0 {
+        match parent {
             Some((_, directory)) => Ok(directory),
             None => Err(Errno::ENOENT.into()),
         }
@@ -231,11 +243,9 @@ fn clear(directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// Copies with a buffer that suits both a decompressor and a disk.
-fn copy(from: &mut dyn Read, to: &mut File) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
+fn copy(from: &mut dyn Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()> {
     loop {
-        match from.read(&mut buffer) {
+        match from.read(buffer) {
             Ok(0) => return Ok(()),
             Ok(length) => to.write_all(&buffer[..length])?,
             Err(why) if why.kind() == io::ErrorKind::Interrupted => {}

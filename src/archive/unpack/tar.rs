@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use tar::EntryType;
 
-use super::place::{Meta, Parent, Place};
+use super::place::{Meta, Place, Writer};
 use super::{UnpackError, relative};
 
 /// Unpacks a tar archive compressed with zstd.
@@ -19,7 +19,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
     let content = Rationed { content: decoder.map_err(UnpackError::of_archive)?, left: &left };
     let mut archive = tar::Archive::new(content);
     let mut entries = archive.entries().map_err(UnpackError::of_archive)?;
-    let mut parent = Parent::default();
+    let mut writer = Writer::new();
     let mut last = None;
     loop {
         left.set(MOST_BETWEEN);
@@ -30,7 +30,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         })?;
         left.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
-        unpack_entry(&mut entry, &name, place, &mut parent)?;
+        unpack_entry(&mut entry, &name, place, &mut writer)?;
         // What was of no interest is passed over here, so that it is not taken for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
         last = Some(String::from_utf8_lossy(&name).into_owned());
@@ -63,7 +63,7 @@ fn unpack_entry(
     entry: &mut tar::Entry<'_, impl std::io::Read>,
     name: &[u8],
     place: &Place<'_>,
-    parent: &mut Parent,
+    writer: &mut Writer,
 ) -> Result<(), UnpackError> {
     let fail = |why: &dyn std::fmt::Display| UnpackError::of_entry(name, why);
     let path = relative(name).map_err(|why| fail(&why))?;
@@ -75,7 +75,7 @@ fn unpack_entry(
     let done = match header.entry_type() {
         EntryType::Directory => place.directory(&path, meta),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            place.reserve(entry.size()).and_then(|()| place.file(parent, &path, meta, entry))
+            place.reserve(entry.size()).and_then(|()| place.file(writer, &path, meta, entry))
         }
         EntryType::Symlink => {
             place.link(path, OsString::from_vec(target()));
@@ -83,7 +83,7 @@ fn unpack_entry(
         }
         EntryType::Link => {
             let target = relative(&target()).map_err(|why| fail(&format_args!("as a link: {why}")))?;
-            place.hard_link(parent, &path, &target)
+            place.hard_link(writer, &path, &target)
         }
         EntryType::XGlobalHeader => Ok(()),
         _ => {

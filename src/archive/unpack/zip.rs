@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
-use flate2::read::DeflateDecoder;
 use rawzip::time::ZipDateTimeKind;
 use rawzip::{
     CompressionMethod, FileReader, MAX_CENTRAL_DIRECTORY_RECORD_SIZE, ZipArchive, ZipArchiveEntryWayfinder,
     ZipFileHeaderRecord,
 };
 
-use super::place::{Meta, Parent, Place};
+use super::inflate::Decompressors;
+use super::place::{Meta, Place, Writer};
 use super::{UnpackError, relative, unreadable};
 
 /// More decompressors than this outrun any disk.
@@ -68,6 +68,27 @@ enum Prepared {
     End,
 }
 
+/// Files that are handed to a thread at once: to hand over small ones one by one would cost more than to write them.
+#[derive(Default)]
+struct Batch {
+    tasks: Vec<Box<Task>>,
+    size: u64,
+}
+
+impl Batch {
+    const MOST_TASKS: usize = 32;
+    const MOST_BYTES: u64 = 256 * 1024;
+
+    fn push(&mut self, task: Box<Task>) {
+        self.size = self.size.saturating_add(task.size);
+        self.tasks.push(task);
+    }
+
+    fn is_full(&self) -> bool {
+        self.tasks.len() >= Self::MOST_TASKS || self.size >= Self::MOST_BYTES
+    }
+}
+
 /// Unpacks files on all cores up to the end, or up to one whose name was there before: the later one counts, so it has
 /// to wait for the earlier one.
 fn unpack_batch(
@@ -77,7 +98,7 @@ fn unpack_batch(
     next: &mut dyn FnMut() -> Result<Prepared, UnpackError>,
 ) -> Result<Option<Box<Task>>, UnpackError> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
-    let (tasks, queue) = mpsc::sync_channel::<Box<Task>>(4 * workers);
+    let (tasks, queue) = mpsc::sync_channel::<Batch>(2 * workers);
     let (queue, failure) = (Mutex::new(Some(queue)), Mutex::new(None));
     let result = thread::scope(|scope| {
         for n in 0..workers {
@@ -87,27 +108,31 @@ fn unpack_batch(
                 .spawn_scoped(scope, move || work(archive, place, queue, failure))
                 .map_err(UnpackError::of_place)?;
         }
-        let mut seen = HashSet::new();
+        // When sending fails, the workers have given up; why is in `failure`.
+        let (mut seen, mut batch) = (HashSet::new(), Batch::default());
         let mut ready = first;
         loop {
             if let Some(task) = ready.take() {
                 let mut hasher = DefaultHasher::new();
                 task.path.hash(&mut hasher);
                 if !seen.insert(hasher.finish()) {
+                    let _ = tasks.send(batch);
                     return Ok(Some(task));
                 }
-                if tasks.send(task).is_err() {
-                    // The workers have given up; why is in `failure`.
+                batch.push(task);
+                if batch.is_full() && tasks.send(std::mem::take(&mut batch)).is_err() {
                     return Ok(None);
                 }
             }
-            match next()? {
-                Prepared::File(task) => ready = Some(task),
-                Prepared::Done => {}
-                Prepared::End => {
+            match next() {
+                Ok(Prepared::File(task)) => ready = Some(task),
+                Ok(Prepared::Done) => {}
+                Ok(Prepared::End) => {
+                    let _ = tasks.send(batch);
                     drop(tasks);
                     return Ok(None);
                 }
+                Err(why) => return Err(why),
             }
         }
     });
@@ -120,16 +145,22 @@ fn unpack_batch(
 fn work(
     archive: &ZipArchive<FileReader>,
     place: &Place<'_>,
-    queue: &Mutex<Option<mpsc::Receiver<Box<Task>>>>,
+    queue: &Mutex<Option<mpsc::Receiver<Batch>>>,
     failure: &Mutex<Option<UnpackError>>,
 ) {
-    let mut parent = Parent::default();
+    let (mut writer, mut decompressors) = (Writer::new(), Decompressors::new());
     loop {
-        let task = match lock(queue).as_ref().map(mpsc::Receiver::recv) {
-            Some(Ok(task)) => task,
+        let batch = match lock(queue).as_ref().map(mpsc::Receiver::recv) {
+            Some(Ok(batch)) => batch,
             _ => return,
         };
-        if let Err(why) = extract(archive, place, &mut parent, &task) {
+        let done = batch.tasks.iter().try_for_each(|task| {
+            let mut write = |content: &mut dyn Read| place.file(&mut writer, &task.path, task.meta, content);
+            let done = place.reserve(task.size);
+            let done = done.and_then(|()| with_content(archive, task, &mut decompressors, &mut write));
+            done.map_err(|why| UnpackError::of_io(&task.name, &why))
+        });
+        if let Err(why) = done {
             lock(failure).get_or_insert(why);
             // With the queue gone, the sender and the other workers stop, too.
             lock(queue).take();
@@ -192,7 +223,7 @@ fn prepare(
 
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
     let mut target = Vec::new();
-    with_content(archive, task, &mut |content| {
+    with_content(archive, task, &mut Decompressors::new(), &mut |content| {
         content.take(MOST_TARGET + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
     })?;
     if target.is_empty() || target.len() as u64 > MOST_TARGET || target.contains(&0) {
@@ -201,29 +232,18 @@ fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsStri
     Ok(OsString::from_vec(target))
 }
 
-fn extract(
-    archive: &ZipArchive<FileReader>,
-    place: &Place<'_>,
-    parent: &mut Parent,
-    task: &Task,
-) -> Result<(), UnpackError> {
-    let result = place
-        .reserve(task.size)
-        .and_then(|()| with_content(archive, task, &mut |content| place.file(parent, &task.path, task.meta, content)));
-    result.map_err(|why| UnpackError::of_io(&task.name, &why))
-}
-
 /// Gives the content of an entry, no more of it than the archive says there is, and checked at its end.
 fn with_content(
     archive: &ZipArchive<FileReader>,
     task: &Task,
+    decompressors: &mut Decompressors,
     read: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>,
 ) -> io::Result<()> {
     let entry = archive.get_entry(task.at).map_err(|why| unreadable(io::Error::other(why)))?;
     match task.method {
         CompressionMethod::STORE => read(&mut entry.verifying_reader(entry.reader())),
-        CompressionMethod::DEFLATE => read(&mut entry.verifying_reader(DeflateDecoder::new(entry.reader()))),
-        CompressionMethod::ZSTD => read(&mut entry.verifying_reader(zstd::Decoder::new(entry.reader())?)),
+        CompressionMethod::DEFLATE => read(&mut entry.verifying_reader(decompressors.deflate(entry.reader()))),
+        CompressionMethod::ZSTD => read(&mut entry.verifying_reader(decompressors.zstd(entry.reader()))),
         method => Err(unreadable(io::Error::other(format!("its compression ({method}) is not known here")))),
     }
 }
@@ -277,7 +297,8 @@ mod tests {
             let Prepared::File(task) = prepare(&archive, &record, &place).unwrap() else { panic!("a file") };
             sizes.push(task.size);
             let mut start = Vec::new();
-            with_content(&archive, &task, &mut |content| content.take(10).read_to_end(&mut start).map(drop)).unwrap();
+            let mut read = |content: &mut dyn Read| content.take(10).read_to_end(&mut start).map(drop);
+            with_content(&archive, &task, &mut Decompressors::new(), &mut read).unwrap();
             assert_eq!(start, if task.size == 1 { &b"x"[..] } else { &[0; 10] });
         }
         assert_eq!(sizes, [size, 1]);
