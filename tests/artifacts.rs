@@ -1,6 +1,6 @@
 //! Artifacts: to GitLab, and from the jobs that this one depends on.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -301,8 +301,8 @@ fn artifacts_go_behind_certificates_that_only_the_agent_may_read() {
     assert_eq!(job.artifacts.len(), 1);
 }
 
-/// A proxy that leads every tunnel to one server, whatever it was asked for; returns its URL.
-fn proxy(to: &str) -> String {
+/// A proxy that leads every tunnel to one server, whatever it was asked for, and rests after each piece; returns its URL.
+fn proxy(to: &str, pause: Duration) -> String {
     let target = to.trim_start_matches("http://").to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -315,19 +315,24 @@ fn proxy(to: &str) -> String {
                 line.clear();
             }
             (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("written");
-            let (mut to_client, mut from_server) =
+            let (to_client, from_server) =
                 (client.try_clone().expect("a stream"), server.try_clone().expect("a stream"));
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut from_server, &mut to_client);
-                let _ = to_client.shutdown(std::net::Shutdown::Both);
-            });
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut reader, &mut &server);
-                let _ = server.shutdown(std::net::Shutdown::Both);
-            });
+            std::thread::spawn(move || carry(from_server, &to_client, pause));
+            std::thread::spawn(move || carry(reader, &server, pause));
         }
     });
     url
+}
+
+fn carry(mut from: impl Read, mut to: &TcpStream, pause: Duration) {
+    let mut piece = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut piece) {
+        if to.write_all(&piece[..length]).is_err() {
+            break;
+        }
+        std::thread::sleep(pause);
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 #[test]
@@ -336,9 +341,70 @@ fn artifacts_take_the_proxy_that_the_agent_takes() {
     let home = Home::new(&gitlab, "user = \"nobody\"", "");
     home.configure("http://gitlab.test", "user = \"nobody\"", "");
     let id = gitlab.queue(job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])])).build());
-    let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy(&gitlab.url))]);
+    let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy(&gitlab.url, Duration::ZERO))]);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", job.log());
     assert_eq!(job.artifacts.len(), 1);
     assert!(agent.wait().success(), "{}", agent.log());
+}
+
+#[test]
+fn a_slow_transfer_tells_how_far_it_is() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    home.configure("http://gitlab.test", "", "");
+    // The rest of some milliseconds each 64 KiB makes it take several seconds, however quick the machine is.
+    let proxy = proxy(&gitlab.url, Duration::from_millis(20));
+    let slowly = |job: JobBuilder| {
+        let job = job.variable("TRANSFER_METER_FREQUENCY", "1s").variable("FF_USE_DIRECT_DOWNLOAD", "false");
+        let id = gitlab.queue(job.build());
+        let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy)]);
+        let job = gitlab.finished(id);
+        assert!(agent.wait().success(), "{}", agent.log());
+        assert_eq!(job.state, "success", "{}", job.log());
+        job
+    };
+    let made = slowly(job(&["head -c 16000000 /dev/urandom >f"]).set("artifacts", json!([archive(&["f"])])));
+    let needs = json!([{"id": made.id, "name": "build", "token": made.token,
+        "artifacts_file": {"filename": "out.zip", "size": 1}}]);
+    let used = slowly(job(&["wc -c f"]).set("dependencies", needs));
+    assert!(used.has("16000000 f"), "{}", used.log());
+    for (job, what, total) in [(&made, "Uploading artifacts ", ""), (&used, "Downloading artifacts ", "/15.3 MiB")] {
+        let told: Vec<String> = job.lines().into_iter().filter(|line| line.ends_with("/s)")).collect();
+        assert!(told.iter().any(|line| line.starts_with(what) && line.contains(&format!("iB{total} ("))), "{told:?}");
+    }
+}
+
+#[test]
+fn what_comes_of_bad_input_is_told_with_the_entrys_name() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let named = |name: &str| {
+        let mut artifact = archive(&["[f", "{f", "f"]);
+        artifact["name"] = json!(name);
+        artifact
+    };
+    gitlab.fail("POST artifacts", [Fault::Answer(Answer::new(413))]);
+    let refused = run(&gitlab, &home, job(&["echo x >f"]).set("artifacts", json!([named("a/large"), named("b")])));
+    assert!(refused.has("FATAL: large.zip (archive): too large for this GitLab"), "{}", refused.log());
+    let made = run(&gitlab, &home, job(&["echo x >f"]).set("artifacts", json!([named("first"), named("b")])));
+    assert_eq!(made.state, "success", "{}", made.log());
+    assert_eq!(made.artifacts.len(), 2, "what could be delivered is");
+    assert!(made.has("WARNING: [f: cannot be read as a pattern: a [ without its ]"), "{}", made.log());
+    let needs = json!([{"id": made.id, "name": "build", "token": made.token,
+        "artifacts_file": {"filename": "out.zip", "size": 1}}]);
+    let page = Answer::new(200).with("Content-Type", "text/html").body("<html>sign in</html>");
+    let around = Answer::new(302).with("Location", &format!("{}/api/v4/jobs/{}/artifacts", gitlab.url, made.id));
+    let loops = std::iter::repeat_n(Fault::Answer(around), 18);
+    for (faults, why) in [
+        (vec![Fault::Answer(page)], "it is no zip archive that can be read"),
+        (loops.collect(), "they cannot be downloaded; all tries are used up"),
+    ] {
+        gitlab.fail("GET artifacts", faults);
+        let refused = run(&gitlab, &home, job(&["echo never"]).set("dependencies", needs.clone()));
+        assert_eq!(refused.failure_reason.as_deref(), Some("script_failure"), "{}", refused.log());
+        assert!(refused.has(&format!("FATAL: the artifacts of build ({}): {why}", made.id)), "{}", refused.log());
+    }
+    let next = run(&gitlab, &home, job(&["cat f"]).set("dependencies", needs));
+    assert!(next.lines().contains(&"x".to_owned()), "{}", next.log());
 }

@@ -1,5 +1,8 @@
 //! Caches: kept between jobs on the instance.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::support::gitlab::{GitLab, Job};
@@ -19,6 +22,12 @@ fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
     assert!(agent.wait().success(), "{}", agent.log());
     gitlab.assert_strict();
     job
+}
+
+/// The archives of all caches on the machine.
+fn archives(home: &Home) -> Vec<PathBuf> {
+    let found = Command::new("find").arg(home.path("cache")).args(["-name", "cache.zip"]).output().expect("find");
+    String::from_utf8_lossy(&found.stdout).lines().map(PathBuf::from).collect()
 }
 
 #[test]
@@ -54,22 +63,40 @@ fn a_cache_never_fails_a_job() {
     let home = Home::new(&gitlab, "", "");
     let fill = job(&["mkdir vendor; echo x >vendor/f"]).set("cache", json!([cache("k")]));
     run(&gitlab, &home, fill);
-    for entry in std::process::Command::new("find")
-        .arg(home.path("cache"))
-        .args(["-name", "cache.zip"])
-        .output()
-        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
-        .expect("find")
-        .lines()
-    {
-        std::fs::write(entry, "half of an archive").expect("broken");
+    for archive in archives(&home) {
+        std::fs::write(archive, "half of an archive").expect("broken");
     }
     let broken = run(&gitlab, &home, job(&["echo on"]).set("cache", json!([cache("k")])));
     assert_eq!(broken.state, "success", "{}", broken.log());
+    assert!(broken.has("WARNING: cache k: the archive cannot be unpacked: it is no zip archive"), "{}", broken.log());
     let long = "x".repeat(10_000);
     for key in ["../../etc", long.as_str(), "a/../b", "%2e%2e%2fx"] {
         let odd = run(&gitlab, &home, job(&["mkdir vendor; echo x >vendor/f"]).set("cache", json!([cache(key)])));
         assert_eq!(odd.state, "success", "{key:.20}: {}", odd.log());
+        let why =
+            if key.len() > 255 { "WARNING: cache key of 10000 bytes is too long" } else { "WARNING: cache key \"" };
+        assert!(odd.has(why), "{key:.20}: {}", odd.log());
     }
     assert!(!home.path("etc").exists() && !home.path("x").exists());
+}
+
+#[test]
+fn a_job_has_several_caches_and_one_that_fails_costs_it_no_other() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let other = || {
+        let mut other = cache("other");
+        other["paths"] = json!(["[tools", "tools/*"]);
+        other
+    };
+    let fill = job(&["mkdir vendor tools; echo library >vendor/f; echo compiler >tools/f"]);
+    let filled = run(&gitlab, &home, fill.set("cache", json!([cache("broken"), other()])));
+    assert!(filled.has("WARNING: [tools: cannot be read as a pattern: a [ without its ]"), "{}", filled.log());
+    let broken = archives(&home).into_iter().find(|path| path.ends_with("broken/cache.zip")).expect("an archive");
+    std::fs::write(broken, "<html>sign in</html>").expect("broken");
+    let script = "cat vendor/f tools/f || true";
+    let used = run(&gitlab, &home, job(&[script]).set("cache", json!([cache("broken"), other()])));
+    let lines = used.lines();
+    assert!(lines.contains(&"compiler".to_owned()) && !lines.contains(&"library".to_owned()), "{lines:#?}");
+    assert!(used.has("WARNING: cache broken: the archive cannot be unpacked: "), "{lines:#?}");
 }

@@ -5,9 +5,10 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::support::docker::Docker;
-use crate::support::gitlab::GitLab;
-use crate::support::job::job;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
+use crate::support::s3::S3;
 
 /// A small file system of its own, unmounted with the test.
 pub struct Small(std::path::PathBuf);
@@ -136,4 +137,69 @@ fn a_container_that_fills_the_disk_of_its_builds_keeps_its_outcome_and_its_log()
     assert!(agent.wait().success());
     assert_eq!(engine.run(&["ps", "-aq"]), "", "{}", agent.log());
     gitlab.assert_strict();
+}
+
+/// Runs a job whose project directory starts empty and that has one cache.
+fn run_with_cache(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
+    let cache = json!([{"key": "deps", "paths": ["vendor/"], "policy": "pull", "when": "on_success", "untracked": false,
+        "fallback_keys": null}]);
+    run(gitlab, home, job.set("cache", cache))
+}
+
+fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
+    let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(job.state, "success", "{}", job.log());
+    gitlab.assert_strict();
+    job
+}
+
+/// Saves a cache of a small file and one that fills more than a small disk.
+fn fill_cache(gitlab: &GitLab, home: &Home) {
+    let cache = json!([{"key": "deps", "paths": ["vendor/"], "policy": "push", "when": "on_success", "untracked": false,
+        "fallback_keys": null}]);
+    let script = ["mkdir vendor; echo small >vendor/a", "head -c 9000000 /dev/urandom >vendor/b"];
+    run(gitlab, home, job(&script).set("cache", cache));
+}
+
+#[test]
+fn a_cache_that_does_not_fit_is_a_miss_and_its_archive_stays() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    let caches = format!("cache_dir = \"{}\"", home.path("cache").display());
+    home.configure(&gitlab.url, "", &caches);
+    fill_cache(&gitlab, &home);
+    let small = Small::mount(home.path("small"));
+    let cramped = Home::new(&gitlab, "", &format!("{caches}\nbuilds_dir = \"{}\"", small.0.display()));
+    let script = "wc -c vendor/* || true; echo on";
+    for clean_up in ["false", "true"] {
+        let job = job(&[script]).variable("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", clean_up);
+        let full = run_with_cache(&gitlab, &cramped, job);
+        let told = "WARNING: cache deps: the archive cannot be unpacked: vendor/b: 9000000 bytes, but only ";
+        assert!(full.has(told) && full.has("Failed to extract cache"), "{}", full.log());
+        assert!(full.lines().contains(&"on".to_owned()), "{}", full.log());
+        assert!(!full.lines().iter().any(|line| line.ends_with(" vendor/b")), "no half of a file: {}", full.log());
+        if clean_up == "true" {
+            assert!(!full.lines().iter().any(|line| line.ends_with(" vendor/a")), "nothing of it: {}", full.log());
+        }
+    }
+    let roomy = run_with_cache(&gitlab, &home, job(&[script]));
+    assert!(roomy.lines().contains(&"9000000 vendor/b".to_owned()), "{}", roomy.log());
+}
+
+#[test]
+fn a_cache_that_does_not_fit_where_caches_are_kept_is_a_miss() {
+    let (gitlab, s3) = (GitLab::start(), S3::start());
+    let shared = s3.configuration("Shared = true", &S3::keys());
+    fill_cache(&gitlab, &Home::new(&gitlab, "", &shared));
+    let home = Home::empty();
+    let small = Small::mount(home.path("small"));
+    home.configure(&gitlab.url, "", &format!("cache_dir = \"{}\"\n{shared}", small.0.display()));
+    let full = run_with_cache(&gitlab, &home, job(&["ls vendor || echo nothing"]));
+    assert!(full.has("WARNING: cache deps: the disk is full: the cache does not fit into "), "{}", full.log());
+    assert!(full.lines().contains(&"nothing".to_owned()), "{}", full.log());
+    let left = Command::new("find").arg(&small.0).args(["-type", "f", "-size", "+1k"]).output().expect("find");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "what came of it does not stay");
 }

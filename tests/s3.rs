@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::support::gitlab::{Answer, GitLab, Job, Request, read_request, write_answer};
-use crate::support::http::listen;
+use crate::support::http::{listen, receive, write_half};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 use crate::support::s3::{ACCESS_KEY, S3, SECRET_KEY};
@@ -151,4 +151,44 @@ fn a_role_signs_where_one_is_configured() {
     assert!(body.contains("Action=AssumeRole") && body.contains("role%2Fcaches"), "{body}");
     assert!(body.contains("arn%3Aaws%3As3%3A%3A%3Acaches%2Frunner%2FtokenOfTh%2F%2A"), "no more than it needs: {body}");
     assert!(asked[0].header("Authorization").contains("AKIDOFTHEINSTANCE"));
+}
+
+#[test]
+fn a_store_that_answers_nonsense_is_named_and_fails_no_job() {
+    let archive = [b"PK\x03\x04".as_slice(), &[7; 5000]].concat();
+    let page = || Answer::new(200).with("Content-Type", "text/html").body("<html>sign in</html>");
+    let elsewhere = || Answer::new(302).with("Location", "/caches/again");
+    for (half, answer, restoring, saving) in [
+        (false, page(), "what the store answers is no archive", None),
+        (true, Answer::new(200).body(archive), "the archive breaks off: 2502 bytes are missing", None),
+        (false, elsewhere(), "received: 302 Found to ", Some("received: 302 Found to ")),
+        (false, Answer::new(418).body("no"), "received: 418 I'm a teapot", Some("received: 418 I'm a teapot")),
+    ] {
+        let gitlab = GitLab::start();
+        let url = listen(None, move |mut connection| {
+            while let Some(request) = receive(&mut connection) {
+                let written = match (half, request.method.as_str()) {
+                    (true, "GET") => write_half(connection.get_mut(), &answer),
+                    _ => write_answer(connection.get_mut(), &answer),
+                };
+                if half || written.is_err() {
+                    return;
+                }
+            }
+        });
+        let address = url.trim_start_matches("http://");
+        let store = format!(
+            "[runners.cache]\nType = \"s3\"\n[runners.cache.s3]\nServerAddress = \"{address}\"\nInsecure = true\n\
+             BucketName = \"caches\"\n{}\n",
+            S3::keys()
+        );
+        let home = Home::new(&gitlab, "", &store);
+        let job = run(&gitlab, &home, &[], fill("deps"));
+        assert!(job.has(&format!("WARNING: cache deps: {restoring}")), "{restoring}: {}", job.log());
+        assert!(job.has("Failed to extract cache"), "{restoring}: {}", job.log());
+        if let Some(saving) = saving {
+            assert!(job.has(&format!("WARNING: cache deps: {saving}")), "{saving}: {}", job.log());
+            assert!(job.has("Failed to create cache"), "{saving}: {}", job.log());
+        }
+    }
 }

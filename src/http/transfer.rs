@@ -18,6 +18,8 @@ use super::{retry, socket};
 
 /// Bytes of an answer that nobody wants for itself, but for what it says of an error.
 const EXPLANATION_MAX: u64 = 64 << 10;
+/// From this length on a server is asked whether it wants a body, so that one it refuses is not sent for nothing.
+const WELCOME: u64 = 1 << 20;
 /// How long a server may think about whether it wants a body at all, before it gets it anyway.
 const EXPECT: Duration = Duration::from_millis(300);
 
@@ -96,7 +98,10 @@ impl Transfer {
                 self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
             Outgoing::Sized(stream, length) => {
-                let builder = builder.header("Content-Length", length.to_string());
+                let mut builder = builder.header("Content-Length", length.to_string());
+                if length > WELCOME {
+                    builder = builder.header("Expect", "100-continue");
+                }
                 self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
         };
@@ -162,11 +167,15 @@ struct Whole<R> {
 
 impl<R: Read> Read for Whole<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.body.read(buffer)?;
+        let missing = |left: u64, kind| io::Error::new(kind, format!("{left} bytes are missing"));
+        let length = self.body.read(buffer).map_err(|why| match self.left {
+            Some(left) if why.kind() == io::ErrorKind::UnexpectedEof => missing(left, why.kind()),
+            _ => why,
+        })?;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(length as u64);
             if length == 0 && *left > 0 && !buffer.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{left} bytes are missing")));
+                return Err(missing(*left, io::ErrorKind::UnexpectedEof));
             }
         }
         Ok(length)

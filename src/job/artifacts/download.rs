@@ -26,7 +26,7 @@ pub fn run(plan: &DownloadPlan) -> i32 {
         heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
         let archive = match fetch(plan, needed) {
             Ok(archive) => archive,
-            Err(why) => return fatal(why),
+            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
         };
         match unpack(&archive, &root) {
             Ok(unpacked) => {
@@ -55,12 +55,7 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                             return Ok(file);
                         }
                         Err(why) if why.kind() == io::ErrorKind::StorageFull => {
-                            return Err(format!(
-                                "the disk is full: the artifacts of {} ({}) do not fit beside {}",
-                                needed.name,
-                                needed.id,
-                                plan.seen.display()
-                            ));
+                            return Err(format!("the disk is full: they do not fit beside {}", plan.seen.display()));
                         }
                         Err(why) => {
                             let wait = tries.after(Setback::Broken, |_| Duration::ZERO);
@@ -73,10 +68,11 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                     }
                     404 => {
                         error("Downloading artifacts from coordinator... not found");
-                        return Err(format!(
-                            "file does not exist: {} ({}) has no artifacts (any more)",
-                            needed.name, needed.id
-                        ));
+                        return Err("file does not exist: there are none (any more)".to_owned());
+                    }
+                    status @ (301..=303 | 307 | 308) => {
+                        let line = format!("it is redirected more than {REDIRECTS} times; {line}");
+                        (line, tries.after(Setback::Status(status), |_| Duration::ZERO))
                     }
                     status => (line, tries.after(Setback::Status(status), |asked| answer.wait(asked))),
                 }
@@ -86,7 +82,7 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
         };
         let Some(wait) = wait else {
             error(trouble);
-            return Err("artifacts cannot be downloaded; all tries are used up".to_owned());
+            return Err("they cannot be downloaded; all tries are used up".to_owned());
         };
         warning(format_args!("{trouble}. Retrying..."));
         rest(wait);
@@ -99,7 +95,8 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, needed.id);
     let id = crate::coordinator::gitlab::request_id();
     let mut headers = vec![("X-Request-Id".to_owned(), id), ("JOB-TOKEN".to_owned(), needed.token.clone())];
-    for _ in 0..=REDIRECTS {
+    let mut redirects = 0;
+    loop {
         let tls = files_for(server, &url);
         let answer = Transfer::new(&url, &tls, &server.user_agent, PATIENCE)?.send(
             Method::Get,
@@ -108,15 +105,15 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
             Outgoing::Nothing,
         )?;
         let location = answer.header("Location").filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308));
-        let Some(location) = location else {
+        let Some(location) = location.filter(|_| redirects < REDIRECTS) else {
             return Ok(answer);
         };
+        redirects += 1;
         url = resolve(&url, location)?;
         if !server.is_at(&url) {
             headers.clear();
         }
     }
-    Err(Error::Transport(format!("{} redirects more than {REDIRECTS} times", origin(&url))))
 }
 
 /// The client's certificate is for GitLab, not for an object store.

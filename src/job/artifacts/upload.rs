@@ -25,7 +25,7 @@ pub fn run(plan: &UploadPlan) -> i32 {
     for upload in &plan.uploads {
         heading("Uploading artifacts...");
         if let Err(why) = upload_one(plan, upload, &root) {
-            return fatal(why);
+            return fatal(format_args!("{} ({}): {why}", file_name(upload), upload.kind));
         }
     }
     0

@@ -123,6 +123,9 @@ pub struct Remote {
     pub put: String,
     /// Headers that are signed into the latter.
     pub put_headers: Vec<(String, String)>,
+    /// Bytes that the store takes in one request, as far as is known.
+    #[serde(default)]
+    pub most: Option<u64>,
 }
 
 /// How to transfer.

@@ -310,6 +310,19 @@ mod tests {
     }
 
     #[test]
+    fn transfers_take_as_long_as_the_job_lets_them() {
+        for (text, minutes) in [("3", 3), (" 90 ", 90), ("0", 10), ("soon", 10), ("", 10)] {
+            let (restore, save) = plans(cache("k", ""), &[("CACHE_REQUEST_TIMEOUT", text)]);
+            let expected = Duration::from_secs(60 * minutes);
+            assert_eq!(
+                (restore.unwrap().unwrap().wire.timeout, save.unwrap().wire.timeout),
+                (expected, expected),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn a_cache_without_files_is_none() {
         let (restore, save) = plans(Cache { paths: Vec::new(), ..cache("k", "") }, &[]);
         assert!(restore.unwrap().is_none() && save.is_none());

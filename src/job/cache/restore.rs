@@ -9,7 +9,7 @@ use super::{Copy, Remote, Restore, RestorePlan, Wire};
 use crate::archive::root::Root;
 use crate::archive::select::{Request, select};
 use crate::archive::unpack::{Fault, looks_like_cache, unpack};
-use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date};
+use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date, origin};
 use crate::instance::aws::xml::element;
 use crate::job::transfer::{Meter, heading, open_project, rest, setback, warning};
 
@@ -43,7 +43,7 @@ fn restore(copy: &Copy, clear: &[String], wire: &Wire, root: &Root) -> bool {
     match &restored {
         Ok(()) => heading("Successfully extracted cache"),
         Err(why) => {
-            warning(why);
+            warning(format_args!("cache {}: {why}", copy.key));
             setback("Failed to extract cache");
         }
     }
@@ -66,7 +66,10 @@ fn extract(copy: &Copy, clear: &[String], wire: &Wire, root: &Root) -> Result<()
         if why.fault == Fault::Archive {
             store::forget(&copy.local, &archive);
             if may_fetch && origin == Origin::Kept {
-                warning(format_args!("the copy on this machine is broken ({why}); it is fetched again"));
+                warning(format_args!(
+                    "cache {}: the copy on this machine is broken ({why}); it is fetched again",
+                    copy.key
+                ));
                 may_fetch = false;
                 continue;
             }
@@ -110,7 +113,7 @@ fn obtain(copy: &Copy, wire: &Wire) -> Result<(File, Origin), String> {
         Some(Ok(origin)) => origin,
         Some(Err(Missed::Missing)) => return Err(missing()),
         Some(Err(Missed::Trouble(why))) if copy.local.is_file() => {
-            warning(format_args!("{why}; the copy on this machine is used"));
+            warning(format_args!("cache {}: {why}; the copy on this machine is used", copy.key));
             Origin::Kept
         }
         Some(Err(Missed::Trouble(why))) => return Err(why),
@@ -146,9 +149,9 @@ fn refresh(copy: &Copy, remote: &Remote, wire: &Wire) -> Result<Origin, Missed> 
             _ => return Err(Missed::Trouble(refusal(answer))),
         }
         let why = match fetch(copy, answer, stamp, wire) {
-            Ok(origin) => {
-                println!("Downloading cache from {}", crate::http::origin(&remote.get));
-                return Ok(origin);
+            Ok(fetched) => {
+                println!("Downloading cache from {}", origin(&remote.get));
+                return Ok(fetched);
             }
             Err(why) => why,
         };
@@ -159,7 +162,7 @@ fn refresh(copy: &Copy, remote: &Remote, wire: &Wire) -> Result<Origin, Missed> 
             }
             io::ErrorKind::InvalidData => return Err(Missed::Trouble(why.to_string())),
             _ if tries == TRIES => return Err(Missed::Trouble(format!("the archive breaks off: {why}"))),
-            _ => warning(format_args!("the archive breaks off: {why}. Retrying...")),
+            _ => warning(format_args!("cache {}: the archive breaks off: {why}. Retrying...", copy.key)),
         }
         rest(Duration::from_secs(1));
     }
@@ -211,7 +214,10 @@ pub fn ask(wire: &Wire, method: Method, url: &str, headers: &[(String, String)])
 
 /// What an object store says of an error.
 pub fn refusal(answer: Incoming) -> String {
-    let line = answer.status_line();
+    let line = match answer.header("Location").filter(|_| (300..400).contains(&answer.status)) {
+        Some(location) => format!("{} to {}, which is not followed", answer.status_line(), origin(location)),
+        None => answer.status_line(),
+    };
     let text = answer.explanation();
     let parts = ["Code", "Message"].map(|name| element(&text, name).unwrap_or_default());
     format!("received: {line} {}", parts.join(" ")).trim_end().to_owned()

@@ -20,6 +20,10 @@ use crate::instance::aws::sts::{self, Role};
 /// The longest that S3 lets a signature count.
 const MOST: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// What Amazon takes in one request. More would take keys where a job's files are handled: a request for a part of an
+/// object can be signed only once the upload was begun.
+const MOST_AT_ONCE: u64 = 5 << 30;
+
 /// A bucket; shared by the jobs of one runner.
 pub struct Store {
     settings: S3,
@@ -74,7 +78,13 @@ impl Store {
             presign(&target, &credentials, scope, now, expires)
         };
         let put_headers = self.put_headers(key);
-        Ok(Remote { get: signed("GET", &[]), head: signed("HEAD", &[]), put: signed("PUT", &put_headers), put_headers })
+        Ok(Remote {
+            get: signed("GET", &[]),
+            head: signed("HEAD", &[]),
+            put: signed("PUT", &put_headers),
+            put_headers,
+            most: self.is_amazon().then_some(MOST_AT_ONCE),
+        })
     }
 
     /// Host, and the bucket where it stands in the path.
@@ -247,6 +257,13 @@ mod tests {
         assert_eq!(names, expected);
         assert!(signed.put.contains(&format!("X-Amz-SignedHeaders=host%3B{}", expected.join("%3B"))));
         assert!(signed.put_headers[0].1.is_ascii());
+    }
+
+    #[test]
+    fn amazon_takes_so_much_in_one_request_and_others_tell_themselves() {
+        let most = |store: &Store| store.sign(9, "k", "k", Duration::from_secs(60)).unwrap().most;
+        assert_eq!(most(&store(|_| {})), Some(5 * 1024 * 1024 * 1024));
+        assert_eq!(most(&store(|c| c.s3.server_address = "minio.test:9000".to_owned())), None);
     }
 
     #[test]

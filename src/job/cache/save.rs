@@ -12,7 +12,7 @@ use crate::archive::root::Root;
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::{self, Format, Level};
 use crate::http::{Method, Outgoing, Patience, Transfer, origin};
-use crate::job::transfer::{Meter, heading, notes, open_project, rest, setback, warning};
+use crate::job::transfer::{Meter, bytes, heading, notes, open_project, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
@@ -35,7 +35,7 @@ pub fn run(plan: &SavePlan) -> i32 {
                 match save(&root, &request, copy, (*format, *level), *max_upload, &plan.wire) {
                     Ok(()) => heading("Created cache"),
                     Err(why) => {
-                        warning(why);
+                        warning(format_args!("cache {}: {why}", copy.key));
                         setback("Failed to create cache");
                     }
                 }
@@ -82,7 +82,13 @@ fn save(
     let archive = store::open(&copy.local).map_err(place)?;
     let size = archive.metadata().map_err(place)?.len();
     if let Some(max) = max_upload.filter(|max| size > *max) {
-        warning(format_args!("the archive has {size} bytes, more than the {max} that are uploaded; it stays local"));
+        let key = &copy.key;
+        warning(format_args!("cache {key}: {size} bytes, more than the {max} that are uploaded; it stays local"));
+        return Ok(());
+    }
+    if let Some(max) = remote.most.filter(|max| size > *max) {
+        let (key, size, max) = (&copy.key, bytes(size as f64), bytes(max as f64));
+        warning(format_args!("cache {key}: {size}, more than the {max} that S3 takes in one request; it stays local"));
         return Ok(());
     }
     if let Some(etag) = upload(archive, size, remote, wire)? {

@@ -39,6 +39,7 @@ impl Project {
             head: format!("{}/head", server.url),
             put: format!("{}/put", server.url),
             put_headers: vec![("x-amz-meta-cachekey".to_owned(), key.to_owned())],
+            most: None,
         });
         Copy { key: key.to_owned(), local: self.store().join(key).join("cache.zip"), remote }
     }
@@ -288,19 +289,23 @@ fn what_the_store_is_known_to_have_is_not_fetched_again() {
 fn what_is_too_large_stays_on_the_machine() {
     let project = Project::new();
     let server = Server::start(Vec::new());
-    let plan = SavePlan {
-        caches: vec![Save::Files {
-            copy: project.copy("key", Some(&server)),
-            paths: vec!["vendor".to_owned()],
-            untracked: false,
-            format: Format::TarZstd,
-            level: Level::Fast,
-            max_upload: Some(10),
-        }],
-        ..project.plan("key", Some(&server), Limits::default())
-    };
-    assert_eq!(save(&plan), 0);
-    assert!(project.archive("key").exists());
+    for (max_upload, most) in [(Some(10), None), (None, Some(10))] {
+        let mut copy = project.copy("key", Some(&server));
+        copy.remote.as_mut().unwrap().most = most;
+        let plan = SavePlan {
+            caches: vec![Save::Files {
+                copy,
+                paths: vec!["vendor".to_owned()],
+                untracked: false,
+                format: Format::TarZstd,
+                level: Level::Fast,
+                max_upload,
+            }],
+            ..project.plan("key", Some(&server), Limits::default())
+        };
+        assert_eq!(save(&plan), 0);
+        fs::remove_file(project.archive("key")).unwrap();
+    }
     assert!(server.asked().is_empty());
 }
 
