@@ -43,6 +43,12 @@ const TOOLS: [(&str, &str, &str); 10] = [
     ("mayfly tar.zst", "$SELF as-packer tarzstd default $FILE", "$SELF as-packer unpack - $FILE"),
 ];
 
+/// What is packed, and how it is made.
+const TREES: [(&str, MakeTree); 2] = [("mixed", mixed), ("small", small)];
+
+/// Makes a tree that is the same in every run.
+type MakeTree = fn(&Path);
+
 /// The same by gitlab-runner, where there is one.
 const OTHER: (&str, &str, &str) = (
     "gitlab-runner zip",
@@ -61,19 +67,16 @@ fn main() {
     let place = tempfile::tempdir_in(place).expect("a directory");
     let mut tools = TOOLS.to_vec();
     tools.extend(std::env::var_os("GITLAB_RUNNER").map(|_| OTHER));
-    let trees: [(&str, fn(&Path)); 2] = [("mixed", mixed), ("small", small)];
-    for (name, make) in trees {
-        let is_chosen = |word: &str| arguments.is_empty() || arguments.iter().any(|chosen| chosen == word);
-        if trees.iter().any(|(name, _)| arguments.iter().any(|chosen| chosen == name)) && !is_chosen(name) {
-            continue;
+    let (trees, words): (Vec<_>, Vec<_>) =
+        arguments.iter().partition(|word| TREES.iter().any(|(name, _)| name == word));
+    tools.retain(|(tool, ..)| words.is_empty() || words.iter().any(|word| tool.contains(word.as_str())));
+    for (name, make) in TREES {
+        if trees.is_empty() || trees.iter().any(|chosen| *chosen == name) {
+            let tree = place.path().join(name);
+            make(&tree);
+            compare(name, &tree, place.path(), &tools);
+            fs::remove_dir_all(tree).expect("removed");
         }
-        let tree = place.path().join(name);
-        make(&tree);
-        let words: Vec<_> = arguments.iter().filter(|word| trees.iter().all(|(name, _)| name != word)).collect();
-        let chosen = |tool: &str| words.is_empty() || words.iter().any(|word| tool.contains(word.as_str()));
-        let tools: Vec<_> = tools.iter().copied().filter(|(tool, ..)| chosen(tool)).collect();
-        compare(name, &tree, place.path(), &tools);
-        fs::remove_dir_all(tree).expect("removed");
     }
 }
 

@@ -71,7 +71,7 @@ enum Prepared {
 /// Files that are handed to a thread at once: to hand over small ones one by one would cost more than to write them.
 #[derive(Default)]
 struct Batch {
-    tasks: Vec<Box<Task>>,
+    tasks: Vec<Task>,
     size: u64,
 }
 
@@ -79,7 +79,7 @@ impl Batch {
     const MOST_TASKS: usize = 32;
     const MOST_BYTES: u64 = 256 * 1024;
 
-    fn push(&mut self, task: Box<Task>) {
+    fn push(&mut self, task: Task) {
         self.size = self.size.saturating_add(task.size);
         self.tasks.push(task);
     }
@@ -119,7 +119,7 @@ fn unpack_batch(
                     let _ = tasks.send(batch);
                     return Ok(Some(task));
                 }
-                batch.push(task);
+                batch.push(*task);
                 if batch.is_full() && tasks.send(std::mem::take(&mut batch)).is_err() {
                     return Ok(None);
                 }
