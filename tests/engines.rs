@@ -63,6 +63,10 @@ fn an_engine_that_hangs_while_a_script_runs_costs_that_job_and_no_other() {
     for part in ["does not answer", "journalctl -u docker", "run the job again"] {
         assert!(last.contains(part), "{part} in {}", job.log());
     }
+    let another = gitlab.queue(crate::support::job::job(&["echo never"]).build());
+    let job = finished(&gitlab, another);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.has("does not answer"), "{}", job.log());
     drop(hung);
     let next = gitlab.queue(crate::support::job::job(&["echo well"]).build());
     assert_eq!(finished(&gitlab, next).state, "success", "{}", agent.log());

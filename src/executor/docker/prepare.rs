@@ -182,7 +182,8 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
     loop {
         match Engine::connect(address) {
             Ok(engine) => return Ok(engine),
-            Err(error) if error.is_away() && tries < TRIES => {
+            // One that hangs was waited for long enough.
+            Err(error) if error.is_away() && !matches!(error, Error::Silent { .. }) && tries < TRIES => {
                 Printer.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
                 std::thread::sleep(BETWEEN_TRIES);
                 tries += 1;
