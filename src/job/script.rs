@@ -71,7 +71,8 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
         text.push_str(&format!("cd {}\n", quote(directory)));
     }
     let body = body(setup, groups, greeting);
-    text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nexit 0\n", quote(&body)));
+    // A login shell runs `.bash_logout` at its end: what fails in there is no failure of the job.
+    text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nset +o errexit\nexit 0\n", quote(&body)));
     text
 }
 
@@ -229,6 +230,23 @@ mod tests {
         let (setup, lines, _directory) = of(&["false | cat", "echo after"]);
         let (output, code) = run("bash", &script(&setup, &lines, None));
         assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
+    }
+
+    #[test]
+    fn what_fails_when_the_user_logs_out_is_no_failure_of_the_job() {
+        let (setup, lines, directory) = of(&["echo done"]);
+        std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("written");
+        let mut child = Command::new("bash")
+            .arg("-l")
+            .env("HOME", directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        child.stdin.take().expect("a pipe").write_all(script(&setup, &lines, None).as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("ended");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && shown.ends_with("done\nbye\n"), "{shown}");
     }
 
     #[test]
