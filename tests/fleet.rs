@@ -207,6 +207,8 @@ enum Cut {
     Killed,
     /// The machine goes down and comes up.
     Rebooted,
+    /// It is told to stop.
+    Stopped,
 }
 
 /// The steps of leaving, and the two of an instance that its group does not end.
@@ -220,6 +222,11 @@ fn an_agent_that_is_killed_in_any_phase_ends_its_instance_once() {
 #[test]
 fn a_machine_that_reboots_in_any_phase_ends_once() {
     std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Rebooted)))));
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_in_any_phase_ends_its_instance_once() {
+    std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Stopped)))));
 }
 
 /// Cuts an agent off in a phase: whoever comes after it brings the instance to its end, asks for no job and loses none.
@@ -258,8 +265,12 @@ fn cut_off(phase: &str, cut: Cut) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let polls = fleet.polls();
-    match phase {
-        "left" => assert!(agent.wait().success()),
+    match (phase, cut) {
+        ("left", _) => assert!(agent.wait().success()),
+        (_, Cut::Stopped) => {
+            agent.signal("TERM");
+            assert!(agent.wait().success(), "{phase}: {}", agent.log());
+        }
         _ => agent.kill(),
     }
     if cut == Cut::Rebooted {
@@ -272,7 +283,11 @@ fn cut_off(phase: &str, cut: Cut) {
     let mut next = fleet.start();
     assert!(next.wait().success(), "{phase}: {}", next.log());
     let outcome = fleet.gitlab.job(id).failure_reason.unwrap_or_else(|| fleet.gitlab.job_state(id));
-    let expected = if (phase, cut) == ("draining", Cut::Rebooted) { "runner_system_failure" } else { "success" };
+    let expected = match (phase, cut) {
+        ("draining", Cut::Rebooted) => "runner_system_failure",
+        ("draining", Cut::Stopped) => "runner_interrupted",
+        _ => "success",
+    };
     assert_eq!(outcome, expected, "{phase}: {}", next.log());
     assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.polls()), ("pending", polls), "{phase}");
     let by_power = phase == "powering_off";

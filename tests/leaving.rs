@@ -278,6 +278,29 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
 }
 
 #[test]
+fn an_agent_that_could_not_begin_goes_on_to_leave_all_the_same() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let (ran, go) = (home.path("ran"), home.path("go"));
+    home.add_to_mayfly(&format!(
+        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; until [ -e {} ]; do sleep 0.1; done\"",
+        ran.display(),
+        go.display()
+    ));
+    let agent = home.start(&[]);
+    wait_for_file(&ran);
+    agent.kill();
+    fs::write(&go, "").expect("written");
+    let text = read(&home.config());
+    fs::write(home.config(), format!("user = \"no-such-user\"\n{text}")).expect("written");
+    let mut next = home.start(&[]);
+    assert!(next.wait().success(), "{}", next.log());
+    assert!(next.log().contains("no-such-user") && lines(&ran).len() == 2, "{}", next.log());
+    fs::remove_file(home.path("state/leaving.json")).expect("left");
+    assert!(!home.start(&[]).wait().success(), "who does not leave must be able to begin");
+}
+
+#[test]
 fn the_mark_of_another_machine_is_thrown_away() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");

@@ -126,7 +126,11 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     }
     agent.recover(&loaded.config);
     agent.listen_to_the_machine();
-    agent.adopt_configuration(loaded)?;
+    match agent.adopt_configuration(loaded) {
+        // It needs none to take jobs with, and a row that stays at a server is the smaller evil.
+        Err(why) if agent.leaving.is_some() => log::error!("leaving without a part of the configuration error={why}"),
+        adopted => adopted?,
+    }
     Ok(agent.live())
 }
 
