@@ -310,6 +310,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_saved_depends_on_the_outcome() {
+        let variables = Variables::new(Path::new("/b/p.tmp"));
+        let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
+        let of = |when: &str| Cache { when: when.to_owned(), ..cache(&format!("key-{when}"), "") };
+        let caches = ["", "on_success", "on_failure", "always"].map(of);
+        let payload = Payload { cache: caches.to_vec(), ..Payload::default() };
+        for (outcome, expected) in [
+            (Outcome::Success, &["key-", "key-on_success", "key-always"][..]),
+            (Outcome::Failure, &["key-on_failure", "key-always"]),
+        ] {
+            let plan = save_plan(&payload, &variables, &flags, &place(), outcome).unwrap().unwrap();
+            let keys = plan.caches.iter().map(|save| match save {
+                Save::Files { copy, .. } => copy.key.as_str(),
+                Save::Skip(why) => why,
+            });
+            assert_eq!(keys.collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
     fn transfers_take_as_long_as_the_job_lets_them() {
         for (text, minutes) in [("3", 3), (" 90 ", 90), ("0", 10), ("soon", 10), ("", 10)] {
             let (restore, save) = plans(cache("k", ""), &[("CACHE_REQUEST_TIMEOUT", text)]);
