@@ -37,8 +37,21 @@ impl<'p, 'a> Feed<'p, 'a> {
         Self { pool, root, rest: entries, ahead: VecDeque::new(), at_once: 1 }
     }
 
-    /// The next entries with what came of them; none at the end.
-    pub fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
+    /// Gives each entry with what came of it.
+    pub fn for_each(mut self, mut each: impl FnMut(&'a Entry, Loaded) -> io::Result<()>) -> io::Result<()> {
+        loop {
+            let mut loaded = self.take()?.peekable();
+            if loaded.peek().is_none() {
+                return Ok(());
+            }
+            for (entry, loaded) in loaded {
+                each(entry, loaded)?;
+            }
+        }
+    }
+
+    /// The next entries; none at the end.
+    fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
         while self.ahead.len() < self.pool.depth(BLOCK) && !self.rest.is_empty() {
             let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
             self.rest = rest;

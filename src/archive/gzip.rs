@@ -16,16 +16,9 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
     // There is no gzip without deflate: the lowest level is its fastest.
     let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
-        let (mut feed, mut written) = (Feed::new(pool, root, entries), Written::default());
-        loop {
-            let mut loaded = feed.take()?.peekable();
-            if loaded.peek().is_none() {
-                break;
-            }
-            for (entry, loaded) in loaded {
-                write_member(pool, entry, loaded, &mut sink, &mut written)?;
-            }
-        }
+        let mut written = Written::default();
+        let feed = Feed::new(pool, root, entries);
+        feed.for_each(|entry, loaded| write_member(pool, entry, loaded, &mut sink, &mut written))?;
         sink.flush()?;
         Ok(written)
     })

@@ -20,6 +20,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
+    /// `/proc/self/fd`, where there is one.
+    own: Option<OwnedFd>,
 }
 
 /// How links in the middle of a name are taken.
@@ -48,7 +50,7 @@ impl Root {
     /// Opens the directory; its own path is trusted.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
-        Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned() })
+        Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned(), own: open_own_descriptors() })
     }
 
     /// Opens a directory below this one, made where it is missing. Neither it nor anything on the way may be a link: a job
@@ -63,7 +65,7 @@ impl Root {
                 Err(why) => return Err(why.into()),
             }
         }
-        Ok(Self { fd, path: self.path.join(name) })
+        Ok(Self { fd, path: self.path.join(name), own: open_own_descriptors() })
     }
 
     /// A path that is this directory for as long as it is open, whatever becomes of its name.
@@ -128,16 +130,14 @@ impl Root {
         let found = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
         let stat = is_file(fstat(&found)?)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let own = format!("/proc/self/fd/{}", found.as_raw_fd());
-        match openat(AT_FDCWD, own.as_str(), flags, Mode::empty()) {
-            // Without /proc the name is the only way, and it may be another file by now.
-            Err(Errno::ENOENT) => {
-                let file = self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?;
-                let stat = is_file(fstat(&file)?)?;
-                Ok((File::from(file), stat))
-            }
-            result => Ok((File::from(result?), stat)),
-        }
+        // Without /proc the name is the only way, and it may be another file by now.
+        let Some(own) = &self.own else {
+            let file = self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?;
+            let stat = is_file(fstat(&file)?)?;
+            return Ok((File::from(file), stat));
+        };
+        let file = openat(own, found.as_raw_fd().to_string().as_str(), flags, Mode::empty())?;
+        Ok((File::from(file), stat))
     }
 
     /// Removes a file, a link, or an empty directory, through no link.
@@ -206,6 +206,12 @@ impl Root {
     pub fn fd(&self) -> impl AsFd + '_ {
         &self.fd
     }
+}
+
+/// The names of this process's own descriptors: what is open can be opened once more by them, and nothing else.
+fn open_own_descriptors() -> Option<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(AT_FDCWD, "/proc/self/fd", flags, Mode::empty()).ok()
 }
 
 fn os_string(name: &CStr) -> OsString {

@@ -166,6 +166,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_longer_there_is_left_out_with_a_warning() {
+        let project = Project::new();
+        project.write("a", b"a").write("b", b"b").write("large", &[b'x'; 3_000_000]).link("link", "a");
+        let entries = project.entries();
+        fs::remove_file(project.path().join("a")).unwrap();
+        fs::remove_file(project.path().join("link")).unwrap();
+        let out = File::create(project.beside("a.tar.zst")).unwrap();
+        let written = write_tar_zstd(&project.root(), &entries, Level::Slowest, out).unwrap();
+        assert_eq!((written.entries, written.bytes), (2, 3_000_001));
+        assert!(written.warnings[0].starts_with("a: left out: "), "{:?}", written.warnings);
+        assert!(written.warnings[1].starts_with("link: left out: "), "{:?}", written.warnings);
+        let listed = tool(Command::new("tar").args(["--zstd", "-tf"]).arg(project.beside("a.tar.zst")));
+        assert_eq!(listed, "b\nlarge\n");
+    }
+
+    #[test]
     fn a_file_that_shrinks_leaves_the_archive_whole() {
         let project = Project::new();
         project.write("log", &[b'l'; 100]);

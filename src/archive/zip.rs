@@ -38,16 +38,8 @@ struct Packer<'a, W> {
 
 impl<'a, W: Write> Packer<'a, W> {
     fn pack_all(&mut self, pool: &Pool<'a>, entries: &'a [Entry]) -> io::Result<()> {
-        let mut feed = Feed::new(pool, self.root, entries);
-        loop {
-            let mut loaded = feed.take()?.peekable();
-            if loaded.peek().is_none() {
-                return Ok(());
-            }
-            for (entry, loaded) in loaded {
-                self.pack(pool, entry, loaded)?;
-            }
-        }
+        let feed = Feed::new(pool, self.root, entries);
+        feed.for_each(|entry, loaded| self.pack(pool, entry, loaded))
     }
 
     fn pack(&mut self, pool: &Pool<'_>, entry: &Entry, loaded: Loaded) -> io::Result<()> {
