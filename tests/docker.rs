@@ -111,6 +111,37 @@ fn sources_caches_and_artifacts_need_nothing_of_the_image() {
 }
 
 #[test]
+fn the_executors_of_fleets_mean_the_same_on_an_instance() {
+    for (executor, tables) in [
+        (
+            "docker-autoscaler",
+            "[runners.autoscaler]\nplugin = \"aws\"\ncapacity_per_instance = 1\nmax_use_count = 1\nmax_instances = 4",
+        ),
+        (
+            "docker+machine",
+            "[runners.machine]\nIdleCount = 1\nIdleTime = 600\nMaxBuilds = 1\nMachineDriver = \"amazonec2\"\n\
+          MachineName = \"ci-%s\"\nMachineOptions = [\"amazonec2-region=eu-west-1\"]",
+        ),
+    ] {
+        let gitlab = GitLab::start();
+        let home = Home::with_containers(&gitlab, "", &format!("memory = \"64m\"\n{tables}"));
+        let text = std::fs::read_to_string(home.config()).expect("read");
+        let text = text.replace("executor = \"docker\"", &format!("executor = \"{executor}\""));
+        std::fs::write(home.config(), text).expect("written");
+        let ids = [0; 2].map(|_| gitlab.queue(job(&["cat /proc/1/comm; cat /etc/passwd | grep builder"]).build()));
+        let mut agent = home.start(&[]);
+        let done = gitlab.finished(ids[0]);
+        assert_eq!(done.state, "success", "{}", done.log());
+        assert!(done.has(&format!("Preparing the \"{executor}\" executor")), "{}", done.log());
+        assert!(done.has("builder:x:1234"), "in its image: {}", done.log());
+        // One job is what this instance is for.
+        assert!(agent.wait().success(), "{}", agent.log());
+        assert_eq!(gitlab.job_state(ids[1]), "pending");
+        assert_nothing_left(ids[0], &agent.log());
+    }
+}
+
+#[test]
 fn a_user_of_the_image_works_in_the_jobs_directories() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());

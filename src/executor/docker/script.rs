@@ -346,7 +346,12 @@ impl<'a> Step<'a> {
             ))));
         }
         let name = &self.plan.container.name;
-        let (state, was_away) = self.wait_for_end().map_err(Failure::of_engine)?;
+        let (state, was_away) = match self.wait_for_end() {
+            Ok(known) => known,
+            Err(error) if self.stopping == Stopping::No => return Err(Failure::of_engine(error)),
+            // A script that is to end is not run again.
+            Err(error) => return Err(Failure::Job(away(error))),
+        };
         if state.is_being_removed() && self.stopping == Stopping::No {
             return Err(Failure::Vanished);
         }
