@@ -18,6 +18,7 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
+    /// How it is written.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Add => "+",
@@ -65,6 +66,7 @@ impl Comparison {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Equal, Self::Different, Self::AtMost, Self::AtLeast, Self::Less, Self::More];
 
+    /// How it is written.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Equal => "==",
