@@ -465,8 +465,11 @@ fn an_instance_is_protected_while_it_has_a_job() {
     let mut agent = fleet.start();
     fleet.cloud.wait_until("protection", |group| group.is_protected);
     fs::write(&go, "").expect("written");
-    assert_eq!(fleet.gitlab.finished(id).state, "success");
+    let done = fleet.gitlab.finished(id);
+    assert_eq!(done.state, "success");
     fleet.cloud.wait_until("the end of protection", |group| !group.is_protected);
+    let calls = fleet.cloud.calls("SetInstanceProtection");
+    assert!(calls.len() == 2 && calls[1].at >= done.ended.expect("an end"), "while it was reported: {calls:#?}");
     agent.signal("QUIT");
     assert!(agent.wait().success());
     assert_eq!(fleet.ends(), (0, 0), "only told to stop");

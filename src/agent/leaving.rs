@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::departure::{Departure, Manager, Marker, Outcome};
+use super::departure::{Departure, Manager, Marker, Outcome, SIGNS};
 use super::{Agent, Event, REMOVAL_PATIENCE};
 use crate::config::lifetime::Strategy;
 use crate::instance::{Instance, Target};
@@ -56,10 +56,7 @@ pub(super) fn mark_of_earlier_agent(state: &Path, instance: &dyn Instance, strat
         && match strategy {
             _ if mark.reason == Reason::Stop => true,
             Strategy::Poweroff | Strategy::Command => has_gone,
-            // Once it had done all that it has to do: before, its group may be told late that it ends.
-            Strategy::AwsAsg if mark.ended && mark.phase == Phase::Left => {
-                matches!(instance.target(), Ok(Target::InService | Target::Resting))
-            }
+            Strategy::AwsAsg if mark.ended && mark.phase == Phase::Left => is_taken_back(instance),
             Strategy::AwsAsg | Strategy::Exit => false,
         };
     if is_back {
@@ -73,6 +70,15 @@ pub(super) fn mark_of_earlier_agent(state: &Path, instance: &dyn Instance, strat
         log::warn!("this machine has left already; to have it take jobs again, remove {}", path.display());
     }
     Some(mark)
+}
+
+/// Whether a group goes on with an instance that it was asked to end. What is known of one lags behind that.
+fn is_taken_back(instance: &dyn Instance) -> bool {
+    let goes_on = || matches!(instance.target(), Ok(Target::InService | Target::Resting));
+    goes_on() && {
+        thread::sleep(SIGNS);
+        goes_on()
+    }
 }
 
 /// The agent ends before its instance has left.
@@ -239,6 +245,10 @@ impl Agent {
                 self.slots.open();
                 self.reload();
                 None
+            }
+            Outcome::Broken => {
+                log::error!("the thread that leaves died, its log says where; the next start goes on with that");
+                Some(ExitCode::FAILURE)
             }
             Outcome::Stranded => {
                 log::error!("the instance does not end, and takes no more jobs reason={}", reason.as_str());

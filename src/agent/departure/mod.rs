@@ -12,6 +12,7 @@ mod marker;
 mod tests;
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ const POWEROFF_PATIENCE: Duration = Duration::from_secs(60);
 const LEAST_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long it may take until the machine hears that its group ends it: two looks, and what the service lags behind.
-const SIGNS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
+pub const SIGNS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
 
 /// How leaving came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Outcome {
     Stays,
     /// It still runs, and nothing that could be done has ended it.
     Stranded,
+    /// A mistake of ours: the next start goes on.
+    Broken,
 }
 
 /// An instance that has no job any more and takes none.
@@ -58,6 +61,11 @@ pub struct Departure {
 impl Departure {
     /// Takes all steps that are left.
     pub fn run(&self) -> Outcome {
+        // Nobody would end an instance whose agent waits for a thread that is gone.
+        catch_unwind(AssertUnwindSafe(|| self.go_on())).unwrap_or(Outcome::Broken)
+    }
+
+    fn go_on(&self) -> Outcome {
         let mark = self.marker.read();
         log::info!("the instance leaves strategy={} reason={}", self.leave.strategy.as_str(), mark.reason.as_str());
         match mark.phase {

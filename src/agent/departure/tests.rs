@@ -206,6 +206,15 @@ fn a_later_agent_knows_that_the_group_has_agreed() {
 }
 
 #[test]
+fn a_mistake_of_ours_is_an_outcome_and_left_to_the_next_agent() {
+    // Nothing is scripted: what is asked panics.
+    let case = Case::new([]);
+    let marker = Arc::new(Marker::begin(case.state(), Mark::new(&identity(), Reason::Idle)));
+    let (outcome, _, off) = case.go(&marker);
+    assert_eq!((outcome, phase(&marker), off), (Outcome::Broken, Phase::Ending, 0));
+}
+
+#[test]
 fn what_the_group_does_not_end_is_switched_off_once() {
     let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
     let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
