@@ -7,14 +7,17 @@ mod config;
 mod coordinator;
 mod decode;
 mod executor;
+mod failure;
 mod http;
 mod instance;
 mod job;
 mod journal;
 mod monitor;
+mod payload;
 mod pipeline;
 mod shim;
 mod sys;
+mod token;
 mod trace;
 
 fn main() -> std::process::ExitCode {

@@ -12,15 +12,15 @@ use std::time::Duration;
 use super::Event;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
+use crate::failure::{FailureReason, JobError};
 use crate::instance::{Demand, Instance, Work};
 use crate::job::containers::name_of;
 use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
-use crate::job::failure::{FailureReason, JobError};
-use crate::job::payload::{self, Payload, Undecodable};
 use crate::journal::{Count, Progress, Record, SlotDirectory};
 use crate::monitor::numbers::{self, Who};
+use crate::payload::{self, Payload, Undecodable};
 use crate::sys;
 
 /// Enough for parsing large payloads.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::departure::{Departure, Manager, Marker, Outcome, SIGNS};
 use super::{Agent, Event, REMOVAL_PATIENCE};
-use crate::config::lifetime::Strategy;
+use crate::config::leave::Strategy;
 use crate::instance::{Instance, Target};
 use crate::journal::Count;
 use crate::journal::leaving::{self, Boot, Mark, Phase, Reason};

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::agent::slots::{RunnerBounds, RunnerKey};
     use crate::config::lifetime::IdleTimes;
-    use crate::coordinator::Token;
+    use crate::token::Token;
 
     const HOUR: u64 = 3600;
     const BOUNDS: RunnerBounds = RunnerBounds { limit: None, requests: 1, adaptive: false };

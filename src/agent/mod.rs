@@ -24,7 +24,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use crate::config::lifetime::{IdleTimes, Lifetime as Bounds, Strategy};
+use crate::config::leave::Strategy;
+use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::Executor;

@@ -242,9 +242,9 @@ fn write_configuration(page: &mut Page, known: &Known, system_id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coordinator::Token;
     use crate::instance::Identity;
     use crate::journal::leaving::{Mark, Reason};
+    use crate::token::Token;
 
     fn monitoring(token: &str) -> Monitoring {
         let monitoring = Monitoring::new(Slots::new(2, Some(3), 1), "s_1");

@@ -8,14 +8,14 @@ use super::desk::payload_of;
 use super::slots::RunnerKey;
 use super::{Agent, gitlab};
 use crate::config::{Config, Runner};
-use crate::coordinator::Token;
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
+use crate::failure::JobError;
 use crate::http::Address;
 use crate::job::containers::{self, name_of};
-use crate::job::failure::JobError;
 use crate::journal::{self, Record, SlotDirectory};
 use crate::shim;
+use crate::token::Token;
 
 impl Agent {
     /// Looks through the journal; done before the first request.

@@ -13,7 +13,7 @@ pub struct RunnerKey {
     /// The server.
     pub url: String,
     /// The runner's token.
-    pub token: crate::coordinator::Token,
+    pub token: crate::token::Token,
 }
 
 /// The bounds of one runner.
@@ -383,7 +383,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coordinator::Token;
+    use crate::token::Token;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
     use std::thread;

@@ -13,7 +13,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
 use crate::agent::{self, seclusion};
-use crate::config::lifetime::Strategy;
+use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;

@@ -11,19 +11,20 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::config::Runner;
+use crate::coordinator::JobState;
 use crate::coordinator::local::Terminal;
-use crate::coordinator::{JobState, Token};
 use crate::executor::cgroup::Parents;
+use crate::executor::place::Place;
 use crate::executor::shell::Shell;
 use crate::instance::{Instance, Plain};
 use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
-use crate::job::payload;
-use crate::job::place::Place;
 use crate::journal::{Progress, Record, SlotDirectory};
+use crate::payload;
 use crate::pipeline::{self, Job, Pipeline, When};
 use crate::sys;
+use crate::token::Token;
 
 /// Exit status for a file that cannot be used; jobs that fail give 1.
 const UNUSABLE: u8 = 2;

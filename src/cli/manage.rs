@@ -9,8 +9,8 @@ use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, Runner, system_id};
-use crate::coordinator::Token;
 use crate::coordinator::gitlab::{ApiError, Verdict};
+use crate::token::Token;
 
 /// What `verify` takes.
 #[derive(Args)]

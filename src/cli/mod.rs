@@ -18,11 +18,11 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded};
-use crate::coordinator::Token;
 use crate::instance::aws::secrets;
 use crate::instance::{self, Need};
 use crate::job::work;
 use crate::shim;
+use crate::token::Token;
 
 /// `mayfly X.Y.Z`'s version with the build it is.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MAYFLY_REVISION"), ")");

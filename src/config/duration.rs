@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer};
+
 /// Parses a duration; negative ones and bare numbers are none.
 pub fn parse(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
@@ -30,6 +32,17 @@ pub fn parse(text: &str) -> Option<Duration> {
         rest = &rest[letters..];
     }
     Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Reads one from a configuration; an empty text is as good as none.
+pub fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong =
+        || serde::de::Error::custom(format!("`{text}` is not a duration; write for example \"90s\" or \"1h30m\""));
+    parse(&text).map(Some).ok_or_else(wrong)
 }
 
 #[cfg(test)]

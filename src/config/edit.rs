@@ -9,7 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, value};
 
 use super::Runner;
 use super::expand::expand;
-use crate::coordinator::Token;
+use crate::token::Token;
 
 /// The file, open for changes.
 pub struct Editor {

@@ -1,13 +1,12 @@
-//! How long an instance lives and how it goes: our own keys, and what fleets have in the tables of docker+machine and of
-//! the autoscaler.
+//! How long an instance lives: our own keys, and what fleets have in the tables of docker+machine and of the autoscaler.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
+use super::duration;
 use super::period::{Period, Zone};
-use super::raw;
 
 /// The idle time of a policy that names none.
 const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
@@ -24,19 +23,6 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// What our own keys say, or else the runners' tables.
-    pub fn of(own: &raw::Mayfly, terms: &[Terms]) -> Self {
-        let of_runners = || terms.iter().filter_map(|terms| terms.idle.clone()).collect();
-        Self {
-            max_builds: match own.max_builds {
-                Some(builds) => Some(builds).filter(|builds| *builds > 0),
-                None => terms.iter().filter_map(|terms| terms.max_builds).min(),
-            },
-            max_age: own.max_age.filter(|age| !age.is_zero()),
-            idle: own.idle_timeout.map_or_else(of_runners, |timeout| vec![IdleTimes::always(timeout)]),
-        }
-    }
-
     /// How long it may be without a job at this time; `None` for ever.
     pub fn idle_timeout(&self, now: Timestamp) -> Option<Duration> {
         self.idle.iter().filter_map(|times| times.at(now)).max()
@@ -171,7 +157,7 @@ struct Policy {
     periods: Vec<Period>,
     #[serde(rename = "timezone", default)]
     zone: Zone,
-    #[serde(default, deserialize_with = "raw::duration")]
+    #[serde(default, deserialize_with = "duration::read")]
     idle_time: Option<Duration>,
 }
 
@@ -216,78 +202,6 @@ impl Autoscaler {
             max_builds: set(self.max_use_count),
             capacity: set(self.capacity_per_instance),
             idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
-        }
-    }
-}
-
-/// What an agent does with its instance in the end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// It ends, and the instance lives on.
-    #[default]
-    Exit,
-    /// It runs a command that sees to it.
-    Command,
-    /// It switches the instance off.
-    Poweroff,
-    /// It has its Auto Scaling group end the instance.
-    AwsAsg,
-}
-
-impl Strategy {
-    /// The word in the configuration and in logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Exit => "exit",
-            Self::Command => "command",
-            Self::Poweroff => "poweroff",
-            Self::AwsAsg => "aws-asg",
-        }
-    }
-}
-
-/// How an instance goes.
-#[derive(Clone, Debug)]
-pub struct Leave {
-    /// What is done in the end.
-    pub strategy: Strategy,
-    /// A line for a shell, for [`Strategy::Command`].
-    pub command: Option<String>,
-    /// A line for a shell that switches the machine off.
-    pub poweroff_command: String,
-    /// How long after it was taken off its runners an instance that still lives is switched off.
-    pub fallback_after: Duration,
-}
-
-impl Default for Leave {
-    fn default() -> Self {
-        Self {
-            strategy: Strategy::Exit,
-            command: None,
-            poweroff_command: "systemctl poweroff".to_owned(),
-            fallback_after: Duration::from_secs(300),
-        }
-    }
-}
-
-impl Leave {
-    /// What our own keys say. Errors: the key whose value makes no sense, and why.
-    pub fn of(own: &raw::Mayfly) -> Result<Self, (&'static str, &'static str)> {
-        let usual = Self::default();
-        let given = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
-        let (strategy, command) = (own.leave.unwrap_or_default(), given(&own.leave_command));
-        match (strategy == Strategy::Command, command.is_some()) {
-            (true, false) => {
-                Err(("mayfly.leave", "`leave = \"command\"` needs a `leave_command`, which ends the instance"))
-            }
-            (false, true) => Err(("mayfly.leave_command", "`leave_command` is run with `leave = \"command\"` only")),
-            _ => Ok(Self {
-                strategy,
-                command,
-                poweroff_command: given(&own.poweroff_command).unwrap_or(usual.poweroff_command),
-                fallback_after: own.leave_fallback_after.unwrap_or(usual.fallback_after),
-            }),
         }
     }
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cache::Limits;
-use super::lifetime::{self, Leave, Lifetime, Terms};
+use super::leave::{Leave, Strategy};
+use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::place::Place;
 use super::reference::Reference;
 use super::runner::{UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor};
 use super::{Config, ExecutorKind, Mayfly, Runner, expand, raw};
-use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
+use crate::token::Token;
 
 /// A value that TOML allows and that makes no sense.
 pub(super) struct Wrong {
@@ -64,7 +65,7 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
     });
     Ok(Config {
         path: path.to_owned(),
-        concurrent: lifetime::capacity(&terms).map_or(concurrent, |capacity| capacity.min(concurrent)),
+        concurrent: capacity(&terms).map_or(concurrent, |capacity| capacity.min(concurrent)),
         check_interval: Duration::from_secs(interval.unwrap_or(3)),
         log_level: raw.log_level,
         log_format: raw.log_format,
@@ -72,8 +73,8 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         listen_address,
         shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
-        lifetime: Lifetime::of(&raw.mayfly, &terms),
-        leave: Leave::of(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
+        lifetime: lifetime(&raw.mayfly, &terms),
+        leave: leave(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
         mayfly: Mayfly {
             state_dir: raw.mayfly.state_dir,
             aws: raw.mayfly.aws,
@@ -81,6 +82,38 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         },
         runners: runners.collect::<Result<_, _>>()?,
     })
+}
+
+/// How long the instance lives: what our own keys say, or else the runners' tables.
+fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
+    let of_runners = || terms.iter().filter_map(|terms| terms.idle.clone()).collect();
+    Lifetime {
+        max_builds: match own.max_builds {
+            Some(builds) => Some(builds).filter(|builds| *builds > 0),
+            None => terms.iter().filter_map(|terms| terms.max_builds).min(),
+        },
+        max_age: own.max_age.filter(|age| !age.is_zero()),
+        idle: own.idle_timeout.map_or_else(of_runners, |timeout| vec![IdleTimes::always(timeout)]),
+    }
+}
+
+/// How the instance goes. Errors: the key whose value makes no sense, and why.
+fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
+    let usual = Leave::default();
+    let given = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
+    let (strategy, command) = (own.leave.unwrap_or_default(), given(&own.leave_command));
+    match (strategy == Strategy::Command, command.is_some()) {
+        (true, false) => {
+            Err(("mayfly.leave", "`leave = \"command\"` needs a `leave_command`, which ends the instance"))
+        }
+        (false, true) => Err(("mayfly.leave_command", "`leave_command` is run with `leave = \"command\"` only")),
+        _ => Ok(Leave {
+            strategy,
+            command,
+            poweroff_command: given(&own.poweroff_command).unwrap_or(usual.poweroff_command),
+            fallback_after: own.leave_fallback_after.unwrap_or(usual.fallback_after),
+        }),
+    }
 }
 
 /// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.

@@ -11,6 +11,7 @@ pub mod edit;
 mod expand;
 mod findings;
 mod keys;
+pub mod leave;
 pub mod lifetime;
 mod meaning;
 pub mod period;
@@ -31,7 +32,8 @@ pub use meaning::LOG_LEVELS;
 pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;
-use lifetime::{Leave, Lifetime};
+use leave::Leave;
+use lifetime::Lifetime;
 
 /// What the whole agent does.
 #[derive(Clone, Debug)]

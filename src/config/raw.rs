@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use super::lifetime::{Autoscaler, Machine, Strategy};
+use super::duration;
+use super::leave::Strategy;
+use super::lifetime::{Autoscaler, Machine};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -18,7 +20,7 @@ pub struct Config {
     pub user: Option<String>,
     pub listen_address: Option<String>,
     pub shutdown_timeout: Option<u64>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub connection_max_age: Option<Duration>,
     pub labels: BTreeMap<String, String>,
     pub mayfly: Mayfly,
@@ -31,14 +33,14 @@ pub struct Mayfly {
     pub state_dir: Option<PathBuf>,
     pub block_instance_metadata: bool,
     pub max_builds: Option<u32>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub idle_timeout: Option<Duration>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub max_age: Option<Duration>,
     pub leave: Option<Strategy>,
     pub leave_command: Option<String>,
     pub poweroff_command: Option<String>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub leave_fallback_after: Option<Duration>,
     pub aws: Option<super::aws::Aws>,
 }
@@ -64,7 +66,7 @@ pub struct Runner {
     pub strict_check_interval: bool,
     pub output_limit: Option<u64>,
     pub unhealthy_requests_limit: Option<u32>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub unhealthy_interval: Option<Duration>,
     pub job_status_final_update_retry_limit: Option<u32>,
     pub builds_dir: Option<PathBuf>,
@@ -77,9 +79,9 @@ pub struct Runner {
     pub post_get_sources_script: Option<String>,
     pub pre_build_script: Option<String>,
     pub post_build_script: Option<String>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub prepare_timeout: Option<Duration>,
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub get_sources_timeout: Option<Duration>,
     pub debug_trace_disabled: bool,
     pub labels: BTreeMap<String, String>,
@@ -102,17 +104,17 @@ pub struct CustomBuildDir {
 #[serde(default)]
 pub struct Artifact {
     /// Of one upload, from its start to the server's answer.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub upload_timeout: Option<Duration>,
     /// From the end of an upload to the server's answer.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub response_header_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct RunnerMayfly {
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub kill_grace: Option<Duration>,
     pub cgroups: Option<bool>,
     pub builds_dir: Option<PathBuf>,
@@ -121,17 +123,6 @@ pub struct RunnerMayfly {
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration::read")]
     pub cache_max_age: Option<Duration>,
-}
-
-/// `1h30m`; an empty text is as good as none.
-pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let wrong =
-        || serde::de::Error::custom(format!("`{text}` is not a duration; write for example \"90s\" or \"1h30m\""));
-    super::duration::parse(&text).map(Some).ok_or_else(wrong)
 }

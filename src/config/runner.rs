@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::cache::{Cache, Limits};
 use super::docker::Docker;
 use super::reference::Reference;
-use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
+use crate::monitor::numbers::Who;
+use crate::token::Token;
 
 /// How long one upload of artifacts may take where `[runners.artifact]` says nothing else.
 pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -203,5 +204,12 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
              \"instance\" or \"docker\""
         )),
         other => Err(format!("`executor = \"{other}\"` is unknown; use \"shell\", \"instance\" or \"docker\"")),
+    }
+}
+
+/// How monitoring calls a runner.
+impl From<&Runner> for Who {
+    fn from(runner: &Runner) -> Self {
+        Self { token: runner.token.short(), name: runner.name.clone() }
     }
 }

@@ -1,6 +1,6 @@
 //! What is read from a file, and what is said of one that cannot be.
 
-use super::lifetime::Strategy;
+use super::leave::Strategy;
 use super::meaning::tls_files;
 use super::*;
 

@@ -50,7 +50,7 @@ impl Coordinator for Terminal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coordinator::Token;
+    use crate::token::Token;
 
     #[test]
     fn asks_for_the_bytes_it_lacks() {

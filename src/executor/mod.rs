@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod docker;
+pub mod place;
 pub mod shell;
 pub mod user;
 

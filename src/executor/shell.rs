@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::cgroup::Parents;
 use super::{Executor, Ground, user};
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 use crate::shim::spec::{Task, User};
 
 /// Where the programs of jobs, and those that work for them, are found.
@@ -103,4 +103,9 @@ impl Executor for Shell {
 /// A program in the directories that jobs start with.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}
+
+/// Quotes text for any POSIX shell; a zero byte, which no shell can hold, is left out.
+pub fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
 }

@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use super::context::Context;
 use super::engine::Engine;
-use super::failure::JobError;
 use super::flags::Flags;
-use super::payload::Payload;
-use super::place::Place;
 use super::sources::{self, Strategy, remove};
 use super::steps::StopsFor;
-use super::variables::Variables;
 use super::work::{Plan, Report};
 use crate::executor::docker::credentials::Access;
 use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, Facts};
 use crate::executor::docker::{Docker, choice, prepare, script, volumes};
+use crate::executor::place::Place;
+use crate::failure::JobError;
 use crate::journal::Record;
+use crate::payload::Payload;
+use crate::payload::variables::Variables;
 use crate::shim::spec::{Doors, Rights, Task, Walls};
 
 /// The named pipes of scripts, in the job's temporary directory.

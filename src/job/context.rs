@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::s3::Store;
-use super::failure::JobError;
 use super::flags::{Flags, INPUTS, WITHOUT_TOKENS};
-use super::payload::{Payload, Variable};
-use super::place::Place;
 use super::script::of_pair;
-use super::variables::Variables;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::executor::Executor;
+use crate::executor::place::Place;
+use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::guard::Guard;
+use crate::payload::variables::Variables;
+use crate::payload::{Payload, Variable};
 use crate::trace::FilterSpec;
 
 /// The surroundings of the jobs of one runner.

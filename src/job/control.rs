@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use serde::{Deserialize, Serialize};
-
 use crate::coordinator::JobStatus;
+use crate::journal::orders::Orders;
 
 /// What a job is told, at any time and from any thread.
 pub struct Control {
@@ -18,35 +17,6 @@ pub struct Control {
     bell: EventFd,
     /// Ends the delivery of the outcome.
     abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
-}
-
-/// Everything a job was told so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Orders {
-    /// A person cancelled it: stop the script, run after_script.
-    pub cancel: bool,
-    /// It is over on the server: stop everything.
-    pub over: bool,
-    /// The machine is taken: stop the scripts and hand over what they made, but no more than that; why.
-    pub evict: Option<String>,
-    /// The agent goes: stop everything; why.
-    pub interrupt: Option<String>,
-    /// Not even the outcome can be waited for: a later agent delivers it, to which this does not apply.
-    #[serde(skip)]
-    pub abandoned: bool,
-}
-
-impl Orders {
-    /// Stop everything at once.
-    pub fn abort(&self) -> bool {
-        self.over || self.interrupt.is_some()
-    }
-
-    /// The scripts are not to go on.
-    pub fn stop(&self) -> bool {
-        self.abort() || self.cancel || self.evict.is_some()
-    }
 }
 
 impl Control {

@@ -10,9 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::context::{Context, Prepared};
-use super::control::{Control, Orders};
-use super::failure::{FailureReason, JobError};
-use super::payload::{Payload, Secret};
+use super::control::Control;
 use super::script::BRIDGE;
 use super::sources::GLOBAL_CONFIG;
 use super::stages::{self, Stage};
@@ -20,8 +18,11 @@ use crate::coordinator::{JobHandle, JobState, JobStatus, TraceSummary};
 use crate::executor::Ground;
 use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::services::log::Followers;
+use crate::failure::{FailureReason, JobError};
+use crate::journal::orders::Orders;
 use crate::journal::{Record, SlotDirectory};
 use crate::monitor::numbers::{self, Who};
+use crate::payload::{Payload, Secret};
 use crate::sys;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 

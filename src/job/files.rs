@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::artifacts::{self, Outcome, Server, Statement};
 use super::cache;
 use super::engine::Engine;
-use super::failure::JobError;
-use super::payload::Payload;
 use super::script::BRIDGE;
 use super::work::Plan;
 use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
+use crate::failure::JobError;
+use crate::payload::Payload;
 
 /// Whether a job has anything to restore.
 pub fn has_caches(payload: &Payload) -> bool {
@@ -19,7 +19,7 @@ pub fn has_caches(payload: &Payload) -> bool {
 
 /// Whether a job that came out like this has anything to save.
 pub fn has_caches_to_save(payload: &Payload, outcome: Outcome) -> bool {
-    let due = |cache: &&super::payload::Cache| outcome.fits(&cache.when);
+    let due = |cache: &&crate::payload::Cache| outcome.fits(&cache.when);
     payload.cache.iter().filter(due).any(|cache| cache.untracked || !cache.paths.is_empty())
 }
 
@@ -30,7 +30,7 @@ pub fn has_dependencies(payload: &Payload) -> bool {
 
 /// Whether a job that came out like this has anything to hand over.
 pub fn has_artifacts(payload: &Payload, outcome: Outcome) -> bool {
-    let due = |artifact: &&super::payload::Artifact| outcome.fits(&artifact.when);
+    let due = |artifact: &&crate::payload::Artifact| outcome.fits(&artifact.when);
     let mut due = payload.artifacts.iter().filter(due);
     due.any(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
 }

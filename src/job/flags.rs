@@ -92,7 +92,7 @@ impl Flags {
         for (name, default, _) in FLAGS {
             let from_job = || {
                 let text = variable(name)?;
-                let parsed = super::variables::boolean(&text);
+                let parsed = crate::payload::lenient::boolean(&text);
                 if parsed.is_none() {
                     warnings.push(format!("{name}: `{text}` is neither true nor false; {default} it stays"));
                 }

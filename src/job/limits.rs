@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::engine::Engine;
-use super::failure::{FailureReason, JobError};
 use super::settings::in_words;
+use crate::failure::{FailureReason, JobError};
 use crate::sys;
 
 /// Limit of after_script, unless the job sets another.

@@ -1,4 +1,4 @@
-//! One job, from payload to final state.
+//! One job, from crate::payload to final state.
 
 pub mod artifacts;
 pub mod cache;
@@ -6,16 +6,10 @@ pub mod containers;
 pub mod context;
 pub mod control;
 pub mod engine;
-mod expand;
-pub mod failure;
 mod files;
 mod flags;
 mod inputs;
-mod lenient;
 mod limits;
-pub mod payload;
-pub mod place;
-mod salvage;
 mod saying;
 pub mod script;
 mod service_log;
@@ -26,5 +20,4 @@ mod steps;
 #[cfg(test)]
 mod testing;
 mod transfer;
-pub mod variables;
 pub mod work;

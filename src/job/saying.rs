@@ -6,9 +6,9 @@
 use std::io;
 
 use super::engine::Engine;
-use super::failure::FailureReason;
 use super::stages::Stage;
 use crate::executor::docker::services::log::Followers;
+use crate::failure::FailureReason;
 
 impl Engine<'_> {
     /// The first lines of the log, and what is wrong with the job's settings.

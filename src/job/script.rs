@@ -3,8 +3,9 @@
 //! The lines stand in one quoted string that a subshell evaluates, so that a mistake in the last line does not keep the
 //! first from running, and standard input of the lines is empty while the script itself comes over it.
 
-use super::payload::Variable;
-use super::variables::READONLY;
+use crate::executor::shell::quote;
+use crate::payload::Variable;
+use crate::payload::variables::READONLY;
 
 const GREEN: &str = "\x1b[32;1m";
 const RESET: &str = "\x1b[0;m";
@@ -39,11 +40,6 @@ pub struct Lines<'a> {
     pub origin: &'a str,
     /// The lines; each may have several lines itself.
     pub lines: Vec<String>,
-}
-
-/// Quotes text for any POSIX shell; a zero byte, which no shell can hold, is left out.
-pub fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
 }
 
 /// The whole script.
@@ -163,7 +159,7 @@ fn echo(setup: &Setup, origin: &str, index: usize, line: &str, body: &mut String
 }
 
 /// Names that are skipped with a warning, for the log.
-pub fn warn_of_names(variables: &super::variables::Variables) -> Option<String> {
+pub fn warn_of_names(variables: &crate::payload::variables::Variables) -> Option<String> {
     let names = variables.unusable_names();
     let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", name.escape_debug())).collect();
     (!names.is_empty()).then(|| format!("no shell can export the variable(s) {}", shown.join(", ")))

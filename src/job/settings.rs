@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::variables::{Variables, boolean};
 use crate::config::duration;
+use crate::payload::lenient::boolean;
+use crate::payload::variables::Variables;
 
 /// Switches and their defaults.
 const SWITCHES: [(&str, bool); 7] = [

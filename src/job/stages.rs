@@ -4,7 +4,7 @@ use crate::journal::Progress;
 
 use super::artifacts::Outcome;
 use super::files;
-use super::payload::Payload;
+use crate::payload::Payload;
 
 /// A stage; each is a section of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,8 +137,8 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::failure::JobError;
-    use crate::job::payload::{Artifact, Cache, Step};
+    use crate::failure::JobError;
+    use crate::payload::{Artifact, Cache, Step};
 
     fn payload(steps: &[&str]) -> Payload {
         let step = |name: &&str| Step { name: (*name).to_owned(), script: vec!["x".to_owned()] };

@@ -2,16 +2,16 @@
 
 use std::io;
 
-use super::control::Orders;
 use super::engine::{Engine, abort_error, stop_error};
-use super::failure::{FailureReason, JobError};
 use super::flags::WITHOUT_TOKENS;
 use super::limits::{Limit, Over};
 use super::script::{self, Lines, Setup};
 use super::sources::{self, Strategy};
 use super::work;
 use crate::executor::Ground;
+use crate::failure::{FailureReason, JobError};
 use crate::journal::StepRecord;
+use crate::journal::orders::Orders;
 use crate::shim::spec::{End, Rights, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::archive::root::Root;
 use crate::archive::select::Note;
-use crate::job::variables::Variables;
+use crate::payload::variables::Variables;
 
 const GREEN: &str = "\x1b[32;1m";
 const YELLOW: &str = "\x1b[0;33m";

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::failure::JobError;
 use super::{artifacts, cache, sources};
 use crate::decode;
+use crate::executor::docker::prepared::Prepared;
 use crate::executor::docker::{prepare, script};
+use crate::failure::JobError;
 use crate::shim::spec::Worked;
 
 /// What is to be done.
@@ -35,7 +36,7 @@ pub enum Report {
     /// Whose fault it is that it failed.
     Failed(JobError),
     /// The container that is ready.
-    Prepared(Box<prepare::Prepared>),
+    Prepared(Box<Prepared>),
 }
 
 impl Report {
@@ -71,7 +72,7 @@ pub fn run(plan: &str) -> Worked {
     Worked { code, report: String::new() }
 }
 
-fn reported(outcome: Result<Option<Box<prepare::Prepared>>, JobError>) -> Worked {
+fn reported(outcome: Result<Option<Box<Prepared>>, JobError>) -> Worked {
     let (code, report) = match outcome {
         Ok(None) => return Worked::default(),
         Ok(Some(prepared)) => (0, Report::Prepared(prepared)),

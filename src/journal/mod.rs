@@ -5,6 +5,7 @@
 //! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
 
 pub mod leaving;
+pub mod orders;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,14 +14,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::orders::Orders;
 use crate::coordinator::JobState;
 use crate::decode;
-use crate::executor::docker::prepare::Prepared;
+use crate::executor::docker::prepared::Prepared;
+use crate::executor::place::Place;
+use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
-use crate::job::control::Orders;
-use crate::job::failure::JobError;
-use crate::job::place::Place;
 use crate::shim;
 use crate::sys;
 

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::text::{Histogram, Kind, Page};
-use crate::config::Runner;
 use crate::sys;
 
 /// Upper bounds for whole jobs, in seconds.
@@ -22,12 +21,6 @@ pub struct Who {
     pub token: String,
     /// Its name for people.
     pub name: String,
-}
-
-impl From<&Runner> for Who {
-    fn from(runner: &Runner) -> Self {
-        Self { token: runner.token.short(), name: runner.name.clone() }
-    }
 }
 
 /// What a request for a job came to.

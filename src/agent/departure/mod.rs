@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::lifetime::{Leave, Strategy};
+use crate::config::leave::{Leave, Strategy};
 use crate::instance::{Capacity, Instance, Refusal, Terminated};
 use crate::journal::leaving::{Phase, Reason};
 use crate::sys;

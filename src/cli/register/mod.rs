@@ -14,8 +14,8 @@ use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, system_id};
-use crate::coordinator::Token;
 use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, Verdict};
+use crate::token::Token;
 
 use options::Attributes;
 pub use options::{Options, conflict};

@@ -7,8 +7,8 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::options::Options;
 use crate::config::edit::time;
-use crate::coordinator::Token;
 use crate::coordinator::gitlab::Registration;
+use crate::token::Token;
 
 /// How a time that never comes is written.
 const NEVER: &str = "0001-01-01T00:00:00Z";

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{ApiError, GitLab, Info, JobRequest, PollOutcome, Verdict};
-use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, Token, TraceOutcome, TraceSummary, UpdateOutcome,
-};
+use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::http::testing::Server;
 use crate::http::tls::TlsFiles;
+use crate::token::Token;
 
 fn gitlab(server: &Server) -> GitLab {
     let info = Info::new(crate::config::ExecutorKind::Shell, "bash", &BTreeMap::new());

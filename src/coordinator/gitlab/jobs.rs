@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::{GitLab, JOBS_REQUEST, complaint};
 use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, Token, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
-    UpdateReply,
+    Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
 };
 use crate::http::{Method, Response, is_retryable};
 use crate::monitor::numbers;
+use crate::token::Token;
 
 /// Longest interval that a server may ask for.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{ApiError, GitLab, complaint, decode};
-use crate::coordinator::Token;
 use crate::http::{Method, Response};
+use crate::token::Token;
 
 /// A runner as the server knows it.
 #[derive(Clone, Debug, Deserialize)]

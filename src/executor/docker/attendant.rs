@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 
 /// Says things in the job's log, and knows when the job is over.
 pub trait Attendant: Sync {

@@ -4,8 +4,8 @@
 use super::policy;
 use super::reference::Reference;
 use crate::config::docker::{Docker, Patterns, PullPolicy, Service};
-use crate::job::failure::{FailureReason, JobError};
-use crate::job::payload::{Image, Payload};
+use crate::failure::{FailureReason, JobError};
+use crate::payload::{Image, Payload};
 
 /// What a job fails with whose images ask for what cannot be honoured (gitlab-runner's exit code).
 const UNSUPPORTED_OPTIONS: i32 = 3;
@@ -180,7 +180,7 @@ fn is_service_privileged(docker: &Docker, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::payload::{DockerOptions, ExecutorOptions};
+    use crate::payload::{DockerOptions, ExecutorOptions};
 
     fn texts(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()

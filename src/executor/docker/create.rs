@@ -11,7 +11,7 @@ use super::engine::spec::{
 use super::engine::{Error, Revision};
 use crate::config::docker::{self, Docker, Gpus, Size, Swap};
 use crate::decode;
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 
 /// The first version of the API in which a hardware address belongs to a network.
 const MAC_OF_NETWORK: Revision = Revision(1, 44);
@@ -281,8 +281,8 @@ mod tests {
     use std::path::Path;
 
     use crate::config::Config;
-    use crate::job::failure::FailureReason;
-    use crate::job::payload::Image;
+    use crate::failure::FailureReason;
+    use crate::payload::Image;
 
     const OLD: Revision = Revision(1, 41);
 

@@ -18,8 +18,8 @@ use super::engine::{Engine, Error};
 use super::policy::{self, Cause};
 use super::reference::Reference;
 use crate::config::docker::PullPolicy;
+use crate::failure::JobError;
 use crate::http::random_fraction;
-use crate::job::failure::JobError;
 
 /// Tries of a pull that fails on the way to the registry.
 const TRIES: u32 = 3;

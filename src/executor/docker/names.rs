@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::job::payload::Payload;
+use crate::payload::Payload;
 
 /// Labels as gitlab-runner has them.
 const THEIRS: &str = "com.gitlab.gitlab-runner";

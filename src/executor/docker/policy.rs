@@ -1,7 +1,7 @@
 //! Which pull policies count for an image, and what a failed pull means.
 
 use crate::config::docker::{Docker, PullPolicy};
-use crate::job::failure::{FailureReason, JobError};
+use crate::failure::{FailureReason, JobError};
 
 /// The policies for an image that itself names `wanted`, in the order in which they are tried. Errors: it names one
 /// that does not exist, or none that is allowed.

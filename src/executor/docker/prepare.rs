@@ -12,16 +12,17 @@ use super::choice::{self, Choice};
 use super::create::{self, Network, Surroundings};
 use super::credentials::{self, Access, Logins};
 use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
-use super::engine::{Engine, Error, Place};
+use super::engine::{Engine, Error};
 use super::images::Images;
-use super::services::{self, Making, Service};
+use super::prepared::Prepared;
+use super::services::{self, Making};
 use super::{ground, script};
 use crate::config::docker::Docker;
 use crate::decode;
+use crate::failure::JobError;
 use crate::http::Address;
-use crate::job::failure::JobError;
-use crate::job::payload;
-use crate::job::variables::Variables;
+use crate::payload;
+use crate::payload::variables::Variables;
 
 /// How often an engine that is away is looked for (gitlab-runner: three tries of a preparation).
 const TRIES: u32 = 3;
@@ -63,55 +64,6 @@ pub struct Plan {
     pub root: PathBuf,
     /// The project's directory and the one for temporary files.
     pub directories: [PathBuf; 2],
-}
-
-/// A container that is ready.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Prepared {
-    /// Its engine.
-    pub engine: Place,
-    /// Its name.
-    pub name: String,
-    /// The image as the job names it.
-    pub image: String,
-    /// For another machine than this one.
-    pub platform: Option<String>,
-    /// How it is made.
-    pub request: CreateContainer,
-    /// What runs beside it.
-    pub services: Vec<Service>,
-    /// Its processes are its own, not those of the machine or of another container.
-    pub has_own_processes: bool,
-    /// Only its first process is asked to end.
-    pub native_stop: bool,
-    /// Its anonymous volumes outlive it.
-    pub volume_keep: bool,
-    /// It runs as root: nobody else has to reach the job's secrets.
-    pub is_root: bool,
-}
-
-impl Prepared {
-    /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
-    pub fn make(&self, engine: &Engine) -> Result<(), JobError> {
-        self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
-        match with_room(|| engine.create_container(&self.name, self.platform.as_deref(), &self.request)) {
-            Ok((_, warnings)) => {
-                warnings.iter().for_each(|warning| Printer.warning(warning));
-                Ok(())
-            }
-            Err(error) => Err(create::refused("the job", &error)),
-        }
-    }
-
-    /// Removes the container, if there is one.
-    pub fn remove(&self, engine: &Engine) -> Result<(), Error> {
-        engine.remove_container(&self.name, self.volume_keep)
-    }
-
-    /// Bytes of memory it may use; 0 for all.
-    pub fn memory_limit(&self) -> i64 {
-        self.request.host_config.memory
-    }
 }
 
 /// Prepares; says in the job's log what it does. Errors: whose fault it is that the container is not ready.
@@ -189,21 +141,6 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
                 tries += 1;
             }
             Err(error) => return Err(JobError::system(error.to_string())),
-        }
-    }
-}
-
-/// Does what needs room on the engine's disk: when it is full, that may be what the job before has left and what is being
-/// removed now.
-pub fn with_room<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-    let mut tries = 1;
-    loop {
-        match work() {
-            Err(error) if error.is_for_lack_of_room() && tries < TRIES => {
-                std::thread::sleep(BETWEEN_TRIES);
-                tries += 1;
-            }
-            outcome => return outcome,
         }
     }
 }

@@ -19,9 +19,10 @@ use super::engine::attached::{Attached, Frames, Output};
 use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
 use super::ground;
-use super::prepare::{Prepared, with_room};
+use super::prepared::Prepared;
+use super::room::with_room;
+use crate::failure::{FailureReason, JobError};
 use crate::http::conversation::Heard;
-use crate::job::failure::{FailureReason, JobError};
 
 /// Bytes taken from the engine at once.
 const BLOCK: usize = 256 * 1024;
@@ -431,7 +432,7 @@ fn prologue(mark: &str) -> String {
 }
 
 fn script(plan: &Plan) -> String {
-    use crate::job::script::quote;
+    use crate::executor::shell::quote;
     let (output, error) = (quote(&plan.doors.0), plan.doors.1.as_deref().map(quote));
     let (opened, error) = match error {
         Some(error) => (format!("[ -p {output} ] && [ -w {output} ] && [ -p {error} ] && [ -w {error} ]"), error),

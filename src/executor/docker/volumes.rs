@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::engine::spec::CreateVolume;
 use super::names::digest;
 use crate::config::docker::Docker;
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 
 /// What volumes follow from.
 pub struct Facts<'a> {

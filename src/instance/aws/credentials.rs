@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::coordinator::Token;
+use crate::token::Token;
 
 /// Credentials this close to their end are not handed out for work that takes its time.
 const MARGIN_SECONDS: i64 = 5 * 60;

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use super::client::Client;
 use super::endpoint::{ECR, Service};
 use super::wire::Request;
-use crate::coordinator::Token;
 use crate::decode;
+use crate::token::Token;
 
 /// A token this close to its end is fetched anew: a large image takes its time.
 const MARGIN_SECONDS: i64 = 60 * 60;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ureq::{Agent, Timeout, http};
 
-use crate::coordinator::Token;
 use crate::http::http_date;
+use crate::token::Token;
 
 const ADDRESS: &str = "http://169.254.169.254";
 const ADDRESS_IPV6: &str = "http://[fd00:ec2::254]";

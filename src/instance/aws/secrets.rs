@@ -9,8 +9,8 @@ use super::endpoint::{SECRETS_MANAGER, SSM, Service};
 use super::wire::Request;
 use crate::config::Config;
 use crate::config::reference::Reference;
-use crate::coordinator::Token;
 use crate::decode;
+use crate::token::Token;
 
 /// Puts the tokens into a configuration whose runners only say where theirs are; tries for `patience` each. Errors: a
 /// token cannot be had; whose, why, and what to do.

@@ -264,7 +264,7 @@ mod tests {
                      flfKD8YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU\
                      9HFvlRd8Tx6q6fE8YQcHNVXAkiY9q6d+xo0rKwT38xVqr7ZD0u0iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSY\
                      vKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA==";
-        credentials.session_token = Some(crate::coordinator::Token::new(token));
+        credentials.session_token = Some(crate::token::Token::new(token));
         let lent = authorize(&post, b"", &credentials, scope, now);
         assert_eq!(signature(&lent), "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead");
     }

@@ -16,8 +16,8 @@ use super::environment::variable;
 use super::metadata::{self, Metadata};
 use super::profile::{Profile, Profiles};
 use super::sts::{self, Role};
-use crate::coordinator::Token;
 use crate::decode;
+use crate::token::Token;
 
 /// Endpoints of containers are near or not there at all.
 const NEAR: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use super::profile::Profiles;
 use super::region;
 use super::wire::{Request, Wire, patiently};
 use super::xml::element;
-use crate::coordinator::Token;
+use crate::token::Token;
 
 /// What sessions are called in CloudTrail, where nothing else is configured.
 pub const SESSION: &str = "mayfly";

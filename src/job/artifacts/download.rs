@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::tries::{Setback, Tries};
 use super::{DownloadPlan, Needed, Server};
 use crate::archive::unpack::unpack;
-use crate::coordinator::Token;
 use crate::http::tls::TlsFiles;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin, resolve};
 use crate::job::transfer::{Meter, error, fatal, heading, open_project, rest, scratch_file, warning};
+use crate::token::Token;
 
 const REDIRECTS: u32 = 5;
 const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };

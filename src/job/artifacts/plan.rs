@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::{DownloadPlan, Needed, Server, Statement, Upload, UploadFormat, UploadPlan};
 use crate::archive::{Format, Level};
 use crate::job::flags::Flags;
-use crate::job::payload::{Artifact, Payload};
 use crate::job::transfer::{expand_like_shell, meter_frequency};
-use crate::job::variables::Variables;
+use crate::payload::variables::Variables;
+use crate::payload::{Artifact, Payload};
 
 /// Where files are and go.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ fn base_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::payload::{ArtifactsFile, Dependency, Variable};
+    use crate::payload::{ArtifactsFile, Dependency, Variable};
 
     fn place() -> Place {
         let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };

@@ -12,9 +12,9 @@ use crate::archive::root::{Kind, Root};
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
-use crate::coordinator::Token;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, open_project, random, rest, warning};
+use crate::token::Token;
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &UploadPlan) -> i32 {

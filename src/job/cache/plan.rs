@@ -8,13 +8,13 @@ use super::s3::Store;
 use super::{Copy, Restore, RestorePlan, Save, SavePlan, Wire};
 use crate::archive::Format;
 use crate::config::cache::Limits;
+use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::job::artifacts::{Outcome, level};
-use crate::job::failure::JobError;
 use crate::job::flags::Flags;
-use crate::job::payload::{Cache, Payload};
 use crate::job::transfer::{expand_like_shell, meter_frequency};
-use crate::job::variables::Variables;
+use crate::payload::variables::Variables;
+use crate::payload::{Cache, Payload};
 
 /// Where files are and go.
 pub struct Place<'a> {
@@ -230,7 +230,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::job::payload::Variable;
+    use crate::payload::Variable;
 
     fn place() -> Place<'static> {
         Place {

@@ -5,46 +5,11 @@ mod expression;
 mod operators;
 mod template;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::failure::JobError;
-use super::lenient;
-use super::payload::{Image, Payload};
-
-/// An input of the job.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Input {
-    #[serde(deserialize_with = "lenient::text")]
-    pub key: String,
-    #[serde(deserialize_with = "lenient::value")]
-    pub value: Typed,
-}
-
-/// Its value.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Typed {
-    #[serde(rename = "type", deserialize_with = "lenient::text")]
-    pub kind: String,
-    pub content: Value,
-    #[serde(deserialize_with = "lenient::switch")]
-    pub sensitive: bool,
-}
-
-impl Typed {
-    fn is_of_its_kind(&self) -> bool {
-        match self.kind.as_str() {
-            "string" => self.content.is_string(),
-            "number" => self.content.is_number(),
-            "boolean" => self.content.is_boolean(),
-            "array" => self.content.is_array(),
-            "struct" => self.content.is_object(),
-            _ => false,
-        }
-    }
-}
+use crate::failure::JobError;
+use crate::payload::input::Input;
+use crate::payload::{Image, Payload};
 
 /// What expressions can name.
 struct Scope {
@@ -102,8 +67,8 @@ fn of_image(image: &mut Image) -> impl Iterator<Item = &mut String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::failure::FailureReason;
-    use crate::job::payload::decode;
+    use crate::failure::FailureReason;
+    use crate::payload::decode;
 
     fn filled(inputs: Value, line: &str) -> Result<Payload, JobError> {
         let body = json!({

@@ -1,7 +1,7 @@
 //! What a job in a container may tell git that runs outside of it: how to fetch, and nothing by which git starts a program,
 //! reads a file or writes one.
 
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 
 /// Variables whose text can do nothing.
 const PLAIN: [&str; 17] = [

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::{Plan, Strategy, Submodules, harmless};
+use crate::failure::{FailureReason, JobError};
 use crate::http::origin;
-use crate::job::failure::{FailureReason, JobError};
-use crate::job::payload::Payload;
-use crate::job::variables::Variables;
+use crate::payload::Payload;
+use crate::payload::variables::Variables;
 
 /// Where the sources go, and what the runner says of them.
 #[derive(Clone, Debug)]
@@ -204,7 +204,7 @@ fn rewrites(url: &str, place: &Place, token: Option<&str>, variables: &Variables
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::payload::{GitInfo, Variable};
+    use crate::payload::{GitInfo, Variable};
     use std::path::Path;
 
     fn place() -> Place {

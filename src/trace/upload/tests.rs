@@ -7,7 +7,8 @@ use std::sync::mpsc::{Sender, channel};
 use proptest::prelude::*;
 
 use super::*;
-use crate::coordinator::{Token, TraceReply, TraceSummary};
+use crate::coordinator::{TraceReply, TraceSummary};
+use crate::token::Token;
 
 /// What goes wrong with one piece of log.
 #[derive(Clone, Debug)]

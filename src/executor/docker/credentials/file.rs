@@ -7,8 +7,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::{Secret, path_of_key};
-use crate::coordinator::Token;
 use crate::decode;
+use crate::token::Token;
 
 /// What a file says of logins. Paths are those that images have.
 #[derive(Default)]

@@ -16,8 +16,8 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use super::Secret;
-use crate::coordinator::Token;
 use crate::decode;
+use crate::token::Token;
 
 /// Bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use super::reference::{DOCKER_HUB, Name, Reference, normalized_registry};
 use crate::config::Runner;
-use crate::coordinator::Token;
 use crate::executor::user;
 use crate::instance::aws::ecr::{self, Tokens};
-use crate::job::payload;
+use crate::payload;
+use crate::token::Token;
 use file::ConfigFile;
 use helper::Programs;
 

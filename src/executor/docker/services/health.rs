@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::super::engine::Engine;
 use super::super::engine::containers::Container;
 use super::{Making, OUTPUT_MAX, Service, log};
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 
 /// How many ports of a service are tried.
 const PORTS_MOST: usize = 20;

@@ -13,9 +13,9 @@ use super::create::{self, Network, Surroundings};
 use super::engine::containers::Container;
 use super::engine::{Engine, Error};
 use super::images::Images;
-use super::prepare::with_room;
+use super::room::with_room;
 use crate::config::docker::Docker;
-use crate::job::failure::JobError;
+use crate::failure::JobError;
 use plan::Planned;
 
 /// Bytes of a service's output that are shown when it fails.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::super::choice::{self, Choice, Expand};
 use crate::config::docker::Docker;
-use crate::job::failure::JobError;
-use crate::job::payload::Image;
+use crate::failure::JobError;
+use crate::payload::Image;
 
 /// A service to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn in_a_name(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::docker::Service;
-    use crate::job::payload::Variable;
+    use crate::payload::Variable;
 
     fn planned(docker: &Docker, images: &[Image]) -> Result<(Vec<Planned>, Vec<String>), JobError> {
         let public = [("CI_JOB_ID".to_owned(), "7".to_owned())];

@@ -10,8 +10,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use super::failure::JobError;
-use super::payload::Payload;
+use crate::failure::JobError;
+use crate::payload::Payload;
 use crate::shim::spec::User;
 use crate::sys;
 

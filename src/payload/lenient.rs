@@ -53,10 +53,17 @@ pub fn switch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Err
         Scalar::Switch(switch) => Ok(switch),
         Scalar::Number(number) => Ok(number != 0),
         Scalar::Text(text) if text.is_empty() => Ok(false),
-        Scalar::Text(text) => {
-            super::variables::boolean(&text).ok_or_else(|| D::Error::custom("text that is neither true nor false"))
-        }
+        Scalar::Text(text) => boolean(&text).ok_or_else(|| D::Error::custom("text that is neither true nor false")),
         Scalar::Fraction(_) => Err(D::Error::custom("a fraction that should be a truth value")),
+    }
+}
+
+/// A boolean as Go reads it.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Number and token of a job whose payload is broken or cut off: enough to fail it at the server, which would wait for
 //! an hour otherwise.
 
-use crate::coordinator::{JobHandle, Token};
+use crate::coordinator::JobHandle;
 use crate::decode;
+use crate::token::Token;
 
 /// Looks at the top level only: a job that this one depends on has a number and a token too, and must not be failed.
 pub fn salvage(body: &[u8]) -> Option<JobHandle> {

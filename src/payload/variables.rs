@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Variable;
 use super::expand::expand;
-use super::payload::Variable;
+use super::lenient::boolean;
 
 /// Names that bash keeps for itself: exporting one ends the script.
 pub const READONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
@@ -141,15 +142,6 @@ fn is_usable(key: &str) -> bool {
     first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         && !READONLY.contains(&key)
-}
-
-/// A boolean as Go reads it.
-pub fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

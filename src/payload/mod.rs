@@ -1,15 +1,21 @@
 //! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
 //! the job's number and token may be missing, null or unknown.
 
+mod expand;
+pub mod input;
+pub mod lenient;
+mod salvage;
+pub mod variables;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::inputs::Input;
-use super::lenient;
-use super::salvage::salvage;
-use crate::coordinator::{JobHandle, Token};
+use self::input::Input;
+use self::salvage::salvage;
+use crate::coordinator::JobHandle;
 use crate::decode;
+use crate::token::Token;
 
 /// Seconds that a job may take when the server gives no limit.
 const DEFAULT_TIMEOUT: u64 = 7200;

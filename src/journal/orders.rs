@@ -1,0 +1,32 @@
+//! What a job was told from outside, which a later agent must know.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a job was told so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Orders {
+    /// A person cancelled it: stop the script, run after_script.
+    pub cancel: bool,
+    /// It is over on the server: stop everything.
+    pub over: bool,
+    /// The machine is taken: stop the scripts and hand over what they made, but no more than that; why.
+    pub evict: Option<String>,
+    /// The agent goes: stop everything; why.
+    pub interrupt: Option<String>,
+    /// Not even the outcome can be waited for: a later agent delivers it, to which this does not apply.
+    #[serde(skip)]
+    pub abandoned: bool,
+}
+
+impl Orders {
+    /// Stop everything at once.
+    pub fn abort(&self) -> bool {
+        self.over || self.interrupt.is_some()
+    }
+
+    /// The scripts are not to go on.
+    pub fn stop(&self) -> bool {
+        self.abort() || self.cancel || self.evict.is_some()
+    }
+}
