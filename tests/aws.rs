@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support::cloud::{Cloud, Metadata, refusal};
 use crate::support::gitlab::{Answer, Fault, GitLab, RUNNER_TOKEN};
 use crate::support::http::{listen, read_request, write_answer};
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 use crate::support::moto::{Moto, User};
 
@@ -442,7 +442,7 @@ fn credentials_that_have_ended_are_replaced() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     let home = leaving_home(&gitlab, &cloud, "max_builds = 1");
     let go = home.path("go");
-    let id = gitlab.queue(job(&[&format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build());
+    let id = gitlab.queue(job(&[&until_there(go.display())]).build());
     let mut agent = home.start(&[]);
     cloud.wait_until("the protection", |group| group.is_protected);
     cloud.rotate_credentials();

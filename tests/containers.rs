@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::between::{Between, Fate};
 use crate::support::docker::docker;
 use crate::support::gitlab::GitLab;
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::unique_number;
 
@@ -47,7 +47,7 @@ fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
 
 /// A job that waits until it has been looked at.
 fn waiting() -> JobBuilder {
-    job(&["touch /tmp/up; until [ -e /tmp/go ]; do sleep 0.1; done"])
+    job(&[&format!("touch /tmp/up; {}", until_there("/tmp/go"))])
 }
 
 #[test]

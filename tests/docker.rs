@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::docker::{Docker, docker};
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap};
 
 /// Runs one job in a container, on an agent of its own; nothing of it is left.
@@ -370,7 +370,7 @@ fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
     let nap = nap();
-    let lines = ["echo begun", &format!("until [ -e go ]; do sleep 0.1; done; ({nap} &) ; echo never heard")];
+    let lines = ["echo begun", &format!("{}; ({nap} &) ; echo never heard", until_there("go"))];
     let id = gitlab.queue(job(&lines).variable("FF_NETWORK_PER_BUILD", "true").after_script(&[&nap]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");

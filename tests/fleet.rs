@@ -7,7 +7,7 @@ use crate::support::cloud::Cloud;
 use crate::support::cloud::autoscaling::Hook;
 use crate::support::git::GitServer;
 use crate::support::gitlab::{Fault, GitLab};
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Agent, Home, is_running, kill_shims, nap, read};
 
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
@@ -231,7 +231,7 @@ fn an_agent_that_is_told_to_stop_in_any_phase_ends_its_instance_once() {
 
 /// Cuts an agent off in a phase: whoever comes after it brings the instance to its end, asks for no job and loses none.
 fn cut_off(phase: &str, cut: Cut) {
-    let wait = |fleet: &Fleet| format!("until [ -e {} ]; do sleep 0.1; done", fleet.home.path("go").display());
+    let wait = |fleet: &Fleet| until_there(fleet.home.path("go").display());
     let mut fleet = Fleet::new("max_builds = 1");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     match phase {
@@ -461,7 +461,7 @@ fn a_group_that_ends_its_instance_is_not_kept_waiting_by_an_agent_that_is_told_t
 fn an_instance_is_protected_while_it_has_a_job() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");
-    let id = fleet.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]));
+    let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
     let mut agent = fleet.start();
     fleet.cloud.wait_until("protection", |group| group.is_protected);
     fs::write(&go, "").expect("written");
@@ -657,7 +657,7 @@ fn a_machine_that_is_to_be_frozen_gives_its_job_up_and_does_not_leave() {
 fn a_likely_loss_means_no_more_jobs_and_a_place_that_is_kept() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");
-    let id = fleet.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]));
+    let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
     // The service does not answer for a while, and its tokens die early.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{Fault, GitLab};
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 
 /// Requests for jobs so far.
@@ -218,10 +218,11 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
                 let gitlab = GitLab::start();
                 let home = Home::new(&gitlab, "", "");
                 let (ran, go) = (home.path("ran"), home.path("go"));
-                let keys = "max_builds = 1\nleave = \"command\"\n\
-                            leave_command = \"echo $$ >>RAN; for i in $(seq 900); do [ -e GO ] && break; sleep 0.1; done\"";
-                let keys = keys.replace("RAN", &ran.display().to_string()).replace("GO", &go.display().to_string());
-                home.add_to_mayfly(&keys);
+                home.add_to_mayfly(&format!(
+                    "max_builds = 1\nleave = \"command\"\nleave_command = \"echo $$ >>{}; {}\"",
+                    ran.display(),
+                    until_there(go.display())
+                ));
                 let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
                 let id = gitlab.queue(job(&[script, "echo end"]).build());
                 if phase == "unregistering" {
@@ -259,9 +260,9 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
     let home = Home::new(&gitlab, "", "");
     let (ran, go) = (home.path("ran"), home.path("go"));
     home.add_to_mayfly(&format!(
-        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; for i in $(seq 900); do [ -e {} ] && break; sleep 0.1; done\"",
+        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; {}\"",
         ran.display(),
-        go.display()
+        until_there(go.display())
     ));
     let mut agent = home.start(&[]);
     wait_for_file(&ran);
@@ -283,9 +284,9 @@ fn an_agent_that_could_not_begin_goes_on_to_leave_all_the_same() {
     let home = Home::new(&gitlab, "", "");
     let (ran, go) = (home.path("ran"), home.path("go"));
     home.add_to_mayfly(&format!(
-        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; until [ -e {} ]; do sleep 0.1; done\"",
+        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; {}\"",
         ran.display(),
-        go.display()
+        until_there(go.display())
     ));
     let agent = home.start(&[]);
     wait_for_file(&ran);

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::support::docker::Docker;
 use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN, read_request, write_answer};
 use crate::support::imds::Imds;
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::machine::{Image, Machine, in_own_network, with_image};
 use crate::support::mayfly::Home;
 
@@ -60,10 +60,10 @@ END
 fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
     with_image(QUICK_WATCHDOG, |image| {
         with_machine(image, "", |gitlab, machine| {
-            let wait = "until [ -e /tmp/go ]; do sleep 0.2; done";
+            let wait = until_there("/tmp/go");
             let facts = "echo \"$(id -un) $HOME $(dirname $CI_PROJECT_DIR)\"; touch here";
             let id =
-                gitlab.queue(job(&["echo begun", facts, wait, "echo finished"]).after_script(&["echo after"]).build());
+                gitlab.queue(job(&["echo begun", facts, &wait, "echo finished"]).after_script(&["echo after"]).build());
             gitlab.wait_for_log(id, "begun");
             let agent = || machine.run("systemctl show --value -p MainPID mayfly").trim().to_owned();
             let first = agent();
@@ -151,7 +151,7 @@ fn a_machine_that_goes_down_while_it_leaves_goes_on_with_that() {
 fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
     with_image("true", |image| {
         with_machine(image, "", |gitlab, machine| {
-            let wait = |file: &str| format!("until [ -e /tmp/{file} ]; do sleep 0.2; done");
+            let wait = |file: &str| until_there(format!("/tmp/{file}"));
             let id =
                 gitlab.queue(job(&["echo begun", &wait("one"), "echo between", &wait("two"), "echo finished"]).build());
             gitlab.wait_for_log(id, "begun");
@@ -172,6 +172,32 @@ fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
             assert_eq!(machine.run("systemctl show --value -p Result,NRestarts mayfly"), "success\n0\n");
             assert_eq!(gitlab.job(waiting).state, "pending");
             assert_eq!(machine.run("systemctl is-enabled mayfly"), "enabled\n");
+        });
+    });
+}
+
+/// The drop-in of docs/images.md, in less of a hurry to wait.
+fn give_up_soon() -> String {
+    let guide = include_str!("../docs/images.md");
+    let drop_in = guide.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a drop-in");
+    let place = drop_in.lines().next().and_then(|line| line.strip_prefix("# ")).expect("its place");
+    let quick = drop_in.replace("RestartSec=15", "RestartSec=100ms");
+    assert_ne!(drop_in, quick);
+    format!("mkdir -p $(dirname {place})\ncat >{place} <<'END'\n{quick}END\n")
+}
+
+#[test]
+fn a_machine_whose_agent_cannot_begin_switches_itself_off_where_its_image_says_so() {
+    with_image(&give_up_soon(), |image| {
+        in_own_network(|| {
+            let broken =
+                "#cloud-config\nwrite_files:\n  - path: /etc/mayfly/config.toml\n    content: |\n      runners = 1\n";
+            let _imds = Imds::start("i-0abc0000000000001", broken);
+            let mut machine = image.boot();
+            machine.wait_until_off();
+            let journal = machine.journal();
+            assert!(journal.contains("line 1"), "{journal}");
+            assert!(journal.matches("Failed to start").count() <= 20, "{journal}");
         });
     });
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{Answer, Fault, GitLab};
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Agent, Home};
 
 fn free_address() -> String {
@@ -68,7 +68,7 @@ fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
     let address = free_address();
     let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "limit = 2");
     let go = home.path("go");
-    let mut waits = job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build();
+    let mut waits = job(&["echo begun", &until_there(go.display())]).build();
     waits["job_info"]["time_in_queue_seconds"] = 7.25.into();
     let id = gitlab.queue(waits);
     let mut agent = home.start(&["--max-builds", "100"]);
@@ -130,7 +130,7 @@ fn health_says_why_an_agent_takes_no_jobs() {
     agent.signal("HUP");
     assert_eq!(wait_for(&agent, &address, "/healthz", "working").0, 200);
     let go = home.path("go");
-    let id = gitlab.queue(job(&["echo begun", &format!("until [ -e {} ]; do sleep 0.1; done", go.display())]).build());
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     gitlab.wait_for_log(id, "begun");
     agent.signal("QUIT");
     let (status, body) = wait_for(&agent, &address, "/healthz", "draining");

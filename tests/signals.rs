@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
 
 #[test]
@@ -11,7 +11,7 @@ fn quit_finishes_the_job_and_takes_no_more() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
-    let wait = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
+    let wait = until_there(go.display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
@@ -118,7 +118,7 @@ fn who_is_told_to_stop_hands_over_to_nobody() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
-    let wait = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
+    let wait = until_there(go.display());
     let id = gitlab.queue(job(&["echo begun", &wait]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");

@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 /// A job to be.
 pub struct JobBuilder(Value);
 
+/// A line for a shell that waits for a file, though not for ever: nothing is left behind where a test ends early.
+pub fn until_there(path: impl std::fmt::Display) -> String {
+    format!("for i in $(seq 1200); do [ -e {path} ] && break; sleep 0.1; done")
+}
+
 /// A job with these script lines and no sources.
 pub fn job(script: &[&str]) -> JobBuilder {
     JobBuilder(json!({
