@@ -193,10 +193,10 @@ impl Desk {
         let name = name_of(&task.payload, &task.record);
         let directory = SlotDirectory::new(&self.state, task.permit.slot);
         engine::abandon(&task.context, &directory, name);
+        fail(&task.context, &task.payload.handle(), why);
         if let Err(error) = directory.discard() {
             log::error!("a slot cannot be removed error={error}");
         }
-        fail(&task.context, &task.payload.handle(), why);
         self.forget(task.permit, task.record.concurrent, &numbers_of(&task.context, &task.payload));
     }
 
