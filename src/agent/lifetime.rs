@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::slots::Slots;
 use crate::config::lifetime::Lifetime as Bounds;
 use crate::journal::leaving::Reason;
+use crate::sys;
 
 /// The idle time-out is longer by up to this part, and the maximum age shorter by up to half of it: siblings that began
 /// together do not leave together.
@@ -37,13 +37,13 @@ pub struct Lifetime {
 impl Lifetime {
     /// A life that began at `began`.
     pub fn new(bounds: Bounds, began: u64) -> Self {
-        Self { bounds, began, share: draw(), refused: false }
+        Self { bounds, began, share: sys::random_fraction(), refused: false }
     }
 
     /// The group needs the instance: it is to try again after another idle time-out.
     pub fn refuse(&mut self) {
         self.refused = true;
-        self.share = draw();
+        self.share = sys::random_fraction();
     }
 
     /// Whether it is time to leave, or else how long until it may be; `None` for the latter when only an event can
@@ -78,14 +78,6 @@ impl Lifetime {
         let until = left(timeout.mul_f64(1.0 + self.share * SPREAD));
         Some(if until.is_zero() && !slots.has_asked() { left(ENOUGH_FOR_A_REQUEST) } else { until })
     }
-}
-
-/// A number from 0 to 1.
-fn draw() -> f64 {
-    let mut bytes = [0; 4];
-    // Without chance there is no spread, and nothing else is lost.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

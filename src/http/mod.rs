@@ -26,7 +26,7 @@ pub use address::{Address, Trouble};
 pub use client::{Client, Method, Request, Response};
 pub use error::Error;
 pub use escape::escape;
-pub use retry::{Backoff, TRIES, http_date, is_retryable, random_fraction};
+pub use retry::{Backoff, TRIES, http_date, is_retryable};
 pub use socket::plain_config;
 pub use transfer::{Incoming, Outgoing, Patience, Transfer};
 pub use url::{is_same_server, origin, resolve};

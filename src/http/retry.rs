@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ring::rand::{SecureRandom, SystemRandom};
+use crate::sys;
 
 /// Tries of one call, when the server answers that it cannot now (GitLab Runner API).
 pub const TRIES: u32 = 5;
@@ -23,15 +23,7 @@ pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -
 /// A time between 100 milliseconds and `most`.
 fn jittered(most: Duration) -> Duration {
     let least = Duration::from_millis(100);
-    least + most.saturating_sub(least).mul_f64(random_fraction())
-}
-
-/// Between 0 and 1.
-pub fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness all wait the same: worse for the server, harmless here.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+    least + most.saturating_sub(least).mul_f64(sys::random_fraction())
 }
 
 /// Waits that double.

@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid};
+use ring::rand::{SecureRandom, SystemRandom};
 
 /// Nanoseconds since boot, sleep included: the clock of deadlines, which no one can set and every process shares.
 pub fn boottime() -> u64 {
@@ -206,6 +207,14 @@ pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything; the start is the twentieth field behind it.
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// A number from 0 to 1, so that many who wait do not come at once.
+pub fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness all wait the same: nothing else is lost.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

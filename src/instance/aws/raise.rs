@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::autoscaling::Fleet;
 use super::group::Group;
 use crate::config::aws::Raise;
-use crate::http::random_fraction;
 use crate::instance::{Demand, Work};
+use crate::sys;
 
 const STACK: usize = 256 * 1024;
 /// From a job to the next look: by chance up to twice as long.
@@ -167,7 +167,7 @@ pub fn examine(group: &Group) -> Result<String, String> {
 
 /// From once to twice as long, by chance.
 fn spread(rest: Duration) -> Duration {
-    rest.mul_f64(1.0 + random_fraction())
+    rest.mul_f64(1.0 + sys::random_fraction())
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use super::sign::{Scope, Target, authorize};
 use super::xml;
 use crate::decode;
 use crate::http::tls::TlsFiles;
-use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, escape, http_date, random_fraction};
+use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, escape, http_date};
+use crate::sys;
 
 /// How long one request may take.
 const PATIENCE: Patience = Patience { total: Duration::from_secs(15), answer: Duration::from_secs(10) };
@@ -284,7 +285,7 @@ pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, F
 
 /// The wait after `tries` failures: full jitter, so that many who fail together do not come again together.
 pub fn jittered(tries: u32) -> Duration {
-    BACKOFF.at(tries).mul_f64(random_fraction())
+    BACKOFF.at(tries).mul_f64(sys::random_fraction())
 }
 
 #[cfg(test)]
