@@ -2,7 +2,7 @@
 //! job once it is decided.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{Fault, GitLab};
@@ -209,6 +209,16 @@ fn a_machine_that_cannot_be_switched_off_takes_no_more_jobs() {
     assert_eq!((polls(&gitlab), gitlab.job_state(waiting).as_str()), (before, "pending"));
 }
 
+/// A home whose agent leaves, when `key` says so, by a command that adds a line to a file (the first path) and waits for
+/// another (the second).
+fn leaves_by_a_command_that_waits(gitlab: &GitLab, key: &str) -> (Home, PathBuf, PathBuf) {
+    let home = Home::new(gitlab, "", "");
+    let (ran, go) = (home.path("ran"), home.path("go"));
+    let command = format!("echo >>{}; {}", ran.display(), until_there(go.display()));
+    home.add_to_mayfly(&format!("{key}\nleave = \"command\"\nleave_command = \"{command}\""));
+    (home, ran, go)
+}
+
 #[test]
 fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
     // In each phase: with a job that runs, off the runner, and in the middle of the command.
@@ -216,13 +226,7 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
         for phase in ["draining", "unregistering", "ending"] {
             scope.spawn(move || {
                 let gitlab = GitLab::start();
-                let home = Home::new(&gitlab, "", "");
-                let (ran, go) = (home.path("ran"), home.path("go"));
-                home.add_to_mayfly(&format!(
-                    "max_builds = 1\nleave = \"command\"\nleave_command = \"echo $$ >>{}; {}\"",
-                    ran.display(),
-                    until_there(go.display())
-                ));
+                let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "max_builds = 1");
                 let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
                 let id = gitlab.queue(job(&[script, "echo end"]).build());
                 if phase == "unregistering" {
@@ -257,13 +261,7 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
 #[test]
 fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_start() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    let (ran, go) = (home.path("ran"), home.path("go"));
-    home.add_to_mayfly(&format!(
-        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; {}\"",
-        ran.display(),
-        until_there(go.display())
-    ));
+    let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "idle_timeout = \"1s\"");
     let mut agent = home.start(&[]);
     wait_for_file(&ran);
     agent.signal("TERM");
@@ -281,13 +279,7 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
 #[test]
 fn an_agent_that_could_not_begin_goes_on_to_leave_all_the_same() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    let (ran, go) = (home.path("ran"), home.path("go"));
-    home.add_to_mayfly(&format!(
-        "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo >>{}; {}\"",
-        ran.display(),
-        until_there(go.display())
-    ));
+    let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "idle_timeout = \"1s\"");
     let agent = home.start(&[]);
     wait_for_file(&ran);
     agent.kill();

@@ -75,7 +75,7 @@ impl Desk {
                 permit.begin_job();
                 self.count();
                 self.save_count();
-                numbers::job_received(&Who::from(&*context.runner), job.id, None);
+                numbers::job_received(&context.who(), job.id, None);
                 self.refuse(permit, context, job, &why);
                 return true;
             }
@@ -97,7 +97,7 @@ impl Desk {
         permit.begin_job();
         self.save_count();
         let queued = payload.job_info.time_in_queue_seconds;
-        numbers::job_received(&Who::from(&*context.runner), payload.id, queued);
+        numbers::job_received(&context.who(), payload.id, queued);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
         let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
         let had_to_wait = waited.is_ok_and(|waited| waited > AT_ONCE);
@@ -109,7 +109,7 @@ impl Desk {
     /// Goes on with a job that was found in the journal.
     pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
         self.number(&context, &payload, Some(record.concurrent));
-        numbers::job_resumed(&Who::from(&*context.runner), payload.id, record.began);
+        numbers::job_resumed(&context.who(), payload.id, record.began);
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
         self.start(Task { permit, context, record, payload, begin: Begin::Resumed });
     }
@@ -175,7 +175,7 @@ impl Desk {
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
-                tell(&Who::from(&*context.runner), id, &ended);
+                tell(&context.who(), id, &ended);
                 None
             }
             Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
@@ -331,8 +331,7 @@ fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, 
     match engine::fail(context, directory, job, why) {
         Ok(_) => {
             log::error!("a job is failed job={} error={why}", job.id);
-            let who = Who::from(&*context.runner);
-            numbers::job_ended(&who, job.id, FailureReason::RunnerSystemFailure.as_str());
+            numbers::job_ended(&context.who(), job.id, FailureReason::RunnerSystemFailure.as_str());
         }
         Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
     }
@@ -340,7 +339,7 @@ fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, 
 
 /// Fails a job for which not even a log can be kept.
 fn fail(context: &Context, job: &JobHandle, why: &str) {
-    numbers::job_ended(&Who::from(&*context.runner), job.id, FailureReason::RunnerSystemFailure.as_str());
+    numbers::job_ended(&context.who(), job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("a job is failed job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };

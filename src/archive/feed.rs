@@ -8,6 +8,7 @@ use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::compress::{BLOCK, Compressor, Piece, window};
+use super::pieces::Pieces;
 use super::pool::{Pending, Pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
@@ -183,19 +184,13 @@ pub fn stream(
 ) -> io::Result<Streamed> {
     let mut left = stat.st_size as u64;
     let (mut size, mut checksum, mut before, mut trouble) = (0, Hasher::new(), Vec::new(), None);
-    let mut under_way: VecDeque<Pending<io::Result<Piece>>> = VecDeque::new();
-    let mut settle = |pending: Pending<io::Result<Piece>>, checksum: &mut Hasher| {
-        let piece = pending.wait()??;
+    let mut pieces = Pieces::new(pool, at_once);
+    let mut put = |piece: &Piece| {
         checksum.combine(&piece.checksum);
-        write(&piece.packed).map(|()| piece)
+        write(&piece.packed)
     };
     while left > 0 {
-        let mut piece = match under_way.len() < pool.depth(at_once) {
-            true => Piece::default(),
-            false => under_way.pop_front().map(|first| settle(first, &mut checksum)).transpose()?.unwrap_or_default(),
-        };
-        piece.block.clear();
-        piece.block.reserve_exact(at_once);
+        let mut piece = pieces.next(&mut put)?;
         if let Err(why) = file.take(left.min(at_once as u64)).read_to_end(&mut piece.block) {
             trouble = Some(format!("could be read only in part: {why}"));
         }
@@ -207,14 +202,12 @@ pub fn stream(
         std::mem::swap(&mut piece.before, &mut before);
         before.clear();
         before.extend_from_slice(window(&piece.block));
-        under_way.push_back(pool.submit(move |compressor| compressor.block(&mut piece).map(|()| piece)));
+        pieces.submit(piece);
         if trouble.is_some() {
             break;
         }
     }
-    for pending in under_way {
-        settle(pending, &mut checksum)?;
-    }
+    pieces.finish(&mut put)?;
     if trouble.is_none() && (left > 0 || has_changed(file, stat)) {
         trouble = Some("changed while it was being packed".to_owned());
     }

@@ -17,6 +17,7 @@ mod zip;
 mod compress;
 mod feed;
 mod frames;
+mod pieces;
 mod pool;
 
 use std::fmt::Display;

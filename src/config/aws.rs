@@ -1,6 +1,7 @@
 //! `[mayfly.aws]`: what the agent is told of its instance in Amazon Web Services instead of finding it out.
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// The table; each key that is not there is found out.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -21,40 +22,28 @@ pub struct Aws {
 /// How many instances without a job a group is to have beside those that have one: the words of the autoscaler's policies,
 /// counted in instances.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(default)]
 pub struct Raise {
     /// At least.
     pub idle_count: u32,
     /// For each instance that has a job.
+    #[serde(deserialize_with = "scale_factor")]
     pub scale_factor: f64,
     /// The most that the factor may ask for; 0 for no bound.
     pub scale_factor_limit: u32,
 }
 
-/// The table as it is written.
-#[derive(Deserialize)]
-#[serde(default)]
-struct Written {
-    idle_count: u32,
-    scale_factor: f64,
-    scale_factor_limit: u32,
-}
-
-impl Default for Written {
+impl Default for Raise {
     fn default() -> Self {
         Self { idle_count: 1, scale_factor: 0.0, scale_factor_limit: 0 }
     }
 }
 
-impl TryFrom<Written> for Raise {
-    type Error = String;
-
-    fn try_from(written: Written) -> Result<Self, String> {
-        let Written { idle_count, scale_factor, scale_factor_limit } = written;
-        if !(0.0..=1000.0).contains(&scale_factor) {
-            return Err(format!("`scale_factor = {scale_factor}`: write a number from 0 to 1000"));
-        }
-        Ok(Self { idle_count, scale_factor, scale_factor_limit })
+fn scale_factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let factor = f64::deserialize(deserializer)?;
+    match (0.0..=1000.0).contains(&factor) {
+        true => Ok(factor),
+        false => Err(D::Error::custom(format!("`scale_factor = {factor}`: write a number from 0 to 1000"))),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::executor::place::Place;
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::guard::Guard;
+use crate::monitor::numbers::Who;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
 use crate::trace::FilterSpec;
@@ -66,6 +67,11 @@ pub struct Prepared {
 }
 
 impl Context {
+    /// How monitoring calls the job's runner.
+    pub fn who(&self) -> Who {
+        Who::from(&*self.runner)
+    }
+
     /// Puts the job's inputs where it asks for them; a job without stays as it is. Errors: see [`inputs::fill_in`].
     pub fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
         let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);

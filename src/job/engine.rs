@@ -21,7 +21,7 @@ use crate::executor::docker::services::log::Followers;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::orders::Orders;
 use crate::journal::{Record, SlotDirectory};
-use crate::monitor::numbers::{self, Who};
+use crate::monitor::numbers;
 use crate::payload::{Payload, Secret};
 use crate::sys;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
@@ -229,7 +229,7 @@ impl Engine<'_> {
 
     /// Notes the stage, then says it: a later agent sees by the log's size whether that was still done.
     fn enter(&mut self, index: usize, stage: &Stage, again: bool) -> io::Result<()> {
-        numbers::stage_began(&Who::from(&*self.context.runner), self.payload.id, stage.kind());
+        numbers::stage_began(&self.context.who(), self.payload.id, stage.kind());
         let outcome = self.outcome();
         let section = stage.section(outcome);
         let followers = self.followers.clone();

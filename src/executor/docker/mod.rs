@@ -18,9 +18,9 @@ pub mod prepare;
 pub mod prepared;
 pub mod reference;
 pub mod removal;
-mod room;
 pub mod script;
 pub mod services;
+mod tries;
 pub mod volumes;
 
 use std::path::{Path, PathBuf};

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +15,7 @@ use super::engine::{Engine, Error};
 use super::images::Images;
 use super::prepared::Prepared;
 use super::services::{self, Making};
+use super::tries::{BETWEEN_TRIES, again};
 use super::{ground, script};
 use crate::config::docker::Docker;
 use crate::decode;
@@ -23,11 +23,6 @@ use crate::failure::JobError;
 use crate::http::Address;
 use crate::payload;
 use crate::payload::variables::Variables;
-
-/// How often an engine that is away is looked for (gitlab-runner: three tries of a preparation).
-const TRIES: u32 = 3;
-/// Between two tries.
-const BETWEEN_TRIES: Duration = Duration::from_secs(3);
 
 /// What is to be prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,19 +125,10 @@ pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
 
 /// An engine that is being started again has a few seconds to come up.
 fn connect(address: &Address) -> Result<Engine, JobError> {
-    let mut tries = 1;
-    loop {
-        match Engine::connect(address) {
-            Ok(engine) => return Ok(engine),
-            // One that hangs was waited for long enough.
-            Err(error) if error.is_away() && !matches!(error, Error::Silent { .. }) && tries < TRIES => {
-                Printer.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
-                std::thread::sleep(BETWEEN_TRIES);
-                tries += 1;
-            }
-            Err(error) => return Err(JobError::system(error.to_string())),
-        }
-    }
+    // One that hangs was waited for long enough.
+    let may_come_up = |error: &Error| error.is_away() && !matches!(error, Error::Silent { .. });
+    let tell = |error: &Error| Printer.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
+    again(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
 }
 
 /// A container that is started for each script and gets it on standard input.

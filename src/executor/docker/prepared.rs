@@ -6,8 +6,8 @@ use super::attendant::{Attendant, Printer};
 use super::create;
 use super::engine::spec::CreateContainer;
 use super::engine::{Engine, Error, Place};
-use super::room::with_room;
 use super::services::Service;
+use super::tries::with_room;
 use crate::failure::JobError;
 
 /// A container that is ready.

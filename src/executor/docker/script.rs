@@ -20,7 +20,7 @@ use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
 use super::ground;
 use super::prepared::Prepared;
-use super::room::with_room;
+use super::tries::with_room;
 use crate::failure::{FailureReason, JobError};
 use crate::http::conversation::Heard;
 
@@ -342,9 +342,10 @@ impl<'a> Step<'a> {
     /// What the end of the output means.
     fn judge(&mut self, end: io::Result<()>) -> Result<(), Failure> {
         if let Some(error) = self.hung.take() {
-            return Err(Failure::Job(JobError::system(format!(
+            return Err(JobError::system(format!(
                 "{error}; how the script came out is not known, so run the job again"
-            ))));
+            ))
+            .into());
         }
         let name = &self.plan.container.name;
         let (state, was_away) = match self.wait_for_end() {
@@ -359,16 +360,18 @@ impl<'a> Step<'a> {
         if state.running {
             let why = end.err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());
             let _ = self.engine.kill_container(name, "KILL");
-            return Err(Failure::Job(JobError::system(format!(
+            return Err(JobError::system(format!(
                 "the connection to the job's container was lost while the script ran ({why}): was the container engine \
                  restarted? Run the job again"
-            ))));
+            ))
+            .into());
         }
         if self.stopping == Stopping::No && (end.is_err() || was_away || self.was_stopped_by_others(&state)) {
-            return Err(Failure::Job(JobError::system(
+            return Err(JobError::system(
                 "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
                  stopped or removed the container; run the job again",
-            )));
+            )
+            .into());
         }
         Ok(self.of_exit(&state)?)
     }

@@ -13,7 +13,7 @@ use super::create::{self, Network, Surroundings};
 use super::engine::containers::Container;
 use super::engine::{Engine, Error};
 use super::images::Images;
-use super::room::with_room;
+use super::tries::with_room;
 use crate::config::docker::Docker;
 use crate::failure::JobError;
 use plan::Planned;
