@@ -7,6 +7,7 @@ use super::artifacts::{self, Outcome, Server, Statement};
 use super::cache;
 use super::engine::Engine;
 use super::script::BRIDGE;
+use super::transfer::Project;
 use super::work::Plan;
 use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
 use crate::failure::JobError;
@@ -77,11 +78,15 @@ impl Engine<'_> {
         self.carry(plan.map(Plan::UploadArtifacts))
     }
 
+    fn project(&self) -> Project {
+        let place = &self.prepared.place;
+        let (builds, directory) = (place.builds.clone(), place.project.clone());
+        Project { builds, seen: place.seen(&directory), directory }
+    }
+
     fn artifacts(&self) -> artifacts::Place {
         artifacts::Place {
-            builds: self.prepared.place.builds.clone(),
-            project: self.prepared.place.project.clone(),
-            seen: self.prepared.place.seen(&self.prepared.place.project),
+            project: self.project(),
             temporary: self.prepared.place.temporary.clone(),
             server: Server {
                 api: api_base(&self.context.runner.url).trim_end_matches('/').to_owned(),
@@ -95,9 +100,7 @@ impl Engine<'_> {
 
     fn caches(&self) -> cache::Place<'_> {
         cache::Place {
-            builds: self.prepared.place.builds.clone(),
-            project: self.prepared.place.project.clone(),
-            seen: self.prepared.place.seen(&self.prepared.place.project),
+            project: self.project(),
             store: self.prepared.place.cache.clone(),
             root: self.context.caches.clone(),
             remote: self.context.store.as_deref(),

@@ -1,8 +1,10 @@
 //! What artifacts and caches have in common: lines for the log, progress, and names with variables.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::archive::root::Root;
 use crate::archive::select::Note;
@@ -110,14 +112,28 @@ pub fn rest(wait: Duration) {
     std::thread::sleep(wait);
 }
 
-/// The project directory, below that of all builds; a job without sources may be the first to need it.
-pub fn open_project(builds: &Path, project: &Path, seen: &Path) -> io::Result<Root> {
-    let root = match project.strip_prefix(builds) {
-        Ok(below) => Root::open(builds)?.descend(below)?,
-        // The work tree of somebody who runs a job by hand.
-        Err(_) => Root::open(project)?,
-    };
-    Ok(root.known_as(seen))
+/// Where a job's files are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// `CI_BUILDS_DIR`: below it no link is followed.
+    pub builds: PathBuf,
+    /// `CI_PROJECT_DIR` on the machine.
+    pub directory: PathBuf,
+    /// The same as the job knows it, which may run in a container.
+    pub seen: PathBuf,
+}
+
+impl Project {
+    /// The project directory, below that of all builds; a job without sources may be the first to need it. Errors: which
+    /// directory cannot be opened, and why.
+    pub fn open(&self) -> Result<Root, String> {
+        let opened = match self.directory.strip_prefix(&self.builds) {
+            Ok(below) => Root::open(&self.builds).and_then(|builds| builds.descend(below)),
+            // The work tree of somebody who runs a job by hand.
+            Err(_) => Root::open(&self.directory),
+        };
+        opened.map(|root| root.known_as(&self.seen)).map_err(|why| format!("{}: {why}", self.seen.display()))
+    }
 }
 
 /// A file that is gone when it is closed, for what has to be whole before it is used.

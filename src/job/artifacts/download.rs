@@ -10,7 +10,7 @@ use super::{DownloadPlan, Needed, Server};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin, resolve};
-use crate::job::transfer::{Meter, error, fatal, heading, open_project, rest, scratch_file, warning};
+use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
 use crate::token::Token;
 
 const REDIRECTS: u32 = 5;
@@ -18,9 +18,9 @@ const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: 
 
 /// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
-    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
+    let root = match plan.project.open() {
         Ok(root) => root,
-        Err(why) => return fatal(format_args!("{}: {why}", plan.seen.display())),
+        Err(why) => return fatal(why),
     };
     for needed in &plan.dependencies {
         heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
@@ -55,7 +55,10 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                             return Ok(file);
                         }
                         Err(why) if why.kind() == io::ErrorKind::StorageFull => {
-                            return Err(format!("the disk is full: they do not fit beside {}", plan.seen.display()));
+                            return Err(format!(
+                                "the disk is full: they do not fit beside {}",
+                                plan.project.seen.display()
+                            ));
                         }
                         Err(why) => {
                             let wait = tries.after(Setback::Broken, |_| Duration::ZERO);

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::{Format, Level};
 use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
+use crate::job::transfer::Project;
 
 pub use download::run as download;
 pub use plan::{Outcome, Place, download_plan, level, upload_plan};
@@ -45,12 +46,8 @@ impl Server {
 /// Everything that an upload needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UploadPlan {
-    /// `CI_BUILDS_DIR`: below it no link is followed.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// GitLab.
     pub server: Server,
     /// The job.
@@ -102,12 +99,8 @@ pub enum UploadFormat {
 /// Everything that a download needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DownloadPlan {
-    /// `CI_BUILDS_DIR`: below it no link is followed.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// `<project directory>.tmp`, for archives that are not whole yet.
     pub temporary: PathBuf,
     /// GitLab.

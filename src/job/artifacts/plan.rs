@@ -6,19 +6,15 @@ use std::time::Duration;
 use super::{DownloadPlan, Needed, Server, Statement, Upload, UploadFormat, UploadPlan};
 use crate::archive::{Format, Level};
 use crate::job::flags::Flags;
-use crate::job::transfer::{expand_like_shell, meter_frequency};
+use crate::job::transfer::{Project, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Artifact, Payload};
 
 /// Where files are and go.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// `CI_BUILDS_DIR`.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
     /// GitLab.
@@ -69,9 +65,7 @@ pub fn upload_plan(
     }
     let with_statement = variables.switch("RUNNER_GENERATE_ARTIFACTS_METADATA", false);
     Some(UploadPlan {
-        builds: place.builds.clone(),
         project: place.project.clone(),
-        seen: place.seen.clone(),
         server: place.server.clone(),
         job: payload.id,
         token: payload.token.clone(),
@@ -93,9 +87,7 @@ pub fn download_plan(payload: &Payload, variables: &Variables, flags: &Flags, pl
         .map(|dependency| Needed { id: dependency.id, name: dependency.name.clone(), token: dependency.token.clone() })
         .collect();
     (!dependencies.is_empty()).then(|| DownloadPlan {
-        builds: place.builds.clone(),
         project: place.project.clone(),
-        seen: place.seen.clone(),
         temporary: place.temporary.clone(),
         server: place.server.clone(),
         dependencies,
@@ -144,9 +136,7 @@ mod tests {
         let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
         let hour = Duration::from_secs(3600);
         Place {
-            builds: "/b".into(),
-            project: "/b/p".into(),
-            seen: "/b/p".into(),
+            project: Project { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
             temporary: "/b/p.tmp".into(),
             server,
             timeout: hour,

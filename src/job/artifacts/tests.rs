@@ -21,15 +21,17 @@ impl Project {
         Self { temp }
     }
 
+    fn place(&self) -> crate::job::transfer::Project {
+        crate::job::transfer::Project { builds: self.temp.path().to_owned(), directory: self.path(), seen: self.path() }
+    }
+
     fn path(&self) -> PathBuf {
         self.temp.path().join("project")
     }
 
     fn uploads(&self, server: &Fake, format: UploadFormat, paths: &[&str]) -> UploadPlan {
         UploadPlan {
-            builds: self.temp.path().to_owned(),
-            project: self.path(),
-            seen: self.path(),
+            project: self.place(),
             server: api(server),
             job: 7,
             token: "glcbt-64_secrettoken".to_owned(),
@@ -52,9 +54,7 @@ impl Project {
 
     fn downloads(&self, server: &Fake) -> DownloadPlan {
         DownloadPlan {
-            builds: self.temp.path().to_owned(),
-            project: self.path(),
-            seen: self.path(),
+            project: self.place(),
             temporary: self.temp.path().join("project.tmp"),
             server: api(server),
             dependencies: vec![Needed { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],

@@ -13,14 +13,14 @@ use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, escape, origin};
-use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, open_project, random, rest, warning};
+use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
 use crate::token::Token;
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &UploadPlan) -> i32 {
-    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
+    let root = match plan.project.open() {
         Ok(root) => root,
-        Err(why) => return fatal(format_args!("{}: {why}", plan.seen.display())),
+        Err(why) => return fatal(why),
     };
     for upload in &plan.uploads {
         heading("Uploading artifacts...");

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::{Format, Level};
 use crate::http::tls::TlsFiles;
+use crate::job::transfer::Project;
 
 use crate::config::cache::Limits;
 pub use plan::{Place, restore_plan, save_plan};
@@ -26,12 +27,8 @@ pub use save::run as save;
 /// Everything that restoring needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RestorePlan {
-    /// `CI_BUILDS_DIR`: below it no link is followed.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.
@@ -61,12 +58,8 @@ pub enum Restore {
 /// Everything that saving needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SavePlan {
-    /// `CI_BUILDS_DIR`: below it no link is followed.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.

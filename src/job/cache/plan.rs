@@ -12,18 +12,14 @@ use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::job::artifacts::{Outcome, level};
 use crate::job::flags::Flags;
-use crate::job::transfer::{expand_like_shell, meter_frequency};
+use crate::job::transfer::{Project, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Cache, Payload};
 
 /// Where files are and go.
 pub struct Place<'a> {
-    /// `CI_BUILDS_DIR`.
-    pub builds: PathBuf,
-    /// `CI_PROJECT_DIR` on the machine.
-    pub project: PathBuf,
-    /// The same as the job knows it, which may run in a container.
-    pub seen: PathBuf,
+    /// Where the job's files are.
+    pub project: Project,
     /// The directory for local copies of this project's caches.
     pub store: PathBuf,
     /// The directory for those of all projects.
@@ -54,9 +50,7 @@ pub fn restore_plan(
     }
     let (warnings, wire) = (planner.warnings, wire(variables, place));
     Ok((!caches.is_empty()).then(|| RestorePlan {
-        builds: place.builds.clone(),
         project: place.project.clone(),
-        seen: place.seen.clone(),
         warnings,
         caches,
         wire,
@@ -80,9 +74,7 @@ pub fn save_plan(
     }
     let (warnings, wire) = (planner.warnings, wire(variables, place));
     Ok((!caches.is_empty()).then(|| SavePlan {
-        builds: place.builds.clone(),
         project: place.project.clone(),
-        seen: place.seen.clone(),
         warnings,
         caches,
         wire,
@@ -234,9 +226,7 @@ mod tests {
 
     fn place() -> Place<'static> {
         Place {
-            builds: "/b".into(),
-            project: "/b/p".into(),
-            seen: "/b/p".into(),
+            project: Project { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
             store: "/c/p".into(),
             root: "/c".into(),
             remote: None,

@@ -11,17 +11,17 @@ use crate::archive::select::{Request, select};
 use crate::archive::unpack::{Fault, looks_like_cache, unpack};
 use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date, origin};
 use crate::instance::aws::xml::element;
-use crate::job::transfer::{Meter, heading, open_project, rest, setback, warning};
+use crate::job::transfer::{Meter, heading, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
 /// Restores each cache from the first place that has it. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &RestorePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
+    let root = match plan.project.open() {
         Ok(root) => root,
         Err(why) => {
-            warning(format_args!("{}: {why}", plan.seen.display()));
+            warning(why);
             return 0;
         }
     };

@@ -12,17 +12,17 @@ use crate::archive::root::Root;
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::{self, Format, Level};
 use crate::http::{Method, Outgoing, Patience, Transfer, origin};
-use crate::job::transfer::{Meter, bytes, heading, notes, open_project, rest, setback, warning};
+use crate::job::transfer::{Meter, bytes, heading, notes, rest, setback, warning};
 
 const TRIES: u32 = 3;
 
 /// Saves each cache. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &SavePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
-    let root = match open_project(&plan.builds, &plan.project, &plan.seen) {
+    let root = match plan.project.open() {
         Ok(root) => root,
         Err(why) => {
-            warning(format_args!("{}: {why}", plan.seen.display()));
+            warning(why);
             return 0;
         }
     };

@@ -25,6 +25,10 @@ impl Project {
         Self { temp }
     }
 
+    fn place(&self) -> crate::job::transfer::Project {
+        crate::job::transfer::Project { builds: self.temp.path().to_owned(), directory: self.path(), seen: self.path() }
+    }
+
     fn path(&self) -> PathBuf {
         self.temp.path().join("project")
     }
@@ -50,9 +54,7 @@ impl Project {
 
     fn plan(&self, key: &str, server: Option<&Server>, limits: Limits) -> SavePlan {
         SavePlan {
-            builds: self.temp.path().to_owned(),
-            project: self.path(),
-            seen: self.path(),
+            project: self.place(),
             warnings: Vec::new(),
             caches: vec![Save::Files {
                 copy: self.copy(key, server),
@@ -77,9 +79,7 @@ impl Project {
         let clear = clear.iter().map(|&path| path.to_owned()).collect();
         let caches = vec![Restore::FirstOf { copies, clear }];
         restore(&RestorePlan {
-            builds: self.temp.path().to_owned(),
-            project: self.path(),
-            seen: self.path(),
+            project: self.place(),
             warnings: Vec::new(),
             caches,
             wire: wire(),
