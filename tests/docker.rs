@@ -9,6 +9,7 @@ use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap};
+use crate::support::write_program;
 
 /// Runs one job in a container, on an agent of its own; nothing of it is left.
 fn run(job: JobBuilder) -> Job {
@@ -215,9 +216,7 @@ fn entrypoints_run_before_the_script_and_must_run_it() {
     let root = tempfile::tempdir().expect("a directory");
     crate::support::docker::write_busybox(root.path());
     let entry = root.path().join("entry");
-    std::fs::write(&entry, "#!/bin/sh\necho \"entered for $CI_JOB_NAME\"; echo aside >&2\nexec \"$@\"\n")
-        .expect("written");
-    std::fs::set_permissions(&entry, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("opened");
+    write_program(&entry, "#!/bin/sh\necho \"entered for $CI_JOB_NAME\"; echo aside >&2\nexec \"$@\"\n");
     let image = docker().image_of(root.path(), &["ENTRYPOINT [\"/entry\"]"]);
     let of = |entrypoint: serde_json::Value| json!({"name": image, "entrypoint": entrypoint});
     let done = run(job(&["echo in the script"]).set("image", of(json!(null))));
@@ -703,8 +702,7 @@ fn no_part_of_a_repository_leads_out_of_it() {
     }
     for hook in ["post-checkout", "reference-transaction", "post-index-change"] {
         let path = repository.join("hooks").join(hook);
-        std::fs::write(&path, format!("#!/bin/sh\n{run}\n")).expect("written");
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("opened");
+        write_program(&path, &format!("#!/bin/sh\n{run}\n"));
     }
     let listing = || {
         let list = std::process::Command::new("find").arg(&outside).args(["-printf", "%p %y %m %s %T@ %l\\n"]).output();

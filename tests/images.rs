@@ -1,7 +1,6 @@
 //! Images of jobs: pulled by which policy, with whose login, from a real registry.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
@@ -11,6 +10,7 @@ use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 use crate::support::moto::Moto;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
+use crate::support::write_program;
 
 /// Runs a job on an agent of its own.
 fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
@@ -67,8 +67,7 @@ fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Hom
          echo '{{\"Username\": \"{USER}\", \"Secret\": \"{PASSWORD}\"}}'\n",
         registry.address
     );
-    fs::write(&helper, script).expect("written");
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("made executable");
+    write_program(&helper, &script);
     home
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
+use crate::support::write_program;
 
 #[test]
 fn quit_finishes_the_job_and_takes_no_more() {
@@ -110,6 +111,24 @@ fn usr2_hands_over_while_a_job_runs() {
     }
     agent.signal("QUIT");
     assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn what_is_asked_while_one_program_becomes_another_is_heard() {
+    let gitlab = GitLab::start();
+    let mut home = Home::new(&gitlab, "", "");
+    let program = home.own_program();
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    // The next program is sent a signal before its first instruction.
+    let next = home.path("next");
+    let text = format!("#!/bin/sh\nkill -s QUIT $$\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_mayfly"));
+    write_program(&next, &text);
+    std::fs::rename(&next, program).expect("replaced");
+    agent.signal("USR2");
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert!(agent.log().contains("taking no more jobs"), "{}", agent.log());
     gitlab.assert_strict();
 }
 

@@ -449,7 +449,6 @@ impl Agent {
     /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
     /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
     fn hand_over(&mut self) -> Option<ExitCode> {
-        use std::os::unix::process::CommandExt;
         // The next program would not know that this one was told to stop.
         if let Some(leaving) = &self.leaving {
             log::info!("leaving: the program on disk is for the next start reason={}", leaving.reason());
@@ -475,7 +474,7 @@ impl Agent {
         let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
         let mut next = std::process::Command::new(&program);
         next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
-        let error = next.exec();
+        let error = sys::exec_holding(next, signals::handled());
         log::error!("the program on disk cannot be started; going on with this one path={program} error={error}");
         self.supervisor.ready();
         self.reload();

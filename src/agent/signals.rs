@@ -5,10 +5,13 @@ use std::io;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::iterator::Signals;
 
 use super::Event;
+use crate::sys;
+
+const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
 
 /// What a signal asks the agent to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,19 +28,25 @@ pub enum Request {
 
 impl Request {
     fn of(signal: i32) -> Option<Self> {
-        match signal {
-            SIGQUIT => Some(Self::Drain),
-            SIGTERM | SIGINT => Some(Self::Stop),
-            SIGHUP => Some(Self::Reload),
-            SIGUSR2 => Some(Self::HandOver),
+        match Signal::try_from(signal).ok()? {
+            Signal::SIGQUIT => Some(Self::Drain),
+            Signal::SIGTERM | Signal::SIGINT => Some(Self::Stop),
+            Signal::SIGHUP => Some(Self::Reload),
+            Signal::SIGUSR2 => Some(Self::HandOver),
             _ => None,
         }
     }
 }
 
-/// Starts the thread that turns signals into events. Errors: a handler could not be installed.
+/// The signals that mean something to the agent.
+pub fn handled() -> SigSet {
+    HANDLED.into_iter().collect()
+}
+
+/// Starts the thread that turns signals into events, and lets those through that were held back while one program
+/// became another. Errors: a handler could not be installed.
 pub fn listen(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGQUIT, SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
+    let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     thread::Builder::new().name("signals".to_owned()).stack_size(super::STACK).spawn(move || {
         for signal in signals.forever() {
             let Some(request) = Request::of(signal) else { continue };
@@ -46,5 +55,6 @@ pub fn listen(events: Sender<Event>) -> io::Result<()> {
             }
         }
     })?;
+    sys::let_through(handled());
     Ok(())
 }

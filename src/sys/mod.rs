@@ -5,11 +5,13 @@ use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -108,6 +110,22 @@ pub fn default_action(number: Signal) -> nix::Result<()> {
 pub fn ignore(number: Signal) -> nix::Result<()> {
     // SAFETY: ignoring is no handler of ours.
     unsafe { nix::sys::signal::signal(number, SigHandler::SigIgn) }.map(drop)
+}
+
+/// Becomes another program, which begins with these signals held back: they wait until it handles them
+/// ([`let_through`]), where they would have ended it before. Returns only what kept it from being started.
+pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {
+    // SAFETY: between fork (there is none) and exec runs one call that is async-signal-safe.
+    unsafe { program.pre_exec(move || Ok(signals.thread_block()?)) };
+    let error = program.exec();
+    let_through(signals);
+    error
+}
+
+/// Lets signals through to this thread again, those that came meanwhile at once.
+pub fn let_through(signals: SigSet) {
+    // The only error is for an unknown way to change the mask.
+    let _ = signals.thread_unblock();
 }
 
 /// A right of the superuser, by its number (capabilities(7)).
@@ -230,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_pidfd_hears_of_the_end() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("started");
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
         let pidfd = pidfd_open(child.id().cast_signed()).expect("opened");
         assert!(start_time(child.id().cast_signed()).is_some());
         pidfd_signal(pidfd.as_fd(), libc::SIGKILL).expect("sent");

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::gitlab::{GitLab, RUNNER_TOKEN};
@@ -13,6 +15,7 @@ use super::gitlab::{GitLab, RUNNER_TOKEN};
 /// Where one agent lives.
 pub struct Home {
     directory: tempfile::TempDir,
+    program: PathBuf,
     environment: Vec<(String, String)>,
 }
 
@@ -55,7 +58,7 @@ impl Home {
         // A job's user must be able to pass through.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("opened");
-        Self { directory, environment: Vec::new() }
+        Self { directory, program: env!("CARGO_BIN_EXE_mayfly").into(), environment: Vec::new() }
     }
 
     /// Writes the configuration.
@@ -120,6 +123,15 @@ impl Home {
         self.environment = environment;
     }
 
+    /// The program becomes a file of this home, which a test may replace.
+    pub fn own_program(&mut self) -> PathBuf {
+        let own = self.path("mayfly");
+        // By another process, as in `write_program`.
+        assert!(Command::new("cp").args([&self.program, &own]).status().expect("cp").success());
+        self.program.clone_from(&own);
+        own
+    }
+
     /// A call of the program that ends by itself.
     pub fn call(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
@@ -127,7 +139,7 @@ impl Home {
 
     /// The program with these arguments, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .current_dir(self.directory.path())
@@ -164,10 +176,25 @@ impl Agent {
         self.child.id() as i32
     }
 
-    /// Sends a signal by name.
-    pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status();
-        assert!(sent.expect("kill").success());
+    /// Sends a signal by its name without `SIG`. One that the agent handles waits until it does: an agent that has
+    /// just been started would be ended by it.
+    pub fn signal(&self, name: &str) {
+        let signal: Signal = format!("SIG{name}").parse().expect("a signal");
+        let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
+        let until = Instant::now() + Duration::from_secs(30);
+        while handled && !self.handles(signal) {
+            assert!(Instant::now() < until, "the agent does not handle {signal}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        kill(Pid::from_raw(self.pid()), signal).expect("sent");
+    }
+
+    /// True once the agent has a handler for a signal (proc_pid_status(5), `SigCgt`), or is no more.
+    fn handles(&self, signal: Signal) -> bool {
+        let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.map(|mask| u64::from_str_radix(mask.trim(), 16).expect("a mask"));
+        caught.is_none_or(|mask| mask >> (signal as u32 - 1) & 1 == 1)
     }
 
     /// Kills the agent alone: what it started lives on.

@@ -16,7 +16,9 @@ pub mod pki;
 pub mod registry;
 pub mod s3;
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// Where `tests/setup.sh` puts what no package of the system has.
@@ -30,4 +32,14 @@ pub fn installed(name: &str) -> PathBuf {
 pub fn unique_number() -> i64 {
     static NEXT: AtomicI64 = AtomicI64::new(0);
     i64::from(std::process::id()) * 10_000 + NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
+/// Writes a script that can be started. Another process writes it: a fork of some other test would hold it open for
+/// writing, and what is open for writing cannot be started.
+pub fn write_program(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut child = install.spawn().expect("install");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+    assert!(child.wait().expect("ended").success());
 }

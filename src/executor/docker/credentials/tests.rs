@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 
 use super::super::reference::Reference;
@@ -47,8 +47,10 @@ impl Machine {
 
     fn helper(&self, name: &str, script: &str) {
         let path = self.directory.path().join(format!("docker-credential-{name}"));
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("made executable");
+        // Written by another process: who forks in another test meanwhile would have the file open for writing, and a
+        // program that is open for writing cannot be started.
+        let line = format!("printf '%s\\n' '#!/bin/sh' \"$1\" >{0} && chmod 755 {0}", path.display());
+        assert!(Command::new("sh").args(["-c", &line, "sh", script]).status().expect("sh").success());
     }
 
     fn file(&self, text: &str) -> PathBuf {
