@@ -88,6 +88,7 @@ fn hup_takes_over_a_good_configuration_and_refuses_a_broken_one() {
     assert!(gitlab.finished(id).lines().contains(&"none".to_owned()));
     home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
     agent.wait_for_log("configuration loaded");
+    gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
     assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
     agent.signal("QUIT");
@@ -162,6 +163,7 @@ fn an_agent_that_was_frozen_notices_what_is_written_afterwards() {
     agent.signal("CONT");
     home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
     agent.wait_for_log("configuration loaded");
+    gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo $MARK"]).build());
     assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
     agent.signal("QUIT");

@@ -300,6 +300,13 @@ impl GitLab {
         }
     }
 
+    /// Waits until an agent of one runner asks with all that it knows by now: a request that was on its way is over,
+    /// and the one after it has come.
+    pub fn wait_for_fresh_request(&self) {
+        let asked = self.count("POST jobs/request");
+        self.wait_until("a fresh request", |server| server.count("POST jobs/request") >= asked + 2);
+    }
+
     /// Waits until a job is over, and gives it.
     pub fn finished(&self, id: i64) -> Job {
         self.wait_until("the end of the job", |server| {
