@@ -119,7 +119,7 @@ fn a_machine_that_is_none_of_ec2s_asks_nobody() {
 fn a_runners_token_is_fetched_from_where_it_is_kept() {
     let moto = Moto::start();
     moto.python(&format!(
-        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}')\n\
+        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)\n\
          client('secretsmanager').create_secret(Name='ci/runner', SecretString=json.dumps({{'token': '{RUNNER_TOKEN}'}}))"
     ));
     let allowed = moto.user("agent", &["ssm:GetParameter", "secretsmanager:GetSecretValue"]);
@@ -165,7 +165,7 @@ fn runs_a_job(gitlab: &GitLab, home: &Home) {
 fn rights_come_from_roles_and_from_a_containers_endpoint() {
     let moto = Moto::start();
     moto.python(&format!(
-        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}')\n\
+        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)\n\
          iam = client('iam')\n\
          trust = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Principal': {{'AWS': '*'}}, 'Action': 'sts:AssumeRole'}}]}}\n\
          may = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': 'ssm:GetParameter', 'Resource': '*'}}]}}\n\

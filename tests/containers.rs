@@ -38,7 +38,7 @@ fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
         std::thread::sleep(Duration::from_millis(50));
     };
     let both = (docker.inspect(&container), docker.inspect(&found("service").expect("a service")));
-    docker.run(&["exec", &container, "touch", "/tmp/go"]);
+    docker.run(&["exec", "--detach", &container, "touch", "/tmp/go"]);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", job.log());
     assert!(agent.wait().success(), "{}", agent.log());

@@ -198,7 +198,7 @@ fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
 fn what_does_not_end_when_asked_is_killed_when_the_time_is_over() {
     let nap = nap();
     let stubborn = format!("trap '' TERM; echo stays; {nap}; {nap}; {nap}");
-    let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(4));
+    let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(8));
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
     assert!(job.log().contains("stays") && !is_running(&nap));
 }
@@ -376,7 +376,7 @@ fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
     // Nothing can be written down any more, so nothing can be gone on with.
     std::fs::remove_file(home.path("state/slot-0/job.json")).expect("removed");
     let container = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")).swap_remove(0);
-    docker().run(&["exec", &container, "touch", "/builds/team/demo/go"]);
+    docker().run(&["exec", "--detach", &container, "touch", "/builds/team/demo/go"]);
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", agent.log());
     let last = done.lines().last().cloned().unwrap_or_default();

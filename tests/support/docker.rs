@@ -157,10 +157,16 @@ impl Docker {
         assert!(done.expect("nsenter").success(), "{target}");
     }
 
-    /// The docker command line on this engine, not started yet.
+    /// The docker command line on this engine, not started yet. It has two minutes: one that waits for a process of a
+    /// container that ends meanwhile may do so for ever.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("docker");
-        command.args(arguments).env("DOCKER_HOST", self.host()).env("HOME", &self.directory).stdin(Stdio::null());
+        let mut command = Command::new("timeout");
+        command
+            .args(["120", "docker"])
+            .args(arguments)
+            .env("DOCKER_HOST", self.host())
+            .env("HOME", &self.directory)
+            .stdin(Stdio::null());
         command
     }
 

@@ -285,9 +285,9 @@ impl GitLab {
         self.lock().requests.iter().filter(|(name, _)| name == route).count()
     }
 
-    /// Waits until something holds; the test fails when it does not within a minute.
+    /// Waits until something holds; the test fails when it does not within two minutes (of a busy machine).
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        self.wait_for(Duration::from_secs(60), what, holds);
+        self.wait_for(Duration::from_secs(120), what, holds);
     }
 
     /// Waits until something holds, for as long as it may take.
@@ -315,9 +315,10 @@ impl GitLab {
         self.job(id)
     }
 
-    /// Waits until the log of a job holds a text.
+    /// Waits until a job has said something: the echo of its command is not enough.
     pub fn wait_for_log(&self, id: i64, text: &str) {
-        self.wait_until(&format!("`{text}` in the log"), |server| server.job(id).log().contains(text));
+        let told = |line: &String| line.contains(text) && !line.starts_with("$ ");
+        self.wait_until(&format!("`{text}` in the log"), |server| server.job(id).lines().iter().any(told));
     }
 
     /// Every rule was kept.

@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use super::gitlab::{GitLab, RUNNER_TOKEN};
 
+/// For what takes milliseconds on a machine that has nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Where one agent lives.
 pub struct Home {
     directory: tempfile::TempDir,
@@ -147,6 +150,8 @@ impl Home {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", self.directory.path())
             .env("AGENT_ONLY", "not for jobs")
+            // The stand-ins share the machine with all tests, and are not as quick as the real service.
+            .env("AWS_METADATA_SERVICE_TIMEOUT", "10")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -181,7 +186,7 @@ impl Agent {
     pub fn signal(&self, name: &str) {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal");
         let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + PATIENCE;
         while handled && !self.handles(signal) {
             assert!(Instant::now() < until, "the agent does not handle {signal}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(1));
@@ -205,7 +210,7 @@ impl Agent {
 
     /// Waits for the end.
     pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("waited") {
                 return status;
@@ -224,7 +229,7 @@ impl Agent {
 
     /// Waits until the agent says something.
     pub fn wait_for_log(&self, part: &str) {
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + PATIENCE;
         while !self.log().contains(part) {
             assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
