@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
 use crate::support::unique_number;
 
@@ -246,10 +246,13 @@ fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
 fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "sleep 1", "echo over; exit 7"]).after_script(&["echo after"]).build());
+    let go = home.path("go");
+    let lines = ["echo begun", &until_there(go.display()), "echo over; exit 7"];
+    let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();
+    std::fs::write(&go, "").expect("written");
     std::thread::sleep(std::time::Duration::from_secs(2));
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
@@ -320,14 +323,14 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
 fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "sleep 0.5"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     gitlab.set_away(true);
+    std::fs::write(&go, "").expect("written");
     let record = home.path("state/slot-0/job.json");
-    while !read(&record).contains("\"ending\":\"success\"") {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    gitlab.wait_until("the outcome in the record", |_| read(&record).contains("\"ending\":\"success\""));
     agent.kill();
     gitlab.set_away(false);
     let mut next = home.start(&[]);
@@ -343,10 +346,12 @@ fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
 fn max_builds_holds_over_a_crash() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let first = gitlab.queue(job(&["echo begun", "sleep 1"]).build());
+    let go = home.path("go");
+    let first = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let agent = home.start(&["--max-builds", "1"]);
     gitlab.wait_for_log(first, "begun");
     agent.kill();
+    std::fs::write(&go, "").expect("written");
     let second = gitlab.queue(job(&["true"]).build());
     let mut next = home.start(&["--max-builds", "1"]);
     assert!(next.wait().success());

@@ -583,11 +583,15 @@ fn a_job_that_would_outlive_its_machine_is_interrupted_in_time_with_log_and_arti
 #[test]
 fn a_job_that_ends_before_its_machine_is_taken_ends_as_itself() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
-    let id = fleet.queue(job(&["echo begun", "sleep 6", "echo end"]).after_script(&["echo after"]));
+    let go = fleet.home.path("go");
+    let lines = ["echo begun", &until_there(go.display()), "echo end"];
+    let id = fleet.queue(job(&lines).after_script(&["echo after"]));
     let waiting = fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
     fleet.cloud.interrupt(Duration::from_secs(60));
+    agent.wait_for_log("taking no more jobs");
+    fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
     let job = fleet.gitlab.job(id);
     assert_eq!(job.state, "success", "{}", job.log());

@@ -227,8 +227,9 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
             scope.spawn(move || {
                 let gitlab = GitLab::start();
                 let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "max_builds = 1");
-                let script = if phase == "draining" { "echo begun; sleep 3" } else { "true" };
-                let id = gitlab.queue(job(&[script, "echo end"]).build());
+                let end = home.path("end");
+                let waits = format!("echo begun; {}", until_there(end.display()));
+                let id = gitlab.queue(job(&[if phase == "draining" { &waits } else { "true" }, "echo end"]).build());
                 if phase == "unregistering" {
                     gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
                 }
@@ -245,7 +246,9 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
                 let before = polls(&gitlab);
                 agent.kill();
                 let waiting = gitlab.queue(job(&["true"]).build());
-                fs::write(&go, "").expect("written");
+                for file in [&end, &go] {
+                    fs::write(file, "").expect("written");
+                }
                 let mut next = home.start(&[]);
                 assert!(next.wait().success(), "{phase}: {}", next.log());
                 let states = (gitlab.job_state(id), gitlab.job_state(waiting));

@@ -59,13 +59,15 @@ fn term_interrupts_what_takes_too_long() {
 fn a_second_term_is_immediate_and_the_next_start_goes_on() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "sleep 3", "echo finished"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo finished"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("TERM");
     agent.wait_for_log("taking no more jobs");
     agent.signal("TERM");
     assert!(!agent.wait().success());
+    std::fs::write(&go, "").expect("written");
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", next.log());
@@ -100,11 +102,14 @@ fn hup_takes_over_a_good_configuration_and_refuses_a_broken_one() {
 fn usr2_hands_over_while_a_job_runs() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let id = gitlab.queue(job(&["echo begun", "sleep 4", "echo finished"]).after_script(&["echo after"]).build());
+    let go = home.path("go");
+    let lines = ["echo begun", &until_there(go.display()), "echo finished"];
+    let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("USR2");
     agent.wait_for_log("job taken up again");
+    std::fs::write(&go, "").expect("written");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
     for line in ["begun", "finished", "after", "Job succeeded"] {
