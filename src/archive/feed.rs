@@ -1,13 +1,14 @@
 //! Reading and compressing the files of an archive ahead of the one that writes it, in order, with bounded memory.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 
 use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::compress::{BLOCK, Compressor, Piece, window};
+use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
 use super::pieces::Pieces;
 use super::pool::{Pending, Pool};
 use super::root::{Kind, Root};
@@ -21,10 +22,20 @@ const MOST_AT_ONCE: usize = 32;
 pub struct Feed<'p, 'a> {
     pool: &'p Pool<'a>,
     root: &'a Root,
+    each: Each,
     rest: &'a [Entry],
     ahead: VecDeque<Batch<'a>>,
     /// How many entries make up about a block, as far as the last ones tell.
     at_once: usize,
+}
+
+/// What becomes of small files beforehand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Each {
+    /// Each is compressed by itself.
+    Packed,
+    /// They stay as they are: the stream that they become part of is compressed.
+    Plain,
 }
 
 struct Batch<'a> {
@@ -34,8 +45,8 @@ struct Batch<'a> {
 
 impl<'p, 'a> Feed<'p, 'a> {
     /// Begins to load.
-    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry]) -> Self {
-        Self { pool, root, rest: entries, ahead: VecDeque::new(), at_once: 1 }
+    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry], each: Each) -> Self {
+        Self { pool, root, each, rest: entries, ahead: VecDeque::new(), at_once: 1 }
     }
 
     /// Gives each entry with what came of it.
@@ -53,7 +64,7 @@ impl<'p, 'a> Feed<'p, 'a> {
 
     /// The next entries; none at the end.
     fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
-        while self.ahead.len() < self.pool.depth(BLOCK) && !self.rest.is_empty() {
+        while self.ahead.len() < self.pool.depth(self.each.piece()) && !self.rest.is_empty() {
             let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
             self.rest = rest;
             let batch = self.submit(entries);
@@ -74,8 +85,24 @@ impl<'p, 'a> Feed<'p, 'a> {
     }
 
     fn submit(&self, entries: &'a [Entry]) -> Batch<'a> {
-        let root = self.root;
-        Batch { entries, loading: self.pool.submit(move |compressor| load_some(compressor, root, entries)) }
+        let (root, each) = (self.root, self.each);
+        let load_some = move |compressor: &mut Compressor| load_some(each.with(compressor), root, entries);
+        Batch { entries, loading: self.pool.submit(load_some) }
+    }
+}
+
+impl Each {
+    /// The size of what is under way in the pool meanwhile, which says how much may be.
+    fn piece(self) -> usize {
+        match self {
+            Self::Packed => BLOCK,
+            Self::Plain => FRAME,
+        }
+    }
+
+    /// The compressor, where it has something to do.
+    fn with(self, compressor: &mut Compressor) -> Option<&mut Compressor> {
+        (self == Self::Packed).then_some(compressor)
     }
 }
 
@@ -87,8 +114,8 @@ pub enum Loaded {
     Large(File, FileStat),
     /// It cannot be read (any more).
     Unreadable(io::Error),
-    /// No file.
-    Other,
+    /// No file: what it is, and where it points if it is a link.
+    Other(FileStat, Option<OsString>),
 }
 
 impl Loaded {
@@ -97,7 +124,7 @@ impl Loaded {
         match self {
             Self::Small(small) => small.size,
             Self::Large(..) => BLOCK,
-            Self::Unreadable(_) | Self::Other => 0,
+            Self::Unreadable(_) | Self::Other(..) => 0,
         }
     }
 }
@@ -118,17 +145,20 @@ pub struct Small {
 
 /// The content of a small file.
 pub enum Content {
-    /// As it is: compressed it would not be shorter.
+    /// As it is: as it was wanted, or since it would not be shorter otherwise.
     Plain(Vec<u8>),
     /// As a complete compressed stream.
     Packed(Vec<u8>),
 }
 
 /// Loads entries, at least one, until they make up a block: that bounds the memory, whatever their sizes turn out to be.
-fn load_some(compressor: &mut Compressor, root: &Root, entries: &[Entry]) -> Vec<Loaded> {
+fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[Entry]) -> Vec<Loaded> {
     let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
     for entry in entries {
-        let next = if entry.kind == Kind::File { load(compressor, root, entry) } else { Loaded::Other };
+        let next = match entry.kind {
+            Kind::File => load(compressor.as_deref_mut(), root, entry),
+            _ => look_at(root, entry).unwrap_or_else(Loaded::Unreadable),
+        };
         size += next.weight();
         loaded.push(next);
         if size >= BLOCK {
@@ -138,8 +168,14 @@ fn load_some(compressor: &mut Compressor, root: &Root, entries: &[Entry]) -> Vec
     loaded
 }
 
+fn look_at(root: &Root, entry: &Entry) -> io::Result<Loaded> {
+    let stat = root.stat(&entry.path)?;
+    let target = if entry.kind == Kind::Link { Some(root.read_link(&entry.path)?) } else { None };
+    Ok(Loaded::Other(stat, target))
+}
+
 /// Opens a file and deals with it at once when it is small.
-fn load(compressor: &mut Compressor, root: &Root, entry: &Entry) -> Loaded {
+fn load(compressor: Option<&mut Compressor>, root: &Root, entry: &Entry) -> Loaded {
     let (file, stat) = match root.open_file(&entry.path) {
         Ok(opened) => opened,
         Err(why) => return Loaded::Unreadable(why),
@@ -154,12 +190,21 @@ fn load(compressor: &mut Compressor, root: &Root, entry: &Entry) -> Loaded {
     }
     let (size, checksum) = (content.len(), crc32fast::hash(&content));
     let changed = size as u64 != expected || has_changed(&file, &stat);
-    match compressor.whole(&content) {
+    match compressor.map_or(Ok(None), |compressor| compressor.whole(&content)) {
         Ok(packed) => {
             let data = packed.map_or(Content::Plain(content), Content::Packed);
             Loaded::Small(Small { stat, size, data, checksum, changed })
         }
         Err(why) => Loaded::Unreadable(why),
+    }
+}
+
+impl Content {
+    /// The bytes for the archive.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) | Self::Packed(bytes) => bytes,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::compress::{BLOCK, END, Method, stored};
-use super::feed::{Content, Feed, Loaded, stream};
+use super::feed::{Content, Each, Feed, Loaded, stream};
 use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
 use super::select::Entry;
@@ -17,7 +17,7 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
     let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
         let mut written = Written::default();
-        let feed = Feed::new(pool, root, entries);
+        let feed = Feed::new(pool, root, entries, Each::Packed);
         feed.for_each(|entry, loaded| write_member(pool, entry, loaded, &mut sink, &mut written))?;
         sink.flush()?;
         Ok(written)
@@ -33,8 +33,8 @@ fn write_member(
 ) -> io::Result<()> {
     let path = &entry.path;
     match loaded {
-        Loaded::Other if entry.kind == Kind::Directory => {}
-        Loaded::Other => written.warn(path, "left out: it is not a regular file"),
+        Loaded::Other(..) if entry.kind == Kind::Directory => {}
+        Loaded::Other(..) => written.warn(path, "left out: it is not a regular file"),
         Loaded::Unreadable(why) => written.leave_out(path, &why),
         Loaded::Small(small) => {
             write_header(sink, path, small.stat.st_mtime)?;

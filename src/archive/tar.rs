@@ -1,5 +1,6 @@
 //! Writing tar, compressed with zstd.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -9,10 +10,10 @@ use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
 
 use super::compress::Method;
-use super::feed::has_changed;
+use super::feed::{Each, Feed, Loaded, Small, has_changed};
 use super::frames::Frames;
 use super::pool::with_pool;
-use super::root::{Kind, Root};
+use super::root::Root;
 use super::select::Entry;
 use super::{Level, Written};
 
@@ -22,43 +23,48 @@ pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, si
     with_pool(Method::Zstd(level), |pool| {
         let mut archive = Builder::new(Frames::new(pool, sink));
         let mut written = Written::default();
-        for entry in entries {
-            let path = &entry.path;
-            let packed = match entry.kind {
-                Kind::File => pack_file(&mut archive, root, path, &mut written),
-                _ => pack_other(&mut archive, root, entry, &mut written),
-            };
-            match packed {
-                Ok(()) => {}
-                Err(Trouble::Source(why)) => written.leave_out(path, &why),
-                Err(Trouble::Sink(why)) => return Err(why),
+        Feed::new(pool, root, entries, Each::Plain).for_each(|entry, loaded| match loaded {
+            Loaded::Small(small) => pack_small(&mut archive, &entry.path, &small, &mut written),
+            Loaded::Large(file, stat) => pack_large(&mut archive, &entry.path, &file, &stat, &mut written),
+            Loaded::Other(stat, target) => {
+                pack_other(&mut archive, &entry.path, &stat, target.as_deref(), &mut written)
             }
-        }
+            Loaded::Unreadable(why) => {
+                written.leave_out(&entry.path, &why);
+                Ok(())
+            }
+        })?;
         archive.into_inner()?.finish()?;
         Ok(written)
     })
 }
 
-enum Trouble {
-    Source(io::Error),
-    Sink(io::Error),
+fn pack_small(archive: &mut Builder<impl Write>, path: &Path, small: &Small, written: &mut Written) -> io::Result<()> {
+    let mut header = header(&small.stat, EntryType::Regular);
+    header.set_size(small.size as u64);
+    archive.append_data(&mut header, path, small.data.bytes())?;
+    written.add(small.size as u64);
+    if small.changed {
+        written.warn(path, "changed while it was being packed");
+    }
+    Ok(())
 }
 
-fn pack_file(
+fn pack_large(
     archive: &mut Builder<impl Write>,
-    root: &Root,
     path: &Path,
+    file: &File,
+    stat: &FileStat,
     written: &mut Written,
-) -> Result<(), Trouble> {
-    let (file, stat) = root.open_file(path).map_err(Trouble::Source)?;
+) -> io::Result<()> {
     let size = stat.st_size as u64;
-    let mut header = header(&stat, EntryType::Regular);
+    let mut header = header(stat, EntryType::Regular);
     header.set_size(size);
-    let mut content = Exact { file: &file, left: size, short: false };
-    archive.append_data(&mut header, path, &mut content).map_err(Trouble::Sink)?;
+    let mut content = Exact { file, left: size, short: false };
+    archive.append_data(&mut header, path, &mut content)?;
     if content.short {
         written.warn(path, "could be read only in part; the rest is filled with zeros");
-    } else if has_changed(&file, &stat) {
+    } else if has_changed(file, stat) {
         written.warn(path, "changed while it was being packed");
     }
     written.add(size);
@@ -67,17 +73,14 @@ fn pack_file(
 
 fn pack_other(
     archive: &mut Builder<impl Write>,
-    root: &Root,
-    entry: &Entry,
+    path: &Path,
+    stat: &FileStat,
+    target: Option<&OsStr>,
     written: &mut Written,
-) -> Result<(), Trouble> {
-    let stat = root.stat(&entry.path).map_err(Trouble::Source)?;
-    if entry.kind == Kind::Link {
-        let target = root.read_link(&entry.path).map_err(Trouble::Source)?;
-        pack_link(archive, header(&stat, EntryType::Symlink), &entry.path, target.as_bytes()).map_err(Trouble::Sink)?;
-    } else {
-        let mut header = header(&stat, EntryType::Directory);
-        archive.append_data(&mut header, &entry.path, io::empty()).map_err(Trouble::Sink)?;
+) -> io::Result<()> {
+    match target {
+        Some(target) => pack_link(archive, header(stat, EntryType::Symlink), path, target.as_bytes())?,
+        None => archive.append_data(&mut header(stat, EntryType::Directory), path, io::empty())?,
     }
     written.add(0);
     Ok(())

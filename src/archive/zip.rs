@@ -1,5 +1,6 @@
 //! Writing zip: streamed, with modes, times, links and names as they are; Zip64 where it must be.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,9 +13,9 @@ use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, 
 
 use super::Written;
 use super::compress::{BLOCK, END, FRAME, Method};
-use super::feed::{Content, Feed, Loaded, Small, stream};
+use super::feed::{Content, Each, Feed, Loaded, Small, stream};
 use super::pool::{Pool, with_pool};
-use super::root::{Kind, Root};
+use super::root::Root;
 use super::select::Entry;
 
 /// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
@@ -22,31 +23,25 @@ use super::select::Entry;
 pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink: W) -> io::Result<Written> {
     with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
-        let mut packer = Packer { root, archive, method, written: Written::default() };
-        packer.pack_all(pool, entries)?;
+        let mut packer = Packer { archive, method, written: Written::default() };
+        Feed::new(pool, root, entries, Each::Packed)
+            .for_each(|entry, loaded| packer.pack(pool, &entry.path, loaded))?;
         packer.archive.finish().map_err(broken)?;
         Ok(packer.written)
     })
 }
 
-struct Packer<'a, W> {
-    root: &'a Root,
+struct Packer<W> {
     archive: ZipArchiveWriter<W>,
     method: Method,
     written: Written,
 }
 
-impl<'a, W: Write> Packer<'a, W> {
-    fn pack_all(&mut self, pool: &Pool<'a>, entries: &'a [Entry]) -> io::Result<()> {
-        let feed = Feed::new(pool, self.root, entries);
-        feed.for_each(|entry, loaded| self.pack(pool, entry, loaded))
-    }
-
-    fn pack(&mut self, pool: &Pool<'_>, entry: &Entry, loaded: Loaded) -> io::Result<()> {
-        let path = &entry.path;
+impl<W: Write> Packer<W> {
+    fn pack(&mut self, pool: &Pool<'_>, path: &Path, loaded: Loaded) -> io::Result<()> {
         match loaded {
             Loaded::Small(small) => self.pack_small(path, small),
-            Loaded::Other => self.pack_other(entry),
+            Loaded::Other(stat, target) => self.pack_other(path, &stat, target.as_deref()),
             Loaded::Large(file, stat) => {
                 let builder = self.archive.new_file(entry_path(path)).compression_method(in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
@@ -70,13 +65,13 @@ impl<'a, W: Write> Packer<'a, W> {
     }
 
     fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
-        let (method, data) = match &small.data {
-            Content::Packed(packed) => (in_zip(self.method), packed),
-            Content::Plain(content) => (CompressionMethod::STORE, content),
+        let method = match &small.data {
+            Content::Packed(_) => in_zip(self.method),
+            Content::Plain(_) => CompressionMethod::STORE,
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
         let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
-        entry.write_all(data)?;
+        entry.write_all(small.data.bytes())?;
         let size = small.size as u64;
         entry.finish(DataDescriptorOutput::new(small.checksum, size)).map_err(broken)?;
         self.written.add(size);
@@ -86,19 +81,7 @@ impl<'a, W: Write> Packer<'a, W> {
         Ok(())
     }
 
-    fn pack_other(&mut self, entry: &Entry) -> io::Result<()> {
-        let path = &entry.path;
-        let read = self.root.stat(path).and_then(|stat| match entry.kind {
-            Kind::Link => Ok((stat, Some(self.root.read_link(path)?))),
-            _ => Ok((stat, None)),
-        });
-        let (stat, target) = match read {
-            Ok(read) => read,
-            Err(why) => {
-                self.written.leave_out(path, &why);
-                return Ok(());
-            }
-        };
+    fn pack_other(&mut self, path: &Path, stat: &FileStat, target: Option<&OsStr>) -> io::Result<()> {
         match target {
             None => {
                 let mut name = path.as_os_str().as_bytes().to_vec();
@@ -106,13 +89,13 @@ impl<'a, W: Write> Packer<'a, W> {
                 let name = entry_name(name);
                 let time = UtcDateTime::from_unix(stat.st_mtime);
                 let builder = self.archive.new_dir(name).last_modified(time).unix_permissions(stat.st_mode);
-                let builder = builder.extra_field(TIME, &time_of(&stat), Header::LOCAL).map_err(broken)?;
-                let builder = builder.extra_field(OWNER, &owner(&stat), Header::default()).map_err(broken)?;
+                let builder = builder.extra_field(TIME, &time_of(stat), Header::LOCAL).map_err(broken)?;
+                let builder = builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)?;
                 builder.create().map_err(broken)?;
             }
             Some(target) => {
                 let builder = self.archive.new_file(entry_path(path));
-                let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
+                let (mut entry, _) = described(builder, stat)?.start().map_err(broken)?;
                 let target = target.as_bytes();
                 entry.write_all(target)?;
                 let output = DataDescriptorOutput::new(crc32fast::hash(target), target.len() as u64);
