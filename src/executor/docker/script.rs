@@ -38,6 +38,10 @@ const PINGS: u32 = 3;
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// An engine that is started again has this long to come up.
 const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+/// How much later than of an end the engine may hear that it came from a lack of memory.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
+/// The exit status of what was ended by SIGKILL.
+const KILLED: i64 = 128 + 9;
 
 /// Starts the best shell of the image.
 const FIND_SHELL: &str = "for shell in /usr/local/bin/bash /usr/bin/bash /bin/bash /usr/local/bin/sh /usr/bin/sh \
@@ -392,7 +396,7 @@ impl<'a> Step<'a> {
             // The streams end shortly before the container does.
             let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
             match self.engine.container(name) {
-                Ok(container) => return Ok((container.state, was_away)),
+                Ok(container) => return Ok((self.with_word_of_memory(container.state), was_away)),
                 Err(error) if error.is_away() && Instant::now() < until => {
                     was_away = true;
                     std::thread::sleep(Duration::from_millis(500));
@@ -400,6 +404,21 @@ impl<'a> Step<'a> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The engine hears from the kernel that memory ran out by another way than of the end, and may hear it later: whoever
+    /// was killed below a limit is looked at again for a moment.
+    fn with_word_of_memory(&self, mut state: ContainerState) -> ContainerState {
+        let until = Instant::now() + MEMORY_PATIENCE;
+        let may_be = self.stopping == Stopping::No && self.plan.container.memory_limit() > 0;
+        while may_be && state.exit_code == KILLED && !state.oom_killed && !state.running && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+            match self.engine.container(&self.plan.container.name) {
+                Ok(container) => state = container.state,
+                Err(_) => break,
+            }
+        }
+        state
     }
 
     fn of_exit(&self, state: &ContainerState) -> Result<(), JobError> {
