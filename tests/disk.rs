@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::docker::Docker;
 use crate::support::gitlab::{GitLab, Job};
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::s3::S3;
 
@@ -35,12 +35,17 @@ fn a_job_that_fills_the_disk_of_the_journal_still_tells_its_outcome() {
     let small = Small::mount(home.path("state"));
     let fill = format!("dd if=/dev/zero of={}/filler bs=64k 2>/dev/null || true", small.0.display());
     let free = format!("rm {}/filler", small.0.display());
-    let id = gitlab.queue(job(&["echo before", &fill, "seq 1 50000; sleep 2", &free, "echo behind", "exit 6"]).build());
+    let go = home.path("go");
+    let lines =
+        ["echo before", &until_there(go.display()), &fill, "seq 1 50000; sleep 2", &free, "echo behind", "exit 6"];
+    let id = gitlab.queue(job(&lines).build());
     let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "before");
+    std::fs::write(go, "").expect("written");
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(6)), "{}", job.log());
     let lines = job.lines();
-    assert!(lines.contains(&"before".to_owned()) && lines.contains(&"behind".to_owned()), "{}", agent.log());
+    assert!(lines.contains(&"before".to_owned()) && lines.contains(&"behind".to_owned()), "{}", job.log());
     assert!(job.log().contains("bytes of the log were lost"), "what is missing is said");
     assert!(agent.wait().success());
     gitlab.assert_strict();
