@@ -38,20 +38,17 @@ fn write_member(
         Loaded::Unreadable(why) => written.leave_out(path, &why),
         Loaded::Small(small) => {
             write_header(sink, path, small.stat.st_mtime)?;
-            match small.data {
-                Content::Packed(packed) => sink.write_all(&packed)?,
+            match &small.data {
+                Content::Packed(packed) => sink.write_all(packed)?,
                 Content::Plain(content) => {
                     let mut packed = Vec::new();
-                    stored(&content, &mut packed);
+                    stored(content, &mut packed);
                     sink.write_all(&packed)?;
                     sink.write_all(&END)?;
                 }
             }
             write_trailer(sink, small.checksum, small.size as u64)?;
-            written.add(small.size as u64);
-            if small.changed {
-                written.warn(path, "changed while it was being packed");
-            }
+            written.add_small(path, &small);
         }
         Loaded::Large(file, stat) => {
             write_header(sink, path, stat.st_mtime)?;

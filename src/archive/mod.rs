@@ -27,6 +27,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use compress::Method;
+use feed::Small;
 use root::Root;
 use select::Entry;
 
@@ -118,6 +119,13 @@ impl Written {
     fn add(&mut self, bytes: u64) {
         self.entries += 1;
         self.bytes += bytes;
+    }
+
+    fn add_small(&mut self, path: &Path, small: &Small) {
+        self.add(small.size as u64);
+        if small.changed {
+            self.warn(path, "changed while it was being packed");
+        }
     }
 
     fn warn(&mut self, path: &Path, what: impl Display) {

@@ -43,10 +43,7 @@ fn pack_small(archive: &mut Builder<impl Write>, path: &Path, small: &Small, wri
     let mut header = header(&small.stat, EntryType::Regular);
     header.set_size(small.size as u64);
     archive.append_data(&mut header, path, small.data.bytes())?;
-    written.add(small.size as u64);
-    if small.changed {
-        written.warn(path, "changed while it was being packed");
-    }
+    written.add_small(path, small);
     Ok(())
 }
 

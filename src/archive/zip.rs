@@ -72,12 +72,8 @@ impl<W: Write> Packer<W> {
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
         let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
         entry.write_all(small.data.bytes())?;
-        let size = small.size as u64;
-        entry.finish(DataDescriptorOutput::new(small.checksum, size)).map_err(broken)?;
-        self.written.add(size);
-        if small.changed {
-            self.written.warn(path, "changed while it was being packed");
-        }
+        entry.finish(DataDescriptorOutput::new(small.checksum, small.size as u64)).map_err(broken)?;
+        self.written.add_small(path, &small);
         Ok(())
     }
 
