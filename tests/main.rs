@@ -15,6 +15,7 @@ mod documents;
 mod engines;
 mod exec;
 mod fleet;
+mod hostile;
 mod images;
 mod jobs;
 mod journal;

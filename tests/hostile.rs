@@ -1,0 +1,210 @@
+//! Attacks of jobs on the machine, each in a few lines: what the job brings along, and what must hold afterwards.
+//!
+//! An attack is a function below [`attacks`], so that it has a name that a test run can be asked for. Most are made of an
+//! [`Attack`]: files of the repository, what an earlier job leaves, what services do meanwhile, variables; the outcome
+//! says whether it came to nothing. [`PROBE`] is a program that tells what whoever runs it may do, so that confinement can
+//! be judged by somebody who got in.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use base64::Engine as _;
+use serde_json::json;
+
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::Home;
+
+/// Tells what it may do, a finding a line (`hostile NAME VALUE`), on standard error.
+const PROBE: &str = include_str!("support/probe.sh");
+
+/// An attack in the making.
+struct Attack {
+    containers: bool,
+    keys: String,
+    files: Vec<(String, String)>,
+    earlier: Vec<String>,
+    services: Vec<String>,
+    variables: Vec<(String, String)>,
+    script: Vec<String>,
+}
+
+/// What became of it.
+#[allow(dead_code, reason = "for attacks to come")]
+struct Outcome {
+    /// The attacking job; an earlier one has succeeded.
+    job: Job,
+    /// What the agent said.
+    agent: String,
+    home: Home,
+}
+
+/// On an agent whose jobs run in containers.
+fn in_containers() -> Attack {
+    Attack {
+        containers: true,
+        keys: String::new(),
+        files: vec![("file.txt".to_owned(), "from git\n".to_owned())],
+        earlier: Vec::new(),
+        services: Vec::new(),
+        variables: Vec::new(),
+        script: vec!["true".to_owned()],
+    }
+}
+
+/// On an agent whose jobs run on the machine.
+#[allow(dead_code, reason = "attacks on shell jobs use it")]
+fn on_the_machine() -> Attack {
+    Attack { containers: false, ..in_containers() }
+}
+
+#[allow(dead_code, reason = "for attacks to come")]
+impl Attack {
+    /// More lines of configuration: of `[runners.docker]` for jobs in containers, else of the runner.
+    fn keys(mut self, keys: &str) -> Self {
+        self.keys += &format!("{keys}\n");
+        self
+    }
+
+    /// A file of the repository.
+    fn file(mut self, path: &str, text: &str) -> Self {
+        self.files.push((path.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// A line of a job that ran before in the same directory.
+    fn earlier(mut self, line: &str) -> Self {
+        self.earlier.push(line.to_owned());
+        self
+    }
+
+    /// A service of the job, as a script for the shell of busybox.
+    fn service(mut self, script: &str) -> Self {
+        self.services.push(script.to_owned());
+        self
+    }
+
+    fn variable(mut self, key: &str, value: &str) -> Self {
+        self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// What the job runs.
+    fn script(mut self, lines: &[&str]) -> Self {
+        self.script = lines.iter().map(|line| (*line).to_owned()).collect();
+        self
+    }
+
+    /// Does it.
+    fn run(self) -> Outcome {
+        let root = tempfile::tempdir().expect("a directory");
+        let git = GitServer::start(root.path());
+        let files: Vec<(&str, &str)> = self.files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let (url, sha) = git.repository("team/demo", &files);
+        let gitlab = GitLab::start();
+        let home = match self.containers {
+            true => Home::with_containers(&gitlab, "", &format!("wait_for_services_timeout = -1\n{}", self.keys)),
+            false => Home::new(&gitlab, "", &self.keys),
+        };
+        let with_sources = |lines: &[String]| {
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            job(&lines).sources(&url, &sha)
+        };
+        let earlier = (!self.earlier.is_empty()).then(|| gitlab.queue(with_sources(&self.earlier).build()));
+        let attack = gitlab.queue(self.attacking(with_sources(&self.script)).build());
+        let mut agent = home.start(&["--max-builds", if earlier.is_some() { "2" } else { "1" }]);
+        if let Some(earlier) = earlier.map(|id| gitlab.finished(id)) {
+            assert_eq!(earlier.state, "success", "{}", earlier.log());
+        }
+        let job = gitlab.finished(attack);
+        assert!(agent.wait().success(), "{}", agent.log());
+        gitlab.assert_strict();
+        Outcome { job, agent: agent.log(), home }
+    }
+
+    fn attacking(&self, job: JobBuilder) -> JobBuilder {
+        let service = |script: &String| json!({"name": "busybox:local", "command": ["sh", "-c", script]});
+        let services: Vec<_> = self.services.iter().map(service).collect();
+        let job = job.set("services", json!(services));
+        self.variables.iter().fold(job, |job, (key, value)| job.variable(key, value))
+    }
+}
+
+#[allow(dead_code, reason = "for attacks to come")]
+impl Outcome {
+    /// Findings of [`PROBE`], where it ran at all.
+    fn findings(&self) -> BTreeMap<String, String> {
+        let lines = self.job.lines();
+        let findings = lines.iter().filter_map(|line| line.split_once("hostile ")?.1.split_once(' '));
+        findings.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+    }
+
+    /// The attacker's program ran beside the container, and could do nothing there.
+    fn got_in_and_nowhere(self) -> Self {
+        assert!(!self.findings().is_empty(), "the attack is none: its program did not run\n{}", self.job.log());
+        self.got_nowhere()
+    }
+
+    /// The attacker's program did not run, or could do nothing.
+    fn got_nowhere(self) -> Self {
+        let findings = self.findings();
+        let confined = [("config", "hidden"), ("processes", "own"), ("devices", "harmless")];
+        for (name, expected) in confined.into_iter().filter(|_| !findings.is_empty()) {
+            assert_eq!(findings.get(name).map(String::as_str), Some(expected), "{name} in {findings:#?}");
+        }
+        self
+    }
+
+    /// The job failed, and its log says this.
+    fn failed_with(self, part: &str) -> Self {
+        assert_eq!(self.job.state, "failed", "{}", self.job.log());
+        assert!(self.job.has(part), "{part} in {}", self.job.log());
+        self
+    }
+
+    /// The job came to its end as any other.
+    fn succeeded(self) -> Self {
+        assert_eq!(self.job.state, "success", "{}\n{}", self.job.log(), self.agent);
+        self
+    }
+
+    /// Neither the job's log nor its artifacts hold this.
+    fn without(self, secret: &str) -> Self {
+        let holds = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!holds(&self.job.trace), "{secret} in {}", self.job.log());
+        assert!(!self.job.artifacts.iter().any(|artifact| holds(&artifact.content)), "{secret} in an artifact");
+        self
+    }
+
+    /// A file of the machine is not there.
+    fn made_no(self, path: &Path) -> Self {
+        assert!(path.symlink_metadata().is_err(), "{} is there\n{}", path.display(), self.job.log());
+        self
+    }
+}
+
+/// A line of shell that writes a file with any content.
+fn writes(path: &str, text: &str) -> String {
+    format!("echo {} | base64 -d >{path}", base64::engine::general_purpose::STANDARD.encode(text))
+}
+
+mod attacks {
+    use super::*;
+
+    /// Between the agent's look at `.git/config` and the checkout, a service writes a filter there.
+    #[test]
+    fn a_service_adds_a_filter_before_the_checkout() {
+        let filter = "[filter \"x\"]\n\tsmudge = \"sh .git/probe >&2; cat\"\n";
+        in_containers()
+            .file(".gitattributes", "* filter=x\n")
+            .service(&format!(
+                "{}; {}; while :; do for git in /builds/*/*/.git; do cp /probe $git/probe; \
+                 grep -q smudge $git/config || cat /filter >>$git/config; done 2>/dev/null; done",
+                writes("/probe", PROBE),
+                writes("/filter", filter),
+            ))
+            .run()
+            .got_in_and_nowhere();
+    }
+}
