@@ -42,6 +42,7 @@ pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, si
 fn pack_small(archive: &mut Builder<impl Write>, path: &Path, small: &Small, written: &mut Written) -> io::Result<()> {
     let mut header = header(&small.stat, EntryType::Regular);
     header.set_size(small.size as u64);
+    append_exact_time(archive, &small.stat)?;
     archive.append_data(&mut header, path, small.data.bytes())?;
     written.add_small(path, small);
     Ok(())
@@ -58,6 +59,7 @@ fn pack_large(
     let mut header = header(stat, EntryType::Regular);
     header.set_size(size);
     let mut content = Exact { file, left: size, short: false };
+    append_exact_time(archive, stat)?;
     archive.append_data(&mut header, path, &mut content)?;
     if content.short {
         written.warn(path, "could be read only in part; the rest is filled with zeros");
@@ -75,6 +77,7 @@ fn pack_other(
     target: Option<&OsStr>,
     written: &mut Written,
 ) -> io::Result<()> {
+    append_exact_time(archive, stat)?;
     match target {
         Some(target) => pack_link(archive, header(stat, EntryType::Symlink), path, target.as_bytes())?,
         None => archive.append_data(&mut header(stat, EntryType::Directory), path, io::empty())?,
@@ -96,6 +99,16 @@ fn pack_link(archive: &mut Builder<impl Write>, mut header: Header, path: &Path,
         header.set_link_name_literal(target.get(..100).unwrap_or(target))?;
     }
     archive.append_data(&mut header, path, io::empty())
+}
+
+/// Puts the time with its nanoseconds before the entry that follows, unless it is a whole second: build tools compare
+/// times below a second, and the header itself has none (POSIX pax, keyword `mtime`).
+fn append_exact_time(archive: &mut Builder<impl Write>, stat: &FileStat) -> io::Result<()> {
+    if stat.st_mtime_nsec == 0 || stat.st_mtime < 0 {
+        return Ok(());
+    }
+    let time = format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec);
+    archive.append_pax_extensions([("mtime", time.as_bytes())])
 }
 
 fn header(stat: &FileStat, kind: EntryType) -> Header {

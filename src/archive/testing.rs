@@ -73,6 +73,13 @@ impl Project {
         self
     }
 
+    /// Sets a time of a file to this many nanoseconds since 1970.
+    pub fn mtime_nanoseconds(&self, name: &str, nanoseconds: u64) -> &Self {
+        let times = FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_nanos(nanoseconds));
+        File::open(self.path().join(name)).unwrap().set_times(times).unwrap();
+        self
+    }
+
     pub fn link(&self, name: &str, target: &str) -> &Self {
         symlink(target, self.path().join(name)).unwrap();
         self

@@ -86,6 +86,10 @@ impl<W: Write> Packer<W> {
                 let time = UtcDateTime::from_unix(stat.st_mtime);
                 let builder = self.archive.new_dir(name).last_modified(time).unix_permissions(stat.st_mode);
                 let builder = builder.extra_field(TIME, &time_of(stat), Header::LOCAL).map_err(broken)?;
+                let builder = match exact_time_of(stat) {
+                    Some(time) => builder.extra_field(EXACT_TIME, &time, Header::CENTRAL).map_err(broken)?,
+                    None => builder,
+                };
                 let builder = builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)?;
                 builder.create().map_err(broken)?;
             }
@@ -113,6 +117,14 @@ fn in_zip(method: Method) -> CompressionMethod {
 
 const OWNER: ExtraFieldId = ExtraFieldId::INFO_ZIP_UNIX_UID_GID;
 const TIME: ExtraFieldId = ExtraFieldId::EXTENDED_TIMESTAMP;
+/// Build tools compare times below a second; of the registered fields only this one has room for them.
+pub const EXACT_TIME: ExtraFieldId = ExtraFieldId::NTFS;
+/// Seconds from 1601, where times of [`EXACT_TIME`] begin, to 1970.
+pub const EXACT_TIME_EPOCH: u64 = 11_644_473_600;
+/// [`EXACT_TIME`] counts in units of 100 nanoseconds; so many are a second.
+pub const EXACT_TIME_TICKS: u64 = 10_000_000;
+/// In front of the times in [`EXACT_TIME`]: four reserved bytes, the tag of times, and the size of all three.
+pub const EXACT_TIME_START: [u8; 8] = [0, 0, 0, 0, 1, 0, 24, 0];
 
 /// Adds what is known about a file.
 fn described<'archive, 'path, W: Write>(
@@ -121,7 +133,23 @@ fn described<'archive, 'path, W: Write>(
 ) -> io::Result<ZipFileBuilder<'archive, 'path, W>> {
     let builder = builder.last_modified(UtcDateTime::from_unix(stat.st_mtime)).unix_permissions(stat.st_mode);
     let builder = builder.extra_field(TIME, &time_of(stat), Header::LOCAL).map_err(broken)?;
+    let builder = match exact_time_of(stat) {
+        Some(time) => builder.extra_field(EXACT_TIME, &time, Header::CENTRAL).map_err(broken)?,
+        None => builder,
+    };
     builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)
+}
+
+/// The content of [`EXACT_TIME`], for a file whose time is no whole second.
+fn exact_time_of(stat: &FileStat) -> Option<[u8; 32]> {
+    let (seconds, nanoseconds) = (u64::try_from(stat.st_mtime).ok()?, u64::try_from(stat.st_mtime_nsec).ok()?);
+    let ticks = seconds.checked_add(EXACT_TIME_EPOCH)?.checked_mul(EXACT_TIME_TICKS)? + nanoseconds / 100;
+    let mut field = [0; 32];
+    field[..8].copy_from_slice(&EXACT_TIME_START);
+    for time in field[8..].chunks_exact_mut(8) {
+        time.copy_from_slice(&ticks.to_le_bytes());
+    }
+    (nanoseconds != 0).then_some(field)
 }
 
 /// The time to the second for the local header, where unzip looks for it; the crate itself writes the central one.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use flate2::bufread::GzDecoder;
+use nix::sys::time::TimeSpec;
 
 use super::place::{Meta, Place, Writer};
 use super::{UnpackError, relative};
@@ -19,7 +20,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         // The comment has the path, the name only its end.
         let name = header.comment().map(decode).or_else(|| header.filename().map(<[u8]>::to_vec));
         let name = name.ok_or_else(|| UnpackError::of_archive("a file in it has no name"))?;
-        let meta = Meta { mode: 0o644, mtime: header.mtime().into() };
+        let meta = Meta { mode: 0o644, mtime: TimeSpec::new(header.mtime().into(), 0) };
         let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
         let mut content = Bounded { content: &mut member, place, granted: 0 };
         let written = place.file(&mut writer, &path, meta, &mut content);

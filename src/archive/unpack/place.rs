@@ -45,18 +45,14 @@ struct Later {
 pub struct Meta {
     /// Permission bits; others are dropped.
     pub mode: u32,
-    /// Seconds since 1970.
-    pub mtime: i64,
+    /// When it was last changed.
+    pub mtime: TimeSpec,
 }
 
 impl Meta {
     /// Neither set-user-id nor set-group-id nor sticky: an archive has no business to hand those out.
     fn permissions(self) -> Mode {
         Mode::from_bits_truncate(self.mode & 0o777)
-    }
-
-    fn time(self) -> TimeSpec {
-        TimeSpec::new(self.mtime, 0)
     }
 }
 
@@ -116,7 +112,7 @@ impl<'a> Place<'a> {
         let mut written = copy(content, &mut file, buffer);
         if written.is_ok() {
             written = set_mode(&file, meta.permissions())
-                .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &meta.time()))
+                .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &meta.mtime))
                 .map_err(io::Error::from);
         }
         if written.is_err() {
@@ -174,7 +170,7 @@ impl<'a> Place<'a> {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
             if let Ok(directory) = self.root.open_beneath(path, flags, Links::Refused) {
                 let _ = fchmod(&directory, meta.permissions());
-                let _ = futimens(&directory, &TimeSpec::UTIME_OMIT, &meta.time());
+                let _ = futimens(&directory, &TimeSpec::UTIME_OMIT, &meta.mtime);
             }
         }
         Ok(Unpacked { entries: self.entries.into_inner(), warnings: later.warnings })

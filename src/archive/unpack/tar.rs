@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 
+use nix::sys::time::TimeSpec;
 use tar::EntryType;
 
 use super::place::{Meta, Place, Writer};
@@ -59,6 +60,24 @@ impl<R: Read> Read for Rationed<'_, R> {
     }
 }
 
+/// The time with a fraction of a second that stands before the entry (POSIX pax, keyword `mtime`).
+fn exact_time(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<TimeSpec>> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(None) };
+    let times = extensions.flatten().filter(|extension| extension.key() == Ok("mtime"));
+    Ok(times.filter_map(|extension| parse_time(extension.value().ok()?)).last())
+}
+
+/// A number of seconds with up to nine digits behind the point; more are cut off.
+pub(super) fn parse_time(text: &str) -> Option<TimeSpec> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(seconds) || !is_number(fraction) {
+        return None;
+    }
+    let nanoseconds = format!("{:0<9.9}", fraction).parse().ok()?;
+    Some(TimeSpec::new(seconds.parse().ok()?, nanoseconds))
+}
+
 fn unpack_entry(
     entry: &mut tar::Entry<'_, impl std::io::Read>,
     name: &[u8],
@@ -67,10 +86,11 @@ fn unpack_entry(
 ) -> Result<(), UnpackError> {
     let fail = |why: &dyn std::fmt::Display| UnpackError::of_entry(name, why);
     let path = relative(name).map_err(|why| fail(&why))?;
+    let exact_time = exact_time(entry).map_err(|why| fail(&why))?;
     let header = entry.header();
     let mode = header.mode().map_err(|why| fail(&why))?;
     let mtime = header.mtime().map_err(|why| fail(&why))?;
-    let meta = Meta { mode, mtime: mtime.cast_signed() };
+    let meta = Meta { mode, mtime: exact_time.unwrap_or_else(|| TimeSpec::new(mtime.cast_signed(), 0)) };
     let target = || entry.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default();
     let done = match header.entry_type() {
         EntryType::Directory => place.directory(&path, meta),

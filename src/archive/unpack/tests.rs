@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -373,5 +374,53 @@ proptest! {
         bytes[start..end].copy_from_slice(&noise);
         fs::write(project.beside("a.zip"), bytes).unwrap();
         let _ = unpack_into(&Project::new_with(&project, "a.zip"), "a.zip");
+    }
+}
+
+#[test]
+fn times_keep_their_fraction_of_a_second_for_us_and_other_tools() {
+    let time = 1_234_567_890_123_456_700;
+    let time_of = |path: &Path| {
+        let metadata = fs::metadata(path).unwrap();
+        metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()
+    };
+    for (format, name) in [(Format::Zip, "a.zip"), (Format::ZipZstd, "a.zip"), (Format::TarZstd, "a.tar.zst")] {
+        let project = Project::new();
+        project.write("small", b"x").write("large", &[b'x'; 3_000_000]).write("directory/file", b"y");
+        let names = ["small", "large", "directory", "directory/file"];
+        for name in names.iter().rev() {
+            project.mtime_nanoseconds(name, time);
+        }
+        let archive = File::create(project.beside(name)).unwrap();
+        write(&project.root(), &project.entries(), format, Level::Default, archive).unwrap();
+        let copy = Project::new_with(&project, name);
+        unpack(&File::open(copy.beside(name)).unwrap(), &copy.root()).unwrap();
+        for name in names {
+            assert_eq!(time_of(&copy.path().join(name)), time as i64, "{format:?} {name}");
+        }
+        let out = project.beside("by bsdtar");
+        fs::create_dir(&out).unwrap();
+        tool(Command::new("bsdtar").arg("-xpf").arg(project.beside(name)).current_dir(&out));
+        for name in names {
+            // Tools that do not read the fraction in zip archives must still read the second.
+            let expected = if format == Format::TarZstd { time as i64 } else { 1_234_567_890_000_000_000 };
+            assert!(time_of(&out.join(name)) >= expected, "{format:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn a_time_that_is_no_number_is_not_believed() {
+    for (text, time) in [
+        ("1.5", Some((1, 500_000_000))),
+        ("7", Some((7, 0))),
+        ("1.1234567899", Some((1, 123_456_789))),
+        ("-1.5", None),
+        ("1.-5", None),
+        ("99999999999999999999", None),
+        ("soon", None),
+    ] {
+        let parsed = super::tar::parse_time(text).map(|time| (time.tv_sec(), time.tv_nsec()));
+        assert_eq!(parsed, time, "{text}");
     }
 }

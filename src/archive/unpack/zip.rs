@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
+use nix::sys::time::TimeSpec;
 use rawzip::time::ZipDateTimeKind;
 use rawzip::{
     CompressionMethod, FileReader, MAX_CENTRAL_DIRECTORY_RECORD_SIZE, ZipArchive, ZipArchiveEntryWayfinder,
@@ -19,6 +20,7 @@ use rawzip::{
 use super::inflate::Decompressors;
 use super::place::{Meta, Place, Writer};
 use super::{UnpackError, relative, unreadable};
+use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 
 /// More decompressors than this outrun any disk.
 const MOST_WORKERS: usize = 8;
@@ -185,21 +187,8 @@ fn prepare(
     if record.flags().is_encrypted() {
         return Err(fail(&"it is encrypted"));
     }
-    let mtime = match record.last_modified() {
-        ZipDateTimeKind::Utc(time) => time.to_unix(),
-        ZipDateTimeKind::Local(time) => rawzip::time::UtcDateTime::from_components(
-            time.year(),
-            time.month(),
-            time.day(),
-            time.hour(),
-            time.minute(),
-            time.second(),
-            0,
-        )
-        .map_or(0, |time| time.to_unix()),
-    };
     let mode = record.mode().value();
-    let meta = Meta { mode, mtime };
+    let meta = Meta { mode, mtime: time_of(record) };
     let task = Task {
         path,
         name: name.to_vec(),
@@ -219,6 +208,36 @@ fn prepare(
         _ => place.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
     }
     Ok(Prepared::Done)
+}
+
+/// When the entry was last changed, as exactly as the archive says.
+fn time_of(record: &ZipFileHeaderRecord<'_>) -> TimeSpec {
+    let exact = record.extra_fields().filter(|(id, _)| *id == EXACT_TIME).find_map(|(_, field)| exact_time(field));
+    exact.unwrap_or_else(|| {
+        let seconds = match record.last_modified() {
+            ZipDateTimeKind::Utc(time) => time.to_unix(),
+            ZipDateTimeKind::Local(time) => rawzip::time::UtcDateTime::from_components(
+                time.year(),
+                time.month(),
+                time.day(),
+                time.hour(),
+                time.minute(),
+                time.second(),
+                0,
+            )
+            .map_or(0, |time| time.to_unix()),
+        };
+        TimeSpec::new(seconds, 0)
+    })
+}
+
+/// The first of the times in the field [`EXACT_TIME`].
+fn exact_time(field: &[u8]) -> Option<TimeSpec> {
+    let times = field.strip_prefix(&EXACT_TIME_START)?;
+    let ticks = u64::from_le_bytes(*times.first_chunk()?);
+    let seconds = (ticks / EXACT_TIME_TICKS).checked_sub(EXACT_TIME_EPOCH)?;
+    let nanoseconds = ticks % EXACT_TIME_TICKS * 100;
+    Some(TimeSpec::new(i64::try_from(seconds).ok()?, i64::try_from(nanoseconds).ok()?))
 }
 
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
