@@ -65,6 +65,26 @@ fn a_disk_that_stays_full_does_not_hide_the_outcome() {
     gitlab.assert_strict();
 }
 
+#[test]
+fn a_log_that_lost_lines_on_a_full_disk_says_so_whatever_the_outcome() {
+    for (code, state, last) in [(0, "success", "Job succeeded"), (7, "failed", "Job failed: exit status 7")] {
+        let gitlab = GitLab::start();
+        let home = Home::new(&gitlab, "", "");
+        let small = Small::mount(home.path("state"));
+        let fill = format!("dd if=/dev/zero of={}/filler bs=4k 2>/dev/null || true", small.0.display());
+        // More output than is allocated ahead.
+        let id = gitlab.queue(job(&["echo before", &fill, "seq 1 200000", &format!("exit {code}")]).build());
+        let mut agent = home.start(&["--once"]);
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, state, "{}", job.log());
+        assert!(job.lines().contains(&"before".to_owned()), "{}", job.log());
+        assert!(job.log().contains("bytes of the log were lost: no room on the disk"), "{}", job.log());
+        assert!(job.log().contains(last), "{}", job.log());
+        agent.wait();
+        gitlab.assert_strict();
+    }
+}
+
 /// Fills a small disk below a file, and no other.
 fn fill(file: &str) -> String {
     format!("dd if=/dev/zero of={file} bs=64k count=1024")

@@ -2,14 +2,26 @@
 //!
 //! What stands in it is what the server gets. Each piece is appended whole or not at all: under a lock, with what a
 //! full disk cut short taken back. A log over its limit is cut there with a notice; the agent's last lines still fit.
+//!
+//! Room for the agent's last lines is allocated behind the end of the file, so that a job that fills the disk still says
+//! how it ended, and that lines are missing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
 use super::ledger::{Ledger, Losses};
+
+/// Bytes allocated behind the end of the file that output never takes: for the agent's own lines on a full disk.
+const RESERVE: u64 = 16 << 10;
+
+/// Bytes allocated at once for output, so that few appends have to ask the file system.
+const ALLOCATION: u64 = 256 << 10;
 
 /// Who appends, and so what happens at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +47,9 @@ impl Spool {
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         let spool = Self { file, limit, ledger: Ledger::open(path), turn: Mutex::default() };
-        spool.locked(|_| {
+        spool.locked(|size| {
             spool.ledger.reserve();
+            spool.has_room(0, size);
             Ok(())
         })?;
         Ok(spool)
@@ -78,7 +91,7 @@ impl Spool {
         let kept = if fits { text.len() } else { boundary(text, if before.cut { 0 } else { room }) };
         after.dropped += (text.len() - kept) as u64;
         if fits && before.lost == 0 {
-            if !self.write_whole(text, size)? {
+            if !self.write_whole(text, claim, size)? {
                 self.ledger.write(Losses { lost: text.len() as u64, ..before });
             }
             return Ok(());
@@ -95,20 +108,46 @@ impl Spool {
         }
         // First the ledger: whoever dies in between must not lead to a second notice.
         self.ledger.write(after);
-        if !self.write_whole(&piece, size)? {
+        if !self.write_whole(&piece, claim, size)? {
             self.ledger.write(Losses { lost: before.lost + text.len() as u64, ..before });
         }
         Ok(())
     }
 
     /// Writes all of `text`, or takes back what got written and says false.
-    fn write_whole(&self, text: &[u8], size: u64) -> io::Result<bool> {
-        if (&self.file).write_all(text).is_ok() {
+    fn write_whole(&self, text: &[u8], claim: Claim, size: u64) -> io::Result<bool> {
+        let has_room = self.has_room(text.len() as u64, size);
+        if (has_room || claim == Claim::Result) && (&self.file).write_all(text).is_ok() {
             return Ok(true);
         }
-        self.file.set_len(size)?;
+        // Cutting the file would give up what is allocated behind its end as well.
+        if self.size() != size {
+            self.file.set_len(size)?;
+        }
         Ok(false)
     }
+
+    /// Whether `length` bytes of output fit behind `size` and leave [`RESERVE`] bytes allocated for the agent's lines.
+    fn has_room(&self, length: u64, size: u64) -> bool {
+        let wanted = length.saturating_add(RESERVE);
+        let allocated = self.file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512));
+        if allocated.saturating_sub(size) >= wanted {
+            return true;
+        }
+        match allocate(&self.file, size, wanted.saturating_add(ALLOCATION))
+            .or_else(|_| allocate(&self.file, size, wanted))
+        {
+            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => false,
+            // The file system allocates nothing ahead: writing tells.
+            Ok(()) | Err(_) => true,
+        }
+    }
+}
+
+/// See [`Spool::has_room`].
+fn allocate(file: &File, offset: u64, length: u64) -> nix::Result<()> {
+    let cast = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, cast(offset), cast(length))
 }
 
 /// Size of the part of a spool that nobody will take back: not in the middle of an append.
