@@ -8,6 +8,8 @@ use std::fmt;
 
 /// How many alternatives braces may multiply to, so that a pattern cannot eat the machine.
 const MAX_ALTERNATIVES: usize = 4096;
+/// How many bytes all alternatives of a pattern may have together.
+const MAX_EXPANDED: usize = 256 << 10;
 
 /// A pattern: it matches what any of its alternatives matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +59,22 @@ impl Pattern {
         let mut alternatives = Vec::new();
         for text in expand_braces(text.as_bytes())? {
             let segments = split_segments(&text);
-            alternatives.push(segments.into_iter().map(|s| parse_segment(&s)).collect::<Result<_, _>>()?);
+            let mut segments = segments.into_iter().map(|s| parse_segment(&s)).collect::<Result<Vec<_>, _>>()?;
+            // Any depth below any depth is any depth.
+            segments.dedup_by(|one, other| *one == Segment::AnyDepth && one == other);
+            alternatives.push(segments);
         }
         Ok(Self { alternatives })
+    }
+
+    /// How much it holds: what its alternatives have together.
+    pub fn size(&self) -> usize {
+        let segment = |segment: &Segment| match segment {
+            Segment::AnyDepth => 1,
+            Segment::Literal(name) => name.len(),
+            Segment::Wild(tokens) => tokens.len() * size_of::<Token>(),
+        };
+        self.alternatives.iter().flatten().map(segment).sum()
     }
 
     /// Each alternative as segments, for a walk that wants to know where to look.
@@ -176,13 +191,23 @@ fn next_char(bytes: &[u8]) -> (u32, usize) {
 fn expand_braces(pattern: &[u8]) -> Result<Vec<Vec<u8>>, BadPattern> {
     let mut done = Vec::new();
     let mut waiting = vec![pattern.to_vec()];
+    let mut size = pattern.len();
     while let Some(text) = waiting.pop() {
+        if size > MAX_EXPANDED {
+            return Err(BadPattern("it is too long, or its braces multiply to too much"));
+        }
         match first_brace(&text)? {
             None => done.push(text),
             Some(brace) => {
+                size -= text.len();
                 // Pushed in reverse, so that alternatives come out in the order they stand in.
                 for choice in brace.choices.iter().rev() {
-                    waiting.push([&text[..brace.start], &text[choice.clone()], &text[brace.end..]].concat());
+                    let written = [&text[..brace.start], &text[choice.clone()], &text[brace.end..]].concat();
+                    size += written.len();
+                    if size > MAX_EXPANDED {
+                        break;
+                    }
+                    waiting.push(written);
                 }
             }
         }
@@ -450,6 +475,9 @@ mod tests {
             assert!(Pattern::parse(pattern).is_err(), "{pattern:?} should not parse");
         }
         assert!(Pattern::parse(&"{a,b}".repeat(20)).is_err());
+        assert!(Pattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1 << 20))).is_err());
+        assert!(Pattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1000))).is_err());
+        assert!(Pattern::parse(&"{".repeat(300_000)).is_err());
     }
 
     #[test]

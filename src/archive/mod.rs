@@ -19,6 +19,8 @@ mod feed;
 mod frames;
 mod pieces;
 mod pool;
+mod walk;
+mod warnings;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -30,6 +32,7 @@ use compress::Method;
 use feed::Small;
 use root::Root;
 use select::Entry;
+pub use warnings::Warnings;
 
 /// How hard to compress, in the words of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +115,7 @@ pub struct Written {
     /// How many bytes before compression.
     pub bytes: u64,
     /// What was left out or is not quite what it was, one line each.
-    pub warnings: Vec<String>,
+    pub warnings: Warnings,
 }
 
 impl Written {

@@ -4,8 +4,8 @@
 //! files give the same archive.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +14,15 @@ use std::thread;
 
 use super::glob::{Pattern, Segment};
 use super::root::{Kind, Root, kind_of};
+use super::walk::{Found, walk};
+use super::warnings::MOST_LINES;
+
+/// Bytes of all patterns of what to leave out, once their braces are written out.
+const MOST_EXCLUDED: usize = 4 << 20;
+/// Bytes of a name that git may tell; the system takes no longer ones.
+const MOST_NAME: u64 = 4096;
+/// Bytes of what git may complain.
+const MOST_COMPLAINT: u64 = 64 << 10;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -68,8 +77,10 @@ pub enum Note {
 
 /// Finds the files. Fails only when the project directory itself cannot be read.
 pub fn select(root: &Root, request: &Request) -> Selection {
-    let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new() };
-    finder.read_excludes(&request.exclude);
+    let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new(), warnings: 0 };
+    if !finder.read_excludes(&request.exclude) {
+        return finder.finish();
+    }
     for path in &request.paths {
         finder.add_path(path);
     }
@@ -84,6 +95,8 @@ struct Finder<'a> {
     found: BTreeSet<Entry>,
     excludes: Vec<Exclude>,
     notes: Vec<Note>,
+    /// Warnings, those that are only counted among them.
+    warnings: usize,
 }
 
 struct Exclude {
@@ -94,19 +107,34 @@ struct Exclude {
 
 impl Finder<'_> {
     fn warn(&mut self, text: String) {
-        self.notes.push(Note::Warning(text));
+        self.warnings += 1;
+        if self.warnings <= MOST_LINES {
+            self.notes.push(Note::Warning(text));
+        }
     }
 
-    fn read_excludes(&mut self, texts: &[String]) {
+    /// Reads the patterns of what to leave out. Without all of them nothing may be packed: returns whether they are
+    /// within the limit.
+    fn read_excludes(&mut self, texts: &[String]) -> bool {
+        let mut size = 0;
         for text in texts {
             let parsed = self.relative(text).and_then(|relative| {
                 Pattern::parse(&relative).map_err(|why| format!("{text}: cannot be read as a pattern: {why}"))
             });
             match parsed {
-                Ok(pattern) => self.excludes.push(Exclude { text: text.clone(), pattern, hits: 0 }),
+                Ok(pattern) => {
+                    size += pattern.size();
+                    self.excludes.push(Exclude { text: text.clone(), pattern, hits: 0 });
+                }
                 Err(why) => self.warn(why),
             }
+            if size > MOST_EXCLUDED {
+                let limit = MOST_EXCLUDED >> 20;
+                self.warn(format!("exclude: the patterns are longer than {limit} MiB; nothing is packed"));
+                return false;
+            }
         }
+        true
     }
 
     fn add_path(&mut self, text: &str) {
@@ -121,17 +149,12 @@ impl Finder<'_> {
             Ok(pattern) => pattern,
             Err(why) => return self.warn(why),
         };
-        let mut walk = Walk { root: self.root, seen: HashSet::new(), matches: BTreeSet::new(), problems: Vec::new() };
-        for alternative in pattern.alternatives() {
-            if alternative.iter().any(|segment| *segment == Segment::Literal(b"..".to_vec())) {
-                walk.problems.push(outside(text));
-                continue;
-            }
-            walk.seen.clear();
-            walk.descend(Path::new(""), Kind::Directory, alternative);
-        }
-        let Walk { matches, problems, .. } = walk;
-        problems.into_iter().for_each(|problem| self.warn(problem));
+        let leads_out = |alternative: &&Vec<Segment>| alternative.contains(&Segment::Literal(b"..".to_vec()));
+        let (outer, inner): (Vec<_>, Vec<_>) = pattern.alternatives().iter().partition(leads_out);
+        outer.iter().for_each(|_| self.warn(outside(text)));
+        let inner: Vec<&[Segment]> = inner.into_iter().map(Vec::as_slice).collect();
+        let Found { matches, problems } = walk(self.root, &inner);
+        problems.iter().for_each(|problem| self.warn(problem.clone()));
         let count = matches.into_iter().fold(0, |count, entry| count + usize::from(self.take(entry)));
         if count == 0 {
             let directory = self.root.path().display();
@@ -200,6 +223,9 @@ impl Finder<'_> {
                 self.notes.push(Note::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
             }
         }
+        if let Some(more @ 1..) = self.warnings.checked_sub(MOST_LINES) {
+            self.notes.push(Note::Warning(format!("{more} more warnings are not shown")));
+        }
         Selection { entries: self.found.into_iter().collect(), notes: self.notes }
     }
 }
@@ -221,84 +247,6 @@ fn clean(text: &str) -> String {
     }
     let joined = parts.join("/");
     if text.starts_with('/') { format!("/{joined}") } else { joined }
-}
-
-/// The walk for one pattern.
-struct Walk<'a> {
-    root: &'a Root,
-    /// Directory and rest of the pattern, where several `**` lead to the same place twice.
-    seen: HashSet<(PathBuf, usize)>,
-    matches: BTreeSet<Entry>,
-    problems: Vec<String>,
-}
-
-impl Walk<'_> {
-    /// Takes what matches `rest` from `path` on.
-    fn descend(&mut self, path: &Path, kind: Kind, rest: &[Segment]) {
-        let Some((segment, after)) = rest.split_first() else {
-            return self.take_all(path, kind);
-        };
-        if kind != Kind::Directory {
-            if *segment == Segment::AnyDepth && after.is_empty() {
-                return self.take_all(path, kind);
-            }
-            if kind == Kind::Link && self.root.leads_to_directory(path) {
-                let link = path.display();
-                self.problems.push(format!("{link}: a symbolic link is packed as a link; nothing is read through it"));
-            }
-            return;
-        }
-        if !self.seen.insert((path.to_owned(), rest.len())) {
-            return;
-        }
-        match segment {
-            Segment::Literal(name) => {
-                let path = path.join(OsStr::from_bytes(name));
-                if let Ok(stat) = self.root.stat(&path) {
-                    self.descend(&path, kind_of(&stat), after);
-                }
-            }
-            Segment::Wild(_) => {
-                for (name, kind) in self.list(path) {
-                    if segment.matches(name.as_bytes()) {
-                        self.descend(&path.join(name), kind, after);
-                    }
-                }
-            }
-            Segment::AnyDepth if after.is_empty() => self.take_all(path, kind),
-            Segment::AnyDepth => {
-                self.descend(path, kind, after);
-                for (name, kind) in self.list(path) {
-                    if kind == Kind::Directory {
-                        self.descend(&path.join(name), kind, rest);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes a match and, where it is a directory, everything below it.
-    fn take_all(&mut self, path: &Path, kind: Kind) {
-        if !path.as_os_str().is_empty() && !self.matches.insert(Entry { path: path.to_owned(), kind }) {
-            return;
-        }
-        if kind == Kind::Directory {
-            for (name, kind) in self.list(path) {
-                self.take_all(&path.join(name), kind);
-            }
-        }
-    }
-
-    fn list(&mut self, path: &Path) -> Vec<(OsString, Kind)> {
-        match self.root.list(path) {
-            Ok(entries) => entries,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(why) => {
-                self.problems.push(format!("{}: cannot be listed: {why}", path.display()));
-                Vec::new()
-            }
-        }
-    }
 }
 
 /// What git does not track, ignored files among it; each name goes to `take`. No configuration but the repository's own
@@ -326,14 +274,18 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
     let said = thread::scope(|scope| {
         let listener = scope.spawn(move || {
             let mut said = Vec::new();
-            let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut said));
+            if let Some(mut stderr) = stderr {
+                let _ = (&mut stderr).take(MOST_COMPLAINT).read_to_end(&mut said);
+                // What nobody reads would hold git up.
+                let _ = io::copy(&mut stderr, &mut io::sink());
+            }
             said
         });
-        for name in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).split(0)).map_while(Result::ok) {
-            if !name.is_empty() {
-                take(OsString::from_vec(name));
-            }
+        let mut names = stdout.map(BufReader::new);
+        while let Some(name) = names.as_mut().and_then(next_name) {
+            take(name);
         }
+        drop(names);
         listener.join().unwrap_or_default()
     });
     match git.wait().map_err(unusable)?.success() {
@@ -343,6 +295,13 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
             Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")))
         }
     }
+}
+
+/// The next of the names that git ends with a zero byte; `None` at the end, and for one that no file can have.
+fn next_name(names: &mut impl BufRead) -> Option<OsString> {
+    let mut name = Vec::new();
+    names.take(MOST_NAME).read_until(0, &mut name).ok()?;
+    (name.pop() == Some(0)).then(|| OsString::from_vec(name))
 }
 
 #[cfg(test)]
@@ -465,6 +424,37 @@ mod tests {
         let (names, notes) = project.select(&["d"], &[]);
         assert_eq!(names, ["d", "d/a"]);
         assert_eq!(notes[0], "WARNING: d/pipe: neither file, directory nor link; left out");
+    }
+
+    #[test]
+    fn a_log_keeps_the_first_warnings_and_the_count() {
+        let project = Project::new(&["d/a"]);
+        for n in 0..250 {
+            let pipe = project.path().join(format!("d/pipe{n}"));
+            nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        }
+        let (names, notes) = project.select(&["d"], &[]);
+        assert_eq!((names.len(), notes.len()), (2, 102));
+        assert_eq!(notes[101], "WARNING: 150 more warnings are not shown");
+    }
+
+    #[test]
+    fn nothing_is_packed_when_not_every_exclude_can_be_kept() {
+        let project = Project::new(&["secret"]);
+        let long = vec!["[a-z]".repeat(1000); 200];
+        let long: Vec<&str> = long.iter().map(String::as_str).chain(["secret"]).collect();
+        let (names, notes) = project.select(&["**"], &long);
+        assert_eq!(names, Vec::<String>::new());
+        assert_eq!(notes, ["WARNING: exclude: the patterns are longer than 4 MiB; nothing is packed"]);
+    }
+
+    #[test]
+    fn names_from_git_are_bounded() {
+        let long = "x".repeat(5000);
+        let mut text = long.as_bytes();
+        assert_eq!(next_name(&mut text), None);
+        let mut text = &b"a\0b"[..];
+        assert_eq!((next_name(&mut text), next_name(&mut text)), (Some("a".into()), None));
     }
 
     #[test]

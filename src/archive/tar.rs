@@ -164,7 +164,7 @@ mod tests {
         for level in [Level::Fastest, Level::Default] {
             let out = File::create(project.beside("a.tar.zst")).unwrap();
             let written = write_tar_zstd(&project.root(), &project.entries(), level, out).unwrap();
-            assert_eq!(written.warnings, Vec::<String>::new());
+            assert_eq!(*written.warnings, Vec::<String>::new());
             tool(Command::new("zstd").arg("-tq").arg(project.beside("a.tar.zst")));
             for (name, unpack) in [("by tar", &["tar", "--zstd", "-xpf"][..]), ("by bsdtar", &["bsdtar", "-xpf"])] {
                 let out = project.beside(&format!("{name} {level:?}"));

@@ -213,7 +213,7 @@ mod tests {
         for level in [Level::Fastest, Level::Fast, Level::Default, Level::Slowest] {
             let project = sample();
             let written = pack(&project, level);
-            assert_eq!(written.warnings, Vec::<String>::new());
+            assert_eq!(*written.warnings, Vec::<String>::new());
             let archive = project.beside("a.zip");
             tool(Command::new("unzip").arg("-tqq").arg(&archive));
             for (name, unpack) in [("by unzip", &["unzip", "-q"][..]), ("by bsdtar", &["bsdtar", "-xpf"])] {
@@ -231,7 +231,7 @@ mod tests {
             let project = sample();
             let archive = File::create(project.beside("a.zip")).unwrap();
             let written = write(&project.root(), &project.entries(), Format::ZipZstd, level, archive).unwrap();
-            assert_eq!(written.warnings, Vec::<String>::new());
+            assert_eq!(*written.warnings, Vec::<String>::new());
             let out = project.beside("by bsdtar");
             fs::create_dir(&out).unwrap();
             tool(Command::new("bsdtar").arg("-xpf").arg(project.beside("a.zip")).current_dir(&out));
@@ -276,7 +276,7 @@ mod tests {
         project.write("log", &vec![b'l'; 3_000_000]);
         let mut sink = Growing(&project, Vec::new());
         let written = write(&project.root(), &project.entries(), Format::Zip, Level::Default, &mut sink).unwrap();
-        assert_eq!(written.warnings, ["log: changed while it was being packed"]);
+        assert_eq!(*written.warnings, ["log: changed while it was being packed"]);
         assert_eq!(written.bytes, 3_000_000);
         fs::write(project.beside("a.zip"), sink.1).unwrap();
         tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));

@@ -3,7 +3,11 @@
 use std::io::{self, BufRead, Read};
 
 use flate2::{Decompress, FlushDecompress, Status};
-use zstd::zstd_safe::{DCtx, ResetDirective};
+use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
+
+/// Memory that a content may ask for to be decompressed, as a power of two: each core may have as much. The highest
+/// ordinary level of zstd takes 8 MiB.
+const MOST_WINDOW: u32 = 25;
 
 /// What one thread decompresses with.
 pub struct Decompressors {
@@ -27,7 +31,12 @@ impl Decompressors {
 
     /// Reads what is compressed with zstd in `source`.
     pub fn zstd<R: Read>(&mut self, source: R) -> impl Read {
-        let context = self.zstd.get_or_insert_with(DCtx::create);
+        let context = self.zstd.get_or_insert_with(|| {
+            let mut context = DCtx::create();
+            // Fails only for a size that the library does not know.
+            let _ = context.set_parameter(DParameter::WindowLogMax(MOST_WINDOW));
+            context
+        });
         // Fails only for parameters, of which none is set.
         let _ = context.reset(ResetDirective::SessionOnly);
         zstd::Decoder::with_context(Input::new(source, &mut self.input), context)

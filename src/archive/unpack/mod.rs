@@ -7,14 +7,20 @@ mod place;
 mod tar;
 mod zip;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use super::Warnings;
 use super::root::Root;
 use place::Place;
+
+/// Longest path, and longest target of a link, that the system takes.
+const MOST_PATH: usize = 4096;
 
 /// What came out of an archive.
 #[derive(Debug, Default)]
@@ -22,7 +28,7 @@ pub struct Unpacked {
     /// How many files, directories and links.
     pub entries: u64,
     /// What was passed over, one line each.
-    pub warnings: Vec<String>,
+    pub warnings: Warnings,
 }
 
 /// Why an archive could not be unpacked, or not to its end.
@@ -66,6 +72,8 @@ impl UnpackError {
     }
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
+        // A name may be as long as the archive likes.
+        let name = &name[..name.len().min(MOST_PATH)];
         Self { entry: Some(String::from_utf8_lossy(name).into_owned()), ..Self::of_archive(why) }
     }
 
@@ -105,6 +113,14 @@ fn unreadable(why: io::Error) -> io::Error {
     }
 }
 
+/// The target of a link, of which nothing is asked but that it can be one.
+fn link_target(target: Vec<u8>) -> io::Result<OsString> {
+    if target.is_empty() || target.len() > MOST_PATH || target.contains(&0) {
+        return Err(unreadable(io::Error::other("it links to something that is no path")));
+    }
+    Ok(OsString::from_vec(target))
+}
+
 /// The name of an entry as a path beneath the project directory; empty for the directory itself.
 fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     use std::os::unix::ffi::OsStrExt;
@@ -112,7 +128,7 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     if name.starts_with(b"/") {
         return Err("its name is absolute");
     }
-    if name.contains(&0) || name.len() > 4096 {
+    if name.contains(&0) || name.len() > MOST_PATH {
         return Err("its name is none that a file can have");
     }
     let mut path = PathBuf::new();

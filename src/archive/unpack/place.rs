@@ -17,10 +17,13 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::{UnpackError, Unpacked, unreadable};
+use crate::archive::Warnings;
 use crate::archive::root::{Kind, Links, Root, kind_of};
 
 /// What is left on the disk for others, at most.
 const RESERVE: i64 = 16 << 20;
+/// Bytes of paths and targets that are kept in memory until all files are there: a million links and directories.
+const MOST_LATER: usize = 128 << 20;
 
 /// The project directory while an archive is unpacked into it; shared by threads.
 pub struct Place<'a> {
@@ -37,7 +40,22 @@ pub struct Place<'a> {
 struct Later {
     links: Vec<(PathBuf, OsString)>,
     directories: BTreeMap<PathBuf, Meta>,
-    warnings: Vec<String>,
+    warnings: Warnings,
+    /// Bytes that the paths and targets take.
+    size: usize,
+}
+
+impl Later {
+    /// Asks for memory. Errors: an archive that small takes no such number of links and directories.
+    fn reserve(&mut self, path: &Path, target: &OsStr) -> io::Result<()> {
+        /// What a tree and a list keep beside the bytes.
+        const BESIDE: usize = 64;
+        self.size += path.as_os_str().len() + target.len() + BESIDE;
+        match self.size > MOST_LATER {
+            true => Err(unreadable(io::Error::other("the archive holds too many links and directories"))),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Mode and time of an entry.
@@ -127,16 +145,20 @@ impl<'a> Place<'a> {
     pub fn directory(&self, path: &Path, meta: Meta) -> io::Result<()> {
         if !path.as_os_str().is_empty() {
             self.make_directories(path)?;
+            self.later().reserve(path, OsStr::new(""))?;
             self.later().directories.insert(path.to_owned(), meta);
             self.entries.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Remembers a symbolic link.
-    pub fn link(&self, path: PathBuf, target: OsString) {
-        self.later().links.push((path, target));
+    /// Remembers a symbolic link. Errors: there are too many.
+    pub fn link(&self, path: PathBuf, target: OsString) -> io::Result<()> {
+        let mut later = self.later();
+        later.reserve(&path, &target)?;
+        later.links.push((path, target));
         self.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives a file that was unpacked another name.

@@ -1,16 +1,14 @@
 //! Reading tar, compressed with zstd.
 
 use std::cell::Cell;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
-use std::os::unix::ffi::OsStringExt;
 
 use nix::sys::time::TimeSpec;
 use tar::EntryType;
 
 use super::place::{Meta, Place, Writer};
-use super::{UnpackError, relative};
+use super::{MOST_PATH, UnpackError, link_target, relative};
 
 /// Unpacks a tar archive compressed with zstd.
 pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
@@ -34,7 +32,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         unpack_entry(&mut entry, &name, place, &mut writer)?;
         // What was of no interest is passed over here, so that it is not taken for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
-        last = Some(String::from_utf8_lossy(&name).into_owned());
+        last = Some(String::from_utf8_lossy(&name[..name.len().min(MOST_PATH)]).into_owned());
     }
 }
 
@@ -97,10 +95,7 @@ fn unpack_entry(
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             place.reserve(entry.size()).and_then(|()| place.file(writer, &path, meta, entry))
         }
-        EntryType::Symlink => {
-            place.link(path, OsString::from_vec(target()));
-            Ok(())
-        }
+        EntryType::Symlink => link_target(target()).and_then(|target| place.link(path, target)),
         EntryType::Link => {
             let target = relative(&target()).map_err(|why| fail(&format_args!("as a link: {why}")))?;
             place.hard_link(writer, &path, &target)

@@ -61,7 +61,7 @@ fn gives_back_what_was_packed() {
     for _ in 0..2 {
         let unpacked = unpack_into(&copy, "a.zip").unwrap();
         assert_eq!(unpacked.entries as usize, before.len());
-        assert_eq!(unpacked.warnings, Vec::<String>::new());
+        assert_eq!(*unpacked.warnings, Vec::<String>::new());
         assert_same(&copy.snapshot(), &before, "second time over the first");
     }
 }
@@ -423,4 +423,54 @@ fn a_time_that_is_no_number_is_not_believed() {
         let parsed = super::tar::parse_time(text).map(|time| (time.tv_sec(), time.tv_nsec()));
         assert_eq!(parsed, time, "{text}");
     }
+}
+
+/// A tar+zstd archive of links, each by way of a GNU header with a target as long as the archive says.
+fn tar_of_links(project: &Project, count: usize, target: &[u8]) {
+    let mut out = zstd::Encoder::new(File::create(project.beside("a.tar.zst")).unwrap(), 1).unwrap();
+    let header = |kind: u8, name: &str, size: u64| {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_path(name).unwrap();
+        header.set_entry_type(::tar::EntryType::new(kind));
+        header.set_mode(0o644);
+        header.set_mtime(1);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    };
+    for n in 0..count {
+        out.write_all(header(b'K', "././@LongLink", target.len() as u64).as_bytes()).unwrap();
+        out.write_all(target).unwrap();
+        out.write_all(&vec![0; (512 - target.len() % 512) % 512]).unwrap();
+        out.write_all(header(b'2', &format!("link{n}"), 0).as_bytes()).unwrap();
+    }
+    out.write_all(&[0; 1024]).unwrap();
+    out.finish().unwrap();
+}
+
+#[test]
+fn targets_of_links_are_no_longer_than_the_system_takes() {
+    let project = Project::new();
+    tar_of_links(&project, 3, &vec![b'x'; 3_900_000]);
+    let why = unpack_into(&project, "a.tar.zst").unwrap_err();
+    assert_eq!((why.fault, why.to_string()), (Fault::Archive, "link0: it links to something that is no path".into()));
+}
+
+#[test]
+fn links_in_memory_are_bounded_in_sum() {
+    let project = Project::new();
+    tar_of_links(&project, 35_000, &[b'x'; 4000]);
+    let why = unpack_into(&project, "a.tar.zst").unwrap_err();
+    assert!(why.to_string().contains("too many links and directories"), "{why}");
+    assert!(fs::read_dir(project.path()).unwrap().next().is_none(), "no link was made yet");
+}
+
+#[test]
+fn entries_that_each_warn_are_counted() {
+    let project = Project::new();
+    let pipes: Vec<(&str, u8, &str, &[u8])> = vec![("pipe", b'6', "", b""); 20_000];
+    hostile_tar(&project, &pipes);
+    let unpacked = unpack_into(&project, "a.tar.zst").unwrap();
+    assert_eq!(unpacked.warnings.len(), 101);
+    assert_eq!(unpacked.warnings[100], "19900 more warnings are not shown");
 }

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -19,13 +18,11 @@ use rawzip::{
 
 use super::inflate::Decompressors;
 use super::place::{Meta, Place, Writer};
-use super::{UnpackError, relative, unreadable};
+use super::{MOST_PATH, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 
 /// More decompressors than this outrun any disk.
 const MOST_WORKERS: usize = 8;
-/// Longest target of a link.
-const MOST_TARGET: u64 = 4096;
 
 const TYPE: u32 = 0o170_000;
 const LINK: u32 = 0o120_000;
@@ -202,7 +199,7 @@ fn prepare(
         DIRECTORY => place.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
         LINK => {
             let target = read_link(archive, &task).map_err(|why| UnpackError::of_io(name, &why))?;
-            place.link(task.path, target);
+            place.link(task.path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
         _ => place.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
@@ -243,12 +240,9 @@ fn exact_time(field: &[u8]) -> Option<TimeSpec> {
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
     let mut target = Vec::new();
     with_content(archive, task, &mut Decompressors::new(), &mut |content| {
-        content.take(MOST_TARGET + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
+        content.take(MOST_PATH as u64 + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
     })?;
-    if target.is_empty() || target.len() as u64 > MOST_TARGET || target.contains(&0) {
-        return Err(unreadable(io::Error::other("it links to something that is no path")));
-    }
-    Ok(OsString::from_vec(target))
+    link_target(target)
 }
 
 /// Gives the content of an entry, no more of it than the archive says there is, and checked at its end.

@@ -5,10 +5,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::config::cache::Limits;
 use crate::job::transfer::{bytes, random};
+use crate::sys::open_regular;
 use nix::fcntl::{Flock, FlockArg};
 
 const LOCK: &str = ".lock";
@@ -16,6 +19,9 @@ const METADATA: &str = "metadata.json";
 const ARCHIVE: &str = "cache.zip";
 const ETAG: &str = "etag";
 const DRAFT: &str = ".draft-";
+
+/// Another job that saves or fetches the same key is given this long; one that holds the lock for no reason, no longer.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A draft that nobody wrote to for this long was left by a process that was killed.
 const DRAFT_MOST: Duration = Duration::from_secs(24 * 3600);
@@ -32,7 +38,7 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
             Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
             file => file?,
         };
-        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why)?;
+        let lock = wait_for_lock(file, LOCK_TIMEOUT)?;
         if stands_at(&lock, &path) {
             // Who holds the lock is the only one who writes: other drafts were left by processes that were killed.
             remove_drafts(directory, Duration::ZERO);
@@ -42,10 +48,36 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
     Err(io::Error::other("its directory is removed again and again"))
 }
 
+/// Opens the lock. A pipe, a device or a link in its place was put there by a job and goes.
 fn open_lock(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let options = options.create(true).truncate(false).write(true).mode(0o600);
-    options.custom_flags(nix::libc::O_NOFOLLOW).open(path)
+    let open = || open_regular(path, OpenOptions::new().create(true).truncate(false).write(true).mode(0o600));
+    match open() {
+        Err(_) if path.symlink_metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) => {
+            fs::remove_file(path)?;
+            open()
+        }
+        file => file,
+    }
+}
+
+/// Waits for the lock of a file. Errors: another process holds it for longer.
+fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
+        lock => return lock.map_err(|(_, why)| why.into()),
+    };
+    let (sender, receiver) = mpsc::channel();
+    // A thread that waits too long ends with the process, and the lock that it may get with it.
+    thread::Builder::new().name("cache-lock".to_owned()).spawn(move || {
+        let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why));
+    })?;
+    match receiver.recv_timeout(timeout) {
+        Ok(lock) => Ok(lock?),
+        Err(_) => {
+            let why = format!("another process has held the lock of this cache for {} s", timeout.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }
+    }
 }
 
 /// Whether an open file is still what has this name.
@@ -67,12 +99,9 @@ fn remove_drafts(directory: &Path, age: Duration) {
 
 /// Opens an archive and marks it as used.
 pub fn open(archive: &Path) -> io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(archive)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let metadata = directory_of(archive).and_then(|at| OpenOptions::new().write(true).open(at.join(METADATA)));
+    let file = open_regular(archive, OpenOptions::new().read(true))?;
+    let metadata =
+        directory_of(archive).and_then(|at| open_regular(&at.join(METADATA), OpenOptions::new().write(true)));
     if let Ok(metadata) = metadata {
         let _ = metadata.set_modified(SystemTime::now());
     }
@@ -92,8 +121,7 @@ pub fn forget(archive: &Path, opened: &File) {
 pub fn etag(archive: &Path) -> Option<String> {
     const MOST: u64 = 1024;
     archive.symlink_metadata().ok()?;
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(archive.with_file_name(ETAG)).ok()?;
+    let file = open_regular(&archive.with_file_name(ETAG), OpenOptions::new().read(true)).ok()?;
     let mut text = String::new();
     file.take(MOST).read_to_string(&mut text).ok()?;
     Some(text).filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
@@ -101,10 +129,24 @@ pub fn etag(archive: &Path) -> Option<String> {
 
 /// Remembers what the object store calls the archive; the lock must be held.
 pub fn set_etag(archive: &Path, etag: &str) {
-    let mut options = OpenOptions::new();
-    let options = options.create(true).truncate(true).write(true).mode(0o640).custom_flags(nix::libc::O_NOFOLLOW);
     // Without it the archive is fetched once more: no harm.
-    let _ = options.open(archive.with_file_name(ETAG)).and_then(|mut file| file.write_all(etag.as_bytes()));
+    let _ = replace(&archive.with_file_name(ETAG), etag.as_bytes());
+}
+
+/// Writes a small file and puts it in the place of whatever has that name: nothing there is opened.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = draft_path(path)?;
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&draft)?;
+    let written = file.write_all(content).and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    written
+}
+
+/// A name beside a file that nothing has yet.
+fn draft_path(path: &Path) -> io::Result<PathBuf> {
+    Ok(directory_of(path)?.join(format!("{DRAFT}{}-{:08x}", std::process::id(), random())))
 }
 
 /// An archive that is not whole yet; it is gone unless it is kept.
@@ -118,7 +160,7 @@ pub struct Draft {
 impl Draft {
     /// Beside the archive whose place it will take.
     pub fn new(archive: &Path) -> io::Result<Self> {
-        let path = directory_of(archive)?.join(format!("{DRAFT}{}-{:08x}", std::process::id(), random()));
+        let path = draft_path(archive)?;
         let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
         Ok(Self { file, path, archive: archive.to_owned() })
     }
@@ -126,10 +168,7 @@ impl Draft {
     /// Puts it in the archive's place.
     pub fn keep(self, key: &str) -> io::Result<()> {
         let metadata = serde_json::json!({ "cachekey": key }).to_string();
-        let mut options = OpenOptions::new();
-        let options = options.create(true).truncate(true).write(true).mode(0o640);
-        let file = options.custom_flags(nix::libc::O_NOFOLLOW).open(directory_of(&self.archive)?.join(METADATA))?;
-        (&file).write_all(metadata.as_bytes())?;
+        replace(&directory_of(&self.archive)?.join(METADATA), metadata.as_bytes())?;
         // It speaks of the archive that was there.
         match fs::remove_file(self.archive.with_file_name(ETAG)) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
@@ -223,4 +262,68 @@ fn remove(root: &Path, directory: &Path) -> bool {
 
 fn directory_of(archive: &Path) -> io::Result<&Path> {
     archive.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// What a job may leave in the place of a file of the store.
+    fn plant(what: &str, path: &Path, outside: &Path) {
+        let _ = fs::remove_file(path);
+        match what {
+            "pipe" => mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).expect("a pipe"),
+            "socket" => drop(UnixListener::bind(path).expect("a socket")),
+            "link" => symlink(outside, path).expect("a link"),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn nothing_in_the_place_of_a_file_holds_a_job_up_or_leads_out() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let outside = temporary.path().join("outside");
+        let archive = temporary.path().join("key/cache.zip");
+        for what in ["pipe", "socket", "link"] {
+            fs::write(&outside, "stays").expect("written");
+            drop(lock(&archive).expect("a lock"));
+            for name in [LOCK, METADATA, ETAG, ARCHIVE] {
+                plant(what, &archive.with_file_name(name), &outside);
+            }
+            assert!(open(&archive).is_err(), "{what}");
+            assert_eq!(etag(&archive), None, "{what}");
+            let held = lock(&archive).expect(what);
+            Draft::new(&archive).expect("a draft").keep("key").expect(what);
+            set_etag(&archive, "\"e\"");
+            drop(held);
+            assert_eq!(etag(&archive).as_deref(), Some("\"e\""), "{what}");
+            open(&archive).expect(what);
+            for name in [LOCK, METADATA, ETAG, ARCHIVE] {
+                assert!(archive.with_file_name(name).symlink_metadata().expect(name).is_file(), "{what} {name}");
+            }
+            assert_eq!(fs::read_to_string(&outside).expect("there"), "stays", "{what}");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_lock_for_ever() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let archive = temporary.path().join("key/cache.zip");
+        let held = lock(&archive).expect("a lock");
+        let another = || open_lock(&archive.with_file_name(LOCK)).expect("opened");
+        let why = wait_for_lock(another(), Duration::from_millis(50)).expect_err("held");
+        assert_eq!(why.kind(), io::ErrorKind::TimedOut);
+        let waiting = thread::spawn({
+            let file = another();
+            move || wait_for_lock(file, LOCK_TIMEOUT).is_ok()
+        });
+        drop(held);
+        assert!(waiting.join().expect("ended"));
+    }
 }

@@ -1,0 +1,211 @@
+//! Which files of a tree a pattern matches.
+//!
+//! One walk carries the positions in all alternatives of the pattern at once, as a nondeterministic automaton does. Each
+//! directory is listed at most once, so the cost is at most entries times segments, whatever the pattern is.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::glob::Segment;
+use super::root::{Kind, Root, kind_of};
+use super::select::Entry;
+use super::warnings::Warnings;
+
+/// What a walk found.
+#[derive(Default)]
+pub struct Found {
+    /// What matches, and everything below a directory that matches.
+    pub matches: BTreeSet<Entry>,
+    /// What the author of the pattern should hear.
+    pub problems: Warnings,
+}
+
+/// How far a path has matched: an alternative, and its next segment.
+type Position = (usize, usize);
+
+/// Finds what any of the alternatives matches. No link is followed.
+pub fn walk(root: &Root, alternatives: &[&[Segment]]) -> Found {
+    let mut walk = Walk { root, alternatives, found: Found::default(), pending: Vec::new() };
+    let start = walk.closed((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
+    walk.arrive(PathBuf::new(), Kind::Directory, start);
+    while let Some((directory, positions)) = walk.pending.pop() {
+        walk.visit(&directory, &positions);
+    }
+    walk.found
+}
+
+struct Walk<'a> {
+    root: &'a Root,
+    alternatives: &'a [&'a [Segment]],
+    found: Found,
+    /// Directories that are still to be visited.
+    pending: Vec<(PathBuf, Vec<Position>)>,
+}
+
+impl Walk<'_> {
+    /// Looks at what is in a directory.
+    fn visit(&mut self, directory: &Path, positions: &[Position]) {
+        // A directory in which only certain names count need not be listed.
+        let names: Option<BTreeSet<OsString>> = positions
+            .iter()
+            .map(|&(alternative, at)| match &self.alternatives[alternative][at] {
+                Segment::Literal(name) => Some(OsStr::from_bytes(name).to_owned()),
+                _ => None,
+            })
+            .collect();
+        let entries = match names {
+            Some(names) => {
+                let kind = |name: OsString| Some((kind_of(&self.root.stat(&directory.join(&name)).ok()?), name));
+                names.into_iter().filter_map(kind).map(|(kind, name)| (name, kind)).collect()
+            }
+            None => self.list(directory),
+        };
+        for (name, kind) in entries {
+            let next = self.after(positions, &name, kind);
+            if !next.is_empty() {
+                self.arrive(directory.join(name), kind, next);
+            }
+        }
+    }
+
+    /// The positions behind a name.
+    fn after(&self, positions: &[Position], name: &OsStr, kind: Kind) -> Vec<Position> {
+        let next = positions.iter().filter_map(|&(alternative, at)| match &self.alternatives[alternative][at] {
+            Segment::AnyDepth => (kind == Kind::Directory).then_some((alternative, at)),
+            segment => segment.matches(name.as_bytes()).then_some((alternative, at + 1)),
+        });
+        self.closed(next.collect())
+    }
+
+    /// Adds the positions that are reached without another name: `**` also stands for no directory.
+    fn closed(&self, mut positions: Vec<Position>) -> Vec<Position> {
+        let mut index = 0;
+        while let Some(&(alternative, at)) = positions.get(index) {
+            if self.alternatives[alternative].get(at) == Some(&Segment::AnyDepth) {
+                positions.push((alternative, at + 1));
+            }
+            index += 1;
+        }
+        positions.sort_unstable();
+        positions.dedup();
+        positions
+    }
+
+    fn arrive(&mut self, path: PathBuf, kind: Kind, positions: Vec<Position>) {
+        if positions.iter().any(|&(alternative, at)| at == self.alternatives[alternative].len()) {
+            return self.take_all(path, kind);
+        }
+        match kind {
+            Kind::Directory => self.pending.push((path, positions)),
+            Kind::Link if self.root.leads_to_directory(&path) => {
+                let link = path.display();
+                let what = "a symbolic link is packed as a link; nothing is read through it";
+                self.found.problems.push(format!("{link}: {what}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a match and, where it is a directory, everything below it.
+    fn take_all(&mut self, path: PathBuf, kind: Kind) {
+        let mut taken = vec![(path, kind)];
+        while let Some((path, kind)) = taken.pop() {
+            let is_root = path.as_os_str().is_empty();
+            if !is_root && !self.found.matches.insert(Entry { path: path.clone(), kind }) {
+                continue;
+            }
+            if kind == Kind::Directory {
+                taken.extend(self.list(&path).into_iter().map(|(name, kind)| (path.join(name), kind)));
+            }
+        }
+    }
+
+    fn list(&mut self, path: &Path) -> Vec<(OsString, Kind)> {
+        match self.root.list(path) {
+            Ok(entries) => entries,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(why) => {
+                self.found.problems.push(format!("{}: cannot be listed: {why}", path.display()));
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::archive::glob::Pattern;
+    use crate::archive::testing::{Project, tool};
+
+    fn names(project: &Project, pattern: &str) -> Vec<String> {
+        let pattern = Pattern::parse(pattern).unwrap();
+        let alternatives: Vec<&[Segment]> = pattern.alternatives().iter().map(Vec::as_slice).collect();
+        let found = walk(&project.root(), &alternatives);
+        found.matches.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect()
+    }
+
+    /// Each directory is visited once, however many ways through the pattern lead there: the work is counted by the
+    /// positions that it carries.
+    #[test]
+    fn many_double_stars_over_a_deep_tree_stay_cheap() {
+        let project = Project::new();
+        // One call would be longer than a path may be.
+        let mut here = std::fs::File::open(project.path()).unwrap();
+        for _ in 0..1900 {
+            nix::sys::stat::mkdirat(&here, "d", nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let flags = nix::fcntl::OFlag::O_DIRECTORY;
+            here = nix::fcntl::openat(&here, "d", flags, nix::sys::stat::Mode::empty()).unwrap().into();
+        }
+        let segments: Vec<Segment> = Pattern::parse(&("**/d/".repeat(200) + "none")).unwrap().alternatives()[0].clone();
+        let root = project.root();
+        let alternatives = [segments.as_slice()];
+        let mut walk = Walk { root: &root, alternatives: &alternatives, found: Found::default(), pending: Vec::new() };
+        let start = walk.closed(vec![(0, 0)]);
+        walk.arrive(PathBuf::new(), Kind::Directory, start);
+        let (mut visited, mut carried) = (0, 0);
+        while let Some((directory, positions)) = walk.pending.pop() {
+            (visited, carried) = (visited + 1, carried + positions.len());
+            walk.visit(&directory, &positions);
+        }
+        assert!(visited <= 1901 && carried <= 1901 * (segments.len() + 1), "{visited} {carried}");
+        assert!(walk.found.matches.is_empty());
+        // Standard library and `TempDir` hold a descriptor open for each level.
+        tool(Command::new("rm").arg("-rf").arg(project.path()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// The walk and the pattern itself agree on every path.
+        #[test]
+        fn finds_what_the_pattern_matches(
+            files in proptest::collection::btree_set("[ab]{1,2}(/[ab]{1,2}){0,3}", 0..12),
+            pattern in "(\\*\\*|[ab]{1,2}|\\*|[ab]\\*|\\{a,b/a,\\*\\*\\}|\\?)(/(\\*\\*|[ab]|\\*)){0,3}",
+        ) {
+            let project = Project::new();
+            for file in &files {
+                let path = project.path().join(file);
+                if std::fs::create_dir_all(path.parent().unwrap()).is_ok() && !path.exists() {
+                    let _ = std::fs::write(path, "");
+                }
+            }
+            let parsed = Pattern::parse(&pattern).unwrap();
+            let all = names(&project, "**");
+            // A directory that matches stands for everything below it.
+            let is_meant = |name: &&String| {
+                let parts: Vec<&str> = name.split('/').collect();
+                let matched = |end: usize| parsed.matches(parts[..end].join("/").as_bytes());
+                (0..=parts.len()).any(matched)
+            };
+            let expected: Vec<String> = all.iter().filter(is_meant).cloned().collect();
+            prop_assert_eq!(names(&project, &pattern), expected, "{}", pattern);
+        }
+    }
+}
