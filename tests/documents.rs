@@ -20,6 +20,35 @@ fn files(directory: &str, ending: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Every page: those below `docs`, and those at the top.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    let mut directories = vec![root().join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false if path.extension().is_some_and(|ending| ending == "md") => pages.push(path),
+                false => {}
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+/// The anchors that GitHub and GitLab give the headings of a page.
+fn anchors(page: &str) -> Vec<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
 /// What `lint` says of a configuration that it has nothing to say of.
 fn lint(what: &str, configuration: &str) {
     let home = Home::empty();
@@ -39,23 +68,41 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 #[test]
 fn configurations_in_the_documentation_are_good() {
     let mut count = 0;
-    for path in files("docs", "md").into_iter().chain([root().join("README.md")]) {
+    for path in pages() {
         for block in blocks(&fs::read_to_string(&path).expect("a document"), "toml") {
             lint(&path.display().to_string(), &block);
             count += 1;
         }
     }
-    assert!(count >= 3, "only {count} examples were found");
+    assert!(count >= 9, "only {count} examples were found");
 }
 
 #[test]
 fn links_in_the_documentation_lead_somewhere() {
-    for path in files("docs", "md").into_iter().chain([root().join("README.md")]) {
+    for path in pages() {
         let text = fs::read_to_string(&path).expect("a document");
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
-            let there = path.parent().expect("a directory").join(target);
-            assert!(target.contains("://") || there.exists(), "{} has a link to {target}", path.display());
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let there = if file.is_empty() { path.clone() } else { path.parent().expect("a directory").join(file) };
+            assert!(there.exists(), "{} has a link to {target}", path.display());
+            if !anchor.is_empty() {
+                let known = anchors(&fs::read_to_string(&there).expect("a document"));
+                assert!(known.contains(&anchor.to_owned()), "{}: no {anchor} in {known:?}", path.display());
+            }
         }
+    }
+}
+
+#[test]
+fn the_index_names_every_page() {
+    let index = fs::read_to_string(root().join("docs/README.md")).expect("the index");
+    let docs = root().join("docs");
+    for page in pages().iter().filter_map(|page| page.strip_prefix(&docs).ok()) {
+        let link = format!("]({})", page.display());
+        assert!(page == Path::new("README.md") || index.contains(&link), "docs/README.md has no link to {link}");
     }
 }
 

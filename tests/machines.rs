@@ -176,9 +176,9 @@ fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
     });
 }
 
-/// The drop-in of docs/images.md, in less of a hurry to wait.
+/// The drop-in of docs/guides/images.md, in less of a hurry to wait.
 fn give_up_soon() -> String {
-    let guide = include_str!("../docs/images.md");
+    let guide = include_str!("../docs/guides/images.md");
     let drop_in = guide.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a drop-in");
     let place = drop_in.lines().next().and_then(|line| line.strip_prefix("# ")).expect("its place");
     let quick = drop_in.replace("RestartSec=15", "RestartSec=100ms");

@@ -112,7 +112,7 @@ fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
 
 /// The metrics that the documentation names.
 fn documented() -> BTreeSet<String> {
-    let text = include_str!("../docs/monitoring.md");
+    let text = include_str!("../docs/reference/metrics.md");
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.map(str::to_owned).collect()
 }

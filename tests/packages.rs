@@ -11,15 +11,16 @@ use crate::support::docker::docker;
 use crate::support::machine::{build_packages, with_image};
 
 /// What lies on a machine after the installation, however it was done.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "etc/mayfly/config.toml",
     "usr/bin/mayfly",
     "usr/lib/systemd/system/mayfly.service",
     "usr/lib/sysusers.d/mayfly.conf",
     "usr/lib/tmpfiles.d/mayfly.conf",
     "usr/share/bash-completion/completions/mayfly",
-    "usr/share/doc/mayfly/configuration.md",
+    "usr/share/doc/mayfly/docs/reference/configuration.md",
     "usr/share/doc/mayfly/cloud-init/token.yaml",
+    "usr/share/doc/mayfly/docs/fleet/one-job.yaml",
     "usr/share/fish/vendor_completions.d/mayfly.fish",
     "usr/share/man/man1/mayfly.1.gz",
     "usr/share/man/man1/mayfly-run.1.gz",

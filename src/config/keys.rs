@@ -410,11 +410,11 @@ mod tests {
 
     #[test]
     fn the_page_on_migration_says_what_becomes_of_every_setting_of_a_fleet() {
-        let page = include_str!("../../docs/migration.md");
+        let page = include_str!("../../docs/guides/migration.md");
         let fleet = |path: &str| ["runners.machine", "runners.autoscaler"].iter().any(|table| path.starts_with(table));
         let keys = TABLES.iter().filter(|(path, _)| fleet(path)).flat_map(|(_, keys)| keys.iter());
         let missing: Vec<&str> =
             keys.map(|(key, _)| *key).filter(|key| !page.contains(&format!("\n| `{key}` |"))).collect();
-        assert!(missing.is_empty(), "not in docs/migration.md: {missing:?}");
+        assert!(missing.is_empty(), "not in docs/guides/migration.md: {missing:?}");
     }
 }

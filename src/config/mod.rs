@@ -159,4 +159,6 @@ pub fn state_dir(config: &Config) -> PathBuf {
 }
 
 #[cfg(test)]
+mod documentation;
+#[cfg(test)]
 mod tests;

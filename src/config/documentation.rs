@@ -1,0 +1,75 @@
+//! The pages that describe `config.toml` agree with the table of keys.
+//!
+//! A key with an effect is described by hand, in the section of its table. Keys without effect are generated: run
+//! `UPDATE_DOCS=1 cargo test --bin mayfly reference_page` after a change of a reason.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::keys::{Support, TABLES};
+
+const CONFIGURATION: &str = "docs/reference/configuration.md";
+const DOCKER: &str = "docs/reference/docker.md";
+/// Begins the generated part of [`CONFIGURATION`], which ends the page.
+const GENERATED: &str = "| Key | Table | Why |\n|---|---|---|\n";
+
+fn page(name: &str) -> String {
+    fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name)
+}
+
+/// The names in the first cells of the rows of a section.
+fn described(page: &str, heading: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// How a section is called that describes a table.
+fn heading(table: &str) -> String {
+    match table {
+        "" => "Top level".to_owned(),
+        "runners" | "runners.docker.services" | "runners.machine.autoscaling" | "runners.autoscaler.policy" => {
+            format!("`[[{table}]]`")
+        }
+        table => format!("`[{table}]`"),
+    }
+}
+
+#[test]
+fn reference_pages_describe_every_key_with_an_effect_and_no_other() {
+    let pages = [page(CONFIGURATION), page(DOCKER)];
+    for (table, keys) in TABLES {
+        let (name, text) = match table.starts_with("runners.docker") {
+            true => (DOCKER, &pages[1]),
+            false => (CONFIGURATION, &pages[0]),
+        };
+        let known = keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_)));
+        let known: BTreeSet<String> = known.map(|(key, _)| (*key).to_owned()).collect();
+        let section = heading(table);
+        assert_eq!(described(text, &section), known, "{name}, section {section}");
+    }
+}
+
+#[test]
+fn the_reference_page_lists_the_keys_without_effect() {
+    let mut expected = GENERATED.to_owned();
+    // Those of fleets are in the page on migration.
+    let is_of_fleets = |table: &str| table.starts_with("runners.machine") || table.starts_with("runners.autoscaler");
+    for (table, keys) in TABLES.iter().filter(|(table, _)| !is_of_fleets(table)) {
+        for (key, support) in *keys {
+            if let Support::NoEffect(why) = support {
+                let table = if table.is_empty() { "top level".to_owned() } else { heading(table) };
+                expected += &format!("| `{key}` | {table} | {why} |\n");
+            }
+        }
+    }
+    let text = page(CONFIGURATION);
+    let begin = text.find(GENERATED).expect("the generated table");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let path = format!("{}/{CONFIGURATION}", env!("CARGO_MANIFEST_DIR"));
+        fs::write(path, text[..begin].to_owned() + &expected).expect("written");
+    } else {
+        assert_eq!(&text[begin..], expected, "run UPDATE_DOCS=1 cargo test --bin mayfly reference_page");
+    }
+}
