@@ -10,6 +10,7 @@ mod ledger;
 mod lines;
 mod mask;
 mod patterns;
+mod quoted;
 mod spool;
 mod stamp;
 mod upload;

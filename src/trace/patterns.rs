@@ -3,7 +3,7 @@
 //! A table of first pairs of bytes passes over most of a text; where a pattern may begin, the sorted patterns are
 //! narrowed byte by byte. Neither the number of values nor their length makes ordinary text slower than that.
 
-use super::base64;
+use super::{base64, quoted};
 
 /// Prefixes of GitLab's own tokens: the prefix stays, what follows is masked.
 const TOKEN_PREFIXES: [&str; 14] = [
@@ -146,7 +146,7 @@ pub struct Masks {
 
 impl Masks {
     /// Patterns for these secret values and token prefixes (beside the built-in ones). Blank values are dropped;
-    /// each long line of a value of several lines counts as a value too, and so does a value in Base64.
+    /// each long line of a value of several lines counts as a value too, and so does a value in Base64 or quoted by a shell.
     pub fn new(values: &[String], prefixes: &[String]) -> Self {
         let mut patterns = Vec::new();
         for value in values {
@@ -154,6 +154,7 @@ impl Masks {
             let lines = value.lines().map(str::trim).filter(|line| line.len() >= LINE_MIN && line.len() < value.len());
             for text in std::iter::once(value).chain(lines).filter(|text| !text.is_empty()) {
                 add_value(&mut patterns, text.as_bytes());
+                quoted::forms(text).iter().for_each(|form| add_value(&mut patterns, form));
             }
             if (BASE64_MIN..=BASE64_MAX).contains(&value.len()) {
                 base64::forms(value.as_bytes()).iter().for_each(|form| add_value(&mut patterns, form));
