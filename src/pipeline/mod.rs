@@ -2,15 +2,64 @@
 //!
 //! This layer reads and plans; it never runs anything and never asks the network.
 
+#![allow(dead_code, unused_imports)] // Until the command line uses the planner.
+
 mod duration;
 mod keywords;
+pub mod plan;
+pub mod problem;
 mod read;
+pub mod request;
+pub mod syntax;
+mod variables;
 mod yaml;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use read::read;
+
+/// Facts about one run of a job, which only its runner knows.
+#[derive(Clone, Debug, Default)]
+pub struct JobRun {
+    /// `CI_JOB_ID`
+    pub id: u64,
+    /// `CI_JOB_STARTED_AT`, ISO 8601.
+    pub started_at: String,
+    /// Variables from dotenv reports of earlier jobs, later ones win.
+    pub dotenv: Vec<(String, String)>,
+    /// Predefined variables such as `CI_PROJECT_DIR`; they win over the planner's predefined ones.
+    pub predefined: Vec<(String, String)>,
+}
+
+/// Plans the pipeline that a configuration gives. Errors: all that is wrong with it, the first cause first.
+pub fn plan(request: &request::Request<'_>) -> Result<plan::Plan, Vec<problem::Problem>> {
+    let problem = problem::Problem {
+        class: problem::Class::TooBig,
+        file: "".into(),
+        line: 0,
+        job: None,
+        message: format!("`{}` pipelines are not planned yet", request.source.name),
+    };
+    Err(vec![problem])
+}
+
+impl plan::Plan {
+    /// The variables of a job, complete and expanded, predefined ones included.
+    pub fn env(&self, _job: &plan::Job, _run: &JobRun) -> Vec<plan::EnvVariable> {
+        Vec::new()
+    }
+
+    /// `text` with the variables of a job, as the server expands it (for `resource_group`, `tags`, triggers, …).
+    pub fn expand(&self, _job: &plan::Job, text: &str) -> String {
+        text.to_owned()
+    }
+
+    /// The request for the child pipeline of a trigger job. Its variables are those that the job forwards.
+    pub fn child<'a>(&self, _job: &plan::Job, _parent: &request::Request<'a>) -> Option<request::Request<'a>> {
+        None
+    }
+}
 
 /// What a file asks for.
 #[derive(Debug, PartialEq)]

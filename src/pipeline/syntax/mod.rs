@@ -1,0 +1,13 @@
+//! YAML as GitLab reads it: text to a tree of typed values, each with its file and line.
+//!
+//! GitLab parses with Ruby, whose YAML is 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees share
+//! their parts, so that aliases, `extends` and `default` copy pointers and never values.
+
+mod node;
+mod parse;
+mod print;
+mod scalar;
+
+pub use node::{Entry, Mapping, Node, Origin, Value};
+pub use parse::{Budget, SyntaxError, parse};
+pub use print::print;

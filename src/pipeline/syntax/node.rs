@@ -1,0 +1,196 @@
+//! The tree: values that know where they come from, and that are cheap to clone.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::scalar;
+
+/// Where a value stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Index into the list of files.
+    pub file: u32,
+    /// From 1; 0 when unknown.
+    pub line: u32,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The value.
+    pub value: Value,
+    /// Its place.
+    pub at: Origin,
+}
+
+/// A value of YAML 1.1.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// Nothing, `~`, `null`.
+    Null,
+    /// A boolean, also `yes`, `no`, `on`, `off`.
+    Bool(bool),
+    /// An integer in any notation.
+    Integer(i64),
+    /// A number with a point.
+    Float(f64),
+    /// Text.
+    Text(Arc<str>),
+    /// A list.
+    List(Arc<Vec<Node>>),
+    /// A mapping in the order of the file, each key once.
+    Mapping(Arc<Mapping>),
+    /// `!reference [a, b]`, not resolved yet.
+    Reference(Arc<Vec<Node>>),
+}
+
+/// Keys and values. Keys are the text that Ruby prints for them.
+pub type Mapping = IndexMap<Arc<str>, Entry>;
+
+/// A value in a mapping.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where the key stands.
+    pub key_at: Origin,
+    /// The value.
+    pub node: Node,
+}
+
+/// Values are equal when they are the same YAML, wherever they stand.
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.node == other.node
+    }
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Null, Self::Null) => true,
+            (Self::Bool(a), Self::Bool(b)) => a == b,
+            (Self::Integer(a), Self::Integer(b)) => a == b,
+            (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::List(a), Self::List(b)) | (Self::Reference(a), Self::Reference(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Mapping(a), Self::Mapping(b)) => Arc::ptr_eq(a, b) || a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Node {
+    /// A text without a place of its own.
+    pub fn text_at(text: impl Into<Arc<str>>, at: Origin) -> Self {
+        Self { value: Value::Text(text.into()), at }
+    }
+
+    /// A list.
+    pub fn list_at(items: Vec<Node>, at: Origin) -> Self {
+        Self { value: Value::List(Arc::new(items)), at }
+    }
+
+    /// A mapping.
+    pub fn mapping_at(mapping: Mapping, at: Origin) -> Self {
+        Self { value: Value::Mapping(Arc::new(mapping)), at }
+    }
+
+    /// Whether it is null.
+    pub fn is_null(&self) -> bool {
+        matches!(self.value, Value::Null)
+    }
+
+    /// The text, if it is text.
+    pub fn text(&self) -> Option<&Arc<str>> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The boolean, if it is one.
+    pub fn boolean(&self) -> Option<bool> {
+        match self.value {
+            Value::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The integer, if it is one.
+    pub fn integer(&self) -> Option<i64> {
+        match self.value {
+            Value::Integer(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The items, if it is a list.
+    pub fn list(&self) -> Option<&[Node]> {
+        match &self.value {
+            Value::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The entries, if it is a mapping.
+    pub fn mapping(&self) -> Option<&Arc<Mapping>> {
+        match &self.value {
+            Value::Mapping(mapping) => Some(mapping),
+            _ => None,
+        }
+    }
+
+    /// The value of a key that is there and not null.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.mapping().and_then(|mapping| mapping.get(key)).map(|entry| &entry.node).filter(|node| !node.is_null())
+    }
+
+    /// The scalar as the text that Ruby prints for it; null is empty. `None` for lists and mappings.
+    pub fn printed(&self) -> Option<Arc<str>> {
+        Some(match &self.value {
+            Value::Null => "".into(),
+            Value::Bool(value) => if *value { "true" } else { "false" }.into(),
+            Value::Integer(value) => value.to_string().into(),
+            Value::Float(value) => scalar::print_float(*value).into(),
+            Value::Text(text) => Arc::clone(text),
+            Value::List(_) | Value::Mapping(_) | Value::Reference(_) => return None,
+        })
+    }
+
+    /// What kind of value it is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Integer(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "text",
+            Value::List(_) => "a list",
+            Value::Mapping(_) => "a mapping",
+            Value::Reference(_) => "a !reference",
+        }
+    }
+
+    /// The value as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
+            Value::Integer(value) => Json::from(*value),
+            Value::Float(value) => {
+                serde_json::Number::from_f64(*value).map_or_else(|| scalar::print_float(*value).into(), Json::Number)
+            }
+            Value::Text(text) => Json::from(&**text),
+            Value::List(items) | Value::Reference(items) => items.iter().map(Node::to_json).collect(),
+            Value::Mapping(mapping) => {
+                mapping.iter().map(|(key, entry)| (key.to_string(), entry.node.to_json())).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Text to a tree, within bounds on size, depth and what aliases multiply.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
+
+use super::{Entry, Mapping, Node, Origin, Value, scalar};
+
+/// How deep mappings and lists may nest, as on GitLab.
+const DEPTH_LIMIT: usize = 100;
+
+/// What all files of a pipeline may hold together, once aliases are replaced.
+#[derive(Debug)]
+pub struct Budget {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { nodes: 1_000_000, bytes: 32 << 20 }
+    }
+}
+
+impl Budget {
+    fn spend(&mut self, size: Size) -> Result<(), String> {
+        self.nodes =
+            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values once aliases are replaced")?;
+        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text once aliases are replaced")?;
+        Ok(())
+    }
+}
+
+/// How much a tree holds once aliases are replaced.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn add(&mut self, other: Self) {
+        self.nodes = self.nodes.saturating_add(other.nodes);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+/// Why a text is not a YAML document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// From 1.
+    pub line: u32,
+    /// What is wrong there.
+    pub message: String,
+}
+
+/// A document, and keys that were given twice.
+pub struct Document {
+    /// The root.
+    pub root: Node,
+    /// For each key that stands twice in a mapping: its line and what happens.
+    pub duplicates: Vec<(Origin, String)>,
+}
+
+/// Parses the first document of `text`, which is empty for null. `line_of` gives the line in the file for a line of
+/// the text, both from 1.
+pub fn parse(
+    text: &str,
+    file: u32,
+    line_of: &dyn Fn(u32) -> u32,
+    budget: &mut Budget,
+) -> Result<Document, SyntaxError> {
+    let parser = Parser::new_from_str(text);
+    let mut builder = Builder { parser, file, line_of, budget, anchors: HashMap::new(), duplicates: vec![] };
+    let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
+    while let Some(event) = builder.parser.next_event() {
+        let (event, span) = event.map_err(|error| builder.scan_error(&error))?;
+        match event {
+            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) => {}
+            Event::StreamEnd | Event::DocumentEnd => break,
+            content => root = builder.node(content, line(span.start.line()), 0)?.0,
+        }
+    }
+    Ok(Document { root, duplicates: builder.duplicates })
+}
+
+fn line(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+struct Builder<'a, 'b> {
+    parser: Parser<'a, StrInput<'a>>,
+    file: u32,
+    line_of: &'b dyn Fn(u32) -> u32,
+    budget: &'b mut Budget,
+    anchors: HashMap<usize, (Node, Size)>,
+    duplicates: Vec<(Origin, String)>,
+}
+
+impl<'a> Builder<'a, '_> {
+    fn at(&self, line: u32) -> Origin {
+        Origin { file: self.file, line: (self.line_of)(line) }
+    }
+
+    fn error<T>(&self, line: u32, message: impl Into<String>) -> Result<T, SyntaxError> {
+        Err(SyntaxError { line: (self.line_of)(line), message: message.into() })
+    }
+
+    fn scan_error(&self, error: &ScanError) -> SyntaxError {
+        SyntaxError { line: (self.line_of)(line(error.marker().line())), message: error.info().to_owned() }
+    }
+
+    fn node(&mut self, event: Event<'a>, line: u32, depth: usize) -> Result<(Node, Size), SyntaxError> {
+        if depth > DEPTH_LIMIT {
+            return self.error(line, format!("nested deeper than {DEPTH_LIMIT} levels"));
+        }
+        let mut size = Size { nodes: 1, bytes: 0 };
+        if let Event::Alias(anchor) = event {
+            let Some((node, size)) = self.anchors.get(&anchor).cloned() else {
+                return self.error(line, "an alias inside its own anchor");
+            };
+            self.spend(size, line)?;
+            return Ok((node, size));
+        }
+        let at = self.at(line);
+        let (anchor, value) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                size.bytes = text.len();
+                self.spend(size, line)?;
+                (anchor, scalar_value(&text, style, tag.as_deref()))
+            }
+            Event::SequenceStart(anchor, tag) => {
+                self.spend(size, line)?;
+                let items = Arc::new(self.list(depth, &mut size)?);
+                let reference = tag.is_some_and(|tag| tag.handle == "!" && tag.suffix == "reference");
+                (anchor, if reference { Value::Reference(items) } else { Value::List(items) })
+            }
+            Event::MappingStart(anchor, _) => {
+                self.spend(size, line)?;
+                (anchor, Value::Mapping(Arc::new(self.mapping(depth, &mut size)?)))
+            }
+            other => return self.error(line, format!("unexpected {other:?}")),
+        };
+        let node = Node { value, at };
+        if anchor > 0 {
+            self.anchors.insert(anchor, (node.clone(), size));
+        }
+        Ok((node, size))
+    }
+
+    fn list(&mut self, depth: usize, size: &mut Size) -> Result<Vec<Node>, SyntaxError> {
+        let mut items = Vec::new();
+        loop {
+            let (event, line) = self.next()?;
+            if event == Event::SequenceEnd {
+                return Ok(items);
+            }
+            let (item, its_size) = self.node(event, line, depth + 1)?;
+            size.add(its_size);
+            items.push(item);
+        }
+    }
+
+    fn mapping(&mut self, depth: usize, size: &mut Size) -> Result<Mapping, SyntaxError> {
+        let mut mapping = Mapping::new();
+        loop {
+            let (event, key_line) = self.next()?;
+            if event == Event::MappingEnd {
+                return Ok(mapping);
+            }
+            let (key, key_size) = self.node(event, key_line, depth + 1)?;
+            let (event, line) = self.next()?;
+            let (node, value_size) = self.node(event, line, depth + 1)?;
+            let Some(name) = key.printed() else {
+                return self.error(key_line, format!("a key is {}; write text", key.kind()));
+            };
+            size.add(key_size);
+            size.add(value_size);
+            if &*name == "<<" {
+                self.merge(&mut mapping, &node, line)?;
+                continue;
+            }
+            let entry = Entry { key_at: self.at(key_line), node };
+            self.put(&mut mapping, name, entry);
+        }
+    }
+
+    /// Adds an entry. A key that stands twice keeps its first place and takes its last value, as in Ruby; a key that
+    /// came from a merge key may be given again.
+    fn put(&mut self, mapping: &mut Mapping, name: Arc<str>, entry: Entry) {
+        let key_at = entry.key_at;
+        let shown = Arc::clone(&name);
+        let Some(previous) = mapping.insert(name, entry) else { return };
+        if previous.key_at.line > 0 {
+            let first = previous.key_at.line;
+            let message = format!("`{shown}` stands here again (first in line {first}); the last one counts");
+            self.duplicates.push((key_at, message));
+        }
+    }
+
+    /// A merge key: its entries replace what stands before it, as in Ruby; in a list of mappings the first one wins.
+    fn merge(&mut self, mapping: &mut Mapping, node: &Node, line: u32) -> Result<(), SyntaxError> {
+        let sources: Vec<&Node> = match &node.value {
+            Value::Mapping(_) => vec![node],
+            Value::List(items) => items.iter().rev().collect(),
+            _ => vec![node],
+        };
+        for source in sources {
+            let Some(entries) = source.mapping() else {
+                return self.error(line, format!("`<<` takes a mapping or a list of mappings, not {}", source.kind()));
+            };
+            for (key, entry) in entries.iter() {
+                // Line 0 of the key: it is not the mapping's own, and giving it again is no mistake.
+                let key_at = Origin { file: entry.key_at.file, line: 0 };
+                mapping.insert(Arc::clone(key), Entry { key_at, node: entry.node.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<(Event<'a>, u32), SyntaxError> {
+        match self.parser.next_event() {
+            Some(Ok((event, span))) => Ok((event, line(span.start.line()))),
+            Some(Err(error)) => Err(self.scan_error(&error)),
+            None => self.error(1, "the document ends in the middle"),
+        }
+    }
+
+    fn spend(&mut self, size: Size, line: u32) -> Result<(), SyntaxError> {
+        let spent = self.budget.spend(size);
+        spent.or_else(|message| self.error(line, message))
+    }
+}
+
+fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
+    let core = tag.filter(|tag| tag.is_yaml_core_schema()).map(|tag| tag.suffix.as_str());
+    match core {
+        Some("str") => Value::Text(text.into()),
+        Some(_) => scalar::typed(text),
+        None if style == ScalarStyle::Plain && tag.is_none_or(|tag| tag.suffix.is_empty() || tag.handle == "!") => {
+            scalar::typed(text)
+        }
+        None => Value::Text(text.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Node {
+        parse(text, 0, &|line| line, &mut Budget::default()).expect("parsed").root
+    }
+
+    fn refusal(text: &str) -> SyntaxError {
+        parse(text, 0, &|line| line, &mut Budget::default()).err().expect("refused")
+    }
+
+    #[test]
+    fn keeps_lines_and_references() {
+        let root = read("job:\n  script:\n    - !reference [.setup, script]\n");
+        let script = root.get("job").and_then(|job| job.get("script")).expect("the script");
+        let item = &script.list().expect("a list")[0];
+        assert_eq!(item.at.line, 3);
+        assert!(matches!(&item.value, Value::Reference(path) if path.len() == 2));
+    }
+
+    #[test]
+    fn merge_keys_replace_what_stands_before_them_and_nothing_after() {
+        let root = read(
+            "base: &b {x: 1, y: 2}\nother: &o {y: 3, z: 4}\nafter: {<<: [*b, *o], x: 9}\nbefore: {x: 9, <<: *b}\n",
+        );
+        assert_eq!(root.get("after").map(Node::to_json), Some(serde_json::json!({"y": 2, "z": 4, "x": 9})));
+        assert_eq!(root.get("before").map(Node::to_json), Some(serde_json::json!({"x": 1, "y": 2})));
+    }
+
+    #[test]
+    fn the_last_of_two_equal_keys_counts_and_both_lines_are_told() {
+        let document = parse("a: 1\nb: 2\na: 3\n", 0, &|line| line, &mut Budget::default()).expect("parsed");
+        assert_eq!(document.root.to_json(), serde_json::json!({"a": 3, "b": 2}));
+        assert_eq!(document.duplicates[0].0.line, 3);
+        assert!(document.duplicates[0].1.contains("line 1"));
+    }
+
+    #[test]
+    fn aliases_cannot_multiply_beyond_the_budget() {
+        let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, previous) in ["b", "c", "d", "e", "f", "g"].iter().zip(["a", "b", "c", "d", "e", "f"]) {
+            bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{previous}"); 10].join(", "));
+        }
+        assert!(refusal(&bomb).message.contains("values once aliases"));
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
+        assert!(refusal(&long).message.contains("MiB of text"));
+    }
+
+    #[test]
+    fn nesting_has_a_limit() {
+        assert!(refusal(&"[".repeat(150)).message.contains("nested deeper"));
+        assert!(!refusal(&"- ".repeat(150)).message.is_empty());
+    }
+
+    #[test]
+    fn tags_of_yaml_decide_the_type() {
+        let root = read("a: !!str 1\nb: !!int '7'\nc: !local yes\n");
+        assert_eq!(root.to_json(), serde_json::json!({"a": "1", "b": 7, "c": true}));
+    }
+
+    #[test]
+    fn broken_text_is_refused_with_its_line() {
+        assert_eq!(refusal("a: 1\nb: [1\nc: 2\n").line, 3);
+        assert!(refusal("a: *nothing\n").line > 0);
+        assert!(refusal("a: &a [*a]\n").message.contains("own anchor"));
+    }
+}
