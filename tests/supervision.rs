@@ -79,3 +79,31 @@ fn a_service_manager_that_is_gone_keeps_no_agent_from_its_work() {
     assert!(agent.log().contains("the service manager was not told"), "{}", agent.log());
     assert_eq!(gitlab.job(id).state, "success");
 }
+
+#[test]
+fn a_service_whose_start_fails_writes_the_error_once_and_waits_before_it_exits() {
+    let home = Home::empty();
+    std::fs::write(home.config(), "concurrent = 0\n").expect("written");
+    let runtime = home.path("runtime");
+    std::fs::create_dir(&runtime).expect("made");
+    let socket = home.path("notify").display().to_string();
+    let start = || {
+        let variables = [("NOTIFY_SOCKET", socket.as_str()), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))];
+        let mut agent = home.start_with(&[], &variables);
+        assert_eq!(agent.wait().code(), Some(1));
+        agent.log()
+    };
+    assert!(start().contains("`concurrent` must be at least 1"));
+    assert_eq!(start(), "", "the same error within a minute");
+    std::fs::write(home.config(), "concurrent = \n").expect("written");
+    assert!(start().contains("line 1"), "another error");
+    // A stop of the unit must not wait for the pause of the fourth failure, which is eight seconds.
+    let mut agent =
+        home.start_with(&[], &[("NOTIFY_SOCKET", &socket), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))]);
+    let record = || std::fs::read_to_string(runtime.join("start-failures")).unwrap_or_default();
+    while !record().contains("\"count\":4") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid()), nix::sys::signal::Signal::SIGTERM).expect("sent");
+    assert_eq!(agent.wait().code(), None, "ended by the signal");
+}

@@ -7,6 +7,7 @@ mod manage;
 mod permission;
 mod register;
 mod run;
+mod start_failures;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::start_failures::StartFailures;
 use super::{ConfigFile, logging};
 use crate::agent;
 use crate::config::duration;
@@ -39,8 +40,17 @@ pub struct Options {
     max_age: Option<Duration>,
 }
 
-/// Runs the agent. Errors: it cannot begin.
+/// Runs the agent. Errors: it cannot begin; under systemd the error is written here and the exit is delayed, see
+/// [`StartFailures`].
 pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+    let Some(failures) = StartFailures::of_service() else { return run(options, logging) };
+    run(options, logging).or_else(|error| {
+        failures.fail(&error);
+        Ok(ExitCode::FAILURE)
+    })
+}
+
+fn run(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
     let loaded = options.file.load()?;
     let level = loaded.config.log_level.as_deref().unwrap_or("info");
     let format = loaded.config.log_format.as_deref().unwrap_or("runner");

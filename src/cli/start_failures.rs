@@ -1,0 +1,120 @@
+//! Back-off for a service whose start fails again and again.
+//!
+//! systemd starts the agent anew after each failure. Versions before 254 do so at a fixed pace, and each start writes the
+//! same error into the journal. So a start that fails under systemd waits before it exits, longer each time, and an error
+//! that was written within the last minute is not written again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+
+use crate::decode;
+use crate::sys;
+
+/// Wait after the first failure; it doubles with each further one.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Longest wait.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// The same error is written once in this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+/// Failures this far apart do not belong together: the service ran in between.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+/// The record of failed starts of a service, in its runtime directory.
+pub struct StartFailures {
+    record: PathBuf,
+}
+
+/// What is known of the failures so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// Failures in a row.
+    count: u32,
+    /// When the last one was, in nanoseconds of `CLOCK_BOOTTIME`. The runtime directory does not outlive the boot.
+    failed_at: u64,
+    /// When the error was last written, by the same clock.
+    written_at: u64,
+    /// The error.
+    error: String,
+}
+
+impl StartFailures {
+    /// The record of this service; `None` for a process that systemd did not start as one. To be called before the
+    /// agent takes systemd's variables out of the environment.
+    pub fn of_service() -> Option<Self> {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        // Several directories are separated by colons; the first one is ours.
+        let directories = std::env::var("RUNTIME_DIRECTORY").ok()?;
+        let directory = directories.split(':').next().filter(|directory| !directory.is_empty())?;
+        Some(Self { record: Path::new(directory).join("start-failures") })
+    }
+
+    /// Writes the error unless it was written within a minute, then waits before the process may exit. A signal that
+    /// ends a process ends the wait.
+    pub fn fail(&self, error: &str) {
+        let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
+        let (record, is_due, delay) = next(&before, error, sys::boottime());
+        if is_due {
+            let attempts = if record.count > 1 { format!(" failed_starts={}", record.count) } else { String::new() };
+            eprintln!("mayfly: {error}{attempts}");
+        }
+        if let Ok(text) = serde_json::to_vec(&record) {
+            // Without a record the pace is that of the first failure.
+            let _ = fs::write(&self.record, text);
+        }
+        // The agent may have set up handlers that wait for a main loop.
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+            let _ = sys::default_action(signal);
+        }
+        sys::let_through(SigSet::all());
+        thread::sleep(delay);
+    }
+}
+
+/// The record after one more failure, whether its error is to be written, and how long to wait.
+fn next(before: &Record, error: &str, now: u64) -> (Record, bool, Duration) {
+    let since = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+    let is_same_series = before.count > 0 && since(before.failed_at) < FORGET_AFTER;
+    let is_due = !is_same_series || before.error != error || since(before.written_at) >= REPEAT_AFTER;
+    let count = if is_same_series { before.count.saturating_add(1) } else { 1 };
+    let written_at = if is_due { now } else { before.written_at };
+    let delay = FIRST_DELAY.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_DELAY);
+    (Record { count, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn waits_longer_each_time_and_writes_the_same_error_once_a_minute() {
+        let (mut record, mut now, mut written, mut delays) = (Record::default(), 5 * SECOND, Vec::new(), Vec::new());
+        for _ in 0..10 {
+            let (after, is_due, delay) = next(&record, "no such user", now);
+            if is_due {
+                written.push(now / SECOND);
+            }
+            delays.push(delay.as_secs());
+            record = after;
+            now += delay.as_nanos() as u64;
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
+        assert!(written.windows(2).all(|pair| pair[1] - pair[0] >= 60), "{written:?}");
+        assert_eq!(written.len(), 5);
+    }
+
+    #[test]
+    fn another_error_is_written_at_once_and_old_failures_are_forgotten() {
+        let (record, ..) = next(&Record::default(), "a", SECOND);
+        let (other, is_due, _) = next(&record, "b", 2 * SECOND);
+        assert!(is_due && other.count == 2);
+        let (later, is_due, delay) = next(&other, "b", 700 * SECOND);
+        assert!(is_due && later.count == 1 && delay == FIRST_DELAY);
+    }
+}
