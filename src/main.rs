@@ -28,6 +28,7 @@ mod http;
 mod instance;
 mod job;
 mod journal;
+mod local;
 mod monitor;
 mod payload;
 mod pipeline;

@@ -1,6 +1,7 @@
 //! `mayfly exec`: jobs of the `.gitlab-ci.yml` in this checkout, through the same engine as the agent's.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use serde_json::{Value, json};
 
 use crate::config::Runner;
 use crate::coordinator::JobState;
-use crate::coordinator::local::Terminal;
 use crate::executor::cgroup::Parents;
 use crate::executor::place::Place;
 use crate::executor::shell::Shell;
@@ -21,6 +21,10 @@ use crate::job::context::Context;
 use crate::job::control::Control;
 use crate::job::engine::{self, Ended};
 use crate::journal::{Progress, Record, SlotDirectory};
+use crate::local::checkout::Checkout;
+use crate::local::terminal::Terminal;
+use crate::local::tree::{Source, Tree, Trees};
+use crate::local::{color, state};
 use crate::payload;
 use crate::pipeline::{self, Job, Pipeline, When};
 use crate::sys;
@@ -40,9 +44,15 @@ pub struct Options {
     /// A variable for every job; may be given again
     #[arg(long = "env", value_name = "KEY=VALUE")]
     variables: Vec<String>,
-    /// bash or sh
+    /// Run jobs that ask for a container (`image:`) in the shell of this machine instead
     #[arg(long)]
-    shell: Option<String>,
+    shell: bool,
+    /// Start a job with `when: manual`; may be given again
+    #[arg(long, value_name = "JOB")]
+    manual: Vec<String>,
+    /// Give jobs the files that git neither tracks nor ignores as well
+    #[arg(long)]
+    untracked: bool,
     /// Show the jobs in their order and run none
     #[arg(long)]
     list: bool,
@@ -50,8 +60,9 @@ pub struct Options {
 
 /// Runs jobs. Errors: there is no checkout or no file.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
-    let root = checkout()?;
-    let path = root.join(&options.file);
+    let here = std::env::current_dir().map_err(|error| format!("the current directory: {error}"))?;
+    let checkout = Checkout::find(&here)?;
+    let path = checkout.root.join(&options.file);
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let pipeline = match pipeline::read(&text) {
         Ok(pipeline) => pipeline,
@@ -65,31 +76,63 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     for note in &pipeline.notes {
         eprintln!("{}: note: {note}", options.file.display());
     }
-    let chosen = choose(&pipeline, options.job.as_deref())?;
+    let chosen = match choose(&pipeline, options) {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            eprintln!("mayfly: {why}");
+            return Ok(ExitCode::from(UNUSABLE));
+        }
+    };
     if options.list {
-        chosen.iter().for_each(|job| println!("{}\t{}", job.stage, job.name));
+        for job in &chosen {
+            say(&format!("{}\t{}\n", job.stage, job.name))?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    let session = Session::begin(root, options)?;
-    session.run_all(&chosen, options.job.is_some())
-}
-
-/// The root of the checkout that we stand in.
-fn checkout() -> Result<PathBuf, String> {
-    let output = Command::new("git").args(["rev-parse", "--show-toplevel"]).output();
-    let output = output.map_err(|error| format!("git cannot be started: {error}; install it"))?;
-    if !output.status.success() {
-        return Err("this is no git checkout; go into one".to_owned());
+    if let Some(refusal) = refuse_containers(&chosen, options) {
+        eprintln!("mayfly: {refusal}");
+        return Ok(ExitCode::from(UNUSABLE));
     }
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+    Session::begin(&checkout, options)?.run_all(&chosen, options.job.is_some())
 }
 
-/// The named job, or all of them in the order of their stages.
-fn choose<'a>(pipeline: &'a Pipeline, name: Option<&str>) -> Result<Vec<&'a Job>, String> {
-    if let Some(name) = name {
+/// Jobs that ask for a container must not run on the machine itself unless the developer says so.
+fn refuse_containers(jobs: &[&Job], options: &Options) -> Option<String> {
+    let wanted: Vec<&str> = jobs.iter().filter(|job| job.has_image).map(|job| job.name.as_str()).collect();
+    if wanted.is_empty() {
+        return None;
+    }
+    let names = wanted.join(", ");
+    if options.shell {
+        eprintln!("mayfly: warning: --shell: no container for {names}; their scripts run on this machine as your user");
+        return None;
+    }
+    Some(format!(
+        "{names}: `image` asks for a container, and a local run has none yet; nothing was run. With --shell the \
+         scripts run on this machine itself"
+    ))
+}
+
+/// Writes to standard output. Errors: nobody reads it.
+fn say(text: &str) -> Result<(), String> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}"))
+}
+
+/// The named job, or all of them in the order of their stages. A manual job runs only when `--manual` names it.
+fn choose<'a>(pipeline: &'a Pipeline, options: &Options) -> Result<Vec<&'a Job>, String> {
+    let find = |name: &str| {
         let names = || pipeline.jobs.iter().map(|job| job.name.as_str()).collect::<Vec<_>>().join(", ");
         let job = pipeline.jobs.iter().find(|job| job.name == name);
-        return job.map(|job| vec![job]).ok_or_else(|| format!("there is no job `{name}`; there are: {}", names()));
+        job.ok_or_else(|| format!("there is no job `{name}`; there are: {}", names()))
+    };
+    options.manual.iter().try_for_each(|name| find(name).map(drop))?;
+    if let Some(name) = &options.job {
+        let job = find(name)?;
+        if job.when == When::Manual && !options.manual.contains(name) {
+            return Err(format!("`{name}` is a manual job; to run it, write --manual {name}"));
+        }
+        return Ok(vec![job]);
     }
     let mut jobs: Vec<&Job> = pipeline.jobs.iter().collect();
     jobs.sort_by_key(|job| pipeline.stages.iter().position(|stage| *stage == job.stage));
@@ -98,18 +141,20 @@ fn choose<'a>(pipeline: &'a Pipeline, name: Option<&str>) -> Result<Vec<&'a Job>
 
 /// Everything that the jobs of one call share.
 struct Session {
-    root: PathBuf,
+    project: String,
+    trees: Trees,
+    source: Source,
+    manual: Vec<String>,
     /// Outside the checkout: journal, log, file variables; removed at the end.
     scratch: PathBuf,
     extra: Vec<(String, String)>,
     commit: BTreeMap<String, String>,
-    shell: Option<String>,
     sender: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
 }
 
 impl Session {
-    fn begin(root: PathBuf, options: &Options) -> Result<Self, String> {
+    fn begin(checkout: &Checkout, options: &Options) -> Result<Self, String> {
         let pair = |text: &String| {
             let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
             pair.ok_or_else(|| format!("--env {text}: write KEY=VALUE"))
@@ -122,10 +167,15 @@ impl Session {
             .mode(0o700)
             .create(&scratch)
             .map_err(|error| format!("{}: {error}", scratch.display()))?;
-        let commit = commit(&root);
+        let commit = commit(&checkout.root);
+        let sha = commit.get("CI_COMMIT_SHA").ok_or("the repository has no commit yet; make one first")?;
+        let source = Source::read(checkout, options.untracked, sha)?;
+        let project = checkout.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let trees = Trees::new(state::of_project(&checkout.root)?.join("trees"), &project);
         let (sender, events) = mpsc::channel();
         hear_interrupts(sender.clone())?;
-        Ok(Self { root, scratch, extra, commit, shell: options.shell.clone(), sender, events })
+        let manual = options.manual.clone();
+        Ok(Self { project, trees, source, manual, scratch, extra, commit, sender, events })
     }
 
     fn run_all(&self, jobs: &[&Job], named: bool) -> Result<ExitCode, String> {
@@ -142,7 +192,7 @@ impl Session {
                     When::OnSuccess | When::Delayed => !failed,
                     When::OnFailure => failed,
                     When::Always => true,
-                    When::Manual => false,
+                    When::Manual => !failed && self.manual.contains(&job.name),
                 };
             let verdict = if !due { Verdict::Skipped } else { self.run(job, number)? };
             stage_failed |= verdict == Verdict::Failed;
@@ -154,17 +204,23 @@ impl Session {
         }
         failed |= stage_failed;
         if !named {
-            println!();
-            results.iter().for_each(|(name, verdict)| println!("{:<9} {name}", verdict.word()));
+            let lines = results.iter().map(|(name, verdict)| format!("{:<9} {name}\n", verdict.word()));
+            // Nobody may be reading any more, which changes nothing.
+            let _ = say(&format!("\n{}", lines.collect::<String>()));
         }
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
     fn run(&self, job: &Job, number: usize) -> Result<Verdict, String> {
-        println!("\x1b[1m{} ({})\x1b[0m", job.name, job.stage);
+        let strong = if color::wanted() { ["\x1b[1m", "\x1b[0m"] } else { ["", ""] };
+        if say(&format!("{}{} ({}){}\n", strong[0], job.name, job.stage, strong[1])).is_err() {
+            return Ok(Verdict::Interrupted);
+        }
         let text = self.payload(job, number).to_string();
         let payload = payload::decode(text.as_bytes()).map_err(|error| format!("job `{}`: {}", job.name, error.why))?;
-        let context = self.context()?;
+        let tree = self.trees.take(&self.source, false);
+        let tree = tree.map_err(|error| format!("job `{}`: no copy of the work tree: {error}", job.name))?;
+        let context = self.context(&tree)?;
         let control = Arc::new(Control::new().map_err(|error| error.to_string())?);
         let record = Record {
             identity: context.identity.clone(),
@@ -189,7 +245,7 @@ impl Session {
         let ended = self.wait(&control);
         let _ = worker.join();
         let (ended, interrupted) = ended?;
-        println!();
+        let interrupted = interrupted || say("\n").is_err();
         Ok(match ended {
             _ if interrupted => Verdict::Interrupted,
             Ended::Reported(JobState::Failed { exit_code, .. }, _) if job.allow_failure.forgives(exit_code) => {
@@ -217,18 +273,17 @@ impl Session {
         }
     }
 
-    fn context(&self) -> Result<Context, String> {
+    fn context(&self, tree: &Tree) -> Result<Context, String> {
         let mut runner = Runner::unnamed("", Token::new(""));
         runner.name = "this machine".to_owned();
         runner.output_limit = u64::MAX;
-        runner.shell.clone_from(&self.shell);
         // A terminal needs no stamps, and shows standard error in its place.
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
-        let shell = Shell::new(self.shell.as_deref(), None, Parents::find())?;
+        let shell = Shell::new(None, None, Parents::find())?;
         let place = Place {
-            builds: self.scratch.clone(),
-            project: self.root.clone(),
-            temporary: self.scratch.join("tmp"),
+            builds: tree.home.clone(),
+            project: tree.project.clone(),
+            temporary: tree.temporary.clone(),
             cache: self.scratch.join("cache"),
             inside: None,
         };
@@ -239,7 +294,7 @@ impl Session {
             caches: self.scratch.join("cache"),
             store: None,
             place: Some(place),
-            coordinator: Arc::new(Terminal::default()),
+            coordinator: Arc::new(Terminal::new(color::wanted())),
             executor: Arc::new(shell),
             identity: Plain.identity(),
             guard: None,
@@ -259,13 +314,12 @@ impl Session {
         for (key, value) in &self.commit {
             add(key, value, true);
         }
-        let project = self.root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         for (key, value) in [
             ("CI_JOB_NAME", job.name.as_str()),
             ("CI_JOB_STAGE", &job.stage),
             ("CI_JOB_ID", &id.to_string()),
             ("CI_PIPELINE_SOURCE", "push"),
-            ("CI_PROJECT_NAME", &project),
+            ("CI_PROJECT_NAME", &self.project),
             ("GIT_STRATEGY", "none"),
         ] {
             add(key, value, true);
@@ -276,19 +330,19 @@ impl Session {
         for (key, value) in &self.extra {
             add(key, value, false);
         }
-        // Sources are what stands in the work tree, whatever the file says.
+        // The sources are there already, whatever the file says.
         add("GIT_STRATEGY", "none", true);
         json!({
             "id": id,
             "token": "local",
-            "job_info": {"name": job.name, "stage": job.stage, "project_name": project},
+            "job_info": {"name": job.name, "stage": job.stage, "project_name": self.project},
             "runner_info": {"timeout": job.timeout.map_or(3600, |timeout| timeout.as_secs().max(1))},
             "variables": variables,
             "steps": [
                 {"name": "script", "script": job.script},
                 {"name": "after_script", "script": job.after_script},
             ],
-            "features": {"failure_reasons": ["runner_interrupted", "job_canceled"]},
+            "features": {"trace_sections": true, "failure_reasons": ["runner_interrupted", "job_canceled"]},
         })
     }
 }

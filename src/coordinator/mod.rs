@@ -1,9 +1,8 @@
-//! Who hands out jobs and hears of them: GitLab over HTTPS, or a local pipeline file.
+//! Who hands out jobs and hears of them: GitLab over HTTPS, or a local pipeline (the layers above).
 //!
 //! This layer speaks the protocol and nothing else: it never runs a job, writes a log or decides to leave.
 
 pub mod gitlab;
-pub mod local;
 
 use std::time::Duration;
 

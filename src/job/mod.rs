@@ -14,7 +14,7 @@ mod saying;
 pub mod script;
 mod service_log;
 mod settings;
-mod sources;
+pub mod sources;
 mod stages;
 mod steps;
 #[cfg(test)]

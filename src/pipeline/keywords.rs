@@ -14,19 +14,20 @@ pub enum Support {
 }
 
 const SHELL: &str = "jobs run in the shell of this machine";
-const NO_STORE: &str = "files are not kept or handed on: jobs share this work tree";
+const NO_STORE: &str = "a local run does not hand files from job to job yet";
 const SERVER: &str = "only a GitLab server acts on it";
 const ORDER: &str = "jobs run in the order of their stages";
-const ALL_JOBS: &str = "rules are not evaluated: the job is taken as if it were in the pipeline";
+const RULES: &str = "a local run does not evaluate rules yet, and must not run a job that they may exclude";
 const MERGED: &str = "files and jobs are not merged yet by a local run; write the job out";
 
 /// Support of a keyword at the top level of the file; `None` when the key is the name of a job.
 pub fn global(keyword: &str) -> Option<Support> {
     Some(match keyword {
         "stages" | "default" | "variables" | "before_script" | "after_script" => Support::Run,
-        "image" | "services" => Support::Noted(SHELL),
+        "image" => Support::Run,
+        "services" => Support::Noted(SHELL),
         "cache" => Support::Noted(NO_STORE),
-        "workflow" => Support::Noted(ALL_JOBS),
+        "workflow" => Support::Refused(RULES),
         "include" | "spec" => Support::Refused(MERGED),
         _ => return None,
     })
@@ -35,9 +36,9 @@ pub fn global(keyword: &str) -> Option<Support> {
 /// Support of a keyword below `default`.
 pub fn default(keyword: &str) -> Support {
     match keyword {
-        "before_script" | "after_script" | "timeout" => Support::Run,
-        "artifacts" | "cache" | "hooks" | "id_tokens" | "identity" | "image" | "interruptible" | "retry"
-        | "services" | "tags" => job(keyword),
+        "before_script" | "after_script" | "image" | "timeout" => Support::Run,
+        "artifacts" | "cache" | "hooks" | "id_tokens" | "identity" | "interruptible" | "retry" | "services"
+        | "tags" => job(keyword),
         _ => Support::Unknown,
     }
 }
@@ -45,13 +46,12 @@ pub fn default(keyword: &str) -> Support {
 /// Support of a keyword of a job.
 pub fn job(keyword: &str) -> Support {
     match keyword {
-        "script" | "before_script" | "after_script" | "stage" | "variables" | "allow_failure" | "timeout" | "when" => {
-            Support::Run
-        }
-        "image" | "services" | "tags" => Support::Noted(SHELL),
+        "script" | "before_script" | "after_script" | "stage" | "variables" | "allow_failure" | "timeout" | "when"
+        | "image" => Support::Run,
+        "services" | "tags" => Support::Noted(SHELL),
         "artifacts" | "cache" | "dependencies" => Support::Noted(NO_STORE),
         "needs" => Support::Noted(ORDER),
-        "rules" | "only" | "except" => Support::Noted(ALL_JOBS),
+        "rules" | "only" | "except" => Support::Refused(RULES),
         "start_in" => Support::Noted("a local run does not wait"),
         "retry" => Support::Noted("a local run tries a job once"),
         "inherit" => Support::Noted("`default` and global variables always apply in a local run"),

@@ -85,6 +85,8 @@ pub struct Job {
     pub after_script: Vec<String>,
     /// Global and own variables; the job's own win.
     pub variables: Vec<Variable>,
+    /// It asks for a container (`image`).
+    pub has_image: bool,
     /// Whether its failure counts.
     pub allow_failure: AllowFailure,
     /// The job's own limit.

@@ -39,6 +39,7 @@ struct Defaults {
     after_script: Vec<String>,
     timeout: Option<std::time::Duration>,
     variables: Vec<Variable>,
+    has_image: bool,
 }
 
 impl Reader {
@@ -82,6 +83,7 @@ impl Reader {
                 "before_script" => defaults.before_script = self.script(name, value),
                 "after_script" => defaults.after_script = self.script(name, value),
                 "variables" => defaults.variables = self.variables(value),
+                "image" => defaults.has_image = !value.is_null(),
                 _ => {}
             }
         }
@@ -97,6 +99,7 @@ impl Reader {
                 "before_script" => defaults.before_script = self.script(name, value),
                 "after_script" => defaults.after_script = self.script(name, value),
                 "timeout" => defaults.timeout = self.timeout(value),
+                "image" => defaults.has_image = !value.is_null(),
                 _ => {}
             }
         }
@@ -131,6 +134,7 @@ impl Reader {
             script: Vec::new(),
             after_script: defaults.after_script.clone(),
             variables: defaults.variables.clone(),
+            has_image: defaults.has_image,
             allow_failure: AllowFailure::No,
             timeout: defaults.timeout,
             when: When::OnSuccess,
@@ -151,6 +155,7 @@ impl Reader {
                 "after_script" => job.after_script = self.script(keyword, value),
                 "variables" => override_variables(&mut job.variables, self.variables(value)),
                 "timeout" => job.timeout = self.timeout(value),
+                "image" => job.has_image = true,
                 "when" => job.when = self.when(&place, value),
                 "allow_failure" => allow_failure = Some(self.allow_failure(&place, value)),
                 "stage" => {
@@ -383,9 +388,9 @@ unit:
 
     #[test]
     fn a_keyword_without_effect_is_said_with_its_line() {
-        let pipeline = read("unit:\n  image: alpine\n  script: echo\n").expect("a pipeline");
+        let pipeline = read("unit:\n  tags: [x]\n  script: echo\n").expect("a pipeline");
         assert_eq!(pipeline.notes[0].line, 2);
-        assert!(pipeline.notes[0].message.contains("`image`"));
+        assert!(pipeline.notes[0].message.contains("`tags`"));
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! The developer's checkout: where it is, and which files of it a job gets. It is only read.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A git work tree and its repository.
+#[derive(Clone, Debug)]
+pub struct Checkout {
+    /// The top of the work tree.
+    pub root: PathBuf,
+    /// The directory of objects, which jobs read.
+    pub objects: PathBuf,
+    /// The index of this work tree.
+    pub index: PathBuf,
+    /// The list of commits where a shallow clone ends, if the repository is one.
+    pub shallow: PathBuf,
+}
+
+/// A file that git tracks (or, with `--untracked`, does not ignore).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Below the root.
+    pub path: PathBuf,
+    /// The directory is a repository of its own.
+    pub is_submodule: bool,
+}
+
+/// A git command that neither takes locks nor refreshes the index of the developer's repository.
+pub fn git(directory: &Path) -> Command {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(directory).env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
+    command
+}
+
+/// The output of a git command. Errors: git cannot be started, or what it says.
+pub fn output(mut command: Command) -> Result<Vec<u8>, String> {
+    let output = command.output().map_err(|error| format!("cannot start git: {error}; install git"))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
+}
+
+impl Checkout {
+    /// The checkout that holds `directory`. Errors: there is none, or git refuses it.
+    pub fn find(directory: &Path) -> Result<Self, String> {
+        let mut command = git(directory);
+        command.args(["rev-parse", "--path-format=absolute", "--show-toplevel"]);
+        for name in ["objects", "index", "shallow"] {
+            command.args(["--git-path", name]);
+        }
+        let answer = output(command).map_err(|why| match why.contains("not a git repository") {
+            true => format!("{} is not in a git checkout; run `mayfly exec` inside one", directory.display()),
+            false => why,
+        })?;
+        let mut lines = answer.split(|byte| *byte == b'\n').map(|line| PathBuf::from(OsStr::from_bytes(line)));
+        let mut next = || lines.next().filter(|path| path.is_absolute());
+        let paths = (next(), next(), next(), next());
+        let (Some(root), Some(objects), Some(index), Some(shallow)) = paths else {
+            return Err(format!(
+                "{}: git does not say where the work tree is (a bare repository?)",
+                directory.display()
+            ));
+        };
+        Ok(Self { root, objects, index, shallow })
+    }
+
+    /// The files of the index, and with `untracked` those that git does not ignore. Errors: what git says.
+    pub fn files(&self, untracked: bool) -> Result<Vec<Listed>, String> {
+        list(&self.root, untracked)
+    }
+
+    /// Branches, tags and remote branches with their commits, in the form of a `packed-refs` file.
+    pub fn references(&self) -> Result<Vec<u8>, String> {
+        let mut command = git(&self.root);
+        command.args(["for-each-ref", "--format=%(objectname) %(refname)", "refs/heads", "refs/tags", "refs/remotes"]);
+        output(command)
+    }
+}
+
+/// The files of a work tree in the order of the index. Errors: what git says.
+pub fn list(root: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
+    let mut command = git(root);
+    command.args(["ls-files", "-z", "-s"]);
+    let staged = output(command)?;
+    let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
+    // A file in conflict stands there up to three times.
+    files.dedup();
+    if untracked {
+        let mut command = git(root);
+        command.args(["ls-files", "-z", "--others", "--exclude-standard"]);
+        let others = output(command)?;
+        let paths = others.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+        files.extend(
+            paths.map(|path| Listed { path: OsStr::from_bytes(path).into(), is_submodule: path.ends_with(b"/") }),
+        );
+    }
+    Ok(files)
+}
+
+/// `MODE OBJECT STAGE<tab>PATH`.
+fn staged_file(line: &[u8]) -> Option<Listed> {
+    let tab = line.iter().position(|byte| *byte == b'\t')?;
+    let path = OsStr::from_bytes(&line[tab + 1..]).into();
+    Some(Listed { path, is_submodule: line.starts_with(b"160000 ") })
+}

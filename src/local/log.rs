@@ -1,0 +1,261 @@
+//! A job's log as people want to see it: the output of its scripts, without what the agent says around them.
+//!
+//! The engine writes the log in GitLab's form, with markers where a section begins and ends. They tell the parts apart.
+
+/// A line of a job's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What it is.
+    pub kind: Kind,
+    /// The text, with the escape codes that the job wrote and without the end of the line.
+    pub text: String,
+}
+
+/// What a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A script wrote it.
+    Output,
+    /// A command of the script, shown before it runs.
+    Command,
+    /// The agent has something to tell that the developer should see.
+    Notice,
+    /// The agent tells what it does; hidden by default.
+    Preamble,
+}
+
+/// The part of a log that a line stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Before the first section, and behind the last.
+    Outside,
+    /// Prepare, clean up.
+    Agent,
+    /// Hooks of the job write here as well.
+    Sources,
+    /// Caches.
+    Caches,
+    /// Artifacts.
+    Artifacts,
+    /// A script of the job.
+    Script,
+}
+
+const CLEAR: &str = "\x1b[0K";
+const COMMAND: &str = "\x1b[32;1m$ ";
+/// How the agent's own lines begin.
+const OWN: [&str; 2] = ["\x1b[0K", "\x1b[32;1m"];
+const WARNING: &str = "\x1b[0;33mWARNING: ";
+const ERROR: &str = "\x1b[31;1mERROR: ";
+/// A line without an end is shown from this size on.
+const LONGEST: usize = 64 * 1024;
+
+/// Takes a log in pieces and gives its lines.
+pub struct Reader {
+    begun: Vec<u8>,
+    part: Part,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self { begun: Vec::new(), part: Part::Outside }
+    }
+}
+
+impl Reader {
+    /// Takes a piece of the log.
+    pub fn push(&mut self, piece: &[u8], take: &mut dyn FnMut(Line)) {
+        let mut rest = piece;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(&rest[..end]);
+            rest = &rest[end + 1..];
+            self.line(true, take);
+        }
+        self.begun.extend_from_slice(rest);
+        if self.begun.len() > LONGEST {
+            self.line(true, take);
+        }
+    }
+
+    /// The log is complete.
+    pub fn finish(&mut self, take: &mut dyn FnMut(Line)) {
+        self.line(false, take);
+    }
+
+    fn line(&mut self, ended: bool, take: &mut dyn FnMut(Line)) {
+        let bytes = std::mem::take(&mut self.begun);
+        let text = String::from_utf8_lossy(&bytes);
+        let mut rest: &str = &text;
+        let mut is_heading = false;
+        let mut has_marker = false;
+        while let Some(marker) = Marker::find(rest) {
+            if marker.at > 0 {
+                self.give(&rest[..marker.at], take);
+            }
+            has_marker = true;
+            rest = &rest[marker.end..];
+            if let Some(part) = part_of(marker.name) {
+                self.part = if marker.starts { part } else { Part::Outside };
+                is_heading = marker.starts;
+            }
+        }
+        match () {
+            () if is_heading => take(Line { kind: Kind::Preamble, text: rest.replace(CLEAR, "") }),
+            () if rest.is_empty() && (has_marker || !ended) => {}
+            () => self.give(rest, take),
+        }
+    }
+
+    fn give(&self, text: &str, take: &mut dyn FnMut(Line)) {
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        // What a progress bar wrote over is not there any more.
+        let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
+        let is_notice = text.starts_with(WARNING) || text.starts_with(ERROR);
+        let kind = match self.part {
+            Part::Script if text.starts_with(COMMAND) => Kind::Command,
+            Part::Script if text.starts_with("\x1b[32;1mRunning after script...") => Kind::Preamble,
+            Part::Script if text.starts_with(WARNING) => Kind::Notice,
+            Part::Script => Kind::Output,
+            Part::Sources if text.starts_with(COMMAND) => Kind::Command,
+            Part::Sources if is_notice => Kind::Notice,
+            Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => Kind::Preamble,
+            Part::Sources => Kind::Output,
+            Part::Artifacts | Part::Agent if is_notice => Kind::Notice,
+            _ => Kind::Preamble,
+        };
+        take(Line { kind, text: text.to_owned() });
+    }
+}
+
+/// The part that the engine's section of this name is; `None` for a section that a script made.
+fn part_of(section: &str) -> Option<Part> {
+    match section {
+        "prepare_executor" | "prepare_script" | "cleanup_file_variables" => Some(Part::Agent),
+        "get_sources" => Some(Part::Sources),
+        "restore_cache" | "archive_cache" | "archive_cache_on_failure" => Some(Part::Caches),
+        "download_artifacts" | "upload_artifacts_on_success" | "upload_artifacts_on_failure" => Some(Part::Artifacts),
+        "after_script" => Some(Part::Script),
+        _ if section.starts_with("step_") => Some(Part::Script),
+        _ => None,
+    }
+}
+
+/// `section_start:TIME:NAME[options]\r\e[0K`, or the same with `end`.
+struct Marker<'a> {
+    at: usize,
+    end: usize,
+    starts: bool,
+    name: &'a str,
+}
+
+impl<'a> Marker<'a> {
+    fn find(text: &'a str) -> Option<Self> {
+        let mut from = 0;
+        while let Some(found) = text[from..].find("section_") {
+            let at = from + found;
+            if let Some(marker) = Self::at(text, at) {
+                return Some(marker);
+            }
+            from = at + "section_".len();
+        }
+        None
+    }
+
+    fn at(text: &'a str, at: usize) -> Option<Self> {
+        let rest = &text[at + "section_".len()..];
+        let (starts, rest) = match rest.strip_prefix("start:") {
+            Some(rest) => (true, rest),
+            None => (false, rest.strip_prefix("end:")?),
+        };
+        let (time, rest) = rest.split_once(':')?;
+        let end = rest.find('\r')?;
+        let (label, behind) = (&rest[..end], &rest[end + 1..]);
+        let name = label.split('[').next().unwrap_or_default();
+        let is_marker = time.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() && !name.contains(' ');
+        let behind = behind.strip_prefix(CLEAR).unwrap_or(behind);
+        is_marker.then_some(Self { at, end: text.len() - behind.len(), starts, name })
+    }
+}
+
+/// Text without escape codes and other control characters: for files, pipes and reports.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '\x1b' => skip_escape(&mut characters),
+            '\t' => plain.push('\t'),
+            other if other.is_control() => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// Skips an escape sequence (ECMA-48): CSI up to its final byte, OSC up to its terminator, else one character.
+fn skip_escape(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) {
+    match characters.next() {
+        Some('[') => drop(characters.find(|character| ('@'..='~').contains(character))),
+        Some(']') => {
+            while let Some(character) = characters.next() {
+                if character == '\x07' || character == '\x1b' && characters.next_if_eq(&'\\').is_some() {
+                    break;
+                }
+            }
+        }
+        Some('(' | ')') => drop(characters.next()),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\x1b[0KRunning with mayfly\x1b[0;m\n\
+        section_start:1:prepare_executor\r\x1b[0K\x1b[0K\x1b[36;1mPreparing\x1b[0;m\x1b[0;m\n\
+        \x1b[0KUsing Shell (bash) executor...\x1b[0;m\n\
+        section_end:1:prepare_executor\r\x1b[0Ksection_start:1:get_sources\r\x1b[0K\x1b[0K\x1b[36;1mGetting\x1b[0;m\n\
+        \x1b[32;1mSkipping Git checkout\x1b[0;m\nfrom the hook\n\
+        section_end:1:get_sources\r\x1b[0Ksection_start:1:step_script\r\x1b[0K\x1b[0K\x1b[36;1mExecuting\x1b[0;m\n\
+        \x1b[32;1m$ make\x1b[0;m\n\
+        10%\r50%\r100%\r\n\
+        \n\
+        section_start:5:mine[collapsed=true]\r\x1b[0KMine\n\
+        section_end:5:mine\r\x1b[0K\n\
+        \x1b[31mred\x1b[0m\n\
+        no end of linesection_end:9:step_script\r\x1b[0Ksection_start:9:archive_cache\r\x1b[0K\x1b[0KSaving\n\
+        Created cache\n\
+        section_end:9:archive_cache\r\x1b[0K\x1b[32;1mJob succeeded\x1b[0;m\n";
+
+    fn lines(pieces: &[&[u8]]) -> Vec<(Kind, String)> {
+        let mut lines = Vec::new();
+        let mut reader = Reader::default();
+        let mut take = |line: Line| lines.push((line.kind, plain(&line.text)));
+        pieces.iter().for_each(|piece| reader.push(piece, &mut take));
+        reader.finish(&mut take);
+        lines
+    }
+
+    #[test]
+    fn only_the_output_of_scripts_is_left_however_the_log_is_cut() {
+        let whole = lines(&[LOG.as_bytes()]);
+        let shown: Vec<_> = whole.iter().filter(|(kind, _)| *kind != Kind::Preamble).collect();
+        let texts: Vec<&str> = shown.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, ["from the hook", "$ make", "100%", "", "Mine", "red", "no end of line"]);
+        assert_eq!(shown[1].0, Kind::Command);
+        for size in [1, 3, 7] {
+            let pieces: Vec<&[u8]> = LOG.as_bytes().chunks(size).collect();
+            assert_eq!(lines(&pieces), whole, "{size}");
+        }
+    }
+
+    #[test]
+    fn plain_text_has_no_escape_codes() {
+        assert_eq!(
+            plain("\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x1b\\ \x07\ttab é"),
+            "red link \ttab é"
+        );
+        assert_eq!(plain("cut \x1b[3"), "cut ");
+    }
+}

@@ -1,0 +1,82 @@
+//! What was copied into a tree: for each file the stamps of the original and of the copy.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::stamp::Stamp;
+
+/// The copies of a tree by their paths below it.
+#[derive(Debug, Default, PartialEq)]
+pub struct Manifest(HashMap<PathBuf, (Stamp, Stamp)>);
+
+impl Manifest {
+    /// What a file says; one that is missing or damaged is a tree of which nothing is known.
+    pub fn load(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let mut copies = HashMap::new();
+        let mut fields = bytes.split(|byte| *byte == 0);
+        while let (Some(path), Some(original), Some(copy)) = (fields.next(), fields.next(), fields.next()) {
+            let stamp = |text: &[u8]| std::str::from_utf8(text).ok().and_then(Stamp::of_text);
+            if let (Some(original), Some(copy)) = (stamp(original), stamp(copy)) {
+                copies.insert(PathBuf::from(OsStr::from_bytes(path)), (original, copy));
+            }
+        }
+        Self(copies)
+    }
+
+    /// Replaces the file at `path`. Errors: the disk.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(self.0.len() * 128);
+        for (file, (original, copy)) in &self.0 {
+            bytes.extend_from_slice(file.as_os_str().as_bytes());
+            bytes.push(0);
+            bytes.extend_from_slice(original.to_text().as_bytes());
+            bytes.push(0);
+            bytes.extend_from_slice(copy.to_text().as_bytes());
+            bytes.push(0);
+        }
+        let draft = path.with_extension("new");
+        std::fs::write(&draft, bytes)?;
+        std::fs::rename(draft, path)
+    }
+
+    /// Whether `path` was copied from a file with the stamp `original`, and the copy still is as it was made.
+    pub fn holds(&self, path: &Path, original: Stamp, copy: Stamp) -> bool {
+        self.0.get(path) == Some(&(original, copy))
+    }
+
+    /// Notes a copy.
+    pub fn note(&mut self, path: PathBuf, original: Stamp, copy: Stamp) {
+        self.0.insert(path, (original, copy));
+    }
+
+    /// Forgets all but what `keep` is true for; returns whether anything was forgotten.
+    pub fn retain(&mut self, keep: impl Fn(&Path) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(|path, _| keep(path));
+        self.0.len() != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_holds_what_was_noted_and_a_damaged_one_holds_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("manifest");
+        let stamp = Stamp::of(&directory.path().metadata().expect("there"));
+        let mut manifest = Manifest::default();
+        manifest.note("a\nb/c d".into(), stamp, Stamp::default());
+        manifest.save(&file).expect("saved");
+        let loaded = Manifest::load(&file);
+        assert_eq!(loaded, manifest);
+        assert!(loaded.holds(Path::new("a\nb/c d"), stamp, Stamp::default()));
+        std::fs::write(&file, "a\0junk\01 2 3\0").expect("written");
+        assert_eq!(Manifest::load(&file), Manifest::default());
+    }
+}

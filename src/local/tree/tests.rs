@@ -1,0 +1,144 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+
+fn git(root: &Path, arguments: &[&str]) -> String {
+    let mut command = super::super::checkout::git(root);
+    command.args(["-c", "user.name=Dev", "-c", "user.email=dev@example.test"]).args(arguments);
+    let output = super::super::checkout::output(command).expect("git");
+    String::from_utf8_lossy(&output).trim().to_owned()
+}
+
+struct Given {
+    directory: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Given {
+    fn checkout() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path().canonicalize().expect("a path").join("app");
+        fs::create_dir_all(root.join("src/deep")).expect("made");
+        fs::write(root.join("src/deep/a.txt"), "a\n").expect("written");
+        fs::write(root.join("run.sh"), "#!/bin/sh\n").expect("written");
+        fs::set_permissions(root.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("set");
+        fs::write(root.join(".gitignore"), "ignored\n").expect("written");
+        symlink("src/deep/a.txt", root.join("link")).expect("made");
+        git(&root, &["init", "-q", "-b", "main"]);
+        git(&root, &["add", "-A"]);
+        git(&root, &["commit", "-q", "-m", "first"]);
+        fs::write(root.join("ignored"), "x").expect("written");
+        fs::write(root.join("loose"), "x").expect("written");
+        Self { directory, root }
+    }
+
+    fn source(&self, untracked: bool) -> Source {
+        let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
+        Source::read(&checkout, untracked, &git(&self.root, &["rev-parse", "HEAD"])).expect("a source")
+    }
+
+    fn trees(&self) -> Trees {
+        Trees::new(self.directory.path().join("trees"), "app")
+    }
+}
+
+fn names(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).expect("read").map(|entry| entry.expect("an entry").path()) {
+            let below = entry.strip_prefix(root).expect("below").display().to_string();
+            match entry.symlink_metadata().expect("there").is_dir() {
+                true if below == ".git" => {}
+                true => waiting.push(entry),
+                false => found.push(below),
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_tree_holds_what_git_tracks_with_its_edits_and_nothing_else() {
+    let given = Given::checkout();
+    fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("written");
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
+    assert_eq!(fs::read_to_string(tree.project.join("link")).expect("text"), "edited\n");
+    assert!(tree.project.join("link").symlink_metadata().expect("there").is_symlink());
+    assert_eq!(tree.project.join("run.sh").metadata().expect("there").mode() & 0o777, 0o755);
+    assert_eq!(git(&tree.project, &["rev-parse", "HEAD"]), git(&given.root, &["rev-parse", "HEAD"]));
+    assert_eq!(git(&tree.project, &["status", "--porcelain"]), "M src/deep/a.txt");
+    assert_eq!(git(&tree.project, &["log", "--format=%s", "main"]), "first");
+    drop(tree);
+    let tree = given.trees().take(&given.source(true), false).expect("a tree");
+    assert_eq!(names(&tree.project), [".gitignore", "link", "loose", "run.sh", "src/deep/a.txt"]);
+}
+
+#[test]
+fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
+    let given = Given::checkout();
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let project = tree.project.clone();
+    fs::write(project.join("src/deep/a.txt"), "b\n").expect("written");
+    fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set");
+    fs::remove_file(project.join("link")).expect("removed");
+    symlink("/etc", project.join("link")).expect("planted");
+    fs::create_dir_all(project.join("target/closed")).expect("made");
+    fs::write(project.join("target/closed/x"), "x").expect("written");
+    fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0)).expect("set");
+    fs::write(project.join(".git/hooks"), "x").expect("planted");
+    drop(tree);
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    assert_eq!(tree.project, project, "the same tree");
+    assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
+    assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("text"), "a\n");
+    assert_eq!(project.join("run.sh").metadata().expect("there").mode() & 0o777, 0o755);
+    assert_eq!(fs::read_link(project.join("link")).expect("a link"), Path::new("src/deep/a.txt"));
+    assert!(!project.join(".git/hooks").exists());
+}
+
+#[test]
+fn files_that_stayed_as_they_were_are_not_copied_again_and_edits_arrive() {
+    let given = Given::checkout();
+    // Older than a tick of the clock, so that it can be told from a change.
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    File::options().write(true).open(given.root.join("run.sh")).and_then(|file| file.set_modified(old)).expect("set");
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("there").ino();
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let before = inode(&tree, "run.sh");
+    drop(tree);
+    fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("written");
+    fs::remove_file(given.root.join("link")).expect("removed");
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    assert_eq!(inode(&tree, "run.sh"), before);
+    assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("text"), "new\n");
+    assert!(tree.project.join("link").symlink_metadata().is_err());
+    assert_ne!(inode(&tree, "run.sh"), given.root.join("run.sh").metadata().expect("there").ino());
+}
+
+#[test]
+fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
+    let given = Given::checkout();
+    let (trees, source) = (given.trees(), given.source(false));
+    let first = trees.take(&source, false).expect("a tree");
+    let second = trees.take(&source, true).expect("a tree");
+    assert_ne!(first.project, second.project);
+    assert_eq!(fs::read_dir(&second.project).expect("read").count(), 0);
+    let project = second.project.clone();
+    drop(second);
+    let again = trees.take(&source, false).expect("a tree");
+    assert_eq!((again.project.clone(), names(&again.project).len()), (project, 4));
+    again.discard().expect("removed");
+}
+
+#[test]
+fn a_pipe_in_place_of_a_tracked_file_is_left_out() {
+    let given = Given::checkout();
+    fs::remove_file(given.root.join("run.sh")).expect("removed");
+    nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("planted");
+    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    assert!(!tree.project.join("run.sh").exists());
+}
