@@ -14,10 +14,10 @@ use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::failure::{FailureReason, JobError};
 use crate::instance::{Demand, Instance, Work};
-use crate::job::containers::name_of;
-use crate::job::context::Context;
+use crate::job::context::{Context, name_of};
 use crate::job::control::Control;
-use crate::job::engine::{self, Ended};
+use crate::job::give_up;
+use crate::job::run::{self, Ended};
 use crate::journal::{Count, Progress, Record, SlotDirectory};
 use crate::monitor::numbers::{self, Who};
 use crate::payload::{self, Payload, Undecodable};
@@ -167,11 +167,11 @@ impl Desk {
         let (id, handle) = (payload.id, payload.handle());
         let (numbers, keys) = (record.concurrent, numbers_of(&context, &payload));
         let directory = SlotDirectory::new(&self.state, permit.slot);
-        let (left, name) = (directory.clone(), name_of(&payload, &record));
+        let (left, name) = (directory.clone(), name_of(&payload, record.began));
         // A mistake of ours in one job must not take the others down, nor leave this one hanging.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
-            Begin::Fresh(written) => written.and_then(|()| engine::run(&context, directory, record, payload, control)),
-            Begin::Resumed => engine::resume(&context, directory, record, payload, control),
+            Begin::Fresh(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
+            Begin::Resumed => run::resume(&context, directory, record, payload, control),
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
@@ -182,7 +182,7 @@ impl Desk {
             Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
         };
         if let Some(why) = trouble {
-            engine::abandon(&context, &left, name);
+            give_up::end_leftovers(&context, &left, name);
             fail_with_log(&context, &left, &handle, &why);
         }
         self.forget(permit, numbers, &keys);
@@ -190,9 +190,9 @@ impl Desk {
 
     /// Fails a job that cannot even begin.
     fn give_up(&self, task: Task, why: &str) {
-        let name = name_of(&task.payload, &task.record);
+        let name = name_of(&task.payload, task.record.began);
         let directory = SlotDirectory::new(&self.state, task.permit.slot);
-        engine::abandon(&task.context, &directory, name);
+        give_up::end_leftovers(&task.context, &directory, name);
         fail(&task.context, &task.payload.handle(), why);
         if let Err(error) = directory.discard() {
             log::error!("a slot cannot be removed error={error}");
@@ -328,7 +328,7 @@ fn result(ended: &Ended) -> &'static str {
 
 /// Fails a job that has no engine (any more).
 fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) {
-    match engine::fail(context, directory, job, why) {
+    match give_up::fail(context, directory, job, why) {
         Ok(_) => {
             log::error!("a job is failed job={} error={why}", job.id);
             numbers::job_ended(&context.who(), job.id, FailureReason::RunnerSystemFailure.as_str());

@@ -12,7 +12,8 @@ use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
 use crate::failure::JobError;
 use crate::http::Address;
-use crate::job::containers::{self, name_of};
+use crate::job::containers;
+use crate::job::context::name_of;
 use crate::journal::{self, Record, SlotDirectory};
 use crate::shim;
 use crate::token::Token;
@@ -25,7 +26,7 @@ impl Agent {
             let record = directory.load();
             // A machine that went down has ended its containers: nobody goes on with them.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
-            let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record)));
+            let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
             let place = record.as_ref().and_then(|record| record.progress.place.clone());
             let kept = record.is_some_and(|record| self.recover_one(config, number, &directory, record));
             jobs.extend(job.filter(|_| kept));

@@ -19,7 +19,7 @@ use crate::executor::shell::Shell;
 use crate::instance::{Instance, Plain};
 use crate::job::context::Context;
 use crate::job::control::Control;
-use crate::job::engine::{self, Ended};
+use crate::job::run::{self, Ended};
 use crate::journal::{Progress, Record, SlotDirectory};
 use crate::local::checkout::Checkout;
 use crate::local::terminal::Terminal;
@@ -238,9 +238,7 @@ impl Session {
         directory.begin(&record).map_err(|error| format!("{}: {error}", self.scratch.display()))?;
         let worker = {
             let (control, sender) = (Arc::clone(&control), self.sender.clone());
-            thread::spawn(move || {
-                sender.send(Event::Ended(engine::run(&context, directory, record, payload, &control)))
-            })
+            thread::spawn(move || sender.send(Event::Ended(run::run(&context, directory, record, payload, &control))))
         };
         let ended = self.wait(&control);
         let _ = worker.join();

@@ -3,22 +3,19 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::context::Context;
-use super::engine::Engine;
+use super::context::{Context, Job};
 use super::flags::Flags;
+use super::outcome::StageResult;
 use super::sources::{self, Strategy, remove};
-use super::steps::StopsFor;
-use super::work::{Plan, Report};
+use super::work::Plan;
 use crate::executor::docker::credentials::Access;
-use crate::executor::docker::engine::containers::From;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, Facts};
 use crate::executor::docker::{Docker, choice, prepare, script, volumes};
 use crate::executor::place::Place;
 use crate::failure::JobError;
-use crate::journal::Record;
+use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
 use crate::shim::spec::{Doors, Rights, Task, Walls};
@@ -28,14 +25,6 @@ pub(super) const DOORS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
 
 /// The beginning of the names of directories that go with their job.
 const OF_ONE_JOB: &str = "job-";
-
-/// How much longer than the script's own grace the shim waits for a child that speaks with an engine.
-const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// A job's name for its containers: no other job has it.
-pub fn name_of(payload: &Payload, record: &Record) -> String {
-    format!("{}-{:x}", payload.id, record.began)
-}
 
 /// Whether a job is for a protected branch or tag; older servers say it in a variable, or in the name of a cache.
 fn is_protected(payload: &Payload) -> bool {
@@ -99,167 +88,127 @@ impl Context {
     }
 }
 
-impl Engine<'_> {
-    /// Everything that scripts in a container need.
-    pub(super) fn prepare_container(&mut self, docker: &Docker) -> io::Result<Result<(), JobError>> {
-        if let Err(error) = std::fs::create_dir_all(&self.context.caches) {
-            let caches = self.context.caches.display();
-            return Ok(Err(JobError::system(format!("the directory of caches {caches} cannot be made: {error}"))));
-        }
-        let plan = match self.container_plan(docker) {
-            Ok(plan) => Plan::PrepareContainer(Box::new(plan)),
-            Err(error) => return Ok(Err(error)),
-        };
-        let plan = plan.to_text().map_err(io::Error::other)?;
-        let limit = self.prepare_limit();
-        self.step(Task::Work { plan, rights: Rights::All, doors: None }, &limit, StopsFor::Any)
+/// The preparation of everything that scripts in a container need, as a task. Errors: what the job asks for cannot be had.
+pub(super) fn prepare_task(job: &Job<'_>, docker: &Docker) -> StageResult<Task> {
+    if let Err(error) = std::fs::create_dir_all(&job.context.caches) {
+        let caches = job.context.caches.display();
+        return Err(JobError::system(format!("the directory of caches {caches} cannot be made: {error}")).into());
     }
+    let plan = Plan::PrepareContainer(Box::new(container_plan(job, docker)?));
+    Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights: Rights::All, doors: None })
+}
 
-    fn container_plan(&self, docker: &Docker) -> Result<prepare::Plan, JobError> {
-        let (runner, place, variables) = (&self.context.runner, &self.prepared.place, &self.prepared.variables);
-        let job = name_of(&self.payload, &self.record);
-        let short_token = runner.token.short();
-        let facts = Facts {
-            payload: &self.payload,
-            concurrent: self.record.concurrent,
-            job: &job,
-            runner: &short_token,
-            system_id: &self.context.system_id,
-        };
-        let prefix = facts.prefix(&docker.owner);
-        let expand = |text: &str| variables.expand(text);
-        let volumes = volumes::of_job(&volumes::Facts {
-            docker: &runner.docker,
-            builds: &docker.builds,
-            project: &place.seen(&place.project),
-            host_builds: &place.builds,
-            owner: format!(
-                "{}-{}-{}-{}",
-                runner.token.reveal(),
-                self.context.system_id,
-                self.payload.job_info.project_id,
-                self.record.concurrent.1
-            ),
-            prefix: &prefix,
-            protected: is_protected(&self.payload),
-            labels: &facts.labels(&docker.owner, "cache"),
-            expand: &expand,
-        })?;
-        let mut labels = facts.labels(&docker.owner, "build");
-        labels.extend(runner.docker.container_labels.iter().map(|(key, value)| (key.clone(), expand(value))));
-        if runner.docker.volume_keep {
-            labels.insert(names::VOLUME_KEEP.to_owned(), "true".to_owned());
-        }
-        let flags = &self.prepared.flags;
-        Ok(prepare::Plan {
-            address: docker.address.clone(),
-            docker: runner.docker_text.clone(),
-            payload: self.record.payload.clone(),
-            variables: variables.clone(),
-            host_name: facts.host_name(),
-            labels,
-            network: self.network_of_job(&facts, docker),
-            volumes: volumes.made,
-            binds: volumes.binds,
-            access: Access::of_agent(
-                runner,
-                &choice::references(&runner.docker, &self.payload, &expand),
-                &docker.tokens,
-            ),
-            shell: runner.shell.clone(),
-            init: flags.is_on("FF_USE_INIT_WITH_DOCKER_EXECUTOR"),
-            native_stop: flags.is_on("FF_USE_NATIVE_CONTAINER_STOP"),
-            root: place.builds.clone(),
-            directories: [place.project.clone(), place.temporary.clone()],
-            prefix,
-        })
+fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobError> {
+    let (runner, dirs, variables) = (&job.context.runner, &job.settings.dirs, &job.settings.variables);
+    let name = job.name();
+    let short_token = runner.token.short();
+    let facts = Facts {
+        payload: &job.payload,
+        concurrent: job.concurrent,
+        job: &name,
+        runner: &short_token,
+        system_id: &job.context.system_id,
+    };
+    let prefix = facts.prefix(&docker.owner);
+    let expand = |text: &str| variables.expand(text);
+    let volumes = volumes::of_job(&volumes::Facts {
+        docker: &runner.docker,
+        builds: &docker.builds,
+        project: &dirs.seen(&dirs.project),
+        host_builds: &dirs.builds,
+        owner: format!(
+            "{}-{}-{}-{}",
+            runner.token.reveal(),
+            job.context.system_id,
+            job.payload.job_info.project_id,
+            job.concurrent.1
+        ),
+        prefix: &prefix,
+        protected: is_protected(&job.payload),
+        labels: &facts.labels(&docker.owner, "cache"),
+        expand: &expand,
+    })?;
+    let mut labels = facts.labels(&docker.owner, "build");
+    labels.extend(runner.docker.container_labels.iter().map(|(key, value)| (key.clone(), expand(value))));
+    if runner.docker.volume_keep {
+        labels.insert(names::VOLUME_KEEP.to_owned(), "true".to_owned());
     }
+    let flags = &job.settings.flags;
+    Ok(prepare::Plan {
+        address: docker.address.clone(),
+        docker: runner.docker_text.clone(),
+        payload: job.payload_text.clone(),
+        variables: variables.clone(),
+        host_name: facts.host_name(),
+        labels,
+        network: network(job, &facts, docker),
+        volumes: volumes.made,
+        binds: volumes.binds,
+        access: Access::of_agent(runner, &choice::references(&runner.docker, &job.payload, &expand), &docker.tokens),
+        shell: runner.shell.clone(),
+        init: flags.is_on("FF_USE_INIT_WITH_DOCKER_EXECUTOR"),
+        native_stop: flags.is_on("FF_USE_NATIVE_CONTAINER_STOP"),
+        root: dirs.builds.clone(),
+        directories: [dirs.project.clone(), dirs.temporary.clone()],
+        prefix,
+    })
+}
 
-    /// What work on the job's files sees of the machine: caches, which are those of all projects, only where it is about
-    /// them.
-    pub(super) fn walls(&self, plan: &Plan) -> Walls {
-        let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| self.context.caches.clone());
-        let tls = &self.context.runner.tls;
-        let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
-        Walls {
-            writable: [self.prepared.place.builds.clone()].into_iter().chain(caches).collect(),
-            readable: files.into_iter().flatten().cloned().collect(),
-            open: !self.prepared.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
-        }
+/// What a file task sees of the machine. The caches are those of all projects, so only tasks about caches see them.
+pub(super) fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
+    let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
+    let tls = &job.context.runner.tls;
+    let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
+    Walls {
+        writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).collect(),
+        readable: files.into_iter().flatten().cloned().collect(),
+        open: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
     }
+}
 
-    fn network_of_job(&self, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNetwork> {
-        let (configured, concurrent) = (&self.context.runner.docker, self.record.concurrent.1);
-        let mtu = configured.network_mtu;
-        let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
-        self.context.network_of_job(&self.payload, &self.prepared.flags, concurrent).map(|name| CreateNetwork {
-            name,
-            driver: "bridge".to_owned(),
-            enable_ipv6: configured.enable_ipv6,
-            options: mtu.into_iter().collect(),
-            labels: facts.labels(&docker.owner, "network"),
-            check_duplicate: true,
-        })
-    }
+fn network(job: &Job<'_>, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNetwork> {
+    let configured = &job.context.runner.docker;
+    let mtu = configured.network_mtu;
+    let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
+    let name = job.context.network_of_job(&job.payload, &job.settings.flags, job.concurrent.1)?;
+    Some(CreateNetwork {
+        name,
+        driver: "bridge".to_owned(),
+        enable_ipv6: configured.enable_ipv6,
+        options: mtu.into_iter().collect(),
+        labels: facts.labels(&docker.owner, "network"),
+        check_duplicate: true,
+    })
+}
 
-    /// A script as a task in the job's container.
-    pub(super) fn container_script(&self, text: String, merge: bool) -> Task {
-        let Some(container) = self.record.progress.container.clone() else {
-            // Scripts run only after the container was made.
-            return Task::Work { plan: String::new(), rights: Rights::All, doors: None };
-        };
-        let place = &self.prepared.place;
-        let below = place.temporary.strip_prefix(&place.builds).map(PathBuf::from).unwrap_or_default();
-        let seen = |name: &str| place.seen(&place.temporary.join(name)).display().to_string();
-        let [output, error] = DOORS;
-        let doors = Doors {
-            root: place.builds.clone(),
-            output: below.join(output),
-            error: (!merge).then(|| below.join(error)),
-        };
-        let hand_over = self.prepared.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR").then(|| script::HandOver {
-            root: place.builds.clone(),
-            directories: vec![place.project.clone(), place.temporary.clone()],
-        });
-        let plan = Plan::ContainerScript(Box::new(script::Plan {
-            container: *container,
-            renew: self.record.progress.container_spent,
-            attempts: self.prepared.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
-            mark: format!("mayfly-{}-{:x}-{}", self.payload.id, self.record.began, self.record.progress.steps),
-            script: text,
-            doors: (seen(output), (!merge).then(|| seen(error))),
-            grace: self.context.runner.kill_grace,
-            hand_over,
-        }));
-        // A plan that cannot be written is one that cannot be read, and the step says so.
-        Task::Work { plan: plan.to_text().unwrap_or_default(), rights: Rights::All, doors: Some(doors) }
-    }
-
-    /// From TERM to KILL for the process of a task: one that speaks with an engine has its own patience with the script.
-    pub(super) fn grace_of(&self, task: &Task) -> Duration {
-        match task {
-            Task::Work { doors: Some(_), .. } => self.context.runner.kill_grace + ENGINE_PATIENCE,
-            _ => self.context.runner.kill_grace,
-        }
-    }
-
-    /// What work has to tell beside its exit status.
-    pub(super) fn hear_report(&mut self, report: &str) -> Option<Result<(), JobError>> {
-        match Report::of_text(report)? {
-            Report::Failed(error) => Some(Err(error)),
-            Report::Prepared(container) => {
-                self.record.progress.container = Some(container);
-                self.follow_services(From::Start);
-                Some(Ok(()))
-            }
-        }
-    }
-
-    /// What removes everything that was made for the job, beside whatever comes next.
-    pub(super) fn removal(&self) -> Option<impl FnOnce() + use<>> {
-        self.record.progress.stage?;
-        self.context.removal(name_of(&self.payload, &self.record), Some(self.prepared.place.builds.clone()))
-    }
+/// A script as a task in the job's container.
+pub(super) fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
+    let Some(container) = progress.container.clone() else {
+        // Scripts run only after the container was made.
+        return Task::Work { plan: String::new(), rights: Rights::All, doors: None };
+    };
+    let dirs = &job.settings.dirs;
+    let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
+    let seen = |name: &str| dirs.seen(&dirs.temporary.join(name)).display().to_string();
+    let [output, error] = DOORS;
+    let doors =
+        Doors { root: dirs.builds.clone(), output: below.join(output), error: (!merge).then(|| below.join(error)) };
+    let hand_over = job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR").then(|| script::HandOver {
+        root: dirs.builds.clone(),
+        directories: vec![dirs.project.clone(), dirs.temporary.clone()],
+    });
+    let plan = Plan::ContainerScript(Box::new(script::Plan {
+        container: *container,
+        renew: progress.container_spent,
+        attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
+        mark: format!("mayfly-{}-{}", job.name(), progress.steps),
+        script: text,
+        doors: (seen(output), (!merge).then(|| seen(error))),
+        grace: job.context.runner.kill_grace,
+        hand_over,
+    }));
+    // A plan that cannot be serialized cannot be read either, and the step fails with that.
+    Task::Work { plan: plan.to_text().unwrap_or_default(), rights: Rights::All, doors: Some(doors) }
 }
 
 fn goes_with_job(builds: &Path) -> bool {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::s3::Store;
+use super::control::Control;
+use super::deadlines::Deadlines;
 use super::flags::{Flags, INPUTS, WITHOUT_TOKENS};
 use super::script::of_pair;
 use super::{inputs, settings, sources};
@@ -16,6 +18,7 @@ use crate::executor::place::Place;
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::guard::Guard;
+use crate::journal::Record;
 use crate::monitor::numbers::Who;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
@@ -46,10 +49,10 @@ pub struct Context {
     pub guard: Option<Arc<Guard>>,
 }
 
-/// A job as this agent is going to run it.
-pub struct Prepared {
+/// What a job asks for, as far as this runner allows it.
+pub struct JobSettings {
     /// Directories.
-    pub place: Place,
+    pub dirs: Place,
     /// Variables, all but `CI_JOB_STATUS` at its value for the stage.
     pub variables: Variables,
     /// Feature flags.
@@ -66,6 +69,70 @@ pub struct Prepared {
     pub ca_certificates: Option<String>,
 }
 
+/// One job as this agent runs it: everything about it but how far it is, which is in the journal.
+pub struct Job<'a> {
+    /// The agent, the runner and the machine.
+    pub context: &'a Context,
+    /// The payload, with the job's inputs filled in.
+    pub payload: Payload,
+    /// The payload as it came.
+    pub payload_text: String,
+    /// What follows from the payload.
+    pub settings: JobSettings,
+    /// Orders to the job.
+    pub control: Arc<Control>,
+    /// Its timeouts.
+    pub deadlines: Deadlines,
+    /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub began: u64,
+    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
+    pub concurrent: (u32, u32),
+    /// Id of the request that brought it.
+    pub request_id: String,
+}
+
+impl<'a> Job<'a> {
+    /// A job of the journal. The second result is an error when the job asks for what is not allowed: then it fails in
+    /// its first stage.
+    pub fn new(
+        context: &'a Context,
+        record: &Record,
+        mut payload: Payload,
+        control: &Arc<Control>,
+    ) -> (Self, Result<(), JobError>) {
+        let filled_in = context.fill_in_inputs(&mut payload);
+        let (settings, allowed) = context.settings(&payload, record.concurrent, record.progress.place.as_ref());
+        let deadlines = Deadlines::new(record.began, &context.runner, &payload, &settings.variables);
+        let job = Self {
+            context,
+            payload,
+            payload_text: record.payload.clone(),
+            settings,
+            control: Arc::clone(control),
+            deadlines,
+            began: record.began,
+            concurrent: record.concurrent,
+            request_id: record.request_id.clone(),
+        };
+        (job, filled_in.and(allowed))
+    }
+
+    /// The job's name for its steps and containers; see [`name_of`].
+    pub fn name(&self) -> String {
+        name_of(&self.payload, self.began)
+    }
+
+    /// `CI_PROJECT_DIR`.
+    pub fn project_directory(&self) -> String {
+        self.settings.dirs.seen(&self.settings.dirs.project).display().to_string()
+    }
+}
+
+/// A name that no other job on this machine has: another server may have a job with the same id.
+pub fn name_of(payload: &Payload, began: u64) -> String {
+    format!("{}-{began:x}", payload.id)
+}
+
 impl Context {
     /// How monitoring calls the job's runner.
     pub fn who(&self) -> Who {
@@ -73,7 +140,7 @@ impl Context {
     }
 
     /// Puts the job's inputs where it asks for them; a job without stays as it is. Errors: see [`inputs::fill_in`].
-    pub fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
+    fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
         let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);
         if wanted { inputs::fill_in(payload) } else { Ok(()) }
     }
@@ -92,21 +159,21 @@ impl Context {
 
     /// Everything that follows from the payload; `settled` is the place of a job that has begun already. Errors: what
     /// the job asks for is not allowed.
-    pub fn prepare(
+    fn settings(
         &self,
         payload: &Payload,
         concurrent: (u32, u32),
         settled: Option<&Place>,
-    ) -> (Prepared, Result<(), JobError>) {
+    ) -> (JobSettings, Result<(), JobError>) {
         let (flags, mut warnings) = self.flags(payload);
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
         let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
-        let (place, allowed) = match settled.or(self.place.as_ref()) {
+        let (dirs, allowed) = match settled.or(self.place.as_ref()) {
             Some(fixed) => (fixed.clone(), Ok(())),
             None => self.place(payload, concurrent.1, &at),
         };
-        let variables = at(&place);
+        let variables = at(&dirs);
         let mut debugs = |key: &str| {
             let wanted = variables.switch(key, false);
             if wanted && self.runner.debug_trace_disabled {
@@ -123,7 +190,7 @@ impl Context {
             timestamps: flags.is_on("FF_TIMESTAMPS"),
             limit: self.runner.output_limit,
         };
-        (Prepared { place, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
+        (JobSettings { dirs, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
     }
 
     /// Where the job works: the usual place, or the one it asks for.

@@ -1,134 +1,148 @@
-//! The stages that carry files: caches and artifacts, by the plans of their modules.
+//! The stages that move files: caches, artifacts, and the clean-up of the project directory.
 
 use std::io;
 use std::time::Duration;
 
-use super::artifacts::{self, Outcome, Server, Statement};
-use super::cache;
-use super::engine::Engine;
+use super::artifacts::{self, Server, Statement};
+use super::context::Job;
+use super::outcome::{StageResult, so_far};
 use super::script::BRIDGE;
+use super::steps::{StepRunner, StopsFor};
 use super::transfer::Project;
 use super::work::Plan;
+use super::{cache, containers, get_sources};
 use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
-use crate::failure::JobError;
-use crate::payload::Payload;
+use crate::shim::spec::{Rights, Task};
 
-/// Whether a job has anything to restore.
-pub fn has_caches(payload: &Payload) -> bool {
-    payload.cache.iter().any(|cache| cache.untracked || !cache.paths.is_empty())
+/// Extracts the caches.
+pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    let (variables, flags) = (&job.settings.variables, &job.settings.flags);
+    let plan = cache::restore_plan(&job.payload, variables, flags, &caches(job))?;
+    run(steps, plan.map(Plan::RestoreCache), StopsFor::Any)
 }
 
-/// Whether a job that came out like this has anything to save.
-pub fn has_caches_to_save(payload: &Payload, outcome: Outcome) -> bool {
-    let due = |cache: &&crate::payload::Cache| outcome.fits(&cache.when);
-    payload.cache.iter().filter(due).any(|cache| cache.untracked || !cache.paths.is_empty())
+/// Saves files for later jobs.
+pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    let (variables, flags) = (&job.settings.variables, &job.settings.flags);
+    let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), so_far(&steps.journal.progress))?;
+    let saved = run(steps, plan.map(Plan::SaveCache), StopsFor::Eviction);
+    // A cache that was cut off because the machine is taken does not fail the job.
+    let orders = job.control.orders();
+    if StopsFor::Eviction.stops(&orders) && !orders.abort() { forgive_failure(saved) } else { saved }
 }
 
-/// Whether other jobs have something for this one.
-pub fn has_dependencies(payload: &Payload) -> bool {
-    payload.dependencies.iter().any(|dependency| !dependency.artifacts_file.filename.is_empty())
+/// Fetches what other jobs made.
+pub fn download_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    let (variables, flags) = (&job.settings.variables, &job.settings.flags);
+    let plan = artifacts::download_plan(&job.payload, variables, flags, &gitlab_transfers(job));
+    run(steps, plan.map(Plan::DownloadArtifacts), StopsFor::Any)
 }
 
-/// Whether a job that came out like this has anything to hand over.
-pub fn has_artifacts(payload: &Payload, outcome: Outcome) -> bool {
-    let due = |artifact: &&crate::payload::Artifact| outcome.fits(&artifact.when);
-    let mut due = payload.artifacts.iter().filter(due);
-    due.any(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
+/// Hands files to GitLab.
+pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    // Names and paths are expanded as in the job's own shell, which knows what scripts appended to `GITLAB_ENV`.
+    let mut variables = job.settings.variables.clone();
+    variables.push_lines(&job.settings.dirs.read_temporary(BRIDGE));
+    let (place, outcome) = (gitlab_transfers(job), so_far(&steps.journal.progress));
+    let plan = artifacts::upload_plan(&job.payload, &variables, &place, outcome, || statement(job));
+    run(steps, plan.map(Plan::UploadArtifacts), StopsFor::Nothing)
 }
 
-impl Engine<'_> {
-    /// How the job came out so far.
-    pub(super) fn outcome(&self) -> Outcome {
-        if self.record.progress.failure.is_none() { Outcome::Success } else { Outcome::Failure }
+/// Removes what the job left in the project directory, where the job asks for that: never its failure, and never in the
+/// work tree of `mayfly exec`.
+pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.place.is_some() {
+        return Ok(());
     }
+    let plan = get_sources::plan(job, &steps.journal.progress).ok();
+    let cleaned = run(steps, plan.map(Plan::CleanUp), StopsFor::Nothing);
+    if job.control.orders().abort() { cleaned } else { forgive_failure(cleaned) }
+}
 
-    /// Unpacks what caches hold.
-    pub(super) fn restore_cache(&mut self) -> io::Result<Result<(), JobError>> {
-        let plan = cache::restore_plan(&self.payload, &self.prepared.variables, &self.prepared.flags, &self.caches());
-        match plan {
-            Ok(plan) => self.carry(plan.map(Plan::RestoreCache)),
-            Err(error) => Ok(Err(error)),
-        }
+/// Work on the job's files, as a task with the rights that the executor leaves it. Errors: it cannot be serialized.
+pub fn file_task(job: &Job<'_>, plan: &Plan) -> io::Result<Task> {
+    let rights = match job.context.executor.containers() {
+        Some(_) => Rights::Walled(containers::walls(job, plan)),
+        None => Rights::User,
+    };
+    Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights, doors: None })
+}
+
+/// Runs a file task; nothing to do is done.
+fn run(steps: &mut StepRunner<'_>, plan: Option<Plan>, stops_for: StopsFor) -> StageResult {
+    let Some(plan) = plan else { return Ok(()) };
+    let task = file_task(steps.job, &plan)?;
+    steps.run(task, &steps.job.deadlines.job(), stops_for)
+}
+
+/// Forgives the failure of a stage that must not fail the job.
+fn forgive_failure(result: StageResult) -> StageResult {
+    use super::outcome::StageError::{Failed, JournalUnusable};
+    match result {
+        Err(JournalUnusable(error)) => Err(JournalUnusable(error)),
+        Ok(()) | Err(Failed(_)) => Ok(()),
     }
+}
 
-    /// Keeps files for later jobs.
-    pub(super) fn save_cache(&mut self) -> io::Result<Result<(), JobError>> {
-        let outcome = self.outcome();
-        let (variables, flags) = (&self.prepared.variables, &self.prepared.flags);
-        match cache::save_plan(&self.payload, variables, flags, &self.caches(), outcome) {
-            Ok(plan) => self.carry(plan.map(Plan::SaveCache)),
-            Err(error) => Ok(Err(error)),
-        }
-    }
+fn project(job: &Job<'_>) -> Project {
+    let dirs = &job.settings.dirs;
+    let (builds, directory) = (dirs.builds.clone(), dirs.project.clone());
+    Project { builds, seen: dirs.seen(&directory), directory }
+}
 
-    /// Fetches what other jobs made.
-    pub(super) fn download_artifacts(&mut self) -> io::Result<Result<(), JobError>> {
-        let (variables, flags) = (&self.prepared.variables, &self.prepared.flags);
-        let plan = artifacts::download_plan(&self.payload, variables, flags, &self.artifacts());
-        self.carry(plan.map(Plan::DownloadArtifacts))
-    }
-
-    /// Hands files to GitLab.
-    pub(super) fn upload_artifacts(&mut self) -> io::Result<Result<(), JobError>> {
-        // Names and paths are expanded as in the job's own shell, which knows what scripts have handed on.
-        let mut variables = self.prepared.variables.clone();
-        variables.push_lines(&self.prepared.place.read_temporary(BRIDGE));
-        let (place, outcome) = (self.artifacts(), self.outcome());
-        let plan = artifacts::upload_plan(&self.payload, &variables, &place, outcome, || self.statement());
-        self.carry(plan.map(Plan::UploadArtifacts))
-    }
-
-    fn project(&self) -> Project {
-        let place = &self.prepared.place;
-        let (builds, directory) = (place.builds.clone(), place.project.clone());
-        Project { builds, seen: place.seen(&directory), directory }
-    }
-
-    fn artifacts(&self) -> artifacts::Place {
-        artifacts::Place {
-            project: self.project(),
-            temporary: self.prepared.place.temporary.clone(),
-            server: Server {
-                api: api_base(&self.context.runner.url).trim_end_matches('/').to_owned(),
-                tls: self.context.runner.tls.carried(),
-                user_agent: user_agent(),
-            },
-            timeout: self.context.runner.upload_timeout,
-            answer_timeout: self.context.runner.upload_answer_timeout,
-        }
-    }
-
-    fn caches(&self) -> cache::Place<'_> {
-        cache::Place {
-            project: self.project(),
-            store: self.prepared.place.cache.clone(),
-            root: self.context.caches.clone(),
-            remote: self.context.store.as_deref(),
-            tls: self.context.runner.tls.carried(),
+fn gitlab_transfers(job: &Job<'_>) -> artifacts::Place {
+    let runner = &job.context.runner;
+    artifacts::Place {
+        project: project(job),
+        temporary: job.settings.dirs.temporary.clone(),
+        server: Server {
+            api: api_base(&runner.url).trim_end_matches('/').to_owned(),
+            tls: runner.tls.carried(),
             user_agent: user_agent(),
-            job_timeout: Duration::from_secs(self.payload.timeout_seconds()),
-            limits: self.context.runner.cache_limits,
-        }
+        },
+        timeout: runner.upload_timeout,
+        answer_timeout: runner.upload_answer_timeout,
     }
+}
 
-    fn statement(&self) -> Statement {
-        let now = jiff::Timestamp::now();
-        let ran = crate::sys::boottime().saturating_sub(self.record.began);
-        let started = now.as_second() - i64::try_from(ran / 1_000_000_000).unwrap_or(0);
-        let variable = |key: &str| self.prepared.variables.value(key).unwrap_or_default();
-        Statement {
-            version: VERSION.to_owned(),
-            variables: self.payload.variables.iter().map(|variable| variable.key.clone()).collect(),
-            entry_point: self.payload.job_info.name.clone(),
-            source: variable("CI_PROJECT_URL"),
-            runner_id: variable("CI_RUNNER_ID"),
-            runner: self.context.runner.name.clone(),
-            executor: self.context.runner.executor.as_str().to_owned(),
-            architecture: architecture().to_owned(),
-            job: self.payload.id.to_string(),
-            sha: self.payload.git_info.sha.clone(),
-            started: jiff::Timestamp::from_second(started).unwrap_or(now).to_string(),
-            finished: now.to_string(),
-        }
+fn caches<'a>(job: &'a Job<'_>) -> cache::Place<'a> {
+    let context = job.context;
+    cache::Place {
+        project: project(job),
+        store: job.settings.dirs.cache.clone(),
+        root: context.caches.clone(),
+        remote: context.store.as_deref(),
+        tls: context.runner.tls.carried(),
+        user_agent: user_agent(),
+        job_timeout: Duration::from_secs(job.payload.timeout_seconds()),
+        limits: context.runner.cache_limits,
+    }
+}
+
+/// The provenance statement of the job's artifacts.
+fn statement(job: &Job<'_>) -> Statement {
+    let runner = &job.context.runner;
+    let now = jiff::Timestamp::now();
+    let ran = crate::sys::boottime().saturating_sub(job.began);
+    let started = now.as_second() - i64::try_from(ran / 1_000_000_000).unwrap_or(0);
+    let variable = |key: &str| job.settings.variables.value(key).unwrap_or_default();
+    Statement {
+        version: VERSION.to_owned(),
+        variables: job.payload.variables.iter().map(|variable| variable.key.clone()).collect(),
+        entry_point: job.payload.job_info.name.clone(),
+        source: variable("CI_PROJECT_URL"),
+        runner_id: variable("CI_RUNNER_ID"),
+        runner: runner.name.clone(),
+        executor: runner.executor.as_str().to_owned(),
+        architecture: architecture().to_owned(),
+        job: job.payload.id.to_string(),
+        sha: job.payload.git_info.sha.clone(),
+        started: jiff::Timestamp::from_second(started).unwrap_or(now).to_string(),
+        finished: now.to_string(),
     }
 }

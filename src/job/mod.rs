@@ -1,18 +1,22 @@
-//! One job, from crate::payload to final state.
+//! One job, from its payload to its final state. `run` is the way of a job on one page.
 
 pub mod artifacts;
 pub mod cache;
 pub mod containers;
 pub mod context;
 pub mod control;
-pub mod engine;
+mod deadlines;
 mod files;
 mod flags;
+mod get_sources;
+pub mod give_up;
 mod inputs;
-mod limits;
-mod saying;
+mod job_log;
+mod outcome;
+mod prepare;
+pub mod run;
 pub mod script;
-mod service_log;
+mod scripts;
 mod settings;
 pub mod sources;
 mod stages;

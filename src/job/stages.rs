@@ -1,9 +1,7 @@
 //! The stages of a job: their names in the log, their order, and what still runs after a failure.
 
-use crate::journal::Progress;
-
 use super::artifacts::Outcome;
-use super::files;
+use crate::journal::Progress;
 use crate::payload::Payload;
 
 /// A stage; each is a section of the log.
@@ -11,7 +9,7 @@ use crate::payload::Payload;
 pub enum Stage {
     /// Get the executor ready.
     PrepareExecutor,
-    /// Say where the job runs.
+    /// Say where the job runs, and empty the file of `GITLAB_ENV`.
     PrepareScript,
     /// Bring the sources.
     GetSources,
@@ -118,15 +116,33 @@ impl Stage {
             // The machine is taken: what is left of the time is for what cannot be made again.
             Self::SaveCache | Self::AfterScript if progress.evicted => false,
             Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
-            Self::RestoreCache => well && files::has_caches(payload),
-            Self::DownloadArtifacts => well && files::has_dependencies(payload),
-            Self::SaveCache => has_sources && files::has_caches_to_save(payload, outcome),
-            Self::UploadArtifacts => has_sources && files::has_artifacts(payload, outcome),
+            Self::RestoreCache => well && has_caches(payload),
+            Self::DownloadArtifacts => well && has_dependencies(payload),
+            Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
+            Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
             // Not when the scripts never began: there is nothing to come after.
             Self::AfterScript => progress.scripts_began,
             Self::Cleanup => progress.stage.is_some(),
         }
     }
+}
+
+fn has_caches(payload: &Payload) -> bool {
+    payload.cache.iter().any(|cache| cache.untracked || !cache.paths.is_empty())
+}
+
+fn has_caches_to_save(payload: &Payload, outcome: Outcome) -> bool {
+    let mut due = payload.cache.iter().filter(|cache| outcome.fits(&cache.when));
+    due.any(|cache| cache.untracked || !cache.paths.is_empty())
+}
+
+fn has_dependencies(payload: &Payload) -> bool {
+    payload.dependencies.iter().any(|dependency| !dependency.artifacts_file.filename.is_empty())
+}
+
+fn has_artifacts(payload: &Payload, outcome: Outcome) -> bool {
+    let mut due = payload.artifacts.iter().filter(|artifact| outcome.fits(&artifact.when));
+    due.any(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
 }
 
 /// A name that can stand in a section marker.

@@ -4,6 +4,7 @@
 //! renamed; it is bound to the machine and the boot it was written in. How the job goes on from there is added to it line
 //! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
 
+mod job;
 pub mod leaving;
 pub mod orders;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::job::JobJournal;
 use self::orders::Orders;
 use crate::coordinator::JobState;
 use crate::decode;
@@ -104,6 +106,27 @@ pub struct Progress {
     pub acknowledged: u64,
     /// When agents took the job up in this stage after another had died, in nanoseconds of `CLOCK_BOOTTIME`.
     pub taken_up: Vec<u64>,
+}
+
+impl Progress {
+    /// Enters another stage, whose heading is not in the log yet.
+    pub fn begin_stage(&mut self, index: usize, section: String, log_size: u64) {
+        self.section_before = self.section.replace(section);
+        self.stage = Some(index);
+        self.log_size = log_size;
+        self.steps_done = 0;
+        self.attempt = 0;
+        self.settled = false;
+        self.taken_up.clear();
+        self.step = None;
+    }
+
+    /// Begins the next attempt of the stage.
+    pub fn begin_attempt(&mut self, attempt: u32) {
+        self.attempt = attempt;
+        self.steps_done = 0;
+        self.step = None;
+    }
 }
 
 /// A step that was started.

@@ -121,9 +121,10 @@ impl Uploader {
         }
     }
 
-    /// How much of the log the server has for certain.
-    pub fn acknowledged(&self) -> u64 {
-        self.shared.acknowledged.load(Ordering::Relaxed)
+    /// Tells how much of the log the server has for certain.
+    pub fn acknowledged(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
     fn ring(&self) {

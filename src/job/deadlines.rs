@@ -1,0 +1,171 @@
+//! How long a job and its stages may take, and which error ends them. Pure functions: the caller brings the clock.
+
+use std::time::Duration;
+
+use super::settings::in_words;
+use crate::config::Runner;
+use crate::failure::{FailureReason, JobError};
+use crate::payload::Payload;
+use crate::payload::variables::Variables;
+
+/// The timeout of after_script unless the job sets `RUNNER_AFTER_SCRIPT_TIMEOUT`.
+const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What ends when a deadline passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Stage,
+    Job,
+}
+
+/// The deadline of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// What ends when it passes.
+    pub ends: Ends,
+    /// In nanoseconds of `CLOCK_BOOTTIME`.
+    pub deadline: u64,
+    /// The error when it passes before the job's own deadline does.
+    pub error: JobError,
+}
+
+/// The timeouts of one job.
+#[derive(Clone, Debug)]
+pub struct Deadlines {
+    /// When the job began, in nanoseconds of `CLOCK_BOOTTIME`.
+    began: u64,
+    job: Duration,
+    prepare: Option<Duration>,
+    sources: Option<Duration>,
+    scripts: Option<Duration>,
+    after_script: Duration,
+}
+
+impl Deadlines {
+    /// The timeouts of a job that began at `began`.
+    pub fn new(began: u64, runner: &Runner, payload: &Payload, variables: &Variables) -> Self {
+        let of_job = |key: &str| variables.duration(key).filter(|timeout| !timeout.is_zero());
+        Self {
+            began,
+            job: Duration::from_secs(payload.timeout_seconds()),
+            prepare: runner.prepare_timeout,
+            sources: runner.get_sources_timeout,
+            scripts: of_job("RUNNER_SCRIPT_TIMEOUT"),
+            after_script: of_job("RUNNER_AFTER_SCRIPT_TIMEOUT").unwrap_or(AFTER_SCRIPT_TIMEOUT),
+        }
+    }
+
+    /// When the job must be over, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub fn job_deadline(&self) -> u64 {
+        self.began.saturating_add(nanoseconds(self.job))
+    }
+
+    /// The error of a job that took too long.
+    pub fn job_timed_out(&self) -> JobError {
+        timed_out(format!("execution took longer than {}", in_words(self.job)))
+    }
+
+    /// Time left for the job at `now`.
+    pub fn time_left(&self, now: u64) -> Duration {
+        Duration::from_nanos(self.job_deadline().saturating_sub(now))
+    }
+
+    /// The limit of a stage without a timeout of its own.
+    pub fn job(&self) -> Limit {
+        Limit { ends: Ends::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
+    }
+
+    /// The limit of the executor's preparation, which counts from the job's beginning.
+    pub fn prepare(&self) -> Limit {
+        let Some(timeout) = self.prepare else { return self.job() };
+        self.limit(Ends::Job, self.began.saturating_add(nanoseconds(timeout)), "prepare", timeout)
+    }
+
+    /// The limit of the sources. All attempts share the deadline that the first one notes in `noted`.
+    pub fn sources(&self, noted: &mut Option<u64>, now: u64) -> Limit {
+        let Some(timeout) = self.sources else { return self.job() };
+        let deadline = *noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
+        self.limit(Ends::Job, deadline, "get sources", timeout)
+    }
+
+    /// The limit of the payload's steps. All of them share the deadline that the first one notes in `noted`.
+    pub fn scripts(&self, noted: &mut Option<u64>, now: u64) -> Limit {
+        if let Some(timeout) = self.scripts {
+            noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
+        }
+        match *noted {
+            Some(deadline) => self.limit(Ends::Stage, deadline, "script", self.scripts.unwrap_or_default()),
+            None => self.job(),
+        }
+    }
+
+    /// The limit of after_script.
+    pub fn after_script(&self, now: u64) -> Limit {
+        let deadline = now.saturating_add(nanoseconds(self.after_script));
+        self.limit(Ends::Stage, deadline, "after_script", self.after_script)
+    }
+
+    fn limit(&self, ends: Ends, deadline: u64, what: &str, timeout: Duration) -> Limit {
+        Limit {
+            ends,
+            deadline: self.job_deadline().min(deadline),
+            error: timed_out(format!("{what} timeout: exceeded timeout of {}", in_words(timeout))),
+        }
+    }
+}
+
+fn timed_out(message: String) -> JobError {
+    JobError::new(FailureReason::JobExecutionTimeout, message)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn deadlines() -> Deadlines {
+        let seconds = Duration::from_secs;
+        Deadlines {
+            began: 100 * SECOND,
+            job: seconds(3600),
+            prepare: Some(seconds(60)),
+            sources: Some(seconds(30)),
+            scripts: Some(seconds(7200)),
+            after_script: seconds(300),
+        }
+    }
+
+    #[test]
+    fn attempts_share_the_deadline_that_the_first_one_noted() {
+        let mut noted = None;
+        assert_eq!(deadlines().sources(&mut noted, 200 * SECOND).deadline, 230 * SECOND);
+        assert_eq!(deadlines().sources(&mut noted, 220 * SECOND).deadline, 230 * SECOND);
+        assert_eq!(noted, Some(230 * SECOND));
+    }
+
+    #[test]
+    fn no_stage_outlives_the_job() {
+        let (mut noted, late) = (None, 3650 * SECOND);
+        assert_eq!(deadlines().prepare().deadline, 160 * SECOND);
+        assert_eq!(deadlines().scripts(&mut noted, late).deadline, 3700 * SECOND);
+        assert_eq!(deadlines().after_script(late).deadline, 3700 * SECOND);
+        assert_eq!(deadlines().time_left(late), Duration::from_secs(50));
+    }
+
+    #[test]
+    fn a_stage_without_a_timeout_has_the_time_of_the_job() {
+        let mut noted = None;
+        let plain = Deadlines { prepare: None, sources: None, scripts: None, ..deadlines() };
+        let job = plain.job();
+        assert_eq!(
+            [plain.prepare(), plain.sources(&mut noted, 0), plain.scripts(&mut noted, 0)],
+            [job.clone(), job.clone(), job]
+        );
+        assert_eq!(noted, None);
+    }
+}

@@ -1,0 +1,38 @@
+//! What is left to do for a job that cannot run to its end in this agent.
+
+use std::io;
+use std::sync::Arc;
+
+use super::context::Context;
+use crate::coordinator::{JobHandle, JobState};
+use crate::failure::FailureReason;
+use crate::journal::SlotDirectory;
+use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
+
+/// Ends what the job left: the step that may still run, and everything that was made for the job. `name` is the job's
+/// name for its containers.
+pub fn end_leftovers(context: &Context, directory: &SlotDirectory, name: String) {
+    let progress = directory.load().map(|record| record.progress).unwrap_or_default();
+    if let Some(step) = progress.step {
+        crate::shim::sweep(&step.id, &step.cgroups);
+    }
+    if let Some(remove) = context.removal(name, progress.place.map(|place| place.builds)) {
+        remove();
+    }
+}
+
+/// Fails the job at GitLab, and appends the reason to its log. Errors: the state directory cannot be written.
+pub fn fail(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
+    if !directory.spool().exists() {
+        directory.create()?;
+    }
+    let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
+    let trace = Trace::open(&directory.spool(), &spec, false)?;
+    trace.conclude(None, false, &format!("Job failed (system failure): {why}"));
+    let options = UploadOptions { debug_trace: false, offset: 0, final_tries: context.runner.final_tries };
+    let coordinator = Arc::clone(&context.coordinator);
+    let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;
+    let delivery = uploader.finish(JobState::Failed { reason: FailureReason::RunnerSystemFailure, exit_code: None });
+    directory.discard()?;
+    Ok(delivery)
+}

@@ -1,0 +1,157 @@
+//! The agent's own lines in a job's log: each is written once, at whatever point an agent dies and another resumes.
+//!
+//! The size of the log is noted in the journal before a line is written. An agent that resumes finds the log larger, so
+//! the line is there, or finds it unchanged and writes the line. The output of services (`CI_DEBUG_SERVICES`) arrives at
+//! any time, so it is held back while the size is compared.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::context::Job;
+use super::outcome;
+use super::stages::Stage;
+use crate::executor::docker::engine::containers::From;
+use crate::executor::docker::prepared::Prepared;
+use crate::executor::docker::services::log::Followers;
+use crate::failure::FailureReason;
+use crate::journal::{JobJournal, Progress};
+use crate::trace::Trace;
+
+/// The log of a job that runs.
+pub struct JobLog {
+    trace: Trace,
+    services: Option<Arc<Followers>>,
+}
+
+impl JobLog {
+    /// Opens the log. Errors: the state directory cannot be written.
+    pub fn open(job: &Job<'_>, spool: &Path) -> io::Result<Self> {
+        let trace = Trace::open(spool, &job.settings.filters, job.payload.features.trace_sections)?;
+        Ok(Self { trace, services: None })
+    }
+
+    /// True before the first line.
+    pub fn is_empty(&self) -> bool {
+        self.trace.size() == 0
+    }
+
+    /// Bytes of log so far.
+    pub fn size(&self) -> u64 {
+        self.trace.size()
+    }
+
+    /// Writes the first lines, with what is wrong with the job's settings.
+    pub fn header(&self, job: &Job<'_>) {
+        if !self.is_empty() {
+            return;
+        }
+        let runner = &job.context.runner;
+        let mut lines =
+            vec![format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION"))];
+        lines.push(match runner.token.is_empty() {
+            true => format!("  on {}", runner.name),
+            false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
+        });
+        let flags = &job.settings.flags;
+        let (changed, idle) = (flags.changed(), flags.idle(job.context.executor.containers().is_some()));
+        if !changed.is_empty() {
+            lines.push(format!("  feature flags: {}", changed.join(", ")));
+        }
+        if !idle.is_empty() {
+            lines.push(format!("  feature flags without effect here: {}", idle.join(", ")));
+        }
+        self.trace.header(&lines, &job.settings.warnings);
+    }
+
+    /// Notes in the journal that a stage begins, then writes its heading. `resumed`: an earlier agent noted it already.
+    /// Errors: the journal cannot be written.
+    pub fn begin_stage(
+        &self,
+        journal: &mut JobJournal,
+        stage: &Stage,
+        at: StagePosition,
+        executor: &str,
+        lines: &[String],
+    ) -> io::Result<()> {
+        let outcome = outcome::so_far(&journal.progress);
+        let section = stage.section(outcome);
+        let _quiet = self.services.as_deref().map(Followers::quiet);
+        if !at.resumed {
+            journal.progress.begin_stage(at.index, section.clone(), self.size());
+            journal.progress.scripts_began |= matches!(stage, Stage::Step(..));
+            journal.save()?;
+        }
+        if self.size() == journal.progress.log_size {
+            let heading = stage.heading(executor, outcome);
+            let before = journal.progress.section_before.as_deref();
+            let section = journal.progress.section.as_deref().unwrap_or(&section);
+            self.trace.turn_to(before, section, &heading, lines);
+        }
+        Ok(())
+    }
+
+    /// Writes a warning, once it is noted in the journal together with everything else that is settled by now. Errors:
+    /// the journal cannot be written.
+    pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
+        let _quiet = self.services.as_deref().map(Followers::quiet);
+        journal.progress.log_size = self.size();
+        journal.progress.unsaid = Some(text);
+        journal.save()?;
+        self.write_noted_warning(&mut journal.progress);
+        Ok(())
+    }
+
+    /// Writes the warning that the journal holds, unless an earlier agent did.
+    pub fn write_noted_warning(&self, progress: &mut Progress) {
+        if let Some(text) = progress.unsaid.take()
+            && self.size() == progress.log_size
+        {
+            self.trace.warning(&text);
+        }
+    }
+
+    /// Writes the last line, unless an earlier agent did.
+    pub fn conclude(&self, progress: &Progress) {
+        if self.size() != progress.log_size {
+            return;
+        }
+        let text = match &progress.failure {
+            None => "Job succeeded".to_owned(),
+            Some(error) if error.reason == FailureReason::RunnerSystemFailure => {
+                format!("Job failed (system failure): {error}")
+            }
+            Some(error) => format!("Job failed: {error}"),
+        };
+        self.trace.conclude(progress.section.as_deref(), progress.failure.is_none(), &text);
+    }
+
+    /// Copies the output of the services beside the job's container into the log, where the job asks for that.
+    pub fn follow_services(&mut self, job: &Job<'_>, spool: &Path, container: Option<&Prepared>, from: From) {
+        let Some(container) = container.filter(|container| !container.services.is_empty()) else { return };
+        if !job.settings.debug_services {
+            return;
+        }
+        match Trace::open(spool, &job.settings.filters, false) {
+            Ok(trace) => {
+                let write = Box::new(move |line: &str| trace.service(line));
+                self.services = Some(Arc::new(Followers::start(&container.engine, &container.services, from, write)));
+            }
+            Err(error) => log::warn!("the output of services is not shown job={} error={error}", job.payload.id),
+        }
+    }
+
+    /// No output of services comes any more.
+    pub fn leave_services(&mut self) {
+        self.services = None;
+    }
+}
+
+/// Which of a job's stages begins.
+#[derive(Clone, Copy)]
+pub struct StagePosition {
+    /// Its place in the list.
+    pub index: usize,
+    /// An earlier agent began it.
+    pub resumed: bool,
+}

@@ -1,0 +1,75 @@
+//! How a stage comes out, and what that means for its job.
+
+use std::io;
+
+use super::artifacts::Outcome;
+use crate::failure::{FailureReason, JobError};
+use crate::journal::Progress;
+use crate::journal::orders::Orders;
+
+/// Why a stage did not come to its end.
+#[derive(Debug)]
+pub enum StageError {
+    /// The job fails; the error says whose fault that is.
+    Failed(JobError),
+    /// The journal cannot be written: the agent gives the job up.
+    JournalUnusable(io::Error),
+}
+
+/// What a stage comes to.
+pub type StageResult<T = ()> = Result<T, StageError>;
+
+impl From<JobError> for StageError {
+    fn from(error: JobError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<io::Error> for StageError {
+    fn from(error: io::Error) -> Self {
+        Self::JournalUnusable(error)
+    }
+}
+
+/// How the job came out so far.
+pub fn so_far(progress: &Progress) -> Outcome {
+    if progress.failure.is_none() { Outcome::Success } else { Outcome::Failure }
+}
+
+/// Fails the job for `error`, unless it failed before.
+pub fn blame(progress: &mut Progress, error: JobError) {
+    if progress.status.is_none() {
+        let status = match error.reason {
+            FailureReason::JobCanceled => "canceled",
+            FailureReason::JobExecutionTimeout => "timedout",
+            _ => "failed",
+        };
+        progress.status = Some(status.to_owned());
+    }
+    // A job that is cancelled before its scripts ends at once: there is nothing that after_script could come after.
+    progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_began;
+    if progress.aborted || progress.failure.is_none() {
+        progress.failure = Some(error);
+    }
+}
+
+/// The error of a job whose scripts must stop; `None` when they may go on.
+pub fn stop_error(orders: &Orders) -> Option<JobError> {
+    match &orders.evict {
+        _ if orders.cancel => Some(canceled()),
+        Some(why) => Some(JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))),
+        None => None,
+    }
+}
+
+/// The error of a job that is stopped at once.
+pub fn abort_error(orders: &Orders) -> JobError {
+    match &orders.interrupt {
+        Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
+        _ => canceled(),
+    }
+}
+
+fn canceled() -> JobError {
+    JobError::new(FailureReason::JobCanceled, "canceled")
+}

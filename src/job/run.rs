@@ -1,0 +1,401 @@
+//! The way of a job, from the poll that brought it to its final state, down this page.
+//!
+//! An agent may die at any point and another one resumes. So the journal tells what is about to be done before it is
+//! done; and what is done leaves a sign that tells the later agent whether it happened: the size of the log, the mark of
+//! a step that began, the file with its outcome.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+use super::containers::DOORS;
+use super::context::{Context, Job};
+use super::control::Control;
+use super::job_log::{JobLog, StagePosition};
+use super::outcome::{StageError, StageResult, abort_error, blame, stop_error};
+use super::script::BRIDGE;
+use super::sources::GLOBAL_CONFIG;
+use super::stages::{self, Stage};
+use super::steps::StepRunner;
+use super::{files, get_sources, prepare, scripts};
+use crate::coordinator::{JobState, JobStatus, TraceSummary};
+use crate::executor::docker::engine::containers::From;
+use crate::failure::{FailureReason, JobError};
+use crate::journal::{JobJournal, Record, SlotDirectory};
+use crate::monitor::numbers;
+use crate::payload::Payload;
+use crate::shim;
+use crate::sys;
+use crate::trace::{Delivery, UploadOptions, Uploader};
+
+/// First and longest wait between two attempts of a stage,
+const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// and with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
+const LONG_RETRY_WAITS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+
+/// When the record of a new job is brought to the disk. fsync blocks other file creation on ext4, and a job that has just
+/// begun creates many files.
+const SYNC_AFTER: Duration = Duration::from_millis(100);
+
+/// A job in one of whose stages agents die more often than this fails,
+const DEATHS_MOST: usize = 5;
+/// if they die within this time (nanoseconds): restarts for another reason are further apart.
+const DEATHS_WITHIN: u64 = 60_000_000_000;
+
+/// How a job came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It ran; its state, and what the server took of it.
+    Reported(JobState, Delivery),
+    /// The server no longer expected it from this runner when it began.
+    Dropped,
+}
+
+/// Runs a job that was just received and is in the journal. Errors: the state directory cannot be written; the server
+/// still expects the job from this runner.
+pub fn run(
+    context: &Context,
+    directory: SlotDirectory,
+    record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    let _job = sync_later(&directory);
+    run_to_end(context, directory, record, payload, control)
+}
+
+/// Resumes a job that an earlier agent left, unless one agent after the other dies over it. Errors: as [`run`].
+pub fn resume(
+    context: &Context,
+    directory: SlotDirectory,
+    mut record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    let now = sys::boottime();
+    let deaths = &mut record.progress.taken_up;
+    deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
+    deaths.push(now);
+    if deaths.len() > DEATHS_MOST {
+        let why = format!("the agent died {} times in a row over this job", deaths.len());
+        record.progress.aborted = true;
+        record.progress.failure.get_or_insert(JobError::system(why));
+    }
+    directory.save(&record)?;
+    run_to_end(context, directory, record, payload, control)
+}
+
+/// Announces the job, runs its stages, and reports how it came out.
+fn run_to_end(
+    context: &Context,
+    directory: SlotDirectory,
+    record: Record,
+    payload: Payload,
+    control: &Arc<Control>,
+) -> io::Result<Ended> {
+    let (job, allowed) = Job::new(context, &record, payload, control);
+    let mut progress = record.progress;
+    progress.place = Some(job.settings.dirs.clone());
+    if let Err(error) = allowed {
+        progress.failure.get_or_insert(error);
+    }
+    let log = JobLog::open(&job, &directory.spool())?;
+    // Without a first line the server may not know yet that this runner has the job.
+    if log.is_empty() && !announce(&job) {
+        directory.discard()?;
+        return Ok(Ended::Dropped);
+    }
+    control.recall(&progress.orders);
+    let uploader = start_upload(&job, &directory, progress.acknowledged)?;
+    let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
+    let mut run = JobRun { job, journal, log };
+    // An earlier agent has copied what came before.
+    run.follow_services(From::Now);
+    run.log.header(&run.job);
+    run.log.write_noted_warning(&mut run.journal.progress);
+    let state = match run.journal.progress.ending.clone() {
+        Some(decided) => decided,
+        None => run.stages()?,
+    };
+    run.log.conclude(&run.journal.progress);
+    let clean_up = run.executor_clean_up();
+    let delivery = uploader.finish(state.clone());
+    // Neither this job's outcome nor the next job waits for it.
+    if let Some(clean_up) = clean_up {
+        clean_up();
+    }
+    // An agent that is told to stop during the delivery leaves it to the next one.
+    if delivery != Delivery::GivenUp || !control.orders().abandoned {
+        run.journal.directory.discard()?;
+    }
+    Ok(Ended::Reported(state, delivery))
+}
+
+/// A job that runs.
+struct JobRun<'a> {
+    job: Job<'a>,
+    journal: JobJournal,
+    log: JobLog,
+}
+
+impl JobRun<'_> {
+    /// Runs the stages in their order, and decides the job's final state.
+    fn stages(&mut self) -> io::Result<JobState> {
+        let progress = &self.journal.progress;
+        let (resumed, settled) = (progress.stage, progress.settled);
+        if let Some(step) = progress.step.as_ref().filter(|_| progress.aborted) {
+            shim::sweep(&step.id, &step.cgroups);
+        }
+        for (index, stage) in stages::of(&self.job.payload).into_iter().enumerate() {
+            if resumed.is_some_and(|at| index < at || index == at && settled) {
+                continue;
+            }
+            self.obey_orders(&stage);
+            // A stage in which an agent died was due then.
+            let resumed = resumed == Some(index) && !self.journal.progress.aborted;
+            if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
+                continue;
+            }
+            self.begin_stage(&stage, StagePosition { index, resumed })?;
+            let result = self.run_stage(&stage);
+            self.settle_stage(&stage, result)?;
+        }
+        self.remove_secrets();
+        self.decide()
+    }
+
+    /// The work of each stage.
+    fn run_stage(&mut self, stage: &Stage) -> StageResult {
+        match stage {
+            Stage::PrepareExecutor => self.prepare_executor(),
+            Stage::PrepareScript => self.prepare_environment(),
+            Stage::GetSources => self.retry("GET_SOURCES_ATTEMPTS", get_sources::run),
+            Stage::RestoreCache => self.retry("RESTORE_CACHE_ATTEMPTS", files::restore_cache),
+            Stage::DownloadArtifacts => self.retry("ARTIFACT_DOWNLOAD_ATTEMPTS", files::download_artifacts),
+            Stage::Step(index, _) => scripts::run_step(&mut self.steps(), *index),
+            Stage::AfterScript => self.after_script(),
+            Stage::SaveCache => files::save_cache(&mut self.steps()),
+            Stage::UploadArtifacts => files::upload_artifacts(&mut self.steps()),
+            Stage::Cleanup => self.clean_up(),
+        }
+    }
+
+    fn prepare_executor(&mut self) -> StageResult {
+        if let Some(container) = prepare::executor(&mut self.steps())? {
+            self.journal.progress.container = Some(container);
+            self.follow_services(From::Start);
+        }
+        Ok(())
+    }
+
+    fn prepare_environment(&mut self) -> StageResult {
+        prepare::environment(&self.job);
+        Ok(())
+    }
+
+    fn after_script(&mut self) -> StageResult {
+        let status = self.journal.progress.status.clone().unwrap_or_else(|| "success".to_owned());
+        self.job.settings.variables.set("CI_JOB_STATUS", status);
+        scripts::run_after_script(&mut self.steps())
+    }
+
+    fn clean_up(&mut self) -> StageResult {
+        self.remove_secrets();
+        files::clean_up(&mut self.steps())
+    }
+
+    /// Follows orders that came between two stages.
+    fn obey_orders(&mut self, next: &Stage) {
+        let orders = self.job.control.orders();
+        let progress = &mut self.journal.progress;
+        progress.evicted |= orders.evict.is_some();
+        if orders.abort() {
+            progress.aborted = true;
+            progress.failure = Some(abort_error(&orders));
+        } else if let Some(error) = stop_error(&orders)
+            && progress.failure.is_none()
+            && next.stops_on_cancel()
+        {
+            blame(progress, error);
+        }
+    }
+
+    fn begin_stage(&mut self, stage: &Stage, at: StagePosition) -> io::Result<()> {
+        let context = self.job.context;
+        numbers::stage_began(&context.who(), self.job.payload.id, stage.kind());
+        let lines = match stage {
+            Stage::PrepareExecutor => context.executor.greeting().into_iter().collect(),
+            Stage::PrepareScript => {
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                vec![format!("Running on {}...", host.to_string_lossy())]
+            }
+            Stage::GetSources if get_sources::is_skipped(&self.job) => {
+                ["Git repository setup", "Git checkout", "Git submodules setup"]
+                    .map(|what| format!("\x1b[32;1mSkipping {what}\x1b[0;m"))
+                    .to_vec()
+            }
+            _ => Vec::new(),
+        };
+        self.log.begin_stage(&mut self.journal, stage, at, context.runner.executor.as_str(), &lines)
+    }
+
+    /// Draws the consequences of a stage for the job. The log tells them once they are in the journal. Errors: the
+    /// journal cannot be written.
+    fn settle_stage(&mut self, stage: &Stage, result: StageResult) -> io::Result<()> {
+        let error = match result {
+            Ok(()) => None,
+            Err(StageError::Failed(error)) => Some(error),
+            Err(StageError::JournalUnusable(error)) => return Err(error),
+        };
+        self.journal.progress.step = None;
+        let Some(error) = error else { return Ok(()) };
+        let is_ignored = *stage == Stage::AfterScript && self.ignores_after_script();
+        let progress = &mut self.journal.progress;
+        let warning = match error.reason {
+            _ if is_ignored => Some(format!("after_script failed, but job will continue unaffected: {error}")),
+            FailureReason::JobCanceled if !self.job.control.orders().abort() => {
+                Some("script canceled externally (UI, API)".to_owned())
+            }
+            FailureReason::JobExecutionTimeout => {
+                let section = progress.section.as_deref().unwrap_or_default();
+                Some(format!("{section} could not run to completion because the timeout was exceeded"))
+            }
+            _ => None,
+        };
+        if !is_ignored {
+            blame(progress, error);
+        }
+        progress.settled = true;
+        warning.map_or(Ok(()), |warning| self.log.warn(&mut self.journal, warning))
+    }
+
+    /// A failed after_script changes nothing, unless the job asks for it and nothing failed before.
+    fn ignores_after_script(&self) -> bool {
+        let progress = &self.journal.progress;
+        let ignored = self.job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
+        !progress.aborted && (ignored || progress.failure.is_some())
+    }
+
+    /// Runs a stage, with as many attempts as the job asks for.
+    fn retry(&mut self, variable: &str, attempt: impl Fn(&mut StepRunner<'_>) -> StageResult) -> StageResult {
+        let attempts = self.job.settings.variables.attempts(variable);
+        loop {
+            let error = match attempt(&mut self.steps()) {
+                Err(StageError::Failed(error)) => error,
+                ended => return ended,
+            };
+            let attempt = self.journal.progress.attempt + 1;
+            let is_over = self.job.control.orders().stop() || self.journal.progress.aborted;
+            if attempt >= attempts || is_over {
+                return Err(error.into());
+            }
+            self.journal.progress.begin_attempt(attempt);
+            self.log.warn(&mut self.journal, format!("{error}. Retrying..."))?;
+            let wait = self.wait_before(attempt).min(self.job.deadlines.time_left(sys::boottime()));
+            self.job.control.rest(wait);
+            let orders = self.job.control.orders();
+            if orders.abort() {
+                self.journal.progress.aborted = true;
+                return Err(abort_error(&orders).into());
+            }
+            stop_error(&orders).map_or(Ok(()), Err)?;
+        }
+    }
+
+    fn wait_before(&self, attempt: u32) -> Duration {
+        let [first, longest] = match self.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY") {
+            true => LONG_RETRY_WAITS,
+            false => RETRY_WAITS,
+        };
+        (first * 2_u32.saturating_pow(attempt - 1)).min(longest)
+    }
+
+    /// Removes file variables and credentials: they do not outlive the job, however it ended.
+    fn remove_secrets(&self) {
+        let settings = &self.job.settings;
+        let mut names: Vec<String> = settings.variables.files().into_iter().map(|(name, _)| name).collect();
+        names.extend([BRIDGE, GLOBAL_CONFIG, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend(DOORS.map(str::to_owned));
+        settings.dirs.remove_temporary(&names);
+    }
+
+    /// Notes the final state. Errors: the journal cannot be written.
+    fn decide(&mut self) -> io::Result<JobState> {
+        self.log.leave_services();
+        let progress = &mut self.journal.progress;
+        let state = match &progress.failure {
+            None => JobState::Success,
+            Some(error) => JobState::Failed {
+                reason: error.reason.supported_by(&self.job.payload.features.failure_reasons),
+                exit_code: error.exit_code,
+            },
+        };
+        progress.ending = Some(state.clone());
+        progress.log_size = self.log.size();
+        self.journal.save()?;
+        Ok(state)
+    }
+
+    /// What removes everything that the executor made for the job.
+    fn executor_clean_up(&self) -> Option<impl FnOnce() + use<>> {
+        self.journal.progress.stage?;
+        self.job.context.removal(self.job.name(), Some(self.job.settings.dirs.builds.clone()))
+    }
+
+    fn follow_services(&mut self, from: From) {
+        let container = self.journal.progress.container.as_deref();
+        self.log.follow_services(&self.job, &self.journal.directory.spool(), container, from);
+    }
+
+    fn steps(&mut self) -> StepRunner<'_> {
+        StepRunner { job: &self.job, journal: &mut self.journal, log: &self.log }
+    }
+}
+
+/// Tells the server that the job runs. False when the server does not expect it from this runner.
+fn announce(job: &Job<'_>) -> bool {
+    let reply = job.context.coordinator.update_job(&job.payload.handle(), &JobState::Running, TraceSummary::default());
+    if reply.status == JobStatus::Over {
+        return false;
+    }
+    job.control.hear(reply.status);
+    true
+}
+
+/// Starts the upload of the log, `acknowledged` bytes of which the server has. What the server tells of the job becomes
+/// an order to it. Errors: the log cannot be opened, or there can be no more threads.
+fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> io::Result<Uploader> {
+    let options = UploadOptions {
+        debug_trace: job.settings.debug || job.settings.debug_services,
+        offset: acknowledged,
+        final_tries: job.context.runner.final_tries,
+    };
+    let control = Arc::clone(&job.control);
+    let uploader = Uploader::start(
+        Arc::clone(&job.context.coordinator),
+        job.payload.handle(),
+        &directory.spool(),
+        options,
+        Box::new(move |status| control.hear(status)),
+    )?;
+    job.control.attach(Box::new(uploader.abandoner()));
+    Ok(uploader)
+}
+
+/// Brings the record to the disk for a loss of power, unless the job (what is returned) is over sooner.
+fn sync_later(directory: &SlotDirectory) -> Sender<()> {
+    let directory = directory.clone();
+    let (job, ended) = mpsc::channel();
+    let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
+        if ended.recv_timeout(SYNC_AFTER) == Err(RecvTimeoutError::Timeout) {
+            // The job may be over, and its record gone, before the disk was asked.
+            let _ = directory.sync();
+        }
+    });
+    if let Err(error) = synced {
+        log::warn!("the journal is not brought to the disk at once error={error}");
+    }
+    job
+}

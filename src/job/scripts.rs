@@ -1,0 +1,69 @@
+//! The stages that run scripts of the job: its steps and after_script.
+
+use super::context::Job;
+use super::script::{self, Lines, Setup};
+use super::steps::{StepRunner, StopsFor};
+use super::{containers, outcome::StageResult};
+use crate::executor::Ground;
+use crate::journal::Progress;
+use crate::shim::spec::Task;
+use crate::sys;
+
+/// One step of the payload, between the scripts that the runner puts around each.
+pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
+    let job = steps.job;
+    let step = &job.payload.steps[index];
+    let runner = &job.context.runner;
+    let own = |text: &Option<String>| -> Vec<String> { text.iter().cloned().collect() };
+    let lines = match step.name == "release" {
+        true => step.script.iter().map(|line| job.settings.variables.expand(line)).collect(),
+        false => step.script.clone(),
+    };
+    let groups = [
+        Lines { origin: "pre_build_script", lines: own(&runner.pre_build_script) },
+        Lines { origin: "script_step", lines },
+        Lines { origin: "post_build_script", lines: own(&runner.post_build_script) },
+    ];
+    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), None);
+    let limit = job.deadlines.scripts(&mut steps.journal.progress.scripts_deadline, sys::boottime());
+    steps.run(task, &limit, StopsFor::Any)
+}
+
+/// after_script: in a shell of its own, however the scripts came out.
+pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
+    let job = steps.job;
+    let lines = job.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
+    let groups = [Lines { origin: "after_script_step", lines }];
+    let greeting = Some("Running after script...");
+    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), greeting);
+    let limit = job.deadlines.after_script(sys::boottime());
+    steps.run(task, &limit, StopsFor::Eviction)
+}
+
+/// A script of the job as a task of its executor. `directory` is where its lines run.
+pub fn script_task(
+    job: &Job<'_>,
+    progress: &Progress,
+    groups: &[Lines<'_>],
+    directory: Option<String>,
+    greeting: Option<&str>,
+) -> Task {
+    let settings = &job.settings;
+    let setup = Setup {
+        exports: settings.variables.exports(),
+        files: settings.variables.files(),
+        temporary: settings.dirs.seen(&settings.dirs.temporary).display().to_string(),
+        directory,
+        trace: settings.debug,
+        check_each_line: settings.flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),
+        sections: settings.flags.is_on("FF_SCRIPT_SECTIONS") && job.payload.features.trace_sections,
+    };
+    // A timestamp tells which stream a line came from. Without timestamps, or with the shell's trace between the output,
+    // the exact order of the two streams matters more.
+    let merge = settings.debug || !settings.filters.timestamps;
+    let text = script::script(&setup, groups, greeting);
+    match job.context.executor.ground() {
+        Ground::Containers(_) => containers::script_task(job, progress, text, merge),
+        Ground::Shell(shell) => shell.script(text, merge),
+    }
+}
