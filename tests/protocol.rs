@@ -233,7 +233,90 @@ fn an_answer_that_is_no_job_uses_up_nothing_and_is_not_asked_for_at_once() {
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(began.elapsed() >= std::time::Duration::from_secs(1), "check_interval lies between the two requests");
     assert!(agent.wait().success());
-    assert!(agent.log().contains("an answer to the request for a job is no job"), "{}", agent.log());
+    assert!(
+        agent.log().contains("GitLab sent a job that cannot be decoded (no id or token); it cannot be reported"),
+        "{}",
+        agent.log()
+    );
+}
+
+/// Takes a job that cannot be decoded, in any way that is known: it is failed as long as it can be named.
+#[test]
+fn a_job_that_cannot_be_decoded_is_failed_as_long_as_it_can_be_named() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let payloads: [(&str, fn(i64) -> Vec<u8>); 13] = [
+        ("id as text, steps as a number", |id| format!(r#"{{"id":"{id}","token":"glcbt-job-{id}","steps":5}}"#).into()),
+        ("id as a fraction", |id| format!(r#"{{"id":{id}.0,"token":"glcbt-job-{id}","steps":5}}"#).into()),
+        ("a list of lists", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}","variables":[[[[]]]]}}"#).into()),
+        ("nested too deep", |id| {
+            let deep = "[".repeat(100_000);
+            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":{deep}"#).into()
+        }),
+        ("the same key twice", |id| {
+            format!(r#"{{"id":1,"id":{id},"token":"glcbt-job-{id}","token":"glcbt-job-{id}"}}"#).into()
+        }),
+        ("a timeout of 64 bits and more", |id| {
+            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","runner_info":{{"timeout":"99999999999999999999"}}}}"#)
+                .into()
+        }),
+        ("bytes that are no text", |id| {
+            [format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":""#).as_bytes(), b"\xff\xfe\x80\"}"].concat()
+        }),
+        ("a zero byte", |id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"steps\":\0}}").into()),
+        ("cut off in a value", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":[{{"na"#).into()),
+        ("keys with escapes", |id| format!(r#"{{"i\u0064":{id},"tok\u0065n":"glcbt-job-{id}","steps":5}}"#).into()),
+        ("something behind it", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}"}} {{}}"#).into()),
+        ("a dependency first", |id| {
+            format!(r#"{{"dependencies":[{{"id":1,"token":"x"}}],"id":{id},"token":"glcbt-job-{id}","steps":5}}"#)
+                .into()
+        }),
+        ("larger than anything that is read", |id| {
+            let junk = "x".repeat(65 << 20);
+            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","variables":[{{"key":"A","value":"{junk}"}}]}}"#).into()
+        }),
+    ];
+    let mut ids: Vec<_> = payloads.iter().map(|(what, make)| (*what, gitlab.queue_text(make))).collect();
+    for name in ["99999999999999999999999", "9223372036854775808", "build-17"] {
+        let id = gitlab.queue_text(|id| format!(r#"{{"id":"{name}","token":"glcbt-job-{id}","steps":[]}}"#));
+        gitlab.name_job(id, name);
+        ids.push((name, id));
+    }
+    for number in ["99999999999999999999999", "9223372036854775808"] {
+        let id = gitlab.queue_text(|id| format!(r#"{{"id":{number},"token":"glcbt-job-{id}","steps":[]}}"#));
+        // Two jobs of one name would be one; the token tells them apart.
+        gitlab.name_job(id, number);
+        ids.push((number, id));
+    }
+    let nameless: [fn(i64) -> String; 6] = [
+        |_| "null".to_owned(),
+        |_| r#"{"id":7}"#.to_owned(),
+        |id| format!(r#"{{"id":null,"token":"glcbt-job-{id}"}}"#),
+        |id| format!(r#"{{"id":7.5,"token":"glcbt-job-{id}"}}"#),
+        |id| format!(r#"{{"id":"../{id}","token":"glcbt-job-{id}"}}"#),
+        |_| String::new(),
+    ];
+    for make in nameless {
+        gitlab.queue_text(make);
+    }
+    let good = gitlab.queue(job(&["echo ok"]).build());
+    let mut agent = home.start(&[]);
+    for (what, id) in ids {
+        let job = gitlab.finished(id);
+        assert_eq!(
+            (job.state.as_str(), job.failure_reason.as_deref()),
+            ("failed", Some("runner_system_failure")),
+            "{what}"
+        );
+        assert!(job.has("the payload of this job cannot be read"), "{what}: {}", job.log());
+    }
+    assert_eq!(gitlab.finished(good).state, "success");
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    let log = agent.log();
+    let loud = "GitLab sent a job that cannot be decoded (no id or token); it cannot be reported";
+    assert_eq!(log.matches(loud).count(), nameless.len(), "{log}");
+    assert!(!log.contains("glcbt-job"), "{log}");
 }
 
 #[test]

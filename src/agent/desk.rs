@@ -68,14 +68,17 @@ impl Desk {
         let payload = match payload::decode(text.as_bytes()) {
             Ok(payload) => payload,
             Err(Undecodable { why, job: None }) => {
-                log::error!("an answer to the request for a job is no job error={why}");
+                log::error!(
+                    "GitLab sent a job that cannot be decoded (no id or token); it cannot be reported runner={} error={why}",
+                    context.runner.name
+                );
                 return false;
             }
             Err(Undecodable { why, job: Some(job) }) => {
                 permit.begin_job();
                 self.count();
                 self.save_count();
-                numbers::job_received(&context.who(), job.id, None);
+                numbers::job_received(&context.who(), &job.id, None);
                 self.refuse(permit, context, job, &why);
                 return true;
             }
@@ -205,7 +208,7 @@ impl Desk {
     fn refuse(self: &Arc<Self>, permit: Permit, context: Context, job: JobHandle, why: &str) {
         let why = format!("the payload of this job cannot be read: {why}");
         let (desk, told) = (Arc::clone(self), why.clone());
-        let refused = in_thread(job.id, (permit, context, job), move |(permit, context, job)| {
+        let refused = in_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&desk.state, permit.slot);
             fail_with_log(&context, &directory, &job, &told);
             drop(permit);
@@ -286,7 +289,7 @@ enum Begin {
 
 /// Has a thread of a job work on something. Errors: there can be no more threads; what it was to work on comes back.
 fn in_thread<T: Send + 'static>(
-    job: i64,
+    job: impl std::fmt::Display,
     load: T,
     work: impl FnOnce(T) + Send + 'static,
 ) -> Result<(), (T, io::Error)> {
@@ -331,7 +334,7 @@ fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, 
     match give_up::fail(context, directory, job, why) {
         Ok(_) => {
             log::error!("a job is failed job={} error={why}", job.id);
-            numbers::job_ended(&context.who(), job.id, FailureReason::RunnerSystemFailure.as_str());
+            numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
         }
         Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
     }
@@ -339,7 +342,7 @@ fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, 
 
 /// Fails a job for which not even a log can be kept.
 fn fail(context: &Context, job: &JobHandle, why: &str) {
-    numbers::job_ended(&context.who(), job.id, FailureReason::RunnerSystemFailure.as_str());
+    numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("a job is failed job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };

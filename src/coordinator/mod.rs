@@ -4,6 +4,7 @@
 
 pub mod gitlab;
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,11 +12,39 @@ use serde::{Deserialize, Serialize};
 use crate::failure::FailureReason;
 use crate::token::Token;
 
+/// A job's number as it stands in the path of its calls: text, so that a job with a number that no integer of ours holds
+/// can be failed at the server all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobId(String);
+
+impl JobId {
+    /// Letters that an id has at most.
+    const MOST: usize = 64;
+
+    /// The id that a text is; `None` if it could mean more than one part of a path.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        (is_plain && (1..=Self::MOST).contains(&text.len())).then(|| Self(text.to_owned()))
+    }
+}
+
+impl From<i64> for JobId {
+    fn from(number: i64) -> Self {
+        Self(number.to_string())
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What names a job in every later call.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct JobHandle {
     /// The job's number, part of the path of its calls.
-    pub id: i64,
+    pub id: JobId,
     /// The job's own token; it dies when the job ends.
     pub token: Token,
 }

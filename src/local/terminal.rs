@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn asks_for_the_bytes_it_lacks() {
         let terminal = Terminal::new(false);
-        let job = JobHandle { id: 1, token: Token::new("") };
+        let job = JobHandle { id: 1.into(), token: Token::new("") };
         assert_eq!(terminal.append_trace(&job, 0, b"\n", false).outcome, TraceOutcome::Accepted);
         assert_eq!(terminal.append_trace(&job, 5, b"late\n", false).outcome, TraceOutcome::Resync(1));
     }

@@ -1,6 +1,7 @@
 //! The numbers: of polls, jobs, stages, calls, logs.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -51,7 +52,7 @@ static NUMBERS: Mutex<Numbers> =
 struct Numbers {
     runners: BTreeMap<Who, OfRunner>,
     /// By the job's number too: two servers may count up to the same one.
-    running: BTreeMap<(Who, i64), Running>,
+    running: BTreeMap<(Who, String), Running>,
     /// By what was asked and answered.
     calls: BTreeMap<(&'static str, u16), u64>,
 }
@@ -144,26 +145,28 @@ pub fn is_resting(who: &Who) -> bool {
 }
 
 /// A job was received, after waiting for `queued` seconds at the server where that tells.
-pub fn job_received(who: &Who, job: i64, queued: Option<f64>) {
+pub fn job_received(who: &Who, job: impl Display, queued: Option<f64>) {
     let mut numbers = lock();
     let of_runner = numbers.of(who);
     of_runner.taken += 1;
     if let Some(queued) = queued {
         of_runner.queued.observe(queued);
     }
-    numbers.running.insert((who.clone(), job), Running { began: sys::boottime(), stage: None, resumed: false });
+    numbers
+        .running
+        .insert((who.clone(), job.to_string()), Running { began: sys::boottime(), stage: None, resumed: false });
 }
 
 /// A job that an earlier agent received at `began` goes on.
-pub fn job_resumed(who: &Who, job: i64, began: u64) {
-    lock().running.insert((who.clone(), job), Running { began, stage: None, resumed: true });
+pub fn job_resumed(who: &Who, job: impl Display, began: u64) {
+    lock().running.insert((who.clone(), job.to_string()), Running { began, stage: None, resumed: true });
 }
 
 /// A job went on to a stage.
-pub fn stage_began(who: &Who, job: i64, stage: &'static str) {
+pub fn stage_began(who: &Who, job: impl Display, stage: &'static str) {
     let now = sys::boottime();
     let mut numbers = lock();
-    let Some(running) = numbers.running.get_mut(&(who.clone(), job)) else { return };
+    let Some(running) = numbers.running.get_mut(&(who.clone(), job.to_string())) else { return };
     let before = running.stage.replace((stage, now));
     let (began, first) = (running.began, before.is_none() && !running.resumed);
     let of_runner = numbers.of(who);
@@ -174,10 +177,10 @@ pub fn stage_began(who: &Who, job: i64, stage: &'static str) {
 }
 
 /// A job is over: `success`, `dropped`, or the reason of its failure.
-pub fn job_ended(who: &Who, job: i64, result: &'static str) {
+pub fn job_ended(who: &Who, job: impl Display, result: &'static str) {
     let now = sys::boottime();
     let mut numbers = lock();
-    let Some(running) = numbers.running.remove(&(who.clone(), job)) else { return };
+    let Some(running) = numbers.running.remove(&(who.clone(), job.to_string())) else { return };
     let of_runner = numbers.of(who);
     of_runner.end_stage(running.stage, now);
     of_runner.durations.observe(seconds(running.began, now));

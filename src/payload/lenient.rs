@@ -40,6 +40,24 @@ pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Erro
     }
 }
 
+/// A whole number that is exactly what was written; anything else is an error.
+pub fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    match Scalar::deserialize(deserializer)? {
+        Scalar::Null => Ok(0),
+        Scalar::Number(number) => Ok(number),
+        Scalar::Fraction(number) => whole(number).ok_or_else(|| D::Error::custom("a number that is not whole")),
+        Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is no number")),
+        Scalar::Switch(_) => Err(D::Error::custom("a truth value that should be a number")),
+    }
+}
+
+/// The integer that a number is, where it can be told from its neighbours.
+pub fn whole(number: f64) -> Option<i64> {
+    /// 2^53: above it not every integer is a number of this type.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
+}
+
 /// A number that is not negative; anything else is none.
 pub fn fraction<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let number = serde_json::Value::deserialize(deserializer)?.as_f64();

@@ -24,7 +24,7 @@ const DEFAULT_TIMEOUT: u64 = 7200;
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
-    #[serde(deserialize_with = "lenient::number")]
+    #[serde(deserialize_with = "lenient::exact")]
     pub id: i64,
     #[serde(deserialize_with = "lenient::text")]
     pub token: String,
@@ -345,7 +345,7 @@ impl Payload {
 
     /// What names the job in later calls.
     pub fn handle(&self) -> JobHandle {
-        JobHandle { id: self.id, token: Token::new(self.token.as_str()) }
+        JobHandle { id: self.id.into(), token: Token::new(self.token.as_str()) }
     }
 
     /// A step by name.
@@ -441,9 +441,40 @@ mod tests {
         ] {
             let error = decode(broken.as_bytes()).expect_err("undecodable");
             let job = error.job.expect("found");
-            assert_eq!((job.id, job.token.reveal()), (7, "glcbt-x"));
+            assert_eq!((job.id.to_string().as_str(), job.token.reveal()), ("7", "glcbt-x"));
             assert!(!error.why.contains("glcbt"));
         }
         assert!(decode(b"<html>").expect_err("undecodable").job.is_none());
+    }
+
+    #[test]
+    fn a_number_is_never_taken_for_another() {
+        let id = |text: &str| decode(format!(r#"{{"id": {text}, "token": "t"}}"#).as_bytes());
+        for (text, number) in [("7", 7), ("\"7\"", 7), ("7.0", 7), ("9223372036854775807", i64::MAX)] {
+            assert_eq!(id(text).expect(text).id, number);
+        }
+        for (text, found) in [
+            ("9223372036854775808", Some("9223372036854775808")),
+            ("99999999999999999999999", Some("99999999999999999999999")),
+            ("\"99999999999999999999\"", Some("99999999999999999999")),
+            ("\"build-7\"", Some("build-7")),
+            ("1e2", Some("100")),
+            ("7.5", None),
+            ("1e40", None),
+            ("-7", None),
+            ("0", None),
+            ("true", None),
+            ("null", None),
+            ("[7]", None),
+            ("{\"id\": 7}", None),
+            ("\"../7\"", None),
+            ("\"7?x\"", None),
+            ("\"\"", None),
+        ] {
+            match id(text) {
+                Ok(payload) => assert_eq!(Some(payload.id.to_string().as_str()), found, "{text}"),
+                Err(error) => assert_eq!(error.job.map(|job| job.id.to_string()).as_deref(), found, "{text}"),
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Number and token of a job whose payload is broken or cut off: enough to fail it at the server, which would wait for
 //! an hour otherwise.
 
-use crate::coordinator::JobHandle;
+use super::lenient;
+use crate::coordinator::{JobHandle, JobId};
 use crate::decode;
 use crate::token::Token;
 
@@ -10,9 +11,9 @@ pub fn salvage(body: &[u8]) -> Option<JobHandle> {
     let (mut id, mut token) = (None, None);
     let mut scan = Scan { text: body, at: 0, depth: 0 };
     while let Some(key) = scan.next_key() {
-        match key {
-            br#""id""# => id = scan.number().or(id),
-            br#""token""# => token = scan.string().or(token),
+        match key.as_str() {
+            "id" => id = scan.id().or(id),
+            "token" => token = scan.string().or(token),
             _ => {}
         }
     }
@@ -27,8 +28,8 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// The next key of the outermost object, with its quotes; what follows is its value.
-    fn next_key(&mut self) -> Option<&'a [u8]> {
+    /// The next key of the outermost object; what follows is its value.
+    fn next_key(&mut self) -> Option<String> {
         loop {
             match self.text.get(self.at)? {
                 b'{' | b'[' => self.depth += 1,
@@ -39,7 +40,8 @@ impl<'a> Scan<'a> {
                     if self.depth == 1 && self.text.get(self.at) == Some(&b':') {
                         self.at += 1;
                         self.skip_blanks();
-                        return Some(word);
+                        // One that cannot be read is none that counts.
+                        return Some(decode::json(word).unwrap_or_default());
                     }
                     continue;
                 }
@@ -72,16 +74,18 @@ impl<'a> Scan<'a> {
         (!text.is_empty()).then_some(text)
     }
 
-    /// A number, also one between quotes. One that ends with the text may have been longer.
-    fn number(&mut self) -> Option<i64> {
-        let digits = match self.text.get(self.at)? {
-            b'"' => self.word()?.strip_prefix(b"\"")?.strip_suffix(b"\"")?,
-            _ => {
-                let rest = self.text.get(self.at..)?;
-                &rest[..rest.iter().position(|byte| !byte.is_ascii_digit())?]
-            }
-        };
-        std::str::from_utf8(digits).ok()?.parse().ok().filter(|id| *id > 0)
+    /// An id: a number, or text that can stand in a path. A number that ends with the text may have been longer.
+    fn id(&mut self) -> Option<JobId> {
+        if self.text.get(self.at) == Some(&b'"') {
+            return JobId::parse(self.string()?.trim());
+        }
+        let rest = self.text.get(self.at..)?;
+        let of_number = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E');
+        let text = std::str::from_utf8(&rest[..rest.iter().position(|byte| !of_number(byte))?]).ok()?;
+        match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => JobId::parse(text.trim_start_matches('0')),
+            false => lenient::whole(text.parse().ok()?).filter(|id| *id > 0).map(JobId::from),
+        }
     }
 
     fn skip_blanks(&mut self) {
@@ -96,8 +100,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn found(text: &str) -> Option<(i64, String)> {
-        salvage(text.as_bytes()).map(|job| (job.id, job.token.reveal().to_owned()))
+    fn found(text: &str) -> Option<(String, String)> {
+        salvage(text.as_bytes()).map(|job| (job.id.to_string(), job.token.reveal().to_owned()))
     }
 
     #[test]
@@ -107,9 +111,12 @@ mod tests {
             r#"{"id":7,"token":"glcbt-x""#,
             r#"{"job_info": {"id": 1}, "token": "glcbt\u002dx", "id": "7", "steps": 5}"#,
             r#"{"id": "7", "token": "glcbt-x", "variables": {}}"#,
+            r#"{"\u0069d": 7, "t\u006fken": "glcbt-x", "variables": {}}"#,
+            r#"{"id": 5, "id": 7, "token": "old", "token": "glcbt-x", "id": null, "token": 5, "variables": {}}"#,
+            "\u{feff}{\"id\": 7.0, \"token\": \"glcbt-x\"}",
             r#"{"dependencies": [{"id": 3, "token": "of another"}], "id": 7, "x": "\"id\": 9", "token": "glcbt-x", "#,
         ] {
-            assert_eq!(found(text), Some((7, "glcbt-x".to_owned())), "{text}");
+            assert_eq!(found(text), Some(("7".to_owned(), "glcbt-x".to_owned())), "{text}");
         }
     }
 
@@ -138,7 +145,7 @@ mod tests {
         fn a_cut_payload_is_this_job_or_none(cut in 0_usize..120) {
             let text = r#"{"job_info":{"id":1,"token":"no"},"id":4711,"token":"glcbt-abc","dependencies":[{"id":2,"token":"no"}]}"#;
             if let Some(job) = found(&text[..cut.min(text.len())]) {
-                prop_assert_eq!(job, (4711, "glcbt-abc".to_owned()));
+                prop_assert_eq!(job, ("4711".to_owned(), "glcbt-abc".to_owned()));
             }
         }
     }

@@ -57,7 +57,9 @@ pub struct Job {
     pub ended: Option<Instant>,
     /// How often each state was told.
     pub updates: Vec<String>,
-    payload: String,
+    payload: Vec<u8>,
+    /// What stands for the number in the paths of its calls, where that is another text.
+    name: Option<String>,
 }
 
 /// An upload.
@@ -193,19 +195,25 @@ impl GitLab {
         if payload["token"].is_null() {
             payload["token"] = json!(format!("glcbt-job-{id}"));
         }
-        self.put(&mut state, id, payload["token"].as_str().unwrap_or_default().to_owned(), payload.to_string());
+        self.put(&mut state, id, payload["token"].as_str().unwrap_or_default().to_owned(), payload.to_string().into());
         id
     }
 
     /// Queues a job whose payload is this text, whatever it is.
-    pub fn queue_text(&self, make: impl Fn(i64) -> String) -> i64 {
+    pub fn queue_text<T: Into<Vec<u8>>>(&self, make: impl Fn(i64) -> T) -> i64 {
         let mut state = self.lock();
         let id = unique_number();
-        self.put(&mut state, id, format!("glcbt-job-{id}"), make(id));
+        self.put(&mut state, id, format!("glcbt-job-{id}"), make(id).into());
         id
     }
 
-    fn put(&self, state: &mut State, id: i64, token: String, payload: String) {
+    /// A job has another name in the paths of its calls.
+    pub fn name_job(&self, id: i64, name: &str) {
+        let mut state = self.lock();
+        state.jobs.iter_mut().find(|job| job.id == id).expect("the job").name = Some(name.to_owned());
+    }
+
+    fn put(&self, state: &mut State, id: i64, token: String, payload: Vec<u8>) {
         state.jobs.push(Job { id, token, state: "pending".into(), payload, ..Job::default() });
         state.queue.push_back(id);
         state.queue_value += 1;
@@ -666,8 +674,11 @@ fn is_live(job: &Job) -> bool {
 }
 
 fn own_job<'a>(state: &'a mut State, request: &Request, token: &str) -> Option<&'a mut Job> {
-    let id: i64 = request.path.split('/').nth(4)?.parse().ok()?;
-    let job = state.jobs.iter_mut().find(|job| job.id == id)?;
+    let name = request.path.split('/').nth(4)?;
+    let job = state.jobs.iter_mut().find(|job| match &job.name {
+        Some(other) => name == other && job.token == token,
+        None => name == job.id.to_string(),
+    })?;
     (job.token == token).then_some(job)
 }
 

@@ -123,7 +123,7 @@ impl Case {
     }
 
     fn job() -> JobHandle {
-        JobHandle { id: 1, token: Token::new("t") }
+        JobHandle { id: 1.into(), token: Token::new("t") }
     }
 
     fn upload(&self, options: UploadOptions, on_status: Box<dyn Fn(JobStatus) + Send>) -> Upload {
