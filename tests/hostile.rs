@@ -27,6 +27,7 @@ struct Attack {
     earlier: Vec<String>,
     services: Vec<String>,
     variables: Vec<(String, String)>,
+    submodule: Option<(String, String)>,
     script: Vec<String>,
 }
 
@@ -49,6 +50,7 @@ fn in_containers() -> Attack {
         earlier: Vec::new(),
         services: Vec::new(),
         variables: Vec::new(),
+        submodule: None,
         script: vec!["true".to_owned()],
     }
 }
@@ -85,6 +87,12 @@ impl Attack {
         self
     }
 
+    /// A submodule, at an address in which `$SERVER` is the server of the repository.
+    fn submodule(mut self, path: &str, address: &str) -> Self {
+        self.submodule = Some((path.to_owned(), address.to_owned()));
+        self.variable("GIT_SUBMODULE_STRATEGY", "normal")
+    }
+
     fn variable(mut self, key: &str, value: &str) -> Self {
         self.variables.push((key.to_owned(), value.to_owned()));
         self
@@ -101,7 +109,11 @@ impl Attack {
         let root = tempfile::tempdir().expect("a directory");
         let git = GitServer::start(root.path());
         let files: Vec<(&str, &str)> = self.files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
-        let (url, sha) = git.repository("team/demo", &files);
+        let (url, mut sha) = git.repository("team/demo", &files);
+        if let Some((path, address)) = &self.submodule {
+            git.repository("team/library", &[("lib.txt", "from the library\n")]);
+            sha = git.add_submodule("team/demo", path, &address.replace("$SERVER", &git.url));
+        }
         let gitlab = GitLab::start();
         let home = match self.containers {
             true => Home::with_containers(&gitlab, "", &format!("wait_for_services_timeout = -1\n{}", self.keys)),
@@ -206,5 +218,55 @@ mod attacks {
             ))
             .run()
             .got_in_and_nowhere();
+    }
+
+    /// The directory of the checkout was text of a shell script that ran beside the container.
+    #[test]
+    fn the_name_of_the_directory_is_a_command() {
+        in_containers()
+            .file("probe.sh", PROBE)
+            .submodule("lib", "$SERVER/team/library.git")
+            .variable("GIT_CLONE_PATH", "$CI_BUILDS_DIR/x';sh probe.sh >&2;: 'y")
+            .script(&["cat lib/lib.txt"])
+            .run()
+            .got_nowhere()
+            .succeeded();
+    }
+
+    /// An earlier job leaves a program in a submodule's configuration, and this one has git fetch submodules.
+    #[test]
+    fn a_submodules_program_is_asked_for_by_options_of_fetch() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .submodule("lib", "$SERVER/team/library.git")
+                .earlier("git -C lib config remote.origin.uploadpack 'touch /tmp/mayfly-hostile-fetch; git-upload-pack' || :")
+                .variable("GIT_FETCH_EXTRA_FLAGS", "--recurse-submodules=yes")
+                .run()
+                .failed_with("GIT_FETCH_EXTRA_FLAGS: `--recurse-submodules=yes`")
+                .made_no(Path::new("/tmp/mayfly-hostile-fetch"));
+        }
+    }
+
+    /// The address of a submodule redirects to a service that only the machine reaches, and traces of git print it.
+    #[test]
+    fn a_submodule_redirects_to_the_metadata_service() {
+        for containers in [true, false] {
+            let service = crate::support::http::listen(None, |mut connection| {
+                while crate::support::http::read_request(&mut connection).is_some() {
+                    let answer = crate::support::http::Answer::new(200).body("the-roles-credentials");
+                    let _ = crate::support::http::write_answer(connection.get_mut(), &answer);
+                }
+            });
+            let host = service.trim_start_matches("http://");
+            Attack { containers, ..in_containers() }
+                .submodule("lib", &format!("$SERVER/elsewhere/{host}/latest/meta-data"))
+                .variable("GIT_TRACE_CURL", "1")
+                .variable("GIT_CURL_VERBOSE", "1")
+                .variable("GIT_TRACE", "1")
+                .run()
+                .failed_with("redirects to another host")
+                .without("the-roles-credentials")
+                .without("Authorization: Basic");
+        }
     }
 }

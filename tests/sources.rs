@@ -132,13 +132,7 @@ fn submodules_come_with_the_token() {
     let scene = Scene::new("", "");
     let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
     let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
-    let work = scene._root.path().join("team/demo.work");
-    let bare = scene._root.path().join("team/library.git").display().to_string();
-    let allow = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &bare, "lib"];
-    crate::support::git::git(&work, &allow);
-    let modules = std::fs::read_to_string(work.join(".gitmodules")).expect("modules").replace(&bare, &library);
-    std::fs::write(work.join(".gitmodules"), modules).expect("written");
-    let sha = scene.git.commit("team/demo", &[], "with a submodule");
+    let sha = scene.git.add_submodule("team/demo", "lib", &library);
     for _ in 0..2 {
         let lines = scene.pass(
             job(&["cat lib/lib.txt", "cd lib && git fetch -q origin && echo fetched"])
@@ -204,5 +198,54 @@ fn a_job_chooses_its_directory_where_the_runner_allows_it() {
     let place = scene.home.path("builds").join("go/src/demo").display().to_string();
     for line in [place.clone(), "b".to_owned(), format!("is {place}")] {
         assert!(lines.iter().any(|other| other.ends_with(&line)), "{line} in {lines:#?}");
+    }
+}
+
+#[test]
+fn any_name_of_a_directory_is_only_a_name() {
+    let scene = Scene::new("user = \"nobody\"", "[runners.custom_build_dir]\nenabled = true");
+    let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
+    let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+    let sha = scene.git.add_submodule("team/demo", "it's a lib", &library);
+    for name in ["it's", "a b", "-n", "[x]*?", "\u{fc}ber", "$HOME", "a\"b", "back\\slash", "x;touch y;"] {
+        let asked = job(&["cat \"it's a lib/lib.txt\"", "git fetch -q origin && echo fetched"]).sources(&url, &sha);
+        let place = format!("$CI_BUILDS_DIR/{}", name.replace('$', "$$"));
+        let asked = asked.variable("GIT_SUBMODULE_STRATEGY", "normal").variable("GIT_CLONE_PATH", &place);
+        let lines = scene.pass(asked);
+        for line in ["from the library", "fetched"] {
+            assert!(lines.contains(&line.to_owned()), "{line} in {name}: {lines:#?}");
+        }
+        let checkout = scene.home.path("builds").join(name).join("a");
+        assert!(checkout.exists(), "{}", checkout.display());
+    }
+}
+
+#[test]
+fn an_address_that_moved_on_its_server_is_followed() {
+    let scene = Scene::new("", "");
+    scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
+    let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+    let sha = scene.git.add_submodule("team/demo", "lib", &format!("{}/team/library", scene.git.url));
+    let lines = scene.pass(job(&["cat lib/lib.txt"]).sources(&url, &sha).variable("GIT_SUBMODULE_STRATEGY", "normal"));
+    assert!(lines.contains(&"from the library".to_owned()), "{lines:#?}");
+}
+
+#[test]
+fn options_of_git_are_those_that_are_allowed() {
+    let scene = Scene::new("", "");
+    let (url, sha) = scene.git.repository("team/demo", &[("a", "b")]);
+    scene.pass(job(&["touch kept"]).sources(&url, &sha));
+    let asked = job(&["ls kept"]).sources(&url, &sha).variable("GIT_CLEAN_FLAGS", "-ffdx -e kept");
+    scene.pass(asked.variable("GIT_FETCH_EXTRA_FLAGS", "--prune --tags --verbose -j 4"));
+    for (variable, flags, named) in [
+        ("GIT_FETCH_EXTRA_FLAGS", "--prune --upload-pack=evil", "--upload-pack=evil"),
+        ("GIT_FETCH_EXTRA_FLAGS", "--recurse-submodules=yes", "--recurse-submodules=yes"),
+        ("GIT_CLEAN_FLAGS", "-ffdx --interactive", "--interactive"),
+        ("GIT_SUBMODULE_UPDATE_FLAGS", "-j 20000000", "-j"),
+    ] {
+        let asked = job(&["echo never"]).sources(&url, &sha).variable("GIT_SUBMODULE_STRATEGY", "normal");
+        let job = scene.run(asked.variable(variable, flags));
+        assert_eq!(job.failure_reason.as_deref(), Some("runner_configuration_error"), "{}", job.log());
+        assert!(job.has(&format!("{variable}: `{named}`")), "{}", job.log());
     }
 }

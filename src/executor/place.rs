@@ -83,6 +83,10 @@ impl Place {
         if !plain || below.as_os_str().is_empty() {
             return Err(outside());
         }
+        if path.contains(char::is_control) {
+            let path = path.escape_debug();
+            return Err(JobError::configuration(format!("GIT_CLONE_PATH `{path}` contains a control character")));
+        }
         let project = self.builds.join(below);
         Ok(Self { temporary: with(&project, ".tmp"), project, ..self.clone() })
     }
@@ -223,7 +227,10 @@ mod tests {
     fn a_clone_path_stays_below_the_builds_directory() {
         let place = of("https://h/a/b.git");
         assert_eq!(place.moved("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
-        for path in ["/etc", "/builds", "/builds/../etc", "relative"] {
+        for path in ["/builds/it's", "/builds/a b", "/builds/[x]*?", "/builds/-n", "/builds/\u{fc}"] {
+            assert!(place.moved(path).is_ok(), "{path}");
+        }
+        for path in ["/etc", "/builds", "/builds/../etc", "relative", "/builds/a\nb"] {
             assert!(place.moved(path).is_err(), "{path}");
         }
     }

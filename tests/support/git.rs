@@ -53,6 +53,17 @@ impl GitServer {
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n", content.len())
     }
 
+    /// Adds a submodule with the library's latest commit (`team/library`), from any address; returns the commit.
+    pub fn add_submodule(&self, name: &str, path: &str, address: &str) -> String {
+        let work = self.root.join(format!("{name}.work"));
+        let library = git(&self.root.join("team/library.git"), &["rev-parse", "main"]);
+        let modules = format!("[submodule \"lib\"]\n\tpath = \"{path}\"\n\turl = \"{address}\"\n");
+        std::fs::write(work.join(".gitmodules"), modules).expect("written");
+        git(&work, &["update-index", "--add", "--cacheinfo", &format!("160000,{library},{path}")]);
+        std::fs::create_dir_all(work.join(path)).expect("made");
+        self.commit(name, &[], "with a submodule")
+    }
+
     /// Adds a commit; returns it.
     pub fn commit(&self, name: &str, files: &[(&str, &str)], message: &str) -> String {
         let work = self.root.join(format!("{name}.work"));
@@ -90,7 +101,9 @@ const LOGIN: &str = "Basic Z2l0bGFiLWNpLXRva2VuOmdsY2J0L";
 fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
     while let Some(request) = read_request(&mut connection) {
         let login = request.header("Authorization").to_owned();
-        let answer = if login.starts_with(LOGIN) {
+        let answer = if let Some(place) = redirect(&request) {
+            Answer::new(301).with("Location", &place)
+        } else if login.starts_with(LOGIN) {
             seen.lock().expect("no panic").push(login);
             match request.path.split_once("/info/lfs/") {
                 Some((repository, rest)) => large_files(root, repository, rest, &request),
@@ -103,6 +116,16 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
             return;
         }
     }
+}
+
+/// As GitLab does: an address without `.git` leads to the one with it, whoever asks. `/elsewhere/HOST/...` leads to
+/// another host.
+fn redirect(request: &Request) -> Option<String> {
+    let (repository, rest) = request.path.split_once("/info/refs")?;
+    if let Some(other) = repository.strip_prefix("/elsewhere/") {
+        return Some(format!("http://{other}{rest}"));
+    }
+    (!repository.ends_with(".git")).then(|| format!("{repository}.git/info/refs{rest}?{}", request.query))
 }
 
 /// Git LFS (batch API, basic transfer): downloads of what lies in `<repository>.lfs`, by its SHA-256.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Plan, Strategy, Submodules, harmless};
+use super::environment::{self, Runs};
+use super::options::{CLEAN, FETCH, SUBMODULE_UPDATE};
+use super::{Plan, Strategy, Submodules, options};
 use crate::failure::{FailureReason, JobError};
 use crate::http::origin;
 use crate::payload::Payload;
@@ -66,14 +68,8 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
     let token = Some(token).filter(|_| login.is_none());
     let rewrites = rewrites(&url, &place, token.as_deref(), variables);
     let mut environment = place.environment;
-    match place.seen.is_some() {
-        true => environment.extend(harmless::environment(&variables.exports())),
-        false => environment.extend(variables.exports()),
-    }
-    let fetch_flags = flags(variables, "GIT_FETCH_EXTRA_FLAGS", "--prune --quiet");
-    if place.seen.is_some() {
-        harmless::check_flags(&fetch_flags)?;
-    }
+    let runs = if place.seen.is_some() { Runs::BesideContainer } else { Runs::AsJob };
+    environment.extend(environment::of_job(variables.exports(), runs));
     Ok(Plan {
         strategy,
         project: place.project,
@@ -88,8 +84,8 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         reference: git.reference.clone(),
         object_format: if git.repo_object_format == "sha256" { "sha256" } else { "sha1" }.to_owned(),
         checkout: variables.switch("GIT_CHECKOUT", true),
-        clean_flags: flags(variables, "GIT_CLEAN_FLAGS", "-ffdx"),
-        fetch_flags,
+        clean_flags: flags(variables, &CLEAN, "-ffdx")?,
+        fetch_flags: flags(variables, &FETCH, "--prune --quiet")?,
         submodules: submodules(payload, variables)?,
         lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
         ca_certificates: place.ca_certificates,
@@ -124,12 +120,16 @@ fn check_references(payload: &Payload) -> Result<(), JobError> {
     Ok(())
 }
 
-fn flags(variables: &Variables, key: &str, default: &str) -> Vec<String> {
-    let text = variables.value(key).filter(|text| !text.trim().is_empty()).unwrap_or_else(|| default.to_owned());
+/// The options of a job for a command. Errors: one that jobs may not pass.
+fn flags(variables: &Variables, command: &options::Command, default: &str) -> Result<Vec<String>, JobError> {
+    let text = variables.value(command.variable()).filter(|text| !text.trim().is_empty());
+    let text = text.unwrap_or_else(|| default.to_owned());
     if text.trim() == "none" {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    text.split_whitespace().map(str::to_owned).collect()
+    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    command.check(&words)?;
+    Ok(words)
 }
 
 fn submodules(payload: &Payload, variables: &Variables) -> Result<Option<Submodules>, JobError> {
@@ -150,12 +150,10 @@ fn submodules(payload: &Payload, variables: &Variables) -> Result<Option<Submodu
         return Err(JobError::configuration("GIT_SUBMODULE_PATHS: write `:(exclude)path` without a space"));
     }
     let depth = variables.value("GIT_SUBMODULE_DEPTH").and_then(|text| text.trim().parse().ok());
-    Ok(Some(Submodules {
-        recursive,
-        depth: depth.unwrap_or(payload.git_info.depth).max(0),
-        paths,
-        update_flags: words("GIT_SUBMODULE_UPDATE_FLAGS"),
-    }))
+    let mut update_flags = flags(variables, &SUBMODULE_UPDATE, "")?;
+    let recursive = recursive || update_flags.iter().any(|flag| flag == "--recursive");
+    update_flags.retain(|flag| flag != "--recursive");
+    Ok(Some(Submodules { recursive, depth: depth.unwrap_or(payload.git_info.depth).max(0), paths, update_flags }))
 }
 
 /// `https://user:password@host/path` without what stands before the host.

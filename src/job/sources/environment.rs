@@ -1,0 +1,293 @@
+//! The variables of a job that the agent's own git gets.
+//!
+//! In the shell git runs as the job's user, who may run any program: it gets all variables but those that point git at
+//! another repository and those that print headers or bodies of HTTP into the log. Beside a container git gets only
+//! variables from a list: how to reach a server, and nothing by which git starts a program, reads a file or writes one.
+
+/// Who runs git.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// The job's user, on the machine.
+    AsJob,
+    /// The agent, beside the job's container.
+    BesideContainer,
+}
+
+/// Variables whose text only says how to reach a server.
+const PLAIN: [&str; 17] = [
+    "ALL_PROXY",
+    "CI_JOB_TOKEN",
+    "GIT_HTTP_LOW_SPEED_LIMIT",
+    "GIT_HTTP_LOW_SPEED_TIME",
+    "GIT_HTTP_MAX_REQUESTS",
+    "GIT_HTTP_USER_AGENT",
+    "GIT_LFS_PROGRESS_INTERVAL",
+    "GIT_PROTOCOL",
+    "GIT_SSL_NO_VERIFY",
+    "GIT_SSL_VERSION",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
+/// Traces that show what git does, and not what it sends and receives. Their value is a switch or the name of a file.
+const TRACES: [&str; 4] = ["GIT_TRACE", "GIT_TRACE_PERFORMANCE", "GIT_TRACE_SETUP", "GIT_TRACE_SHALLOW"];
+
+/// Git LFS prints bodies of answers when one of these is set.
+pub const TRACES_OF_LFS: [&str; 2] = ["GIT_TRACE", "GIT_TRANSFER_TRACE"];
+
+/// Variables that would make git work on something else than the checkout (`git rev-parse --local-env-vars`), give it
+/// other programs, or make it print headers and bodies.
+const REFUSED: [&str; 27] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CURL_VERBOSE",
+    "GIT_DEFAULT_HASH",
+    "GIT_DIR",
+    "GIT_EXEC_PATH",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_GRAFT_FILE",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_NAMESPACE",
+    "GIT_NOGLOB_PATHSPECS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_TEMPLATE_DIR",
+    "GIT_WORK_TREE",
+];
+
+/// Settings (`GIT_CONFIG_KEY_n`) that a job in a container may give to git: the section, and the last parts of the names.
+/// None of them names a program or a file, or sends git to a server that was not asked for.
+const SETTINGS: [(&str, &[&str]); 7] = [
+    ("checkout", &["defaultremote", "guess", "thresholdforparallelism", "workers"]),
+    (
+        "fetch",
+        &[
+            "fsckobjects",
+            "negotiationalgorithm",
+            "output",
+            "parallel",
+            "prune",
+            "prunetags",
+            "showforcedupdates",
+            "unpacklimit",
+        ],
+    ),
+    (
+        "http",
+        &[
+            "emptyauth",
+            "extraheader",
+            "lowspeedlimit",
+            "lowspeedtime",
+            "maxrequests",
+            "minsessions",
+            "noepsv",
+            "postbuffer",
+            "proxy",
+            "sslcipherlist",
+            "sslverify",
+            "sslversion",
+            "version",
+        ],
+    ),
+    (
+        "lfs",
+        &[
+            "access",
+            "activitytimeout",
+            "basictransfersonly",
+            "concurrenttransfers",
+            "dialtimeout",
+            "fetchexclude",
+            "fetchinclude",
+            "fetchrecentalways",
+            "fetchrecentcommitsdays",
+            "fetchrecentrefsdays",
+            "fetchrecentremoterefs",
+            "keepalive",
+            "locksverify",
+            "maxretries",
+            "maxretrydelay",
+            "maxverifies",
+            "skipdownloaderrors",
+            "tlstimeout",
+            "tustransfers",
+            "url",
+        ],
+    ),
+    ("pack", &["threads", "windowmemory"]),
+    ("transfer", &["credentialsinurl", "fsckobjects", "unpacklimit"]),
+    ("url", &["insteadof", "pushinsteadof"]),
+];
+
+/// Settings that are a number of threads, processes or connections, and how many there may be.
+const COUNTS: [&str; 6] = ["concurrenttransfers", "maxrequests", "minsessions", "parallel", "threads", "workers"];
+const COUNT_MAX: u32 = 64;
+
+/// The variables of a job that git gets.
+pub fn of_job(exports: Vec<(String, String)>, runs: Runs) -> Vec<(String, String)> {
+    if runs == Runs::AsJob {
+        let kept = |key: &str| !REFUSED.contains(&key) && (!key.starts_with("GIT_TRACE") || TRACES.contains(&key));
+        return exports.into_iter().filter(|(key, _)| kept(key)).collect();
+    }
+    let is_switch = |value: &str| matches!(value, "0" | "1" | "2" | "true" | "false");
+    let harmless = |(key, value): &&(String, String)| {
+        PLAIN.contains(&key.as_str()) || (TRACES.contains(&key.as_str()) && is_switch(value))
+    };
+    let mut kept: Vec<(String, String)> = exports.iter().filter(harmless).cloned().collect();
+    kept.extend(settings(&exports));
+    kept
+}
+
+/// `GIT_CONFIG_COUNT`, `GIT_CONFIG_KEY_n`, `GIT_CONFIG_VALUE_n`, counted anew.
+fn settings(exports: &[(String, String)]) -> Vec<(String, String)> {
+    let value = |key: &str| exports.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+    let count = value("GIT_CONFIG_COUNT").and_then(|count| count.parse::<u16>().ok()).unwrap_or(0);
+    let pair = |number: u16| {
+        let key = value(&format!("GIT_CONFIG_KEY_{number}"))?;
+        let value = value(&format!("GIT_CONFIG_VALUE_{number}"))?;
+        is_harmless_setting(key, value).then_some((key, value))
+    };
+    let kept: Vec<(&str, &str)> = (0..count).filter_map(pair).collect();
+    let mut variables = vec![("GIT_CONFIG_COUNT".to_owned(), kept.len().to_string())];
+    for (number, (key, value)) in kept.iter().enumerate() {
+        variables.push((format!("GIT_CONFIG_KEY_{number}"), (*key).to_owned()));
+        variables.push((format!("GIT_CONFIG_VALUE_{number}"), (*value).to_owned()));
+    }
+    variables
+}
+
+fn is_harmless_setting(key: &str, value: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let (Some((section, _)), Some((before, last))) = (key.split_once('.'), key.rsplit_once('.')) else { return false };
+    if section == "advice" {
+        return true;
+    }
+    let known = SETTINGS.iter().any(|(name, parts)| *name == section && parts.contains(&last));
+    let fits = match last {
+        _ if COUNTS.contains(&last) => value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX),
+        // What an address is replaced with.
+        "insteadof" | "pushinsteadof" => {
+            let base = before.strip_prefix("url.").unwrap_or_default();
+            ["http://", "https://", "ssh://", "git@"].iter().any(|scheme| base.starts_with(scheme))
+        }
+        _ => true,
+    };
+    // `lfs.customtransfer.<name>.path` and `lfs.extension.<name>.clean` name programs.
+    known && fits && !key.starts_with("lfs.customtransfer.") && !key.starts_with("lfs.extension.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(runs: Runs, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let exports: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        of_job(exports, runs)
+    }
+
+    #[test]
+    fn beside_a_container_nothing_that_starts_a_program_or_names_a_file_reaches_git() {
+        let kept = |pairs: &[(&str, &str)]| kept(Runs::BesideContainer, pairs);
+        for key in [
+            "BASH_ENV",
+            "CURL_HOME",
+            "EDITOR",
+            "ENV",
+            "GIT_ALLOW_PROTOCOL",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+            "GIT_ASKPASS",
+            "GIT_CONFIG_GLOBAL",
+            "GIT_CONFIG_PARAMETERS",
+            "GIT_CURL_VERBOSE",
+            "GIT_DIR",
+            "GIT_EXEC_PATH",
+            "GIT_EXTERNAL_DIFF",
+            "GIT_PAGER",
+            "GIT_PROXY_COMMAND",
+            "GIT_SSH",
+            "GIT_SSH_COMMAND",
+            "GIT_SSL_CAINFO",
+            "GIT_TEMPLATE_DIR",
+            "GIT_TRACE2",
+            "GIT_TRACE2_EVENT",
+            "GIT_TRACE_CURL",
+            "GIT_TRACE_PACKET",
+            "GIT_TRACE_REDACT",
+            "GIT_TRANSFER_TRACE",
+            "HOME",
+            "LD_LIBRARY_PATH",
+            "LD_PRELOAD",
+            "PAGER",
+            "PATH",
+            "SSLKEYLOGFILE",
+            "SSL_CERT_FILE",
+        ] {
+            assert_eq!(kept(&[(key, "1")]).len(), 1, "{key}");
+        }
+        assert_eq!(kept(&[("GIT_TRACE", "/etc/cron.d/x")]).len(), 1);
+        assert_eq!(kept(&[("GIT_TRACE", "1"), ("https_proxy", "http://p:3128")]).len(), 3);
+    }
+
+    #[test]
+    fn in_the_shell_git_keeps_its_repository_and_prints_no_headers() {
+        let kept = |key: &str| !kept(Runs::AsJob, &[(key, "1")]).is_empty();
+        for key in ["GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_CONFIG_COUNT", "SSH_AUTH_SOCK", "PATH", "GIT_TRACE"] {
+            assert!(kept(key), "{key}");
+        }
+        for key in ["GIT_TRACE_CURL", "GIT_CURL_VERBOSE", "GIT_TRACE2_EVENT", "GIT_DIR", "GIT_INDEX_FILE"] {
+            assert!(!kept(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn settings_are_counted_anew() {
+        let settings = [
+            ("core.fsmonitor", "evil"),
+            ("http.extraHeader", "X: y"),
+            ("http.https://h.sslCAInfo", "/etc/shadow"),
+            ("http.https://h/.followRedirects", "true"),
+            ("lfs.customtransfer.x.path", "evil"),
+            ("lfs.customtransfer.x.url", "evil"),
+            ("fetch.fsck.skipList", "/etc/shadow"),
+            ("fetch.parallel", "20000000"),
+            ("url.file:///etc.insteadOf", "https://h/"),
+            ("url.https://mirror/.insteadOf", "https://h/"),
+            ("include.path", "x"),
+            ("http", "x"),
+        ];
+        let mut exports = vec![("GIT_CONFIG_COUNT".to_owned(), settings.len().to_string())];
+        for (number, (key, value)) in settings.iter().enumerate() {
+            exports.push((format!("GIT_CONFIG_KEY_{number}"), (*key).to_owned()));
+            exports.push((format!("GIT_CONFIG_VALUE_{number}"), (*value).to_owned()));
+        }
+        let expected = [
+            ("GIT_CONFIG_COUNT", "2"),
+            ("GIT_CONFIG_KEY_0", "http.extraHeader"),
+            ("GIT_CONFIG_VALUE_0", "X: y"),
+            ("GIT_CONFIG_KEY_1", "url.https://mirror/.insteadOf"),
+            ("GIT_CONFIG_VALUE_1", "https://h/"),
+        ];
+        assert_eq!(
+            of_job(exports, Runs::BesideContainer),
+            expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! The job's own settings of git, outside the repository: whom to log in as, and what to trust.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{Plan, make_directory, remove, repository::value};
+
+/// What git's configuration for all repositories of a job is called, in its temporary directory.
+pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
+
+/// The job's own settings of git, in its temporary directory.
+pub const EXTERNAL_CONFIG: &str = "mayfly.gitconfig";
+
+/// Certificates for the server, in the same place.
+pub const CA_CERTIFICATES: &str = "mayfly.ca.crt";
+
+/// Answers git's question for a password from the environment (gitcredentials(7)).
+const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
+
+/// Writes the settings; `redirected` are URLs of repositories that have moved on their server, and where to.
+pub fn write(plan: &Plan, redirected: &[(String, String)]) -> io::Result<()> {
+    make_temporary_directory(plan)?;
+    let mut text = String::new();
+    if !plan.correlation_id.is_empty() {
+        let header = format!("X-Gitaly-Correlation-ID: {}", plan.correlation_id);
+        text.push_str(&format!("[http]\n\textraHeader = {}\n", value(&header)));
+    }
+    text.push_str("[transfer]\n\tbundleURI = true\n");
+    if let Some(certificates) = &plan.ca_certificates {
+        write_private(plan, CA_CERTIFICATES, certificates)?;
+        let (host, path) = (crate::http::origin(&plan.url), plan.seen(CA_CERTIFICATES));
+        text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", value(&host), value(&path.display().to_string())));
+    }
+    // Of two rules for the same address git takes the first.
+    for (from, to) in redirected.iter().chain(&plan.rewrites) {
+        text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
+    }
+    if let Some(host) = &plan.login {
+        // An empty helper makes git forget those of the machine, which might keep the token.
+        text.push_str(&format!(
+            "[credential {}]\n\thelper =\n\thelper = {}\n\tusername = gitlab-ci-token\n",
+            value(host),
+            value(LOGIN_HELPER)
+        ));
+        let global = format!(
+            "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n[include]\n\tpath = {}\n",
+            value(&plan.seen(EXTERNAL_CONFIG).display().to_string())
+        );
+        write_private(plan, GLOBAL_CONFIG, &global)?;
+    }
+    write_private(plan, EXTERNAL_CONFIG, &text)
+}
+
+/// The temporary directory, which only its owner enters, also where something else stands. Beside a container it is made
+/// before, for whomever the container runs as.
+fn make_temporary_directory(plan: &Plan) -> io::Result<()> {
+    make_directory(&plan.temporary)?;
+    if plan.seen.is_some() {
+        return Ok(());
+    }
+    fs::set_permissions(&plan.temporary, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+}
+
+/// Writes a file that only its owner reads; what stood there before is removed, be it a link. Beside a container the
+/// directory keeps others away, and the container's user must read it.
+fn write_private(plan: &Plan, name: &str, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let path = plan.temporary.join(name);
+    remove::remove(&path)?;
+    let mode = if plan.seen.is_some() { 0o644 } else { 0o600 };
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(text.as_bytes())
+}

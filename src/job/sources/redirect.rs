@@ -1,0 +1,132 @@
+//! Redirects of git's HTTP requests: followed where they stay on the host that was asked for, and nowhere else.
+//!
+//! Git can follow any redirect or none. It follows none here, since a repository may name any address for its submodules,
+//! and that may redirect to one that only this machine can reach. GitLab redirects an address without `.git` to the one
+//! with it, and servers redirect from http to https: where a fetch has failed, this asks where the address leads, and has
+//! git take the new one if it is on the same host.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use super::{Failure, Plan, external, git};
+use crate::http::{is_same_server, origin, resolve};
+
+/// Redirects in a row.
+const HOPS_MAX: usize = 5;
+
+/// What git tells of its requests is not read without end.
+const TOLD_MAX: u64 = 1 << 20;
+
+/// What git appends to an address in its first request.
+const FIRST_REQUEST: &str = "/info/refs?service=git-upload-pack";
+
+/// Has git take the addresses that these redirect to. True where one did.
+pub fn follow(plan: &Plan, addresses: &[String]) -> Result<bool, Failure> {
+    let mut rules = Vec::new();
+    let mut moved = false;
+    for address in addresses.iter().filter(|address| address.starts_with("http")).chain([&plan.url]) {
+        let target = target(plan, address)?;
+        moved |= target.is_some();
+        // A rule holds for every address that begins like it: each gets its own.
+        let target = target.unwrap_or_else(|| address.clone());
+        rules.push((address.clone(), with_login(plan, &target)));
+    }
+    if moved {
+        external::write(plan, &rules)?;
+    }
+    Ok(moved)
+}
+
+/// Where an address leads in the end, if that is another one on the same host.
+fn target(plan: &Plan, address: &str) -> io::Result<Option<String>> {
+    let mut at = address.to_owned();
+    for _ in 0..HOPS_MAX {
+        let Some(location) = location(plan, &at)? else { break };
+        let first_request = format!("{}{FIRST_REQUEST}", at.trim_end_matches('/'));
+        let next = resolve(&first_request, &location).ok();
+        let next = next.as_deref().and_then(|next| next.strip_suffix(FIRST_REQUEST));
+        match next.filter(|next| stays(&at, next)) {
+            Some(next) => at = next.to_owned(),
+            None => {
+                println!("{} redirects to another host; git does not follow", origin(&at));
+                break;
+            }
+        }
+    }
+    Ok((at != address).then_some(at))
+}
+
+/// Whether a redirect stays where it is: on the same server, or on the same host with encryption.
+fn stays(from: &str, to: &str) -> bool {
+    let encrypted = origin(from).replacen("http://", "https://", 1);
+    is_same_server(from, to) || (origin(from).starts_with("http://") && is_same_server(&encrypted, to))
+}
+
+/// The `Location` that git is answered with when it asks at an address.
+fn location(plan: &Plan, address: &str) -> io::Result<Option<String>> {
+    let include = format!("include.path={}", plan.external_config().display());
+    let mut child = git::command(plan, &plan.project, &["-c", &include, "ls-remote", "--", address, "HEAD"])
+        // Headers, without secrets and without bodies, for us alone.
+        .env("GIT_TRACE_CURL", "1")
+        .env("GIT_TRACE_CURL_NO_DATA", "1")
+        .env("LC_ALL", "C")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut found = None;
+    if let Some(told) = child.stderr.take() {
+        for line in BufReader::new(told.take(TOLD_MAX)).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            let Some((_, header)) = line.split_once("<= Recv header: ") else { continue };
+            match header.split_once(':') {
+                // The answer to a request with a login comes after the one without.
+                None if header.starts_with("HTTP/") => found = None,
+                Some((name, value)) if name.eq_ignore_ascii_case("location") => found = Some(value.trim().to_owned()),
+                _ => {}
+            }
+        }
+    }
+    child.wait()?;
+    Ok(found)
+}
+
+/// The address with the job's login, where the rules of the job have one for its host.
+fn with_login(plan: &Plan, address: &str) -> String {
+    let host = |url: &str| origin(url).split_once("://").map(|(_, host)| host.to_owned());
+    let logins = plan.rewrites.iter().filter(|(from, _)| host(from) == host(address));
+    let login = logins.filter_map(|(_, to)| to.split_once("://")?.1.split_once('@').map(|(login, _)| login)).next();
+    match (login, address.split_once("://")) {
+        (Some(login), Some((scheme, rest))) if !rest.split('/').next().unwrap_or_default().contains('@') => {
+            format!("{scheme}://{login}@{rest}")
+        }
+        _ => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_stays_on_its_host() {
+        for (from, to) in [
+            ("https://h/a", "https://h/a.git"),
+            ("https://h:443/a", "https://h/b"),
+            ("http://h/a", "https://h/a"),
+            ("http://h:8080/a", "http://h:8080/b"),
+        ] {
+            assert!(stays(from, to), "{from} {to}");
+        }
+        for (from, to) in [
+            ("https://h/a", "http://h/a"),
+            ("https://h/a", "https://h.evil/a"),
+            ("https://h/a", "https://h@evil/a"),
+            ("http://h/a", "http://169.254.169.254/a"),
+            ("http://h/a", "http://h:81/a"),
+            ("http://h/a", "https://h:8443/a"),
+        ] {
+            assert!(!stays(from, to), "{from} {to}");
+        }
+    }
+}
