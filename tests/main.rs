@@ -14,6 +14,7 @@ mod docker;
 mod documents;
 mod engines;
 mod exec;
+mod fitness;
 mod fleet;
 mod hostile;
 mod images;

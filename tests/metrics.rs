@@ -10,7 +10,7 @@ use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Agent, Home};
 
-fn free_address() -> String {
+pub fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
 }
 
@@ -35,7 +35,7 @@ fn is_healthy(address: &str) -> bool {
 }
 
 /// Waits until a page holds a text.
-fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, String) {
+pub fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, String) {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let page = try_get(address, path);

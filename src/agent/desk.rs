@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Event;
+use super::fitness::FailureStreaks;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::failure::{FailureReason, JobError};
@@ -34,6 +35,7 @@ pub struct Desk {
     state: PathBuf,
     instance: Arc<dyn Instance>,
     events: Sender<Event>,
+    failures: FailureStreaks,
     inner: Mutex<Inner>,
 }
 
@@ -57,7 +59,12 @@ impl Desk {
         }
         let (controls, numbers) = (HashMap::new(), HashMap::new());
         let inner = Inner { count, controls, numbers, evicted: None, interrupted: None };
-        Arc::new(Self { state, instance, events, inner: Mutex::new(inner) })
+        Arc::new(Self { state, instance, events, failures: FailureStreaks::default(), inner: Mutex::new(inner) })
+    }
+
+    /// The jobs in a row that failed for the machine's sake.
+    pub fn failures(&self) -> &FailureStreaks {
+        &self.failures
     }
 
     /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
@@ -179,6 +186,9 @@ impl Desk {
         let trouble = match outcome {
             Ok(Ok(ended)) => {
                 tell(&context.who(), id, &ended);
+                if let Ended::Reported(state, _) = &ended {
+                    self.failures.note(&context.who(), is_system_failure(state));
+                }
                 None
             }
             Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
@@ -187,6 +197,7 @@ impl Desk {
         if let Some(why) = trouble {
             give_up::end_leftovers(&context, &left, name);
             fail_with_log(&context, &left, &handle, &why);
+            self.failures.note(&context.who(), true);
         }
         self.forget(permit, numbers, &keys);
     }
@@ -197,6 +208,7 @@ impl Desk {
         let directory = SlotDirectory::new(&self.state, task.permit.slot);
         give_up::end_leftovers(&task.context, &directory, name);
         fail(&task.context, &task.payload.handle(), why);
+        self.failures.note(&task.context.who(), true);
         if let Err(error) = directory.discard() {
             log::error!("a slot cannot be removed error={error}");
         }
@@ -318,6 +330,11 @@ fn tell(who: &Who, id: i64, ended: &Ended) {
         Ended::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
         Ended::Dropped => log::info!("job dropped: the server does not expect it any more job={id}"),
     }
+}
+
+/// Whether a job failed for the machine's sake.
+fn is_system_failure(state: &JobState) -> bool {
+    matches!(state, JobState::Failed { reason: FailureReason::RunnerSystemFailure, .. })
 }
 
 /// How monitoring calls an end.

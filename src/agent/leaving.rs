@@ -222,8 +222,15 @@ impl Agent {
         let reason = mark.reason;
         match outcome {
             Outcome::Gone => {
-                let of_its_own =
-                    matches!(reason, Reason::Idle | Reason::MaxBuilds | Reason::MaxAge | Reason::Rebalance);
+                let of_its_own = matches!(
+                    reason,
+                    Reason::Idle
+                        | Reason::MaxBuilds
+                        | Reason::MaxAge
+                        | Reason::Unfit
+                        | Reason::NoRunner
+                        | Reason::Rebalance
+                );
                 if of_its_own && !mark.ended && self.config.leave.strategy == Strategy::Exit {
                     // The machine lives on, and the next start is a new life with its own count.
                     begin_new_life(&self.state);

@@ -2,11 +2,13 @@
 
 mod departure;
 mod desk;
+pub mod fitness;
 mod leaving;
 mod lifetime;
 mod monitoring;
 mod notices;
 mod poller;
+mod readiness;
 mod recovery;
 mod reload;
 mod rotation;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use crate::config::fitness::WhenUnfit;
 use crate::config::leave::Strategy;
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Loaded, Runner};
@@ -39,9 +42,12 @@ use crate::instance::{self, Identity, Instance, Need, Notice};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
 use crate::journal::Count;
+use crate::journal::leaving::Reason;
+use crate::monitor::numbers::Who;
 use crate::sys;
 use departure::Outcome;
 use desk::Desk;
+use fitness::{Gate, Requirements, Scripts};
 use leaving::Leaving;
 use lifetime::Lifetime;
 use monitoring::{Life, Monitoring};
@@ -76,6 +82,8 @@ pub enum Event {
     Notice(Notice),
     /// The departure of the instance came to its end.
     Departed(Outcome),
+    /// The machine is ready for jobs.
+    Ready,
 }
 
 /// What was asked for on the command line; it beats the configuration.
@@ -157,6 +165,17 @@ fn lock(state: &Path) -> Result<File, String> {
     Ok(file)
 }
 
+/// Whether the machine is ready for jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// Nothing has asked yet.
+    Unknown,
+    /// Commands are repeated until they succeed.
+    Waiting,
+    /// It is.
+    Ready,
+}
+
 struct Agent {
     options: Options,
     config: Config,
@@ -183,6 +202,11 @@ struct Agent {
     events: Sender<Event>,
     inbox: Receiver<Event>,
     leaving: Option<Leaving>,
+    /// Which runners must not ask for jobs.
+    status: Arc<fitness::Status>,
+    readiness: Readiness,
+    /// When this agent began, in nanoseconds of `CLOCK_BOOTTIME`.
+    began: u64,
     /// Jobs were asked for, or may have been by an earlier agent.
     has_worked: bool,
 }
@@ -201,8 +225,12 @@ impl Agent {
         let bounds = options.bounds(config);
         let slots = Slots::new(config.concurrent, bounds.max_builds, count.jobs);
         let system_id = config::system_id::load(&options.config, instance.cloud_id().as_deref());
+        let status = Arc::<fitness::Status>::default();
         Self {
-            monitoring: Monitoring::new(Arc::clone(&slots), &system_id),
+            monitoring: Monitoring::new(Arc::clone(&slots), &system_id, Arc::clone(&status)),
+            status,
+            readiness: Readiness::Unknown,
+            began: sys::boottime(),
             slots,
             has_worked: count.jobs > 0,
             lifetime: Lifetime::new(bounds, count.began),
@@ -262,15 +290,48 @@ impl Agent {
         self.contexts = contexts;
         self.config = config;
         self.monitoring.loaded(&self.config);
+        let runners: Vec<Who> = self.servers.iter().map(|(runner, _)| Who::from(&**runner)).collect();
+        self.status.keep_only(&runners);
+        self.get_ready();
         self.start_pollers();
         Ok(())
+    }
+
+    /// Has the commands of the first configuration say whether the machine is ready.
+    fn get_ready(&mut self) {
+        if self.readiness != Readiness::Unknown {
+            return;
+        }
+        self.readiness = Readiness::Ready;
+        let Some(ready) = self.config.mayfly.ready.clone() else { return };
+        log::info!(
+            "polling starts once {} command(s) succeed timeout={}s",
+            ready.commands.len(),
+            ready.timeout.as_secs()
+        );
+        match readiness::wait_in_thread(ready, Arc::clone(&self.status), self.events.clone()) {
+            Ok(()) => {
+                self.readiness = Readiness::Waiting;
+                self.slots.pause();
+            }
+            Err(error) => log::error!("no thread for ready_command, polling starts at once error={error}"),
+        }
+    }
+
+    fn become_ready(&mut self) {
+        self.readiness = Readiness::Ready;
+        if self.leaving.is_none() && matches!(self.standing, Standing::Working) {
+            self.slots.go_on();
+            self.start_pollers();
+        }
     }
 
     /// Begins to ask for jobs, unless the instance leaves or rests.
     fn start_pollers(&mut self) {
         self.generation.end(&self.slots);
         self.generation = Arc::default();
-        if self.leaving.is_some() || !matches!(self.standing, Standing::Working) {
+        if self.leaving.is_some() || !matches!(self.standing, Standing::Working) || self.readiness == Readiness::Waiting
+        {
             return;
         }
         self.has_worked = true;
@@ -300,21 +361,13 @@ impl Agent {
 
     fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<Context, String> {
         let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
-        // A runner's own keys are about what containers see.
-        let (builds, caches) = match runner.executor.has_containers() {
-            true => (self.container_builds(runner), &runner.container_cache_dir),
-            false => (
-                self.options.working_directory.join(runner.builds_dir.as_deref().unwrap_or(Path::new("builds"))),
-                &runner.cache_dir,
-            ),
-        };
-        let caches = caches.clone().unwrap_or_else(|| PathBuf::from("cache"));
+        let [builds, caches] = directories_of(&self.options.working_directory, runner);
         let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
             log::warn!("runner `{}`: {why}", runner.name);
             None
         });
         Ok(Context {
-            caches: self.options.working_directory.join(caches),
+            caches,
             store: store.map(Arc::new),
             runner: Arc::clone(runner),
             system_id: self.system_id.clone(),
@@ -325,12 +378,6 @@ impl Agent {
             identity: self.identity.clone(),
             guard: None,
         })
-    }
-
-    /// Where builds of containers are on the machine.
-    fn container_builds(&self, runner: &Runner) -> PathBuf {
-        let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
-        self.options.working_directory.join(builds)
     }
 
     /// How a runner's jobs are run. Errors: what the configuration says of it cannot be.
@@ -354,7 +401,17 @@ impl Agent {
             slots: Arc::clone(&self.slots),
             desk: Arc::clone(&self.desk),
             events: self.events.clone(),
+            gate: Gate::new(self.requirements(runner, context)),
+            max_system_failures: self.config.mayfly.fitness.max_system_failures,
+            status: Arc::clone(&self.status),
         }
+    }
+
+    /// What a runner's jobs need of the machine.
+    fn requirements(&self, runner: &Runner, context: &Context) -> Requirements {
+        let user = self.options.user.as_deref().or(self.config.user.as_deref());
+        let (builds, caches) = (context.builds.clone(), context.caches.clone());
+        Requirements::new(&self.config, builds, caches, Scripts::of(runner, user))
     }
 
     /// The main loop: events, and what is due without one.
@@ -394,6 +451,7 @@ impl Agent {
             Event::TokensFetched(fetched) => self.go_on_with(fetched),
             Event::Notice(notice) => self.hear(notice),
             Event::Departed(outcome) => return self.departed(outcome),
+            Event::Ready => self.become_ready(),
             Event::Changed => {}
         }
         None
@@ -437,13 +495,36 @@ impl Agent {
             return self.look_after_standing();
         }
         let next_rotation = self.rotate_tokens();
+        let next_look = match self.until_given_up() {
+            Some((Duration::ZERO, reason)) => {
+                self.begin_to_leave(reason);
+                return Some(Duration::ZERO);
+            }
+            other => other.map(|(left, _)| left),
+        };
         match self.lifetime.verdict(&self.slots, sys::boottime(), jiff::Timestamp::now()) {
             Ok(reason) => {
                 self.begin_to_leave(reason);
                 Some(Duration::ZERO)
             }
-            Err(left) => [left, next_rotation].into_iter().flatten().min(),
+            Err(left) => [left, next_rotation, next_look].into_iter().flatten().min(),
         }
+    }
+
+    /// How long a machine without any runner, or one that is unfit, still stays; `None` while nothing ends it.
+    fn until_given_up(&self) -> Option<(Duration, Reason)> {
+        let mayfly = &self.config.mayfly;
+        let without_runner = mayfly.give_up_after.filter(|_| self.servers.is_empty()).map(|after| {
+            let since = Duration::from_nanos(sys::boottime().saturating_sub(self.began));
+            (after.saturating_sub(since), Reason::NoRunner)
+        });
+        let leaves = mayfly.fitness.when_unfit == WhenUnfit::Leave;
+        let unfit = self
+            .status
+            .unfit_for()
+            .filter(|_| leaves)
+            .map(|unfit_for| (mayfly.fitness.unfit_timeout.saturating_sub(unfit_for), Reason::Unfit));
+        without_runner.into_iter().chain(unfit).min_by_key(|(left, _)| *left)
     }
 
     /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
@@ -488,6 +569,18 @@ pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
     let info = Info::new(runner.executor, shell, &runner.labels);
     GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
         .map_err(|error| format!("runner `{}`: {error}", runner.name))
+}
+
+/// The roots of a runner's builds and local caches on the machine. The keys of `[[runners]]` itself are about what
+/// containers see, where there are some.
+pub fn directories_of(working_directory: &Path, runner: &Runner) -> [PathBuf; 2] {
+    let (builds, caches) = match runner.executor.has_containers() {
+        true => (&runner.container_builds_dir, &runner.container_cache_dir),
+        false => (&runner.builds_dir, &runner.cache_dir),
+    };
+    let below =
+        |given: &Option<PathBuf>, usual: &str| working_directory.join(given.as_deref().unwrap_or(Path::new(usual)));
+    [below(builds, "builds"), below(caches, "cache")]
 }
 
 /// Where the agent works, absolute. Errors: the directory is not there.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::departure::Marker;
+use super::fitness;
 use super::slots::Slots;
 use crate::config::Config;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
@@ -73,6 +74,7 @@ pub struct Monitoring {
 /// What answers are made of.
 struct View {
     slots: Arc<Slots>,
+    fitness: Arc<fitness::Status>,
     system_id: String,
     /// When the main loop last came round, by the clock of [`sys::boottime`].
     turned: AtomicU64,
@@ -93,9 +95,9 @@ struct Known {
 
 impl Monitoring {
     /// Shows nothing to nobody yet.
-    pub fn new(slots: Arc<Slots>, system_id: &str) -> Self {
+    pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::Status>) -> Self {
         let turned = AtomicU64::new(sys::boottime());
-        let view = View { slots, system_id: system_id.to_owned(), turned, known: Mutex::default() };
+        let view = View { slots, fitness, system_id: system_id.to_owned(), turned, known: Mutex::default() };
         Self { view: Arc::new(view), listener: None }
     }
 
@@ -176,6 +178,9 @@ impl View {
             Answer::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
         } else if let Some(reason) = known.life.reason() {
             Answer::text(503, format!("{} ({reason}), jobs left: {}\n", known.life.phase(), self.slots.jobs()))
+        } else if let Some((runner, unfit)) = self.fitness.reasons().into_iter().next() {
+            let runner = runner.map(|name| format!(" runner={name}")).unwrap_or_default();
+            Answer::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
         } else if refused {
             Answer::text(503, "every runner is refused; check them with `mayfly verify`\n")
         } else {
@@ -208,6 +213,14 @@ impl View {
         let mut phases = page.metric("mayfly_phase", Kind::Gauge, "Where the agent is in its life: 1 for its phase.");
         for phase in PHASES {
             phases.sample(&[("phase", phase)], f64::from(u8::from(phase == known.life.phase())));
+        }
+        let mut unfit = page.metric(
+            "mayfly_runner_unfit",
+            Kind::Gauge,
+            "1 for a runner that must not ask for jobs, with the reason.",
+        );
+        for (runner, reason) in self.fitness.reasons() {
+            unfit.sample(&[("runner_name", runner.as_deref().unwrap_or("")), ("reason", reason.reason())], 1.0);
         }
         let idle = self.slots.idle_for().unwrap_or_default().as_secs_f64();
         page.single("mayfly_idle_seconds", Kind::Gauge, "How long no job has been running; 0 while one does.", idle);
@@ -247,7 +260,7 @@ mod tests {
     use crate::token::Token;
 
     fn monitoring(token: &str) -> Monitoring {
-        let monitoring = Monitoring::new(Slots::new(2, Some(3), 1), "s_1");
+        let monitoring = Monitoring::new(Slots::new(2, Some(3), 1), "s_1", Arc::default());
         let runner =
             format!("[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"{token}\"\nexecutor = \"shell\"\n");
         let config = Config::parse(std::path::Path::new("config.toml"), &runner).expect("a configuration");

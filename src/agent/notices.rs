@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, Event};
+use super::{Agent, Event, Readiness};
 use crate::instance::{Interruption, Notice, Target};
 use crate::journal::leaving::Reason;
 use crate::sys;
@@ -135,7 +135,9 @@ impl Agent {
             // It may have been frozen before it rested.
             self.desk.forgive();
         }
-        self.slots.go_on();
+        if self.readiness != Readiness::Waiting {
+            self.slots.go_on();
+        }
         self.start_pollers();
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Event;
 use super::desk::Desk;
+use super::fitness::{self, Gate};
 use super::slots::{Permit, RunnerBounds, RunnerKey, Slots, Worth};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
@@ -66,6 +67,12 @@ pub struct Poller {
     pub desk: Arc<Desk>,
     /// Hears of what changes.
     pub events: Sender<Event>,
+    /// Looks at the machine before each request.
+    pub gate: Gate,
+    /// System failures in a row before the runner pauses.
+    pub max_system_failures: Option<u32>,
+    /// Where it is noted that the machine is unfit.
+    pub status: Arc<fitness::Status>,
 }
 
 impl Poller {
@@ -76,19 +83,36 @@ impl Poller {
         Ok(())
     }
 
-    fn run(self) {
+    fn run(mut self) {
         let key = RunnerKey { url: self.runner.url.clone(), token: self.runner.token.clone() };
         let adaptive = self.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
         let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
         let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
         let generation = Arc::clone(&self.generation);
         while let Some(permit) = self.slots.acquire(&key, bounds, || generation.has_ended()) {
-            let (worth, rest) = self.ask(permit, &mut health);
-            self.slots.learn(&key, bounds, worth);
+            let rest = match self.look() {
+                true => {
+                    let (worth, rest) = self.ask(permit, &mut health);
+                    self.slots.learn(&key, bounds, worth);
+                    rest
+                }
+                false => {
+                    drop(permit);
+                    fitness::LOOK_AGAIN_AFTER
+                }
+            };
             // Who waits for the end of all requests looks now.
             let _ = self.events.send(Event::Changed);
             generation.rest(rest);
         }
+    }
+
+    /// Whether the machine is fit for a job of this runner.
+    fn look(&mut self) -> bool {
+        let who = Who::from(&*self.runner);
+        let looked = self.desk.failures().check(&who, self.max_system_failures).and_then(|()| self.gate.look());
+        self.status.set(&who, &looked);
+        looked.is_ok()
     }
 
     /// Sends one request and starts the job that comes of it; returns what it was worth and how long to rest.

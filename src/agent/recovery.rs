@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::desk::payload_of;
 use super::slots::RunnerKey;
-use super::{Agent, gitlab};
+use super::{Agent, directories_of, gitlab};
 use crate::config::{Config, Runner};
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
@@ -49,7 +49,8 @@ impl Agent {
                 continue;
             }
             // Looked for now: a job that is taken in a moment has a directory of its own.
-            let forgotten = containers::forgotten(&self.container_builds(runner), directories);
+            let [builds, _] = directories_of(&self.options.working_directory, runner);
+            let forgotten = containers::forgotten(&builds, directories);
             let also = move || containers::remove_forgotten(&forgotten);
             self.removals.sweep(&docker.address, &docker.owner, kept.to_vec(), also);
             swept.push(docker.address);

@@ -12,6 +12,7 @@ use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
+use crate::agent::fitness::{Gate, Requirements, Scripts};
 use crate::agent::{self, seclusion};
 use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, system_id};
@@ -123,6 +124,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
             true => check_engine(report, &place, runner),
             false => check_user(report, &place, options, config, runner),
         }
+        check_fitness(report, &place, options, config, runner);
         check_files(report, &place, runner);
         check_server(report, &place, config, runner, &system_id);
     }
@@ -219,6 +221,18 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
     match usable {
         Ok(()) => report.ok(place, &format!("builds in {}", builds.display())),
         Err(why) => report.fail(place, &format!("{why}; change its owner or mode, or set `builds_dir`")),
+    }
+}
+
+/// The look that the agent takes before each request for a job.
+fn check_fitness(report: &mut Report, place: &str, options: &Options, config: &Config, runner: &Runner) {
+    let Ok(working_directory) = agent::working_directory(options.working_directory.as_deref()) else { return };
+    let user = options.user.as_deref().or(config.user.as_deref());
+    let [builds, caches] = agent::directories_of(&working_directory, runner);
+    let requirements = Requirements::new(config, builds, caches, Scripts::of(runner, user));
+    match Gate::new(requirements).look() {
+        Ok(()) => report.ok(place, "the machine is fit for its jobs: disk space, shell or engine, git"),
+        Err(unfit) => report.fail(place, &format!("the agent would not ask for jobs: {unfit}")),
     }
 }
 

@@ -38,14 +38,18 @@ pub struct Options {
     /// Leave at that age, such as 24h
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_age: Option<Duration>,
+    /// Power the machine off when systemd has started mayfly in vain for that long, such as 30m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "GIVE_UP_AFTER")]
+    give_up_after: Option<Duration>,
 }
 
 /// Runs the agent. Errors: it cannot begin; under systemd the error is written here and the exit is delayed, see
 /// [`StartFailures`].
 pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
     let Some(failures) = StartFailures::of_service() else { return run(options, logging) };
+    let give_up_after = options.give_up_after.filter(|after| !after.is_zero());
     run(options, logging).or_else(|error| {
-        failures.fail(&error);
+        failures.fail(&error, give_up_after);
         Ok(ExitCode::FAILURE)
     })
 }

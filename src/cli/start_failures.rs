@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct StartFailures {
 struct Record {
     /// Failures in a row.
     count: u32,
+    /// When the first one was, in nanoseconds of `CLOCK_BOOTTIME`.
+    first_at: u64,
     /// When the last one was, in nanoseconds of `CLOCK_BOOTTIME`. The runtime directory does not outlive the boot.
     failed_at: u64,
     /// When the error was last written, by the same clock.
@@ -54,8 +57,8 @@ impl StartFailures {
     }
 
     /// Writes the error unless it was written within a minute, then waits before the process may exit. A signal that
-    /// ends a process ends the wait.
-    pub fn fail(&self, error: &str) {
+    /// ends a process ends the wait. When starts have failed for `give_up_after`, the machine is powered off.
+    pub fn fail(&self, error: &str, give_up_after: Option<Duration>) {
         let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
         let (record, is_due, delay) = next(&before, error, sys::boottime());
         if is_due {
@@ -71,7 +74,22 @@ impl StartFailures {
             let _ = sys::default_action(signal);
         }
         sys::let_through(SigSet::all());
+        let failing_for = Duration::from_nanos(record.failed_at.saturating_sub(record.first_at));
+        if give_up_after.is_some_and(|after| failing_for >= after) {
+            power_off(failing_for);
+        }
         thread::sleep(delay);
+    }
+}
+
+fn power_off(failing_for: Duration) {
+    eprintln!("mayfly: starts have failed for {} seconds; powering the machine off", failing_for.as_secs());
+    match Command::new("systemctl").arg("poweroff").status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => eprintln!("mayfly: `systemctl poweroff` failed: {status}; power the machine off by hand"),
+        Err(error) => {
+            eprintln!("mayfly: `systemctl poweroff` cannot be started: {error}; power the machine off by hand")
+        }
     }
 }
 
@@ -83,7 +101,8 @@ fn next(before: &Record, error: &str, now: u64) -> (Record, bool, Duration) {
     let count = if is_same_series { before.count.saturating_add(1) } else { 1 };
     let written_at = if is_due { now } else { before.written_at };
     let delay = FIRST_DELAY.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_DELAY);
-    (Record { count, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
+    let first_at = if is_same_series { before.first_at } else { now };
+    (Record { count, first_at, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
 }
 
 #[cfg(test)]

@@ -55,6 +55,14 @@ const MAYFLY: &[(&str, Support)] = &[
     ("leave_command", Honoured),
     ("poweroff_command", Honoured),
     ("leave_fallback_after", Honoured),
+    ("min_free_space", Honoured),
+    ("min_free_inodes", Honoured),
+    ("max_system_failures", Honoured),
+    ("unfit", Honoured),
+    ("unfit_timeout", Honoured),
+    ("ready_command", Honoured),
+    ("ready_timeout", Honoured),
+    ("give_up_after", Honoured),
     ("aws", Table),
 ];
 
@@ -191,7 +199,7 @@ const AUTOSCALER: &[(&str, Support)] = &[
     ("connector_config", NoEffect(ON_THE_SPOT)),
     ("log_internal_ip", NoEffect(ON_THE_SPOT)),
     ("log_external_ip", NoEffect(ON_THE_SPOT)),
-    ("instance_ready_command", NoEffect("the agent asks for jobs once it runs: start it after what it needs")),
+    ("instance_ready_command", Honoured),
     ("instance_acquire_timeout", NoEffect("a job is only taken when there is a slot for it")),
     ("update_interval", NoEffect(GROWTH)),
     ("update_interval_when_expecting", NoEffect(GROWTH)),

@@ -74,6 +74,8 @@ pub struct Terms {
     pub capacity: Option<u32>,
     /// Time without a job.
     pub idle: Option<IdleTimes>,
+    /// Says whether the instance is ready for jobs.
+    pub ready_command: Option<String>,
 }
 
 impl Terms {
@@ -137,6 +139,7 @@ impl Machine {
             max_builds: Some(self.max_builds).filter(|builds| *builds > 0),
             capacity: None,
             idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
+            ready_command: None,
         }
     }
 }
@@ -147,6 +150,7 @@ impl Machine {
 pub struct Autoscaler {
     max_use_count: u32,
     capacity_per_instance: u32,
+    instance_ready_command: Option<String>,
     policy: Vec<Policy>,
 }
 
@@ -202,6 +206,7 @@ impl Autoscaler {
             max_builds: set(self.max_use_count),
             capacity: set(self.capacity_per_instance),
             idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
+            ready_command: self.instance_ready_command.filter(|command| !command.trim().is_empty()),
         }
     }
 }

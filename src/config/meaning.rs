@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cache::Limits;
+use super::fitness::{Fitness, READY_TIMEOUT, Ready};
 use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::place::Place;
@@ -54,6 +55,8 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
                    one of them out";
         return Err(Wrong::global("mayfly.aws.protect_while_busy", why));
     }
+    let ready = ready(&raw.mayfly, &terms);
+    let fitness = fitness(&raw.mayfly);
     let labels = raw.labels;
     let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
         let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
@@ -79,6 +82,9 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
             state_dir: raw.mayfly.state_dir,
             aws: raw.mayfly.aws,
             block_instance_metadata: raw.mayfly.block_instance_metadata,
+            fitness,
+            ready,
+            give_up_after: raw.mayfly.give_up_after.filter(|after| !after.is_zero()),
         },
         runners: runners.collect::<Result<_, _>>()?,
     })
@@ -95,6 +101,33 @@ fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
         max_age: own.max_age.filter(|age| !age.is_zero()),
         idle: own.idle_timeout.map_or_else(of_runners, |timeout| vec![IdleTimes::always(timeout)]),
     }
+}
+
+/// When the machine is fit for jobs.
+fn fitness(own: &raw::Mayfly) -> Fitness {
+    let usual = Fitness::default();
+    Fitness {
+        min_free_space: own.min_free_space,
+        min_free_inodes: own.min_free_inodes,
+        max_system_failures: own
+            .max_system_failures
+            .map_or(usual.max_system_failures, |most| Some(most).filter(|most| *most > 0)),
+        when_unfit: own.unfit,
+        unfit_timeout: own.unfit_timeout.unwrap_or(usual.unfit_timeout),
+    }
+}
+
+/// What must succeed before the first request for a job.
+fn ready(own: &raw::Mayfly, terms: &[Terms]) -> Option<Ready> {
+    let all = own.ready_command.iter().chain(terms.iter().filter_map(|terms| terms.ready_command.as_ref()));
+    let mut commands: Vec<String> = Vec::new();
+    for command in all.filter(|command| !command.trim().is_empty()) {
+        if !commands.contains(command) {
+            commands.push(command.clone());
+        }
+    }
+    let timeout = own.ready_timeout.unwrap_or(READY_TIMEOUT);
+    (!commands.is_empty()).then_some(Ready { commands, timeout })
 }
 
 /// How the instance goes. Errors: the key whose value makes no sense, and why.

@@ -10,6 +10,7 @@ pub mod duration;
 pub mod edit;
 mod expand;
 mod findings;
+pub mod fitness;
 mod keys;
 pub mod leave;
 pub mod lifetime;
@@ -75,6 +76,12 @@ pub struct Mayfly {
     pub aws: Option<aws::Aws>,
     /// Jobs are kept from the instance's metadata, and from its credentials with that.
     pub block_instance_metadata: bool,
+    /// When the machine is fit for jobs.
+    pub fitness: fitness::Fitness,
+    /// What must succeed before the first request for a job.
+    pub ready: Option<fitness::Ready>,
+    /// An agent without any runner powers the machine off after this time; `None` for never.
+    pub give_up_after: Option<Duration>,
 }
 
 /// A configuration and what is to be said of it.

@@ -42,6 +42,17 @@ pub struct Mayfly {
     pub poweroff_command: Option<String>,
     #[serde(deserialize_with = "duration::read")]
     pub leave_fallback_after: Option<Duration>,
+    pub min_free_space: Option<u64>,
+    pub min_free_inodes: Option<u64>,
+    pub max_system_failures: Option<u32>,
+    pub unfit: super::fitness::WhenUnfit,
+    #[serde(deserialize_with = "duration::read")]
+    pub unfit_timeout: Option<Duration>,
+    pub ready_command: Option<String>,
+    #[serde(deserialize_with = "duration::read")]
+    pub ready_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration::read")]
+    pub give_up_after: Option<Duration>,
     pub aws: Option<super::aws::Aws>,
 }
 

@@ -21,6 +21,10 @@ pub enum Reason {
     MaxBuilds,
     /// It is as old as it may become.
     MaxAge,
+    /// It has been unfit for jobs for too long.
+    Unfit,
+    /// It has had no runner for too long.
+    NoRunner,
     /// Its cloud is likely to take it soon.
     Rebalance,
     /// Its cloud takes it.
@@ -38,6 +42,8 @@ impl Reason {
             Self::Idle => "idle_timeout",
             Self::MaxBuilds => "max_builds",
             Self::MaxAge => "max_age",
+            Self::Unfit => "unfit",
+            Self::NoRunner => "no_runner",
             Self::Rebalance => "rebalance_recommendation",
             Self::Interruption => "spot_interruption",
             Self::Stop => "stop",

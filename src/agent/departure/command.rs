@@ -13,12 +13,17 @@ use nix::unistd::Pid;
 use crate::journal::leaving::Reason;
 use crate::sys;
 
-/// Runs a line in a shell, for so long at most; what it says goes where the agent's log goes. Errors: why it did not do
-/// what it should.
+/// Runs a command of the operator at the end of an instance. Errors: as for [`run_line`].
 pub fn run(line: &str, reason: Reason, patience: Duration) -> Result<(), String> {
+    run_line(line, &[("MAYFLY_LEAVE_REASON", reason.as_str())], patience)
+}
+
+/// Runs a line in a shell with these variables beside the agent's own, for so long at most; its output goes where the
+/// agent's log goes. Errors: why it did not succeed.
+pub fn run_line(line: &str, variables: &[(&str, &str)], patience: Duration) -> Result<(), String> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", line])
-        .env("MAYFLY_LEAVE_REASON", reason.as_str())
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(io::stderr())
         // It is stopped with all that it started.

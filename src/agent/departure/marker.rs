@@ -51,7 +51,7 @@ impl Marker {
                 }
             }
             Reason::Terminated => mark.ended = true,
-            Reason::Idle | Reason::MaxBuilds | Reason::MaxAge => {}
+            Reason::Idle | Reason::MaxBuilds | Reason::MaxAge | Reason::Unfit | Reason::NoRunner => {}
         });
     }
 

@@ -21,6 +21,7 @@ use crate::instance::{Capacity, Instance, Refusal, Terminated};
 use crate::journal::leaving::{Phase, Reason};
 use crate::sys;
 
+pub use command::run_line;
 pub use managers::Manager;
 pub use marker::Marker;
 
@@ -93,6 +94,8 @@ impl Departure {
         let mark = self.marker.read();
         match (mark.reason, self.leave.strategy) {
             _ if mark.ended => self.follow_the_group(),
+            // A machine without work to do is of no use to anybody.
+            (Reason::NoRunner, Strategy::Exit) => self.power_off(),
             (Reason::Stop, _) | (_, Strategy::Exit) => self.gone(),
             (reason, Strategy::Command) => self.command(reason),
             (_, Strategy::Poweroff) => self.power_off(),

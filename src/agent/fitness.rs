@@ -1,0 +1,413 @@
+//! Whether this machine can run a runner's jobs. It is looked at before each request for a job: a machine that fails
+//! every job within a second would otherwise drain the queue of a whole fleet.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::statvfs::statvfs;
+
+use crate::config::{self, Config, Runner, fitness};
+use crate::executor::docker::engine::Engine;
+use crate::executor::docker::host;
+use crate::executor::shell::find_program;
+use crate::executor::user;
+use crate::http::Address;
+use crate::monitor::numbers::Who;
+use crate::sys;
+
+/// How long the engine may take to answer.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An engine that has answered is not asked again within this time.
+const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
+/// A git that has run is not started again within this time.
+const GIT_VALID_FOR: Duration = Duration::from_secs(60);
+/// Between two looks at a machine that is unfit.
+pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// The first pause of a runner whose jobs fail for the machine's sake; it doubles with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+
+/// What a runner's jobs need of the machine.
+pub struct Requirements {
+    /// The thresholds.
+    pub limits: fitness::Fitness,
+    /// Directories that need free space, each with what it is for.
+    pub directories: Vec<(&'static str, PathBuf)>,
+    /// What runs the scripts.
+    pub scripts: Scripts,
+}
+
+impl Requirements {
+    /// What the jobs of a runner with these directories need.
+    pub fn new(config: &Config, builds: PathBuf, caches: PathBuf, scripts: Scripts) -> Self {
+        let directories = vec![
+            ("the state directory", config::state_dir(config)),
+            ("the builds directory", builds),
+            ("the cache directory", caches),
+        ];
+        Self { limits: config.mayfly.fitness.clone(), directories, scripts }
+    }
+}
+
+/// What runs a runner's scripts.
+pub enum Scripts {
+    /// A shell of the machine.
+    Shell {
+        /// `bash` or `sh`; `None` for whichever is there.
+        shell: Option<String>,
+        /// The user of jobs, where it is another than the agent's.
+        user: Option<String>,
+    },
+    /// A container engine at this address.
+    Engine(Address),
+}
+
+impl Scripts {
+    /// What runs the scripts of a runner whose jobs run as `user`. An engine address that makes no sense was refused
+    /// with the configuration.
+    pub fn of(runner: &Runner, user: Option<&str>) -> Self {
+        match runner.executor.has_containers().then(|| host::address(&runner.docker)) {
+            Some(Ok(address)) => Self::Engine(address),
+            _ => Self::Shell { shell: runner.shell.clone(), user: user.map(str::to_owned) },
+        }
+    }
+}
+
+/// Why a machine is unfit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// A file system is nearly full.
+    Space { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
+    /// A file system has nearly no inodes left.
+    Inodes { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
+    /// The engine does not answer.
+    Engine { address: String, why: String },
+    /// The user of jobs does not exist.
+    User(String),
+    /// There is no shell.
+    Shell(String),
+    /// git is missing or does not run.
+    Git(String),
+    /// Too many jobs in a row failed for the machine's sake.
+    Failures { count: u32, pause: Duration },
+    /// The commands that say whether the machine is ready have not succeeded in time.
+    NotReady(String),
+}
+
+impl Unfit {
+    /// The word for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Space { .. } => "disk_space",
+            Self::Inodes { .. } => "inodes",
+            Self::Engine { .. } => "container_engine",
+            Self::User(_) => "user",
+            Self::Shell(_) => "shell",
+            Self::Git(_) => "git",
+            Self::Failures { .. } => "system_failures",
+            Self::NotReady(_) => "not_ready",
+        }
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space { what, path, free, wanted } => write!(
+                f,
+                "{what} {} has {free} bytes free, {wanted} are wanted; free some space, or set `min_free_space` below \
+                 [mayfly]",
+                path.display()
+            ),
+            Self::Inodes { what, path, free, wanted } => write!(
+                f,
+                "{what} {} has {free} inodes free, {wanted} are wanted; remove files, or set `min_free_inodes` below \
+                 [mayfly]",
+                path.display()
+            ),
+            Self::Engine { address, why } => {
+                write!(
+                    f,
+                    "the container engine at {address} does not answer: {why}; start it, or set `host` below [runners.docker]"
+                )
+            }
+            Self::User(why) => write!(f, "{why}; create it, or set `user`"),
+            Self::Shell(why) => write!(f, "{why}; install bash"),
+            Self::Git(why) => write!(f, "{why}; install git"),
+            Self::Failures { count, pause } => write!(
+                f,
+                "{count} jobs in a row failed with runner_system_failure, no request for {} seconds; the logs of those \
+                 jobs name the cause",
+                pause.as_secs()
+            ),
+            Self::NotReady(why) => write!(f, "the machine is not ready for jobs: {why}"),
+        }
+    }
+}
+
+/// The gate of one poller.
+pub struct Gate {
+    requirements: Requirements,
+    engine_answered: Option<Instant>,
+    git_ran: Option<Instant>,
+}
+
+impl Gate {
+    /// A gate that has looked at nothing yet.
+    pub fn new(requirements: Requirements) -> Self {
+        Self { requirements, engine_answered: None, git_ran: None }
+    }
+
+    /// Looks at the machine. Errors: the first reason why it must not take a job.
+    pub fn look(&mut self) -> Result<(), Unfit> {
+        for (what, path) in &self.requirements.directories {
+            check_file_system(&self.requirements.limits, what, path)?;
+        }
+        match &self.requirements.scripts {
+            Scripts::Shell { shell, user } => check_shell(shell.as_deref(), user.as_deref())?,
+            Scripts::Engine(address) if !is_fresh(self.engine_answered, ENGINE_VALID_FOR) => {
+                check_engine(address)?;
+                self.engine_answered = Some(Instant::now());
+            }
+            Scripts::Engine(_) => {}
+        }
+        if !is_fresh(self.git_ran, GIT_VALID_FOR) {
+            check_git()?;
+            self.git_ran = Some(Instant::now());
+        }
+        Ok(())
+    }
+}
+
+fn is_fresh(since: Option<Instant>, valid_for: Duration) -> bool {
+    since.is_some_and(|since| since.elapsed() < valid_for)
+}
+
+/// The file system of the directory, or of its nearest ancestor that exists. One that cannot be asked is no reason to
+/// refuse jobs.
+fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path) -> Result<(), Unfit> {
+    let Some(stat) = path.ancestors().find_map(|path| statvfs(path).ok()) else { return Ok(()) };
+    let (free, total) = (stat.blocks_available(), stat.blocks());
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+    let (free, wanted) = (bytes(free), limits.wanted_space(bytes(total)));
+    if free < wanted {
+        return Err(Unfit::Space { what, path: path.to_owned(), free, wanted });
+    }
+    let (free, wanted) = (stat.files_available(), limits.wanted_inodes(stat.files()));
+    if free < wanted {
+        return Err(Unfit::Inodes { what, path: path.to_owned(), free, wanted });
+    }
+    Ok(())
+}
+
+fn check_shell(shell: Option<&str>, user: Option<&str>) -> Result<(), Unfit> {
+    if let Some(user) = user {
+        user::look_up(user).map_err(Unfit::User)?;
+    }
+    let wanted = shell.map_or(vec!["bash", "sh"], |shell| vec![shell]);
+    if wanted.iter().any(|name| find_program(name).is_some()) {
+        return Ok(());
+    }
+    Err(Unfit::Shell(format!("there is no `{}` on the machine", wanted.join("` or `"))))
+}
+
+fn check_engine(address: &Address) -> Result<(), Unfit> {
+    let answered = Engine::connect(address).and_then(|engine| engine.ping(ENGINE_TIMEOUT));
+    answered.map_err(|error| Unfit::Engine { address: address.to_string(), why: error.to_string() })
+}
+
+fn check_git() -> Result<(), Unfit> {
+    let Some(program) = find_program("git") else {
+        return Err(Unfit::Git("there is no `git` on the machine".to_owned()));
+    };
+    let ran = Command::new(&program).arg("--version").env_clear().stdin(Stdio::null()).output();
+    match ran {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().next().unwrap_or_default();
+            Err(Unfit::Git(format!("`{} --version` fails ({}): {said}", program.display(), output.status)))
+        }
+        Err(error) => Err(Unfit::Git(format!("{} cannot be started: {error}", program.display()))),
+    }
+}
+
+/// Which runners must not ask for jobs, and why: written by the pollers, read by the main loop and the monitoring.
+#[derive(Default)]
+pub struct Status {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Per runner: the reason, and since when by the clock of [`sys::boottime`].
+    unfit: BTreeMap<Who, (Unfit, u64)>,
+    /// The same for the whole machine.
+    not_ready: Option<(Unfit, u64)>,
+}
+
+impl Status {
+    /// Notes what a look at the machine came to. A change is logged once, and true is returned.
+    pub fn set(&self, who: &Who, looked: &Result<(), Unfit>) -> bool {
+        let mut inner = self.lock();
+        let before = inner.unfit.remove(who);
+        match looked {
+            Ok(()) if before.is_some() => {
+                log::info!("the machine is fit again; polling resumed runner={}", who.name);
+                true
+            }
+            Ok(()) => false,
+            Err(unfit) => {
+                let is_new = before.as_ref().is_none_or(|(before, _)| before.reason() != unfit.reason());
+                if is_new {
+                    log::error!(
+                        "unfit for jobs; polling paused runner={} reason={} cause={unfit}",
+                        who.name,
+                        unfit.reason()
+                    );
+                }
+                let since = before.map_or_else(sys::boottime, |(_, since)| since);
+                inner.unfit.insert(who.clone(), (unfit.clone(), since));
+                is_new
+            }
+        }
+    }
+
+    /// Notes that the machine is not ready in time, or that it is after all.
+    pub fn set_ready(&self, ready: Result<(), String>) {
+        self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), sys::boottime()));
+    }
+
+    /// Forgets runners that are no longer configured.
+    pub fn keep_only(&self, runners: &[Who]) {
+        self.lock().unfit.retain(|who, _| runners.contains(who));
+    }
+
+    /// All reasons, each with the runner's name; the whole machine has none.
+    pub fn reasons(&self) -> Vec<(Option<String>, Unfit)> {
+        let inner = self.lock();
+        let machine = inner.not_ready.iter().map(|(unfit, _)| (None, unfit.clone()));
+        machine.chain(inner.unfit.iter().map(|(who, (unfit, _))| (Some(who.name.clone()), unfit.clone()))).collect()
+    }
+
+    /// How long the machine has been unfit, by the reason that has held for longest.
+    pub fn unfit_for(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let since = inner.unfit.values().chain(&inner.not_ready).map(|(_, since)| *since).min()?;
+        Some(Duration::from_nanos(sys::boottime().saturating_sub(since)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts, per runner, the jobs in a row that failed for the machine's sake.
+#[derive(Default)]
+pub struct FailureStreaks {
+    /// The number of failures, and when the last one was by the clock of [`sys::boottime`].
+    streaks: Mutex<BTreeMap<Who, (u32, u64)>>,
+}
+
+impl FailureStreaks {
+    /// Notes how a job ended.
+    pub fn note(&self, who: &Who, is_system_failure: bool) {
+        let mut streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_system_failure {
+            true => {
+                let (count, at) = streaks.entry(who.clone()).or_default();
+                *count = count.saturating_add(1);
+                *at = sys::boottime();
+            }
+            false => drop(streaks.remove(who)),
+        }
+    }
+
+    /// Errors: the runner must pause, since at least `most` jobs in a row have failed and its pause is not over.
+    pub fn check(&self, who: &Who, most: Option<u32>) -> Result<(), Unfit> {
+        let streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(most), Some((count, at))) = (most, streaks.get(who)) else { return Ok(()) };
+        let pause = pause_after(*count, most);
+        let over = Duration::from_nanos(sys::boottime().saturating_sub(*at)) >= pause;
+        if over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
+    }
+}
+
+/// The pause after `count` failures in a row, of which `most` are allowed.
+fn pause_after(count: u32, most: u32) -> Duration {
+    match count.checked_sub(most) {
+        None => Duration::ZERO,
+        Some(further) => FIRST_PAUSE.saturating_mul(1 << further.min(16)).min(LONGEST_PAUSE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(directory: &Path, limits: fitness::Fitness, scripts: Scripts) -> Gate {
+        Gate::new(Requirements { limits, directories: vec![("state directory", directory.to_owned())], scripts })
+    }
+
+    fn shell(shell: Option<&str>, user: Option<&str>) -> Scripts {
+        Scripts::Shell { shell: shell.map(str::to_owned), user: user.map(str::to_owned) }
+    }
+
+    #[test]
+    fn names_what_is_missing_and_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let not_there_yet = directory.path().join("a/b");
+        let fit = fitness::Fitness { min_free_space: Some(1), min_free_inodes: Some(0), ..Default::default() };
+        let look = |limits: &fitness::Fitness, scripts| gate(&not_there_yet, limits.clone(), scripts).look();
+        assert_eq!(look(&fit, shell(None, None)), Ok(()));
+        let full = fitness::Fitness { min_free_space: Some(u64::MAX), ..fit.clone() };
+        let unfit = look(&full, shell(None, None)).expect_err("full");
+        assert_eq!(unfit.reason(), "disk_space");
+        assert!(unfit.to_string().contains("min_free_space") && unfit.to_string().contains("a/b"), "{unfit}");
+        let unfit = look(&fit, shell(Some("no-such-shell"), None)).expect_err("no shell");
+        assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-shell")), ("shell", true));
+        let unfit = look(&fit, shell(None, Some("no-such-user"))).expect_err("no user");
+        assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-user")), ("user", true));
+        let socket = Address::Unix(directory.path().join("docker.sock"));
+        let unfit = look(&fit, Scripts::Engine(socket)).expect_err("no engine");
+        assert_eq!((unfit.reason(), unfit.to_string().contains("docker.sock")), ("container_engine", true));
+    }
+
+    #[test]
+    fn pauses_grow_with_failures_in_a_row_and_end_with_a_success() {
+        let seconds: Vec<u64> = (0..12).map(|count| pause_after(count, 3).as_secs()).collect();
+        assert_eq!(seconds, [0, 0, 0, 30, 60, 120, 240, 480, 960, 1800, 1800, 1800]);
+        let who = Who { token: "t".to_owned(), name: "r".to_owned() };
+        let streaks = FailureStreaks::default();
+        for _ in 0..2 {
+            streaks.note(&who, true);
+            assert_eq!(streaks.check(&who, Some(3)), Ok(()));
+        }
+        streaks.note(&who, true);
+        assert_eq!(streaks.check(&who, Some(3)).expect_err("paused").reason(), "system_failures");
+        assert_eq!(streaks.check(&who, None), Ok(()));
+        streaks.note(&who, false);
+        assert_eq!(streaks.check(&who, Some(3)), Ok(()));
+    }
+
+    #[test]
+    fn the_status_keeps_the_first_time_and_tells_changes() {
+        let who = Who { token: "t".to_owned(), name: "r".to_owned() };
+        let status = Status::default();
+        assert!(status.unfit_for().is_none());
+        assert!(status.set(&who, &Err(Unfit::User("gone".to_owned()))));
+        assert!(!status.set(&who, &Err(Unfit::User("gone".to_owned()))));
+        assert!(status.set(&who, &Err(Unfit::Shell("gone".to_owned()))));
+        assert!(status.unfit_for().is_some());
+        assert_eq!(status.reasons()[0].0.as_deref(), Some("r"));
+        assert!(status.set(&who, &Ok(())) && !status.set(&who, &Ok(())));
+        assert!(status.unfit_for().is_none() && status.reasons().is_empty());
+        status.set_ready(Err("a command fails".to_owned()));
+        assert_eq!(status.reasons()[0].1.reason(), "not_ready");
+    }
+}

@@ -1,0 +1,51 @@
+//! The commands that must succeed before the agent asks for its first job: on a first boot user data may still be
+//! installing what jobs need.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::departure::run_line;
+use super::fitness::Status;
+use super::{Event, STACK};
+use crate::config::fitness::Ready;
+
+/// Between two tries.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Repeats the commands in a thread until all of them have succeeded, then sends [`Event::Ready`]. When they have not
+/// within their timeout, the machine counts as unfit, and they are repeated all the same. Errors: no thread.
+pub fn wait_in_thread(ready: Ready, status: Arc<Status>, events: Sender<Event>) -> std::io::Result<()> {
+    let wait = move || {
+        let until = Instant::now() + ready.timeout;
+        for command in &ready.commands {
+            wait_for(command, until, &ready, &status);
+        }
+        status.set_ready(Ok(()));
+        log::info!("the machine is ready for jobs");
+        let _ = events.send(Event::Ready);
+    };
+    thread::Builder::new().name("ready".to_owned()).stack_size(STACK).spawn(wait).map(drop)
+}
+
+fn wait_for(command: &str, until: Instant, ready: &Ready, status: &Status) {
+    let mut is_told = false;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // A try has as long as all of them once the timeout is over.
+        let timeout = if left.is_zero() { ready.timeout } else { left };
+        let Err(why) = run_line(command, &[], timeout.max(Duration::from_secs(1))) else { return };
+        let why = format!("`{command}`: {why}");
+        if Instant::now() >= until {
+            if !is_told {
+                log::error!("the machine is not ready for jobs after {} seconds cause={why}", ready.timeout.as_secs());
+                is_told = true;
+            }
+            status.set_ready(Err(why));
+        } else {
+            log::debug!("the machine is not ready for jobs yet cause={why}");
+        }
+        thread::sleep(TRY_AGAIN_AFTER);
+    }
+}

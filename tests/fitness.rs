@@ -1,0 +1,151 @@
+//! A machine that cannot run jobs takes none.
+
+use std::fs;
+
+use crate::disk::Small;
+use crate::metrics::{free_address, wait_for};
+use crate::support::gitlab::GitLab;
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+#[test]
+fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Home::new(&gitlab, &format!("listen_address = \"{address}\""), "");
+    let small = Small::mount(home.path("state"));
+    let filler = small.path().join("filler");
+    fs::write(&filler, vec![0; 3 << 20]).expect("written");
+    home.add_to_mayfly("min_free_space = 2000000");
+    let id = gitlab.queue(job(&["echo ran"]).build());
+    let mut agent = home.start(&["--once"]);
+    let (status, body) = wait_for(&agent, &address, "/healthz", "unfit");
+    assert_eq!(status, 503);
+    assert!(body.contains("reason=disk_space") && body.contains("min_free_space"), "{body}");
+    wait_for(&agent, &address, "/metrics", "mayfly_runner_unfit{runner_name=\"test\",reason=\"disk_space\"} 1");
+    assert_eq!((gitlab.count("POST /api/v4/jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
+    let check = home.call(&["check", "--config", &home.config().display().to_string()]);
+    let report = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(!check.status.success() && report.contains("bytes free"), "{report}");
+    fs::remove_file(filler).expect("removed");
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(agent.wait().success());
+    assert_eq!(agent.log().matches("polling paused").count(), 1, "{}", agent.log());
+    assert!(agent.log().contains("polling resumed"), "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_runner_of_containers_takes_no_job_while_the_engine_is_away() {
+    let gitlab = GitLab::start();
+    let socket = tempfile::tempdir().expect("a directory");
+    let host = format!("unix://{}", socket.path().join("docker.sock").display());
+    let home = Home::with_containers_of(&gitlab, &host, "", "");
+    let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
+    let agent = home.start(&[]);
+    agent.wait_for_log("polling paused runner=test reason=container_engine");
+    assert!(agent.log().contains("docker.sock does not answer"), "{}", agent.log());
+    // A socket that nobody listens at is no better than none.
+    drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bound"));
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
+    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+}
+
+#[test]
+fn a_runner_whose_jobs_fail_for_the_machines_sake_pauses() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    fs::write(home.path("file"), "").expect("written");
+    home.configure(&gitlab.url, "", &format!("builds_dir = \"{}\"", home.path("file/builds").display()));
+    let ids: Vec<i64> = (0..5).map(|_| gitlab.queue(job(&["true"]).build())).collect();
+    let agent = home.start(&[]);
+    agent.wait_for_log("polling paused runner=test reason=system_failures");
+    let ended = ids.iter().filter(|id| gitlab.job(**id).state == "failed").count();
+    assert_eq!(ended, 3, "{}", agent.log());
+    assert!(agent.log().contains("3 jobs in a row failed with runner_system_failure"), "{}", agent.log());
+}
+
+#[test]
+fn a_machine_that_stays_unfit_leaves_where_that_is_configured() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let told = home.path("told");
+    home.add_to_mayfly(&format!(
+        "min_free_space = 9000000000000000\nunfit = \"leave\"\nunfit_timeout = \"1s\"\nleave = \"command\"\n\
+         leave_command = \"echo $MAYFLY_LEAVE_REASON >{}\"",
+        told.display()
+    ));
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(fs::read_to_string(told).expect("told"), "unfit\n");
+    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+}
+
+#[test]
+fn no_job_is_asked_for_before_the_machine_is_ready() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Home::empty();
+    let [own, of_runner, tries] = ["own", "of-runner", "tries"].map(|name| home.path(name));
+    let runner = format!("[runners.autoscaler]\ninstance_ready_command = \"test -e {}\"", of_runner.display());
+    home.configure(&gitlab.url, &format!("listen_address = \"{address}\""), &runner);
+    home.add_to_mayfly(&format!(
+        "ready_command = \"echo >>{}; test -e {}\"\nready_timeout = \"1s\"",
+        tries.display(),
+        own.display()
+    ));
+    let id = gitlab.queue(job(&["echo ran"]).build());
+    let mut agent = home.start(&["--once"]);
+    let (status, body) = wait_for(&agent, &address, "/healthz", "reason=not_ready");
+    assert_eq!(status, 503, "{body}");
+    fs::write(own, "").expect("written");
+    wait_for(&agent, &address, "/healthz", "of-runner");
+    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+    fs::write(of_runner, "").expect("written");
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(agent.wait().success());
+    assert!(fs::read_to_string(tries).expect("tried").lines().count() >= 2);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_machine_without_any_runner_powers_off_where_it_is_told_to_give_up() {
+    let home = Home::empty();
+    let told = home.path("told");
+    let text = format!(
+        "[mayfly]\nstate_dir = \"{}\"\ngive_up_after = \"1s\"\npoweroff_command = \"echo $MAYFLY_LEAVE_REASON >{}\"\n",
+        home.path("state").display(),
+        told.display()
+    );
+    fs::write(home.config(), text).expect("written");
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(fs::read_to_string(told).expect("told"), "no_runner\n");
+}
+
+#[test]
+fn a_start_that_keeps_failing_powers_off_where_it_is_told_to_give_up() {
+    let home = Home::empty();
+    let (told, runtime) = (home.path("told"), home.path("runtime"));
+    fs::create_dir(&runtime).expect("made");
+    fs::write(home.config(), "runners = 1\n").expect("written");
+    let program = home.path("systemctl");
+    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", told.display())).expect("written");
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let socket = home.path("notify").display().to_string();
+    let path = format!("{}:/usr/bin:/bin", home.path("").display());
+    let variables = [
+        ("NOTIFY_SOCKET", socket.as_str()),
+        ("RUNTIME_DIRECTORY", runtime.to_str().expect("text")),
+        ("GIVE_UP_AFTER", "2s"),
+        ("PATH", &path),
+    ];
+    for _ in 0..4 {
+        assert_eq!(home.start_with(&[], &variables).wait().code(), Some(1));
+        if told.exists() {
+            break;
+        }
+    }
+    assert_eq!(fs::read_to_string(told).expect("told"), "poweroff\n");
+}
