@@ -1,7 +1,6 @@
 //! Artifacts: to GitLab, and from the jobs that this one depends on.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -10,7 +9,8 @@ use serde_json::{Value, json};
 use crate::support::gitlab::{Answer, Fault, GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, kill_shims, peak_memory_of_shims};
-use crate::support::pki::Pki;
+use crate::support::pki::{Chain, Pki};
+use crate::support::proxy::tunnel_proxy;
 
 fn archive(paths: &[&str]) -> Value {
     json!({"name": "out", "paths": paths, "when": "on_success", "artifact_type": "archive", "artifact_format": "zip",
@@ -120,6 +120,22 @@ fn uploads_are_repeated_and_refusals_are_final() {
     assert_eq!(too_large.failure_reason.as_deref(), Some("script_failure"));
     assert!(too_large.log().contains("too large"), "{}", too_large.log());
     assert_eq!(gitlab.count("POST artifacts"), before + 1);
+}
+
+#[test]
+fn an_outage_of_mixed_errors_has_one_budget_of_time() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let busy = |status| Fault::Answer(Answer::new(status).with("Retry-After", "1"));
+    let outage = || [Fault::Cut, Fault::Cut].into_iter().chain([500, 502, 500, 502, 504, 500].map(busy));
+    gitlab.fail("POST artifacts", outage());
+    let made = run(&gitlab, &home, job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])])));
+    assert_eq!(made.state, "success", "{}", made.log());
+    let needs = json!([{"id": made.id, "name": "build", "token": made.token,
+        "artifacts_file": {"filename": "out.zip", "size": 1}}]);
+    gitlab.fail("GET artifacts", outage());
+    let used = run(&gitlab, &home, job(&["cat f"]).set("dependencies", needs));
+    assert_eq!(used.state, "success", "{}", used.log());
 }
 
 #[test]
@@ -301,64 +317,20 @@ fn artifacts_go_behind_certificates_that_only_the_agent_may_read() {
     assert_eq!(job.artifacts.len(), 1);
 }
 
-/// A proxy that leads every tunnel to one server, whatever it was asked for, and rests after each piece; returns its URL.
-fn proxy(to: &str, pause: Duration) -> String {
-    let target = to.trim_start_matches("http://").to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    std::thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let server = TcpStream::connect(&target).expect("the server");
-            let mut reader = BufReader::new(client.try_clone().expect("a stream"));
-            let mut line = String::new();
-            while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
-                line.clear();
-            }
-            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("written");
-            let (to_client, from_server) =
-                (client.try_clone().expect("a stream"), server.try_clone().expect("a stream"));
-            std::thread::spawn(move || carry(from_server, &to_client, pause));
-            std::thread::spawn(move || carry(reader, &server, pause));
-        }
-    });
-    url
-}
-
-fn carry(mut from: impl Read, mut to: &TcpStream, pause: Duration) {
-    let mut piece = vec![0; 64 * 1024];
-    while let Ok(length @ 1..) = from.read(&mut piece) {
-        if to.write_all(&piece[..length]).is_err() {
-            break;
-        }
-        std::thread::sleep(pause);
-    }
-    let _ = to.shutdown(std::net::Shutdown::Both);
-}
-
-#[test]
-fn artifacts_take_the_proxy_that_the_agent_takes() {
-    let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "user = \"nobody\"", "");
-    home.configure("http://gitlab.test", "user = \"nobody\"", "");
-    let id = gitlab.queue(job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])])).build());
-    let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy(&gitlab.url, Duration::ZERO))]);
-    let job = gitlab.finished(id);
-    assert_eq!(job.state, "success", "{}", job.log());
-    assert_eq!(job.artifacts.len(), 1);
-    assert!(agent.wait().success(), "{}", agent.log());
-}
-
 #[test]
 fn a_slow_transfer_tells_how_far_it_is() {
-    let gitlab = GitLab::start();
+    let pki = Pki::new();
+    let gitlab = GitLab::start_with(Some(pki.serve(&pki.server_of("gitlab.test"), Chain::Complete)));
     let home = Home::empty();
-    home.configure("http://gitlab.test", "", "");
-    // The rest of some milliseconds each 64 KiB makes it take several seconds, however quick the machine is.
-    let proxy = proxy(&gitlab.url, Duration::from_millis(20));
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    let trust = format!("tls-ca-file = \"{}\"", home.path("ca.pem").display());
+    home.configure("https://gitlab.test", "", &trust);
+    // A pause of some milliseconds after each 64 KiB makes it take several seconds, however quick the machine is.
+    let proxy = tunnel_proxy(&gitlab.url, Duration::from_millis(20));
     let slowly = |job: JobBuilder| {
         let job = job.variable("TRANSFER_METER_FREQUENCY", "1s").variable("FF_USE_DIRECT_DOWNLOAD", "false");
         let id = gitlab.queue(job.build());
-        let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &proxy)]);
+        let mut agent = home.start_with(&["--once"], &[("HTTPS_PROXY", &proxy)]);
         let job = gitlab.finished(id);
         assert!(agent.wait().success(), "{}", agent.log());
         assert_eq!(job.state, "success", "{}", job.log());
@@ -398,7 +370,7 @@ fn what_comes_of_bad_input_is_told_with_the_entrys_name() {
     let loops = std::iter::repeat_n(Fault::Answer(around), 18);
     for (faults, why) in [
         (vec![Fault::Answer(page)], "it is no zip archive that can be read"),
-        (loops.collect(), "they cannot be downloaded; all tries are used up"),
+        (loops.collect(), "the download failed, also when it was retried"),
     ] {
         gitlab.fail("GET artifacts", faults);
         let refused = run(&gitlab, &home, job(&["echo never"]).set("dependencies", needs.clone()));

@@ -26,6 +26,7 @@ mod metrics;
 mod packages;
 mod processes;
 mod protocol;
+mod proxies;
 mod s3;
 mod services;
 mod settings;

@@ -172,14 +172,29 @@ fn waiting_jobs_follow_each_other_at_once_and_limits_hold() {
 #[test]
 fn a_call_is_tried_five_times_under_one_id() {
     let gitlab = GitLab::start();
-    gitlab.fail("POST jobs/request", [500, 503, 429, 502, 504].map(answer));
+    gitlab.fail("PUT job", [500, 503, 429, 502].map(answer));
     let home = Home::new(&gitlab, "", "");
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     assert_eq!(gitlab.finished(id).state, "success");
-    let ids = gitlab.request_ids("POST jobs/request");
+    let ids = gitlab.request_ids("PUT job");
     assert!(ids[1..5].iter().all(|id| *id == ids[0]), "{ids:?}");
-    assert_ne!(ids[5], ids[0], "the next poll is another call");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn polls_of_a_failing_server_become_rarer() {
+    let gitlab = GitLab::start();
+    gitlab.fail("POST jobs/request", [500, 503, 502, 504].map(answer));
+    let home = Home::new(&gitlab, "", "");
+    let began = std::time::Instant::now();
+    let id = gitlab.queue(job(&["true"]).build());
+    let mut agent = home.start(&["--once"]);
+    let taken = gitlab.finished(id).taken.expect("taken").duration_since(began);
+    let ids = gitlab.request_ids("POST jobs/request");
+    assert!(ids.len() == 5 && ids.iter().all(|id| ids.iter().filter(|other| *other == id).count() == 1), "{ids:?}");
+    // 1, 1 to 2, 2 to 4 and 4 to 8 seconds.
+    assert!(taken >= std::time::Duration::from_secs(8), "{taken:?}");
     assert!(agent.wait().success());
 }
 

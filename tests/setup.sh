@@ -30,6 +30,7 @@ need rpmlint rpmlint
 need musl-gcc musl-tools
 [ -e /usr/share/zoneinfo/Europe/Amsterdam ] || missing="$missing tzdata"
 need promtool prometheus
+need squid squid
 python3 -c "import ensurepip" >/dev/null 2>&1 || missing="$missing python3-venv"
 need nft nftables
 need nsenter util-linux

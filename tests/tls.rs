@@ -57,6 +57,39 @@ fn an_authority_of_ones_own_serves_the_agent_and_the_jobs_git() {
 }
 
 #[test]
+fn a_server_certificate_that_is_its_own_authority_serves_the_agent_and_the_jobs_git() {
+    let (certificate, server) = Pki::self_signed();
+    let gitlab = GitLab::start_with(Some(Arc::clone(&server)));
+    let home = Home::empty();
+    home.configure(&gitlab.url, "", "");
+    let (passed, text) = check(&home);
+    let explained = "does not trust the root certificate `localhost`, with which the chain of localhost ends";
+    assert!(!passed && text.contains(explained) && text.contains("tls-ca-file"), "{text}");
+    std::fs::write(home.path("ca.pem"), &certificate).expect("written");
+    home.configure(&gitlab.url, "", &trusting(&home));
+    let (passed, text) = check(&home);
+    assert!(passed, "{text}");
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start_with(root.path(), Some(server));
+    let (url, sha) = git.repository("team/demo", &[("f.txt", "over https\n")]);
+    let id = gitlab.queue(job(&["cat f.txt"]).sources(&url, &sha).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(job.state == "success" && job.has("over https"), "{}", job.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_complete_chain_of_an_unknown_root_is_not_called_incomplete() {
+    let pki = Pki::new();
+    let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
+    let home = Home::new(&gitlab, "", "");
+    let (passed, text) = check(&home);
+    assert!(!passed && text.contains("does not trust the authority `mayfly test root`"), "{text}");
+    assert!(!text.contains("incomplete") && text.contains("tls-ca-file"), "{text}");
+}
+
+#[test]
 fn a_certificate_beside_the_configuration_is_trusted() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
@@ -119,7 +152,7 @@ fn wrong_certificates_do_not_pass_the_check() {
     }
     let (_gitlab, home) = scene(&pki, &pki.server(), Chain::Complete, "no certificate");
     let (passed, text) = check(&home);
-    assert!(!passed && text.contains("ca.pem: no PEM certificate in it"), "{text}");
+    assert!(!passed && text.contains("ca.pem: the file has no PEM certificate"), "{text}");
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl Poller {
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
         let polled = self.gitlab.request_job(&request);
         let mut worth = Worth::Nothing;
-        let mut rest = self.check_interval;
+        let mut rest = self.check_interval.max(polled.wait);
         let name = &self.runner.name;
         let (who, mut rests) = (Who::from(&*self.runner), false);
         numbers::polled(&who, poll(&polled.outcome));

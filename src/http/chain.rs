@@ -1,7 +1,10 @@
-//! Certificates, read as far as messages about them need: who, by whom, for which names, how long, and where the issuer
-//! can be fetched.
+//! Reads from certificates what messages about them show: subject, issuer, names, dates, and where the issuer can be
+//! fetched.
 
 use std::net::Ipv6Addr;
+
+use rustls::CertificateError;
+use rustls_pki_types::UnixTime;
 
 /// The readable part of a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,10 +19,35 @@ pub struct Certificate {
     names: Vec<String>,
     /// Where the issuer's certificate can be fetched (Authority Information Access).
     issuer_url: Option<String>,
+    /// An extended key usage is there, and server authentication is not in it.
+    is_for_other_purposes: bool,
+    /// The basic constraints say `CA:TRUE`.
+    is_authority: bool,
 }
 
-/// Adds the authority that vouches for the last certificate of a chain, unless the chain ends with one; false when none
-/// of `roots` is it.
+impl Certificate {
+    /// Whether the certificate is valid at `now`. Errors: it has expired, or is not valid yet.
+    pub fn check_dates(&self, now: UnixTime) -> Result<(), CertificateError> {
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let now = date_of(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX));
+        if [&self.not_before, &self.not_after].iter().any(|date| date.contains('?')) {
+            return Err(CertificateError::BadEncoding);
+        }
+        match (self.not_before > now, self.not_after < now) {
+            (true, _) => Err(CertificateError::NotValidYet),
+            (_, true) => Err(CertificateError::Expired),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the certificate may identify a server. Errors: its extended key usage excludes that.
+    pub fn check_purpose(&self) -> Result<(), CertificateError> {
+        if self.is_for_other_purposes { Err(CertificateError::InvalidPurpose) } else { Ok(()) }
+    }
+}
+
+/// Appends the authority that issued the last certificate of a chain, unless that certificate is self-signed. Returns
+/// false if the authority is not among `roots`.
 pub fn complete(chain: &mut Vec<Vec<u8>>, roots: &[Vec<u8>]) -> bool {
     let Some(last) = chain.last().and_then(|der| read(der)) else { return false };
     if last.issuer == last.subject {
@@ -42,14 +70,14 @@ pub fn pem(der: &[u8]) -> String {
     pem + "-----END CERTIFICATE-----\n"
 }
 
-/// One line on a chain that was refused: what is wrong, and what to do.
+/// Explains in one line why a chain was refused, and what to do.
 pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> String {
     use rustls::CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
-        UnknownIssuer,
+        Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidForName, NotValidForNameContext,
+        NotValidYet, NotValidYetContext, Other, UnknownIssuer,
     };
     let rustls::Error::InvalidCertificate(problem) = error else {
-        return format!("TLS with {host} fails: {error}");
+        return format!("{host}: the TLS handshake fails: {error}");
     };
     let leaf = chain.first().cloned().unwrap_or_default();
     let now = date_of(jiff::Timestamp::now());
@@ -57,19 +85,31 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
         Expired | ExpiredContext { .. } => {
             let (whose, certificate) = at_fault(host, chain, |certificate| certificate.not_after < now);
             format!(
-                "{whose} expired at {}; renew it on the server (or set this machine's clock)",
+                "{whose} expired at {}; renew it on the server, or correct the clock of this machine",
                 certificate.not_after
             )
         }
         NotValidYet | NotValidYetContext { .. } => {
             let (whose, certificate) = at_fault(host, chain, |certificate| certificate.not_before > now);
-            format!("{whose} is valid from {} on; is this machine's clock right?", certificate.not_before)
+            let from = certificate.not_before;
+            format!("{whose} is only valid from {from} on; correct the clock of this machine")
         }
+        NotValidForName | NotValidForNameContext { .. } if leaf.names.is_empty() => format!(
+            "the certificate of {host} has no subject alternative name, and its common name `{}` does not count; issue it \
+             anew with the name of the server (openssl req -addext subjectAltName=DNS:{host})",
+            leaf.subject_name
+        ),
         NotValidForName | NotValidForNameContext { .. } => format!(
             "the certificate is not for {host} but for {}; use one of these names in `url`",
             leaf.names.join(", ")
         ),
         UnknownIssuer => unknown_issuer(host, chain),
+        // `webpki` does not look for the issuer of an authority that is used as a server certificate.
+        Other(_) if leaf.is_authority => unknown_issuer(host, chain),
+        InvalidPurpose | InvalidPurposeContext { .. } => format!(
+            "the certificate of {host} is not for servers (its extended key usage lacks serverAuth); replace it on the \
+             server"
+        ),
         other => format!("the certificate of {host} is refused: {other:?}"),
     }
 }
@@ -84,19 +124,28 @@ fn at_fault(host: &str, chain: &[Certificate], is_wrong: impl Fn(&Certificate) -
     }
 }
 
+/// A chain may end with its root, which this machine does not trust, or stop below it.
 fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
     let Some(last) = chain.last() else { return format!("{host} presents no certificate") };
+    let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
     if last.issuer == last.subject {
         return format!(
-            "{host} presents a certificate of `{}`, which this machine does not trust; put that certificate into \
-             `tls-ca-file`",
+            "this machine does not trust the root certificate `{}`, with which the chain of {host} ends; add that \
+             certificate to the file of `tls-ca-file`",
             last.subject_name
         );
     }
-    let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
+    if last.is_authority {
+        return format!(
+            "this machine does not trust the authority `{}`, which issued `{}`, the last certificate of the chain of \
+             {host}; add the certificate of `{}`{place} to the file of `tls-ca-file` (or to the chain on the server, if \
+             it is an intermediate certificate)",
+            last.issuer_name, last.subject_name, last.issuer_name
+        );
+    }
     format!(
-        "{host} presents an incomplete chain or one of an unknown authority: the certificate of `{}`, which issued \
-         `{}`, is missing{place}; add it to the chain on the server, or to `tls-ca-file`",
+        "the chain of {host} is incomplete, or its authority is not trusted: the certificate of `{}`, which issued `{}`, \
+         is missing{place}; add it to the chain on the server, or to the file of `tls-ca-file`",
         last.issuer_name, last.subject_name
     )
 }
@@ -135,6 +184,8 @@ pub fn read(der: &[u8]) -> Option<Certificate> {
 
 fn read_extensions(mut list: &[u8], found: &mut Certificate) {
     const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
+    const BASIC_CONSTRAINTS: [u8; 3] = [0x55, 0x1d, 0x13];
+    const EXTENDED_KEY_USAGE: [u8; 3] = [0x55, 0x1d, 0x25];
     const INFORMATION_ACCESS: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 1, 1];
     while let Some((_, extension, after)) = element(list) {
         list = after;
@@ -149,8 +200,24 @@ fn read_extensions(mut list: &[u8], found: &mut Certificate) {
             found.names = alternative_names(inner);
         } else if oid == INFORMATION_ACCESS {
             found.issuer_url = issuer_url(inner);
+        } else if oid == BASIC_CONSTRAINTS {
+            found.is_authority = element(inner).is_some_and(|(tag, content, _)| tag == 1 && content == [0xff]);
+        } else if oid == EXTENDED_KEY_USAGE {
+            found.is_for_other_purposes = !allows_servers(inner);
         }
     }
+}
+
+fn allows_servers(mut list: &[u8]) -> bool {
+    const SERVER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 1];
+    const ANY: [u8; 4] = [0x55, 0x1d, 0x25, 0];
+    while let Some((_, oid, after)) = element(list) {
+        list = after;
+        if oid == SERVER || oid == ANY {
+            return true;
+        }
+    }
+    false
 }
 
 fn alternative_names(mut list: &[u8]) -> Vec<String> {

@@ -1,24 +1,25 @@
-//! Requests and answers over one kept connection.
+//! Requests and responses of one server, over kept connections.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http;
 
 use super::connections::Connections;
 use super::error::Error;
-use super::retry;
+use super::proxy::Route;
 use super::tls::TlsFiles;
 use super::url::{is_same_server, origin, parse, resolve};
+use super::{proxy_health, retry};
 
-/// Bytes of an answer that are read at most.
+/// The largest response body that is read, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
-/// Redirects that are followed at most.
+/// The most redirects that are followed.
 const REDIRECTS_MAX: u32 = 10;
-/// Headers that are meant for one host only.
+/// Headers that are removed when a redirect leads to another server.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
-/// Headers that mean nothing without the body they describe.
+/// Headers that are removed together with the body.
 const BODY_HEADERS: [&str; 2] = ["Content-Type", "Content-Range"];
 
 /// The methods of the Runner API and of object stores.
@@ -54,37 +55,40 @@ impl Method {
 /// A request.
 #[derive(Clone)]
 pub struct Request<'a> {
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Its absolute URL.
+    /// The absolute URL.
     pub url: String,
-    /// Names and values; those with tokens stay on the URL's host.
+    /// Names and values. Headers with tokens are only sent to the URL's server.
     pub headers: Vec<(&'static str, String)>,
     /// The body; empty for none.
     pub body: &'a [u8],
 }
 
-/// An answer, whatever its status.
+/// A response with any status.
 #[derive(Debug)]
 pub struct Response {
     /// Status code.
     pub status: u16,
     headers: http::HeaderMap,
-    /// The body, decoded; what came of it where it breaks off.
+    /// The decoded body; its beginning if it is incomplete.
     pub body: Vec<u8>,
-    /// Why the body is not whole.
+    /// Why the body is incomplete.
     pub cut: Option<String>,
-    /// How often it was asked for: more than once when the server said that it could not.
-    pub tries: u32,
 }
 
 impl Response {
-    /// A header, if it is there and is text.
+    /// The value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// True for a body that calls itself JSON.
+    /// The wait that the server asks for before the next attempt.
+    pub fn asked_wait(&self) -> Option<Duration> {
+        retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
+    }
+
+    /// Whether `Content-Type` says JSON.
     pub fn is_json(&self) -> bool {
         self.header("Content-Type").is_some_and(|kind| {
             kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
@@ -92,44 +96,46 @@ impl Response {
     }
 }
 
-/// A client for one server; shared by threads.
+/// A client for one server. Threads share it.
 pub struct Client {
     connections: Connections,
 }
 
 impl Client {
-    /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Errors: the URL is none
-    /// of http or https.
+    /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Errors: not an http or
+    /// https URL.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, Error> {
         parse(url)?;
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
-    /// Makes a call: up to five tries while the server answers that it cannot now; `rest` waits between them and says
-    /// false to give up. The last answer is returned as it is. Errors: no answer at all.
+    /// Sends a request, up to [`retry::TRIES`] times while the response has a retryable status. `rest` waits between two
+    /// attempts and returns false to stop; the last response is returned. Errors: no response.
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
         let mut attempt = 0;
         loop {
-            let mut response = self.send(request)?;
+            let response = self.send(request)?;
             attempt += 1;
-            response.tries = attempt;
             if !retry::is_retryable(response.status) || attempt == retry::TRIES {
                 return Ok(response);
             }
             let wait = retry::wait(response.header("RateLimit-ResetTime"), response.header("Retry-After"), attempt - 1);
-            log::debug!("asked to come back later status={} wait_ms={}", response.status, wait.as_millis());
+            log::debug!("request will be retried status={} wait_ms={}", response.status, wait.as_millis());
             if !rest(wait) {
                 return Ok(response);
             }
         }
     }
 
-    /// One try, redirects followed.
+    /// One attempt; follows redirects.
     fn send(&self, request: &Request<'_>) -> Result<Response, Error> {
         let mut request = request.clone();
         for _ in 0..=REDIRECTS_MAX {
-            let agent = self.connections.agent(&request.url)?;
-            let response = exchange(&agent, &request)?;
+            let (agent, route) = self.connections.agent(&request.url)?;
+            let began = Instant::now();
+            let response = exchange(&agent, &route, &request);
+            proxy_health::note(&route, began, response.as_ref().err().map(Error::to_string).as_deref());
+            let response = response?;
             let Some(location) = response.header("Location").filter(|_| is_redirect(response.status)) else {
                 return Ok(response);
             };
@@ -154,9 +160,9 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
-fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
+fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Response, Error> {
     let place = origin(&request.url);
-    let transport = |error: ureq::Error| Error::Transport(format!("{place}: {error}"));
+    let transport = |error: String| Error::Transport(format!("{place}: {error}{route}"));
     let mut builder = http::Request::builder().method(request.method.as_str()).uri(&request.url);
     for (name, value) in &request.headers {
         builder = builder.header(*name, value);
@@ -170,16 +176,21 @@ fn exchange(agent: &Agent, request: &Request<'_>) -> Result<Response, Error> {
         let request = agent.configure_request(request).allow_non_standard_methods(true).build();
         agent.run(request)
     }
-    .map_err(transport)?;
+    .map_err(|error| transport(error.to_string()))?;
     let (parts, body) = response.into_parts();
+    if let Some(why) = proxy_health::refusal(route, parts.status.as_u16(), &parts.headers) {
+        return Err(transport(why));
+    }
     let mut content = Vec::new();
-    // What came says enough in many cases: a status, or whose job it is that was handed out.
+    // An incomplete body is kept: the beginning of a job payload tells whose job has to be reported as failed.
     let cut = match body.into_reader().take(ANSWER_MAX).read_to_end(&mut content) {
-        Err(error) => Some(format!("{place}: the answer breaks off: {error}")),
-        Ok(length) if length as u64 == ANSWER_MAX => Some(format!("{place}: the answer is too large")),
+        Err(error) => Some(format!("{place}: the response body is incomplete: {error}")),
+        Ok(length) if length as u64 == ANSWER_MAX => {
+            Some(format!("{place}: the response body is larger than {} MiB", ANSWER_MAX >> 20))
+        }
         Ok(_) => None,
     };
-    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut, tries: 1 })
+    Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut })
 }
 
 fn is_redirect(status: u16) -> bool {

@@ -1,26 +1,19 @@
-//! Kept connections, one pool for each way to reach a URL.
+//! Kept connections, one pool for each route.
 //!
-//! A way is made when the first URL needs it: the authorities of the system are read only where there is TLS, and a
-//! redirect to another scheme or host gets the trust and the proxy that are right there.
+//! A pool is made when the first URL needs it: the system's certificate authorities are read only where TLS is used, and
+//! a redirect to another scheme or host takes the proxy that is right for it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use ureq::Agent;
-use ureq::tls::TlsConfig;
 
 use super::error::Error;
-use super::proxy::{self, Proxy};
+use super::proxy::Route;
 use super::socket;
 use super::tls::{self, Stamp, TlsFiles};
 use super::url::parse;
-
-/// What decides which connections can serve a URL.
-#[derive(Clone, PartialEq, Eq)]
-struct Way {
-    tls: bool,
-    proxy: Option<Proxy>,
-}
 
 /// All connections of a client.
 pub(super) struct Connections {
@@ -34,8 +27,9 @@ pub(super) struct Connections {
 struct State {
     /// The files that `trust` was read from.
     stamp: Stamp,
-    trust: Option<TlsConfig>,
-    agents: Vec<(Way, Agent)>,
+    trust: Option<Arc<ClientConfig>>,
+    /// By route, and by whether it uses TLS.
+    agents: Vec<(Route, bool, Agent)>,
 }
 
 impl Connections {
@@ -43,24 +37,25 @@ impl Connections {
         Self { files: files.clone(), user_agent: user_agent.to_owned(), idle_age, state: Mutex::default() }
     }
 
-    /// The connections for a URL. Errors: the URL, the proxy of the environment, or a certificate file cannot be used.
-    pub(super) fn agent(&self, url: &str) -> Result<Agent, Error> {
+    /// The connections for a URL, and the route they take. Errors: the URL, the proxy of the environment, or a
+    /// certificate file cannot be used.
+    pub(super) fn agent(&self, url: &str) -> Result<(Agent, Route), Error> {
         let uri = parse(url)?;
-        let proxy = proxy::of_environment(&uri).map_err(Error::Configuration)?;
-        let is_tls = uri.scheme_str() == Some("https") || proxy.as_ref().is_some_and(Proxy::is_tls);
-        let way = Way { tls: is_tls, proxy };
+        let route = Route::of(&uri).map_err(Error::Configuration)?;
+        let needs_tls = route.needs_tls(uri.scheme_str());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.reload(&mut state);
-        if let Some((_, agent)) = state.agents.iter().find(|(known, _)| *known == way) {
-            return Ok(agent.clone());
+        let known = state.agents.iter().find(|(known, tls, _)| *known == route && *tls == needs_tls);
+        if let Some((.., agent)) = known {
+            return Ok((agent.clone(), route));
         }
-        let agent = self.build(&way, &mut state)?;
-        state.agents.push((way, agent.clone()));
-        Ok(agent)
+        let agent = self.build(&route, needs_tls, &mut state).map_err(Error::Configuration)?;
+        state.agents.push((route.clone(), needs_tls, agent.clone()));
+        Ok((agent, route))
     }
 
-    /// Reads the certificate files again when they have changed. What cannot be read, say a file that is just being
-    /// written, leaves the old trust in force: the agent must not fall silent over it.
+    /// Reads the certificate files again when they have changed. Files that cannot be used, for example because they are
+    /// being written, leave the previous ones in force, so that the agent stays connected.
     fn reload(&self, state: &mut State) {
         let stamp = self.files.stamp();
         if state.stamp == stamp {
@@ -69,16 +64,19 @@ impl Connections {
         if state.trust.is_some() {
             match tls::config(&self.files) {
                 Ok(trust) => (state.trust, state.agents) = (Some(trust), Vec::new()),
-                Err(why) => log::error!("changed certificates cannot be used; the old ones stay in force error={why}"),
+                Err(why) => {
+                    log::error!(
+                        "changed certificate files cannot be used; the previous ones stay in force error={why}"
+                    );
+                }
             }
         }
         state.stamp = stamp;
     }
 
-    fn build(&self, way: &Way, state: &mut State) -> Result<Agent, Error> {
-        let mut config = socket::plain_config()
+    fn build(&self, route: &Route, needs_tls: bool, state: &mut State) -> Result<Agent, String> {
+        let config = socket::plain_config()
             .user_agent(self.user_agent.as_str())
-            .proxy(way.proxy.as_ref().map(Proxy::for_agent))
             .input_buffer_size(16 * 1024)
             .output_buffer_size(16 * 1024)
             .max_idle_connections(100)
@@ -86,14 +84,9 @@ impl Connections {
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(600)))
             .timeout_global(Some(Duration::from_secs(3600)));
-        if way.tls {
-            let trust = match &state.trust {
-                Some(trust) => trust.clone(),
-                None => tls::config(&self.files).map_err(Error::Configuration)?,
-            };
-            state.trust = Some(trust.clone());
-            config = config.tls_config(trust);
+        if needs_tls && state.trust.is_none() {
+            state.trust = Some(tls::config(&self.files)?);
         }
-        Ok(socket::agent(config.build()))
+        socket::agent(config, route, state.trust.clone().filter(|_| needs_tls))
     }
 }

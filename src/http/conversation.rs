@@ -106,8 +106,9 @@ fn connected(address: &Address, patience: Duration) -> Result<(Stream, Option<Bo
                 match TcpStream::connect_timeout(&address, patience).and_then(socket::prepare) {
                     Ok(stream) => {
                         let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
-                        let tls = files.as_ref().map(|files| tls::connection(files, host)).transpose();
-                        return Ok((Stream::Tcp(stream), tls.map_err(Trouble::Configuration)?));
+                        let tls = files.as_ref().map(|files| tls::connection(tls::config(files)?, host));
+                        let tls = tls.transpose().map_err(Trouble::Configuration)?;
+                        return Ok((Stream::Tcp(stream), tls.map(Box::new)));
                     }
                     Err(error) => failure = error,
                 }

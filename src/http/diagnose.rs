@@ -1,4 +1,4 @@
-//! What a server presents, and what is wrong with it, for people who set a machine up.
+//! Explains to operators what is wrong with the certificates of a server.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -8,42 +8,43 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use super::chain;
-use super::proxy::{self, Proxy};
-use super::tls::{TlsFiles, root_store, roots};
+use super::proxy::{Proxy, Route};
+use super::tls::{self, TlsFiles, anchors};
+use super::verifier::Verifier;
 
-/// How long a server may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes that the head of a proxy's answer has at most.
+/// Timeout of the connection and of each read.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest response head of a proxy, in bytes.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// Shakes hands with a server and says what is wrong with its certificates. Errors: what to do, in one line.
+/// Makes a TLS handshake with a server and checks its certificates. Errors: what is wrong and what to do, in one line.
 pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
-    let (host, presented) = look(url, files)?;
+    let (host, presented) = inspect(url, files)?;
     let Some(presented) = presented else {
-        return Ok(format!("the TLS chain of {host} is not looked at through this proxy; calls still verify it"));
+        return Ok(format!("{host}: `check` cannot show the TLS chain through this proxy; requests still verify it"));
     };
     let chain: Vec<chain::Certificate> = presented.chain.iter().filter_map(|der| chain::read(der)).collect();
     match presented.verdict {
-        Ok(()) => Ok(format!("TLS chain of {host} is complete ({} certificate(s) presented)", chain.len())),
+        Ok(()) => Ok(format!("{host}: the TLS chain is complete ({} certificate(s) presented)", chain.len())),
         Err(error) => Err(chain::explain(&host, &chain, &error)),
     }
 }
 
-/// The chain with which a server proves itself, up to the authority that this machine trusts, as PEM; `None` when there
-/// is no TLS, or a proxy hides it. Errors: the server cannot be reached or is not trusted.
+/// The chain of a server up to the trusted authority, as PEM. `None` without TLS, or if a proxy hides the chain. Errors:
+/// the server cannot be reached or is not trusted.
 pub fn trusted_chain(url: &str, files: &TlsFiles) -> Result<Option<String>, String> {
     if !url.starts_with("https://") {
         return Ok(None);
     }
-    let (_, Some(presented)) = look(url, files)? else { return Ok(None) };
+    let (_, Some(presented)) = inspect(url, files)? else { return Ok(None) };
     presented.verdict.map_err(|error| error.to_string())?;
     let mut chain: Vec<Vec<u8>> = presented.chain.iter().map(|der| der.to_vec()).collect();
-    let roots: Vec<Vec<u8>> = roots(files)?.iter().map(|root| root.der().to_vec()).collect();
+    let roots: Vec<Vec<u8>> = anchors(files)?.iter().map(|root| root.to_vec()).collect();
     Ok(chain::complete(&mut chain, &roots).then(|| chain.iter().map(|der| chain::pem(der)).collect()))
 }
 
-/// The host of a URL, and what it presents unless a proxy stands in between.
-fn look(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), String> {
+/// The host of a URL, and the chain that it presents unless the proxy cannot be used here.
+fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), String> {
     let origin = super::origin(url);
     let authority = origin.strip_prefix("https://").unwrap_or(&origin).to_owned();
     let (host, port) = match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
@@ -52,8 +53,8 @@ fn look(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), Stri
     };
     let host = host.trim_matches(['[', ']']).to_owned();
     let uri = super::url::parse(url).map_err(|error| error.to_string())?;
-    let proxy = proxy::of_environment(&uri)?;
-    let presented = match Way::of(proxy.as_ref()) {
+    let route = Route::of(&uri)?;
+    let presented = match Way::of(route.proxy()) {
         Some(way) => Some(handshake(&host, port, &way, files)?),
         None => None,
     };
@@ -67,7 +68,7 @@ enum Way {
 }
 
 impl Way {
-    /// `None` for a proxy that wants a name and password, or TLS: `check` is not the place to speak to those.
+    /// `None` for a proxy with credentials or TLS, which this module does not support.
     fn of(proxy: Option<&Proxy>) -> Option<Self> {
         let Some(proxy) = proxy else { return Some(Self::Direct) };
         let agent = proxy.for_agent();
@@ -75,27 +76,27 @@ impl Way {
         plain.then(|| Self::Tunnel { host: agent.host().to_owned(), port: agent.port() })
     }
 
-    /// A connection to a server's port. Errors: why there is none.
+    /// Connects to a port of a server.
     fn open(&self, host: &str, port: u16) -> Result<TcpStream, String> {
         match self {
             Self::Direct => connect(host, port),
             Self::Tunnel { host: through, port: at } => tunnel(connect(through, *at)?, host, port)
-                .map_err(|error| format!("the proxy {through}:{at} does not lead to {host}:{port}: {error}")),
+                .map_err(|error| format!("the proxy {through}:{at} opens no tunnel to {host}:{port}: {error}")),
         }
     }
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    let unreachable = |error: io::Error| format!("{host}:{port} cannot be reached: {error}");
-    let mut outcome = Err(io::Error::other("it has no address"));
+    let unreachable = |error: io::Error| format!("cannot connect to {host}:{port}: {error}");
+    let mut outcome = Err(io::Error::other("the name has no address"));
     for address in (host, port).to_socket_addrs().map_err(unreachable)? {
-        outcome = TcpStream::connect_timeout(&address, PATIENCE);
+        outcome = TcpStream::connect_timeout(&address, TIMEOUT);
         if outcome.is_ok() {
             break;
         }
     }
     let stream = outcome.map_err(unreachable)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
     Ok(stream)
 }
 
@@ -103,7 +104,7 @@ fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream>
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     write!(stream, "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n")?;
     let mut head = Vec::new();
-    // Byte by byte: what follows the head belongs to the handshake.
+    // Read single bytes: the bytes after the head belong to the TLS handshake.
     while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_MAX {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
@@ -112,7 +113,7 @@ fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream>
     let status = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
     match status.split(' ').nth(1) {
         Some(code) if code.starts_with('2') => Ok(stream),
-        _ => Err(io::Error::other(format!("it answers `{status}`"))),
+        _ => Err(io::Error::other(format!("the answer is `{status}`"))),
     }
 }
 
@@ -121,39 +122,33 @@ struct Presented {
     verdict: Result<(), rustls::Error>,
 }
 
-/// A handshake that goes on whatever the verdict, so that the whole chain is seen.
+/// A handshake that records the whole chain, also of a server that is not trusted.
 fn handshake(host: &str, port: u16, way: &Way, files: &TlsFiles) -> Result<Presented, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(root_store(files)?), provider.clone())
-            .build()
-            .map_err(|error| {
-                format!("no authority can be trusted: {error}; install ca-certificates or set `tls-ca-file`")
-            })?;
-    let witness = Arc::new(Witness { inner: verifier, seen: std::sync::Mutex::new(None) });
+    let verifier = Verifier::new(anchors(files)?)?;
+    let recorder = Arc::new(Recorder { inner: verifier, seen: std::sync::Mutex::new(None) });
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&witness) as Arc<dyn rustls::client::danger::ServerCertVerifier>)
+        .with_custom_certificate_verifier(Arc::clone(&recorder) as Arc<dyn rustls::client::danger::ServerCertVerifier>)
         .with_no_client_auth();
-    let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
-    let mut connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
+    let mut connection = tls::connection(Arc::new(config), host)?;
     let mut socket = way.open(host, port)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
-    let shaken = stream.flush();
-    let seen = witness.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    match (seen, shaken) {
+    let handshake = stream.flush();
+    let seen = recorder.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    match (seen, handshake) {
         (Some(presented), _) => Ok(presented),
-        (None, Err(error)) => Err(format!("{host}:{port} does not speak TLS as it should: {error}")),
-        (None, Ok(())) => Err(format!("{host}:{port} presented no certificate")),
+        (None, Err(error)) => Err(format!("{host}:{port}: the TLS handshake fails: {error}")),
+        (None, Ok(())) => Err(format!("{host}:{port}: the server presents no certificate")),
     }
 }
 
-/// Keeps what a server presents and what the real verifier says of it.
+/// Records the chain that a server presents, and the verdict of the real verifier.
 #[derive(Debug)]
-struct Witness {
-    inner: Arc<rustls::client::WebPkiServerVerifier>,
+struct Recorder {
+    inner: Verifier,
     seen: std::sync::Mutex<Option<Presented>>,
 }
 
@@ -163,7 +158,7 @@ impl std::fmt::Debug for Presented {
     }
 }
 
-impl rustls::client::danger::ServerCertVerifier for Witness {
+impl rustls::client::danger::ServerCertVerifier for Recorder {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

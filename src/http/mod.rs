@@ -1,6 +1,6 @@
-//! One way to make a request: trust, proxies, redirects, retries.
+//! HTTP requests: TLS trust, proxies, redirects, retries.
 //!
-//! Tokens are never sent to a host they were not meant for, and a body that carries one is never repeated there.
+//! A token is never sent to a server other than the one it is for, neither in a header nor in a body.
 
 mod address;
 mod chain;
@@ -10,7 +10,10 @@ pub mod conversation;
 pub mod diagnose;
 mod error;
 mod escape;
+mod forward;
+mod handshake;
 mod proxy;
+mod proxy_health;
 mod retry;
 pub mod service;
 mod socket;
@@ -21,12 +24,14 @@ mod tests;
 pub mod tls;
 mod transfer;
 mod url;
+mod verifier;
 
 pub use address::{Address, Trouble};
 pub use client::{Client, Method, Request, Response};
 pub use error::Error;
 pub use escape::escape;
-pub use retry::{Backoff, TRIES, http_date, is_retryable};
-pub use socket::plain_config;
-pub use transfer::{Incoming, Outgoing, Patience, Transfer};
+pub use proxy::Route;
+pub use retry::{Backoff, Failure, RetryBudget, http_date, is_retryable};
+pub use socket::{agent, plain_config};
+pub use transfer::{Incoming, Outgoing, Timeouts, Transfer};
 pub use url::{is_same_server, origin, resolve};

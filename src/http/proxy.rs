@@ -1,45 +1,108 @@
 //! Which proxy a request takes: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the agent's environment, in either case.
 //!
-//! Every request goes through a tunnel (`CONNECT`), those over plain http too.
+//! A request for an `https` URL goes through a tunnel (`CONNECT`); a request for an `http` URL is forwarded by the proxy.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ureq::http::Uri;
+
+/// How a request reaches its server.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Route {
+    /// Without a proxy.
+    Direct,
+    /// Through a tunnel that the proxy opens.
+    Tunnel(Proxy),
+    /// The proxy reads the request and forwards it.
+    Forward(Proxy),
+}
+
+impl Route {
+    /// The route to a URL, by the environment. Errors: the environment names a proxy that cannot be used.
+    pub fn of(url: &Uri) -> Result<Self, String> {
+        Ok(match of_environment(url)? {
+            None => Self::Direct,
+            Some(proxy) if url.scheme_str() == Some("https") => Self::Tunnel(proxy),
+            Some(proxy) => Self::Forward(proxy),
+        })
+    }
+
+    /// The proxy on the way.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        match self {
+            Self::Direct => None,
+            Self::Tunnel(proxy) | Self::Forward(proxy) => Some(proxy),
+        }
+    }
+
+    /// Whether a request for a URL with this scheme needs TLS, to the server or to the proxy.
+    pub fn needs_tls(&self, scheme: Option<&str>) -> bool {
+        scheme == Some("https") || self.proxy().is_some_and(Proxy::is_tls)
+    }
+}
+
+/// Appends the proxy to messages about a failed request.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.proxy() {
+            None => Ok(()),
+            Some(proxy) => write!(f, " (through the proxy {})", proxy.origin()),
+        }
+    }
+}
 
 /// A proxy that can be used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy(ureq::Proxy);
 
 impl Proxy {
-    /// Reads the value of a variable. Errors: it is no URL, or of a kind that is not spoken; the value, which may hold a
-    /// password, is not in them.
-    fn read(value: &str) -> Result<Self, String> {
-        let proxy = ureq::Proxy::new(value)
-            .map_err(|_| "the proxy of the environment is not a URL like http://proxy.example:3128".to_owned())?;
+    /// Reads the value of a variable. Errors: not a URL, or an unsupported protocol. The messages do not show the value,
+    /// which may hold a password.
+    pub(super) fn read(value: &str) -> Result<Self, String> {
+        let proxy = ureq::Proxy::new(value).map_err(|_| {
+            "the proxy variable of the environment is not a URL like http://proxy.example:3128".to_owned()
+        })?;
         match proxy.protocol() {
             ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https => Ok(Self(proxy)),
-            _ => Err("the proxy of the environment is none for HTTP; SOCKS is not spoken".to_owned()),
+            _ => Err(
+                "the proxy variable of the environment does not name an http or https proxy; SOCKS is not supported"
+                    .to_owned(),
+            ),
         }
     }
 
-    /// True when the proxy itself is spoken to over TLS.
+    /// Whether the connection to the proxy itself uses TLS.
     pub fn is_tls(&self) -> bool {
         self.0.protocol() == ureq::ProxyProtocol::Https
     }
 
-    /// In the form that an agent takes.
+    /// The proxy in the HTTP library's form.
     pub fn for_agent(&self) -> ureq::Proxy {
         self.0.clone()
     }
+
+    /// Scheme, host and port, without name and password.
+    pub fn origin(&self) -> String {
+        let scheme = if self.is_tls() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.0.host(), self.0.port())
+    }
+
+    /// `name:password`, if the proxy wants them.
+    pub fn credentials(&self) -> Option<String> {
+        let (name, password) = (self.0.username(), self.0.password());
+        (name.is_some() || password.is_some())
+            .then(|| format!("{}:{}", name.unwrap_or_default(), password.unwrap_or_default()))
+    }
 }
 
-/// The proxy that the environment asks for. Errors: it cannot be used.
-pub fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
+/// The proxy that the environment names for a URL. Errors: the proxy cannot be used.
+fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
     let (scheme, host) = (url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default());
     for_url(scheme, host, |name| std::env::var(name).ok()).map(|value| Proxy::read(&value)).transpose()
 }
 
-/// The proxy for a URL, if any. Loopback never takes one.
+/// The proxy for a URL, if any. Requests to loopback addresses never take one.
 fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         let value = variable(name).or_else(|| variable(&name.to_ascii_lowercase()));

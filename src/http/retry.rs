@@ -1,23 +1,30 @@
-//! How long to wait before a request is made again.
+//! Retries: which failures are retried, how long, and with which waits.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::sys;
 
-/// Tries of one call, when the server answers that it cannot now (GitLab Runner API).
+/// Attempts of one call while the response has a retryable status (GitLab Runner API).
 pub const TRIES: u32 = 5;
+/// The longest wait that a server can ask for.
+const ASKED_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// Whether an answer may be another one if asked again.
+/// Whether the same request may get another response later.
 pub fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504) || status >= 512
 }
 
-/// The wait before the next try: `RateLimit-ResetTime`, then `Retry-After`, then a random time that grows.
-pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
+/// The wait that a response asks for: `RateLimit-ResetTime`, else `Retry-After`.
+pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option<Duration> {
     let reset = reset_time.and_then(http_date).and_then(|at| at.duration_since(SystemTime::now()).ok());
     let after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let asked = [reset, after].into_iter().flatten().find(|wait| !wait.is_zero());
-    asked.map_or_else(|| jittered(Backoff::RETRY.at(attempt)), |wait| wait.min(Duration::from_secs(15 * 60)))
+    asked.map(|wait| wait.min(ASKED_MAX))
+}
+
+/// The wait before the next attempt of a call: what the response asks for, else a random time that grows.
+pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
+    asked_wait(reset_time, retry_after).unwrap_or_else(|| jittered(Backoff::RETRY.at(attempt)))
 }
 
 /// A time between 100 milliseconds and `most`.
@@ -53,9 +60,98 @@ pub fn http_date(text: &str) -> Option<SystemTime> {
     Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(time.as_second()).ok()?))
 }
 
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No response, or an incomplete one.
+    Broken,
+    /// A response with this status.
+    Status(u16),
+}
+
+/// How long one operation is retried: one budget of time for all failures that may pass (no response, 408, 429, 5xx),
+/// whichever of them come in whichever order.
+#[derive(Debug)]
+pub struct RetryBudget {
+    budget: Duration,
+    first_failure: Option<Instant>,
+    attempts: u32,
+}
+
+impl RetryBudget {
+    /// Attempts that are made even if each of them takes longer than the budget, and attempts at all when the response
+    /// is not a retryable one.
+    const LEAST: u32 = 3;
+    const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
+
+    /// A budget that begins with the first failure.
+    pub fn new(budget: Duration) -> Self {
+        Self { budget, first_failure: None, attempts: 1 }
+    }
+
+    /// Whether no attempt has failed yet.
+    pub fn is_first(&self) -> bool {
+        self.attempts == 1
+    }
+
+    /// How long to wait before the next attempt; `None` when the budget is used up. `asked` is the wait that the server
+    /// asks for.
+    pub fn after(&mut self, failure: Failure, asked: Option<Duration>) -> Option<Duration> {
+        self.after_at(Instant::now(), failure, asked)
+    }
+
+    fn after_at(&mut self, now: Instant, failure: Failure, asked: Option<Duration>) -> Option<Duration> {
+        let began = *self.first_failure.get_or_insert(now);
+        let may_pass = match failure {
+            Failure::Broken => true,
+            Failure::Status(status) => is_retryable(status),
+        };
+        let is_within = may_pass && now.saturating_duration_since(began) < self.budget;
+        if self.attempts >= Self::LEAST && !is_within {
+            return None;
+        }
+        let pause = Self::PAUSES.at(self.attempts - 1);
+        self.attempts += 1;
+        Some(asked.unwrap_or_else(|| pause.mul_f64(0.75 + sys::random_fraction() / 4.0)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Attempts and seconds until a budget of a minute is used up, when every attempt takes `each` and fails so.
+    fn used_up(each: Duration, failure: impl Fn(u32) -> Failure) -> (u32, u64) {
+        let began = Instant::now();
+        let (mut budget, mut attempts, mut now) = (RetryBudget::new(Duration::from_secs(60)), 1, began);
+        while let Some(wait) = budget.after_at(now, failure(attempts), None) {
+            attempts += 1;
+            now += wait + each;
+        }
+        (attempts, now.duration_since(began).as_secs())
+    }
+
+    #[test]
+    fn every_failure_that_may_pass_is_retried_for_the_same_time() {
+        let mixed = |attempt| [Failure::Status(500), Failure::Broken, Failure::Status(429)][attempt as usize % 3];
+        for failure in [&|_| Failure::Status(500), &|_| Failure::Status(503), &|_| Failure::Broken, &mixed]
+            as [&dyn Fn(u32) -> Failure; 4]
+        {
+            let (attempts, seconds) = used_up(Duration::ZERO, failure);
+            assert!((8..=12).contains(&attempts) && (60..=71).contains(&seconds), "{attempts} {seconds}");
+        }
+        assert_eq!(used_up(Duration::ZERO, |_| Failure::Status(400)).0, 3);
+        assert_eq!(used_up(Duration::from_secs(600), |_| Failure::Broken).0, 3, "slow attempts");
+    }
+
+    #[test]
+    fn the_wait_that_the_server_asks_for_comes_first() {
+        let mut budget = RetryBudget::new(Duration::from_secs(60));
+        assert!(budget.is_first());
+        let asked = Some(Duration::from_secs(77));
+        assert_eq!(budget.after(Failure::Status(429), asked), asked);
+        assert!(!budget.is_first());
+    }
 
     #[test]
     fn takes_the_servers_word_first() {

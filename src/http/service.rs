@@ -13,6 +13,7 @@ use ureq::{Agent, http};
 use super::address::{Address, Trouble};
 use super::client::Method;
 use super::conversation::{self, Conversation};
+use super::proxy::Route;
 use super::socket;
 use super::tls;
 use super::transfer::Incoming;
@@ -42,21 +43,19 @@ pub struct Service {
 impl Service {
     /// A client for the service at an address; nothing is asked yet. Errors: a certificate file cannot be used.
     pub fn new(address: &Address, user_agent: &str) -> Result<Self, Trouble> {
-        let mut config = socket::plain_config()
+        let config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
-            .proxy(None)
             .input_buffer_size(64 * 1024)
             .output_buffer_size(16 * 1024)
             .max_idle_age(IDLE)
             .timeout_connect(Some(CONNECT));
         let agent = match address {
-            Address::Unix(path) => socket::local_agent(config.build(), path),
+            Address::Unix(path) => socket::local_agent(config.proxy(None).build(), path),
             Address::Tcp(_, files) => {
-                if let Some(files) = files {
-                    config = config.tls_config(tls::config(files).map_err(Trouble::Configuration)?);
-                }
-                socket::agent(config.build())
+                let trust = files.as_ref().map(tls::config).transpose();
+                let agent = trust.and_then(|trust| socket::agent(config, &Route::Direct, trust));
+                agent.map_err(Trouble::Configuration)?
             }
         };
         let service = Self { address: address.clone(), agent, user_agent: user_agent.to_owned() };

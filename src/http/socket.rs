@@ -12,31 +12,46 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use rustls::ClientConfig;
 use ureq::config::{Config, ConfigBuilder};
 use ureq::http::Uri;
 use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, RustlsConnector,
-    ShutdownHandle, Transport,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, ShutdownHandle,
+    Transport,
 };
 use ureq::{Agent, Error};
+
+use super::forward::Forward;
+use super::handshake::Tls;
+use super::proxy::Route;
 
 /// Silence after which the other end is probed, and the time between two probes (GitLab Runner: 30 s).
 const PROBE_EVERY_SECONDS: u32 = 30;
 /// Probes without an answer after which the connection is given up.
 const PROBES: u32 = 3;
 
-/// What all agents have in common: whatever a server answers is an answer, and whether to follow it elsewhere is for
-/// the caller to say, who knows which token may go there.
+/// The configuration that all agents share. An error status is not an `Err`, and the library follows no redirect: the
+/// caller decides, because only the caller knows which token may be sent to which host.
 pub fn plain_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder().http_status_as_error(false).max_redirects(0).max_redirects_will_error(false)
 }
 
-/// An agent whose connections are probed.
-pub fn agent(config: Config) -> Agent {
-    let connector = ().chain(ConnectProxyConnector::default()).chain(Probed).chain(RustlsConnector::default());
-    Agent::with_parts(config, connector, Later)
+/// An agent for one route. `tls` is needed for `https` URLs and proxies. Errors: the proxy has no usable address.
+pub fn agent(
+    config: ConfigBuilder<AgentScope>,
+    route: &Route,
+    tls: Option<Arc<ClientConfig>>,
+) -> Result<Agent, String> {
+    let (tunnel, forward) = match route {
+        Route::Direct => (None, None),
+        Route::Tunnel(proxy) => (Some(proxy.for_agent()), None),
+        Route::Forward(proxy) => (None, Some(proxy)),
+    };
+    let connector =
+        ().chain(Forward::new(forward)?).chain(ConnectProxyConnector::default()).chain(Probed).chain(Tls(tls));
+    Ok(Agent::with_parts(config.proxy(tunnel).build(), connector, Later))
 }
 
 /// Knows no addresses yet. The library asks for them before each call; they are looked up when a connection is opened,

@@ -174,3 +174,35 @@ fn a_certificate_file_that_is_broken_later_leaves_the_old_trust_in_force() {
     fs::write(&ca_file, Authority::new().pem()).expect("written");
     assert!(matches!(ask(), Err(Error::Transport(_))), "a file that can be read again is taken up");
 }
+
+#[test]
+fn a_forwarded_request_names_the_whole_url_also_on_a_kept_connection() {
+    let proxy = Server::new(&[GOOD, GOOD]);
+    let address = proxy.url.replace("http://", "http://agent:p%40ss@");
+    let route = super::Route::Forward(super::proxy::Proxy::read(&address).expect("a proxy"));
+    let agent = super::agent(super::plain_config(), &route, None).expect("an agent");
+    for path in ["/a?b=c", "/d"] {
+        let mut response = agent.post(format!("http://gitlab.test:8080{path}")).send("POST /body").expect("a response");
+        assert_eq!(response.body_mut().read_to_string().expect("a body"), "ok");
+    }
+    let seen = proxy.seen();
+    assert!(seen[0].head.starts_with("post http://gitlab.test:8080/a?b=c http/1.1\n"), "{seen:?}");
+    assert!(seen[1].head.starts_with("post http://gitlab.test:8080/d http/1.1\n"), "{seen:?}");
+    for request in &seen {
+        assert_eq!(request.header("host"), Some("gitlab.test:8080"));
+        assert_eq!(request.header("proxy-authorization"), Some("basic ywdlbnq6cebzcw=="), "agent:p@ss, in lower case");
+    }
+}
+
+#[test]
+fn an_error_of_the_proxy_is_no_response_of_the_server() {
+    for headers in ["X-Squid-Error: ERR_ACCESS_DENIED 0\r\n", "Proxy-Status: squid; error=http_request_denied\r\n"] {
+        let proxy = Server::new(&[&format!("HTTP/1.1 403 Forbidden\r\n{headers}Content-Length: 0\r\n\r\n")]);
+        let route = super::Route::Forward(super::proxy::Proxy::read(&proxy.url).expect("a proxy"));
+        let agent = super::agent(super::plain_config(), &route, None).expect("an agent");
+        let response = agent.get("http://gitlab.test/").call().expect("a response");
+        let refusal = |route| super::proxy_health::refusal(route, 403, response.headers());
+        assert!(refusal(&route).is_some_and(|why| why.contains("the proxy answers 403")));
+        assert_eq!(refusal(&super::Route::Direct), None);
+    }
+}

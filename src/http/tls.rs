@@ -1,4 +1,4 @@
-//! Trust: the certificates of the system and those of the operator, client certificates, and what a server presents.
+//! Trust: the system's certificate authorities, those that the operator configures, and client certificates.
 
 use std::fmt;
 use std::fs;
@@ -7,26 +7,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider, parse_pem};
+
+use super::verifier::Verifier;
 
 /// Certificate files of one runner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TlsFiles {
-    /// Authorities to trust beside those of the system.
+    /// Certificate authorities to trust in addition to those of the system.
     pub ca_file: Option<PathBuf>,
-    /// The client's certificate.
+    /// The client certificate.
     pub cert_file: Option<PathBuf>,
-    /// The client's key.
+    /// The key of the client certificate.
     pub key_file: Option<PathBuf>,
-    /// What was in them, where it is known.
+    /// The contents of these files, for a process that cannot read them.
     #[serde(default)]
     pub contents: Contents,
 }
 
-/// What certificate files hold; it is not shown.
+/// The contents of certificate files. `Debug` does not show them.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Contents {
     ca: Option<String>,
@@ -41,21 +44,21 @@ impl fmt::Debug for Contents {
 }
 
 impl TlsFiles {
-    /// The same with what is in the files now, for a process that may not read them: that of a job's user.
+    /// The same files with their contents, for a process that runs as the job's user and may not read the files.
     pub fn carried(&self) -> Self {
         let read = |path: &Option<PathBuf>| fs::read_to_string(path.as_deref()?).ok();
         let contents = Contents { ca: read(&self.ca_file), cert: read(&self.cert_file), key: read(&self.key_file) };
         Self { contents, ..self.clone() }
     }
 
-    /// The authorities alone: a client's certificate is for one server.
+    /// The certificate authorities without the client certificate, which is for GitLab only.
     pub fn authorities(&self) -> Self {
         let contents = Contents { ca: self.contents.ca.clone(), ..Contents::default() };
         Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
     }
 
-    /// Which state the files are in. Compared with itself and not with the clock: the times of files run behind it, and
-    /// a file that is moved into place may be old.
+    /// The state of the files, to detect changes. Only compare it with another stamp, never with the clock: a file that
+    /// is moved into place may be old.
     pub fn stamp(&self) -> Stamp {
         [&self.ca_file, &self.cert_file, &self.key_file].map(|path| {
             let metadata = fs::metadata(path.as_deref()?).ok()?;
@@ -64,32 +67,52 @@ impl TlsFiles {
     }
 }
 
-/// When each of the files was written, which file it is, and its size.
+/// Modification time, inode and size of each file.
 pub type Stamp = [Option<(SystemTime, u64, u64)>; 3];
 
-/// What `ureq` needs to know. Errors: a file is there and is not what it should be.
-pub fn config(files: &TlsFiles) -> Result<TlsConfig, String> {
-    let client = client_certificate(files)?;
-    let config = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(RootCerts::new_with_certs(&roots(files)?))
-        .client_cert(client);
-    Ok(config.build())
+/// The TLS configuration of a client. Errors: a certificate or key file cannot be used.
+pub fn config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(anchors(files)?)?));
+    let (Some(cert_file), Some(key_file)) = (&files.cert_file, &files.key_file) else {
+        return Ok(Arc::new(builder.with_no_client_auth()));
+    };
+    let chain = certificates(cert_file, files.contents.cert.as_deref())?;
+    let pem = content(key_file, files.contents.key.as_deref())?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|error| format!("{}: no usable private key in the file: {error}", key_file.display()))?;
+    // Without this check a pair that is half renewed would only fail on the server.
+    CertifiedKey::from_der(chain.clone(), key.clone_key(), &rustls::crypto::ring::default_provider()).map_err(
+        |error| {
+            let (cert, key) = (cert_file.display(), key_file.display());
+            format!("{cert} and {key}: certificate and key do not belong together: {error}")
+        },
+    )?;
+    let config = builder.with_client_auth_cert(chain, key);
+    config.map(Arc::new).map_err(|error| format!("{}: {error}", cert_file.display()))
 }
 
-/// The authorities of the system and of `ca_file`; a file that is missing adds none.
-pub fn roots(files: &TlsFiles) -> Result<Vec<Certificate<'static>>, String> {
-    let system = rustls_native_certs::load_native_certs();
-    let mut roots: Vec<_> = system.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+/// The client side of a TLS connection to `host`. Errors: as [`config`], or `host` is not a valid name.
+pub fn connection(config: Arc<ClientConfig>, host: &str) -> Result<ClientConnection, String> {
+    let host = host.trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+    ClientConnection::new(config, name).map_err(|error| error.to_string())
+}
+
+/// The certificate authorities of the system and of `ca_file`. A `ca_file` that does not exist adds none.
+pub fn anchors(files: &TlsFiles) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut anchors = rustls_native_certs::load_native_certs().certs;
     let carried = files.contents.ca.as_deref();
     if let Some(path) = files.ca_file.as_deref().filter(|path| carried.is_some() || path.exists()) {
-        roots.extend(certificates(path, carried)?);
+        anchors.extend(certificates(path, carried)?);
     }
-    Ok(roots)
+    Ok(anchors)
 }
 
-/// What a file holds: as it was carried here, or else as it is.
+/// The content of a file, or what another process passed on in its place.
 fn content(path: &Path, carried: Option<&str>) -> Result<Vec<u8>, String> {
     match carried {
         Some(text) => Ok(text.as_bytes().to_vec()),
@@ -97,67 +120,13 @@ fn content(path: &Path, carried: Option<&str>) -> Result<Vec<u8>, String> {
     }
 }
 
-fn certificates(path: &Path, carried: Option<&str>) -> Result<Vec<Certificate<'static>>, String> {
-    let describe = |why: String| format!("{}: {why}", path.display());
+fn certificates(path: &Path, carried: Option<&str>) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = content(path, carried)?;
-    let mut found = Vec::new();
-    for item in parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.map_err(|error| describe(error.to_string()))? {
-            found.push(certificate);
-        }
-    }
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{}: {error}", path.display()))?;
     if found.is_empty() {
-        return Err(describe("no PEM certificate in it".to_owned()));
+        return Err(format!("{}: the file has no PEM certificate", path.display()));
     }
     Ok(found)
-}
-
-fn client_certificate(files: &TlsFiles) -> Result<Option<ClientCert>, String> {
-    let (Some(cert_file), Some(key_file)) = (&files.cert_file, &files.key_file) else { return Ok(None) };
-    let chain = certificates(cert_file, files.contents.cert.as_deref())?;
-    let pem = content(key_file, files.contents.key.as_deref())?;
-    let key = PrivateKey::from_pem(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
-    check_pair(&chain, &pem).map_err(|error| format!("{} and {}: {error}", cert_file.display(), key_file.display()))?;
-    Ok(Some(ClientCert::new_with_certs(&chain, key)))
-}
-
-/// Whether a certificate and a key belong together: `ureq` takes that for granted, and a pair that is being renewed may
-/// be half old, half new.
-fn check_pair(chain: &[Certificate<'static>], key: &[u8]) -> Result<(), String> {
-    let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| error.to_string())?;
-    rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
-        .map(|_| ())
-        .map_err(|error| format!("they do not belong together: {error}"))
-}
-
-/// One side of a TLS connection of our own. Errors: as [`config`], or a name that is none.
-pub fn connection(files: &TlsFiles, host: &str) -> Result<Box<rustls::ClientConnection>, String> {
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(root_store(files)?);
-    let config = match (&files.cert_file, &files.key_file) {
-        (Some(cert_file), Some(key_file)) => {
-            let chain = certificates(cert_file, files.contents.cert.as_deref())?;
-            let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
-            let pem = content(key_file, files.contents.key.as_deref())?;
-            let key =
-                PrivateKeyDer::from_pem_slice(&pem).map_err(|error| format!("{}: {error}", key_file.display()))?;
-            config.with_client_auth_cert(chain, key).map_err(|error| format!("{}: {error}", cert_file.display()))?
-        }
-        _ => config.with_no_client_auth(),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
-    let connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
-    Ok(Box::new(connection))
-}
-
-/// Trust anchors for a handshake of our own.
-pub fn root_store(files: &TlsFiles) -> Result<rustls::RootCertStore, String> {
-    let mut store = rustls::RootCertStore::empty();
-    let roots = roots(files)?;
-    store.add_parsable_certificates(roots.iter().map(|root| CertificateDer::from(root.der().to_vec())));
-    Ok(store)
 }

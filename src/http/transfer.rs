@@ -1,9 +1,9 @@
-//! Long bodies, streamed both ways: archives to and from GitLab and object stores.
+//! Uploads and downloads of archives, streamed, with GitLab and object stores.
 //!
-//! No redirect is followed here: whoever asks decides where a token may go.
+//! Redirects are not followed: the caller decides which server may get a token.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::config::AutoHeaderValue;
 use ureq::http;
@@ -11,43 +11,44 @@ use ureq::{Agent, AsSendBody, SendBody};
 
 use super::client::Method;
 use super::error::Error;
-use super::proxy::{self, Proxy};
+use super::proxy::Route;
 use super::tls::{self, TlsFiles};
 use super::url::{origin, parse};
-use super::{retry, socket};
+use super::{proxy_health, retry, socket};
 
-/// Bytes of an answer that nobody wants for itself, but for what it says of an error.
+/// The most bytes of an error response that are read.
 const EXPLANATION_MAX: u64 = 64 << 10;
-/// From this length on a server is asked whether it wants a body, so that one it refuses is not sent for nothing.
-const WELCOME: u64 = 1 << 20;
-/// How long a server may think about whether it wants a body at all, before it gets it anyway.
+/// Bodies larger than this are sent with `Expect: 100-continue`, so that the server can refuse them before they are sent.
+const EXPECT_FROM: u64 = 1 << 20;
+/// How long the client waits for `100 Continue` before it sends the body.
 const EXPECT: Duration = Duration::from_millis(300);
 
 /// A client for transfers with one server.
 pub struct Transfer {
     agent: Agent,
+    route: Route,
 }
 
-/// How long a transfer may take.
+/// The timeouts of a transfer.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// All of it.
+pub struct Timeouts {
+    /// The whole transfer.
     pub total: Duration,
-    /// From the end of the request to the answer.
-    pub answer: Duration,
+    /// From the end of the request to the response.
+    pub response: Duration,
 }
 
-/// What is sent.
+/// The body of a request.
 pub enum Outgoing<'a> {
-    /// Nothing.
+    /// No body.
     Nothing,
-    /// A stream whose end is not known.
+    /// A stream of unknown length.
     Stream(&'a mut dyn Read),
-    /// A stream of so many bytes.
+    /// A stream and its length in bytes.
     Sized(&'a mut dyn Read, u64),
 }
 
-/// An answer whose body has not been read yet.
+/// A response whose body has not been read yet.
 pub struct Incoming {
     /// Status code.
     pub status: u16,
@@ -56,28 +57,25 @@ pub struct Incoming {
 }
 
 impl Transfer {
-    /// A client for the server of `url`. Errors: a certificate file or the environment's proxy cannot be used.
-    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, patience: Patience) -> Result<Self, Error> {
+    /// A client for the server of `url`. Errors: a certificate file or the proxy of the environment cannot be used.
+    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, timeouts: Timeouts) -> Result<Self, Error> {
         let uri = parse(url)?;
-        let proxy = proxy::of_environment(&uri).map_err(Error::Configuration)?;
-        let is_tls = uri.scheme_str() == Some("https") || proxy.as_ref().is_some_and(Proxy::is_tls);
-        let mut config = socket::plain_config()
+        let route = Route::of(&uri).map_err(Error::Configuration)?;
+        let config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
-            .proxy(proxy.as_ref().map(Proxy::for_agent))
             .input_buffer_size(128 * 1024)
             .output_buffer_size(128 * 1024)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_await_100(Some(EXPECT))
-            .timeout_recv_response(Some(patience.answer))
-            .timeout_global(Some(patience.total));
-        if is_tls {
-            config = config.tls_config(tls::config(files).map_err(Error::Configuration)?);
-        }
-        Ok(Self { agent: socket::agent(config.build()) })
+            .timeout_recv_response(Some(timeouts.response))
+            .timeout_global(Some(timeouts.total));
+        let trust = route.needs_tls(uri.scheme_str()).then(|| tls::config(files)).transpose();
+        let agent = trust.and_then(|trust| socket::agent(config, &route, trust)).map_err(Error::Configuration)?;
+        Ok(Self { agent, route })
     }
 
-    /// Makes one request. Errors: no answer.
+    /// Sends one request. Errors: no response.
     pub fn send(
         &self,
         method: Method,
@@ -85,7 +83,7 @@ impl Transfer {
         headers: &[(String, String)],
         body: Outgoing<'_>,
     ) -> Result<Incoming, Error> {
-        let place = origin(url);
+        let (place, began) = (origin(url), Instant::now());
         let mut builder = http::Request::builder().method(method.as_str()).uri(url);
         for (name, value) in headers {
             builder = builder.header(name, value);
@@ -94,18 +92,35 @@ impl Transfer {
         let response = match body {
             Outgoing::Nothing => self.agent.run(builder.body(()).map_err(unusable)?),
             Outgoing::Stream(stream) => {
-                let builder = builder.header("Expect", "100-continue");
+                let builder = self.with_expect(builder);
                 self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
             Outgoing::Sized(stream, length) => {
                 let mut builder = builder.header("Content-Length", length.to_string());
-                if length > WELCOME {
-                    builder = builder.header("Expect", "100-continue");
+                if length > EXPECT_FROM {
+                    builder = self.with_expect(builder);
                 }
                 self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
         };
-        response.map(Incoming::of).map_err(|why| Error::Transport(format!("{place}: {why}")))
+        let response = response.map(Incoming::of).map_err(|error| error.to_string());
+        let response = response.and_then(|response| {
+            match proxy_health::refusal(&self.route, response.status, &response.headers) {
+                Some(why) => Err(why),
+                None => Ok(response),
+            }
+        });
+        proxy_health::note(&self.route, began, response.as_ref().err().map(String::as_str));
+        response.map_err(|why| Error::Transport(format!("{place}: {why}{}", self.route)))
+    }
+
+    /// Asks the server to confirm that it wants the body. Not through a forwarding proxy: squid adds header fields to
+    /// `100 Continue`, which the HTTP library takes for the final response.
+    fn with_expect(&self, builder: http::request::Builder) -> http::request::Builder {
+        match self.route {
+            Route::Forward(_) => builder,
+            Route::Direct | Route::Tunnel(_) => builder.header("Expect", "100-continue"),
+        }
     }
 
     fn run(&self, request: http::Request<impl AsSendBody>) -> Result<http::Response<ureq::Body>, ureq::Error> {
@@ -119,34 +134,34 @@ impl Incoming {
         Self { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    /// A header, if it is there and is text.
+    /// The value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The length of the body, where the server says it.
+    /// The length of the body, if the server sends it.
     pub fn length(&self) -> Option<u64> {
         self.header("Content-Length")?.parse().ok()
     }
 
-    /// Status and its usual name, for the log.
+    /// The status with its standard reason phrase, for the log.
     pub fn status_line(&self) -> String {
         let reason = http::StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
         format!("{} {}", self.status, reason.unwrap_or("")).trim_end().to_owned()
     }
 
-    /// How long to wait before asking again, after so many tries.
-    pub fn wait(&self, tries: u32) -> Duration {
-        retry::wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"), tries)
+    /// The wait that the server asks for before the next attempt.
+    pub fn asked_wait(&self) -> Option<Duration> {
+        retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
     }
 
-    /// The body as it comes in; that it ends where it should is checked.
+    /// The body as a stream. A body that ends early is an error.
     pub fn into_reader(self) -> impl Read {
         let left = self.length();
         Whole { body: self.body.into_reader(), left }
     }
 
-    /// The beginning of the body, as the explanation of an error.
+    /// The beginning of the body as text, to explain an error.
     pub fn explanation(self) -> String {
         String::from_utf8_lossy(&self.beginning()).into_owned()
     }

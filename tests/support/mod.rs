@@ -13,6 +13,7 @@ pub mod machine;
 pub mod mayfly;
 pub mod moto;
 pub mod pki;
+pub mod proxy;
 pub mod registry;
 pub mod s3;
 

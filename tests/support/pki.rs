@@ -8,6 +8,7 @@ use rcgen::{
 };
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// The name of the intermediate authority.
@@ -80,6 +81,29 @@ impl Pki {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 2, 3);
         })
+    }
+
+    /// A certificate with `CA:TRUE` that is both authority and server certificate, as `openssl req -x509` makes it; and
+    /// a server that presents it.
+    pub fn self_signed() -> (String, Arc<ServerConfig>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+            .args(["-keyout", &at("key.pem"), "-out", &at("cert.pem")])
+            .output()
+            .expect("openssl");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let read = |name: &str| std::fs::read_to_string(at(name)).expect("a file");
+        let certificate = CertificateDer::from_pem_slice(read("cert.pem").as_bytes()).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(read("key.pem").as_bytes()).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key);
+        (read("cert.pem"), Arc::new(config.expect("a key that fits")))
     }
 
     fn identity(&self, names: &[&str], change: impl Fn(&mut CertificateParams)) -> Identity {

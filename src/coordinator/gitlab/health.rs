@@ -1,8 +1,35 @@
-//! When a runner is refused again and again it rests (`unhealthy_requests_limit`, `unhealthy_interval`).
+//! When polling slows down: for a runner that GitLab rejects (`unhealthy_requests_limit`, `unhealthy_interval`), and for
+//! a server that does not answer.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The health of one runner. Only a refused token or a bad configuration is unhealthy: a server that is away is not.
+use crate::http::Backoff;
+use crate::sys;
+
+/// The waits of all pollers of a server while it fails. A fleet must not keep a server busy that restarts.
+const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+
+/// Failed polls in a row, by server.
+static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+/// Notes that a server answered a poll.
+pub fn server_answered(server: &str) {
+    OUTAGES.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
+}
+
+/// Notes that a poll failed; returns how long to wait at least before the next one. The second half of the wait is
+/// random, so that the instances of a fleet do not poll together.
+pub fn server_failed(server: &str) -> Duration {
+    let mut outages = OUTAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    let failures = outages.entry(server.to_owned()).or_default();
+    let wait = OUTAGE.at(*failures);
+    *failures = failures.saturating_add(1);
+    wait.mul_f64(0.5 + sys::random_fraction() / 2.0)
+}
+
+/// The health of one runner. Only a rejected token or an unusable configuration counts, not a server that is down.
 #[derive(Debug)]
 pub struct Health {
     limit: u32,
@@ -39,6 +66,19 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_grow_to_a_minute_while_a_server_fails_and_start_anew_after_an_answer() {
+        let server = "http://outage.test";
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let wait = server_failed(server);
+            let most = Duration::from_secs(seconds);
+            assert!(wait >= most / 2 && wait <= most, "{wait:?} of {seconds}");
+        }
+        assert!(server_failed("http://other.test") <= Duration::from_secs(1));
+        server_answered(server);
+        assert!(server_failed(server) <= Duration::from_secs(1));
+    }
 
     #[test]
     fn rests_after_the_limit_and_starts_anew() {

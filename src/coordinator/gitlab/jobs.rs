@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{GitLab, JOBS_REQUEST, complaint};
+use super::{GitLab, JOBS_REQUEST, complaint, health};
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
 };
@@ -32,8 +32,10 @@ pub struct JobRequest<'a> {
 pub struct Polled {
     /// The answer.
     pub outcome: PollOutcome,
-    /// The server said on the way that it could not now, even if it could in the end.
+    /// The server answered that it is overloaded or down.
     pub pressed: bool,
+    /// How long to wait at least before the next poll.
+    pub wait: Duration,
 }
 
 /// The answer to a request for a job.
@@ -93,14 +95,24 @@ impl GitLab {
             info: &self.info,
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
+        // Sent once: the next poll is the retry.
         let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
-        let pressed = answer.as_ref().is_ok_and(|answer| answer.tries > 1 || is_retryable(answer.status));
+        let pressed = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
+        let asked = answer.as_ref().ok().filter(|_| pressed).and_then(Response::asked_wait);
         let outcome = match answer {
             Ok(response) => self.take_answer(response),
             Err(crate::http::Error::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
         };
-        Polled { outcome, pressed }
+        let wait = match &outcome {
+            PollOutcome::Failed(_) => health::server_failed(&self.base).max(asked.unwrap_or_default()),
+            PollOutcome::Job { .. } | PollOutcome::Nothing | PollOutcome::Refused(_) => {
+                health::server_answered(&self.base);
+                Duration::ZERO
+            }
+            PollOutcome::Misconfigured(_) => Duration::ZERO,
+        };
+        Polled { outcome, pressed, wait }
     }
 
     fn take_answer(&self, response: Response) -> PollOutcome {

@@ -220,12 +220,9 @@ fn from_instance(service: &Metadata) -> Result<Credentials, String> {
 
 /// A short request to something near, never through a proxy.
 fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
-    let config = crate::http::plain_config().proxy(None).timeout_global(Some(NEAR));
-    let config = match url.starts_with("https:") {
-        true => config.tls_config(crate::http::tls::config(&crate::http::tls::TlsFiles::default())?),
-        false => config,
-    };
-    let mut request = config.build().new_agent().get(url);
+    let config = crate::http::plain_config().timeout_global(Some(NEAR));
+    let trust = url.starts_with("https:").then(|| crate::http::tls::config(&crate::http::tls::TlsFiles::default()));
+    let mut request = crate::http::agent(config, &crate::http::Route::Direct, trust.transpose()?)?.get(url);
     if let Some(token) = token {
         request = request.header("Authorization", token);
     }

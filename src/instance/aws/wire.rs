@@ -18,11 +18,11 @@ use super::sign::{Scope, Target, authorize};
 use super::xml;
 use crate::decode;
 use crate::http::tls::TlsFiles;
-use crate::http::{Backoff, Incoming, Method, Outgoing, Patience, Transfer, escape, http_date};
+use crate::http::{Backoff, Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_date};
 use crate::sys;
 
 /// How long one request may take.
-const PATIENCE: Patience = Patience { total: Duration::from_secs(15), answer: Duration::from_secs(10) };
+const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(15), response: Duration::from_secs(10) };
 /// Bytes of an answer that are read at most.
 const ANSWER_MAX: u64 = 4 << 20;
 /// Letters of a message that are shown.
@@ -168,7 +168,7 @@ impl Wire {
     pub fn new(service: Service, region: &str, profiles: &Profiles) -> Result<Self, String> {
         let url = endpoint::url(service, region, profiles, &variable);
         let files = TlsFiles { ca_file: variable("AWS_CA_BUNDLE").map(PathBuf::from), ..TlsFiles::default() };
-        let transfer = Transfer::new(&url, &files, "mayfly", PATIENCE).map_err(|error| error.to_string())?;
+        let transfer = Transfer::new(&url, &files, "mayfly", TIMEOUTS).map_err(|error| error.to_string())?;
         Ok(Self { service, region: region.to_owned(), url, transfer })
     }
 
@@ -337,7 +337,7 @@ mod tests {
     }
 
     fn wire(server: &Server) -> Wire {
-        let transfer = Transfer::new(&server.url, &TlsFiles::default(), "mayfly", PATIENCE).expect("a client");
+        let transfer = Transfer::new(&server.url, &TlsFiles::default(), "mayfly", TIMEOUTS).expect("a client");
         Wire { service: endpoint::SSM, region: "eu-west-1".to_owned(), url: server.url.clone(), transfer }
     }
 

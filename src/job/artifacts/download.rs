@@ -5,16 +5,15 @@ use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
-use super::tries::{Setback, Tries};
-use super::{DownloadPlan, Needed, Server};
+use super::{DownloadPlan, Needed, RETRIED_FOR, Server};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
-use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, origin, resolve};
+use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
 use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
 use crate::token::Token;
 
 const REDIRECTS: u32 = 5;
-const PATIENCE: Patience = Patience { total: Duration::from_secs(3600), answer: Duration::from_secs(600) };
+const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(3600), response: Duration::from_secs(600) };
 
 /// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
@@ -41,7 +40,7 @@ pub fn run(plan: &DownloadPlan) -> i32 {
 
 /// The whole archive as a file without a name.
 fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
-    let mut tries = Tries::new();
+    let mut tries = RetryBudget::new(RETRIED_FOR);
     loop {
         // Only the first try goes to the object store: when that is out of reach, the server hands the file through.
         let direct = plan.direct && tries.is_first();
@@ -61,7 +60,7 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                             ));
                         }
                         Err(why) => {
-                            let wait = tries.after(Setback::Broken, |_| Duration::ZERO);
+                            let wait = tries.after(Failure::Broken, None);
                             (format!("the archive breaks off: {why}"), wait)
                         }
                     },
@@ -75,17 +74,17 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
                     }
                     status @ (301..=303 | 307 | 308) => {
                         let line = format!("it is redirected more than {REDIRECTS} times; {line}");
-                        (line, tries.after(Setback::Status(status), |_| Duration::ZERO))
+                        (line, tries.after(Failure::Status(status), None))
                     }
-                    status => (line, tries.after(Setback::Status(status), |asked| answer.wait(asked))),
+                    status => (line, tries.after(Failure::Status(status), answer.asked_wait())),
                 }
             }
             Err(Error::Configuration(why)) => return Err(why),
-            Err(why) => (why.to_string(), tries.after(Setback::Broken, |_| Duration::ZERO)),
+            Err(why) => (why.to_string(), tries.after(Failure::Broken, None)),
         };
         let Some(wait) = wait else {
             error(trouble);
-            return Err("they cannot be downloaded; all tries are used up".to_owned());
+            return Err("the download failed, also when it was retried".to_owned());
         };
         warning(format_args!("{trouble}. Retrying..."));
         rest(wait);
@@ -101,7 +100,7 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
     let mut redirects = 0;
     loop {
         let tls = files_for(server, &url);
-        let answer = Transfer::new(&url, &tls, &server.user_agent, PATIENCE)?.send(
+        let answer = Transfer::new(&url, &tls, &server.user_agent, TIMEOUTS)?.send(
             Method::Get,
             &url,
             &headers,

@@ -6,7 +6,6 @@
 mod download;
 mod plan;
 mod statement;
-mod tries;
 mod upload;
 
 use std::path::PathBuf;
@@ -23,6 +22,9 @@ pub use download::run as download;
 pub use plan::{Outcome, Place, download_plan, level, upload_plan};
 pub use statement::Statement;
 pub use upload::run as upload;
+
+/// How long an upload or a download is retried: GitLab may be restarting, and the files exist only here.
+const RETRIED_FOR: Duration = Duration::from_secs(60);
 
 /// Where to send and fetch, and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]

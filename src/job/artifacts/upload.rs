@@ -6,13 +6,12 @@ use std::io::{self, Read};
 use std::thread;
 use std::time::Duration;
 
-use super::tries::{Setback, Tries};
-use super::{Server, Upload, UploadFormat, UploadPlan};
+use super::{RETRIED_FOR, Server, Upload, UploadFormat, UploadPlan};
 use crate::archive::root::{Kind, Root};
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
-use crate::http::{Error, Incoming, Method, Outgoing, Patience, Transfer, escape, origin};
+use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
 use crate::token::Token;
 
@@ -62,7 +61,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
 
 /// Tries until the server has it or will not.
 fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<(), String> {
-    let (mut server, mut tries) = (plan.server.clone(), Tries::new());
+    let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRIED_FOR));
     loop {
         let (line, wait) = match attempt(plan, &server, upload, root, entries) {
             Ok(answer) => {
@@ -78,11 +77,11 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
                     }
                     Verdict::Elsewhere(api) => {
                         server.api = api;
-                        let wait = tries.after(Setback::Status(answer.status), |_| Duration::ZERO);
+                        let wait = tries.after(Failure::Status(answer.status), None);
                         (line, wait.map(|_| Duration::ZERO))
                     }
                     Verdict::Again => {
-                        let wait = tries.after(Setback::Status(answer.status), |asked| answer.wait(asked));
+                        let wait = tries.after(Failure::Status(answer.status), answer.asked_wait());
                         let said = answer.explanation();
                         let said = said.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
                         (format!("{line} {said}"), wait)
@@ -92,12 +91,12 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
             Err(Error::Configuration(why)) => return Err(why),
             Err(why) => {
                 let line = format!("Uploading artifacts as {:?} to coordinator... error: {why}", upload.kind);
-                (line, tries.after(Setback::Broken, |_| Duration::ZERO))
+                (line, tries.after(Failure::Broken, None))
             }
         };
         let Some(wait) = wait else {
             error(line);
-            return Err("invalid argument or server error; all tries are used up".to_owned());
+            return Err("GitLab did not accept the upload, also when it was retried".to_owned());
         };
         warning(format_args!("{} Retrying...", line.trim_end()));
         rest(wait);
@@ -160,8 +159,8 @@ fn attempt(
     root: &Root,
     entries: &[Entry],
 ) -> Result<Incoming, Error> {
-    let patience = Patience { total: plan.timeout, answer: plan.answer_timeout };
-    let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, patience)?;
+    let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
+    let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
     let boundary = format!("mayfly{:08x}{:08x}{:08x}", random(), random(), random());
     let url = url(server, plan.job, upload);
     let headers = [

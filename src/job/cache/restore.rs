@@ -9,11 +9,14 @@ use super::{Copy, Remote, Restore, RestorePlan, Wire};
 use crate::archive::root::Root;
 use crate::archive::select::{Request, select};
 use crate::archive::unpack::{Fault, looks_like_cache, unpack};
-use crate::http::{Incoming, Method, Outgoing, Patience, Transfer, http_date, origin};
+use crate::http::{
+    Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, http_date, is_retryable, origin,
+};
 use crate::instance::aws::xml::element;
 use crate::job::transfer::{Meter, heading, rest, setback, warning};
 
-const TRIES: u32 = 3;
+/// How long a request to the object store is retried: a cache only saves time.
+pub const RETRIED_FOR: Duration = Duration::from_secs(15);
 
 /// Restores each cache from the first place that has it. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &RestorePlan) -> i32 {
@@ -134,9 +137,8 @@ fn obtain(copy: &Copy, wire: &Wire) -> Result<(File, Origin), String> {
 
 fn refresh(copy: &Copy, remote: &Remote, wire: &Wire) -> Result<Origin, Missed> {
     let known: Vec<_> = store::etag(&copy.local).map(|etag| ("If-None-Match".to_owned(), etag)).into_iter().collect();
-    let mut tries = 0;
+    let mut budget = RetryBudget::new(RETRIED_FOR);
     loop {
-        tries += 1;
         let answer = ask(wire, Method::Get, &remote.get, &known).map_err(Missed::Trouble)?;
         let stamp = answer.header("Last-Modified").and_then(http_date);
         match answer.status {
@@ -161,10 +163,13 @@ fn refresh(copy: &Copy, remote: &Remote, wire: &Wire) -> Result<Origin, Missed> 
                 return Err(Missed::Trouble(format!("{full} {}", copy.local.display())));
             }
             io::ErrorKind::InvalidData => return Err(Missed::Trouble(why.to_string())),
-            _ if tries == TRIES => return Err(Missed::Trouble(format!("the archive breaks off: {why}"))),
-            _ => warning(format_args!("cache {}: the archive breaks off: {why}. Retrying...", copy.key)),
+            _ => {}
         }
-        rest(Duration::from_secs(1));
+        let Some(wait) = budget.after(Failure::Broken, None) else {
+            return Err(Missed::Trouble(format!("the archive breaks off: {why}")));
+        };
+        warning(format_args!("cache {}: the archive breaks off: {why}. Retrying...", copy.key));
+        rest(wait);
     }
 }
 
@@ -199,15 +204,19 @@ fn fetch(copy: &Copy, answer: Incoming, stamp: Option<SystemTime>, wire: &Wire) 
 
 /// A request without a body; asked again when the store or the way there fails.
 pub fn ask(wire: &Wire, method: Method, url: &str, headers: &[(String, String)]) -> Result<Incoming, String> {
-    let patience = Patience { total: wire.timeout, answer: Duration::from_secs(30) };
-    let transfer = Transfer::new(url, &wire.tls, &wire.user_agent, patience).map_err(|why| why.to_string())?;
-    let mut tries = 0;
+    let timeouts = Timeouts { total: wire.timeout, response: Duration::from_secs(30) };
+    let transfer = Transfer::new(url, &wire.tls, &wire.user_agent, timeouts).map_err(|why| why.to_string())?;
+    let mut budget = RetryBudget::new(RETRIED_FOR);
     loop {
-        tries += 1;
-        match transfer.send(method, url, headers, Outgoing::Nothing) {
-            Ok(answer) if answer.status < 500 || tries == TRIES => return Ok(answer),
-            Err(why) if tries == TRIES => return Err(why.to_string()),
-            _ => rest(Duration::from_secs(1)),
+        let outcome = transfer.send(method, url, headers, Outgoing::Nothing);
+        let (failure, asked) = match &outcome {
+            Ok(answer) if !is_retryable(answer.status) => (None, None),
+            Ok(answer) => (Some(Failure::Status(answer.status)), answer.asked_wait()),
+            Err(_) => (Some(Failure::Broken), None),
+        };
+        match failure.and_then(|failure| budget.after(failure, asked)) {
+            Some(wait) => rest(wait),
+            None => return outcome.map_err(|why| why.to_string()),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Remote;
 use crate::config::cache::{Cache, S3};
 use crate::coordinator::gitlab::user_agent;
 use crate::http::tls::TlsFiles;
-use crate::http::{Method, Outgoing, Patience, Transfer, escape};
+use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
 use crate::instance::aws::credentials::Credentials;
 use crate::instance::aws::sign::{Scope, Target, presign};
 use crate::instance::aws::source;
@@ -192,8 +192,8 @@ impl Store {
 /// Where a bucket is: Amazon tells anybody who asks, also with a refusal.
 fn region_of(url: &str) -> Option<String> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let patience = Patience { total: PATIENCE, answer: PATIENCE };
-    let transfer = Transfer::new(url, &TlsFiles::default(), &user_agent(), patience).ok()?;
+    let timeouts = Timeouts { total: PATIENCE, response: PATIENCE };
+    let transfer = Transfer::new(url, &TlsFiles::default(), &user_agent(), timeouts).ok()?;
     let answer = transfer.send(Method::Head, url, &[], Outgoing::Nothing).ok()?;
     let is_region = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     answer.header("x-amz-bucket-region").filter(is_region).map(str::to_owned)

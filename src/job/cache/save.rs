@@ -5,16 +5,14 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::restore::{ask, refusal};
+use super::restore::{RETRIED_FOR, ask, refusal};
 use super::store::{self, Draft};
 use super::{Copy, Remote, Save, SavePlan, Wire};
 use crate::archive::root::Root;
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::{self, Format, Level};
-use crate::http::{Method, Outgoing, Patience, Transfer, origin};
+use crate::http::{Failure, Method, Outgoing, RetryBudget, Timeouts, Transfer, is_retryable, origin};
 use crate::job::transfer::{Meter, bytes, heading, notes, rest, setback, warning};
-
-const TRIES: u32 = 3;
 
 /// Saves each cache. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &SavePlan) -> i32 {
@@ -121,24 +119,28 @@ fn pack(root: &Root, entries: &[Entry], copy: &Copy, (format, level): (Format, L
 
 /// Hands an archive to the object store; returns what that calls it.
 fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<Option<String>, String> {
-    let patience = Patience { total: wire.timeout, answer: Duration::from_secs(30).max(wire.timeout / 2) };
-    let transfer = Transfer::new(&remote.put, &wire.tls, &wire.user_agent, patience).map_err(|why| why.to_string())?;
+    let timeouts = Timeouts { total: wire.timeout, response: Duration::from_secs(30).max(wire.timeout / 2) };
+    let transfer = Transfer::new(&remote.put, &wire.tls, &wire.user_agent, timeouts).map_err(|why| why.to_string())?;
     let mut headers = remote.put_headers.clone();
     headers.push(("Content-Type".to_owned(), "application/octet-stream".to_owned()));
     println!("Uploading cache.zip to {}", origin(&remote.put));
-    let mut tries = 0;
+    let mut budget = RetryBudget::new(RETRIED_FOR);
     loop {
-        tries += 1;
         archive.rewind().map_err(|why| why.to_string())?;
         let mut content = Meter::new(&archive, "Uploading cache", wire.meter, Some(size));
-        let why = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
+        let (why, wait) = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
             Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.header("ETag").map(str::to_owned)),
-            Ok(answer) if answer.status < 500 || tries == TRIES => return Err(refusal(answer)),
-            Ok(answer) => answer.status_line(),
-            Err(why) if tries == TRIES => return Err(why.to_string()),
-            Err(why) => why.to_string(),
+            Ok(answer) if !is_retryable(answer.status) => return Err(refusal(answer)),
+            Ok(answer) => match budget.after(Failure::Status(answer.status), answer.asked_wait()) {
+                Some(wait) => (answer.status_line(), wait),
+                None => return Err(refusal(answer)),
+            },
+            Err(why) => match budget.after(Failure::Broken, None) {
+                Some(wait) => (why.to_string(), wait),
+                None => return Err(why.to_string()),
+            },
         };
         warning(format_args!("{why}. Retrying..."));
-        rest(Duration::from_secs(1));
+        rest(wait);
     }
 }

@@ -1,0 +1,80 @@
+//! Tells the operator about a proxy through which nothing has worked for a while.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ureq::http::HeaderMap;
+
+use super::proxy::Route;
+
+/// A proxy that fails for this long is logged.
+const FAILING_FOR: Duration = Duration::from_secs(30);
+/// How often the log line is repeated.
+const REPEATED_EVERY: Duration = Duration::from_secs(600);
+
+/// The failing proxies of this process.
+static FAILING: Mutex<BTreeMap<String, Failing>> = Mutex::new(BTreeMap::new());
+
+#[derive(Clone, Copy)]
+struct Failing {
+    since: Instant,
+    logged: Option<Instant>,
+}
+
+impl Failing {
+    /// Whether a log line is due.
+    fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= FAILING_FOR
+            && self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= REPEATED_EVERY)
+    }
+}
+
+/// Notes how a request that began at `began` ended. `error` is why it got no answer.
+pub fn note(route: &Route, began: Instant, error: Option<&str>) {
+    let Some(proxy) = route.proxy() else { return };
+    let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(error) = error else {
+        failing.remove(&proxy.origin());
+        return;
+    };
+    let entry = failing.entry(proxy.origin()).or_insert(Failing { since: began, logged: None });
+    let now = Instant::now();
+    if entry.is_due(now) {
+        entry.logged = Some(now);
+        let seconds = now.saturating_duration_since(entry.since).as_secs();
+        log::error!(
+            "no request succeeds through the proxy; check HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the agent \
+             proxy={} failing_for={seconds}s error={error}",
+            proxy.origin()
+        );
+    }
+}
+
+/// Whether an answer to a forwarded request comes from the proxy and not from the server: then why. A proxy says so with
+/// status 407, or with one of two headers (`Proxy-Status` is RFC 9209).
+pub fn refusal(route: &Route, status: u16, headers: &HeaderMap) -> Option<String> {
+    let detail = ["X-Squid-Error", "Proxy-Status"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
+    match route {
+        Route::Forward(_) if status == 407 => Some("the proxy wants a name and password (407)".to_owned()),
+        Route::Forward(_) if status >= 400 => detail.map(|detail| format!("the proxy answers {status}: {detail}")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_after_half_a_minute_and_again_after_ten() {
+        let since = Instant::now();
+        let mut failing = Failing { since, logged: None };
+        assert!(!failing.is_due(since + Duration::from_secs(29)));
+        let first = since + Duration::from_secs(30);
+        assert!(failing.is_due(first));
+        failing.logged = Some(first);
+        assert!(!failing.is_due(first + Duration::from_secs(599)));
+        assert!(failing.is_due(first + Duration::from_secs(600)));
+    }
+}
