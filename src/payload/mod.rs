@@ -1,7 +1,7 @@
 //! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
 //! the job's number and token may be missing, null or unknown.
 
-mod expand;
+pub mod expand;
 pub mod input;
 pub mod lenient;
 mod salvage;

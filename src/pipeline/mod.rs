@@ -4,19 +4,38 @@
 
 #![allow(dead_code, unused_imports)] // Until the command line uses the planner.
 
+mod context;
+mod decide;
+mod draft;
 mod duration;
+mod env;
+mod expand;
+mod file;
+mod glob;
+mod include;
 mod keywords;
+pub mod listing;
+mod merge;
+pub mod pattern;
 pub mod plan;
+mod predefined;
 pub mod problem;
 mod read;
+mod reference;
 pub mod request;
+mod root;
+mod rules;
+mod slug;
+mod suggest;
 pub mod syntax;
 mod variables;
 mod yaml;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use context::Context;
 pub use read::read;
 
 /// Facts about one run of a job, which only its runner knows.
@@ -34,30 +53,72 @@ pub struct JobRun {
 
 /// Plans the pipeline that a configuration gives. Errors: all that is wrong with it, the first cause first.
 pub fn plan(request: &request::Request<'_>) -> Result<plan::Plan, Vec<problem::Problem>> {
-    let problem = problem::Problem {
-        class: problem::Class::TooBig,
-        file: "".into(),
-        line: 0,
-        job: None,
-        message: format!("`{}` pipelines are not planned yet", request.source.name),
+    let mut context = Context::new(request);
+    match steps(&mut context) {
+        Some(plan) if context.report.problems.is_empty() => Ok(plan),
+        _ => Err(context.report.problems),
+    }
+}
+
+/// The order of planning. `None`: there is a problem, which is reported. A step begins only when those before it left
+/// the configuration sound, so that one mistake is told once.
+fn steps(context: &mut Context<'_>) -> Option<plan::Plan> {
+    let loaded = include::load(context)?;
+    let extended = merge::extend_all(&loaded, &mut context.report);
+    let merged = reference::resolve_all(&extended, &mut context.report);
+    let names = loaded.mapping().into_iter().flat_map(|mapping| mapping.keys());
+    let broken = names.filter(|name| merged.mapping().is_none_or(|kept| !kept.contains_key(*name))).cloned().collect();
+    let root = root::Root::read(&merged, broken, context);
+    let mut jobs = expand::Jobs::new(&root.drafts, root.broken.clone(), &root.stages, context);
+    jobs.resolve(context);
+    decide::check_on_stop(&jobs, context);
+    if !context.report.problems.is_empty() {
+        return None;
+    }
+    let mut plan = plan::Plan {
+        created: false,
+        not_created: None,
+        pipeline_name: None,
+        stages: root.stages.clone(),
+        jobs: Vec::new(),
+        absent: Vec::new(),
+        warnings: Vec::new(),
+        merged: merged.clone(),
+        files: Vec::new(),
+        cancel_on_job_failure: false,
+        scope: Arc::clone(&context.scope),
     };
-    Err(vec![problem])
+    match decide::workflow(&root, context).ok()? {
+        Ok(workflow) => {
+            let mut decided = decide::jobs(&jobs, &workflow, root.rules.is_some(), context);
+            decide::settle_needs(&mut decided, &jobs, context);
+            plan.take(decided, &workflow, root.name.as_ref());
+        }
+        Err(why) => plan.not_created = Some(why),
+    }
+    plan.warnings = std::mem::take(&mut context.report.warnings);
+    plan.files.clone_from(&context.report.files);
+    Some(plan)
 }
 
 impl plan::Plan {
-    /// The variables of a job, complete and expanded, predefined ones included.
-    pub fn env(&self, _job: &plan::Job, _run: &JobRun) -> Vec<plan::EnvVariable> {
-        Vec::new()
-    }
-
-    /// `text` with the variables of a job, as the server expands it (for `resource_group`, `tags`, triggers, …).
-    pub fn expand(&self, _job: &plan::Job, text: &str) -> String {
-        text.to_owned()
-    }
-
-    /// The request for the child pipeline of a trigger job. Its variables are those that the job forwards.
-    pub fn child<'a>(&self, _job: &plan::Job, _parent: &request::Request<'a>) -> Option<request::Request<'a>> {
-        None
+    fn take(&mut self, decided: decide::Decided, workflow: &decide::Workflow, name: Option<&Arc<str>>) {
+        self.absent = decided.absent;
+        let edge = |job: &plan::Job| matches!(&*job.stage, ".pre" | ".post");
+        if decided.jobs.iter().all(edge) {
+            self.not_created = Some(if decided.jobs.is_empty() {
+                "rules leave no job".to_owned()
+            } else {
+                "rules leave no job outside of .pre and .post".to_owned()
+            });
+            return;
+        }
+        self.created = true;
+        self.jobs = decided.jobs;
+        self.cancel_on_job_failure = workflow.cancel_on_job_failure;
+        let view = variables::View { scope: &self.scope, yaml: &[], defaults: &workflow.variables, job: &[] };
+        let name = name.map(|name| view.expand(name).trim().to_owned());
+        self.pipeline_name = name.filter(|name| !name.is_empty());
     }
 }
 
@@ -157,3 +218,6 @@ impl fmt::Display for Remark {
         write!(f, "line {}: {}", self.line, self.message)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,11 +31,11 @@ pub struct Plan {
     pub files: Vec<Arc<str>>,
     /// `workflow:auto_cancel:on_job_failure: all`: the first failure cancels the pipeline.
     pub cancel_on_job_failure: bool,
-    pub(super) scope: Scope,
+    pub(super) scope: std::sync::Arc<Scope>,
 }
 
 /// A job of the pipeline.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     /// Its full name: `x`, `x 1/3`, `x: [a, b]`.
     pub name: Arc<str>,
@@ -103,6 +103,8 @@ pub struct Job {
     pub parallel: Option<Instance>,
     /// Why it is in the pipeline.
     pub decision: Decision,
+    /// Keyword `run`: steps instead of a script, which need the step runner.
+    pub run: bool,
     /// The merged mapping with defaults: each entry knows its file and line.
     pub definition: Node,
     /// Keywords that come from `default`.
@@ -199,7 +201,7 @@ pub enum Level {
 }
 
 /// A variable as a job gets it: expanded by the rules of the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvVariable {
     /// Its name.
     pub key: Arc<str>,
@@ -211,6 +213,8 @@ pub struct EnvVariable {
     pub masked: bool,
     /// The runner must not expand it again.
     pub raw: bool,
+    /// It is predefined: its value has no references, and others may refer to it.
+    pub predefined: bool,
     /// It comes from the caller's pipeline or project variables.
     pub given: bool,
 }

@@ -73,6 +73,8 @@ pub enum Class {
     ExtendsTooDeep,
     /// A `!reference` to nothing.
     ReferenceUnknown,
+    /// More levels of `!reference` than GitLab allows.
+    ReferenceTooDeep,
     /// `!reference` in a circle.
     ReferenceCycle,
     /// An included file that does not exist or is empty.
@@ -150,10 +152,16 @@ pub(super) struct Report {
     pub warnings: Vec<Warning>,
     /// Unknown keywords are warnings.
     pub lax: bool,
+    told: HashSet<(Class, Origin, String)>,
     warned: HashSet<String>,
 }
 
 impl Report {
+    /// Begins; `lax` makes unknown keywords warnings.
+    pub fn new(lax: bool) -> Self {
+        Self { lax, ..Self::default() }
+    }
+
     /// A problem of the configuration.
     pub fn error(&mut self, class: Class, at: Origin, message: impl Into<String>) {
         self.push(class, at, None, message.into());
@@ -164,14 +172,38 @@ impl Report {
         self.push(class, at, Some(Arc::clone(job)), format!("job `{job}`: {message}"));
     }
 
+    /// A problem of a job, or of the configuration when there is none.
+    pub fn problem(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl fmt::Display) {
+        match job {
+            Some(job) => self.job_error(class, at, job, message),
+            None => self.error(class, at, message.to_string()),
+        }
+    }
+
     fn push(&mut self, class: Class, at: Origin, job: Option<Arc<str>>, message: String) {
         let problem = Problem { class, file: self.file(at), line: at.line as usize, job, message };
-        // One value can reach many jobs through `extends`, `default` and `parallel`.
-        let told = self.problems.iter().rev().take(100).any(|told| {
-            told.class == class && told.line == problem.line && told.file == problem.file && told.job == problem.job
-        });
-        if !told {
+        // One value can reach many jobs through `extends`, `default` and `parallel`; it is wrong once.
+        let culprit = match &problem.job {
+            Some(job) => problem.message.strip_prefix(&format!("job `{job}`: ")).unwrap_or(&problem.message),
+            None => &problem.message,
+        };
+        let key = (class, at, culprit.to_owned());
+        if at.line == 0 || self.told.insert(key) {
             self.problems.push(problem);
+        }
+    }
+
+    /// An unknown keyword: a problem, or a warning when the caller is lax.
+    pub fn unknown(&mut self, at: Origin, message: String) {
+        self.unknown_of(at, None, message);
+    }
+
+    /// An unknown keyword of a job.
+    pub fn unknown_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) {
+        match (self.lax, job) {
+            (false, _) => self.problem(Class::UnknownKeyword, at, job, message),
+            (true, Some(name)) => self.warn(at, job, format!("job `{name}`: {message}")),
+            (true, None) => self.warn(at, None, message),
         }
     }
 

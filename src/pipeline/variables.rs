@@ -1,5 +1,425 @@
-//! Variables by level, and the server's expansion of them.
+//! Variables by level, and the server's expansion of them: recursive, with unknown names left for the runner.
 
-/// All variables of a pipeline.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::plan::{EnvVariable, Variable};
+use super::request::GivenVariable;
+
+/// The longest value that expansion may make.
+const VALUE_LIMIT: usize = 1 << 18;
+
+/// How many variables may refer to each other in a row.
+const DEPTH_LIMIT: usize = 200;
+
+/// All variables of a pipeline but those of its jobs.
 #[derive(Debug, Default)]
-pub struct Scope {}
+pub struct Scope {
+    /// Predefined ones that all jobs share.
+    pub predefined: IndexMap<Arc<str>, Arc<str>>,
+    /// Of project, group, instance: those of the nearest level first.
+    pub project: Vec<GivenVariable>,
+    /// Of the pipeline itself.
+    pub pipeline: IndexMap<String, GivenVariable>,
+    by_name: HashMap<String, Vec<usize>>,
+}
+
+impl Scope {
+    /// Collects the levels above and below the configuration.
+    pub fn new(
+        predefined: IndexMap<Arc<str>, Arc<str>>,
+        project: Vec<GivenVariable>,
+        pipeline: Vec<GivenVariable>,
+    ) -> Self {
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, variable) in project.iter().enumerate() {
+            by_name.entry(variable.key.clone()).or_default().push(index);
+        }
+        let pipeline = pipeline.into_iter().map(|variable| (variable.key.clone(), variable)).collect();
+        Self { predefined, project, pipeline, by_name }
+    }
+
+    /// The variable of project, group or instance for an environment: of the nearest level, with the longest match.
+    fn of_project(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
+        let candidates = self.by_name.get(name)?.iter().map(|index| &self.project[*index]);
+        let mut best: Option<(usize, &GivenVariable)> = None;
+        for variable in candidates {
+            let Some(length) = scope_match(&variable.environment_scope, environment) else { continue };
+            if best.is_none_or(|(longest, _)| length > longest) {
+                best = Some((length, variable));
+            }
+        }
+        best.map(|(_, variable)| variable)
+    }
+
+    /// What the caller gives for a name: a pipeline variable, else one of the project.
+    pub fn given(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
+        self.pipeline.get(name).or_else(|| self.of_project(name, environment))
+    }
+
+    /// Names of project variables, each once.
+    pub fn project_names(&self) -> impl Iterator<Item = &str> {
+        let first = |(index, variable): (usize, &'_ GivenVariable)| self.by_name[&variable.key][0] == index;
+        self.project.iter().enumerate().filter(move |pair| first(*pair)).map(|(_, variable)| variable.key.as_str())
+    }
+}
+
+/// How many characters of a scope pattern match literally; `None` when it does not match.
+fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
+    if scope.is_empty() || scope == "*" {
+        return Some(0);
+    }
+    let mut rest = environment?;
+    let parts: Vec<&str> = scope.split('*').collect();
+    let (first, last) = (parts[0], parts[parts.len() - 1]);
+    rest = rest.strip_prefix(first)?;
+    if parts.len() == 1 {
+        return rest.is_empty().then_some(scope.len());
+    }
+    for part in &parts[1..parts.len() - 1] {
+        rest = &rest[rest.find(part)? + part.len()..];
+    }
+    rest.ends_with(last).then_some(scope.len())
+}
+
+/// Variables as rules see them: raw values by name, the strongest level first.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The pipeline's.
+    pub scope: &'a Scope,
+    /// The job's in the configuration, or the default ones.
+    pub yaml: &'a [Variable],
+    /// Weaker ones of the configuration.
+    pub defaults: &'a [Variable],
+    /// Predefined ones of the job.
+    pub job: &'a [(&'static str, Arc<str>)],
+}
+
+impl<'a> View<'a> {
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        if let Some(given) = self.scope.given(name, None) {
+            return Some(&given.value);
+        }
+        let in_yaml = |list: &'a [Variable]| list.iter().rev().find(|variable| &*variable.key == name);
+        if let Some(variable) = in_yaml(self.yaml).or_else(|| in_yaml(self.defaults)) {
+            return Some(&variable.value);
+        }
+        if let Some((_, value)) = self.job.iter().find(|(key, _)| *key == name) {
+            return Some(value);
+        }
+        self.scope.predefined.get(name).map(|value| &**value)
+    }
+
+    /// Whether the value of a variable must not be shown.
+    pub fn is_masked(&self, name: &str) -> bool {
+        self.scope.given(name, None).is_some_and(|given| given.masked)
+    }
+
+    /// Replaces known variables once; unknown ones stay.
+    pub fn expand_known(&self, text: &str) -> String {
+        replace(text, |name, reference| self.get(name).unwrap_or(reference).to_owned())
+    }
+
+    /// Replaces variables, with those in their values; unknown ones become empty.
+    pub fn expand(&self, text: &str) -> String {
+        self.expand_at(text, 0)
+    }
+
+    fn expand_at(&self, text: &str, depth: usize) -> String {
+        if !has_reference(text) || depth > 10 {
+            return text.to_owned();
+        }
+        replace(text, |name, _| match self.get(name) {
+            Some(value) => {
+                let mut value = self.expand_at(value, depth + 1);
+                truncate(&mut value, VALUE_LIMIT / 16);
+                value
+            }
+            None => String::new(),
+        })
+    }
+}
+
+fn truncate(value: &mut String, limit: usize) {
+    if value.len() > limit {
+        let end = (0..=limit).rev().find(|end| value.is_char_boundary(*end)).unwrap_or(0);
+        value.truncate(end);
+    }
+}
+
+/// Whether a text may refer to a variable.
+pub fn has_reference(text: &str) -> bool {
+    text.contains(['$', '%'])
+}
+
+/// Calls `value` for each `$NAME`, `${NAME}` and `%NAME%` with the name and the whole reference, and puts its result in
+/// the place. `$$` and `%%` stay.
+pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(['$', '%']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        match reference(rest) {
+            Some((name, length)) => {
+                out.push_str(&value(name, &rest[..length]));
+                rest = &rest[length..];
+            }
+            None => {
+                let doubled = rest.starts_with("$$") || rest.starts_with("%%");
+                let (literal, after) = rest.split_at(1 + usize::from(doubled));
+                out.push_str(literal);
+                rest = after;
+            }
+        }
+        if out.len() > VALUE_LIMIT {
+            truncate(&mut out, VALUE_LIMIT);
+            return out;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The name of a reference at the start of `text`, and the length of the reference.
+fn reference(text: &str) -> Option<(&str, usize)> {
+    let name_in = |text: &str| {
+        let valid = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(text.len());
+        if valid { end } else { 0 }
+    };
+    let after = &text[1..];
+    if text.starts_with('%') {
+        let end = name_in(after);
+        return (end > 0 && after[end..].starts_with('%')).then(|| (&after[..end], end + 2));
+    }
+    if let Some(inside) = after.strip_prefix('{') {
+        let end = name_in(inside);
+        return (end > 0 && inside[end..].starts_with('}')).then(|| (&inside[..end], end + 3));
+    }
+    let end = name_in(after);
+    (end > 0).then(|| (&after[..end], end + 1))
+}
+
+/// Variables that refer to each other in a circle, in its order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Circle(pub Vec<Arc<str>>);
+
+/// Finds a circle of references among variables. A variable that refers to itself only is none: its own name stays.
+pub fn find_circle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Circle> {
+    let mut done: HashMap<&str, bool> = HashMap::new();
+    names.iter().find_map(|name| visit(name, value_of, &mut done, &mut Vec::new()))
+}
+
+fn visit<'a>(
+    name: &'a str,
+    value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>,
+    done: &mut HashMap<&'a str, bool>,
+    path: &mut Vec<&'a str>,
+) -> Option<Circle> {
+    match done.get(name) {
+        Some(true) => return None,
+        Some(false) => {
+            let start = path.iter().position(|step| *step == name).unwrap_or(0);
+            let circle = &path[start..];
+            return (circle.len() > 1).then(|| Circle(circle.iter().map(|name| (*name).into()).collect()));
+        }
+        None => {}
+    }
+    if path.len() > DEPTH_LIMIT {
+        return Some(Circle(path.iter().map(|name| (*name).into()).collect()));
+    }
+    let (value, raw) = value_of(name)?;
+    if raw || !has_reference(value) {
+        return None;
+    }
+    done.insert(name, false);
+    path.push(name);
+    let mut names: Vec<&'a str> = Vec::new();
+    collect_names(value, &mut names);
+    let circle = names.into_iter().find_map(|next| visit(next, value_of, done, path));
+    path.pop();
+    done.insert(name, true);
+    circle
+}
+
+fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
+    let mut rest = value;
+    while let Some(at) = rest.find(['$', '%']) {
+        rest = &rest[at..];
+        let length = match reference(rest) {
+            Some((name, length)) => {
+                names.push(name);
+                length
+            }
+            None => 1 + usize::from(rest.starts_with("$$") || rest.starts_with("%%")),
+        };
+        rest = &rest[length..];
+    }
+}
+
+/// Whose values replace references.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// Unknown names stay, and so do names of files and raw variables: the runner expands them.
+    Stays,
+    /// Unknown names become empty.
+    Empties,
+}
+
+/// Expands all values in each other. Within a circle, references stay.
+pub fn expand_all(variables: &IndexMap<Arc<str>, EnvVariable>) -> IndexMap<Arc<str>, EnvVariable> {
+    let mut expansion = Expansion { variables, values: HashMap::new(), open: Vec::new() };
+    let expanded: Vec<Option<Arc<str>>> = variables.keys().map(|name| expansion.value(name)).collect();
+    let mut out = variables.clone();
+    for (variable, value) in out.values_mut().zip(expanded) {
+        if let Some(value) = value {
+            variable.value = value.to_string();
+        }
+    }
+    out
+}
+
+/// Expands one text.
+pub fn expand_text(text: &str, variables: &IndexMap<Arc<str>, EnvVariable>, unknown: Unknown) -> String {
+    if !has_reference(text) {
+        return text.to_owned();
+    }
+    let mut expansion = Expansion { variables, values: HashMap::new(), open: Vec::new() };
+    expansion.text(text, unknown)
+}
+
+struct Expansion<'a> {
+    variables: &'a IndexMap<Arc<str>, EnvVariable>,
+    values: HashMap<&'a str, Arc<str>>,
+    open: Vec<&'a str>,
+}
+
+impl<'a> Expansion<'a> {
+    /// The expanded value; `None` when it is as it was.
+    fn value(&mut self, name: &str) -> Option<Arc<str>> {
+        let (_, key, variable) = self.variables.get_full(name)?;
+        let key: &'a str = key;
+        if variable.raw || !has_reference(&variable.value) {
+            return None;
+        }
+        if let Some(value) = self.values.get(key) {
+            return Some(Arc::clone(value));
+        }
+        if self.open.len() > DEPTH_LIMIT {
+            return None;
+        }
+        self.open.push(key);
+        let value: Arc<str> = self.text(&variable.value, Unknown::Stays).into();
+        self.open.pop();
+        // Within a circle the value depends on where one begins.
+        if self.open.is_empty() || !self.open.contains(&key) {
+            self.values.insert(key, Arc::clone(&value));
+        }
+        Some(value)
+    }
+
+    fn text(&mut self, text: &str, unknown: Unknown) -> String {
+        replace(text, |name, reference| {
+            let stays = match unknown {
+                Unknown::Stays => reference,
+                Unknown::Empties => "",
+            };
+            match self.variables.get(name) {
+                None => stays.to_owned(),
+                Some(variable) if unknown == Unknown::Stays && is_for_runner(variable) => reference.to_owned(),
+                Some(_) if self.open.contains(&name) => reference.to_owned(),
+                Some(variable) => match self.value(name) {
+                    Some(value) => value.to_string(),
+                    None => variable.value.clone(),
+                },
+            }
+        })
+    }
+}
+
+/// Whether only the runner replaces references to a variable.
+fn is_for_runner(variable: &EnvVariable) -> bool {
+    variable.file || (variable.raw && !variable.predefined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(key: &str, value: &str) -> (Arc<str>, EnvVariable) {
+        let variable = EnvVariable { key: key.into(), value: value.into(), ..EnvVariable::default() };
+        (key.into(), variable)
+    }
+
+    fn expanded(list: &[(&str, &str)]) -> Vec<String> {
+        let variables = list.iter().map(|(key, value)| variable(key, value)).collect();
+        expand_all(&variables).into_values().map(|variable| variable.value).collect()
+    }
+
+    #[test]
+    fn expands_in_each_other_and_keeps_what_is_unknown() {
+        let list = [("A", "${B}/a"), ("B", "$C%C%"), ("C", "c"), ("D", "$$A %% $NO ${NO} %NO% 5% $"), ("E", "$E:/x")];
+        assert_eq!(expanded(&list), ["cc/a", "cc", "c", "$$A %% $NO ${NO} %NO% 5% $", "$E:/x"]);
+    }
+
+    #[test]
+    fn names_of_raw_and_file_variables_stay_for_the_runner() {
+        let mut variables: IndexMap<_, _> =
+            [variable("A", "$R $F"), variable("R", "$A"), variable("F", "content")].into();
+        variables["R"].raw = true;
+        variables["F"].file = true;
+        assert_eq!(expand_all(&variables)["A"].value, "$R $F");
+        assert_eq!(expand_text("$R-$F-$X", &variables, Unknown::Empties), "$A-content-");
+    }
+
+    #[test]
+    fn circles_are_found_and_values_stay_bounded() {
+        let value = |name: &str| match name {
+            "A" => Some(("$B", false)),
+            "B" => Some(("x ${C}", false)),
+            "C" => Some(("$A", false)),
+            "D" => Some(("$D", false)),
+            "R" => Some(("$A", true)),
+            _ => None,
+        };
+        let circle = find_circle(&["R", "D", "A"], &value).expect("a circle");
+        assert_eq!(circle.0.iter().map(|name| &**name).collect::<Vec<_>>(), ["A", "B", "C"]);
+        assert_eq!(find_circle(&["R", "D"], &value), None);
+        let names: Vec<String> = (0..60).map(|n| format!("V{n}")).collect();
+        let values: Vec<String> = (1..61).map(|n| format!("$V{n}$V{n}")).collect();
+        let mut list: Vec<(&str, &str)> =
+            names.iter().zip(&values).map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        list.push(("V60", "xxxxxxxx"));
+        assert!(expanded(&list).iter().all(|value| value.len() <= VALUE_LIMIT));
+    }
+
+    #[test]
+    fn scopes_match_with_wildcards_and_the_longest_wins() {
+        for (scope, environment, expected) in [
+            ("*", None, Some(0)),
+            ("", Some("x"), Some(0)),
+            ("review/*", Some("review/7"), Some(8)),
+            ("review/*", Some("staging"), None),
+            ("review/*", None, None),
+            ("production", Some("production"), Some(10)),
+            ("production", Some("production/eu"), None),
+            ("*/eu", Some("prod/eu"), Some(4)),
+            ("a*b*c", Some("a1b2c"), Some(5)),
+        ] {
+            assert_eq!(scope_match(scope, environment), expected, "{scope}");
+        }
+        let given = |value: &str, scope: &str| GivenVariable {
+            key: "K".into(),
+            value: value.into(),
+            environment_scope: scope.into(),
+            ..Default::default()
+        };
+        let scope = Scope::new(IndexMap::new(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
+        let value = |environment| scope.given("K", environment).map(|given| given.value.as_str());
+        assert_eq!([value(None), value(Some("prod")), value(Some("qa"))], [Some("any"), Some("prod"), Some("any")]);
+    }
+}

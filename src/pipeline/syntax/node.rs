@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use serde::ser::{Serialize, Serializer};
 
 use super::scalar;
 
@@ -178,19 +179,21 @@ impl Node {
 
     /// The value as JSON.
     pub fn to_json(&self) -> serde_json::Value {
-        use serde_json::Value as Json;
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.value {
-            Value::Null => Json::Null,
-            Value::Bool(value) => Json::Bool(*value),
-            Value::Integer(value) => Json::from(*value),
-            Value::Float(value) => {
-                serde_json::Number::from_f64(*value).map_or_else(|| scalar::print_float(*value).into(), Json::Number)
-            }
-            Value::Text(text) => Json::from(&**text),
-            Value::List(items) | Value::Reference(items) => items.iter().map(Node::to_json).collect(),
-            Value::Mapping(mapping) => {
-                mapping.iter().map(|(key, entry)| (key.to_string(), entry.node.to_json())).collect()
-            }
+            Value::Null => serializer.serialize_unit(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Integer(value) => serializer.serialize_i64(*value),
+            Value::Float(value) if value.is_finite() => serializer.serialize_f64(*value),
+            Value::Float(value) => serializer.serialize_str(&scalar::print_float(*value)),
+            Value::Text(text) => serializer.serialize_str(text),
+            Value::List(items) | Value::Reference(items) => serializer.collect_seq(items.iter()),
+            Value::Mapping(mapping) => serializer.collect_map(mapping.iter().map(|(key, entry)| (&**key, &entry.node))),
         }
     }
 }

@@ -1,0 +1,360 @@
+//! Workflow rules, and for each job the rules that let it in: from expanded jobs to the jobs of the plan.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::context::Context;
+use super::draft::reader::Reader;
+use super::draft::storage::cache_keys;
+use super::draft::variables::overlay;
+use super::draft::{Draft, Inherit};
+use super::env;
+use super::expand::{self, Expanded, Jobs};
+use super::plan::{Absent, AllowFailure, Decision, Environment, Instance, Job, Need, Variable, When};
+use super::problem::Class;
+use super::request::Tree;
+use super::root::Root;
+use super::rules::clause::{Owner, Reasons};
+use super::rules::policy::Policy;
+use super::rules::rule::{self, Rule};
+use super::slug::{environment_slug, environment_tier, slug};
+use super::syntax::{Node, Origin};
+use super::variables::{Scope, View, find_circle, has_reference};
+
+/// What workflow rules decide.
+pub struct Workflow {
+    /// Default variables, those of the matching rule over the top-level ones.
+    pub variables: Vec<Variable>,
+    /// The first failure cancels the pipeline.
+    pub cancel_on_job_failure: bool,
+}
+
+/// Evaluates `workflow:rules`. `Ok(Err(why))`: there is no pipeline. `Err`: it cannot be told, which is reported.
+pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflow, String>, ()> {
+    let mut workflow =
+        Workflow { variables: root.variables.clone(), cancel_on_job_failure: root.cancel_on_job_failure };
+    let Some(rules) = &root.rules else { return Ok(Ok(workflow)) };
+    let scope = Arc::clone(&context.scope);
+    let view = View { scope: &scope, yaml: &[], defaults: &root.variables, job: &[] };
+    let owner = Owner { job: None, keyword: "workflow:rules" };
+    match first_match(rules, &view, owner, context)? {
+        None => Ok(Err("no rule of `workflow:rules` matches".to_owned())),
+        Some((number, rule, reasons)) if rule.when == Some(None) => {
+            let why = reasons.explain(&view);
+            Ok(Err(format!("rule {number} of `workflow:rules` says never: {why}")))
+        }
+        Some((_, rule, _)) => {
+            overlay(&mut workflow.variables, &rule.variables);
+            workflow.cancel_on_job_failure = rule.cancel_on_job_failure.unwrap_or(workflow.cancel_on_job_failure);
+            Ok(Ok(workflow))
+        }
+    }
+}
+
+fn first_match<'r>(
+    rules: &'r [Rule],
+    view: &View<'_>,
+    owner: Owner<'_>,
+    context: &mut Context<'_>,
+) -> Result<Option<(usize, &'r Rule, Reasons)>, ()> {
+    for (number, rule) in (1..).zip(rules) {
+        if let Some(reasons) = rule.clause.holds(view, &Tree::Project, owner, context)? {
+            return Ok(Some((number, rule, reasons)));
+        }
+    }
+    Ok(None)
+}
+
+/// What rules change in a job.
+struct Verdict<'r> {
+    decision: Decision,
+    rule: Option<&'r Rule>,
+}
+
+/// The jobs of the pipeline, and those that it lacks.
+pub struct Decided {
+    /// In order.
+    pub jobs: Vec<Job>,
+    /// Left out.
+    pub absent: Vec<Absent>,
+}
+
+/// Decides about all jobs.
+pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, context: &mut Context<'_>) -> Decided {
+    let mut decided = Decided { jobs: Vec::with_capacity(jobs.all.len()), absent: Vec::new() };
+    for expanded in jobs.all.values() {
+        let draft = jobs.draft(expanded);
+        let inherited: Option<Vec<Variable>> = match &draft.inherit_variables {
+            Inherit::All => None,
+            inherit => {
+                Some(workflow.variables.iter().filter(|variable| inherit.takes(&variable.key)).cloned().collect())
+            }
+        };
+        let defaults = inherited.as_deref().unwrap_or(&workflow.variables);
+        let predefined = predefined(expanded, draft);
+        let mut own = draft.job.variables.clone();
+        overlay(&mut own, &expand::matrix_variables(&expanded.combination, draft.job.at));
+        let scope = Arc::clone(&context.scope);
+        let view = View { scope: &scope, yaml: &own, defaults, job: &predefined };
+        let Ok(verdict) = verdict(draft, &view, has_workflow_rules, context) else { continue };
+        if let Decision::Left(why) = verdict.decision {
+            decided.absent.push(Absent { name: Arc::clone(&expanded.name), at: draft.job.at, why });
+            continue;
+        }
+        let mut variables = defaults.to_vec();
+        overlay(&mut variables, &own);
+        let job = finish(jobs, expanded, verdict, variables, context);
+        check_circle(&job, &scope, context);
+        decided.jobs.push(job);
+    }
+    merge_absent(&mut decided, jobs);
+    decided
+}
+
+/// When all jobs of a `parallel` are left out, their common name is.
+fn merge_absent(decided: &mut Decided, jobs: &Jobs<'_>) {
+    let mut left: HashMap<&Arc<str>, usize> = HashMap::new();
+    for absent in &decided.absent {
+        let expanded = &jobs.all[&absent.name];
+        if expanded.instance.is_some() {
+            *left.entry(&jobs.draft(expanded).job.name).or_default() += 1;
+        }
+    }
+    let whole = |expanded: &Expanded| {
+        let group = &jobs.draft(expanded).job.name;
+        expanded.instance.is_some_and(|instance| left.get(group) == Some(&instance.total))
+    };
+    let mut merged: Vec<Absent> = Vec::with_capacity(decided.absent.len());
+    for absent in &decided.absent {
+        let expanded = &jobs.all[&absent.name];
+        let name = if whole(expanded) { &jobs.draft(expanded).job.name } else { &absent.name };
+        if merged.last().is_none_or(|last| last.name != *name) {
+            merged.push(Absent { name: Arc::clone(name), ..absent.clone() });
+        }
+    }
+    decided.absent = merged;
+}
+
+/// Predefined variables that rules may use.
+fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
+    let mut variables: Vec<(&'static str, Arc<str>)> = vec![
+        ("CI_JOB_NAME", Arc::clone(&job.name)),
+        ("CI_JOB_NAME_SLUG", slug(&job.name).into()),
+        ("CI_JOB_GROUP_NAME", Arc::clone(&draft.job.name)),
+        ("CI_JOB_STAGE", Arc::clone(&draft.job.stage)),
+    ];
+    variables.extend(nodes(job.instance));
+    variables
+}
+
+/// `CI_NODE_INDEX` and `CI_NODE_TOTAL`.
+pub fn nodes(instance: Option<Instance>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+    let index = instance.map(|instance| ("CI_NODE_INDEX", instance.index.to_string().into()));
+    let total = instance.map_or(1, |instance| instance.total).to_string();
+    index.into_iter().chain([("CI_NODE_TOTAL", total.into())])
+}
+
+fn verdict<'d>(
+    draft: &'d Draft,
+    view: &View<'_>,
+    has_workflow_rules: bool,
+    context: &mut Context<'_>,
+) -> Result<Verdict<'d>, ()> {
+    let name = &draft.job.name;
+    let Some(rules) = &draft.rules else {
+        return by_policy(draft, view, has_workflow_rules, context).map(|decision| Verdict { decision, rule: None });
+    };
+    let owner = Owner { job: Some(name), keyword: "rules" };
+    let Some((number, rule, reasons)) = first_match(rules, view, owner, context)? else {
+        let count = rules.len();
+        let why = if count == 0 { "`rules` is empty".to_owned() } else { format!("none of its {count} rules matches") };
+        return Ok(Verdict { decision: Decision::Left(why), rule: None });
+    };
+    let why = reasons.explain(view);
+    let decision = if rule.when == Some(None) {
+        Decision::Left(format!("rule {number} says {}: {why}", rule::result(rule)))
+    } else {
+        Decision::Rule { number, at: rule.at, why }
+    };
+    Ok(Verdict { decision, rule: Some(rule) })
+}
+
+fn by_policy(
+    draft: &Draft,
+    view: &View<'_>,
+    has_workflow_rules: bool,
+    context: &mut Context<'_>,
+) -> Result<Decision, ()> {
+    let name = &draft.job.name;
+    let only = match &draft.only {
+        Some(only) if has_workflow_rules => Some(only.clone()),
+        Some(only) => Some(only.clone().with_default_refs()),
+        None if has_workflow_rules => None,
+        None => Some(Policy::branches_and_tags()),
+    };
+    let mut reasons = Vec::new();
+    if let Some(only) = only {
+        for (holds, why) in only.parts(view, Owner { job: Some(name), keyword: "only" }, context)? {
+            if !holds {
+                return Ok(Decision::Left(format!("`only`: {why}")));
+            }
+            reasons.push(why);
+        }
+    }
+    if let Some(except) = &draft.except {
+        let parts = except.parts(view, Owner { job: Some(name), keyword: "except" }, context)?;
+        if let Some((_, why)) = parts.into_iter().find(|(holds, _)| *holds) {
+            return Ok(Decision::Left(format!("`except`: {why}")));
+        }
+    }
+    if draft.only.is_none() && draft.except.is_none() {
+        return Ok(Decision::NoRules);
+    }
+    Ok(Decision::Only(reasons.join("; ")))
+}
+
+fn finish(
+    jobs: &Jobs<'_>,
+    expanded: &Expanded,
+    verdict: Verdict<'_>,
+    mut variables: Vec<Variable>,
+    context: &mut Context<'_>,
+) -> Job {
+    let draft = jobs.draft(expanded);
+    let mut job = draft.job.clone();
+    job.name = Arc::clone(&expanded.name);
+    job.parallel = expanded.instance;
+    job.stage_index = jobs.stage(expanded);
+    job.needs.clone_from(&expanded.needs);
+    job.dependencies.clone_from(&expanded.dependencies);
+    job.when = draft.when.unwrap_or(When::OnSuccess);
+    // A manual job may fail unless it says otherwise; `when: manual` of a rule does not count here.
+    let optional = if job.when == When::Manual { AllowFailure::Yes } else { AllowFailure::No };
+    job.allow_failure = draft.allow_failure.clone().unwrap_or(optional);
+    job.decision = verdict.decision;
+    if let Some(rule) = verdict.rule {
+        overlay(&mut variables, &rule.variables);
+        if let Some(Some(when)) = rule.when {
+            job.when = when;
+            job.start_in = None;
+        }
+        if rule.start_in.is_some() {
+            job.start_in.clone_from(&rule.start_in);
+        }
+        if let Some(allow_failure) = &rule.allow_failure {
+            job.allow_failure = allow_failure.clone();
+        }
+        if let Some(needs) = &rule.needs {
+            job.needs = jobs.needs(expanded, needs, context);
+        }
+        job.interruptible = rule.interruptible.or(job.interruptible);
+    }
+    job.variables = variables;
+    if let Some(caches) = &job.cache {
+        let mut reader = Reader { context, job: Some(&job.group) };
+        job.cache_keys = cache_keys(caches, &mut reader);
+    }
+    if let Some(node) = &draft.environment {
+        job.environment = Some(environment(node, &job, context));
+    }
+    job
+}
+
+fn environment(node: &Node, job: &Job, context: &Context<'_>) -> Environment {
+    let text = |key: &str| node.get(key).and_then(Node::printed);
+    let name = env::expand_for_server(&context.scope, job, &text("name").unwrap_or_default());
+    let tier = text("deployment_tier").unwrap_or_else(|| environment_tier(&name).into());
+    Environment {
+        node: node.clone(),
+        slug: environment_slug(&name),
+        name,
+        action: text("action").unwrap_or_else(|| "start".into()),
+        tier: tier.to_string(),
+        url: text("url"),
+    }
+}
+
+fn check_circle(job: &Job, scope: &Scope, context: &mut Context<'_>) {
+    let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
+    let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
+    if names.is_empty() {
+        return;
+    }
+    let value = |name: &str| {
+        let given = scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
+        given.or_else(|| {
+            let variable = job.variables.iter().find(|variable| &*variable.key == name);
+            variable.map(|variable| (&*variable.value, variable.raw))
+        })
+    };
+    if let Some(circle) = find_circle(&names, &value) {
+        let at = job.variables.iter().find(|variable| circle.0.contains(&variable.key));
+        let at = at.map_or(job.at, |variable| variable.at);
+        let shown: Vec<&str> = circle.0.iter().map(|name| &**name).take(10).collect();
+        let message = format!("the variables {} refer to each other in a circle", shown.join(", "));
+        context.error(Class::VariableCycle, at, Some(&job.group), message);
+    }
+}
+
+/// Checks that needed jobs are in the pipeline, and drops optional needs that are not. Checks for circles.
+pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Context<'_>) {
+    let present: HashSet<Arc<str>> = decided.jobs.iter().map(|job| Arc::clone(&job.name)).collect();
+    for job in &mut decided.jobs {
+        let Some(mut needs) = job.needs.take() else { continue };
+        let missing = needs.iter().find(|need| !need.optional && !present.contains(&need.job));
+        if let Some(missing) = missing.filter(|missing| jobs.all.contains_key(&missing.job)) {
+            let message = format!(
+                "`needs` names `{}`, which rules keep out of this pipeline; \
+                 make the need `optional: true` or give both the same rules",
+                missing.job
+            );
+            let at = need_at(jobs, job, &missing.job);
+            context.error(Class::NeedsExcluded, at, Some(&job.group), message);
+        }
+        needs.retain(|need| present.contains(&need.job));
+        job.needs = Some(needs);
+    }
+    let graph: IndexMap<Arc<str>, Vec<Arc<str>>> = decided
+        .jobs
+        .iter()
+        .filter_map(|job| Some((Arc::clone(&job.name), job.needs.as_ref()?)))
+        .map(|(name, needs)| (name, needs.iter().map(|need: &Need| Arc::clone(&need.job)).collect()))
+        .collect();
+    if let Some(circle) = expand::circle(&graph) {
+        let names: Vec<&str> = circle.iter().chain(circle.first()).map(|name| &**name).collect();
+        let job = &jobs.draft(&jobs.all[&circle[0]]).job;
+        let message = format!("`needs` goes in a circle: {}", names.join(" needs "));
+        context.error(Class::NeedsCycle, need_at(jobs, job, ""), Some(&job.name), message);
+    }
+}
+
+/// Where a job names a need; its `needs` keyword when the name is part of a `parallel`.
+fn need_at(jobs: &Jobs<'_>, job: &Job, name: &str) -> Origin {
+    let draft = jobs.all.get(&job.name).map(|expanded| jobs.draft(expanded));
+    let needs = draft.and_then(|draft| draft.needs.as_ref());
+    let at = needs.and_then(|needs| {
+        let exact = needs.jobs.iter().find(|need| &*need.job == name);
+        exact.or(needs.jobs.first()).map(|need| need.at)
+    });
+    at.unwrap_or(job.at)
+}
+
+/// Checks that the job of `environment:on_stop` exists and stops.
+pub fn check_on_stop(jobs: &Jobs<'_>, context: &mut Context<'_>) {
+    for draft in jobs.drafts {
+        let Some(on_stop) = draft.environment.as_ref().and_then(|node| node.get("on_stop")) else { continue };
+        let name = on_stop.printed().unwrap_or_default();
+        let target = jobs.drafts.iter().find(|draft| draft.job.name == name);
+        let action = target.and_then(|target| target.environment.as_ref()).and_then(|node| node.get("action"));
+        let stops = action.and_then(Node::text).is_some_and(|action| &**action == "stop");
+        let message = match target {
+            Some(_) if stops => continue,
+            None if jobs.broken.contains(&name) => continue,
+            Some(_) => format!("`environment:on_stop` names `{name}`, which has no `environment:action: stop`"),
+            None => format!("`environment:on_stop` names `{name}`, which does not exist"),
+        };
+        context.error(Class::OnStop, on_stop.at, Some(&draft.job.name), message);
+    }
+}

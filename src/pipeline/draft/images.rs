@@ -1,0 +1,72 @@
+//! Keywords `image` and `services`.
+
+use super::reader::Reader;
+use crate::pipeline::syntax::{Entry, Mapping, Node};
+
+const IMAGE_KEYS: [&str; 6] = ["name", "entrypoint", "pull_policy", "docker", "kubernetes", "ports"];
+
+const SERVICE_KEYS: [&str; 9] =
+    ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes", "ports"];
+
+impl Reader<'_, '_> {
+    /// An image as a mapping with `name`.
+    pub fn image(&mut self, node: &Node) -> Option<Node> {
+        self.named(node, "image", &IMAGE_KEYS)
+    }
+
+    /// Services as a list of mappings with `name`.
+    pub fn services(&mut self, node: &Node) -> Option<Node> {
+        if node.list().is_none() {
+            return self.bad(node, "services", "a list");
+        }
+        let items = self.context.flatten(node, "services", self.job)?;
+        let services: Option<Vec<Node>> =
+            items.iter().map(|item| self.named(item, "services", &SERVICE_KEYS)).collect();
+        Some(Node::list_at(services?, node.at))
+    }
+
+    fn named(&mut self, node: &Node, keyword: &str, keys: &[&str]) -> Option<Node> {
+        if node.text().is_some_and(|name| !name.is_empty()) {
+            let entry = Entry { key_at: node.at, node: node.clone() };
+            return Some(Node::mapping_at(Mapping::from([("name".into(), entry)]), node.at));
+        }
+        if node.mapping().is_none() {
+            return self.bad(node, keyword, "a name or a mapping with `name`");
+        }
+        self.mapping(node, keyword, keys)?;
+        match node.get("name") {
+            Some(name) => self.text(name, &format!("{keyword}:name"))?,
+            None => return self.bad(node, keyword, "a name or a mapping with `name`"),
+        };
+        for key in ["entrypoint", "command"] {
+            if let Some(value) = node.get(key) {
+                self.text_or_texts(value, &format!("{keyword}:{key}"))?;
+            }
+        }
+        if let Some(alias) = node.get("alias") {
+            self.text(alias, &format!("{keyword}:alias"))?;
+        }
+        if let Some(policy) = node.get("pull_policy") {
+            let place = format!("{keyword}:pull_policy");
+            let single = std::slice::from_ref(policy);
+            for item in policy.list().unwrap_or(single) {
+                self.one_of(item, &place, &["always", "never", "if-not-present"])?;
+            }
+        }
+        if let Some(docker) = node.get("docker") {
+            self.mapping(docker, &format!("{keyword}:docker"), &["platform", "user"])?;
+        }
+        if let Some(kubernetes) = node.get("kubernetes") {
+            self.mapping(kubernetes, &format!("{keyword}:kubernetes"), &["user"])?;
+        }
+        if let Some(variables) = node.get("variables") {
+            self.mapping_of_scalars(variables, &format!("{keyword}:variables"))?;
+        }
+        Some(node.clone())
+    }
+
+    fn mapping_of_scalars(&mut self, node: &Node, keyword: &str) -> Option<()> {
+        let Some(mapping) = node.mapping() else { return self.bad(node, keyword, "a mapping of names and values") };
+        mapping.values().try_for_each(|entry| self.printed(&entry.node, keyword).map(|_| ()))
+    }
+}

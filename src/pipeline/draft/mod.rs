@@ -1,0 +1,402 @@
+//! A job as the file has it: every keyword checked and read, before `parallel`, rules and needs are worked out.
+
+pub mod deploy;
+pub mod images;
+pub mod needs;
+pub mod parallel;
+pub mod reader;
+pub mod scheduling;
+pub mod storage;
+pub mod variables;
+
+use std::sync::Arc;
+
+use self::needs::{Name, Needs};
+use self::parallel::Parallel;
+use self::reader::Reader;
+use super::context::Context;
+use super::plan::{AllowFailure, Decision, Job, Level, Trigger, When};
+use super::problem::Class;
+use super::rules::policy::Policy;
+use super::rules::rule::Rule;
+use super::suggest::did_you_mean;
+use super::syntax::{Entry, Mapping, Node, Origin};
+
+/// Keywords of jobs.
+const JOB_KEYS: [&str; 39] = [
+    "after_script",
+    "allow_failure",
+    "artifacts",
+    "before_script",
+    "cache",
+    "coverage",
+    "dast_configuration",
+    "dependencies",
+    "environment",
+    "except",
+    "extends",
+    "hooks",
+    "id_tokens",
+    "identity",
+    "image",
+    "inherit",
+    "interruptible",
+    "manual_confirmation",
+    "needs",
+    "only",
+    "pages",
+    "parallel",
+    "publish",
+    "release",
+    "resource_group",
+    "retry",
+    "rules",
+    "run",
+    "script",
+    "secrets",
+    "services",
+    "stage",
+    "start_in",
+    "tags",
+    "timeout",
+    "trigger",
+    "variables",
+    "when",
+    "inputs",
+];
+
+/// Keywords of jobs with `trigger`.
+const TRIGGER_KEYS: [&str; 18] = [
+    "allow_failure",
+    "environment",
+    "except",
+    "extends",
+    "inherit",
+    "interruptible",
+    "manual_confirmation",
+    "needs",
+    "only",
+    "parallel",
+    "resource_group",
+    "rules",
+    "stage",
+    "start_in",
+    "trigger",
+    "variables",
+    "when",
+    "inputs",
+];
+
+/// Keywords that `default` may hold.
+pub const DEFAULT_KEYS: [&str; 13] = [
+    "after_script",
+    "artifacts",
+    "before_script",
+    "cache",
+    "hooks",
+    "id_tokens",
+    "identity",
+    "image",
+    "interruptible",
+    "retry",
+    "services",
+    "tags",
+    "timeout",
+];
+
+/// A job as written.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// All that is known before the pipeline is.
+    pub job: Job,
+    /// `stage` as given, and where.
+    pub stage_at: Origin,
+    /// `when` as given.
+    pub when: Option<When>,
+    /// `allow_failure` as given.
+    pub allow_failure: Option<AllowFailure>,
+    /// Which of the default variables the job takes.
+    pub inherit_variables: Inherit,
+    /// `needs` as written.
+    pub needs: Option<Needs>,
+    /// `dependencies` as written.
+    pub dependencies: Option<Vec<Name>>,
+    /// `parallel`
+    pub parallel: Option<Parallel>,
+    /// `rules`
+    pub rules: Option<Arc<Vec<Rule>>>,
+    /// `only`
+    pub only: Option<Policy>,
+    /// `except`
+    pub except: Option<Policy>,
+    /// `environment` as a mapping.
+    pub environment: Option<Node>,
+}
+
+/// What a job takes over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inherit {
+    /// Everything.
+    All,
+    /// Nothing.
+    Nothing,
+    /// These names.
+    Only(Vec<Arc<str>>),
+}
+
+impl Inherit {
+    /// Whether a name is taken over.
+    pub fn takes(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nothing => false,
+            Self::Only(names) => names.iter().any(|taken| &**taken == name),
+        }
+    }
+}
+
+impl Draft {
+    fn new(name: &Arc<str>, at: Origin, definition: Node) -> Self {
+        let job = Job {
+            name: Arc::clone(name),
+            group: Arc::clone(name),
+            at,
+            stage: "test".into(),
+            stage_index: 0,
+            when: When::OnSuccess,
+            start_in: None,
+            allow_failure: AllowFailure::No,
+            manual_confirmation: None,
+            script: None,
+            before_script: None,
+            after_script: None,
+            image: None,
+            services: None,
+            variables: Vec::new(),
+            needs: None,
+            dependencies: None,
+            tags: None,
+            resource_group: None,
+            coverage: None,
+            interruptible: None,
+            pre_get_sources_script: None,
+            retry: None,
+            timeout: None,
+            artifacts: None,
+            cache: None,
+            cache_keys: Vec::new(),
+            environment: None,
+            trigger: None,
+            id_tokens: Vec::new(),
+            secrets: Vec::new(),
+            parallel: None,
+            decision: Decision::NoRules,
+            run: false,
+            definition,
+            from_default: Vec::new(),
+        };
+        Self {
+            job,
+            stage_at: at,
+            when: None,
+            allow_failure: None,
+            inherit_variables: Inherit::All,
+            needs: None,
+            dependencies: None,
+            parallel: None,
+            rules: None,
+            only: None,
+            except: None,
+            environment: None,
+        }
+    }
+
+    /// Reads a job. A keyword with a problem, which is reported, is left out. `None`: what the job is cannot be told.
+    pub fn read(name: &Arc<str>, entry: &Entry, defaults: &Mapping, context: &mut Context<'_>) -> Option<Self> {
+        let at = entry.key_at;
+        let mut reader = Reader { context, job: Some(name) };
+        let Some(own) = entry.node.mapping() else {
+            let message = format!(
+                "it is {}, not a mapping with script, run or trigger; names of templates begin with a dot",
+                entry.node.kind()
+            );
+            return reader.error(Class::NotAMapping, at, message);
+        };
+        let trigger = entry.node.get("trigger").is_some();
+        reader.check_keys(own, trigger, at)?;
+        let (inherited, inherit_variables) = reader.inherit(entry.node.get("inherit"))?;
+        let (definition, from_default) = definition(own, defaults, &inherited, trigger);
+        let mut draft = Self::new(name, at, Node::mapping_at(definition.clone(), entry.node.at));
+        draft.inherit_variables = inherit_variables;
+        draft.job.from_default = from_default;
+        let mut identity = Some(());
+        for (key, entry) in &definition {
+            // One keyword's problem must not hide those of others; but without these nobody knows which jobs there are.
+            let read = reader.keyword(key, &entry.node, &mut draft);
+            if read.is_none() && matches!(&**key, "stage" | "parallel") {
+                identity = None;
+            }
+        }
+        reader.check_whole(&draft, at);
+        identity.map(|()| draft)
+    }
+
+    /// Checks the values of `default`.
+    pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
+        let mut reader = Reader { context, job: None };
+        let mut draft =
+            Self::new(&"default".into(), Origin::default(), Node::mapping_at(Mapping::new(), Origin::default()));
+        for (key, entry) in defaults.iter().filter(|(_, entry)| !entry.node.is_null()) {
+            let _ = reader.keyword(key, &entry.node, &mut draft);
+        }
+    }
+}
+
+/// The job's own keywords, and those of `default` that it lacks and takes.
+fn definition(own: &Mapping, defaults: &Mapping, inherited: &Inherit, trigger: bool) -> (Mapping, Vec<Arc<str>>) {
+    let mut merged = Mapping::with_capacity(own.len() + defaults.len());
+    let mut from_default = Vec::new();
+    for (key, entry) in own.iter().filter(|(_, entry)| !entry.node.is_null()) {
+        merged.insert(Arc::clone(key), entry.clone());
+    }
+    for (key, entry) in defaults.iter().filter(|(key, entry)| !entry.node.is_null() && inherited.takes(key)) {
+        if !merged.contains_key(key) && (!trigger || &**key == "interruptible") {
+            merged.insert(Arc::clone(key), entry.clone());
+            from_default.push(Arc::clone(key));
+        }
+    }
+    (merged, from_default)
+}
+
+impl Reader<'_, '_> {
+    fn check_keys(&mut self, own: &Mapping, trigger: bool, at: Origin) -> Option<()> {
+        let given = |key: &str| own.get(key).is_some_and(|entry| !entry.node.is_null());
+        if trigger && (given("script") || given("run")) {
+            let other = if given("script") { "script" } else { "run" };
+            return self.error(Class::ScriptAndTrigger, at, format!("`{other}` and `trigger` exclude each other"));
+        }
+        let known: &[&str] = if trigger { &TRIGGER_KEYS } else { &JOB_KEYS };
+        for (key, entry) in own.iter().filter(|(key, _)| !known.contains(&&***key)) {
+            let message = if trigger && JOB_KEYS.contains(&&**key) {
+                format!("a job with `trigger` takes no `{key}`")
+            } else {
+                format!("there is no keyword `{key}`{}", did_you_mean(key, known))
+            };
+            self.context.report.unknown_of(entry.key_at, self.job, message);
+        }
+        Some(())
+    }
+
+    fn inherit(&mut self, node: Option<&Node>) -> Option<(Inherit, Inherit)> {
+        let Some(node) = node else { return Some((Inherit::All, Inherit::All)) };
+        self.mapping(node, "inherit", &["default", "variables"])?;
+        let mut part = |key: &str| match node.get(key) {
+            None => Some(Inherit::All),
+            Some(value) => match value.boolean() {
+                Some(true) => Some(Inherit::All),
+                Some(false) => Some(Inherit::Nothing),
+                None => self.texts(value, &format!("inherit:{key}")).map(Inherit::Only),
+            },
+        };
+        let (default, variables) = (part("default")?, part("variables")?);
+        if let Inherit::Only(names) = &default {
+            for name in names.iter().filter(|name| !DEFAULT_KEYS.contains(&&***name)) {
+                let message = format!("`inherit:default` names `{name}`{}", did_you_mean(name, &DEFAULT_KEYS));
+                return self.error(Class::BadValue, node.at, message);
+            }
+        }
+        Some((default, variables))
+    }
+
+    fn keyword(&mut self, key: &str, node: &Node, draft: &mut Draft) -> Option<()> {
+        let job = &mut draft.job;
+        match key {
+            "script" => job.script = Some(self.commands(node, key)?),
+            "before_script" => job.before_script = Some(self.commands(node, key)?),
+            "after_script" => job.after_script = Some(self.commands(node, key)?),
+            "stage" => {
+                job.stage = self.text(node, key)?;
+                draft.stage_at = node.at;
+            }
+            "image" => job.image = Some(self.image(node)?),
+            "services" => job.services = Some(self.services(node)?),
+            "variables" => job.variables = self.variables(node, Level::Job, key),
+            "rules" => draft.rules = Some(Arc::new(self.rules(node)?)),
+            "only" => draft.only = Some(self.policy(node, key)?),
+            "except" => draft.except = Some(self.policy(node, key)?),
+            "when" => draft.when = self.when(node, key, false)?,
+            "start_in" => job.start_in = Some(self.start_in(node, key)?),
+            "allow_failure" => draft.allow_failure = Some(self.allow_failure(node)?),
+            "manual_confirmation" => job.manual_confirmation = Some(self.text(node, key)?),
+            "needs" => draft.needs = Some(self.needs(node, key)?),
+            "dependencies" => draft.dependencies = Some(self.dependencies(node)?),
+            "parallel" => draft.parallel = Some(self.parallel(node)?),
+            "retry" => job.retry = Some(self.retry(node)?),
+            "timeout" => job.timeout = Some(self.timeout(node)?),
+            "artifacts" => job.artifacts = Some(self.artifacts(node)?),
+            "cache" => job.cache = Some(self.caches(node)?),
+            "coverage" => job.coverage = Some(self.coverage(node)?),
+            "hooks" => {
+                self.mapping(node, key, &["pre_get_sources_script"])?;
+                if let Some(commands) = node.get("pre_get_sources_script") {
+                    job.pre_get_sources_script = Some(self.commands(commands, "hooks:pre_get_sources_script")?);
+                }
+            }
+            "tags" => job.tags = Some(self.texts(node, key)?),
+            "interruptible" => job.interruptible = Some(self.boolean(node, key)?),
+            "resource_group" => job.resource_group = Some(self.text(node, key)?),
+            "environment" => draft.environment = Some(self.environment(node)?),
+            "trigger" => {
+                let trigger = self.trigger(node)?;
+                if let Trigger::Project { project, .. } = &trigger {
+                    let message = format!("`trigger`: the pipeline of {project} is not started from here");
+                    self.context.report.warn(node.at, self.job, message);
+                }
+                job.trigger = Some(trigger);
+            }
+            "id_tokens" => job.id_tokens = self.id_tokens(node)?,
+            "secrets" => job.secrets = self.secrets(node)?,
+            "release" | "pages" | "publish" | "identity" | "dast_configuration" | "inputs" => {
+                self.server_only(key, node)?;
+            }
+            "run" => {
+                if node.list().is_none() && node.text().is_none() {
+                    return self.bad(node, key, "a list of steps");
+                }
+                job.run = true;
+                let message = "`run`: steps are not run here; a job with them fails at its start";
+                self.context.report.warn(node.at, self.job, message);
+            }
+            // `extends` and `inherit` have done their work; unknown keywords are reported.
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// Checks what several keywords make together, as far as each was read.
+    fn check_whole(&mut self, draft: &Draft, at: Origin) {
+        let job = &draft.job;
+        let given = |key: &str| job.definition.get(key).is_some();
+        let has_script = job.script.as_ref().is_some_and(|lines| lines.iter().any(|line| !line.is_empty()));
+        let is_readable = given("script") == job.script.is_some();
+        let mut wrong = |class, message: &str| self.error::<()>(class, at, message);
+        if !has_script && is_readable && !given("trigger") && !given("run") {
+            wrong(Class::MissingScript, "there is no `script`; a job needs script, run or trigger");
+        }
+        if has_script && job.run {
+            wrong(Class::ScriptAndTrigger, "`script` and `run` exclude each other");
+        }
+        for other in ["only", "except"] {
+            if given("rules") && given(other) {
+                wrong(Class::RulesWithOnly, &format!("`rules` and `{other}` exclude each other"));
+            }
+        }
+        let delayed = draft.when == Some(When::Delayed);
+        if given("start_in") && !delayed && given("when") == draft.when.is_some() {
+            wrong(Class::StartIn, "`start_in` needs `when: delayed`");
+        }
+        if delayed && !given("start_in") {
+            wrong(Class::StartIn, "`when: delayed` needs `start_in`");
+        }
+    }
+}

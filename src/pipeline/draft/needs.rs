@@ -1,0 +1,99 @@
+//! Keywords `needs` and `dependencies`, as written.
+
+use std::sync::Arc;
+
+use super::parallel::Matrix;
+use super::reader::Reader;
+use crate::pipeline::syntax::{Node, Origin};
+
+/// Keyword `needs`.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Jobs of this pipeline.
+    pub jobs: Vec<WrittenNeed>,
+    /// There are others, of other pipelines, and only those.
+    pub only_other_pipelines: bool,
+}
+
+/// A need as written: it can mean several jobs.
+#[derive(Clone, Debug)]
+pub struct WrittenNeed {
+    /// A name in the file, or the full name of one job.
+    pub job: Arc<str>,
+    /// Whether its artifacts come along.
+    pub artifacts: bool,
+    /// Whether the pipeline may lack it.
+    pub optional: bool,
+    /// Which jobs of a matrix.
+    pub matrix: Option<Matrix>,
+    /// Where it stands.
+    pub at: Origin,
+}
+
+/// A name and where it stands.
+pub type Name = (Arc<str>, Origin);
+
+impl Reader<'_, '_> {
+    /// `needs`. `keyword` is for messages.
+    pub fn needs(&mut self, node: &Node, keyword: &str) -> Option<Needs> {
+        if node.list().is_none() && node.mapping().is_none() {
+            return self.bad(node, keyword, "a list of jobs");
+        }
+        let items = self.context.flatten(node, keyword, self.job)?;
+        let mut needs = Needs::default();
+        let mut others = 0;
+        for item in &items {
+            if let Some(job) = item.text() {
+                let job = Arc::clone(job);
+                needs.jobs.push(WrittenNeed { job, artifacts: true, optional: false, matrix: None, at: item.at });
+                continue;
+            }
+            let known = ["job", "artifacts", "optional", "parallel", "project", "ref", "pipeline"];
+            self.mapping(item, keyword, &known)?;
+            if item.get("project").is_some() || item.get("pipeline").is_some() {
+                let message =
+                    format!("`{keyword}`: jobs of other pipelines and projects are not there locally; ignored");
+                self.context.report.warn(item.at, self.job, message);
+                others += 1;
+                continue;
+            }
+            needs.jobs.push(self.need(item, keyword)?);
+        }
+        needs.only_other_pipelines = others > 0 && needs.jobs.is_empty();
+        Some(needs)
+    }
+
+    fn need(&mut self, item: &Node, keyword: &str) -> Option<WrittenNeed> {
+        let Some(job) = item.get("job") else {
+            return self.bad(item, keyword, "a name or a mapping with `job`");
+        };
+        let job = self.text(job, &format!("{keyword}:job"))?;
+        let mut flag = |key: &str, default: bool| match item.get(key) {
+            Some(value) => self.boolean(value, &format!("{keyword}:{key}")),
+            None => Some(default),
+        };
+        let artifacts = flag("artifacts", true)?;
+        let optional = flag("optional", false)?;
+        let matrix = match item.get("parallel") {
+            None => None,
+            Some(parallel) => {
+                let place = format!("{keyword}:parallel");
+                self.mapping(parallel, &place, &["matrix"])?;
+                match parallel.get("matrix") {
+                    Some(matrix) => Some(self.matrix(matrix, &format!("{place}:matrix"))?),
+                    None => return self.bad(parallel, &place, "a mapping with `matrix`"),
+                }
+            }
+        };
+        Some(WrittenNeed { job, artifacts, optional, matrix, at: item.at })
+    }
+
+    /// `dependencies`
+    pub fn dependencies(&mut self, node: &Node) -> Option<Vec<Name>> {
+        if node.list().is_none() {
+            return self.bad(node, "dependencies", "a list of jobs");
+        }
+        let items = self.context.flatten(node, "dependencies", self.job)?;
+        items.iter().map(|item| Some((self.text(item, "dependencies")?, item.at))).collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! Keywords that decide when and how often a job runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::reader::Reader;
+use crate::pipeline::duration;
+use crate::pipeline::plan::{AllowFailure, Delay, Retry, When};
+use crate::pipeline::problem::Class;
+use crate::pipeline::suggest::did_you_mean;
+use crate::pipeline::syntax::Node;
+
+const RETRIES_LIMIT: i64 = 2;
+
+const REASONS: [&str; 14] = [
+    "always",
+    "unknown_failure",
+    "script_failure",
+    "api_failure",
+    "stuck_or_timeout_failure",
+    "runner_system_failure",
+    "runner_unsupported",
+    "runner_provisioning_timeout",
+    "stale_schedule",
+    "job_execution_timeout",
+    "archived_failure",
+    "unmet_prerequisites",
+    "scheduler_failure",
+    "data_integrity_failure",
+];
+
+/// A week, the longest delay.
+const DELAY_LIMIT: Duration = Duration::from_secs(7 * 86_400);
+
+/// The words of `when` with their meaning; `None` is `never`.
+const WHENS: [(&str, Option<When>); 6] = [
+    ("on_success", Some(When::OnSuccess)),
+    ("on_failure", Some(When::OnFailure)),
+    ("always", Some(When::Always)),
+    ("manual", Some(When::Manual)),
+    ("delayed", Some(When::Delayed)),
+    ("never", None),
+];
+
+impl Reader<'_, '_> {
+    /// `when`; the inner `None` is `never`, which only rules may say.
+    pub fn when(&mut self, node: &Node, keyword: &str, in_rule: bool) -> Option<Option<When>> {
+        let text = node.text().map_or("", |text| text);
+        let known = WHENS.iter().find(|(word, when)| *word == text && (in_rule || when.is_some()));
+        if let Some((_, when)) = known {
+            return Some(*when);
+        }
+        let words: Vec<&str> =
+            WHENS.iter().filter(|(_, when)| in_rule || when.is_some()).map(|(word, _)| *word).collect();
+        let value = node.printed().unwrap_or_else(|| node.kind().into());
+        let hint =
+            if text == "never" { "; `never` is for rules only".to_owned() } else { did_you_mean(&value, &words) };
+        let message = format!("`{keyword}` is one of {}, not `{value}`{hint}", words.join(", "));
+        self.error(Class::BadWhen, node.at, message)
+    }
+
+    /// `start_in`, which belongs to `when: delayed`.
+    pub fn start_in(&mut self, node: &Node, keyword: &str) -> Option<Delay> {
+        let text = self.printed(node, keyword)?;
+        match duration::parse(&text).filter(|duration| *duration <= DELAY_LIMIT) {
+            Some(duration) => Some(Delay { text, duration }),
+            None => {
+                let message = format!("`{keyword}: {text}` is not a duration of up to a week, such as `30 minutes`");
+                self.error(Class::StartIn, node.at, message)
+            }
+        }
+    }
+
+    /// `timeout`
+    pub fn timeout(&mut self, node: &Node) -> Option<Duration> {
+        let text = self.printed(node, "timeout")?;
+        match duration::parse(&text) {
+            Some(duration) => Some(duration),
+            None => self.bad(node, "timeout", "a duration, such as `1h 30m`"),
+        }
+    }
+
+    /// `allow_failure`
+    pub fn allow_failure(&mut self, node: &Node) -> Option<AllowFailure> {
+        if let Some(allowed) = node.boolean() {
+            return Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
+        }
+        if node.mapping().is_none() {
+            return self.bad(node, "allow_failure", "true, false or a mapping with `exit_codes`");
+        }
+        self.mapping(node, "allow_failure", &["exit_codes"])?;
+        match node.get("exit_codes") {
+            Some(codes) => Some(AllowFailure::ExitCodes(self.integers(codes, "allow_failure:exit_codes")?)),
+            None => self.bad(node, "allow_failure", "true, false or a mapping with `exit_codes`"),
+        }
+    }
+
+    /// `retry`
+    pub fn retry(&mut self, node: &Node) -> Option<Retry> {
+        if node.mapping().is_none() {
+            return Some(Retry { max: self.retries(node, "retry")?, ..Retry::default() });
+        }
+        self.mapping(node, "retry", &["max", "when", "exit_codes"])?;
+        let max = match node.get("max") {
+            Some(max) => self.retries(max, "retry:max")?,
+            None => 0,
+        };
+        let when = match node.get("when") {
+            Some(when) => Some(self.reasons(when)?),
+            None => None,
+        };
+        let exit_codes = match node.get("exit_codes") {
+            Some(codes) => Some(self.integers(codes, "retry:exit_codes")?),
+            None => None,
+        };
+        Some(Retry { max, when, exit_codes })
+    }
+
+    fn retries(&mut self, node: &Node, keyword: &str) -> Option<u32> {
+        match node.integer().filter(|max| (0..=RETRIES_LIMIT).contains(max)) {
+            Some(max) => Some(max as u32),
+            None => {
+                let value = node.printed().unwrap_or_else(|| node.kind().into());
+                let message = format!("`{keyword}` is a number from 0 to {RETRIES_LIMIT}, not `{value}`");
+                self.error(Class::RetryRange, node.at, message)
+            }
+        }
+    }
+
+    fn reasons(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+        let reasons = self.text_or_texts(node, "retry:when")?;
+        for reason in reasons.iter().filter(|reason| !REASONS.contains(&&***reason)) {
+            let hint = did_you_mean(reason, &REASONS);
+            return self.error(Class::BadValue, node.at, format!("`retry:when: {reason}` is not a reason{hint}"));
+        }
+        Some(reasons)
+    }
+}

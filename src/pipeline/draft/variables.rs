@@ -1,0 +1,70 @@
+//! Keyword `variables`.
+
+use std::sync::Arc;
+
+use super::reader::Reader;
+use crate::pipeline::plan::{Level, Variable};
+use crate::pipeline::problem::Class;
+use crate::pipeline::syntax::{Node, Value};
+
+impl Reader<'_, '_> {
+    /// Variables of a level. `keyword` is for messages.
+    pub fn variables(&mut self, node: &Node, level: Level, keyword: &str) -> Vec<Variable> {
+        let Some(mapping) = node.mapping() else {
+            self.bad::<()>(node, keyword, "a mapping of names and values");
+            return Vec::new();
+        };
+        let mut variables = Vec::with_capacity(mapping.len());
+        for (key, entry) in mapping.iter() {
+            let node = &entry.node;
+            let (value, raw) = match &node.value {
+                Value::Mapping(_) => match self.long_form(key, node, level, keyword) {
+                    Some(value) => value,
+                    None => continue,
+                },
+                _ => match node.printed() {
+                    Some(value) => (value, false),
+                    None => {
+                        self.bad::<()>(node, &format!("{keyword}:{key}"), "text, a number or a mapping with `value`");
+                        continue;
+                    }
+                },
+            };
+            variables.push(Variable { key: Arc::clone(key), value, raw, at: node.at, level });
+        }
+        variables
+    }
+
+    fn long_form(&mut self, key: &Arc<str>, node: &Node, level: Level, keyword: &str) -> Option<(Arc<str>, bool)> {
+        let place = format!("{keyword}:{key}");
+        let top: &[&str] = &["value", "description", "options", "expand"];
+        self.mapping(node, &place, if level == Level::Default { top } else { &["value", "expand"] })?;
+        let value = match node.get("value") {
+            Some(value) => self.printed(value, &place)?,
+            None => "".into(),
+        };
+        if let Some(options) = node.get("options") {
+            let Some(items) = options.list() else { return self.bad(options, &format!("{place}:options"), "a list") };
+            if !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
+                let list: Vec<Arc<str>> = items.iter().filter_map(Node::printed).collect();
+                let message = format!("`{place}` is `{value}`, which is none of its options: {}", list.join(", "));
+                return self.error(Class::VariableOption, node.at, message);
+            }
+        }
+        let raw = match node.get("expand") {
+            Some(expand) => !self.boolean(expand, &format!("{place}:expand"))?,
+            None => false,
+        };
+        Some((value, raw))
+    }
+}
+
+/// Adds variables of a higher level: each name once, the highest level wins, in the order of first appearance.
+pub fn overlay(base: &mut Vec<Variable>, over: &[Variable]) {
+    for variable in over {
+        match base.iter_mut().find(|present| present.key == variable.key) {
+            Some(present) => *present = variable.clone(),
+            None => base.push(variable.clone()),
+        }
+    }
+}

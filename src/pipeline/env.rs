@@ -1,0 +1,174 @@
+//! The variables of a job as it gets them: all levels, expanded by the server's rules.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::JobRun;
+use super::decide::nodes;
+use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
+use super::request::{Content, GivenVariable, Request, Source};
+use super::slug::slug;
+use super::variables::{Scope, Unknown, expand_all, expand_text};
+
+/// The timeout that `CI_JOB_TIMEOUT` tells when the job has none.
+const TIMEOUT: u64 = 3600;
+
+type Levels = IndexMap<Arc<str>, EnvVariable>;
+
+impl Plan {
+    /// The variables of a job, complete and expanded, predefined ones included. References to files and to variables
+    /// with `raw` are left for the runner.
+    pub fn env(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
+        expand_all(&levels(&self.scope, job, run)).into_values().collect()
+    }
+
+    /// The variables of a job as its script sees them: [`Self::env`] after the expansion of the runner.
+    pub fn env_of_script(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
+        let expanded = expand_all(&levels(&self.scope, job, run));
+        let value = |name: &str| expanded.get(name).map(|variable| variable.value.clone()).unwrap_or_default();
+        let final_value = |variable: &EnvVariable| {
+            if variable.raw { variable.value.clone() } else { crate::payload::expand::expand(&variable.value, &value) }
+        };
+        expanded.values().map(|variable| EnvVariable { value: final_value(variable), ..variable.clone() }).collect()
+    }
+
+    /// `text` with the variables of a job, as the server expands it (for `resource_group`, `tags`, triggers, …).
+    /// Unknown names become empty.
+    pub fn expand(&self, job: &Job, text: &str) -> String {
+        expand_for_server(&self.scope, job, text)
+    }
+
+    /// The variables that a trigger job gives to the pipeline that it starts, as pipeline variables of that one.
+    pub fn downstream_variables(&self, job: &Job, parent: &Request<'_>) -> Vec<GivenVariable> {
+        let Some(Trigger::Child { forward, .. } | Trigger::Project { forward, .. }) = &job.trigger else {
+            return Vec::new();
+        };
+        let Forward { yaml_variables, pipeline_variables } = *forward;
+        let mut out: Vec<GivenVariable> = Vec::new();
+        if pipeline_variables {
+            out.extend(parent.pipeline_variables.iter().cloned());
+        }
+        if yaml_variables {
+            let levels = levels(&self.scope, job, &JobRun::default());
+            out.extend(job.variables.iter().map(|variable| GivenVariable {
+                key: variable.key.to_string(),
+                value: if variable.raw {
+                    variable.value.to_string()
+                } else {
+                    expand_text(&variable.value, &levels, Unknown::Empties)
+                },
+                raw: variable.raw,
+                ..GivenVariable::default()
+            }));
+        }
+        out
+    }
+
+    /// The request for the child pipeline of a trigger job; `None`: it starts none. The caller gives the child an id of
+    /// its own.
+    pub fn child<'a>(&self, job: &Job, parent: &Request<'a>) -> Option<Request<'a>> {
+        let Some(Trigger::Child { include, .. }) = &job.trigger else { return None };
+        Some(Request {
+            content: Content::Includes { include: include.clone(), files: self.files.clone() },
+            source: Source { name: "parent_pipeline".to_owned(), merge_request: parent.source.merge_request.clone() },
+            facts: parent.facts.clone(),
+            pipeline_variables: self.downstream_variables(job, parent),
+            project_variables: parent.project_variables.clone(),
+            predefined: parent.predefined.clone(),
+            inputs: Vec::new(),
+            lax: parent.lax,
+            sources: parent.sources,
+        })
+    }
+}
+
+/// Expands a text with the variables of a job; unknown names become empty.
+pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
+    if !super::variables::has_reference(text) {
+        return text.to_owned();
+    }
+    expand_text(text, &levels(scope, job, &JobRun::default()), Unknown::Empties)
+}
+
+/// All levels, the strongest value of each name, not expanded.
+fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
+    let mut levels = Levels::with_capacity(scope.predefined.len() + 48);
+    for (key, value) in &scope.predefined {
+        predefined(&mut levels, Arc::clone(key), value.to_string());
+    }
+    of_job(&mut levels, job, run, scope);
+    for (key, value) in &run.predefined {
+        predefined(&mut levels, key.as_str().into(), value.clone());
+    }
+    for variable in &job.variables {
+        let (key, value) = (Arc::clone(&variable.key), variable.value.to_string());
+        set(&mut levels, EnvVariable { key, value, raw: variable.raw, ..EnvVariable::default() });
+    }
+    for (key, value) in &run.dotenv {
+        set(&mut levels, EnvVariable { key: key.as_str().into(), value: value.clone(), ..EnvVariable::default() });
+    }
+    let environment = job.environment.as_ref().map(|environment| environment.name.as_str());
+    let of_project = scope.project_names().filter_map(|name| scope.given(name, environment));
+    for variable in of_project.chain(scope.pipeline.values()) {
+        set(&mut levels, given(variable));
+    }
+    levels
+}
+
+fn set(levels: &mut Levels, variable: EnvVariable) {
+    levels.insert(Arc::clone(&variable.key), variable);
+}
+
+fn predefined(levels: &mut Levels, key: Arc<str>, value: String) {
+    set(levels, EnvVariable { key, value, raw: true, predefined: true, ..EnvVariable::default() });
+}
+
+fn given(variable: &GivenVariable) -> EnvVariable {
+    EnvVariable {
+        key: variable.key.as_str().into(),
+        value: variable.value.clone(),
+        file: variable.file,
+        masked: variable.masked,
+        raw: variable.raw,
+        predefined: false,
+        given: true,
+    }
+}
+
+/// Predefined variables of the job.
+fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &Scope) {
+    let mut add = |key: &str, value: String| predefined(levels, key.into(), value);
+    let project = scope.predefined.get("CI_PROJECT_URL").map_or("", |url| url);
+    add("CI_JOB_ID", run.id.to_string());
+    add("CI_JOB_URL", format!("{project}/-/jobs/{}", run.id));
+    add("CI_JOB_NAME", job.name.to_string());
+    add("CI_JOB_NAME_SLUG", slug(&job.name));
+    add("CI_JOB_GROUP_NAME", job.group.to_string());
+    add("CI_JOB_STAGE", job.stage.to_string());
+    add("CI_JOB_STATUS", "running".to_owned());
+    add("CI_JOB_STARTED_AT", run.started_at.clone());
+    add("CI_JOB_TIMEOUT", job.timeout.map_or(TIMEOUT, |timeout| timeout.as_secs()).to_string());
+    if job.when == When::Manual {
+        add("CI_JOB_MANUAL", "true".to_owned());
+    }
+    for (key, value) in nodes(job.parallel) {
+        add(key, value.to_string());
+    }
+    if let Some(environment) = &job.environment {
+        add("CI_ENVIRONMENT_NAME", environment.name.clone());
+        add("CI_ENVIRONMENT_SLUG", environment.slug.clone());
+        add("CI_ENVIRONMENT_ACTION", environment.action.to_string());
+        add("CI_ENVIRONMENT_TIER", environment.tier.clone());
+    }
+    // These contain variables of the configuration.
+    let mut expanded = |key: &str, value: &str| {
+        set(levels, EnvVariable { key: key.into(), value: value.to_owned(), ..EnvVariable::default() });
+    };
+    if let Some(name) = job.image.as_ref().and_then(|image| image.get("name")).and_then(|name| name.printed()) {
+        expanded("CI_JOB_IMAGE", &name);
+    }
+    if let Some(url) = job.environment.as_ref().and_then(|environment| environment.url.as_ref()) {
+        expanded("CI_ENVIRONMENT_URL", url);
+    }
+}

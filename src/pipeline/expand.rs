@@ -1,0 +1,357 @@
+//! From jobs as written to the jobs of a pipeline: `parallel`, then `needs` and `dependencies` as full names.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::context::Context;
+use super::draft::Draft;
+use super::draft::needs::{Needs, WrittenNeed};
+use super::draft::parallel::{Combination, Matrix, Parallel, combination_name, combinations};
+use super::plan::{Instance, Need, Variable};
+use super::problem::Class;
+use super::suggest::did_you_mean;
+use super::syntax::Origin;
+
+/// How many jobs a job may need.
+const NEEDS_LIMIT: usize = 50;
+
+/// The longest name of a job.
+const NAME_LIMIT: usize = 255;
+
+/// A job of the pipeline: one of those that a draft stands for.
+#[derive(Debug)]
+pub struct Expanded {
+    /// Its full name.
+    pub name: Arc<str>,
+    /// Index of its draft.
+    pub draft: usize,
+    /// Its place among its kind.
+    pub instance: Option<Instance>,
+    /// Its values of a matrix.
+    pub combination: Combination,
+    /// Its needs, unless a rule has others.
+    pub needs: Option<Vec<Need>>,
+    /// Its dependencies.
+    pub dependencies: Option<Vec<Arc<str>>>,
+}
+
+/// All jobs that the configuration defines.
+#[derive(Debug)]
+pub struct Jobs<'d> {
+    /// As written.
+    pub drafts: &'d [Draft],
+    /// By full name, in the order of the file.
+    pub all: IndexMap<Arc<str>, Expanded>,
+    /// Full names by name in the file.
+    groups: HashMap<Arc<str>, Vec<Arc<str>>>,
+    /// Names of jobs with problems, about which nothing more is said.
+    pub broken: HashSet<Arc<str>>,
+    /// Indexes of stages.
+    pub stages: HashMap<Arc<str>, usize>,
+}
+
+impl<'d> Jobs<'d> {
+    /// Expands `parallel`.
+    pub fn new(drafts: &'d [Draft], broken: HashSet<Arc<str>>, stages: &[Arc<str>], context: &mut Context<'_>) -> Self {
+        let stages = stages.iter().enumerate().map(|(index, name)| (Arc::clone(name), index)).collect();
+        let mut jobs = Self {
+            drafts,
+            all: IndexMap::with_capacity(drafts.len()),
+            groups: HashMap::with_capacity(drafts.len()),
+            broken,
+            stages,
+        };
+        for (index, draft) in drafts.iter().enumerate() {
+            jobs.add(index, draft, context);
+        }
+        jobs
+    }
+
+    fn add(&mut self, index: usize, draft: &Draft, context: &mut Context<'_>) {
+        let group = &draft.job.name;
+        let single = |name: Arc<str>, instance, combination| Expanded {
+            name,
+            draft: index,
+            instance,
+            combination,
+            needs: None,
+            dependencies: None,
+        };
+        let expanded: Vec<Expanded> = match &draft.parallel {
+            None => vec![single(Arc::clone(group), None, vec![])],
+            Some(Parallel::Count(total)) => (1..=*total)
+                .map(|index| {
+                    single(format!("{group} {index}/{total}").into(), Some(Instance { index, total: *total }), vec![])
+                })
+                .collect(),
+            Some(Parallel::Matrix(matrix)) => {
+                let combinations = combinations(matrix);
+                let total = combinations.len();
+                let numbered = combinations.into_iter().zip(1..);
+                numbered
+                    .map(|(combination, index)| {
+                        let name = combination_name(group, &combination).into();
+                        single(name, Some(Instance { index, total }), combination)
+                    })
+                    .collect()
+            }
+        };
+        let mut names = Vec::with_capacity(expanded.len());
+        for job in expanded {
+            if job.name.chars().count() > NAME_LIMIT {
+                let message = format!("its name is longer than {NAME_LIMIT} characters once `parallel` is expanded");
+                context.error(Class::JobName, draft.job.at, Some(group), message);
+                continue;
+            }
+            names.push(Arc::clone(&job.name));
+            self.all.insert(Arc::clone(&job.name), job);
+        }
+        self.groups.insert(Arc::clone(group), names);
+    }
+
+    /// The draft of a job.
+    pub fn draft(&self, job: &Expanded) -> &'d Draft {
+        &self.drafts[job.draft]
+    }
+
+    /// The stage of a job, as an index.
+    pub fn stage(&self, job: &Expanded) -> usize {
+        self.stages.get(&self.draft(job).job.stage).copied().unwrap_or(usize::MAX)
+    }
+
+    /// Full names that a name means: a job of the file with all its permutations, or one of these.
+    fn means(&self, name: &str) -> Option<Vec<Arc<str>>> {
+        let group = self.groups.get(name).cloned();
+        group.or_else(|| self.all.get_key_value(name).map(|(name, _)| vec![Arc::clone(name)]))
+    }
+
+    fn hint(&self, name: &str) -> String {
+        let names: Vec<&str> = self.groups.keys().map(|name| &**name).collect();
+        did_you_mean(name, &names)
+    }
+
+    /// Works out needs and dependencies of all jobs as written, and checks them, also those in rules.
+    pub fn resolve(&mut self, context: &mut Context<'_>) {
+        let mut resolved = Vec::with_capacity(self.all.len());
+        for job in self.all.values() {
+            let draft = self.draft(job);
+            let needs = draft.needs.as_ref().and_then(|needs| self.needs(job, needs, context));
+            for rule in draft.rules.iter().flat_map(|rules| rules.iter()) {
+                if let Some(needs) = &rule.needs {
+                    self.needs(job, needs, context);
+                }
+            }
+            resolved.push((needs, self.dependencies(job, context)));
+        }
+        for (job, (needs, dependencies)) in self.all.values_mut().zip(resolved) {
+            job.needs = needs;
+            job.dependencies = dependencies;
+        }
+    }
+
+    /// Needs as full names. `None`: stage order, or a problem, which is reported.
+    pub fn needs(&self, job: &Expanded, needs: &Needs, context: &mut Context<'_>) -> Option<Vec<Need>> {
+        if needs.only_other_pipelines {
+            return None;
+        }
+        let group = &self.draft(job).job.name;
+        let mut out: Vec<Need> = Vec::with_capacity(needs.jobs.len());
+        for need in &needs.jobs {
+            let Some(names) = self.names_of(job, need, context)? else { continue };
+            for name in names {
+                if out.iter().any(|present| present.job == name) {
+                    let message = format!("`needs` names `{}` twice", need.job);
+                    context.error(Class::NeedsDuplicate, need.at, Some(group), message);
+                    return None;
+                }
+                let later = self.all.get(&name).is_some_and(|needed| self.stage(needed) > self.stage(job));
+                if later {
+                    let stage = &self.draft(&self.all[&name]).job.stage;
+                    let message = format!(
+                        "`needs` names `{name}`, whose stage `{stage}` comes after the job's own stage `{}`",
+                        self.draft(job).job.stage
+                    );
+                    context.error(Class::NeedsLaterStage, need.at, Some(group), message);
+                    return None;
+                }
+                out.push(Need { job: name, artifacts: need.artifacts, optional: need.optional });
+            }
+        }
+        if out.len() > NEEDS_LIMIT {
+            let message = format!("`needs` names {} jobs; up to {NEEDS_LIMIT} are allowed", out.len());
+            context.error(Class::NeedsLimit, needs.jobs[0].at, Some(group), message);
+            return None;
+        }
+        Some(out)
+    }
+
+    /// Full names of a need. The outer `None`: a problem; the inner one: there is no such job, and that is fine.
+    fn names_of(&self, job: &Expanded, need: &WrittenNeed, context: &mut Context<'_>) -> Option<Option<Vec<Arc<str>>>> {
+        let group = &self.draft(job).job.name;
+        if self.broken.contains(&need.job) {
+            return Some(None);
+        }
+        let Some(names) = self.means(&need.job) else {
+            if need.optional {
+                return Some(None);
+            }
+            let message = format!("`needs` names `{}`, which does not exist{}", need.job, self.hint(&need.job));
+            context.error(Class::NeedsUnknown, need.at, Some(group), message);
+            return None;
+        };
+        let Some(matrix) = &need.matrix else { return Some(Some(names)) };
+        let matrix = match filled(matrix, &job.combination) {
+            Ok(matrix) => matrix,
+            Err(name) => {
+                let message = format!("`needs`: `$[[ matrix.{name} ]]` is not a value of the job's own matrix");
+                context.error(Class::NeedsUnknown, need.at, Some(group), message);
+                return None;
+            }
+        };
+        let mut chosen = Vec::new();
+        for combination in combinations(&matrix) {
+            let name: Arc<str> = combination_name(&need.job, &combination).into();
+            if !names.contains(&name) {
+                let message = format!("`needs` names `{name}`, which is not among the jobs of `{}`", need.job);
+                context.error(Class::NeedsUnknown, need.at, Some(group), message);
+                return None;
+            }
+            chosen.push(name);
+        }
+        Some(Some(chosen))
+    }
+
+    fn dependencies(&self, job: &Expanded, context: &mut Context<'_>) -> Option<Vec<Arc<str>>> {
+        let draft = self.draft(job);
+        let group = &draft.job.name;
+        let written = draft.dependencies.as_ref()?;
+        let needed: Option<HashSet<Arc<str>>> =
+            draft.needs.as_ref().filter(|needs| !needs.only_other_pipelines).map(|needs| {
+                let names = needs.jobs.iter().flat_map(|need| self.means(&need.job).unwrap_or_default());
+                names.collect()
+            });
+        let mut out = Vec::with_capacity(written.len());
+        for (name, at) in written {
+            if self.broken.contains(name) {
+                continue;
+            }
+            let Some(names) = self.means(name) else {
+                let message = format!("`dependencies` names `{name}`, which does not exist{}", self.hint(name));
+                context.error(Class::DependenciesUnknown, *at, Some(group), message);
+                continue;
+            };
+            if self.all.get(&names[0]).is_some_and(|producer| self.stage(producer) > self.stage(job)) {
+                let message = format!("`dependencies` names `{name}`, whose stage comes after the job's own");
+                context.error(Class::DependenciesLaterStage, *at, Some(group), message);
+                continue;
+            }
+            if needed.as_ref().is_some_and(|needed| !names.iter().all(|name| needed.contains(name))) {
+                let message = format!("`dependencies` names `{name}`, which is not among its `needs`");
+                context.error(Class::DependenciesNotNeeded, *at, Some(group), message);
+                continue;
+            }
+            out.extend(names);
+        }
+        Some(out)
+    }
+}
+
+/// A matrix with the consumer's values in place of `$[[ matrix.NAME ]]`. An error is a name that it does not have.
+fn filled(matrix: &Matrix, combination: &Combination) -> Result<Matrix, String> {
+    let fill = |value: &Arc<str>| {
+        let mut out = String::new();
+        let mut rest: &str = value;
+        while let Some((before, after)) = rest.split_once("$[[") {
+            let Some((block, after)) = after.split_once("]]") else { break };
+            let name = block.trim().strip_prefix("matrix.").unwrap_or(block.trim());
+            let value = combination.iter().find(|(key, _)| &**key == name).ok_or_else(|| name.to_owned())?;
+            out.push_str(before);
+            out.push_str(&value.1);
+            rest = after;
+        }
+        Ok::<Arc<str>, String>((out + rest).into())
+    };
+    let row = |row: &Vec<(Arc<str>, Vec<Arc<str>>)>| {
+        let pairs = row.iter().map(|(key, values)| {
+            let values: Result<Vec<Arc<str>>, String> = values.iter().map(fill).collect();
+            values.map(|values| (Arc::clone(key), values))
+        });
+        pairs.collect()
+    };
+    matrix.iter().map(row).collect()
+}
+
+/// A circle of needs, if there is one.
+pub fn circle(needs: &IndexMap<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
+    // Without recursion, as a chain of needs can be as long as the pipeline.
+    let mut done: HashSet<&str> = HashSet::with_capacity(needs.len());
+    let mut on_path: HashSet<&str> = HashSet::new();
+    for start in needs.keys() {
+        let mut path: Vec<(&Arc<str>, usize)> = vec![(start, 0)];
+        while let Some((name, next)) = path.last().copied() {
+            if next == 0 && !done.insert(name) {
+                path.pop();
+                continue;
+            }
+            on_path.insert(name);
+            match needs.get(name).and_then(|names| names.get(next)) {
+                Some(needed) => {
+                    if let Some(last) = path.last_mut() {
+                        last.1 += 1;
+                    }
+                    if on_path.contains(&**needed) {
+                        let from = path.iter().position(|(step, _)| *step == needed).unwrap_or(0);
+                        return Some(path[from..].iter().map(|(step, _)| Arc::clone(step)).collect());
+                    }
+                    if !done.contains(&**needed) {
+                        path.push((needed, 0));
+                    }
+                }
+                None => {
+                    on_path.remove(&**name);
+                    path.pop();
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The values of a matrix as variables.
+pub fn matrix_variables(combination: &Combination, at: Origin) -> Vec<Variable> {
+    let variable = |(key, value): &(Arc<str>, Arc<str>)| Variable {
+        key: Arc::clone(key),
+        value: Arc::clone(value),
+        raw: false,
+        at,
+        level: super::plan::Level::Matrix,
+    };
+    combination.iter().map(variable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circles_are_found_in_long_chains() {
+        let chain = |length: usize, last: usize| -> IndexMap<Arc<str>, Vec<Arc<str>>> {
+            let target = |n: usize| if n + 1 < length { n + 1 } else { last };
+            (0..length).map(|n| (n.to_string().into(), vec![target(n).to_string().into()])).collect()
+        };
+        assert_eq!(circle(&chain(50_000, 60_000)), None);
+        let found = circle(&chain(50_000, 49_998)).expect("a circle");
+        assert_eq!(found.iter().map(|name| &**name).collect::<Vec<_>>(), ["49998", "49999"]);
+        let own: IndexMap<Arc<str>, Vec<Arc<str>>> = [("a".into(), vec!["a".into()])].into();
+        assert_eq!(circle(&own).map(|path| path.len()), Some(1));
+        let diamond: IndexMap<Arc<str>, Vec<Arc<str>>> = [
+            ("d".into(), vec!["b".into(), "c".into()]),
+            ("b".into(), vec!["a".into()]),
+            ("c".into(), vec!["a".into()]),
+        ]
+        .into();
+        assert_eq!(circle(&diamond), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! A file's text as header and content.
+
+/// A document in the text of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// Its text.
+    pub text: &'a str,
+    /// The line of the file on which it begins, from 1.
+    pub first: u32,
+}
+
+/// Splits a text at its `---` lines. A first part without content is none.
+pub fn split(text: &str) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut documents = Vec::new();
+    let (mut start, mut first, mut at) = (0, 1, 0);
+    for (number, line) in (1_u32..).zip(text.split_inclusive('\n')) {
+        if line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
+            documents.push(Document { text: &text[start..at], first });
+            start = at + 3;
+            first = number;
+        }
+        at += line.len();
+    }
+    documents.push(Document { text: &text[start..], first });
+    if documents.len() > 1 && is_blank(documents[0].text) {
+        documents.remove(0);
+    }
+    documents
+}
+
+/// Nothing but comments, directives and space.
+fn is_blank(text: &str) -> bool {
+    text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(text: &str) -> Vec<(&str, u32)> {
+        split(text).into_iter().map(|document| (document.text, document.first)).collect()
+    }
+
+    #[test]
+    fn splits_at_lines_of_dashes() {
+        assert_eq!(parts("a: 1\n"), [("a: 1\n", 1)]);
+        assert_eq!(parts("spec:\n---\na: 1\n"), [("spec:\n", 1), ("\na: 1\n", 2)]);
+        assert_eq!(parts("# note\n%YAML 1.1\n---\na: 1\n"), [("\na: 1\n", 3)]);
+        assert_eq!(parts("a: 1\n--- \nb\n---\nc"), [("a: 1\n", 1), (" \nb\n", 2), ("\nc", 4)]);
+        assert_eq!(parts("a: |\n  ---\n----\n"), [("a: |\n  ---\n----\n", 1)]);
+        assert_eq!(parts("\u{feff}a"), [("a", 1)]);
+    }
+}

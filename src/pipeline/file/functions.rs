@@ -1,0 +1,133 @@
+//! Functions in blocks: `$[[ inputs.name | truncate(0,8) ]]`.
+
+use serde_json::Value;
+
+/// A call of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Function {
+    /// Replaces known variables, once.
+    ExpandVars,
+    /// Characters from an offset.
+    Truncate { offset: usize, length: usize },
+    /// Protects characters from the shell.
+    PosixEscape,
+    /// Text to a list.
+    Split(String),
+}
+
+/// Gives the value of a variable, or says why it must not be used.
+pub type Lookup<'a> = dyn Fn(&str) -> Option<Result<String, String>> + 'a;
+
+impl Function {
+    /// Reads a call. Errors say what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (name, arguments) = match text.split_once('(') {
+            Some((name, rest)) => {
+                let inside = rest.trim_end().strip_suffix(')').ok_or_else(|| format!("`{text}` is not closed"))?;
+                (name.trim(), Some(inside))
+            }
+            None => (text, None),
+        };
+        match (name, arguments) {
+            ("expand_vars", None) => Ok(Self::ExpandVars),
+            ("posix_escape", None) => Ok(Self::PosixEscape),
+            ("truncate", Some(inside)) => {
+                let numbers = inside.split_once(',').map(|(a, b)| (a.trim().parse().ok(), b.trim().parse().ok()));
+                match numbers {
+                    Some((Some(offset), Some(length))) => Ok(Self::Truncate { offset, length }),
+                    _ => Err(format!("`{text}`: write truncate(offset,length)")),
+                }
+            }
+            ("split", Some(inside)) => {
+                let inside = inside.trim();
+                let quoted = ['\'', '"']
+                    .into_iter()
+                    .find_map(|quote| inside.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)));
+                match quoted.filter(|separator| !separator.is_empty()) {
+                    Some(separator) => Ok(Self::Split(separator.to_owned())),
+                    None => Err(format!("`{text}`: write split('separator')")),
+                }
+            }
+            ("expand_vars" | "posix_escape" | "truncate" | "split", _) => {
+                Err(format!("`{text}`: the arguments do not fit the function"))
+            }
+            _ => Err(format!("there is no function `{name}`; there are expand_vars, truncate, posix_escape and split")),
+        }
+    }
+
+    /// Applies it to a value, which must be text.
+    pub fn apply(&self, value: &Value, lookup: &Lookup<'_>) -> Result<Value, String> {
+        let Value::String(text) = value else { return Err("functions take text only".to_owned()) };
+        Ok(match self {
+            Self::ExpandVars => expand(text, lookup)?.into(),
+            Self::Truncate { offset, length } => text.chars().skip(*offset).take(*length).collect::<String>().into(),
+            Self::PosixEscape => posix_escape(text).into(),
+            Self::Split(separator) => {
+                text.split(separator.as_str()).map(str::trim).filter(|part| !part.is_empty()).collect()
+            }
+        })
+    }
+}
+
+fn expand(text: &str, lookup: &Lookup<'_>) -> Result<String, String> {
+    let mut refused = None;
+    let out = crate::pipeline::variables::replace(text, |name, reference| match lookup(name) {
+        None => reference.to_owned(),
+        Some(Ok(value)) => value,
+        Some(Err(why)) => {
+            refused = Some(why);
+            String::new()
+        }
+    });
+    refused.map_or(Ok(out), Err)
+}
+
+/// As `Shellwords.escape` of Ruby.
+fn posix_escape(text: &str) -> String {
+    if text.is_empty() {
+        return "''".to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("'\n'"),
+            c if c.is_ascii_alphanumeric() || "_-.,:+/@".contains(c) => out.push(c),
+            c => out.extend(['\\', c]),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(call: &str, text: &str) -> Result<Value, String> {
+        let lookup = |name: &str| match name {
+            "A" => Some(Ok("1".to_owned())),
+            "SECRET" => Some(Err("`SECRET` is masked".to_owned())),
+            _ => None,
+        };
+        Function::parse(call).and_then(|function| function.apply(&text.into(), &lookup))
+    }
+
+    #[test]
+    fn functions_do_what_they_say() {
+        for (call, text, expected) in [
+            ("expand_vars", "$A ${A} $NO", serde_json::json!("1 1 $NO")),
+            ("truncate(8,5)", "0123456789", serde_json::json!("89")),
+            ("truncate(1, 2)", "äöü", serde_json::json!("öü")),
+            ("posix_escape", "a b's $HOME;c", serde_json::json!("a\\ b\\'s\\ \\$HOME\\;c")),
+            ("posix_escape", "", serde_json::json!("''")),
+            ("split(',')", "a, b,,c", serde_json::json!(["a", "b", "c"])),
+            ("split('|')", "a|b", serde_json::json!(["a", "b"])),
+        ] {
+            assert_eq!(applied(call, text), Ok(expected), "{call}");
+        }
+        for call in ["nope", "truncate", "truncate(1)", "truncate(a,b)", "expand_vars(1)", "split()", "truncate(1,2"] {
+            assert!(applied(call, "x").is_err(), "{call}");
+        }
+        assert!(applied("expand_vars", "$SECRET").is_err_and(|why| why.contains("masked")));
+        assert!(Function::PosixEscape.apply(&7.into(), &|_| None).is_err());
+    }
+}

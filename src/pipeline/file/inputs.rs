@@ -1,0 +1,418 @@
+//! `spec:inputs`: what a file declares, and the values that it gets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use crate::pipeline::pattern::Pattern;
+use crate::pipeline::problem::{Class, Report};
+use crate::pipeline::request::{GivenVariable, InputValue};
+use crate::pipeline::rules::expression::Expression;
+use crate::pipeline::suggest::did_you_mean;
+use crate::pipeline::syntax::{self, Budget, Node, Origin};
+use crate::pipeline::variables::{Scope, View};
+
+const OPTIONS_LIMIT: usize = 50;
+
+/// The header of a file.
+#[derive(Debug, Default)]
+pub struct Spec {
+    /// Inputs in the order of the file.
+    pub inputs: IndexMap<Arc<str>, Input>,
+    /// What the file may know of its component.
+    pub component: Vec<Arc<str>>,
+    /// Files with further inputs.
+    pub include: Option<Node>,
+}
+
+/// A declared input.
+#[derive(Debug)]
+pub struct Input {
+    kind: Kind,
+    default: Option<Value>,
+    options: Option<Vec<Value>>,
+    regex: Option<(Arc<str>, Pattern)>,
+    rules: Vec<Rule>,
+    at: Origin,
+}
+
+#[derive(Debug)]
+struct Rule {
+    condition: Option<(Expression, Vec<Arc<str>>)>,
+    options: Option<Vec<Value>>,
+    default: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Boolean,
+    Array,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Array => "array",
+        }
+    }
+
+    fn fits(self, value: &Value) -> bool {
+        match self {
+            Self::Text => value.is_string(),
+            Self::Number => value.is_number(),
+            Self::Boolean => value.is_boolean(),
+            Self::Array => value.is_array(),
+        }
+    }
+
+    /// Text of a command line as a value of this type.
+    fn parse(self, text: &str) -> Option<Value> {
+        if self == Self::Text {
+            return Some(text.into());
+        }
+        let parsed = syntax::parse(text, 0, &|line| line, &mut Budget::default()).ok()?.root.to_json();
+        self.fits(&parsed).then_some(parsed)
+    }
+}
+
+/// A value that a file gets from whoever includes it.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// The input.
+    pub key: Arc<str>,
+    /// The value.
+    pub value: InputValue,
+    /// Where it is given; line 0 for the command line.
+    pub at: Origin,
+}
+
+/// Reads the value of `spec`.
+pub fn read_spec(node: &Node, report: &mut Report) -> Spec {
+    let mut spec = Spec::default();
+    if node.is_null() {
+        return spec;
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("`spec` takes a mapping, not {}", node.kind()));
+        return spec;
+    };
+    for (key, entry) in mapping.iter() {
+        match &**key {
+            "inputs" => read_inputs(&entry.node, &mut spec.inputs, report),
+            "component" => read_component(&entry.node, &mut spec.component, report),
+            "include" => spec.include = Some(entry.node.clone()),
+            _ => {
+                let hint = did_you_mean(key, &["inputs", "component", "include"]);
+                report.unknown(entry.key_at, format!("`spec` has no keyword `{key}`{hint}"));
+            }
+        }
+    }
+    spec
+}
+
+fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
+    for item in node.list().unwrap_or_default() {
+        match item.text() {
+            Some(name) if ["name", "sha", "version", "reference"].contains(&&**name) => out.push(Arc::clone(name)),
+            _ => {
+                let message = "`spec:component` takes a list of name, sha, version, reference";
+                report.error(Class::InputSpec, item.at, message);
+            }
+        }
+    }
+}
+
+/// Reads declarations of inputs; those that are there already win.
+pub fn read_inputs(node: &Node, inputs: &mut IndexMap<Arc<str>, Input>, report: &mut Report) {
+    if node.is_null() {
+        return;
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("`spec:inputs` takes a mapping, not {}", node.kind()));
+        return;
+    };
+    for (name, entry) in mapping.iter() {
+        if !inputs.contains_key(name)
+            && let Some(input) = read_input(name, &entry.node, entry.key_at, report)
+        {
+            inputs.insert(Arc::clone(name), input);
+        }
+    }
+}
+
+fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Option<Input> {
+    let mut input = Input { kind: Kind::Text, default: None, options: None, regex: None, rules: vec![], at };
+    if node.is_null() {
+        return Some(input);
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}` takes a mapping, not {}", node.kind()));
+        return None;
+    };
+    for (key, entry) in mapping.iter().filter(|(_, entry)| !entry.node.is_null()) {
+        let node = &entry.node;
+        match &**key {
+            "description" => {}
+            "type" => match node.text().map(|text| &**text) {
+                Some("string") => input.kind = Kind::Text,
+                Some("number") => input.kind = Kind::Number,
+                Some("boolean") => input.kind = Kind::Boolean,
+                Some("array") => input.kind = Kind::Array,
+                _ => {
+                    let message = format!("input `{name}`: `type` is one of string, number, boolean, array");
+                    report.error(Class::InputSpec, node.at, message);
+                    return None;
+                }
+            },
+            "default" => input.default = Some(node.to_json()),
+            "options" => input.options = Some(read_options(name, node, report)?),
+            "regex" => input.regex = Some(read_regex(name, node, report)?),
+            "rules" => input.rules = read_rules(name, node, report)?,
+            _ => {
+                let known = ["type", "default", "options", "regex", "description", "rules"];
+                let hint = did_you_mean(key, &known);
+                report.unknown(entry.key_at, format!("input `{name}` has no keyword `{key}`{hint}"));
+            }
+        }
+    }
+    if input.regex.is_some() && input.kind != Kind::Text {
+        report.error(Class::InputSpec, at, format!("input `{name}`: `regex` fits inputs of type string only"));
+    }
+    if let Some(default) = &input.default
+        && let Err((class, why)) = input.check(name, default, input.options.as_deref())
+    {
+        report.error(class, at, format!("the default of {why}"));
+        return None;
+    }
+    Some(input)
+}
+
+fn read_options(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Value>> {
+    let options: Option<Vec<Value>> = node.list().map(|items| items.iter().map(Node::to_json).collect());
+    let valid = options.filter(|options| (1..=OPTIONS_LIMIT).contains(&options.len()));
+    if valid.is_none() {
+        let message = format!("input `{name}`: `options` takes a list of 1 to {OPTIONS_LIMIT} values");
+        report.error(Class::InputSpec, node.at, message);
+    }
+    valid
+}
+
+fn read_regex(name: &str, node: &Node, report: &mut Report) -> Option<(Arc<str>, Pattern)> {
+    let Some(text) = node.text() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}`: `regex` takes text, not {}", node.kind()));
+        return None;
+    };
+    match Pattern::compile(text, "") {
+        Ok(pattern) => Some((Arc::clone(text), pattern)),
+        Err(why) => {
+            report.error(Class::InputSpec, node.at, format!("input `{name}`: the regex {text} cannot be used: {why}"));
+            None
+        }
+    }
+}
+
+fn read_rules(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Rule>> {
+    let Some(items) = node.list() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}`: `rules` takes a list, not {}", node.kind()));
+        return None;
+    };
+    let mut rules = Vec::new();
+    for item in items {
+        let condition = match item.get("if") {
+            None => None,
+            Some(node) => {
+                let text = node.text().cloned().unwrap_or_default();
+                let mut names = Vec::new();
+                let text = name_blocks(&text, &mut names);
+                match Expression::parse(&text.into()) {
+                    Ok(expression) => Some((expression, names)),
+                    Err(why) => {
+                        let message = format!("input `{name}`: `if` cannot be read: {why}");
+                        report.error(Class::IfSyntax, node.at, message);
+                        return None;
+                    }
+                }
+            }
+        };
+        let options = match item.get("options") {
+            Some(node) => Some(read_options(name, node, report)?),
+            None => None,
+        };
+        rules.push(Rule { condition, options, default: item.get("default").map(Node::to_json) });
+    }
+    Some(rules)
+}
+
+/// `$[[ inputs.a ]]` becomes `$I0`, with `a` as the first name.
+fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("$[[") {
+        out.push_str(before);
+        let Some((block, after)) = after.split_once("]]") else {
+            rest = after;
+            break;
+        };
+        out.push_str(&format!("$I{}", names.len()));
+        names.push(block.trim().trim_start_matches("inputs.").into());
+        rest = after;
+    }
+    out + rest
+}
+
+impl Input {
+    /// Whether a value is allowed. An error names the input and the value.
+    fn check(&self, name: &str, value: &Value, options: Option<&[Value]>) -> Result<(), (Class, String)> {
+        if !self.kind.fits(value) {
+            let message = format!("input `{name}` is {value}, which is not of type {}", self.kind.word());
+            return Err((Class::InputType, message));
+        }
+        if let Some(options) = options.filter(|options| !options.contains(value)) {
+            let list: Vec<String> = options.iter().map(ToString::to_string).collect();
+            let message = format!("input `{name}` is {value}, which is none of its options: {}", list.join(", "));
+            return Err((Class::InputOption, message));
+        }
+        if let (Some((text, pattern)), Value::String(value)) = (&self.regex, value)
+            && !pattern.is_match(value)
+        {
+            let message = format!("input `{name}` is \"{value}\", which does not match its regex {text}");
+            return Err((Class::InputRegex, message));
+        }
+        Ok(())
+    }
+}
+
+/// The values of all inputs of a file. `at` is where the file is included. `None`: something is wrong, and reported.
+pub fn resolve(
+    spec: &Spec,
+    file: &str,
+    given: &[Given],
+    at: Origin,
+    report: &mut Report,
+) -> Option<HashMap<Arc<str>, Value>> {
+    let before = report.problems.len();
+    for given in given.iter().filter(|given| !spec.inputs.contains_key(&given.key)) {
+        let names: Vec<&str> = spec.inputs.keys().map(|name| &**name).collect();
+        let message = format!("input `{}` is not declared by {file}{}", given.key, did_you_mean(&given.key, &names));
+        report.error(Class::InputUnknown, given.at, message);
+    }
+    let mut values: HashMap<Arc<str>, Value> = HashMap::new();
+    let (plain, ruled): (Vec<_>, Vec<_>) = spec.inputs.iter().partition(|(_, input)| input.rules.is_empty());
+    for (name, input) in plain.into_iter().chain(ruled) {
+        let rule = input.rules.iter().find(|rule| rule.holds(&values));
+        let default = rule.and_then(|rule| rule.default.as_ref()).or(input.default.as_ref());
+        let options = rule.and_then(|rule| rule.options.as_deref()).or(input.options.as_deref());
+        let given = given.iter().find(|given| given.key == *name);
+        let value = match given.map(|given| &given.value) {
+            Some(InputValue::Typed(value)) => value.clone(),
+            Some(InputValue::Text(text)) => input.kind.parse(text).unwrap_or_else(|| text.as_str().into()),
+            None => match default {
+                Some(default) => default.clone(),
+                None => {
+                    let message = format!("input `{name}` of {file} has no default and no value is given");
+                    report.error(Class::InputMissing, if at.line > 0 { at } else { input.at }, message);
+                    continue;
+                }
+            },
+        };
+        match input.check(name, &value, options) {
+            Ok(()) => {
+                values.insert(Arc::clone(name), value);
+            }
+            Err((class, why)) => {
+                let at = given.map_or(at, |given| given.at);
+                report.error(class, if at.line > 0 { at } else { input.at }, why);
+            }
+        }
+    }
+    (report.problems.len() == before).then_some(values)
+}
+
+impl Rule {
+    fn holds(&self, values: &HashMap<Arc<str>, Value>) -> bool {
+        let Some((expression, names)) = &self.condition else { return true };
+        let variables = names.iter().enumerate().filter_map(|(number, name)| {
+            let value = values.get(name)?;
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
+        });
+        let scope = Scope::new(IndexMap::new(), vec![], variables.collect());
+        expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(spec: &str, given: &[(&str, InputValue)]) -> Result<Value, Vec<Class>> {
+        let node = syntax::parse(spec, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let mut report = Report::default();
+        let mut inputs = IndexMap::new();
+        read_inputs(&node, &mut inputs, &mut report);
+        let spec = Spec { inputs, ..Default::default() };
+        let given: Vec<Given> = given
+            .iter()
+            .map(|(key, value)| Given { key: (*key).into(), value: value.clone(), at: Origin::default() })
+            .collect();
+        let values = resolve(&spec, "x.yml", &given, Origin::default(), &mut report);
+        let classes = report.problems.iter().map(|problem| problem.class).collect::<Vec<_>>();
+        if !classes.is_empty() {
+            return Err(classes);
+        }
+        let values = values.expect("no problems");
+        Ok(values.into_iter().map(|(key, value)| (key.to_string(), value)).collect::<serde_json::Map<_, _>>().into())
+    }
+
+    fn typed(value: Value) -> InputValue {
+        InputValue::Typed(value)
+    }
+
+    #[test]
+    fn values_and_defaults_fit_their_declaration() {
+        let spec = "a: {type: number, default: 1}\nb: {options: [x, y]}\nc: {regex: '^v', default: v1}\nd: {type: array, default: []}\n";
+        let given = [("b", typed("x".into())), ("a", InputValue::Text("7".into()))];
+        let expected = serde_json::json!({"a": 7, "b": "x", "c": "v1", "d": []});
+        assert_eq!(resolved(spec, &given), Ok(expected));
+        for (given, class) in [
+            (vec![], Class::InputMissing),
+            (vec![("b", typed("z".into()))], Class::InputOption),
+            (vec![("b", typed("x".into())), ("c", typed("1".into()))], Class::InputRegex),
+            (vec![("b", typed("x".into())), ("a", typed("3".into()))], Class::InputType),
+            (vec![("b", typed("x".into())), ("a", InputValue::Text("many".into()))], Class::InputType),
+            (vec![("b", typed("x".into())), ("e", typed(1.into()))], Class::InputUnknown),
+        ] {
+            assert_eq!(resolved(spec, &given), Err(vec![class]));
+        }
+    }
+
+    #[test]
+    fn bad_declarations_are_refused() {
+        for (spec, class) in [
+            ("a: {type: text}", Class::InputSpec),
+            ("a: {default: 1}", Class::InputType),
+            ("a: {options: [x], default: y}", Class::InputOption),
+            ("a: {regex: '('}", Class::InputSpec),
+            ("a: {optoins: [x], default: x}", Class::UnknownKeyword),
+        ] {
+            assert_eq!(resolved(spec, &[]), Err(vec![class]), "{spec}");
+        }
+    }
+
+    #[test]
+    fn rules_give_options_and_defaults_that_depend_on_other_inputs() {
+        let spec = "size:\n  rules:\n  - if: $[[ inputs.cloud ]] == 'aws'\n    options: [t3, t4]\n    default: t3\n  - {options: [e2], default: e2}\ncloud: {default: aws}\n";
+        assert_eq!(resolved(spec, &[]), Ok(serde_json::json!({"size": "t3", "cloud": "aws"})));
+        let other = [("cloud", typed("gcp".into()))];
+        assert_eq!(resolved(spec, &other), Ok(serde_json::json!({"size": "e2", "cloud": "gcp"})));
+        let wrong = [("cloud", typed("gcp".into())), ("size", typed("t3".into()))];
+        assert_eq!(resolved(spec, &wrong), Err(vec![Class::InputOption]));
+    }
+}

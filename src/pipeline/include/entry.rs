@@ -1,0 +1,208 @@
+//! An entry of `include`: its form, its rules, its inputs.
+
+use std::sync::Arc;
+
+use super::Loader;
+use crate::pipeline::context::Context;
+use crate::pipeline::file::inputs::Given;
+use crate::pipeline::problem::Class;
+use crate::pipeline::request::{InputValue, Tree};
+use crate::pipeline::rules::clause::{Clause, Owner};
+use crate::pipeline::suggest::did_you_mean;
+use crate::pipeline::syntax::{Node, Origin};
+
+const KEYS: [&str; 12] = [
+    "local",
+    "project",
+    "ref",
+    "file",
+    "remote",
+    "integrity",
+    "template",
+    "component",
+    "inputs",
+    "rules",
+    "artifact",
+    "job",
+];
+
+/// An include that can be fetched.
+pub struct Entry {
+    /// Where it stands.
+    pub at: Origin,
+    /// What to fetch.
+    pub location: Location,
+    /// Values for the inputs of its file.
+    pub inputs: Vec<Given>,
+    rules: Vec<(Clause, bool)>,
+}
+
+/// What to fetch; variables are expanded.
+pub enum Location {
+    /// Files of the same tree.
+    Local(String),
+    /// Files of another project.
+    Project { project: String, reference: Option<String>, files: Vec<String> },
+    /// A URL.
+    Remote { url: String, integrity: Option<String> },
+    /// A template of GitLab.
+    Template(String),
+    /// `host/path/name@version`
+    Component(String),
+    /// A file from the artifacts of a job of the parent pipeline.
+    Artifact { job: String, path: String },
+}
+
+const OWNER: Owner<'static> = Owner { job: None, keyword: "include:rules" };
+
+impl Loader<'_, '_> {
+    /// The entries of the value of `include`. Those with a problem are left out.
+    pub fn entries(&mut self, include: &Node, tree: &Option<Tree>) -> Vec<Entry> {
+        let Some(items) = self.context.flatten(include, "include", None) else { return Vec::new() };
+        items.iter().filter_map(|item| self.entry(item, tree)).collect()
+    }
+
+    fn entry(&mut self, item: &Node, tree: &Option<Tree>) -> Option<Entry> {
+        let at = item.at;
+        if let Some(text) = item.text() {
+            let text = self.expand(text);
+            let remote = text.starts_with("https://") || text.starts_with("http://");
+            let location = if remote { Location::Remote { url: text, integrity: None } } else { Location::Local(text) };
+            return self.checked(Entry { at, location, inputs: vec![], rules: vec![] }, tree);
+        }
+        let Some(mapping) = item.mapping() else {
+            return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
+        };
+        for (key, entry) in mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)) {
+            let message = format!("`include` has no keyword `{key}`{}", did_you_mean(key, &KEYS));
+            self.context.report.unknown(entry.key_at, message);
+        }
+        let location = self.location(item)?;
+        let inputs = item.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
+        let inputs = inputs.map(|(key, entry)| Given {
+            key: Arc::clone(key),
+            value: InputValue::Typed(entry.node.to_json()),
+            at: entry.key_at,
+        });
+        let inputs = inputs.collect();
+        let rules = match item.get("rules") {
+            Some(node) => self.rules(node)?,
+            None => Vec::new(),
+        };
+        self.checked(Entry { at, location, inputs, rules }, tree)
+    }
+
+    fn location(&mut self, item: &Node) -> Option<Location> {
+        let kinds = ["local", "project", "remote", "template", "component", "artifact"];
+        let given: Vec<&str> = kinds.into_iter().filter(|kind| item.get(kind).is_some()).collect();
+        let [kind] = given.as_slice() else {
+            let message = "`include` takes exactly one of local, project, remote, template, component";
+            return self.refuse(item.at, message.to_owned());
+        };
+        let Some(text) = item.get(kind).and_then(Node::text).cloned() else {
+            return self.refuse(item.at, format!("`include:{kind}` takes text"));
+        };
+        let text = self.expand(&text);
+        let optional = |key: &str| item.get(key).and_then(Node::printed).map(|text| self.expand(&text));
+        Some(match *kind {
+            "local" => Location::Local(text),
+            "remote" => Location::Remote { url: text, integrity: optional("integrity") },
+            "template" => Location::Template(text),
+            "component" => Location::Component(text),
+            "artifact" => match optional("job") {
+                Some(job) => Location::Artifact { job, path: text },
+                None => return self.refuse(item.at, "`include:artifact` needs `job`".to_owned()),
+            },
+            _ => {
+                let reference = optional("ref");
+                let files = item.get("file").map(|file| self.context.flatten(file, "include:file", None));
+                let files: Option<Vec<Arc<str>>> =
+                    files.flatten().map(|files| files.iter().filter_map(|file| file.text().cloned()).collect());
+                match files.filter(|files| !files.is_empty()) {
+                    Some(files) => {
+                        let files = files.iter().map(|file| self.expand(file)).collect();
+                        Location::Project { project: text, reference, files }
+                    }
+                    None => {
+                        let message = "`include:project` needs `file`, a path or a list of paths";
+                        return self.refuse(item.at, message.to_owned());
+                    }
+                }
+            }
+        })
+    }
+
+    /// Refuses locations that cannot work from here.
+    fn checked(&mut self, entry: Entry, tree: &Option<Tree>) -> Option<Entry> {
+        let yaml = |path: &str| path.ends_with(".yml") || path.ends_with(".yaml");
+        let why = match &entry.location {
+            Location::Local(path) if path.is_empty() => {
+                "`include:local` is empty once variables are expanded".to_owned()
+            }
+            Location::Local(path) if !yaml(path) => format!("`include:local: {path}` must end in .yml or .yaml"),
+            Location::Local(path) if tree.is_none() => {
+                format!("`include:local: {path}` stands in a remote file or a template, which have no project")
+            }
+            Location::Project { files, .. } => match files.iter().find(|path| !yaml(path)) {
+                Some(path) => format!("`include:file: {path}` must end in .yml or .yaml"),
+                None => return Some(entry),
+            },
+            Location::Remote { url, .. } if !url.starts_with("https://") && !url.starts_with("http://") => {
+                format!("`include:remote: {url}` is not a URL of http or https")
+            }
+            _ => return Some(entry),
+        };
+        self.refuse(entry.at, why)
+    }
+
+    fn refuse<T>(&mut self, at: Origin, message: String) -> Option<T> {
+        self.context.error(Class::IncludeSyntax, at, None, message);
+        None
+    }
+
+    fn expand(&self, text: &str) -> String {
+        Context::view(&self.context.scope).expand(text)
+    }
+
+    fn rules(&mut self, node: &Node) -> Option<Vec<(Clause, bool)>> {
+        let items = self.context.flatten(node, "include:rules", None)?;
+        let mut rules = Vec::with_capacity(items.len());
+        for item in &items {
+            let known = ["if", "exists", "changes", "when"];
+            let Some(mapping) = item.mapping() else {
+                return self.refuse(item.at, format!("`include:rules` takes mappings, not {}", item.kind()));
+            };
+            for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
+                let message = format!("`include:rules` has no keyword `{key}`{}", did_you_mean(key, &known));
+                self.context.report.unknown(entry.key_at, message);
+            }
+            let included = match item.get("when").map(|when| (when.text().map(|text| &**text), when.at)) {
+                None | Some((Some("always"), _)) => true,
+                Some((Some("never"), _)) => false,
+                Some((_, at)) => {
+                    self.context.error(Class::BadWhen, at, None, "`include:rules:when` is always or never");
+                    return None;
+                }
+            };
+            rules.push((Clause::read(item, OWNER, self.context)?, included));
+        }
+        Some(rules)
+    }
+
+    /// Whether the rules of an entry let it in.
+    pub fn applies(&mut self, entry: &Entry, tree: &Option<Tree>) -> bool {
+        if entry.rules.is_empty() {
+            return true;
+        }
+        let scope = Arc::clone(&self.context.scope);
+        let tree = tree.clone().unwrap_or(Tree::Project);
+        for (clause, included) in &entry.rules {
+            match clause.holds(&Context::view(&scope), &tree, OWNER, self.context) {
+                Ok(Some(_)) => return *included,
+                Ok(None) => {}
+                Err(()) => return false,
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,303 @@
+//! From the first file to the whole configuration: headers, inputs, YAML, includes, merge.
+
+mod entry;
+mod fetch;
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::file::document::{self, Document};
+use super::file::inputs::{self, Given, Spec};
+use super::file::interpolate::{self, Values};
+use super::merge::deep_merge;
+use super::problem::Class;
+use super::request::{Content, FILE_LIMIT, SourceError, Tree};
+use super::syntax::{self, Mapping, Node, Origin};
+use entry::Entry;
+
+/// How many files a pipeline may include, as on GitLab.
+const FILES_LIMIT: usize = 150;
+
+/// A file that was fetched.
+struct Fetched {
+    /// For messages.
+    name: String,
+    bytes: Vec<u8>,
+    /// Where its own local includes are; `None`: nowhere.
+    tree: Option<Tree>,
+    component: Option<Component>,
+}
+
+/// What a component's file may know about itself.
+struct Component {
+    name: String,
+    sha: String,
+    version: String,
+    reference: String,
+}
+
+/// Loads the configuration. `None`: it has a problem, which is reported.
+pub fn load(context: &mut Context<'_>) -> Option<Node> {
+    let request = context.request;
+    let mut loader = Loader { context, count: 0, open: Vec::new() };
+    match &request.content {
+        Content::File(path) => {
+            let given = request.inputs.iter().map(|input| Given {
+                key: input.key.as_str().into(),
+                value: input.value.clone(),
+                at: Origin::default(),
+            });
+            let given: Vec<Given> = given.collect();
+            let path = path.trim_start_matches('/');
+            let bytes = match request.sources.read(&Tree::Project, path) {
+                Ok(bytes) => bytes,
+                Err(SourceError::Missing(why)) => {
+                    loader.context.report.add_file(path);
+                    loader.context.error(Class::IncludeMissing, Origin::default(), None, format!("{path}: {why}"));
+                    return None;
+                }
+                Err(SourceError::Failed(why)) => {
+                    loader.context.report.add_file(path);
+                    loader.context.error(Class::IncludeFailed, Origin::default(), None, format!("{path}: {why}"));
+                    return None;
+                }
+            };
+            let fetched = Fetched { name: path.to_owned(), bytes, tree: Some(Tree::Project), component: None };
+            loader.file(fetched, &given, Origin::default())
+        }
+        Content::Includes { include, files } => {
+            loader.context.report.files.clone_from(files);
+            let mapping =
+                Mapping::from([("include".into(), syntax::Entry { key_at: include.at, node: include.clone() })]);
+            loader.includes(Node::mapping_at(mapping, include.at), &Some(Tree::Project))
+        }
+    }
+}
+
+struct Loader<'c, 'a> {
+    context: &'c mut Context<'a>,
+    count: usize,
+    /// Files that are being loaded, the outermost first.
+    open: Vec<String>,
+}
+
+impl Loader<'_, '_> {
+    /// The content of a file with its includes. `at` is where it is included.
+    fn file(&mut self, fetched: Fetched, given: &[Given], at: Origin) -> Option<Node> {
+        let Fetched { name, bytes, tree, component } = fetched;
+        let file = self.context.report.add_file(&name);
+        let start = Origin { file, line: 0 };
+        if bytes.len() > FILE_LIMIT {
+            let message = format!("{name} is larger than {} MiB", FILE_LIMIT >> 20);
+            self.context.error(Class::TooBig, start, None, message);
+            return None;
+        }
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u32 + 1;
+                self.context.error(Class::YamlSyntax, Origin { file, line }, None, "the text is not UTF-8");
+                return None;
+            }
+        };
+        let content = self.content(text, file, &name, given, at, &tree, component.as_ref())?;
+        if content.mapping().is_none_or(|mapping| mapping.is_empty()) {
+            let empty = content.is_null() || content.mapping().is_some();
+            let (class, message) = if !empty {
+                (
+                    Class::NotAMapping,
+                    format!("{name} holds {} instead of a mapping of keywords and jobs", content.kind()),
+                )
+            } else if at.line > 0 {
+                (Class::IncludeMissing, format!("the included file {name} is empty"))
+            } else {
+                (Class::NotAMapping, format!("{name} is empty; write a mapping of keywords and jobs"))
+            };
+            let place = if content.at.line > 0 { content.at } else { start };
+            self.context.error(class, if empty && at.line > 0 { at } else { place }, None, message);
+            return None;
+        }
+        self.open.push(name);
+        let merged = self.includes(content, &tree);
+        self.open.pop();
+        merged
+    }
+
+    /// The content of a text, blocks replaced.
+    #[allow(clippy::too_many_arguments)]
+    fn content(
+        &mut self,
+        text: &str,
+        file: u32,
+        name: &str,
+        given: &[Given],
+        at: Origin,
+        tree: &Option<Tree>,
+        component: Option<&Component>,
+    ) -> Option<Node> {
+        let documents = document::split(text);
+        let header = match documents.as_slice() {
+            [first, _, ..] => {
+                let node = self.parse(first, file)?;
+                node.mapping().is_some_and(|mapping| mapping.contains_key("spec")).then_some(node)
+            }
+            _ => None,
+        };
+        if let Some(third) = documents.get(2) {
+            let message = format!("{name} has more than two documents: a header with `spec` and the content");
+            self.context.error(Class::YamlSyntax, Origin { file, line: third.first }, None, message);
+            return None;
+        }
+        let Some(header) = header else {
+            if let Some(given) = given.first() {
+                let message = format!("input `{}` is not declared: {name} has no header with spec:inputs", given.key);
+                self.context.error(Class::InputUnknown, given.at, None, message);
+                return None;
+            }
+            let content = self.parse(&documents[0], file)?;
+            if let Some(entry) = content.mapping().and_then(|mapping| mapping.get("spec")) {
+                let message = "`spec` stands in a header of its own, which ends with a line `---`";
+                self.context.error(Class::InputSpec, entry.key_at, None, message);
+                return None;
+            }
+            return Some(content);
+        };
+        let before = self.context.report.problems.len();
+        for (key, entry) in header.mapping()?.iter().filter(|(key, _)| &***key != "spec") {
+            self.context.report.unknown(entry.key_at, format!("the header has no keyword `{key}`; only `spec`"));
+        }
+        let spec = inputs::read_spec(header.mapping()?.get("spec").map(|entry| &entry.node)?, &mut self.context.report);
+        let spec = self.with_included_inputs(spec, tree);
+        if self.context.report.problems.len() > before {
+            return None;
+        }
+        let values = inputs::resolve(&spec, name, given, at, &mut self.context.report)?;
+        let scope = Arc::clone(&self.context.scope);
+        let body = documents[1];
+        let filled = interpolate::interpolate(
+            body.text,
+            body.first,
+            &Values {
+                inputs: &|name| values.get(name).cloned(),
+                component: &|key| component.and_then(|component| component.get(&spec, key)),
+                variables: &|key| {
+                    let view = Context::view(&scope);
+                    let value = view.get(key)?;
+                    Some(if view.is_masked(key) {
+                        Err(format!("the variable `{key}` is masked and cannot be put into a file"))
+                    } else {
+                        Ok(value.to_owned())
+                    })
+                },
+            },
+        );
+        for (class, line, message) in &filled.errors {
+            self.context.error(*class, Origin { file, line: *line }, None, message.as_str());
+        }
+        if !filled.errors.is_empty() {
+            return None;
+        }
+        self.parse_text(&filled.text, file, &|line| filled.line(line))
+    }
+
+    fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
+        let first = document.first;
+        self.parse_text(document.text, file, &move |line| line + first - 1)
+    }
+
+    fn parse_text(&mut self, text: &str, file: u32, line_of: &dyn Fn(u32) -> u32) -> Option<Node> {
+        match syntax::parse(text, file, line_of, &mut self.context.budget) {
+            Ok(document) => {
+                for (at, message) in document.duplicates {
+                    self.context.report.warn(at, None, message);
+                }
+                Some(document.root)
+            }
+            Err(error) => {
+                let at = Origin { file, line: error.line };
+                self.context.error(Class::YamlSyntax, at, None, format!("not valid YAML: {}", error.message));
+                None
+            }
+        }
+    }
+
+    /// Adds inputs from `spec:include`: files that hold nothing but `inputs`.
+    fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<Tree>) -> Spec {
+        let Some(include) = spec.include.take() else { return spec };
+        for entry in self.entries(&include, tree) {
+            for fetched in self.fetch(&entry, tree) {
+                let file = self.context.report.add_file(&fetched.name);
+                let text = String::from_utf8_lossy(&fetched.bytes);
+                let Some(node) = self.parse(&Document { text: &text, first: 1 }, file) else { continue };
+                for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
+                    if &**key == "inputs" {
+                        inputs::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);
+                    } else {
+                        let message = format!("{} may hold `inputs` only, not `{key}`", fetched.name);
+                        self.context.error(Class::InputSpec, entry.key_at, None, message);
+                    }
+                }
+            }
+        }
+        spec
+    }
+
+    /// The content merged over what it includes.
+    fn includes(&mut self, content: Node, tree: &Option<Tree>) -> Option<Node> {
+        let Some(include) = content.get("include") else { return Some(content) };
+        let before = self.context.report.problems.len();
+        let mut merged: Option<Node> = None;
+        for entry in self.entries(include, tree) {
+            if !self.applies(&entry, tree) {
+                continue;
+            }
+            for fetched in self.fetch(&entry, tree) {
+                if let Some(start) = self.open.iter().position(|open| *open == fetched.name) {
+                    let circle = self.open[start..].join(" includes ");
+                    let message = format!("files include each other: {circle} includes {}", fetched.name);
+                    self.context.error(Class::IncludeLimit, entry.at, None, message);
+                    return None;
+                }
+                self.count += 1;
+                if self.count > FILES_LIMIT {
+                    let message = format!("more than {FILES_LIMIT} files are included");
+                    self.context.error(Class::IncludeLimit, entry.at, None, message);
+                    return None;
+                }
+                let Some(node) = self.file(fetched, &entry.inputs, entry.at) else { continue };
+                merged = Some(match merged {
+                    Some(base) => deep_merge(&base, &node),
+                    None => node,
+                });
+            }
+            if self.count > FILES_LIMIT {
+                return None;
+            }
+        }
+        if self.context.report.problems.len() > before {
+            return None;
+        }
+        let at = content.at;
+        let mut own: Mapping = content.mapping().map(|mapping| (**mapping).clone()).unwrap_or_default();
+        own.shift_remove("include");
+        let own = Node::mapping_at(own, at);
+        Some(match merged {
+            Some(base) => deep_merge(&base, &own),
+            None => own,
+        })
+    }
+}
+
+impl Component {
+    fn get(&self, spec: &Spec, key: &str) -> Option<String> {
+        let listed = spec.component.iter().any(|listed| &**listed == key);
+        listed
+            .then(|| match key {
+                "name" => &self.name,
+                "sha" => &self.sha,
+                "version" => &self.version,
+                _ => &self.reference,
+            })
+            .cloned()
+    }
+}

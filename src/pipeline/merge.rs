@@ -1,0 +1,179 @@
+//! Deep merge, `extends`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::problem::{Class, Report};
+use super::suggest::did_you_mean;
+use super::syntax::{Mapping, Node, Value};
+
+/// How many levels of parents a job may have.
+const LEVELS_LIMIT: usize = 11;
+
+/// Merges `over` into `base`: mappings key by key, everything else is replaced.
+pub fn deep_merge(base: &Node, over: &Node) -> Node {
+    let (Value::Mapping(below), Value::Mapping(above)) = (&base.value, &over.value) else { return over.clone() };
+    if below.is_empty() {
+        return over.clone();
+    }
+    let mut merged: Mapping = (**below).clone();
+    merge_into(&mut merged, above);
+    Node::mapping_at(merged, over.at)
+}
+
+fn merge_into(merged: &mut Mapping, above: &Mapping) {
+    for (key, entry) in above {
+        match merged.get_mut(key) {
+            Some(present) => {
+                present.node = deep_merge(&present.node, &entry.node);
+                present.key_at = entry.key_at;
+            }
+            None => {
+                merged.insert(Arc::clone(key), entry.clone());
+            }
+        }
+    }
+}
+
+/// Replaces every `extends` of a configuration by what it means. Names of entries with a problem are left out.
+pub fn extend_all(root: &Node, report: &mut Report) -> Node {
+    let Some(mapping) = root.mapping() else { return root.clone() };
+    let extends = |entry: &super::syntax::Entry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
+    if !mapping.values().any(extends) {
+        return root.clone();
+    }
+    let mut extension = Extension { mapping, done: HashMap::new(), report };
+    let mut merged = Mapping::with_capacity(mapping.len());
+    for (name, entry) in mapping.iter() {
+        if let Some((node, _)) = extension.resolve(name, &mut Vec::new()) {
+            merged.insert(Arc::clone(name), super::syntax::Entry { key_at: entry.key_at, node });
+        }
+    }
+    Node::mapping_at(merged, root.at)
+}
+
+struct Extension<'a> {
+    mapping: &'a Mapping,
+    /// The merged entry and its levels of parents; `None`: it has a problem, which is reported.
+    done: HashMap<&'a str, Option<(Node, usize)>>,
+    report: &'a mut Report,
+}
+
+impl<'a> Extension<'a> {
+    fn resolve(&mut self, name: &'a str, path: &mut Vec<&'a str>) -> Option<(Node, usize)> {
+        if let Some(done) = self.done.get(name) {
+            return done.clone();
+        }
+        let result = self.merge(name, path);
+        self.done.insert(name, result.clone());
+        result
+    }
+
+    fn merge(&mut self, name: &'a str, path: &mut Vec<&'a str>) -> Option<(Node, usize)> {
+        let mapping: &'a Mapping = self.mapping;
+        let (_, key, entry) = mapping.get_full(name)?;
+        let Some(parents) = entry.node.get("extends") else { return Some((entry.node.clone(), 0)) };
+        let at = parents.at;
+        let single = std::slice::from_ref(parents);
+        let mut merged = Node::mapping_at(Mapping::new(), entry.node.at);
+        let mut levels = 0;
+        path.push(name);
+        for parent in parents.list().unwrap_or(single) {
+            let Some(parent) = parent.text() else {
+                let message = format!("`extends` takes names, not {}", parent.kind());
+                self.report.job_error(Class::BadValue, at, key, message);
+                path.pop();
+                return None;
+            };
+            let base = self.parent(key, parent, at, path);
+            let Some((base, its_levels)) = base else {
+                path.pop();
+                return None;
+            };
+            levels = levels.max(its_levels + 1);
+            merged = deep_merge(&merged, &base);
+        }
+        path.pop();
+        if levels > LEVELS_LIMIT {
+            let message = format!("`extends` goes through more than {LEVELS_LIMIT} levels");
+            self.report.job_error(Class::ExtendsTooDeep, at, key, message);
+            return None;
+        }
+        Some((deep_merge(&merged, &entry.node), levels))
+    }
+
+    fn parent(
+        &mut self,
+        key: &Arc<str>,
+        parent: &Arc<str>,
+        at: super::syntax::Origin,
+        path: &mut Vec<&'a str>,
+    ) -> Option<(Node, usize)> {
+        let mapping: &'a Mapping = self.mapping;
+        let Some((_, parent, entry)) = mapping.get_full(parent) else {
+            let names: Vec<&str> = mapping.keys().map(|name| &**name).collect();
+            let hint = did_you_mean(parent, &names);
+            let message = format!("`extends` names `{parent}`, which does not exist{hint}");
+            self.report.job_error(Class::ExtendsUnknown, at, key, message);
+            return None;
+        };
+        if entry.node.mapping().is_none() {
+            let message = format!("`extends` names `{parent}`, which is {}, not a mapping", entry.node.kind());
+            self.report.job_error(Class::ExtendsUnknown, at, key, message);
+            return None;
+        }
+        if let Some(start) = path.iter().position(|step| *step == &**parent) {
+            let circle: Vec<&str> = path[start..].iter().copied().chain([&**parent]).collect();
+            let message = format!("`extends` goes in a circle: {}", circle.join(" extends "));
+            self.report.job_error(Class::ExtendsCycle, at, key, message);
+            return None;
+        }
+        if path.len() > LEVELS_LIMIT {
+            let message = format!("`extends` goes through more than {LEVELS_LIMIT} levels");
+            self.report.job_error(Class::ExtendsTooDeep, at, key, message);
+            return None;
+        }
+        self.resolve(parent, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::syntax::{Budget, parse};
+    use super::*;
+
+    fn extended(text: &str) -> Result<serde_json::Value, Vec<Class>> {
+        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let mut report = Report::default();
+        let merged = extend_all(&root, &mut report);
+        let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
+        if classes.is_empty() { Ok(merged.to_json()) } else { Err(classes) }
+    }
+
+    #[test]
+    fn parents_merge_in_order_and_the_job_wins() {
+        let text = ".a: {x: 1, v: {p: 1, q: 1}, l: [1]}\n.b: {extends: .a, x: 2, v: {q: 2}}\nj: {extends: [.b], v: {r: 3}, l: [2], x: null}\n";
+        let merged = extended(text).expect("merged");
+        let expected = serde_json::json!({"x": null, "v": {"p": 1, "q": 2, "r": 3}, "l": [2], "extends": [".b"]});
+        assert_eq!(merged["j"], expected);
+    }
+
+    fn chain(links: usize) -> String {
+        let link = |n: usize| format!(".c{n}: {{extends: .c{}}}\n", n + 1);
+        (0..links).map(link).collect::<String>() + &format!(".c{links}: {{x: 1}}\n")
+    }
+
+    #[test]
+    fn what_cannot_be_extended_is_refused_once() {
+        assert_eq!(extended("j: {extends: .no}\nk: {extends: j}\n"), Err(vec![Class::ExtendsUnknown]));
+        assert_eq!(
+            extended(".a: {extends: .b}\n.b: {extends: .a}\nj: {extends: .a}\n"),
+            Err(vec![Class::ExtendsCycle])
+        );
+        assert_eq!(extended("j: {extends: j}\n"), Err(vec![Class::ExtendsCycle]));
+        assert_eq!(extended(".l: [1]\nj: {extends: .l}\n"), Err(vec![Class::ExtendsUnknown]));
+        assert!(extended(&chain(11)).is_ok());
+        assert_eq!(extended(&chain(12)), Err(vec![Class::ExtendsTooDeep]));
+        assert!(extended(&chain(2000)).is_err());
+    }
+}

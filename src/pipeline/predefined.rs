@@ -1,0 +1,288 @@
+//! Predefined variables, from facts about the commit, its repository and the pipeline.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::request::{Content, MergeRequest, Request};
+use super::slug::slug;
+
+/// The version that `CI_SERVER_VERSION` claims unless the caller sets another.
+const SERVER_VERSION: &str = "19.0.0";
+
+/// A commit that does not exist.
+const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
+
+/// Where a remote URL leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Project {
+    /// `https` or `http`
+    pub protocol: &'static str,
+    /// Without a port.
+    pub host: String,
+    /// Of the web server.
+    pub port: u16,
+    /// Of the SSH server.
+    pub ssh_port: u16,
+    /// Namespace and name.
+    pub path: String,
+}
+
+impl Project {
+    /// Reads the URL of `origin`; without one, the project is the directory on this host.
+    pub fn new(remote: Option<&str>, directory: &str) -> Self {
+        let local = |path: &str| Self {
+            protocol: "https",
+            host: "localhost".to_owned(),
+            port: 443,
+            ssh_port: 22,
+            path: path.to_owned(),
+        };
+        remote.and_then(Self::from_url).unwrap_or_else(|| local(directory))
+    }
+
+    fn from_url(url: &str) -> Option<Self> {
+        let (scheme, rest) = match url.split_once("://") {
+            Some((scheme, rest)) => (scheme, rest.to_owned()),
+            // git@host:path, but neither /path nor ./path:x
+            None => {
+                let (host, path) = url.split_once(':').filter(|(host, _)| !host.contains('/'))?;
+                ("ssh", format!("{host}/{path}"))
+            }
+        };
+        let (authority, path) = rest.split_once('/')?;
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse::<u16>().ok()),
+            None => (authority, None),
+        };
+        let path = path.trim_matches('/');
+        let path = path.strip_suffix(".git").unwrap_or(path);
+        if host.is_empty() || path.is_empty() {
+            return None;
+        }
+        let (protocol, port, ssh_port) = match scheme {
+            "https" => ("https", port.unwrap_or(443), 22),
+            "http" => ("http", port.unwrap_or(80), 22),
+            "ssh" | "git" | "git+ssh" => ("https", 443, port.unwrap_or(22)),
+            _ => return None,
+        };
+        Some(Self { protocol, host: host.to_owned(), port, ssh_port, path: path.to_owned() })
+    }
+
+    /// Host, with the port unless it is the protocol's own.
+    pub fn fqdn(&self) -> String {
+        match (self.protocol, self.port) {
+            ("https", 443) | ("http", 80) => self.host.clone(),
+            (_, port) => format!("{}:{port}", self.host),
+        }
+    }
+
+    /// The URL of the server.
+    pub fn server_url(&self) -> String {
+        format!("{}://{}", self.protocol, self.fqdn())
+    }
+}
+
+/// Variables that all jobs share.
+pub fn of_pipeline(request: &Request<'_>, project: &Project) -> IndexMap<Arc<str>, Arc<str>> {
+    let mut variables = Variables(IndexMap::with_capacity(128));
+    let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
+    variables.server(project, given("CI_SERVER_VERSION").map_or(SERVER_VERSION, |version| version));
+    variables.project(request, project);
+    variables.commit(request);
+    variables.pipeline(request, project);
+    if let Some(merge_request) = &request.source.merge_request {
+        variables.merge_request(request, merge_request, project);
+    }
+    for (key, value) in &request.predefined {
+        variables.set(key, value.as_str());
+    }
+    variables.0
+}
+
+struct Variables(IndexMap<Arc<str>, Arc<str>>);
+
+impl Variables {
+    fn set(&mut self, key: &str, value: impl Into<Arc<str>>) {
+        self.0.insert(key.into(), value.into());
+    }
+
+    fn server(&mut self, project: &Project, version: &str) {
+        self.set("CI", "true");
+        self.set("GITLAB_CI", "true");
+        self.set("CI_SERVER", "yes");
+        let url = project.server_url();
+        self.set("CI_SERVER_URL", url.as_str());
+        self.set("CI_SERVER_HOST", project.host.as_str());
+        self.set("CI_SERVER_PORT", project.port.to_string());
+        self.set("CI_SERVER_PROTOCOL", project.protocol);
+        self.set("CI_SERVER_FQDN", project.fqdn());
+        self.set("CI_SERVER_SHELL_SSH_HOST", project.host.as_str());
+        self.set("CI_SERVER_SHELL_SSH_PORT", project.ssh_port.to_string());
+        self.set("CI_SERVER_NAME", "GitLab");
+        self.set("CI_SERVER_VERSION", version);
+        let mut numbers = version.split('.');
+        for part in ["MAJOR", "MINOR", "PATCH"] {
+            let digits: String = numbers.next().unwrap_or("0").chars().take_while(char::is_ascii_digit).collect();
+            self.set(&format!("CI_SERVER_VERSION_{part}"), digits);
+        }
+        self.set("CI_SERVER_REVISION", "");
+        self.set("GITLAB_FEATURES", "");
+        self.set("CI_API_V4_URL", format!("{url}/api/v4"));
+        self.set("CI_API_GRAPHQL_URL", format!("{url}/api/graphql"));
+        self.set("CI_TEMPLATE_REGISTRY_HOST", "registry.gitlab.com");
+    }
+
+    fn project(&mut self, request: &Request<'_>, project: &Project) {
+        let path = project.path.as_str();
+        let (namespace, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let root = path.split_once('/').map_or("", |(root, _)| root);
+        let url = format!("{}/{path}", project.server_url());
+        self.set("CI_PROJECT_ID", "1");
+        self.set("CI_PROJECT_NAME", name);
+        self.set("CI_PROJECT_TITLE", name);
+        self.set("CI_PROJECT_DESCRIPTION", "");
+        self.set("CI_PROJECT_PATH", path);
+        self.set("CI_PROJECT_PATH_SLUG", slug(path));
+        self.set("CI_PROJECT_NAMESPACE", namespace);
+        self.set("CI_PROJECT_NAMESPACE_ID", "1");
+        self.set("CI_PROJECT_NAMESPACE_SLUG", slug(namespace));
+        self.set("CI_PROJECT_ROOT_NAMESPACE", root);
+        self.set("CI_REPOSITORY_URL", format!("{url}.git"));
+        self.set("CI_PROJECT_URL", url);
+        self.set("CI_PROJECT_VISIBILITY", "private");
+        self.set("CI_PROJECT_REPOSITORY_LANGUAGES", "");
+        self.set("CI_PROJECT_CLASSIFICATION_LABEL", "");
+        let default_branch = request.facts.default_branch.as_str();
+        self.set("CI_DEFAULT_BRANCH", default_branch);
+        self.set("CI_DEFAULT_BRANCH_SLUG", slug(default_branch));
+        let config = match &request.content {
+            Content::File(path) => path.as_str(),
+            Content::Includes { .. } => ".gitlab-ci.yml",
+        };
+        self.set("CI_CONFIG_PATH", config);
+        let registry = format!("registry.{}", project.host);
+        self.set("CI_REGISTRY_IMAGE", format!("{registry}/{}", path.to_lowercase()));
+        self.set("CI_REGISTRY", registry);
+        let pages = format!("pages.{}", project.host);
+        self.set("CI_PAGES_HOSTNAME", format!("{}.{pages}", slug(root)));
+        self.set("CI_PAGES_URL", format!("{}://{}.{pages}/{name}", project.protocol, slug(root)));
+        self.set("CI_PAGES_DOMAIN", pages);
+        let proxy = format!("{}:{}", project.host, project.port);
+        self.set("CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", format!("{proxy}/{root}/dependency_proxy/containers"));
+        self.set(
+            "CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX",
+            format!("{proxy}/{namespace}/dependency_proxy/containers"),
+        );
+        self.set("CI_DEPENDENCY_PROXY_SERVER", proxy);
+    }
+
+    fn commit(&mut self, request: &Request<'_>) {
+        let facts = &request.facts;
+        let message = facts.message.as_str();
+        let (title, rest) = message.split_once('\n').unwrap_or((message, ""));
+        self.set("CI_COMMIT_SHA", facts.sha.as_str());
+        self.set("CI_COMMIT_SHORT_SHA", facts.sha.get(..8).unwrap_or(&facts.sha));
+        self.set("CI_COMMIT_TITLE", title);
+        self.set("CI_COMMIT_MESSAGE", message);
+        let description = if title.chars().count() < 100 { rest.strip_suffix('\n').unwrap_or(rest) } else { message };
+        self.set("CI_COMMIT_DESCRIPTION", description);
+        self.set("CI_COMMIT_AUTHOR", facts.author.as_str());
+        self.set("CI_COMMIT_TIMESTAMP", facts.timestamp.as_str());
+        let merge_request = request.source.merge_request.as_ref();
+        let branch = facts.branch.as_deref().unwrap_or_default();
+        let reference = match (merge_request, &facts.tag) {
+            (Some(merge_request), _) => merge_request.source.as_str(),
+            (None, Some(tag)) => tag,
+            (None, None) => branch,
+        };
+        self.set("CI_COMMIT_REF_NAME", reference);
+        self.set("CI_COMMIT_REF_SLUG", slug(reference));
+        match &facts.tag {
+            Some(tag) if merge_request.is_none() => {
+                self.set("CI_COMMIT_TAG", tag.as_str());
+                self.set("CI_COMMIT_TAG_MESSAGE", facts.tag_message.as_str());
+            }
+            _ if merge_request.is_none() && !branch.is_empty() => self.set("CI_COMMIT_BRANCH", branch),
+            _ => {}
+        }
+        let before = facts.before.as_deref().filter(|_| merge_request.is_none());
+        self.set("CI_COMMIT_BEFORE_SHA", before.unwrap_or(NO_COMMIT));
+        self.set("CI_COMMIT_REF_PROTECTED", facts.protected.to_string());
+    }
+
+    fn pipeline(&mut self, request: &Request<'_>, project: &Project) {
+        let facts = &request.facts;
+        let id = facts.pipeline_id.to_string();
+        let url = format!("{}/{}/-/pipelines/{id}", project.server_url(), project.path);
+        self.set("CI_PIPELINE_SOURCE", request.source.name.as_str());
+        self.set("CI_PIPELINE_IID", id.as_str());
+        self.set("CI_PIPELINE_ID", id);
+        self.set("CI_PIPELINE_URL", url);
+        self.set("CI_PIPELINE_CREATED_AT", facts.created_at.as_str());
+        if request.source.name == "trigger" {
+            self.set("CI_PIPELINE_TRIGGERED", "true");
+        }
+        self.set("GITLAB_USER_ID", "1");
+        self.set("GITLAB_USER_NAME", facts.user_name.as_str());
+        self.set("GITLAB_USER_EMAIL", facts.user_email.as_str());
+        self.set("GITLAB_USER_LOGIN", facts.user_email.split('@').next().unwrap_or_default());
+    }
+
+    fn merge_request(&mut self, request: &Request<'_>, merge_request: &MergeRequest, project: &Project) {
+        let mut set = |key: &str, value: &str| self.set(&format!("CI_MERGE_REQUEST_{key}"), value);
+        let url = format!("{}/{}", project.server_url(), project.path);
+        let iid = merge_request.iid.to_string();
+        set("ID", &iid);
+        set("IID", &iid);
+        set("REF_PATH", &format!("refs/merge-requests/{iid}/head"));
+        set("EVENT_TYPE", "detached");
+        set("TITLE", &merge_request.title);
+        set("DESCRIPTION", "");
+        set("LABELS", &merge_request.labels.join(","));
+        set("DRAFT", if merge_request.title.starts_with("Draft:") { "true" } else { "false" });
+        set("APPROVED", "false");
+        set("DIFF_ID", "1");
+        set("DIFF_BASE_SHA", &merge_request.diff_base_sha);
+        set("PROJECT_ID", "1");
+        set("PROJECT_PATH", &project.path);
+        set("PROJECT_URL", &url);
+        set("SOURCE_BRANCH_NAME", &merge_request.source);
+        set("SOURCE_BRANCH_SHA", &request.facts.sha);
+        set("SOURCE_BRANCH_PROTECTED", "false");
+        set("SOURCE_PROJECT_ID", "1");
+        set("SOURCE_PROJECT_PATH", &project.path);
+        set("SOURCE_PROJECT_URL", &url);
+        set("TARGET_BRANCH_NAME", &merge_request.target);
+        set("TARGET_BRANCH_SHA", &merge_request.target_sha);
+        let protected = if merge_request.target == request.facts.default_branch { "true" } else { "false" };
+        set("TARGET_BRANCH_PROTECTED", protected);
+        self.set("CI_OPEN_MERGE_REQUESTS", format!("{}!{iid}", project.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_remotes() {
+        for (url, server, ssh_port, path) in [
+            ("https://git.example.test/team/app.git", "https://git.example.test", 22, "team/app"),
+            ("https://user:pw@git.example.test:8443/a/b/c", "https://git.example.test:8443", 22, "a/b/c"),
+            ("git@git.example.test:team/app.git", "https://git.example.test", 22, "team/app"),
+            ("ssh://git@git.example.test:2222/team/app.git/", "https://git.example.test", 2222, "team/app"),
+            ("http://git.example.test/team/app", "http://git.example.test", 22, "team/app"),
+            ("/srv/git/app.git", "https://localhost", 22, "dir"),
+            ("file:///srv/git/app.git", "https://localhost", 22, "dir"),
+            ("nonsense", "https://localhost", 22, "dir"),
+        ] {
+            let project = Project::new(Some(url), "dir");
+            assert_eq!(
+                (project.server_url().as_str(), project.ssh_port, project.path.as_str()),
+                (server, ssh_port, path)
+            );
+        }
+    }
+}

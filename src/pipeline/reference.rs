@@ -1,0 +1,214 @@
+//! `!reference [key, …]`: replaced by the value at that path of the merged and extended configuration.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::problem::{Class, Report};
+use super::suggest::did_you_mean;
+use super::syntax::{Mapping, Node, Origin, Value};
+
+/// How deep references may lead to references.
+const DEPTH_LIMIT: usize = 10;
+
+/// Replaces every reference. Entries with a problem are left out.
+pub fn resolve_all(root: &Node, report: &mut Report) -> Node {
+    let Some(mapping) = root.mapping() else { return root.clone() };
+    if !contains_reference(root) {
+        return root.clone();
+    }
+    let mut resolution = Resolution { root: mapping, done: HashMap::new(), open: Vec::new(), job: None, report };
+    let mut resolved = (**mapping).clone();
+    resolved.retain(|name, entry| {
+        resolution.job = Some(Arc::clone(name));
+        match resolution.node(&entry.node) {
+            Outcome::Same => true,
+            Outcome::New(node) => {
+                entry.node = node;
+                true
+            }
+            Outcome::Bad => false,
+        }
+    });
+    Node::mapping_at(resolved, root.at)
+}
+
+fn contains_reference(node: &Node) -> bool {
+    match &node.value {
+        Value::Reference(_) => true,
+        Value::List(items) => items.iter().any(contains_reference),
+        Value::Mapping(mapping) => mapping.values().any(|entry| contains_reference(&entry.node)),
+        _ => false,
+    }
+}
+
+/// What became of a node.
+enum Outcome {
+    /// It has no references.
+    Same,
+    /// The node without them.
+    New(Node),
+    /// One of them has a problem, which is reported.
+    Bad,
+}
+
+struct Resolution<'a> {
+    root: &'a Mapping,
+    /// Values of paths; `None`: there is a problem, which is reported.
+    done: HashMap<Vec<Arc<str>>, Option<Node>>,
+    open: Vec<Vec<Arc<str>>>,
+    job: Option<Arc<str>>,
+    report: &'a mut Report,
+}
+
+impl Resolution<'_> {
+    fn node(&mut self, node: &Node) -> Outcome {
+        match &node.value {
+            Value::Reference(path) => self.reference(path, node.at).map_or(Outcome::Bad, Outcome::New),
+            Value::List(items) => {
+                let mut new: Option<Vec<Node>> = None;
+                for (number, item) in items.iter().enumerate() {
+                    match self.node(item) {
+                        Outcome::Same => {}
+                        Outcome::New(item) => new.get_or_insert_with(|| (**items).clone())[number] = item,
+                        Outcome::Bad => return Outcome::Bad,
+                    }
+                }
+                new.map_or(Outcome::Same, |items| Outcome::New(Node::list_at(items, node.at)))
+            }
+            Value::Mapping(mapping) => {
+                let mut new: Option<Mapping> = None;
+                for (number, entry) in mapping.values().enumerate() {
+                    match self.node(&entry.node) {
+                        Outcome::Same => {}
+                        Outcome::New(node) => new.get_or_insert_with(|| (**mapping).clone())[number].node = node,
+                        Outcome::Bad => return Outcome::Bad,
+                    }
+                }
+                new.map_or(Outcome::Same, |mapping| Outcome::New(Node::mapping_at(mapping, node.at)))
+            }
+            _ => Outcome::Same,
+        }
+    }
+
+    /// The value of a reference; `None` when it has a problem.
+    fn reference(&mut self, path: &[Node], at: Origin) -> Option<Node> {
+        let names: Option<Vec<Arc<str>>> = path.iter().map(Node::printed).collect();
+        let Some(names) = names.filter(|names| !names.is_empty()) else {
+            self.error(
+                Class::ReferenceUnknown,
+                at,
+                "`!reference` takes a list of keys, such as [.setup, script]".into(),
+            );
+            return None;
+        };
+        if let Some(done) = self.done.get(&names) {
+            return done.clone();
+        }
+        let shown = format!("`!reference [{}]`", names.join(", "));
+        if let Some(start) = self.open.iter().position(|open| *open == names) {
+            let circle: Vec<String> =
+                self.open[start..].iter().map(|names| format!("[{}]", names.join(", "))).collect();
+            let message = format!("{shown} returns to itself: {}", circle.join(" leads to "));
+            self.error(Class::ReferenceCycle, at, message);
+            return None;
+        }
+        if self.open.len() >= DEPTH_LIMIT {
+            self.error(
+                Class::ReferenceTooDeep,
+                at,
+                format!("{shown}: references lead deeper than {DEPTH_LIMIT} levels"),
+            );
+            return None;
+        }
+        let Some(target) = self.target(&names, &shown, at) else {
+            self.done.insert(names, None);
+            return None;
+        };
+        self.open.push(names);
+        let node = match self.node(&target) {
+            Outcome::Same => Some(target),
+            Outcome::New(node) => Some(node),
+            Outcome::Bad => None,
+        };
+        if let Some(names) = self.open.pop() {
+            self.done.insert(names, node.clone());
+        }
+        node
+    }
+
+    fn target(&mut self, names: &[Arc<str>], shown: &str, at: Origin) -> Option<Node> {
+        let mut mapping = self.root;
+        let mut node = None;
+        for (number, name) in names.iter().enumerate() {
+            let Some(entry) = mapping.get(name).filter(|entry| !entry.node.is_null()) else {
+                let known: Vec<&str> = mapping.keys().map(|key| &**key).collect();
+                let message = format!("{shown}: there is no `{name}`{}", did_you_mean(name, &known));
+                self.error(Class::ReferenceUnknown, at, message);
+                return None;
+            };
+            node = Some(&entry.node);
+            match (entry.node.mapping(), number + 1 < names.len()) {
+                (Some(next), true) => mapping = next,
+                (None, true) => {
+                    let message = format!("{shown}: `{name}` is {}, not a mapping", entry.node.kind());
+                    self.error(Class::ReferenceUnknown, at, message);
+                    return None;
+                }
+                (_, false) => {}
+            }
+        }
+        node.cloned()
+    }
+
+    fn error(&mut self, class: Class, at: Origin, message: String) {
+        match &self.job {
+            Some(job) if !job.starts_with('.') => self.report.job_error(class, at, job, message),
+            _ => self.report.error(class, at, message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::syntax::{Budget, parse};
+    use super::*;
+
+    fn resolved(text: &str) -> Result<serde_json::Value, Vec<Class>> {
+        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let mut report = Report::default();
+        let resolved = resolve_all(&root, &mut report);
+        let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
+        if classes.is_empty() { Ok(resolved.to_json()) } else { Err(classes) }
+    }
+
+    #[test]
+    fn references_are_replaced_through_each_other() {
+        let text = ".a: {s: [x, !reference [.b, s]]}\n.b: {s: [y], v: {k: 1}}\nj: {script: [!reference [.a, s]], one: !reference [.b, v, k]}\n";
+        assert_eq!(resolved(text).expect("resolved")["j"], serde_json::json!({"script": [["x", ["y"]]], "one": 1}));
+    }
+
+    #[test]
+    fn bad_references_are_refused() {
+        assert_eq!(resolved("j: {s: !reference [.no, s]}"), Err(vec![Class::ReferenceUnknown]));
+        assert_eq!(resolved("j: {s: !reference [.a, s]}\n.a: {s: null}"), Err(vec![Class::ReferenceUnknown]));
+        assert_eq!(resolved("j: {s: !reference []}"), Err(vec![Class::ReferenceUnknown]));
+        assert_eq!(
+            resolved("j: {s: !reference [.a, s]}\n.a: {s: [!reference [j, s]]}"),
+            Err(vec![Class::ReferenceCycle])
+        );
+        let link = |n: usize| format!(".c{n}: {{s: [!reference [.c{}, s]]}}\n", n + 1);
+        let chain = (0..20).map(link).collect::<String>() + ".c20: {s: [x]}\n";
+        assert!(resolved(&chain).is_err());
+    }
+
+    #[test]
+    fn references_share_what_they_lead_to() {
+        let level =
+            |n: usize| format!(".c{n}: {{s: [{}]}}\n", vec![format!("!reference [.c{}, s]", n + 1); 10].join(", "));
+        let text = (0..9).map(level).collect::<String>() + ".c9: {s: [x]}\n";
+        let root = parse(&text, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let mut report = Report::default();
+        resolve_all(&root, &mut report);
+        assert!(report.problems.is_empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! The keywords at the top of the configuration, and what is left: jobs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::context::Context;
+use super::draft::reader::Reader;
+use super::draft::{DEFAULT_KEYS, Draft};
+use super::plan::{Level, Variable};
+use super::problem::Class;
+use super::rules::rule::Rule;
+use super::suggest::did_you_mean;
+use super::syntax::{Entry, Mapping, Node};
+
+const GLOBAL_KEYS: [&str; 10] = [
+    "default",
+    "image",
+    "services",
+    "before_script",
+    "after_script",
+    "cache",
+    "stages",
+    "variables",
+    "workflow",
+    "include",
+];
+
+/// Top-level keywords that are old forms of those in `default`.
+const OLD_DEFAULTS: [&str; 5] = ["image", "services", "before_script", "after_script", "cache"];
+
+/// The configuration with its keywords read.
+pub struct Root {
+    /// In order, `.pre` first and `.post` last.
+    pub stages: Vec<Arc<str>>,
+    /// Top-level variables.
+    pub variables: Vec<Variable>,
+    /// `workflow:name`
+    pub name: Option<Arc<str>>,
+    /// `workflow:rules`
+    pub rules: Option<Vec<Rule>>,
+    /// `workflow:auto_cancel:on_job_failure: all`
+    pub cancel_on_job_failure: bool,
+    /// Visible jobs without problems.
+    pub drafts: Vec<Draft>,
+    /// Names of jobs with problems.
+    pub broken: HashSet<Arc<str>>,
+}
+
+impl Root {
+    /// Reads the configuration. `broken` are names that have problems already.
+    pub fn read(node: &Node, broken: HashSet<Arc<str>>, context: &mut Context<'_>) -> Self {
+        let mut root = Self {
+            stages: Vec::new(),
+            variables: Vec::new(),
+            name: None,
+            rules: None,
+            cancel_on_job_failure: false,
+            drafts: Vec::new(),
+            broken,
+        };
+        let empty = Arc::default();
+        let mapping = node.mapping().unwrap_or(&empty);
+        root.stages = read_stages(node.get("stages"), context);
+        if let Some(variables) = node.get("variables") {
+            let mut reader = Reader { context, job: None };
+            root.variables = reader.variables(variables, Level::Default, "variables");
+        }
+        if let Some(workflow) = node.get("workflow") {
+            let _ = root.read_workflow(workflow, context);
+        }
+        let defaults = read_defaults(mapping, context);
+        Draft::check_defaults(&defaults, context);
+        root.read_jobs(mapping, &defaults, context);
+        root
+    }
+
+    fn read_workflow(&mut self, node: &Node, context: &mut Context<'_>) -> Option<()> {
+        let mut reader = Reader { context, job: None };
+        reader.mapping(node, "workflow", &["rules", "name", "auto_cancel"])?;
+        if let Some(name) = node.get("name") {
+            self.name = reader.text(name, "workflow:name");
+        }
+        if let Some(cancel) = node.get("auto_cancel") {
+            self.cancel_on_job_failure = reader.auto_cancel(cancel, "workflow:auto_cancel")?.unwrap_or(false);
+        }
+        if let Some(rules) = node.get("rules") {
+            self.rules = reader.workflow_rules(rules);
+        }
+        Some(())
+    }
+
+    fn read_jobs(&mut self, mapping: &Mapping, defaults: &Mapping, context: &mut Context<'_>) {
+        let jobs: Vec<(&Arc<str>, &Entry)> =
+            mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
+        let stages: HashSet<Arc<str>> = self.stages.iter().cloned().collect();
+        for (name, entry) in &jobs {
+            match read_job(name, entry, defaults, &stages, context) {
+                Some(draft) => self.drafts.push(draft),
+                None => {
+                    self.broken.insert(Arc::clone(name));
+                }
+            }
+        }
+        let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
+        if !visible {
+            let at = mapping.values().next().map_or_else(Default::default, |entry| entry.key_at);
+            let message =
+                "the configuration has no visible job: a mapping with `script` whose name does not begin with a dot";
+            context.error(Class::NoVisibleJob, at, None, message);
+        }
+    }
+}
+
+fn read_job(
+    name: &Arc<str>,
+    entry: &Entry,
+    defaults: &Mapping,
+    stages: &HashSet<Arc<str>>,
+    context: &mut Context<'_>,
+) -> Option<Draft> {
+    if name.trim().is_empty() || name.chars().count() > 255 {
+        let message = "names of jobs have 1 to 255 characters";
+        context.error(Class::JobName, entry.key_at, None, message);
+        return None;
+    }
+    if ["true", "false", "nil"].contains(&&**name) {
+        context.report.warn(entry.key_at, Some(name), format!("the job name `{name}` is easily taken for a value"));
+    }
+    // A keyword at the wrong place or with a spelling mistake looks like a job that is no mapping.
+    if entry.node.mapping().is_none() {
+        let hint = did_you_mean(name, &GLOBAL_KEYS);
+        if !hint.is_empty() {
+            context.report.unknown(entry.key_at, format!("there is no keyword `{name}`{hint}"));
+            return None;
+        }
+    }
+    if &**name == "spec" {
+        context.error(Class::JobName, entry.key_at, None, "`spec` is a keyword of headers and cannot be a job");
+        return None;
+    }
+    let draft = Draft::read(name, entry, defaults, context)?;
+    if !stages.contains(&draft.job.stage) {
+        let mut names: Vec<&str> = stages.iter().map(|stage| &**stage).collect();
+        names.sort_unstable();
+        let hint = did_you_mean(&draft.job.stage, &names);
+        let hint = if hint.is_empty() { format!("; there are {}", names.join(", ")) } else { hint };
+        let message = format!("its stage `{}` is not declared in `stages`{hint}", draft.job.stage);
+        context.error(Class::UnknownStage, draft.stage_at, Some(name), message);
+        return None;
+    }
+    Some(draft)
+}
+
+fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Vec<Arc<str>> {
+    let mut reader = Reader { context, job: None };
+    let declared = match node {
+        Some(node) => reader.texts(node, "stages").unwrap_or_default(),
+        None => ["build", "test", "deploy"].map(Into::into).to_vec(),
+    };
+    let mut stages: Vec<Arc<str>> = vec![".pre".into()];
+    let mut seen: HashSet<Arc<str>> = [".pre".into(), ".post".into()].into();
+    stages.extend(declared.into_iter().filter(|stage| seen.insert(Arc::clone(stage))));
+    stages.push(".post".into());
+    stages
+}
+
+/// `default`, with the old top-level forms.
+fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
+    let mut defaults = Mapping::new();
+    if let Some(entry) = mapping.get("default").filter(|entry| !entry.node.is_null()) {
+        let mut reader = Reader { context, job: None };
+        if reader.mapping(&entry.node, "default", &DEFAULT_KEYS).is_some()
+            && let Some(own) = entry.node.mapping()
+        {
+            defaults = own.iter().filter(|(key, _)| DEFAULT_KEYS.contains(&&***key)).map(clone_entry).collect();
+        }
+    }
+    for key in OLD_DEFAULTS {
+        let Some(entry) = mapping.get(key).filter(|entry| !entry.node.is_null()) else { continue };
+        if defaults.get(key).is_some_and(|present| !present.node.is_null()) {
+            let message = format!("`{key}` stands at the top level and in `default`; keep the one in `default`");
+            context.error(Class::DefaultConflict, entry.key_at, None, message);
+            continue;
+        }
+        defaults.insert(key.into(), entry.clone());
+    }
+    defaults
+}
+
+fn clone_entry((key, entry): (&Arc<str>, &Entry)) -> (Arc<str>, Entry) {
+    (Arc::clone(key), entry.clone())
+}

@@ -1,0 +1,303 @@
+//! The condition of a rule: `if`, `changes`, `exists`. All that are given must hold.
+
+use std::sync::Arc;
+
+use crate::pipeline::context::Context;
+use crate::pipeline::pattern::Pattern;
+use crate::pipeline::problem::Class;
+use crate::pipeline::request::{Base, SourceError, Tree};
+use crate::pipeline::suggest::did_you_mean;
+use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::variables::View;
+
+use super::expression::Expression;
+
+/// How many patterns a list may have.
+const PATTERNS_LIMIT: usize = 50;
+
+/// A condition.
+#[derive(Clone, Debug, Default)]
+pub struct Clause {
+    condition: Option<Arc<Expression>>,
+    changes: Option<Changes>,
+    exists: Option<Exists>,
+}
+
+/// `changes`
+#[derive(Clone, Debug)]
+pub struct Changes {
+    paths: Paths,
+    compare_to: Option<Node>,
+}
+
+#[derive(Clone, Debug)]
+struct Exists {
+    paths: Paths,
+    project: Option<Node>,
+    reference: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug)]
+enum Paths {
+    Globs(Arc<Vec<Arc<str>>>),
+    Regexp(Arc<str>, Pattern),
+}
+
+/// Who has the rule, for messages.
+#[derive(Clone, Copy)]
+pub struct Owner<'a> {
+    /// The job, if it is one's.
+    pub job: Option<&'a Arc<str>>,
+    /// `rules`, `workflow:rules`, `include:rules`, …
+    pub keyword: &'a str,
+}
+
+impl Clause {
+    /// Reads the condition from a rule. `None`: it has a problem, which is reported.
+    pub fn read(rule: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+        let mut clause = Self::default();
+        if let Some(node) = rule.get("if") {
+            clause.condition = Some(read_if(node, owner, context)?);
+        }
+        if let Some(node) = rule.get("changes") {
+            clause.changes = Some(Changes::read(node, owner, context)?);
+        }
+        if let Some(node) = rule.get("exists") {
+            clause.exists = Some(read_exists(node, owner, context)?);
+        }
+        Some(clause)
+    }
+
+    /// Why it holds; `Ok(None)`: it does not. `Err`: it cannot be told, and that is reported.
+    pub fn holds(
+        &self,
+        view: &View<'_>,
+        tree: &Tree,
+        owner: Owner<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Reasons>, ()> {
+        let mut reasons = Reasons::default();
+        if let Some(condition) = &self.condition {
+            if !condition.holds(view) {
+                return Ok(None);
+            }
+            reasons.condition = Some(Arc::clone(condition));
+        }
+        if let Some(changes) = &self.changes {
+            match changes.hold(view, owner, context)? {
+                Some(why) => reasons.files.push(why),
+                None => return Ok(None),
+            }
+        }
+        if let Some(exists) = &self.exists {
+            match exists.holds(view, tree, owner, context)? {
+                Some(why) => reasons.files.push(why),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(reasons))
+    }
+}
+
+/// Why a condition holds.
+#[derive(Clone, Debug, Default)]
+pub struct Reasons {
+    condition: Option<Arc<Expression>>,
+    files: Vec<String>,
+}
+
+impl Reasons {
+    /// As text, with the values of variables.
+    pub fn explain(&self, view: &View<'_>) -> String {
+        let condition = self.condition.iter().map(|condition| condition.explain(view));
+        let reasons: Vec<String> = condition.chain(self.files.iter().cloned()).collect();
+        if reasons.is_empty() { "it has no condition".to_owned() } else { reasons.join("; ") }
+    }
+}
+
+/// Reads an expression that must be text.
+pub fn read_if(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Arc<Expression>> {
+    let keyword = owner.keyword;
+    let Some(text) = node.text() else {
+        let message = format!("`{keyword}:if` takes an expression as text, not {}", node.kind());
+        context.error(Class::IfSyntax, node.at, owner.job, message);
+        return None;
+    };
+    match context.expression(text) {
+        Ok(expression) => Some(expression),
+        Err(why) => {
+            let message = format!("`{keyword}:if: {text}` cannot be read: {why}");
+            context.error(Class::IfSyntax, node.at, owner.job, message);
+            None
+        }
+    }
+}
+
+impl Paths {
+    fn read(node: &Node, keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+        let items = context.flatten(node, keyword, owner.job)?;
+        let texts: Option<Vec<Arc<str>>> = items.iter().map(|item| item.text().cloned()).collect();
+        let valid = texts.filter(|texts| node.list().is_some() && texts.len() <= PATTERNS_LIMIT);
+        if valid.is_none() {
+            let message = format!("`{}:{keyword}` takes a list of up to {PATTERNS_LIMIT} paths", owner.keyword);
+            context.error(Class::BadValue, node.at, owner.job, message);
+        }
+        valid.map(|texts| Self::Globs(Arc::new(texts)))
+    }
+
+    /// Reads `paths` or `regexp` of a mapping.
+    fn of_mapping(node: &Node, keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+        match (node.get("paths"), node.get("regexp")) {
+            (Some(paths), None) => Self::read(paths, &format!("{keyword}:paths"), owner, context),
+            (None, Some(regexp)) => {
+                let text = regexp.text().cloned().unwrap_or_default();
+                let pattern = Pattern::between_slashes(&text).unwrap_or_else(|| Pattern::compile(&text, ""));
+                match pattern {
+                    Ok(pattern) => Some(Self::Regexp(text, pattern)),
+                    Err(why) => {
+                        let message = format!("`{}:{keyword}:regexp` cannot be used: {why}", owner.keyword);
+                        context.error(Class::BadValue, regexp.at, owner.job, message);
+                        None
+                    }
+                }
+            }
+            _ => {
+                let message = format!("`{}:{keyword}` takes `paths`, a list of patterns", owner.keyword);
+                context.error(Class::BadValue, node.at, owner.job, message);
+                None
+            }
+        }
+    }
+
+    fn find(&self, paths: &Arc<Vec<String>>, what: &str, view: &View<'_>, context: &mut Context<'_>) -> Option<String> {
+        match self {
+            Self::Globs(globs) => {
+                let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
+                context.files.find(&expanded, paths, what)
+            }
+            Self::Regexp(text, pattern) => {
+                let path = paths.iter().find(|path| pattern.is_match(path))?;
+                Some(format!("{what} {path} ({text})"))
+            }
+        }
+    }
+}
+
+fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
+    if crate::pipeline::variables::has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
+}
+
+fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) {
+    for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
+        if !known.contains(&&**key) {
+            let message = format!("`{}:{keyword}` has no keyword `{key}`{}", owner.keyword, did_you_mean(key, known));
+            context.report.unknown_of(entry.key_at, owner.job, message);
+        }
+    }
+}
+
+impl Changes {
+    /// Reads `changes`, a list or a mapping.
+    pub fn read(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+        if node.mapping().is_none() {
+            return Some(Self { paths: Paths::read(node, "changes", owner, context)?, compare_to: None });
+        }
+        check_keys(node, &["paths", "regexp", "compare_to"], "changes", owner, context);
+        let paths = Paths::of_mapping(node, "changes", owner, context)?;
+        let compare_to = node.get("compare_to").cloned();
+        if let Some(node) = compare_to.as_ref().filter(|node| node.text().is_none()) {
+            let message = format!("`{}:changes:compare_to` takes a ref, not {}", owner.keyword, node.kind());
+            context.error(Class::CompareTo, node.at, owner.job, message);
+            return None;
+        }
+        Some(Self { paths, compare_to })
+    }
+
+    /// Why they hold.
+    pub fn hold(&self, view: &View<'_>, owner: Owner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
+        let base = match &self.compare_to {
+            Some(node) => Base::MergeBase(view.expand(node.text().map_or("", |text| text))),
+            None => match context.base_of_pipeline() {
+                Some(base) => base,
+                None => {
+                    return Ok(Some("there is nothing to compare with, so everything counts as changed".to_owned()));
+                }
+            },
+        };
+        let paths = match context.files.changed(&base) {
+            Ok(paths) => paths,
+            Err(error) => {
+                let (keyword, at) = match &self.compare_to {
+                    Some(node) => ("changes:compare_to", node.at),
+                    None => ("changes", Origin::default()),
+                };
+                let reference = match &base {
+                    Base::MergeBase(reference) | Base::Before(reference) => reference,
+                };
+                let why = match error {
+                    SourceError::Missing(why) | SourceError::Failed(why) => why,
+                };
+                let message = format!("`{}:{keyword}`: cannot compare with `{reference}`: {why}", owner.keyword);
+                context.error(Class::CompareTo, at, owner.job, message);
+                return Err(());
+            }
+        };
+        Ok(self.paths.find(&paths, "changed:", view, context))
+    }
+}
+
+fn read_exists(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Exists> {
+    if node.mapping().is_none() {
+        let paths = Paths::read(node, "exists", owner, context)?;
+        return Some(Exists { paths, project: None, reference: None });
+    }
+    check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context);
+    let paths = Paths::of_mapping(node, "exists", owner, context)?;
+    let text = |key: &str| node.get(key).and_then(Node::printed);
+    if node.get("ref").is_some() && node.get("project").is_none() {
+        let message = format!("`{}:exists:ref` needs `project`", owner.keyword);
+        context.error(Class::BadValue, node.at, owner.job, message);
+        return None;
+    }
+    Some(Exists { paths, project: node.get("project").cloned(), reference: text("ref") })
+}
+
+impl Exists {
+    fn holds(
+        &self,
+        view: &View<'_>,
+        tree: &Tree,
+        owner: Owner<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<String>, ()> {
+        let paths = match &self.project {
+            None => context.files.all(tree),
+            Some(node) => {
+                let project = view.expand(&node.printed().unwrap_or_default());
+                let reference = self.reference.as_ref().map(|reference| view.expand(reference));
+                let tree = context.request.sources.project(&project, reference.as_deref());
+                tree.and_then(|tree| context.files.all(&tree))
+            }
+        };
+        match paths {
+            Ok(paths) => Ok(self.paths.find(&paths, "exists:", view, context)),
+            Err(SourceError::Missing(why) | SourceError::Failed(why)) => {
+                let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
+                let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);
+                context.error(Class::IncludeFailed, at, owner.job, message);
+                Err(())
+            }
+        }
+    }
+}
+
+impl Context<'_> {
+    /// What `changes` without `compare_to` compares with; `None`: nothing, and it holds.
+    fn base_of_pipeline(&self) -> Option<Base> {
+        if let Some(merge_request) = &self.request.source.merge_request {
+            return Some(Base::MergeBase(merge_request.target.clone()));
+        }
+        let push = self.request.source.name == "push" && self.request.facts.tag.is_none();
+        self.request.facts.before.clone().filter(|_| push).map(Base::Before)
+    }
+}

@@ -1,0 +1,335 @@
+//! `rules:if`: the expression, its value for given variables, and the explanation of it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::lexer::{Sign, Token, tokens};
+use crate::pipeline::pattern::Pattern;
+use crate::pipeline::variables::View;
+
+/// How deep parentheses and negations may nest.
+const DEPTH_LIMIT: usize = 50;
+
+/// An expression that can be evaluated.
+#[derive(Debug)]
+pub struct Expression {
+    root: Term,
+    /// As written.
+    text: Arc<str>,
+    /// The variables in it, each once.
+    names: Vec<Arc<str>>,
+}
+
+#[derive(Debug)]
+enum Term {
+    Variable(Arc<str>),
+    Text(Arc<str>),
+    Pattern(Arc<str>, Pattern),
+    Null,
+    Not(Box<Term>),
+    Binary(Box<Term>, Sign, Box<Term>),
+}
+
+/// The value of a term; patterns are values as well.
+enum Value<'a> {
+    Null,
+    Bool(bool),
+    Text(&'a str),
+    Pattern(&'a str, &'a Pattern),
+}
+
+impl Expression {
+    /// Reads an expression. Errors say what is wrong with it.
+    pub fn parse(text: &Arc<str>) -> Result<Self, String> {
+        let tokens = tokens(text)?;
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for token in &tokens {
+            if let Token::Variable(name) = token
+                && !names.contains(name)
+            {
+                names.push(Arc::clone(name));
+            }
+        }
+        let mut parser = Parser { tokens: &tokens, at: 0, depth: 0 };
+        let root = parser.or()?;
+        match parser.peek() {
+            None => Ok(Self { root, text: Arc::clone(text), names }),
+            Some(Token::Sign(Sign::Close)) => Err("a parenthesis is closed that was not opened".to_owned()),
+            Some(token) => Err(format!("{} does not belong after a complete comparison", shown(token))),
+        }
+    }
+
+    /// Whether it holds.
+    pub fn holds(&self, variables: &View<'_>) -> bool {
+        self.root.value(variables).is_present()
+    }
+
+    /// The expression with the values of its variables.
+    pub fn explain(&self, variables: &View<'_>) -> String {
+        let mut out = self.text.to_string();
+        for (number, name) in self.names.iter().enumerate() {
+            out.push_str(if number == 0 { " with " } else { ", " });
+            let _ = match variables.get(name) {
+                None => write!(out, "${name} undefined"),
+                Some(_) if variables.is_masked(name) => write!(out, "${name}=[MASKED]"),
+                Some(value) => write!(out, "${name}={value:?}"),
+            };
+        }
+        out
+    }
+}
+
+struct Parser<'a> {
+    tokens: &'a [Token],
+    at: usize,
+    depth: usize,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    fn take(&mut self, wanted: &[Sign]) -> Option<Sign> {
+        let Some(Token::Sign(sign)) = self.peek() else { return None };
+        let sign = *sign;
+        wanted.contains(&sign).then(|| {
+            self.at += 1;
+            sign
+        })
+    }
+
+    fn or(&mut self) -> Result<Term, String> {
+        let mut left = self.and()?;
+        while let Some(sign) = self.take(&[Sign::Or]) {
+            left = Term::Binary(Box::new(left), sign, Box::new(self.and()?));
+        }
+        Ok(left)
+    }
+
+    fn and(&mut self) -> Result<Term, String> {
+        let mut left = self.comparison()?;
+        while let Some(sign) = self.take(&[Sign::And]) {
+            left = Term::Binary(Box::new(left), sign, Box::new(self.comparison()?));
+        }
+        Ok(left)
+    }
+
+    fn comparison(&mut self) -> Result<Term, String> {
+        let left = self.value()?;
+        let Some(sign) = self.take(&[Sign::Equal, Sign::NotEqual, Sign::Match, Sign::NotMatch]) else {
+            return Ok(left);
+        };
+        let right = self.value()?;
+        Ok(Term::Binary(Box::new(left), sign, Box::new(right)))
+    }
+
+    fn value(&mut self) -> Result<Term, String> {
+        self.depth += 1;
+        if self.depth > DEPTH_LIMIT {
+            return Err(format!("it nests deeper than {DEPTH_LIMIT} levels"));
+        }
+        let term = self.value_within();
+        self.depth -= 1;
+        term
+    }
+
+    fn value_within(&mut self) -> Result<Term, String> {
+        let token = self.peek().cloned();
+        self.at += 1;
+        match token {
+            Some(Token::Variable(name)) => Ok(Term::Variable(name)),
+            Some(Token::Text(text)) => Ok(Term::Text(text)),
+            Some(Token::Null) => Ok(Term::Null),
+            Some(Token::Pattern(text)) => match Pattern::between_slashes(&text) {
+                Some(Ok(pattern)) => Ok(Term::Pattern(text, pattern)),
+                Some(Err(why)) => Err(format!("the pattern {text} cannot be used: {why}")),
+                None => Err(format!("{text} is not a pattern")),
+            },
+            Some(Token::Sign(Sign::Not)) => Ok(Term::Not(Box::new(self.value()?))),
+            Some(Token::Sign(Sign::Open)) => {
+                let term = self.or()?;
+                self.take(&[Sign::Close]).map(|_| term).ok_or_else(|| "a parenthesis is not closed".to_owned())
+            }
+            Some(token) => Err(format!("{} stands where a value is expected", shown(&token))),
+            None if self.tokens.is_empty() => Err("it is empty".to_owned()),
+            None => Err("it ends where a value is expected".to_owned()),
+        }
+    }
+}
+
+fn shown(token: &Token) -> String {
+    match token {
+        Token::Variable(name) => format!("`${name}`"),
+        Token::Text(text) => format!("\"{text}\""),
+        Token::Pattern(text) => format!("`{text}`"),
+        Token::Null => "`null`".to_owned(),
+        Token::Sign(sign) => format!("`{}`", sign.text()),
+    }
+}
+
+impl Term {
+    fn value<'a>(&'a self, variables: &View<'a>) -> Value<'a> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Text(text) => Value::Text(text),
+            Self::Pattern(text, pattern) => Value::Pattern(text, pattern),
+            Self::Variable(name) => variables.get(name).map_or(Value::Null, Value::Text),
+            Self::Not(term) => Value::Bool(!term.value(variables).is_present()),
+            Self::Binary(left, sign, right) => {
+                let value = left.value(variables);
+                match sign {
+                    // `and` and `or` return an operand, as in Ruby, where empty text is true.
+                    Sign::And if value.is_true() => right.value(variables),
+                    Sign::And => value,
+                    Sign::Or if value.is_true() => value,
+                    Sign::Or => right.value(variables),
+                    Sign::NotEqual => Value::Bool(!value.equals(&right.value(variables))),
+                    Sign::Match => Value::Bool(value.matches(&right.value(variables)).unwrap_or(false)),
+                    Sign::NotMatch => Value::Bool(!value.matches(&right.value(variables)).unwrap_or(false)),
+                    _ => Value::Bool(value.equals(&right.value(variables))),
+                }
+            }
+        }
+    }
+}
+
+impl Value<'_> {
+    fn is_true(&self) -> bool {
+        !matches!(self, Self::Null | Self::Bool(false))
+    }
+
+    fn is_present(&self) -> bool {
+        match self {
+            Self::Text(text) => !text.trim().is_empty(),
+            other => other.is_true(),
+        }
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Null, Self::Null) => true,
+            (Self::Bool(a), Self::Bool(b)) => a == b,
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Pattern(a, _), Self::Pattern(b, _)) => a == b,
+            _ => false,
+        }
+    }
+
+    /// Whether a pattern matches; `None` when the right side is null.
+    fn matches(&self, pattern: &Self) -> Option<bool> {
+        let text = match self {
+            Self::Text(text) | Self::Pattern(text, _) => text,
+            Self::Bool(true) => "true",
+            Self::Bool(false) => "false",
+            Self::Null => "",
+        };
+        match pattern {
+            Self::Null | Self::Bool(false) => None,
+            Self::Bool(true) => Some(false),
+            Self::Pattern(_, pattern) => Some(pattern.is_match(text)),
+            Self::Text(value) => match Pattern::between_slashes(value) {
+                Some(Ok(pattern)) => Some(pattern.is_match(text)),
+                // The server looks for the left side in a text that is no pattern.
+                _ => Some(value.contains(text)),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::request::GivenVariable;
+    use crate::pipeline::variables::Scope;
+    use indexmap::IndexMap;
+
+    fn scope() -> Scope {
+        let given = |(key, value): (&str, &str)| GivenVariable {
+            key: key.into(),
+            value: value.into(),
+            masked: key == "SECRET",
+            ..Default::default()
+        };
+        let list = [("V", "one"), ("EMPTY", ""), ("BLANK", "  "), ("RX", "/^o/i"), ("WORDS", "one two"), ("T", "yes")];
+        Scope::new(IndexMap::new(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
+    }
+
+    fn holds(text: &str) -> bool {
+        let scope = scope();
+        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
+        Expression::parse(&text.into()).expect(text).holds(&view)
+    }
+
+    #[test]
+    fn holds_as_on_gitlab() {
+        for (text, expected) in [
+            ("$V", true),
+            ("$EMPTY", false),
+            ("$BLANK", false),
+            ("$NO", false),
+            ("$V == 'one'", true),
+            ("$V != $EMPTY", true),
+            ("$NO == null", true),
+            ("$EMPTY == null", false),
+            ("$NO == ''", false),
+            ("null == $NO", true),
+            ("$V =~ /^on/", true),
+            ("$V !~ /^on/", false),
+            ("$NO =~ /^$|x/", true),
+            ("$NO !~ /abc/", true),
+            ("$V =~ $RX", true),
+            ("$V =~ $NO", false),
+            ("$V !~ $NO", true),
+            ("$V =~ $WORDS", true),
+            ("$T || $NO && $NO", true),
+            ("($T || $NO) && $NO", false),
+            ("$EMPTY || $T", false),
+            ("$NO || $T", true),
+            ("$EMPTY && $T", true),
+            ("!$NO", true),
+            ("!($V == 'one') || $NO", false),
+            ("$V=='one'&&$T", true),
+            ("\"a\" == 'a'", true),
+        ] {
+            assert_eq!(holds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_gitlab_refuses() {
+        for (text, part) in [
+            ("$V = 'one'", "`=`"),
+            ("$V == one", "`one`"),
+            ("${V} == 'one'", "braces"),
+            ("($V", "not closed"),
+            ("$V)", "not opened"),
+            ("", "empty"),
+            ("$V ==", "ends"),
+            ("$V $T", "does not belong"),
+            ("$V =~ /a/", "two characters"),
+            ("$V =~ //", "two characters"),
+            ("$V =~ /a(/", "cannot be used"),
+            ("$V == 'one", "not closed"),
+            ("== $V", "value is expected"),
+            ("$V && || $T", "value is expected"),
+        ] {
+            let error = Expression::parse(&text.into()).expect_err(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let long = vec!["$V"; 51].join(" || ");
+        assert!(Expression::parse(&long.as_str().into()).expect_err("long").contains("100 parts"));
+        assert!(Expression::parse(&"(".repeat(90).as_str().into()).is_err());
+    }
+
+    #[test]
+    fn explains_with_values_but_not_with_masked_ones() {
+        let scope = scope();
+        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
+        let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("parsed");
+        assert_eq!(
+            expression.explain(&view),
+            r#"$V == 'one' && $SECRET && !$NO with $V="one", $SECRET=[MASKED], $NO undefined"#
+        );
+    }
+}

@@ -1,0 +1,110 @@
+//! Files of trees and changed files, fetched once, and patterns over them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::pipeline::glob::Glob;
+use crate::pipeline::request::{Base, SourceError, Sources, Tree};
+
+/// With more comparisons GitLab takes the rule as fulfilled.
+const COMPARISONS_LIMIT: usize = 50_000;
+
+/// Paths in the order of their bytes.
+type Paths = Arc<Vec<String>>;
+
+/// Access to lists of files, with what was asked before.
+pub struct Files<'a> {
+    sources: &'a dyn Sources,
+    trees: HashMap<Tree, Result<Paths, SourceError>>,
+    changed: HashMap<Base, Result<Paths, SourceError>>,
+    globs: HashMap<Arc<str>, Option<Arc<Glob>>>,
+}
+
+impl<'a> Files<'a> {
+    /// Asks `sources`.
+    pub fn new(sources: &'a dyn Sources) -> Self {
+        Self { sources, trees: HashMap::new(), changed: HashMap::new(), globs: HashMap::new() }
+    }
+
+    /// All files of a tree.
+    pub fn all(&mut self, tree: &Tree) -> Result<Paths, SourceError> {
+        let sources = self.sources;
+        let list = self.trees.entry(tree.clone()).or_insert_with(|| sources.files(tree).map(sorted));
+        list.clone()
+    }
+
+    /// Files that changed against a base.
+    pub fn changed(&mut self, base: &Base) -> Result<Paths, SourceError> {
+        let sources = self.sources;
+        let list = self.changed.entry(base.clone()).or_insert_with(|| sources.changed(base).map(sorted));
+        list.clone()
+    }
+
+    fn glob(&mut self, pattern: &Arc<str>) -> Option<Arc<Glob>> {
+        let glob = self.globs.entry(Arc::clone(pattern));
+        glob.or_insert_with(|| Glob::new(pattern).map(Arc::new)).clone()
+    }
+
+    /// The first pattern that matches a path, as an explanation. Directories match with a slash at their end.
+    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, what: &str) -> Option<String> {
+        let mut comparisons = 0;
+        for pattern in patterns {
+            let Some(glob) = self.glob(pattern) else { continue };
+            if let Some(path) = glob.literal() {
+                if contains(paths, &path) {
+                    return Some(format!("{what} {path}"));
+                }
+                continue;
+            }
+            comparisons += paths.len();
+            if comparisons > COMPARISONS_LIMIT {
+                return Some(format!("more than {COMPARISONS_LIMIT} comparisons of paths and patterns"));
+            }
+            let directories = pattern.ends_with('/');
+            let found = paths.iter().find_map(|path| {
+                if !directories {
+                    return glob.matches(path).then_some(path.as_str());
+                }
+                let mut parents = path.match_indices('/').map(|(at, _)| &path[..=at]);
+                parents.find(|parent| glob.matches(parent))
+            });
+            if let Some(path) = found {
+                return Some(format!("{what} {path} ({pattern})"));
+            }
+        }
+        None
+    }
+}
+
+fn sorted(paths: Paths) -> Paths {
+    if paths.is_sorted() {
+        return paths;
+    }
+    let mut paths = (*paths).clone();
+    paths.sort_unstable();
+    Arc::new(paths)
+}
+
+/// Whether a file is in the list, or, with a slash at the end, something below that directory.
+fn contains(paths: &[String], path: &str) -> bool {
+    let at = paths.partition_point(|candidate| candidate.as_str() < path);
+    let next = paths.get(at);
+    if path.ends_with('/') {
+        next.is_some_and(|next| next.starts_with(path))
+    } else {
+        next.is_some_and(|next| next == path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literal_paths_are_files_or_directories_with_a_slash() {
+        let paths: Vec<String> = ["a", "docs/guide.md", "docs2"].map(str::to_owned).to_vec();
+        for (path, expected) in [("a", true), ("docs", false), ("docs/", true), ("docs2/", false), ("b", false)] {
+            assert_eq!(contains(&paths, path), expected, "{path}");
+        }
+    }
+}

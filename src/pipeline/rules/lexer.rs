@@ -1,0 +1,137 @@
+//! The tokens of `rules:if`.
+
+use std::sync::Arc;
+
+/// More tokens are refused, as on GitLab.
+const TOKEN_LIMIT: usize = 100;
+
+/// A token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// `$NAME`
+    Variable(Arc<str>),
+    /// Text in quotes.
+    Text(Arc<str>),
+    /// `/…/flags`, with its slashes.
+    Pattern(Arc<str>),
+    /// `null`
+    Null,
+    /// An operator or a parenthesis.
+    Sign(Sign),
+}
+
+/// Operators and parentheses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// `(`
+    Open,
+    /// `)`
+    Close,
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `=~`
+    Match,
+    /// `!~`
+    NotMatch,
+    /// `&&`
+    And,
+    /// `||`
+    Or,
+    /// `!`
+    Not,
+}
+
+const SIGNS: [(&str, Sign); 9] = [
+    ("(", Sign::Open),
+    (")", Sign::Close),
+    ("==", Sign::Equal),
+    ("!=", Sign::NotEqual),
+    ("=~", Sign::Match),
+    ("!~", Sign::NotMatch),
+    ("&&", Sign::And),
+    ("||", Sign::Or),
+    ("!", Sign::Not),
+];
+
+impl Sign {
+    /// As it is written.
+    pub fn text(self) -> &'static str {
+        SIGNS.iter().find(|(_, sign)| *sign == self).map_or("", |(text, _)| text)
+    }
+}
+
+/// Splits an expression. Errors say which part is no token.
+pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
+    let mut tokens = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        if tokens.len() == TOKEN_LIMIT {
+            return Err(format!("it has more than {TOKEN_LIMIT} parts"));
+        }
+        let (token, after) = token(rest)?;
+        tokens.push(token);
+        rest = after.trim_start();
+    }
+    Ok(tokens)
+}
+
+fn token(text: &str) -> Result<(Token, &str), String> {
+    for (sign_text, sign) in SIGNS {
+        if let Some(after) = text.strip_prefix(sign_text) {
+            return Ok((Token::Sign(sign), after));
+        }
+    }
+    if let Some(after) = text.strip_prefix('$') {
+        let end = after.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(after.len());
+        if end > 0 {
+            return Ok((Token::Variable(after[..end].into()), &after[end..]));
+        }
+        if after.starts_with('{') {
+            return Err(format!("`{}`: write variables as $NAME, without braces", shown(text)));
+        }
+    }
+    for quote in ['"', '\''] {
+        if let Some(after) = text.strip_prefix(quote) {
+            let end = after.find(quote).ok_or_else(|| format!("`{}`: the quote is not closed", shown(text)))?;
+            return Ok((Token::Text(after[..end].into()), &after[end + 1..]));
+        }
+    }
+    if text.starts_with('/') {
+        return pattern(text);
+    }
+    if let Some(after) = text.strip_prefix("null") {
+        return Ok((Token::Null, after));
+    }
+    if text.starts_with('=') {
+        return Err(format!("`{}`: `=` is not an operator; write == or =~", shown(text)));
+    }
+    Err(format!("`{}` is neither variable, text in quotes, pattern nor operator", shown(text)))
+}
+
+/// A pattern ends at the first slash that no backslash precedes, and has two characters at least.
+fn pattern(text: &str) -> Result<(Token, &str), String> {
+    let mut previous = '/';
+    let mut length = 0;
+    for (at, c) in text.char_indices().skip(1) {
+        if c == '/' && previous != '\\' && (length >= 2 || length == 0) {
+            if length == 0 {
+                break;
+            }
+            let flags = &text[at + 1..];
+            let end = flags.find(|c: char| !"ismU".contains(c)).unwrap_or(flags.len());
+            return Ok((Token::Pattern(text[..at + 1 + end].into()), &flags[end..]));
+        }
+        previous = c;
+        length += 1;
+    }
+    Err(format!("`{}`: a pattern stands between slashes and has at least two characters", shown(text)))
+}
+
+/// The beginning of a long text.
+fn shown(text: &str) -> String {
+    let end = text.char_indices().nth(30).map_or(text.len(), |(at, _)| at);
+    let word = &text[..end];
+    word.split_once(' ').map_or(word, |(word, _)| word).to_owned()
+}

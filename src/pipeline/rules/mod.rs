@@ -1,0 +1,8 @@
+//! Which jobs are in a pipeline: `rules`, `only` and `except`, `workflow:rules`, `include:rules`.
+
+pub mod clause;
+pub mod expression;
+pub mod files;
+pub mod lexer;
+pub mod policy;
+pub mod rule;

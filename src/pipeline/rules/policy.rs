@@ -1,0 +1,145 @@
+//! Keywords `only` and `except`.
+
+use std::sync::Arc;
+
+use super::clause::{Changes, Owner, read_if};
+use super::expression::Expression;
+use crate::pipeline::context::Context;
+use crate::pipeline::draft::reader::Reader;
+use crate::pipeline::pattern::Pattern;
+use crate::pipeline::syntax::Node;
+use crate::pipeline::variables::View;
+
+/// `only` or `except`.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    refs: Option<Vec<Arc<str>>>,
+    variables: Option<Vec<Arc<Expression>>>,
+    changes: Option<Changes>,
+    kubernetes: bool,
+}
+
+impl Reader<'_, '_> {
+    /// `only` or `except`.
+    pub fn policy(&mut self, node: &Node, keyword: &str) -> Option<Policy> {
+        if node.mapping().is_none() {
+            return Some(Policy { refs: Some(self.text_or_texts(node, keyword)?), ..Policy::default() });
+        }
+        self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
+        let mut policy = Policy::default();
+        let owner = Owner { job: self.job, keyword };
+        if let Some(refs) = node.get("refs") {
+            policy.refs = Some(self.text_or_texts(refs, &format!("{keyword}:refs"))?);
+        }
+        if let Some(variables) = node.get("variables") {
+            let place = format!("{keyword}:variables");
+            let items = self.context.flatten(variables, &place, self.job)?;
+            let owner = Owner { job: self.job, keyword: &place };
+            let read: Option<Vec<_>> = items.iter().map(|item| read_if(item, owner, self.context)).collect();
+            policy.variables = Some(read?);
+        }
+        if let Some(changes) = node.get("changes") {
+            policy.changes = Some(Changes::read(changes, owner, self.context)?);
+        }
+        if let Some(kubernetes) = node.get("kubernetes") {
+            self.one_of(kubernetes, &format!("{keyword}:kubernetes"), &["active"])?;
+            policy.kubernetes = true;
+        }
+        for pattern in policy.refs.iter().flatten() {
+            let name =
+                pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')).map_or(&**pattern, |(name, _)| name);
+            if let Some(Err(why)) = Pattern::between_slashes(name) {
+                return self.bad(node, keyword, &format!("patterns that can be used ({pattern}: {why})"));
+            }
+        }
+        Some(policy)
+    }
+}
+
+impl Policy {
+    /// The policy of a job that has none: branches and tags, no merge requests.
+    pub fn branches_and_tags() -> Self {
+        Self { refs: Some(vec!["branches".into(), "tags".into()]), ..Self::default() }
+    }
+
+    /// `only` without refs takes those of a job without a policy.
+    pub fn with_default_refs(mut self) -> Self {
+        self.refs = self.refs.or(Self::branches_and_tags().refs);
+        self
+    }
+
+    /// For each part that is given, whether it holds and why. `Err`: it cannot be told, and that is reported.
+    pub fn parts(
+        &self,
+        view: &View<'_>,
+        owner: Owner<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Vec<(bool, String)>, ()> {
+        let mut parts = Vec::new();
+        if let Some(refs) = &self.refs {
+            let found = refs.iter().find(|pattern| matches_ref(pattern, context));
+            let reference = context.reference().to_owned();
+            parts.push(match found {
+                Some(pattern) => (true, format!("ref `{pattern}` matches {reference}")),
+                None => (false, format!("no ref of {} matches {reference}", refs.join(", "))),
+            });
+        }
+        if let Some(variables) = &self.variables {
+            let found = variables.iter().find(|expression| expression.holds(view));
+            parts.push(match found {
+                Some(expression) => (true, expression.explain(view)),
+                None => (false, "no expression of `variables` holds".to_owned()),
+            });
+        }
+        if let Some(changes) = &self.changes {
+            parts.push(match changes.hold(view, owner, context)? {
+                Some(why) => (true, why),
+                None => (false, "no path of `changes` changed".to_owned()),
+            });
+        }
+        if self.kubernetes {
+            parts.push((false, "there is no Kubernetes cluster".to_owned()));
+        }
+        Ok(parts)
+    }
+}
+
+impl Context<'_> {
+    fn reference(&self) -> &str {
+        self.scope.predefined.get("CI_COMMIT_REF_NAME").map_or("", |name| name)
+    }
+}
+
+fn matches_ref(pattern: &str, context: &Context<'_>) -> bool {
+    let (pattern, path) = match pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')) {
+        Some((pattern, path)) => (pattern, Some(path)),
+        None => (pattern, None),
+    };
+    if path.is_some_and(|path| path != context.project.path) {
+        return false;
+    }
+    let request = context.request;
+    let merge_request = request.source.merge_request.is_some();
+    let tag = request.facts.tag.is_some() && !merge_request;
+    let branch = !tag && !merge_request;
+    let source = request.source.name.strip_suffix("_event").unwrap_or(&request.source.name);
+    if (tag && pattern == "tags")
+        || (branch && pattern == "branches")
+        || pattern == source
+        || is_plural(pattern, source)
+    {
+        return true;
+    }
+    if merge_request {
+        return false;
+    }
+    match Pattern::between_slashes(pattern) {
+        Some(Ok(compiled)) => compiled.is_match(context.reference()),
+        _ => pattern == context.reference(),
+    }
+}
+
+fn is_plural(plural: &str, word: &str) -> bool {
+    let ending = plural.strip_prefix(word);
+    ending == Some(if word.ends_with("sh") { "es" } else { "s" })
+}

@@ -1,0 +1,155 @@
+//! Keyword `rules` of a job, and `workflow:rules`.
+
+use std::sync::Arc;
+
+use super::clause::{Clause, Owner};
+use crate::pipeline::draft::needs::Needs;
+use crate::pipeline::draft::reader::Reader;
+use crate::pipeline::plan::{AllowFailure, Delay, Level, Variable, When};
+use crate::pipeline::problem::Class;
+use crate::pipeline::syntax::{Node, Origin};
+
+const JOB_KEYS: [&str; 9] =
+    ["if", "changes", "exists", "when", "start_in", "allow_failure", "variables", "needs", "interruptible"];
+
+const WORKFLOW_KEYS: [&str; 6] = ["if", "changes", "exists", "when", "variables", "auto_cancel"];
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Where it stands.
+    pub at: Origin,
+    /// Its condition.
+    pub clause: Clause,
+    /// `when`; the inner `None` is `never`.
+    pub when: Option<Option<When>>,
+    /// `start_in`
+    pub start_in: Option<Delay>,
+    /// `allow_failure`
+    pub allow_failure: Option<AllowFailure>,
+    /// `variables`
+    pub variables: Vec<Variable>,
+    /// `needs`
+    pub needs: Option<Needs>,
+    /// `interruptible`
+    pub interruptible: Option<bool>,
+    /// `auto_cancel:on_job_failure` is `all`.
+    pub cancel_on_job_failure: Option<bool>,
+}
+
+impl Reader<'_, '_> {
+    /// The rules of a job.
+    pub fn rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
+        self.rules_with(node, "rules", &JOB_KEYS, Level::Rule)
+    }
+
+    /// `workflow:rules`
+    pub fn workflow_rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
+        self.rules_with(node, "workflow:rules", &WORKFLOW_KEYS, Level::Workflow)
+    }
+
+    fn rules_with(&mut self, node: &Node, keyword: &str, keys: &[&str], level: Level) -> Option<Vec<Rule>> {
+        if node.list().is_none() {
+            return self.bad(node, keyword, "a list of rules");
+        }
+        let items = self.context.flatten(node, keyword, self.job)?;
+        let rules: Vec<Option<Rule>> = items.iter().map(|item| self.rule(item, keyword, keys, level)).collect();
+        rules.into_iter().collect()
+    }
+
+    fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: Level) -> Option<Rule> {
+        self.mapping(item, keyword, keys)?;
+        let owner = Owner { job: self.job, keyword };
+        let clause = Clause::read(item, owner, self.context)?;
+        let when = match item.get("when") {
+            Some(node) if level == Level::Workflow => match node.text().map(|text| &**text) {
+                Some("always") => Some(Some(When::Always)),
+                Some("never") => Some(None),
+                _ => {
+                    let value = node.printed().unwrap_or_else(|| node.kind().into());
+                    let message = format!("`{keyword}:when` is always or never, not `{value}`");
+                    return self.error(Class::BadWhen, node.at, message);
+                }
+            },
+            Some(node) => Some(self.when(node, &format!("{keyword}:when"), true)?),
+            None => None,
+        };
+        let start_in = match item.get("start_in") {
+            Some(node) if when == Some(Some(When::Delayed)) => {
+                Some(self.start_in(node, &format!("{keyword}:start_in"))?)
+            }
+            Some(node) => {
+                let message = format!("`{keyword}:start_in` needs `when: delayed` in the same rule");
+                return self.error(Class::StartIn, node.at, message);
+            }
+            None if when == Some(Some(When::Delayed)) => {
+                let message = format!("`{keyword}`: `when: delayed` needs `start_in`");
+                return self.error(Class::StartIn, item.at, message);
+            }
+            None => None,
+        };
+        let allow_failure = match item.get("allow_failure") {
+            Some(node) => Some(if self.boolean(node, &format!("{keyword}:allow_failure"))? {
+                AllowFailure::Yes
+            } else {
+                AllowFailure::No
+            }),
+            None => None,
+        };
+        let variables = match item.get("variables") {
+            Some(node) => self.variables(node, level, &format!("{keyword}:variables")),
+            None => Vec::new(),
+        };
+        let needs = match item.get("needs") {
+            Some(node) => Some(self.needs(node, &format!("{keyword}:needs"))?),
+            None => None,
+        };
+        let interruptible = match item.get("interruptible") {
+            Some(node) => Some(self.boolean(node, &format!("{keyword}:interruptible"))?),
+            None => None,
+        };
+        let cancel_on_job_failure = match item.get("auto_cancel") {
+            Some(node) => self.auto_cancel(node, &format!("{keyword}:auto_cancel"))?,
+            None => None,
+        };
+        Some(Rule {
+            at: item.at,
+            clause,
+            when,
+            start_in,
+            allow_failure,
+            variables,
+            needs,
+            interruptible,
+            cancel_on_job_failure,
+        })
+    }
+
+    /// `auto_cancel`: whether the first failure cancels the pipeline, if it says so.
+    pub fn auto_cancel(&mut self, node: &Node, keyword: &str) -> Option<Option<bool>> {
+        self.mapping(node, keyword, &["on_new_commit", "on_job_failure"])?;
+        if let Some(commit) = node.get("on_new_commit") {
+            self.one_of(commit, &format!("{keyword}:on_new_commit"), &["conservative", "interruptible", "none"])?;
+            let message = format!("`{keyword}:on_new_commit`: only a GitLab server cancels older pipelines");
+            self.context.report.warn(commit.at, None, message);
+        }
+        Some(match node.get("on_job_failure") {
+            Some(failure) => {
+                Some(&*self.one_of(failure, &format!("{keyword}:on_job_failure"), &["all", "none"])? == "all")
+            }
+            None => None,
+        })
+    }
+}
+
+/// The words of a rule's result, for explanations.
+pub fn result(rule: &Rule) -> &'static str {
+    match rule.when {
+        Some(None) => "never",
+        Some(Some(when)) => when.word(),
+        None => "no `when` of its own",
+    }
+}
+
+/// Shares rules between jobs that take them from one place.
+pub type Rules = Arc<Vec<Rule>>;

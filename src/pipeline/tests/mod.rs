@@ -1,0 +1,7 @@
+//! Whole plans: the shared cases with a real repository, and properties of any input.
+
+mod corpus;
+mod memory;
+mod properties;
+mod repository;
+mod rules;

@@ -1,0 +1,109 @@
+//! Properties that hold for any input. Bounds are counted in sizes, not in time.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::memory::Memory;
+use crate::pipeline::listing::Listing;
+use crate::pipeline::problem::{Class, Problem};
+use crate::pipeline::{JobRun, plan};
+
+fn answer(text: &[u8]) -> Result<String, Vec<Problem>> {
+    let mut memory = Memory::new(&[("tpl.yml", "t: {script: x}\n"), ("ci/base.yml", ".b: {script: x}\n")]);
+    memory.files.insert(".gitlab-ci.yml".to_owned(), text.to_vec());
+    let plan = plan(&memory.request())?;
+    Ok(serde_json::to_string(&Listing { plan: &plan, run: &JobRun::default() }).expect("JSON"))
+}
+
+/// The files of the shared cases.
+fn samples() -> Vec<Vec<u8>> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/ci-yaml");
+    let folders = std::fs::read_dir(data).expect("the cases").map(|entry| entry.expect("an entry").path());
+    let mut paths: Vec<_> = folders.map(|path| path.join(".gitlab-ci.yml")).filter(|path| path.is_file()).collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).expect("a file")).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Delete(usize, usize),
+    Insert(usize, String),
+    Double(usize, usize),
+}
+
+fn any_mutation() -> impl Strategy<Value = Mutation> {
+    let pieces = "(\\[|\\]|\\{|\\}|: |- |\n|\n  |'|\"|\\*a|&a |<<: |!reference |null|~|0|-1|\\$A|\\$\\[\\[|\\]\\]|---\n|#|\t|é|\u{0}|script|needs|x)";
+    prop_oneof![
+        (any::<usize>(), 1..20_usize).prop_map(|(at, length)| Mutation::Delete(at, length)),
+        (any::<usize>(), pieces).prop_map(|(at, text)| Mutation::Insert(at, text)),
+        (any::<usize>(), 1..60_usize).prop_map(|(at, length)| Mutation::Double(at, length)),
+    ]
+}
+
+fn apply(text: &mut Vec<u8>, mutation: &Mutation) {
+    let (Mutation::Delete(at, _) | Mutation::Insert(at, _) | Mutation::Double(at, _)) = mutation;
+    let at = at % (text.len() + 1);
+    match mutation {
+        Mutation::Delete(_, length) => drop(text.drain(at..(at + length).min(text.len()))),
+        Mutation::Insert(_, piece) => drop(text.splice(at..at, piece.bytes())),
+        Mutation::Double(_, length) => {
+            let piece = text[at..(at + length).min(text.len())].to_vec();
+            drop(text.splice(at..at, piece));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_mutation_is_planned_or_refused_with_a_place(
+        sample in any::<prop::sample::Index>(),
+        mutations in prop::collection::vec(any_mutation(), 1..6),
+    ) {
+        let samples = samples();
+        let mut text = sample.get(&samples).clone();
+        mutations.iter().for_each(|mutation| apply(&mut text, mutation));
+        let first = answer(&text);
+        if let Err(problems) = &first {
+            prop_assert!(!problems.is_empty());
+            for problem in problems {
+                prop_assert!(!problem.file.is_empty(), "{problem:?}");
+                prop_assert!(problem.line > 0, "{problem:?}");
+                prop_assert!(!problem.message.is_empty());
+            }
+        }
+        prop_assert_eq!(first, answer(&text));
+    }
+}
+
+fn class(text: &str) -> Option<Class> {
+    answer(text.as_bytes()).err().map(|problems| problems[0].class)
+}
+
+#[test]
+fn what_multiplies_is_refused() {
+    let list = |item: &str| vec![item; 10].join(", ");
+    let chain = |line: &dyn Fn(usize) -> String| (0..9).map(line).collect::<String>();
+    let references = chain(&|n| format!(".c{n}: {{s: [{}]}}\n", list(&format!("!reference [.c{}, s]", n + 1))));
+    let references = format!("{references}.c9: {{s: [x]}}\nj: {{script: [!reference [.c0, s]]}}\n");
+    assert!(matches!(class(&references), Some(Class::TooBig | Class::BadValue)), "{:?}", class(&references));
+    let keys: String = (0..8).map(|n| format!("K{n}: [{}], ", list("a"))).collect();
+    assert_eq!(class(&format!("j: {{script: x, parallel: {{matrix: [{{{keys}}}]}}}}\n")), Some(Class::MatrixTooBig));
+    let doubling: String = (0..60).map(|n| format!("V{n}: '$V{0}$V{0}', ", n + 1)).collect();
+    let text = format!("variables: {{{doubling} V60: xxxxxxxx}}\nj: {{script: x}}\n");
+    assert!(answer(text.as_bytes()).expect("planned").len() < 200 << 20);
+    let aliases = format!("a: &a '{}'\nj: {{script: [{}]}}\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
+    assert_eq!(class(&aliases), Some(Class::YamlSyntax));
+}
+
+#[test]
+fn large_files_are_planned_in_one_go() {
+    let keys: String = (0..90_000).map(|n| format!("K{n}: v\n  ")).collect();
+    let text = format!("variables:\n  {keys}\nj: {{script: x}}\n");
+    assert!(answer(text.as_bytes()).is_ok());
+    let jobs: String = (0..10_000).map(|n| format!("j{n}: {{script: [echo {n}], needs: []}}\n")).collect();
+    let memory = Memory::new(&[(".gitlab-ci.yml", &jobs)]);
+    assert_eq!(plan(&memory.request()).expect("planned").jobs.len(), 10_000);
+}
