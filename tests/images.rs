@@ -56,7 +56,8 @@ struct Source<'a> {
 /// A home with a login as the source has it, and a credential helper `test` in its directory.
 fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Home {
     let runner = source.runner.map(|text| format!("environment = ['DOCKER_AUTH_CONFIG={text}']")).unwrap_or_default();
-    let home = Home::with_containers(gitlab, &runner, "pull_policy = \"always\"");
+    let allowed = "[runners.mayfly]\nallowed_credential_helpers = [\"test\"]\n";
+    let home = Home::with_containers(gitlab, &runner, &format!("pull_policy = \"always\"\n{allowed}"));
     if let Some(config) = source.file {
         fs::create_dir(home.path(".docker")).expect("made");
         fs::write(home.path(".docker/config.json"), config).expect("written");

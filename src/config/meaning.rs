@@ -223,7 +223,23 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         container_builds_dir: raw.mayfly.builds_dir,
         container_cache_dir: raw.mayfly.cache_dir,
         ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
+        allowed_credential_helpers: helpers(raw.mayfly.allowed_credential_helpers)?,
     })
+}
+
+/// Names of credential helpers. Errors: one is a path, or the name of the whole program.
+fn helpers(names: Vec<String>) -> Result<Vec<String>, (&'static str, String)> {
+    const KEY: &str = "mayfly.allowed_credential_helpers";
+    match names.iter().find(|name| !is_helper_name(name) || name.starts_with("docker-credential-")) {
+        Some(name) => Err((KEY, format!("`{KEY}`: `{name}` is not a name; write what follows `docker-credential-`"))),
+        None => Ok(names),
+    }
+}
+
+/// Whether a text can name a credential helper: what follows `docker-credential-` in the name of a program, and no path.
+pub fn is_helper_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_plain)
 }
 
 /// `KEY=VALUE` each. Errors: one is not; its text may be a secret that lost its name, and is not shown.

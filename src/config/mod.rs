@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use findings::Finding;
-pub use meaning::LOG_LEVELS;
+pub use meaning::{LOG_LEVELS, is_helper_name};
 pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;

@@ -131,6 +131,7 @@ pub struct RunnerMayfly {
     pub builds_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
     pub ecr_login: Option<bool>,
+    pub allowed_credential_helpers: Vec<String>,
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.

@@ -101,6 +101,8 @@ pub struct Runner {
     pub container_cache_dir: Option<PathBuf>,
     /// Fetch a login for Amazon's registries where no other is configured.
     pub ecr_login: bool,
+    /// Credential helpers (`docker-credential-NAME`) that a job may name.
+    pub allowed_credential_helpers: Vec<String>,
 }
 
 impl Runner {
@@ -153,6 +155,7 @@ impl Runner {
             container_builds_dir: None,
             container_cache_dir: None,
             ecr_login: true,
+            allowed_credential_helpers: Vec::new(),
         }
     }
 }

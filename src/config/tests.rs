@@ -52,6 +52,7 @@ fn a_value_that_makes_no_sense_shows_its_line() {
         (format!("{RUNNER}{}", second.replace("shell", "ssh")), "line 10", "runner `b`"),
         (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
         (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
+        (format!("{RUNNER}[runners.mayfly]\nallowed_credential_helpers = [\"../x\"]\n"), "line 7", "not a name"),
         (RUNNER.replace("executor = \"shell\"\n", ""), "line 1", "`executor` is missing"),
     ];
     for (text, line, part) in cases {

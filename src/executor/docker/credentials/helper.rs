@@ -1,6 +1,7 @@
 //! Credential helpers: programs `docker-credential-NAME` on the agent's machine, asked by their protocol.
 //!
-//! A job may name one, so a name is only ever looked for in the agent's path, and nothing waits for it for ever.
+//! A job may name only those that the configuration allows, and they run without the rights and the environment of the
+//! agent. A name is only ever looked for in the agent's path, and has a time limit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use super::Secret;
+use crate::config::is_helper_name;
 use crate::decode;
 use crate::token::Token;
 
@@ -24,10 +26,38 @@ const ANSWER_MAX: usize = 1 << 20;
 /// Letters of a helper's complaint that are told.
 const COMPLAINT_MAX: usize = 200;
 
+/// What a helper that a job named gets of the agent's environment: how to find programs and reach servers.
+const HARMLESS: [&str; 11] = [
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "PATH",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
+/// Who named a helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chooser {
+    /// Who configures the machine.
+    Administrator,
+    /// The author of a job.
+    Job,
+}
+
 /// How helpers are run.
 pub(super) struct Programs<'a> {
     /// Their environment; its `PATH` is where they are looked for.
     pub environment: &'a [(String, String)],
+    /// Those that a job may name.
+    pub allowed: &'a [String],
+    /// User and group of those that a job named.
+    pub unprivileged: Option<(u32, u32)>,
     /// A helper that takes longer is ended.
     pub patience: Duration,
 }
@@ -42,13 +72,17 @@ struct Answer {
 impl Programs<'_> {
     /// Asks a helper for the login at a server; `None` when it knows none. Errors: there is no such helper, or it
     /// answers nonsense, or not in time.
-    pub fn ask(&self, name: &str, server: &str) -> Result<Option<Secret>, String> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if name.is_empty() || !name.bytes().all(plain) {
+    pub fn ask(&self, name: &str, chooser: Chooser, server: &str) -> Result<Option<Secret>, String> {
+        if !is_helper_name(name) {
             return Err(format!("`{name}` is not the name of a credential helper"));
         }
+        if chooser == Chooser::Job && !self.allowed.iter().any(|allowed| allowed == name) {
+            return Err(format!(
+                "this runner does not allow jobs to use the credential helper `{name}` (allowed_credential_helpers)"
+            ));
+        }
         let program = format!("docker-credential-{name}");
-        let mut child = self.start(&program)?;
+        let mut child = self.start(&program, chooser)?;
         let outcome = converse(&mut child, server, Instant::now() + self.patience);
         // What it started itself goes with it; a group that is gone already is no error.
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
@@ -70,9 +104,17 @@ impl Programs<'_> {
         })
     }
 
-    fn start(&self, program: &str) -> Result<Child, String> {
+    fn start(&self, program: &str, chooser: Chooser) -> Result<Child, String> {
         let mut command = Command::new(program);
-        command.env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
+        let is_passed = |key: &str| chooser == Chooser::Administrator || HARMLESS.contains(&key);
+        command.env_clear().envs(self.environment.iter().filter(|(key, _)| is_passed(key)).cloned());
+        if chooser == Chooser::Job {
+            command.env("HOME", "/").current_dir("/");
+            if let Some((user, group)) = self.unprivileged {
+                // The standard library drops the supplementary groups as well.
+                command.uid(user).gid(group);
+            }
+        }
         let streams = command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         streams.process_group(0).spawn().map_err(|error| match error.kind() {
             ErrorKind::NotFound => format!("{program} is not installed on this machine"),

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE;
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use super::reference::{DOCKER_HUB, Name, Reference, normalized_registry};
@@ -28,7 +29,7 @@ use crate::instance::aws::ecr::{self, Tokens};
 use crate::payload;
 use crate::token::Token;
 use file::ConfigFile;
-use helper::Programs;
+use helper::{Chooser, Programs};
 
 /// Where jobs and runners put a configuration file of Docker's tools.
 pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
@@ -85,7 +86,7 @@ impl Login {
 
 /// Everything a job can log in with.
 pub struct Logins<'a> {
-    sources: Vec<(String, ConfigFile)>,
+    sources: Vec<Source>,
     programs: Programs<'a>,
     fetched: &'a [Fetched],
     /// Sources that cannot be read, for warnings.
@@ -101,6 +102,10 @@ pub struct Access {
     pub files: Vec<PathBuf>,
     /// The agent's environment, for credential helpers.
     pub environment: Vec<(String, String)>,
+    /// Helpers that a job may name.
+    pub allowed: Vec<String>,
+    /// User and group of helpers that a job named; `None` where the agent cannot become another user.
+    pub unprivileged: Option<(u32, u32)>,
     /// Tokens for Amazon's registries.
     pub fetched: Vec<Fetched>,
 }
@@ -130,9 +135,18 @@ impl Access {
             runner: configured.map(|(_, value)| value.clone()),
             files: usual_files(&user::current().home),
             environment: env::vars_os().filter_map(text).collect(),
+            allowed: runner.allowed_credential_helpers.clone(),
+            unprivileged: Uid::effective().is_root().then(nobody),
             fetched: if runner.ecr_login { fetch(images, tokens) } else { Vec::new() },
         }
     }
+}
+
+/// The user with no rights at all.
+fn nobody() -> (u32, u32) {
+    /// What the kernel calls users that it has no number for.
+    const OVERFLOW: u32 = 65_534;
+    user::look_up("nobody").map_or((OVERFLOW, OVERFLOW), |user| (user.uid, user.gid))
 }
 
 fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<Fetched> {
@@ -157,10 +171,19 @@ fn usual_files(home: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Where logins are looked for.
+struct Source {
+    /// For people.
+    name: String,
+    /// Who named the credential helpers in it.
+    chooser: Chooser,
+    file: ConfigFile,
+}
+
 /// A login that may fit, still to be asked for where a helper has it.
 enum Candidate<'a> {
     Known(&'a Secret),
-    Ask { helper: &'a str, server: String },
+    Ask { helper: &'a str, chooser: Chooser, server: String },
 }
 
 impl<'a> Logins<'a> {
@@ -169,27 +192,36 @@ impl<'a> Logins<'a> {
     pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a Access) -> Self {
         let mut sources = Vec::new();
         let mut troubles = Vec::new();
-        let mut add = |name: String, text: &str| match ConfigFile::parse(text) {
-            Ok(file) => sources.push((name, file)),
+        let mut add = |name: String, chooser, text: &str| match ConfigFile::parse(text) {
+            Ok(file) => sources.push(Source { name, chooser, file }),
             Err(why) => troubles.push(format!("no registry login is taken from {name}: {why}")),
         };
         let runner = access.runner.clone();
-        let variables = [(job, "$DOCKER_AUTH_CONFIG"), (runner, "$DOCKER_AUTH_CONFIG of the runner")];
-        for (text, name) in variables {
+        let variables = [
+            (job, Chooser::Job, "$DOCKER_AUTH_CONFIG"),
+            (runner, Chooser::Administrator, "$DOCKER_AUTH_CONFIG of the runner"),
+        ];
+        for (text, chooser, name) in variables {
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-                add(name.to_owned(), &text);
+                add(name.to_owned(), chooser, &text);
             }
         }
         if let Some(path) = access.files.iter().find(|path| path.exists()) {
             match fs::read_to_string(path) {
-                Ok(text) => add(path.display().to_string(), &text),
+                Ok(text) => add(path.display().to_string(), Chooser::Administrator, &text),
                 Err(error) => troubles.push(format!("no registry login is taken from {}: {error}", path.display())),
             }
         }
         let given = given.iter().filter(|given| given.kind == "registry");
         let given = given.map(|given| (given.url.as_str(), given.username.as_str(), given.password.as_str()));
-        sources.push(("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given)));
-        let programs = Programs { environment: &access.environment, patience: PATIENCE };
+        let (name, file) = ("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given));
+        sources.push(Source { name, chooser: Chooser::Job, file });
+        let programs = Programs {
+            environment: &access.environment,
+            allowed: &access.allowed,
+            unprivileged: access.unprivileged,
+            patience: PATIENCE,
+        };
         Self { sources, programs, fetched: &access.fetched, troubles }
     }
 
@@ -199,7 +231,7 @@ impl<'a> Logins<'a> {
         for (source, candidate) in self.candidates(image) {
             let secret = match candidate {
                 Candidate::Known(secret) => Ok(Some(secret.clone())),
-                Candidate::Ask { helper, server } => self.programs.ask(helper, &server),
+                Candidate::Ask { helper, chooser, server } => self.programs.ask(helper, chooser, &server),
             };
             match secret {
                 Ok(Some(secret)) => return Some(Login { source: source.to_owned(), registry, secret }),
@@ -225,17 +257,18 @@ impl<'a> Logins<'a> {
         let path = image.normalized();
         let fits = |key: &str| path == key || path.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
         let mut found = Vec::new();
-        for (source, file) in &self.sources {
+        for Source { name: source, chooser, file } in &self.sources {
+            let chooser = *chooser;
             for helper in file.helpers.iter().filter(|helper| fits(&helper.path)) {
                 let server = match helper.path == image.registry {
                     true => registry_address(image),
                     false => helper.path.clone(),
                 };
-                found.push((helper.path.len(), source, Candidate::Ask { helper: &helper.name, server }));
+                found.push((helper.path.len(), source, Candidate::Ask { helper: &helper.name, chooser, server }));
             }
             if let Some(helper) = &file.store {
                 let server = registry_address(image);
-                found.push((image.registry.len(), source, Candidate::Ask { helper, server }));
+                found.push((image.registry.len(), source, Candidate::Ask { helper, chooser, server }));
             }
             for (key, secret) in file.passwords.iter().filter(|(key, _)| fits(key)) {
                 found.push((key.len(), source, Candidate::Known(secret)));

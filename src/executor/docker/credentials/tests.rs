@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ fn name(text: &str) -> Name {
 struct Machine {
     directory: tempfile::TempDir,
     patience: Duration,
+    allowed: Vec<String>,
 }
 
 /// Where a login is looked for.
@@ -38,11 +40,16 @@ struct Places<'a> {
     fetched: &'a [Fetched],
     path: String,
     patience: Duration,
+    allowed: Vec<String>,
 }
 
 impl Machine {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().expect("a directory"), patience: Duration::from_secs(30) }
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            patience: Duration::from_secs(30),
+            allowed: Vec::new(),
+        }
     }
 
     fn helper(&self, name: &str, script: &str) {
@@ -61,8 +68,8 @@ impl Machine {
 
     fn places(&self) -> Places<'_> {
         let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
-        let patience = self.patience;
-        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, patience }
+        let (patience, allowed) = (self.patience, self.allowed.clone());
+        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, patience, allowed }
     }
 }
 
@@ -71,8 +78,10 @@ fn found(places: Places<'_>, image: &str) -> (Option<(String, String)>, Vec<Stri
     let access = Access {
         runner: places.runner,
         files: places.files,
-        environment: vec![("PATH".to_owned(), places.path)],
+        environment: vec![("PATH".to_owned(), places.path), ("AGENT_SECRET".to_owned(), "hunter22".to_owned())],
         fetched: places.fetched.to_vec(),
+        allowed: places.allowed,
+        unprivileged: Uid::effective().is_root().then(nobody),
     };
     let mut logins = Logins::read(places.job, places.payload, &access);
     logins.programs.patience = places.patience;
@@ -154,7 +163,7 @@ fn helpers_come_before_the_store_and_the_store_before_passwords() {
     let auths = auths(&[("r.test", "password"), ("s.test", "password")]);
     let text =
         auths.replacen('{', "{\"credsStore\":\"all\",\"credHelpers\":{\"r.test\":\"one\",\"t.test\":\"token\"},", 1);
-    let user = |image| user(Places { job: Some(text.clone()), ..machine.places() }, image).expect("a login");
+    let user = |image| user(Places { runner: Some(text.clone()), ..machine.places() }, image).expect("a login");
     assert_eq!(user("r.test/a"), "one r.test get");
     assert_eq!(user("s.test/a"), "all s.test");
     assert_eq!(user("alpine"), "all https://index.docker.io/v1/");
@@ -168,8 +177,8 @@ fn a_helper_that_has_none_leaves_it_to_the_next_source() {
     machine.helper("none", "echo 'credentials not found in native keychain'; exit 1");
     for helper in ["empty", "none"] {
         let places = Places {
-            job: Some(format!("{{\"credsStore\": \"{helper}\"}}")),
-            runner: Some(auths(&[("r.test", "next")])),
+            runner: Some(format!("{{\"credsStore\": \"{helper}\"}}")),
+            files: vec![machine.file(&auths(&[("r.test", "next")]))],
             ..machine.places()
         };
         assert_eq!(user(places, "r.test/a").as_deref(), Some("next"), "{helper}");
@@ -195,8 +204,8 @@ fn a_helper_that_fails_is_told_and_passed_over() {
         ("endless", "docker-credential-endless"),
     ] {
         let places = Places {
-            job: Some(format!("{{\"credHelpers\": {{\"r.test\": \"{helper}\"}}}}")),
-            runner: Some(auths(&[("r.test", "next")])),
+            runner: Some(format!("{{\"credHelpers\": {{\"r.test\": \"{helper}\"}}}}")),
+            files: vec![machine.file(&auths(&[("r.test", "next")]))],
             ..machine.places()
         };
         let (login, troubles) = found(places, "r.test/a");
@@ -204,6 +213,41 @@ fn a_helper_that_fails_is_told_and_passed_over() {
         assert!(troubles.len() == 1 && troubles[0].contains(part), "{helper}: {troubles:?}");
         assert!(!troubles[0].contains("secret"), "{troubles:?}");
     }
+}
+
+#[test]
+fn a_job_names_no_helper_but_those_that_are_allowed() {
+    let mut machine = Machine::new();
+    machine.helper("one", "echo '{\"Username\":\"one\",\"Secret\":\"s\"}'");
+    machine.helper(
+        "own",
+        "printf '{\"Username\":\"%s %s %s %s\",\"Secret\":\"s\"}' \"$(id -u)\" \"$HOME\" \"$PWD\" \"$AGENT_SECRET\"",
+    );
+    let store = |name: &str| Some(format!("{{\"credsStore\": \"{name}\"}}"));
+    for name in ["one", "own"] {
+        let (login, troubles) = found(Places { job: store(name), ..machine.places() }, "r.test/a");
+        assert!(login.is_none() && troubles[0].contains("does not allow"), "{troubles:?}");
+    }
+    fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o755)).expect("open");
+    machine.allowed = vec!["own".to_owned()];
+    let user_id = if Uid::effective().is_root() { nobody().0 } else { Uid::effective().as_raw() };
+    let places = || machine.places();
+    assert_eq!(
+        user(Places { job: store("own"), ..places() }, "r.test/a").as_deref(),
+        Some(&*format!("{user_id} / / "))
+    );
+    // One that the administrator chose has what the agent has.
+    let of_runner = user(Places { runner: store("own"), ..places() }, "r.test/a").expect("a login");
+    assert!(
+        of_runner.starts_with(&format!("{} ", Uid::effective())) && of_runner.ends_with(" hunter22"),
+        "{of_runner}"
+    );
+    assert!(user_of_job_is_refused(places(), store("one")));
+    assert!(user_of_job_is_refused(places(), store("../own")));
+}
+
+fn user_of_job_is_refused(places: Places<'_>, job: Option<String>) -> bool {
+    found(Places { job, ..places }, "r.test/a").0.is_none()
 }
 
 #[test]
