@@ -264,6 +264,29 @@ fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
 }
 
 #[test]
+fn the_time_limit_of_a_job_holds_while_no_agent_lives() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let waited = nap();
+    let id = gitlab.queue(job(&["echo begun", &waited]).after_script(&[&waited]).timeout(6).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    assert!(is_running(&waited), "the shim holds the script");
+    let until = Instant::now() + Duration::from_secs(60);
+    while is_running(&waited) {
+        assert!(Instant::now() < until, "nobody ended the script");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
 fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");

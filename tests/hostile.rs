@@ -29,6 +29,7 @@ struct Attack {
     variables: Vec<(String, String)>,
     submodule: Option<(String, String)>,
     script: Vec<String>,
+    artifacts: Vec<String>,
 }
 
 /// What became of it.
@@ -52,6 +53,7 @@ fn in_containers() -> Attack {
         variables: Vec::new(),
         submodule: None,
         script: vec!["true".to_owned()],
+        artifacts: Vec::new(),
     }
 }
 
@@ -104,6 +106,12 @@ impl Attack {
         self
     }
 
+    /// What the job uploads.
+    fn artifacts(mut self, patterns: &[&str]) -> Self {
+        self.artifacts = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        self
+    }
+
     /// Does it.
     fn run(self) -> Outcome {
         let root = tempfile::tempdir().expect("a directory");
@@ -138,7 +146,9 @@ impl Attack {
     fn attacking(&self, job: JobBuilder) -> JobBuilder {
         let service = |script: &String| json!({"name": "busybox:local", "command": ["sh", "-c", script]});
         let services: Vec<_> = self.services.iter().map(service).collect();
-        let job = job.set("services", json!(services));
+        let artifact = json!({"name": "", "paths": self.artifacts, "artifact_format": "zip", "when": "always"});
+        let artifacts = if self.artifacts.is_empty() { json!(null) } else { json!([artifact]) };
+        let job = job.set("services", json!(services)).set("artifacts", artifacts);
         self.variables.iter().fold(job, |job, (key, value)| job.variable(key, value))
     }
 }
@@ -171,6 +181,12 @@ impl Outcome {
     /// The job failed, and its log says this.
     fn failed_with(self, part: &str) -> Self {
         assert_eq!(self.job.state, "failed", "{}", self.job.log());
+        assert!(self.job.has(part), "{part} in {}", self.job.log());
+        self
+    }
+
+    /// The job's log says this.
+    fn says(self, part: &str) -> Self {
         assert!(self.job.has(part), "{part} in {}", self.job.log());
         self
     }
@@ -267,6 +283,54 @@ mod attacks {
                 .failed_with("redirects to another host")
                 .without("the-roles-credentials")
                 .without("Authorization: Basic");
+        }
+    }
+
+    /// Each directory was visited once for each `**` of the pattern.
+    #[test]
+    fn a_pattern_has_many_double_stars_over_a_deep_tree() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["d=d; for i in $(seq 900); do d=$d/d; done; mkdir -p $d"])
+                .artifacts(&[&("**/d/".repeat(200) + "none")])
+                .run()
+                .succeeded()
+                .says("no matching files");
+        }
+    }
+
+    /// Each file that cannot be packed was a line of the log.
+    #[test]
+    fn thousands_of_pipes_are_packed() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["mkdir d; for i in $(seq 2000); do mkfifo d/$i; done; echo x >d/x"])
+                .artifacts(&["d"])
+                .run()
+                .succeeded()
+                .says("1900 more warnings are not shown");
+        }
+    }
+
+    #[test]
+    fn artifacts_lead_out_of_the_project_by_links() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["mkdir d; ln -s /etc/passwd d/file; ln -s / d/root; echo x >d/x; ln -s /etc etc"])
+                .artifacts(&["d", "d/root/etc/passwd", "etc/*", "../../../../etc/passwd", "/etc/passwd"])
+                .run()
+                .succeeded()
+                .without("root:x:0");
+        }
+    }
+
+    #[test]
+    fn a_process_detaches_itself_and_stays() {
+        let sleep = crate::support::mayfly::nap();
+        let detached = format!("setsid sh -c '(setsid {sleep} &) &' </dev/null >/dev/null 2>&1 &");
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }.script(&[&detached, "sleep 0.3"]).run().succeeded();
+            assert!(!crate::support::mayfly::is_running(&sleep), "it outlived its job");
         }
     }
 }

@@ -14,8 +14,12 @@ use crate::shim::spec::User;
 
 /// The file in the state directory that tells that rules were put in force.
 const MARK: &str = "metadata-blocked";
-/// Whoever is in this group can start containers, and is root with that.
-const ENGINE_GROUP: &str = "docker";
+/// Whoever is in one of these groups can become root: by an engine of containers or machines, the disk, or `sudo`.
+const GROUPS_OF_ROOT: [&str; 9] =
+    ["docker", "podman", "lxd", "incus", "incus-admin", "libvirt", "disk", "sudo", "wheel"];
+/// Capabilities by which a container gets out of itself.
+const CAPABILITIES_OF_ROOT: [&str; 7] =
+    ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF"];
 
 /// Puts the rules in force that the configuration asks for, or takes away those that it asked for once. Errors: jobs
 /// cannot be kept from the metadata; the agent must take none.
@@ -64,7 +68,7 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
 fn check_containers(docker: &Docker) -> Result<(), String> {
     let root_like = |capability: &String| {
         let name = capability.to_ascii_uppercase();
-        matches!(name.trim_start_matches("CAP_"), "ALL" | "SYS_ADMIN" | "SYS_MODULE" | "SYS_PTRACE")
+        CAPABILITIES_OF_ROOT.contains(&name.trim_start_matches("CAP_"))
     };
     // The engine's socket is root's right to everything, and so is a directory that it is in.
     let holds_the_socket = |volume: &String| {
@@ -92,9 +96,10 @@ fn user_of(config: &Config, asked: Option<&str>) -> Result<User, String> {
     if user.uid == 0 {
         return Err("jobs run as root; set another `user`".to_owned());
     }
-    let engine = Group::from_name(ENGINE_GROUP).ok().flatten();
-    if engine.is_some_and(|group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw())) {
-        return Err(format!("user {name} is in the group {ENGINE_GROUP} and can become root; take it out"));
+    let is_in = |group: &Group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw());
+    let is_member = |name: &&str| Group::from_name(name).ok().flatten().is_some_and(|group| is_in(&group));
+    if let Some(group) = GROUPS_OF_ROOT.iter().find(|name| is_member(name)) {
+        return Err(format!("user {name} is in the group {group} and can become root; take it out"));
     }
     Ok(user)
 }
@@ -150,6 +155,7 @@ mod tests {
             ("network_mode = \"container:x\"", "network_mode"),
             ("pid_mode = \"host\"", "pid_mode"),
             ("cap_add = [\"NET_RAW\", \"cap_sys_admin\"]", "cap_add"),
+            ("cap_add = [\"CAP_BPF\"]", "cap_add"),
             ("volumes = [\"/cache\", \"/var/run/docker.sock:/var/run/docker.sock\"]", "volumes"),
             ("volumes = [\"/run:/host:ro\"]", "volumes"),
             ("volumes = [\"/:/host\"]", "volumes"),

@@ -129,16 +129,10 @@ fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
 
 /// The table, replaced as a whole. It looks at packets before addresses are translated (`mangle`).
 fn rules(users: &[(u32, u32)]) -> String {
-    let families = [
-        (
-            "ip",
-            ADDRESSES.iter().filter(|address| address.is_ipv4()).map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
-        ),
-        (
-            "ip6",
-            ADDRESSES.iter().filter(|address| address.is_ipv6()).map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
-        ),
-    ];
+    let list = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    let (four, mut six): (Vec<IpAddr>, Vec<IpAddr>) = ADDRESSES.iter().partition(|address| address.is_ipv4());
+    six.extend(four.iter().flat_map(embedded));
+    let families = [("ip", list(&four)), ("ip6", list(&six))];
     let users =
         users.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
     let users = users.collect::<Vec<_>>().join(", ");
@@ -158,6 +152,16 @@ fn rules(users: &[(u32, u32)]) -> String {
          chain output {{\ntype filter hook output priority mangle; policy accept;\n{output}}}\n\
          chain forward {{\ntype filter hook forward priority mangle; policy accept;\n{forward}}}\n}}\n"
     )
+}
+
+/// Forms in which a packet of version 6 may carry an address of version 4. A socket for the first one sends packets of
+/// version 4; a translator between the machine and the cloud may take either.
+fn embedded(address: &IpAddr) -> Vec<IpAddr> {
+    /// The prefix that translators use (RFC 6052).
+    const NAT64: u128 = 0x64_ff9b << 96;
+    let IpAddr::V4(address) = address else { return Vec::new() };
+    let translated = Ipv6Addr::from_bits(NAT64 | u128::from(address.to_bits()));
+    vec![address.to_ipv6_mapped().into(), translated.into()]
 }
 
 fn list() -> Result<String, String> {
@@ -258,11 +262,12 @@ mod tests {
     fn the_table_is_replaced_as_a_whole_and_holds_every_address() {
         let rules = rules(&[(1001, 1001), (100_000, 165_535)]);
         assert!(rules.starts_with("table inet mayfly\ndelete table inet mayfly\ntable inet mayfly {"));
-        for address in ADDRESSES {
+        for address in ADDRESSES.into_iter().chain(ADDRESSES.iter().flat_map(embedded)) {
             let words = rules.split([' ', ',']).filter(|word| *word == address.to_string());
             assert_eq!(words.count(), 2, "{address} in {rules}");
         }
         assert_eq!(rules.matches("meta skuid { 1001, 100000-165535 } ip").count(), 2, "{rules}");
+        assert!(rules.contains("::ffff:169.254.169.254") && rules.contains("64:ff9b::a9fe:a9fe"), "{rules}");
         assert!(!super::rules(&[]).contains("skuid"), "no user, no rule for processes");
     }
 

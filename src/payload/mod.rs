@@ -477,4 +477,26 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        /// Whatever bytes a payload holds: a job is decoded, or it is said whether it can be failed.
+        #[test]
+        fn a_payload_with_changed_bytes_is_decoded_or_refused(
+            changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..8),
+        ) {
+            let text = br#"{"id":4711,"token":"glcbt-abc","job_info":{"id":1,"project_id":9},"git_info":{"depth":20},
+                "runner_info":{"timeout":"60"},"variables":[{"key":"A","value":"b","masked":true}],"image":{"name":"x",
+                "executor_opts":{"docker":{"user":1}}},"steps":[{"name":"script","script":["a"]}],"inputs":[{"key":"k",
+                "value":{"type":"string","content":"c"}}],"secrets":{"S":{"vault":{}}},"cache":[{"key":"k","paths":["p"]}]}"#;
+            let mut text = text.to_vec();
+            for (at, byte) in changes {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+            let lossy = String::from_utf8_lossy(&text).into_owned();
+            if let Err(error) = decode(lossy.as_bytes()) {
+                proptest::prop_assert!(!error.why.contains("glcbt"));
+            }
+        }
+    }
 }

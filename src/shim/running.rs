@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
+use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::descendants;
@@ -40,6 +42,44 @@ pub struct Identity {
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub start_time: u64,
+    /// Device and inode of its program; an agent of another version has another one.
+    #[serde(default)]
+    pub program: Option<(u64, u64)>,
+}
+
+impl Identity {
+    /// What names a process that runs now.
+    fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, start_time: sys::start_time(pid)?, program: program_of(pid).ok() })
+    }
+
+    /// Whether the process is a shim of this agent's user. A job may start a process with the same arguments, also with
+    /// a set-user-id program: that one's real user is the job's.
+    fn is_shim(self) -> bool {
+        let agent = Uid::effective().as_raw();
+        let is_ours = sys::users_of(self.pid).is_some_and(|users| users == [agent; 4]);
+        let is_program = match program_of(self.pid) {
+            Ok(program) => self.program.map_or_else(|| is_own_program(self.pid), |recorded| recorded == program),
+            // A shim is not dumpable: without CAP_SYS_PTRACE its program cannot be seen.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        };
+        is_ours && is_program && sys::start_time(self.pid) == Some(self.start_time)
+    }
+}
+
+/// Device and inode of the program that a process runs.
+fn program_of(pid: i32) -> io::Result<(u64, u64)> {
+    let program = fs::metadata(format!("/proc/{pid}/exe"))?;
+    Ok((program.dev(), program.ino()))
+}
+
+/// Whether a process runs the program that this one runs, or one that an upgrade has replaced.
+fn is_own_program(pid: i32) -> bool {
+    let path = |process: &str| fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default().into_os_string();
+    let (mut own, theirs) = (path("self"), path(&pid.to_string()));
+    let same = program_of(pid).ok().zip(program_of(Pid::this().as_raw()).ok());
+    own.push(" (deleted)");
+    same.is_some_and(|(one, other)| one == other) || theirs == own
 }
 
 /// A shim that runs, or has just ended.
@@ -87,8 +127,7 @@ impl Running {
             .spawn()?;
         let pid = child.id().cast_signed();
         let pidfd = sys::pidfd_open(pid)?;
-        let start_time = sys::start_time(pid).unwrap_or_default();
-        let identity = Identity { pid, start_time };
+        let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0, program: None });
         Ok(Self { identity, pidfd, child: Some(child), status: spec.status.clone() })
     }
 
@@ -96,8 +135,7 @@ impl Running {
     pub fn adopt(identity: Identity, status: &Path) -> Option<Self> {
         let pidfd = sys::pidfd_open(identity.pid).ok()?;
         // Looked at after the descriptor was opened, so that it is this very process.
-        let same = sys::start_time(identity.pid) == Some(identity.start_time);
-        same.then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
+        identity.is_shim().then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
     }
 
     /// Finds the shim of a step of which only the name is known: the agent died before it could note the process.
@@ -106,8 +144,9 @@ impl Running {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
             let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
-            let start_time = sys::start_time(pid).filter(|_| ours)?;
-            Self::adopt(Identity { pid, start_time }, status)
+            // Which program it must be is not known: this one, or the one before an upgrade.
+            let identity = Identity { program: None, ..Identity::of(pid).filter(|_| ours)? };
+            Self::adopt(identity, status)
         })
     }
 
@@ -179,4 +218,94 @@ pub fn sweep(step: &str, cgroups: &[PathBuf]) {
         std::thread::sleep(Duration::from_millis(20));
     }
     descendants::remove_groups(cgroups);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+
+    use super::*;
+
+    /// A process that looks like a shim in the list of processes, and its end.
+    struct Impostor(Child);
+
+    impl Impostor {
+        fn start(user: Option<u32>) -> Self {
+            let mut command = Command::new("sleep");
+            command.arg0("mayfly").args(["600"]);
+            if let Some(user) = user {
+                command.uid(user);
+            }
+            Self(command.spawn().expect("started"))
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id().cast_signed()
+        }
+    }
+
+    impl Drop for Impostor {
+        fn drop(&mut self) {
+            // A shell has a child, too.
+            let _ = nix::sys::signal::killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn only_the_program_that_was_started_is_adopted() {
+        let impostor = Impostor::start(None);
+        let status = Path::new("/nonexistent");
+        let identity = Identity::of(impostor.pid()).expect("it runs");
+        // Whoever is recorded is recognised by everything that is recorded of it.
+        assert!(Running::adopt(identity, status).is_some());
+        let (device, inode) = identity.program.expect("a program");
+        for other in [
+            Identity { start_time: identity.start_time + 1, ..identity },
+            Identity { program: Some((device, inode + 1)), ..identity },
+            // An older journal names no program: it is this one, then.
+            Identity { program: None, ..identity },
+        ] {
+            assert!(Running::adopt(other, status).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_no_shim() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let impostor = Impostor::start(Some(65_534));
+        // Until it has become that user it is ours.
+        while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
+            std::thread::yield_now();
+        }
+        let identity = Identity::of(impostor.pid()).expect("it runs");
+        assert!(Running::adopt(identity, Path::new("/nonexistent")).is_none());
+    }
+
+    #[test]
+    fn a_process_with_the_arguments_of_a_shim_is_not_found() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("shim"), "while :; do sleep 60; done\n").expect("written");
+        let step = format!("step-{}", Pid::this());
+        let mut command = Command::new("sh");
+        command.args(["shim", &step]).current_dir(&directory).process_group(0);
+        let _impostor = Impostor(command.spawn().expect("started"));
+        let looks_like_it = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == step.as_bytes())
+        };
+        while descendants::all().find(looks_like_it).is_none() {
+            std::thread::yield_now();
+        }
+        assert!(Running::find(&step, Path::new("/nonexistent")).is_none());
+    }
+
+    #[test]
+    fn a_journal_of_an_older_version_is_read() {
+        let identity: Identity = decode::json(br#"{"pid":7,"start_time":9}"#).expect("read");
+        assert_eq!(identity, Identity { pid: 7, start_time: 9, program: None });
+    }
 }

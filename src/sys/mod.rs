@@ -240,6 +240,14 @@ pub fn start_time(pid: i32) -> Option<u64> {
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Real, effective, saved and file system user of a process.
+pub fn users_of(pid: i32) -> Option<[u32; 4]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let users: Vec<u32> = line.split_ascii_whitespace().map_while(|user| user.parse().ok()).collect();
+    users.try_into().ok()
+}
+
 /// A number from 0 to 1, so that many who wait do not come at once.
 pub fn random_fraction() -> f64 {
     let mut bytes = [0; 4];

@@ -474,3 +474,54 @@ fn entries_that_each_warn_are_counted() {
     assert_eq!(unpacked.warnings.len(), 101);
     assert_eq!(unpacked.warnings[100], "19900 more warnings are not shown");
 }
+
+/// An archive of a small project, as bytes that may be changed: a tar archive without its compression.
+fn packed(format: Format) -> Vec<u8> {
+    let project = Project::new();
+    project.write("a/file", b"content").write("a/other", &[b'x'; 3000]).link("link", "a/file").mode("a/file", 0o755);
+    let mut entries = project.entries();
+    if format == Format::Gzip {
+        entries.retain(|entry| entry.kind == crate::archive::root::Kind::File);
+    }
+    let mut bytes = Vec::new();
+    write(&project.root(), &entries, format, Level::Fast, &mut bytes).unwrap();
+    if format == Format::TarZstd { zstd::decode_all(&bytes[..]).unwrap() } else { bytes }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn an_archive_with_changed_bytes_is_unpacked_inside_or_refused(
+        format in prop_oneof![Just(Format::Zip), Just(Format::ZipZstd), Just(Format::TarZstd), Just(Format::Gzip)],
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
+        names in any::<bool>(),
+        end in any::<proptest::sample::Index>(),
+        is_cut in proptest::bool::weighted(0.2),
+    ) {
+        let mut bytes = packed(format);
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if names {
+            // The same length, somewhere else.
+            for at in 0..bytes.len().saturating_sub(6) {
+                if &bytes[at..at + 6] == b"a/file" {
+                    bytes[at..at + 6].copy_from_slice(b"../out");
+                }
+            }
+        }
+        if is_cut {
+            bytes.truncate(end.index(bytes.len()));
+        }
+        if format == Format::TarZstd {
+            bytes = zstd::encode_all(&bytes[..], 1).unwrap();
+        }
+        let project = Project::new();
+        fs::write(project.beside("archive"), bytes).unwrap();
+        let _ = unpack_into(&project, "archive");
+        let beside: Vec<_> = fs::read_dir(project.beside("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        prop_assert_eq!(beside.len(), 2, "{:?}", beside);
+    }
+}
