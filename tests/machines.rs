@@ -203,6 +203,61 @@ fn a_machine_whose_agent_cannot_begin_switches_itself_off_where_its_image_says_s
 }
 
 #[test]
+fn jobs_wait_for_the_commands_of_user_data() {
+    with_image("true", |image| {
+        in_own_network(|| {
+            let gitlab = GitLab::start();
+            let data = example("token.yaml", &gitlab);
+            // A tool that takes its time to be installed, and that no job can do without.
+            let install = "touch /srv/begun; until [ -e /srv/go ]; do sleep 0.1; done; touch /srv/tool";
+            let data = data.replace("runcmd:\n", &format!("runcmd:\n  - [sh, -c, '{install}']\n"));
+            let _imds = Imds::start("i-0abc0000000000001", &data);
+            let id = gitlab.queue(job(&["test -e /srv/tool"]).build());
+            let mut machine = image.boot();
+            // The boot has come to the unit, and the command runs.
+            let looked =
+                "[ -e /srv/begun ] && [ $(systemctl show --value -p ConditionTimestampMonotonic mayfly) != 0 ]";
+            machine.wait_until("the command of the user data", |machine| {
+                machine.init_answers() && machine.try_run(looked).status.success()
+            });
+            assert_eq!(machine.run("systemctl show --value -p ActiveState mayfly"), "inactive\n");
+            assert_eq!(gitlab.count("POST jobs/request"), 0);
+            machine.run("touch /srv/go");
+            let job = gitlab.finished(id);
+            assert_eq!(job.state, "success", "{}", job.log());
+            machine.wait_until_off();
+            gitlab.assert_strict();
+        });
+    });
+}
+
+#[test]
+fn the_image_s_own_runners_stay() {
+    // What is in an image that has a runner of its own, where the one of the user data would not be taken.
+    let gitlab_of_the_test = "http://127.0.0.1:GITLAB";
+    let script = format!(
+        "cat >/etc/mayfly/config.toml <<'END'\nuser = \"mayfly-job\"\n[[runners]]\nname = \"image\"\n\
+         url = \"{gitlab_of_the_test}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\nEND\n"
+    );
+    with_image(&script, |image| {
+        in_own_network(|| {
+            let gitlab = GitLab::start();
+            let config = image.root().join("etc/mayfly/config.toml");
+            let written = std::fs::read_to_string(&config).expect("read").replace(gitlab_of_the_test, &gitlab.url);
+            std::fs::write(&config, &written).expect("written");
+            let _imds = Imds::start("i-0abc0000000000001", &example("token.yaml", &gitlab));
+            let id = gitlab.queue(job(&["true"]).build());
+            let machine = image.boot();
+            assert_eq!(gitlab.finished(id).state, "success");
+            assert_eq!(machine.run("cat /etc/mayfly/config.toml"), written);
+            assert!(machine.run("cat /etc/mayfly/user-data.toml").contains("max_builds"));
+            machine.run("systemctl stop mayfly");
+            gitlab.assert_strict();
+        });
+    });
+}
+
+#[test]
 fn systemd_has_nothing_to_say_of_the_unit() {
     with_image("true", |image| {
         let said = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
@@ -211,7 +266,7 @@ fn systemd_has_nothing_to_say_of_the_unit() {
 }
 
 /// What cloud-init may write at the top of user data, as far as the files here use it.
-const KNOWN_KEYS: [&str; 1] = ["write_files"];
+const KNOWN_KEYS: [&str; 2] = ["runcmd", "write_files"];
 
 /// The user data of `cloud-init/`, for the runner of `gitlab` instead of the example.
 fn example(name: &str, gitlab: &GitLab) -> String {
@@ -237,8 +292,9 @@ fn user_data_is_valid_and_its_configuration_has_nothing_to_be_named() {
         let keys: Vec<&str> = keys.filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
         assert!(keys.iter().all(|key| KNOWN_KEYS.contains(key)), "{}: {keys:?}", file.display());
         let (_, content) = text.split_once("content: |\n").expect("a configuration");
+        let content = content.lines().map_while(|line| line.strip_prefix("      "));
         let home = Home::empty();
-        std::fs::write(home.config(), content.replace("\n      ", "\n").trim_start()).expect("written");
+        std::fs::write(home.config(), content.collect::<Vec<_>>().join("\n")).expect("written");
         std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("closed");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
         let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);

@@ -33,4 +33,5 @@ mod settings;
 mod signals;
 mod sources;
 mod supervision;
+mod templates;
 mod tls;

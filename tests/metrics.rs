@@ -90,6 +90,10 @@ fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
         "outcome=\"job\"} 2\n",
         "endpoint=\"request_job\",status=\"201\"} 2\n",
         "mayfly_phase{phase=\"working\"} 1\n",
+        "mayfly_filesystem_avail_bytes{directory=\"state\",path=\"",
+        "mayfly_spot_notices_total{notice=\"rebalance\"} 0\n",
+        "mayfly_termination_refusals_total{reason=\"denied\"} 0\n",
+        "mayfly_token_fetches_total{result=\"success\"} 0\n",
         "process_resident_memory_bytes ",
     ] {
         assert!(body.contains(part), "{part} in {body}");
@@ -111,9 +115,10 @@ fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
 }
 
 /// The metrics that the documentation names.
-fn documented() -> BTreeSet<String> {
+pub fn documented() -> BTreeSet<String> {
     let text = include_str!("../docs/reference/metrics.md");
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let (_, section) = text.split_once("\n## Metrics\n").expect("the section");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.map(str::to_owned).collect()
 }
 

@@ -53,9 +53,12 @@ fn every_package_holds_the_program_and_what_belongs_to_it() {
     let private = |line: &&str| line.starts_with("-rw------- root/root") && line.ends_with("./etc/mayfly/config.toml");
     assert!(listing.lines().any(|line| private(&line)), "tokens are to be kept from others:\n{listing}");
     assert_eq!(say("dpkg-deb --info \"$1\" conffiles", deb), "/etc/mayfly/config.toml\n");
+    // Access to the instance metadata is blocked by nftables, and the user data that is shipped asks for that.
+    assert!(say("dpkg-deb --field \"$1\" Depends", deb).contains("nftables"));
 
     assert_holds_everything(&say("rpm -qpl \"$1\"", rpm), rpm);
     assert_eq!(say("rpm -qpc \"$1\"", rpm), "/etc/mayfly/config.toml\n");
+    assert!(say("rpm -qp --requires \"$1\"", rpm).lines().any(|package| package == "nftables"));
     assert!(say("rpm -qplv \"$1\"", rpm).contains("-rw-------"), "tokens are to be kept from others");
 
     assert_holds_everything(&say("tar -tzf \"$1\"", tarball), tarball);

@@ -289,7 +289,10 @@ impl Agent {
         self.servers = servers;
         self.contexts = contexts;
         self.config = config;
-        self.monitoring.loaded(&self.config);
+        let of_runners =
+            self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
+        let directories = of_runners.chain([("state", &self.state)]).map(|(purpose, path)| (purpose, path.clone()));
+        self.monitoring.loaded(&self.config, directories.collect());
         let runners: Vec<Who> = self.servers.iter().map(|(runner, _)| Who::from(&**runner)).collect();
         self.status.keep_only(&runners);
         self.get_ready();

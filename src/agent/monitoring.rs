@@ -1,5 +1,7 @@
 //! What the agent shows at `listen_address`: `/metrics` for Prometheus, `/healthz` for whoever must know whether it works.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use crate::config::Config;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::journal::leaving::Phase;
 use crate::monitor::listener::{Answer, Listener, Pages};
+use crate::monitor::machine;
 use crate::monitor::numbers::{self, Who};
 use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
 use crate::monitor::write_process;
@@ -86,6 +89,8 @@ struct Known {
     life: Life,
     concurrent: u32,
     runners: Vec<(Who, Option<u32>)>,
+    /// Where state, builds and caches are kept.
+    directories: BTreeSet<(&'static str, PathBuf)>,
     loaded: u64,
     not_loaded: u64,
     /// Whether the last configuration that was read is in force, and since when it is (seconds since the epoch).
@@ -136,9 +141,10 @@ impl Monitoring {
         self.listener.as_ref().map(|_| RHYTHM)
     }
 
-    /// A configuration is in force.
-    pub fn loaded(&self, config: &Config) {
+    /// A configuration is in force, and files are kept in these directories.
+    pub fn loaded(&self, config: &Config, directories: BTreeSet<(&'static str, PathBuf)>) {
         let mut known = self.view.known();
+        known.directories = directories;
         known.concurrent = config.concurrent;
         known.runners = config.runners.iter().map(|runner| (Who::from(runner), runner.limit)).collect();
         known.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
@@ -203,7 +209,10 @@ impl View {
         self.write_agent(&mut page, &known);
         write_configuration(&mut page, &known, &self.system_id);
         let runners: Vec<Who> = known.runners.iter().map(|(who, _)| who.clone()).collect();
+        let directories = known.directories.clone();
         drop(known);
+        machine::write_space(&mut page, directories.iter().map(|(purpose, path)| (*purpose, path.as_path())));
+        machine::write(&mut page);
         numbers::write(&mut page, &self.system_id, runners.into_iter());
         write_process(&mut page);
         page.finish()
@@ -265,7 +274,7 @@ mod tests {
             format!("[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"{token}\"\nexecutor = \"shell\"\n");
         let config = Config::parse(std::path::Path::new("config.toml"), &runner).expect("a configuration");
         monitoring.turned();
-        monitoring.loaded(&config);
+        monitoring.loaded(&config, BTreeSet::from([("state", PathBuf::from("/"))]));
         monitoring
     }
 
@@ -302,6 +311,7 @@ mod tests {
             "gitlab_runner_configuration_loaded_total 1",
             "gitlab_runner_configuration_loading_error_total 1",
             "mayfly_configuration_current 0",
+            "mayfly_runner_fit{runner=\"metrics\",runner_name=\"r\",system_id=\"s_1\"} 1",
             "gitlab_runner_limit{runner=\"metrics\",runner_name=\"r\",system_id=\"s_1\"} 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");

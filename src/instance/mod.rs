@@ -226,6 +226,17 @@ impl Refusal {
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unreachable { .. })
     }
+
+    /// The word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::AtMinimum => "at_minimum",
+            Self::Denied { .. } => "denied",
+            Self::Throttled { .. } => "throttled",
+            Self::Unreachable { .. } => "unreachable",
+            Self::NotHere => "not_in_a_group",
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

@@ -4,6 +4,7 @@
 //! This layer knows numbers, their text and connections; it never asks anybody for anything, and nothing waits for it.
 
 pub mod listener;
+pub mod machine;
 pub mod numbers;
 mod process;
 pub mod text;

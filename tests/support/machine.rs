@@ -254,6 +254,11 @@ impl Machine {
             .expect("nsenter")
     }
 
+    /// Whether commands can be run inside.
+    pub fn init_answers(&self) -> bool {
+        self.init().is_some()
+    }
+
     /// The first process of the machine, once systemd answers there.
     fn init(&self) -> Option<u32> {
         // setpriv became unshare, whose child became nspawn, whose child is the machine's first process.

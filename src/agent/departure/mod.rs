@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::config::leave::{Leave, Strategy};
 use crate::instance::{Capacity, Instance, Refusal, Terminated};
 use crate::journal::leaving::{Phase, Reason};
+use crate::monitor::machine;
 use crate::sys;
 
 pub use command::run_line;
@@ -118,7 +119,11 @@ impl Departure {
             asked.set(self.marker.capacity());
             asked.get()
         };
-        match self.instance.terminate(&capacity, self.patience()) {
+        let asked_for = self.instance.terminate(&capacity, self.patience());
+        if let Err(refusal) = &asked_for {
+            machine::termination_refused(refusal.kind());
+        }
+        match asked_for {
             Ok(how) => {
                 let before = if how == Terminated::Before { " before=true" } else { "" };
                 log::info!("the instance is terminated by its group capacity={:?}{before}", asked.get());

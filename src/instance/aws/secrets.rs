@@ -10,6 +10,7 @@ use super::wire::Request;
 use crate::config::Config;
 use crate::config::reference::Reference;
 use crate::decode;
+use crate::monitor::machine;
 use crate::token::Token;
 
 /// Puts the tokens into a configuration whose runners only say where theirs are; tries for `patience` each. Errors: a
@@ -22,6 +23,8 @@ pub fn fill_in(config: &mut Config, patience: Duration) -> Result<(), String> {
         let token = match known.iter().find(|(had, _)| had == reference) {
             Some((_, token)) => token.clone(),
             None => fetch(reference, region.as_deref(), patience)
+                .inspect(|_| machine::token_fetched(true))
+                .inspect_err(|_| machine::token_fetched(false))
                 .map_err(|why| format!("runner `{}`: the token {reference} cannot be had: {why}", runner.name))?,
         };
         known.push((reference.clone(), token.clone()));

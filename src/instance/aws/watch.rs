@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::metadata::{Error, Item, Metadata};
 use crate::decode;
 use crate::instance::{Hear, Interruption, Notice, Target};
+use crate::monitor::machine;
 
 /// Between two looks: with the time that a look takes, no notice is older than five seconds.
 const REST: Duration = Duration::from_secs(4);
@@ -81,6 +82,7 @@ impl Watch {
         let Some(item) = item.filter(|item| self.seen.action.as_ref() != Some(&item.text)) else { return };
         match interruption(&item, SystemTime::now()) {
             Some((action, left)) => {
+                machine::spot_notice(action.as_str());
                 (self.hear)(Notice::Interruption { deadline: Instant::now() + left, action });
             }
             None => log::warn!("the metadata service answers something that is no notice path={ACTION}"),
@@ -91,6 +93,7 @@ impl Watch {
     fn hear_of_rebalance(&mut self, item: Option<Item>) {
         let Some(item) = item.filter(|item| is_rebalance(&item.text)) else { return };
         if self.seen.rebalance.replace(item.text).is_none() {
+            machine::spot_notice("rebalance");
             (self.hear)(Notice::Rebalance);
         }
     }

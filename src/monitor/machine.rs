@@ -1,0 +1,142 @@
+//! Numbers of the machine: notices of its cloud, its way out, tokens that the agent fetched, space on its disks.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::statvfs::{Statvfs, statvfs};
+
+use super::text::{Kind, Page};
+
+/// A counter with one label, of which all values are known: an alert on an increase needs the zero before it.
+struct Counter<const N: usize> {
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: [&'static str; N],
+    counts: [AtomicU64; N],
+}
+
+impl<const N: usize> Counter<N> {
+    const fn new(name: &'static str, help: &'static str, label: &'static str, values: [&'static str; N]) -> Self {
+        Self { name, help, label, values, counts: [const { AtomicU64::new(0) }; N] }
+    }
+
+    fn count(&self, value: &str) {
+        if let Some(at) = self.values.iter().position(|known| *known == value) {
+            self.counts[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn write(&self, page: &mut Page) {
+        let mut metric = page.metric(self.name, Kind::Counter, self.help);
+        for (value, count) in self.values.iter().zip(&self.counts) {
+            metric.sample(&[(self.label, value)], count.load(Ordering::Relaxed) as f64);
+        }
+    }
+}
+
+static NOTICES: Counter<4> = Counter::new(
+    "mayfly_spot_notices_total",
+    "Notices of the cloud that it takes the instance back, by kind.",
+    "notice",
+    ["terminate", "stop", "hibernate", "rebalance"],
+);
+static REFUSALS: Counter<5> = Counter::new(
+    "mayfly_termination_refusals_total",
+    "Requests to terminate this instance that its Auto Scaling group refused or did not answer, by reason.",
+    "reason",
+    ["at_minimum", "denied", "throttled", "unreachable", "not_in_a_group"],
+);
+static TOKENS_FETCHED: Counter<2> = Counter::new(
+    "mayfly_token_fetches_total",
+    "Runner tokens that the agent fetched from Parameter Store or Secrets Manager, by result.",
+    "result",
+    ["success", "failure"],
+);
+
+/// The cloud announced that it takes the instance back: `terminate`, `stop`, `hibernate` or `rebalance`.
+pub fn spot_notice(kind: &str) {
+    NOTICES.count(kind);
+}
+
+/// The Auto Scaling group did not terminate the instance: `at_minimum`, `denied`, `throttled`, `unreachable` or
+/// `not_in_a_group`.
+pub fn termination_refused(reason: &str) {
+    REFUSALS.count(reason);
+}
+
+/// The agent asked a store for a runner's token.
+pub fn token_fetched(success: bool) {
+    TOKENS_FETCHED.count(if success { "success" } else { "failure" });
+}
+
+/// Writes the counters.
+pub fn write(page: &mut Page) {
+    NOTICES.write(page);
+    REFUSALS.write(page);
+    TOKENS_FETCHED.write(page);
+}
+
+/// Writes what is free below directories, which are given with what they are for.
+pub fn write_space<'a>(page: &mut Page, directories: impl Iterator<Item = (&'static str, &'a Path)>) {
+    let known: Vec<_> =
+        directories.filter_map(|(purpose, path)| Some((purpose, path.to_string_lossy(), space(path)?))).collect();
+    type Of = fn(&Statvfs) -> u64;
+    let metrics: [(&'static str, &str, Of); 4] = [
+        ("mayfly_filesystem_avail_bytes", "Bytes that are free for users, by directory.", |fs| {
+            fs.blocks_available() * fs.fragment_size()
+        }),
+        ("mayfly_filesystem_size_bytes", "Size of the file system, by directory.", |fs| {
+            fs.blocks() * fs.fragment_size()
+        }),
+        ("mayfly_filesystem_files_free", "Inodes that are free, by directory.", |fs| fs.files_available()),
+        ("mayfly_filesystem_files", "Inodes of the file system, by directory; 0 where it has no limit.", |fs| {
+            fs.files()
+        }),
+    ];
+    for (name, help, value) in metrics {
+        let mut metric = page.metric(name, Kind::Gauge, help);
+        for (purpose, path, space) in &known {
+            metric.sample(&[("directory", purpose), ("path", path)], value(space) as f64);
+        }
+    }
+}
+
+/// The file system of a directory, or of the nearest one above it that exists already.
+fn space(path: &Path) -> Option<Statvfs> {
+    path.ancestors().find_map(|path| statvfs(path).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_is_known_and_shows_zeros() {
+        spot_notice("rebalance");
+        spot_notice("something new");
+        let mut page = Page::default();
+        write(&mut page);
+        let text = page.finish();
+        for line in
+            ["mayfly_spot_notices_total{notice=\"rebalance\"} 1", "mayfly_spot_notices_total{notice=\"stop\"} 0"]
+        {
+            assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+        assert!(!text.contains("something new"));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_has_the_space_of_the_one_above() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let missing = directory.path().join("a/b");
+        let mut page = Page::default();
+        write_space(&mut page, [("builds", missing.as_path())].into_iter());
+        let text = page.finish();
+        let label = format!("{{directory=\"builds\",path=\"{}\"}} ", missing.display());
+        let size =
+            text.split(&format!("mayfly_filesystem_size_bytes{label}")).nth(1).and_then(|rest| rest.lines().next());
+        let size: f64 = size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("{text}"));
+        assert!(size > 0.0, "{text}");
+    }
+}

@@ -1,0 +1,138 @@
+//! The templates below `docs/fleet`: each is valid, and agrees with the user data of `cloud-init` and with the metrics.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::documents::{files, lint, root};
+use crate::metrics::documented;
+
+/// The program of a Python package that `tests/setup.sh` installs.
+fn cfn_lint() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
+    cache.join("mayfly-tests/cfn-lint/bin/cfn-lint")
+}
+
+#[test]
+fn fleet_templates_are_valid() {
+    let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("cfn-lint");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}
+
+/// The user data of a template, with the defaults of its parameters.
+fn user_data(template: &str) -> String {
+    let text = template.split("Fn::Base64: !Sub |\n").nth(1).expect("user data");
+    let lines = text.lines().take_while(|line| line.starts_with("            "));
+    let data: String = lines.map(|line| format!("{}\n", &line[12..])).collect();
+    let default = |parameter: &str| {
+        let rest = template.split(&format!("  {parameter}:\n")).nth(1).expect("a parameter");
+        rest.split("Default: ").nth(1).and_then(|rest| rest.lines().next()).expect("a default").to_owned()
+    };
+    let names = ["GitLabUrl", "TokenParameter"];
+    names.iter().fold(data, |data, name| data.replace(&format!("${{{name}}}"), &default(name)))
+}
+
+/// The configuration that user data write.
+fn configuration(user_data: &str) -> String {
+    let text = user_data.split("    content: |\n").nth(1).expect("a file");
+    text.lines().map_while(|line| line.strip_prefix("      ")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Lines that are no comments, and the first.
+fn without_comments(text: &str) -> String {
+    let (first, rest) = text.split_once('\n').expect("lines");
+    let lines = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
+    format!("{first}\n{}", lines.collect::<String>())
+}
+
+#[test]
+fn fleet_templates_have_the_user_data_of_cloud_init() {
+    let example = |name: &str| {
+        let text = fs::read_to_string(root().join("cloud-init").join(name)).expect("user data");
+        without_comments(&text)
+    };
+    let spot = fs::read_to_string(root().join("docs/fleet/spot.yaml")).expect("a template");
+    assert_eq!(user_data(&spot), example("spot.yaml"));
+    // The others say otherwise how long an instance lives, and no more.
+    let of_the_runner = |data: &str| {
+        let (frame, configuration) = data.split_once("    content: |\n").expect("a file");
+        let (_, runner) = configuration.split_once("[[runners]]\n").expect("a runner");
+        (frame.to_owned(), runner.to_owned())
+    };
+    let expected = of_the_runner(&example("token-from-parameter-store.yaml"));
+    for name in ["one-job.yaml", "recycle.yaml", "schedule.yaml"] {
+        let template = fs::read_to_string(root().join("docs/fleet").join(name)).expect("a template");
+        assert_eq!(of_the_runner(&user_data(&template)), expected, "{name}");
+    }
+}
+
+#[test]
+fn fleet_templates_write_good_configurations() {
+    for path in files("docs/fleet", "yaml") {
+        let data = user_data(&fs::read_to_string(&path).expect("a template"));
+        lint(&path.display().to_string(), &configuration(&data));
+    }
+}
+
+/// What a program says; it must succeed.
+fn say(program: &str, arguments: &[&str], directory: &Path) -> String {
+    let output = Command::new(program).args(arguments).current_dir(directory).output().expect(program);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    said
+}
+
+/// The names of this agent's metrics in a query, those of histograms without their endings.
+fn metrics(query: &str) -> BTreeSet<String> {
+    let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours =
+        words.filter(|word| ["mayfly_", "gitlab_runner_", "process_"].iter().any(|begin| word.starts_with(begin)));
+    ours.map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned()).collect()
+}
+
+#[test]
+fn alert_rules_are_valid_fire_as_they_should_and_know_the_metrics() {
+    let directory = root().join("docs/fleet/monitoring");
+    say("promtool", &["check", "rules", "alerts.yaml"], &directory);
+    say("promtool", &["test", "rules", "alerts.test.yaml"], &directory);
+    let rules = fs::read_to_string(directory.join("alerts.yaml")).expect("rules");
+    let cases = fs::read_to_string(directory.join("alerts.test.yaml")).expect("cases");
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(cases.contains(&format!("alertname=\"{alert}\"")), "no case has {alert} fire");
+    }
+    let unknown: Vec<String> = metrics(&rules).difference(&documented()).cloned().collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_that_are_there_in_queries_that_are_valid() {
+    let text = fs::read_to_string(root().join("docs/fleet/monitoring/grafana.json")).expect("a dashboard");
+    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let queries: Vec<&str> = targets.map(|target| target["expr"].as_str().expect("a query")).collect();
+    assert!(queries.len() >= 15, "{queries:?}");
+    for query in &queries {
+        let used = metrics(query);
+        assert!(!used.is_empty() && used.is_subset(&documented()), "{query}");
+    }
+    let labels = dashboard["templating"]["list"].as_array().expect("variables");
+    for query in labels.iter().filter_map(|variable| variable["definition"].as_str()) {
+        assert!(metrics(query).is_subset(&documented()), "{query}");
+    }
+    // Grafana's variables, as Prometheus would get them.
+    let directory = tempfile::tempdir().expect("a directory");
+    let rule = |(number, query): (usize, &&str)| {
+        let query = query.replace("$__rate_interval", "5m").replace("$instance", ".*").replace("$runner", ".*");
+        serde_json::json!({"record": format!("query:{number}"), "expr": query})
+    };
+    let rules: Vec<Value> = queries.iter().enumerate().map(rule).collect();
+    let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    fs::write(directory.path().join("rules.yaml"), groups.to_string()).expect("written");
+    say("promtool", &["check", "rules", "rules.yaml"], directory.path());
+}
