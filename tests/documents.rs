@@ -112,3 +112,47 @@ fn the_index_names_every_page() {
         assert!(page == Path::new("README.md") || index.contains(&link), "docs/README.md has no link to {link}");
     }
 }
+
+/// The source text of the program, with texts that go over several lines put together.
+fn source() -> String {
+    let (mut text, mut directories) = (String::new(), vec![root().join("src")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false => text += &fs::read_to_string(&path).expect("a source"),
+            }
+        }
+    }
+    let mut joined = String::new();
+    for (at, part) in text.split("\\\n").enumerate() {
+        joined += if at == 0 { part } else { part.trim_start() };
+    }
+    joined
+}
+
+#[test]
+fn log_lines_in_the_documentation_are_written_by_the_agent() {
+    let page = fs::read_to_string(root().join("docs/troubleshooting.md")).expect("the page");
+    let (_, section) = page.split_once("\n## By log line of the agent\n").expect("the section");
+    let lines: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert!(lines.len() >= 15, "{lines:?}");
+    let source = source();
+    for line in lines {
+        assert!(source.contains(line), "docs/troubleshooting.md explains `{line}`, which no source contains");
+    }
+}
+
+#[test]
+fn paths_in_the_pages_for_developers_lead_somewhere() {
+    for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root().join(page)).expect("a page");
+        for path in text.split('`').skip(1).step_by(2) {
+            let is_path =
+                ["src/", "tests/", "docs/", "packages/", "bench/", ".ci/"].iter().any(|top| path.starts_with(top));
+            let path = path.trim_end_matches("*.rs").trim_end_matches('/');
+            assert!(!is_path || root().join(path).exists(), "{page} names {path}, which is not there");
+        }
+    }
+}

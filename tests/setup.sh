@@ -55,6 +55,13 @@ if [ "$("$lint/bin/pip" show cfn-lint 2>/dev/null | sed -n 's/^Version: //p')" !
     "$lint/bin/pip" --quiet install 'cfn-lint==1.58.0'
 fi
 
+# Parses the Terraform module and the Packer template of docs/fleet.
+hcl="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests/hcl2"
+if [ "$("$hcl/bin/pip" show python-hcl2 2>/dev/null | sed -n 's/^Version: //p')" != 8.1.4 ]; then
+    python3 -m venv "$hcl"
+    "$hcl/bin/pip" --quiet install 'python-hcl2==8.1.4'
+fi
+
 # An S3 server that verifies signatures; a minute or two where it is not there yet.
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests"
 if [ ! -x "$tools/bin/s3s-fs" ]; then

@@ -10,7 +10,7 @@ use super::keys::{Support, TABLES};
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
 const DOCKER: &str = "docs/reference/docker.md";
-/// Begins the generated part of [`CONFIGURATION`], which ends the page.
+/// Begins the generated part of [`CONFIGURATION`], which ends at an empty line.
 const GENERATED: &str = "| Key | Table | Why |\n|---|---|---|\n";
 
 fn page(name: &str) -> String {
@@ -66,10 +66,11 @@ fn the_reference_page_lists_the_keys_without_effect() {
     }
     let text = page(CONFIGURATION);
     let begin = text.find(GENERATED).expect("the generated table");
+    let end = text[begin..].find("\n\n").map_or(text.len(), |end| begin + end + 1);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         let path = format!("{}/{CONFIGURATION}", env!("CARGO_MANIFEST_DIR"));
-        fs::write(path, text[..begin].to_owned() + &expected).expect("written");
+        fs::write(path, text[..begin].to_owned() + &expected + &text[end..]).expect("written");
     } else {
-        assert_eq!(&text[begin..], expected, "run UPDATE_DOCS=1 cargo test --bin mayfly reference_page");
+        assert_eq!(&text[begin..end], expected, "run UPDATE_DOCS=1 cargo test --bin mayfly reference_page");
     }
 }
