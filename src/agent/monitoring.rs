@@ -311,7 +311,6 @@ mod tests {
             "gitlab_runner_configuration_loaded_total 1",
             "gitlab_runner_configuration_loading_error_total 1",
             "mayfly_configuration_current 0",
-            "mayfly_runner_fit{runner=\"metrics\",runner_name=\"r\",system_id=\"s_1\"} 1",
             "gitlab_runner_limit{runner=\"metrics\",runner_name=\"r\",system_id=\"s_1\"} 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");

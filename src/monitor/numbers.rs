@@ -219,11 +219,6 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Who
         let labels = [("system_id", system_id), ("endpoint", endpoint), ("status", &status.to_string())];
         calls.sample(&labels, *count as f64);
     }
-    let help = "1 while the runner may poll; 0 while the agent does not poll for it, since GitLab rejects it.";
-    let mut fit = page.metric("mayfly_runner_fit", Kind::Gauge, help);
-    for (who, of_runner) in &numbers.runners {
-        fit.sample(&of(who, system_id), f64::from(u8::from(!of_runner.rests)));
-    }
     let sent = TRACE_BYTES.load(Ordering::Relaxed) as f64;
     page.single("mayfly_trace_bytes_total", Kind::Counter, "Bytes of job logs that servers took.", sent);
     let mut errors = page.metric("gitlab_runner_errors_total", Kind::Counter, "Lines of the log, by level.");
@@ -376,7 +371,6 @@ mod tests {
         assert!(!is_resting(&who));
         rests(&who, true);
         assert!(is_resting(&who));
-        assert!(lines("refused").contains(&"mayfly_runner_fit{*} 0".to_owned()));
         rests(&who, false);
         assert!(!is_resting(&who));
     }
