@@ -512,7 +512,7 @@ fn a_group_grows_with_its_jobs() {
     assert_eq!(fleet.gitlab.finished(id).state, "success");
     agent.signal("QUIT");
     assert!(agent.wait().success());
-    assert_eq!(lines_with(&agent.log(), &["the group is raised for its jobs"]), 2, "{}", agent.log());
+    assert_eq!(lines_with(&agent.log(), &["desired capacity of the group raised"]), 2, "{}", agent.log());
     fleet.gitlab.assert_strict();
 }
 

@@ -68,7 +68,7 @@ impl Guard {
         if list().is_ok_and(|found| found == expected) {
             return Ok(());
         }
-        log::error!("somebody took away or changed the table inet mayfly; it is put back");
+        log::error!("the nftables table inet mayfly was removed or changed; restoring it");
         self.put_in_force()
     }
 

@@ -119,7 +119,7 @@ impl Tokens {
                 }
                 (Err(why), Some(known)) if left(&known) > 0 => {
                     log::warn!(
-                        "no new token for Amazon ECR; the old one still counts region={} {why}",
+                        "cannot renew the token for Amazon ECR; using the old one, which is still valid region={} {why}",
                         registry.region
                     );
                     known

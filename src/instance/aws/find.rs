@@ -37,7 +37,7 @@ pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>,
         (Ok(id), _) => member(id),
         (Err(error), Some(id)) => {
             log::warn!(
-                "the instance is known by its firmware alone, and hears of no notices instance={id} error={error}"
+                "the metadata service did not answer; the instance id comes from the firmware, and spot and rebalance notices are not seen instance={id} error={error}"
             );
             member(id)
         }
@@ -47,7 +47,9 @@ pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>,
         )),
         (Err(Error::Off), None) => Ok(None),
         (Err(error), None) => {
-            log::warn!("this is to be an instance of EC2, and goes on without error={error}");
+            log::warn!(
+                "[mayfly.aws] is set, but the metadata service did not answer; EC2 features are off error={error}"
+            );
             Ok(None)
         }
     }
@@ -65,7 +67,7 @@ fn instance_id(service: &Metadata, patience: Duration) -> Result<String, Error> 
         if Instant::now() + AGAIN >= until {
             return Err(error);
         }
-        log::debug!("the instance id is not known yet error={error}");
+        log::debug!("the metadata service did not tell the instance id; retrying error={error}");
         thread::sleep(AGAIN);
     }
 }

@@ -41,7 +41,7 @@ impl Group {
             Some(name) => name,
             None => self.calls.member(&self.instance, LOOK)?.ok_or(Refusal::NotHere)?.group,
         };
-        log::info!("the instance belongs to an Auto Scaling group group={name}");
+        log::info!("this instance is in an Auto Scaling group group={name}");
         *kept = Some(name.clone());
         Ok(name)
     }

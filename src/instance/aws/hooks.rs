@@ -41,7 +41,7 @@ impl Hooks {
         let thread = thread::Builder::new().name("heartbeats".to_owned()).stack_size(STACK);
         match thread.spawn(move || hooks.beat(&group)) {
             Ok(_) => *hold = Hold::Held,
-            Err(error) => log::error!("no thread for the heartbeats of lifecycle hooks error={error}"),
+            Err(error) => log::error!("cannot start the thread for lifecycle hook heartbeats error={error}"),
         }
     }
 
@@ -49,7 +49,7 @@ impl Hooks {
         let mut complained = false;
         let mut complain = |refusal: &Refusal| {
             if !complained {
-                log::warn!("a lifecycle hook may run out under a job {refusal}");
+                log::warn!("cannot extend a lifecycle hook; it may time out during a job {refusal}");
             }
             complained = true;
         };
@@ -70,7 +70,7 @@ impl Hooks {
                 let half = hook.timeout / 2;
                 let rest = match group.heartbeat(hook) {
                     Ok(()) => {
-                        log::debug!("a lifecycle hook waits on hook={}", hook.name);
+                        log::debug!("lifecycle hook extended hook={}", hook.name);
                         half
                     }
                     Err(refusal) if is_not_active(&refusal) => AGAIN,
@@ -105,7 +105,7 @@ impl Hooks {
                 Err(refusal) if is_not_active(&refusal) => {
                     let state = group.state();
                     if is_late || state.is_some_and(|state| !holds_later(&state)) {
-                        log::info!("the lifecycle hooks do not hold this instance");
+                        log::info!("no lifecycle hook holds this instance");
                         return Ok(());
                     }
                 }
@@ -134,7 +134,7 @@ fn complete_each(group: &Group, hooks: &mut Vec<Hook>) -> Result<(), Refusal> {
     let mut outcome = Ok(());
     hooks.retain(|hook| match group.complete(hook) {
         Ok(()) => {
-            log::info!("a lifecycle hook lets the instance go hook={}", hook.name);
+            log::info!("lifecycle hook completed hook={}", hook.name);
             false
         }
         Err(refusal) => {

@@ -149,7 +149,7 @@ impl Instance for Member {
             if wait >= left() {
                 return Err(error.into());
             }
-            log::debug!("the instance is to end, and is asked for again wait_ms={} error={error}", wait.as_millis());
+            log::debug!("retrying the call that terminates the instance wait_ms={} error={error}", wait.as_millis());
             thread::sleep(wait);
             // Somebody else may have asked in the meantime.
             if self.is_ending() {

@@ -117,7 +117,7 @@ impl Metadata {
         loop {
             match self.look(path) {
                 Err(Error::Silent(why)) if attempt < self.attempts => {
-                    log::debug!("the instance metadata service is asked again path={path} error={why}");
+                    log::debug!("retrying the metadata service path={path} error={why}");
                     thread::sleep(Duration::from_millis(100) * attempt);
                     attempt += 1;
                 }

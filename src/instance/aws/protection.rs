@@ -35,12 +35,12 @@ impl Protection {
         let thread = thread::Builder::new().name("protection".to_owned()).stack_size(STACK);
         let spawned = thread.spawn(move || {
             if let Err(refusal) = group.prepare() {
-                log::debug!("the group is not known yet {refusal}");
+                log::debug!("the Auto Scaling group is not known yet; retrying {refusal}");
             }
             protection.tell(&group);
         });
         if let Err(error) = spawned {
-            log::error!("no thread for the scale-in protection error={error}");
+            log::error!("cannot start the thread for scale-in protection error={error}");
         }
     }
 
@@ -57,7 +57,7 @@ impl Protection {
             let outcome = group.protect(work);
             let mut state = self.lock();
             let Err(refusal) = outcome else {
-                log::debug!("the scale-in protection is set work={work:?}");
+                log::debug!("scale-in protection set work={work:?}");
                 *state = State { told: Some(work), has_complained: false, ..*state };
                 tries = 0;
                 continue;
@@ -93,9 +93,9 @@ impl State {
     fn complain(&mut self, work: Work, refusal: &Refusal) {
         let is_leaving = matches!(refusal, Refusal::Denied { code, .. } if code == "ValidationError");
         if work == Work::Idle && is_leaving {
-            log::debug!("the scale-in protection is not ended {refusal}");
+            log::debug!("cannot end scale-in protection {refusal}");
         } else if !std::mem::replace(&mut self.has_complained, true) {
-            log::warn!("the scale-in protection cannot be set; the group may end this instance under a job {refusal}");
+            log::warn!("cannot set scale-in protection; the group may terminate this instance during a job {refusal}");
         }
     }
 }

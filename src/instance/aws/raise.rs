@@ -57,7 +57,7 @@ impl Raising {
         let (raising, group) = (Arc::clone(self), Arc::clone(group));
         let thread = thread::Builder::new().name("raise".to_owned()).stack_size(STACK);
         if let Err(error) = thread.spawn(move || raising.watch(&group)) {
-            log::error!("no thread to raise the group error={error}");
+            log::error!("cannot start the thread that raises the desired capacity error={error}");
         }
     }
 
@@ -89,7 +89,7 @@ impl Raising {
             match self.look(group, look) {
                 Ok(()) => has_complained = false,
                 Err(why) if !std::mem::replace(&mut has_complained, true) => {
-                    log::warn!("the group is not raised for its jobs {why}");
+                    log::warn!("cannot raise the desired capacity of the group {why}");
                 }
                 Err(_) => {}
             }
@@ -121,7 +121,7 @@ impl Raising {
         let fleet = described(group)?;
         let Some(target) = self.target(&fleet, look) else { return Ok(()) };
         group.raise(target).map_err(|refusal| refusal.to_string())?;
-        log::info!("the group is raised for its jobs from={} to={target}", fleet.desired);
+        log::info!("desired capacity of the group raised from={} to={target}", fleet.desired);
         Ok(())
     }
 

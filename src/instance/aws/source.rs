@@ -37,13 +37,13 @@ pub fn current() -> Result<Credentials, String> {
     match (find(), kept.as_ref().filter(|kept| kept.last(now, 0))) {
         (Ok(found), _) => {
             if !found.last(now, 0) {
-                log::warn!("the AWS credentials at hand have ended already, and are used for want of others");
+                log::warn!("the AWS credentials have expired and no others were found; using them");
             }
             *kept = Some(found.clone());
             Ok(found)
         }
         (Err(why), Some(old)) => {
-            log::warn!("the AWS credentials cannot be renewed yet; those at hand still count error={why}");
+            log::warn!("cannot renew the AWS credentials; using the old ones, which are still valid error={why}");
             Ok(old.clone())
         }
         (Err(why), None) => Err(why),

@@ -31,7 +31,7 @@ pub fn start(service: &'static Metadata, hear: Hear) {
         }
     });
     if let Err(error) = spawned {
-        log::error!("no thread for the instance's notices error={error}");
+        log::error!("cannot start the thread that watches for notices error={error}");
     }
 }
 
@@ -85,7 +85,7 @@ impl Watch {
                 machine::spot_notice(action.as_str());
                 (self.hear)(Notice::Interruption { deadline: Instant::now() + left, action });
             }
-            None => log::warn!("the metadata service answers something that is no notice path={ACTION}"),
+            None => log::warn!("the metadata service sent an interruption notice that cannot be read path={ACTION}"),
         }
         self.seen.action = Some(item.text);
     }
@@ -101,7 +101,7 @@ impl Watch {
     fn hear_of_target(&mut self, item: Option<Item>) {
         let target = item.map_or(Target::Alone, |item| target(&item.text));
         if self.seen.target.as_ref() != Some(&target) {
-            log::info!("what the group wants of this instance target={target:?}");
+            log::info!("target lifecycle state of this instance target={target:?}");
             self.seen.target = Some(target.clone());
             (self.hear)(Notice::Target(target));
         }
@@ -109,10 +109,12 @@ impl Watch {
 
     fn tell_of_silence(&mut self, failure: Option<Error>) {
         match &failure {
-            None if self.silent >= SILENT_LOOKS => log::info!("the instance metadata service answers again"),
+            None if self.silent >= SILENT_LOOKS => log::info!("the metadata service answers again"),
             None => {}
-            Some(error) if self.silent + 1 == SILENT_LOOKS => log::warn!("notices may be missed error={error}"),
-            Some(error) => log::debug!("no notices error={error}"),
+            Some(error) if self.silent + 1 == SILENT_LOOKS => log::warn!(
+                "the metadata service does not answer; spot and rebalance notices may be missed error={error}"
+            ),
+            Some(error) => log::debug!("cannot read notices error={error}"),
         }
         self.silent = match failure {
             None => 0,

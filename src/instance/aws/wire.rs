@@ -181,7 +181,9 @@ impl Wire {
         if BEHIND.swap(behind, Ordering::Relaxed) == behind {
             return outcome;
         }
-        log::warn!("the clock differs from AWS's, whose time is used to sign; set the clock seconds={behind}");
+        log::warn!(
+            "this machine's clock differs from that of AWS; signing with the time of AWS; set the clock seconds={behind}"
+        );
         self.try_once(request, credentials)
     }
 
@@ -278,7 +280,7 @@ pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, F
         if began.elapsed() + wait >= patience {
             return Err(failure);
         }
-        log::debug!("AWS is asked again wait_ms={} error={failure}", wait.as_millis());
+        log::debug!("retrying a call to AWS wait_ms={} error={failure}", wait.as_millis());
         thread::sleep(wait);
     }
 }
