@@ -31,7 +31,6 @@ use crate::config::leave::Strategy;
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Loaded, Runner};
 use crate::coordinator::gitlab::{GitLab, Info};
-use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
 use crate::executor::docker::names::Owner;
@@ -41,6 +40,7 @@ use crate::instance::aws::secrets;
 use crate::instance::{self, Identity, Instance, Need, Notice};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
+use crate::job::executors::JobExecutor;
 use crate::journal::Count;
 use crate::journal::leaving::Reason;
 use crate::monitor::numbers::Who;
@@ -384,7 +384,7 @@ impl Agent {
     }
 
     /// How a runner's jobs are run. Errors: what the configuration says of it cannot be.
-    fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn Executor>, String> {
+    fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn JobExecutor>, String> {
         let parents = if runner.cgroups { self.parents.clone() } else { Parents::default() };
         if runner.executor.has_containers() {
             let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents)?;

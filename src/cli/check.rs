@@ -193,7 +193,7 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         Ok(shell) => shell,
         Err(why) => return report.fail(place, &why),
     };
-    if let Err(error) = shell.prepare() {
+    if let Err(error) = shell.check() {
         return report.fail(place, &error.message);
     }
     match shell.user() {

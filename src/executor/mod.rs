@@ -15,9 +15,6 @@ pub trait Executor: Send + Sync {
     /// The line under the heading of the first section, unless it is said later.
     fn greeting(&self) -> Option<String>;
 
-    /// What scripts run in.
-    fn ground(&self) -> Ground<'_>;
-
     /// Whom steps run as; `None` for the agent's own user.
     fn user(&self) -> Option<&User>;
 
@@ -29,20 +26,4 @@ pub trait Executor: Send + Sync {
 
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
     fn environment_marker(&self) -> &'static str;
-
-    /// What makes containers, where scripts run in some.
-    fn containers(&self) -> Option<&docker::Docker> {
-        match self.ground() {
-            Ground::Shell(_) => None,
-            Ground::Containers(docker) => Some(docker),
-        }
-    }
-}
-
-/// What scripts run in.
-pub enum Ground<'a> {
-    /// The shell of the instance.
-    Shell(&'a shell::Shell),
-    /// A container for each job.
-    Containers(&'a docker::Docker),
 }

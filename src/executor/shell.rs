@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Parents;
-use super::{Executor, Ground, user};
+use super::{Executor, user};
 use crate::failure::JobError;
 use crate::shim::spec::{Task, User};
 
@@ -45,7 +45,7 @@ impl Shell {
     }
 
     /// Errors: the machine lacks what jobs need.
-    pub fn prepare(&self) -> Result<(), JobError> {
+    pub fn check(&self) -> Result<(), JobError> {
         if self.program.is_none() {
             return Err(JobError::system(format!("there is no `{}` in {PATH}; install it in the image", self.shell)));
         }
@@ -53,7 +53,7 @@ impl Shell {
     }
 
     /// Turns the text of a script into a task.
-    pub fn script(&self, text: String, merge_stderr: bool) -> Task {
+    pub fn script_task(&self, text: String, merge_stderr: bool) -> Task {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
         Task::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],
@@ -70,10 +70,6 @@ impl Executor for Shell {
     fn greeting(&self) -> Option<String> {
         let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
         Some(format!("Using Shell ({}) executor{whom}...", self.shell))
-    }
-
-    fn ground(&self) -> Ground<'_> {
-        Ground::Shell(self)
     }
 
     fn user(&self) -> Option<&User> {

@@ -1,17 +1,21 @@
-//! Jobs in containers: what the stages of a job ask of the executor for them.
+//! How the stages of a job are run in containers.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::context::{Context, Job};
-use super::flags::Flags;
+use super::executors::{CleanUp, JobExecutor};
+use super::flags::OWN_NETWORK;
 use super::outcome::StageResult;
+use super::script::BRIDGE;
 use super::sources::{self, Strategy, remove};
+use super::steps::{StepRunner, StopsFor};
 use super::work::Plan;
 use crate::executor::docker::credentials::Access;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, Facts};
+use crate::executor::docker::prepared::Prepared;
 use crate::executor::docker::{Docker, choice, prepare, script, volumes};
 use crate::executor::place::Place;
 use crate::failure::JobError;
@@ -33,26 +37,26 @@ fn is_protected(payload: &Payload) -> bool {
     payload.git_info.protected || by_variable() || payload.cache.iter().any(|cache| cache.key.ends_with("-protected"))
 }
 
-impl Context {
-    /// Where a job in a container works: in a directory of its project alone, which no unprotected job shares with a
-    /// protected one, and which goes with the job unless that reuses the sources of an earlier one; or where the
-    /// configuration mounts something else.
-    pub(super) fn place_in_container(
+impl JobExecutor for Docker {
+    /// A directory of the job's project alone, which no unprotected job shares with a protected one, and which goes with
+    /// the job unless that reuses the sources of an earlier one; or what the configuration mounts instead.
+    fn dirs(
         &self,
-        docker: &Docker,
+        context: &Context,
         payload: &Payload,
         concurrent: u32,
         variables: &dyn Fn(&Place) -> Variables,
     ) -> Place {
-        let short_token = self.runner.token.short();
-        if let Some(host_builds) = volumes::configured_builds(&self.runner.docker, &docker.builds) {
-            let place = Place::usual(&host_builds, &self.caches, &short_token, concurrent, payload);
-            return Place { inside: Some(docker.builds.clone()), ..place };
+        let (runner, caches) = (&context.runner, &context.caches);
+        let short_token = runner.token.short();
+        if let Some(host_builds) = volumes::configured_builds(&runner.docker, &self.builds) {
+            let dirs = Place::usual(&host_builds, caches, &short_token, concurrent, payload);
+            return Place { inside: Some(self.builds.clone()), ..dirs };
         }
         let protected = if is_protected(payload) { "-protected" } else { "" };
         let own = format!("project-{}-{concurrent}{protected}", payload.job_info.project_id);
-        let below = self.builds.join(short_token);
-        let at = |own: &str| Place::in_container(&below.join(own), &docker.builds, &self.caches, payload);
+        let below = context.builds.join(short_token);
+        let at = |own: &str| Place::in_container(&below.join(own), &self.builds, caches, payload);
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
             Ok(Strategy::Fetch) | Err(_) => lasting,
@@ -60,42 +64,54 @@ impl Context {
         }
     }
 
-    /// The name of a network of the job's own (`FF_NETWORK_PER_BUILD`), unless one is configured for all jobs.
-    pub(super) fn network_of_job(&self, payload: &Payload, flags: &Flags, concurrent: u32) -> Option<String> {
-        let wanted = flags.is_on("FF_NETWORK_PER_BUILD") && self.runner.docker.network_mode.is_empty();
-        let project = payload.job_info.project_id;
-        wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", self.runner.token.short(), payload.id))
+    fn image<'a>(&self, context: &'a Context, payload: &'a Payload) -> Option<&'a str> {
+        let own = payload.image.name.as_str();
+        Some(if own.is_empty() { &context.runner.docker.image } else { own })
     }
 
-    /// What removes everything that was made for a job, and its directory if that goes with it.
-    pub(super) fn removal(&self, job: String, builds: Option<PathBuf>) -> Option<impl FnOnce() + use<>> {
-        let docker = self.executor.containers()?;
-        let (removals, address, owner) = (docker.removals.clone(), docker.address.clone(), docker.owner.clone());
-        let builds = builds.filter(|builds| goes_with_job(builds));
+    fn network(&self, context: &Context, payload: &Payload, own_network: bool, concurrent: u32) -> Option<String> {
+        let runner = &context.runner;
+        let wanted = own_network && runner.docker.network_mode.is_empty();
+        let project = payload.job_info.project_id;
+        wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
+    }
+
+    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<Prepared>>> {
+        let job = steps.job;
+        std::fs::create_dir_all(&job.context.caches).map_err(|error| {
+            let caches = job.context.caches.display();
+            JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
+        })?;
+        let plan = Plan::PrepareContainer(Box::new(container_plan(job, self)?));
+        let plan = plan.to_text().map_err(io::Error::other)?;
+        let task = Task::Work { plan, rights: Rights::All, doors: None };
+        steps.run_for_container(task, &job.deadlines.prepare(), StopsFor::Any)
+    }
+
+    /// The container alone knows which user it runs as, so its script makes the file.
+    fn reset_env_file(&self, job: &Job<'_>) {
+        job.settings.dirs.remove_temporary(&[BRIDGE.to_owned()]);
+    }
+
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
+        script_task(job, progress, text, merge)
+    }
+
+    fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights {
+        Rights::Walled(walls(job, plan))
+    }
+
+    fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp> {
+        let (removals, address, owner) = (self.removals.clone(), self.address.clone(), self.owner.clone());
+        let builds = builds.filter(|builds| goes_with_job(builds)).map(Path::to_owned);
         let remove_builds = move || {
             if let Some(Err(error)) = builds.as_deref().map(remove::remove) {
                 let directory = builds.unwrap_or_default();
                 log::warn!("the directory of a job is not removed directory={} error={error}", directory.display());
             }
         };
-        Some(move || removals.start(&address, &owner, &job, remove_builds))
+        Some(Box::new(move || removals.start(&address, &owner, &job, remove_builds)))
     }
-
-    /// The image of a job as it is named, with variables in it.
-    pub(super) fn image<'a>(&'a self, payload: &'a Payload) -> &'a str {
-        let own = payload.image.name.as_str();
-        if own.is_empty() { &self.runner.docker.image } else { own }
-    }
-}
-
-/// The preparation of everything that scripts in a container need, as a task. Errors: what the job asks for cannot be had.
-pub(super) fn prepare_task(job: &Job<'_>, docker: &Docker) -> StageResult<Task> {
-    if let Err(error) = std::fs::create_dir_all(&job.context.caches) {
-        let caches = job.context.caches.display();
-        return Err(JobError::system(format!("the directory of caches {caches} cannot be made: {error}")).into());
-    }
-    let plan = Plan::PrepareContainer(Box::new(container_plan(job, docker)?));
-    Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights: Rights::All, doors: None })
 }
 
 fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobError> {
@@ -155,7 +171,7 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
 }
 
 /// What a file task sees of the machine. The caches are those of all projects, so only tasks about caches see them.
-pub(super) fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
+fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
     let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
     let tls = &job.context.runner.tls;
     let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
@@ -170,7 +186,8 @@ fn network(job: &Job<'_>, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNe
     let configured = &job.context.runner.docker;
     let mtu = configured.network_mtu;
     let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
-    let name = job.context.network_of_job(&job.payload, &job.settings.flags, job.concurrent.1)?;
+    let own_network = job.settings.flags.is_on(OWN_NETWORK);
+    let name = docker.network(job.context, &job.payload, own_network, job.concurrent.1)?;
     Some(CreateNetwork {
         name,
         driver: "bridge".to_owned(),
@@ -182,7 +199,7 @@ fn network(job: &Job<'_>, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNe
 }
 
 /// A script as a task in the job's container.
-pub(super) fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
+fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
     let Some(container) = progress.container.clone() else {
         // Scripts run only after the container was made.
         return Task::Work { plan: String::new(), rights: Rights::All, doors: None };

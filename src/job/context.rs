@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::cache::s3::Store;
 use super::control::Control;
 use super::deadlines::Deadlines;
-use super::flags::{Flags, INPUTS, WITHOUT_TOKENS};
+use super::executors::JobExecutor;
+use super::flags::{Flags, INPUTS, OWN_NETWORK, WITHOUT_TOKENS};
 use super::script::of_pair;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
-use crate::executor::Executor;
 use crate::executor::place::Place;
 use crate::failure::JobError;
 use crate::instance::Identity;
@@ -42,7 +42,7 @@ pub struct Context {
     /// Who hears of the jobs.
     pub coordinator: Arc<dyn Coordinator>,
     /// How scripts are run.
-    pub executor: Arc<dyn Executor>,
+    pub executor: Arc<dyn JobExecutor>,
     /// The machine and its boot.
     pub identity: Identity,
     /// What keeps jobs from the machine's credentials, where that is asked for.
@@ -200,10 +200,7 @@ impl Context {
         concurrent: u32,
         variables: &dyn Fn(&Place) -> Variables,
     ) -> (Place, Result<(), JobError>) {
-        let usual = match self.executor.containers() {
-            Some(docker) => self.place_in_container(docker, payload, concurrent, variables),
-            None => Place::usual(&self.builds, &self.caches, &self.runner.token.short(), concurrent, payload),
-        };
+        let usual = self.executor.dirs(self, payload, concurrent, variables);
         let variables = variables(&usual);
         let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
             let empty = variables.value("GIT_STRATEGY").is_some_and(|strategy| strategy == "empty");
@@ -235,8 +232,8 @@ impl Context {
         for (name, on) in flags.all() {
             variables.set(name, on.to_string());
         }
-        if self.executor.containers().is_some() {
-            variables.push(of_pair("CI_JOB_IMAGE", self.image(payload)));
+        if let Some(image) = self.executor.image(self, payload) {
+            variables.push(of_pair("CI_JOB_IMAGE", image));
         }
         variables.set("CI_RUNNER_SHORT_TOKEN", self.runner.token.short());
         for (key, value) in &self.runner.environment {
@@ -261,8 +258,8 @@ impl Context {
         variables.set("CI_RUNNER_REVISION", REVISION);
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
         variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&place.temporary));
-        let network = self.executor.containers().and_then(|_| self.network_of_job(payload, flags, concurrent.1));
-        if let Some(network) = network {
+        let own_network = flags.is_on(OWN_NETWORK);
+        if let Some(network) = self.executor.network(self, payload, own_network, concurrent.1) {
             variables.set("CI_BUILD_NETWORK_NAME", network);
         }
         variables

@@ -10,9 +10,9 @@ use super::script::BRIDGE;
 use super::steps::{StepRunner, StopsFor};
 use super::transfer::Project;
 use super::work::Plan;
-use super::{cache, containers, get_sources};
+use super::{cache, get_sources};
 use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
-use crate::shim::spec::{Rights, Task};
+use crate::shim::spec::Task;
 
 /// Extracts the caches.
 pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
@@ -66,10 +66,7 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
 
 /// Work on the job's files, as a task with the rights that the executor leaves it. Errors: it cannot be serialized.
 pub fn file_task(job: &Job<'_>, plan: &Plan) -> io::Result<Task> {
-    let rights = match job.context.executor.containers() {
-        Some(_) => Rights::Walled(containers::walls(job, plan)),
-        None => Rights::User,
-    };
+    let rights = job.context.executor.file_task_rights(job, plan);
     Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights, doors: None })
 }
 

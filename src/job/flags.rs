@@ -21,6 +21,9 @@ use Effect::{Always, Honoured, Nothing, OfContainers};
 /// The job's token stands in no file: git asks for it.
 pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
 
+/// The job has a network of its own.
+pub const OWN_NETWORK: &str = "FF_NETWORK_PER_BUILD";
+
 /// Expressions in the job's text are replaced by what they come to.
 pub const INPUTS: &str = "FF_ENABLE_JOB_INPUTS_INTERPOLATION";
 

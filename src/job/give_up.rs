@@ -16,8 +16,9 @@ pub fn end_leftovers(context: &Context, directory: &SlotDirectory, name: String)
     if let Some(step) = progress.step {
         crate::shim::sweep(&step.id, &step.cgroups);
     }
-    if let Some(remove) = context.removal(name, progress.place.map(|place| place.builds)) {
-        remove();
+    let builds = progress.place.map(|place| place.builds);
+    if let Some(clean_up) = context.executor.clean_up(name, builds.as_deref()) {
+        clean_up();
     }
 }
 

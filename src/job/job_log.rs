@@ -54,7 +54,7 @@ impl JobLog {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
         });
         let flags = &job.settings.flags;
-        let (changed, idle) = (flags.changed(), flags.idle(job.context.executor.containers().is_some()));
+        let (changed, idle) = (flags.changed(), flags.idle(runner.executor.has_containers()));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }

@@ -6,6 +6,7 @@ pub mod containers;
 pub mod context;
 pub mod control;
 mod deadlines;
+pub mod executors;
 mod files;
 mod flags;
 mod get_sources;

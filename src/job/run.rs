@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::containers::DOORS;
 use super::context::{Context, Job};
 use super::control::Control;
+use super::executors::CleanUp;
 use super::job_log::{JobLog, StagePosition};
 use super::outcome::{StageError, StageResult, abort_error, blame, stop_error};
 use super::script::BRIDGE;
@@ -183,7 +184,9 @@ impl JobRun<'_> {
     }
 
     fn prepare_executor(&mut self) -> StageResult {
-        if let Some(container) = prepare::executor(&mut self.steps())? {
+        prepare::check(&self.job)?;
+        let context = self.job.context;
+        if let Some(container) = context.executor.prepare(&mut self.steps())? {
             self.journal.progress.container = Some(container);
             self.follow_services(From::Start);
         }
@@ -191,7 +194,7 @@ impl JobRun<'_> {
     }
 
     fn prepare_environment(&mut self) -> StageResult {
-        prepare::environment(&self.job);
+        self.job.context.executor.reset_env_file(&self.job);
         Ok(())
     }
 
@@ -339,9 +342,9 @@ impl JobRun<'_> {
     }
 
     /// What removes everything that the executor made for the job.
-    fn executor_clean_up(&self) -> Option<impl FnOnce() + use<>> {
+    fn executor_clean_up(&self) -> Option<CleanUp> {
         self.journal.progress.stage?;
-        self.job.context.removal(self.job.name(), Some(self.job.settings.dirs.builds.clone()))
+        self.job.context.executor.clean_up(self.job.name(), Some(&self.job.settings.dirs.builds))
     }
 
     fn follow_services(&mut self, from: From) {

@@ -1,10 +1,9 @@
 //! The stages that run scripts of the job: its steps and after_script.
 
 use super::context::Job;
+use super::outcome::StageResult;
 use super::script::{self, Lines, Setup};
 use super::steps::{StepRunner, StopsFor};
-use super::{containers, outcome::StageResult};
-use crate::executor::Ground;
 use crate::journal::Progress;
 use crate::shim::spec::Task;
 use crate::sys;
@@ -62,8 +61,5 @@ pub fn script_task(
     // the exact order of the two streams matters more.
     let merge = settings.debug || !settings.filters.timestamps;
     let text = script::script(&setup, groups, greeting);
-    match job.context.executor.ground() {
-        Ground::Containers(_) => containers::script_task(job, progress, text, merge),
-        Ground::Shell(shell) => shell.script(text, merge),
-    }
+    job.context.executor.script(job, progress, text, merge)
 }

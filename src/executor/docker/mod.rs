@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use super::cgroup::Parents;
 use super::shell::PATH;
-use super::{Executor, Ground, user};
+use super::{Executor, user};
 use crate::config::Runner;
 use crate::http::Address;
 use crate::instance::aws::ecr::Tokens;
@@ -79,10 +79,6 @@ impl Executor for Docker {
     fn greeting(&self) -> Option<String> {
         // The image is said by whoever chooses it.
         None
-    }
-
-    fn ground(&self) -> Ground<'_> {
-        Ground::Containers(self)
     }
 
     fn user(&self) -> Option<&User> {
