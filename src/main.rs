@@ -22,6 +22,7 @@ mod cli;
 mod config;
 mod coordinator;
 mod decode;
+mod digest;
 mod executor;
 mod failure;
 mod http;
@@ -32,10 +33,12 @@ mod local;
 mod monitor;
 mod payload;
 mod pipeline;
+mod random;
 mod shim;
 mod sys;
 mod token;
 mod trace;
+mod version;
 
 fn main() -> std::process::ExitCode {
     cli::main()

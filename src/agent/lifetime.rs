@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use super::slots::Slots;
 use crate::config::lifetime::Lifetime as Bounds;
 use crate::journal::leaving::Reason;
-use crate::sys;
 
 /// The idle time-out is longer by up to this part, and the maximum age shorter by up to half of it: siblings that began
 /// together do not leave together.
@@ -37,13 +36,13 @@ pub struct Lifetime {
 impl Lifetime {
     /// A life that began at `began`.
     pub fn new(bounds: Bounds, began: u64) -> Self {
-        Self { bounds, began, share: sys::random_fraction(), refused: false }
+        Self { bounds, began, share: crate::random::fraction(), refused: false }
     }
 
     /// The group needs the instance: it is to try again after another idle time-out.
     pub fn refuse(&mut self) {
         self.refused = true;
-        self.share = sys::random_fraction();
+        self.share = crate::random::fraction();
     }
 
     /// Whether it is time to leave, or else how long until it may be; `None` for the latter when only an event can

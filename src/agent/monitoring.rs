@@ -10,7 +10,6 @@ use super::departure::Marker;
 use super::fitness;
 use super::slots::Slots;
 use crate::config::Config;
-use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::journal::leaving::Phase;
 use crate::monitor::listener::{Answer, Listener, Pages};
 use crate::monitor::machine;
@@ -18,6 +17,7 @@ use crate::monitor::numbers::{self, Who};
 use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
 use crate::monitor::write_process;
 use crate::sys;
+use crate::version::{REVISION, VERSION, architecture};
 
 /// The main loop comes round at least this often while somebody may ask.
 const RHYTHM: Duration = Duration::from_secs(15);

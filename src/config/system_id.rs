@@ -5,8 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::digest::hex;
+use crate::random;
 use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
 
 /// Reads `.runner_system_id` beside the configuration, or makes it: from the id that the cloud gave the machine, which
 /// also replaces one that came with the image, or else from the machine id where there is one. A file that cannot be
@@ -58,9 +59,8 @@ fn generate() -> String {
         Some(machine) => of_machine(&machine),
         None => {
             const LETTERS: &[u8; 32] = b"0123456789abcdefghijkmnpqrstvwxy";
-            let mut bytes = [0; 12];
-            let _ = SystemRandom::new().fill(&mut bytes);
-            let letters = bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)]));
+            let letters = random::bytes::<12>();
+            let letters = letters.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)]));
             format!("r_{}", letters.collect::<String>())
         }
     }
@@ -69,8 +69,7 @@ fn generate() -> String {
 fn of_machine(id: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, id.as_bytes());
     let digest = hmac::sign(&key, b"gitlab-runner");
-    let digits: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("s_{}", &digits[..12])
+    format!("s_{}", &hex(digest.as_ref())[..12])
 }
 
 #[cfg(test)]

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::sys;
-
 /// Attempts of one call while the response has a retryable status (GitLab Runner API).
 pub const TRIES: u32 = 5;
 /// The longest wait that a server can ask for.
@@ -30,7 +28,7 @@ pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -
 /// A time between 100 milliseconds and `most`.
 fn jittered(most: Duration) -> Duration {
     let least = Duration::from_millis(100);
-    least + most.saturating_sub(least).mul_f64(sys::random_fraction())
+    least + most.saturating_sub(least).mul_f64(crate::random::fraction())
 }
 
 /// Waits that double.
@@ -112,7 +110,7 @@ impl RetryBudget {
         }
         let pause = Self::PAUSES.at(self.attempts - 1);
         self.attempts += 1;
-        Some(asked.unwrap_or_else(|| pause.mul_f64(0.75 + sys::random_fraction() / 4.0)))
+        Some(asked.unwrap_or_else(|| pause.mul_f64(0.75 + crate::random::fraction() / 4.0)))
     }
 }
 

@@ -13,7 +13,6 @@ use super::script::of_pair;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
-use crate::coordinator::gitlab::{REVISION, VERSION, architecture};
 use crate::executor::place::Place;
 use crate::failure::JobError;
 use crate::instance::Identity;
@@ -23,6 +22,7 @@ use crate::monitor::numbers::Who;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
 use crate::trace::FilterSpec;
+use crate::version::{REVISION, VERSION, architecture};
 
 /// The surroundings of the jobs of one runner.
 #[derive(Clone)]

@@ -11,8 +11,9 @@ use super::steps::{StepRunner, StopsFor};
 use super::transfer::Project;
 use super::work::Plan;
 use super::{cache, get_sources};
-use crate::coordinator::gitlab::{VERSION, api_base, architecture, user_agent};
+use crate::coordinator::gitlab::api_base;
 use crate::shim::spec::Task;
+use crate::version::{VERSION, architecture, user_agent};
 
 /// Extracts the caches.
 pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {

@@ -17,6 +17,7 @@ use crate::executor::docker::services::log::Followers;
 use crate::failure::FailureReason;
 use crate::journal::{JobJournal, Progress};
 use crate::trace::Trace;
+use crate::version::{REVISION, VERSION};
 
 /// The log of a job that runs.
 pub struct JobLog {
@@ -47,8 +48,7 @@ impl JobLog {
             return;
         }
         let runner = &job.context.runner;
-        let mut lines =
-            vec![format!("Running with mayfly {} ({})", env!("CARGO_PKG_VERSION"), env!("MAYFLY_REVISION"))];
+        let mut lines = vec![format!("Running with mayfly {VERSION} ({REVISION})")];
         lines.push(match runner.token.is_empty() {
             true => format!("  on {}", runner.name),
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),

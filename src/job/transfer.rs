@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::root::Root;
 use crate::archive::select::Note;
 use crate::payload::variables::Variables;
+use crate::random;
 
 const GREEN: &str = "\x1b[32;1m";
 const YELLOW: &str = "\x1b[0;33m";
@@ -141,21 +142,11 @@ pub fn scratch_file(directory: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let path = directory.join(format!("transfer-{}-{:08x}", std::process::id(), random()));
+    let path = directory.join(format!("transfer-{}-{:08x}", std::process::id(), random::number()));
     let mut options = std::fs::OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
-}
-
-/// A number that another process does not have.
-pub fn random() -> u32 {
-    use ring::rand::{SecureRandom, SystemRandom};
-
-    let mut number = [0; 4];
-    // Without randomness the process id in the name still tells two processes apart.
-    let _ = SystemRandom::new().fill(&mut number);
-    u32::from_le_bytes(number)
 }
 
 /// Names and paths of artifacts are expanded as a shell would expand them between double quotes: `$NAME`, `${NAME}`,

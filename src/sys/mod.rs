@@ -14,7 +14,6 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid};
-use ring::rand::{SecureRandom, SystemRandom};
 
 /// Nanoseconds since boot, sleep included: the clock of deadlines, which no one can set and every process shares.
 pub fn boottime() -> u64 {
@@ -246,14 +245,6 @@ pub fn users_of(pid: i32) -> Option<[u32; 4]> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let users: Vec<u32> = line.split_ascii_whitespace().map_while(|user| user.parse().ok()).collect();
     users.try_into().ok()
-}
-
-/// A number from 0 to 1, so that many who wait do not come at once.
-pub fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness all wait the same: nothing else is lost.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

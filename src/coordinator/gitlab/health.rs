@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::Backoff;
-use crate::sys;
 
 /// The waits of all pollers of a server while it fails. A fleet must not keep a server busy that restarts.
 const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -26,7 +25,7 @@ pub fn server_failed(server: &str) -> Duration {
     let failures = outages.entry(server.to_owned()).or_default();
     let wait = OUTAGE.at(*failures);
     *failures = failures.saturating_add(1);
-    wait.mul_f64(0.5 + sys::random_fraction() / 2.0)
+    wait.mul_f64(0.5 + crate::random::fraction() / 2.0)
 }
 
 /// The health of one runner. Only a rejected token or an unusable configuration counts, not a server that is down.

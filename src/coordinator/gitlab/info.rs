@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::ExecutorKind;
-
-/// Version of this program.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The revision it was built from.
-pub const REVISION: &str = env!("MAYFLY_REVISION");
+use crate::version::{REVISION, VERSION, architecture};
 
 /// Labels that the server takes of one runner.
 const LABELS_MAX: usize = 32;
@@ -106,21 +102,6 @@ fn is_label(key: &str, value: &str) -> bool {
         && !key.starts_with(['.', '-'])
         && (1..=256).contains(&value.len())
         && plain(value)
-}
-
-/// The architecture as GitLab (and Go) spell it.
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        other => other,
-    }
-}
-
-/// The `User-Agent` of every request.
-pub fn user_agent() -> String {
-    format!("mayfly {VERSION} ({REVISION}; rust; linux/{})", architecture())
 }
 
 #[cfg(test)]

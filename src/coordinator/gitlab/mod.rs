@@ -11,17 +11,19 @@ use std::fmt;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::decode;
+use crate::digest::hex;
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
 use crate::monitor::numbers;
+use crate::random;
+use crate::version::user_agent;
 
 pub use health::Health;
-pub use info::{Info, REVISION, VERSION, architecture, user_agent};
+pub use info::Info;
 pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, Verdict};
 
@@ -77,7 +79,7 @@ impl GitLab {
     /// A client for the server at `url`. Errors: the URL or a certificate file cannot be used.
     pub fn new(url: &str, tls: &TlsFiles, info: Info, connection_max_age: Duration) -> Result<Self, Error> {
         let base = api_base(url);
-        let client = Client::new(&base, tls, &info::user_agent(), connection_max_age)?;
+        let client = Client::new(&base, tls, &user_agent(), connection_max_age)?;
         Ok(Self {
             base,
             client,
@@ -182,10 +184,7 @@ pub fn api_base(url: &str) -> String {
 
 /// Thirty-two random hexadecimal digits, one value a call.
 pub fn request_id() -> String {
-    let mut bytes = [0; 16];
-    // An identifier for logs: zeros do no harm.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&random::bytes::<16>())
 }
 
 /// Decodes an answer that must be JSON.

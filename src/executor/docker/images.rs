@@ -19,7 +19,6 @@ use super::policy::{self, Cause};
 use super::reference::Reference;
 use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
-use crate::sys;
 
 /// Tries of a pull that fails on the way to the registry.
 const TRIES: u32 = 3;
@@ -131,7 +130,7 @@ impl<'a> Images<'a> {
             if cause != Cause::Network || tried == TRIES {
                 return Ok(Err(cause.error(&error, login.is_some())));
             }
-            let rest = REST.0 + (REST.1 - REST.0).mul_f64(sys::random_fraction());
+            let rest = REST.0 + (REST.1 - REST.0).mul_f64(crate::random::fraction());
             let text = format!("{} is not pulled yet: {}; again in {} s", choice.name, error.trim(), rest.as_secs());
             self.attendant.warning(&text);
             self.attendant.wait(None, rest)?;

@@ -100,8 +100,7 @@ impl Facts<'_> {
 
 /// A short text that stands for a longer one: hexadecimal digits of its SHA-256.
 pub fn digest(text: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::digest::sha256(text.as_bytes())
 }
 
 #[cfg(test)]

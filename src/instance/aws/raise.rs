@@ -12,7 +12,6 @@ use super::autoscaling::Fleet;
 use super::group::Group;
 use crate::config::aws::Raise;
 use crate::instance::{Demand, Work};
-use crate::sys;
 
 const STACK: usize = 256 * 1024;
 /// From a job to the next look: by chance up to twice as long.
@@ -167,7 +166,7 @@ pub fn examine(group: &Group) -> Result<String, String> {
 
 /// From once to twice as long, by chance.
 fn spread(rest: Duration) -> Duration {
-    rest.mul_f64(1.0 + sys::random_fraction())
+    rest.mul_f64(1.0 + crate::random::fraction())
 }
 
 #[cfg(test)]

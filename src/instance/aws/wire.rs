@@ -19,7 +19,6 @@ use super::xml;
 use crate::decode;
 use crate::http::tls::TlsFiles;
 use crate::http::{Backoff, Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_date};
-use crate::sys;
 
 /// How long one request may take.
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(15), response: Duration::from_secs(10) };
@@ -287,7 +286,7 @@ pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, F
 
 /// The wait after `tries` failures: full jitter, so that many who fail together do not come again together.
 pub fn jittered(tries: u32) -> Duration {
-    BACKOFF.at(tries).mul_f64(sys::random_fraction())
+    BACKOFF.at(tries).mul_f64(crate::random::fraction())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::archive::root::{Kind, Root};
 use crate::archive::select::Entry;
+use crate::digest::hex;
 
 /// What is known about the job besides its files.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -102,7 +103,7 @@ fn digest(root: &Root, entry: &Entry) -> io::Result<String> {
             length => context.update(&buffer[..length]),
         }
     }
-    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(context.finish().as_ref()))
 }
 
 #[cfg(test)]

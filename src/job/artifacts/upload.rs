@@ -12,7 +12,8 @@ use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
-use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, random, rest, warning};
+use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, rest, warning};
+use crate::random;
 use crate::token::Token;
 
 /// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
@@ -161,7 +162,7 @@ fn attempt(
 ) -> Result<Incoming, Error> {
     let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
     let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
-    let boundary = format!("mayfly{:08x}{:08x}{:08x}", random(), random(), random());
+    let boundary = format!("mayfly{:08x}{:08x}{:08x}", random::number(), random::number(), random::number());
     let url = url(server, plan.job, upload);
     let headers = [
         ("JOB-TOKEN".to_owned(), plan.token.clone()),

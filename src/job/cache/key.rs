@@ -1,6 +1,6 @@
 //! What a cache is called: by people, in the file system, and in an object store.
 
-use crate::instance::aws::sign::sha256;
+use crate::digest::sha256;
 
 /// What a part of a path may be long.
 const PART_MAX: usize = 255;

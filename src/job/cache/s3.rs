@@ -8,7 +8,6 @@ use jiff::Timestamp;
 
 use super::Remote;
 use crate::config::cache::{Cache, S3};
-use crate::coordinator::gitlab::user_agent;
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
 use crate::instance::aws::credentials::Credentials;
@@ -16,6 +15,7 @@ use crate::instance::aws::sign::{Scope, Target, presign};
 use crate::instance::aws::source;
 use crate::instance::aws::sts::{self, Role};
 use crate::token::Token;
+use crate::version::user_agent;
 
 /// The longest that S3 lets a signature count.
 const MOST: Duration = Duration::from_secs(7 * 24 * 3600);

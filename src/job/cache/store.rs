@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::config::cache::Limits;
-use crate::job::transfer::{bytes, random};
+use crate::job::transfer::bytes;
+use crate::random;
 use crate::sys::open_regular;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -146,7 +147,7 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// A name beside a file that nothing has yet.
 fn draft_path(path: &Path) -> io::Result<PathBuf> {
-    Ok(directory_of(path)?.join(format!("{DRAFT}{}-{:08x}", std::process::id(), random())))
+    Ok(directory_of(path)?.join(format!("{DRAFT}{}-{:08x}", std::process::id(), random::number())))
 }
 
 /// An archive that is not whole yet; it is gone unless it is kept.

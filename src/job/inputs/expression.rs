@@ -4,7 +4,11 @@ use serde_json::{Map, Value};
 
 use super::Scope;
 use super::operators::{self, Arithmetic, Comparison, is_true};
-use super::template::{CLOSING, OPENING};
+
+/// What opens an expression.
+pub const OPENING: &str = "${{";
+/// What closes it.
+pub const CLOSING: &str = "}}";
 
 /// Expressions in expressions: what goes deeper would need the thread's whole stack.
 const DEPTH_MOST: usize = 50;

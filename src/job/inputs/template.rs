@@ -1,13 +1,9 @@
 //! Text with expressions between `${{` and `}}`; `\${{` is no expression.
 
 use super::Scope;
-use super::expression::Reader;
+use super::expression::{CLOSING, OPENING, Reader};
 use super::operators::text_of;
 
-/// What opens an expression.
-pub const OPENING: &str = "${{";
-/// What closes it.
-pub const CLOSING: &str = "}}";
 /// How much of an expression is shown where it is wrong, in bytes.
 const SHOWN: usize = 60;
 

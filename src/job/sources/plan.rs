@@ -90,11 +90,7 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
         ca_certificates: place.ca_certificates,
         correlation_id: place.correlation_id,
-        user_agent: format!(
-            "mayfly {} linux/{}",
-            env!("CARGO_PKG_VERSION"),
-            crate::coordinator::gitlab::architecture()
-        ),
+        user_agent: format!("mayfly {} linux/{}", env!("CARGO_PKG_VERSION"), crate::version::architecture()),
         environment,
         clear_worktree: false,
     })

@@ -181,8 +181,7 @@ impl Engine {
 }
 
 fn open(address: &Address) -> Result<Service, Error> {
-    Service::new(address, &crate::coordinator::gitlab::user_agent())
-        .map_err(|trouble| Error::of_trouble(address, "", trouble))
+    Service::new(address, &crate::version::user_agent()).map_err(|trouble| Error::of_trouble(address, "", trouble))
 }
 
 /// A filter on labels, as the engine's lists take it: all of them must be there.
