@@ -2,11 +2,14 @@
 //!
 //! An attack is a function below [`attacks`], so that it has a name that a test run can be asked for. Most are made of an
 //! [`Attack`]: files of the repository, what an earlier job leaves, what services do meanwhile, variables; the outcome
-//! says whether it came to nothing. [`PROBE`] is a program that tells what whoever runs it may do, so that confinement can
+//! says whether it came to nothing. [`probe`] is a program that tells what whoever runs it may do, so that confinement can
 //! be judged by somebody who got in.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use serde_json::json;
@@ -16,8 +19,27 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 
-/// Tells what it may do, a finding a line (`hostile NAME VALUE`), on standard error.
-const PROBE: &str = include_str!("support/probe.sh");
+/// A program that tells what it may do, a finding a line (`hostile NAME VALUE`), on standard error.
+fn probe() -> String {
+    include_str!("support/probe.sh").replace("WITNESS", &witness().to_string())
+}
+
+/// The port of a server on the machine's loopback that no job may reach: who does is counted in [`REACHED`].
+fn witness() -> u16 {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    *PORT.get_or_init(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            for _ in listener.incoming() {
+                REACHED.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        port
+    })
+}
+
+static REACHED: AtomicUsize = AtomicUsize::new(0);
 
 /// An attack in the making.
 struct Attack {
@@ -155,7 +177,7 @@ impl Attack {
 
 #[allow(dead_code, reason = "for attacks to come")]
 impl Outcome {
-    /// Findings of [`PROBE`], where it ran at all.
+    /// Findings of [`probe`], where it ran at all.
     fn findings(&self) -> BTreeMap<String, String> {
         let lines = self.job.lines();
         let findings = lines.iter().filter_map(|line| line.split_once("hostile ")?.1.split_once(' '));
@@ -171,10 +193,27 @@ impl Outcome {
     /// The attacker's program did not run, or could do nothing.
     fn got_nowhere(self) -> Self {
         let findings = self.findings();
-        let confined = [("config", "hidden"), ("processes", "own"), ("devices", "harmless")];
+        let confined = [
+            ("config", "hidden"),
+            ("processes", "own"),
+            ("devices", "harmless"),
+            ("uid", "1900000000"),
+            ("CapEff", "0000000000000000"),
+            ("CapBnd", "0000000000000000"),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("core_pattern", "closed"),
+            ("proc", "closed"),
+            ("root", "closed"),
+            ("calls", "closed"),
+            ("network", "closed"),
+        ];
         for (name, expected) in confined.into_iter().filter(|_| !findings.is_empty()) {
-            assert_eq!(findings.get(name).map(String::as_str), Some(expected), "{name} in {findings:#?}");
+            // The files of the job may belong to others, and git is to clean them away all the same.
+            let found = findings.get(name).map(|found| if OF_FILES.contains(&found.as_str()) { NONE } else { found });
+            assert_eq!(found, Some(expected), "{name} in {findings:#?}");
         }
+        assert_eq!(REACHED.load(Ordering::SeqCst), 0, "the machine's loopback was reached");
         self
     }
 
@@ -212,26 +251,37 @@ impl Outcome {
     }
 }
 
+/// No capabilities, and those of files (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER).
+const NONE: &str = "0000000000000000";
+const OF_FILES: [&str; 2] = [NONE, "000000000000000b"];
+
 /// A line of shell that writes a file with any content.
 fn writes(path: &str, text: &str) -> String {
     format!("echo {} | base64 -d >{path}", base64::engine::general_purpose::STANDARD.encode(text))
 }
 
 mod attacks {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
-    /// Between the agent's look at `.git/config` and the checkout, a service writes a filter there.
+    /// The line of a service that has a program run as a filter of git: what is between the agent's look at
+    /// `.git/config` and the checkout.
+    fn adds_a_filter(program: &str) -> String {
+        let filter = "[filter \"x\"]\n\tsmudge = \"sh .git/program >&2; cat\"\n";
+        format!(
+            "{}; {}; while :; do for git in /builds/*/*/.git; do cp /program $git/program; \
+             grep -q smudge $git/config || cat /filter >>$git/config; done 2>/dev/null; done",
+            writes("/program", program),
+            writes("/filter", filter),
+        )
+    }
+
     #[test]
     fn a_service_adds_a_filter_before_the_checkout() {
-        let filter = "[filter \"x\"]\n\tsmudge = \"sh .git/probe >&2; cat\"\n";
         in_containers()
             .file(".gitattributes", "* filter=x\n")
-            .service(&format!(
-                "{}; {}; while :; do for git in /builds/*/*/.git; do cp /probe $git/probe; \
-                 grep -q smudge $git/config || cat /filter >>$git/config; done 2>/dev/null; done",
-                writes("/probe", PROBE),
-                writes("/filter", filter),
-            ))
+            .service(&adds_a_filter(&probe()))
             .run()
             .got_in_and_nowhere();
     }
@@ -240,7 +290,7 @@ mod attacks {
     #[test]
     fn the_name_of_the_directory_is_a_command() {
         in_containers()
-            .file("probe.sh", PROBE)
+            .file("probe.sh", &probe())
             .submodule("lib", "$SERVER/team/library.git")
             .variable("GIT_CLONE_PATH", "$CI_BUILDS_DIR/x';sh probe.sh >&2;: 'y")
             .script(&["cat lib/lib.txt"])
@@ -332,5 +382,67 @@ mod attacks {
             Attack { containers, ..in_containers() }.script(&[&detached, "sleep 0.3"]).run().succeeded();
             assert!(!crate::support::mayfly::is_running(&sleep), "it outlived its job");
         }
+    }
+
+    #[test]
+    fn a_filter_in_a_directory_of_an_earlier_job() {
+        in_containers()
+            .earlier("umask 077; mkdir -p left; echo x >left/file")
+            .file(".gitattributes", "* filter=x\n")
+            .service(&adds_a_filter(&probe()))
+            .run()
+            .got_nowhere();
+    }
+
+    #[test]
+    fn a_filter_takes_more_memory_than_the_job_has() {
+        let program = "perl -e '$x = \"a\" x (512 << 20); print STDERR \"hostile memory unlimited\\n\"' || true\n\
+                       echo 'hostile tried memory' >&2\n";
+        let outcome = in_containers()
+            .keys("memory = \"128m\"")
+            .file(".gitattributes", "* filter=x\n")
+            .service(&adds_a_filter(program))
+            .run();
+        let findings = outcome.findings();
+        assert!(findings.contains_key("tried") && !findings.contains_key("memory"), "{}", outcome.job.log());
+    }
+
+    #[test]
+    fn a_filter_starts_more_processes_than_the_job_may() {
+        let program = "perl -e 'my $n = 0; while ($n < 400) { my $p = fork(); last unless defined $p; \
+                       if (!$p) { sleep 20; exit } $n++ } print STDERR \"hostile processes $n\\n\"; kill 9, -getpgrp()'\n";
+        let outcome = in_containers()
+            .keys("[runners.mayfly]\nconfined_processes = 100")
+            .file(".gitattributes", "* filter=x\n")
+            .service(&adds_a_filter(program))
+            .run();
+        let started: u32 = outcome.findings()["processes"].parse().expect("a number");
+        assert!(started < 100, "{started} processes");
+    }
+
+    /// A machine that lets the agent make no walls: no job is run without them.
+    #[test]
+    fn without_the_right_to_confine_nothing_is_run() {
+        let gitlab = GitLab::start();
+        let home = Home::with_containers(&gitlab, "", "");
+        let config = home.config().display().to_string();
+        let limited = |arguments: &[&str]| {
+            let program = home.command(&[]);
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-sys_admin"]).arg(program.get_program()).args(arguments).env_clear();
+            command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command.current_dir(home.path("")).stdin(Stdio::null()).output().expect("setpriv")
+        };
+        let checked = limited(&["check", "--config", &config]);
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(!checked.status.success() && text.contains("CAP_SYS_ADMIN"), "{text}");
+        let root = tempfile::tempdir().expect("a directory");
+        let git = GitServer::start(root.path());
+        let (url, sha) = git.repository("team/demo", &[("file", "x")]);
+        let id = gitlab.queue(job(&["echo ran"]).sources(&url, &sha).build());
+        let ended = limited(&["run", "--config", &config, "--once"]);
+        let job = gitlab.finished(id);
+        assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
+        assert!(job.has("CAP_SYS_ADMIN"), "{}\n{}", job.log(), String::from_utf8_lossy(&ended.stderr));
     }
 }

@@ -1,5 +1,6 @@
 //! The loop on an instance: take a job, run it, count it, decide to stay or leave.
 
+mod confinement;
 mod departure;
 mod desk;
 pub mod fitness;
@@ -45,6 +46,7 @@ use crate::journal::Count;
 use crate::journal::leaving::Reason;
 use crate::monitor::numbers::Who;
 use crate::sys;
+pub use confinement::confinement;
 use departure::Outcome;
 use desk::Desk;
 use fitness::{Gate, Requirements, Scripts};
@@ -364,6 +366,7 @@ impl Agent {
 
     fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<Context, String> {
         let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+        confinement::warn(runner, &self.options.working_directory, &self.parents);
         let [builds, caches] = directories_of(&self.options.working_directory, runner);
         let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
             log::warn!("runner `{}`: {why}", runner.name);

@@ -125,6 +125,9 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
             false => check_user(report, &place, options, config, runner),
         }
         check_fitness(report, &place, options, config, runner);
+        if runner.executor.has_containers() && nix::unistd::Uid::effective().is_root() {
+            check_confinement(report, &place, options, runner);
+        }
         check_files(report, &place, runner);
         check_server(report, &place, config, runner, &system_id);
     }
@@ -184,6 +187,19 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
             place,
             "sources, caches and artifacts of jobs are worked on without walls around git: run mayfly as root",
         );
+    }
+}
+
+/// Whether work beside containers can be confined, and which walls the machine lacks.
+fn check_confinement(report: &mut Report, place: &str, options: &Options, runner: &Runner) {
+    let directory = match agent::working_directory(options.working_directory.as_deref()) {
+        Ok(directory) => directory,
+        Err(why) => return report.fail(place, &why),
+    };
+    match agent::confinement(runner, &directory, &Parents::find()) {
+        Err(why) => report.fail(place, &why),
+        Ok(missing) if missing.is_empty() => report.ok(place, "work beside containers is confined"),
+        Ok(missing) => missing.iter().for_each(|wall| report.warn(place, &format!("work beside containers: {wall}"))),
     }
 }
 

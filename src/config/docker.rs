@@ -6,7 +6,7 @@
 mod contradictions;
 mod list;
 mod service;
-mod values;
+pub mod values;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -10,7 +10,7 @@ use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::place::Place;
 use super::reference::Reference;
-use super::runner::{UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor};
+use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor};
 use super::{Config, ExecutorKind, Mayfly, Runner, expand, raw};
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
@@ -218,6 +218,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         feature_flags: raw.feature_flags,
         kill_grace: raw.mayfly.kill_grace.unwrap_or(Duration::from_secs(10)),
         cgroups: raw.mayfly.cgroups.unwrap_or(true),
+        confined: confined(&raw.mayfly)?,
         docker: raw.docker,
         docker_text: String::new(),
         container_builds_dir: raw.mayfly.builds_dir,
@@ -254,6 +255,24 @@ fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (
 /// Whether an executor runs jobs in containers.
 pub(super) fn is_of_containers(executor: &str) -> bool {
     super::executor(executor).is_ok_and(ExecutorKind::has_containers)
+}
+
+/// Errors: a user or a limit that cannot be.
+fn confined(raw: &super::raw::RunnerMayfly) -> Result<Confined, (&'static str, String)> {
+    let usual = Confined::default();
+    let uid = raw.confined_uid.unwrap_or(usual.uid);
+    if uid == 0 || uid >= u32::MAX - 1 {
+        return Err(("confined_uid", format!("`confined_uid = {uid}` is no unprivileged user; leave it out")));
+    }
+    let memory = match raw.confined_memory.map(|size| u64::try_from(size.0)) {
+        None => usual.memory,
+        Some(Ok(0) | Err(_)) => {
+            return Err(("confined_memory", "`confined_memory` must be more than nothing".to_owned()));
+        }
+        Some(Ok(bytes)) => Some(bytes),
+    };
+    let processes = raw.confined_processes.filter(|processes| *processes > 0).unwrap_or(usual.processes);
+    Ok(Confined { uid, memory, processes })
 }
 
 /// A time of zero is as good as none.

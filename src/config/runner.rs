@@ -91,6 +91,8 @@ pub struct Runner {
     pub kill_grace: Duration,
     /// Give each script a control group.
     pub cgroups: bool,
+    /// How work beside containers is confined.
+    pub confined: Confined,
     /// What containers are made of.
     pub docker: Docker,
     /// The same as it is written, for another process.
@@ -150,6 +152,7 @@ impl Runner {
             feature_flags: BTreeMap::new(),
             kill_grace: Duration::from_secs(10),
             cgroups: true,
+            confined: Confined::default(),
             docker: Docker::default(),
             docker_text: String::new(),
             container_builds_dir: None,
@@ -157,6 +160,26 @@ impl Runner {
             ecr_login: true,
             allowed_credential_helpers: Vec::new(),
         }
+    }
+}
+
+/// How work beside containers is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confined {
+    /// Whom it runs as.
+    pub uid: u32,
+    /// Most memory, where containers have no limit.
+    pub memory: Option<u64>,
+    /// Most processes and threads.
+    pub processes: u64,
+}
+
+impl Default for Confined {
+    /// Half of the machine's memory, at least what a large repository takes.
+    fn default() -> Self {
+        const LEAST: u64 = 1 << 30;
+        let half = nix::sys::sysinfo::sysinfo().ok().map(|machine| (machine.ram_total() / 2).max(LEAST));
+        Self { uid: crate::shim::confine::DEFAULT_UID, memory: half, processes: 1024 }
     }
 }
 

@@ -24,6 +24,11 @@ pub trait Executor: Send + Sync {
     /// Control groups for a step of this name.
     fn cgroups(&self, step: &str) -> Vec<PathBuf>;
 
+    /// Control groups with limits, for a step of this name that is confined.
+    fn confined_cgroups(&self, step: &str) -> Vec<PathBuf> {
+        self.cgroups(step)
+    }
+
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
     fn environment_marker(&self) -> &'static str;
 }

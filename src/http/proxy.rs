@@ -103,7 +103,7 @@ fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
 }
 
 /// The proxy for a URL, if any. Requests to loopback addresses never take one.
-fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+pub fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         let value = variable(name).or_else(|| variable(&name.to_ascii_lowercase()));
         value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())

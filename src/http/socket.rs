@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
@@ -31,11 +31,26 @@ use super::proxy::Route;
 const PROBE_EVERY_SECONDS: u32 = 30;
 /// Probes without an answer after which the connection is given up.
 const PROBES: u32 = 3;
+/// How long a relay may take to open a connection.
+const RELAY_PATIENCE: Duration = Duration::from_secs(65);
 
 /// The configuration that all agents share. An error status is not an `Err`, and the library follows no redirect: the
 /// caller decides, because only the caller knows which token may be sent to which host.
 pub fn plain_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder().http_status_as_error(false).max_redirects(0).max_redirects_will_error(false)
+}
+
+/// Where a process without a network of its own has its connections opened.
+static WAY_OUT: OnceLock<SocketAddr> = OnceLock::new();
+
+/// Has all connections of this process opened by a relay (SOCKS 5), for good.
+pub fn connect_through(relay: SocketAddr) {
+    let _ = WAY_OUT.set(relay);
+}
+
+/// The relay of this process, if it has one.
+pub fn way_out() -> Option<SocketAddr> {
+    WAY_OUT.get().copied()
 }
 
 /// An agent for one route. `tls` is needed for `https` URLs and proxies. Errors: the proxy has no usable address.
@@ -113,6 +128,9 @@ impl<In: Transport> Connector<In> for Probed {
 /// Looks the host up and tries its addresses in turn; each but the last gets half of the time that is left.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let (total, reason) = (*details.timeout.after, details.timeout.reason);
+    if let Some(relay) = way_out() {
+        return ask(relay, details.uri, total.min(RELAY_PATIENCE)).map_err(Error::Io);
+    }
     let began = Instant::now();
     let addresses = DefaultResolver::default().resolve(details.uri, details.config, details.timeout)?;
     let mut failure = Error::HostNotFound;
@@ -129,6 +147,31 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
         }
     }
     Err(failure)
+}
+
+/// Asks a relay for a connection (RFC 1928).
+fn ask(relay: SocketAddr, url: &Uri, patience: Duration) -> io::Result<TcpStream> {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let usual = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    let length = u8::try_from(host.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut stream = TcpStream::connect_timeout(&relay, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(&[5, 1, 0])?;
+    stream.read_exact(&mut [0; 2])?;
+    let port = url.port_u16().unwrap_or(usual).to_be_bytes();
+    stream.write_all(&[&[5, 1, 0, 3, length], host.as_bytes(), &port].concat())?;
+    let mut answer = [0; 10];
+    stream.read_exact(&mut answer)?;
+    match answer[1] {
+        0 => {}
+        2 => {
+            let why = format!("{host} is an address of the machine or of its link, which jobs do not reach");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        _ => return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("{host} cannot be reached"))),
+    }
+    stream.set_read_timeout(None)?;
+    prepare(stream)
 }
 
 pub(super) fn prepare(stream: TcpStream) -> io::Result<TcpStream> {

@@ -22,7 +22,7 @@ use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{Doors, Rights, Task, Walls};
+use crate::shim::spec::{Doors, Limits, Rights, Task, Walls};
 
 /// The named pipes of scripts, in the job's temporary directory.
 pub(super) const DOORS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
@@ -170,15 +170,25 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
     })
 }
 
-/// What a file task sees of the machine. The caches are those of all projects, so only tasks about caches see them.
-fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
+/// What a file task sees of the machine and may take of it. The caches are those of all projects, so only tasks about
+/// caches see them.
+pub(super) fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
     let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
-    let tls = &job.context.runner.tls;
-    let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
+    let runner = &job.context.runner;
+    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
+    let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
     Walls {
         writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).collect(),
-        readable: files.into_iter().flatten().cloned().collect(),
+        readable: runner.tls.ca_file.iter().cloned().collect(),
         open: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
+        uid: runner.confined.uid,
+        network: plan.network(&[&runner.url, runner.clone_url.as_deref().unwrap_or_default()]),
+        programs_keep_rights: plan.reuses_files(),
+        limits: Limits {
+            memory: memory.as_ref().and_then(|size| positive(size.0)).or(runner.confined.memory),
+            processes: Some(runner.confined.processes),
+            processor: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
+        },
     }
 }
 

@@ -105,7 +105,11 @@ impl StepRunner<'_> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         self.journal.progress.steps += 1;
-        let cgroups = self.job.context.executor.cgroups(&id);
+        let executor = &self.job.context.executor;
+        let cgroups = match &task {
+            Task::Work { rights: Rights::Walled(_), .. } => executor.confined_cgroups(&id),
+            _ => executor.cgroups(&id),
+        };
         let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
         self.journal.progress.step = Some(step.clone());
         self.journal.save()?;

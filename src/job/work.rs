@@ -7,7 +7,28 @@ use crate::decode;
 use crate::executor::docker::prepared::Prepared;
 use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
-use crate::shim::spec::Worked;
+use crate::shim::spec::{Network, Worked};
+
+/// Variables by which programs choose a proxy.
+pub const PROXIES: [&str; 8] =
+    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
+
+/// Host and port that a URL means.
+fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let origin = crate::http::origin(url);
+    let (scheme, authority) = origin.split_once("://").unwrap_or(("http", &origin));
+    let usual = match scheme {
+        "https" => 443,
+        "ssh" => 22,
+        _ => 80,
+    };
+    let (host, port) = match authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']')) {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (authority, usual),
+    };
+    let host = host.trim_matches(['[', ']']);
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
 
 /// What is to be done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +68,45 @@ impl Report {
 }
 
 impl Plan {
+    /// How confined work reaches servers; `None` where it needs none. `servers`: URLs of the configuration.
+    pub fn network(&self, servers: &[&str]) -> Option<Network> {
+        let own: Vec<&str> = match self {
+            Self::Sources(plan) => match plan.strategy {
+                sources::Strategy::Clone | sources::Strategy::Fetch => vec![plan.url.as_str()],
+                sources::Strategy::None | sources::Strategy::Empty => return None,
+            },
+            Self::CleanUp(_) => return None,
+            Self::RestoreCache(plan) => plan.remotes().map(|remote| remote.get.as_str()).collect(),
+            Self::SaveCache(plan) => plan.remotes().map(|remote| remote.put.as_str()).collect(),
+            Self::DownloadArtifacts(_) | Self::UploadArtifacts(_) => Vec::new(),
+            Self::PrepareContainer(_) | Self::ContainerScript(_) => return None,
+        };
+        if own.is_empty() && matches!(self, Self::RestoreCache(_) | Self::SaveCache(_)) {
+            return None;
+        }
+        // The agent's own requests take the proxies of its environment by themselves; they are the operator's.
+        let environment: Vec<(String, String)> =
+            PROXIES.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+        let of_operator = environment.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("no_proxy"));
+        let of_operator: Vec<&str> = of_operator.map(|(_, value)| value.as_str()).collect();
+        let allowed = own.iter().chain(servers).chain(&of_operator).filter_map(|url| host_and_port(url)).collect();
+        let variables = match self {
+            Self::Sources(plan) => plan.environment.as_slice(),
+            _ => &[],
+        };
+        let proxies = variables.iter().filter(|(name, _)| PROXIES.contains(&name.as_str())).cloned().collect();
+        Some(Network { allowed, proxies })
+    }
+
+    /// Whether the programs that the work starts meet files that a container has made, for whomever it ran as.
+    pub fn reuses_files(&self) -> bool {
+        match self {
+            Self::Sources(plan) => plan.strategy == sources::Strategy::Fetch,
+            Self::CleanUp(_) => true,
+            _ => false,
+        }
+    }
+
     /// The form in which a shim hands it on.
     pub fn to_text(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
@@ -84,5 +144,26 @@ fn reported(outcome: Result<Option<Box<Prepared>>, JobError>) -> Worked {
             eprintln!("the outcome of this step cannot be told: {error}");
             Worked { code: 1, report: String::new() }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_means_one_port_of_one_host() {
+        for (url, host, port) in [
+            ("https://GitLab.test/a/b.git", "gitlab.test", 443),
+            ("http://u:p@127.0.0.1:8080/x", "127.0.0.1", 8080),
+            ("http://[::1]:81/x", "::1", 81),
+            ("https://[::1]/x", "::1", 443),
+            ("ssh://git@h/x", "h", 22),
+            ("proxy.test:3128", "proxy.test", 3128),
+        ] {
+            assert_eq!(host_and_port(url), Some((host.to_owned(), port)), "{url}");
+        }
+        assert_eq!(host_and_port("http://h:99999/"), None);
+        assert_eq!(host_and_port(""), None);
     }
 }

@@ -16,8 +16,8 @@ use nix::unistd::{
     setgroups, setsid, setuid, unlinkat,
 };
 
-use super::confine;
 use super::spec::{Doors, Rights, Spec, Task, User, Walls, Worked};
+use super::{confine, groups};
 use crate::sys;
 
 /// How large pipes are made where the system lets us: fewer turns for a loud step.
@@ -35,6 +35,8 @@ pub struct Started {
     pub failure: File,
     /// What the step reports, once it has ended.
     pub report: File,
+    /// The process through which confined work reaches servers.
+    pub relay: Option<Pid>,
 }
 
 /// The work of the layer above.
@@ -42,6 +44,11 @@ pub type Work = fn(&str) -> Worked;
 
 /// Starts the step. Errors: pipes, memory files or processes are used up.
 pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
+    // Before there are pipes: what leads to servers must not hold their ends.
+    let confinement = match rights_of(&spec.task) {
+        Rights::Walled(walls) => confine::prepare(walls).map_err(io::Error::other)?,
+        Rights::User | Rights::All => None,
+    };
     let user = spec.user.as_ref();
     let (doors, merge) = match &spec.task {
         Task::Process { merge_stderr, .. } => (None, *merge_stderr),
@@ -61,13 +68,13 @@ pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
         Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
         Task::Work { .. } => File::open("/dev/null")?,
     };
-    let is_apart = matches!(rights_of(&spec.task), Rights::Walled(_)) && confine::set_apart();
     let (forked, membership) = fork(&spec.cgroups)?;
     if let Some(pid) = forked {
-        return Ok(Started { pid, stdout, stderr, failure: File::from(failure), report });
+        let relay = confinement.and_then(|confinement| confinement.relay);
+        return Ok(Started { pid, stdout, stderr, failure: File::from(failure), report, relay });
     }
     let mut failure_writer = File::from(failure_writer);
-    let entered = enter(spec, is_apart, membership, &stdin, &stdout_writer, &stderr_writer);
+    let entered = enter(spec, confinement.as_ref(), membership, &stdin, &stdout_writer, &stderr_writer);
     let outcome = entered.and_then(|()| match &spec.task {
         Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
         Task::Work { plan, .. } => Ok(plan),
@@ -77,6 +84,9 @@ pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
             // What the shim waits for is the end of this descriptor; there is no exec that would close it.
             drop(failure_writer);
             drop((stdout_writer, stderr_writer));
+            if confinement.is_some_and(|confinement| confinement.relay.is_some()) {
+                crate::http::connect_through(confine::relay::ADDRESS);
+            }
             sys::exit_now(run_work(work, plan, report))
         }
         Err(message) => {
@@ -168,7 +178,7 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
 /// Everything between fork and the step; the error is what the user is told.
 fn enter(
     spec: &Spec,
-    is_apart: bool,
+    confinement: Option<&confine::Prepared>,
     membership: Membership,
     stdin: &File,
     stdout: &OwnedFd,
@@ -176,13 +186,17 @@ fn enter(
 ) -> Result<(), String> {
     let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
     setsid().map_err(|error| describe("no new session", error))?;
+    let rights = rights_of(&spec.task);
     for group in spec.cgroups.iter().filter(|_| membership == Membership::ToEnter) {
-        // A group that cannot be entered is no reason to fail: the subreaper keeps the processes together as well.
-        let _ = fs::write(group.join("cgroup.procs"), "0");
+        // A group that cannot be entered is no reason to fail where it only keeps processes together: the subreaper does
+        // that as well.
+        let entered = groups::enter(group);
+        if matches!(rights, Rights::Walled(_)) {
+            entered.map_err(|error| format!("the control group {} cannot be entered: {error}", group.display()))?;
+        }
     }
     take_share_of_oom();
     restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
-    let rights = rights_of(&spec.task);
     let is_open = matches!(rights, Rights::Walled(Walls { open: true, .. }));
     umask(Mode::from_bits_truncate(if is_open { 0 } else { 0o022 }));
     dup2_stdin(stdin).map_err(|error| describe("standard input", error))?;
@@ -193,7 +207,7 @@ fn enter(
     }
     if let Rights::Walled(walls) = rights {
         sys::exit_on_term().map_err(|error| describe("signals", error))?;
-        confine::confine(walls, is_apart)?;
+        confine::confine(walls, confinement)?;
     }
     if let Task::Process { cwd, .. } = &spec.task {
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;

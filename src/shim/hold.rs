@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::{set_child_subreaper, set_dumpable};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 
 use super::child::{self, Started, Work};
+use super::confine::probe;
 use super::descendants;
+use super::groups;
 use super::running;
 use super::spec::{End, Spec, Status, Stop};
 use crate::decode;
@@ -38,6 +40,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
 pub fn main(work: Work) -> ExitCode {
+    let mut arguments = std::env::args_os().skip(2);
+    if arguments.next().is_some_and(|first| first == probe::ARGUMENT) {
+        return probe::main(arguments);
+    }
     let mut text = Vec::new();
     let read =
         io::stdin().as_fd().try_clone_to_owned().map(File::from).and_then(|mut file| file.read_to_end(&mut text));
@@ -83,12 +89,11 @@ fn hold(spec: &Spec, work: Work) -> io::Result<Status> {
     reserve_status(&spec.status)?;
     let masks = spec.filters.patterns();
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
-    for group in &spec.cgroups {
-        let _ = fs::create_dir_all(group);
-    }
+    groups::make(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
     let mut shim = Shim::new(spec, &masks, spool, started, signals);
     let end = shim.run()?;
+    shim.end_relay();
     let leftovers = shim.end_leftovers();
     descendants::remove_groups(&spec.cgroups);
     let report = shim.report();
@@ -225,6 +230,7 @@ impl<'a> Shim<'a> {
                 WaitStatus::Exited(pid, code) if pid == main => self.end = Some(End::Exited(code)),
                 WaitStatus::Signaled(pid, signal, _) if pid == main => self.end = Some(End::Signaled(signal as i32)),
                 WaitStatus::StillAlive => return,
+                ended if ended.pid() == self.started.relay => self.started.relay = None,
                 _ => {}
             }
         }
@@ -315,6 +321,14 @@ impl<'a> Shim<'a> {
             descendants::kill_group(group);
         }
         descendants::signal_all(&descendants::below(Pid::this().as_raw()), Signal::SIGKILL);
+    }
+
+    /// Ends the process through which the work reached servers.
+    fn end_relay(&mut self) {
+        if let Some(relay) = self.started.relay.take() {
+            let _ = kill(relay, Signal::SIGKILL);
+            let _ = waitpid(relay, None);
+        }
     }
 
     /// Ends what the step left behind; returns how many processes that were.

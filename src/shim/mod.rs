@@ -5,8 +5,9 @@
 //! outcome in a file. It knows the job's secrets, never the runner's token, and nothing in it depends on the agent.
 
 mod child;
-mod confine;
+pub mod confine;
 mod descendants;
+mod groups;
 mod hold;
 mod running;
 pub mod spec;

@@ -34,6 +34,16 @@ pub struct Spec {
     pub task: Task,
 }
 
+impl Spec {
+    /// What the step's control groups may take.
+    pub fn limits(&self) -> Limits {
+        match &self.task {
+            Task::Work { rights: Rights::Walled(walls), .. } => walls.limits,
+            _ => Limits::default(),
+        }
+    }
+}
+
 /// What a step does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Task {
@@ -74,8 +84,8 @@ pub enum Rights {
     All,
 }
 
-/// What work behind walls sees of the machine beside its programs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What work behind walls sees of the machine beside its programs, and what it may take of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Walls {
     /// Directories that it may change.
     pub writable: Vec<PathBuf>,
@@ -83,6 +93,34 @@ pub struct Walls {
     pub readable: Vec<PathBuf>,
     /// What it makes is for everybody, since nobody knows whom the container runs as (gitlab-runner: umask 0).
     pub open: bool,
+    /// The user that it is.
+    pub uid: u32,
+    /// How it reaches servers; `None` where it works with none.
+    pub network: Option<Network>,
+    /// Programs that it starts may change the files of others, as it may itself.
+    pub programs_keep_rights: bool,
+    /// What its control group may take.
+    pub limits: Limits,
+}
+
+/// Which servers confined work reaches: all but those of the machine itself and of its link, and of these what is allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Hosts and ports that the configuration names, wherever they are.
+    pub allowed: Vec<(String, u16)>,
+    /// Variables by which programs would choose a proxy.
+    pub proxies: Vec<(String, String)>,
+}
+
+/// What a control group may take; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub processes: Option<u64>,
+    /// Thousandths of a processor.
+    pub processor: Option<u64>,
 }
 
 /// Named pipes that are made for a step, below a directory in which anything may have been planted.

@@ -1,6 +1,8 @@
 //! Calls of the operating system that `nix` lacks, each behind one small safe function.
 #![allow(unsafe_code)]
 
+pub mod mounts;
+
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
@@ -65,12 +67,21 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
 /// processors. Errors: also a group of version 1, or a kernel that cannot (before 5.7).
 pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    fork_with(CLONE_INTO_CGROUP, Some(group))
+}
+
+/// The same, with a child that is the first process of a user namespace, in which nobody is mapped yet.
+pub fn fork_into_user_namespace() -> io::Result<Option<Pid>> {
+    fork_with(libc::CLONE_NEWUSER as u64, None)
+}
+
+fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     refuse_threads()?;
     // SAFETY: clone_args holds integers only, for which zero is a value.
     let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-    how.flags = CLONE_INTO_CGROUP;
+    how.flags = flags;
     how.exit_signal = libc::SIGCHLD as u64;
-    how.cgroup = group.as_raw_fd() as u64;
+    how.cgroup = group.map_or(0, |group| group.as_raw_fd() as u64);
     // SAFETY: there is one thread, so the child's memory is consistent, and it goes on with a copy of the stack. The C
     // library is not told and takes the child's thread for the parent's, which matters to nothing but abort(3).
     let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
@@ -79,6 +90,23 @@ pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
         1.. => Ok(Some(Pid::from_raw(forked as i32))),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Brings up the loopback of the network namespace that this thread is in.
+pub fn bring_up_loopback() -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: ifreq holds integers only, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request names an interface and its flags, and lives for the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn refuse_threads() -> io::Result<()> {
@@ -125,53 +153,6 @@ pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {
 pub fn let_through(signals: SigSet) {
     // The only error is for an unknown way to change the mask.
     let _ = signals.thread_unblock();
-}
-
-/// A right of the superuser, by its number (capabilities(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capability(u32);
-
-impl Capability {
-    pub const CHOWN: Self = Self(0);
-    pub const DAC_OVERRIDE: Self = Self(1);
-    pub const FOWNER: Self = Self(3);
-    pub const FSETID: Self = Self(4);
-}
-
-/// Gives up all rights of the superuser but these, for good and for everything that is started from here. Errors: the
-/// caller has them not to give up.
-pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
-    // Version 3 of the interface: two words of 32 rights each.
-    const VERSION: u32 = 0x2008_0522;
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: libc::c_int,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy, Default)]
-    struct Rights {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    for number in (0..64).filter(|number| !kept.contains(&Capability(*number))) {
-        // SAFETY: the call takes integers only.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) } < 0 {
-            let error = io::Error::last_os_error();
-            // The kernel knows no more.
-            if error.raw_os_error() == Some(libc::EINVAL) {
-                break;
-            }
-            return Err(error);
-        }
-    }
-    let low = kept.iter().fold(0, |set, capability| set | 1 << capability.0);
-    let rights = [Rights { effective: low, permitted: low, inheritable: 0 }, Rights::default()];
-    let header = Header { version: VERSION, pid: 0 };
-    // SAFETY: the header names the version whose two words follow, both alive for the call.
-    let set = unsafe { libc::syscall(libc::SYS_capset, &raw const header, rights.as_ptr()) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Ends this process at TERM, also where it is the first of a namespace, for which the default action is none.

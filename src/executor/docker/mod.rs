@@ -94,6 +94,10 @@ impl Executor for Docker {
         self.parents.of_step(step)
     }
 
+    fn confined_cgroups(&self, step: &str) -> Vec<PathBuf> {
+        self.parents.of_confined(step)
+    }
+
     fn environment_marker(&self) -> &'static str {
         "CI_DISPOSABLE_ENVIRONMENT"
     }

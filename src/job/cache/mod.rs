@@ -94,6 +94,27 @@ pub enum Save {
     Skip(String),
 }
 
+impl RestorePlan {
+    /// The addresses that it asks for objects.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        let copies = self.caches.iter().flat_map(|cache| match cache {
+            Restore::FirstOf { copies, .. } => copies.as_slice(),
+            Restore::Skip(_) => &[],
+        });
+        copies.filter_map(|copy| copy.remote.as_ref())
+    }
+}
+
+impl SavePlan {
+    /// The addresses that it hands objects to.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        self.caches.iter().filter_map(|cache| match cache {
+            Save::Files { copy, .. } => copy.remote.as_ref(),
+            Save::Skip(_) => None,
+        })
+    }
+}
+
 /// Where a cache is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Copy {

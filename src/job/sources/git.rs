@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Failure, Plan};
+use crate::job::work::PROXIES;
 
 /// Options that hold for every git command: nothing that stands in the work tree or its repository is run, and no
 /// redirect is followed (`redirect` follows those that stay on the host).
@@ -52,5 +53,12 @@ pub fn command(plan: &Plan, directory: &Path, arguments: &[&str]) -> Command {
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
+    if let Some(relay) = crate::http::way_out() {
+        // The job's own proxies are the relay's to take.
+        for name in PROXIES {
+            command.env_remove(name);
+        }
+        command.env("ALL_PROXY", format!("socks5h://{relay}"));
+    }
     command
 }

@@ -142,6 +142,7 @@ impl Plan {
             options.push(format!("http.{host}.sslCAInfo={}", file.display()));
         }
         options.push("safe.directory=*".to_owned());
+        options.extend(crate::http::way_out().map(|relay| format!("http.proxy=socks5h://{relay}")));
         options.into_iter().flat_map(|option| ["-c".to_owned(), option]).collect()
     }
 }

@@ -1,0 +1,38 @@
+//! How well the work beside a runner's containers can be confined here: told at the start and by `mayfly check`.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Runner;
+use crate::executor::cgroup::Parents;
+use crate::shim::confine::probe;
+
+/// The walls that are missing, in words. Errors: there can be no confinement, and jobs in containers fail.
+pub fn confinement(runner: &Runner, working_directory: &Path, parents: &Parents) -> Result<Vec<String>, String> {
+    let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
+    let builds = working_directory.join(builds);
+    let there = builds.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(working_directory);
+    let mut missing = probe::examine(there, runner.confined.uid)?.0;
+    let unlimited = match runner.cgroups {
+        true => parents.missing().join(", "),
+        false => "memory, pids, cpu (`cgroups = false`)".to_owned(),
+    };
+    if !unlimited.is_empty() {
+        missing.push(format!("no limits of {unlimited}: no control group can be made for it"));
+    }
+    Ok(missing)
+}
+
+/// Says in the log what is missing.
+pub fn warn(runner: &Runner, working_directory: &Path, parents: &Parents) {
+    if !runner.executor.has_containers() || !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    match confinement(runner, working_directory, parents) {
+        Err(why) => log::error!("jobs in containers will fail runner={} error={why}", runner.name),
+        Ok(missing) => {
+            for wall in missing {
+                log::warn!("work beside containers is confined less runner={} missing={wall}", runner.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The network namespace of confined work: empty but for a loopback of its own, so that neither the machine's services
+//! nor those of its network can be reached. Work with servers finds a [`relay`] there.
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::Pid;
+
+use super::{refused, relay};
+use crate::shim::spec::Walls;
+use crate::sys;
+
+/// The namespace for work behind these walls, and the process that leads out of it. Errors: what the machine refuses.
+pub fn apart(walls: &Walls) -> Result<(OwnedFd, Option<Pid>), String> {
+    let ours = current().map_err(|error| refused("a network namespace", error))?;
+    let made = make(walls.network.is_some());
+    // Whatever became of it, the shim itself stays where it was.
+    setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
+    let (namespace, listener) = made.map_err(|error| refused("a network namespace", error))?;
+    let relay = match walls.network.as_ref().zip(listener) {
+        Some((network, listener)) => {
+            let relay = relay::start(listener, network, walls);
+            Some(relay.map_err(|error| refused("the way to servers", error))?)
+        }
+        None => None,
+    };
+    Ok((namespace, relay))
+}
+
+fn make(has_way_out: bool) -> io::Result<(OwnedFd, Option<TcpListener>)> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let namespace = current()?;
+    if !has_way_out {
+        return Ok((namespace, None));
+    }
+    sys::bring_up_loopback()?;
+    Ok((namespace, Some(TcpListener::bind(relay::ADDRESS)?)))
+}
+
+fn current() -> io::Result<OwnedFd> {
+    File::open("/proc/self/ns/net").map(OwnedFd::from)
+}

@@ -1,0 +1,114 @@
+//! What confinement comes to on this machine, tried out before a job counts on it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use super::{Weaker, confine, prepare};
+use crate::shim::spec::{Limits, Network, Walls};
+use crate::sys;
+
+/// Asks the shim for a trial instead of a step.
+pub const ARGUMENT: &str = "--try-confinement";
+
+/// Tries to confine a process that works in `directory` as `uid`, which must be nobody's. Errors: it cannot be confined,
+/// and container jobs would fail.
+pub fn examine(directory: &Path, uid: u32) -> Result<Weaker, String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {
+        return Err(format!(
+            "user {uid} is {owner}; set `confined_uid` below [runners.mayfly] to a number of nobody's"
+        ));
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["shim", ARGUMENT]).arg(directory).arg(uid.to_string()).stdin(Stdio::null());
+    let output = command.output().map_err(|error| format!("confinement cannot be tried out: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if !output.status.success() {
+        return Err(text(&output.stderr));
+    }
+    Ok(Weaker(text(&output.stdout).lines().map(str::to_owned).collect()))
+}
+
+/// Whose number it is already.
+fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
+    let user = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| format!("`{name}` in /etc/passwd"))
+    });
+    let range = || {
+        subordinate.lines().find_map(|line| {
+            let mut fields = line.trim().split(':');
+            let (name, first, count) = (fields.next()?, fields.next()?, fields.next()?);
+            let (first, count) = (first.parse::<u32>().ok()?, count.parse::<u32>().ok()?);
+            (first..first.saturating_add(count)).contains(&uid).then(|| format!("one of `{name}` in /etc/subuid"))
+        })
+    };
+    user.or_else(range)
+}
+
+/// The trial, in a process with one thread: prints the walls that are missing, a line each.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let directory = arguments.next().unwrap_or_default();
+    let uid = arguments.next().and_then(|uid| uid.to_str()?.parse().ok());
+    let Some(uid) = uid.filter(|_| !directory.is_empty()) else { return ExitCode::from(2) };
+    let walls = Walls {
+        writable: vec![directory.into()],
+        readable: Vec::new(),
+        open: false,
+        uid,
+        network: Some(Network::default()),
+        programs_keep_rights: false,
+        limits: Limits::default(),
+    };
+    match try_out(&walls) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_out(walls: &Walls) -> Result<bool, String> {
+    let prepared = prepare(walls)?;
+    let forked = sys::fork_single_threaded().map_err(|error| error.to_string())?;
+    let Some(child) = forked else {
+        let code = match confine(walls, prepared.as_ref()) {
+            Ok(Weaker(missing)) => {
+                missing.iter().for_each(|wall| println!("{wall}"));
+                0
+            }
+            Err(why) => {
+                eprintln!("{why}");
+                1
+            }
+        };
+        sys::exit_now(code)
+    };
+    let ended = waitpid(child, None);
+    if let Some(relay) = prepared.and_then(|prepared| prepared.relay) {
+        let _ = kill(relay, Signal::SIGKILL);
+        let _ = waitpid(relay, None);
+    }
+    Ok(matches!(ended, Ok(WaitStatus::Exited(_, 0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_somebodys_is_named() {
+        let (users, subordinate) = ("root:x:0:0::/:/bin/sh\nci:x:1001:1001::/:/bin/sh\n", "ci:100000:65536\nodd\n");
+        assert_eq!(owner_of(1001, users, subordinate).as_deref(), Some("`ci` in /etc/passwd"));
+        assert_eq!(owner_of(165_535, users, subordinate).as_deref(), Some("one of `ci` in /etc/subuid"));
+        assert_eq!(owner_of(165_536, users, subordinate), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! The way of confined work to servers: a process outside of the walls that opens connections for it and passes bytes.
+//!
+//! The work has a loopback of its own on which this process listens (SOCKS 5, RFC 1928), and nothing else. Names are
+//! looked up and addresses judged here, after every redirect and for every connection, so that neither a name that
+//! changes its address nor a program under a job's control leads to the machine's loopback or to link-local addresses,
+//! where the credentials of the instance are.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{calls, identity};
+use crate::http::proxy;
+use crate::shim::spec::{Network, Walls};
+use crate::sys;
+
+/// Where it listens in the network namespace of the work.
+pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+
+/// Connections at a time.
+const CONNECTIONS_MOST: usize = 256;
+/// How long the other side may take to say where to, and a server to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that are passed at a time.
+const BLOCK: usize = 64 * 1024;
+/// Bytes of a proxy's answer.
+const ANSWER_MAX: usize = 8 * 1024;
+
+/// Answers of SOCKS 5.
+const DONE: u8 = 0;
+const NOT_ALLOWED: u8 = 2;
+const UNREACHABLE: u8 = 4;
+
+/// Starts the process, which ends with its parent. Errors: none can be started.
+pub fn start(listener: TcpListener, network: &Network, walls: &Walls) -> io::Result<Pid> {
+    if let Some(pid) = sys::fork_single_threaded()? {
+        return Ok(pid);
+    }
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    let given_up = identity::become_confined(Some(walls.uid), None).is_ok() && set_no_new_privs().is_ok();
+    // The signal for the end of the parent does not outlive a change of the user.
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    // A kernel without filters is named by the probe.
+    let _ = calls::restrict();
+    if given_up {
+        serve(&listener, network.clone());
+    }
+    sys::exit_now(1)
+}
+
+fn serve(listener: &TcpListener, network: Network) {
+    let (network, count) = (Arc::new(network), Arc::new(AtomicUsize::new(0)));
+    for stream in listener.incoming().flatten() {
+        let (network, count) = (Arc::clone(&network), Arc::clone(&count));
+        if count.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MOST {
+            count.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let counted = Arc::clone(&count);
+        let serve = move || {
+            // Whoever asked sees that the connection ends.
+            let _ = connect_through(stream, &network);
+            count.fetch_sub(1, Ordering::SeqCst);
+        };
+        if thread::Builder::new().name("relay".to_owned()).stack_size(256 * 1024).spawn(serve).is_err() {
+            counted.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
+    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_nodelay(true)?;
+    let (host, port) = wanted(&mut client)?;
+    let server = match reach(&host, port, network) {
+        Ok(server) => server,
+        Err(answer) => return client.write_all(&[5, answer, 0, 1, 0, 0, 0, 0, 0, 0]),
+    };
+    client.write_all(&[5, DONE, 0, 1, 0, 0, 0, 0, 0, 0])?;
+    client.set_read_timeout(None)?;
+    server.set_read_timeout(None)?;
+    let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
+    let up = thread::Builder::new().stack_size(256 * 1024).spawn(move || pass(from_client, to_server))?;
+    pass(server, client);
+    let _ = up.join();
+    Ok(())
+}
+
+/// Passes bytes until there are no more, and says so on the other side.
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    let mut block = vec![0; BLOCK];
+    while let Ok(length @ 1..) = from.read(&mut block) {
+        if to.write_all(&block[..length]).is_err() {
+            let _ = from.shutdown(Shutdown::Read);
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Reads where a client wants to go. Errors: it does not speak SOCKS 5, or asks for something other than a connection.
+fn wanted(client: &mut (impl Read + Write)) -> io::Result<(String, u16)> {
+    let [version, methods] = read(client)?;
+    if version != 5 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    io::copy(&mut client.take(u64::from(methods)), &mut io::sink())?;
+    client.write_all(&[5, 0])?;
+    let [version, command, _, kind] = read(client)?;
+    if version != 5 || command != 1 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let host = match kind {
+        1 => Ipv4Addr::from(read::<4>(client)?).to_string(),
+        4 => Ipv6Addr::from(read::<16>(client)?).to_string(),
+        3 => {
+            let [length] = read(client)?;
+            let mut name = vec![0; usize::from(length)];
+            client.read_exact(&mut name)?;
+            String::from_utf8(name).map_err(io::Error::other)?
+        }
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    Ok((host.trim_matches(['[', ']']).to_ascii_lowercase(), u16::from_be_bytes(read(client)?)))
+}
+
+fn read<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    reader.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens a connection, through the proxy where the job has one for the host. Errors: the answer for the client.
+fn reach(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
+    let scheme = if port == 80 { "http" } else { "https" };
+    let variable = |name: &str| network.proxies.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let Some(upstream) = proxy::for_url(scheme, host, variable) else { return open(host, port, network) };
+    let address = upstream.strip_prefix("http://").unwrap_or(&upstream).trim_end_matches('/');
+    let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
+    let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
+    let number = number.parse().map_err(|_| UNREACHABLE)?;
+    let stream = open(&proxy.trim_matches(['[', ']']).to_ascii_lowercase(), number, network)?;
+    tunnel(&stream, host, port, login).map_err(|_| UNREACHABLE)?;
+    Ok(stream)
+}
+
+/// Asks a proxy for a connection (RFC 9110, CONNECT).
+fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) -> io::Result<()> {
+    use base64::Engine;
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
+    if let Some(login) = login {
+        let login = base64::engine::general_purpose::STANDARD.encode(login);
+        request.push_str(&format!("Proxy-Authorization: Basic {login}\r\n"));
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{request}\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        // A byte at a time: what follows is the server's.
+        let [byte] = read(&mut stream)?;
+        answer.push(byte);
+        if answer.len() > ANSWER_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+    let is_open = answer.starts_with(b"HTTP/1.") && answer.get(9..12) == Some(b"200");
+    if is_open { Ok(()) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+}
+
+fn open(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
+    let is_configured = network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port);
+    let addresses = (host, port).to_socket_addrs().map_err(|_| UNREACHABLE)?;
+    let mut outcome = UNREACHABLE;
+    for address in addresses {
+        if !is_configured && is_of_the_machine(address.ip()) {
+            outcome = NOT_ALLOWED;
+            continue;
+        }
+        if let Ok(stream) = TcpStream::connect_timeout(&address, PATIENCE) {
+            let _ = stream.set_nodelay(true);
+            return Ok(stream);
+        }
+    }
+    Err(outcome)
+}
+
+/// Addresses that mean this machine, its link, or the services of its cloud.
+fn is_of_the_machine(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            address.is_loopback()
+                || address.is_link_local()
+                || address.is_broadcast()
+                || address.is_multicast()
+                || address.octets()[0] == 0
+        }
+        IpAddr::V6(address) => {
+            let segments = address.segments();
+            let last = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+            // The forms in which an address of version 4 stands in one of version 6: mapped, compatible, NAT64, 6to4.
+            let inner = match segments {
+                [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0, 0, high, low] => Some(last(high, low)),
+                [0, 0, 0, 0, 0xffff, 0, high, low] | [0x64, 0xff9b, .., high, low] => Some(last(high, low)),
+                [0x2002, high, low, ..] => Some(last(high, low)),
+                _ => None,
+            };
+            address.is_loopback()
+                || address.is_unspecified()
+                || address.is_multicast()
+                || segments[0] & 0xffc0 == 0xfe80
+                || segments[..2] == [0xfd00, 0xec2]
+                || inner.is_some_and(is_of_the_machine)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_and_its_cloud_are_out_of_reach_in_every_form() {
+        for address in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "169.254.170.2",
+            "169.254.170.23",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:0:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::169.254.169.254",
+            "2002:a9fe:a9fe::1",
+            "2002:7f00:1::",
+            "fe80::1",
+            "febf::1",
+            "ff02::1",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+        ] {
+            assert!(is_of_the_machine(address.parse().expect("an address")), "{address}");
+        }
+        for address in
+            ["10.0.0.1", "192.168.1.1", "100.64.0.1", "8.8.8.8", "2001:db8::1", "fd12::1", "64:ff9b::8.8.8.8"]
+        {
+            assert!(!is_of_the_machine(address.parse().expect("an address")), "{address}");
+        }
+    }
+
+    #[test]
+    fn only_the_configured_port_of_the_loopback_is_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let other = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+        let network = Network { allowed: vec![("127.0.0.1".to_owned(), port)], proxies: Vec::new() };
+        assert!(open("127.0.0.1", port, &network).is_ok());
+        assert_eq!(open("127.0.0.1", other, &network).err(), Some(NOT_ALLOWED));
+        assert_eq!(open("localhost", port, &network).err(), Some(NOT_ALLOWED), "the name is another host");
+        assert_eq!(open("::ffff:127.0.0.1", port, &network).err(), Some(NOT_ALLOWED));
+        assert_eq!(open("0", port, &network).err(), Some(NOT_ALLOWED), "an old form of 0.0.0.0");
+    }
+
+    #[test]
+    fn a_request_is_read_and_nonsense_is_refused() {
+        struct Both<'a>(&'a [u8], Vec<u8>);
+        impl Read for Both<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0.read(buffer)
+            }
+        }
+        impl Write for Both<'_> {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1.write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let asked = |bytes: &[u8]| wanted(&mut Both(bytes, Vec::new())).ok();
+        assert_eq!(asked(b"\x05\x01\x00\x05\x01\x00\x03\x06GITLAB\x01\xbb"), Some(("gitlab".to_owned(), 443)));
+        assert_eq!(
+            asked(b"\x05\x02\x00\x02\x05\x01\x00\x01\x0a\x00\x00\x01\x00\x50"),
+            Some(("10.0.0.1".to_owned(), 80))
+        );
+        for nonsense in
+            [&b""[..], b"GET / HTTP/1.1\r\n", b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\xff"]
+        {
+            assert_eq!(asked(nonsense), None);
+        }
+    }
+}

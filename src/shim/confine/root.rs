@@ -1,0 +1,162 @@
+//! The root directory behind the walls: the programs of the machine, read-only; the job's directories; nothing else.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, pivot_root};
+
+use crate::shim::spec::Walls;
+use crate::sys::mounts;
+
+/// Where the new root grows: a directory that every machine has and that holds nobody's files.
+const SCAFFOLD: &str = "/proc";
+
+/// Programs and their libraries; a link stays one.
+const PROGRAMS: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// What programs need to trust servers, and the machine's settings of git.
+const SETTINGS: [&str; 19] = [
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/crypto-policies",
+    "/etc/gai.conf",
+    "/etc/gitattributes",
+    "/etc/gitconfig",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/tls/certs",
+    "/etc/services",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/var/lib/ca-certificates",
+];
+
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+const NOTHING: Option<&str> = None;
+
+/// What the root came to be.
+pub struct Built {
+    /// The files of root are the confined user's.
+    pub owners_are_mapped: bool,
+    /// `/proc` is there.
+    pub has_process_table: bool,
+}
+
+/// Builds the root and moves this process there, whose mount namespace must be its own. Errors: what the kernel refused.
+pub fn build(walls: &Walls, owners: Option<&OwnedFd>) -> io::Result<Built> {
+    let before = umask(Mode::from_bits_truncate(0o022));
+    let outcome = build_there(walls, owners);
+    umask(before);
+    outcome
+}
+
+fn build_there(walls: &Walls, owners: Option<&OwnedFd>) -> io::Result<Built> {
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+    // Taken before the scaffold covers anything.
+    let copies = owners.and_then(|owners| copies(&walls.writable, owners).ok());
+    // The scaffold covers what it stands on, so that no source may be below it.
+    let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("root"), SCAFFOLD, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
+    for path in PROGRAMS {
+        show(Path::new(path), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)?;
+    }
+    for path in SETTINGS.iter().map(Path::new).chain(walls.readable.iter().map(PathBuf::as_path)) {
+        show(path, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+    }
+    write_users(walls.uid)?;
+    for path in DEVICES {
+        show(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+    }
+    // Before the directories that may be below it.
+    let temporary = in_scaffold(Path::new("/tmp"));
+    fs::create_dir_all(&temporary)?;
+    mount(Some("tmp"), &temporary, Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
+    match &copies {
+        Some(copies) => {
+            for (path, copy) in walls.writable.iter().zip(copies) {
+                make_place(path, true)?;
+                mounts::put(copy.as_fd(), &in_scaffold(path))?;
+                remount(path, bare)?;
+            }
+        }
+        None => walls.writable.iter().try_for_each(|path| show(path, bare))?,
+    }
+    let processes = in_scaffold(Path::new("/proc"));
+    fs::create_dir(&processes)?;
+    let has_process_table =
+        mount(Some("proc"), &processes, Some("proc"), bare | MsFlags::MS_RDONLY, Some("subset=pid")).is_ok();
+    chdir(SCAFFOLD)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")?;
+    let closed = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(NOTHING, "/", NOTHING, closed, NOTHING)?;
+    Ok(Built { owners_are_mapped: copies.is_some(), has_process_table })
+}
+
+/// The directories with their owners mapped; all, or an error.
+fn copies(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+    let copy = |path: &PathBuf| {
+        let copy = mounts::copy_of(path)?;
+        mounts::map_owners(copy.as_fd(), owners.as_fd())?;
+        Ok(copy)
+    };
+    paths.iter().map(copy).collect()
+}
+
+/// Users of its own: those of the machine are nobody's business.
+fn write_users(uid: u32) -> io::Result<()> {
+    let etc = in_scaffold(Path::new("/etc"));
+    fs::create_dir_all(&etc)?;
+    let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
+    fs::write(etc.join("passwd"), users)?;
+    fs::write(etc.join("group"), format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))
+}
+
+fn in_scaffold(path: &Path) -> PathBuf {
+    Path::new(SCAFFOLD).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Shows a path of the machine at the same place behind the walls; one that does not exist is not shown.
+fn show(path: &Path, flags: MsFlags) -> io::Result<()> {
+    let place = in_scaffold(path);
+    let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
+    if metadata.is_symlink() && PROGRAMS.iter().any(|program| Path::new(program) == path) {
+        return symlink(fs::read_link(path)?, &place);
+    }
+    let Ok(target) = path.metadata() else { return Ok(()) };
+    make_place(path, target.is_dir())?;
+    mount(Some(path), &place, NOTHING, MsFlags::MS_BIND, NOTHING)?;
+    remount(path, flags)
+}
+
+fn make_place(path: &Path, is_directory: bool) -> io::Result<()> {
+    let place = in_scaffold(path);
+    if is_directory {
+        return fs::create_dir_all(place);
+    }
+    if let Some(parent) = place.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if !place.exists() {
+        fs::File::create(place)?.set_permissions(fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+fn remount(path: &Path, flags: MsFlags) -> io::Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
+    Ok(mount(NOTHING, &in_scaffold(path), NOTHING, flags, NOTHING)?)
+}

@@ -1,0 +1,69 @@
+//! The control groups of a step: made, limited, entered.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::spec::Limits;
+
+/// Microseconds over which the use of processors is counted.
+const PERIOD: u64 = 100_000;
+
+/// Makes the groups and limits each by what its hierarchy has controllers for.
+pub fn make(groups: &[PathBuf], limits: Limits) {
+    for group in groups {
+        let _ = fs::create_dir_all(group);
+        for (file, value) in settings(limits) {
+            let file = group.join(file);
+            if file.exists() {
+                let _ = fs::write(file, value);
+            }
+        }
+    }
+}
+
+/// Files of both versions, and what to write there.
+fn settings(limits: Limits) -> Vec<(&'static str, String)> {
+    let mut settings = Vec::new();
+    if let Some(memory) = limits.memory {
+        settings.push(("memory.max", memory.to_string()));
+        settings.push(("memory.limit_in_bytes", memory.to_string()));
+        // What was swapped out would be no limit: in version 1 it is counted with the memory, here apart.
+        settings.push(("memory.swap.max", "0".to_owned()));
+        settings.push(("memory.memsw.limit_in_bytes", memory.to_string()));
+    }
+    if let Some(processes) = limits.processes {
+        settings.push(("pids.max", processes.to_string()));
+    }
+    if let Some(processor) = limits.processor {
+        let quota = (processor * PERIOD / 1000).max(1000);
+        settings.push(("cpu.max", format!("{quota} {PERIOD}")));
+        settings.push(("cpu.cfs_quota_us", quota.to_string()));
+    }
+    settings
+}
+
+/// Enters a group. In version 1 as a thread, which does not wait for all processors as a process does: this one has no
+/// other thread. Errors: as write(2).
+pub fn enter(group: &Path) -> io::Result<()> {
+    match fs::write(group.join("tasks"), "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(group.join("cgroup.procs"), "0"),
+        entered => entered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_written_for_both_versions() {
+        let limits = Limits { memory: Some(64 << 20), processes: Some(100), processor: Some(500) };
+        let settings = settings(limits);
+        let of = |file: &str| settings.iter().find(|(name, _)| *name == file).map(|(_, value)| value.as_str());
+        assert_eq!(of("memory.max"), Some("67108864"));
+        assert_eq!(of("memory.limit_in_bytes"), Some("67108864"));
+        assert_eq!((of("pids.max"), of("cpu.max")), (Some("100"), Some("50000 100000")));
+        assert!(super::settings(Limits::default()).is_empty());
+    }
+}
