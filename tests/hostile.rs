@@ -445,4 +445,73 @@ mod attacks {
         assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
         assert!(job.has("CAP_SYS_ADMIN"), "{}\n{}", job.log(), String::from_utf8_lossy(&ended.stderr));
     }
+
+    /// What an earlier job does to the repository so that git takes other content for the commit's.
+    #[test]
+    fn an_earlier_job_changes_what_is_checked_out() {
+        let object = "o=$(git rev-parse HEAD:file.txt); n=$(echo evil | git hash-object -w --stdin)";
+        let file = "f() { echo .git/objects/$(echo $1 | cut -c 1-2)/$(echo $1 | cut -c 3-); }";
+        for line in [
+            "git update-index --skip-worktree file.txt; echo evil >file.txt",
+            "git update-index --assume-unchanged file.txt; echo evil >file.txt",
+            // Of the same size and, as far as a job can say so, of the same time.
+            "touch -r file.txt ../time; echo 'FROM git' >file.txt; touch -r ../time file.txt",
+            &format!("{object}; git replace $o $n; git pack-refs --all; rm file.txt"),
+            &format!("{object}; git replace $o $n; echo evil >file.txt; git add file.txt"),
+            "git sparse-checkout set --no-cone /other && ! [ -e file.txt ]",
+            &format!("{object}; {file}; rm -f $(f $o) file.txt; cp $(f $n) $(f $o)"),
+            "echo '* text eol=crlf' >.git/info/attributes; rm file.txt; git checkout file.txt",
+            "mv .git/objects ../objects; mkdir -p .git/objects/info; echo ../../objects >.git/objects/info/alternates",
+            "git commit-graph write --reachable; chmod 000 .git",
+        ] {
+            let line = format!("mkdir -p .git/info; {line}");
+            let outcome =
+                on_the_machine().earlier(&line).script(&["cat file.txt; git status --short"]).run().succeeded();
+            let lines = outcome.job.lines();
+            assert!(lines.iter().any(|line| line == "from git"), "after `{line}`: {lines:#?}");
+            assert!(!lines.iter().any(|line| line.contains(" M file.txt")), "after `{line}`: {lines:#?}");
+        }
+    }
+
+    /// Pipes and files without end where git and the agent read.
+    #[test]
+    fn an_earlier_job_leaves_what_cannot_be_read() {
+        let paths = [
+            ".git/HEAD",
+            ".git/config",
+            ".git/index",
+            ".git/packed-refs",
+            ".git/shallow",
+            ".git/refs/heads/x",
+            ".git/objects/info/mayfly-format",
+            ".git/objects/pack/pack-0.idx",
+            ".git/mayfly-checkout",
+            ".gitattributes",
+            ".gitignore",
+        ];
+        let plant = |how: &str, path: &str| format!("mkdir -p .git/objects/pack; rm -f {path}; {how} {path}");
+        let each = paths.iter().flat_map(|path| [plant("mkfifo", path), plant("truncate -s 4G", path)]);
+        let all: Vec<String> = paths.iter().map(|path| plant("mkfifo", path)).collect();
+        let attacks =
+            each.map(|line| on_the_machine().earlier(&line)).chain([in_containers().earlier(&all.join("; "))]);
+        for attack in attacks {
+            let line = attack.earlier.join("; ");
+            let outcome = attack.script(&["cat file.txt"]).run().succeeded();
+            assert!(outcome.job.lines().iter().any(|line| line == "from git"), "{line}: {}", outcome.job.log());
+        }
+    }
+
+    /// What an unprotected job leaves is not what a protected one finds.
+    #[test]
+    fn an_unprotected_job_prepares_a_protected_one() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .earlier("touch planted")
+                .variable("CI_COMMIT_REF_PROTECTED", "true")
+                .variable("GIT_CLEAN_FLAGS", "none")
+                .script(&["! [ -e planted ]"])
+                .run()
+                .succeeded();
+        }
+    }
 }

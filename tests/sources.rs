@@ -249,3 +249,81 @@ fn options_of_git_are_those_that_are_allowed() {
         assert!(job.has(&format!("{variable}: `{named}`")), "{}", job.log());
     }
 }
+
+#[test]
+fn a_checkout_is_reused_without_being_read_again() {
+    let scene = Scene::new("user = \"nobody\"", "");
+    let (url, sha) = scene.git.repository("team/demo", &[("a.txt", "one\n"), ("b.txt", "two\n")]);
+    let inode = "stat -c '%n %i %Z' a.txt b.txt";
+    let first = scene.pass(job(&[inode, "stat -c '%a %U' $CI_BUILDS_DIR"]).sources(&url, &sha));
+    assert!(first.contains(&"700 nobody".to_owned()), "{first:#?}");
+    let second = scene.git.commit("team/demo", &[("b.txt", "three\n")], "second");
+    let lines = scene.pass(job(&[inode, "cat b.txt"]).sources(&url, &second));
+    let kept = first.iter().find(|line| line.starts_with("a.txt ")).expect("a line");
+    assert!(lines.contains(kept) && lines.contains(&"three".to_owned()), "{first:#?} {lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("starting afresh")), "{lines:#?}");
+}
+
+#[test]
+fn a_job_replaces_its_directories_by_links_and_gets_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).expect("opened");
+    let (theirs, victim) = (directory.path().join("theirs"), directory.path().join("victim"));
+    for made in [&theirs, &victim] {
+        std::fs::create_dir(made).expect("made");
+    }
+    std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).expect("given");
+    let keys = format!("builds_dir = \"{0}/builds\"\ncache_dir = \"{0}/cache\"", theirs.display());
+    let scene = Scene::new("user = \"nobody\"", &keys);
+    let swap = |name: &str| {
+        format!("mv {0}/{name} {0}/{name}.old; ln -s {1}/{name} {0}/{name}", theirs.display(), victim.display())
+    };
+    scene.pass(job(&[&swap("cache"), &swap("builds")]));
+    let job = scene.run(job(&["true"]));
+    assert_eq!(job.state, "failed", "{}", job.log());
+    assert_eq!(std::fs::read_dir(&victim).expect("there").count(), 0, "{}", job.log());
+}
+
+#[test]
+fn each_slot_has_a_user_of_its_own_and_all_share_caches() {
+    use crate::support::job::until_there;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("opened");
+    let add = |name: &str, lines: &str| {
+        let text = std::fs::read_to_string(format!("/etc/{name}")).expect("read");
+        std::fs::write(path(name), format!("{text}\n{lines}\n")).expect("written");
+    };
+    add("passwd", "ci-0:x:65100:65100::/nonexistent:/bin/sh\nci-1:x:65101:65100::/nonexistent:/bin/sh");
+    add("group", "ci:x:65100:");
+    let mut scene = Scene::new("user = \"ci-%n\"\nconcurrent = 2", "");
+    let program = scene.home.own_program();
+    let real = program.with_file_name("mayfly.real");
+    std::fs::rename(&program, &real).expect("renamed");
+    // Users that only this agent sees.
+    let script = format!(
+        "#!/bin/sh\nexec unshare -m sh -c 'mount --bind {} /etc/passwd && mount --bind {} /etc/group && exec {} \"$@\"' sh \"$@\"\n",
+        path("passwd"),
+        path("group"),
+        real.display()
+    );
+    crate::support::write_program(&program, &script);
+    let cached = |lines: &[&str]| {
+        let cache = serde_json::json!([{"key": "k", "paths": ["kept"], "policy": "pull-push", "when": "always"}]);
+        job(lines).variable("GIT_STRATEGY", "none").set("cache", cache)
+    };
+    let first = scene.gitlab.queue(job(&["echo \"user $(id -un)\"", &until_there(path("go"))]).build());
+    let _agent = scene.home.start(&[]);
+    scene.gitlab.wait_for_log(first, "user ci-0");
+    let look = format!("ls {}/ci-0 || echo refused", scene.home.path("builds").display());
+    let second = cached(&["echo \"user $(id -un)\"", &look, "mkdir -p kept; echo content >kept/file"]);
+    let second = scene.gitlab.finished(scene.gitlab.queue(second.build()));
+    let lines = second.lines();
+    assert!(lines.contains(&"user ci-1".to_owned()) && lines.contains(&"refused".to_owned()), "{lines:#?}");
+    std::fs::write(path("go"), "").expect("written");
+    assert_eq!(scene.gitlab.finished(first).state, "success");
+    let third = cached(&["echo \"user $(id -un)\"", "cat kept/file"]);
+    let lines = scene.gitlab.finished(scene.gitlab.queue(third.build())).lines();
+    assert!(lines.contains(&"user ci-0".to_owned()) && lines.contains(&"content".to_owned()), "{lines:#?}");
+}

@@ -70,6 +70,7 @@ impl Desk {
     /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
     /// answer is no job that anyone could be told of: nothing was taken then.
     pub fn take(self: &Arc<Self>, mut permit: Permit, context: Context, body: Vec<u8>, request_id: String) -> bool {
+        let context = context.in_slot(permit.slot);
         let text = String::from_utf8_lossy(&body).into_owned();
         drop(body);
         let payload = match payload::decode(text.as_bytes()) {
@@ -118,6 +119,7 @@ impl Desk {
 
     /// Goes on with a job that was found in the journal.
     pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
+        let context = context.in_slot(permit.slot);
         self.number(&context, &payload, Some(record.concurrent));
         numbers::job_resumed(&context.who(), payload.id, record.began);
         log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);

@@ -62,6 +62,8 @@ pub enum Scripts {
         shell: Option<String>,
         /// The user of jobs, where it is another than the agent's.
         user: Option<String>,
+        /// Slots, each of which may have a user of its own.
+        slots: u32,
     },
     /// A container engine at this address.
     Engine(Address),
@@ -70,10 +72,10 @@ pub enum Scripts {
 impl Scripts {
     /// What runs the scripts of a runner whose jobs run as `user`. An engine address that makes no sense was refused
     /// with the configuration.
-    pub fn of(runner: &Runner, user: Option<&str>) -> Self {
+    pub fn of(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
         match runner.executor.has_containers().then(|| host::address(&runner.docker)) {
             Some(Ok(address)) => Self::Engine(address),
-            _ => Self::Shell { shell: runner.shell.clone(), user: user.map(str::to_owned) },
+            _ => Self::Shell { shell: runner.shell.clone(), user: user.map(str::to_owned), slots },
         }
     }
 }
@@ -169,7 +171,7 @@ impl Gate {
             check_file_system(&self.requirements.limits, what, path)?;
         }
         match &self.requirements.scripts {
-            Scripts::Shell { shell, user } => check_shell(shell.as_deref(), user.as_deref())?,
+            Scripts::Shell { shell, user, slots } => check_shell(shell.as_deref(), user.as_deref(), *slots)?,
             Scripts::Engine(address) if !is_fresh(self.engine_answered, ENGINE_VALID_FOR) => {
                 check_engine(address)?;
                 self.engine_answered = Some(Instant::now());
@@ -205,9 +207,9 @@ fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path)
     Ok(())
 }
 
-fn check_shell(shell: Option<&str>, user: Option<&str>) -> Result<(), Unfit> {
+fn check_shell(shell: Option<&str>, user: Option<&str>, slots: u32) -> Result<(), Unfit> {
     if let Some(user) = user {
-        user::look_up(user).map_err(Unfit::User)?;
+        user::of_slots(user, slots).map_err(Unfit::User)?;
     }
     let wanted = shell.map_or(vec!["bash", "sh"], |shell| vec![shell]);
     if wanted.iter().any(|name| find_program(name).is_some()) {
@@ -355,7 +357,7 @@ mod tests {
     }
 
     fn shell(shell: Option<&str>, user: Option<&str>) -> Scripts {
-        Scripts::Shell { shell: shell.map(str::to_owned), user: user.map(str::to_owned) }
+        Scripts::Shell { shell: shell.map(str::to_owned), user: user.map(str::to_owned), slots: 1 }
     }
 
     #[test]

@@ -36,6 +36,7 @@ use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
 use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::Removals;
+use crate::executor::roots;
 use crate::executor::shell::Shell;
 use crate::instance::aws::secrets;
 use crate::instance::{self, Identity, Instance, Need, Notice};
@@ -368,6 +369,13 @@ impl Agent {
         let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
         confinement::warn(runner, &self.options.working_directory, &self.parents);
         let [builds, caches] = directories_of(&self.options.working_directory, runner);
+        if let Some(user) = executor.user() {
+            for directory in [&builds, &caches] {
+                if let Some(why) = roots::warning(directory, user) {
+                    log::warn!("runner `{}`: {why}", runner.name);
+                }
+            }
+        }
         let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
             log::warn!("runner `{}`: {why}", runner.name);
             None
@@ -394,7 +402,7 @@ impl Agent {
             return Ok(Arc::new(docker));
         }
         let user = self.options.user.as_deref().or(config.user.as_deref());
-        Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, parents)?))
+        Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, config.concurrent, parents)?))
     }
 
     fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &Context) -> Poller {
@@ -417,7 +425,7 @@ impl Agent {
     fn requirements(&self, runner: &Runner, context: &Context) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
-        Requirements::new(&self.config, builds, caches, Scripts::of(runner, user))
+        Requirements::new(&self.config, builds, caches, Scripts::of(runner, user, self.config.concurrent))
     }
 
     /// The main loop: events, and what is due without one.

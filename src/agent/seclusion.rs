@@ -55,10 +55,11 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
             check_containers(&runner.docker).map_err(cannot)?;
             continue;
         }
-        let user = user_of(config, asked).map_err(cannot)?;
-        let user = JobUser { name: user.name, uid: user.uid };
-        if !users.contains(&user) {
-            users.push(user);
+        for user in users_of(config, asked).map_err(cannot)? {
+            let user = JobUser { name: user.name, uid: user.uid };
+            if !users.contains(&user) {
+                users.push(user);
+            }
         }
     }
     Ok(users)
@@ -90,18 +91,20 @@ fn check_containers(docker: &Docker) -> Result<(), String> {
     }
 }
 
-fn user_of(config: &Config, asked: Option<&str>) -> Result<User, String> {
+fn users_of(config: &Config, asked: Option<&str>) -> Result<Vec<User>, String> {
     let name = asked.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
-    let user = user::look_up(name)?;
-    if user.uid == 0 {
-        return Err("jobs run as root; set another `user`".to_owned());
+    let users = user::of_slots(name, config.concurrent)?;
+    for user in &users {
+        if user.uid == 0 {
+            return Err("jobs run as root; set another `user`".to_owned());
+        }
+        let is_in = |group: &Group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw());
+        let is_member = |name: &&str| Group::from_name(name).ok().flatten().is_some_and(|group| is_in(&group));
+        if let Some(group) = GROUPS_OF_ROOT.iter().find(|name| is_member(name)) {
+            return Err(format!("user {} is in the group {group} and can become root; take it out", user.name));
+        }
     }
-    let is_in = |group: &Group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw());
-    let is_member = |name: &&str| Group::from_name(name).ok().flatten().is_some_and(|group| is_in(&group));
-    if let Some(group) = GROUPS_OF_ROOT.iter().find(|name| is_member(name)) {
-        return Err(format!("user {name} is in the group {group} and can become root; take it out"));
-    }
-    Ok(user)
+    Ok(users)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::engine::Engine;
 use crate::executor::docker::host;
+use crate::executor::roots;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
@@ -205,7 +206,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
 
 fn check_user(report: &mut Report, place: &str, options: &Options, config: &Config, runner: &Runner) {
     let user = options.user.as_deref().or(config.user.as_deref());
-    let shell = match Shell::new(runner.shell.as_deref(), user, Parents::default()) {
+    let shell = match Shell::new(runner.shell.as_deref(), user, config.concurrent, Parents::default()) {
         Ok(shell) => shell,
         Err(why) => return report.fail(place, &why),
     };
@@ -213,6 +214,10 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         return report.fail(place, &error.message);
     }
     match shell.user() {
+        Some(_) if shell.shares_caches() => {
+            let pattern = user.unwrap_or_default();
+            report.ok(place, &format!("jobs run as {pattern}, one user for each of {} slots", config.concurrent));
+        }
         Some(user) => report.ok(place, &format!("jobs run as user {}", user.name)),
         None if nix::unistd::Uid::effective().is_root() => report.warn(
             place,
@@ -227,7 +232,15 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
     let builds = directory.join(runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds")));
     let ours =
         || first_existing(&builds).is_some_and(|there| access(&there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok());
+    if let Some(user) = shell.user() {
+        let caches = directory.join(runner.cache_dir.clone().unwrap_or_else(|| PathBuf::from("cache")));
+        for why in [&builds, &caches].into_iter().filter_map(|path| roots::warning(path, user)) {
+            report.warn(place, &why);
+        }
+    }
     let usable = match shell.user() {
+        // Below it each user has a directory that the agent makes.
+        Some(user) if shell.shares_caches() => permission::can_reach(user, &builds.join(&user.name)),
         // The agent makes it for the user; what stands above it stays as it is.
         Some(user) if !builds.exists() && ours() => permission::can_reach(user, &builds),
         Some(user) => permission::can_write(user, &builds),
@@ -245,7 +258,7 @@ fn check_fitness(report: &mut Report, place: &str, options: &Options, config: &C
     let Ok(working_directory) = agent::working_directory(options.working_directory.as_deref()) else { return };
     let user = options.user.as_deref().or(config.user.as_deref());
     let [builds, caches] = agent::directories_of(&working_directory, runner);
-    let requirements = Requirements::new(config, builds, caches, Scripts::of(runner, user));
+    let requirements = Requirements::new(config, builds, caches, Scripts::of(runner, user, config.concurrent));
     match Gate::new(requirements).look() {
         Ok(()) => report.ok(place, "the machine is fit for its jobs: disk space, shell or engine, git"),
         Err(unfit) => report.fail(place, &format!("the agent would not ask for jobs: {unfit}")),

@@ -277,7 +277,7 @@ impl Session {
         runner.output_limit = u64::MAX;
         // A terminal needs no stamps, and shows standard error in its place.
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
-        let shell = Shell::new(None, None, Parents::find())?;
+        let shell = Shell::new(None, None, 1, Parents::find())?;
         let place = Place {
             builds: tree.home.clone(),
             project: tree.project.clone(),

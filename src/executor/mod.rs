@@ -3,10 +3,12 @@
 pub mod cgroup;
 pub mod docker;
 pub mod place;
+pub mod roots;
 pub mod shell;
 pub mod user;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::shim::spec::User;
 
@@ -31,4 +33,9 @@ pub trait Executor: Send + Sync {
 
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
     fn environment_marker(&self) -> &'static str;
+
+    /// Whether jobs of other users share the caches of this one.
+    fn shares_caches(&self) -> bool {
+        false
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
@@ -10,6 +11,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use super::user::as_job;
+use super::{Executor, roots};
 use crate::failure::JobError;
 use crate::payload::Payload;
 use crate::shim::spec::User;
@@ -38,9 +41,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// The usual place: builds root, runner, concurrent number, project.
+    /// The usual place: builds root, runner, concurrent number, project. No unprotected job prepares what a protected one
+    /// finds.
     pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
-        let project = builds.join(short_token).join(concurrent.to_string()).join(slug(payload));
+        let protected = if payload.is_protected() { "-protected" } else { "" };
+        let project = builds.join(short_token).join(format!("{concurrent}{protected}")).join(slug(payload));
         let cache = caches.join(slug(payload));
         Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache, inside: None }
     }
@@ -91,47 +96,54 @@ impl Place {
         Ok(Self { temporary: with(&project, ".tmp"), project, ..self.clone() })
     }
 
-    /// Makes the roots of builds and caches, for the job's user where that is another than the agent's. Errors: they
-    /// cannot be made.
-    pub fn create(&self, caches: &Path, user: Option<&User>) -> io::Result<()> {
-        for root in [self.builds.as_path(), caches].into_iter().filter(|root| !root.is_dir()) {
-            fs::create_dir_all(root)?;
-            if let Some(user) = user {
-                std::os::unix::fs::chown(root, Some(user.uid), Some(user.gid))?;
+    /// Makes the roots of builds and caches, for the job's user where that is another than the agent's; nobody else enters
+    /// them. Errors: they cannot be made.
+    pub fn create(&self, caches: &Path, executor: &dyn Executor) -> io::Result<()> {
+        let Some(user) = executor.user() else {
+            roots::make(&self.builds, None, 0o700)?;
+            return roots::make(caches, None, 0o700);
+        };
+        match self.builds.parent() {
+            Some(above) if executor.shares_caches() => {
+                roots::make_common(above, user)?;
+                roots::make_shared(caches, user)?;
             }
+            _ => roots::make(caches, Some(user), 0o700)?,
         }
-        Ok(())
+        roots::make(&self.builds, Some(user), 0o700)
     }
 
     /// Removes files from the temporary directory.
-    pub fn remove_temporary(&self, names: &[String]) {
-        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
-        let Some(directory) = self.open_temporary("", flags) else { return };
-        for name in names {
-            let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
-        }
+    pub fn remove_temporary(&self, names: &[String], user: Option<&User>) {
+        let _ = as_job(user, || {
+            let Some(directory) = self.open_directory() else { return };
+            for name in names {
+                let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        });
     }
 
     /// Makes an empty file in the temporary directory, readable by the job's user only, in the place of whatever has its
     /// name. Nothing where there is no such directory yet, or a directory has the name.
     pub fn renew_temporary(&self, name: &str, user: Option<&User>) {
-        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
-        let Some(directory) = self.open_temporary("", flags) else { return };
-        let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let made = openat(&directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        if let (Ok(file), Some(user)) = (made, user)
-            && std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid)).is_err()
-        {
+        let _ = as_job(user, || {
+            let Some(directory) = self.open_directory() else { return };
             let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
-        }
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let _ = openat(&directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        });
     }
 
-    /// The start of a file in the temporary directory; nothing where there is no such file.
-    pub fn read_temporary(&self, name: &str) -> String {
+    /// The start of a file in the temporary directory, which must belong to the job's user and have no other name; nothing
+    /// where there is no such file.
+    pub fn read_temporary(&self, name: &str, user: Option<&User>) -> String {
+        let is_own = |metadata: &fs::Metadata| {
+            metadata.is_file() && metadata.nlink() == 1 && user.is_none_or(|user| metadata.uid() == user.uid)
+        };
         // A pipe in its place would keep us waiting.
-        let file = self.open_temporary(name, nix::libc::O_RDONLY | nix::libc::O_NONBLOCK).map(fs::File::from);
-        let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
+        let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK;
+        let file = as_job(user, || self.open_temporary(name, flags).map(fs::File::from)).ok().flatten();
+        let file = file.filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)));
         let mut text = Vec::new();
         if let Some(file) = file {
             let _ = file.take(MOST_READ).read_to_end(&mut text);
@@ -139,12 +151,43 @@ impl Place {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// The temporary directory, opened also where the job has closed it.
+    fn open_directory(&self) -> Option<OwnedFd> {
+        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
+        self.open_temporary("", flags).or_else(|| {
+            self.open_up()?;
+            self.open_temporary("", flags)
+        })
+    }
+
+    /// Lets the owner of the directories down to the temporary one into them again.
+    fn open_up(&self) -> Option<()> {
+        let root = self.open_root()?;
+        let below = self.temporary.strip_prefix(&self.builds).ok()?;
+        let mut above: Vec<&Path> = below.ancestors().collect();
+        above.reverse();
+        for part in above.into_iter().filter(|part| !part.as_os_str().is_empty()) {
+            let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+            let directory = sys::open_beneath(root.as_fd(), part, flags, 0).ok()?;
+            let mode = fs::File::from(directory.try_clone().ok()?).metadata().ok()?.mode();
+            if mode & 0o700 != 0o700 {
+                let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+                fs::set_permissions(own_path, fs::Permissions::from_mode((mode | 0o700) & 0o7777)).ok()?;
+            }
+        }
+        Some(())
+    }
+
     /// Opens the temporary directory, or a file in it. A job may have put a link in its place: none is followed.
     fn open_temporary(&self, name: &str, flags: i32) -> Option<OwnedFd> {
-        let root = open(&self.builds, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
         let path = if name.is_empty() { below.to_owned() } else { below.join(name) };
         sys::open_beneath(root.as_fd(), &path, flags, 0).ok()
+    }
+
+    fn open_root(&self) -> Option<OwnedFd> {
+        open(&self.builds, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()
     }
 }
 
@@ -248,12 +291,18 @@ mod tests {
             inside: None,
         };
         let path = place.temporary.join("env");
-        assert_eq!(place.read_temporary("env"), "");
+        assert_eq!(place.read_temporary("env", None), "");
         fs::write(&path, "A=1\n").expect("written");
-        assert_eq!(place.read_temporary("env"), "A=1\n");
+        assert_eq!(place.read_temporary("env", None), "A=1\n");
+        fs::hard_link(&path, place.temporary.join("other")).expect("planted");
+        assert_eq!(place.read_temporary("env", None), "", "it has another name");
+        fs::remove_file(place.temporary.join("other")).expect("removed");
         std::os::unix::fs::symlink(&path, place.temporary.join("link")).expect("planted");
         nix::unistd::mkfifo(&place.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
-        assert_eq!(place.read_temporary("link") + &place.read_temporary("pipe") + &place.read_temporary("."), "");
+        assert_eq!(
+            place.read_temporary("link", None) + &place.read_temporary("pipe", None) + &place.read_temporary(".", None),
+            ""
+        );
     }
 
     #[test]
@@ -267,18 +316,18 @@ mod tests {
         let cache = builds.join("cache");
         let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache, inside: None };
         std::os::unix::fs::symlink(&outside, &place.temporary).expect("planted");
-        place.remove_temporary(&["KEY".to_owned()]);
+        place.remove_temporary(&["KEY".to_owned()], None);
         assert!(outside.join("KEY").exists());
         fs::remove_file(&place.temporary).expect("removed");
         fs::create_dir(&place.temporary).expect("made");
         fs::write(place.temporary.join("KEY"), "goes").expect("written");
-        place.remove_temporary(&["KEY".to_owned()]);
+        place.remove_temporary(&["KEY".to_owned()], None);
         assert!(!place.temporary.join("KEY").exists());
     }
 
     #[test]
     fn a_file_is_made_anew_whatever_an_earlier_job_left_in_its_place() {
-        use std::os::unix::fs::{PermissionsExt, symlink};
+        use std::os::unix::fs::symlink;
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
         fs::write(&outside, "stays").expect("written");

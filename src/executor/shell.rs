@@ -11,6 +11,7 @@ use crate::shim::spec::{Task, User};
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Scripts in a login shell, directly on the machine.
+#[derive(Clone)]
 pub struct Shell {
     /// Name for the job's log.
     shell: String,
@@ -20,15 +21,20 @@ pub struct Shell {
     /// Whoever they run as.
     whom: User,
     parents: Parents,
+    /// `user` as it is configured, where it stands for a user for each slot.
+    pool: Option<String>,
+    /// Why there is no user to run as.
+    missing_user: Option<String>,
 }
 
 impl Shell {
-    /// Scripts in `shell` (`bash` or `sh`; `None` takes bash where it is installed) as `user` (`None`: as the agent).
-    /// Errors: the user does not exist, or the agent may not become it.
-    pub fn new(shell: Option<&str>, user: Option<&str>, parents: Parents) -> Result<Self, String> {
+    /// Scripts in `shell` (`bash` or `sh`; `None` takes bash where it is installed) as `user` (`None`: as the agent), which
+    /// may stand for a user for each of the slots. Errors: a user does not exist, or the agent may not become it.
+    pub fn new(shell: Option<&str>, user: Option<&str>, slots: u32, parents: Parents) -> Result<Self, String> {
         let current = user::current();
+        let pool = user.filter(|name| user::is_pattern(name)).map(str::to_owned);
         let user = match user {
-            Some(name) if *name != *current.name => Some(user::look_up(name)?),
+            Some(name) if *name != *current.name => user::of_slots(name, slots)?.into_iter().next(),
             _ => None,
         };
         if let Some(user) = user.as_ref().filter(|_| current.uid != 0) {
@@ -41,15 +47,36 @@ impl Shell {
         };
         let found = wanted.iter().find_map(|name| Some((*name, find_program(name)?)));
         let (name, program) = found.map_or((wanted[0], None), |(name, path)| (name, Some(path)));
-        Ok(Self { shell: name.to_owned(), program, whom: user.clone().unwrap_or(current), user, parents })
+        Ok(Self {
+            shell: name.to_owned(),
+            program,
+            whom: user.clone().unwrap_or(current),
+            user,
+            parents,
+            pool,
+            missing_user: None,
+        })
     }
 
     /// Errors: the machine lacks what jobs need.
     pub fn check(&self) -> Result<(), JobError> {
+        if let Some(why) = &self.missing_user {
+            return Err(JobError::system(why.clone()));
+        }
         if self.program.is_none() {
             return Err(JobError::system(format!("there is no `{}` in {PATH}; install it in the image", self.shell)));
         }
         Ok(())
+    }
+
+    /// The shell of one slot; `None` where all slots have the same user.
+    pub fn of_slot(&self, slot: usize) -> Option<Self> {
+        let name = user::of_slot(self.pool.as_ref()?, slot);
+        Some(match user::look_up(&name) {
+            Ok(user) => Self { user: Some(user.clone()), whom: user, ..self.clone() },
+            // Nothing runs: the job fails before anything is made.
+            Err(why) => Self { missing_user: Some(why), ..self.clone() },
+        })
     }
 
     /// Turns the text of a script into a task.
@@ -74,6 +101,10 @@ impl Executor for Shell {
 
     fn user(&self) -> Option<&User> {
         self.user.as_ref()
+    }
+
+    fn shares_caches(&self) -> bool {
+        self.pool.is_some()
     }
 
     fn environment(&self) -> Vec<(String, String)> {

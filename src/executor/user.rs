@@ -1,16 +1,53 @@
 //! Users of the machine.
 
 use std::ffi::CString;
+use std::io;
 use std::path::PathBuf;
 
 use nix::unistd::{Uid, getgrouplist};
 
 use crate::shim::spec::User;
+use crate::sys::identity::as_user;
 
 /// Looks up a user by login name. Errors: there is none, or the machine's user data cannot be read.
 pub fn look_up(name: &str) -> Result<User, String> {
     let found = nix::unistd::User::from_name(name).map_err(|error| format!("user `{name}`: {}", error.desc()))?;
     found.map(with_groups).ok_or_else(|| format!("user `{name}` does not exist on this machine"))
+}
+
+/// What stands for the number of the slot in `user`.
+const SLOT: &str = "%n";
+
+/// Whether a configured user stands for one user for each slot (`ci-%n`).
+pub fn is_pattern(name: &str) -> bool {
+    name.contains(SLOT)
+}
+
+/// The name of the user of a slot.
+pub fn of_slot(name: &str, slot: usize) -> String {
+    name.replace(SLOT, &slot.to_string())
+}
+
+/// The users of all slots: one, or, for a pattern, as many as there are slots. Errors: one does not exist, or two of them
+/// have no common primary group, which they share caches by.
+pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
+    if !is_pattern(name) {
+        return Ok(vec![look_up(name)?]);
+    }
+    let names = (0..slots.max(1)).map(|slot| of_slot(name, usize::try_from(slot).unwrap_or(usize::MAX)));
+    let users: Vec<User> = names.map(|name| look_up(&name)).collect::<Result<_, _>>().map_err(|why| {
+        format!(
+            "{why}; `user = \"{name}\"` needs a user for each of the {slots} slots (`concurrent`), from number 0 on"
+        )
+    })?;
+    match users.iter().find(|user| user.gid != users[0].gid) {
+        Some(other) => Err(format!(
+            "users {} and {} have different primary groups; give all users of `{name}` the same one, so that their jobs \
+             share caches",
+            users[0].name, other.name
+        )),
+        None => Ok(users),
+    }
 }
 
 /// The user this process runs as, at home where its own environment says so.
@@ -31,6 +68,15 @@ pub fn current() -> User {
     user
 }
 
+/// Does something on files with the rights of the job's user, where that is another than the agent's. Errors: these rights
+/// cannot be taken; nothing was done.
+pub fn as_job<T>(user: Option<&User>, act: impl FnOnce() -> T) -> io::Result<T> {
+    match user {
+        Some(user) => as_user(user.uid, user.gid, &user.groups, act),
+        None => Ok(act()),
+    }
+}
+
 fn with_groups(user: nix::unistd::User) -> User {
     let name = CString::new(user.name.as_bytes()).unwrap_or_default();
     let groups = getgrouplist(&name, user.gid).unwrap_or_default();
@@ -47,6 +93,15 @@ fn with_groups(user: nix::unistd::User) -> User {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_is_a_user_for_each_slot() {
+        assert!(is_pattern("ci-%n") && !is_pattern("ci-0"));
+        assert_eq!(of_slot("ci-%n", 12), "ci-12");
+        let why = of_slots("no-such-%n", 2).expect_err("none");
+        assert!(why.contains("user `no-such-0` does not exist") && why.contains("2 slots"), "{why}");
+        assert_eq!(of_slots("root", 9).expect("root").len(), 1);
+    }
 
     #[test]
     fn knows_root_and_not_nobody_else() {

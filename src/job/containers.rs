@@ -30,13 +30,6 @@ pub(super) const DOORS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
 /// The beginning of the names of directories that go with their job.
 const OF_ONE_JOB: &str = "job-";
 
-/// Whether a job is for a protected branch or tag; older servers say it in a variable, or in the name of a cache.
-fn is_protected(payload: &Payload) -> bool {
-    let by_variable =
-        || payload.variables.iter().any(|one| one.key == "CI_COMMIT_REF_PROTECTED" && one.value == "true");
-    payload.git_info.protected || by_variable() || payload.cache.iter().any(|cache| cache.key.ends_with("-protected"))
-}
-
 impl JobExecutor for Docker {
     /// A directory of the job's project alone, which no unprotected job shares with a protected one, and which goes with
     /// the job unless that reuses the sources of an earlier one; or what the configuration mounts instead.
@@ -53,7 +46,7 @@ impl JobExecutor for Docker {
             let dirs = Place::usual(&host_builds, caches, &short_token, concurrent, payload);
             return Place { inside: Some(self.builds.clone()), ..dirs };
         }
-        let protected = if is_protected(payload) { "-protected" } else { "" };
+        let protected = if payload.is_protected() { "-protected" } else { "" };
         let own = format!("project-{}-{concurrent}{protected}", payload.job_info.project_id);
         let below = context.builds.join(short_token);
         let at = |own: &str| Place::in_container(&below.join(own), &self.builds, caches, payload);
@@ -90,7 +83,7 @@ impl JobExecutor for Docker {
 
     /// The container alone knows which user it runs as, so its script makes the file.
     fn reset_env_file(&self, job: &Job<'_>) {
-        job.settings.dirs.remove_temporary(&[BRIDGE.to_owned()]);
+        job.settings.dirs.remove_temporary(&[BRIDGE.to_owned()], None);
     }
 
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
@@ -140,7 +133,7 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
             job.concurrent.1
         ),
         prefix: &prefix,
-        protected: is_protected(&job.payload),
+        protected: job.payload.is_protected(),
         labels: &facts.labels(&docker.owner, "cache"),
         expand: &expand,
     })?;

@@ -134,6 +134,17 @@ pub fn name_of(payload: &Payload, began: u64) -> String {
 }
 
 impl Context {
+    /// The surroundings of a job in this slot: where each slot has a user of its own, its builds are that user's.
+    pub fn in_slot(self, slot: usize) -> Self {
+        match self.executor.for_slot(slot) {
+            None => self,
+            Some(executor) => {
+                let user = executor.user().map(|user| user.name.clone()).unwrap_or_default();
+                Self { builds: self.builds.join(user), executor, ..self }
+            }
+        }
+    }
+
     /// How monitoring calls the job's runner.
     pub fn who(&self) -> Who {
         Who::from(&*self.runner)

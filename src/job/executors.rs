@@ -1,6 +1,7 @@
 //! What a job asks of the executor that runs it: prepare, run a script, run a file task, clean up.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::context::{Context, Job};
 use super::outcome::StageResult;
@@ -49,6 +50,11 @@ pub trait JobExecutor: Executor {
     /// What a file task may do.
     fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights;
 
+    /// The executor for the jobs of one slot, where that is another one: each slot has a user of its own.
+    fn for_slot(&self, _slot: usize) -> Option<Arc<dyn JobExecutor>> {
+        None
+    }
+
     /// What removes everything that was made for the job of this name, and its builds directory if that goes with it.
     fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp>;
 }
@@ -69,7 +75,7 @@ impl JobExecutor for Shell {
     fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<Prepared>>> {
         self.check()?;
         let (dirs, caches) = (&steps.job.settings.dirs, &steps.job.context.caches);
-        let made = dirs.create(caches, self.user());
+        let made = dirs.create(caches, self);
         made.map_err(|error| JobError::system(format!("cannot create {}: {error}", dirs.builds.display())))?;
         Ok(None)
     }
@@ -84,6 +90,10 @@ impl JobExecutor for Shell {
 
     fn file_task_rights(&self, _: &Job<'_>, _: &Plan) -> Rights {
         Rights::User
+    }
+
+    fn for_slot(&self, slot: usize) -> Option<Arc<dyn JobExecutor>> {
+        self.of_slot(slot).map(|shell| Arc::new(shell) as Arc<dyn JobExecutor>)
     }
 
     fn clean_up(&self, _: String, _: Option<&Path>) -> Option<CleanUp> {

@@ -47,7 +47,7 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     // Names and paths are expanded as in the job's own shell, which knows what scripts appended to `GITLAB_ENV`.
     let mut variables = job.settings.variables.clone();
-    variables.push_lines(&job.settings.dirs.read_temporary(BRIDGE));
+    variables.push_lines(&job.settings.dirs.read_temporary(BRIDGE, job.context.executor.user()));
     let (place, outcome) = (gitlab_transfers(job), so_far(&steps.journal.progress));
     let plan = artifacts::upload_plan(&job.payload, &variables, &place, outcome, || statement(job));
     run(steps, plan.map(Plan::UploadArtifacts), StopsFor::Nothing)

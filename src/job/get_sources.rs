@@ -9,6 +9,7 @@ use super::scripts::script_task;
 use super::sources::{self, Strategy};
 use super::steps::{StepRunner, StopsFor};
 use super::work;
+use crate::executor::docker::volumes;
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::shim::spec::Task;
@@ -77,7 +78,25 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::Plan, JobErro
         },
         environment: context.executor.environment(),
         without_tokens: settings.flags.is_on(WITHOUT_TOKENS),
+        record_key: (!has_services(job)).then(|| sources::record_key(context.runner.token.reveal())),
+        reuse: !is_shared_with_unprotected(job),
     };
     let plan = sources::plan(&job.payload, &settings.variables, place)?;
     Ok(sources::Plan { clear_worktree: progress.attempt == 1, ..plan })
+}
+
+/// Whether services of the job could change files of the checkout while git works on it.
+fn has_services(job: &Job<'_>) -> bool {
+    let configured = &job.context.runner.docker.services;
+    job.context.executor.containers().is_some() && !(job.payload.services.is_empty() && configured.is_empty())
+}
+
+/// Whether a protected job works in a directory of its own choice, which unprotected jobs can choose as well.
+fn is_shared_with_unprotected(job: &Job<'_>) -> bool {
+    let is_chosen = job.settings.variables.value("GIT_CLONE_PATH").is_some_and(|path| !path.is_empty());
+    let has_common_root = match job.context.executor.containers() {
+        None => true,
+        Some(docker) => volumes::configured_builds(&job.context.runner.docker, &docker.builds).is_some(),
+    };
+    is_chosen && has_common_root && job.payload.is_protected()
 }

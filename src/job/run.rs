@@ -321,7 +321,7 @@ impl JobRun<'_> {
         let mut names: Vec<String> = settings.variables.files().into_iter().map(|(name, _)| name).collect();
         names.extend([BRIDGE, GLOBAL_CONFIG, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
         names.extend(DOORS.map(str::to_owned));
-        settings.dirs.remove_temporary(&names);
+        settings.dirs.remove_temporary(&names, self.job.context.executor.user());
     }
 
     /// Notes the final state. Errors: the journal cannot be written.

@@ -338,6 +338,13 @@ pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
 }
 
 impl Payload {
+    /// Whether the job is for a protected branch or tag; older servers say it in a variable, or in the name of a cache.
+    pub fn is_protected(&self) -> bool {
+        let by_variable =
+            || self.variables.iter().any(|one| one.key == "CI_COMMIT_REF_PROTECTED" && one.value == "true");
+        self.git_info.protected || by_variable() || self.cache.iter().any(|cache| cache.key.ends_with("-protected"))
+    }
+
     /// Seconds that the job may take.
     pub fn timeout_seconds(&self) -> u64 {
         u64::try_from(self.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)

@@ -1,6 +1,7 @@
 //! Calls of the operating system that `nix` lacks, each behind one small safe function.
 #![allow(unsafe_code)]
 
+pub mod identity;
 pub mod mounts;
 
 use std::ffi::{CString, OsString};

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -14,6 +14,8 @@ use crate::job::transfer::bytes;
 use crate::random;
 use crate::sys::open_regular;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
 
 const LOCK: &str = ".lock";
 const METADATA: &str = "metadata.json";
@@ -34,11 +36,12 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
     let path = directory.join(LOCK);
     // The clean-up may take the directory away while we wait.
     for _ in 0..TURNS {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        make_directory(directory)?;
         let file = match open_lock(&path) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
             file => file?,
         };
+        share(&file, &path);
         let lock = wait_for_lock(file, LOCK_TIMEOUT)?;
         if stands_at(&lock, &path) {
             // Who holds the lock is the only one who writes: other drafts were left by processes that were killed.
@@ -47,6 +50,32 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
         }
     }
     Err(io::Error::other("its directory is removed again and again"))
+}
+
+/// Makes a directory, with all above it. Below one that several users share (set-group-id), they share what is made.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = directory.ancestors().take_while(|path| path.symlink_metadata().is_err()).collect();
+    for path in missing.into_iter().rev() {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
+            Err(_) => {}
+            Ok(()) if is_shared(path) => fs::set_permissions(path, fs::Permissions::from_mode(0o2770))?,
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory belongs to several users: it passes its group on to what is made in it.
+fn is_shared(directory: &Path) -> bool {
+    directory.symlink_metadata().is_ok_and(|found| found.mode() & 0o2000 != 0)
+}
+
+/// Lets the other users of a shared directory use a file that was made in it. Who did not make it need not do that.
+fn share(file: &File, path: &Path) {
+    if path.parent().is_some_and(is_shared) {
+        let _ = file.set_permissions(fs::Permissions::from_mode(0o660));
+    }
 }
 
 /// Opens the lock. A pipe, a device or a link in its place was put there by a job and goes.
@@ -104,7 +133,8 @@ pub fn open(archive: &Path) -> io::Result<File> {
     let metadata =
         directory_of(archive).and_then(|at| open_regular(&at.join(METADATA), OpenOptions::new().write(true)));
     if let Ok(metadata) = metadata {
-        let _ = metadata.set_modified(SystemTime::now());
+        // Another user of a shared store may set the present time and no other.
+        let _ = futimens(&metadata, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
     }
     Ok(file)
 }
@@ -138,6 +168,7 @@ pub fn set_etag(archive: &Path, etag: &str) {
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = draft_path(path)?;
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&draft)?;
+    share(&file, &draft);
     let written = file.write_all(content).and_then(|()| fs::rename(&draft, path));
     if written.is_err() {
         let _ = fs::remove_file(&draft);
@@ -163,6 +194,7 @@ impl Draft {
     pub fn new(archive: &Path) -> io::Result<Self> {
         let path = draft_path(archive)?;
         let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
+        share(&file, &path);
         Ok(Self { file, path, archive: archive.to_owned() })
     }
 

@@ -6,13 +6,18 @@
 
 mod environment;
 mod external;
+mod files;
 mod git;
+mod index;
 mod options;
 mod plan;
+mod record;
 mod redirect;
 pub mod remove;
 mod repository;
 mod submodules;
+mod verify;
+mod worktree;
 
 use std::fs;
 use std::io;
@@ -24,6 +29,10 @@ use serde::{Deserialize, Serialize};
 pub use external::GLOBAL_CONFIG;
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
 pub use plan::{Place, plan, strategy};
+pub use record::key as record_key;
+
+use index::Known;
+use record::Record;
 use repository::Before;
 
 const GREEN: &str = "\x1b[32;1m";
@@ -89,6 +98,8 @@ pub struct Plan {
     pub user_agent: String,
     /// The environment of git.
     pub environment: Vec<(String, String)>,
+    /// What the record of the checkout is signed with; `None` where others can change files while git works.
+    pub record_key: Option<String>,
     /// An earlier try failed: remove tracked and untracked files first.
     pub clear_worktree: bool,
 }
@@ -112,6 +123,8 @@ enum Failure {
     Git(i32),
     /// The directory could not be worked on.
     Io(io::Error),
+    /// The repository of an earlier job does not hold what it says.
+    Damaged(String),
 }
 
 impl From<io::Error> for Failure {
@@ -149,26 +162,23 @@ impl Plan {
 
 /// Does the work; returns the exit status of the stage.
 pub fn run(plan: &Plan) -> i32 {
-    match fetch(plan) {
-        Ok(()) => 0,
-        Err(Failure::Git(code)) => code,
-        Err(Failure::Io(error)) => {
-            eprintln!("cannot prepare {}: {error}", plan.project.display());
-            1
-        }
-    }
+    status(plan, fetch(plan), "prepare")
 }
 
 /// Leaves the project directory as it was before the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
 pub fn clean_up(plan: &Plan) -> i32 {
-    match tidy(plan) {
-        Ok(()) => 0,
-        Err(Failure::Git(code)) => code,
-        Err(Failure::Io(error)) => {
-            eprintln!("cannot clean up {}: {error}", plan.project.display());
-            1
-        }
+    status(plan, tidy(plan), "clean up")
+}
+
+fn status(plan: &Plan, outcome: Result<(), Failure>, what: &str) -> i32 {
+    let project = plan.project.display();
+    match outcome {
+        Ok(()) => return 0,
+        Err(Failure::Git(code)) => return code,
+        Err(Failure::Io(error)) => eprintln!("cannot {what} {project}: {error}"),
+        Err(Failure::Damaged(why)) => eprintln!("cannot {what} {project}: {why}"),
     }
+    1
 }
 
 fn tidy(plan: &Plan) -> Result<(), Failure> {
@@ -178,6 +188,7 @@ fn tidy(plan: &Plan) -> Result<(), Failure> {
         Strategy::Fetch => match repository::prepare(plan)? {
             Before::Fresh => Ok(remove::empty(&plan.project)?),
             Before::Reused => {
+                worktree::sanitise(&plan.project)?;
                 let flags = plan.clean_flags.iter().map(String::as_str);
                 git::run(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
                 git::run(plan, &["reset", "--hard", "--quiet"])
@@ -226,8 +237,13 @@ fn update(plan: &Plan) -> Result<(), Failure> {
     let before = repository::prepare(plan)?;
     external::write(plan, &[])?;
     match try_update(plan, before) {
-        Err(_) if before == Before::Reused => {
-            println!("{YELLOW}WARNING: the repository of an earlier job cannot be used; starting afresh{RESET}");
+        Err(failure) if before == Before::Reused => {
+            let why = match failure {
+                Failure::Damaged(why) => format!(" ({why})"),
+                Failure::Io(error) => format!(" ({error})"),
+                Failure::Git(_) => String::new(),
+            };
+            println!("{YELLOW}WARNING: the repository of an earlier job cannot be used{why}; starting afresh{RESET}");
             remove::empty(&plan.project)?;
             let before = repository::prepare(plan)?;
             try_update(plan, before)
@@ -241,17 +257,36 @@ fn try_update(plan: &Plan, before: Before) -> Result<(), Failure> {
         1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
         _ => println!("{GREEN}Fetching changes...{RESET}"),
     }
-    if before == Before::Fresh {
+    let known = if before == Before::Fresh {
         println!("{GREEN}Created fresh repository.{RESET}");
-    } else if plan.clear_worktree {
+        None
+    } else {
+        Some(reuse(plan)?)
+    };
+    fetch_refs(plan)?;
+    repository::mark(plan)?;
+    check_out(plan, known.as_ref())?;
+    submodules::update(plan)?;
+    if plan.checkout && plan.strategy == Strategy::Fetch {
+        Record::write(plan)?;
+    }
+    Ok(())
+}
+
+/// Makes what an earlier job left usable; returns the files of the work tree that are what the index says.
+fn reuse(plan: &Plan) -> Result<Known, Failure> {
+    worktree::sanitise(&plan.project)?;
+    let record = Record::read(plan);
+    record::remove_unknown_large_files(plan, &record)?;
+    let known = index::rebuild(plan, &record)?;
+    let known = known.ok_or_else(|| Failure::Damaged("its index cannot be read".to_owned()))?;
+    if plan.clear_worktree {
         println!("{GREEN}Deleting all tracked and untracked files due to source fetch failure{RESET}");
         git::run(plan, &["rm", "-rf", "--ignore-unmatch", "--quiet", "."])?;
         git::run(plan, &["clean", "-ffdx", "-q"])?;
+        return Ok(Known::new());
     }
-    fetch_refs(plan)?;
-    repository::mark(plan)?;
-    check_out(plan, before)?;
-    submodules::update(plan)
+    Ok(known)
 }
 
 fn fetch_refs(plan: &Plan) -> Result<(), Failure> {
@@ -271,16 +306,25 @@ fn fetch_refs(plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-fn check_out(plan: &Plan, before: Before) -> Result<(), Failure> {
+fn check_out(plan: &Plan, known: Option<&Known>) -> Result<(), Failure> {
     if !plan.checkout {
         println!("{GREEN}Skipping Git checkout{RESET}");
         return Ok(());
     }
     let short: String = plan.sha.chars().take(8).collect();
     println!("{GREEN}Checking out {short} as detached HEAD (ref is {})...{RESET}", plan.reference);
-    git::run(plan, &["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha])?;
+    let check_out = ["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha];
+    match known {
+        // What has just come from the server was hashed as it came.
+        None => git::run(plan, &check_out)?,
+        Some(known) => {
+            let entries = verify::commit(plan)?;
+            git::run(plan, &check_out)?;
+            verify::blobs(plan, entries, known)?;
+        }
+    }
     // A fresh repository in an empty directory has nothing to clean.
-    let was_empty = plan.strategy == Strategy::Clone && before == Before::Fresh;
+    let was_empty = plan.strategy == Strategy::Clone && known.is_none();
     if !was_empty && !plan.clean_flags.is_empty() {
         let flags = plan.clean_flags.iter().map(String::as_str);
         git::run(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;

@@ -32,6 +32,10 @@ pub struct Place {
     pub environment: Vec<(String, String)>,
     /// Keep the token off the disk (`FF_GIT_URLS_WITHOUT_TOKENS`).
     pub without_tokens: bool,
+    /// See [`Plan::record_key`].
+    pub record_key: Option<String>,
+    /// Whether what an earlier job left may be reused.
+    pub reuse: bool,
 }
 
 /// `GIT_STRATEGY`, or what the project prefers.
@@ -52,7 +56,10 @@ pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, Jo
 /// Makes the plan. Errors: a setting that cannot be honoured, or a reference that is none.
 pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Plan, JobError> {
     let git = &payload.git_info;
-    let strategy = strategy(payload, variables)?;
+    let strategy = match strategy(payload, variables)? {
+        Strategy::Fetch if !place.reuse => Strategy::Clone,
+        strategy => strategy,
+    };
     if matches!(strategy, Strategy::Clone | Strategy::Fetch) {
         check_references(payload)?;
     }
@@ -92,6 +99,7 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         correlation_id: place.correlation_id,
         user_agent: format!("mayfly {} linux/{}", env!("CARGO_PKG_VERSION"), crate::version::architecture()),
         environment,
+        record_key: place.record_key,
         clear_worktree: false,
     })
 }
@@ -212,6 +220,8 @@ mod tests {
             correlation_id: String::new(),
             environment: Vec::new(),
             without_tokens: false,
+            record_key: None,
+            reuse: true,
         }
     }
 

@@ -3,14 +3,17 @@
 //! No link is followed, at most two directories are open at once, and nothing recurses: each directory that is found is
 //! first moved up beside the others, so that everything is always one level deep.
 
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::NixPath;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Removes what stands at `path`, if anything does. Errors: something cannot be removed by this user.
@@ -29,18 +32,33 @@ pub fn remove(path: &Path) -> io::Result<()> {
 
 /// Removes everything in the directory at `path`. Errors: as [`remove`].
 pub fn empty(path: &Path) -> io::Result<()> {
-    // Our own directory: make it ours to read and write before it is opened.
-    let all = Mode::S_IRWXU;
-    let _ = nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path, all, FchmodatFlags::FollowSymlink);
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let top = open(path, flags, Mode::empty())?;
+    let top = enter(&nix::fcntl::AT_FDCWD, path)?;
     let mut moved = 0_u64;
     let mut waiting = clear(&top, &top, &mut moved)?;
     while let Some(name) = waiting.pop() {
-        let directory = openat(&top, name.as_str(), flags, Mode::empty())?;
+        let directory = enter(&top, Path::new(&name))?;
         waiting.extend(clear(&directory, &top, &mut moved)?);
         drop(directory);
         unlinkat(&top, name.as_str(), UnlinkatFlags::RemoveDir)?;
+    }
+    Ok(())
+}
+
+/// Opens a directory, also one that its owner may not read.
+fn enter<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let _ = open_up(above, name);
+    Ok(openat(above, name, flags, Mode::empty())?)
+}
+
+/// Gives the owner of a directory all rights in it. No link is followed: what is changed is the directory that was opened.
+fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let directory = openat(above, name, flags, Mode::empty())?;
+    let mode = fstat(&directory)?.st_mode;
+    if mode & 0o700 != 0o700 {
+        let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        fs::set_permissions(own_path, PermissionsExt::from_mode((mode | 0o700) & 0o7777))?;
     }
     Ok(())
 }
@@ -63,7 +81,8 @@ fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => {}
             Err(error) => return Err(error.into()),
         }
-        let _ = fchmodat(directory, name.as_c_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink);
+        // To be moved elsewhere it must be writable.
+        let _ = open_up(directory, name.as_c_str());
         let place = loop {
             *moved += 1;
             let place = format!(".mayfly-removed-{moved}");
@@ -80,8 +99,7 @@ fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use nix::sys::stat::mkdirat;
 

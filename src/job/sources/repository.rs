@@ -1,19 +1,32 @@
 //! The `.git` directory, made and made safe by ourselves before any git command reads it.
 //!
 //! An earlier job may have left hooks, a configuration with filters, fsmonitor or includes, alternates that point
-//! elsewhere, or no directory at all but a file or a link. The configuration is therefore never read, only written, and
-//! everything that git would run or follow is removed.
+//! elsewhere, refs that replace objects, files without end, pipes that nobody writes to, or no directory at all but a
+//! file or a link. What git reads is either on a list here and looks as git makes it, or it is removed; the configuration
+//! is never read, only written.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::Plan;
-use super::remove;
+use super::files::{read_small, replace};
+use super::{Plan, remove};
 
 /// What a repository may hold below `.git` from an earlier job; all else is removed.
-const KEPT: [&str; 10] =
-    ["FETCH_HEAD", "HEAD", "ORIG_HEAD", "config", "index", "lfs", "objects", "packed-refs", "refs", "shallow"];
+const KEPT: [&str; 9] =
+    ["HEAD", "config", "index", "lfs", super::record::NAME, "objects", "packed-refs", "refs", "shallow"];
+
+/// Refs that are kept; others replace objects, or belong to commands that a job left in the middle.
+const KEPT_REFS: [&str; 7] = ["environments", "heads", "keep-around", "merge-requests", "pipelines", "remotes", "tags"];
+
+/// Sizes of what git reads into memory as a whole.
+const REF_MAX: u64 = 1 << 10;
+const SHALLOW_MAX: u64 = 16 << 20;
+const PACKED_REFS_MAX: u64 = 256 << 20;
+const INDEX_MAX: u64 = 1 << 30;
+
+/// The file that marks a repository with its object format.
+const FORMAT: &str = "mayfly-format";
 
 /// Whether there was a repository to go on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,50 +40,173 @@ pub enum Before {
 /// Makes `.git` what it should be. Errors: the directory cannot be written.
 pub fn prepare(plan: &Plan) -> io::Result<Before> {
     let git = plan.project.join(".git");
-    let before = if is_sound(&git, plan) { Before::Reused } else { Before::Fresh };
-    match before {
-        Before::Reused => sanitise(&git)?,
-        Before::Fresh => {
-            remove::remove(&git)?;
-            create(&git)?;
-        }
+    let is_directory = git.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    // What cannot be made safe, such as a directory that the job has closed, is made anew.
+    let is_usable = is_directory && sanitise(&git).is_ok() && is_sound(&git, plan);
+    let before = if is_usable { Before::Reused } else { Before::Fresh };
+    if before == Before::Fresh {
+        remove::remove(&git)?;
+        create(&git)?;
     }
-    fs::write(git.join("config"), configuration(plan))?;
+    replace(&git.join("config"), configuration(plan).as_bytes())?;
     Ok(before)
 }
 
-/// True for a directory whose parts are what they should be: nothing is reached through a link.
+/// True for a directory that has all parts of a repository in this format.
 fn is_sound(git: &Path, plan: &Plan) -> bool {
     let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let is_file_or_none = |path: &Path| match path.symlink_metadata() {
-        Ok(metadata) => metadata.is_file(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    let files = ["config", "index", "packed-refs", "shallow", "FETCH_HEAD", "ORIG_HEAD"];
-    let head = fs::read_to_string(git.join("HEAD")).unwrap_or_default();
-    let written_by = fs::read_to_string(git.join("objects/info/mayfly-format")).unwrap_or_default();
-    is_directory(git)
-        && is_file_or_none(&git.join("HEAD"))
-        && !head.trim().is_empty()
-        && ["objects", "refs", "objects/info", "objects/pack"].iter().all(|name| is_directory(&git.join(name)))
-        && files.iter().all(|name| is_file_or_none(&git.join(name)))
-        && written_by == plan.object_format
+    let written_by = read_small(&git.join("objects/info").join(FORMAT), REF_MAX).unwrap_or_default();
+    ["objects", "refs", "objects/info", "objects/pack"].iter().all(|name| is_directory(&git.join(name)))
+        && written_by == plan.object_format.as_bytes()
 }
 
-/// Removes whatever git would run, follow or wait for.
+/// Removes whatever git would run, follow, wait for or take for the truth.
 fn sanitise(git: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(git)? {
-        let entry = entry?;
-        if !KEPT.iter().any(|kept| entry.file_name() == *kept) || entry.file_type()?.is_symlink() {
-            remove::remove(&entry.path())?;
+    clear(git, &|name, kind| KEPT.contains(&name) && kind.fits(&["lfs", "objects", "refs"], name))?;
+    for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
+        if size_of(&git.join(name)).is_some_and(|size| size > max) {
+            remove::remove(&git.join(name))?;
         }
     }
-    for name in ["alternates", "http-alternates"] {
-        remove::remove(&git.join("objects/info").join(name))?;
+    sanitise_head(git)?;
+    sanitise_refs(git)?;
+    sanitise_objects(&git.join("objects"))?;
+    let lfs = git.join("lfs");
+    clear(&lfs, &|name, kind| name == "objects" && kind == Kind::Directory)?;
+    let large_file = |name: &str, kind: Kind| kind == Kind::Directory || kind == Kind::File && is_hex(name, &[64]);
+    clear_below(&lfs.join("objects"), 2, u64::MAX, &large_file)
+}
+
+/// What a checkout without a checkout (`GIT_CHECKOUT=false`) goes on from is kept, where it is what git writes.
+fn sanitise_head(git: &Path) -> io::Result<()> {
+    let text = read_small(&git.join("HEAD"), REF_MAX).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let head = text.trim();
+    let is_branch = head.strip_prefix("ref: refs/heads/").is_some_and(|name| {
+        !name.is_empty() && !name.contains("..") && name.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    let kept = if is_branch || is_hex(head, &[40, 64]) { head } else { "ref: refs/heads/none" };
+    replace(&git.join("HEAD"), format!("{kept}\n").as_bytes())
+}
+
+fn sanitise_refs(git: &Path) -> io::Result<()> {
+    let refs = git.join("refs");
+    clear(&refs, &|name, kind| KEPT_REFS.contains(&name) && kind == Kind::Directory)?;
+    for name in KEPT_REFS {
+        clear_below(&refs.join(name), LEVELS_MAX, REF_MAX, &|name, kind| match kind {
+            Kind::Directory => true,
+            Kind::File => !name.ends_with(".lock"),
+            Kind::Other => false,
+        })?;
     }
-    remove_below(&git.join("refs"), &|name, is_link| is_link || name.ends_with(".lock"))?;
-    remove_below(&git.join("objects"), &|_, is_link| is_link)?;
-    remove_below(&git.join("lfs"), &|_, is_link| is_link)
+    let packed = git.join("packed-refs");
+    let Some(text) = read_small(&packed, PACKED_REFS_MAX) else { return Ok(()) };
+    let is_kept = |line: &&[u8]| {
+        let name = line.splitn(2, |byte| *byte == b' ').nth(1).unwrap_or_default();
+        let of_kept = |kept: &&str| name.starts_with(format!("refs/{kept}/").as_bytes());
+        line.starts_with(b"#") || line.starts_with(b"^") || KEPT_REFS.iter().any(|kept| of_kept(&kept))
+    };
+    if text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).all(|line| is_kept(&line)) {
+        return Ok(());
+    }
+    // A line that is left of a ref that went (`^`) would belong to the one before.
+    remove::remove(&packed)
+}
+
+/// Objects and packs with their indexes; nothing that says where objects are or what commits hold (alternates, the
+/// commit graph, a multi-pack index, bitmaps).
+fn sanitise_objects(objects: &Path) -> io::Result<()> {
+    let is_fan = |name: &str| is_hex(name, &[2]);
+    clear(objects, &|name, kind| kind == Kind::Directory && (is_fan(name) || ["info", "pack"].contains(&name)))?;
+    clear(&objects.join("info"), &|name, kind| name == FORMAT && kind == Kind::File)?;
+    clear(&objects.join("pack"), &|name, kind| {
+        let is_pack = [".pack", ".idx", ".promisor"].iter().any(|end| name.ends_with(end));
+        kind == Kind::File && name.starts_with("pack-") && is_pack
+    })?;
+    for entry in entries(objects)?.into_iter().filter(|(name, _)| is_fan(name)) {
+        clear(&objects.join(entry.0), &|name, kind| kind == Kind::File && is_hex(name, &[38, 62]))?;
+    }
+    Ok(())
+}
+
+/// What a directory entry is, as far as it matters to git.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    /// A link, a pipe, a socket, a device.
+    Other,
+}
+
+impl Kind {
+    /// Whether this is what the name should be: a directory for those of the list, else a file.
+    fn fits(self, directories: &[&str], name: &str) -> bool {
+        self == if directories.contains(&name) { Kind::Directory } else { Kind::File }
+    }
+}
+
+/// Directories in directories below `.git`.
+const LEVELS_MAX: usize = 64;
+
+/// The entries of a directory; none where there is no directory. A name that is no text is `\u{fffd}`.
+fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
+    if !directory.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let kind = match () {
+            () if kind.is_file() => Kind::File,
+            () if kind.is_dir() => Kind::Directory,
+            () => Kind::Other,
+        };
+        match entry.file_name().into_string() {
+            Ok(name) => found.push((name, kind)),
+            Err(_) => remove::remove(&entry.path())?,
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the entries of a directory that are not wanted.
+fn clear(directory: &Path, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
+    for (name, kind) in entries(directory)? {
+        if !wanted(&name, kind) {
+            remove::remove(&directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same with everything below it, and without files that are larger than `max`; deeper than `levels` is nothing.
+fn clear_below(directory: &Path, levels: usize, max: u64, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
+    let mut waiting = vec![(directory.to_owned(), 0)];
+    while let Some((next, level)) = waiting.pop() {
+        for (name, kind) in entries(&next)? {
+            let path = next.join(&name);
+            let is_too_much = match kind {
+                Kind::Directory => level == levels,
+                _ => size_of(&path).is_some_and(|size| size > max),
+            };
+            if !wanted(&name, kind) || is_too_much {
+                remove::remove(&path)?;
+            } else if kind == Kind::Directory {
+                waiting.push((path, level + 1));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn size_of(path: &Path) -> Option<u64> {
+    path.symlink_metadata().ok().map(|metadata| metadata.len())
+}
+
+/// Lower-case hexadecimal digits, as many as one of these.
+pub fn is_hex(text: &str, lengths: &[usize]) -> bool {
+    lengths.contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Removes the git directories and links of submodules from a work tree: they are fetched anew, since what an earlier
@@ -141,7 +277,7 @@ fn create(git: &Path) -> io::Result<()> {
 
 /// Marks the repository with its object format, once it holds something.
 pub fn mark(plan: &Plan) -> io::Result<()> {
-    fs::write(plan.project.join(".git/objects/info/mayfly-format"), &plan.object_format)
+    replace(&plan.project.join(".git/objects/info").join(FORMAT), plan.object_format.as_bytes())
 }
 
 /// `.git/config`: no token, the remote without credentials, and the file with the job's own settings included.

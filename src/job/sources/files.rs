@@ -1,0 +1,57 @@
+//! Single files of `.git`, which an earlier job may have replaced with anything.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+
+use super::remove;
+
+/// Opens a regular file for reading: no link is followed, and a pipe does not keep us waiting.
+pub fn open(path: &Path) -> Option<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path).ok()?;
+    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(file)
+}
+
+/// The content of a regular file of at most `max` bytes; nothing where there is no such file.
+pub fn read_small(path: &Path, max: u64) -> Option<Vec<u8>> {
+    let file = open(path)?;
+    let mut content = Vec::new();
+    file.take(max + 1).read_to_end(&mut content).ok()?;
+    (content.len() as u64 <= max).then_some(content)
+}
+
+/// Writes a file in the place of whatever has its name.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    create(path)?.write_all(content)
+}
+
+/// The same, to be written piece by piece.
+pub fn create(path: &Path) -> io::Result<File> {
+    remove::remove(path)?;
+    OpenOptions::new().write(true).create_new(true).custom_flags(O_NOFOLLOW).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_small_regular_files_are_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("file"), "text").expect("written");
+        std::os::unix::fs::symlink("file", path("link")).expect("linked");
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        File::create(path("huge")).and_then(|file| file.set_len(4 << 30)).expect("made");
+        assert_eq!(read_small(&path("file"), 4).as_deref(), Some(&b"text"[..]));
+        for name in ["file", "link", "pipe", "huge", "none"] {
+            assert_eq!(read_small(&path(name), 3), None, "{name}");
+        }
+        replace(&path("pipe"), b"x").expect("written");
+        assert_eq!(read_small(&path("pipe"), 3).as_deref(), Some(&b"x"[..]));
+    }
+}

@@ -1,0 +1,176 @@
+//! What the agent knows of the files that it has checked out, for the next job in the same directory.
+//!
+//! The record holds the times of each file as they were when git had written it. No job can set the time of a file's last
+//! change (`ctime`), so that a file whose times are those of the record has the content that it had then, and need not be
+//! read again. The record lies in `.git`, where jobs can write: it carries a code that only the agent can make (HMAC), and
+//! counts for nothing where that is wrong. It is not written where others may change files while git works.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::stat::FileStat;
+use nix::time::{ClockId, clock_gettime};
+use ring::digest::{Context, SHA256};
+use ring::hmac;
+
+use super::index::Entry;
+use super::{Plan, files, index};
+use crate::archive::root::Root;
+
+/// The name of the record below `.git`.
+pub const NAME: &str = "mayfly-checkout";
+
+/// More than the record of any checkout has.
+const SIZE_MAX: u64 = 1 << 30;
+
+/// The coarsest clock by which a kernel stamps files.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What is known of each file.
+#[derive(Default)]
+pub struct Record(HashMap<Vec<u8>, String>);
+
+impl Record {
+    /// Reads the record of the project directory; an empty one where there is none, or where the agent did not write it.
+    pub fn read(plan: &Plan) -> Self {
+        Self::try_read(plan).unwrap_or_default()
+    }
+
+    fn try_read(plan: &Plan) -> Option<Self> {
+        let key = key_of(plan)?;
+        let content = files::read_small(&path(plan), SIZE_MAX)?;
+        let (code, text) = content.split_at_checked(32)?;
+        hmac::verify(&key, &signed(plan, text), code).ok()?;
+        let mut files = HashMap::new();
+        for line in text.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+            let tab = line.iter().position(|byte| *byte == b'\t')?;
+            files.insert(line[tab + 1..].to_vec(), String::from_utf8(line[..tab].to_vec()).ok()?);
+        }
+        Some(Self(files))
+    }
+
+    /// Whether a file is as it was when this was recorded, for the same object.
+    pub fn holds(&self, entry: &Entry, stat: &FileStat) -> bool {
+        self.0.get(&entry.path).is_some_and(|known| *known == line_of(&entry.oid, entry.mode, stat))
+    }
+
+    /// Records all files of the checkout as they are now: git has just written them.
+    pub fn write(plan: &Plan) -> io::Result<()> {
+        let Some(key) = key_of(plan) else { return Ok(()) };
+        let Some(entries) = index::list(plan)? else { return Ok(()) };
+        let root = Root::open(&plan.project)?;
+        let stat = |entry: &Entry| root.stat(Path::new(OsStr::from_bytes(&entry.path))).ok();
+        let entries = entries.into_iter().chain(large_files(plan));
+        let found: Vec<(Entry, FileStat)> =
+            entries.filter_map(|entry| stat(&entry).map(|stat| (entry, stat))).collect();
+        // What changes later must have a later time: the clock has to go on by one tick.
+        let changed = |stat: &FileStat| (stat.st_ctime, stat.st_ctime_nsec);
+        let last = found.iter().map(|(_, stat)| changed(stat)).max();
+        let now = || clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(|now| (now.tv_sec(), now.tv_nsec()));
+        if last.is_some_and(|last| now().is_ok_and(|now| now <= last)) {
+            std::thread::sleep(TICK);
+        }
+        let now = now()?;
+        let mut text = Vec::new();
+        for (entry, stat) in found.iter().filter(|(_, stat)| changed(stat) < now && stat.st_nlink == 1) {
+            text.extend_from_slice(line_of(&entry.oid, entry.mode, stat).as_bytes());
+            text.push(b'\t');
+            text.extend_from_slice(&entry.path);
+            text.push(0);
+        }
+        let mut file = files::create(&path(plan))?;
+        file.write_all(hmac::sign(&key, &signed(plan, &text)).as_ref())?;
+        file.write_all(&text)
+    }
+}
+
+/// What records are signed with: no job knows the runner's token.
+pub fn key(token: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+    index::hex(hmac::sign(&key, b"mayfly record of a checkout").as_ref())
+}
+
+/// The files of Git LFS in the repository, as entries whose object is the SHA-256 that names them.
+fn large_files(plan: &Plan) -> Vec<Entry> {
+    let store = PathBuf::from(".git/lfs/objects");
+    let names = |directory: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(plan.project.join(directory)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let mut found = Vec::new();
+    for first in names(&store).into_iter().map(|name| store.join(name)) {
+        for second in names(&first).into_iter().map(|name| first.join(name)) {
+            for oid in names(&second) {
+                let path = second.join(&oid).into_os_string().into_encoded_bytes();
+                found.push(Entry { mode: 0, oid, path });
+            }
+        }
+    }
+    found
+}
+
+/// Removes files of Git LFS that an earlier job may have changed: Git LFS looks at their size only.
+pub fn remove_unknown_large_files(plan: &Plan, record: &Record) -> io::Result<()> {
+    let root = Root::open(&plan.project)?;
+    for entry in large_files(plan) {
+        let path = Path::new(OsStr::from_bytes(&entry.path));
+        let is_known = root.stat(path).is_ok_and(|stat| record.holds(&entry, &stat));
+        let is_itself = || {
+            let (mut file, _) = root.open_file(path).ok()?;
+            let mut context = Context::new(&SHA256);
+            io::copy(&mut file, &mut Hasher(&mut context)).ok()?;
+            Some(index::hex(context.finish().as_ref()) == entry.oid)
+        };
+        if !is_known && is_itself() != Some(true) {
+            super::remove::remove(&plan.project.join(path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes what is to be hashed.
+struct Hasher<'a>(&'a mut Context);
+
+impl Write for Hasher<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn path(plan: &Plan) -> PathBuf {
+    plan.project.join(".git").join(NAME)
+}
+
+fn key_of(plan: &Plan) -> Option<hmac::Key> {
+    plan.record_key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
+}
+
+/// The record of one directory is none of another.
+fn signed(plan: &Plan, text: &[u8]) -> Vec<u8> {
+    let place = format!("checkout\0{}\0{}\0", plan.project.display(), plan.object_format);
+    [place.as_bytes(), text].concat()
+}
+
+fn line_of(oid: &str, mode: u32, stat: &FileStat) -> String {
+    format!(
+        "{oid} {mode:o} {:o} {} {} {} {}.{:09} {}.{:09} {}",
+        stat.st_mode,
+        stat.st_dev,
+        stat.st_ino,
+        stat.st_size,
+        stat.st_ctime,
+        stat.st_ctime_nsec,
+        stat.st_mtime,
+        stat.st_mtime_nsec,
+        stat.st_uid
+    )
+}

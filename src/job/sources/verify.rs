@@ -1,0 +1,175 @@
+//! Objects that a checkout reads from a repository that an earlier job could write.
+//!
+//! Git takes an object for what its name says once it is stored: it does not hash it again to check it out. So the
+//! commit, all its trees and every blob that is written are hashed here.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::process::{ChildStdout, Stdio};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::index::{self, Entry, Known};
+use super::record::Record;
+use super::repository::is_hex;
+use super::{Failure, Plan, git};
+
+/// A commit or tree that is larger is none that can be worked with.
+const OBJECT_MAX: u64 = 256 << 20;
+
+/// What all trees of a commit may have together.
+const TREES_MAX: u64 = 1 << 30;
+
+/// The files of a commit, from objects that are what their names say. Errors: one is missing or is something else.
+pub fn commit(plan: &Plan) -> Result<Vec<Entry>, Failure> {
+    let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha])?;
+    let of_tree = |line: &[u8]| {
+        let words = std::str::from_utf8(line.split(|byte| *byte == b'\t').next()?).ok()?;
+        words.strip_prefix("040000 tree ").filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
+    };
+    let mut wanted: Vec<String> = listed.split(|byte| *byte == 0).filter_map(of_tree).collect();
+    wanted.sort();
+    wanted.dedup();
+    let commit = read(plan, std::slice::from_ref(&plan.sha), "commit")?;
+    let top = commit.values().next().and_then(|content| {
+        let line = content.strip_prefix(b"tree ")?.split(|byte| *byte == b'\n').next()?;
+        std::str::from_utf8(line).ok().filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
+    });
+    let top = top.ok_or_else(|| Failure::Damaged(format!("commit {} names no tree", plan.sha)))?;
+    wanted.push(top.clone());
+    let trees = read(plan, &wanted, "tree")?;
+    walk(&trees, top, plan)
+}
+
+/// The files of a tree and of those in it.
+fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &Plan) -> Result<Vec<Entry>, Failure> {
+    let length = index::algorithm(plan).output_len();
+    let mut entries = Vec::new();
+    let mut waiting = vec![(top, Vec::new())];
+    while let Some((oid, above)) = waiting.pop() {
+        let damaged = || Failure::Damaged(format!("tree {oid} is not there or cannot be read"));
+        let mut rest = trees.get(&oid).ok_or_else(damaged)?.as_slice();
+        while !rest.is_empty() {
+            // `<mode> <name>\0<object>`
+            let end = rest.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
+            let space = rest[..end].iter().position(|byte| *byte == b' ').ok_or_else(damaged)?;
+            let mode = std::str::from_utf8(&rest[..space]).ok().and_then(|text| u32::from_str_radix(text, 8).ok());
+            let (mode, name) = (mode.ok_or_else(damaged)?, &rest[space + 1..end]);
+            let object = rest.get(end + 1..end + 1 + length).ok_or_else(damaged)?;
+            let path = [above.as_slice(), name].concat();
+            match mode {
+                0o40_000 => waiting.push((index::hex(object), [path.as_slice(), b"/"].concat())),
+                _ => entries.push(Entry { mode, oid: index::hex(object), path }),
+            }
+            rest = &rest[end + 1 + length..];
+        }
+    }
+    Ok(entries)
+}
+
+/// Checks the blobs that git has read for files that were not known before. Errors: one is something else than its name
+/// says.
+pub fn blobs(plan: &Plan, entries: Vec<Entry>, known: &Known) -> Result<(), Failure> {
+    let is_known = |entry: &Entry| known.get(&entry.path).is_some_and(|(oid, _)| *oid == entry.oid);
+    let is_blob = |entry: &Entry| entry.mode != 0o160_000;
+    let mut written: Vec<Entry> = entries.into_iter().filter(|entry| is_blob(entry) && !is_known(entry)).collect();
+    // Most files are what their blobs are; others git has converted (line ends, filters).
+    let plain = index::look(plan, &written, &Record::default())?;
+    written.retain(|entry| !plain.contains_key(&entry.path));
+    let mut converted: Vec<String> = written.into_iter().map(|entry| entry.oid).collect();
+    converted.sort();
+    converted.dedup();
+    each(plan, &converted, "blob", &mut |oid, size, content| {
+        check(oid, &index::hash_of(plan, "blob", size, content)?, "blob")
+    })
+}
+
+fn check(oid: &str, hash: &str, kind: &str) -> Result<(), Failure> {
+    match oid == hash {
+        true => Ok(()),
+        false => Err(Failure::Damaged(format!("{kind} {oid} was replaced with other content"))),
+    }
+}
+
+/// Reads objects that are what their names say.
+fn read(plan: &Plan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<u8>>, Failure> {
+    let mut found = HashMap::new();
+    let mut left = TREES_MAX;
+    each(plan, oids, kind, &mut |oid, size, reader| {
+        if size > OBJECT_MAX.min(left) {
+            return Err(Failure::Damaged(format!("{kind} {oid} is too large: {size} bytes")));
+        }
+        left -= size;
+        let mut content = Vec::new();
+        reader.take(size).read_to_end(&mut content)?;
+        check(oid, &index::hash_of(plan, kind, size, &mut content.as_slice())?, kind)?;
+        found.insert(oid.to_owned(), content);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+type Each<'a> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<(), Failure> + 'a;
+
+/// Has git read objects one after the other. Errors: one is missing or of another kind.
+fn each(plan: &Plan, oids: &[String], kind: &str, each: &mut Each<'_>) -> Result<(), Failure> {
+    if oids.is_empty() {
+        return Ok(());
+    }
+    // A file and no pipe: nobody waits for anybody.
+    let mut list = File::from(memfd_create(c"objects", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+    list.write_all((oids.join("\n") + "\n").as_bytes())?;
+    list.rewind()?;
+    let mut command = git::command(plan, &plan.project, &["cat-file", "--batch", "--buffer"]);
+    let mut child = command.stdin(Stdio::from(OwnedFd::from(list))).stdout(Stdio::piped()).spawn()?;
+    let outcome = match child.stdout.take() {
+        Some(stdout) => answers(&mut BufReader::with_capacity(256 << 10, stdout), oids, kind, each),
+        None => Ok(()),
+    };
+    if outcome.is_err() {
+        child.kill()?;
+    }
+    child.wait()?;
+    outcome
+}
+
+/// `<object> <kind> <size>\n<content>\n` each.
+fn answers(
+    reader: &mut BufReader<ChildStdout>,
+    oids: &[String],
+    kind: &str,
+    each: &mut Each<'_>,
+) -> Result<(), Failure> {
+    const HEADER_MAX: u64 = 256;
+    for oid in oids {
+        let mut header = String::new();
+        reader.by_ref().take(HEADER_MAX).read_line(&mut header)?;
+        let size = header.trim_end().strip_prefix(&format!("{oid} {kind} ")).and_then(|size| size.parse().ok());
+        let size: u64 = size.ok_or_else(|| Failure::Damaged(format!("{kind} {oid} is missing")))?;
+        let mut content = reader.by_ref().take(size);
+        each(oid, size, &mut content)?;
+        if content.limit() > 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        reader.by_ref().take(1).read_exact(&mut [0])?;
+    }
+    Ok(())
+}
+
+fn output(plan: &Plan, arguments: &[&str]) -> Result<Vec<u8>, Failure> {
+    const LIST_MAX: u64 = 512 << 20;
+    let mut child = git::command(plan, &plan.project, arguments).stdout(Stdio::piped()).spawn()?;
+    let mut text = Vec::new();
+    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut text));
+    if text.len() as u64 == LIST_MAX {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    read.transpose()?;
+    match status.code() {
+        Some(0) => Ok(text),
+        code => Err(Failure::Git(code.unwrap_or(-1))),
+    }
+}

@@ -1,0 +1,63 @@
+//! Files of the work tree that git reads before it has written them anew.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::archive::root::{Kind, Root};
+
+/// What git and Git LFS read from the work tree.
+const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
+
+/// Git itself reads no more of a file of attributes.
+const SIZE_MAX: i64 = 100 << 20;
+
+/// Removes pipes, sockets and devices that git would wait for, and files that it would read into memory without end.
+/// Links are left: git follows none of these.
+pub fn sanitise(project: &Path) -> io::Result<()> {
+    let root = Root::open(project)?;
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(directory) = waiting.pop() {
+        // A directory that cannot be entered, or is too deep to be named, is none that git enters.
+        let Ok(entries) = root.list(&directory) else { continue };
+        for (name, kind) in entries {
+            let path = directory.join(&name);
+            let is_read = READ.iter().any(|read| name == *read);
+            let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
+            match kind {
+                Kind::Directory if name != ".git" => waiting.push(path),
+                Kind::Special if is_read || name == ".git" => root.remove(&path, kind)?,
+                Kind::File if is_read && is_huge() => root.remove(&path, kind)?,
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    #[test]
+    fn what_git_would_wait_for_goes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        fs::create_dir_all(path("a/b")).expect("made");
+        fs::write(path(".gitignore"), "x").expect("written");
+        for name in [".gitattributes", "a/b/.gitignore", "a/pipe"] {
+            nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        }
+        File::create(path("a/.lfsconfig")).and_then(|file| file.set_len(4 << 30)).expect("made");
+        sanitise(directory.path()).expect("sanitised");
+        for (name, stays) in [
+            (".gitignore", true),
+            (".gitattributes", false),
+            ("a/b/.gitignore", false),
+            ("a/.lfsconfig", false),
+            ("a/pipe", true),
+        ] {
+            assert_eq!(path(name).symlink_metadata().is_ok(), stays, "{name}");
+        }
+    }
+}
