@@ -336,54 +336,6 @@ mod attacks {
         }
     }
 
-    /// Each directory was visited once for each `**` of the pattern.
-    #[test]
-    fn a_pattern_has_many_double_stars_over_a_deep_tree() {
-        for containers in [true, false] {
-            Attack { containers, ..in_containers() }
-                .script(&["d=d; for i in $(seq 900); do d=$d/d; done; mkdir -p $d"])
-                .artifacts(&[&("**/d/".repeat(200) + "none")])
-                .run()
-                .succeeded()
-                .says("no matching files");
-        }
-    }
-
-    /// Each file that cannot be packed was a line of the log.
-    #[test]
-    fn thousands_of_pipes_are_packed() {
-        for containers in [true, false] {
-            Attack { containers, ..in_containers() }
-                .script(&["mkdir d; for i in $(seq 2000); do mkfifo d/$i; done; echo x >d/x"])
-                .artifacts(&["d"])
-                .run()
-                .succeeded()
-                .says("1900 more warnings are not shown");
-        }
-    }
-
-    #[test]
-    fn artifacts_lead_out_of_the_project_by_links() {
-        for containers in [true, false] {
-            Attack { containers, ..in_containers() }
-                .script(&["mkdir d; ln -s /etc/passwd d/file; ln -s / d/root; echo x >d/x; ln -s /etc etc"])
-                .artifacts(&["d", "d/root/etc/passwd", "etc/*", "../../../../etc/passwd", "/etc/passwd"])
-                .run()
-                .succeeded()
-                .without("root:x:0");
-        }
-    }
-
-    #[test]
-    fn a_process_detaches_itself_and_stays() {
-        let sleep = crate::support::mayfly::nap();
-        let detached = format!("setsid sh -c '(setsid {sleep} &) &' </dev/null >/dev/null 2>&1 &");
-        for containers in [true, false] {
-            Attack { containers, ..in_containers() }.script(&[&detached, "sleep 0.3"]).run().succeeded();
-            assert!(!crate::support::mayfly::is_running(&sleep), "it outlived its job");
-        }
-    }
-
     #[test]
     fn a_filter_in_a_directory_of_an_earlier_job() {
         in_containers()
@@ -512,6 +464,54 @@ mod attacks {
                 .script(&["! [ -e planted ]"])
                 .run()
                 .succeeded();
+        }
+    }
+
+    /// Each directory was visited once for each `**` of the pattern.
+    #[test]
+    fn a_pattern_has_many_double_stars_over_a_deep_tree() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["d=d; for i in $(seq 900); do d=$d/d; done; mkdir -p $d"])
+                .artifacts(&[&("**/d/".repeat(200) + "none")])
+                .run()
+                .succeeded()
+                .says("no matching files");
+        }
+    }
+
+    /// Each file that cannot be packed was a line of the log.
+    #[test]
+    fn thousands_of_pipes_are_packed() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["mkdir d; for i in $(seq 2000); do mkfifo d/$i; done; echo x >d/x"])
+                .artifacts(&["d"])
+                .run()
+                .succeeded()
+                .says("1900 more warnings are not shown");
+        }
+    }
+
+    #[test]
+    fn artifacts_lead_out_of_the_project_by_links() {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .script(&["mkdir d; ln -s /etc/passwd d/file; ln -s / d/root; echo x >d/x; ln -s /etc etc"])
+                .artifacts(&["d", "d/root/etc/passwd", "etc/*", "../../../../etc/passwd", "/etc/passwd"])
+                .run()
+                .succeeded()
+                .without("root:x:0");
+        }
+    }
+
+    #[test]
+    fn a_process_detaches_itself_and_stays() {
+        let sleep = crate::support::mayfly::nap();
+        let detached = format!("setsid sh -c '(setsid {sleep} &) &' </dev/null >/dev/null 2>&1 &");
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }.script(&[&detached, "sleep 0.3"]).run().succeeded();
+            assert!(!crate::support::mayfly::is_running(&sleep), "it outlived its job");
         }
     }
 }

@@ -147,10 +147,10 @@ const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("cache_max_size", Honoured),
     ("cache_max_age", Honoured),
     ("ecr_login", Honoured),
-    ("allowed_credential_helpers", Honoured),
     ("confined_uid", Honoured),
     ("confined_memory", Honoured),
     ("confined_processes", Honoured),
+    ("allowed_credential_helpers", Honoured),
 ];
 
 const FLOOR: &str = "the Auto Scaling group's MinSize is the floor, and every instance asks for jobs by itself";

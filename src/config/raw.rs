@@ -131,13 +131,13 @@ pub struct RunnerMayfly {
     pub builds_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
     pub ecr_login: Option<bool>,
-    pub allowed_credential_helpers: Vec<String>,
     /// Whom work beside a container runs as.
     pub confined_uid: Option<u32>,
     /// Memory of that work where `[runners.docker]` has no limit.
     pub confined_memory: Option<super::docker::values::Size>,
     /// Processes of that work.
     pub confined_processes: Option<u64>,
+    pub allowed_credential_helpers: Vec<String>,
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.

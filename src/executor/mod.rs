@@ -8,7 +8,6 @@ pub mod shell;
 pub mod user;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::shim::spec::User;
 

@@ -57,6 +57,10 @@ impl JobExecutor for Docker {
         }
     }
 
+    fn shares_builds(&self, context: &Context) -> bool {
+        volumes::configured_builds(&context.runner.docker, &self.builds).is_some()
+    }
+
     fn image<'a>(&self, context: &'a Context, payload: &'a Payload) -> Option<&'a str> {
         let own = payload.image.name.as_str();
         Some(if own.is_empty() { &context.runner.docker.image } else { own })

@@ -50,6 +50,11 @@ pub trait JobExecutor: Executor {
     /// What a file task may do.
     fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights;
 
+    /// Whether jobs for protected and for other refs can choose the same directory.
+    fn shares_builds(&self, _: &Context) -> bool {
+        true
+    }
+
     /// The executor for the jobs of one slot, where that is another one: each slot has a user of its own.
     fn for_slot(&self, _slot: usize) -> Option<Arc<dyn JobExecutor>> {
         None

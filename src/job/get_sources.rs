@@ -9,7 +9,6 @@ use super::scripts::script_task;
 use super::sources::{self, Strategy};
 use super::steps::{StepRunner, StopsFor};
 use super::work;
-use crate::executor::docker::volumes;
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::shim::spec::Task;
@@ -88,15 +87,11 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::Plan, JobErro
 /// Whether services of the job could change files of the checkout while git works on it.
 fn has_services(job: &Job<'_>) -> bool {
     let configured = &job.context.runner.docker.services;
-    job.context.executor.containers().is_some() && !(job.payload.services.is_empty() && configured.is_empty())
+    job.context.runner.executor.has_containers() && !(job.payload.services.is_empty() && configured.is_empty())
 }
 
 /// Whether a protected job works in a directory of its own choice, which unprotected jobs can choose as well.
 fn is_shared_with_unprotected(job: &Job<'_>) -> bool {
     let is_chosen = job.settings.variables.value("GIT_CLONE_PATH").is_some_and(|path| !path.is_empty());
-    let has_common_root = match job.context.executor.containers() {
-        None => true,
-        Some(docker) => volumes::configured_builds(&job.context.runner.docker, &docker.builds).is_some(),
-    };
-    is_chosen && has_common_root && job.payload.is_protected()
+    is_chosen && job.context.executor.shares_builds(&job.context) && job.payload.is_protected()
 }
