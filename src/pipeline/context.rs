@@ -66,11 +66,8 @@ impl<'a> Context<'a> {
     /// The items of nested lists in their order. Nulls are left out. `None`: too deep or too many, and reported.
     pub fn flatten(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Node>> {
         let mut items = Vec::new();
-        let why = match flatten_into(node, 0, self.items, &mut items) {
-            Ok(()) => {
-                self.items -= items.len();
-                return Some(items);
-            }
+        let why = match flatten_into(node, 0, &mut self.items, &mut items) {
+            Ok(()) => return Some(items),
             Err(Overflow::Depth) => {
                 let message = format!("`{keyword}` nests lists deeper than {LIST_DEPTH} levels");
                 (Class::BadValue, message)
@@ -99,11 +96,9 @@ enum Overflow {
     Count,
 }
 
-fn flatten_into(node: &Node, depth: usize, limit: usize, out: &mut Vec<Node>) -> Result<(), Overflow> {
+fn flatten_into(node: &Node, depth: usize, left: &mut usize, out: &mut Vec<Node>) -> Result<(), Overflow> {
+    *left = left.checked_sub(1).ok_or(Overflow::Count)?;
     let Some(items) = node.list() else {
-        if out.len() >= limit {
-            return Err(Overflow::Count);
-        }
         if !node.is_null() {
             out.push(node.clone());
         }
@@ -112,5 +107,5 @@ fn flatten_into(node: &Node, depth: usize, limit: usize, out: &mut Vec<Node>) ->
     if depth > LIST_DEPTH {
         return Err(Overflow::Depth);
     }
-    items.iter().try_for_each(|item| flatten_into(item, depth + 1, limit, out))
+    items.iter().try_for_each(|item| flatten_into(item, depth + 1, left, out))
 }

@@ -21,7 +21,7 @@ use super::rules::policy::Policy;
 use super::rules::rule::{self, Rule};
 use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
-use super::variables::{Scope, View, find_circle, has_reference};
+use super::variables::{Scope, View, find_circle, find_too_long, has_reference};
 
 /// What workflow rules decide.
 pub struct Workflow {
@@ -106,7 +106,7 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         let mut variables = defaults.to_vec();
         overlay(&mut variables, &own);
         let job = finish(jobs, expanded, verdict, variables, context);
-        check_circle(&job, &scope, context);
+        check_variables(&job, &scope, context);
         decided.jobs.push(job);
     }
     merge_absent(&mut decided, jobs);
@@ -276,7 +276,7 @@ fn environment(node: &Node, job: &Job, context: &Context<'_>) -> Environment {
     }
 }
 
-fn check_circle(job: &Job, scope: &Scope, context: &mut Context<'_>) {
+fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
     let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
     let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
     if names.is_empty() {
@@ -295,6 +295,10 @@ fn check_circle(job: &Job, scope: &Scope, context: &mut Context<'_>) {
         let shown: Vec<&str> = circle.0.iter().map(|name| &**name).take(10).collect();
         let message = format!("the variables {} refer to each other in a circle", shown.join(", "));
         context.error(Class::VariableCycle, at, Some(&job.group), message);
+    } else if let Some(name) = find_too_long(&names, &value) {
+        let at = job.variables.iter().find(|variable| &*variable.key == name).map_or(job.at, |variable| variable.at);
+        let message = format!("the variable `{name}` is longer than 256 KiB once it is expanded");
+        context.error(Class::TooBig, at, Some(&job.group), message);
     }
 }
 

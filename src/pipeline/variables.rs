@@ -261,6 +261,32 @@ fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
     }
 }
 
+/// The first variable whose value would be longer than the limit. There must be no circle among them.
+pub fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
+    let mut lengths = HashMap::new();
+    names.iter().copied().find(|name| length(name, value_of, &mut lengths) > VALUE_LIMIT)
+}
+
+fn length<'a>(
+    name: &'a str,
+    value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>,
+    lengths: &mut HashMap<&'a str, usize>,
+) -> usize {
+    if let Some(length) = lengths.get(name) {
+        return *length;
+    }
+    let Some((value, raw)) = value_of(name) else { return 0 };
+    // A name that refers to itself stays.
+    lengths.insert(name, name.len());
+    let mut names = Vec::new();
+    if !raw {
+        collect_names(value, &mut names);
+    }
+    let total = names.into_iter().map(|next| length(next, value_of, lengths)).fold(value.len(), usize::saturating_add);
+    lengths.insert(name, total);
+    total
+}
+
 /// Whose values replace references.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
@@ -395,6 +421,9 @@ mod tests {
             names.iter().zip(&values).map(|(name, value)| (name.as_str(), value.as_str())).collect();
         list.push(("V60", "xxxxxxxx"));
         assert!(expanded(&list).iter().all(|value| value.len() <= VALUE_LIMIT));
+        let value = |name: &str| list.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value, false));
+        assert_eq!(find_too_long(&["V60", "V59", "V1"], &value), Some("V1"));
+        assert_eq!(find_too_long(&["V60", "V59"], &value), None);
     }
 
     #[test]

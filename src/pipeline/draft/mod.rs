@@ -378,7 +378,11 @@ impl Reader<'_, '_> {
         let job = &draft.job;
         let given = |key: &str| job.definition.get(key).is_some();
         let has_script = job.script.as_ref().is_some_and(|lines| lines.iter().any(|line| !line.is_empty()));
-        let is_readable = given("script") == job.script.is_some();
+        // A misspelled `script` is told as an unknown keyword.
+        let misspelled = |key: &Arc<str>| !did_you_mean(key, &["script", "trigger"]).is_empty();
+        let unknown = |key: &&Arc<str>| !JOB_KEYS.contains(&&***key);
+        let keys = job.definition.mapping().into_iter().flat_map(|mapping| mapping.keys());
+        let is_readable = given("script") == job.script.is_some() && !keys.filter(unknown).any(misspelled);
         let mut wrong = |class, message: &str| self.error::<()>(class, at, message);
         if !has_script && is_readable && !given("trigger") && !given("run") {
             wrong(Class::MissingScript, "there is no `script`; a job needs script, run or trigger");

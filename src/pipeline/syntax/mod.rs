@@ -7,7 +7,9 @@ mod node;
 mod parse;
 mod print;
 mod scalar;
+mod size;
 
 pub use node::{Entry, Mapping, Node, Origin, Value};
 pub use parse::{Budget, SyntaxError, parse};
 pub use print::print;
+pub use size::written_size;

@@ -139,6 +139,14 @@ impl Node {
         }
     }
 
+    /// The items of a list, or the path of a reference.
+    pub(super) fn list_or_path(&self) -> &[Node] {
+        match &self.value {
+            Value::List(items) | Value::Reference(items) => items,
+            _ => &[],
+        }
+    }
+
     /// The entries, if it is a mapping.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match &self.value {

@@ -1,9 +1,18 @@
 //! A tree to YAML, for previews. Reading the result gives the same tree.
 
-use super::{Mapping, Node, Value, scalar};
+use super::{Mapping, Node, Value, scalar, written_size};
 
-/// The tree as block-style YAML.
+/// What is printed at most.
+const SIZE_LIMIT: usize = 64 << 20;
+
+/// The tree as block-style YAML. A tree that is too large, which only shared parts can make, gives a comment.
 pub fn print(node: &Node) -> String {
+    if written_size(node) > SIZE_LIMIT {
+        return format!(
+            "# This is larger than {} MiB once references and templates are written out.\n",
+            SIZE_LIMIT >> 20
+        );
+    }
     let mut out = String::new();
     match &node.value {
         Value::Mapping(mapping) if !mapping.is_empty() => block_mapping(mapping, 0, &mut out),

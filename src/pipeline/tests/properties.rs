@@ -88,12 +88,12 @@ fn what_multiplies_is_refused() {
     let chain = |line: &dyn Fn(usize) -> String| (0..9).map(line).collect::<String>();
     let references = chain(&|n| format!(".c{n}: {{s: [{}]}}\n", list(&format!("!reference [.c{}, s]", n + 1))));
     let references = format!("{references}.c9: {{s: [x]}}\nj: {{script: [!reference [.c0, s]]}}\n");
-    assert!(matches!(class(&references), Some(Class::TooBig | Class::BadValue)), "{:?}", class(&references));
+    assert_eq!(class(&references), Some(Class::TooBig));
     let keys: String = (0..8).map(|n| format!("K{n}: [{}], ", list("a"))).collect();
     assert_eq!(class(&format!("j: {{script: x, parallel: {{matrix: [{{{keys}}}]}}}}\n")), Some(Class::MatrixTooBig));
     let doubling: String = (0..60).map(|n| format!("V{n}: '$V{0}$V{0}', ", n + 1)).collect();
     let text = format!("variables: {{{doubling} V60: xxxxxxxx}}\nj: {{script: x}}\n");
-    assert!(answer(text.as_bytes()).expect("planned").len() < 200 << 20);
+    assert_eq!(class(&text), Some(Class::TooBig));
     let aliases = format!("a: &a '{}'\nj: {{script: [{}]}}\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
     assert_eq!(class(&aliases), Some(Class::YamlSyntax));
 }
