@@ -23,6 +23,9 @@ use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
 use super::variables::{Scope, View, find_circle, find_too_long, has_reference};
 
+/// How many variables all jobs may have together.
+const VARIABLES_LIMIT: usize = 2_000_000;
+
 /// What workflow rules decide.
 pub struct Workflow {
     /// Default variables, those of the matching rule over the top-level ones.
@@ -84,6 +87,7 @@ pub struct Decided {
 /// Decides about all jobs.
 pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, context: &mut Context<'_>) -> Decided {
     let mut decided = Decided { jobs: Vec::with_capacity(jobs.all.len()), absent: Vec::new() };
+    let mut total = 0;
     for expanded in jobs.all.values() {
         let draft = jobs.draft(expanded);
         let inherited: Option<Vec<Variable>> = match &draft.inherit_variables {
@@ -102,6 +106,12 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         if let Decision::Left(why) = verdict.decision {
             decided.absent.push(Absent { name: Arc::clone(&expanded.name), at: draft.job.at, why });
             continue;
+        }
+        total += defaults.len() + own.len();
+        if total > VARIABLES_LIMIT {
+            let message = format!("all jobs together have more than {VARIABLES_LIMIT} variables");
+            context.error(Class::TooBig, draft.job.at, None, message);
+            break;
         }
         let mut variables = defaults.to_vec();
         overlay(&mut variables, &own);
@@ -282,12 +292,10 @@ fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
     if names.is_empty() {
         return;
     }
+    let own: HashMap<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
     let value = |name: &str| {
         let given = scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
-        given.or_else(|| {
-            let variable = job.variables.iter().find(|variable| &*variable.key == name);
-            variable.map(|variable| (&*variable.value, variable.raw))
-        })
+        given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
     };
     if let Some(circle) = find_circle(&names, &value) {
         let at = job.variables.iter().find(|variable| circle.0.contains(&variable.key));

@@ -10,28 +10,41 @@ use super::syntax::{Mapping, Node, Value};
 /// How many levels of parents a job may have.
 const LEVELS_LIMIT: usize = 11;
 
-/// Merges `over` into `base`: mappings key by key, everything else is replaced.
-pub fn deep_merge(base: &Node, over: &Node) -> Node {
-    let (Value::Mapping(below), Value::Mapping(above)) = (&base.value, &over.value) else { return over.clone() };
-    if below.is_empty() {
-        return over.clone();
-    }
-    let mut merged: Mapping = (**below).clone();
-    merge_into(&mut merged, above);
-    Node::mapping_at(merged, over.at)
+/// How many entries all merges together may copy.
+const ENTRIES_LIMIT: usize = 5_000_000;
+
+/// Merges mappings, and counts what that copies.
+#[derive(Debug, Default)]
+pub struct Merger {
+    copied: usize,
 }
 
-fn merge_into(merged: &mut Mapping, above: &Mapping) {
-    for (key, entry) in above {
-        match merged.get_mut(key) {
-            Some(present) => {
-                present.node = deep_merge(&present.node, &entry.node);
-                present.key_at = entry.key_at;
-            }
-            None => {
-                merged.insert(Arc::clone(key), entry.clone());
+impl Merger {
+    /// Merges `over` into `base`: mappings key by key, everything else is replaced.
+    pub fn merge(&mut self, base: &Node, over: &Node) -> Node {
+        let (Value::Mapping(below), Value::Mapping(above)) = (&base.value, &over.value) else { return over.clone() };
+        if below.is_empty() {
+            return over.clone();
+        }
+        self.copied = self.copied.saturating_add(below.len() + above.len());
+        let mut merged: Mapping = (**below).clone();
+        for (key, entry) in above.iter() {
+            match merged.get_mut(key) {
+                Some(present) => {
+                    present.node = self.merge(&present.node, &entry.node);
+                    present.key_at = entry.key_at;
+                }
+                None => {
+                    merged.insert(Arc::clone(key), entry.clone());
+                }
             }
         }
+        Node::mapping_at(merged, over.at)
+    }
+
+    /// Whether more was copied than is allowed; nothing more should be merged then.
+    pub fn is_exhausted(&self) -> bool {
+        self.copied > ENTRIES_LIMIT
     }
 }
 
@@ -42,9 +55,12 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
     if !mapping.values().any(extends) {
         return root.clone();
     }
-    let mut extension = Extension { mapping, done: HashMap::new(), report };
+    let mut extension = Extension { mapping, done: HashMap::new(), merger: Merger::default(), report };
     let mut merged = Mapping::with_capacity(mapping.len());
     for (name, entry) in mapping.iter() {
+        if extension.merger.is_exhausted() {
+            break;
+        }
         if let Some((node, _)) = extension.resolve(name, &mut Vec::new()) {
             merged.insert(Arc::clone(name), super::syntax::Entry { key_at: entry.key_at, node });
         }
@@ -56,6 +72,7 @@ struct Extension<'a> {
     mapping: &'a Mapping,
     /// The merged entry and its levels of parents; `None`: it has a problem, which is reported.
     done: HashMap<&'a str, Option<(Node, usize)>>,
+    merger: Merger,
     report: &'a mut Report,
 }
 
@@ -91,7 +108,7 @@ impl<'a> Extension<'a> {
                 return None;
             };
             levels = levels.max(its_levels + 1);
-            merged = deep_merge(&merged, &base);
+            merged = self.merger.merge(&merged, &base);
         }
         path.pop();
         if levels > LEVELS_LIMIT {
@@ -99,7 +116,13 @@ impl<'a> Extension<'a> {
             self.report.job_error(Class::ExtendsTooDeep, at, key, message);
             return None;
         }
-        Some((deep_merge(&merged, &entry.node), levels))
+        let merged = self.merger.merge(&merged, &entry.node);
+        if self.merger.is_exhausted() {
+            let message = "`extends` makes more than 5,000,000 entries of this configuration";
+            self.report.error(Class::TooBig, at, message);
+            return None;
+        }
+        Some((merged, levels))
     }
 
     fn parent(
@@ -161,6 +184,14 @@ mod tests {
     fn chain(links: usize) -> String {
         let link = |n: usize| format!(".c{n}: {{extends: .c{}}}\n", n + 1);
         (0..links).map(link).collect::<String>() + &format!(".c{links}: {{x: 1}}\n")
+    }
+
+    #[test]
+    fn parents_cannot_multiply_without_bounds() {
+        let variables: String = (0..2000).map(|n| format!("V{n}: x, ")).collect();
+        let jobs: String = (0..4000).map(|n| format!("j{n}: {{extends: .a, variables: {{A: b}}}}\n")).collect();
+        let text = format!(".a: {{variables: {{{variables}}}}}\n{jobs}");
+        assert_eq!(extended(&text), Err(vec![Class::TooBig]));
     }
 
     #[test]

@@ -119,6 +119,10 @@ impl plan::Plan {
         let view = variables::View { scope: &self.scope, yaml: &[], defaults: &workflow.variables, job: &[] };
         let name = name.map(|name| view.expand(name).trim().to_owned());
         self.pipeline_name = name.filter(|name| !name.is_empty());
+        if let Some(name) = &self.pipeline_name {
+            let scope = Arc::make_mut(&mut self.scope);
+            scope.predefined.insert("CI_PIPELINE_NAME".into(), name.as_str().into());
+        }
     }
 }
 

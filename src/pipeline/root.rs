@@ -134,8 +134,13 @@ fn read_job(
             return None;
         }
     }
-    if &**name == "spec" {
-        context.error(Class::JobName, entry.key_at, None, "`spec` is a keyword of headers and cannot be a job");
+    if ["spec", "pages:deploy"].contains(&&**name) {
+        context.error(
+            Class::JobName,
+            entry.key_at,
+            None,
+            format!("`{name}` is a name of GitLab's own and cannot be a job"),
+        );
         return None;
     }
     let draft = Draft::read(name, entry, defaults, context)?;

@@ -15,7 +15,7 @@ const VALUE_LIMIT: usize = 1 << 18;
 const DEPTH_LIMIT: usize = 200;
 
 /// All variables of a pipeline but those of its jobs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Scope {
     /// Predefined ones that all jobs share.
     pub predefined: IndexMap<Arc<str>, Arc<str>>,

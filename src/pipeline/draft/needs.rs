@@ -6,6 +6,9 @@ use super::parallel::Matrix;
 use super::reader::Reader;
 use crate::pipeline::syntax::{Node, Origin};
 
+/// The longest name in `needs`, which is shorter than that of a job may be.
+const NAME_LIMIT: usize = 128;
+
 /// Keyword `needs`.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
@@ -43,6 +46,10 @@ impl Reader<'_, '_> {
         let mut needs = Needs::default();
         let mut others = 0;
         for item in &items {
+            let name = item.text().or_else(|| item.get("job").and_then(Node::text));
+            if name.is_some_and(|name| name.chars().count() > NAME_LIMIT) {
+                return self.bad(item, keyword, &format!("names of up to {NAME_LIMIT} characters"));
+            }
             if let Some(job) = item.text() {
                 let job = Arc::clone(job);
                 needs.jobs.push(WrittenNeed { job, artifacts: true, optional: false, matrix: None, at: item.at });

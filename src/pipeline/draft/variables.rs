@@ -1,5 +1,6 @@
 //! Keyword `variables`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::reader::Reader;
@@ -61,9 +62,16 @@ impl Reader<'_, '_> {
 
 /// Adds variables of a higher level: each name once, the highest level wins, in the order of first appearance.
 pub fn overlay(base: &mut Vec<Variable>, over: &[Variable]) {
+    // An index pays for itself from some size on.
+    let index: Option<HashMap<Arc<str>, usize>> = (base.len() * over.len() > 1000)
+        .then(|| base.iter().enumerate().map(|(at, variable)| (Arc::clone(&variable.key), at)).collect());
     for variable in over {
-        match base.iter_mut().find(|present| present.key == variable.key) {
-            Some(present) => *present = variable.clone(),
+        let at = match &index {
+            Some(index) => index.get(&variable.key).copied(),
+            None => base.iter().position(|present| present.key == variable.key),
+        };
+        match at {
+            Some(at) => base[at] = variable.clone(),
             None => base.push(variable.clone()),
         }
     }

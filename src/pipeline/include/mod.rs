@@ -9,7 +9,7 @@ use super::context::Context;
 use super::file::document::{self, Document};
 use super::file::inputs::{self, Given, Spec};
 use super::file::interpolate::{self, Values};
-use super::merge::deep_merge;
+use super::merge::Merger;
 use super::problem::Class;
 use super::request::{Content, FILE_LIMIT, SourceError, Tree};
 use super::syntax::{self, Mapping, Node, Origin};
@@ -17,6 +17,9 @@ use entry::Entry;
 
 /// How many files a pipeline may include, as on GitLab.
 const FILES_LIMIT: usize = 150;
+
+/// How many inputs a caller may give.
+const INPUTS_LIMIT: usize = 20;
 
 /// A file that was fetched.
 struct Fetched {
@@ -39,7 +42,7 @@ struct Component {
 /// Loads the configuration. `None`: it has a problem, which is reported.
 pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
-    let mut loader = Loader { context, count: 0, open: Vec::new() };
+    let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };
     match &request.content {
         Content::File(path) => {
             let given = request.inputs.iter().map(|input| Given {
@@ -48,6 +51,11 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
                 at: Origin::default(),
             });
             let given: Vec<Given> = given.collect();
+            if given.len() > INPUTS_LIMIT {
+                let message = format!("{} inputs are given; up to {INPUTS_LIMIT} are allowed", given.len());
+                loader.context.error(Class::InputSpec, Origin::default(), None, message);
+                return None;
+            }
             let path = path.trim_start_matches('/');
             let bytes = match request.sources.read(&Tree::Project, path) {
                 Ok(bytes) => bytes,
@@ -79,6 +87,7 @@ struct Loader<'c, 'a> {
     count: usize,
     /// Files that are being loaded, the outermost first.
     open: Vec<String>,
+    merger: Merger,
 }
 
 impl Loader<'_, '_> {
@@ -266,11 +275,13 @@ impl Loader<'_, '_> {
                 }
                 let Some(node) = self.file(fetched, &entry.inputs, entry.at) else { continue };
                 merged = Some(match merged {
-                    Some(base) => deep_merge(&base, &node),
+                    Some(base) => self.merger.merge(&base, &node),
                     None => node,
                 });
             }
-            if self.count > FILES_LIMIT {
+            if self.merger.is_exhausted() {
+                let message = "merging included files copies more than 5,000,000 entries";
+                self.context.error(Class::TooBig, entry.at, None, message);
                 return None;
             }
         }
@@ -282,7 +293,7 @@ impl Loader<'_, '_> {
         own.shift_remove("include");
         let own = Node::mapping_at(own, at);
         Some(match merged {
-            Some(base) => deep_merge(&base, &own),
+            Some(base) => self.merger.merge(&base, &own),
             None => own,
         })
     }
