@@ -17,6 +17,9 @@ const LIST_DEPTH: usize = 10;
 /// How many items all lists of all jobs may have together.
 const ITEMS_LIMIT: usize = 2_000_000;
 
+/// What the compiled patterns of all expressions may take together.
+const PATTERNS_LIMIT: usize = 32 << 20;
+
 /// The state of planning.
 pub struct Context<'a> {
     /// What is asked.
@@ -33,6 +36,7 @@ pub struct Context<'a> {
     pub files: Files<'a>,
     expressions: HashMap<Arc<str>, Result<Arc<Expression>, String>>,
     items: usize,
+    pattern_bytes: usize,
 }
 
 impl<'a> Context<'a> {
@@ -50,6 +54,7 @@ impl<'a> Context<'a> {
             files: Files::new(request.sources),
             expressions: HashMap::new(),
             items: ITEMS_LIMIT,
+            pattern_bytes: 0,
         }
     }
 
@@ -58,7 +63,11 @@ impl<'a> Context<'a> {
         if let Some(done) = self.expressions.get(text) {
             return done.clone();
         }
-        let result = Expression::parse(text).map(Arc::new);
+        let mut result = Expression::parse(text).map(Arc::new);
+        self.pattern_bytes += result.as_ref().map_or(0, |expression| expression.size());
+        if self.pattern_bytes > PATTERNS_LIMIT {
+            result = Err("the patterns of all expressions together are too large".to_owned());
+        }
         self.expressions.insert(Arc::clone(text), result.clone());
         result
     }

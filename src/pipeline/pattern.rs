@@ -5,12 +5,15 @@
 
 use regex_lite::{Regex, RegexBuilder};
 
-/// Bounds the memory of a compiled pattern.
-const SIZE_LIMIT: usize = 1 << 20;
+/// What a compiled pattern may take: nearly all patterns fit into the first.
+const SIZES: [usize; 2] = [16 << 10, 1 << 20];
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
-pub struct Pattern(Regex);
+pub struct Pattern {
+    regex: Regex,
+    size: usize,
+}
 
 impl Pattern {
     /// Compiles `/…/flags`. `None`: the text is not of that form. An error says what the pattern lacks.
@@ -26,21 +29,29 @@ impl Pattern {
     /// Compiles a pattern without slashes.
     pub fn compile(body: &str, flags: &str) -> Result<Self, String> {
         let has = |flag| flags.contains(flag);
-        RegexBuilder::new(&translate(body))
+        let mut builder = RegexBuilder::new(&translate(body));
+        builder
             .case_insensitive(has('i'))
             .dot_matches_new_line(has('s'))
             .multi_line(has('m'))
             .swap_greed(has('U'))
-            .size_limit(SIZE_LIMIT)
-            .nest_limit(100)
-            .build()
-            .map(Self)
-            .map_err(|error| error.to_string())
+            .nest_limit(100);
+        let [small, large] = SIZES;
+        let (compiled, size) = match builder.size_limit(small).build() {
+            Ok(regex) => (Ok(regex), small),
+            Err(_) => (builder.size_limit(large).build(), large),
+        };
+        compiled.map(|regex| Self { regex, size }).map_err(|error| error.to_string())
+    }
+
+    /// The bytes that it takes at most.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// Whether it matches anywhere in the text.
     pub fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
+        self.regex.is_match(text)
     }
 }
 

@@ -10,7 +10,7 @@ use super::plan::{Level, Variable};
 use super::problem::Class;
 use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
-use super::syntax::{Entry, Mapping, Node};
+use super::syntax::{Entry, Mapping, Node, Origin};
 
 const GLOBAL_KEYS: [&str; 10] = [
     "default",
@@ -70,7 +70,7 @@ impl Root {
         }
         let defaults = read_defaults(mapping, context);
         Draft::check_defaults(&defaults, context);
-        root.read_jobs(mapping, &defaults, context);
+        root.read_jobs(mapping, node.at, &defaults, context);
         root
     }
 
@@ -89,7 +89,7 @@ impl Root {
         Some(())
     }
 
-    fn read_jobs(&mut self, mapping: &Mapping, defaults: &Mapping, context: &mut Context<'_>) {
+    fn read_jobs(&mut self, mapping: &Mapping, at: Origin, defaults: &Mapping, context: &mut Context<'_>) {
         let jobs: Vec<(&Arc<str>, &Entry)> =
             mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
         let stages: HashSet<Arc<str>> = self.stages.iter().cloned().collect();
@@ -103,7 +103,6 @@ impl Root {
         }
         let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
         if !visible {
-            let at = mapping.values().next().map_or_else(Default::default, |entry| entry.key_at);
             let message =
                 "the configuration has no visible job: a mapping with `script` whose name does not begin with a dot";
             context.error(Class::NoVisibleJob, at, None, message);

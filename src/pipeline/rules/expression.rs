@@ -59,6 +59,11 @@ impl Expression {
         }
     }
 
+    /// The bytes that its patterns take at most.
+    pub fn size(&self) -> usize {
+        self.root.size()
+    }
+
     /// Whether it holds.
     pub fn holds(&self, variables: &View<'_>) -> bool {
         self.root.value(variables).is_present()
@@ -169,6 +174,15 @@ fn shown(token: &Token) -> String {
 }
 
 impl Term {
+    fn size(&self) -> usize {
+        match self {
+            Self::Pattern(_, pattern) => pattern.size(),
+            Self::Not(term) => term.size(),
+            Self::Binary(left, _, right) => left.size() + right.size(),
+            Self::Variable(_) | Self::Text(_) | Self::Null => 0,
+        }
+    }
+
     fn value<'a>(&'a self, variables: &View<'a>) -> Value<'a> {
         match self {
             Self::Null => Value::Null,

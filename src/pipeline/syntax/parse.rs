@@ -1,6 +1,6 @@
 //! Text to a tree, within bounds on size, depth and what aliases multiply.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
@@ -164,6 +164,8 @@ impl<'a> Builder<'a, '_> {
 
     fn mapping(&mut self, depth: usize, size: &mut Size) -> Result<Mapping, SyntaxError> {
         let mut mapping = Mapping::new();
+        // Keys that only a merge key brought so far: giving one of them is no repetition.
+        let mut merged: HashSet<Arc<str>> = HashSet::new();
         loop {
             let (event, key_line) = self.next()?;
             if event == Event::MappingEnd {
@@ -178,29 +180,31 @@ impl<'a> Builder<'a, '_> {
             size.add(key_size);
             size.add(value_size);
             if &*name == "<<" {
-                self.merge(&mut mapping, &node, line)?;
+                self.merge(&mut mapping, &node, line, &mut merged)?;
                 continue;
             }
-            let entry = Entry { key_at: self.at(key_line), node };
-            self.put(&mut mapping, name, entry);
-        }
-    }
-
-    /// Adds an entry. A key that stands twice keeps its first place and takes its last value, as in Ruby; a key that
-    /// came from a merge key may be given again.
-    fn put(&mut self, mapping: &mut Mapping, name: Arc<str>, entry: Entry) {
-        let key_at = entry.key_at;
-        let shown = Arc::clone(&name);
-        let Some(previous) = mapping.insert(name, entry) else { return };
-        if previous.key_at.line > 0 {
-            let first = previous.key_at.line;
-            let message = format!("`{shown}` stands here again (first in line {first}); the last one counts");
-            self.duplicates.push((key_at, message));
+            let was_merged = !merged.is_empty() && merged.remove(&name);
+            let key_at = self.at(key_line);
+            let shown = Arc::clone(&name);
+            // A key that stands twice keeps its first place and takes its last value, as in Ruby.
+            if let Some(previous) = mapping.insert(name, Entry { key_at, node })
+                && !was_merged
+            {
+                let first = previous.key_at.line;
+                let message = format!("`{shown}` stands here again (first in line {first}); the last one counts");
+                self.duplicates.push((key_at, message));
+            }
         }
     }
 
     /// A merge key: its entries replace what stands before it, as in Ruby; in a list of mappings the first one wins.
-    fn merge(&mut self, mapping: &mut Mapping, node: &Node, line: u32) -> Result<(), SyntaxError> {
+    fn merge(
+        &mut self,
+        mapping: &mut Mapping,
+        node: &Node,
+        line: u32,
+        merged: &mut HashSet<Arc<str>>,
+    ) -> Result<(), SyntaxError> {
         let sources: Vec<&Node> = match &node.value {
             Value::Mapping(_) => vec![node],
             Value::List(items) => items.iter().rev().collect(),
@@ -211,9 +215,8 @@ impl<'a> Builder<'a, '_> {
                 return self.error(line, format!("`<<` takes a mapping or a list of mappings, not {}", source.kind()));
             };
             for (key, entry) in entries.iter() {
-                // Line 0 of the key: it is not the mapping's own, and giving it again is no mistake.
-                let key_at = Origin { file: entry.key_at.file, line: 0 };
-                mapping.insert(Arc::clone(key), Entry { key_at, node: entry.node.clone() });
+                mapping.insert(Arc::clone(key), entry.clone());
+                merged.insert(Arc::clone(key));
             }
         }
         Ok(())

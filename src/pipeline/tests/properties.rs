@@ -94,8 +94,19 @@ fn what_multiplies_is_refused() {
     let doubling: String = (0..60).map(|n| format!("V{n}: '$V{0}$V{0}', ", n + 1)).collect();
     let text = format!("variables: {{{doubling} V60: xxxxxxxx}}\nj: {{script: x}}\n");
     assert_eq!(class(&text), Some(Class::TooBig));
+    let rule = |n: usize| format!("  - if: $X =~ /(a|b|c){{1,900}}x{n}/\n");
+    let rules = (0..100).map(rule).collect::<String>();
+    assert_eq!(class(&format!("j:\n  script: x\n  rules:\n{rules}")), Some(Class::IfSyntax));
     let aliases = format!("a: &a '{}'\nj: {{script: [{}]}}\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
     assert_eq!(class(&aliases), Some(Class::YamlSyntax));
+}
+
+#[test]
+fn what_comes_from_a_merge_key_has_a_place() {
+    let problems = answer(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("refused");
+    assert_eq!((problems[0].class, problems[0].line, problems.len()), (Class::UnknownKeyword, 2, 1), "{problems:?}");
+    let problems = answer(b"<<: {.a: x}\n").expect_err("refused");
+    assert_eq!((problems[0].class, problems[0].line), (Class::NoVisibleJob, 1));
 }
 
 #[test]
