@@ -2,13 +2,23 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::docker::docker;
 use crate::support::git::git;
 use crate::support::mayfly::Home;
 
 fn checkout(file: &str) -> Home {
-    let home = Home::empty();
+    in_checkout(Home::empty(), file)
+}
+
+/// Makes a checkout with this configuration in a home.
+fn in_checkout(home: Home, file: &str) -> Home {
     let root = home.path("checkout");
     std::fs::create_dir(&root).expect("made");
     git(&root, &["init", "-q", "-b", "main"]);
@@ -19,10 +29,26 @@ fn checkout(file: &str) -> Home {
 }
 
 fn exec(home: &Home, arguments: &[&str]) -> (Output, String) {
-    let all = [&["exec"], arguments].concat();
-    let mut command = home.command(&all);
-    command.current_dir(home.path("checkout")).env("XDG_CACHE_HOME", home.path("cache"));
-    let output = command.output().expect("mayfly");
+    exec_with(home, arguments, &[])
+}
+
+fn command(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = home.command(&[&["exec"], arguments].concat());
+    command.current_dir(home.path("checkout")).env("XDG_CACHE_HOME", home.path("cache")).stdin(Stdio::null());
+    command
+}
+
+/// Runs that are over have no directory any more.
+fn assert_nothing_left(home: &Home) {
+    for project in std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read") {
+        let runs = project.expect("an entry").path().join("runs");
+        let left = std::fs::read_dir(runs).into_iter().flatten().count();
+        assert_eq!(left, 0, "the directory of a run is left");
+    }
+}
+
+fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String) {
+    let output = command(home, arguments).envs(environment.iter().copied()).output().expect("mayfly");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output, text)
 }
@@ -61,7 +87,7 @@ fn runs_all_jobs_in_the_order_of_their_stages() {
     assert!(output.status.success(), "{text}");
     let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} in {text}"));
     assert!(at("first global main") < at("\nsecond\n") && at("\nsecond\n") < at("\nafter\n"));
-    assert!(text.contains("warning   may-fail"));
+    assert!(text.contains("may-fail  warning") && text.contains("second    success"), "{text}");
     assert!(!text.contains('\x1b') && !text.contains("Running with mayfly"), "{text}");
 }
 
@@ -91,14 +117,19 @@ two: {script: [cat tracked, 'ls -A', 'test ! -e made', 'git tag | grep job && ex
 }
 
 #[test]
-fn a_job_that_asks_for_a_container_is_refused_unless_the_shell_is_asked_for() {
-    let home = checkout("default: {image: alpine}\na: {script: touch $CI_PROJECT_DIR/ran && echo ran}\n");
-    let (output, text) = exec(&home, &[]);
+fn a_job_that_asks_for_a_container_is_refused_without_an_engine_unless_the_shell_is_asked_for() {
+    let home = checkout("default: {image: alpine}\na: {script: echo ran}\n");
+    let away = [("DOCKER_HOST", "unix:///nonexistent/docker.sock")];
+    let (output, text) = exec_with(&home, &[], &away);
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("--shell") && !text.contains("\nran\n"), "{text}");
-    let (output, text) = exec(&home, &["--shell"]);
+    assert!(
+        text.contains(".gitlab-ci.yml:2: job `a`") && text.contains("--shell") && !text.contains("\nran\n"),
+        "{text}"
+    );
+    let (output, text) = exec_with(&home, &["--shell"], &away);
     assert!(output.status.success() && text.contains("\nran\n"), "{text}");
     assert!(text.contains("warning: --shell: no container for a"), "{text}");
+    assert_nothing_left(&home);
 }
 
 #[test]
@@ -107,7 +138,7 @@ fn a_manual_job_runs_only_when_it_is_asked_for() {
     let (output, text) = exec(&home, &[]);
     assert!(output.status.success() && !text.contains("\ndeployed\n"), "{text}");
     let (output, text) = exec(&home, &["deploy"]);
-    assert!(output.status.code() == Some(2) && text.contains("--manual deploy"), "{text}");
+    assert!(output.status.code() == Some(2) && text.contains("--manual 'deploy'"), "{text}");
     let (output, text) = exec(&home, &["--manual", "deploy"]);
     assert!(output.status.success() && text.contains("\ndeployed\n"), "{text}");
 }
@@ -134,7 +165,8 @@ w: {stage: b, script: echo, when: manual}
 ";
     let (output, text) = exec(&checkout(file), &[]);
     assert!(!output.status.success());
-    assert!(text.contains("skipped   y") && text.contains("\nz ran\n") && text.contains("skipped   w"), "{text}");
+    assert!(text.contains("y  skipped") && text.contains("\nz ran\n") && text.contains("w  skipped"), "{text}");
+    assert!(text.contains("x: exit status 1\n  failed command: false\n"), "{text}");
 }
 
 #[test]
@@ -147,9 +179,7 @@ fn a_file_that_cannot_be_used_is_refused_with_every_mistake() {
 #[test]
 fn a_reader_that_goes_away_ends_the_run_quietly() {
     let home = checkout("a: {script: ['while true; do echo line; done']}\nb: {stage: deploy, script: echo never}\n");
-    let mut command = home.command(&["exec"]);
-    command.current_dir(home.path("checkout")).env("XDG_CACHE_HOME", home.path("cache"));
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
+    let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
     let mut start = [0; 64];
     child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read");
     let output = child.wait_with_output().expect("ended");
@@ -167,4 +197,279 @@ fn the_projects_own_pipeline_passes() {
         .output()
         .expect("mayfly");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Starts a run, and waits until its job has written the file `sign`.
+fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+    let mut command = command(home, arguments);
+    command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().expect("mayfly");
+    wait_until("the job begins", || home.path("sign").exists());
+    child
+}
+
+/// A process with this number is there and no zombie.
+fn lives(process: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", process.trim())).unwrap_or_default();
+    status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+#[test]
+fn an_interrupt_and_a_kill_end_everything_and_leave_nothing() {
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let home = Home::empty();
+        let sign = home.path("sign").display().to_string();
+        let home = in_checkout(
+            home,
+            &format!("a: {{script: ['sleep 1000 & echo $! >{sign}.new && mv {sign}.new {sign}; wait']}}\n"),
+        );
+        let mut child = started(&home, &[], &[]);
+        let process = std::fs::read_to_string(home.path("sign")).expect("a number");
+        assert!(lives(&process));
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signalled");
+        let status = child.wait().expect("ended");
+        if signal == Signal::SIGINT {
+            assert_eq!(status.code(), Some(130));
+        }
+        wait_until("the job's processes end", || !lives(&process));
+        wait_until("the run's directory goes", || {
+            let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read");
+            projects
+                .flatten()
+                .all(|project| std::fs::read_dir(project.path().join("runs")).into_iter().flatten().count() == 0)
+        });
+    }
+}
+
+#[test]
+fn rules_decide_and_tell_why() {
+    let home = checkout("a: {script: echo a}\nb: {script: echo b, rules: [if: $NO]}\n");
+    let (output, text) = exec(&home, &["b"]);
+    assert!(
+        output.status.code() == Some(2) && text.contains("job `b` (.gitlab-ci.yml:2) is not in this pipeline"),
+        "{text}"
+    );
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && !text.contains("\nb\n"), "{text}");
+    let (_, text) = exec(&home, &["--var", "NO=1", "b"]);
+    assert!(text.contains("\nb\n"), "{text}");
+    let (output, text) = exec(&home, &["--explain", "b"]);
+    assert!(output.status.success() && text.contains("is not in this pipeline"), "{text}");
+}
+
+#[test]
+fn reports_tell_of_every_job_and_artifacts_go_where_they_are_wanted() {
+    let file = "
+make: {script: 'mkdir out && echo made >out/x && echo secret: $KEY', artifacts: {paths: [out]}}
+bad: {stage: deploy, script: [echo one, exit 7]}
+";
+    let home = checkout(file);
+    let path = |name: &str| home.path(name).display().to_string();
+    let (report, junit, wanted) = (path("report.json"), path("junit.xml"), path("wanted"));
+    let arguments = ["--report", &report, "--junit", &junit, "--artifacts", &wanted, "--secret", "KEY"];
+    let (output, text) = exec_with(&home, &arguments, &[("KEY", "hunter2hunter2")]);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("secret: [MASKED]") && !text.contains("hunter2"), "{text}");
+    assert_eq!(std::fs::read_to_string(home.path("wanted/out/x")).expect("text"), "made\n");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).expect("text")).expect("JSON");
+    assert_eq!(report["status"], "failed");
+    let bad = &report["jobs"]["bad"];
+    assert_eq!((&bad["status"], &bad["exit_code"], &bad["attempts"]), (&"failed".into(), &7.into(), &1.into()));
+    assert_eq!(bad["failure_reason"], "script_failure");
+    let log = std::fs::read_to_string(bad["log"].as_str().expect("a path")).expect("text");
+    assert_eq!(log, "$ echo one\none\n$ exit 7\n");
+    assert!(std::fs::read_to_string(&junit).expect("text").contains("failures=\"1\""));
+    assert_nothing_left(&home);
+}
+
+#[test]
+fn containers_share_artifacts_and_services_and_go_with_the_run() {
+    let docker = docker();
+    docker.import("exec-base:local", &crate::support::docker::busybox(), &["CMD [\"sh\"]"]);
+    let file = "
+default: {image: exec-base:local}
+make: {stage: build, script: ['pwd', 'echo from-container >x', 'test -d .git'], artifacts: {paths: [x]}}
+use:
+  image: {name: 'exec-base:local', entrypoint: ['']}
+  services: [{name: 'exec-base:local', alias: web, command: [sleep, '60']}]
+  script: ['cat x', 'grep -q web /etc/hosts && echo has-service || nslookup web | head -n 4']
+";
+    let home = checkout(file);
+    let host = docker.host();
+    let engine = [("DOCKER_HOST", host.as_str())];
+    let (output, text) = exec_with(&home, &[], &engine);
+    assert!(output.status.success() && text.contains("\n/builds/") && text.contains("\nfrom-container\n"), "{text}");
+    let (output, text) = exec_with(&checkout("a: {image: 'none:missing', script: echo}\n"), &[], &engine);
+    assert!(output.status.code() == Some(2) && text.contains(".gitlab-ci.yml:1: job `a`"), "{text}");
+    assert!(text.contains("none:missing") && text.contains("nothing was run"), "{text}");
+    let mut child = Command::new("true").spawn().expect("true");
+    child.wait().expect("ended");
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let home = in_checkout(Home::empty(), "a: {image: 'exec-base:local', script: 'sleep 1000'}\n");
+        let mut command = command(&home, &[]);
+        let mut child =
+            command.env("DOCKER_HOST", &host).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mayfly");
+        let of_run = || {
+            let label = format!("label=io.mayfly.state={}", run_directory(&home));
+            let output = docker.command(&["ps", "-aq", "--filter", &label]).output().expect("docker");
+            String::from_utf8_lossy(&output.stdout).lines().count()
+        };
+        wait_until("the container runs", || of_run() > 0);
+        let label = run_directory(&home);
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signalled");
+        child.wait().expect("ended");
+        wait_until("the containers go", || {
+            let filter = format!("label=io.mayfly.state={label}");
+            let output = docker.command(&["ps", "-aq", "--filter", &filter]).output().expect("docker");
+            output.stdout.is_empty()
+        });
+    }
+}
+
+/// The directory of the only run.
+fn run_directory(home: &Home) -> String {
+    let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).into_iter().flatten().flatten();
+    let runs =
+        projects.flat_map(|project| std::fs::read_dir(project.path().join("runs")).into_iter().flatten().flatten());
+    let found = runs.map(|run| run.path().display().to_string()).next();
+    found.unwrap_or_else(|| "none".to_owned())
+}
+
+#[test]
+fn bad_input_is_refused_quickly_and_nothing_runs() {
+    let refused = |home: &Home, arguments: &[&str], word: &str| {
+        let began = Instant::now();
+        let (output, text) = exec(home, arguments);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(word) && !text.contains("panicked"), "{word}: {text}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{word}");
+        assert_nothing_left(home);
+    };
+    let home = checkout("a: {script: echo}\n");
+    let file = home.path("checkout/.gitlab-ci.yml");
+    std::fs::remove_file(&file).expect("removed");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("planted");
+    refused(&home, &[], ".gitlab-ci.yml");
+    std::fs::remove_file(&file).expect("removed");
+    std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("made");
+    refused(&home, &[], ".gitlab-ci.yml");
+    for (content, word) in [
+        ("a: [", ".gitlab-ci.yml:"),
+        (
+            "m: {script: echo, parallel: {matrix: [{A: [&x 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], B: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], C: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], D: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], E: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], F: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}]}}",
+            "m",
+        ),
+        ("include: [{component: git.example.test/a/b@1}]\na: {script: echo}", "a/b"),
+        ("include: [{local: /missing.yml}]\na: {script: echo}", "missing.yml"),
+        ("include: {remote: 'http://127.0.0.1:1/x.yml'}\na: {script: echo}", "127.0.0.1:1"),
+    ] {
+        std::fs::write(&file, content).expect("written");
+        refused(&home, &["--offline"], word);
+    }
+    std::fs::write(&file, "include: {remote: 'http://127.0.0.1:1/x.yml'}\na: {script: echo}").expect("written");
+    refused(&home, &[], "127.0.0.1:1");
+    std::fs::write(&file, "a: {script: echo}\n").expect("written");
+    for (arguments, word) in [
+        (&["--map-project", "x"][..], "PATH[@REF]=DIR"),
+        (&["--mr", "x"], "SOURCE:TARGET"),
+        (&["--vars-file", "/nonexistent"], "/nonexistent"),
+        (&["--before", "nonsense"], "nonsense"),
+        (&["--stage", "none"], "none"),
+        (&["--secret", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+    ] {
+        refused(&home, arguments, word);
+    }
+}
+
+#[test]
+fn ten_thousand_jobs_are_listed() {
+    let mut file = String::new();
+    (0..10_000).for_each(|number| file.push_str(&format!("j{number}: {{script: 'true'}}\n")));
+    let home = checkout(&file);
+    let (output, text) = exec(&home, &["--list"]);
+    assert!(output.status.success() && text.lines().count() == 10_001, "{}", &text[..text.len().min(500)]);
+}
+
+#[test]
+fn options_come_from_files_and_the_command_line_wins() {
+    let home = checkout("a: {script: 'echo $A $B $C'}\n");
+    std::fs::create_dir_all(home.path("config/mayfly")).expect("made");
+    std::fs::write(home.path("config/mayfly/exec.toml"), "[var]\nA = \"user\"\nB = \"user\"\n").expect("written");
+    std::fs::create_dir_all(home.path("checkout/.mayfly")).expect("made");
+    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "[var]\nB = \"project\"\n").expect("written");
+    let config = home.path("config").display().to_string();
+    let environment = [("XDG_CONFIG_HOME", config.as_str())];
+    let (output, text) = exec_with(&home, &["--var", "C=line"], &environment);
+    assert!(output.status.success() && text.contains("\nuser project line\n"), "{text}");
+    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "nonsense = 1\n").expect("written");
+    let (output, text) = exec_with(&home, &[], &environment);
+    assert!(output.status.code() == Some(2) && text.contains("exec.toml") && text.contains("nonsense"), "{text}");
+}
+
+#[test]
+fn pipelines_of_many_tools_run_in_the_shell() {
+    let file = "
+stages: [build, test]
+make: {stage: build, script: [make -s], artifacts: {paths: [hello]}}
+hello: {stage: test, script: [./hello]}
+cmake: {stage: test, script: [cmake -S . -B out >/dev/null, cmake --build out >/dev/null, ./out/hello]}
+go: {stage: test, script: [go run hello.go], variables: {GOFLAGS: -mod=mod, GOCACHE: $CI_PROJECT_DIR/.gocache}}
+cargo: {stage: test, script: [cargo run --quiet --offline]}
+npm: {stage: test, script: [npm --silent test]}
+pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello from python\")']}
+";
+    let home = checkout(file);
+    let root = home.path("checkout");
+    for (name, content) in [
+        ("hello.c", "#include <stdio.h>\nint main(void) { puts(\"hello from c\"); }\n"),
+        ("Makefile", "hello: hello.c\n\tcc -o hello hello.c\n"),
+        ("CMakeLists.txt", "cmake_minimum_required(VERSION 3.10)\nproject(hello C)\nadd_executable(hello hello.c)\n"),
+        ("hello.go", "package main\n\nfunc main() { println(\"hello from go\") }\n"),
+        (
+            "Cargo.toml",
+            "[package]\nname = \"hello\"\nedition = \"2021\"\n[[bin]]\nname = \"hello\"\npath = \"hello.rs\"\n",
+        ),
+        ("hello.rs", "fn main() { println!(\"hello from rust\") }\n"),
+        ("package.json", "{\"name\": \"hello\", \"scripts\": {\"test\": \"node -p \\\"'hello from node'\\\"\"}}\n"),
+    ] {
+        std::fs::write(root.join(name), content).expect("written");
+    }
+    git(&root, &["add", "-A"]);
+    let own = |key: &str| std::env::var(key).unwrap_or_default();
+    let path = format!("PATH={}", own("PATH"));
+    let rustup =
+        format!("RUSTUP_HOME={}", std::env::var("RUSTUP_HOME").unwrap_or_else(|_| format!("{}/.rustup", own("HOME"))));
+    let (output, text) = exec(&home, &["--var", &path, "--var", &rustup]);
+    assert!(output.status.success(), "{text}");
+    for word in ["hello from c", "hello from go", "hello from rust", "hello from node", "hello from python"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn a_change_of_a_tracked_file_runs_the_pipeline_again() {
+    let home = Home::empty();
+    let sign = home.path("sign").display().to_string();
+    let home = in_checkout(home, &format!("a: {{script: 'cat word >>{sign}'}}\n"));
+    let root = home.path("checkout");
+    std::fs::write(root.join("word"), "one\n").expect("written");
+    git(&root, &["add", "word"]);
+    let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
+    let mut child = started(&home, &["--watch"], &[]);
+    wait_until("the first run", || seen() == "one\n");
+    // Its directory goes with it: then changes are waited for.
+    wait_until("the first run ends", || run_directory(&home) == "none");
+    std::fs::write(root.join("word"), "two\n").expect("written");
+    wait_until("the second run", || seen().ends_with("two\n"));
+    wait_until("the second run ends", || run_directory(&home) == "none");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("signalled");
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
 }

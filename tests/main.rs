@@ -25,6 +25,7 @@ mod leaving;
 mod machines;
 mod metrics;
 mod packages;
+mod pipelines;
 mod processes;
 mod protocol;
 mod proxies;

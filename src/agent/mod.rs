@@ -386,7 +386,7 @@ impl Agent {
             runner: Arc::clone(runner),
             system_id: self.system_id.clone(),
             builds,
-            place: None,
+            local: None,
             coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
             executor,
             identity: self.identity.clone(),

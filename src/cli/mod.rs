@@ -22,6 +22,7 @@ use crate::config::{self, Config, Loaded};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Need};
 use crate::job::work;
+use crate::local::guard;
 use crate::shim;
 use crate::token::Token;
 
@@ -51,7 +52,7 @@ enum Command {
     /// Take jobs and run them
     Run(run::Options),
     /// Run jobs of the .gitlab-ci.yml in this checkout, without a server
-    Exec(exec::Options),
+    Exec(Box<exec::Options>),
     /// Add a runner to the configuration
     Register(Box<register::Options>),
     /// Ask the server whether the runners' tokens are good
@@ -100,6 +101,9 @@ pub fn main() -> ExitCode {
     // A shim is started for each step: it must not pay for a parser.
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
         return shim::main(work::run);
+    }
+    if std::env::args_os().nth(1).is_some_and(|word| word == guard::WORD) {
+        return guard::main();
     }
     let cli = parse();
     cli.logging.set_up(None);

@@ -171,11 +171,13 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
 /// caches see them.
 pub(super) fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
     let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
+    let is_transfer = matches!(plan, Plan::DownloadArtifacts(_) | Plan::UploadArtifacts(_));
+    let artifacts = job.context.local.as_ref().filter(|_| is_transfer).map(|local| local.artifacts.clone());
     let runner = &job.context.runner;
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
     Walls {
-        writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).collect(),
+        writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).chain(artifacts).collect(),
         readable: runner.tls.ca_file.iter().cloned().collect(),
         open: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
         uid: runner.confined.uid,

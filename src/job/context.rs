@@ -37,8 +37,8 @@ pub struct Context {
     pub caches: PathBuf,
     /// The object store for caches, if one is configured.
     pub store: Option<Arc<Store>>,
-    /// A fixed place instead: the work tree of `mayfly exec`.
-    pub place: Option<Place>,
+    /// Set for jobs of `mayfly exec`.
+    pub local: Option<Local>,
     /// Who hears of the jobs.
     pub coordinator: Arc<dyn Coordinator>,
     /// How scripts are run.
@@ -47,6 +47,15 @@ pub struct Context {
     pub identity: Identity,
     /// What keeps jobs from the machine's credentials, where that is asked for.
     pub guard: Option<Arc<Guard>>,
+}
+
+/// What is different for a job of a local run.
+#[derive(Clone)]
+pub struct Local {
+    /// Where it works: a copy of the developer's checkout, which holds the sources already.
+    pub dirs: Place,
+    /// The directory that takes the place of GitLab for artifacts.
+    pub artifacts: PathBuf,
 }
 
 /// What a job asks for, as far as this runner allows it.
@@ -180,7 +189,7 @@ impl Context {
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
         let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
-        let (dirs, allowed) = match settled.or(self.place.as_ref()) {
+        let (dirs, allowed) = match settled.or(self.local.as_ref().map(|local| &local.dirs)) {
             Some(fixed) => (fixed.clone(), Ok(())),
             None => self.place(payload, concurrent.1, &at),
         };

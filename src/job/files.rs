@@ -53,11 +53,11 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     run(steps, plan.map(Plan::UploadArtifacts), StopsFor::Nothing)
 }
 
-/// Removes what the job left in the project directory, where the job asks for that: never its failure, and never in the
-/// work tree of `mayfly exec`.
+/// Removes what the job left in the project directory, where the job asks for that: never its failure, and never in a
+/// tree of `mayfly exec`, which is cleaned when it is used again.
 pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
-    if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.place.is_some() {
+    if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.local.is_some() {
         return Ok(());
     }
     let plan = get_sources::plan(job, &steps.journal.progress).ok();
@@ -102,6 +102,7 @@ fn gitlab_transfers(job: &Job<'_>) -> artifacts::Place {
             api: api_base(&runner.url).trim_end_matches('/').to_owned(),
             tls: runner.tls.carried(),
             user_agent: user_agent(),
+            directory: job.context.local.as_ref().map(|local| local.artifacts.clone()),
         },
         timeout: runner.upload_timeout,
         answer_timeout: runner.upload_answer_timeout,

@@ -29,10 +29,14 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     Ok(())
 }
 
-/// True when there is nothing to fetch and nothing to remove.
+/// True when there is nothing to fetch, nothing to remove and no hook to run.
 pub fn is_skipped(job: &Job<'_>) -> bool {
     let strategy = sources::strategy(&job.payload, &job.settings.variables);
-    !job.settings.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
+    let runner = &job.context.runner;
+    let has_hooks = !job.payload.hooks.iter().all(|hook| hook.script.is_empty())
+        || runner.pre_get_sources_script.is_some()
+        || runner.post_get_sources_script.is_some();
+    !has_hooks && !job.settings.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
 }
 
 fn tasks(job: &Job<'_>, progress: &Progress) -> StageResult<Vec<Task>> {

@@ -126,6 +126,8 @@ impl StepRunner<'_> {
             cgroups: step.cgroups.clone(),
             grace: self.grace(&task),
             deadline: step.deadline,
+            // Nothing resumes a job of a local run.
+            stops_with: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
             task,
         };
         let running = match Running::start(&spec) {

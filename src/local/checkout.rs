@@ -71,26 +71,19 @@ impl Checkout {
     pub fn files(&self, untracked: bool) -> Result<Vec<Listed>, String> {
         list(&self.root, untracked)
     }
-
-    /// Branches, tags and remote branches with their commits, in the form of a `packed-refs` file.
-    pub fn references(&self) -> Result<Vec<u8>, String> {
-        let mut command = git(&self.root);
-        command.args(["for-each-ref", "--format=%(objectname) %(refname)", "refs/heads", "refs/tags", "refs/remotes"]);
-        output(command)
-    }
 }
 
-/// The files of a work tree in the order of the index. Errors: what git says.
-pub fn list(root: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
-    let mut command = git(root);
-    command.args(["ls-files", "-z", "-s"]);
+/// The files of the whole work tree that holds `directory`, in the order of the index. Errors: what git says.
+pub fn list(directory: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
+    let mut command = git(directory);
+    command.args(["ls-files", "-z", "-s", "--full-name", ":/"]);
     let staged = output(command)?;
     let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
     // A file in conflict stands there up to three times.
     files.dedup();
     if untracked {
-        let mut command = git(root);
-        command.args(["ls-files", "-z", "--others", "--exclude-standard"]);
+        let mut command = git(directory);
+        command.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name", ":/"]);
         let others = output(command)?;
         let paths = others.split(|byte| *byte == 0).filter(|path| !path.is_empty());
         files.extend(

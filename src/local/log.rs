@@ -192,6 +192,35 @@ pub fn plain(text: &str) -> String {
     plain
 }
 
+/// Text with its colours and nothing else that a terminal would act on: a job must not move the cursor of others.
+pub fn styled(text: &str) -> String {
+    let mut styled = String::with_capacity(text.len() + 4);
+    let mut rest = text;
+    let mut has_style = false;
+    while let Some(start) = rest.find('\x1b') {
+        styled.push_str(&plain(&rest[..start]));
+        let length = rest[start..]
+            .strip_prefix("\x1b[")
+            .and_then(|codes| codes.find(|c: char| !c.is_ascii_digit() && !matches!(c, ';' | ':')))
+            .filter(|end| rest.as_bytes()[start + 2 + end] == b'm');
+        if let Some(end) = length {
+            styled.push_str(&rest[start..=start + 2 + end]);
+            has_style = true;
+            rest = &rest[start + 3 + end..];
+            continue;
+        }
+        let mut characters = rest[start + 1..].chars().peekable();
+        skip_escape(&mut characters);
+        let left: usize = characters.map(char::len_utf8).sum();
+        rest = &rest[rest.len() - left..];
+    }
+    styled.push_str(&plain(rest));
+    if has_style && !styled.ends_with("\x1b[0m") {
+        styled.push_str("\x1b[0m");
+    }
+    styled
+}
+
 /// Skips an escape sequence (ECMA-48): CSI up to its final byte, OSC up to its terminator, else one character.
 fn skip_escape(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     match characters.next() {
@@ -257,5 +286,17 @@ mod tests {
             "red link \ttab é"
         );
         assert_eq!(plain("cut \x1b[3"), "cut ");
+    }
+
+    #[test]
+    fn styled_text_has_colours_and_no_other_codes() {
+        for (text, expected) in [
+            ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
+            ("\x1b[2J\x1b[31mopen\x07", "\x1b[31mopen\x1b[0m"),
+            ("a\x1b[3Ab é\x1b", "ab é"),
+            ("\x1b]0;title\x07x\x1b[38:5:1my", "x\x1b[38:5:1my\x1b[0m"),
+        ] {
+            assert_eq!(styled(text), expected, "{text:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -92,6 +92,11 @@ fn hold(spec: &Spec, work: Work) -> io::Result<Status> {
     groups::make(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
     let mut shim = Shim::new(spec, &masks, spool, started, signals);
+    // A process that is gone already cannot be opened.
+    shim.agent = spec.stops_with.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
+        shim.stop(Stop::Requested);
+        None
+    });
     let end = shim.run()?;
     shim.end_relay();
     let leftovers = shim.end_leftovers();
@@ -130,6 +135,8 @@ struct Shim<'a> {
     end: Option<End>,
     /// Output was written that may end in the middle of a line.
     unflushed: bool,
+    /// The process with which the step ends.
+    agent: Option<OwnedFd>,
 }
 
 impl<'a> Shim<'a> {
@@ -149,6 +156,7 @@ impl<'a> Shim<'a> {
             kill_at: None,
             end: None,
             unflushed: false,
+            agent: None,
         }
     }
 
@@ -160,7 +168,11 @@ impl<'a> Shim<'a> {
                 return Ok(self.explain(end));
             }
             let patience = self.patience();
-            let [signal, stdout, stderr] = self.poll(patience)?;
+            let [signal, stdout, stderr, agent] = self.poll(patience)?;
+            if agent {
+                self.agent = None;
+                self.stop(Stop::Requested);
+            }
             if signal {
                 self.take_signals()?;
             }
@@ -170,7 +182,7 @@ impl<'a> Shim<'a> {
             if stderr {
                 self.pump(Output::Error);
             }
-            if !(signal || stdout || stderr) && self.unflushed {
+            if !(signal || stdout || stderr || agent) && self.unflushed {
                 self.flush();
             }
             self.keep_time();
@@ -186,8 +198,8 @@ impl<'a> Shim<'a> {
         [deadline, kill, silence].into_iter().flatten().min()
     }
 
-    fn poll(&self, patience: Option<Duration>) -> io::Result<[bool; 3]> {
-        let mut ready = [false; 3];
+    fn poll(&self, patience: Option<Duration>) -> io::Result<[bool; 4]> {
+        let mut ready = [false; 4];
         let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let mut which = vec![0];
         if self.stdout.is_some() {
@@ -197,6 +209,10 @@ impl<'a> Shim<'a> {
         if let Some(stderr) = self.started.stderr.as_ref().filter(|_| self.stderr.is_some()) {
             polled.push(PollFd::new(stderr.as_fd(), PollFlags::POLLIN));
             which.push(2);
+        }
+        if let Some(agent) = &self.agent {
+            polled.push(PollFd::new(agent.as_fd(), PollFlags::POLLIN));
+            which.push(3);
         }
         // A millisecond more, so that a rounded-down wait does not turn in circles.
         let timeout = patience.map_or(PollTimeout::NONE, |patience| {

@@ -30,6 +30,9 @@ pub struct Spec {
     pub grace: Duration,
     /// When the step must be over, in nanoseconds of `CLOCK_BOOTTIME`; the shim holds it even when the agent is gone.
     pub deadline: Option<u64>,
+    /// The step is stopped when this process, the agent, ends; `None` for a step that outlives the agent.
+    #[serde(default)]
+    pub stops_with: Option<i32>,
     /// What to run.
     pub task: Task,
 }

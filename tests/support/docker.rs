@@ -188,7 +188,7 @@ impl Docker {
         name
     }
 
-    fn import(&self, name: &str, root: &Path, changes: &[&str]) {
+    pub fn import(&self, name: &str, root: &Path, changes: &[&str]) {
         let mut tar = Command::new("tar")
             .args(["--owner=0", "--group=0", "-c", "."])
             .current_dir(root)
@@ -244,7 +244,7 @@ fn told(arguments: &[&str], output: &Output) -> String {
 }
 
 /// The files of an image that has busybox and nothing else.
-fn busybox() -> PathBuf {
+pub fn busybox() -> PathBuf {
     static ROOT: OnceLock<tempfile::TempDir> = OnceLock::new();
     let root = ROOT.get_or_init(|| {
         let root = tempfile::tempdir().expect("a directory");

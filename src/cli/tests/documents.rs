@@ -10,6 +10,10 @@ use super::command;
 
 /// The directory that the documents are for; a temporary one when it is not set.
 const DIRECTORY: &str = "MAYFLY_DOCUMENTS";
+/// Names of jobs, which only the pipeline of a checkout knows, for the completions of each shell.
+const BASH_JOBS: &str = include_str!("../../../packages/completions/jobs.bash");
+const ZSH_JOBS: &str = include_str!("../../../packages/completions/jobs.zsh");
+const FISH_JOBS: &str = include_str!("../../../packages/completions/jobs.fish");
 /// What the command line does not know: signals, files, further reading.
 const MORE: &str = include_str!("../../../packages/mayfly.1.more");
 
@@ -26,6 +30,7 @@ fn documents_tell_of_every_subcommand() {
         assert!(text(&format!("mayfly-{name}.1")).contains(".SH SYNOPSIS"), "{name}");
         for completions in ["mayfly.bash", "_mayfly", "mayfly.fish"] {
             assert!(text(completions).contains(name), "{name} in {completions}");
+            assert!(text(completions).contains("exec --complete-jobs"), "{completions}");
         }
     }
     assert!(text("mayfly.1").contains("SIGQUIT"));
@@ -38,8 +43,30 @@ fn write(directory: &Path) -> std::io::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut command, "mayfly", directory)?;
     }
+    let add = |name: &str, more: &str| {
+        let path = directory.join(name);
+        fs::write(&path, fs::read_to_string(&path)? + more)
+    };
+    add("mayfly.bash", BASH_JOBS)?;
+    add("mayfly.fish", FISH_JOBS)?;
+    let zsh = directory.join("_mayfly");
+    let text = fs::read_to_string(&zsh)?.replacen("#compdef mayfly\n", &format!("#compdef mayfly\n\n{ZSH_JOBS}"), 1);
+    let jobs = text.lines().find(|line| line.contains("'*::jobs")).unwrap_or_default().to_owned();
+    fs::write(&zsh, text.replace(&jobs, &jobs.replace(":_default'", ":_mayfly_jobs'")))?;
     command = command.mut_subcommands(|subcommand| subcommand.version(env!("CARGO_PKG_VERSION")));
     clap_mangen::generate_to(command.disable_help_subcommand(true), directory)?;
     let main = directory.join("mayfly.1");
     fs::write(&main, fs::read_to_string(&main)? + MORE)
+}
+
+#[test]
+fn bash_completes_the_names_of_jobs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path()).expect("written");
+    let script = "mayfly() { printf '%s\\n' build 'build: [a, b]' test; }\n. ./mayfly.bash\n\
+                  COMP_WORDS=(mayfly exec bu); COMP_CWORD=2; _mayfly_with_jobs mayfly bu exec\n\
+                  printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let output = std::process::Command::new("bash").args(["-c", script]).current_dir(directory.path()).output();
+    let shown = String::from_utf8_lossy(&output.expect("bash").stdout).into_owned();
+    assert_eq!(shown, "build\nbuild:\\ \\[a\\,\\ b\\]\n");
 }

@@ -5,7 +5,7 @@ use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{DownloadPlan, Needed, RETRIED_FOR, Server};
+use super::{DownloadPlan, Needed, RETRIED_FOR, Server, local_archive};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
@@ -23,7 +23,11 @@ pub fn run(plan: &DownloadPlan) -> i32 {
     };
     for needed in &plan.dependencies {
         heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
-        let archive = match fetch(plan, needed) {
+        let archive = match &plan.server.directory {
+            Some(directory) => kept(directory, needed),
+            None => fetch(plan, needed),
+        };
+        let archive = match archive {
             Ok(archive) => archive,
             Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
         };
@@ -36,6 +40,12 @@ pub fn run(plan: &DownloadPlan) -> i32 {
         }
     }
     0
+}
+
+/// The archive in the directory that takes the server's place.
+fn kept(directory: &Path, needed: &Needed) -> Result<File, String> {
+    let path = local_archive(directory, needed.id, "archive");
+    File::open(&path).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// The whole archive as a file without a name.

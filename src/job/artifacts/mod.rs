@@ -8,7 +8,7 @@ mod plan;
 mod statement;
 mod upload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,15 @@ pub struct Server {
     pub tls: TlsFiles,
     /// The name in the server's logs.
     pub user_agent: String,
+    /// A directory of this machine that takes the server's place (`mayfly exec`): the archive of each job lies in it,
+    /// by the number of the job and the type of artifact.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+}
+
+/// Where the archive of a job lies in a directory that takes the server's place.
+pub fn local_archive(directory: &Path, job: i64, kind: &str) -> PathBuf {
+    directory.join(job.to_string()).join(kind)
 }
 
 impl Server {

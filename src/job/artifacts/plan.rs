@@ -133,7 +133,12 @@ mod tests {
     use crate::payload::{ArtifactsFile, Dependency, Variable};
 
     fn place() -> Place {
-        let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
+        let server = Server {
+            api: "http://h/api/v4".to_owned(),
+            tls: Default::default(),
+            user_agent: String::new(),
+            directory: None,
+        };
         let hour = Duration::from_secs(3600);
         Place {
             project: Project { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },

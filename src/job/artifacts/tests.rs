@@ -65,7 +65,12 @@ impl Project {
 }
 
 fn api(server: &Fake) -> Server {
-    Server { api: format!("{}/api/v4", server.url), tls: TlsFiles::default(), user_agent: "mayfly 0".to_owned() }
+    Server {
+        api: format!("{}/api/v4", server.url),
+        tls: TlsFiles::default(),
+        user_agent: "mayfly 0".to_owned(),
+        directory: None,
+    }
 }
 
 fn redirect(status: &'static str, to: String) -> Answer {
@@ -229,7 +234,12 @@ fn a_redirect_of_the_server_to_itself_keeps_the_token() {
 
 #[test]
 fn tokens_go_to_the_server_and_its_own_place_behind_tls() {
-    let of = |api: &str| Server { api: api.to_owned(), tls: TlsFiles::default(), user_agent: String::new() };
+    let of = |api: &str| Server {
+        api: api.to_owned(),
+        tls: TlsFiles::default(),
+        user_agent: String::new(),
+        directory: None,
+    };
     let (plain, tls) = (of("http://gitlab.test/api/v4"), of("https://gitlab.test:8443/api/v4"));
     assert!(plain.is_at("http://gitlab.test:80/x") && plain.is_at("https://gitlab.test/x"));
     assert!(!plain.is_at("https://gitlab.test:9000/x") && !plain.is_at("https://gitlab.test.evil/"));

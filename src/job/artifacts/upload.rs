@@ -1,12 +1,13 @@
 //! Uploading: an archive goes over the wire while it is being made.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::{RETRIED_FOR, Server, Upload, UploadFormat, UploadPlan};
+use super::{RETRIED_FOR, Server, Upload, UploadFormat, UploadPlan, local_archive};
 use crate::archive::root::{Kind, Root};
 use crate::archive::select::{Entry, Request, select};
 use crate::archive::stream::{Sink, pipe};
@@ -57,7 +58,25 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
     if upload.format == UploadFormat::Raw && !is_one_file {
         return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
     }
-    deliver(plan, upload, root, &selection.entries)
+    match &plan.server.directory {
+        Some(directory) => keep(plan, upload, root, &selection.entries, directory),
+        None => deliver(plan, upload, root, &selection.entries),
+    }
+}
+
+/// Writes an archive to the directory that takes the server's place.
+fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], directory: &Path) -> Result<(), String> {
+    let path = local_archive(directory, plan.job, &upload.kind);
+    let failed = |why: io::Error| format!("{}: {why}", path.display());
+    let UploadFormat::Archive(format) = upload.format else {
+        return Err("format raw is for a server".to_owned());
+    };
+    fs::create_dir_all(path.parent().unwrap_or(directory)).map_err(failed)?;
+    let mut sink = BufWriter::with_capacity(256 * 1024, File::create(&path).map_err(failed)?);
+    let written = archive::write(root, entries, format, plan.level, &mut sink).map_err(failed)?;
+    sink.flush().map_err(failed)?;
+    told(&written);
+    Ok(())
 }
 
 /// Tries until the server has it or will not.
@@ -265,7 +284,12 @@ mod tests {
 
     #[test]
     fn the_url_says_what_the_file_is() {
-        let server = Server { api: "http://h/api/v4".to_owned(), tls: Default::default(), user_agent: String::new() };
+        let server = Server {
+            api: "http://h/api/v4".to_owned(),
+            tls: Default::default(),
+            user_agent: String::new(),
+            directory: None,
+        };
         assert_eq!(
             url(&server, 7, &upload(UploadFormat::Archive(Format::Gzip))),
             "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&\

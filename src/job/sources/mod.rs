@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use external::GLOBAL_CONFIG;
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
-pub use plan::{Place, plan, strategy};
+pub use plan::{Place, plan, strategy, without_credentials};
 pub use record::key as record_key;
 
 use index::Known;

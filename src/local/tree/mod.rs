@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::checkout::{Checkout, Listed};
+use super::checkout::{Checkout, Listed, list};
+use super::facts::Answers;
 use crate::job::sources::remove::remove;
 use manifest::Manifest;
 use repository::Repository;
@@ -35,19 +36,16 @@ pub struct Source {
 }
 
 impl Source {
-    /// The files of the checkout, and with `untracked` those that git does not ignore; `commit` is what the repository
-    /// of a job has checked out. Errors: what git says.
-    pub fn read(checkout: &Checkout, untracked: bool, commit: &str) -> Result<Self, String> {
-        let listed = checkout.files(untracked)?;
-        let repository = Repository::read(checkout, commit)?;
+    /// The listed files of the checkout, and a repository with the commit that is checked out.
+    pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Self {
         let mut source = Self {
             root: checkout.root.clone(),
             files: HashMap::with_capacity(listed.len()),
             directories: HashSet::new(),
-            repository,
+            repository: Repository::new(checkout, answers),
         };
-        source.add(&listed, Path::new(""));
-        Ok(source)
+        source.add(listed, Path::new(""));
+        source
     }
 
     /// Files and symbolic links that are there; one that was deleted is an edit, too.
@@ -72,6 +70,22 @@ impl Source {
             }
         }
     }
+
+    /// Adds the files of submodules (`GIT_SUBMODULE_STRATEGY`), where they are checked out. Errors: what git says.
+    pub fn add_submodules(&mut self, listed: &[Listed]) -> Result<(), String> {
+        let mut waiting: Vec<PathBuf> =
+            listed.iter().filter(|file| file.is_submodule).map(|file| file.path.clone()).collect();
+        while let Some(path) = waiting.pop() {
+            let root = self.root.join(&path);
+            if !root.join(".git").exists() {
+                continue;
+            }
+            let files = list(&root, false)?;
+            self.add(&files, &path);
+            waiting.extend(files.into_iter().filter(|file| file.is_submodule).map(|file| path.join(file.path)));
+        }
+        Ok(())
+    }
 }
 
 /// The trees of one project.
@@ -84,8 +98,10 @@ pub struct Trees {
 
 /// A tree in use: nobody else gets it until it is dropped.
 pub struct Tree {
-    /// Everything of this tree.
-    pub home: PathBuf,
+    /// What is known of this tree.
+    home: PathBuf,
+    /// The directory that holds the project, and that a container sees as its builds directory.
+    pub builds: PathBuf,
     /// The copy of the checkout.
     pub project: PathBuf,
     /// For files of the job that are not part of its project; empty when the job begins.
@@ -99,47 +115,79 @@ impl Trees {
         Self { directory, name: name.to_owned() }
     }
 
-    /// A tree that holds exactly `source`; with `empty`, nothing at all (`GIT_STRATEGY: none` and `empty`).
-    /// Errors: the disk.
-    pub fn take(&self, source: &Source, empty: bool) -> io::Result<Tree> {
-        let tree = self.free()?;
-        fs::create_dir_all(&tree.project)?;
-        remove(&tree.temporary)?;
-        if empty {
-            let _ = fs::remove_file(tree.home.join("manifest"));
-            crate::job::sources::remove::empty(&tree.project)?;
-            return Ok(tree);
-        }
-        restore(source, &tree)?;
-        source.repository.write(&tree.project.join(".git"))?;
-        Ok(tree)
-    }
-
-    /// The first tree that nobody uses.
-    fn free(&self) -> io::Result<Tree> {
+    /// A tree that holds exactly `source`; with `empty`, nothing at all (`GIT_STRATEGY: none` and `empty`). `give_back`
+    /// makes the files that a container of another user has left in a directory the user's own; where it cannot, the
+    /// tree is left alone. Errors: the disk.
+    pub fn take(&self, source: &Source, empty: bool, give_back: &dyn Fn(&Path) -> bool) -> io::Result<Tree> {
         for number in 0..TREES_MOST {
-            let home = self.directory.join(number.to_string());
-            fs::create_dir_all(&home)?;
-            let lock = File::options().create(true).truncate(false).write(true).open(home.join("lock"))?;
-            match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => {
-                    let (project, temporary) = (home.join(&self.name), home.join(format!("{}.tmp", self.name)));
-                    return Ok(Tree { home, project, temporary, _lock: lock });
-                }
-                Err((_, nix::errno::Errno::EAGAIN)) => {}
-                Err((_, error)) => return Err(error.into()),
+            let Some(tree) = self.lock(number)? else { continue };
+            let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            let cleaned = match tree.clean(source, empty) {
+                Err(error) if is_closed(&error) && give_back(&tree.builds) => tree.clean(source, empty),
+                cleaned => cleaned,
+            };
+            match cleaned {
+                Ok(()) => return Ok(tree),
+                Err(error) if is_closed(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(io::Error::other(format!("all {TREES_MOST} trees below {} are in use", self.directory.display())))
     }
+
+    /// The tree of this number, unless somebody uses it.
+    fn lock(&self, number: usize) -> io::Result<Option<Tree>> {
+        let home = self.directory.join(number.to_string());
+        fs::create_dir_all(&home)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(home.join("lock"))?;
+        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let builds = home.join("builds");
+                let (project, temporary) = (builds.join(&self.name), builds.join(format!("{}.tmp", self.name)));
+                Ok(Some(Tree { home, builds, project, temporary, _lock: lock }))
+            }
+            Err((_, nix::errno::Errno::EAGAIN)) => Ok(None),
+            Err((_, error)) => Err(error.into()),
+        }
+    }
+
+    /// Removes the secrets of jobs whose run was killed.
+    pub fn remove_secrets(&self) {
+        for number in 0..TREES_MOST {
+            if !self.directory.join(number.to_string()).exists() {
+                return;
+            }
+            let Ok(Some(tree)) = self.lock(number) else { continue };
+            for entry in fs::read_dir(&tree.builds).into_iter().flatten().flatten() {
+                if entry.path().extension().is_some_and(|ending| ending == "tmp") {
+                    let _ = remove(&entry.path());
+                }
+            }
+        }
+    }
 }
 
 impl Tree {
-    /// Removes the tree. Errors: the disk, or files of another user.
-    pub fn discard(self) -> io::Result<()> {
-        let _ = fs::remove_file(self.home.join("manifest"));
+    fn clean(&self, source: &Source, empty: bool) -> io::Result<()> {
+        fs::create_dir_all(&self.project)?;
         remove(&self.temporary)?;
-        remove(&self.project)
+        if empty {
+            let _ = fs::remove_file(self.home.join("manifest"));
+            return crate::job::sources::remove::empty(&self.project);
+        }
+        restore(source, self)?;
+        source.repository.write(&self.project.join(".git"))
+    }
+
+    /// Moves the tree to a place of its own, where no other job gets it. Errors: the disk.
+    pub fn keep(&self, place: &Path) -> io::Result<PathBuf> {
+        let _ = fs::remove_file(self.home.join("manifest"));
+        remove(place)?;
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::rename(&self.builds, place)?;
+        Ok(place.join(self.project.file_name().unwrap_or_default()))
     }
 }
 

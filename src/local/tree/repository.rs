@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::job::sources::remove::remove;
-use crate::local::checkout::{Checkout, git, output};
+use crate::local::checkout::Checkout;
+use crate::local::facts::Answers;
 
 /// What such a repository is made of.
 pub struct Repository {
@@ -19,20 +20,16 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Reads the developer's. Errors: what git says.
-    pub fn read(checkout: &Checkout, commit: &str) -> Result<Self, String> {
-        let mut command = git(&checkout.root);
-        command.args(["config", "--get-regexp", "^(remote\\.origin\\.url|extensions\\.objectformat)$"]);
-        // None of them may be there, which is no error.
-        let values = output(command).unwrap_or_default();
-        Ok(Self {
-            commit: commit.to_owned(),
-            references: checkout.references()?,
+    /// The developer's, with what git said of it.
+    pub fn new(checkout: &Checkout, answers: &Answers) -> Self {
+        Self {
+            commit: answers.commit().to_owned(),
+            references: answers.packed.clone(),
             objects: checkout.objects.clone(),
             index: checkout.index.clone(),
             shallow: checkout.shallow.clone(),
-            config: config(&String::from_utf8_lossy(&values)),
-        })
+            config: config(answers),
+        }
     }
 
     /// Makes the repository in place of whatever is there. Errors: the disk.
@@ -57,11 +54,8 @@ impl Repository {
 
 /// The configuration: the copies have the times of the originals, but other inodes, and git is not to read them all for
 /// that.
-fn config(values: &str) -> String {
-    let value = |key: &str| {
-        let mut lines = values.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(name, _)| *name == key).map(|(_, value)| value.replace('\\', "\\\\").replace('"', "\\\""))
-    };
+fn config(answers: &Answers) -> String {
+    let value = |key: &str| answers.setting(key).map(|value| value.replace('\\', "\\\\").replace('"', "\\\""));
     let format = value("extensions.objectformat");
     let version = if format.is_some() { 1 } else { 0 };
     let mut text = format!(

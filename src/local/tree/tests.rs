@@ -34,7 +34,8 @@ impl Given {
 
     fn source(&self, untracked: bool) -> Source {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
-        Source::read(&checkout, untracked, &git(&self.root, &["rev-parse", "HEAD"])).expect("a source")
+        let answers = Answers::ask(&checkout.root).expect("answers");
+        Source::new(&checkout, &checkout.files(untracked).expect("files"), &answers)
     }
 
     fn trees(&self) -> Trees {
@@ -63,7 +64,7 @@ fn names(root: &Path) -> Vec<String> {
 fn a_tree_holds_what_git_tracks_with_its_edits_and_nothing_else() {
     let given = Given::checkout();
     fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("written");
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(tree.project.join("link")).expect("text"), "edited\n");
     assert!(tree.project.join("link").symlink_metadata().expect("there").is_symlink());
@@ -72,14 +73,14 @@ fn a_tree_holds_what_git_tracks_with_its_edits_and_nothing_else() {
     assert_eq!(git(&tree.project, &["status", "--porcelain"]), "M src/deep/a.txt");
     assert_eq!(git(&tree.project, &["log", "--format=%s", "main"]), "first");
     drop(tree);
-    let tree = given.trees().take(&given.source(true), false).expect("a tree");
+    let tree = given.trees().take(&given.source(true), false, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "loose", "run.sh", "src/deep/a.txt"]);
 }
 
 #[test]
 fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
     let given = Given::checkout();
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let project = tree.project.clone();
     fs::write(project.join("src/deep/a.txt"), "b\n").expect("written");
     fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set");
@@ -90,7 +91,7 @@ fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
     fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0)).expect("set");
     fs::write(project.join(".git/hooks"), "x").expect("planted");
     drop(tree);
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(tree.project, project, "the same tree");
     assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("text"), "a\n");
@@ -107,12 +108,12 @@ fn files_that_stayed_as_they_were_are_not_copied_again_and_edits_arrive() {
     File::options().write(true).open(given.root.join("run.sh")).and_then(|file| file.set_modified(old)).expect("set");
     std::thread::sleep(std::time::Duration::from_millis(30));
     let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("there").ino();
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let before = inode(&tree, "run.sh");
     drop(tree);
     fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("written");
     fs::remove_file(given.root.join("link")).expect("removed");
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(inode(&tree, "run.sh"), before);
     assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("text"), "new\n");
     assert!(tree.project.join("link").symlink_metadata().is_err());
@@ -123,15 +124,16 @@ fn files_that_stayed_as_they_were_are_not_copied_again_and_edits_arrive() {
 fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
     let given = Given::checkout();
     let (trees, source) = (given.trees(), given.source(false));
-    let first = trees.take(&source, false).expect("a tree");
-    let second = trees.take(&source, true).expect("a tree");
+    let first = trees.take(&source, false, &|_| false).expect("a tree");
+    let second = trees.take(&source, true, &|_| false).expect("a tree");
     assert_ne!(first.project, second.project);
     assert_eq!(fs::read_dir(&second.project).expect("read").count(), 0);
     let project = second.project.clone();
     drop(second);
-    let again = trees.take(&source, false).expect("a tree");
+    let again = trees.take(&source, false, &|_| false).expect("a tree");
     assert_eq!((again.project.clone(), names(&again.project).len()), (project, 4));
-    again.discard().expect("removed");
+    let kept = again.keep(&given.directory.path().join("kept")).expect("kept");
+    assert!(names(&kept).len() == 4 && !again.project.exists());
 }
 
 #[test]
@@ -139,6 +141,6 @@ fn a_pipe_in_place_of_a_tracked_file_is_left_out() {
     let given = Given::checkout();
     fs::remove_file(given.root.join("run.sh")).expect("removed");
     nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("planted");
-    let tree = given.trees().take(&given.source(false), false).expect("a tree");
+    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
 }

@@ -1,0 +1,225 @@
+//! `mayfly exec` beside the limits of the machine: `cargo bench --bench exec`.
+//!
+//! With `GITLAB_CI_LOCAL=/path/to/gitlab-ci-local` the same pipelines go through it as well, in the same run. Names of
+//! figures as arguments choose; `MAYFLY=/path/to/mayfly` measures another build. The figure `container` needs root and
+//! starts an engine of its own.
+
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::docker::docker;
+use support::git::git;
+
+/// Rounds of which the median is told.
+const ROUNDS: usize = 15;
+
+/// A program that runs pipelines.
+struct Program {
+    name: &'static str,
+    path: PathBuf,
+    is_mayfly: bool,
+}
+
+/// Measures a program and tells.
+type Measure = fn(&Program);
+
+/// What can be measured, by the names that choose it.
+const FIGURES: [(&str, Measure); 7] = [
+    ("one", one_job),
+    ("hundred", hundred_jobs),
+    ("list", list),
+    ("parallel", parallel),
+    ("container", container),
+    ("tree", tree),
+    ("memory", memory),
+];
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mayfly = std::env::var_os("MAYFLY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_mayfly")), PathBuf::from);
+    let mut programs = vec![Program { name: "mayfly exec", path: mayfly, is_mayfly: true }];
+    if let Some(path) = std::env::var_os("GITLAB_CI_LOCAL") {
+        programs.push(Program { name: "gitlab-ci-local", path: path.into(), is_mayfly: false });
+    }
+    for program in programs {
+        println!("-- {}", program.name);
+        for (figure, measure) in FIGURES {
+            if chosen.is_empty() || chosen.iter().any(|name| name == figure) {
+                measure(&program);
+            }
+        }
+    }
+}
+
+/// A checkout with one file of configuration.
+struct Checkout {
+    directory: tempfile::TempDir,
+}
+
+impl Checkout {
+    fn new(file: &str) -> Self {
+        let checkout = Self { directory: tempfile::tempdir().expect("a directory") };
+        fs::create_dir(checkout.root()).expect("made");
+        git(&checkout.root(), &["init", "-q", "-b", "main"]);
+        git(&checkout.root(), &["config", "user.name", "Dev"]);
+        git(&checkout.root(), &["config", "user.email", "dev@example.test"]);
+        git(&checkout.root(), &["remote", "add", "origin", "https://git.example.test/team/app.git"]);
+        fs::write(checkout.root().join(".gitlab-ci.yml"), file).expect("written");
+        checkout.commit();
+        checkout
+    }
+
+    fn commit(&self) {
+        git(&self.root(), &["add", "-A"]);
+        git(&self.root(), &["commit", "-q", "-m", "x"]);
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("app")
+    }
+
+    fn command(&self, program: &Program, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&program.path);
+        if program.is_mayfly {
+            command.arg("exec");
+        }
+        command
+            .args(arguments)
+            .current_dir(self.root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.env("HOME", self.directory.path()).env("XDG_CACHE_HOME", self.directory.path().join("cache"));
+        command
+    }
+
+    /// Runs a command that must pass, and tells how long it takes.
+    fn time(&self, program: &Program, arguments: &[&str]) -> Duration {
+        let began = Instant::now();
+        let status = self.command(program, arguments).status().expect("started");
+        assert!(status.success(), "{} {arguments:?}: {status}", program.name);
+        began.elapsed()
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn tell(what: &str, time: Duration, limit: &str) {
+    println!("{what:<44} {:>9.1} ms  {limit}", time.as_secs_f64() * 1000.0);
+}
+
+fn time(command: &mut Command) -> Duration {
+    let began = Instant::now();
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.expect("started").success());
+    began.elapsed()
+}
+
+/// What isolates jobs of the other program from the work tree.
+fn isolated(program: &Program) -> &'static [&'static str] {
+    if program.is_mayfly { &[] } else { &["--shell-isolation"] }
+}
+
+fn one_job(program: &Program) {
+    let checkout = Checkout::new("a: {script: echo hi}\n");
+    checkout.time(program, isolated(program));
+    let (mut times, mut limits) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        times.push(checkout.time(program, isolated(program)));
+        limits.push(time(Command::new("bash").args(["-l", "-c", "echo hi"])));
+    }
+    let limit = format!("login bash {:.1} ms; aim 15 ms", median(limits).as_secs_f64() * 1000.0);
+    tell("one shell job", median(times), &limit);
+}
+
+fn hundred_jobs(program: &Program) {
+    let mut file = String::new();
+    (0..100).for_each(|number| drop(writeln!(file, "j{number}: {{script: 'true'}}")));
+    let checkout = Checkout::new(&file);
+    checkout.time(program, isolated(program));
+    let times = (0..5).map(|_| checkout.time(program, isolated(program))).collect();
+    tell("100 trivial jobs", median(times), "aim 500 ms on 2 cores");
+}
+
+fn list(program: &Program) {
+    let mut file = String::from("default: {image: alpine}\n");
+    (0..1000).for_each(|number| drop(writeln!(file, "j{number}: {{script: 'echo {number}', rules: [if: $CI]}}")));
+    let checkout = Checkout::new(&file);
+    checkout.time(program, &["--list"]);
+    let times = (0..ROUNDS).map(|_| checkout.time(program, &["--list"])).collect();
+    tell("--list of 1,000 jobs", median(times), "aim 10 ms");
+}
+
+fn parallel(program: &Program) {
+    let checkout = Checkout::new("a: {script: sleep 2}\nb: {script: sleep 2}\n");
+    checkout.time(program, isolated(program));
+    tell("two `sleep 2` in one stage", checkout.time(program, isolated(program)), "aim 2,100 ms");
+}
+
+fn container(program: &Program) {
+    let host = docker().host();
+    let checkout = Checkout::new("a: {image: 'busybox:local', script: echo hi}\n");
+    let run = || {
+        let began = Instant::now();
+        let mut command = checkout.command(program, &[]);
+        assert!(command.env("DOCKER_HOST", &host).status().expect("started").success());
+        began.elapsed()
+    };
+    run();
+    let (mut times, mut limits) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        times.push(run());
+        limits.push(time(&mut docker().command(&["run", "--rm", "busybox:local", "echo", "hi"])));
+    }
+    let limit = format!("docker run --rm {:.0} ms; aim 1.2 times", median(limits).as_secs_f64() * 1000.0);
+    tell("one container job", median(times), &limit);
+}
+
+fn tree(program: &Program) {
+    let checkout = Checkout::new("a: {script: 'true'}\n");
+    for directory in 0..200 {
+        let place = checkout.root().join(format!("d{directory}"));
+        fs::create_dir(&place).expect("made");
+        for file in 0..100 {
+            fs::write(place.join(format!("f{file}")), format!("{directory} {file}\n").repeat(20)).expect("written");
+        }
+    }
+    checkout.commit();
+    let worktree = checkout.directory.path().join("worktree").display().to_string();
+    let limit = time(Command::new("git").arg("-C").arg(checkout.root()).args(["worktree", "add", "-q", &worktree]));
+    let of_limit = |time: Duration| format!("{:.2} times git worktree add", time.as_secs_f64() / limit.as_secs_f64());
+    let first = checkout.time(program, isolated(program));
+    tell("20,000 tracked files, first job", first, &format!("{}; aim 1.5", of_limit(first)));
+    let next = median((0..5).map(|_| checkout.time(program, isolated(program))).collect());
+    tell("20,000 tracked files, next job", next, &format!("{}; aim 0.2", of_limit(next)));
+}
+
+fn memory(program: &Program) {
+    let mut file = String::new();
+    (0..100).for_each(|number| drop(writeln!(file, "j{number}: {{script: 'seq 1000'}}")));
+    let checkout = Checkout::new(&file);
+    let mut child = checkout.command(program, isolated(program)).spawn().expect("started");
+    let mut most = 0;
+    while child.try_wait().expect("waited").is_none() {
+        most = most.max(peak(child.id()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("{:<44} {:>9.1} MiB aim 11.4 MiB", "most memory, 100 jobs", most as f64 / 1024.0);
+}
+
+/// Kilobytes that a process has had at most.
+fn peak(process: u32) -> u64 {
+    let status = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,3 @@
+
+# `mayfly exec`: the names of the pipeline's jobs.
+complete -c mayfly -n "__fish_seen_subcommand_from exec" -f -a "(mayfly exec --complete-jobs 2>/dev/null)"

@@ -1,0 +1,93 @@
+//! Which jobs of a pipeline the user means.
+
+use std::collections::{HashMap, HashSet};
+
+use super::options::Options;
+use crate::local::wishes::matches;
+use crate::pipeline::plan::{Job, Plan, When};
+
+/// What is left of a pipeline when the user names jobs.
+pub struct Chosen {
+    /// Indices of the jobs to run; all when none were named.
+    pub jobs: HashSet<usize>,
+    /// Names of the jobs that the user named: they run whatever their `when` says.
+    pub named: HashSet<String>,
+}
+
+/// The jobs that run. Errors: a name that is none, a job that is not in the pipeline, a manual job that was not asked
+/// for.
+pub fn choose(plan: &Plan, options: &Options, may_ask: bool) -> Result<Chosen, String> {
+    for wanted in &options.manual {
+        find(plan, wanted)?;
+    }
+    if options.jobs.is_empty() && options.stage.is_empty() {
+        if options.only_needs {
+            return Err("--only-needs: name the jobs whose needs are to run".to_owned());
+        }
+        return Ok(Chosen { jobs: (0..plan.jobs.len()).collect(), named: HashSet::new() });
+    }
+    let mut own: HashSet<usize> = HashSet::new();
+    for wanted in &options.jobs {
+        own.extend(find(plan, wanted)?);
+    }
+    for stage in &options.stage {
+        if !plan.stages.iter().any(|known| **known == **stage) {
+            let known: Vec<&str> = plan.stages.iter().map(|stage| &**stage).collect();
+            return Err(format!("there is no stage `{stage}`; there are: {}", known.join(", ")));
+        }
+        own.extend((0..plan.jobs.len()).filter(|job| *plan.jobs[*job].stage == **stage));
+    }
+    let exact = |job: &Job| options.jobs.iter().any(|wanted| **wanted == *job.name || **wanted == *job.group);
+    let is_asked_for = |job: &Job| options.manual.iter().any(|wanted| matches(wanted, &job.name));
+    let closed =
+        own.iter().map(|job| &plan.jobs[*job]).find(|job| job.when == When::Manual && exact(job) && !is_asked_for(job));
+    if let Some(job) = closed.filter(|_| !may_ask) {
+        return Err(format!("`{0}` is a manual job; to run it, add --manual '{0}'", job.name));
+    }
+    let named =
+        own.iter().map(|job| &plan.jobs[*job]).filter(|job| exact(job)).map(|job| job.name.to_string()).collect();
+    let needed = if options.needs || options.only_needs { needed(plan, &own) } else { HashSet::new() };
+    let jobs = match options.only_needs {
+        true => needed.difference(&own).copied().collect(),
+        false => own.union(&needed).copied().collect(),
+    };
+    Ok(Chosen { jobs, named })
+}
+
+fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
+    let is_meant = |job: &Job| *job.group == *wanted || matches(wanted, &job.name);
+    let found: Vec<usize> = (0..plan.jobs.len()).filter(|job| is_meant(&plan.jobs[*job])).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *wanted) {
+        let (file, line) = plan.place(absent.at);
+        return Err(format!("job `{wanted}` ({file}:{line}) is not in this pipeline: {}", absent.why));
+    }
+    if !plan.created {
+        return Err(format!("there is no pipeline: {}", plan.not_created.as_deref().unwrap_or("no job is left")));
+    }
+    let names: Vec<&str> = plan.jobs.iter().take(20).map(|job| &*job.name).collect();
+    let more = if plan.jobs.len() > names.len() { ", …" } else { "" };
+    Err(format!("there is no job `{wanted}`; there are: {}{more}", names.join(", ")))
+}
+
+/// Everything that jobs need, and what that needs: `needs`, else whose artifacts they take, else all earlier stages.
+fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
+    let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
+    let mut found = HashSet::new();
+    let mut waiting: Vec<usize> = own.iter().copied().collect();
+    while let Some(at) = waiting.pop() {
+        let job = &plan.jobs[at];
+        let next: Vec<usize> = match (&job.needs, &job.dependencies) {
+            (Some(needs), _) => needs.iter().filter_map(|need| index.get(&*need.job).copied()).collect(),
+            (None, Some(names)) => names.iter().filter_map(|name| index.get(&**name).copied()).collect(),
+            (None, None) => {
+                let is_before = |other: &usize| plan.jobs[*other].stage_index < job.stage_index;
+                (0..plan.jobs.len()).filter(is_before).collect()
+            }
+        };
+        waiting.extend(next.into_iter().filter(|at| found.insert(*at)));
+    }
+    found
+}

@@ -1,0 +1,96 @@
+//! `--explain JOB`: why a job is in the pipeline or not, and where each of its values comes from.
+
+use std::fmt::Write;
+
+use crate::pipeline::JobRun;
+use crate::pipeline::plan::{Decision, Job, Level, Plan};
+use crate::pipeline::syntax::{Node, Origin};
+
+/// The explanation of a job. Errors: there is no such job.
+pub fn of(plan: &Plan, name: &str) -> Result<String, String> {
+    let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| *job.name == *name || *job.group == *name).collect();
+    if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *name && jobs.is_empty()) {
+        let text = format!("{name} ({}) is not in this pipeline: {}\n", place(plan, absent.at), absent.why);
+        return Ok(text);
+    }
+    if let (Some(why), true) = (&plan.not_created, jobs.is_empty()) {
+        return Ok(format!("there is no pipeline: {why}\n"));
+    }
+    match jobs.is_empty() {
+        true => Err(format!("there is no job `{name}`")),
+        false => Ok(jobs.iter().map(|job| one(plan, job)).collect::<Vec<_>>().join("\n")),
+    }
+}
+
+fn place(plan: &Plan, at: Origin) -> String {
+    let (file, line) = plan.place(at);
+    if line > 0 { format!("{file}:{line}") } else { file.to_owned() }
+}
+
+fn one(plan: &Plan, job: &Job) -> String {
+    let mut text = format!("{} ({}, stage {}, when: {})\n", job.name, place(plan, job.at), job.stage, job.when.word());
+    let why = match &job.decision {
+        Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", place(plan, *at)),
+        Decision::NoRules => "it has no rules, and the pipeline takes such jobs".to_owned(),
+        Decision::Only(why) | Decision::Left(why) => why.clone(),
+    };
+    let _ = writeln!(text, "  in the pipeline: {why}");
+    match &job.needs {
+        None => text.push_str("  starts when all jobs of earlier stages are over\n"),
+        Some(needs) if needs.is_empty() => text.push_str("  starts at once (needs: [])\n"),
+        Some(needs) => {
+            let names: Vec<&str> = needs.iter().map(|need| &*need.job).collect();
+            let _ = writeln!(text, "  starts when these are over: {}", names.join(", "));
+        }
+    }
+    text.push_str("  keywords:\n");
+    if let Some(entries) = job.definition.mapping() {
+        for (key, entry) in entries.iter().filter(|(_, entry)| !entry.node.is_null()) {
+            let from = if job.from_default.contains(key) { " (default)" } else { "" };
+            // A value that an anchor, a reference or another file brings stands elsewhere than its key.
+            let at = if entry.node.at.line > 0 { entry.node.at } else { entry.key_at };
+            let _ = writeln!(text, "    {key}: {}  # {}{from}", short(&entry.node), place(plan, at));
+        }
+    }
+    text.push_str("  variables of the configuration:\n");
+    for variable in &job.variables {
+        let level = level(variable.level);
+        let _ = writeln!(text, "    {}: {}  # {}, {level}", variable.key, variable.value, place(plan, variable.at));
+    }
+    text.push_str("  variables as the job sees them:\n");
+    for variable in plan.env(job, &JobRun::default()) {
+        let value = if variable.masked { "[MASKED]".to_owned() } else { first_line(&variable.value) };
+        let from = if variable.given { "  # given" } else { "" };
+        let _ = writeln!(text, "    {}={value}{from}", variable.key);
+    }
+    text
+}
+
+fn level(level: Level) -> &'static str {
+    match level {
+        Level::Default => "top level",
+        Level::Workflow => "rule of the workflow",
+        Level::Job => "job",
+        Level::Matrix => "matrix",
+        Level::Rule => "rule of the job",
+    }
+}
+
+fn first_line(text: &str) -> String {
+    match text.split_once('\n') {
+        Some((first, _)) => format!("{first} …"),
+        None => text.to_owned(),
+    }
+}
+
+fn short(node: &Node) -> String {
+    let text = match node.printed() {
+        Some(text) => text.to_string(),
+        None => node.to_json().to_string(),
+    };
+    let text = first_line(&text);
+    match text.chars().count() > 100 {
+        true => text.chars().take(99).chain(['…']).collect(),
+        false => text,
+    }
+}

@@ -1,0 +1,71 @@
+//! `--graph`: which jobs wait for which.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use super::options::Graph;
+use crate::pipeline::plan::{Job, Plan};
+
+/// The graph as text.
+pub fn draw(plan: &Plan, format: Graph) -> String {
+    let numbers: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
+    match format {
+        Graph::Dot => dot(plan, &numbers),
+        Graph::Mermaid => mermaid(plan, &numbers),
+    }
+}
+
+/// The jobs that a job waits for: its needs, or all of the last stage before it that has jobs.
+fn before<'a>(plan: &'a Plan, job: &'a Job) -> Vec<&'a str> {
+    if let Some(needs) = &job.needs {
+        return needs.iter().map(|need| &*need.job).collect();
+    }
+    let earlier = plan.jobs.iter().filter(|other| other.stage_index < job.stage_index);
+    let Some(last) = earlier.clone().map(|other| other.stage_index).max() else { return Vec::new() };
+    earlier.filter(|other| other.stage_index == last).map(|other| &*other.name).collect()
+}
+
+fn stages(plan: &Plan) -> impl Iterator<Item = (&str, Vec<(usize, &Job)>)> {
+    let of_stage =
+        |stage: usize| plan.jobs.iter().enumerate().filter(move |(_, job)| job.stage_index == stage).collect();
+    let stages = plan.stages.iter().enumerate().map(move |(index, name)| (&**name, of_stage(index)));
+    stages.filter(|(_, jobs): &(&str, Vec<_>)| !jobs.is_empty())
+}
+
+fn dot(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
+    let quote = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut text = String::from("digraph pipeline {\n  rankdir=LR;\n  node [shape=box];\n");
+    for (number, (stage, jobs)) in stages(plan).enumerate() {
+        let _ = writeln!(text, "  subgraph cluster_{number} {{\n    label={};", quote(stage));
+        for (index, job) in jobs {
+            let style = if job.when.word() == "manual" { ", style=dashed" } else { "" };
+            let _ = writeln!(text, "    j{index} [label={}{style}];", quote(&job.name));
+        }
+        text.push_str("  }\n");
+    }
+    for (index, job) in plan.jobs.iter().enumerate() {
+        for other in before(plan, job).iter().filter_map(|name| numbers.get(name)) {
+            let _ = writeln!(text, "  j{other} -> j{index};");
+        }
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn mermaid(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
+    let quote = |text: &str| format!("\"{}\"", text.replace('"', "#quot;"));
+    let mut text = String::from("flowchart LR\n");
+    for (number, (stage, jobs)) in stages(plan).enumerate() {
+        let _ = writeln!(text, "  subgraph s{number}[{}]", quote(stage));
+        for (index, job) in jobs {
+            let _ = writeln!(text, "    j{index}[{}]", quote(&job.name));
+        }
+        text.push_str("  end\n");
+    }
+    for (index, job) in plan.jobs.iter().enumerate() {
+        for other in before(plan, job).iter().filter_map(|name| numbers.get(name)) {
+            let _ = writeln!(text, "  j{other} --> j{index}");
+        }
+    }
+    text
+}

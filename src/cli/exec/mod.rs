@@ -1,0 +1,431 @@
+//! `mayfly exec`: the pipeline of this checkout, planned as GitLab would and run by the agent's own engine.
+
+mod choose;
+mod explain;
+mod graph;
+mod list;
+mod options;
+mod settings;
+mod summary;
+mod values;
+mod watch;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+pub use options::Options;
+
+use crate::config::Runner as Configured;
+use crate::executor::cgroup::Parents;
+use crate::executor::shell::Shell;
+use crate::instance::{Instance, Plain};
+use crate::local::attempt::Ground;
+use crate::local::checkout::{self, Checkout, Listed};
+use crate::local::color;
+use crate::local::containers::{Containers, Wishes};
+use crate::local::facts::{self, Answers};
+use crate::local::report;
+use crate::local::results::Ending;
+use crate::local::runner::{Event, Runner};
+use crate::local::screen::{Look, Screen};
+use crate::local::sources::{Fetcher, LocalSources};
+use crate::local::state::{self, Run};
+use crate::local::tree::{Source, Trees};
+use crate::local::wishes::{self, image_of};
+use crate::pipeline;
+use crate::pipeline::listing::{self, Listing};
+use crate::pipeline::plan::{Plan, Warning};
+use crate::pipeline::problem::Problem;
+use crate::pipeline::request::{Content, Facts, Request, Source as PipelineSource};
+use crate::token::Token;
+
+/// Exit status for a configuration or a command line that is refused.
+const REFUSED: u8 = 2;
+
+/// Runs jobs, or shows them.
+pub fn main(options: &Options) -> Result<ExitCode, String> {
+    let status = begin(options).unwrap_or_else(|why| {
+        eprintln!("mayfly: {why}");
+        REFUSED
+    });
+    Ok(ExitCode::from(status))
+}
+
+fn begin(options: &Options) -> Result<u8, String> {
+    let here = std::env::current_dir().map_err(|error| format!("the current directory: {error}"))?;
+    // Git is asked everything at once: each of its answers takes milliseconds.
+    let (checkout, asked) = thread::scope(|scope| {
+        let asked = scope.spawn(|| Asked::ask(&here));
+        (Checkout::find(&here), asked.join().unwrap_or_else(|_| Err("the thread that asks git died".to_owned())))
+    });
+    let (checkout, asked) = (checkout?, asked?);
+    let options = settings::complete(options, &checkout.root)?;
+    match options.watch {
+        true => watch::run(&options, &checkout),
+        false => once(&options, &checkout, asked),
+    }
+}
+
+/// What git says of a checkout.
+struct Asked {
+    answers: Answers,
+    listed: Vec<Listed>,
+}
+
+impl Asked {
+    fn ask(directory: &Path) -> Result<Self, String> {
+        let (answers, listed) = thread::scope(|scope| {
+            let listed = scope.spawn(|| checkout::list(directory, false));
+            let answers = Answers::ask(directory);
+            (answers, listed.join().unwrap_or_else(|_| Err("the thread that lists files died".to_owned())))
+        });
+        Ok(Self { answers: answers?, listed: listed? })
+    }
+}
+
+/// What is known before a pipeline is planned.
+struct Given {
+    answers: Answers,
+    listed: Vec<Listed>,
+    facts: Facts,
+}
+
+impl Given {
+    fn new(options: &Options, checkout: &Checkout, asked: Asked, pipeline_id: u64) -> Result<Self, String> {
+        let Asked { answers, listed } = asked;
+        let listed = if options.untracked { checkout.files(true)? } else { listed };
+        let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
+        Ok(Self { answers, listed, facts })
+    }
+}
+
+/// One run, or one look.
+fn once(options: &Options, checkout: &Checkout, asked: Asked) -> Result<u8, String> {
+    let directory = state::of_project(&checkout.root)?;
+    let only_shows = options.list
+        || options.preview
+        || options.graph.is_some()
+        || options.explain.is_some()
+        || options.complete_jobs;
+    let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
+    let given = Given::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
+    let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
+    let sources = sources(options, checkout, &given, &scratch)?;
+    let request = request(options, checkout, &given, &sources)?;
+    let plan = match pipeline::plan(&request) {
+        Ok(plan) => plan,
+        Err(problems) => return refuse(options, &problems),
+    };
+    if only_shows {
+        return show(options, &plan);
+    }
+    let Some(run) = run else { return Ok(REFUSED) };
+    if !plan.created && options.jobs.is_empty() {
+        say(&format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("no job is left")));
+        return Ok(0);
+    }
+    if options.shell_on_failure && !is_terminal() {
+        return Err("--shell-on-failure: a shell needs a terminal".to_owned());
+    }
+    let may_ask = is_terminal() && !options.quiet;
+    let chosen = choose::choose(&plan, options, may_ask)?;
+    let plan = keep(plan, &chosen.jobs);
+    tell_warnings(options, &plan, &sources, !chosen.named.is_empty());
+    let session = Session { options, checkout, given: &given, run: &run, sources: &sources };
+    session.run(plan, request, chosen.named, may_ask)
+}
+
+fn sources(options: &Options, checkout: &Checkout, given: &Given, scratch: &Path) -> Result<LocalSources, String> {
+    let project = facts::project_path(&given.facts);
+    let fetcher =
+        Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline };
+    let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
+    Ok(LocalSources::new(checkout, &given.facts.sha, &project, &given.listed, maps, fetcher, scratch))
+}
+
+fn request<'a>(
+    options: &Options,
+    checkout: &Checkout,
+    given: &Given,
+    sources: &'a LocalSources,
+) -> Result<Request<'a>, String> {
+    let merge_request = given.answers.merge_request(checkout, &values::wanted(options)?);
+    let usual = if merge_request.is_some() { "merge_request_event" } else { "push" };
+    Ok(Request {
+        content: Content::File(options.file.clone()),
+        source: PipelineSource { name: options.source.clone().unwrap_or_else(|| usual.to_owned()), merge_request },
+        facts: given.facts.clone(),
+        pipeline_variables: values::pipeline_variables(options)?,
+        project_variables: values::project_variables(options)?,
+        predefined: Vec::new(),
+        inputs: values::inputs(options)?,
+        lax: options.lax,
+        sources,
+    })
+}
+
+fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
+    if options.complete_jobs {
+        return Ok(REFUSED);
+    }
+    if options.json {
+        say(&format!("{:#}\n", listing::errors(problems)));
+    }
+    let mut text = String::new();
+    for problem in problems {
+        text.push_str(&format!("{problem}\n"));
+    }
+    eprint(&text);
+    Ok(REFUSED)
+}
+
+fn show(options: &Options, plan: &Plan) -> Result<u8, String> {
+    let text = match () {
+        () if options.complete_jobs => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
+        () if options.preview => pipeline::syntax::print(&plan.merged),
+        () if options.list && options.json => {
+            let listing = Listing { plan, run: &pipeline::JobRun::default() };
+            let text = serde_json::to_string_pretty(&listing).map_err(|error| error.to_string())?;
+            format!("{text}\n")
+        }
+        () => match (&options.explain, options.graph) {
+            (Some(name), _) => explain::of(plan, name)?,
+            (None, Some(format)) => graph::draw(plan, format),
+            (None, None) => list::table(plan),
+        },
+    };
+    say(&text);
+    Ok(0)
+}
+
+/// The chosen jobs of a plan.
+fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
+    let mut at = 0;
+    plan.jobs.retain(|_| {
+        at += 1;
+        jobs.contains(&(at - 1))
+    });
+    plan
+}
+
+/// What a local run does not do: once, and not about jobs that do not run.
+fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_about_jobs: bool) {
+    if options.quiet {
+        return;
+    }
+    let concerns = |warning: &&Warning| match &warning.job {
+        Some(name) => plan.jobs.iter().any(|job| job.name == *name || job.group == *name),
+        None => !is_about_jobs,
+    };
+    let mut text = String::new();
+    for warning in plan.warnings.iter().filter(concerns) {
+        let place = match (warning.file.is_empty(), warning.line) {
+            (true, _) => String::new(),
+            (false, 0) => format!("{}: ", warning.file),
+            (false, line) => format!("{}:{line}: ", warning.file),
+        };
+        text.push_str(&format!("{place}note: {}\n", warning.message));
+    }
+    for path in sources.untracked_reads() {
+        text.push_str(&format!(
+            "{path}: note: git does not track this file; GitLab will not see it until it is added\n"
+        ));
+    }
+    eprint(&text);
+}
+
+/// One run of a plan.
+struct Session<'a> {
+    options: &'a Options,
+    checkout: &'a Checkout,
+    given: &'a Given,
+    run: &'a Run,
+    sources: &'a LocalSources,
+}
+
+impl<'a> Session<'a> {
+    fn run(&self, plan: Plan, request: Request<'a>, named: HashSet<String>, may_ask: bool) -> Result<u8, String> {
+        let options = self.options;
+        let is_colored = color::wanted() && !options.no_color;
+        let screen = Arc::new(Screen::new(Look {
+            color: is_colored,
+            live: is_colored && !options.quiet,
+            verbose: options.verbose,
+            quiet: options.quiet,
+            timestamps: options.timestamps,
+            alone: plan.jobs.len() == 1 && plan.jobs[0].trigger.is_none(),
+        }));
+        let jobs = wishes::Options {
+            parallel: options.parallel.map_or_else(cores, usize::from),
+            shell: options.shell,
+            docker: options.docker,
+            default_image: options.default_image.clone(),
+            skip_delays: options.skip_delays,
+            manual: options.manual.clone(),
+            ask: may_ask,
+            artifacts: options.artifacts.clone(),
+            logs: options.report.as_deref().map(prepare_logs).transpose()?,
+            named,
+            keep: options.keep,
+            shell_on_failure: options.shell_on_failure,
+        };
+        let ground = Arc::new(self.ground(&plan, &jobs, &screen)?);
+        let (sender, events) = mpsc::channel();
+        hear_interrupts(sender.clone())?;
+        let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
+        let runner = Runner::new(Arc::clone(&ground), &jobs, self.sources, (sender, events), first_id);
+        let (ending, results) = runner.run(plan, request);
+        if let Some(containers) = &ground.containers {
+            containers.finish();
+        }
+        if let Some(path) = &options.report {
+            report::write_json(path, ending, &results)?;
+        }
+        if let Some(path) = &options.junit {
+            report::write_junit(path, &ground.project, &results)?;
+        }
+        summary::show(&screen, ending, &results);
+        Ok(ending.exit_status())
+    }
+
+    fn ground(&self, plan: &Plan, jobs: &wishes::Options, screen: &Arc<Screen>) -> Result<Ground, String> {
+        let mut runner = Configured::unnamed("", Token::new(""));
+        runner.name = "this machine".to_owned();
+        runner.output_limit = u64::MAX;
+        // People look at the log themselves, and want the order of both streams.
+        runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
+        let directory = &self.run.state;
+        let project = facts::project_path(&self.given.facts);
+        let name = project.rsplit('/').next().unwrap_or(&project).to_owned();
+        let containers = self.containers(plan, jobs, &runner, screen)?;
+        // Work on the files of a container sees only directories that are there.
+        let artifacts = self.run.directory.join("artifacts");
+        std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
+        let source = || Source::new(self.checkout, &self.given.listed, &self.given.answers);
+        let has_submodules = self.given.listed.iter().any(|file| file.is_submodule);
+        let with_submodules = has_submodules.then(|| {
+            let mut source = source();
+            source.add_submodules(&self.given.listed).map(|()| source)
+        });
+        Ok(Ground {
+            trees: Trees::new(directory.join("trees"), &name),
+            source: source(),
+            with_submodules: with_submodules.transpose()?,
+            scratch: self.run.directory.clone(),
+            artifacts,
+            caches: directory.join("cache"),
+            project: name,
+            runner: Arc::new(runner),
+            shell: Arc::new(Shell::new(None, None, 1, Parents::find())?),
+            containers,
+            identity: Plain.identity(),
+            screen: Arc::clone(screen),
+            keep: self.options.keep || self.options.shell_on_failure,
+            kept: directory.join("kept"),
+            objects: self.checkout.objects.clone(),
+        })
+    }
+
+    /// The engine, where a job asks for a container. Errors: a job that asks for one cannot have it; nothing has run.
+    fn containers(
+        &self,
+        plan: &Plan,
+        jobs: &wishes::Options,
+        runner: &Configured,
+        screen: &Screen,
+    ) -> Result<Option<Containers>, String> {
+        let of_job = |job| image_of(job, jobs);
+        let wanted: Vec<_> = plan.jobs.iter().filter_map(|job| Some((job, of_job(job)?))).collect();
+        let place = |job: &pipeline::plan::Job| {
+            let (file, line) = plan.place(job.at);
+            format!("{file}:{line}: job `{}`", job.name)
+        };
+        if let Some(job) = plan.jobs.iter().find(|job| jobs.docker && job.trigger.is_none() && of_job(job).is_none()) {
+            return Err(format!("{}: it has no image; name one with --default-image IMAGE", place(job)));
+        }
+        if jobs.shell {
+            let asking: Vec<&str> = plan.jobs.iter().filter(|job| job.image.is_some()).map(|job| &*job.name).collect();
+            if !asking.is_empty() {
+                let names = asking.join(", ");
+                eprint(&format!(
+                    "mayfly: warning: --shell: no container for {names}; their scripts run on this machine as your user\n"
+                ));
+            }
+        }
+        let Some((first, _)) = wanted.first() else { return Ok(None) };
+        let wishes = Wishes { objects: self.checkout.objects.clone(), run: self.run.directory.clone() };
+        let containers = Containers::connect(runner, &wishes).map_err(|why| {
+            format!(
+                "{}: `image` asks for a container, and there is no engine: {why}; nothing was run. Start Docker, or add \
+                 --shell to run the scripts on this machine itself",
+                place(first)
+            )
+        })?;
+        self.run.note_engine(containers.address())?;
+        let mut had = HashSet::new();
+        for (job, image) in wanted {
+            let expand = |text: &str| plan.expand(job, text);
+            let key = format!("{}{image}", expand(image["name"].as_str().unwrap_or_default()));
+            if had.insert(key) {
+                containers
+                    .obtain(&image, screen, &expand)
+                    .map_err(|error| format!("{}: {error}; nothing was run", place(job)))?;
+            }
+        }
+        Ok(Some(containers))
+    }
+}
+
+/// An empty directory for the output of jobs. Errors: it cannot be made.
+fn prepare_logs(report: &Path) -> Result<std::path::PathBuf, String> {
+    let directory = report::logs_beside(report);
+    let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory).map_err(failed)?;
+    }
+    std::fs::create_dir_all(&directory).map_err(failed)?;
+    Ok(directory)
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Somebody sits before it and can answer.
+fn is_terminal() -> bool {
+    use std::io::IsTerminal;
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// Writes to standard output; nobody may be reading, which changes nothing.
+fn say(text: &str) {
+    let mut output = std::io::stdout().lock();
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+}
+
+/// The same for standard error.
+fn eprint(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Turns signals into events.
+fn hear_interrupts(sender: mpsc::Sender<Event>) -> Result<(), String> {
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ])
+    .map_err(|error| format!("signals cannot be handled: {error}"))?;
+    thread::spawn(move || signals.forever().try_for_each(|_| sender.send(Event::Interrupt)));
+    Ok(())
+}
+
+/// A run that was interrupted is not run again.
+fn is_interrupted(status: u8) -> bool {
+    status == Ending::Interrupted.exit_status()
+}

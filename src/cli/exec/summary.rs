@@ -1,0 +1,68 @@
+//! The end of a run: a table of the jobs, and for each failure its last lines and the command that failed.
+
+use std::fmt::Write;
+
+use crate::local::results::{Ending, JobResult, Status, in_words};
+use crate::local::screen::{self, Screen};
+
+/// Shows how a run came out.
+pub fn show(screen: &Screen, ending: Ending, jobs: &[JobResult]) {
+    let mut text = String::new();
+    if !screen.look().alone {
+        text.push_str(&table(screen, jobs));
+    }
+    for job in jobs.iter().filter(|job| job.status == Status::Failed) {
+        text.push_str(&failure(screen, job));
+    }
+    for job in jobs.iter().filter(|job| job.kept.is_some()) {
+        let kept = job.kept.as_deref().unwrap_or(std::path::Path::new(""));
+        let _ = writeln!(text, "the work tree of {} is kept in {}", job.name, kept.display());
+    }
+    match ending {
+        Ending::Blocked => {
+            let waiting: Vec<&str> =
+                jobs.iter().filter(|job| job.status == Status::Manual).map(|job| job.name.as_str()).collect();
+            let _ = writeln!(text, "blocked: start the manual job with --manual '{}'", waiting.join("' --manual '"));
+        }
+        Ending::Interrupted => text.push_str("interrupted\n"),
+        Ending::Success | Ending::Failed => {}
+    }
+    if !text.is_empty() {
+        screen.say(text.trim_end_matches('\n'));
+    }
+}
+
+fn table(screen: &Screen, jobs: &[JobResult]) -> String {
+    let has_coverage = jobs.iter().any(|job| job.coverage.is_some());
+    let row = |job: &JobResult| {
+        let status = match job.attempts {
+            0 | 1 => job.status.word().to_owned(),
+            attempts => format!("{} ({attempts} attempts)", job.status.word()),
+        };
+        let coverage = job.coverage.as_ref().map(|number| format!("{number}%")).unwrap_or_default();
+        let duration = job.duration.filter(|_| job.attempts > 0).map(in_words).unwrap_or_default();
+        [job.name.clone(), status, duration, if has_coverage { coverage } else { String::new() }]
+    };
+    let rows: Vec<[String; 4]> = jobs.iter().map(row).collect();
+    let mut text = String::from("\n");
+    for (line, job) in screen::columns(&rows).lines().zip(jobs) {
+        // Coloured after the columns are as wide as they are.
+        let word = job.status.word();
+        let _ =
+            writeln!(text, "{}", line.replacen(&format!("  {word}"), &format!("  {}", screen.status(job.status)), 1));
+    }
+    text
+}
+
+fn failure(screen: &Screen, job: &JobResult) -> String {
+    let why = job.message.clone().unwrap_or_else(|| "failed".to_owned());
+    let mut text = format!("\n{}\n", screen.strong(&format!("{}: {why}", job.name)));
+    if let Some(command) = &job.command {
+        let _ = writeln!(text, "  failed command: {command}");
+    }
+    // One job: its lines stand right above.
+    if !screen.look().alone || screen.look().quiet {
+        job.tail.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+    }
+    text
+}

@@ -1,0 +1,226 @@
+//! Variables, inputs and maps as the command line has them.
+
+use std::path::{Path, PathBuf};
+
+use super::options::Options;
+use crate::local::facts::Wanted;
+use crate::local::sources::{MappedComponent, MappedProject, Maps};
+use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
+use crate::pipeline::syntax;
+
+/// `KEY=VALUE`. Errors: it is not.
+fn pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
+    text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
+}
+
+/// `--var`
+pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
+    let variable = |text: &String| {
+        let (key, value) = pair("--var", text, "KEY=VALUE")?;
+        Ok(GivenVariable { key: key.to_owned(), value: value.to_owned(), ..GivenVariable::default() })
+    };
+    options.var.iter().map(variable).collect()
+}
+
+/// `--secret` and `--vars-file`; the last file counts most, and secrets before all files.
+pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
+    let mut variables = Vec::new();
+    for key in &options.secret {
+        let value = std::env::var(key).map_err(|_| format!("--secret {key}: the environment has no variable {key}"))?;
+        variables.push(GivenVariable { key: key.clone(), value, masked: true, raw: true, ..GivenVariable::default() });
+    }
+    for file in options.vars_file.iter().rev() {
+        let why = |why: String| format!("--vars-file {}: {why}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| why(error.to_string()))?;
+        variables.extend(of_file(file, &text).map_err(why)?);
+    }
+    Ok(variables)
+}
+
+fn of_file(file: &Path, text: &str) -> Result<Vec<GivenVariable>, String> {
+    let is_yaml = file.extension().is_some_and(|ending| ["yml", "yaml", "json"].iter().any(|known| ending == *known));
+    match is_yaml {
+        true => of_yaml(text),
+        false => of_dotenv(text),
+    }
+}
+
+fn of_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
+    let document = syntax::parse(text, 0, &|line| line, &mut syntax::Budget::default());
+    let root = document.map_err(|error| format!("line {}: {}", error.line, error.message))?.root.to_json();
+    let entries = root.as_object().ok_or("not a mapping of variables")?;
+    let printed = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => Ok(text.clone()),
+        serde_json::Value::Null => Ok(String::new()),
+        serde_json::Value::Bool(_) | serde_json::Value::Number(_) => Ok(value.to_string()),
+        _ => Err("write text, or a mapping with `value`".to_owned()),
+    };
+    let mut variables = Vec::new();
+    for (key, value) in entries {
+        let of_key = |why: String| format!("`{key}`: {why}");
+        let mut variable = GivenVariable { key: key.clone(), ..GivenVariable::default() };
+        match value.as_object() {
+            None => variable.value = printed(value).map_err(of_key)?,
+            Some(entries) => {
+                for (name, value) in entries {
+                    match name.as_str() {
+                        "value" => variable.value = printed(value).map_err(of_key)?,
+                        "type" => match value.as_str() {
+                            Some("file") => variable.file = true,
+                            Some("variable" | "env_var") => {}
+                            _ => return Err(of_key("`type` is `file` or `variable`".to_owned())),
+                        },
+                        "masked" => {
+                            variable.masked =
+                                value.as_bool().ok_or_else(|| of_key("`masked` is true or false".to_owned()))?
+                        }
+                        "raw" => {
+                            variable.raw = value.as_bool().ok_or_else(|| of_key("`raw` is true or false".to_owned()))?
+                        }
+                        "environment_scope" => variable.environment_scope = printed(value).map_err(of_key)?,
+                        other => {
+                            return Err(of_key(format!(
+                                "there is no `{other}`: write value, type, masked, raw, environment_scope"
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+        variables.push(variable);
+    }
+    Ok(variables)
+}
+
+/// `KEY=VALUE` lines with comments; quotes around a whole value are not part of it.
+fn of_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
+    let mut variables: Vec<GivenVariable> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (key, value) = line
+            .strip_prefix("export ")
+            .unwrap_or(line)
+            .split_once('=')
+            .ok_or_else(|| format!("line {}: write KEY=VALUE", number + 1))?;
+        let value = value.trim();
+        let inside = |quote: char| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+        let value = inside('"').or_else(|| inside('\'')).unwrap_or(value).to_owned();
+        variables.retain(|known| known.key != key.trim());
+        variables.push(GivenVariable { key: key.trim().to_owned(), value, ..GivenVariable::default() });
+    }
+    Ok(variables)
+}
+
+/// `--input`
+pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
+    let input = |text: &String| {
+        let (key, value) = pair("--input", text, "KEY=VALUE")?;
+        Ok(GivenInput { key: key.to_owned(), value: InputValue::Text(value.to_owned()) })
+    };
+    options.input.iter().map(input).collect()
+}
+
+/// `--branch`, `--tag`, `--mr`, `--before`
+pub fn wanted(options: &Options) -> Result<Wanted, String> {
+    let merge_request = options.mr.as_deref().map(|text| {
+        let wrong = || format!("--mr {text}: write SOURCE:TARGET or SOURCE:TARGET:IID");
+        let parts: Vec<&str> = text.split(':').collect();
+        match parts[..] {
+            [source, target] if !source.is_empty() && !target.is_empty() => {
+                Ok((source.to_owned(), target.to_owned(), 1))
+            }
+            [source, target, iid] if !source.is_empty() && !target.is_empty() => {
+                Ok((source.to_owned(), target.to_owned(), iid.parse().map_err(|_| wrong())?))
+            }
+            _ => Err(wrong()),
+        }
+    });
+    Ok(Wanted {
+        branch: options.branch.clone(),
+        tag: options.tag.clone(),
+        merge_request: merge_request.transpose()?,
+        before: options.before.clone(),
+    })
+}
+
+/// `--map-project`, `--map-remote`, `--map-component`, `--map-template`
+pub fn maps(options: &Options) -> Result<Maps, String> {
+    let mut maps = Maps { templates: options.map_template.clone(), ..Maps::default() };
+    for text in &options.map_project {
+        let (project, directory) = pair("--map-project", text, "PATH[@REF]=DIR")?;
+        let (project, reference) = match project.split_once('@') {
+            Some((project, reference)) => (project, Some(reference.to_owned())),
+            None => (project, None),
+        };
+        maps.projects.push(MappedProject { project: project.to_owned(), reference, directory: directory.into() });
+    }
+    for text in &options.map_remote {
+        // A URL may have `=` in it, a path rarely.
+        let form = || format!("--map-remote {text}: write URL=FILE");
+        let (url, file) = text.rsplit_once('=').filter(|(url, _)| !url.is_empty()).ok_or_else(form)?;
+        maps.remotes.insert(url.to_owned(), PathBuf::from(file));
+    }
+    for text in &options.map_component {
+        maps.components.push(component(text)?);
+    }
+    Ok(maps)
+}
+
+fn component(text: &str) -> Result<MappedComponent, String> {
+    let form = "PROJECT=DIR[,version=V][,sha=S][,ref=R]…";
+    let (project, rest) = pair("--map-component", text, form)?;
+    let mut parts = rest.split(',');
+    let mut mapped = MappedComponent {
+        project: project.to_owned(),
+        directory: parts.next().unwrap_or_default().into(),
+        version: None,
+        sha: None,
+        references: Vec::new(),
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("version", version)) => mapped.version = Some(version.to_owned()),
+            Some(("sha", sha)) => mapped.sha = Some(sha.to_owned()),
+            Some(("ref", reference)) => mapped.references.push(reference.to_owned()),
+            _ => {
+                return Err(format!(
+                    "--map-component {text}: `{part}` is neither version=, sha= nor ref=; write {form}"
+                ));
+            }
+        }
+    }
+    Ok(mapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_map_has_its_parts() {
+        let mapped = component("g/c=/dir,version=1.2.3,sha=abc,ref=1,ref=~latest").expect("a map");
+        assert_eq!(mapped.references, ["1", "~latest"]);
+        assert_eq!((mapped.version.as_deref(), mapped.directory.as_path()), (Some("1.2.3"), Path::new("/dir")));
+        assert!(component("g/c=/dir,nonsense").is_err());
+    }
+
+    #[test]
+    fn dotenv_files_have_comments_and_quotes() {
+        let variables = of_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("variables");
+        let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
+        assert_eq!(pairs, [("B", "2"), ("A", "3")]);
+        assert!(of_dotenv("junk").expect_err("refused").contains("line 1"));
+    }
+
+    #[test]
+    fn yaml_files_have_types_and_scopes() {
+        let text = "A: 1\nB: {value: x, type: file, masked: true, environment_scope: 'review/*'}\n";
+        let variables = of_yaml(text).expect("variables");
+        assert_eq!(variables[0].value, "1");
+        assert!(variables[1].file && variables[1].masked && variables[1].environment_scope == "review/*");
+        assert!(of_yaml("A: {valeu: x}").is_err() && of_yaml("- a").is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! `--watch`: runs again when tracked files change.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::options::Options;
+use super::{Asked, is_interrupted, once};
+use crate::local::checkout::Checkout;
+use crate::local::results::Ending;
+
+/// Editors write a file in several steps; a run begins once nothing has changed for this long (milliseconds).
+const QUIET: u16 = 200;
+
+/// Runs until the user ends it. Errors: the file system cannot be watched.
+pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
+    let interrupts = interrupts().map_err(|error| format!("signals cannot be handled: {error}"))?;
+    loop {
+        let watched = Watched::begin(checkout).map_err(|error| {
+            format!("{}: changes cannot be watched: {error}; see fs.inotify.max_user_watches", checkout.root.display())
+        })?;
+        let status = Asked::ask(&checkout.root).and_then(|asked| once(options, checkout, asked));
+        let status = status.unwrap_or_else(|why| {
+            eprintln!("mayfly: {why}");
+            super::REFUSED
+        });
+        if is_interrupted(status) {
+            return Ok(status);
+        }
+        super::say("waiting for changes; end with Ctrl-C\n");
+        match watched.wait(&interrupts) {
+            Ok(Woken::Changed) => {}
+            Ok(Woken::Interrupted) => return Ok(Ending::Interrupted.exit_status()),
+            Err(error) => return Err(format!("changes cannot be watched: {error}")),
+        }
+    }
+}
+
+/// Can be read once a signal asks the program to end.
+fn interrupts() -> io::Result<UnixStream> {
+    let (interrupts, sender) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+    }
+    Ok(interrupts)
+}
+
+/// What ends a wait.
+enum Woken {
+    Changed,
+    Interrupted,
+}
+
+/// The directories of tracked files.
+struct Watched {
+    inotify: Inotify,
+}
+
+impl Watched {
+    fn begin(checkout: &Checkout) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let files = checkout.files(false).map_err(io::Error::other)?;
+        let directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.path.parent()).collect();
+        let wanted = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB;
+        for directory in directories {
+            match inotify.add_watch(&checkout.root.join(directory), wanted) {
+                Ok(_) | Err(nix::errno::Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self { inotify })
+    }
+
+    /// Waits for a change and for the end of changes, or for an interrupt.
+    fn wait(&self, interrupts: &UnixStream) -> io::Result<Woken> {
+        let mut timeout = PollTimeout::NONE;
+        loop {
+            let fds = [self.inotify.as_fd(), interrupts.as_fd()];
+            let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut polled, timeout) {
+                Ok(0) => return Ok(Woken::Changed),
+                Ok(_) if polled[1].any() == Some(true) => return Ok(Woken::Interrupted),
+                Ok(_) => {
+                    let _ = self.inotify.read_events();
+                    timeout = PollTimeout::from(QUIET);
+                }
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

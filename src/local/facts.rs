@@ -1,0 +1,224 @@
+//! What git says of the commit and its repository, in as few calls as possible.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+
+use super::checkout::{Checkout, git, output};
+use crate::pipeline::request::{Facts, MergeRequest};
+
+/// Which pipeline the user asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// `--branch`
+    pub branch: Option<String>,
+    /// `--tag`
+    pub tag: Option<String>,
+    /// `--mr SOURCE:TARGET[:IID]`
+    pub merge_request: Option<(String, String, u64)>,
+    /// `--before`
+    pub before: Option<String>,
+}
+
+/// The answers of git.
+pub struct Answers {
+    log: String,
+    /// Commits by reference.
+    references: BTreeMap<String, String>,
+    /// The branch that is checked out.
+    head: Option<String>,
+    /// What `origin/HEAD` points at.
+    origin_head: Option<String>,
+    settings: BTreeMap<String, String>,
+    /// The references in the form of a `packed-refs` file.
+    pub packed: Vec<u8>,
+}
+
+impl Answers {
+    /// Asks git about the checkout that holds `directory`. Errors: there is no commit, or what git says.
+    pub fn ask(directory: &Path) -> Result<Self, String> {
+        let run = |arguments: &[&str]| {
+            let mut command = git(directory);
+            command.args(arguments);
+            output(command)
+        };
+        let (log, references, settings) = thread::scope(|scope| {
+            let log = scope.spawn(|| {
+                run(&["-c", "log.showSignature=false", "log", "-1", "--format=%H%x00%an <%ae>%x00%cI%x00%B"])
+            });
+            let format = "--format=%(HEAD)%00%(objectname)%00%(refname)%00%(symref)";
+            let references =
+                scope.spawn(move || run(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"]));
+            // Nothing set is no error.
+            let keys = "^(remote\\.origin\\.url|extensions\\.objectformat|user\\.name|user\\.email)$";
+            let settings = run(&["config", "--get-regexp", keys]).unwrap_or_default();
+            let died = |_| Err("a thread that asks git died".to_owned());
+            (log.join().unwrap_or_else(died), references.join().unwrap_or_else(died), settings)
+        });
+        let log = log.map_err(|why| match why.contains("does not have any commits") {
+            true => "the repository has no commit yet; make one first".to_owned(),
+            false => why,
+        })?;
+        let mut answers = Self {
+            log: String::from_utf8_lossy(&log).into_owned(),
+            references: BTreeMap::new(),
+            head: None,
+            origin_head: None,
+            settings: BTreeMap::new(),
+            packed: Vec::new(),
+        };
+        for line in String::from_utf8_lossy(&settings).lines() {
+            if let Some((key, value)) = line.split_once(' ') {
+                // The last one counts, but git fetches from the first URL.
+                if key != "remote.origin.url" || !answers.settings.contains_key(key) {
+                    answers.settings.insert(key.to_owned(), value.to_owned());
+                }
+            }
+        }
+        for line in String::from_utf8_lossy(&references?).lines() {
+            answers.add_reference(line);
+        }
+        Ok(answers)
+    }
+
+    fn add_reference(&mut self, line: &str) {
+        let mut fields = line.split('\0');
+        let mut next = || fields.next().unwrap_or_default();
+        let (head, commit, name, target) = (next(), next(), next(), next());
+        if head == "*" {
+            self.head = name.strip_prefix("refs/heads/").map(str::to_owned);
+        }
+        if name == "refs/remotes/origin/HEAD" {
+            self.origin_head = target.strip_prefix("refs/remotes/origin/").map(str::to_owned);
+        }
+        // A reference to a reference has no place in that file.
+        if target.is_empty() {
+            self.packed.extend_from_slice(format!("{commit} {name}\n").as_bytes());
+        }
+        self.references.insert(name.to_owned(), commit.to_owned());
+    }
+
+    /// A value of git's configuration.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
+    /// The commit that is checked out.
+    pub fn commit(&self) -> &str {
+        self.log.split('\0').next().unwrap_or_default()
+    }
+
+    /// The facts for a pipeline. Errors: a branch, tag or commit that does not exist.
+    pub fn facts(&self, checkout: &Checkout, wanted: &Wanted, pipeline_id: u64) -> Result<Facts, String> {
+        let mut fields = self.log.splitn(4, '\0');
+        let mut next = || fields.next().unwrap_or_default().to_owned();
+        let (sha, author, timestamp, message) = (next(), next(), next(), next());
+        let branch = match (&wanted.merge_request, &wanted.branch, &wanted.tag) {
+            (Some((source, ..)), ..) => Some(source.clone()),
+            (None, Some(branch), _) => Some(branch.clone()),
+            (None, None, Some(_)) => None,
+            (None, None, None) => self.head.clone().or_else(|| self.branch_with(&sha)),
+        };
+        let default_branch = self.default_branch();
+        let before = match &wanted.before {
+            Some(before) => Some(resolve(checkout, before)?),
+            None => branch.as_ref().and_then(|branch| self.pushed(branch, &sha)),
+        };
+        let tag_message = match wanted.tag.as_deref() {
+            Some(tag) if self.references.contains_key(&format!("refs/tags/{tag}")) => tag_message(checkout, tag),
+            _ => String::new(),
+        };
+        Ok(Facts {
+            protected: branch.as_ref() == Some(&default_branch),
+            sha,
+            message: message.trim_end_matches('\n').to_owned(),
+            author,
+            timestamp,
+            branch,
+            tag: wanted.tag.clone(),
+            tag_message,
+            default_branch,
+            before,
+            remote: self.setting("remote.origin.url").map(str::to_owned),
+            directory: checkout.root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            user_name: self.setting("user.name").unwrap_or_default().to_owned(),
+            user_email: self.setting("user.email").unwrap_or_default().to_owned(),
+            pipeline_id,
+            created_at: jiff::Timestamp::from_second(jiff::Timestamp::now().as_second())
+                .unwrap_or_default()
+                .to_string(),
+        })
+    }
+
+    /// What origin calls it, else `main` or `master`, else the branch at hand.
+    fn default_branch(&self) -> String {
+        let exists = |name: &&str| self.references.contains_key(&format!("refs/heads/{name}"));
+        self.origin_head
+            .clone()
+            .or_else(|| ["main", "master"].into_iter().find(exists).map(str::to_owned))
+            .or_else(|| self.head.clone())
+            .unwrap_or_else(|| "main".to_owned())
+    }
+
+    /// A branch at this commit, for a checkout without a branch.
+    fn branch_with(&self, sha: &str) -> Option<String> {
+        let at = |prefix: &str| {
+            let mut found = self.references.iter().filter(|(_, commit)| *commit == sha);
+            found.find_map(|(name, _)| name.strip_prefix(prefix).filter(|name| *name != "HEAD").map(str::to_owned))
+        };
+        at("refs/heads/").or_else(|| at("refs/remotes/origin/"))
+    }
+
+    /// The commit of the branch on the server, as far as it is known here, unless there is nothing to push.
+    fn pushed(&self, branch: &str, sha: &str) -> Option<String> {
+        self.references.get(&format!("refs/remotes/origin/{branch}")).filter(|commit| *commit != sha).cloned()
+    }
+
+    /// The merge request that is asked for.
+    pub fn merge_request(&self, checkout: &Checkout, wanted: &Wanted) -> Option<MergeRequest> {
+        let (source, target, iid) = wanted.merge_request.clone()?;
+        let find = |prefix: &str| self.references.get(&format!("{prefix}{target}")).cloned();
+        let target_sha = find("refs/remotes/origin/").or_else(|| find("refs/heads/")).unwrap_or_default();
+        let mut command = git(&checkout.root);
+        command.args(["merge-base", "HEAD", &target_sha]);
+        let base = if target_sha.is_empty() { Vec::new() } else { output(command).unwrap_or_default() };
+        let title = self.log.splitn(4, '\0').nth(3).and_then(|message| message.lines().next()).unwrap_or_default();
+        Some(MergeRequest {
+            iid,
+            source,
+            target,
+            target_sha,
+            diff_base_sha: String::from_utf8_lossy(&base).trim().to_owned(),
+            title: title.to_owned(),
+            labels: Vec::new(),
+        })
+    }
+}
+
+/// The commit that a name stands for. Errors: there is none.
+pub fn resolve(checkout: &Checkout, name: &str) -> Result<String, String> {
+    let mut command = git(&checkout.root);
+    command.args(["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{name}^{{commit}}")]);
+    let found = output(command).map_err(|_| format!("`{name}` is no commit of this repository"))?;
+    Ok(String::from_utf8_lossy(&found).trim().to_owned())
+}
+
+fn tag_message(checkout: &Checkout, tag: &str) -> String {
+    let mut command = git(&checkout.root);
+    command.args(["for-each-ref", "--format=%(objecttype)%00%(contents)", &format!("refs/tags/{tag}")]);
+    let answer = String::from_utf8_lossy(&output(command).unwrap_or_default()).into_owned();
+    let message = answer.split_once('\0').filter(|(kind, _)| *kind == "tag").map(|(_, message)| message);
+    message.unwrap_or_default().trim_end().to_owned()
+}
+
+/// The path of the project on its server, or the name of its directory.
+pub fn project_path(facts: &Facts) -> String {
+    let url = facts.remote.as_deref().unwrap_or_default();
+    let path = match url.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').map(|(_, path)| path),
+        None => url.split_once(':').map(|(_, path)| path),
+    };
+    let path = path.unwrap_or_default().trim_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    if path.is_empty() { facts.directory.clone() } else { path.to_owned() }
+}

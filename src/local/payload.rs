@@ -1,0 +1,191 @@
+//! A planned job in the form in which a server hands it to an agent.
+
+use serde_json::{Map, Value, json};
+
+use crate::pipeline::plan::{EnvVariable, Job};
+
+/// Seconds that a job may take when it does not say: GitLab's default for a project.
+const TIMEOUT: u64 = 3600;
+
+/// What a payload is made of beside the job.
+pub struct Facts<'a> {
+    /// `CI_JOB_ID`
+    pub id: i64,
+    /// The variables of the job.
+    pub variables: &'a [EnvVariable],
+    /// Jobs whose artifacts it gets: number and name.
+    pub dependencies: &'a [(i64, String)],
+    /// The image, unless the job runs in the shell.
+    pub image: Option<Value>,
+    /// The directory of the project.
+    pub project: &'a str,
+    /// Git works on the repository of a tree whose files belong to another user than the container's.
+    pub is_in_container: bool,
+}
+
+/// The payload.
+pub fn of(job: &Job, facts: &Facts<'_>) -> Value {
+    let text = |key: &str| {
+        let found = facts.variables.iter().rev().find(|variable| &*variable.key == key);
+        found.map(|variable| variable.value.clone()).unwrap_or_default()
+    };
+    let before = job.before_script.iter().flatten();
+    let script: Vec<&str> = before.chain(job.script.iter().flatten()).map(|line| &**line).collect();
+    let after: Vec<&str> = job.after_script.iter().flatten().map(|line| &**line).collect();
+    let hook: Vec<&str> = job.pre_get_sources_script.iter().flatten().map(|line| &**line).collect();
+    let dependencies: Vec<Value> = facts
+        .dependencies
+        .iter()
+        .map(|(id, name)| json!({"id": id, "name": name, "token": "local", "artifacts_file": {"filename": "artifacts.zip"}}))
+        .collect();
+    json!({
+        "id": facts.id,
+        "token": "local",
+        "job_info": {"name": &*job.name, "stage": &*job.stage, "project_id": 1, "project_name": facts.project},
+        "git_info": {"ref": text("CI_COMMIT_REF_NAME"), "sha": text("CI_COMMIT_SHA")},
+        "runner_info": {"timeout": job.timeout.map_or(TIMEOUT, |timeout| timeout.as_secs().max(1))},
+        "variables": variables(facts),
+        "steps": [{"name": "script", "script": script}, {"name": "after_script", "script": after}],
+        "hooks": [{"name": "pre_get_sources_script", "script": hook}],
+        "image": facts.image,
+        "services": if facts.is_in_container { services(job) } else { Value::Null },
+        "artifacts": artifacts(job),
+        "cache": caches(job),
+        "dependencies": dependencies,
+        "run": job.run.then_some("steps"),
+        "features": {
+            "trace_sections": true,
+            "failure_reasons": [
+                "runner_interrupted", "job_canceled", "image_pull_failure", "runner_configuration_error",
+                "runner_external_dependency_failure", "unknown_failure",
+            ],
+        },
+    })
+}
+
+fn variables(facts: &Facts<'_>) -> Vec<Value> {
+    let given = facts.variables.iter().map(|variable| {
+        json!({
+            "key": &*variable.key, "value": variable.value, "public": !variable.masked && !variable.given,
+            "raw": variable.raw, "file": variable.file, "masked": variable.masked,
+        })
+    });
+    let own = |key: &str, value: &str| json!({"key": key, "value": value, "public": true, "raw": true});
+    // The sources are there already, whatever the file says.
+    let mut variables: Vec<Value> = given.chain([own("GIT_STRATEGY", "none"), own("MAYFLY_EXEC", "true")]).collect();
+    if facts.is_in_container {
+        variables.extend([
+            own("GIT_CONFIG_COUNT", "1"),
+            own("GIT_CONFIG_KEY_0", "safe.directory"),
+            own("GIT_CONFIG_VALUE_0", "*"),
+        ]);
+    }
+    variables
+}
+
+/// An image or a service as a mapping of the file has it.
+pub fn image(node: &Value) -> Value {
+    let mut image = match node {
+        Value::String(name) => Map::from_iter([("name".to_owned(), json!(name))]),
+        Value::Object(entries) => entries.clone(),
+        _ => Map::new(),
+    };
+    for list in ["entrypoint", "command", "pull_policy"] {
+        if let Some(text @ Value::String(_)) = image.get(list).cloned() {
+            image.insert(list.to_owned(), json!([text]));
+        }
+    }
+    if let Some(docker) = image.remove("docker") {
+        image.insert("executor_opts".to_owned(), json!({"docker": docker}));
+    }
+    image.remove("kubernetes");
+    if let Some(Value::Object(variables)) = image.remove("variables") {
+        let list =
+            variables.into_iter().map(|(key, value)| json!({"key": key, "value": printed(&value), "public": true}));
+        image.insert("variables".to_owned(), list.collect());
+    }
+    Value::Object(image)
+}
+
+fn printed(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Object(entries) => entries.get("value").map(printed).unwrap_or_default(),
+        other => other.to_string(),
+    }
+}
+
+fn services(job: &Job) -> Value {
+    let services = job.services.as_ref().map(|services| services.to_json()).unwrap_or_default();
+    services.as_array().into_iter().flatten().map(image).collect()
+}
+
+fn texts(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(Value::Array(items)) => items.iter().flat_map(|item| texts(Some(item))).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The archive, and each report by its type.
+fn artifacts(job: &Job) -> Vec<Value> {
+    let Some(artifacts) = job.artifacts.as_ref().map(|artifacts| artifacts.to_json()) else { return Vec::new() };
+    let archive = json!({
+        "name": artifacts.get("name").map(printed),
+        "untracked": artifacts.get("untracked"),
+        "paths": texts(artifacts.get("paths")),
+        "exclude": texts(artifacts.get("exclude")),
+        "when": artifacts.get("when"),
+        "artifact_type": "archive",
+        "artifact_format": "zip",
+    });
+    let has_files =
+        archive["untracked"] == json!(true) || archive["paths"].as_array().is_some_and(|paths| !paths.is_empty());
+    let mut all: Vec<Value> = has_files.then_some(archive).into_iter().collect();
+    for (kind, paths) in artifacts.get("reports").and_then(Value::as_object).into_iter().flatten() {
+        let paths = texts(paths.get("path").or(Some(paths)));
+        // Its lines are read by the runner itself.
+        let format = if kind == "dotenv" { "gzip" } else { "zip" };
+        all.push(json!({"paths": paths, "when": "always", "artifact_type": kind, "artifact_format": format}));
+    }
+    all
+}
+
+fn caches(job: &Job) -> Vec<Value> {
+    let caches = job.cache.as_ref().map(|cache| cache.to_json()).unwrap_or_default();
+    let entries = caches.as_array().into_iter().flatten().enumerate();
+    entries
+        .map(|(index, cache)| {
+            json!({
+                "key": job.cache_keys.get(index).map_or("default", String::as_str),
+                "untracked": cache.get("untracked"),
+                "paths": texts(cache.get("paths")),
+                "policy": cache.get("policy"),
+                "when": cache.get("when"),
+                "fallback_keys": texts(cache.get("fallback_keys")),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_what_the_runner_protocol_calls_one() {
+        assert_eq!(image(&json!("alpine")), json!({"name": "alpine"}));
+        let full = json!({
+            "name": "db", "alias": "a b", "entrypoint": "x", "pull_policy": ["never"], "kubernetes": {"user": "1"},
+            "docker": {"user": "1000"}, "variables": {"A": 1, "B": {"value": "b"}},
+        });
+        let expected = json!({
+            "name": "db", "alias": "a b", "entrypoint": ["x"], "pull_policy": ["never"],
+            "executor_opts": {"docker": {"user": "1000"}},
+            "variables": [{"key": "A", "value": "1", "public": true}, {"key": "B", "value": "b", "public": true}],
+        });
+        assert_eq!(image(&full), expected);
+    }
+}

@@ -1,0 +1,133 @@
+//! What is taken from a job's log while it runs: lines for the screen and the report, the last lines, the command that
+//! ran last, the coverage.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::log::{Kind, Line, Reader, plain};
+use super::results::TAIL;
+use super::screen::Screen;
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
+};
+
+/// How often new output is looked for.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// The longest line that is looked at for coverage, as GitLab does not look at more either.
+const LONGEST_LINE: usize = 64 * 1024;
+
+/// A pattern for `coverage`: the last match in a line.
+pub type Coverage = Box<dyn Fn(&str) -> Option<String> + Send>;
+
+/// Hears of one attempt of a job.
+pub struct Recorder {
+    screen: Arc<Screen>,
+    key: usize,
+    state: Mutex<State>,
+}
+
+/// What was taken from the log of an attempt.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// The last lines of output.
+    pub tail: VecDeque<String>,
+    /// The command that ran last.
+    pub command: Option<String>,
+    /// The number that the pattern found, as text.
+    pub coverage: Option<String>,
+    /// What the agent says of the failure.
+    pub message: Option<String>,
+}
+
+struct State {
+    /// Bytes of the log that were taken already.
+    size: u64,
+    reader: Reader,
+    taken: Taken,
+    file: Option<BufWriter<File>>,
+    coverage: Option<Coverage>,
+}
+
+impl Recorder {
+    /// For an attempt whose log begins; its plain text goes to the file at `path`, if any. A file that cannot be
+    /// written is left out.
+    pub fn new(screen: Arc<Screen>, key: usize, path: Option<&Path>, coverage: Option<Coverage>) -> Self {
+        let file = path.and_then(|path| File::options().create(true).append(true).open(path).ok()).map(BufWriter::new);
+        let state = State { size: 0, reader: Reader::default(), taken: Taken::default(), file, coverage };
+        Self { screen, key, state: Mutex::new(state) }
+    }
+
+    /// What was taken from the log.
+    pub fn taken(&self) -> Taken {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).taken.clone()
+    }
+
+    fn take(&self, state: &mut State, lines: &[Line]) {
+        lines.iter().for_each(|line| state.take(line));
+        self.screen.lines(self.key, lines);
+    }
+}
+
+impl State {
+    fn take(&mut self, line: &Line) {
+        let text = plain(&line.text);
+        if line.kind == Kind::Preamble {
+            let said = text.strip_prefix("ERROR: Job failed").map(|rest| rest.trim_start_matches(" (system failure)"));
+            if let Some(said) = said.and_then(|rest| rest.strip_prefix(": ")) {
+                self.taken.message = Some(said.to_owned());
+            }
+            return;
+        }
+        if let Some(file) = &mut self.file {
+            // A disk that is full must not stop the job.
+            let _ = writeln!(file, "{text}");
+        }
+        if line.kind == Kind::Command {
+            self.taken.command = Some(text.trim_start_matches("$ ").to_owned());
+        }
+        if line.kind == Kind::Output
+            && let Some(found) =
+                self.coverage.as_ref().filter(|_| text.len() < LONGEST_LINE).and_then(|find| find(&text))
+        {
+            self.taken.coverage = Some(found);
+        }
+        if self.taken.tail.len() == TAIL {
+            self.taken.tail.pop_front();
+        }
+        self.taken.tail.push_back(text);
+    }
+}
+
+impl Coordinator for Recorder {
+    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if start != state.size {
+            let outcome = TraceOutcome::Resync(state.size);
+            return TraceReply { outcome, status: JobStatus::Ongoing, interval: Some(INTERVAL) };
+        }
+        let mut lines = Vec::new();
+        state.reader.push(chunk, &mut |line| lines.push(line));
+        state.size += chunk.len() as u64;
+        self.take(&mut state, &lines);
+        // When the reader goes away (`mayfly exec | head`), nobody would see the rest.
+        let status = if self.screen.is_closed() { JobStatus::Over } else { JobStatus::Ongoing };
+        TraceReply { outcome: TraceOutcome::Accepted, status, interval: Some(INTERVAL) }
+    }
+
+    fn update_job(&self, _: &JobHandle, job: &JobState, _: TraceSummary) -> UpdateReply {
+        if *job != JobState::Running {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = Vec::new();
+            state.reader.finish(&mut |line| lines.push(line));
+            self.take(&mut state, &lines);
+            if let Some(file) = &mut state.file {
+                let _ = file.flush();
+            }
+        }
+        UpdateReply { outcome: UpdateOutcome::Done, status: JobStatus::Ongoing, interval: Some(INTERVAL) }
+    }
+}

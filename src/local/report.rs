@@ -1,0 +1,131 @@
+//! Reports of a run for other programs: JSON, and JUnit.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::results::{Ending, JobResult, Status};
+
+/// The name of the file with a job's output.
+pub fn log_name(job: &str) -> String {
+    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
+    let name: String = job.chars().map(plain).take(100).collect();
+    // Names that differ in other characters only must not share a file.
+    format!("{name}-{}.log", &crate::executor::docker::names::digest(job)[..8])
+}
+
+/// The directory of those files, beside the report.
+pub fn logs_beside(report: &Path) -> PathBuf {
+    let mut name = report.as_os_str().to_owned();
+    name.push(".logs");
+    PathBuf::from(name)
+}
+
+/// Writes the report. Errors: the file cannot be written.
+pub fn write_json(path: &Path, ending: Ending, jobs: &[JobResult]) -> Result<(), String> {
+    let jobs: Map<String, Value> = jobs.iter().map(|job| (job.name.clone(), of_job(job))).collect();
+    let report = json!({"status": ending.word(), "jobs": jobs});
+    fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn of_job(job: &JobResult) -> Value {
+    json!({
+        "status": job.status.word(),
+        "exit_code": job.exit_code,
+        "duration": job.duration.map(|duration| duration.as_secs_f64()),
+        "attempts": job.attempts,
+        "coverage": job.coverage,
+        "failure_reason": job.failure_reason.map(|reason| reason.as_str()),
+        "message": job.message,
+        "log": job.log.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+    })
+}
+
+/// Writes the same for tools that read the reports of tests. Errors: the file cannot be written.
+pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), String> {
+    let count = |wanted: &dyn Fn(Status) -> bool| jobs.iter().filter(|job| wanted(job.status)).count();
+    let did_not_run = |status| matches!(status, Status::Skipped | Status::Manual | Status::Waiting | Status::Canceled);
+    let seconds: f64 = jobs.iter().filter_map(|job| job.duration).map(|duration| duration.as_secs_f64()).sum();
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n<testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" \
+         errors=\"0\" skipped=\"{}\" time=\"{seconds:.3}\">\n",
+        escape(name),
+        jobs.len(),
+        count(&|status| status == Status::Failed),
+        count(&did_not_run),
+    );
+    for job in jobs {
+        let seconds = job.duration.unwrap_or_default().as_secs_f64();
+        let (name, stage) = (escape(&job.name), escape(&job.stage));
+        let _ = write!(text, "<testcase name=\"{name}\" classname=\"{stage}\" time=\"{seconds:.3}\">");
+        let lines: Vec<&str> = job.tail.iter().map(String::as_str).collect();
+        let output = escape(&lines.join("\n"));
+        let message = escape(job.message.as_deref().unwrap_or(job.status.word()));
+        let _ = match job.status {
+            Status::Failed => write!(text, "<failure message=\"{message}\">{output}</failure>"),
+            Status::Success => Ok(()),
+            Status::Warning => write!(text, "<system-out>{message}\n{output}</system-out>"),
+            _ => write!(text, "<skipped message=\"{}\"/>", job.status.word()),
+        };
+        text.push_str("</testcase>\n");
+    }
+    text.push_str("</testsuite>\n</testsuites>\n");
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Text for XML, without the characters that it cannot hold.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\n' | '\t' => escaped.push(character),
+            other if other.is_control() || matches!(other, '\u{fffe}' | '\u{ffff}') => {}
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_logs_differ_and_stay_in_their_directory() {
+        let names = ["a/b", "a_b", "../x", "t: [a, b]"].map(log_name);
+        assert!(names.iter().all(|name| !name.contains('/') && name.ends_with(".log")), "{names:?}");
+        assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn junit_is_xml_whatever_a_job_prints() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("junit.xml");
+        let job = JobResult {
+            name: "t: [\"<a>\"]".to_owned(),
+            stage: "test".to_owned(),
+            status: Status::Failed,
+            exit_code: Some(1),
+            duration: None,
+            attempts: 1,
+            coverage: None,
+            failure_reason: None,
+            message: Some("exit status 1 & more".to_owned()),
+            log: None,
+            tail: ["]]> \u{1} &".to_owned()].into(),
+            command: None,
+            kept: None,
+        };
+        write_junit(&path, "app", &[job]).expect("written");
+        let text = fs::read_to_string(&path).expect("text");
+        let document = roxmltree::Document::parse(&text).expect("XML");
+        let case = document.descendants().find(|node| node.has_tag_name("testcase")).expect("a case");
+        assert_eq!(case.attribute("name"), Some("t: [\"<a>\"]"));
+    }
+}

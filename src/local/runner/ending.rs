@@ -1,0 +1,64 @@
+//! The end of a run: what failed jobs leave, and how all jobs came out.
+
+use super::Runner;
+use crate::local::results::JobResult;
+use crate::local::verdict::status_of;
+use crate::local::{failed_shell, report};
+
+impl Runner<'_> {
+    /// Opens shells in the trees of failed jobs, and moves the trees to where they are kept.
+    pub(super) fn keep_trees(&mut self) {
+        for pipeline in 0..self.pipelines.len() {
+            for job in 0..self.pipelines[pipeline].jobs.len() {
+                let name = self.name(pipeline, job);
+                let progress = &mut self.pipelines[pipeline].jobs[job];
+                let Some(left) = progress.result.as_mut().and_then(|outcome| outcome.left.take()) else { continue };
+                if self.options.shell_on_failure && !self.is_interrupted {
+                    failed_shell::open(&self.ground, &name, &left);
+                }
+                if !self.options.keep {
+                    continue;
+                }
+                let place = self.ground.kept.join(format!("{}-{}", progress.id, report::log_name(&name)));
+                match left.tree.keep(&place.with_extension("")) {
+                    Ok(project) => progress.kept = Some(project),
+                    Err(error) => self.ground.screen.say(&format!("warning: the tree of {name} is not kept: {error}")),
+                }
+            }
+        }
+    }
+
+    pub(super) fn results(&mut self) -> Vec<JobResult> {
+        let mut results = Vec::new();
+        for pipeline in 0..self.pipelines.len() {
+            for job in 0..self.pipelines[pipeline].jobs.len() {
+                let name = self.name(pipeline, job);
+                let running = &self.pipelines[pipeline];
+                let (planned, progress) = (&running.plan.jobs[job], &running.jobs[job]);
+                let outcome = progress.result.as_ref();
+                let failure = outcome.and_then(|outcome| outcome.failure);
+                let taken = outcome.map(|outcome| outcome.taken.clone()).unwrap_or_default();
+                let log = self.options.logs.as_ref().map(|directory| directory.join(report::log_name(&name)));
+                results.push(JobResult {
+                    stage: planned.stage.to_string(),
+                    status: status_of(running.schedule.state(job)),
+                    exit_code: match failure {
+                        Some((_, code)) => code,
+                        None => outcome.map(|_| 0),
+                    },
+                    duration: progress.duration,
+                    attempts: progress.attempts,
+                    coverage: taken.coverage,
+                    failure_reason: failure.map(|(reason, _)| reason),
+                    message: progress.message.clone(),
+                    log: log.filter(|path| path.exists()),
+                    tail: taken.tail,
+                    command: taken.command,
+                    kept: progress.kept.clone(),
+                    name,
+                });
+            }
+        }
+        results
+    }
+}

@@ -1,0 +1,529 @@
+//! Runs a pipeline and its child pipelines: starts what the schedule says, hears how it ends, and tells the outcome.
+
+mod ending;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::failure::FailureReason;
+use crate::job::artifacts::local_archive;
+use crate::job::control::Control;
+use crate::local::attempt::{self, Attempt, Ground, Outcome};
+use crate::local::children;
+use crate::local::coverage;
+use crate::local::dotenv;
+use crate::local::results::{Ending, JobResult};
+use crate::local::schedule::{self, Schedule, State, Task, Verdict};
+use crate::local::sources::LocalSources;
+use crate::local::verdict::{retries, status_of};
+use crate::local::wishes::{Options, image_of, matches};
+use crate::pipeline::plan::{AllowFailure, Job, Plan, Strategy, Trigger, When};
+use crate::pipeline::request::Request;
+
+/// Pipelines below pipelines, as GitLab allows.
+const LEVELS: usize = 2;
+/// How often the status lines of a terminal change.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What happens while jobs run.
+pub enum Event {
+    /// An attempt is over: pipeline, job.
+    Ended(usize, usize, Box<Outcome>),
+    /// A signal from the keyboard or another program.
+    Interrupt,
+    /// What the user typed.
+    Answer(String),
+}
+
+/// A pipeline, or a child of one.
+struct Running<'a> {
+    plan: Arc<Plan>,
+    /// What it was planned from; a child's request is made from it.
+    request: Arc<Request<'a>>,
+    schedule: Schedule,
+    jobs: Vec<Progress>,
+    /// The trigger job that started it: pipeline and job.
+    parent: Option<(usize, usize)>,
+    /// The names of the trigger jobs above it, each with a slash.
+    prefix: String,
+    level: usize,
+    is_told: bool,
+}
+
+/// How far a job is.
+#[derive(Default)]
+struct Progress {
+    key: usize,
+    attempts: u32,
+    /// The number of the last attempt.
+    id: i64,
+    control: Option<Arc<Control>>,
+    result: Option<Outcome>,
+    message: Option<String>,
+    kept: Option<PathBuf>,
+    began: Option<Instant>,
+    duration: Option<Duration>,
+}
+
+/// A run from its first job to its last.
+pub struct Runner<'a> {
+    ground: Arc<Ground>,
+    options: &'a Options,
+    sources: &'a LocalSources,
+    pipelines: Vec<Running<'a>>,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    next_id: i64,
+    next_key: usize,
+    threads: Vec<thread::JoinHandle<()>>,
+    is_interrupted: bool,
+    /// Manual jobs to ask about.
+    questions: Vec<(usize, usize)>,
+    is_asking: bool,
+}
+
+impl<'a> Runner<'a> {
+    /// A run of a plan that was made from a request; `first_id` is the number of the first job.
+    pub fn new(
+        ground: Arc<Ground>,
+        options: &'a Options,
+        sources: &'a LocalSources,
+        (sender, events): (Sender<Event>, Receiver<Event>),
+        first_id: i64,
+    ) -> Self {
+        Self {
+            ground,
+            options,
+            sources,
+            pipelines: Vec::new(),
+            sender,
+            events,
+            next_id: first_id,
+            next_key: 0,
+            threads: Vec::new(),
+            is_interrupted: false,
+            questions: Vec::new(),
+            is_asking: false,
+        }
+    }
+
+    /// Runs everything. Returns how it came out, and all jobs in the order of the file.
+    pub fn run(mut self, plan: Plan, request: Request<'a>) -> (Ending, Vec<JobResult>) {
+        self.add(Arc::new(plan), Arc::new(request), None, String::new(), 0);
+        loop {
+            self.advance();
+            if self.is_stalled() && !self.ask() {
+                if self.hold_triggers() {
+                    continue;
+                }
+                break;
+            }
+            self.hear();
+        }
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        self.ground.screen.finish();
+        self.keep_trees();
+        let status = self.pipelines[0].schedule.status();
+        let ending = match status {
+            _ if self.is_interrupted => Ending::Interrupted,
+            schedule::Status::Success => Ending::Success,
+            schedule::Status::Failed | schedule::Status::Canceled => Ending::Failed,
+            schedule::Status::Blocked => Ending::Blocked,
+        };
+        (ending, self.results())
+    }
+
+    fn add(
+        &mut self,
+        plan: Arc<Plan>,
+        request: Arc<Request<'a>>,
+        parent: Option<(usize, usize)>,
+        prefix: String,
+        level: usize,
+    ) {
+        let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
+        let tasks = plan.jobs.iter().map(|job| self.task(&plan, job, &index, level)).collect();
+        let mut schedule = Schedule::new(tasks);
+        for (at, job) in plan.jobs.iter().enumerate() {
+            let name = format!("{prefix}{}", job.name);
+            if job.when == When::Manual && self.options.manual.iter().any(|wanted| matches(wanted, &name)) {
+                schedule.start(at);
+            }
+        }
+        let jobs = plan.jobs.iter().map(|_| {
+            self.next_key += 1;
+            Progress { key: self.next_key - 1, ..Progress::default() }
+        });
+        let jobs = jobs.collect();
+        self.pipelines.push(Running { plan, request, schedule, jobs, parent, prefix, level, is_told: false });
+    }
+
+    fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, level: usize) -> Task {
+        let needs = job.needs.as_ref().map(|needs| {
+            let known = needs.iter().filter_map(|need| index.get(&*need.job).copied());
+            known.collect()
+        });
+        Task {
+            stage: job.stage_index,
+            when: job.when,
+            needs,
+            allow_failure: job.allow_failure.clone(),
+            delay: job.start_in.as_ref().map(|delay| delay.duration).filter(|_| !self.options.skip_delays),
+            resource_group: job.resource_group.as_ref().map(|group| plan.expand(job, group)),
+            named: level == 0 && job.when != When::Manual && self.options.named.contains(&*job.name),
+            is_trigger: job.trigger.is_some(),
+        }
+    }
+
+    /// Starts what can start, in all pipelines, until nothing more can.
+    fn advance(&mut self) {
+        loop {
+            let mut started = false;
+            for pipeline in 0..self.pipelines.len() {
+                let reached = self.pipelines[pipeline].schedule.advance(Instant::now());
+                self.questions.extend(reached.into_iter().map(|job| (pipeline, job)));
+                let free = self.options.parallel.saturating_sub(self.busy());
+                for job in self.pipelines[pipeline].schedule.take(free) {
+                    started = true;
+                    self.start(pipeline, job);
+                }
+            }
+            let ended = self.end_children();
+            if !started && !ended {
+                return;
+            }
+        }
+    }
+
+    /// Attempts that run.
+    fn busy(&self) -> usize {
+        let jobs = self.pipelines.iter().flat_map(|running| &running.jobs);
+        jobs.filter(|job| job.control.is_some()).count()
+    }
+
+    /// True when no pipeline can go on by itself.
+    fn is_stalled(&self) -> bool {
+        self.busy() == 0 && self.pipelines.iter().all(|running| running.schedule.is_stalled())
+    }
+
+    /// A trigger job whose pipeline waits for a person waits for the same. True if one did not yet.
+    fn hold_triggers(&mut self) -> bool {
+        let mut changed = false;
+        for child in 0..self.pipelines.len() {
+            let (Some((pipeline, job)), false) = (self.pipelines[child].parent, self.pipelines[child].is_told) else {
+                continue;
+            };
+            self.pipelines[child].is_told = true;
+            if self.pipelines[pipeline].schedule.state(job) == State::Running {
+                self.pipelines[pipeline].schedule.hold(job);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn start(&mut self, pipeline: usize, job: usize) {
+        let plan = Arc::clone(&self.pipelines[pipeline].plan);
+        let name = self.name(pipeline, job);
+        let progress = &mut self.pipelines[pipeline].jobs[job];
+        progress.attempts += 1;
+        progress.began.get_or_insert_with(Instant::now);
+        let (key, is_first) = (progress.key, progress.attempts == 1);
+        if is_first {
+            self.ground.screen.begin(key, &name, &plan.jobs[job].stage);
+        }
+        match &plan.jobs[job].trigger {
+            Some(trigger) => self.trigger(pipeline, job, trigger),
+            None => self.attempt(pipeline, job, plan),
+        }
+    }
+
+    fn attempt(&mut self, pipeline: usize, job: usize, plan: Arc<Plan>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let dependencies = self.dependencies(pipeline, job);
+        let reports = dependencies.iter().map(|(id, _)| local_archive(&self.ground.artifacts, *id, "dotenv"));
+        let dotenv = reports.filter_map(|path| dotenv::read(&path).ok()).flatten().collect();
+        let archives = |(id, _): &(i64, String)| local_archive(&self.ground.artifacts, *id, "archive").exists();
+        let name = self.name(pipeline, job);
+        let planned = &plan.jobs[job];
+        let attempt = Attempt {
+            job,
+            id,
+            key: self.pipelines[pipeline].jobs[job].key,
+            dependencies: dependencies.into_iter().filter(archives).collect(),
+            dotenv,
+            image: image_of(planned, self.options),
+            log: self.options.logs.as_ref().map(|directory| directory.join(crate::local::report::log_name(&name))),
+            coverage: planned.coverage.as_deref().and_then(coverage::finder),
+            plan: Arc::clone(&plan),
+        };
+        let control = match Control::new() {
+            Ok(control) => Arc::new(control),
+            Err(error) => return self.fail(pipeline, job, format!("descriptors are used up: {error}")),
+        };
+        let progress = &mut self.pipelines[pipeline].jobs[job];
+        progress.id = id;
+        progress.control = Some(Arc::clone(&control));
+        let (ground, sender) = (Arc::clone(&self.ground), self.sender.clone());
+        let spawned = thread::Builder::new().name(format!("job-{id}")).spawn(move || {
+            let outcome = attempt::run(&ground, attempt, &control);
+            // The receiver lives as long as a job runs.
+            let _ = sender.send(Event::Ended(pipeline, job, Box::new(outcome)));
+        });
+        match spawned {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => self.fail(pipeline, job, format!("no thread can be started: {error}")),
+        }
+    }
+
+    /// The jobs whose artifacts a job gets, in their order, with the numbers of their last attempts.
+    fn dependencies(&self, pipeline: usize, job: usize) -> Vec<(i64, String)> {
+        let running = &self.pipelines[pipeline];
+        let planned = &running.plan.jobs[job];
+        let wanted: Option<HashSet<&str>> = match (&planned.dependencies, &planned.needs) {
+            (Some(names), Some(needs)) => {
+                let with_files: HashSet<&str> =
+                    needs.iter().filter(|need| need.artifacts).map(|need| &*need.job).collect();
+                Some(names.iter().map(|name| &**name).filter(|name| with_files.contains(name)).collect())
+            }
+            (Some(names), None) => Some(names.iter().map(|name| &**name).collect()),
+            (None, Some(needs)) => Some(needs.iter().filter(|need| need.artifacts).map(|need| &*need.job).collect()),
+            (None, None) => None,
+        };
+        let is_wanted = |other: &Job| match &wanted {
+            Some(names) => names.contains(&*other.name),
+            None => other.stage_index < planned.stage_index,
+        };
+        let ended = running
+            .plan
+            .jobs
+            .iter()
+            .zip(&running.jobs)
+            .filter(|(other, progress)| progress.id > 0 && progress.control.is_none() && is_wanted(other));
+        let mut jobs: Vec<_> =
+            ended.map(|(other, progress)| (other.stage_index, progress.id, other.name.to_string())).collect();
+        jobs.sort_by_key(|(stage, id, _)| (*stage, *id));
+        jobs.into_iter().map(|(_, id, name)| (id, name)).collect()
+    }
+
+    /// A job that could not even begin.
+    fn fail(&mut self, pipeline: usize, job: usize, why: String) {
+        let progress = &mut self.pipelines[pipeline].jobs[job];
+        progress.control = None;
+        progress.message = Some(why);
+        self.settle(pipeline, job, Verdict::Failed);
+    }
+
+    fn trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
+        let (Trigger::Child { strategy, .. } | Trigger::Project { strategy, .. }) = trigger;
+        if let Trigger::Project { project, .. } = trigger {
+            let running = &self.pipelines[pipeline];
+            let name = running.plan.expand(&running.plan.jobs[job], project);
+            self.pipelines[pipeline].jobs[job].message =
+                Some(format!("the pipeline of {name} was not started: that takes a GitLab server"));
+            return self.settle(pipeline, job, Verdict::Success);
+        }
+        if self.pipelines[pipeline].level == LEVELS {
+            return self.fail(pipeline, job, format!("child pipelines have {LEVELS} levels at most"));
+        }
+        for (at, progress) in self.pipelines[pipeline].jobs.iter().enumerate().filter(|(_, progress)| progress.id > 0) {
+            let archive = local_archive(&self.ground.artifacts, progress.id, "archive");
+            if archive.exists() {
+                self.sources.set_artifact(&self.pipelines[pipeline].plan.jobs[at].name, archive);
+            }
+        }
+        let id = self.next_id.cast_unsigned();
+        self.next_id += 1;
+        let running = &self.pipelines[pipeline];
+        let planned = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id);
+        let (plan, request) = match planned {
+            Ok(planned) => planned,
+            Err(why) => return self.fail(pipeline, job, why),
+        };
+        let (prefix, level) = (format!("{}/", self.name(pipeline, job)), running.level + 1);
+        if let Err(why) = children::check(&plan, self.options, &self.ground) {
+            return self.fail(pipeline, job, why);
+        }
+        self.add(Arc::new(plan), Arc::new(request), Some((pipeline, job)), prefix, level);
+        if *strategy == Strategy::None {
+            self.settle(pipeline, job, Verdict::Success);
+        }
+    }
+
+    /// Ends trigger jobs that wait for a pipeline that is over. True if one was.
+    fn end_children(&mut self) -> bool {
+        let mut ended = false;
+        for child in 0..self.pipelines.len() {
+            let running = &self.pipelines[child];
+            let is_over = running.schedule.is_over() && !running.jobs.iter().any(|job| job.control.is_some());
+            let (Some((pipeline, job)), false, true) = (running.parent, running.is_told, is_over) else { continue };
+            let status = running.schedule.status();
+            // A pipeline that a manual job blocks goes on when that starts.
+            if status == schedule::Status::Blocked && !self.is_interrupted {
+                continue;
+            }
+            self.pipelines[child].is_told = true;
+            ended = true;
+            if self.pipelines[pipeline].schedule.state(job) == State::Running {
+                let well = status == schedule::Status::Success;
+                let badly = if self.is_interrupted { Verdict::Canceled } else { Verdict::Failed };
+                self.settle(pipeline, job, if well { Verdict::Success } else { badly });
+            }
+        }
+        ended
+    }
+
+    /// Asks about manual jobs once nothing else can go on. False when there is nothing to ask.
+    fn ask(&mut self) -> bool {
+        if !self.options.ask || self.is_interrupted {
+            return false;
+        }
+        if self.is_asking {
+            return true;
+        }
+        let is_open =
+            |(pipeline, job): &(usize, usize)| self.pipelines[*pipeline].schedule.state(*job) == State::Manual;
+        self.questions.retain(is_open);
+        let Some(&(pipeline, job)) = self.questions.first() else { return false };
+        let question = self.pipelines[pipeline].plan.jobs[job].manual_confirmation.clone();
+        let question = question.map(|question| format!(" {question}")).unwrap_or_default();
+        self.ground.screen.say(&format!("Start the manual job `{}`?{question} [y/N]", self.name(pipeline, job)));
+        self.is_asking = true;
+        let sender = self.sender.clone();
+        thread::spawn(move || {
+            let mut answer = String::new();
+            let _ = std::io::stdin().read_line(&mut answer);
+            sender.send(Event::Answer(answer))
+        });
+        true
+    }
+
+    /// Waits for the next event and takes it.
+    fn hear(&mut self) {
+        let delay = self.pipelines.iter().filter_map(|running| running.schedule.next_delay()).min();
+        let delay = delay.map(|until| until.saturating_duration_since(Instant::now()));
+        let tick = self.ground.screen.look().live.then_some(TICK);
+        let event = match [delay, tick].into_iter().flatten().min() {
+            Some(patience) => self.events.recv_timeout(patience),
+            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        self.ground.screen.tick();
+        match event {
+            Ok(Event::Ended(pipeline, job, outcome)) => self.ended(pipeline, job, *outcome),
+            Ok(Event::Interrupt) => self.interrupt(),
+            Ok(Event::Answer(answer)) => self.answered(&answer),
+            Err(_) => {}
+        }
+        if self.ground.screen.is_closed() && !self.is_interrupted {
+            self.interrupt();
+        }
+    }
+
+    fn answered(&mut self, answer: &str) {
+        self.is_asking = false;
+        if self.questions.is_empty() {
+            return;
+        }
+        let (pipeline, job) = self.questions.remove(0);
+        if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+            self.pipelines[pipeline].schedule.start(job);
+        }
+    }
+
+    /// Stops everything; a second time at once.
+    fn interrupt(&mut self) {
+        if self.is_interrupted {
+            self.ground.screen.finish();
+            // What still runs ends with this process, and the guard of the run removes what is left.
+            std::process::exit(i32::from(Ending::Interrupted.exit_status()));
+        }
+        self.is_interrupted = true;
+        self.cancel("interrupted");
+    }
+
+    fn cancel(&mut self, why: &str) {
+        for running in &mut self.pipelines {
+            running.schedule.cancel();
+            running.jobs.iter().filter_map(|job| job.control.as_ref()).for_each(|control| control.interrupt(why));
+        }
+    }
+
+    fn ended(&mut self, pipeline: usize, job: usize, outcome: Outcome) {
+        let running = &mut self.pipelines[pipeline];
+        let planned = &running.plan.jobs[job];
+        let progress = &mut running.jobs[job];
+        progress.control = None;
+        let failure = outcome.failure;
+        let is_stopped = self.is_interrupted || running.schedule.is_canceled();
+        progress.message.clone_from(&outcome.taken.message);
+        progress.duration = Some(outcome.duration);
+        progress.result = Some(outcome);
+        let verdict = match failure {
+            None => Verdict::Success,
+            Some((FailureReason::RunnerInterrupted | FailureReason::JobCanceled, _)) if is_stopped => Verdict::Canceled,
+            Some((reason, code)) => {
+                if !is_stopped && progress.attempts <= retries(planned, reason, code) {
+                    let attempt = progress.attempts + 1;
+                    let text = format!("{} failed; attempt {attempt} starts", self.name(pipeline, job));
+                    self.ground.screen.say(&text);
+                    return self.start(pipeline, job);
+                }
+                if planned.allow_failure.forgives(code) { Verdict::Warning } else { Verdict::Failed }
+            }
+        };
+        self.settle(pipeline, job, verdict);
+    }
+
+    /// A job is over for good.
+    fn settle(&mut self, pipeline: usize, job: usize, verdict: Verdict) {
+        let running = &mut self.pipelines[pipeline];
+        let planned = &running.plan.jobs[job];
+        let verdict = match verdict {
+            Verdict::Failed if planned.allow_failure == AllowFailure::Yes => Verdict::Warning,
+            verdict => verdict,
+        };
+        running.schedule.end(job, verdict);
+        let progress = &mut running.jobs[job];
+        let duration = progress.began.map(|began| began.elapsed()).unwrap_or_default();
+        let note = match verdict {
+            Verdict::Success => String::new(),
+            _ => progress.message.clone().unwrap_or_default(),
+        };
+        progress.duration.get_or_insert(duration);
+        self.ground.screen.end(progress.key, status_of(State::Done(verdict)), duration, &note);
+        if verdict == Verdict::Success
+            && let Some(message) = progress.message.take()
+        {
+            self.ground.screen.say(&message);
+        }
+        self.unpack(pipeline, job);
+        if verdict == Verdict::Failed && self.pipelines[pipeline].plan.cancel_on_job_failure {
+            let running = &mut self.pipelines[pipeline];
+            running.schedule.cancel();
+            let controls = running.jobs.iter().filter_map(|job| job.control.as_ref());
+            controls.for_each(|control| control.interrupt("another job failed (workflow:auto_cancel:on_job_failure)"));
+        }
+    }
+
+    /// Puts the artifacts of a job where the user wants them.
+    fn unpack(&self, pipeline: usize, job: usize) {
+        let Some(directory) = &self.options.artifacts else { return };
+        let id = self.pipelines[pipeline].jobs[job].id;
+        if let Err(why) = crate::local::artifacts::unpack(&self.ground.artifacts, id, directory) {
+            let name = self.name(pipeline, job);
+            self.ground
+                .screen
+                .say(&format!("warning: the artifacts of {name} are not in {}: {why}", directory.display()));
+        }
+    }
+
+    fn name(&self, pipeline: usize, job: usize) -> String {
+        let running = &self.pipelines[pipeline];
+        format!("{}{}", running.prefix, running.plan.jobs[job].name)
+    }
+}

@@ -1,0 +1,285 @@
+//! Files of other projects, by commit: fetched with git and the user's own credentials into a cache, and from there ever
+//! after.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::local::checkout::{git, output};
+use crate::pipeline::request::{FILE_LIMIT, SourceError};
+
+use super::remote;
+
+/// What fetches.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    /// The cache: below it a repository for each project.
+    pub cache: PathBuf,
+    /// The URL of `origin`.
+    pub origin: Option<String>,
+    /// Nothing but the cache is used.
+    pub is_offline: bool,
+}
+
+impl Fetcher {
+    /// The URL of another project on the server of `origin`, or on `host`.
+    fn url_of(&self, project: &str, host: Option<&str>) -> Result<String, SourceError> {
+        let no_origin = || {
+            SourceError::Failed(format!(
+                "{project} is on the project's server, and the checkout has no remote `origin`; map it to a directory \
+                 with --map-project {project}=DIR"
+            ))
+        };
+        let origin = self.origin.as_deref().ok_or_else(no_origin)?;
+        let base = base_of(origin).ok_or_else(no_origin)?;
+        Ok(match host {
+            Some(host) if !base.contains(host.split(':').next().unwrap_or(host)) => {
+                format!("https://{host}/{project}.git")
+            }
+            _ => format!("{base}{project}.git"),
+        })
+    }
+
+    fn repository(&self, url: &str) -> PathBuf {
+        let name: String =
+            url.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect();
+        self.cache.join(name)
+    }
+
+    /// The commit of a reference of another project. Errors: there is none, or the server cannot be asked.
+    pub fn commit(&self, project: &str, reference: &str) -> Result<String, SourceError> {
+        let url = self.url_of(project, None)?;
+        if is_commit(reference) {
+            self.bring(&url, reference, reference)?;
+            return Ok(reference.to_owned());
+        }
+        let known = self.references(&url)?;
+        let wanted = [reference.to_owned(), format!("refs/heads/{reference}"), format!("refs/tags/{reference}")];
+        let missing = || SourceError::Missing(format!("project {project} has no ref `{reference}`"));
+        let sha = wanted.iter().find_map(|name| known.get(name)).ok_or_else(missing)?;
+        self.bring(&url, sha, reference)?;
+        Ok(sha.clone())
+    }
+
+    /// Commit and version of a component's reference. Errors: as for [`Fetcher::commit`].
+    pub fn version(&self, host: &str, project: &str, reference: &str) -> Result<(String, String), SourceError> {
+        let url = self.url_of(project, Some(host))?;
+        if is_commit(reference) {
+            self.bring(&url, reference, reference)?;
+            return Ok((reference.to_owned(), reference.to_owned()));
+        }
+        let known = self.references(&url)?;
+        let exact = ["refs/tags/", "refs/heads/"].iter().find_map(|prefix| known.get(&format!("{prefix}{reference}")));
+        let found = exact.map(|sha| (sha.clone(), reference.to_owned())).or_else(|| newest(&known, reference));
+        let missing = || SourceError::Missing(format!("component project {project} has no version `{reference}`"));
+        let (sha, version) = found.ok_or_else(missing)?;
+        self.bring(&url, &sha, &version)?;
+        Ok((sha, version))
+    }
+
+    /// A file of a commit that is in the cache.
+    pub fn file(&self, project: &str, sha: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+        let repository = self.holder(project, sha)?;
+        let mut command = git(&repository);
+        command.args(["cat-file", "blob", &format!("{sha}:{path}")]);
+        let mut content = output(command)
+            .map_err(|_| SourceError::Missing(format!("`{path}` does not exist in {project} at {sha}")))?;
+        content.truncate(FILE_LIMIT + 1);
+        Ok(content)
+    }
+
+    /// The files of a commit that is in the cache.
+    pub fn files(&self, project: &str, sha: &str) -> Result<Vec<String>, SourceError> {
+        let mut command = git(&self.holder(project, sha)?);
+        command.args(["ls-tree", "-r", "-z", "--name-only", sha]);
+        let names = output(command).map_err(SourceError::Failed)?;
+        let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
+    }
+
+    /// The body of a URL.
+    pub fn url(&self, url: &str) -> Result<Vec<u8>, SourceError> {
+        let kept = self.cache.join("urls").join(crate::executor::docker::names::digest(url));
+        if self.is_offline {
+            return fs::read(&kept).map_err(|_| {
+                SourceError::Failed(format!(
+                    "{url} was never fetched, and --offline is set; use --map-remote {url}=FILE"
+                ))
+            });
+        }
+        let body = remote::get(url, FILE_LIMIT)?;
+        let made = fs::create_dir_all(self.cache.join("urls")).and_then(|()| fs::write(&kept, &body));
+        made.map_err(|error| SourceError::Failed(format!("{}: {error}", kept.display())))?;
+        Ok(body)
+    }
+
+    /// A template that ships with GitLab, from the project's own server.
+    pub fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+        let host = self.origin.as_deref().and_then(web_of).unwrap_or_else(|| "https://gitlab.com".to_owned());
+        let key = name.strip_suffix(".gitlab-ci.yml").unwrap_or(name);
+        let url = format!("{host}/api/v4/templates/gitlab_ci_ymls/{}", crate::http::escape(key, b""));
+        let body = self.url(&url)?;
+        let answer: serde_json::Value = serde_json::from_slice(&body)
+            .map_err(|_| SourceError::Failed(format!("{url} does not answer with a template")))?;
+        let content = answer.get("content").and_then(serde_json::Value::as_str);
+        content
+            .map(|content| content.as_bytes().to_vec())
+            .ok_or_else(|| SourceError::Missing(format!("{host} has no template `{name}`")))
+    }
+
+    /// The repository of the cache that holds a commit of a project.
+    fn holder(&self, project: &str, sha: &str) -> Result<PathBuf, SourceError> {
+        let ending =
+            format!("{}.git", project.replace(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '-'), "_"));
+        let entries = fs::read_dir(&self.cache).into_iter().flatten().flatten();
+        let candidates = entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(&ending));
+        let missing = || SourceError::Failed(format!("commit {sha} of {project} is not in the cache"));
+        candidates.into_iter().find(|path| has_commit(path, sha)).ok_or_else(missing)
+    }
+
+    /// The references of a repository with their commits; those of the last time when offline.
+    fn references(&self, url: &str) -> Result<BTreeMap<String, String>, SourceError> {
+        let kept = self.repository(url).with_extension("refs");
+        let text = if self.is_offline {
+            fs::read(&kept).map_err(|_| offline(url))?
+        } else {
+            let mut command = fetching(Path::new("/"));
+            command.args(["ls-remote", "--", url]);
+            let text = output(command).map_err(|why| failed(url, &why))?;
+            let made = fs::create_dir_all(&self.cache).and_then(|()| fs::write(&kept, &text));
+            made.map_err(|error| SourceError::Failed(format!("{}: {error}", kept.display())))?;
+            text
+        };
+        let mut references = BTreeMap::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((sha, name)) = line.split_once('\t') else { continue };
+            // `tag^{}` is the commit that an annotated tag is for.
+            let name = name.strip_suffix("^{}").map_or_else(|| name.to_owned(), str::to_owned);
+            references.insert(name, sha.to_owned());
+        }
+        Ok(references)
+    }
+
+    /// Has a commit in the cache.
+    fn bring(&self, url: &str, sha: &str, reference: &str) -> Result<(), SourceError> {
+        let repository = self.repository(url);
+        if has_commit(&repository, sha) {
+            return Ok(());
+        }
+        if self.is_offline {
+            return Err(offline(url));
+        }
+        fs::create_dir_all(&repository).map_err(|error| failed(url, &error.to_string()))?;
+        let mut command = git(&repository);
+        command.args(["init", "--quiet", "--bare"]);
+        output(command).map_err(|why| failed(url, &why))?;
+        let fetch = |what: &str| {
+            let mut command = fetching(&repository);
+            command.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, what]);
+            output(command)
+        };
+        // Not every server hands out a commit by its id.
+        fetch(sha).or_else(|_| fetch(reference)).map_err(|why| failed(url, &why))?;
+        match has_commit(&repository, sha) {
+            true => Ok(()),
+            false => Err(failed(url, &format!("commit {sha} is not there"))),
+        }
+    }
+}
+
+fn offline(url: &str) -> SourceError {
+    SourceError::Failed(format!("{url} is not in the cache, and --offline is set"))
+}
+
+fn failed(url: &str, why: &str) -> SourceError {
+    SourceError::Failed(format!("{url} cannot be fetched: {}", why.lines().last().unwrap_or(why)))
+}
+
+/// Git with the user's own credentials; it asks for none where there is no terminal, and a dead server ends the wait.
+fn fetching(directory: &Path) -> Command {
+    let mut command = git(directory);
+    command.args(["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=30"]);
+    if !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        command.env("GIT_TERMINAL_PROMPT", "0").stdin(std::process::Stdio::null());
+    }
+    command
+}
+
+fn has_commit(repository: &Path, sha: &str) -> bool {
+    if !repository.is_dir() {
+        return false;
+    }
+    let mut command = git(repository);
+    command.args(["cat-file", "-e", &format!("{sha}^{{commit}}")]);
+    output(command).is_ok()
+}
+
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The part of a URL before the project's path; `None` for a path of this machine.
+fn base_of(url: &str) -> Option<String> {
+    if let Some((scheme, rest)) = url.split_once("://") {
+        let host = rest.split('/').next().filter(|host| !host.is_empty())?;
+        return Some(format!("{scheme}://{host}/"));
+    }
+    let (host, _) = url.split_once(':').filter(|(host, _)| !host.contains('/'))?;
+    Some(format!("{host}:"))
+}
+
+/// Scheme and host of the server's web pages.
+fn web_of(url: &str) -> Option<String> {
+    let base = base_of(url)?;
+    if base.starts_with("http") {
+        return Some(crate::job::sources::without_credentials(&base).trim_end_matches('/').to_owned());
+    }
+    let host = base.trim_start_matches("ssh://").trim_end_matches(['/', ':']);
+    let host = host.rsplit('@').next()?.split(':').next()?;
+    Some(format!("https://{host}"))
+}
+
+/// The newest release that a partial version or `~latest` means.
+fn newest(references: &BTreeMap<String, String>, wanted: &str) -> Option<(String, String)> {
+    let numbers = |text: &str| -> Option<Vec<u64>> { text.split('.').map(|part| part.parse().ok()).collect() };
+    let prefix = if wanted == "~latest" { Vec::new() } else { numbers(wanted)? };
+    let releases = references.iter().filter_map(|(name, sha)| {
+        let tag = name.strip_prefix("refs/tags/")?;
+        let version = numbers(tag.strip_prefix('v').unwrap_or(tag)).filter(|version| version.len() == 3)?;
+        version.starts_with(&prefix).then_some((version, sha, tag))
+    });
+    releases.max_by(|a, b| a.0.cmp(&b.0)).map(|(_, sha, tag)| (sha.clone(), tag.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projects_are_found_on_the_server_of_origin() {
+        let of = |origin: &str| Fetcher { cache: "/c".into(), origin: Some(origin.to_owned()), is_offline: false };
+        for (origin, url) in [
+            ("https://git.example.test:8443/team/app.git", "https://git.example.test:8443/group/tools.git"),
+            ("git@git.example.test:team/app.git", "git@git.example.test:group/tools.git"),
+            ("ssh://git@git.example.test:2222/team/app", "ssh://git@git.example.test:2222/group/tools.git"),
+        ] {
+            assert_eq!(of(origin).url_of("group/tools", None).expect("a URL"), url);
+        }
+        assert!(of("/srv/git/app.git").url_of("group/tools", None).is_err());
+        assert_eq!(of("git@a.test:x/y.git").url_of("p/q", Some("b.test")).expect("a URL"), "https://b.test/p/q.git");
+        assert_eq!(web_of("ssh://git@a.test:2222/x").as_deref(), Some("https://a.test"));
+        assert_eq!(web_of("https://u:p@a.test/x").as_deref(), Some("https://a.test"));
+    }
+
+    #[test]
+    fn a_partial_version_means_the_newest_release_of_it() {
+        let names = ["1.2.3", "1.10.0", "v2.0.1", "2.1.0-rc1", "nightly"];
+        let known = names.iter().map(|name| (format!("refs/tags/{name}"), format!("sha of {name}"))).collect();
+        let of = |wanted: &str| newest(&known, wanted).map(|(_, version)| version);
+        assert_eq!(of("1").as_deref(), Some("1.10.0"));
+        assert_eq!(of("1.2").as_deref(), Some("1.2.3"));
+        assert_eq!(of("~latest").as_deref(), Some("v2.0.1"));
+        assert_eq!(of("3"), None);
+    }
+}

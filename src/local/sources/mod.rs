@@ -1,0 +1,338 @@
+//! Where the planner's files come from: the checkout, directories that the user maps, other projects over git, URLs.
+//!
+//! Everything here only reads: the developer's repository stays as it is, and what is fetched lies in the user's cache
+//! directory.
+
+mod fetch;
+mod remote;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::checkout::{Checkout, Listed, git, output};
+use super::facts::resolve;
+use crate::archive::root::Root;
+use crate::archive::unpack::unpack;
+use crate::pipeline::request::{Base, ComponentVersion, FILE_LIMIT, SourceError, Sources, Tree};
+
+pub use fetch::Fetcher;
+
+/// A tree of this form is a directory of this machine.
+const DIRECTORY: &str = "directory:";
+
+/// What the user says of other projects, URLs and components.
+#[derive(Clone, Debug, Default)]
+pub struct Maps {
+    /// `--map-project PATH[@REF]=DIR`
+    pub projects: Vec<MappedProject>,
+    /// `--map-remote URL=FILE`
+    pub remotes: BTreeMap<String, PathBuf>,
+    /// `--map-component`
+    pub components: Vec<MappedComponent>,
+    /// `--map-template DIR`: a directory with templates.
+    pub templates: Option<PathBuf>,
+}
+
+/// A project in a directory of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedProject {
+    /// Its path on the server.
+    pub project: String,
+    /// Only this ref; `None` for every one.
+    pub reference: Option<String>,
+    /// Where its files are.
+    pub directory: PathBuf,
+}
+
+/// A component project in a directory of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedComponent {
+    /// Its path on the server.
+    pub project: String,
+    /// Where its files are.
+    pub directory: PathBuf,
+    /// The version that the references resolve to.
+    pub version: Option<String>,
+    /// The commit.
+    pub sha: Option<String>,
+    /// References that resolve to it; none for every one.
+    pub references: Vec<String>,
+}
+
+/// The files of a local run.
+pub struct LocalSources {
+    checkout: Checkout,
+    commit: String,
+    project: String,
+    listed: Arc<Vec<String>>,
+    tracked: HashSet<String>,
+    maps: Maps,
+    fetcher: Fetcher,
+    /// Archives of jobs that have ended, for `trigger:include:artifact`.
+    artifacts: Mutex<HashMap<String, PathBuf>>,
+    scratch: PathBuf,
+    untracked_reads: Mutex<Vec<String>>,
+}
+
+impl LocalSources {
+    /// The files of a checkout whose project has the path `project` on its server.
+    pub fn new(
+        checkout: &Checkout,
+        commit: &str,
+        project: &str,
+        listed: &[Listed],
+        maps: Maps,
+        fetcher: Fetcher,
+        scratch: PathBuf,
+    ) -> Self {
+        let there = listed.iter().filter(|file| !file.is_submodule);
+        let names: Vec<String> = there.map(|file| file.path.to_string_lossy().into_owned()).collect();
+        Self {
+            checkout: checkout.clone(),
+            commit: commit.to_owned(),
+            project: project.to_owned(),
+            tracked: names.iter().cloned().collect(),
+            listed: Arc::new(names),
+            maps,
+            fetcher,
+            artifacts: Mutex::default(),
+            scratch,
+            untracked_reads: Mutex::default(),
+        }
+    }
+
+    /// Where the artifacts of a job lie.
+    pub fn set_artifact(&self, job: &str, archive: PathBuf) {
+        self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).insert(job.to_owned(), archive);
+    }
+
+    /// Files of the project that were read although git does not track them: GitLab will not see them.
+    pub fn untracked_reads(&self) -> Vec<String> {
+        self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn mapped_directory(&self, project: &str, reference: Option<&str>) -> Option<&Path> {
+        let of_project = || self.maps.projects.iter().filter(|map| map.project == project);
+        let exact = of_project().find(|map| map.reference.is_some() && map.reference.as_deref() == reference);
+        exact.or_else(|| of_project().find(|map| map.reference.is_none())).map(|map| map.directory.as_path())
+    }
+
+    fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
+        let failed = |why: String| SourceError::Failed(format!("the artifacts of job `{job}`: {why}"));
+        let archives = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = || SourceError::Missing(format!("job `{job}` has left no artifacts"));
+        let archive = archives.get(job).ok_or_else(missing)?;
+        let number = archive.parent().and_then(Path::file_name).unwrap_or_default();
+        let directory = self.scratch.join("unpacked").join(number);
+        if !directory.exists() {
+            std::fs::create_dir_all(&directory).map_err(|error| failed(error.to_string()))?;
+            let file = File::open(archive).map_err(|error| failed(error.to_string()))?;
+            let root = Root::open(&directory).map_err(|error| failed(error.to_string()))?;
+            unpack(&file, &root).map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(directory)
+    }
+}
+
+impl Sources for LocalSources {
+    fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
+        let path = path.trim_start_matches('/');
+        match tree {
+            Tree::Project => {
+                let text = read_below(&self.checkout.root, path)?;
+                if !self.tracked.contains(path) {
+                    let mut reads = self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !reads.iter().any(|read| read == path) {
+                        reads.push(path.to_owned());
+                    }
+                }
+                Ok(text)
+            }
+            Tree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
+                read_below(Path::new(&sha[DIRECTORY.len()..]), path)
+            }
+            Tree::Commit { project, sha } => self.fetcher.file(project, sha, path),
+        }
+    }
+
+    fn files(&self, tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
+        match tree {
+            Tree::Project => Ok(Arc::clone(&self.listed)),
+            Tree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
+                files_below(Path::new(&sha[DIRECTORY.len()..])).map(Arc::new)
+            }
+            Tree::Commit { project, sha } => self.fetcher.files(project, sha).map(Arc::new),
+        }
+    }
+
+    fn project(&self, project: &str, reference: Option<&str>) -> Result<Tree, SourceError> {
+        if let Some(directory) = self.mapped_directory(project, reference) {
+            return directory_tree(project, directory);
+        }
+        if project == self.project && reference.is_none_or(|reference| reference == self.commit) {
+            return Ok(Tree::Project);
+        }
+        let sha = self.fetcher.commit(project, reference.unwrap_or("HEAD"))?;
+        Ok(Tree::Commit { project: project.into(), sha: sha.into() })
+    }
+
+    fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {
+        match self.maps.remotes.get(url) {
+            Some(file) => read_file(file).map_err(|why| SourceError::Failed(format!("{}: {why}", file.display()))),
+            None => self.fetcher.url(url),
+        }
+    }
+
+    fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+        match &self.maps.templates {
+            Some(directory) => read_below(directory, name),
+            None => self.fetcher.template(name),
+        }
+    }
+
+    fn component(&self, host: &str, project: &str, reference: &str) -> Result<ComponentVersion, SourceError> {
+        let of_project = || self.maps.components.iter().filter(|map| map.project == project);
+        let mapped = of_project()
+            .find(|map| map.references.iter().any(|known| known == reference))
+            .or_else(|| of_project().find(|map| map.references.is_empty()));
+        if let Some(mapped) = mapped {
+            return Ok(ComponentVersion {
+                tree: directory_tree(project, &mapped.directory)?,
+                sha: mapped.sha.clone().unwrap_or_else(|| "0".repeat(40)),
+                version: mapped.version.clone().unwrap_or_else(|| reference.to_owned()),
+            });
+        }
+        if of_project().next().is_some() {
+            return Err(SourceError::Missing(format!("`{reference}` is no version of the mapped component {project}")));
+        }
+        if project == self.project && reference == self.commit {
+            let (sha, version) = (self.commit.clone(), reference.to_owned());
+            return Ok(ComponentVersion { tree: Tree::Project, sha, version });
+        }
+        let (sha, version) = self.fetcher.version(host, project, reference)?;
+        let tree = Tree::Commit { project: project.into(), sha: sha.as_str().into() };
+        Ok(ComponentVersion { tree, sha, version })
+    }
+
+    fn artifact(&self, job: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+        read_below(&self.unpacked(job)?, path)
+    }
+
+    fn changed(&self, base: &Base) -> Result<Arc<Vec<String>>, SourceError> {
+        let commit = match base {
+            Base::Before(commit) => resolve(&self.checkout, commit).map_err(SourceError::Missing)?,
+            Base::MergeBase(name) => {
+                let known = resolve(&self.checkout, name)
+                    .or_else(|_| resolve(&self.checkout, &format!("refs/remotes/origin/{name}")))
+                    .map_err(SourceError::Missing)?;
+                let mut command = git(&self.checkout.root);
+                command.args(["merge-base", "HEAD", &known]);
+                let base = output(command)
+                    .map_err(|why| SourceError::Failed(format!("`{name}` and HEAD have no common commit: {why}")))?;
+                String::from_utf8_lossy(&base).trim().to_owned()
+            }
+        };
+        let mut command = git(&self.checkout.root);
+        command.args(["diff", "--name-only", "--no-renames", "-z", &commit]);
+        let names = output(command).map_err(SourceError::Failed)?;
+        let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        Ok(Arc::new(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()))
+    }
+
+    fn content_id(&self, path: &str) -> Result<Option<String>, SourceError> {
+        use std::fmt::Write;
+        let path = path.trim_start_matches('/');
+        if !self.tracked.contains(path) {
+            return Ok(None);
+        }
+        let failed = |error| SourceError::Failed(format!("{path}: {error}"));
+        let Ok(file) = open_file(&self.checkout.root.join(path)) else { return Ok(None) };
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
+        let (mut file, mut block) = (file, [0; 64 * 1024]);
+        loop {
+            match file.read(&mut block).map_err(failed)? {
+                0 => break,
+                length => digest.update(&block[..length]),
+            }
+        }
+        let mut text = String::new();
+        for byte in digest.finish().as_ref() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Ok(Some(text))
+    }
+
+    fn last_commit(&self, path: &str) -> Result<Option<String>, SourceError> {
+        let mut command = git(&self.checkout.root);
+        command.args(["log", "-1", "--format=%H", "--", path]);
+        let commit = output(command).map_err(SourceError::Failed)?;
+        let commit = String::from_utf8_lossy(&commit).trim().to_owned();
+        Ok(Some(commit).filter(|commit| !commit.is_empty()))
+    }
+}
+
+fn directory_tree(project: &str, directory: &Path) -> Result<Tree, SourceError> {
+    let missing =
+        || SourceError::Missing(format!("{project} is mapped to {}, which does not exist", directory.display()));
+    let path = directory.canonicalize().map_err(|_| missing())?;
+    let text = path.to_str().ok_or_else(missing)?;
+    Ok(Tree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
+}
+
+/// A regular file; one that is a pipe or device does not keep us waiting.
+fn open_file(path: &Path) -> Result<File, String> {
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC).open(path);
+    let file = file.map_err(|error| error.to_string())?;
+    match file.metadata().map_err(|error| error.to_string())?.is_file() {
+        true => Ok(file),
+        false => Err("not a regular file".to_owned()),
+    }
+}
+
+/// The content of a file, or what the planner needs to see that it is too large.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    let limit = FILE_LIMIT as u64 + 1;
+    open_file(path)?.take(limit).read_to_end(&mut content).map_err(|error| error.to_string())?;
+    Ok(content)
+}
+
+/// A file by its path below a directory; no path leads out of it.
+fn read_below(root: &Path, path: &str) -> Result<Vec<u8>, SourceError> {
+    let path = path.trim_start_matches('/');
+    let outside = Path::new(path).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
+    let place = root.join(path);
+    if outside || path.is_empty() {
+        return Err(SourceError::Missing(format!("`{path}` is no path in the project")));
+    }
+    match place.canonicalize() {
+        Ok(real) if root.canonicalize().is_ok_and(|root| real.starts_with(root)) => {}
+        Ok(_) => return Err(SourceError::Failed(format!("`{path}` is a link that leads out of the project"))),
+        Err(_) => return Err(SourceError::Missing("there is no such file".to_owned())),
+    }
+    read_file(&place).map_err(|why| SourceError::Failed(format!("`{path}`: {why}")))
+}
+
+/// All files below a directory; in a checkout what git tracks.
+fn files_below(root: &Path) -> Result<Vec<String>, SourceError> {
+    let mut files = Vec::new();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(below) = waiting.pop() {
+        let failed = |error: std::io::Error| SourceError::Failed(format!("{}: {error}", root.join(&below).display()));
+        for entry in std::fs::read_dir(root.join(&below)).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = below.join(entry.file_name());
+            match entry.file_type().map_err(failed)?.is_dir() {
+                true if entry.file_name() == ".git" => {}
+                true => waiting.push(path),
+                false => files.push(path.to_string_lossy().into_owned()),
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}

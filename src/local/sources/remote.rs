@@ -1,0 +1,41 @@
+//! The body of a URL.
+
+use std::io::Read;
+use std::time::Duration;
+
+use crate::http::tls::TlsFiles;
+use crate::http::{Method, Outgoing, Timeouts, Transfer, resolve};
+use crate::pipeline::request::SourceError;
+use crate::version::user_agent;
+
+const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(60), response: Duration::from_secs(30) };
+const REDIRECTS: usize = 5;
+
+/// Fetches a URL; what comes after `limit` bytes and one more is left. Errors: no answer, or none that is good.
+pub fn get(url: &str, limit: usize) -> Result<Vec<u8>, SourceError> {
+    let failed = |why: String| SourceError::Failed(format!("{url} cannot be fetched: {why}"));
+    if !url.starts_with("https://") && !url.starts_with("http://") {
+        return Err(SourceError::Missing(format!("`{url}` is no URL of http or https")));
+    }
+    let mut place = url.to_owned();
+    for _ in 0..=REDIRECTS {
+        let transfer = Transfer::new(&place, &TlsFiles::default(), &user_agent(), TIMEOUTS);
+        let answer = transfer
+            .and_then(|transfer| transfer.send(Method::Get, &place, &[], Outgoing::Nothing))
+            .map_err(|error| failed(error.to_string()))?;
+        match answer.status {
+            200 => {
+                let mut body = Vec::new();
+                let read = answer.into_reader().take(limit as u64 + 1).read_to_end(&mut body);
+                return read.map(|_| body).map_err(|error| failed(error.to_string()));
+            }
+            301 | 302 | 303 | 307 | 308 => {
+                let location = answer.header("Location").unwrap_or_default().to_owned();
+                place = resolve(&place, &location).map_err(|error| failed(error.to_string()))?;
+            }
+            404 => return Err(SourceError::Missing(format!("{url} does not exist (404)"))),
+            _ => return Err(failed(answer.status_line())),
+        }
+    }
+    Err(failed(format!("it is redirected more than {REDIRECTS} times")))
+}
