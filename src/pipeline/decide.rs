@@ -98,7 +98,7 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         };
         let defaults = inherited.as_deref().unwrap_or(&workflow.variables);
         let predefined = predefined(expanded, draft);
-        let mut own = draft.job.variables.clone();
+        let mut own = draft.variables.clone();
         overlay(&mut own, &expand::matrix_variables(&expanded.combination, draft.job.at));
         let scope = Arc::clone(&context.scope);
         let view = View { scope: &scope, yaml: &own, defaults, job: &predefined };

@@ -15,12 +15,12 @@ use self::needs::{Name, Needs};
 use self::parallel::Parallel;
 use self::reader::Reader;
 use super::context::Context;
-use super::plan::{AllowFailure, Decision, Job, Level, Trigger, When};
+use super::plan::{AllowFailure, Decision, Job, Level, Trigger, Variable, When};
 use super::problem::Class;
 use super::rules::policy::Policy;
 use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
-use super::syntax::{Entry, Mapping, Node, Origin};
+use super::syntax::{Entry, Mapping, Node, Origin, Value};
 
 /// Keywords of jobs.
 const JOB_KEYS: [&str; 39] = [
@@ -115,6 +115,8 @@ pub struct Draft {
     pub when: Option<When>,
     /// `allow_failure` as given.
     pub allow_failure: Option<AllowFailure>,
+    /// The job's own variables.
+    pub variables: Vec<Variable>,
     /// Which of the default variables the job takes.
     pub inherit_variables: Inherit,
     /// `needs` as written.
@@ -200,6 +202,7 @@ impl Draft {
             stage_at: at,
             when: None,
             allow_failure: None,
+            variables: Vec::new(),
             inherit_variables: Inherit::All,
             needs: None,
             dependencies: None,
@@ -226,11 +229,13 @@ impl Draft {
         reader.check_keys(own, trigger, at)?;
         let (inherited, inherit_variables) = reader.inherit(entry.node.get("inherit"))?;
         let (definition, from_default) = definition(own, defaults, &inherited, trigger);
-        let mut draft = Self::new(name, at, Node::mapping_at(definition.clone(), entry.node.at));
+        let definition = Arc::new(definition);
+        let node = Node { value: Value::Mapping(Arc::clone(&definition)), at: entry.node.at };
+        let mut draft = Self::new(name, at, node);
         draft.inherit_variables = inherit_variables;
         draft.job.from_default = from_default;
         let mut identity = Some(());
-        for (key, entry) in &definition {
+        for (key, entry) in definition.iter() {
             // One keyword's problem must not hide those of others; but without these nobody knows which jobs there are.
             let read = reader.keyword(key, &entry.node, &mut draft);
             if read.is_none() && matches!(&**key, "stage" | "parallel") {
@@ -320,7 +325,7 @@ impl Reader<'_, '_> {
             }
             "image" => job.image = Some(self.image(node)?),
             "services" => job.services = Some(self.services(node)?),
-            "variables" => job.variables = self.variables(node, Level::Job, key),
+            "variables" => draft.variables = self.variables(node, Level::Job, key),
             "rules" => draft.rules = Some(Arc::new(self.rules(node)?)),
             "only" => draft.only = Some(self.policy(node, key)?),
             "except" => draft.except = Some(self.policy(node, key)?),
