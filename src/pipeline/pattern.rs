@@ -51,7 +51,7 @@ impl Pattern {
 
     /// The last match in the text, or the last group of it that took part.
     pub fn last_match(&self, text: &str) -> Option<String> {
-        let found = self.0.captures_iter(text).last()?;
+        let found = self.regex.captures_iter(text).last()?;
         let groups = found.iter().skip(1).flatten().last();
         groups.or_else(|| found.get(0)).map(|part| part.as_str().to_owned())
     }
