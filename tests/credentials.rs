@@ -122,7 +122,7 @@ fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
         assert!(flushed.success());
         let lines = ran(gitlab.queue(asking()));
         assert!(has(&lines, "four=shut out") && has(&lines, "six=shut out"), "{lines:#?}");
-        assert!(agent.log().contains("it is put back"), "{}", agent.log());
+        assert!(agent.log().contains("restoring it"), "{}", agent.log());
         block(false);
         agent.wait_for_log("no longer kept");
         let lines = ran(gitlab.queue(asking()));

@@ -48,18 +48,23 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
         return Err(format!("{CANNOT}: only root can make rules for the network; run the agent as root"));
     }
     let mut users: Vec<JobUser> = Vec::new();
+    let mut add = |user: JobUser| {
+        if !users.contains(&user) {
+            users.push(user);
+        }
+    };
     for runner in &config.runners {
         let cannot = |why| format!("{CANNOT}: runner `{}`: {why}", runner.name);
         // The rules count for every container that has a network of its own.
         if runner.executor.has_containers() {
             check_containers(&runner.docker).map_err(cannot)?;
+            // File work beside the containers, and the relay through which it reaches the network.
+            let uid = runner.confined.uid;
+            add(JobUser { name: format!("{uid} (the sandbox)"), uid });
             continue;
         }
         for user in users_of(config, asked).map_err(cannot)? {
-            let user = JobUser { name: user.name, uid: user.uid };
-            if !users.contains(&user) {
-                users.push(user);
-            }
+            add(JobUser { name: user.name, uid: user.uid });
         }
     }
     Ok(users)
@@ -138,7 +143,8 @@ mod tests {
             );
             users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
         };
-        assert!(docker("").expect("containers are kept from it as they are").is_empty());
+        let sandbox = docker("").expect("containers are kept from it as they are");
+        assert_eq!(sandbox.iter().map(|user| user.uid).collect::<Vec<_>>(), [crate::shim::confine::DEFAULT_UID]);
         for keys in
             ["privileged = true", "network_mode = \"host\"", "volumes = [\"/run/docker.sock:/run/docker.sock\"]"]
         {

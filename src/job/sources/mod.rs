@@ -259,6 +259,8 @@ fn try_update(plan: &Plan, before: Before) -> Result<(), Failure> {
     }
     let known = if before == Before::Fresh {
         println!("{GREEN}Created fresh repository.{RESET}");
+        // The work tree may be that of an earlier job all the same.
+        worktree::sanitise(&plan.project)?;
         None
     } else {
         Some(reuse(plan)?)
