@@ -310,8 +310,6 @@ use:
     let (output, text) = exec_with(&checkout("a: {image: 'none:missing', script: echo}\n"), &[], &engine);
     assert!(output.status.code() == Some(2) && text.contains(".gitlab-ci.yml:1: job `a`"), "{text}");
     assert!(text.contains("none:missing") && text.contains("nothing was run"), "{text}");
-    let mut child = Command::new("true").spawn().expect("true");
-    child.wait().expect("ended");
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let home = in_checkout(Home::empty(), "a: {image: 'exec-base:local', script: 'sleep 1000'}\n");
         let mut command = command(&home, &[]);
@@ -421,7 +419,7 @@ stages: [build, test]
 make: {stage: build, script: [make -s], artifacts: {paths: [hello]}}
 hello: {stage: test, script: [./hello]}
 cmake: {stage: test, script: [cmake -S . -B out >/dev/null, cmake --build out >/dev/null, ./out/hello]}
-go: {stage: test, script: [go run hello.go], variables: {GOFLAGS: -mod=mod, GOCACHE: $CI_PROJECT_DIR/.gocache}}
+go: {stage: test, script: [go run hello.go], variables: {GOCACHE: $CI_PROJECT_DIR/.gocache}}
 cargo: {stage: test, script: [cargo run --quiet --offline]}
 npm: {stage: test, script: [npm --silent test]}
 pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello from python\")']}
@@ -445,9 +443,12 @@ pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello 
     git(&root, &["add", "-A"]);
     let own = |key: &str| std::env::var(key).unwrap_or_default();
     let path = format!("PATH={}", own("PATH"));
-    let rustup =
-        format!("RUSTUP_HOME={}", std::env::var("RUSTUP_HOME").unwrap_or_else(|_| format!("{}/.rustup", own("HOME"))));
-    let (output, text) = exec(&home, &["--var", &path, "--var", &rustup]);
+    // Tools that keep themselves in the home directory of whom runs the tests.
+    let tool = |key: &str, directory: &str| {
+        format!("{key}={}", std::env::var(key).unwrap_or_else(|_| format!("{}/{directory}", own("HOME"))))
+    };
+    let (rustup, pyenv) = (tool("RUSTUP_HOME", ".rustup"), tool("PYENV_ROOT", ".pyenv"));
+    let (output, text) = exec(&home, &["--var", &path, "--var", &rustup, "--var", &pyenv]);
     assert!(output.status.success(), "{text}");
     for word in ["hello from c", "hello from go", "hello from rust", "hello from node", "hello from python"] {
         assert!(text.contains(word), "{word}: {text}");
