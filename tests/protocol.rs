@@ -255,12 +255,15 @@ fn an_answer_that_is_no_job_uses_up_nothing_and_is_not_asked_for_at_once() {
     );
 }
 
+/// Makes the payload of the job with this id.
+type MakePayload = fn(i64) -> Vec<u8>;
+
 /// Takes a job that cannot be decoded, in any way that is known: it is failed as long as it can be named.
 #[test]
 fn a_job_that_cannot_be_decoded_is_failed_as_long_as_it_can_be_named() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    let payloads: [(&str, fn(i64) -> Vec<u8>); 13] = [
+    let payloads: [(&str, MakePayload); 13] = [
         ("id as text, steps as a number", |id| format!(r#"{{"id":"{id}","token":"glcbt-job-{id}","steps":5}}"#).into()),
         ("id as a fraction", |id| format!(r#"{{"id":{id}.0,"token":"glcbt-job-{id}","steps":5}}"#).into()),
         ("a list of lists", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}","variables":[[[[]]]]}}"#).into()),
