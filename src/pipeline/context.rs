@@ -63,9 +63,15 @@ impl<'a> Context<'a> {
         if let Some(done) = self.expressions.get(text) {
             return done.clone();
         }
-        let mut result = Expression::parse(text).map(Arc::new);
+        let was_exhausted = self.pattern_bytes > PATTERNS_LIMIT;
+        // Once it is told that patterns are too large, the others are not even compiled.
+        let mut result = if was_exhausted {
+            Expression::parse(&"null".into()).map(Arc::new)
+        } else {
+            Expression::parse(text).map(Arc::new)
+        };
         self.pattern_bytes += result.as_ref().map_or(0, |expression| expression.size());
-        if self.pattern_bytes > PATTERNS_LIMIT {
+        if self.pattern_bytes > PATTERNS_LIMIT && !was_exhausted {
             result = Err("the patterns of all expressions together are too large".to_owned());
         }
         self.expressions.insert(Arc::clone(text), result.clone());

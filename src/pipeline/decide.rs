@@ -116,7 +116,10 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         let mut variables = defaults.to_vec();
         overlay(&mut variables, &own);
         let job = finish(jobs, expanded, verdict, variables, context);
-        check_variables(&job, &scope, context);
+        // Neighbours often have the same variables, which need one check.
+        if !decided.jobs.last().is_some_and(|previous| same_variables(previous, &job)) {
+            check_variables(&job, &scope, context);
+        }
         decided.jobs.push(job);
     }
     merge_absent(&mut decided, jobs);
@@ -284,6 +287,13 @@ fn environment(node: &Node, job: &Job, context: &Context<'_>) -> Environment {
         tier: tier.to_string(),
         url: text("url"),
     }
+}
+
+fn same_variables(a: &Job, b: &Job) -> bool {
+    let same = |(a, b): (&Variable, &Variable)| {
+        Arc::ptr_eq(&a.value, &b.value) && Arc::ptr_eq(&a.key, &b.key) && a.raw == b.raw
+    };
+    a.variables.len() == b.variables.len() && a.variables.iter().zip(&b.variables).all(same)
 }
 
 fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {

@@ -113,7 +113,21 @@ fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
     for variable in of_project.chain(scope.pipeline.values()) {
         set(&mut levels, given(variable));
     }
+    take_secrets(&mut levels, job);
     levels
+}
+
+/// Local values in place of tokens and secrets that only a server has: they are masked, and files where the job expects
+/// files.
+fn take_secrets(levels: &mut Levels, job: &Job) {
+    let tokens = job.id_tokens.iter().map(|key| (key, false));
+    let secrets = job.secrets.iter().map(|secret| (&secret.key, secret.file));
+    for (key, file) in tokens.chain(secrets) {
+        if let Some(variable) = levels.get_mut(key).filter(|variable| variable.given) {
+            variable.masked = true;
+            variable.file |= file;
+        }
+    }
 }
 
 fn set(levels: &mut Levels, variable: EnvVariable) {

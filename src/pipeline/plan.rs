@@ -276,8 +276,6 @@ pub enum Trigger {
     Project {
         /// Its path, not expanded.
         project: Arc<str>,
-        /// The branch, not expanded; `None`: the default branch.
-        branch: Option<Arc<str>>,
         /// What the job's own state depends on.
         strategy: Strategy,
         /// What the other pipeline gets.
@@ -373,10 +371,5 @@ impl Plan {
     /// The file and line of a value.
     pub fn place(&self, at: Origin) -> (&str, usize) {
         (self.files.get(at.file as usize).map_or("", |name| name), at.line as usize)
-    }
-
-    /// The job of that full name.
-    pub fn job(&self, name: &str) -> Option<&Job> {
-        self.jobs.iter().find(|job| &*job.name == name)
     }
 }

@@ -141,6 +141,9 @@ pub enum Class {
     TooBig,
 }
 
+/// How many problems are told at once.
+const PROBLEMS_LIMIT: usize = 1000;
+
 /// Collects problems and warnings while a pipeline is planned.
 #[derive(Debug, Default)]
 pub(super) struct Report {
@@ -188,7 +191,7 @@ impl Report {
             None => &problem.message,
         };
         let key = (class, at, culprit.to_owned());
-        if at.line == 0 || self.told.insert(key) {
+        if self.problems.len() < PROBLEMS_LIMIT && (at.line == 0 || self.told.insert(key)) {
             self.problems.push(problem);
         }
     }

@@ -72,11 +72,10 @@ impl Reader<'_, '_> {
         match (node.get("project"), node.get("include")) {
             (Some(project), None) => {
                 let project = self.text(project, "trigger:project")?;
-                let branch = match node.get("branch") {
-                    Some(branch) => Some(self.printed(branch, "trigger:branch")?),
-                    None => None,
-                };
-                Some(Trigger::Project { project, branch, strategy, forward, node })
+                if let Some(branch) = node.get("branch") {
+                    self.printed(branch, "trigger:branch")?;
+                }
+                Some(Trigger::Project { project, strategy, forward, node })
             }
             (None, Some(include)) => {
                 let include = self.trigger_includes(include)?;

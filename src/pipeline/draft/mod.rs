@@ -22,7 +22,7 @@ use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
 use super::syntax::{Entry, Mapping, Node, Origin, Value};
 
-/// Keywords of jobs.
+/// Keywords of jobs, in order.
 const JOB_KEYS: [&str; 39] = [
     "after_script",
     "allow_failure",
@@ -40,6 +40,7 @@ const JOB_KEYS: [&str; 39] = [
     "identity",
     "image",
     "inherit",
+    "inputs",
     "interruptible",
     "manual_confirmation",
     "needs",
@@ -62,16 +63,16 @@ const JOB_KEYS: [&str; 39] = [
     "trigger",
     "variables",
     "when",
-    "inputs",
 ];
 
-/// Keywords of jobs with `trigger`.
+/// Keywords of jobs with `trigger`, in order.
 const TRIGGER_KEYS: [&str; 18] = [
     "allow_failure",
     "environment",
     "except",
     "extends",
     "inherit",
+    "inputs",
     "interruptible",
     "manual_confirmation",
     "needs",
@@ -84,7 +85,6 @@ const TRIGGER_KEYS: [&str; 18] = [
     "trigger",
     "variables",
     "when",
-    "inputs",
 ];
 
 /// Keywords that `default` may hold.
@@ -281,7 +281,7 @@ impl Reader<'_, '_> {
             return self.error(Class::ScriptAndTrigger, at, format!("`{other}` and `trigger` exclude each other"));
         }
         let known: &[&str] = if trigger { &TRIGGER_KEYS } else { &JOB_KEYS };
-        for (key, entry) in own.iter().filter(|(key, _)| !known.contains(&&***key)) {
+        for (key, entry) in own.iter().filter(|(key, _)| known.binary_search(&&***key).is_err()) {
             let message = if trigger && JOB_KEYS.contains(&&**key) {
                 format!("a job with `trigger` takes no `{key}`")
             } else {
@@ -383,13 +383,9 @@ impl Reader<'_, '_> {
         let job = &draft.job;
         let given = |key: &str| job.definition.get(key).is_some();
         let has_script = job.script.as_ref().is_some_and(|lines| lines.iter().any(|line| !line.is_empty()));
-        // A misspelled `script` is told as an unknown keyword.
-        let misspelled = |key: &Arc<str>| !did_you_mean(key, &["script", "trigger"]).is_empty();
-        let unknown = |key: &&Arc<str>| !JOB_KEYS.contains(&&***key);
-        let keys = job.definition.mapping().into_iter().flat_map(|mapping| mapping.keys());
-        let is_readable = given("script") == job.script.is_some() && !keys.filter(unknown).any(misspelled);
+        let is_readable = given("script") == job.script.is_some();
         let mut wrong = |class, message: &str| self.error::<()>(class, at, message);
-        if !has_script && is_readable && !given("trigger") && !given("run") {
+        if !has_script && is_readable && !given("trigger") && !given("run") && !is_script_misspelled(&job.definition) {
             wrong(Class::MissingScript, "there is no `script`; a job needs script, run or trigger");
         }
         if has_script && job.run {
@@ -407,5 +403,23 @@ impl Reader<'_, '_> {
         if delayed && !given("start_in") {
             wrong(Class::StartIn, "`when: delayed` needs `start_in`");
         }
+    }
+}
+
+/// A misspelled `script` is told as an unknown keyword, and not as a missing one.
+fn is_script_misspelled(definition: &Node) -> bool {
+    let keys = definition.mapping().into_iter().flat_map(|mapping| mapping.keys());
+    let mut unknown = keys.filter(|key| JOB_KEYS.binary_search(&&***key).is_err());
+    unknown.any(|key| !did_you_mean(key, &["script", "trigger"]).is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_are_in_order_so_that_they_are_found() {
+        assert!(JOB_KEYS.is_sorted() && TRIGGER_KEYS.is_sorted());
+        assert!(TRIGGER_KEYS.iter().chain(&DEFAULT_KEYS).all(|key| JOB_KEYS.contains(key)));
     }
 }

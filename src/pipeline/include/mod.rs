@@ -13,7 +13,6 @@ use super::merge::Merger;
 use super::problem::Class;
 use super::request::{Content, FILE_LIMIT, SourceError, Tree};
 use super::syntax::{self, Mapping, Node, Origin};
-use entry::Entry;
 
 /// How many files a pipeline may include, as on GitLab.
 const FILES_LIMIT: usize = 150;

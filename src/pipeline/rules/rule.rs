@@ -1,7 +1,5 @@
 //! Keyword `rules` of a job, and `workflow:rules`.
 
-use std::sync::Arc;
-
 use super::clause::{Clause, Owner};
 use crate::pipeline::draft::needs::Needs;
 use crate::pipeline::draft::reader::Reader;
@@ -150,6 +148,3 @@ pub fn result(rule: &Rule) -> &'static str {
         None => "no `when` of its own",
     }
 }
-
-/// Shares rules between jobs that take them from one place.
-pub type Rules = Arc<Vec<Rule>>;

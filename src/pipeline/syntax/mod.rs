@@ -10,6 +10,6 @@ mod scalar;
 mod size;
 
 pub use node::{Entry, Mapping, Node, Origin, Value};
-pub use parse::{Budget, SyntaxError, parse};
+pub use parse::{Budget, parse};
 pub use print::print;
 pub use size::written_size;

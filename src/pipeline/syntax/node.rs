@@ -87,11 +87,6 @@ impl PartialEq for Value {
 }
 
 impl Node {
-    /// A text without a place of its own.
-    pub fn text_at(text: impl Into<Arc<str>>, at: Origin) -> Self {
-        Self { value: Value::Text(text.into()), at }
-    }
-
     /// A list.
     pub fn list_at(items: Vec<Node>, at: Origin) -> Self {
         Self { value: Value::List(Arc::new(items)), at }

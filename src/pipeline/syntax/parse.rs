@@ -10,6 +10,9 @@ use super::{Entry, Mapping, Node, Origin, Value, scalar};
 /// How deep mappings and lists may nest, as on GitLab.
 const DEPTH_LIMIT: usize = 100;
 
+/// How many repeated keys are told for a file.
+const DUPLICATES_LIMIT: usize = 100;
+
 /// What all files of a pipeline may hold together, once aliases are replaced.
 #[derive(Debug)]
 pub struct Budget {
@@ -189,6 +192,7 @@ impl<'a> Builder<'a, '_> {
             // A key that stands twice keeps its first place and takes its last value, as in Ruby.
             if let Some(previous) = mapping.insert(name, Entry { key_at, node })
                 && !was_merged
+                && self.duplicates.len() < DUPLICATES_LIMIT
             {
                 let first = previous.key_at.line;
                 let message = format!("`{shown}` stands here again (first in line {first}); the last one counts");

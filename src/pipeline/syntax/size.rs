@@ -45,7 +45,7 @@ mod tests {
         let size = |text: &str| written_size(&parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root);
         assert_eq!(size("[x, x]"), 8 + 9 + 9);
         assert_eq!(size("[&a [x], *a]"), size("[[x], [x]]"));
-        let mut node = Node::text_at("x", Origin::default());
+        let mut node = Node { value: Value::Text("x".into()), at: Origin::default() };
         for _ in 0..80 {
             node = Node::list_at(vec![node; 10], Origin::default());
         }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::memory::Memory;
 use crate::pipeline::listing::Listing;
+use crate::pipeline::plan::{Job, Plan};
 use crate::pipeline::problem::{Class, Problem};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue, MergeRequest, Request};
 use crate::pipeline::{JobRun, plan};
@@ -29,6 +30,10 @@ fn classes(text: &str) -> Vec<Class> {
 fn job<'a>(listing: &'a Value, name: &str) -> &'a Value {
     let mut jobs = listing["jobs"].as_array().into_iter().flatten();
     jobs.find(|job| job["name"] == name).unwrap_or_else(|| panic!("no {name} in {listing}"))
+}
+
+fn job_of<'a>(plan: &'a Plan, name: &str) -> &'a Job {
+    plan.jobs.iter().find(|job| &*job.name == name).expect("the job")
 }
 
 fn names(listing: &Value) -> Vec<&str> {
@@ -265,6 +270,22 @@ fn levels_of_variables_win_in_order() {
 }
 
 #[test]
+fn local_values_stand_for_tokens_and_secrets() {
+    let text =
+        "j: {script: x, id_tokens: {TOK: {aud: a}}, secrets: {DB: {vault: a/b@c}, KEY: {vault: a/b@c, file: false}}}\n";
+    let memory = Memory::new(&[(".gitlab-ci.yml", text)]);
+    let given = |key: &str| GivenVariable { key: key.into(), value: "v".into(), ..GivenVariable::default() };
+    let mut request = memory.request();
+    request.project_variables = vec![given("TOK"), given("DB"), given("KEY"), given("OTHER")];
+    let plan = plan(&request).expect("planned");
+    let env = plan.env(&plan.jobs[0], &JobRun::default());
+    let form =
+        |key: &str| env.iter().find(|variable| &*variable.key == key).map(|variable| (variable.masked, variable.file));
+    let expected = [Some((true, false)), Some((true, true)), Some((true, false)), Some((false, false))];
+    assert_eq!(["TOK", "DB", "KEY", "OTHER"].map(form), expected);
+}
+
+#[test]
 fn children_get_variables_as_the_job_forwards_them() {
     let main = "variables: {TOP: t}\nkid: {variables: {OWN: '$TOP-o'}, trigger: {include: [{local: child.yml, inputs: {n: x}}]}}\nbare: {trigger: {include: child.yml, forward: {yaml_variables: false, pipeline_variables: true}}}\n";
     let child = "spec: {inputs: {n: {default: d}}}\n---\nc: {script: 'echo $[[ inputs.n ]]', rules: [{if: $CI_PIPELINE_SOURCE == 'parent_pipeline'}]}\n";
@@ -274,7 +295,7 @@ fn children_get_variables_as_the_job_forwards_them() {
         vec![GivenVariable { key: "LINE".into(), value: "l".into(), ..GivenVariable::default() }];
     let parent = plan(&request).expect("planned");
     let keys = |name: &str| {
-        let child = parent.child(parent.job(name).expect("the job"), &request).expect("a child");
+        let child = parent.child(job_of(&parent, name), &request).expect("a child");
         let listing = listed(&child).expect("planned");
         let variables: Vec<(String, String)> =
             child.pipeline_variables.iter().map(|given| (given.key.clone(), given.value.clone())).collect();
@@ -290,7 +311,7 @@ fn keys_of_caches_come_from_files() {
     let text = "a: {script: x, cache: {key: {files: [lock], prefix: p}, paths: [c]}}\nb: {script: x, cache: {key: {files: [gone]}, paths: [c]}}\nc: {script: x, cache: [{paths: [c]}, {key: $CI_JOB_NAME, paths: [d]}]}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text), ("lock", "1")]);
     let plan = plan(&memory.request()).expect("planned");
-    let keys = |name: &str| plan.job(name).expect("the job").cache_keys.clone();
+    let keys = |name: &str| job_of(&plan, name).cache_keys.clone();
     assert!(keys("a")[0].starts_with("p-") && keys("a")[0].len() == 42, "{:?}", keys("a"));
     assert_eq!(keys("b"), ["default"]);
     assert_eq!(keys("c"), ["default", "$CI_JOB_NAME"]);
