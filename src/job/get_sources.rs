@@ -97,5 +97,5 @@ fn has_services(job: &Job<'_>) -> bool {
 /// Whether a protected job works in a directory of its own choice, which unprotected jobs can choose as well.
 fn is_shared_with_unprotected(job: &Job<'_>) -> bool {
     let is_chosen = job.settings.variables.value("GIT_CLONE_PATH").is_some_and(|path| !path.is_empty());
-    is_chosen && job.context.executor.shares_builds(&job.context) && job.payload.is_protected()
+    is_chosen && job.context.executor.shares_builds(job.context) && job.payload.is_protected()
 }

@@ -194,7 +194,7 @@ impl Schedule {
         if sum.open {
             return Readiness::Wait;
         }
-        let well = !sum.failed && !(skip_counts && sum.skipped);
+        let well = !(sum.failed || skip_counts && sum.skipped);
         match task.when {
             _ if task.named => Readiness::Go,
             When::Always => Readiness::Go,

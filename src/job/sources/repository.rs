@@ -104,7 +104,7 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
     let is_kept = |line: &&[u8]| {
         let name = line.splitn(2, |byte| *byte == b' ').nth(1).unwrap_or_default();
         let of_kept = |kept: &&str| name.starts_with(format!("refs/{kept}/").as_bytes());
-        line.starts_with(b"#") || line.starts_with(b"^") || KEPT_REFS.iter().any(|kept| of_kept(&kept))
+        line.starts_with(b"#") || line.starts_with(b"^") || KEPT_REFS.iter().any(of_kept)
     };
     if text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).all(|line| is_kept(&line)) {
         return Ok(());

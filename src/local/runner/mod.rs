@@ -4,6 +4,7 @@ mod ending;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -43,7 +44,7 @@ pub enum Event {
 struct Running<'a> {
     plan: Arc<Plan>,
     /// What it was planned from; a child's request is made from it.
-    request: Arc<Request<'a>>,
+    request: Rc<Request<'a>>,
     schedule: Schedule,
     jobs: Vec<Progress>,
     /// The trigger job that started it: pipeline and job.
@@ -113,7 +114,7 @@ impl<'a> Runner<'a> {
 
     /// Runs everything. Returns how it came out, and all jobs in the order of the file.
     pub fn run(mut self, plan: Plan, request: Request<'a>) -> (Ending, Vec<JobResult>) {
-        self.add(Arc::new(plan), Arc::new(request), None, String::new(), 0);
+        self.add(Arc::new(plan), Rc::new(request), None, String::new(), 0);
         loop {
             self.advance();
             if self.is_stalled() && !self.ask() {
@@ -140,7 +141,7 @@ impl<'a> Runner<'a> {
     fn add(
         &mut self,
         plan: Arc<Plan>,
-        request: Arc<Request<'a>>,
+        request: Rc<Request<'a>>,
         parent: Option<(usize, usize)>,
         prefix: String,
         level: usize,
@@ -349,7 +350,7 @@ impl<'a> Runner<'a> {
         if let Err(why) = children::check(&plan, self.options, &self.ground) {
             return self.fail(pipeline, job, why);
         }
-        self.add(Arc::new(plan), Arc::new(request), Some((pipeline, job)), prefix, level);
+        self.add(Arc::new(plan), Rc::new(request), Some((pipeline, job)), prefix, level);
         if *strategy == Strategy::None {
             self.settle(pipeline, job, Verdict::Success);
         }

@@ -76,7 +76,7 @@ mod tests {
         let loaded = Manifest::load(&file);
         assert_eq!(loaded, manifest);
         assert!(loaded.holds(Path::new("a\nb/c d"), stamp, Stamp::default()));
-        std::fs::write(&file, "a\0junk\01 2 3\0").expect("written");
+        std::fs::write(&file, "a\x00junk\x001 2 3\x00").expect("written");
         assert_eq!(Manifest::load(&file), Manifest::default());
     }
 }

@@ -88,7 +88,7 @@ fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
     symlink("/etc", project.join("link")).expect("planted");
     fs::create_dir_all(project.join("target/closed")).expect("made");
     fs::write(project.join("target/closed/x"), "x").expect("written");
-    fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0)).expect("set");
+    fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set");
     fs::write(project.join(".git/hooks"), "x").expect("planted");
     drop(tree);
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");

@@ -304,11 +304,11 @@ impl Reader<'_, '_> {
             },
         };
         let (default, variables) = (part("default")?, part("variables")?);
-        if let Inherit::Only(names) = &default {
-            for name in names.iter().filter(|name| !DEFAULT_KEYS.contains(&&***name)) {
-                let message = format!("`inherit:default` names `{name}`{}", did_you_mean(name, &DEFAULT_KEYS));
-                return self.error(Class::BadValue, node.at, message);
-            }
+        if let Inherit::Only(names) = &default
+            && let Some(name) = names.iter().find(|name| !DEFAULT_KEYS.contains(&&***name))
+        {
+            let message = format!("`inherit:default` names `{name}`{}", did_you_mean(name, &DEFAULT_KEYS));
+            return self.error(Class::BadValue, node.at, message);
         }
         Some((default, variables))
     }

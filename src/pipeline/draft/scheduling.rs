@@ -129,7 +129,7 @@ impl Reader<'_, '_> {
 
     fn reasons(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
         let reasons = self.text_or_texts(node, "retry:when")?;
-        for reason in reasons.iter().filter(|reason| !REASONS.contains(&&***reason)) {
+        if let Some(reason) = reasons.iter().find(|reason| !REASONS.contains(&&***reason)) {
             let hint = did_you_mean(reason, &REASONS);
             return self.error(Class::BadValue, node.at, format!("`retry:when: {reason}` is not a reason{hint}"));
         }

@@ -302,7 +302,7 @@ impl Component {
     fn get(&self, spec: &Spec, key: &str) -> Option<String> {
         let listed = spec.component.iter().any(|listed| &**listed == key);
         listed
-            .then(|| match key {
+            .then_some(match key {
                 "name" => &self.name,
                 "sha" => &self.sha,
                 "version" => &self.version,

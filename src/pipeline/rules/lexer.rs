@@ -113,8 +113,7 @@ fn token(text: &str) -> Result<(Token, &str), String> {
 /// A pattern ends at the first slash that no backslash precedes, and has two characters at least.
 fn pattern(text: &str) -> Result<(Token, &str), String> {
     let mut previous = '/';
-    let mut length = 0;
-    for (at, c) in text.char_indices().skip(1) {
+    for (length, (at, c)) in text.char_indices().skip(1).enumerate() {
         if c == '/' && previous != '\\' && (length >= 2 || length == 0) {
             if length == 0 {
                 break;
@@ -124,7 +123,6 @@ fn pattern(text: &str) -> Result<(Token, &str), String> {
             return Ok((Token::Pattern(text[..at + 1 + end].into()), &flags[end..]));
         }
         previous = c;
-        length += 1;
     }
     Err(format!("`{}`: a pattern stands between slashes and has at least two characters", shown(text)))
 }

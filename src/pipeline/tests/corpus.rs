@@ -115,7 +115,7 @@ fn given(key: &str, value: &Value) -> GivenVariable {
     }
 }
 
-fn entries<'a>(value: &'a Value) -> impl Iterator<Item = (&'a String, &'a Value)> {
+fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flatten()
 }
 

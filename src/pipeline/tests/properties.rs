@@ -84,7 +84,7 @@ fn class(text: &str) -> Option<Class> {
 
 #[test]
 fn what_multiplies_is_refused() {
-    let list = |item: &str| vec![item; 10].join(", ");
+    let list = |item: &str| [item; 10].join(", ");
     let chain = |line: &dyn Fn(usize) -> String| (0..9).map(line).collect::<String>();
     let references = chain(&|n| format!(".c{n}: {{s: [{}]}}\n", list(&format!("!reference [.c{}, s]", n + 1))));
     let references = format!("{references}.c9: {{s: [x]}}\nj: {{script: [!reference [.c0, s]]}}\n");

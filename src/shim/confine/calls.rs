@@ -213,6 +213,7 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 const FAMILIES: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
 /// What may be asked of a descriptor (ioctl(2)): nothing by which a terminal takes input or a file system is changed.
+#[allow(clippy::unnecessary_cast)] // Their type is another one with each C library.
 const REQUESTS: [u64; 9] = [
     libc::FIOCLEX as u64,
     libc::FIONBIO as u64,
