@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::circle::{find_circle, find_too_long};
 use super::context::Context;
 use super::draft::reader::Reader;
 use super::draft::storage::cache_keys;
@@ -21,7 +22,7 @@ use super::rules::policy::Policy;
 use super::rules::rule::{self, Rule};
 use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
-use super::variables::{Scope, View, find_circle, find_too_long, has_reference};
+use super::variables::{Scope, View, has_reference};
 
 /// How many variables all jobs may have together.
 const VARIABLES_LIMIT: usize = 2_000_000;

@@ -3,6 +3,7 @@
 //! This layer reads and plans; it never runs anything, and reaches files and the network only through
 //! [`request::Sources`]. Its steps stand in order in [`plan`].
 
+mod circle;
 mod context;
 mod decide;
 mod draft;
