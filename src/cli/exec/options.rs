@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 /// What `exec` takes.
 #[derive(Args, Clone, Debug)]
 #[command(args_override_self = true, next_help_heading = "Jobs")]
+#[group(skip)]
 pub struct Options {
     /// Jobs to run, by name or pattern (`*`, `?`); without one all jobs of the pipeline
     #[arg(value_name = "JOB|GLOB")]
