@@ -243,6 +243,32 @@ fn a_reload_fetches_the_token_again() {
 }
 
 #[test]
+fn a_token_that_was_rotated_in_the_store_is_fetched_when_gitlab_rejects_the_old_one() {
+    let moto = Moto::start();
+    let put = |value: &str| {
+        moto.check_rights(false);
+        moto.python(&format!(
+            "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{value}', Overwrite=True)"
+        ));
+        moto.check_rights(true);
+    };
+    let user = moto.user("agent", &["ssm:GetParameter"]);
+    put(RUNNER_TOKEN);
+    let gitlab = GitLab::start();
+    let mut home = home_of_parameter(&gitlab, "");
+    home.set_environment(of_user(&moto, &user));
+    let agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    put("glrt-tokenAfterReset");
+    let rotator = Home::new(&gitlab, "", "");
+    let config = rotator.config().display().to_string();
+    assert!(rotator.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
+    agent.wait_for_log("stored tokens have changed");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+}
+
+#[test]
 fn the_real_addresses_are_asked_directly() {
     let inner = "aws::in_a_network_that_has_the_real_addresses";
     let program = std::env::current_exe().expect("the tests");

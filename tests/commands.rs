@@ -181,3 +181,68 @@ fn log_lines_are_json_when_asked() {
         assert!(value["level"].is_string() && value["msg"].is_string());
     }
 }
+
+#[test]
+fn register_for_containers_needs_an_image_and_adds_the_cache_volume() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    let config = home.config().display().to_string();
+    let base =
+        ["register", "-n", "--config", &config, "--url", &gitlab.url, "--token", RUNNER_TOKEN, "--executor", "docker"];
+    let refused = home.call(&base);
+    assert!(!refused.status.success() && text(&refused).contains("--docker-image is missing"), "{}", text(&refused));
+    assert!(!home.config().exists());
+    let made = home.call(&[&base[..], &["--docker-image", "alpine:3", "--docker-volumes", "/certs"]].concat());
+    assert!(made.status.success(), "{}", text(&made));
+    let written: toml::Table = read(&home.config()).parse().expect("TOML");
+    let docker = &written["runners"][0]["docker"];
+    assert_eq!(docker["image"].as_str(), Some("alpine:3"));
+    assert_eq!(docker["volumes"].to_string(), "[\"/certs\", \"/cache\"]");
+}
+
+#[test]
+fn unregister_takes_the_token_of_the_environment() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let config = home.config().display().to_string();
+    let mut command = home.command(&["unregister", "--config", &config]);
+    let done = command.env("CI_SERVER_TOKEN", RUNNER_TOKEN).output().expect("mayfly");
+    assert!(done.status.success(), "{}", text(&done));
+    assert!(!read(&home.config()).contains("[[runners]]"));
+}
+
+#[test]
+fn check_finds_what_keeps_the_agent_from_starting() {
+    let gitlab = GitLab::start();
+    let check = |home: &Home| text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let home = Home::new(&gitlab, &format!("listen_address = \"{}\"", taken.local_addr().expect("an address")), "");
+    assert!(check(&home).contains("FAIL     listen_address"), "{}", check(&home));
+    let home = Home::new(&gitlab, "", "");
+    let config = read(&home.config());
+    let state = format!("state_dir = \"{}\"", home.path("state").display());
+    assert!(config.contains(&state));
+    std::fs::write(home.config(), config.replace(&state, "state_dir = \"/proc/x\"")).expect("written");
+    assert!(check(&home).contains("FAIL     state directory: /proc/x cannot be written"), "{}", check(&home));
+    let home = Home::new(&gitlab, "", "");
+    let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
+    let told = text(&without_git.env("PATH", home.path("empty")).output().expect("mayfly"));
+    assert!(told.contains("FAIL     git: no working `git` in the PATH"), "{told}");
+}
+
+#[test]
+fn check_names_the_address_to_which_a_server_redirects() {
+    let server = crate::support::http::listen(None, |mut connection| {
+        while let Some(request) = crate::support::http::read_request(&mut connection) {
+            let target = format!("https://gitlab.test{}", request.path);
+            let answer = crate::support::http::Answer::new(308).with("Location", &target);
+            if crate::support::http::write_answer(connection.get_mut(), &answer).is_err() {
+                return;
+            }
+        }
+    });
+    let home = Home::empty();
+    home.configure(&server, "", "");
+    let told = home.call(&["check", "--config", &home.config().display().to_string()]);
+    assert!(text(&told).contains("the server redirects to https://gitlab.test; write that address"), "{}", text(&told));
+}

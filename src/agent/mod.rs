@@ -25,12 +25,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::fitness::WhenUnfit;
-use crate::config::leave::Strategy;
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
-use crate::config::{self, Config, Loaded, Runner};
+use crate::config::{self, Config, Loaded, Runner, Severity};
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::Parents;
 use crate::executor::docker::Docker;
@@ -79,6 +78,8 @@ pub enum Event {
     ConfigurationChanged,
     /// The tokens of a configuration that was read again are there, or cannot be had.
     TokensFetched(reload::Fetched),
+    /// GitLab rejected the token of a runner whose token is stored in AWS.
+    StoredTokenRejected,
     /// A request or a job came to its end.
     Changed,
     /// The machine's cloud has something to say.
@@ -120,10 +121,7 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let need = match loaded.config.leave.strategy {
-        Strategy::AwsAsg => Need::AutoScaling,
-        _ => Need::Nothing,
-    };
+    let need = Need::of(loaded.config.leave.strategy);
     let instance = instance::find(loaded.config.mayfly.aws.as_ref(), need)?;
     let mark = leaving::mark_of_earlier_agent(&state, &*instance, loaded.config.leave.strategy);
     match (secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE), &mark) {
@@ -202,6 +200,8 @@ struct Agent {
     rotation: Rotation,
     /// How often the configuration was read again.
     reloads: u64,
+    /// When tokens were last fetched because GitLab rejected one.
+    refetched: Option<Instant>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     leaving: Option<Leaving>,
@@ -253,6 +253,7 @@ impl Agent {
             supervisor,
             rotation: Rotation::default(),
             reloads: 0,
+            refetched: None,
             config: config.clone(),
             options,
             state,
@@ -268,7 +269,8 @@ impl Agent {
     /// a runner that cannot be set up; nothing has changed then.
     fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
         for finding in &loaded.findings {
-            log::warn!("{}: {finding}", loaded.config.path.display());
+            let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
+            log::log!(level, "{}: {finding}", loaded.config.path.display());
         }
         let config = loaded.config;
         if config.runners.is_empty() {
@@ -463,6 +465,7 @@ impl Agent {
             Event::Signal(Request::HandOver) => return self.hand_over(),
             Event::Signal(Request::Reload) | Event::ConfigurationChanged => self.reload(),
             Event::TokensFetched(fetched) => self.go_on_with(fetched),
+            Event::StoredTokenRejected => self.fetch_rejected_tokens(),
             Event::Notice(notice) => self.hear(notice),
             Event::Departed(outcome) => return self.departed(outcome),
             Event::Ready => self.become_ready(),

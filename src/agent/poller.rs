@@ -18,6 +18,9 @@ use crate::monitor::numbers::{self, Poll, Who};
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
+/// The longest pause of a rejected runner whose token is stored in AWS.
+const STORED_TOKEN_PAUSE: Duration = Duration::from_secs(120);
+
 /// What all pollers of one configuration share; made new at each reload.
 #[derive(Default)]
 pub struct Generation {
@@ -142,9 +145,15 @@ impl Poller {
             }
             PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
                 log::error!("the runner is refused; check it with `mayfly verify` runner={name} error={why}");
-                if let Some(longer) = health.unhealthy() {
-                    log::error!("the runner rests runner={name} seconds={}", longer.as_secs());
-                    rest = longer;
+                let is_stored = self.runner.token_reference.is_some();
+                if is_stored {
+                    let _ = self.events.send(Event::StoredTokenRejected);
+                }
+                if let Some(pause) = health.unhealthy() {
+                    // A rotated token may arrive in the store after GitLab rejects the old one.
+                    let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE) } else { pause };
+                    log::error!("the runner rests runner={name} seconds={}", pause.as_secs());
+                    rest = pause;
                     rests = true;
                 }
             }

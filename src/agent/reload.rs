@@ -1,16 +1,32 @@
-//! Taking over a configuration that was written anew. Tokens that are kept elsewhere are fetched by a thread: that may
-//! take long, and the main loop must come round.
+//! Reloads the configuration. A thread fetches tokens that are stored in AWS: that may take long, and the main loop must
+//! not wait.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Agent, Event, STACK, TOKEN_PATIENCE};
 use crate::config::{Config, Loaded};
 use crate::instance::aws::secrets;
+use crate::token::Token;
 
-/// A configuration with its tokens. Errors: one cannot be had.
+/// How often tokens are fetched again at most because GitLab rejects one.
+const REFETCH_EVERY: Duration = Duration::from_secs(60);
+/// The instances of a fleet do not ask AWS at the same moment: each waits a random part of this time first.
+const REFETCH_JITTER: Duration = Duration::from_secs(5);
+
+/// Why tokens are fetched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Reload,
+    /// GitLab rejected a token: only another token makes a difference.
+    Rejected,
+}
+
+/// A configuration with its tokens. Errors: a token cannot be fetched.
 pub struct Fetched {
-    /// Of which reload this comes: an older one is of no use any more.
+    /// The number of the reload: the result of an older reload is dropped.
     number: u64,
+    cause: Cause,
     outcome: Result<Box<Loaded>, String>,
 }
 
@@ -24,17 +40,32 @@ impl Agent {
         self.reloads += 1;
         match Config::load(&self.options.config) {
             Ok(loaded) if loaded.config.runners.iter().any(|runner| runner.token_reference.is_some()) => {
-                self.fetch_tokens(loaded);
+                self.fetch_tokens(loaded, Cause::Reload);
             }
             read => self.take_over(read.map_err(|error| error.to_string())),
         }
     }
 
-    fn fetch_tokens(&mut self, mut loaded: Loaded) {
+    /// Fetches stored tokens again after GitLab rejected one; they may have been rotated.
+    pub(super) fn fetch_rejected_tokens(&mut self) {
+        if self.leaving.is_some() || self.refetched.is_some_and(|last| last.elapsed() < REFETCH_EVERY) {
+            return;
+        }
+        self.refetched = Some(Instant::now());
+        match Config::load(&self.options.config) {
+            Ok(loaded) => self.fetch_tokens(loaded, Cause::Rejected),
+            Err(error) => log::error!("stored tokens are not fetched again error={error}"),
+        }
+    }
+
+    fn fetch_tokens(&mut self, mut loaded: Loaded, cause: Cause) {
         let (events, number) = (self.events.clone(), self.reloads);
         let fetch = move || {
+            if cause == Cause::Rejected {
+                thread::sleep(REFETCH_JITTER.mul_f64(crate::random::fraction()));
+            }
             let outcome = secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE).map(|()| Box::new(loaded));
-            let _ = events.send(Event::TokensFetched(Fetched { number, outcome }));
+            let _ = events.send(Event::TokensFetched(Fetched { number, cause, outcome }));
         };
         if let Err(error) = thread::Builder::new().name("tokens".to_owned()).stack_size(STACK).spawn(fetch) {
             self.take_over(Err(format!("no thread to fetch tokens: {error}")));
@@ -46,9 +77,30 @@ impl Agent {
         if fetched.number != self.reloads {
             return;
         }
+        if fetched.cause == Cause::Rejected {
+            return self.take_new_tokens(fetched.outcome.map(|loaded| *loaded));
+        }
         match self.leaving {
             None => self.take_over(fetched.outcome.map(|loaded| *loaded)),
             Some(_) => self.supervisor.ready(),
+        }
+    }
+
+    /// Takes over tokens that differ from those in use.
+    fn take_new_tokens(&mut self, outcome: Result<Loaded, String>) {
+        if self.leaving.is_some() {
+            return;
+        }
+        match outcome {
+            Ok(loaded) => {
+                let in_use = |token: &Token| self.config.runners.iter().any(|runner| runner.token == *token);
+                if loaded.config.runners.iter().any(|runner| !in_use(&runner.token)) {
+                    log::info!("stored tokens have changed; the runners use the new ones");
+                    self.supervisor.reloading();
+                    self.take_over(Ok(loaded));
+                }
+            }
+            Err(why) => log::error!("stored tokens cannot be fetched again error={why}"),
         }
     }
 

@@ -1,42 +1,46 @@
-//! Notices that `config.toml` was changed, from the kernel rather than by looking again and again.
+//! Reports changes of `config.toml`: inotify for the file itself, and a slow comparison for links above it that are
+//! swapped (`current -> releases/2`, or `..data` of Kubernetes), of which inotify on the resolved directory says nothing.
 
-use std::ffi::OsString;
-use std::path::Path;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread;
+use std::time::SystemTime;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::Event;
 
-/// Starts the thread that reports each change of the file at `path`: it watches the directory, since editors and
-/// provisioning tools replace the file. Where the directory cannot be watched, SIGHUP remains; that is said once.
+/// How often the file is compared.
+const COMPARED_EVERY_MS: u16 = 10_000;
+
+/// Which file it is and when it was written; `None` while it does not exist.
+type Stamp = Option<(u64, u64, SystemTime, u64)>;
+
+/// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
+/// provisioning tools replace the file. If the directory cannot be watched, only SIGHUP reloads; the log says so once.
 pub fn watch(path: &Path, events: Sender<Event>) {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    if let Err(error) = start(directory, name.to_owned(), events) {
+    if let Err(error) = start(path, events) {
         log::warn!(
-            "changes of the configuration are not noticed by themselves, send SIGHUP path={} error={error}",
+            "changes of the configuration are not noticed; send SIGHUP to reload path={} error={error}",
             path.display()
         );
     }
 }
 
-fn start(directory: &Path, name: OsString, events: Sender<Event>) -> nix::Result<()> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-    let changes = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
-    inotify.add_watch(directory, changes)?;
+fn start(path: &Path, events: Sender<Event>) -> nix::Result<()> {
+    let mut watcher = Watcher::new(path)?;
     let report = move || {
         loop {
-            let changes = match inotify.read_events() {
-                Ok(changes) => changes,
-                // A machine or a process that was frozen and goes on.
-                Err(nix::Error::EINTR) => continue,
+            match watcher.wait() {
+                Ok(false) => {}
+                Ok(true) if events.send(Event::ConfigurationChanged).is_err() => return,
+                Ok(true) => {}
                 Err(error) => return log::warn!("changes of the configuration are no longer noticed error={error}"),
-            };
-            let ours = changes.iter().any(|change| change.name.as_ref() == Some(&name));
-            if ours && events.send(Event::ConfigurationChanged).is_err() {
-                return;
             }
         }
     };
@@ -44,6 +48,99 @@ fn start(directory: &Path, name: OsString, events: Sender<Event>) -> nix::Result
         .name("watch".to_owned())
         .stack_size(super::STACK)
         .spawn(report)
-        .map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
     Ok(())
+}
+
+struct Watcher {
+    path: PathBuf,
+    inotify: Inotify,
+    watched: Option<WatchDescriptor>,
+    stamp: Stamp,
+}
+
+impl Watcher {
+    fn new(path: &Path) -> nix::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let mut watcher = Self { path: path.to_owned(), inotify, watched: None, stamp: stamp(path) };
+        watcher.watch_directory()?;
+        Ok(watcher)
+    }
+
+    fn watch_directory(&mut self) -> nix::Result<()> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let changes = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        let watched = self.inotify.add_watch(directory, changes)?;
+        if let Some(before) = self.watched.replace(watched).filter(|before| *before != watched) {
+            // An error means that the directory is gone, and its watch with it.
+            let _ = self.inotify.rm_watch(before);
+        }
+        Ok(())
+    }
+
+    /// Waits for a change or for the next comparison; true if the file has changed.
+    fn wait(&mut self) -> nix::Result<bool> {
+        let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::from(COMPARED_EVERY_MS)) {
+            Ok(0) => return Ok(self.compare()),
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let changes = match self.inotify.read_events() {
+            Ok(changes) => changes,
+            Err(Errno::EINTR | Errno::EAGAIN) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let is_ours = changes.iter().any(|change| change.name.as_deref() == self.path.file_name());
+        if is_ours {
+            self.stamp = stamp(&self.path);
+        }
+        Ok(is_ours)
+    }
+
+    /// Whether the path leads to another file or content than before. Then its directory may be another one, too.
+    fn compare(&mut self) -> bool {
+        let now = stamp(&self.path);
+        let has_changed = now.is_some() && now != self.stamp;
+        if has_changed {
+            self.stamp = now;
+            if let Err(error) = self.watch_directory() {
+                log::warn!(
+                    "the directory of the configuration cannot be watched path={} error={error}",
+                    self.path.display()
+                );
+            }
+        }
+        has_changed
+    }
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swapped_directory_link_is_a_change() {
+        let root = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| root.path().join(name);
+        for release in ["1", "2"] {
+            fs::create_dir(at(release)).expect("made");
+            fs::write(at(release).join("config.toml"), "concurrent = 1\n").expect("written");
+        }
+        std::os::unix::fs::symlink("1", at("current")).expect("linked");
+        let mut watcher = Watcher::new(&at("current/config.toml")).expect("watched");
+        assert!(!watcher.compare());
+        std::os::unix::fs::symlink("2", at("next")).expect("linked");
+        fs::rename(at("next"), at("current")).expect("swapped");
+        assert!(watcher.compare());
+        assert!(!watcher.compare(), "once");
+        fs::write(at("2/config.toml"), "concurrent = 2\n").expect("written");
+        assert!(watcher.wait().expect("an event"), "the new directory is watched");
+    }
 }

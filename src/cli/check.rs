@@ -1,5 +1,4 @@
-//! `mayfly check`: proves the set-up without taking a job. Warnings do not fail it; what would keep jobs from running
-//! does.
+//! `mayfly check`: checks that jobs can run on this machine, without requesting one. Warnings do not fail it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use super::{ConfigFile, permission};
 use crate::agent::fitness::{Gate, Requirements, Scripts};
 use crate::agent::{self, seclusion};
 use crate::config::leave::Strategy;
-use crate::config::{self, Config, Runner, system_id};
+use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;
 use crate::executor::cgroup::Parents;
@@ -27,19 +26,20 @@ use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
 use crate::instance::guard::{self, Guard};
 use crate::instance::{self, Examined, Need, POWER_OFF, Plain};
+use crate::monitor::listener::probe_address;
 
 /// A clock that is further off than this breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 
-/// How long a server may be silent.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long GitLab and AWS may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What `check` takes.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Where builds are made, unless the configuration says so
+    /// The working directory, in which relative `builds_dir` and `cache_dir` are
     #[arg(short = 'd', long, value_name = "DIR")]
     working_directory: Option<PathBuf>,
     /// Run jobs as this user
@@ -47,7 +47,7 @@ pub struct Options {
     user: Option<String>,
 }
 
-/// What the checks came to.
+/// Counts and prints the results.
 #[derive(Default)]
 struct Report {
     failures: usize,
@@ -70,7 +70,7 @@ impl Report {
     }
 }
 
-/// Checks everything it can reach. Errors: none; what is wrong is in the report and in the exit status.
+/// Runs all checks. Never fails itself: problems are in the report and in the exit status.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let mut report = Report::default();
     let path = options.file.path();
@@ -79,7 +79,10 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
         Ok(loaded) => {
             report.ok("configuration", &path.display().to_string());
             for finding in &loaded.findings {
-                report.warn("configuration", &finding.to_string());
+                match finding.severity {
+                    Severity::UnusableRunner => report.fail("configuration", &finding.to_string()),
+                    Severity::Warning | Severity::UnknownKey => report.warn("configuration", &finding.to_string()),
+                }
             }
             check_configuration(&mut report, options, &loaded.config);
         }
@@ -90,17 +93,27 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 }
 
 fn check_configuration(report: &mut Report, options: &Options, config: &Config) {
-    if config.runners.is_empty() {
-        report.fail("runners", "there is none; add one with `mayfly register`");
+    if config.runners.is_empty() && config.unusable.is_empty() {
+        report.fail("runners", "the file has no [[runners]]; add one with `mayfly register`");
     }
     check_programs(report);
-    check_state(report, config);
+    let state = config::state_dir(config);
+    check_state(report, &state);
+    check_listen_address(report, config, &state);
     if Parents::find().exist() {
-        report.ok("control groups", "each script has one of its own");
+        report.ok("control groups", "each script gets its own");
     } else {
-        report.warn("control groups", "none can be made; the subreaper alone keeps a script's processes together");
+        report.warn(
+            "control groups",
+            "the agent cannot create any; only the subreaper keeps track of the processes of a script",
+        );
     }
-    let instance = instance::find(config.mayfly.aws.as_ref(), Need::Nothing).unwrap_or_else(|_| Arc::new(Plain));
+    // The agent refuses to start without what its `leave` needs.
+    let found = instance::find(config.mayfly.aws.as_ref(), Need::of(config.leave.strategy));
+    let instance = found.unwrap_or_else(|why| {
+        report.fail("instance", &why);
+        Arc::new(Plain)
+    });
     let is_left_on = config.leave.strategy == Strategy::Exit;
     for Examined { what, outcome } in instance.examine() {
         if is_left_on && what == POWER_OFF {
@@ -112,12 +125,12 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         }
     }
     let mut config = config.clone();
-    if let Err(why) = secrets::fill_in(&mut config, PATIENCE) {
+    if let Err(why) = secrets::fill_in(&mut config, TIMEOUT) {
         report.fail("token", &why);
     }
     let config = &config;
     check_metadata(report, options, config);
-    // Looking changes nothing, not even that.
+    // `check` does not create the system id.
     let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
@@ -141,32 +154,52 @@ fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
     let tool = || guard::check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"));
     match seclusion::users(config, options.user.as_deref()).and_then(|_| tool()) {
         Err(why) => report.fail("metadata", &why),
-        Ok(_) if Guard::look().is_ok() => report.ok("metadata", "jobs are kept from it"),
-        Ok(tool) => report.ok("metadata", &format!("jobs are kept from it once the agent runs ({tool})")),
+        Ok(_) if Guard::look().is_ok() => report.ok("metadata", "jobs cannot reach it"),
+        Ok(tool) => report.ok("metadata", &format!("jobs cannot reach it once the agent runs ({tool})")),
     }
 }
 
 fn check_programs(report: &mut Report) {
-    match find_program("git").map(|git| Command::new(git).arg("--version").output()) {
-        Some(Ok(output)) if output.status.success() => {
-            report.ok("git", String::from_utf8_lossy(&output.stdout).trim());
-        }
-        _ => report.fail("git", "not found; jobs cannot fetch their sources: install git"),
+    // By the agent's PATH, as the agent itself starts it.
+    match Command::new("git").arg("--version").output() {
+        Ok(output) if output.status.success() => report.ok("git", String::from_utf8_lossy(&output.stdout).trim()),
+        _ => report.fail(
+            "git",
+            "no working `git` in the PATH of this command; jobs cannot fetch their sources: install git, or correct PATH",
+        ),
     }
     match find_program("bash").or_else(|| find_program("sh")) {
         Some(shell) => report.ok("shell", &shell.display().to_string()),
-        None => report.fail("shell", "neither bash nor sh is there; install bash"),
+        None => report.fail("shell", "neither bash nor sh is installed; install bash"),
     }
 }
 
-fn check_state(report: &mut Report, config: &Config) {
-    let state = config::state_dir(config);
-    match first_existing(&state) {
-        Some(there) if access(&there, AccessFlags::W_OK).is_ok() => {
-            report.ok("state directory", &state.display().to_string());
-        }
-        _ => report
-            .fail("state directory", &format!("{} cannot be written; set `state_dir` below [mayfly]", state.display())),
+/// Creates and removes a directory where the agent will create its state directory, or files in it: permission bits do
+/// not tell that of /proc.
+fn check_state(report: &mut Report, state: &Path) {
+    let probe = |directory: PathBuf| probe_directory(&directory);
+    match first_existing(state).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
+        Ok(()) => report.ok("state directory", &state.display().to_string()),
+        Err(why) => report.fail(
+            "state directory",
+            &format!("{} cannot be written: {why}; set `state_dir` below [mayfly]", state.display()),
+        ),
+    }
+}
+
+fn probe_directory(directory: &Path) -> Result<(), String> {
+    let probe = directory.join(format!(".mayfly-check-{}", std::process::id()));
+    fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(|error| error.to_string())
+}
+
+/// Binds the address as the agent does. While an agent runs with this state directory, it holds the address itself.
+fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
+    let Some(address) = &config.listen_address else { return };
+    let is_running = fs::File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
+    match probe_address(address) {
+        Ok(()) => report.ok("listen_address", &format!("{address} is free")),
+        Err(_) if is_running => report.ok("listen_address", &format!("{address} is used by the running agent")),
+        Err(why) => report.fail("listen_address", &format!("{why}; free the port, or choose another address")),
     }
 }
 
@@ -186,7 +219,7 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
     if !nix::unistd::Uid::effective().is_root() {
         report.warn(
             place,
-            "sources, caches and artifacts of jobs are worked on without walls around git: run mayfly as root",
+            "the agent does not run as root, so git works on the files of jobs without a sandbox: run mayfly as root",
         );
     }
 }
@@ -219,10 +252,9 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
             report.ok(place, &format!("jobs run as {pattern}, one user for each of {} slots", config.concurrent));
         }
         Some(user) => report.ok(place, &format!("jobs run as user {}", user.name)),
-        None if nix::unistd::Uid::effective().is_root() => report.warn(
-            place,
-            "jobs run as root and can read the runner token; give them a user of their own (`user = \"…\"`)",
-        ),
+        None if nix::unistd::Uid::effective().is_root() => {
+            report.warn(place, "jobs run as root and can read the runner token; set `user` to a user for jobs")
+        }
         None => report.warn(place, "jobs run as the agent's own user and can read the runner token"),
     }
     let directory = match agent::working_directory(options.working_directory.as_deref()) {
@@ -287,8 +319,12 @@ fn check_files(report: &mut Report, place: &str, runner: &Runner) {
 }
 
 fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runner, system_id: &str) {
-    if runner.token.is_empty() {
-        return report.fail(place, "`token` is empty; register the runner again");
+    match (&runner.token_reference, runner.token.is_empty()) {
+        (Some(reference), true) => {
+            return report.warn(place, &format!("not checked with GitLab: the token {reference} could not be fetched"));
+        }
+        (None, true) => return report.fail(place, "`token` is empty; register the runner again"),
+        (_, false) => {}
     }
     let handshake = runner.url.starts_with("https://").then(|| diagnose(&runner.url, &runner.tls));
     let gitlab = match agent::gitlab(config, runner) {
@@ -298,24 +334,29 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     let Some(verdict) = ask(&gitlab, runner, system_id) else {
         return report.fail(
             place,
-            &format!("{} does not answer within {} seconds", http::origin(&runner.url), PATIENCE.as_secs()),
+            &format!("{} does not answer within {} seconds", http::origin(&runner.url), TIMEOUT.as_secs()),
         );
     };
     match (handshake, &verdict) {
         (Some(Ok(text)), _) => report.ok(place, &text),
-        // It answered over TLS: through a proxy, which a handshake of our own does not take.
-        (Some(Err(why)), Ok(_)) => report.warn(place, &format!("the TLS chain could not be looked at: {why}")),
+        // GitLab answered over TLS, so the handshake failed because of the proxy.
+        (Some(Err(why)), Ok(_)) => report.warn(place, &format!("the TLS chain could not be checked: {why}")),
         (Some(Err(why)), Err(_)) => return report.fail(place, &why),
         (None, _) if is_loopback(&runner.url) => {}
-        (None, _) => {
-            report.warn(place, "`url` is plain http: whoever is in between reads tokens and sources; use https")
-        }
+        (None, _) => report
+            .warn(place, "`url` is plain http: everyone on the network path can read tokens and sources; use https"),
     }
     match verdict {
         Ok(Verdict::Valid(_)) => report.ok(place, &format!("the token is valid at {}", http::origin(&runner.url))),
         Ok(Verdict::Gone) => report
             .fail(place, &format!("{} does not know the token; register the runner again", http::origin(&runner.url))),
-        Err(error) => report.fail(place, &format!("the token cannot be verified: {error}")),
+        Err(error) => match http::redirect_to_https(&runner.url, &runner.tls) {
+            Some(target) => report.fail(
+                place,
+                &format!("`url = \"{}\"`: the server redirects to {target}; write that address as `url`", runner.url),
+            ),
+            None => report.fail(place, &format!("the token cannot be verified: {error}")),
+        },
     }
     if let Some(date) = gitlab.server_date() {
         check_clock(report, date);
@@ -331,7 +372,7 @@ fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<
         let _ = sender.send(asking.verify(&token, &system_id));
     });
     asked.ok()?;
-    verdict.recv_timeout(PATIENCE).ok()
+    verdict.recv_timeout(TIMEOUT).ok()
 }
 
 fn is_loopback(url: &str) -> bool {

@@ -1,5 +1,4 @@
-//! The agent's own log: one line an event on standard error, fit for a terminal, the journal of systemd, or a
-//! collector.
+//! The agent's log on standard error: one line an event, in a format for terminals, systemd's journal, or log collectors.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -13,14 +12,14 @@ use log::{Level, LevelFilter, Record};
 use crate::config::LOG_LEVELS;
 use crate::monitor::numbers;
 
-/// How much is logged, and how.
+/// Level and format of the log.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How much is logged
+    /// The lowest level that is logged
     #[arg(long, global = true, value_name = "LEVEL", env = "LOG_LEVEL", ignore_case = true,
           value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
-    /// How log lines look
+    /// The format of log lines
     #[arg(long, global = true, value_name = "FORMAT", env = "LOG_FORMAT", ignore_case = true)]
     log_format: Option<Format>,
     /// The same as --log-level debug
@@ -30,10 +29,10 @@ pub struct Options {
     debug: bool,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// The message, with a level where it is not information
+    /// The message, with the level before it unless it is info
     Runner,
     /// time, level and msg as key=value
     Text,
@@ -54,7 +53,7 @@ fn format_in_force() -> Format {
 }
 
 impl Options {
-    /// Sets the log up, or changes it. `configured` is what the configuration says; flags and environment beat it.
+    /// Sets up the log, or changes it. Flags and environment take precedence over the configuration (`configured`).
     pub fn set_up(&self, configured: Option<(&str, &str)>) {
         let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");
         let filter = if self.debug { LevelFilter::Debug } else { filter(level) };
@@ -84,7 +83,8 @@ fn count(level: Level) {
     }
 }
 
-/// systemd says which socket it gave for standard error; whoever redirects it still inherits the variable.
+/// Whether standard error is the socket that systemd names. The variable is inherited also where standard error is
+/// redirected.
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stderr) = nix::sys::stat::fstat(std::io::stderr().as_fd()) else { return false };
@@ -105,7 +105,7 @@ fn write(format: Format, out: &mut Formatter, record: &Record<'_>) -> std::io::R
     writeln!(out, "{}", line(format, record.level(), &record.args().to_string(), time))
 }
 
-/// An event, on one line unless people are to read it.
+/// The text of an event: one line in the formats for programs.
 fn line(format: Format, level: Level, message: &str, time: impl Fn() -> String) -> String {
     let (name, priority) = match level {
         Level::Error => ("error", 3),

@@ -1,5 +1,4 @@
-//! `list`, `verify`, `unregister` and `reset-token`: the runners of the configuration and what the server makes of
-//! them.
+//! `list`, `verify`, `unregister` and `reset-token`: commands for the runners of the configuration.
 
 use std::process::ExitCode;
 
@@ -12,7 +11,7 @@ use crate::config::{Config, Runner, system_id};
 use crate::coordinator::gitlab::{ApiError, Verdict};
 use crate::token::Token;
 
-/// What `verify` takes.
+/// The options of `verify`.
 #[derive(Args)]
 pub struct Verify {
     #[command(flatten)]
@@ -26,14 +25,14 @@ pub struct Verify {
     /// Only the runner with this token
     #[arg(short, long)]
     token: Option<String>,
-    /// Remove runners that the server does not know any more
+    /// Remove runners from the file whose token GitLab does not know
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
     #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
     #[arg(value_parser = super::boolean)]
     delete: bool,
 }
 
-/// What `unregister` takes.
+/// The options of `unregister`.
 #[derive(Args)]
 pub struct Unregister {
     #[command(flatten)]
@@ -44,7 +43,7 @@ pub struct Unregister {
     /// Only runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// The runner with this token
+    /// The runner with this token; without --name, --token and --all-runners, that of CI_SERVER_TOKEN
     #[arg(short, long)]
     token: Option<String>,
     /// All runners
@@ -54,7 +53,7 @@ pub struct Unregister {
     all_runners: bool,
 }
 
-/// What `reset-token` takes.
+/// The options of `reset-token`.
 #[derive(Args)]
 pub struct ResetToken {
     #[command(flatten)]
@@ -65,7 +64,7 @@ pub struct ResetToken {
     /// Only runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// The runner with this number
+    /// The runner with this id
     #[arg(short, long)]
     id: Option<i64>,
     /// All runners
@@ -94,14 +93,11 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
 /// Asks the servers. Errors: the configuration cannot be read or written.
 pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     let config = options.file.load_with_tokens()?;
-    let wanted = |runner: &&Runner| {
-        options.name.as_ref().is_none_or(|name| *name == runner.name)
-            && is_at(runner, options.url.as_deref())
-            && options.token.as_ref().is_none_or(|token| token == runner.token.reveal())
-    };
-    let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
+    let wanted =
+        Wanted { name: options.name.clone(), url: options.url.clone(), token: options.token.clone(), id: None };
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
     if chosen.is_empty() && (options.name.is_some() || options.url.is_some() || options.token.is_some()) {
-        return Err(none_fits(&config));
+        return Err(wanted.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut gone, mut unknown) = (Vec::new(), 0);
@@ -109,13 +105,13 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
         let place = format!("{} ({}…)", runner.name, runner.token.short());
         let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
         match verdict {
-            Ok(Verdict::Valid(_)) => println!("{place}: is valid"),
+            Ok(Verdict::Valid(_)) => println!("{place}: the token is valid"),
             Ok(Verdict::Gone) => {
-                eprintln!("{place}: is not known to {} any more", runner.url);
+                eprintln!("{place}: {} does not know the token", runner.url);
                 gone.push(runner);
             }
             Err(error) => {
-                eprintln!("{place}: cannot be verified now: {error}");
+                eprintln!("{place}: the token cannot be verified: {error}");
                 unknown += 1;
             }
         }
@@ -128,20 +124,20 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     Ok(if gone.is_empty() && unknown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Takes runners off. Errors: no runner fits, or the configuration cannot be written.
+/// Unregisters runners. A runner stays in the file unless GitLab confirms. Errors: no runner matches, or the
+/// configuration cannot be written.
 pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
-    if options.name.is_none() && options.token.is_none() && !options.all_runners {
-        return Err("say which runner: --name NAME, --token TOKEN or --all-runners".to_owned());
+    let is_named = options.name.is_some() || options.token.is_some() || options.all_runners;
+    let of_environment = |name: &str| std::env::var(name).ok().filter(|value| !is_named && !value.is_empty());
+    let token = options.token.clone().or_else(|| of_environment("CI_SERVER_TOKEN"));
+    if !is_named && token.is_none() {
+        return Err("name the runner: --name NAME, --token TOKEN (or CI_SERVER_TOKEN), or --all-runners".to_owned());
     }
+    let wanted = Wanted { name: options.name.clone(), url: options.url.clone(), token, id: None };
     let config = options.file.load_with_tokens()?;
-    let wanted = |runner: &&Runner| {
-        let chosen = options.name.as_ref().is_none_or(|name| *name == runner.name)
-            && options.token.as_ref().is_none_or(|token| token == runner.token.reveal());
-        chosen && is_at(runner, options.url.as_deref())
-    };
-    let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
     if chosen.is_empty() {
-        return Err(none_fits(&config));
+        return Err(wanted.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut done, mut failed) = (Vec::new(), false);
@@ -152,10 +148,17 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
             false => gitlab.unregister(&runner.token),
         };
         match outcome {
-            // What the server does not know any more is as good as taken off.
-            Ok(()) | Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => done.push(runner),
+            // This machine is not registered any more.
+            Ok(()) | Err(ApiError::Answer(404, _)) => done.push(runner),
             Err(error) => {
-                eprintln!("{}: cannot be unregistered now, and stays in the configuration: {error}", runner.name);
+                let name = &runner.name;
+                eprintln!("{name}: not unregistered, and kept in the configuration: {error}");
+                if matches!(error, ApiError::Refused(_)) {
+                    eprintln!(
+                        "{name}: if the runner was deleted in GitLab, run `mayfly verify --delete` to remove it from the \
+                         file"
+                    );
+                }
                 failed = true;
             }
         }
@@ -165,13 +168,40 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Which runners a command is for. What is not given matches every runner.
+#[derive(Default)]
+struct Wanted {
+    name: Option<String>,
+    url: Option<String>,
+    token: Option<String>,
+    id: Option<i64>,
+}
+
+impl Wanted {
+    fn matches(&self, runner: &Runner) -> bool {
+        self.name.as_ref().is_none_or(|name| *name == runner.name)
+            && self.token.as_ref().is_none_or(|token| token == runner.token.reveal())
+            && self.id.is_none_or(|id| runner.id == Some(id))
+            && is_at(runner, self.url.as_deref())
+    }
+
+    /// The error when no runner matches: what was looked for, and where.
+    fn not_found(&self, config: &Config) -> String {
+        let parts = [
+            self.name.as_ref().map(|name| format!("the name `{name}`")),
+            self.id.map(|id| format!("the id {id}")),
+            self.token.as_ref().map(|token| format!("the token `{}…`", Token::new(token.as_str()).short())),
+            self.url.as_ref().map(|url| format!("the url `{url}`")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let with = if parts.is_empty() { String::new() } else { format!(" with {}", parts.join(" and ")) };
+        format!("{} has no runner{with}; `mayfly list` shows its runners", config.path.display())
+    }
+}
+
 /// True for any server, or this one: a slash at the end does not make it another.
 fn is_at(runner: &Runner, url: Option<&str>) -> bool {
     url.is_none_or(|url| url.trim_end_matches('/') == runner.url.trim_end_matches('/'))
-}
-
-fn none_fits(config: &Config) -> String {
-    format!("no such runner in {}; see `mayfly list`", config.path.display())
 }
 
 fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
@@ -183,25 +213,21 @@ fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
 /// Replaces tokens. Errors: no runner fits, the server refuses, or the configuration cannot be written.
 pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
     if options.name.is_none() && options.id.is_none() && !options.all_runners {
-        return Err("say which runner: --name NAME, --id NUMBER or --all-runners".to_owned());
+        return Err("name the runner: --name NAME, --id NUMBER or --all-runners".to_owned());
     }
     let config = options.file.load()?.config;
     let access = match &options.access_token_file {
         Some(file) => Some(token_from(file)?),
         None => options.pat.as_deref().map(Token::new),
     };
-    let wanted = |runner: &&Runner| {
-        let chosen = options.name.as_ref().is_none_or(|name| *name == runner.name)
-            && options.id.is_none_or(|id| runner.id == Some(id));
-        chosen && is_at(runner, options.url.as_deref())
-    };
-    let chosen: Vec<&Runner> = config.runners.iter().filter(wanted).collect();
+    let wanted = Wanted { name: options.name.clone(), url: options.url.clone(), token: None, id: options.id };
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
     if chosen.is_empty() {
-        return Err(none_fits(&config));
+        return Err(wanted.not_found(&config));
     }
     for runner in chosen {
         if let Some(reference) = &runner.token_reference {
-            return Err(format!("{}: its token is kept as {reference}; put a new one there", runner.name));
+            return Err(format!("{}: the token is stored as {reference}; store a new token there", runner.name));
         }
         let mut editor = Editor::open(&config.path)?;
         if !editor.has(&runner.url, &runner.token) {

@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Finding, Loaded, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Need};
 use crate::job::work;
@@ -26,10 +26,10 @@ use crate::local::guard;
 use crate::shim;
 use crate::token::Token;
 
-/// `mayfly X.Y.Z`'s version with the build it is.
+/// The version and the revision it was built from.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MAYFLY_REVISION"), ")");
 
-/// A CI agent that lives on the instance: takes GitLab jobs and runs them there.
+/// A CI agent for instances: requests jobs from GitLab and runs them on this machine.
 #[derive(Parser)]
 #[command(name = "mayfly", version = VERSION, disable_help_subcommand = true)]
 struct Cli {
@@ -39,33 +39,33 @@ struct Cli {
     command: Command,
 }
 
-/// How long a token that is kept elsewhere is tried to be fetched.
-const TOKEN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long fetching a token from AWS may take.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The id that the cloud gave this machine, if it is known to one.
+/// The instance id, if this machine is an instance of a known cloud.
 fn cloud_id(config: &Config) -> Option<String> {
     instance::find(config.mayfly.aws.as_ref(), Need::Nothing).ok()?.cloud_id()
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Take jobs and run them
+    /// Request jobs from GitLab and run them
     Run(run::Options),
     /// Run jobs of the .gitlab-ci.yml in this checkout, without a server
     Exec(Box<exec::Options>),
     /// Add a runner to the configuration
     Register(Box<register::Options>),
-    /// Ask the server whether the runners' tokens are good
+    /// Check the tokens of the runners with GitLab
     Verify(manage::Verify),
-    /// Take runners off the server and out of the configuration
+    /// Unregister runners in GitLab and remove them from the configuration
     Unregister(manage::Unregister),
     /// Show the runners of the configuration
     List(ConfigFile),
     /// Replace the token of a runner
     ResetToken(manage::ResetToken),
-    /// Say what would keep jobs from running here, and how to mend it
+    /// Check that jobs can run on this machine; report each problem with its remedy
     Check(check::Options),
-    /// Say what is wrong in the configuration
+    /// Check the configuration file; fail on unknown keys and unusable runners
     Lint(ConfigFile),
 }
 
@@ -88,10 +88,10 @@ impl ConfigFile {
         Config::load(&self.path()).map_err(|error| error.to_string())
     }
 
-    /// The same with the tokens that are kept elsewhere.
+    /// The configuration, with tokens that are stored in AWS fetched.
     fn load_with_tokens(&self) -> Result<Config, String> {
         let mut config = self.load()?.config;
-        secrets::fill_in(&mut config, TOKEN_PATIENCE)?;
+        secrets::fill_in(&mut config, TOKEN_TIMEOUT)?;
         Ok(config)
     }
 }
@@ -141,7 +141,7 @@ fn command() -> clap::Command {
     command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
 }
 
-/// What is true and what is false, as gitlab-runner reads it. Errors: neither.
+/// Reads a boolean as gitlab-runner does.
 fn boolean(text: &str) -> Result<bool, String> {
     match text.trim() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -150,16 +150,20 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Checks the file alone. `check` also checks this machine and the server.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load()?;
+    let path = loaded.config.path.display();
+    let is_error = |finding: &&Finding| finding.severity != Severity::Warning;
     for finding in &loaded.findings {
-        println!("{}: warning: {finding}", loaded.config.path.display());
+        println!("{path}: {}: {finding}", if is_error(&finding) { "error" } else { "warning" });
     }
-    println!("{}: {} runner(s), usable", loaded.config.path.display(), loaded.config.runners.len());
-    Ok(ExitCode::SUCCESS)
+    let errors = loaded.findings.iter().filter(is_error).count();
+    println!("{path}: {} usable runner(s), {errors} error(s)", loaded.config.runners.len());
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A token from a file, `-` for standard input: so that none stands in the arguments of a process.
+/// Reads a token from a file, `-` for standard input, so that it is not in the arguments of a process.
 fn token_from(path: &str) -> Result<Token, String> {
     let text = if path == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     let text = text.map_err(|error| format!("the token file {path}: {error}"))?;

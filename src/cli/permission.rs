@@ -1,6 +1,6 @@
-//! What another user may do with a directory, by owner and mode: to be told before a job fails of it.
+//! Whether another user can enter and write a directory, by owner and mode, so that `check` reports it before a job fails.
 //!
-//! Access lists are not looked at: the kernel has the last word.
+//! Access control lists are not considered.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use crate::shim::spec::User;
 const WRITE: u32 = 0o2;
 const ENTER: u32 = 0o1;
 
-/// Whether a user may enter everything that exists above a directory. Errors: what is in the way.
+/// Whether a user can enter every existing directory above this one. Errors: the directory that the user cannot enter.
 pub fn can_reach(user: &User, directory: &Path) -> Result<(), String> {
     for above in directory.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
         let Ok(metadata) = fs::metadata(above) else { continue };
@@ -22,7 +22,7 @@ pub fn can_reach(user: &User, directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a user may make files in a directory. Errors: what is in the way.
+/// Whether a user can create files in a directory. Errors: the directory that the user cannot enter or write.
 pub fn can_write(user: &User, directory: &Path) -> Result<(), String> {
     can_reach(user, directory)?;
     let refused = || format!("user {} cannot write {}", user.name, directory.display());
@@ -31,7 +31,7 @@ pub fn can_write(user: &User, directory: &Path) -> Result<(), String> {
     usable.then_some(()).ok_or_else(refused)
 }
 
-/// The first of owner, group and others that fits decides, as in the kernel.
+/// The first class that matches (owner, group, others) decides, as in the kernel.
 fn allows(user: &User, metadata: &Metadata, wanted: u32) -> bool {
     let mode = metadata.mode();
     let bits = if user.uid == metadata.uid() {

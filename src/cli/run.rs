@@ -1,4 +1,4 @@
-//! `mayfly run`: take jobs and run them, until it is time to leave.
+//! `mayfly run`: requests jobs and runs them until the agent leaves.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,30 +12,30 @@ use crate::agent;
 use crate::config::duration;
 use crate::monitor::listener::check_address;
 
-/// What `run` takes.
+/// The options of `run`.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Where builds are made, unless the configuration says so
+    /// The working directory, in which relative `builds_dir` and `cache_dir` are
     #[arg(short = 'd', long, value_name = "DIR")]
     working_directory: Option<PathBuf>,
     /// Run jobs as this user
     #[arg(short, long)]
     user: Option<String>,
-    /// Serve metrics there, such as :9252
+    /// Serve metrics on this address, for example :9252
     #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
     listen_address: Option<String>,
-    /// Leave after one job
+    /// Run one job, then leave
     #[arg(long, conflicts_with = "max_builds")]
     once: bool,
-    /// Leave after that many jobs
+    /// Leave after this number of jobs
     #[arg(long, value_name = "JOBS")]
     max_builds: Option<u32>,
-    /// Leave when no job came for that long, such as 10m
+    /// Leave after this time without a job, for example 10m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
-    /// Leave at that age, such as 24h
+    /// Leave when the instance has run for this time, for example 24h
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_age: Option<Duration>,
     /// Power the machine off when systemd has started mayfly in vain for that long, such as 30m

@@ -212,6 +212,12 @@ impl Docker {
         }
     }
 
+    /// Whether a job that names no policy has one that is allowed.
+    pub fn permits_a_default_policy(&self) -> bool {
+        let permitted = self.permitted_policies();
+        self.default_policies().iter().any(|policy| permitted.contains(policy))
+    }
+
     /// How long services have to come up; `None` when they are not waited for.
     pub fn patience_with_services(&self) -> Option<Duration> {
         match u64::try_from(self.wait_for_services_timeout) {

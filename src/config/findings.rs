@@ -1,4 +1,4 @@
-//! What is to be said of a configuration that can be used: keys without effect, unknown keys, who may read it.
+//! Messages about a configuration that can be used: keys without effect, unknown keys, the mode of the file.
 
 use std::fmt;
 use std::fs;
@@ -8,15 +8,29 @@ use std::path::Path;
 use toml_edit::{Document, Item, TableLike};
 
 use super::docker::Contradiction;
+use super::feature_flags;
 use super::keys::{self, Support};
 use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
 use super::place::{Place, line_number};
-use super::{Runner, expand};
+use super::{Runner, Unusable, expand};
 
-/// Something to tell about a line of the configuration.
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The agent works; something has no effect, or should be changed.
+    Warning,
+    /// A key that mayfly does not know, probably a misspelling. `run` goes on, `lint` fails.
+    UnknownKey,
+    /// A runner that cannot be used. `run` goes on with the others, `lint` and `check` fail.
+    UnusableRunner,
+}
+
+/// A message about a line of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
     /// Line of the file, from 1; `None` for the file as a whole.
     pub line: Option<usize>,
     /// What is there, and what to do about it.
@@ -36,48 +50,83 @@ impl fmt::Display for Finding {
 pub fn of_keys(text: &str) -> Vec<Finding> {
     let Ok(document) = Document::parse(text) else { return Vec::new() };
     let mut findings = Vec::new();
-    visit(text, "", document.as_table(), &mut findings);
+    visit(text, "", "", document.as_table(), &mut findings);
     findings.sort_by_key(|finding| finding.line);
     findings
 }
 
+/// Names the runners that mayfly cannot run.
+pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
+    let finding = |unusable: &Unusable| Finding {
+        severity: Severity::UnusableRunner,
+        line: Place { runner: Some(unusable.position), key: "executor" }.line(text),
+        message: unusable.why.clone(),
+    };
+    unusable.iter().map(finding).collect()
+}
+
 /// Tells what cannot be kept together below `[runners.docker]`, and what stands in the wrong place there.
 pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
-    let of_runner = |(index, runner): (usize, &Runner)| {
-        let place = |key| Place { runner: Some(index), key };
+    let of_runner = |runner: &Runner| {
+        let place = |key| Place { runner: Some(runner.position), key };
         let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
         let idle = (!runner.docker.tls_verify && runner.docker.tls_cert_path.is_some())
             .then(|| (place("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));
+        let policy = (!runner.docker.permits_a_default_policy()).then(|| {
+            let why =
+                "no policy of `pull_policy` is in the list, so every job must name a policy (`image: pull_policy`)";
+            (place("docker.allowed_pull_policies"), why.to_owned())
+        });
         told.chain(idle)
-            .map(|(place, why)| Finding { line: place.line(text), message: format!("`runners.{}`: {why}", place.key) })
+            .chain(policy)
+            .map(|(place, why)| Finding {
+                severity: Severity::Warning,
+                line: place.line(text),
+                message: format!("`runners.{}`: {why}", place.key),
+            })
             .collect::<Vec<_>>()
     };
-    runners.iter().enumerate().flat_map(of_runner).collect()
+    runners.iter().flat_map(of_runner).collect()
 }
 
 /// Says when others may read the file, in which the runners' tokens stand.
 pub fn of_mode(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| Finding {
+        severity: Severity::Warning,
         line: None,
         message: format!("others can read the runners' tokens (mode {mode:04o}); run: chmod 600 {}", path.display()),
     })
 }
 
-fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Finding>) {
+fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, findings: &mut Vec<Finding>) {
+    let executor = match path {
+        "runners" => table.get("executor").and_then(Item::as_str).unwrap_or_default(),
+        _ => executor,
+    };
     let known = keys::of(path);
     if path == "runners.machine.autoscaling" && !table.contains_key("IdleTime") {
         let first =
             table.iter().find_map(|(name, item)| table.key(name).and_then(toml_edit::Key::span).or(item.span()));
         let message = "`runners.machine.autoscaling` has no `IdleTime`, which is 0 then and not taken from above: the \
                        instance leaves as soon as no job waits";
-        findings.push(Finding { line: first.map(|span| line_number(text, span.start)), message: message.to_owned() });
+        let line = first.map(|span| line_number(text, span.start));
+        findings.push(Finding { severity: Severity::Warning, line, message: message.to_owned() });
     }
     for (name, item) in table.iter() {
         let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
         let line = span.map(|span| line_number(text, span.start));
         let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        let mut tell = |message: String| findings.push(Finding { line, message });
+        if path == "runners.feature_flags" {
+            let has_containers = is_of_containers(executor);
+            findings.extend(of_flag(name, item.as_bool(), has_containers).map(|(severity, why)| Finding {
+                severity,
+                line,
+                message: format!("`{full}` {why}"),
+            }));
+            continue;
+        }
+        let mut tell = |message: String| findings.push(Finding { severity: Severity::Warning, line, message });
         match known.iter().find(|(key, _)| *key == name) {
             Some((_, Support::Honoured)) if full == "runners.cache.Type" => {
                 let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
@@ -97,21 +146,28 @@ fn visit(text: &str, path: &str, table: &dyn TableLike, findings: &mut Vec<Findi
                 }
             }
             Some((_, Support::NoEffect(why))) => tell(format!("`{full}` has no effect: {why}")),
-            Some((_, Support::Table)) if full == "runners.docker" && !has_containers(table) => {
+            Some((_, Support::Table)) if full == "runners.docker" && !is_of_containers(executor) => {
                 tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
             }
-            Some((_, Support::Table)) => visit_tables(text, &full, item, findings),
-            None if path == "runners.feature_flags" => {
-                tell(format!("`{full}` changes nothing: mayfly has no such switch"));
-            }
-            None => tell(format!("`{full}` is unknown and has no effect{}", hint(path, name))),
+            Some((_, Support::Table)) => visit_tables(text, &full, executor, item, findings),
+            None => findings.push(Finding {
+                severity: Severity::UnknownKey,
+                line,
+                message: format!("`{full}` is unknown and has no effect{}", hint(path, name)),
+            }),
         }
     }
 }
 
-/// Whether a runner's jobs run in containers.
-fn has_containers(runner: &dyn TableLike) -> bool {
-    runner.get("executor").and_then(Item::as_str).is_some_and(is_of_containers)
+/// Why a feature flag changes nothing, if so.
+fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Severity, String)> {
+    let Some(flag) = feature_flags::find(name) else {
+        let near = nearest(name, feature_flags::FLAGS.iter().map(|(name, ..)| *name));
+        let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        return Some((Severity::UnknownKey, format!("is unknown and has no effect{hint}")));
+    };
+    let reason = feature_flags::idle_reason(flag, value?, has_containers)?;
+    Some((Severity::Warning, format!("has no effect: {reason}")))
 }
 
 /// Names periods that cannot mean what they say.
@@ -120,29 +176,31 @@ fn oddities(text: &str, periods: &Item, findings: &mut Vec<Finding>) {
     for value in periods.as_array().into_iter().flatten() {
         let odd = value.as_str().and_then(|text| Period::read(text).ok()).and_then(|period| period.oddity(today));
         let line = value.span().map(|span| line_number(text, span.start));
-        findings.extend(odd.map(|message| Finding { line, message }));
+        findings.extend(odd.map(|message| Finding { severity: Severity::Warning, line, message }));
     }
 }
 
-fn visit_tables(text: &str, path: &str, item: &Item, findings: &mut Vec<Finding>) {
+fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, findings: &mut Vec<Finding>) {
     if let Some(tables) = item.as_array_of_tables() {
-        tables.iter().for_each(|table| visit(text, path, table, findings));
+        tables.iter().for_each(|table| visit(text, path, executor, table, findings));
     } else if let Some(table) = item.as_table_like() {
-        visit(text, path, table, findings);
+        visit(text, path, executor, table, findings);
     }
 }
 
-/// What was probably meant by an unknown key: one of the same table that is written nearly like it, or the same key of
-/// another table.
+/// What an unknown key probably means: a similar key of the same table, or the same key of another table.
 fn hint(path: &str, name: &str) -> String {
-    let near = keys::of(path).iter().map(|(key, _)| (distance(key, name), *key));
-    // A third of the letters may be wrong: more, and it is another word.
-    let near = near.filter(|(distance, key)| *distance * 3 <= key.len().max(name.len())).min();
-    if let Some((_, key)) = near {
+    if let Some(key) = nearest(name, keys::of(path).iter().map(|(key, _)| *key)) {
         return format!("; did you mean `{key}`?");
     }
     let home = keys::TABLES.iter().find(|(_, known)| known.iter().any(|(key, _)| *key == name));
     home.map(|(table, _)| format!("; it belongs {}", keys::place_of(table))).unwrap_or_default()
+}
+
+/// The known word that is most similar to `name`, if at most a third of its letters differ.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.map(|word| (distance(word, name), word));
+    near.filter(|(distance, word)| *distance * 3 <= word.len().max(name.len())).min().map(|(_, word)| word)
 }
 
 /// How many letters must be put in, left out, replaced or swapped to make one word of the other; case, dashes and

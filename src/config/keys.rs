@@ -1,13 +1,13 @@
-//! Which keys of `config.toml` are honoured, and what is said of those that are not: none is dropped silently.
+//! Every key of `config.toml`: whether it has an effect, and if not, why. No key is ignored silently.
 
-/// What becomes of a key.
+/// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
-    /// It is honoured.
+    /// It has the effect that the documentation describes.
     Honoured,
-    /// A table: its keys have entries of their own.
+    /// A table with entries of its own.
     Table,
-    /// It is known and has no effect here; the text says why.
+    /// It has no effect, for this reason.
     NoEffect(&'static str),
 }
 
@@ -270,22 +270,6 @@ const CACHE_S3: &[(&str, Support)] = &[
     ("DisableAssumeRoleCredentialsCaching", NoEffect("lent credentials are used until shortly before they expire")),
 ];
 
-/// Feature flags that change what mayfly does; the others are only passed on to jobs.
-const FEATURE_FLAGS: &[(&str, Support)] = &[
-    ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", Honoured),
-    ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", Honoured),
-    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", Honoured),
-    ("FF_ENABLE_BASH_EXIT_CODE_CHECK", Honoured),
-    ("FF_HASH_CACHE_KEYS", Honoured),
-    ("FF_NETWORK_PER_BUILD", Honoured),
-    ("FF_SCRIPT_SECTIONS", Honoured),
-    ("FF_TIMESTAMPS", Honoured),
-    ("FF_USE_DIRECT_DOWNLOAD", Honoured),
-    ("FF_USE_GITALY_CORRELATION_ID", Honoured),
-    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", Honoured),
-    ("FF_USE_NATIVE_CONTAINER_STOP", Honoured),
-];
-
 /// Keys below `[runners.docker]`.
 const DOCKER: &[(&str, Support)] = &[
     ("host", Honoured),
@@ -385,7 +369,8 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners", RUNNER),
     ("runners.mayfly", RUNNER_MAYFLY),
     ("runners.custom_build_dir", CUSTOM_BUILD_DIR),
-    ("runners.feature_flags", FEATURE_FLAGS),
+    // Its keys are in `feature_flags::FLAGS`.
+    ("runners.feature_flags", &[]),
     ("runners.docker", DOCKER),
     ("runners.docker.services", DOCKER_SERVICE),
     ("runners.machine", MACHINE),

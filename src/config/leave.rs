@@ -1,21 +1,21 @@
-//! How an instance goes.
+//! `leave`: what happens to the instance when the agent has drained.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// What an agent does with its instance in the end.
+/// What the agent does with its instance at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// It ends, and the instance lives on.
+    /// The agent exits; the instance keeps running.
     #[default]
     Exit,
-    /// It runs a command that sees to it.
+    /// The agent runs a command that ends the instance.
     Command,
-    /// It switches the instance off.
+    /// The agent powers the instance off.
     Poweroff,
-    /// It has its Auto Scaling group end the instance.
+    /// The agent terminates the instance through its Auto Scaling group.
     AwsAsg,
 }
 
@@ -31,16 +31,16 @@ impl Strategy {
     }
 }
 
-/// How an instance goes.
+/// The settings of `leave`.
 #[derive(Clone, Debug)]
 pub struct Leave {
-    /// What is done in the end.
+    /// The strategy.
     pub strategy: Strategy,
-    /// A line for a shell, for [`Strategy::Command`].
+    /// The shell command for [`Strategy::Command`].
     pub command: Option<String>,
-    /// A line for a shell that switches the machine off.
+    /// The shell command that powers the machine off.
     pub poweroff_command: String,
-    /// How long after it was taken off its runners an instance that still lives is switched off.
+    /// Time from unregistering until an instance that still runs is powered off.
     pub fallback_after: Duration,
 }
 

@@ -10,8 +10,8 @@ use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::place::Place;
 use super::reference::Reference;
-use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor};
-use super::{Config, ExecutorKind, Mayfly, Runner, expand, raw};
+use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
+use super::{Config, ExecutorKind, Mayfly, Runner, Unusable, expand, raw};
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
@@ -32,7 +32,7 @@ impl Wrong {
 }
 
 /// What the whole file means. Errors: a value makes no sense.
-pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
+pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     let concurrent = raw.concurrent.unwrap_or(1);
     let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
     let concurrent = concurrent
@@ -45,8 +45,12 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         crate::monitor::listener::check_address(address).map_err(unusable)?;
     }
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
-    let terms = |runner: &mut raw::Runner| Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take());
-    let terms: Vec<Terms> = raw.runners.iter_mut().map(terms).collect();
+    let (unusable, mut usable): (Vec<_>, Vec<_>) =
+        raw.runners.into_iter().enumerate().partition(|(_, runner)| is_unsupported(&runner.executor));
+    let terms = |(_, runner): &mut (usize, raw::Runner)| {
+        Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take())
+    };
+    let terms: Vec<Terms> = usable.iter_mut().map(terms).collect();
     if let Some(aws) = &raw.mayfly.aws
         && aws.raise_on_job.is_some()
         && aws.protect_while_busy == Some(false)
@@ -58,13 +62,19 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
     let ready = ready(&raw.mayfly, &terms);
     let fitness = fitness(&raw.mayfly);
     let labels = raw.labels;
-    let runners = raw.runners.into_iter().enumerate().map(|(index, runner)| {
-        let place = if runner.name.is_empty() { format!("number {}", index + 1) } else { format!("`{}`", runner.name) };
-        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
-            place: Place { runner: Some(index), key },
-            why: format!("runner {place}: {why}"),
-        })?;
-        Ok(Runner { limit: runner.limit.into_iter().chain(terms[index].capacity).min(), ..runner })
+    let name_of = |index: usize, name: &str| match name {
+        "" => format!("runner number {}", index + 1),
+        name => format!("runner `{name}`"),
+    };
+    let unusable = unusable.into_iter().map(|(index, runner)| Unusable {
+        position: index,
+        why: format!("{}: {}", name_of(index, &runner.name), executor(&runner.executor).err().unwrap_or_default()),
+    });
+    let runners = usable.into_iter().zip(&terms).map(|((index, runner), terms)| {
+        let name = name_of(index, &runner.name);
+        let runner = self::runner(path, runner, &labels)
+            .map_err(|(key, why)| Wrong { place: Place { runner: Some(index), key }, why: format!("{name}: {why}") })?;
+        Ok(Runner { position: index, limit: runner.limit.into_iter().chain(terms.capacity).min(), ..runner })
     });
     Ok(Config {
         path: path.to_owned(),
@@ -79,7 +89,7 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
         lifetime: lifetime(&raw.mayfly, &terms),
         leave: leave(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
         mayfly: Mayfly {
-            state_dir: raw.mayfly.state_dir,
+            state_dir: given(raw.mayfly.state_dir),
             aws: raw.mayfly.aws,
             block_instance_metadata: raw.mayfly.block_instance_metadata,
             fitness,
@@ -87,6 +97,7 @@ pub(super) fn of(path: &Path, mut raw: raw::Config) -> Result<Config, Wrong> {
             give_up_after: raw.mayfly.give_up_after.filter(|after| !after.is_zero()),
         },
         runners: runners.collect::<Result<_, _>>()?,
+        unusable: unusable.collect(),
     })
 }
 
@@ -181,7 +192,21 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
     let reference = Reference::read(&token).map_err(|why| ("token", why))?;
     let mut all_labels = labels.clone();
     all_labels.extend(raw.labels);
+    let builds_dir = given(raw.builds_dir);
+    if let Some(directory) = builds_dir.as_deref().filter(|_| executor.has_containers())
+        && (!directory.is_absolute() || directory == Path::new("/"))
+    {
+        let directory = directory.display();
+        return Err((
+            "builds_dir",
+            format!(
+                "`builds_dir = \"{directory}\"` is a directory in containers: write an absolute path other than /, such as \
+             /builds"
+            ),
+        ));
+    }
     Ok(Runner {
+        position: 0,
         tls: tls_files(path, &url, raw.tls_ca_file, raw.tls_cert_file, raw.tls_key_file),
         name: raw.name,
         token: if reference.is_some() { Token::new("") } else { Token::new(token) },
@@ -198,8 +223,8 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         unhealthy_requests_limit: raw.unhealthy_requests_limit.filter(|limit| *limit > 0).unwrap_or(3),
         unhealthy_interval: raw.unhealthy_interval.unwrap_or(Duration::from_secs(3600)),
         final_tries: raw.job_status_final_update_retry_limit.filter(|tries| *tries > 0).unwrap_or(10),
-        builds_dir: raw.builds_dir,
-        cache_dir: raw.cache_dir,
+        builds_dir,
+        cache_dir: given(raw.cache_dir),
         cache: raw.cache,
         cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
@@ -221,8 +246,8 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         confined: confined(&raw.mayfly)?,
         docker: raw.docker,
         docker_text: String::new(),
-        container_builds_dir: raw.mayfly.builds_dir,
-        container_cache_dir: raw.mayfly.cache_dir,
+        container_builds_dir: given(raw.mayfly.builds_dir),
+        container_cache_dir: given(raw.mayfly.cache_dir),
         ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
         allowed_credential_helpers: helpers(raw.mayfly.allowed_credential_helpers)?,
     })
@@ -275,7 +300,12 @@ fn confined(raw: &super::raw::RunnerMayfly) -> Result<Confined, (&'static str, S
     Ok(Confined { uid, memory, processes })
 }
 
-/// A time of zero is as good as none.
+/// An empty path means that the key is not set.
+fn given(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Zero means that the key is not set.
 fn positive(time: Option<Duration>) -> Option<Duration> {
     time.filter(|time| !time.is_zero())
 }
@@ -284,8 +314,9 @@ fn positive(time: Option<Duration>) -> Option<Duration> {
 pub(super) fn note_docker_texts(text: &str, runners: &mut [Runner]) {
     let Ok(table) = text.parse::<toml::Table>() else { return };
     let written = table.get("runners").and_then(toml::Value::as_array);
-    for (runner, written) in runners.iter_mut().zip(written.into_iter().flatten()) {
-        if let Some(docker) = written.get("docker").and_then(toml::Value::as_table) {
+    for runner in runners {
+        let written = written.and_then(|tables| tables.get(runner.position));
+        if let Some(docker) = written.and_then(|written| written.get("docker")).and_then(toml::Value::as_table) {
             runner.docker_text = docker.to_string();
         }
     }
@@ -310,7 +341,6 @@ pub(super) fn tls_files(
         let file = path.parent()?.join("certs").join(format!("{host}{suffix}"));
         file.is_file().then_some(file)
     };
-    let given = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
     TlsFiles {
         ca_file: given(ca).or_else(|| beside(".crt")),
         cert_file: given(cert).or_else(|| beside(".auth.crt")),

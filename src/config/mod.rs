@@ -9,6 +9,7 @@ pub mod docker;
 pub mod duration;
 pub mod edit;
 mod expand;
+pub mod feature_flags;
 mod findings;
 pub mod fitness;
 mod keys;
@@ -28,7 +29,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use findings::Finding;
+pub use findings::{Finding, Severity};
 pub use meaning::{LOG_LEVELS, is_helper_name};
 pub use runner::{ExecutorKind, Runner, executor};
 
@@ -65,6 +66,17 @@ pub struct Config {
     pub mayfly: Mayfly,
     /// Where jobs come from.
     pub runners: Vec<Runner>,
+    /// Runners that mayfly cannot run; the others work without them.
+    pub unusable: Vec<Unusable>,
+}
+
+/// One of `[[runners]]` that mayfly cannot run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// Which of `[[runners]]` it is, from 0.
+    pub position: usize,
+    /// Its name, why it cannot be used, and what to do.
+    pub why: String,
 }
 
 /// `[mayfly]`.
@@ -122,7 +134,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Loaded, Error> {
         let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
         let config = Self::parse(path, &text)?;
-        let mut findings = findings::of_keys(&text);
+        let mut findings = findings::of_unusable(&text, &config.unusable);
+        findings.extend(findings::of_keys(&text));
         findings.extend(findings::of_containers(&text, &config.runners));
         findings.extend(findings::of_mode(path));
         Ok(Loaded { config, findings })
@@ -138,23 +151,38 @@ impl Config {
     }
 }
 
-/// The file that is used when none is named: mayfly's own, or else gitlab-runner's where that is there already.
+/// The file that is used when none is named: mayfly's own, or gitlab-runner's if only that exists.
 pub fn default_path() -> PathBuf {
+    let files = default_paths();
+    files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone()
+}
+
+fn default_paths() -> [PathBuf; 2] {
     let directories = if nix::unistd::Uid::effective().is_root() {
         [PathBuf::from("/etc/mayfly"), PathBuf::from("/etc/gitlab-runner")]
     } else {
         let home = env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
         [home.join(".mayfly"), home.join(".gitlab-runner")]
     };
-    let files = directories.map(|directory| directory.join("config.toml"));
-    files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone()
+    directories.map(|directory| directory.join("config.toml"))
 }
 
-/// Where the journal is kept: configured, given by systemd, or usual for the user.
+/// Where the journal is kept: configured, given by systemd, or usual for the user. A configuration file that is not the
+/// default one has a directory of its own below, so that two agents on one machine do not share one.
 pub fn state_dir(config: &Config) -> PathBuf {
     if let Some(configured) = &config.mayfly.state_dir {
         return configured.clone();
     }
+    let usual = usual_state_dir();
+    if default_paths().contains(&config.path) {
+        return usual;
+    }
+    let digest = ring::digest::digest(&ring::digest::SHA256, config.path.as_os_str().as_encoded_bytes());
+    let name: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    usual.join(format!("config-{name}"))
+}
+
+fn usual_state_dir() -> PathBuf {
     if let Some(given) = env::var_os("STATE_DIRECTORY").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);
     }
@@ -165,7 +193,5 @@ pub fn state_dir(config: &Config) -> PathBuf {
     env::var_os("XDG_STATE_HOME").map_or_else(|| home.join(".local/state"), PathBuf::from).join("mayfly")
 }
 
-#[cfg(test)]
-mod documentation;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,12 @@
-//! Where in the file a value stands, for messages that show the line; never one with a secret in it.
+//! Finds the line of a key, for messages that show it. Lines that may contain a secret are not shown.
 
 use toml_edit::{Document, Item, TableLike};
 
-/// A key that was given a wrong value, or that is missing.
+/// A key with an invalid value, or a missing key.
 pub struct Place {
     /// Which of `[[runners]]`, from 0; `None` for the top level.
     pub runner: Option<usize>,
-    /// The key; one of a table within has that table's name and a dot before it.
+    /// The key, with the names of inner tables before it (`docker.user`).
     pub key: &'static str,
 }
 
@@ -44,15 +44,13 @@ fn offset_of(table: &dyn TableLike, key: &str) -> Option<usize> {
     Some(table.key(key).and_then(toml_edit::Key::span).or_else(|| Item::span(item))?.start)
 }
 
-/// What the parser says, with the line.
+/// The parser's message with the line.
 pub fn of_error(text: &str, error: &toml::de::Error) -> String {
     let offset = error.span().map_or(text.len(), |span| span.start);
     let line = line_at(text, offset);
     match is_secret(line.1) {
         // The message may repeat the value.
-        true => {
-            show(text, offset, "this value is not written as it must be; it is not shown, since it may be confidential")
-        }
+        true => show(text, offset, "the value is invalid; it is not shown, because it may be confidential"),
         false => show(text, offset, error.message()),
     }
 }

@@ -1,9 +1,9 @@
-//! A runner's token that stands elsewhere: `aws-ssm:NAME` or `aws-secretsmanager:ID`, so that neither an image nor user
-//! data holds it.
+//! A runner token that is stored in AWS (`aws-ssm:NAME` or `aws-secretsmanager:ID`), so that neither the image nor user
+//! data contains it.
 
 use std::fmt;
 
-/// Where the token is.
+/// Where a token is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// A parameter of AWS Systems Manager, by name or ARN.
@@ -18,10 +18,12 @@ pub enum Reference {
 }
 
 impl Reference {
-    /// What the text of a token refers to; `None` for a token itself. Errors: it names nothing.
+    /// Reads a value of `token`; `None` for a token itself. Errors: the name or the key is missing.
     pub fn read(text: &str) -> Result<Option<Self>, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-        let missing = |example: &str| format!("the token `{text}` names nothing; write for example \"{example}\"");
+        let missing = |example: &str| {
+            format!("`token = \"{text}\"` has no name of a parameter or secret; write for example \"{example}\"")
+        };
         match kind {
             "aws-ssm" if rest.is_empty() => Err(missing("aws-ssm:/ci/runner-token")),
             "aws-ssm" => Ok(Some(Self::Parameter(rest.to_owned()))),

@@ -1,4 +1,4 @@
-//! One of the runners of the file: where its jobs come from, and how they are run.
+//! One of `[[runners]]`: where its jobs come from, and how they run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,51 +19,53 @@ pub(super) const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// One of `[[runners]]`.
 #[derive(Clone, Debug)]
 pub struct Runner {
-    /// For people.
+    /// Which of `[[runners]]` it is, from 0.
+    pub position: usize,
+    /// The name in logs and commands.
     pub name: String,
-    /// The server.
+    /// The URL of GitLab.
     pub url: String,
-    /// The runner's own secret; empty until it is fetched, where there is a reference.
+    /// The authentication token; empty until it is fetched, if it is stored in AWS.
     pub token: Token,
-    /// Where the secret is kept, if it does not stand in the file.
+    /// Where the token is stored, if not in the file.
     pub token_reference: Option<Reference>,
-    /// Its number on the server, where it is known.
+    /// The id of the runner in GitLab, if known.
     pub id: Option<i64>,
-    /// When the token was obtained and when it dies (RFC 3339), if it does.
+    /// When the token was obtained and when it expires (RFC 3339), if it expires.
     pub token_life: Option<(String, String)>,
-    /// Certificates.
+    /// Certificate files.
     pub tls: TlsFiles,
     /// How jobs are run.
     pub executor: ExecutorKind,
-    /// `bash` or `sh`; `None` takes what is there.
+    /// `bash` or `sh`; `None` for bash if it is installed, else sh.
     pub shell: Option<String>,
-    /// Jobs of this runner at once; `None` without bound.
+    /// Maximum number of concurrent jobs of this runner; `None` for no limit.
     pub limit: Option<u32>,
-    /// Requests of this runner at once, at least 1.
+    /// Maximum number of concurrent requests for jobs, at least 1.
     pub request_concurrency: u32,
-    /// Rest between requests even after a job.
+    /// Wait `check_interval` also after a request that brought a job.
     pub strict_check_interval: bool,
-    /// Bytes of a job's log.
+    /// Maximum size of a job's log in bytes.
     pub output_limit: u64,
-    /// Refusals in a row before the runner rests.
+    /// Rejected requests in a row after which polling pauses.
     pub unhealthy_requests_limit: u32,
-    /// How long it rests.
+    /// How long polling pauses.
     pub unhealthy_interval: Duration,
-    /// Tries of a job's final state.
+    /// Attempts to report the final state of a job.
     pub final_tries: u32,
-    /// Where jobs work; `None` for `builds` in the working directory.
+    /// The directory for builds; `None` for `builds` in the working directory.
     pub builds_dir: Option<PathBuf>,
-    /// Where caches are kept on this machine; `None` for `cache` in the working directory.
+    /// The directory for local caches; `None` for `cache` in the working directory.
     pub cache_dir: Option<PathBuf>,
     /// The object store for caches.
     pub cache: Cache,
-    /// What the caches on this machine may grow to.
+    /// The limits of local caches.
     pub cache_limits: Limits,
-    /// How long one upload of artifacts may take.
+    /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
-    /// How long the server may think once it has all of an upload.
+    /// Timeout from the end of an upload to the response.
     pub upload_answer_timeout: Duration,
-    /// Overrides the server's URL for git.
+    /// The URL that git clones from, instead of the server's.
     pub clone_url: Option<String>,
     /// Variables for every job.
     pub environment: Vec<(String, String)>,
@@ -75,27 +77,27 @@ pub struct Runner {
     pub pre_build_script: Option<String>,
     /// Lines after the job's script, in its shell.
     pub post_build_script: Option<String>,
-    /// Limit of what is prepared before the sources.
+    /// Timeout of the preparation before the sources.
     pub prepare_timeout: Option<Duration>,
-    /// Limit of the sources.
+    /// Timeout of fetching the sources.
     pub get_sources_timeout: Option<Duration>,
     /// `CI_DEBUG_TRACE` is refused.
     pub debug_trace_disabled: bool,
-    /// What GitLab is told of this runner manager.
+    /// Labels of this runner manager in GitLab.
     pub labels: BTreeMap<String, String>,
     /// `GIT_CLONE_PATH` is allowed.
     pub custom_build_dir: bool,
-    /// Flags that jobs cannot change.
+    /// Feature flags that jobs cannot change.
     pub feature_flags: BTreeMap<String, bool>,
-    /// From TERM to KILL.
+    /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
     /// Give each script a control group.
     pub cgroups: bool,
     /// How work beside containers is confined.
     pub confined: Confined,
-    /// What containers are made of.
+    /// `[runners.docker]`.
     pub docker: Docker,
-    /// The same as it is written, for another process.
+    /// The text of `[runners.docker]`, for the process that talks to the engine.
     pub docker_text: String,
     /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
     pub container_builds_dir: Option<PathBuf>,
@@ -108,14 +110,15 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// The token as it stands in the file, variables replaced.
+    /// The value of `token` in the file, with variables replaced.
     pub fn written_token(&self) -> String {
         self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
     }
 
-    /// A runner of which only server and token are known, with defaults for the rest.
+    /// A runner with this server and token, and defaults for the rest.
     pub fn unnamed(url: &str, token: Token) -> Self {
         Self {
+            position: 0,
             name: "unknown".to_owned(),
             url: url.to_owned(),
             token,
@@ -216,7 +219,15 @@ impl ExecutorKind {
     }
 }
 
-/// The executor by name. Errors: it is missing, unknown, or none of this build's.
+/// Executors of gitlab-runner that mayfly does not have.
+const UNSUPPORTED: [&str; 6] = ["docker-windows", "kubernetes", "ssh", "virtualbox", "parallels", "custom"];
+
+/// Whether gitlab-runner has this executor and mayfly does not.
+pub fn is_unsupported(name: &str) -> bool {
+    UNSUPPORTED.contains(&name)
+}
+
+/// The executor by name. Errors: the name is missing, unknown, or that of an executor that mayfly does not have.
 pub fn executor(name: &str) -> Result<ExecutorKind, String> {
     match name {
         "shell" => Ok(ExecutorKind::Shell),
@@ -225,7 +236,7 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
         "docker" => Ok(ExecutorKind::Docker),
         "docker-autoscaler" => Ok(ExecutorKind::DockerAutoscaler),
         "docker+machine" => Ok(ExecutorKind::DockerMachine),
-        "docker-windows" | "kubernetes" | "ssh" | "virtualbox" | "parallels" | "custom" => Err(format!(
+        name if is_unsupported(name) => Err(format!(
             "`executor = \"{name}\"` does not exist in mayfly, which runs jobs on its own instance; use \"shell\", \
              \"instance\" or \"docker\""
         )),

@@ -49,7 +49,7 @@ fn a_value_that_makes_no_sense_shows_its_line() {
         (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
         (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
         (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is no port"),
-        (format!("{RUNNER}{}", second.replace("shell", "ssh")), "line 10", "runner `b`"),
+        (format!("{RUNNER}{}", second.replace("\"shell\"", "\"x\"")), "line 10", "runner `b`"),
         (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
         (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
         (format!("{RUNNER}[runners.mayfly]\nallowed_credential_helpers = [\"../x\"]\n"), "line 7", "not a name"),
@@ -142,10 +142,14 @@ fn a_broken_line_with_a_secret_is_not_shown() {
 }
 
 #[test]
-fn executors_that_do_not_exist_are_said() {
-    for (executor, part) in
-        [("docker-windows", "does not exist"), ("kubernetes", "does not exist"), ("", "missing"), ("x", "unknown")]
-    {
+fn executors_that_do_not_exist_are_named() {
+    for executor in ["docker-windows", "kubernetes", "ssh", "custom"] {
+        let loaded = load(&RUNNER.replace("shell", executor)).expect("loaded");
+        let finding = &loaded.findings[0];
+        assert_eq!((finding.severity, finding.line), (Severity::UnusableRunner, Some(5)));
+        assert!(finding.message.contains("runner `a`") && finding.message.contains("does not exist"), "{finding}");
+    }
+    for (executor, part) in [("", "missing"), ("x", "unknown")] {
         let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
         let error = load(&text).expect_err("refused");
         assert!(error.contains("runner `a`") && error.contains(part), "{error}");
@@ -161,4 +165,48 @@ fn certificates_are_looked_for_beside_the_file() {
     let files = tls_files(&path, "https://gitlab.test:8443/x", None, None, None);
     assert_eq!(files.ca_file, Some(directory.path().join("certs/gitlab.test.crt")));
     assert_eq!(files.cert_file, None);
+}
+
+#[test]
+fn a_runner_with_an_unsupported_executor_leaves_the_others_usable() {
+    let text = "[[runners]]\nname = \"k\"\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"kubernetes\"\n\
+                [[runners]]\nname = \"d\"\nurl = \"http://h\"\ntoken = \"u\"\nexecutor = \"docker\"\n\
+                [runners.docker]\nimage = \"x\"\n";
+    let config = Config::parse(Path::new("config.toml"), text).expect("a configuration");
+    assert_eq!(
+        config.runners.iter().map(|runner| (runner.position, runner.name.as_str())).collect::<Vec<_>>(),
+        [(1, "d")]
+    );
+    assert!(config.runners[0].docker_text.contains("image"), "of the second table");
+    assert!(config.unusable[0].why.starts_with("runner `k`: `executor = \"kubernetes\"`"), "{:?}", config.unusable);
+}
+
+#[test]
+fn an_empty_directory_is_not_set_and_a_relative_one_is_refused_for_containers() {
+    let parse = |directory: &str| {
+        let text = format!(
+            "[[runners]]\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"docker\"\nbuilds_dir = \"{directory}\"\n"
+        );
+        Config::parse(Path::new("config.toml"), &text).map(|config| config.runners[0].builds_dir.clone())
+    };
+    assert_eq!(parse("").expect("a configuration"), None);
+    assert_eq!(parse("/b").expect("a configuration"), Some("/b".into()));
+    for directory in ["builds", "/"] {
+        let why = parse(directory).expect_err("refused").to_string();
+        assert!(why.contains("line 5") && why.contains("an absolute path"), "{why}");
+    }
+}
+
+#[test]
+fn each_configuration_file_has_a_state_directory_of_its_own() {
+    let directory = |path: &str| {
+        let text = "[[runners]]\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
+        state_dir(&Config::parse(Path::new(path), text).expect("a configuration"))
+    };
+    let default = default_paths()[0].display().to_string();
+    let (usual, one, other) = (directory(&default), directory("/srv/one.toml"), directory("/srv/other.toml"));
+    assert!(
+        one != other && one.parent() == Some(&*usual) && other.parent() == Some(&*usual),
+        "{usual:?} {one:?} {other:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! Where a service is that stands on this machine or beside it, and why it may not answer.
+//! Addresses of local services such as a container engine, and errors of connections to them.
 
 use std::fmt;
 use std::io;
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::tls::TlsFiles;
 
-/// Where a service is.
+/// The address of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
-    /// `host:port`, over TLS where there are files for it.
+    /// `host:port`, with TLS if there are certificate files.
     Tcp(String, Option<TlsFiles>),
 }
 
@@ -26,15 +26,15 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why there is no answer.
+/// Why a request got no response.
 #[derive(Debug)]
 pub enum Trouble {
     /// An address or a certificate file that cannot be used.
     Configuration(String),
-    /// The system's word: no such socket, no permission, nobody listens, cut off.
+    /// An error of the connection.
     Io(io::Error),
-    /// Nothing came for too long.
+    /// A timeout.
     TimedOut,
-    /// What came is no HTTP, or no TLS.
+    /// The response is not HTTP, or the TLS handshake failed.
     Nonsense(String),
 }

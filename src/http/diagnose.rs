@@ -8,8 +8,10 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use super::chain;
+use super::client::Method;
 use super::proxy::{Proxy, Route};
 use super::tls::{self, TlsFiles, anchors};
+use super::transfer::{Outgoing, Timeouts, Transfer};
 use super::verifier::Verifier;
 
 /// Timeout of the connection and of each read.
@@ -28,6 +30,19 @@ pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
         Ok(()) => Ok(format!("{host}: the TLS chain is complete ({} certificate(s) presented)", chain.len())),
         Err(error) => Err(chain::explain(&host, &chain, &error)),
     }
+}
+
+/// The `https` address to which a server redirects an `http` URL, if it does.
+pub fn redirect_to_https(url: &str, files: &TlsFiles) -> Option<String> {
+    if !url.starts_with("http://") {
+        return None;
+    }
+    let timeouts = Timeouts { total: TIMEOUT, response: TIMEOUT };
+    let transfer = Transfer::new(url, files, "mayfly", timeouts).ok()?;
+    let response = transfer.send(Method::Get, url, &[], Outgoing::Nothing).ok()?;
+    let location = response.header("Location").filter(|_| (300..400).contains(&response.status))?;
+    let target = super::origin(&super::resolve(url, location).ok()?);
+    target.starts_with("https://").then_some(target)
 }
 
 /// The chain of a server up to the trusted authority, as PEM. `None` without TLS, or if a proxy hides the chain. Errors:

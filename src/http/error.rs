@@ -1,15 +1,15 @@
-//! What can go wrong before there is an answer.
+//! Errors of requests without a response.
 
 use std::fmt;
 
-/// Why a request got no answer.
+/// Why a request got no response.
 #[derive(Debug)]
 pub enum Error {
     /// A URL that cannot be used, or a certificate file that cannot be read.
     Configuration(String),
-    /// The network, TLS, or the server's way of speaking.
+    /// The network, TLS, or an invalid response.
     Transport(String),
-    /// The server sends a call with a secret in its body to another host.
+    /// The server redirects a request with a body, which may contain a secret, to another server.
     Redirected { from: String, to: String },
 }
 
@@ -19,8 +19,8 @@ impl fmt::Display for Error {
             Self::Configuration(why) | Self::Transport(why) => f.write_str(why),
             Self::Redirected { from, to } => write!(
                 f,
-                "{from} redirects the call to {to}; a token is not sent to another host: put the right `url` into the \
-                 configuration"
+                "{from} redirects the request to {to}, and tokens are not sent to another server; write the address to \
+                 which it redirects as `url` into the configuration"
             ),
         }
     }

@@ -1,8 +1,8 @@
-//! Text in URLs.
+//! Percent-encoding.
 
 use std::fmt::Write as _;
 
-/// Escapes everything but what RFC 3986 calls unreserved, and `keep`.
+/// Percent-encodes every byte except the unreserved characters of RFC 3986 and those in `keep`.
 pub fn escape(text: &str, keep: &[u8]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {

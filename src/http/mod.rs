@@ -28,6 +28,7 @@ mod verifier;
 
 pub use address::{Address, Trouble};
 pub use client::{Client, Method, Request, Response};
+pub use diagnose::redirect_to_https;
 pub use error::Error;
 pub use escape::escape;
 pub use proxy::Route;

@@ -1,8 +1,8 @@
-//! A service on this machine or beside it, such as a container engine: behind a Unix socket, or a TCP address with
-//! certificates of its own.
+//! A client for a local service such as a container engine, on a Unix socket or on a TCP address with its own
+//! certificates.
 //!
-//! No proxy stands in between, and a redirect is an answer like any other: whoever follows it would hand what was asked
-//! to somebody else. Bodies are streamed, and a connection can be taken over for bytes in both directions.
+//! Requests take no proxy, and redirects are not followed, so that no request reaches another server. Bodies are streamed,
+//! and a connection can be upgraded to raw bytes in both directions.
 
 use std::io;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::tls;
 use super::transfer::Incoming;
 use super::url::parse;
 
-/// How long a connection may take to come about.
+/// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! URLs of http and https: what of them may be told, which of them mean the same server, and where one leads.
+//! URLs of http and https: parsing, origins, and redirects.
 
 use ureq::http::Uri;
 
@@ -32,8 +32,8 @@ pub fn is_same_server(one: &str, other: &str) -> bool {
     with_port(one) == with_port(other)
 }
 
-/// Where a `Location` leads from `base` (RFC 3986, without dot segments: servers do not send them). Errors: it is none of
-/// http or https.
+/// Resolves a `Location` header against `base` (RFC 3986, without dot segments, which servers do not send). Errors: not an
+/// http or https URL.
 pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
     let location = location.trim();
     let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
@@ -53,7 +53,7 @@ pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
     };
     match parse(&target) {
         Ok(_) => Ok(target),
-        Err(_) => Err(Error::Transport(format!("{} redirects to something that is no URL", origin(base)))),
+        Err(_) => Err(Error::Transport(format!("{} redirects to an invalid URL", origin(base)))),
     }
 }
 

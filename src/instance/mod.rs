@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::aws::Aws;
+use crate::config::leave::Strategy;
 pub use plain::Plain;
 
 /// What the journal is bound to: an image made from a used machine must not inherit its jobs.
@@ -75,6 +76,16 @@ pub enum Need {
     Nothing,
     /// It leaves through its Auto Scaling group.
     AutoScaling,
+}
+
+impl Need {
+    /// What an agent with this strategy needs of its machine.
+    pub fn of(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::AwsAsg => Self::AutoScaling,
+            Strategy::Exit | Strategy::Command | Strategy::Poweroff => Self::Nothing,
+        }
+    }
 }
 
 /// The machine that this is. `settings` is `[mayfly.aws]`, where it is there: that alone makes an instance of EC2 be

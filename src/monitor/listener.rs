@@ -88,6 +88,11 @@ pub fn check_address(address: &str) -> Result<(), String> {
     split(address).map(drop)
 }
 
+/// Whether the address can be bound now. Errors: why not.
+pub fn probe_address(address: &str) -> Result<(), String> {
+    bind(address).map(drop).map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
+}
+
 fn split(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = match address.rsplit_once(':') {
         // The colons of an IPv6 address without a port.

@@ -1,8 +1,8 @@
-//! Questions to whoever sits there.
+//! Interactive questions of `register`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-/// What was given, or else the answer to a question. Errors: neither.
+/// The given value, or else the answer to a question. Errors: there is neither.
 pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, question: &str) -> Result<String, String> {
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
@@ -27,7 +27,7 @@ pub fn name(given: Option<String>, is_silent: bool) -> Result<String, String> {
     Ok(if answer.is_empty() { hostname } else { answer })
 }
 
-/// A line from whoever sits there.
+/// Asks a question on standard output and reads the answer from standard input.
 pub fn ask(question: &str) -> Result<String, String> {
     if io::stdin().is_terminal() {
         print!("{question}: ");
@@ -36,9 +36,13 @@ pub fn ask(question: &str) -> Result<String, String> {
     }
     let flushed = io::stdout().flush();
     let mut line = String::new();
-    flushed.and_then(|()| io::stdin().lock().read_line(&mut line)).map_err(|error| format!("no answer: {error}"))?;
+    flushed
+        .and_then(|()| io::stdin().lock().read_line(&mut line))
+        .map_err(|error| format!("the answer cannot be read: {error}"))?;
     if line.is_empty() {
-        return Err(format!("no answer to `{question}`; use --non-interactive with flags"));
+        return Err(format!(
+            "standard input ended before the answer to `{question}`; use --non-interactive with flags"
+        ));
     }
     Ok(line.trim().to_owned())
 }

@@ -10,10 +10,12 @@ mod table;
 
 use std::process::ExitCode;
 
+use toml_edit::{Array, Item, Table, Value, value};
+
 use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
-use crate::config::{Config, system_id};
+use crate::config::{self, Config, ExecutorKind, system_id};
 use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, Verdict};
 use crate::token::Token;
 
@@ -53,9 +55,15 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     )?;
     let mut table = table::of(options, &name, &url, &executor);
     table::fill_from(&mut table, &template);
+    if config::executor(&executor).is_ok_and(ExecutorKind::has_containers) {
+        complete_docker(&mut table, non_interactive)?;
+    }
     // A configuration that could not be read again must not cost a runner.
     let config = Config::parse(&path, &table::document(&table))
         .map_err(|error| format!("the new runner would not work: {error}"))?;
+    if let Some(unusable) = config.unusable.first() {
+        return Err(format!("the new runner would not work: {}", unusable.why));
+    }
     let runner = config.runners.first().ok_or("the new runner would not work")?;
     let gitlab = agent::gitlab(&config, runner)?;
     let existing = Config::load(&path).ok();
@@ -81,6 +89,22 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     }
     println!("Runner registered successfully: `{name}` is in {}", path.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What gitlab-runner asks for and adds for executors with containers: an image for jobs that name none, and a volume
+/// at `/cache`.
+fn complete_docker(table: &mut Table, non_interactive: bool) -> Result<(), String> {
+    let docker = table.entry("docker").or_insert_with(|| Item::Table(Table::new()));
+    let docker = docker.as_table_like_mut().ok_or("`docker` of the template is not a table")?;
+    let image = docker.get("image").and_then(Item::as_str).unwrap_or_default().to_owned();
+    let question = "Enter the default Docker image (for example, ruby:3.3)";
+    docker.insert("image", value(ask::given_or_asked(Some(image), non_interactive, "docker-image", question)?));
+    let volumes = docker.entry("volumes").or_insert_with(|| value(Array::new()));
+    let volumes = volumes.as_array_mut().ok_or("`docker.volumes` of the template is not a list")?;
+    if !volumes.iter().filter_map(Value::as_str).any(|volume| volume.split(':').any(|part| part == "/cache")) {
+        volumes.push("/cache");
+    }
+    Ok(())
 }
 
 fn way(options: &Options) -> Result<Way, String> {

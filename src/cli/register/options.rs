@@ -17,10 +17,10 @@ use crate::cli::{ConfigFile, boolean};
 pub struct Options {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// A file with one runner, which fills in what no flag says
+    /// A configuration file with one runner; its keys apply where no flag is given
     #[arg(long, value_name = "FILE", env = "TEMPLATE_CONFIG_FILE")]
     pub template_config: Option<PathBuf>,
-    /// Ask nothing
+    /// Do not ask for missing values
     #[arg(short, long, env = "REGISTER_NON_INTERACTIVE", action = ArgAction::Set,
           num_args = 0..=1, require_equals = true,
           value_name = "true|false",
@@ -31,7 +31,7 @@ pub struct Options {
           value_name = "true|false",
           default_value = "false", default_missing_value = "true", hide_default_value = true, value_parser = boolean)]
     pub leave_runner: bool,
-    /// The server
+    /// The URL of GitLab
     #[arg(short, long, env = "CI_SERVER_URL")]
     pub url: Option<String>,
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct Options {
     pub others: OtherKeys,
 }
 
-/// Who vouches for the runner.
+/// The token that registers the runner.
 #[derive(Args)]
 pub struct Tokens {
     /// The runner's authentication token (better: --token-file)
@@ -53,7 +53,7 @@ pub struct Tokens {
     /// A file with the authentication token, - for standard input
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<String>,
-    /// A registration token, the old way
+    /// A registration token (deprecated by GitLab)
     #[arg(short, long, env = "REGISTRATION_TOKEN", hide_env_values = true)]
     pub registration_token: Option<String>,
     /// A file with a personal access token that may create runners, - for standard input
@@ -64,38 +64,38 @@ pub struct Tokens {
 /// Attributes of a runner that is made by this command.
 #[derive(Args)]
 pub struct Attributes {
-    /// Whose runner it is
+    /// The scope of the new runner
     #[arg(long, value_name = "TYPE", requires = "access_token_file",
           value_parser = ["instance_type", "group_type", "project_type"])]
     pub runner_type: Option<String>,
-    /// The group, for group_type
+    /// The id of the group, for group_type
     #[arg(long, value_name = "ID", requires = "access_token_file")]
     pub group_id: Option<i64>,
-    /// The project, for project_type
+    /// The id of the project, for project_type
     #[arg(long, value_name = "ID", requires = "access_token_file", conflicts_with = "group_id")]
     pub project_id: Option<i64>,
     /// Tags, separated by commas
     #[arg(long, env = "RUNNER_TAG_LIST")]
     pub tag_list: Option<String>,
-    /// Take jobs without tags
+    /// Run jobs without tags
     #[arg(long, env = "REGISTER_RUN_UNTAGGED", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false", default_missing_value = "true", value_parser = boolean)]
     pub run_untagged: Option<bool>,
-    /// Not for other projects
+    /// Lock the runner to its project
     #[arg(long, env = "REGISTER_LOCKED", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false", default_missing_value = "true", value_parser = boolean)]
     pub locked: Option<bool>,
-    /// Take no jobs yet
+    /// Register the runner as paused
     #[arg(long, env = "REGISTER_PAUSED", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false", default_missing_value = "true", value_parser = boolean)]
     pub paused: Option<bool>,
     /// not_protected or ref_protected
     #[arg(long, env = "REGISTER_ACCESS_LEVEL")]
     pub access_level: Option<String>,
-    /// Seconds that a job may take
+    /// Maximum time of a job in seconds
     #[arg(long, env = "REGISTER_MAXIMUM_TIMEOUT")]
     pub maximum_timeout: Option<u32>,
-    /// A note for people
+    /// A maintenance note
     #[arg(long, env = "REGISTER_MAINTENANCE_NOTE")]
     pub maintenance_note: Option<String>,
 }
@@ -106,49 +106,49 @@ pub struct Settings {
     /// The name of the runner
     #[arg(long, visible_alias = "description", env = "RUNNER_NAME")]
     pub name: Option<String>,
-    /// shell or instance
+    /// shell, instance, docker, docker-autoscaler or docker+machine
     #[arg(long, env = "RUNNER_EXECUTOR")]
     pub executor: Option<String>,
     /// bash or sh
     #[arg(long, env = "RUNNER_SHELL")]
     pub shell: Option<String>,
-    /// Jobs of this runner at once
+    /// Maximum number of concurrent jobs of this runner
     #[arg(long, env = "RUNNER_LIMIT")]
     pub limit: Option<u32>,
-    /// Requests of this runner at once
+    /// Maximum number of concurrent requests for jobs
     #[arg(long, env = "RUNNER_REQUEST_CONCURRENCY")]
     pub request_concurrency: Option<u32>,
-    /// Kibibytes of a job's log
+    /// Maximum size of a job's log in KiB
     #[arg(long, env = "RUNNER_OUTPUT_LIMIT")]
     pub output_limit: Option<u32>,
-    /// Where builds are made
+    /// The directory for builds
     #[arg(long, env = "RUNNER_BUILDS_DIR")]
     pub builds_dir: Option<String>,
-    /// Overrides the server's URL for git
+    /// The URL that git clones from, instead of the server's
     #[arg(long, env = "CLONE_URL")]
     pub clone_url: Option<String>,
     /// KEY=VALUE for every job; may be given again
     #[arg(long = "env", value_name = "KEY=VALUE", env = "RUNNER_ENV")]
     pub environment: Vec<String>,
-    /// Lines before the sources
+    /// Commands to run before the sources are fetched
     #[arg(long, env = "RUNNER_PRE_GET_SOURCES_SCRIPT")]
     pub pre_get_sources_script: Option<String>,
-    /// Lines after the sources
+    /// Commands to run after the sources are fetched
     #[arg(long, env = "RUNNER_POST_GET_SOURCES_SCRIPT")]
     pub post_get_sources_script: Option<String>,
-    /// Lines before each job's script
+    /// Commands to run before each job's script
     #[arg(long, env = "RUNNER_PRE_BUILD_SCRIPT")]
     pub pre_build_script: Option<String>,
-    /// Lines after each job's script
+    /// Commands to run after each job's script
     #[arg(long, env = "RUNNER_POST_BUILD_SCRIPT")]
     pub post_build_script: Option<String>,
-    /// Certificates to trust beside the system's
+    /// A file with certificate authorities to trust in addition to the system's
     #[arg(long, env = "CI_SERVER_TLS_CA_FILE")]
     pub tls_ca_file: Option<String>,
-    /// The client's certificate
+    /// The client certificate
     #[arg(long, env = "CI_SERVER_TLS_CERT_FILE")]
     pub tls_cert_file: Option<String>,
-    /// The client's key
+    /// The key of the client certificate
     #[arg(long, env = "CI_SERVER_TLS_KEY_FILE")]
     pub tls_key_file: Option<String>,
 }

@@ -175,7 +175,7 @@ fn verify_deletes_only_runners_that_the_server_does_not_know() {
 #[test]
 fn verify_of_a_runner_that_is_not_there_fails() {
     let (outcome, _) = outcome(&runner("http://127.0.0.1:9", "one", "glrt-a"), &["verify", "--name", "two"]);
-    assert!(outcome.expect_err("none").contains("no such runner"));
+    assert!(outcome.expect_err("none").contains("has no runner with the name `two`"));
 }
 
 #[test]
@@ -189,6 +189,50 @@ fn unregister_takes_off_the_machine_or_the_whole_runner_by_its_token() {
         assert!(!text.contains("[[runners]]"), "{text}");
     }
     assert!(outcome(&runner("http://127.0.0.1:9", "one", "t"), &["unregister"]).0.is_err());
+}
+
+#[test]
+fn a_runner_stays_in_the_file_unless_gitlab_confirms_that_it_is_unregistered() {
+    for (status, stays) in [(403, true), (500, true), (404, false), (204, false)] {
+        let server = server::Server::start(&[("DELETE /api/v4/runners", status, "{}")]);
+        let (passed, text) = outcome(&runner(&server.url, "one", "glrt-t"), &["unregister", "--name", "one"]);
+        assert_eq!((passed, text.contains("[[runners]]")), (Ok(!stays), stays), "{status}");
+    }
+}
+
+#[test]
+fn a_runner_that_is_not_in_the_file_is_named() {
+    let text = runner("http://127.0.0.1:9", "one", "glrt-t");
+    for command in ["unregister", "verify"] {
+        let why = outcome(&text, &[command, "--name", "two", "--token", "glrt-other"]).0.expect_err("not there");
+        assert!(why.contains("has no runner with the name `two` and the token `"), "{why}");
+        assert!(!why.contains("glrt-other"), "{why}");
+    }
+}
+
+#[test]
+fn a_page_is_not_taken_for_the_answer_of_gitlab() {
+    let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, "<html>sign in</html>")]);
+    let arguments = ["register", "-n", "--url", &server.url, "--token", "glrt-t", "--executor", "shell"];
+    let (result, text) = outcome("", &arguments);
+    assert!(result.is_err_and(|why| why.contains("verifying the runner")), "no runner with id 0");
+    assert_eq!(text, "");
+}
+
+#[test]
+fn lint_fails_on_unknown_keys_and_unusable_runners_only() {
+    for (more, passes) in [
+        ("", true),
+        ("privilegd = true\n", false),
+        ("clean_git_config = true\n", true),
+        ("[runners.feature_flags]\nFF_ENABLE_JOB_CLEANUP = true\nFF_GIT_URLS_WITHOUT_TOKENS = true\n", true),
+        ("[runners.feature_flags]\nFF_ENABLE_JOB_CLEANPU = true\n", false),
+        ("[[runners]]\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"kubernetes\"\n", false),
+    ] {
+        let text = runner("http://127.0.0.1:9", "one", "t").replace("odd = 1\n", "");
+        let (passed, _) = outcome(&format!("{text}{more}"), &["lint"]);
+        assert_eq!(passed, Ok(passes), "{more}");
+    }
 }
 
 #[test]
@@ -221,7 +265,8 @@ fn check_passes_or_fails_with_the_token_and_writes_nothing() {
         let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
         assert_eq!(outcome.map(|code| code == ExitCode::SUCCESS), Ok(passes), "{status}");
         assert_eq!(std::fs::read_dir(&there).expect("a directory").count(), 1, "something was written");
-        assert!(server.lines().iter().all(|line| line == "POST /api/v4/runners/verify"));
+        // After a failure it also asks whether the server redirects to https.
+        assert!(server.lines().iter().all(|line| line == "POST /api/v4/runners/verify" || line == "GET /"));
     }
 }
 

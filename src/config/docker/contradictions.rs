@@ -32,11 +32,6 @@ impl Docker {
                 );
             }
         }
-        let (default, permitted) = (self.default_policies(), self.permitted_policies());
-        if !default.iter().any(|policy| permitted.contains(policy)) {
-            let why = "no policy of `pull_policy` is among `allowed_pull_policies`; add it there";
-            tell("docker.allowed_pull_policies", why.to_owned());
-        }
         if !self.user.is_empty() && !self.allowed_users.is_empty() && !self.allowed_users.contains(&self.user) {
             let why = format!("`user = \"{}\"` is not among `allowed_users`; add it there", self.user);
             tell("docker.allowed_users", why);

@@ -88,7 +88,6 @@ fn what_cannot_be_kept_together_is_told() {
         ("memory_swap = \"1g\"", "docker.memory_swap"),
         ("service_memory = \"1g\"\nservice_memory_reservation = \"2g\"", "docker.service_memory_reservation"),
         ("ulimit = { nofile = \"20:10\" }", "docker.ulimit"),
-        ("pull_policy = \"always\"\nallowed_pull_policies = [\"never\"]", "docker.allowed_pull_policies"),
         ("user = \"root\"\nallowed_users = [\"ci\"]", "docker.allowed_users"),
         ("network_mode = \"host\"\nlinks = [\"a:b\"]", "docker.links"),
         ("network_mode = \"container:x\"\nhostname = \"y\"", "docker.hostname"),

@@ -60,7 +60,7 @@ pub enum ApiError {
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Refused(why) => write!(f, "GitLab rejected the token: {why}"),
             Self::Answer(status, why) => write!(f, "status {status}: {why}"),
             Self::Unreachable(why) => f.write_str(why),
         }
@@ -190,8 +190,12 @@ pub fn request_id() -> String {
 /// Decodes an answer that must be JSON.
 fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
     if !response.is_json() {
-        let kind = response.header("Content-Type").unwrap_or("nothing");
-        return Err(ApiError::Unreachable(format!("status {} with {kind} instead of JSON", response.status)));
+        let kind = response.header("Content-Type").unwrap_or("no content type");
+        return Err(ApiError::Unreachable(format!(
+            "the server answers {} with {kind} instead of JSON; check that `url` is the address of GitLab, and that no \
+             sign-in page or proxy answers in its place",
+            response.status
+        )));
     }
     decode::json(&response.body)
         .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))

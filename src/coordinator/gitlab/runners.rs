@@ -21,12 +21,12 @@ pub struct Registration {
     pub token_expires_at: Option<String>,
 }
 
-/// What the server says of a token.
+/// Whether GitLab accepts a token.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    /// It is good.
+    /// GitLab accepts it.
     Valid(Registration),
-    /// It is unknown: the runner is gone.
+    /// GitLab does not know it (403).
     Gone,
 }
 
@@ -92,12 +92,10 @@ impl GitLab {
         let response = self.send_json(Method::Post, "runners/verify", Some(("RUNNER-TOKEN", token.reveal())), &body)?;
         match response.status {
             // Old servers answer with the bare text `200`.
-            200 if response.is_json() => Ok(Verdict::Valid(decode(&response).unwrap_or(Registration {
-                id: 0,
-                token: None,
-                token_expires_at: None,
-            }))),
-            200 => Ok(Verdict::Valid(Registration { id: 0, token: None, token_expires_at: None })),
+            200 if response.body.trim_ascii() == b"200" => {
+                Ok(Verdict::Valid(Registration { id: 0, token: None, token_expires_at: None }))
+            }
+            200 => decode(&response).map(Verdict::Valid),
             403 => Ok(Verdict::Gone),
             status => Err(ApiError::Answer(status, complaint(&response))),
         }

@@ -23,7 +23,7 @@ pub mod services;
 mod tries;
 pub mod volumes;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::cgroup::Parents;
 use super::shell::PATH;
@@ -57,12 +57,6 @@ impl Docker {
     /// Containers as a runner's configuration has them. Errors: the engine's address is none.
     pub fn new(runner: &Runner, owner: Owner, removals: removal::Removals, parents: Parents) -> Result<Self, String> {
         let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from(BUILDS));
-        if !builds.is_absolute() || builds == Path::new("/") {
-            return Err(format!(
-                "`builds_dir = \"{}\"` is a directory in containers: write an absolute path, such as {BUILDS}",
-                builds.display()
-            ));
-        }
         Ok(Self {
             address: host::address(&runner.docker)?,
             owner,

@@ -123,6 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_of_the_job_counts_without_a_default_that_is_allowed() {
+        let text = "pull_policy = \"always\"\nallowed_pull_policies = [\"never\", \"if-not-present\"]";
+        let docker: Docker = toml::from_str(text).expect("a table");
+        assert!(super::super::create::check(&docker).is_ok(), "jobs are not failed for the runner's default");
+        assert_eq!(of_image(&["never".to_owned()], &docker).expect("a policy"), [PullPolicy::Never]);
+        let error = of_image(&[], &docker).expect_err("no policy").message;
+        assert!(error.contains("the runner allows [never if-not-present]"), "{error}");
+    }
+
+    #[test]
     fn what_the_job_asks_for_must_be_allowed() {
         assert_eq!(of(&[], &docker(&[], &[])), Ok(vec![Always]));
         assert_eq!(of(&[], &docker(&[Never, Always], &[])), Ok(vec![Never, Always]));
