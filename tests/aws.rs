@@ -233,7 +233,7 @@ fn a_reload_fetches_the_token_again() {
     let mut home = home_of_parameter(&gitlab, "");
     home.set_environment(of_user(&moto, &user));
     let agent = home.start(&[]);
-    agent.wait_for_log("the runner is refused");
+    agent.wait_for_log("GitLab rejected the runner");
     moto.check_rights(false);
     put(RUNNER_TOKEN);
     moto.check_rights(true);

@@ -105,7 +105,7 @@ fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
         block(true);
         for _ in 0..2 {
             let mut agent = home.start(&[]);
-            agent.wait_for_log("jobs are kept from the instance's metadata");
+            agent.wait_for_log("access of jobs to the instance metadata is blocked");
             let lines = ran(gitlab.queue(asking()));
             for name in ["four", "six", "mapped"] {
                 assert!(has(&lines, &format!("{name}=shut out")), "{name}: {lines:#?}");
@@ -124,7 +124,7 @@ fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
         assert!(has(&lines, "four=shut out") && has(&lines, "six=shut out"), "{lines:#?}");
         assert!(agent.log().contains("restoring it"), "{}", agent.log());
         block(false);
-        agent.wait_for_log("no longer kept");
+        agent.wait_for_log("no longer blocked");
         let lines = ran(gitlab.queue(asking()));
         assert!(has(&lines, &format!("four={SECRET}")), "{lines:#?}");
         assert!(!table().status.success());

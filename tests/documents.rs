@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::support::mayfly::Home;
 
@@ -72,12 +73,39 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
+/// Lists the jobs of a project that has these settings for `mayfly exec`.
+fn list_jobs_with(settings: &str) {
+    let project = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        let path = project.path().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, text).expect("written");
+    };
+    write(".gitlab-ci.yml", "hello:\n  script: [echo hello]\n");
+    write(".mayfly/exec.toml", settings);
+    write("ci/local.yml", "{}\n");
+    let git = |arguments: &[&str]| {
+        let identity = ["-c", "user.name=Dev", "-c", "user.email=dev@example.test"];
+        let ran = Command::new("git").args(identity).args(arguments).current_dir(project.path()).output();
+        assert!(ran.expect("git").status.success(), "{arguments:?}");
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "--all"]);
+    git(&["commit", "--quiet", "--message", "Initial commit"]);
+    let listed = Home::empty().command(&["exec", "--list"]).current_dir(project.path()).output().expect("mayfly");
+    let said = String::from_utf8_lossy(&listed.stdout).into_owned() + &String::from_utf8_lossy(&listed.stderr);
+    assert!(listed.status.success() && said.contains("hello"), "{said}");
+}
+
 #[test]
 fn configurations_in_the_documentation_are_good() {
     let mut count = 0;
     for path in pages() {
         for block in blocks(&fs::read_to_string(&path).expect("a document"), "toml") {
-            lint(&path.display().to_string(), &block);
+            match block.starts_with("# .mayfly/exec.toml\n") {
+                true => list_jobs_with(&block),
+                false => lint(&path.display().to_string(), &block),
+            }
             count += 1;
         }
     }

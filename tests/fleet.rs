@@ -115,12 +115,12 @@ fn the_smallest_size_sends_an_idle_instance_back_to_work_until_it_is_lowered() {
     let fleet = Fleet::new("idle_timeout = \"1s\"\nleave_fallback_after = \"1s\"");
     fleet.cloud.change(|group| group.minimum = group.desired);
     let mut agent = fleet.start();
-    agent.wait_for_log("back to work");
+    agent.wait_for_log("at its minimum size; polling resumed");
     let id = fleet.queue(job(&["echo needed"]));
     assert_eq!(fleet.gitlab.finished(id).state, "success");
-    let refused = lines_with(&agent.log(), &["back to work"]);
+    let refused = lines_with(&agent.log(), &["at its minimum size; polling resumed"]);
     let until = Instant::now() + Duration::from_secs(60);
-    while lines_with(&agent.log(), &["back to work"]) == refused {
+    while lines_with(&agent.log(), &["at its minimum size; polling resumed"]) == refused {
         assert!(Instant::now() < until, "not tried again:\n{}", agent.log());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -155,7 +155,7 @@ fn a_group_that_is_busy_for_a_while_ends_the_instance_later() {
     fleet.cloud.refuse(TERMINATE, 400, "Throttling");
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
-    agent.wait_for_log("the instance leaves");
+    agent.wait_for_log("shutting down strategy");
     std::thread::sleep(Duration::from_secs(3));
     fleet.cloud.allow(TERMINATE);
     assert!(agent.wait().success());
@@ -169,7 +169,7 @@ fn what_somebody_else_ends_meanwhile_is_not_switched_off() {
     fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
-    agent.wait_for_log("the machine is switched off in");
+    agent.wait_for_log("powering off in");
     fleet.cloud.scale_in();
     assert!(agent.wait().success());
     assert_eq!((fleet.completed(), fleet.times_off()), (vec!["drain".to_owned()], 0));
@@ -183,7 +183,7 @@ fn a_group_that_nobody_can_reach_does_not_keep_the_power_on() {
     environment.push(("AWS_ENDPOINT_URL_AUTO_SCALING".to_owned(), "http://127.0.0.1:1".to_owned()));
     fleet.home.set_environment(environment);
     let mut agent = fleet.start();
-    agent.wait_for_log("taking no more jobs");
+    agent.wait_for_log("polling stopped");
     // And GitLab is gone too.
     fleet.gitlab.set_away(true);
     assert!(agent.wait().success());
@@ -256,7 +256,7 @@ fn cut_off(phase: &str, cut: Cut) {
     let is_there = || match phase {
         "ending" => fleet.ends().0 == 1,
         "hooks" => !fleet.cloud.calls(TERMINATE).is_empty(),
-        "waiting" => agent.log().contains("the machine is switched off in"),
+        "waiting" => agent.log().contains("powering off in"),
         phase => read(&mark).contains(&format!("\"{phase}\"")),
     };
     let until = Instant::now() + Duration::from_secs(60);
@@ -307,7 +307,7 @@ fn an_agent_that_is_told_to_stop_completes_the_hooks_of_the_group_that_ends_its_
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     fleet.cloud.fail("CompleteLifecycleAction", [Fault::Slow(Duration::from_secs(2))]);
     let mut agent = fleet.start();
-    agent.wait_for_log("the instance is terminated by its group");
+    agent.wait_for_log("the Auto Scaling group terminates the instance");
     agent.signal("TERM");
     assert!(agent.wait().success());
     assert_eq!((fleet.ends(), fleet.completed()), ((1, 1), vec!["drain".to_owned()]), "{}", agent.log());
@@ -322,10 +322,10 @@ fn an_agent_that_is_told_to_stop_does_not_wait_for_ever_for_hooks() {
     for signals in [1, 2] {
         let mut agent = fleet.start();
         fleet.cloud.wait_until("the call that ends it", |group| group.terminations == 1);
-        agent.wait_for_log(if signals == 1 { "terminated by its group" } else { "the instance leaves" });
+        agent.wait_for_log(if signals == 1 { "group terminates the instance" } else { "shutting down strategy" });
         (0..signals).for_each(|_| agent.signal("TERM"));
         assert!(agent.wait().success(), "{}", agent.log());
-        assert!(agent.log().contains("the next start goes on with that"), "{}", agent.log());
+        assert!(agent.log().contains("the next start resumes it"), "{}", agent.log());
     }
     fleet.cloud.allow("CompleteLifecycleAction");
     let mut next = fleet.start();
@@ -349,13 +349,15 @@ fn what_is_heard_while_the_group_is_asked_counts() {
                     false => fleet.cloud.refuse(TERMINATE, 400, "Throttling"),
                 }
                 let mut agent = fleet.start();
-                agent.wait_for_log("the instance leaves");
+                agent.wait_for_log("shutting down strategy");
                 fleet.cloud.recommend_rebalance();
-                agent.wait_for_log("the cloud is likely to take this machine soon");
+                agent.wait_for_log(
+                    "rebalance recommendation: the cloud is likely to interrupt this instance soon; draining",
+                );
                 fleet.cloud.allow(TERMINATE);
                 assert!(agent.wait().success());
                 assert_eq!(fleet.ends(), (1, 0), "its place is kept: {}", agent.log());
-                assert!(!agent.log().contains("back to work"), "{}", agent.log());
+                assert!(!agent.log().contains("at its minimum size; polling resumed"), "{}", agent.log());
             });
         }
     });
@@ -398,10 +400,10 @@ fn an_instance_in_a_warm_pool_asks_gitlab_for_nothing_and_does_not_grow_idle() {
     let fleet = Fleet::new("idle_timeout = \"2s\"");
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Running");
     let mut agent = fleet.start();
-    agent.wait_for_log("the machine rests beside its group");
+    agent.wait_for_log("the instance is in standby or in the warm pool");
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(fleet.polls() + fleet.gitlab.count("POST runners/verify"), 0);
-    assert!(!agent.log().contains("taking no more jobs"), "{}", agent.log());
+    assert!(!agent.log().contains("polling stopped"), "{}", agent.log());
     let id = fleet.queue(job(&["true"]));
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "InService");
     assert_eq!(fleet.gitlab.finished(id).state, "success");
@@ -415,7 +417,7 @@ fn an_instance_that_ends_in_a_warm_pool_was_never_known_to_gitlab() {
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Stopped");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     let mut agent = fleet.start();
-    agent.wait_for_log("the machine rests beside its group");
+    agent.wait_for_log("the instance is in standby or in the warm pool");
     fleet.cloud.change(|group| group.end());
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Terminated");
     assert!(agent.wait().success());
@@ -450,7 +452,7 @@ fn a_group_that_ends_its_instance_is_not_kept_waiting_by_an_agent_that_is_told_t
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
     fleet.cloud.scale_in();
-    agent.wait_for_log("taking no more jobs reason=terminated");
+    agent.wait_for_log("polling stopped reason=terminated");
     agent.signal("TERM");
     assert!(agent.wait().success());
     assert_eq!(fleet.gitlab.job(id).failure_reason.as_deref(), Some("runner_interrupted"));
@@ -530,7 +532,12 @@ fn a_group_that_cannot_grow_with_its_jobs_is_said_once_and_they_run() {
         let mut agent = fleet.start();
         assert!(agent.wait().success());
         assert!(ids.iter().all(|id| fleet.gitlab.job_state(*id) == "success"), "{}", agent.log());
-        assert_eq!(lines_with(&agent.log(), &[&["the group is not raised"], &told[..]].concat()), 1, "{}", agent.log());
+        assert_eq!(
+            lines_with(&agent.log(), &[&["cannot raise the desired capacity"], &told[..]].concat()),
+            1,
+            "{}",
+            agent.log()
+        );
         assert_eq!((fleet.cloud.look(|group| group.desired), fleet.ends()), (3, (1, 0)));
     }
 }
@@ -590,7 +597,7 @@ fn a_job_that_ends_before_its_machine_is_taken_ends_as_itself() {
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
     fleet.cloud.interrupt(Duration::from_secs(60));
-    agent.wait_for_log("taking no more jobs");
+    agent.wait_for_log("polling stopped");
     fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
     let job = fleet.gitlab.job(id);
@@ -653,7 +660,7 @@ fn a_machine_that_is_to_be_frozen_gives_its_job_up_and_does_not_leave() {
     let waiting = fleet.queue(job(&["true"]));
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.ends()), ("pending", (0, 0)));
-    assert!(!agent.log().contains("taking no more jobs"), "{}", agent.log());
+    assert!(!agent.log().contains("polling stopped"), "{}", agent.log());
     agent.kill();
 }
 
@@ -670,7 +677,7 @@ fn a_likely_loss_means_no_more_jobs_and_a_place_that_is_kept() {
     std::thread::sleep(Duration::from_secs(3));
     fleet.cloud.metadata.set_silent(false);
     fleet.cloud.recommend_rebalance();
-    agent.wait_for_log("taking no more jobs reason=rebalance_recommendation");
+    agent.wait_for_log("polling stopped reason=rebalance_recommendation");
     let waiting = fleet.queue(job(&["true"]));
     fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
@@ -683,7 +690,7 @@ fn a_notice_that_comes_while_an_idle_instance_leaves_keeps_its_place() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
     let mut agent = fleet.start();
-    agent.wait_for_log("the instance leaves");
+    agent.wait_for_log("shutting down strategy");
     fleet.cloud.recommend_rebalance();
     assert!(agent.wait().success());
     assert_eq!(fleet.ends(), (1, 0), "{}", agent.log());

@@ -82,7 +82,7 @@ fn what_was_to_be_said_is_said_once() {
             record["progress"]["log_size"] = json!(if said { size - 1 } else { size });
         });
         let next = home.start(&[]);
-        next.wait_for_log("job taken up again");
+        next.wait_for_log("job resumed from journal");
         std::fs::write(&gate, "").expect("opened");
         let job = gitlab.finished(id);
         assert_eq!(job.state, "success", "{}", job.log());

@@ -33,7 +33,7 @@ fn an_idle_agent_takes_its_machine_off_the_runner_and_can_begin_anew() {
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&["--idle-timeout", "1s"]);
     assert!(agent.wait().success());
-    assert!(agent.log().contains("mayfly leaves reason=idle_timeout"), "{}", agent.log());
+    assert!(agent.log().contains("mayfly exits reason=idle_timeout"), "{}", agent.log());
     assert!(gitlab.managers().is_empty(), "{:?}", gitlab.managers());
     assert_eq!(gitlab.count("DELETE runners/managers"), 1);
     assert!(!home.path("state/leaving.json").exists());
@@ -77,7 +77,7 @@ fn a_job_that_comes_with_the_last_request_is_run_before_the_instance_goes() {
     // The second request takes its time, in which the agent becomes idle and the job comes.
     gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(4))]);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
-    agent.wait_for_log("taking no more jobs reason=idle_timeout");
+    agent.wait_for_log("polling stopped reason=idle_timeout");
     let id = gitlab.queue(job(&["echo came late"]).build());
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
@@ -98,7 +98,7 @@ fn tables_of_a_fleet_say_when_an_instance_goes() {
         assert!(agent.wait().success());
         let done: Vec<String> = ids.iter().map(|id| gitlab.job_state(*id)).collect();
         assert_eq!(done, ["success", "success", "pending"]);
-        assert!(agent.log().contains("mayfly leaves reason=max_builds"), "{}", agent.log());
+        assert!(agent.log().contains("mayfly exits reason=max_builds"), "{}", agent.log());
         assert!(agent.log().contains(told), "{}", agent.log());
     }
 }
@@ -124,7 +124,7 @@ fn the_idle_clock_goes_on_when_the_configuration_is_read_again() {
     let began = Instant::now();
     agent.wait_for_log("mayfly is up");
     // Again and again, until it goes: a clock that began anew each time would never come to its end.
-    while !agent.log().contains("taking no more jobs") {
+    while !agent.log().contains("polling stopped") {
         assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log());
         agent.signal("HUP");
         std::thread::sleep(Duration::from_millis(500));
@@ -141,7 +141,7 @@ fn an_old_agent_goes_after_its_job() {
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success");
-    assert!(agent.log().contains("mayfly leaves reason=max_age"), "{}", agent.log());
+    assert!(agent.log().contains("mayfly exits reason=max_age"), "{}", agent.log());
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn what_a_command_does_not_end_is_switched_off_when_its_time_is_over() {
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
     assert_eq!(lines(&said), ["command", "off"]);
-    assert!(agent.log().contains("leave_command did not end the instance: it ended with status 1"), "{}", agent.log());
+    assert!(agent.log().contains("leave_command failed: it ended with status 1"), "{}", agent.log());
 }
 
 #[test]
@@ -270,12 +270,12 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
     agent.signal("TERM");
     // The command is not waited for longer than jobs would be.
     assert!(agent.wait().success());
-    assert!(agent.log().contains("the next start goes on with that"), "{}", agent.log());
+    assert!(agent.log().contains("the next start resumes it"), "{}", agent.log());
     fs::write(&go, "").expect("written");
     let before = polls(&gitlab);
     let mut next = home.start(&[]);
     assert!(next.wait().success());
-    assert!(next.log().contains("going on to leave reason=idle_timeout"), "{}", next.log());
+    assert!(next.log().contains("resuming the shutdown reason=idle_timeout"), "{}", next.log());
     assert_eq!(polls(&gitlab), before);
 }
 
@@ -310,5 +310,5 @@ fn the_mark_of_another_machine_is_thrown_away() {
     let mut agent = home.start(&["--max-builds", "1"]);
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
-    assert!(agent.log().contains("the mark of leaving of another machine is thrown away"), "{}", agent.log());
+    assert!(agent.log().contains("discarding the shutdown state of another machine"), "{}", agent.log());
 }

@@ -68,19 +68,19 @@ fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
             let agent = || machine.run("systemctl show --value -p MainPID mayfly").trim().to_owned();
             let first = agent();
             machine.run(&format!("kill -9 {first}"));
-            machine.wait_for_journal("job taken up again", 1);
+            machine.wait_for_journal("job resumed from journal", 1);
             let second = agent();
             assert_ne!(first, second);
             // The main loop alone hangs: it reads a configuration of which nothing comes. The unit's next start gets
             // another one.
             machine.run("cd /etc/mayfly; cp -p config.toml kept; mkfifo pipe; mv -f pipe config.toml");
             machine.wait_for_journal("Watchdog timeout", 1);
-            machine.wait_for_journal("job taken up again", 2);
+            machine.wait_for_journal("job resumed from journal", 2);
             let third = agent();
             assert_ne!(second, third);
             machine.run(&format!("kill -STOP {third}"));
             machine.wait_for_journal("Watchdog timeout", 2);
-            machine.wait_for_journal("job taken up again", 3);
+            machine.wait_for_journal("job resumed from journal", 3);
             machine.run("touch /tmp/go");
             let job = gitlab.finished(id);
             assert_eq!(job.state, "success", "{}", job.log());
@@ -140,7 +140,7 @@ fn a_machine_that_goes_down_while_it_leaves_goes_on_with_that() {
             let (polls, waiting) = (gitlab.count("POST jobs/request"), gitlab.queue(job(&["true"]).build()));
             let mut machine = image.boot_with(&mounts);
             machine.wait_until_off();
-            assert!(machine.unit_journal().contains("going on to leave reason=idle_timeout phase=Ending"));
+            assert!(machine.unit_journal().contains("resuming the shutdown reason=idle_timeout phase=Ending"));
             assert_eq!((gitlab.count("POST jobs/request"), gitlab.job_state(waiting).as_str()), (polls, "pending"));
             gitlab.assert_strict();
         });
@@ -156,11 +156,11 @@ fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
                 gitlab.queue(job(&["echo begun", &wait("one"), "echo between", &wait("two"), "echo finished"]).build());
             gitlab.wait_for_log(id, "begun");
             machine.run("dpkg --install /mayfly.deb");
-            machine.wait_for_journal("job taken up again", 1);
+            machine.wait_for_journal("job resumed from journal", 1);
             machine.run("touch /tmp/one");
             gitlab.wait_for_log(id, "between");
             machine.run("systemctl stop --no-block mayfly");
-            machine.wait_for_journal("taking no more jobs", 1);
+            machine.wait_for_journal("polling stopped", 1);
             let waiting = gitlab.queue(job(&["true"]).build());
             machine.run("touch /tmp/two");
             let ended = gitlab.finished(id);

@@ -95,7 +95,7 @@ fn a_refused_runner_rests() {
     gitlab.delete_runner();
     let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 2\nunhealthy_interval = \"1h\"");
     let mut agent = home.start(&[]);
-    agent.wait_for_log("the runner rests");
+    agent.wait_for_log("rejected too often; polling paused");
     assert_eq!(gitlab.count("POST jobs/request"), 2);
     agent.signal("QUIT");
     assert!(agent.wait().success());

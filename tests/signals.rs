@@ -17,7 +17,7 @@ fn quit_finishes_the_job_and_takes_no_more() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("QUIT");
-    agent.wait_for_log("taking no more jobs");
+    agent.wait_for_log("polling stopped");
     let waiting = gitlab.queue(job(&["true"]).build());
     std::fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
@@ -64,7 +64,7 @@ fn a_second_term_is_immediate_and_the_next_start_goes_on() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("TERM");
-    agent.wait_for_log("taking no more jobs");
+    agent.wait_for_log("polling stopped");
     agent.signal("TERM");
     assert!(!agent.wait().success());
     std::fs::write(&go, "").expect("written");
@@ -108,7 +108,7 @@ fn usr2_hands_over_while_a_job_runs() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("USR2");
-    agent.wait_for_log("job taken up again");
+    agent.wait_for_log("job resumed from journal");
     std::fs::write(&go, "").expect("written");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
@@ -134,7 +134,7 @@ fn what_is_asked_while_one_program_becomes_another_is_heard() {
     std::fs::rename(&next, program).expect("replaced");
     agent.signal("USR2");
     assert!(agent.wait().success(), "{}", agent.log());
-    assert!(agent.log().contains("taking no more jobs"), "{}", agent.log());
+    assert!(agent.log().contains("polling stopped"), "{}", agent.log());
     gitlab.assert_strict();
 }
 
@@ -148,9 +148,9 @@ fn who_is_told_to_stop_hands_over_to_nobody() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.signal("QUIT");
-    agent.wait_for_log("taking no more jobs");
+    agent.wait_for_log("polling stopped");
     agent.signal("USR2");
-    agent.wait_for_log("the program on disk is for the next start");
+    agent.wait_for_log("the new program is used by the next start");
     let waiting = gitlab.queue(job(&["true"]).build());
     std::fs::write(&go, "").expect("written");
     assert!(agent.wait().success());
@@ -184,7 +184,7 @@ fn an_idle_agent_leaves_and_a_busy_one_stays() {
     let mut agent = home.start(&["--idle-timeout", "1s"]);
     assert!(agent.wait().success());
     assert_eq!(gitlab.job(id).state, "success");
-    assert!(agent.log().contains("mayfly leaves reason=idle_timeout"), "{}", agent.log());
+    assert!(agent.log().contains("mayfly exits reason=idle_timeout"), "{}", agent.log());
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_token_is_replaced_before_it_dies_and_jobs_go_on() {
     let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z # soon";
     let home = Home::new(&gitlab, "# kept", life);
     let mut agent = home.start(&[]);
-    agent.wait_for_log("the token was replaced");
+    agent.wait_for_log("token rotated");
     let id = gitlab.queue(job(&["echo with the new token"]).build());
     assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
     let written = std::fs::read_to_string(home.config()).expect("a configuration");

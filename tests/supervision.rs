@@ -76,7 +76,7 @@ fn a_service_manager_that_is_gone_keeps_no_agent_from_its_work() {
     let mut agent = home.start_with(&["--once"], &[("NOTIFY_SOCKET", &socket)]);
     let id = gitlab.queue(job(&["true"]).build());
     assert!(agent.wait().success());
-    assert!(agent.log().contains("the service manager was not told"), "{}", agent.log());
+    assert!(agent.log().contains("the service manager did not take a notification"), "{}", agent.log());
     assert_eq!(gitlab.job(id).state, "success");
 }
 

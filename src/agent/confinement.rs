@@ -28,10 +28,16 @@ pub fn warn(runner: &Runner, working_directory: &Path, parents: &Parents) {
         return;
     }
     match confinement(runner, working_directory, parents) {
-        Err(why) => log::error!("jobs in containers will fail runner={} error={why}", runner.name),
+        Err(why) => log::error!(
+            "file work of jobs in containers cannot be confined, so these jobs will fail runner={} error={why}",
+            runner.name
+        ),
         Ok(missing) => {
             for wall in missing {
-                log::warn!("work beside containers is confined less runner={} missing={wall}", runner.name);
+                log::warn!(
+                    "file work of jobs in containers is confined less than usual runner={} missing={wall}",
+                    runner.name
+                );
             }
         }
     }

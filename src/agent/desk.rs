@@ -55,7 +55,7 @@ impl Desk {
     /// The desk of an instance whose journal is in `state`.
     pub fn new(state: PathBuf, instance: Arc<dyn Instance>, count: Count, events: Sender<Event>) -> Arc<Self> {
         if let Err(error) = count.save(&state) {
-            log::error!("the age of this machine cannot be kept error={error}");
+            log::error!("cannot save the job count error={error}");
         }
         let (controls, numbers) = (HashMap::new(), HashMap::new());
         let inner = Inner { count, controls, numbers, evicted: None, interrupted: None };
@@ -122,7 +122,7 @@ impl Desk {
         let context = context.in_slot(permit.slot);
         self.number(&context, &payload, Some(record.concurrent));
         numbers::job_resumed(&context.who(), payload.id, record.began);
-        log::info!("job taken up again job={} runner={}", payload.id, context.runner.name);
+        log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
         self.start(Task { permit, context, record, payload, begin: Begin::Resumed });
     }
 
@@ -212,7 +212,7 @@ impl Desk {
         fail(&task.context, &task.payload.handle(), why);
         self.failures.note(&task.context.who(), true);
         if let Err(error) = directory.discard() {
-            log::error!("a slot cannot be removed error={error}");
+            log::error!("cannot remove the directory of a slot error={error}");
         }
         self.forget(task.permit, task.record.concurrent, &numbers_of(&task.context, &task.payload));
     }
@@ -242,7 +242,7 @@ impl Desk {
 
     fn save_count(&self) {
         if let Err(error) = self.lock().count.save(&self.state) {
-            log::error!("the count of jobs cannot be kept error={error}");
+            log::error!("cannot save the job count error={error}");
         }
     }
 
@@ -330,7 +330,7 @@ fn tell(who: &Who, id: i64, ended: &Ended) {
             log::info!("job ended job={id} state=failed reason={}{code} delivery={delivery:?}", reason.as_str());
         }
         Ended::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
-        Ended::Dropped => log::info!("job dropped: the server does not expect it any more job={id}"),
+        Ended::Dropped => log::info!("job dropped: GitLab no longer expects it from this runner job={id}"),
     }
 }
 
@@ -352,7 +352,7 @@ fn result(ended: &Ended) -> &'static str {
 fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) {
     match give_up::fail(context, directory, job, why) {
         Ok(_) => {
-            log::error!("a job is failed job={} error={why}", job.id);
+            log::error!("job failed by the agent job={} error={why}", job.id);
             numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
         }
         Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
@@ -362,7 +362,7 @@ fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, 
 /// Fails a job for which not even a log can be kept.
 fn fail(context: &Context, job: &JobHandle, why: &str) {
     numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
-    log::error!("a job is failed job={} error={why}", job.id);
+    log::error!("job failed by the agent job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };
     context.coordinator.update_job(job, &state, TraceSummary::default());

@@ -60,14 +60,17 @@ pub(super) fn mark_of_earlier_agent(state: &Path, instance: &dyn Instance, strat
             Strategy::AwsAsg | Strategy::Exit => false,
         };
     if is_back {
-        log::info!("the machine was switched off and is back: a new life begins reason={}", mark.reason.as_str());
+        log::info!(
+            "the machine was powered off and started again; resetting the job count reason={}",
+            mark.reason.as_str()
+        );
         begin_new_life(state);
         return None;
     }
-    log::info!("going on to leave reason={} phase={:?}", mark.reason.as_str(), mark.phase);
+    log::info!("resuming the shutdown reason={} phase={:?}", mark.reason.as_str(), mark.phase);
     if matches!(mark.phase, Phase::Left | Phase::Stranded) {
         let path = leaving::path(state);
-        log::warn!("this machine has left already; to have it take jobs again, remove {}", path.display());
+        log::warn!("this machine has shut down already; to have it take jobs again, remove {}", path.display());
     }
     Some(mark)
 }
@@ -83,7 +86,7 @@ fn is_taken_back(instance: &dyn Instance) -> bool {
 
 /// The agent ends before its instance has left.
 fn left_to_the_next() -> ExitCode {
-    log::warn!("told to stop before the instance has left; the next start goes on with that");
+    log::warn!("stopped before the shutdown of the instance was complete; the next start resumes it");
     ExitCode::SUCCESS
 }
 
@@ -91,7 +94,7 @@ fn left_to_the_next() -> ExitCode {
 fn begin_new_life(state: &Path) {
     // The count first: left alone it would lead to the same end again.
     if let Err(error) = Count::forget(state) {
-        log::warn!("the count of jobs stays error={error}");
+        log::warn!("cannot reset the job count error={error}");
     }
     Mark::remove(state);
 }
@@ -135,12 +138,12 @@ impl Agent {
             if leaving.stopping || leaving.depart_until.is_some() {
                 return Some(left_to_the_next());
             }
-            log::info!("told to stop while the instance leaves");
+            log::info!("signal received while the instance shuts down");
             leaving.depart_until = Some(Instant::now() + self.config.shutdown_timeout);
             return None;
         }
         if leaving.stopping {
-            log::warn!("told twice to stop: leaving now; running jobs are reported by the next start");
+            log::warn!("second stop signal: exiting now; the next start reports the running jobs");
             return Some(ExitCode::FAILURE);
         }
         leaving.stopping = true;
@@ -152,7 +155,7 @@ impl Agent {
     fn take_no_more(&self, reason: &str) {
         self.slots.close();
         self.generation.end(&self.slots);
-        log::info!("taking no more jobs reason={reason} running={}", self.slots.jobs());
+        log::info!("polling stopped reason={reason} running={}", self.slots.jobs());
     }
 
     /// Does what is due while the agent leaves, and says how long nothing else will be.
@@ -209,7 +212,7 @@ impl Agent {
         };
         let thread = thread::Builder::new().name("leave".to_owned()).stack_size(super::STACK);
         if let Err(error) = thread.spawn(depart) {
-            log::error!("no thread to leave with; the next start goes on with that error={error}");
+            log::error!("cannot start the thread that shuts down; the next start resumes the shutdown error={error}");
             return Some(ExitCode::FAILURE);
         }
         None
@@ -243,7 +246,7 @@ impl Agent {
                 None
             }
             Outcome::Stays => {
-                log::info!("the group has its smallest size: back to work");
+                log::info!("the Auto Scaling group is at its minimum size; polling resumed");
                 Mark::remove(&self.state);
                 if self.leaving.take().is_some_and(|leaving| leaving.draining || leaving.depart_until.is_some()) {
                     return Some(self.end("signal"));
@@ -254,11 +257,14 @@ impl Agent {
                 None
             }
             Outcome::Broken => {
-                log::error!("the thread that leaves died, its log says where; the next start goes on with that");
+                log::error!("the thread that shuts down panicked; the next start resumes the shutdown");
                 Some(ExitCode::FAILURE)
             }
             Outcome::Stranded => {
-                log::error!("the instance does not end, and takes no more jobs reason={}", reason.as_str());
+                log::error!(
+                    "the instance cannot be shut down; polling stays stopped, terminate it by hand reason={}",
+                    reason.as_str()
+                );
                 Some(ExitCode::from(STRANDED))
             }
         }
@@ -267,7 +273,7 @@ impl Agent {
     fn end(&mut self, reason: &str) -> ExitCode {
         self.supervisor.stopping();
         self.removals.wait(REMOVAL_PATIENCE);
-        log::info!("mayfly leaves reason={reason}");
+        log::info!("mayfly exits reason={reason}");
         ExitCode::SUCCESS
     }
 }

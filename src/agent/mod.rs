@@ -127,7 +127,9 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     match (secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE), &mark) {
         (Err(why), None) => return Err(why),
         // Who is leaving goes on with that: a row that stays at the server is the smaller evil.
-        (Err(why), Some(_)) => log::error!("leaving without a token error={why}"),
+        (Err(why), Some(_)) => {
+            log::error!("shutting down without a token, so the runner manager stays registered error={why}")
+        }
         (Ok(()), _) => {}
     }
     let mut agent = Agent::new(instance, options, &loaded.config, state, supervisor, (events, inbox));
@@ -138,7 +140,9 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     agent.listen_to_the_machine();
     match agent.adopt_configuration(loaded) {
         // It needs none to take jobs with, and a row that stays at a server is the smaller evil.
-        Err(why) if agent.leaving.is_some() => log::error!("leaving without a part of the configuration error={why}"),
+        Err(why) if agent.leaving.is_some() => {
+            log::error!("shutting down without a part of the configuration error={why}")
+        }
         adopted => adopted?,
     }
     Ok(agent.live())
@@ -322,7 +326,9 @@ impl Agent {
                 self.readiness = Readiness::Waiting;
                 self.slots.pause();
             }
-            Err(error) => log::error!("no thread for ready_command, polling starts at once error={error}"),
+            Err(error) => {
+                log::error!("cannot start the thread for ready_command; polling starts without it error={error}")
+            }
         }
     }
 
@@ -346,7 +352,7 @@ impl Agent {
         for ((runner, gitlab), context) in self.servers.iter().zip(&self.contexts) {
             for _ in 0..runner.request_concurrency {
                 if let Err(error) = self.poller(runner, gitlab, context).start() {
-                    log::error!("no thread to ask for jobs runner={} error={error}", runner.name);
+                    log::error!("cannot start the polling thread runner={} error={error}", runner.name);
                 }
             }
         }
@@ -549,10 +555,10 @@ impl Agent {
     fn hand_over(&mut self) -> Option<ExitCode> {
         // The next program would not know that this one was told to stop.
         if let Some(leaving) = &self.leaving {
-            log::info!("leaving: the program on disk is for the next start reason={}", leaving.reason());
+            log::info!("shutting down; the new program is used by the next start reason={}", leaving.reason());
             return None;
         }
-        log::info!("handing over to the program on disk running={}", self.slots.jobs());
+        log::info!("handing over to the new program on disk running={}", self.slots.jobs());
         self.generation.end(&self.slots);
         self.supervisor.reloading();
         loop {
@@ -573,7 +579,7 @@ impl Agent {
         let mut next = std::process::Command::new(&program);
         next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
         let error = sys::exec_holding(next, signals::handled());
-        log::error!("the program on disk cannot be started; going on with this one path={program} error={error}");
+        log::error!("cannot start the new program on disk; continuing with this one path={program} error={error}");
         self.supervisor.ready();
         self.reload();
         None

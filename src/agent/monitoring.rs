@@ -122,7 +122,7 @@ impl Monitoring {
             self.listener = Listener::start(&before, self.pages()).inspect_err(|why| log::error!("{why}")).ok();
         }
         self.listener = Some(started?);
-        log::info!("metrics are served address={address}");
+        log::info!("serving metrics address={address}");
         Ok(())
     }
 

@@ -55,7 +55,7 @@ impl Agent {
         let now = Instant::now();
         match self.standing {
             Standing::Unknown(until) if now >= until => {
-                log::warn!("the machine's cloud does not say what it is to do; taking jobs all the same");
+                log::warn!("the metadata service does not tell the target lifecycle state; polling starts without it");
                 self.work();
                 Some(Duration::ZERO)
             }
@@ -74,7 +74,7 @@ impl Agent {
     pub(super) fn hear(&mut self, notice: Notice) {
         match notice {
             Notice::Rebalance => {
-                log::warn!("the cloud is likely to take this machine soon");
+                log::warn!("rebalance recommendation: the cloud is likely to interrupt this instance soon; draining");
                 self.begin_to_leave(Reason::Rebalance);
             }
             Notice::Interruption { deadline, action } => self.be_taken(deadline, action),
@@ -92,7 +92,11 @@ impl Agent {
     fn be_taken(&mut self, deadline: Instant, action: Interruption) {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
-        log::warn!("the cloud takes this machine action={} seconds={}", action.as_str(), left.as_secs());
+        log::warn!(
+            "interruption notice: the cloud takes this instance action={} seconds={}",
+            action.as_str(),
+            left.as_secs()
+        );
         self.begin_to_leave(match action {
             Interruption::Terminate => Reason::Interruption,
             Interruption::Stop => Reason::Stop,
@@ -117,7 +121,7 @@ impl Agent {
         if matches!(self.standing, Standing::Resting) {
             return;
         }
-        log::info!("the machine rests beside its group: no requests for now");
+        log::info!("the instance is in standby or in the warm pool; polling paused");
         self.standing = Standing::Resting;
         self.slots.pause();
         self.generation.end(&self.slots);
@@ -129,7 +133,7 @@ impl Agent {
             return;
         }
         if matches!(before, Standing::Resting | Standing::Freezing { .. }) {
-            log::info!("the machine is called to work");
+            log::info!("the instance is in service; polling resumed");
         }
         if self.leaving.is_none() {
             // It may have been frozen before it rested.

@@ -141,10 +141,10 @@ impl Poller {
             PollOutcome::Nothing => health.healthy(),
             PollOutcome::Failed(why) => {
                 health.healthy();
-                log::warn!("no answer to the request for a job runner={name} error={why}");
+                log::warn!("poll failed; retrying runner={name} error={why}");
             }
             PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
-                log::error!("the runner is refused; check it with `mayfly verify` runner={name} error={why}");
+                log::error!("GitLab rejected the runner; check it with `mayfly verify` runner={name} error={why}");
                 let is_stored = self.runner.token_reference.is_some();
                 if is_stored {
                     let _ = self.events.send(Event::StoredTokenRejected);
@@ -152,7 +152,7 @@ impl Poller {
                 if let Some(pause) = health.unhealthy() {
                     // A rotated token may arrive in the store after GitLab rejects the old one.
                     let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE) } else { pause };
-                    log::error!("the runner rests runner={name} seconds={}", pause.as_secs());
+                    log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
                     rest = pause;
                     rests = true;
                 }

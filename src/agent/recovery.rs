@@ -32,7 +32,7 @@ impl Agent {
             jobs.extend(job.filter(|_| kept));
             directories.extend(place.filter(|_| kept).map(|place| place.builds));
             if !kept && let Err(error) = directory.discard() {
-                log::error!("an old slot cannot be removed slot={number} error={error}");
+                log::error!("cannot remove the directory of an earlier slot slot={number} error={error}");
             }
         }
         self.sweep_containers(config, &jobs, &directories);
@@ -60,11 +60,11 @@ impl Agent {
     /// True when the job goes on.
     fn recover_one(&self, config: &Config, number: usize, directory: &SlotDirectory, mut record: Record) -> bool {
         if record.identity.instance != self.identity.instance {
-            log::info!("the journal of another machine is thrown away slot={number}");
+            log::info!("discarding the journal of another machine slot={number}");
             return false;
         }
         let Some(payload) = payload_of(&record) else {
-            log::error!("a job in the journal cannot be read slot={number}");
+            log::error!("cannot read a job in the journal slot={number}");
             return false;
         };
         if record.identity.boot != self.identity.boot {
@@ -79,7 +79,7 @@ impl Agent {
                 record.progress.aborted = true;
             }
             if let Err(error) = directory.save(&record) {
-                log::error!("the journal cannot be written slot={number} error={error}");
+                log::error!("cannot write the journal slot={number} error={error}");
             }
         }
         let runner = Arc::new(runner_of(config, &record));
@@ -87,7 +87,7 @@ impl Agent {
         let context = match context {
             Ok(context) => context,
             Err(why) => {
-                log::error!("a job in the journal cannot be gone on with job={} error={why}", payload.id);
+                log::error!("cannot resume a job from the journal job={} error={why}", payload.id);
                 return false;
             }
         };

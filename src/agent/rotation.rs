@@ -86,7 +86,7 @@ impl Agent {
             drop(under_way);
         };
         if let Err(error) = thread::Builder::new().name("rotate".to_owned()).stack_size(STACK).spawn(rotate) {
-            log::error!("no thread to replace tokens error={error}");
+            log::error!("cannot start the thread that rotates tokens error={error}");
         }
     }
 }
@@ -94,15 +94,15 @@ impl Agent {
 fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
     if runner.feature_flags.get("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION") == Some(&true) {
         log::warn!(
-            "a token expires soon and is not replaced (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
+            "the token expires soon and is not rotated (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
             runner.name
         );
         return;
     }
     // A written configuration is noticed, and brings the new token with it.
     match replace(config, runner, gitlab) {
-        Ok(()) => log::info!("the token was replaced runner={}", runner.name),
-        Err(why) => log::error!("the token could not be replaced runner={} error={why}", runner.name),
+        Ok(()) => log::info!("token rotated runner={}", runner.name),
+        Err(why) => log::error!("cannot rotate the token runner={} error={why}", runner.name),
     }
 }
 

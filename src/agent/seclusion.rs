@@ -28,7 +28,7 @@ pub fn seclude(config: &Config, asked_user: Option<&str>, state: &Path) -> Resul
     if !config.mayfly.block_instance_metadata {
         if mark.exists() {
             Guard::remove()?;
-            log::info!("jobs are no longer kept from the instance's metadata");
+            log::info!("access of jobs to the instance metadata is no longer blocked");
             fs::remove_file(&mark).map_err(|error| format!("{}: {error}", mark.display()))?;
         }
         return Ok(None);
@@ -36,7 +36,7 @@ pub fn seclude(config: &Config, asked_user: Option<&str>, state: &Path) -> Resul
     let users = users(config, asked_user)?;
     fs::write(&mark, "").map_err(|error| format!("{}: {error}", mark.display()))?;
     let guard = Guard::install(&users).map_err(|why| format!("{CANNOT}: {why}"))?;
-    log::info!("jobs are kept from the instance's metadata");
+    log::info!("access of jobs to the instance metadata is blocked");
     Ok(Some(Arc::new(guard)))
 }
 

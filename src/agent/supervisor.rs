@@ -47,7 +47,7 @@ impl Supervisor {
         let socket = value(SOCKET).and_then(|address| {
             let opened = open(address.as_bytes());
             let unusable = |error: &_| {
-                log::warn!("the service manager cannot be told anything {SOCKET}={address:?} error={error}");
+                log::warn!("cannot notify the service manager {SOCKET}={address:?} error={error}");
             };
             opened.inspect_err(unusable).ok()
         });
@@ -105,7 +105,7 @@ impl Supervisor {
     fn send(&self, notice: &str) {
         let Some((socket, address)) = &self.socket else { return };
         if let Err(error) = socket.send_to_addr(notice.as_bytes(), address) {
-            log::warn!("the service manager was not told: {} error={error}", notice.replace('\n', " "));
+            log::warn!("the service manager did not take a notification: {} error={error}", notice.replace('\n', " "));
         }
     }
 }

@@ -26,7 +26,7 @@ type Stamp = Option<(u64, u64, SystemTime, u64)>;
 pub fn watch(path: &Path, events: Sender<Event>) {
     if let Err(error) = start(path, events) {
         log::warn!(
-            "changes of the configuration are not noticed; send SIGHUP to reload path={} error={error}",
+            "cannot watch the configuration file; send SIGHUP after a change path={} error={error}",
             path.display()
         );
     }
@@ -40,7 +40,11 @@ fn start(path: &Path, events: Sender<Event>) -> nix::Result<()> {
                 Ok(false) => {}
                 Ok(true) if events.send(Event::ConfigurationChanged).is_err() => return,
                 Ok(true) => {}
-                Err(error) => return log::warn!("changes of the configuration are no longer noticed error={error}"),
+                Err(error) => {
+                    return log::warn!(
+                        "cannot watch the configuration file any longer; send SIGHUP after a change error={error}"
+                    );
+                }
             }
         }
     };

@@ -1,8 +1,8 @@
 //! Feature flags (`FF_…`) by gitlab-runner's names: default and effect of each, in one table.
 
-/// The effect of a flag.
+/// What becomes of a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum Support {
     /// As in gitlab-runner.
     Honoured,
     /// As in gitlab-runner for jobs in containers; no effect on other jobs.
@@ -13,7 +13,7 @@ pub enum Effect {
     NoEffect(&'static str),
 }
 
-use Effect::{Always, Honoured, InContainers, NoEffect};
+use Support::{Always, Honoured, InContainers, NoEffect};
 
 const STEPS: &str = "scripts run without the step runner";
 const WINDOWS: &str = "it is about Windows and PowerShell";
@@ -23,7 +23,7 @@ const FETCH: &str = "sources are always fetched in one way";
 const STREAM: &str = "archives are streamed in one request";
 
 /// A flag: name, default, effect.
-pub type Flag = (&'static str, bool, Effect);
+pub type Flag = (&'static str, bool, Support);
 
 /// All flags, in the order of their names. Jobs get each of them as a variable.
 pub const FLAGS: &[Flag] = &[

@@ -27,7 +27,7 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
         .open(&file)
         .and_then(|mut file| file.write_all(made.as_bytes()));
     if let Err(error) = written {
-        log::warn!("the system id cannot be kept path={} error={error}", file.display());
+        log::warn!("cannot save the system id path={} error={error}", file.display());
     }
     made
 }

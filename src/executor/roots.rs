@@ -190,6 +190,7 @@ fn own_path(directory: &OwnedFd) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{RenameFlags, renameat2};
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
@@ -262,9 +263,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    for [from, to] in [["a", "c"], ["b", "a"], ["a", "b"], ["c", "a"]] {
-                        fs::rename(home.join(from), home.join(to)).expect("renamed");
-                    }
+                    let (here, flags) = (nix::fcntl::AT_FDCWD, RenameFlags::RENAME_EXCHANGE);
+                    renameat2(here, &home.join("a"), here, &home.join("b"), flags).expect("swapped");
                 }
             });
             for number in 0..2000 {

@@ -104,7 +104,7 @@ impl JobExecutor for Docker {
         let remove_builds = move || {
             if let Some(Err(error)) = builds.as_deref().map(remove::remove) {
                 let directory = builds.unwrap_or_default();
-                log::warn!("the directory of a job is not removed directory={} error={error}", directory.display());
+                log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
             }
         };
         Some(Box::new(move || removals.start(&address, &owner, &job, remove_builds)))
@@ -252,7 +252,7 @@ pub fn forgotten(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
 pub fn remove_forgotten(directories: &[PathBuf]) {
     for directory in directories {
         if let Err(error) = remove::remove(directory) {
-            log::warn!("the directory of an old job is not removed directory={} error={error}", directory.display());
+            log::warn!("cannot remove the directory of an earlier job directory={} error={error}", directory.display());
         }
     }
 }

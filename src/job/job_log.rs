@@ -137,7 +137,7 @@ impl JobLog {
                 let write = Box::new(move |line: &str| trace.service(line));
                 self.services = Some(Arc::new(Followers::start(&container.engine, &container.services, from, write)));
             }
-            Err(error) => log::warn!("the output of services is not shown job={} error={error}", job.payload.id),
+            Err(error) => log::warn!("cannot show the output of services job={} error={error}", job.payload.id),
         }
     }
 

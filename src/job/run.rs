@@ -398,7 +398,7 @@ fn sync_later(directory: &SlotDirectory) -> Sender<()> {
         }
     });
     if let Err(error) = synced {
-        log::warn!("the journal is not brought to the disk at once error={error}");
+        log::warn!("cannot start the thread that syncs the journal error={error}");
     }
     job
 }

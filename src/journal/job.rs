@@ -29,7 +29,10 @@ impl JobJournal {
         match self.directory.note(&self.progress) {
             // A job that fills the disk must not lose its outcome for it: only a crash from here on would go unnoticed.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                log::error!("no room for the journal; going on without job={} error={error}", self.job);
+                log::error!(
+                    "no space for the journal; the job continues without it, and a crash now would lose it job={} error={error}",
+                    self.job
+                );
                 Ok(())
             }
             saved => saved,

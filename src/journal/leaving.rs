@@ -99,7 +99,7 @@ impl Mark {
     pub fn load(state: &Path, identity: &Identity) -> Option<(Self, Boot)> {
         let mut mark: Self = decode::json(&fs::read(path(state)).ok()?).ok()?;
         if mark.identity.instance != identity.instance {
-            log::info!("the mark of leaving of another machine is thrown away");
+            log::info!("discarding the shutdown state of another machine");
             Self::remove(state);
             return None;
         }
@@ -115,7 +115,7 @@ impl Mark {
     /// that is only said.
     pub fn save(&self, state: &Path) {
         if let Err(error) = self.try_save(state) {
-            log::error!("the mark of leaving cannot be written; leaving all the same error={error}");
+            log::error!("cannot write the shutdown state; shutting down without it error={error}");
         }
     }
 
@@ -129,7 +129,7 @@ impl Mark {
     pub fn remove(state: &Path) {
         match fs::remove_file(path(state)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::error!("the mark of leaving cannot be removed error={error}");
+                log::error!("cannot remove the shutdown state error={error}");
             }
             _ => {}
         }

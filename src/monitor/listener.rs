@@ -126,7 +126,7 @@ fn bind(address: &str) -> io::Result<TcpListener> {
 
 fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
     if let Err(error) = socket.set_nonblocking(true) {
-        log::error!("nobody can monitor this agent error={error}");
+        log::error!("cannot serve metrics and health error={error}");
         return;
     }
     let guests = Arc::new(Guests::default());

@@ -66,7 +66,7 @@ impl Ledger {
     pub fn write(&self, losses: Losses) {
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = losses;
         if let Some(Err(error)) = self.file.as_ref().map(|file| file.write_all_at(&losses.encode(), 0)) {
-            log::warn!("what a log had to leave out is not noted error={error}");
+            log::warn!("cannot record what is missing from a job's log error={error}");
         }
     }
 

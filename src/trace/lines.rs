@@ -98,7 +98,7 @@ impl Trace {
         filter.push(text.as_bytes(), &mut out);
         filter.finish(&mut out);
         if let Err(error) = self.spool.append(&out, claim) {
-            log::error!("a line of a job's log cannot be kept error={error}");
+            log::error!("cannot write a line of a job's log error={error}");
         }
     }
 }

@@ -333,7 +333,7 @@ impl Upload {
     fn send_piece(&mut self) -> Piece {
         let start = self.offset;
         if let Err(error) = self.read_piece(start) {
-            log::error!("the log of a job cannot be read job={} error={error}", self.job.id);
+            log::error!("cannot read the log of the job job={} error={error}", self.job.id);
             return Piece::Failed;
         }
         let piece = &self.buffer[..self.filled];
@@ -388,7 +388,7 @@ impl Upload {
         match size.and_then(|size| self.checksum.summary(&self.spool, size, &mut self.buffer)) {
             Ok(summary) => Some(self.coordinator.update_job(&self.job, state, summary)),
             Err(error) => {
-                log::error!("the log of a job cannot be read job={} error={error}", self.job.id);
+                log::error!("cannot read the log of the job job={} error={error}", self.job.id);
                 None
             }
         }

@@ -39,7 +39,7 @@ pub fn unregister(managers: &[Manager]) {
             let _ = done.send(());
         });
         if let Err(error) = spawned {
-            log::warn!("no thread to take this machine off a runner error={error}");
+            log::warn!("cannot start the thread that unregisters this machine error={error}");
         }
     }
     drop(done);
@@ -47,7 +47,9 @@ pub fn unregister(managers: &[Manager]) {
         match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                log::warn!("a server does not answer in time; it will drop this machine from its runner by itself");
+                log::warn!(
+                    "GitLab did not answer in time; this runner manager stays listed there until GitLab removes it"
+                );
                 return;
             }
         }
@@ -59,7 +61,7 @@ impl Manager {
         let name = &self.runner.name;
         loop {
             match self.gitlab.unregister_manager(&self.runner.token, &self.system_id) {
-                Ok(()) => return log::info!("this machine was taken off a runner runner={name}"),
+                Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
                 // A machine that the server does not know is as good as taken off.
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
                 Err(error) if Instant::now() + REST >= until => {

@@ -69,7 +69,7 @@ impl Departure {
 
     fn go_on(&self) -> Outcome {
         let mark = self.marker.read();
-        log::info!("the instance leaves strategy={} reason={}", self.leave.strategy.as_str(), mark.reason.as_str());
+        log::info!("shutting down strategy={} reason={}", self.leave.strategy.as_str(), mark.reason.as_str());
         match mark.phase {
             Phase::Draining | Phase::Unregistering => {
                 self.unregister();
@@ -126,7 +126,7 @@ impl Departure {
         match asked_for {
             Ok(how) => {
                 let before = if how == Terminated::Before { " before=true" } else { "" };
-                log::info!("the instance is terminated by its group capacity={:?}{before}", asked.get());
+                log::info!("the Auto Scaling group terminates the instance capacity={:?}{before}", asked.get());
                 // No later agent has to ask, or to wait for a sign of it.
                 self.marker.hear(Reason::Terminated);
                 self.follow_the_group()
@@ -137,7 +137,7 @@ impl Departure {
                 false => self.end(),
             },
             Err(refusal) => {
-                log::error!("the group does not terminate the instance {refusal}");
+                log::error!("the Auto Scaling group does not terminate the instance {refusal}");
                 self.fall_back()
             }
         }
@@ -148,7 +148,7 @@ impl Departure {
         match self.instance.complete_hooks(self.patience()) {
             Ok(()) => self.gone(),
             Err(refusal) => {
-                log::error!("a lifecycle hook may hold the instance until its own time-out {refusal}");
+                log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
                 // The group was not told in time that it may go on: there is nothing else to wait for.
                 std::thread::sleep(self.announced());
                 self.power_off()
@@ -158,11 +158,11 @@ impl Departure {
 
     fn command(&self, reason: Reason) -> Outcome {
         let line = self.leave.command.as_deref().unwrap_or_default();
-        log::info!("leave_command is run");
+        log::info!("running leave_command");
         match command::run(line, reason, self.patience()) {
             Ok(()) => self.gone(),
             Err(why) => {
-                log::error!("leave_command did not end the instance: {why}");
+                log::error!("leave_command failed: {why}");
                 self.fall_back()
             }
         }
@@ -179,17 +179,17 @@ impl Departure {
     /// How long until the power is switched off, which is said.
     fn announced(&self) -> Duration {
         let left = self.left();
-        log::warn!("the machine is switched off in {} s unless it is ended before", left.as_secs());
+        log::warn!("powering off in {} s unless the instance is terminated before", left.as_secs());
         left
     }
 
     fn power_off(&self) -> Outcome {
         self.marker.enter(Phase::PoweringOff);
-        log::info!("the machine is switched off");
+        log::info!("powering off");
         match command::run(&self.leave.poweroff_command, self.marker.read().reason, POWEROFF_PATIENCE) {
             Ok(()) => self.gone(),
             Err(why) => {
-                log::error!("poweroff_command failed, the machine runs on and must be ended by hand: {why}");
+                log::error!("poweroff_command failed; the machine still runs, terminate it by hand: {why}");
                 self.marker.enter(Phase::Stranded);
                 Outcome::Stranded
             }

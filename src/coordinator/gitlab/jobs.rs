@@ -125,7 +125,9 @@ impl GitLab {
             }
             201 => {
                 if let Some(why) = &response.cut {
-                    log::error!("the payload of a job is not whole error={why}");
+                    log::error!(
+                        "the response with a job was cut off; the job fails at GitLab after its timeout error={why}"
+                    );
                 }
                 let request_id = response.header("X-Request-Id").unwrap_or_default().to_owned();
                 PollOutcome::Job { payload: response.body, request_id }
@@ -158,7 +160,7 @@ impl Coordinator for GitLab {
         let response = match self.send(Method::Patch, &path, headers, chunk) {
             Ok(response) => response,
             Err(error) => {
-                log::warn!("a piece of log is not delivered yet job={} error={error}", job.id);
+                log::warn!("cannot send a piece of the job's log; retrying job={} error={error}", job.id);
                 return TraceReply { outcome: TraceOutcome::Failed, status: JobStatus::Ongoing, interval: None };
             }
         };
@@ -170,7 +172,7 @@ impl Coordinator for GitLab {
             404 => TraceOutcome::NotFound,
             416 => TraceOutcome::Resync(stored_size(&response)),
             status => {
-                log::warn!("a piece of log is not delivered yet job={} status={status}", job.id);
+                log::warn!("cannot send a piece of the job's log; retrying job={} status={status}", job.id);
                 TraceOutcome::Failed
             }
         };
@@ -198,7 +200,7 @@ impl Coordinator for GitLab {
         let response = match self.send_json(Method::Put, &format!("jobs/{}", job.id), secret, &body) {
             Ok(response) => response,
             Err(error) => {
-                log::warn!("the state of a job is not delivered yet job={} state={name} error={error}", job.id);
+                log::warn!("cannot send the state of the job; retrying job={} state={name} error={error}", job.id);
                 return UpdateReply { outcome: UpdateOutcome::Failed, status: JobStatus::Ongoing, interval: None };
             }
         };
@@ -209,7 +211,7 @@ impl Coordinator for GitLab {
             412 => UpdateOutcome::TraceInvalid,
             _ if gone => UpdateOutcome::Gone,
             status => {
-                log::warn!("the state of a job is not delivered yet job={} state={name} status={status}", job.id);
+                log::warn!("cannot send the state of the job; retrying job={} state={name} status={status}", job.id);
                 UpdateOutcome::Failed
             }
         };

@@ -106,7 +106,7 @@ impl GitLab {
         match crate::http::diagnose::trusted_chain(&self.base, &self.tls) {
             Ok(chain) => self.chain.get_or_init(|| chain).clone(),
             Err(why) => {
-                log::warn!("jobs get no certificates of the server error={why}");
+                log::warn!("cannot read the certificates of GitLab for jobs (CI_SERVER_TLS_CA_FILE) error={why}");
                 None
             }
         }

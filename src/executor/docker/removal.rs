@@ -46,7 +46,7 @@ impl Removals {
         let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = changed.wait_timeout_while(guard, patience, |count| *count > 0);
         if outcome.is_ok_and(|(count, _)| *count > 0) {
-            log::warn!("containers of jobs are not removed yet; the next start does it");
+            log::warn!("exiting before all containers of jobs were removed; the next start removes them");
         }
     }
 
@@ -61,7 +61,9 @@ impl Removals {
             also();
         });
         if let Err(error) = spawned {
-            log::error!("no thread to remove the containers of a job; the next start does it job={job} error={error}");
+            log::error!(
+                "cannot start the thread that removes the containers of a job; the next start removes them job={job} error={error}"
+            );
         }
     }
 
@@ -85,7 +87,7 @@ impl Removals {
             also();
         });
         if let Err(error) = spawned {
-            log::error!("no thread to look for containers of earlier agents error={error}");
+            log::error!("cannot start the thread that removes containers of earlier agents error={error}");
         }
     }
 }
@@ -100,11 +102,13 @@ fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
         let trouble = error.to_string();
         // What is wrong with our side of the connection stays so until somebody changes it.
         if Instant::now() + rest > until || matches!(error, Error::Configuration(_)) {
-            log::error!("what was made for jobs is not removed; the next start tries again {what} error={trouble}");
+            log::error!(
+                "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={trouble}"
+            );
             return;
         }
         if trouble != told {
-            log::warn!("what was made for jobs cannot be removed yet {what} error={trouble}");
+            log::warn!("cannot remove containers, networks or volumes of jobs yet; retrying {what} error={trouble}");
             told = trouble;
         }
         thread::sleep(rest);

@@ -124,7 +124,7 @@ impl Store {
         match self.is_amazon().then(|| region_of(&format!("https://s3.amazonaws.com/{bucket}"))) {
             Some(Some(region)) => self.region.get_or_init(|| region),
             Some(None) => {
-                log::warn!("the region of the cache's bucket cannot be found; set BucketLocation bucket={bucket}");
+                log::warn!("cannot find the region of the cache's bucket; set BucketLocation bucket={bucket}");
                 USUAL
             }
             None => USUAL,

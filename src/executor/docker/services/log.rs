@@ -38,11 +38,11 @@ impl Followers {
                         say(line);
                     }
                 }),
-                Err(error) => log::warn!("the output of a service is not followed error={error}"),
+                Err(error) => log::warn!("cannot follow the output of a service error={error}"),
             };
             if let Err(error) = thread::Builder::new().name("service-log".to_owned()).stack_size(256 * 1024).spawn(body)
             {
-                log::warn!("the output of a service is not followed error={error}");
+                log::warn!("cannot follow the output of a service error={error}");
             }
         }
         Self { say }
