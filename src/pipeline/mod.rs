@@ -1,7 +1,7 @@
 //! A `.gitlab-ci.yml` as a local pipeline, for `mayfly exec`: from the file to jobs in the order of their stages.
 //!
 //! This layer reads and plans; it never runs anything, and reaches files and the network only through
-//! [`request::Sources`]. Its steps stand in order in [`plan`].
+//! [`request::Sources`]. Its steps stand in order in [`plan()`].
 
 mod circle;
 mod context;

@@ -1,4 +1,4 @@
-//! What a caller gives to [`super::plan`]: the kind of pipeline, facts from git, values, and access to files.
+//! What a caller gives to [`super::plan()`]: the kind of pipeline, facts from git, values, and access to files.
 
 use std::sync::Arc;
 
