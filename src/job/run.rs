@@ -17,7 +17,7 @@ use super::executors::CleanUp;
 use super::job_log::{JobLog, StagePosition};
 use super::outcome::{StageError, StageResult, abort_error, blame, stop_error};
 use super::script::BRIDGE;
-use super::sources::GLOBAL_CONFIG;
+use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
 use super::steps::StepRunner;
 use super::{files, get_sources, prepare, scripts};
@@ -319,7 +319,7 @@ impl JobRun<'_> {
     fn remove_secrets(&self) {
         let settings = &self.job.settings;
         let mut names: Vec<String> = settings.variables.files().into_iter().map(|(name, _)| name).collect();
-        names.extend([BRIDGE, GLOBAL_CONFIG, "mayfly.gitconfig", "mayfly.ca.crt"].map(str::to_owned));
+        names.extend(SECRET_FILES.into_iter().chain([BRIDGE]).map(str::to_owned));
         names.extend(DOORS.map(str::to_owned));
         settings.dirs.remove_temporary(&names, self.job.context.executor.user());
     }

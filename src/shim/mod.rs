@@ -13,4 +13,4 @@ mod running;
 pub mod spec;
 
 pub use hold::main;
-pub use running::{Event, Identity, Outcome, Running, begun_mark, sweep};
+pub use running::{CARRIED, Event, Identity, Outcome, Running, begun_mark, sweep};

@@ -20,8 +20,9 @@ use super::spec::{Spec, Status};
 use crate::decode;
 use crate::sys;
 
-/// What file work needs of the agent's environment to reach servers as the agent does; scripts get their own.
-const CARRIED: [&str; 11] = [
+/// What file work, and a credential helper that a job names, get of the agent's environment: how to find programs and
+/// reach servers. Scripts get their own.
+pub const CARRIED: [&str; 11] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
     "HTTP_PROXY",

@@ -15,6 +15,9 @@ pub const EXTERNAL_CONFIG: &str = "mayfly.gitconfig";
 /// Certificates for the server, in the same place.
 pub const CA_CERTIFICATES: &str = "mayfly.ca.crt";
 
+/// Files in the job's temporary directory that must not outlive the job.
+pub const SECRET_FILES: [&str; 3] = [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES];
+
 /// Answers git's question for a password from the environment (gitcredentials(7)).
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
 

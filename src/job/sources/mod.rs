@@ -26,8 +26,8 @@ use std::process::Stdio;
 
 use serde::{Deserialize, Serialize};
 
-pub use external::GLOBAL_CONFIG;
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
+pub use external::{GLOBAL_CONFIG, SECRET_FILES};
 pub use plan::{Place, plan, strategy, without_credentials};
 pub use record::key as record_key;
 

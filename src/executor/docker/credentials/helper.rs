@@ -19,27 +19,13 @@ use serde::Deserialize;
 use super::Secret;
 use crate::config::is_helper_name;
 use crate::decode;
+use crate::shim::CARRIED;
 use crate::token::Token;
 
 /// Bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
 /// Letters of a helper's complaint that are told.
 const COMPLAINT_MAX: usize = 200;
-
-/// What a helper that a job named gets of the agent's environment: how to find programs and reach servers.
-const HARMLESS: [&str; 11] = [
-    "ALL_PROXY",
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    "NO_PROXY",
-    "PATH",
-    "SSL_CERT_DIR",
-    "SSL_CERT_FILE",
-    "all_proxy",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-];
 
 /// Who named a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +92,7 @@ impl Programs<'_> {
 
     fn start(&self, program: &str, chooser: Chooser) -> Result<Child, String> {
         let mut command = Command::new(program);
-        let is_passed = |key: &str| chooser == Chooser::Administrator || HARMLESS.contains(&key);
+        let is_passed = |key: &str| chooser == Chooser::Administrator || CARRIED.contains(&key);
         command.env_clear().envs(self.environment.iter().filter(|(key, _)| is_passed(key)).cloned());
         if chooser == Chooser::Job {
             command.env("HOME", "/").current_dir("/");
