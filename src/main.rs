@@ -30,6 +30,7 @@ mod instance;
 mod job;
 mod journal;
 mod local;
+mod manager;
 mod monitor;
 mod payload;
 mod pipeline;

@@ -151,6 +151,9 @@ const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("confined_memory", Honoured),
     ("confined_processes", Honoured),
     ("allowed_credential_helpers", Honoured),
+    ("auto_scaling_group", Honoured),
+    ("region", Honoured),
+    ("agent_role", Honoured),
 ];
 
 const FLOOR: &str = "the Auto Scaling group's MinSize is the floor, and every instance asks for jobs by itself";

@@ -170,7 +170,7 @@ fn every_minute() -> Vec<Period> {
 }
 
 /// Periods have five fields here.
-fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
+pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
     /// A period of five fields.
     struct Five(Period);
 

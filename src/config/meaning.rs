@@ -250,6 +250,9 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         container_cache_dir: given(raw.mayfly.cache_dir),
         ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
         allowed_credential_helpers: helpers(raw.mayfly.allowed_credential_helpers)?,
+        auto_scaling_group: raw.mayfly.auto_scaling_group.filter(|name| !name.is_empty()),
+        region: raw.mayfly.region.filter(|name| !name.is_empty()),
+        agent_role: raw.mayfly.agent_role.filter(|role| !role.is_empty()),
     })
 }
 

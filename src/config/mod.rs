@@ -12,6 +12,7 @@ mod expand;
 pub mod feature_flags;
 mod findings;
 pub mod fitness;
+pub mod fleet;
 mod keys;
 pub mod leave;
 pub mod lifetime;

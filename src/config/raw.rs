@@ -138,6 +138,11 @@ pub struct RunnerMayfly {
     /// Processes of that work.
     pub confined_processes: Option<u64>,
     pub allowed_credential_helpers: Vec<String>,
+    /// The group of a docker+machine pool, and its region.
+    pub auto_scaling_group: Option<String>,
+    pub region: Option<String>,
+    /// The role whose signature admits agents to the pool.
+    pub agent_role: Option<String>,
     /// Bytes of the local caches.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.

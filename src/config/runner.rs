@@ -107,6 +107,12 @@ pub struct Runner {
     pub ecr_login: bool,
     /// Credential helpers (`docker-credential-NAME`) that a job may name.
     pub allowed_credential_helpers: Vec<String>,
+    /// For `mayfly manager`: the Auto Scaling group of a docker+machine pool.
+    pub auto_scaling_group: Option<String>,
+    /// The region of that group; `None` to find out.
+    pub region: Option<String>,
+    /// For `mayfly manager`: the role whose signature admits agents to the pool.
+    pub agent_role: Option<String>,
 }
 
 impl Runner {
@@ -162,6 +168,9 @@ impl Runner {
             container_cache_dir: None,
             ecr_login: true,
             allowed_credential_helpers: Vec::new(),
+            auto_scaling_group: None,
+            region: None,
+            agent_role: None,
         }
     }
 }

@@ -1,0 +1,248 @@
+//! What a `[[runners]]` says about a fleet: the tables of docker-autoscaler, instance and docker+machine, as written.
+//! Only `mayfly manager` reads them; an agent takes from the same tables how long its instance lives (`lifetime`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use super::duration;
+use super::period::{Period, Zone};
+
+/// The fleet tables of one `[[runners]]`, chosen by its executor.
+#[derive(Clone, Debug)]
+pub enum FleetTable {
+    /// `executor = "docker-autoscaler"` or `"instance"`.
+    Autoscaler(AutoscalerTable),
+    /// `executor = "docker+machine"`.
+    Machine(MachineTable),
+}
+
+/// `[runners.autoscaler]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AutoscalerTable {
+    /// `aws` or `command`; gitlab-runner also allows a path or an OCI reference.
+    pub plugin: String,
+    /// Jobs at once on an instance.
+    pub capacity_per_instance: u32,
+    /// Jobs before an instance leaves; 0 for no limit.
+    pub max_use_count: u32,
+    /// Instances in every state; 0 for no limit.
+    pub max_instances: u32,
+    /// A drain of the manager terminates all instances.
+    pub delete_instances_on_shutdown: bool,
+    /// Between two attempts to terminate them.
+    #[serde(deserialize_with = "duration::read")]
+    pub shutdown_deletion_interval: Option<Duration>,
+    /// How often that is tried.
+    pub shutdown_deletion_retries: Option<u32>,
+    /// Must succeed on an instance before its first job.
+    pub instance_ready_command: Option<String>,
+    /// Longest wait of a held job.
+    #[serde(deserialize_with = "duration::read")]
+    pub instance_acquire_timeout: Option<Duration>,
+    /// Between two looks at the group.
+    #[serde(deserialize_with = "duration::read")]
+    pub update_interval: Option<Duration>,
+    /// The same while instances start or terminate.
+    #[serde(deserialize_with = "duration::read")]
+    pub update_interval_when_expecting: Option<Duration>,
+    /// Before a failed termination is tried again.
+    #[serde(deserialize_with = "duration::read")]
+    pub deletion_retry_interval: Option<Duration>,
+    /// Instances in a row that fail before growth stops.
+    pub failure_threshold: Option<u32>,
+    /// New instances per second.
+    pub scale_throttle: ScaleThrottle,
+    /// What the engine needs.
+    pub plugin_config: PluginConfig,
+    /// When how many idle jobs are kept ready.
+    pub policy: Vec<PolicyTable>,
+}
+
+/// `[runners.autoscaler.scale_throttle]`: a token bucket on new instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ScaleThrottle {
+    /// Per second; 0 for 100, −1 for no limit.
+    pub limit: i64,
+    /// At once; 0 for `max_instances`, or else `limit`.
+    pub burst: u32,
+}
+
+/// `[runners.autoscaler.plugin_config]`: the keys of both engines, and others, which only their owner knows.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PluginConfig {
+    /// AWS: the Auto Scaling group.
+    pub name: Option<String>,
+    /// AWS: the region.
+    pub region: Option<String>,
+    /// AWS: the profile of the configuration files.
+    pub profile: Option<String>,
+    /// AWS: instead of `~/.aws/config`.
+    pub config_file: Option<String>,
+    /// AWS: instead of `~/.aws/credentials`.
+    pub credentials_file: Option<String>,
+    /// Command: the program.
+    pub command: Option<String>,
+    /// Command: its arguments.
+    pub args: Vec<String>,
+    /// Command: longest wait for one answer.
+    #[serde(deserialize_with = "duration::read")]
+    pub timeout: Option<Duration>,
+    /// Every other key.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, toml::Value>,
+}
+
+/// `[[runners.autoscaler.policy]]`. The last policy whose periods contain the current minute holds.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyTable {
+    /// When it holds; five fields each.
+    #[serde(default = "every_minute", deserialize_with = "super::lifetime::periods_of_policy")]
+    pub periods: Vec<Period>,
+    /// The time zone of `periods`.
+    #[serde(default)]
+    pub timezone: Zone,
+    /// Idle capacity, in jobs.
+    #[serde(default)]
+    pub idle_count: u32,
+    /// How long a surplus idle instance lives.
+    #[serde(default, deserialize_with = "duration::read")]
+    pub idle_time: Option<Duration>,
+    /// Idle capacity as a multiple of the capacity in use.
+    #[serde(default, deserialize_with = "factor")]
+    pub scale_factor: f64,
+    /// The most that `scale_factor` may ask for; 0 for no limit.
+    #[serde(default)]
+    pub scale_factor_limit: u32,
+    /// Ask for a job only while idle capacity exists; the default is true where `idle_count` is more than 0.
+    #[serde(default)]
+    pub preemptive_mode: Option<bool>,
+}
+
+/// `[runners.machine]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct MachineTable {
+    /// Idle machines to keep; with a factor, the upper bound.
+    pub idle_count: u32,
+    /// Idle machines as a multiple of used ones; 0 for off.
+    #[serde(deserialize_with = "factor")]
+    pub idle_scale_factor: f64,
+    /// Lower bound of idle machines, with a factor only.
+    pub idle_count_min: u32,
+    /// Seconds that a surplus idle machine lives.
+    pub idle_time: u64,
+    /// Jobs before a machine leaves; 0 for no limit.
+    pub max_builds: u32,
+    /// Machines that start at once; 0 for no limit.
+    pub max_growth_rate: u32,
+    /// Windows with values of their own. The last one that holds wins; what it leaves out is 0.
+    #[serde(rename = "autoscaling")]
+    pub autoscaling: Vec<MachinePolicyTable>,
+}
+
+/// `[[runners.machine.autoscaling]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MachinePolicyTable {
+    /// When it holds.
+    #[serde(default)]
+    pub periods: Vec<Period>,
+    /// The time zone of `Periods`.
+    #[serde(default)]
+    pub timezone: Zone,
+    /// As in the table above.
+    #[serde(default)]
+    pub idle_count: u32,
+    /// As in the table above.
+    #[serde(default, deserialize_with = "factor")]
+    pub idle_scale_factor: f64,
+    /// As in the table above.
+    #[serde(default)]
+    pub idle_count_min: u32,
+    /// As in the table above.
+    #[serde(default)]
+    pub idle_time: u64,
+}
+
+fn every_minute() -> Vec<Period> {
+    vec![Period::always()]
+}
+
+/// A factor, written as a float or as an integer (which gitlab-runner refuses).
+fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Float(f64),
+        Integer(i64),
+    }
+    let number = match Number::deserialize(deserializer)? {
+        Number::Float(number) => number,
+        Number::Integer(number) => number as f64,
+    };
+    match (0.0..=1000.0).contains(&number) {
+        true => Ok(number),
+        false => Err(serde::de::Error::custom(format!("`{number}` is not a factor; write a number from 0 to 1000"))),
+    }
+}
+
+/// The fleet table of the runner at `position` of a configuration; `None` for an executor that is not of a fleet.
+/// Errors: what is wrong in the table.
+pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, String> {
+    let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
+    let Some(runner) = runner.and_then(toml::Value::as_table) else { return Ok(None) };
+    let table = |name: &str| runner.get(name).cloned().unwrap_or(toml::Value::Table(toml::Table::new()));
+    let wrong = |name: &str, error: &toml::de::Error| format!("[runners.{name}]: {}", error.message());
+    match runner.get("executor").and_then(toml::Value::as_str) {
+        Some("docker-autoscaler" | "instance") => {
+            let read = table("autoscaler").try_into().map_err(|error| wrong("autoscaler", &error))?;
+            Ok(Some(FleetTable::Autoscaler(read)))
+        }
+        Some("docker+machine") => {
+            let read = table("machine").try_into().map_err(|error| wrong("machine", &error))?;
+            Ok(Some(FleetTable::Machine(read)))
+        }
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_both_dialects() {
+        let file: toml::Table = toml::from_str(
+            "[[runners]]\nexecutor = \"docker-autoscaler\"\n[runners.autoscaler]\nplugin = \"aws:latest\"\n\
+             capacity_per_instance = 2\ninstance_acquire_timeout = \"10m\"\n[runners.autoscaler.scale_throttle]\nlimit = -1\n\
+             [runners.autoscaler.plugin_config]\nname = \"g\"\nanswer = 42\n[[runners.autoscaler.policy]]\nidle_count = 5\n\
+             scale_factor = 2\n\
+             [[runners]]\nexecutor = \"docker+machine\"\n[runners.machine]\nIdleCount = 10\nIdleScaleFactor = 1.5\n\
+             IdleCountMin = 1\nMaxGrowthRate = 3\n[[runners.machine.autoscaling]]\nPeriods = [\"* * 9-17 * * mon-fri *\"]\n\
+             IdleCount = 20\n[[runners]]\nexecutor = \"shell\"\n",
+        )
+        .expect("TOML");
+        let Ok(Some(FleetTable::Autoscaler(table))) = of(&file, 0) else { panic!("no table") };
+        assert_eq!((table.plugin.as_str(), table.capacity_per_instance), ("aws:latest", 2));
+        assert_eq!(table.plugin_config.name.as_deref(), Some("g"));
+        assert!(table.plugin_config.others.contains_key("answer"));
+        assert_eq!((table.policy[0].idle_count, table.policy[0].scale_factor), (5, 2.0));
+        let Ok(Some(FleetTable::Machine(table))) = of(&file, 1) else { panic!("no table") };
+        assert_eq!((table.idle_count, table.idle_scale_factor, table.max_growth_rate), (10, 1.5, 3));
+        assert_eq!((table.autoscaling[0].idle_count, table.autoscaling[0].idle_time), (20, 0));
+        assert!(matches!(of(&file, 2), Ok(None)));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let file: toml::Table =
+            toml::from_str("[[runners]]\nexecutor = \"instance\"\n[runners.autoscaler]\nmax_instances = -1\n")
+                .expect("TOML");
+        assert!(of(&file, 0).is_err_and(|why| why.starts_with("[runners.autoscaler]")));
+    }
+}

@@ -1,0 +1,245 @@
+//! A pool: one `[[runners]]` of a fleet, and the group of instances that runs its jobs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Runner;
+use crate::config::fleet::{AutoscalerTable, FleetTable, MachineTable, PluginConfig, ScaleThrottle};
+
+/// Longest wait of a held job where nothing is configured.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Between two looks at the group where nothing is configured, slow and while instances come or go.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
+const UPDATE_INTERVAL_WHEN_EXPECTING: Duration = Duration::from_secs(2);
+const DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+const SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
+const SHUTDOWN_DELETION_RETRIES: u32 = 3;
+const FAILURE_THRESHOLD: u32 = 3;
+/// How long the command engine may take to answer.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Everything about a pool that comes from the configuration.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// The name in logs, metrics and the status page; unique.
+    pub name: String,
+    /// The runner: its server, token and bounds.
+    pub runner: Arc<Runner>,
+    /// The fleet's table as written; the policies are in it.
+    pub table: FleetTable,
+    /// Jobs at once on an instance, at least 1.
+    pub capacity_per_instance: u32,
+    /// Jobs before an instance leaves; `None` for no limit.
+    pub max_use_count: Option<u32>,
+    /// Instances in every state; `None` for no limit (the group's MaxSize still holds).
+    pub max_instances: Option<u32>,
+    /// Jobs that run or are held at once, over all pools of the manager (`concurrent`).
+    pub concurrent: u32,
+    /// New instances per second; `None` for `[runners.machine]`, which has `max_growth` instead.
+    pub scale_throttle: Option<ScaleThrottle>,
+    /// Instances that start at once (`MaxGrowthRate`); `None` for no limit.
+    pub max_growth: Option<u32>,
+    /// Longest wait of a held job.
+    pub instance_acquire_timeout: Duration,
+    /// Between two looks at the group.
+    pub update_interval: Duration,
+    /// The same while instances start or terminate.
+    pub update_interval_when_expecting: Duration,
+    /// Before a failed termination is tried again.
+    pub deletion_retry_interval: Duration,
+    /// Instances in a row that do not register before growth stops.
+    pub failure_threshold: u32,
+    /// What lists, starts and terminates instances.
+    pub engine: EngineSettings,
+    /// Sent to agents: must succeed before an instance's first job.
+    pub instance_ready_command: Option<String>,
+    /// A drain of the manager terminates all instances.
+    pub delete_instances_on_shutdown: bool,
+    /// Between two attempts to do that, and how often it is tried.
+    pub shutdown_deletion: (Duration, u32),
+    /// Agents prove their membership with a signed STS request of this role (ARN) instead of the fleet token.
+    pub sts_proof: Option<String>,
+}
+
+/// What lists, starts and terminates a pool's instances.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineSettings {
+    /// `plugin = "aws"`.
+    Aws(AwsGroup),
+    /// `plugin = "command"`.
+    Command(CommandEngine),
+}
+
+/// An Auto Scaling group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AwsGroup {
+    /// Its name.
+    pub name: String,
+    /// Its region; `None` to find out.
+    pub region: Option<String>,
+    /// The profile of the configuration files.
+    pub profile: Option<String>,
+    /// Instead of `~/.aws/config`.
+    pub config_file: Option<PathBuf>,
+    /// Instead of `~/.aws/credentials`.
+    pub credentials_file: Option<PathBuf>,
+}
+
+/// An operator's program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandEngine {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Longest wait for one answer.
+    pub timeout: Duration,
+    /// The other keys of `plugin_config`, which the program is told.
+    pub settings: std::collections::BTreeMap<String, toml::Value>,
+}
+
+impl EngineSettings {
+    /// What two pools must not share: an engine's group by name.
+    pub fn group(&self) -> String {
+        match self {
+            Self::Aws(group) => {
+                let region = group.region.as_deref().unwrap_or("");
+                format!("Auto Scaling group {} {region}", group.name).trim_end().to_owned()
+            }
+            Self::Command(engine) => {
+                let settings: Vec<String> =
+                    engine.settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                format!("command {} {} {}", engine.program.display(), engine.args.join(" "), settings.join(" "))
+                    .trim_end()
+                    .to_owned()
+            }
+        }
+    }
+}
+
+impl PoolSettings {
+    /// The pool of a runner. `concurrent` is that of the whole file. Errors: what is missing, and what to write.
+    pub fn new(runner: Arc<Runner>, table: FleetTable, concurrent: u32) -> Result<Self, String> {
+        match table.clone() {
+            FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, read),
+            FleetTable::Machine(read) => Self::of_machine(runner, table, concurrent, &read),
+        }
+    }
+
+    fn of_autoscaler(
+        runner: Arc<Runner>,
+        table: FleetTable,
+        concurrent: u32,
+        read: AutoscalerTable,
+    ) -> Result<Self, String> {
+        let engine = engine(&read.plugin, read.plugin_config)?;
+        Ok(Self {
+            name: runner.name.clone(),
+            table,
+            capacity_per_instance: read.capacity_per_instance.max(1),
+            max_use_count: some(read.max_use_count),
+            max_instances: some(read.max_instances),
+            concurrent,
+            scale_throttle: Some(read.scale_throttle),
+            max_growth: None,
+            instance_acquire_timeout: read.instance_acquire_timeout.unwrap_or(ACQUIRE_TIMEOUT),
+            update_interval: positive(read.update_interval, UPDATE_INTERVAL),
+            update_interval_when_expecting: positive(
+                read.update_interval_when_expecting,
+                UPDATE_INTERVAL_WHEN_EXPECTING,
+            ),
+            deletion_retry_interval: positive(read.deletion_retry_interval, DELETION_RETRY_INTERVAL),
+            failure_threshold: read.failure_threshold.filter(|most| *most > 0).unwrap_or(FAILURE_THRESHOLD),
+            engine,
+            instance_ready_command: read.instance_ready_command.filter(|command| !command.trim().is_empty()),
+            delete_instances_on_shutdown: read.delete_instances_on_shutdown,
+            shutdown_deletion: (
+                positive(read.shutdown_deletion_interval, SHUTDOWN_DELETION_INTERVAL),
+                read.shutdown_deletion_retries.unwrap_or(SHUTDOWN_DELETION_RETRIES),
+            ),
+            sts_proof: runner.agent_role.clone(),
+            runner,
+        })
+    }
+
+    fn of_machine(
+        runner: Arc<Runner>,
+        table: FleetTable,
+        concurrent: u32,
+        read: &MachineTable,
+    ) -> Result<Self, String> {
+        let group = runner.auto_scaling_group.clone().ok_or(
+            "no group: `MachineOptions` are of a driver that starts single machines; name the Auto Scaling group with \
+             `auto_scaling_group` below [runners.mayfly]",
+        )?;
+        let group = AwsGroup { name: group, region: runner.region.clone(), ..AwsGroup::default() };
+        Ok(Self {
+            name: runner.name.clone(),
+            table,
+            capacity_per_instance: 1,
+            max_use_count: some(read.max_builds),
+            // `limit` bounds a runner's machines in every state there.
+            max_instances: runner.limit,
+            concurrent,
+            scale_throttle: None,
+            max_growth: some(read.max_growth_rate),
+            instance_acquire_timeout: ACQUIRE_TIMEOUT,
+            update_interval: UPDATE_INTERVAL,
+            update_interval_when_expecting: UPDATE_INTERVAL_WHEN_EXPECTING,
+            deletion_retry_interval: DELETION_RETRY_INTERVAL,
+            failure_threshold: FAILURE_THRESHOLD,
+            engine: EngineSettings::Aws(group),
+            instance_ready_command: None,
+            delete_instances_on_shutdown: false,
+            shutdown_deletion: (SHUTDOWN_DELETION_INTERVAL, SHUTDOWN_DELETION_RETRIES),
+            sts_proof: runner.agent_role.clone(),
+            runner,
+        })
+    }
+}
+
+/// The engine by the name of a plugin: gitlab-runner has names, paths, and OCI references with a version.
+fn engine(plugin: &str, config: PluginConfig) -> Result<EngineSettings, String> {
+    let name = plugin.rsplit('/').next().unwrap_or_default().split([':', '@']).next().unwrap_or_default();
+    match name.strip_prefix("fleeting-plugin-").unwrap_or(name) {
+        "aws" => {
+            let name = config
+                .name
+                .filter(|name| !name.is_empty())
+                .ok_or("no group: write `name`, the Auto Scaling group's, below [runners.autoscaler.plugin_config]")?;
+            let path = |path: Option<String>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
+            Ok(EngineSettings::Aws(AwsGroup {
+                name,
+                region: config.region.filter(|region| !region.is_empty()),
+                profile: config.profile.filter(|profile| !profile.is_empty()),
+                config_file: path(config.config_file),
+                credentials_file: path(config.credentials_file),
+            }))
+        }
+        "command" => {
+            let command = config.command.filter(|command| !command.is_empty()).ok_or(
+                "no group: write `command`, the program that manages instances, below [runners.autoscaler.plugin_config]",
+            )?;
+            Ok(EngineSettings::Command(CommandEngine {
+                program: PathBuf::from(command),
+                args: config.args,
+                timeout: positive(config.timeout, COMMAND_TIMEOUT),
+                settings: config.others,
+            }))
+        }
+        "" => Err("no group: write `plugin = \"aws\"` or `plugin = \"command\"` below [runners.autoscaler]".to_owned()),
+        other => Err(format!(
+            "`plugin = \"{plugin}\"`: mayfly has `aws` and `command`; write a program for `{other}` and name it with \
+             `plugin = \"command\"`"
+        )),
+    }
+}
+
+fn some(number: u32) -> Option<u32> {
+    Some(number).filter(|number| *number > 0)
+}
+
+fn positive(given: Option<Duration>, usual: Duration) -> Duration {
+    given.filter(|given| !given.is_zero()).unwrap_or(usual)
+}
