@@ -228,7 +228,7 @@ fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
     for round in 1..=5 {
         let next = home.start(&[]);
         gitlab.wait_until("the record", |_| {
-            home.record()["progress"]["taken_up"].as_array().is_some_and(|deaths| deaths.len() == round)
+            home.record()["progress"]["resumed_at"].as_array().is_some_and(|deaths| deaths.len() == round)
         });
         next.kill();
     }
@@ -353,7 +353,7 @@ fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
     gitlab.set_away(true);
     std::fs::write(&go, "").expect("written");
     let record = home.path("state/slot-0/job.json");
-    gitlab.wait_until("the outcome in the record", |_| read(&record).contains("\"ending\":\"success\""));
+    gitlab.wait_until("the outcome in the record", |_| read(&record).contains("\"final_state\":\"success\""));
     agent.kill();
     gitlab.set_away(false);
     let mut next = home.start(&[]);

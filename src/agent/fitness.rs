@@ -26,7 +26,7 @@ const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
 /// A git that has run is not started again within this time.
 const GIT_VALID_FOR: Duration = Duration::from_secs(60);
 /// Between two looks at a machine that is unfit.
-pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The first pause of a runner whose jobs fail for the machine's sake; it doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause.
@@ -39,12 +39,12 @@ pub struct Requirements {
     /// Directories that need free space, each with what it is for.
     pub directories: Vec<(&'static str, PathBuf)>,
     /// What runs the scripts.
-    pub scripts: Scripts,
+    pub scripts: ScriptRunner,
 }
 
 impl Requirements {
     /// What the jobs of a runner with these directories need.
-    pub fn new(config: &Config, builds: PathBuf, caches: PathBuf, scripts: Scripts) -> Self {
+    pub fn new(config: &Config, builds: PathBuf, caches: PathBuf, scripts: ScriptRunner) -> Self {
         let directories = vec![
             ("the state directory", config::state_dir(config)),
             ("the builds directory", builds),
@@ -55,7 +55,7 @@ impl Requirements {
 }
 
 /// What runs a runner's scripts.
-pub enum Scripts {
+pub enum ScriptRunner {
     /// A shell of the machine.
     Shell {
         /// `bash` or `sh`; `None` for whichever is there.
@@ -69,7 +69,7 @@ pub enum Scripts {
     Engine(Address),
 }
 
-impl Scripts {
+impl ScriptRunner {
     /// What runs the scripts of a runner whose jobs run as `user`. An engine address that makes no sense was refused
     /// with the configuration.
     pub fn of(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
@@ -153,30 +153,30 @@ impl fmt::Display for Unfit {
 }
 
 /// The gate of one poller.
-pub struct Gate {
+pub struct FitnessCheck {
     requirements: Requirements,
     engine_answered: Option<Instant>,
     git_ran: Option<Instant>,
 }
 
-impl Gate {
+impl FitnessCheck {
     /// A gate that has looked at nothing yet.
     pub fn new(requirements: Requirements) -> Self {
         Self { requirements, engine_answered: None, git_ran: None }
     }
 
     /// Looks at the machine. Errors: the first reason why it must not take a job.
-    pub fn look(&mut self) -> Result<(), Unfit> {
+    pub fn run(&mut self) -> Result<(), Unfit> {
         for (what, path) in &self.requirements.directories {
             check_file_system(&self.requirements.limits, what, path)?;
         }
         match &self.requirements.scripts {
-            Scripts::Shell { shell, user, slots } => check_shell(shell.as_deref(), user.as_deref(), *slots)?,
-            Scripts::Engine(address) if !is_fresh(self.engine_answered, ENGINE_VALID_FOR) => {
+            ScriptRunner::Shell { shell, user, slots } => check_shell(shell.as_deref(), user.as_deref(), *slots)?,
+            ScriptRunner::Engine(address) if !is_fresh(self.engine_answered, ENGINE_VALID_FOR) => {
                 check_engine(address)?;
                 self.engine_answered = Some(Instant::now());
             }
-            Scripts::Engine(_) => {}
+            ScriptRunner::Engine(_) => {}
         }
         if !is_fresh(self.git_ran, GIT_VALID_FOR) {
             check_git()?;
@@ -241,7 +241,7 @@ fn check_git() -> Result<(), Unfit> {
 
 /// Which runners must not ask for jobs, and why: written by the pollers, read by the main loop and the monitoring.
 #[derive(Default)]
-pub struct Status {
+pub struct FitnessStatus {
     inner: Mutex<Inner>,
 }
 
@@ -253,7 +253,7 @@ struct Inner {
     not_ready: Option<(Unfit, u64)>,
 }
 
-impl Status {
+impl FitnessStatus {
     /// Notes what a look at the machine came to. A change is logged once, and true is returned.
     pub fn set(&self, who: &Who, looked: &Result<(), Unfit>) -> bool {
         let mut inner = self.lock();
@@ -318,7 +318,7 @@ pub struct FailureStreaks {
 
 impl FailureStreaks {
     /// Notes how a job ended.
-    pub fn note(&self, who: &Who, is_system_failure: bool) {
+    pub fn record(&self, who: &Who, is_system_failure: bool) {
         let mut streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
         match is_system_failure {
             true => {
@@ -352,12 +352,16 @@ fn pause_after(count: u32, most: u32) -> Duration {
 mod tests {
     use super::*;
 
-    fn gate(directory: &Path, limits: fitness::Fitness, scripts: Scripts) -> Gate {
-        Gate::new(Requirements { limits, directories: vec![("state directory", directory.to_owned())], scripts })
+    fn fitness_check(directory: &Path, limits: fitness::Fitness, scripts: ScriptRunner) -> FitnessCheck {
+        FitnessCheck::new(Requirements {
+            limits,
+            directories: vec![("state directory", directory.to_owned())],
+            scripts,
+        })
     }
 
-    fn shell(shell: Option<&str>, user: Option<&str>) -> Scripts {
-        Scripts::Shell { shell: shell.map(str::to_owned), user: user.map(str::to_owned), slots: 1 }
+    fn shell(shell: Option<&str>, user: Option<&str>) -> ScriptRunner {
+        ScriptRunner::Shell { shell: shell.map(str::to_owned), user: user.map(str::to_owned), slots: 1 }
     }
 
     #[test]
@@ -365,18 +369,18 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let not_there_yet = directory.path().join("a/b");
         let fit = fitness::Fitness { min_free_space: Some(1), min_free_inodes: Some(0), ..Default::default() };
-        let look = |limits: &fitness::Fitness, scripts| gate(&not_there_yet, limits.clone(), scripts).look();
-        assert_eq!(look(&fit, shell(None, None)), Ok(()));
+        let check = |limits: &fitness::Fitness, scripts| fitness_check(&not_there_yet, limits.clone(), scripts).run();
+        assert_eq!(check(&fit, shell(None, None)), Ok(()));
         let full = fitness::Fitness { min_free_space: Some(u64::MAX), ..fit.clone() };
-        let unfit = look(&full, shell(None, None)).expect_err("full");
+        let unfit = check(&full, shell(None, None)).expect_err("full");
         assert_eq!(unfit.reason(), "disk_space");
         assert!(unfit.to_string().contains("min_free_space") && unfit.to_string().contains("a/b"), "{unfit}");
-        let unfit = look(&fit, shell(Some("no-such-shell"), None)).expect_err("no shell");
+        let unfit = check(&fit, shell(Some("no-such-shell"), None)).expect_err("no shell");
         assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-shell")), ("shell", true));
-        let unfit = look(&fit, shell(None, Some("no-such-user"))).expect_err("no user");
+        let unfit = check(&fit, shell(None, Some("no-such-user"))).expect_err("no user");
         assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-user")), ("user", true));
         let socket = Address::Unix(directory.path().join("docker.sock"));
-        let unfit = look(&fit, Scripts::Engine(socket)).expect_err("no engine");
+        let unfit = check(&fit, ScriptRunner::Engine(socket)).expect_err("no engine");
         assert_eq!((unfit.reason(), unfit.to_string().contains("docker.sock")), ("container_engine", true));
     }
 
@@ -387,20 +391,20 @@ mod tests {
         let who = Who { token: "t".to_owned(), name: "r".to_owned() };
         let streaks = FailureStreaks::default();
         for _ in 0..2 {
-            streaks.note(&who, true);
+            streaks.record(&who, true);
             assert_eq!(streaks.check(&who, Some(3)), Ok(()));
         }
-        streaks.note(&who, true);
+        streaks.record(&who, true);
         assert_eq!(streaks.check(&who, Some(3)).expect_err("paused").reason(), "system_failures");
         assert_eq!(streaks.check(&who, None), Ok(()));
-        streaks.note(&who, false);
+        streaks.record(&who, false);
         assert_eq!(streaks.check(&who, Some(3)), Ok(()));
     }
 
     #[test]
     fn the_status_keeps_the_first_time_and_tells_changes() {
         let who = Who { token: "t".to_owned(), name: "r".to_owned() };
-        let status = Status::default();
+        let status = FitnessStatus::default();
         assert!(status.unfit_for().is_none());
         assert!(status.set(&who, &Err(Unfit::User("gone".to_owned()))));
         assert!(!status.set(&who, &Err(Unfit::User("gone".to_owned()))));

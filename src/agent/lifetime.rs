@@ -10,15 +10,15 @@ use jiff::Timestamp;
 
 use super::slots::Slots;
 use crate::config::lifetime::Lifetime as Bounds;
-use crate::journal::leaving::Reason;
+use crate::journal::shutdown::ShutdownReason;
 
 /// The idle time-out is longer by up to this part, and the maximum age shorter by up to half of it: siblings that began
 /// together do not leave together.
-const SPREAD: f64 = 0.2;
+const JITTER: f64 = 0.2;
 /// A request must have brought nothing before an agent calls itself idle; this is long enough for one.
-const ENOUGH_FOR_A_REQUEST: Duration = Duration::from_secs(120);
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long an agent waits at least that may not go, before it tries again.
-const REST_AFTER_REFUSAL: Duration = Duration::from_secs(60);
+const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// The bounds of an agent's life.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Lifetime {
     /// When the first agent of this life began, in nanoseconds of `CLOCK_BOOTTIME`.
     pub began: u64,
     /// From 0 to 1: where in the spread this instance is.
-    share: f64,
+    jitter_fraction: f64,
     /// It was idle and may not go.
     refused: bool,
 }
@@ -36,27 +36,32 @@ pub struct Lifetime {
 impl Lifetime {
     /// A life that began at `began`.
     pub fn new(bounds: Bounds, began: u64) -> Self {
-        Self { bounds, began, share: crate::random::fraction(), refused: false }
+        Self { bounds, began, jitter_fraction: crate::random::fraction(), refused: false }
     }
 
     /// The group needs the instance: it is to try again after another idle time-out.
-    pub fn refuse(&mut self) {
+    pub fn set_refused(&mut self) {
         self.refused = true;
-        self.share = crate::random::fraction();
+        self.jitter_fraction = crate::random::fraction();
     }
 
     /// Whether it is time to leave, or else how long until it may be; `None` for the latter when only an event can
     /// tell. `boottime` is now in nanoseconds of `CLOCK_BOOTTIME`, and `now` is the time of day.
-    pub fn verdict(&self, slots: &Slots, boottime: u64, now: Timestamp) -> Result<Reason, Option<Duration>> {
-        if slots.is_spent() {
-            return Ok(Reason::MaxBuilds);
+    pub fn shutdown_reason(
+        &self,
+        slots: &Slots,
+        boottime: u64,
+        now: Timestamp,
+    ) -> Result<ShutdownReason, Option<Duration>> {
+        if slots.are_builds_used_up() {
+            return Ok(ShutdownReason::MaxBuilds);
         }
         let (age, idle) = (self.until_old(boottime), self.until_idle(slots, now));
         if age == Some(Duration::ZERO) {
-            return Ok(Reason::MaxAge);
+            return Ok(ShutdownReason::MaxAge);
         }
         if idle == Some(Duration::ZERO) {
-            return Ok(Reason::Idle);
+            return Ok(ShutdownReason::Idle);
         }
         // A period begins and ends with a minute; the time of day may be set meanwhile.
         let minute = self.bounds.has_periods().then(|| Duration::from_secs(60 - now.as_second().rem_euclid(60) as u64));
@@ -64,7 +69,7 @@ impl Lifetime {
     }
 
     fn until_old(&self, boottime: u64) -> Option<Duration> {
-        let most = self.bounds.max_age?.mul_f64(1.0 - self.share * SPREAD / 2.0);
+        let most = self.bounds.max_age?.mul_f64(1.0 - self.jitter_fraction * JITTER / 2.0);
         Some(most.saturating_sub(Duration::from_nanos(boottime.saturating_sub(self.began))))
     }
 
@@ -72,10 +77,10 @@ impl Lifetime {
         let (timeout, idle) = (self.bounds.idle_timeout(now)?, slots.idle_for()?);
         let left = |timeout: Duration| timeout.saturating_sub(idle);
         if self.refused && timeout < Duration::from_secs(1) {
-            return Some(left(REST_AFTER_REFUSAL));
+            return Some(left(RETRY_AFTER_REFUSAL));
         }
-        let until = left(timeout.mul_f64(1.0 + self.share * SPREAD));
-        Some(if until.is_zero() && !slots.has_asked() { left(ENOUGH_FOR_A_REQUEST) } else { until })
+        let until = left(timeout.mul_f64(1.0 + self.jitter_fraction * JITTER));
+        Some(if until.is_zero() && !slots.has_polled() { left(REQUEST_TIME_MAX) } else { until })
     }
 }
 
@@ -100,15 +105,15 @@ mod tests {
         Lifetime::new(Bounds { idle, ..Bounds::default() }, 0)
     }
 
-    fn verdict(lifetime: &Lifetime, slots: &Slots) -> Result<Reason, Option<Duration>> {
-        lifetime.verdict(slots, 0, Timestamp::now())
+    fn verdict(lifetime: &Lifetime, slots: &Slots) -> Result<ShutdownReason, Option<Duration>> {
+        lifetime.shutdown_reason(slots, 0, Timestamp::now())
     }
 
     #[test]
     fn leaves_when_idle_for_long_enough_and_not_under_a_job() {
         let slots = Slots::new(2, None, 0);
-        assert_eq!(verdict(&idle_after(0), &slots), Ok(Reason::Idle));
-        let job = slots.resume(key(), 0);
+        assert_eq!(verdict(&idle_after(0), &slots), Ok(ShutdownReason::Idle));
+        let job = slots.occupy(key(), 0);
         assert_eq!(verdict(&idle_after(0), &slots), Err(None));
         drop(job);
         for _ in 0..20 {
@@ -120,10 +125,10 @@ mod tests {
     #[test]
     fn is_not_idle_before_a_request_has_brought_nothing() {
         let slots = Slots::new(1, None, 0);
-        slots.set_runners_asking(1);
-        assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= ENOUGH_FOR_A_REQUEST));
+        slots.set_polling_runners(1);
+        assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= REQUEST_TIME_MAX));
         drop(slots.acquire(&key(), BOUNDS, || false).expect("a permit"));
-        assert_eq!(verdict(&idle_after(0), &slots), Ok(Reason::Idle));
+        assert_eq!(verdict(&idle_after(0), &slots), Ok(ShutdownReason::Idle));
     }
 
     /// A machine whose clocks go as a test says.
@@ -157,39 +162,39 @@ mod tests {
             self.time_of_day += jiff::SignedDuration::from_secs(ahead);
         }
 
-        fn verdict(&self, lifetime: &Lifetime) -> Result<Reason, Option<Duration>> {
+        fn verdict(&self, lifetime: &Lifetime) -> Result<ShutdownReason, Option<Duration>> {
             let boottime = (*self.awake.lock().expect("no panic") + self.asleep).as_nanos() as u64;
-            lifetime.verdict(&self.slots, boottime, self.time_of_day)
+            lifetime.shutdown_reason(&self.slots, boottime, self.time_of_day)
         }
     }
 
     #[test]
     fn no_machine_is_idle_because_its_time_of_day_is_set() {
         for ahead in [12 * 3600, -12 * 3600, 400 * 24 * 3600] {
-            let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+            let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
             machine.pass(300);
             machine.set_time_of_day(ahead);
             assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(300))), "{ahead}");
             machine.pass(300);
-            assert_eq!(machine.verdict(&lifetime), Ok(Reason::Idle), "{ahead}");
+            assert_eq!(machine.verdict(&lifetime), Ok(ShutdownReason::Idle), "{ahead}");
         }
     }
 
     #[test]
     fn a_machine_that_wakes_up_asks_for_jobs_for_as_long_as_was_left() {
-        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
         machine.pass(300);
         machine.sleep(12 * HOUR);
         assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(300))));
         machine.pass(300);
-        assert_eq!(machine.verdict(&lifetime), Ok(Reason::Idle));
+        assert_eq!(machine.verdict(&lifetime), Ok(ShutdownReason::Idle));
     }
 
     #[test]
     fn a_machine_that_wakes_up_under_a_job_is_not_idle_until_long_after_it() {
-        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..idle_after(600) });
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
         machine.pass(300);
-        let job = machine.slots.resume(key(), 0);
+        let job = machine.slots.occupy(key(), 0);
         machine.sleep(12 * HOUR);
         machine.pass(HOUR);
         machine.set_time_of_day(-7200);
@@ -201,21 +206,21 @@ mod tests {
     #[test]
     fn a_machine_that_rests_and_sleeps_grows_older_and_not_idler() {
         let bounds = Bounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
-        let (mut machine, lifetime) = (Machine::boot(), Lifetime { share: 0.0, ..Lifetime::new(bounds, 0) });
+        let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..Lifetime::new(bounds, 0) });
         machine.slots.pause();
         machine.pass(HOUR);
         machine.sleep(HOUR);
-        machine.slots.go_on();
+        machine.slots.unpause();
         assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(600))));
         machine.sleep(9 * HOUR);
-        assert_eq!(machine.verdict(&lifetime), Ok(Reason::MaxAge));
+        assert_eq!(machine.verdict(&lifetime), Ok(ShutdownReason::MaxAge));
     }
 
     #[test]
     fn one_that_may_not_go_does_not_try_again_at_once() {
         let slots = Slots::new(1, None, 0);
         let mut lifetime = idle_after(0);
-        lifetime.refuse();
+        lifetime.set_refused();
         assert!(matches!(verdict(&lifetime, &slots), Err(Some(left)) if left > Duration::from_secs(50)));
     }
 
@@ -226,7 +231,7 @@ mod tests {
         let mut permit = slots.acquire(&key(), BOUNDS, || false).expect("a permit");
         assert_eq!(verdict(&lifetime, &slots), Err(None));
         permit.begin_job();
-        assert_eq!(verdict(&lifetime, &slots), Ok(Reason::MaxBuilds));
+        assert_eq!(verdict(&lifetime, &slots), Ok(ShutdownReason::MaxBuilds));
     }
 
     #[test]
@@ -234,11 +239,11 @@ mod tests {
         let max_age = Some(Duration::from_secs(10 * HOUR));
         let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, 5);
         let slots = Slots::new(1, None, 0);
-        let _job = slots.resume(key(), 0);
-        let at = |hours: u64| lifetime.verdict(&slots, 5 + hours * HOUR * 1_000_000_000, Timestamp::now());
+        let _job = slots.occupy(key(), 0);
+        let at = |hours: u64| lifetime.shutdown_reason(&slots, 5 + hours * HOUR * 1_000_000_000, Timestamp::now());
         assert!(matches!(at(1), Err(Some(left)) if (8 * HOUR..=9 * HOUR).contains(&left.as_secs())), "{:?}", at(1));
         assert!(at(8).is_err());
-        assert_eq!(at(10), Ok(Reason::MaxAge));
+        assert_eq!(at(10), Ok(ShutdownReason::MaxAge));
     }
 
     #[test]
@@ -248,9 +253,9 @@ mod tests {
         let config = crate::config::Config::parse(std::path::Path::new("config.toml"), text).expect("a configuration");
         let lifetime = Lifetime::new(config.lifetime, 0);
         let slots: Arc<Slots> = Slots::new(1, None, 0);
-        let at = |time: &str| lifetime.verdict(&slots, 0, time.parse().expect("a time"));
+        let at = |time: &str| lifetime.shutdown_reason(&slots, 0, time.parse().expect("a time"));
         assert_eq!(at("2026-07-10T23:59:15Z"), Err(Some(Duration::from_secs(45))));
-        assert_eq!(at("2026-07-11T00:00:00Z"), Ok(Reason::Idle));
+        assert_eq!(at("2026-07-11T00:00:00Z"), Ok(ShutdownReason::Idle));
         // The time of day is set back: the machine is not idle any more.
         assert_eq!(at("2026-07-10T12:00:00Z"), Err(Some(Duration::from_secs(60))));
     }

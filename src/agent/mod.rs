@@ -1,11 +1,10 @@
 //! The loop on an instance: take a job, run it, count it, decide to stay or leave.
 
 mod confinement;
-mod departure;
-mod desk;
 pub mod fitness;
-mod leaving;
+mod job_manager;
 mod lifetime;
+pub mod metadata_blocking;
 mod monitoring;
 mod notices;
 mod poller;
@@ -13,10 +12,11 @@ mod readiness;
 mod recovery;
 mod reload;
 mod rotation;
-pub mod seclusion;
+mod shutdown;
 mod signals;
 mod slots;
 mod supervisor;
+mod termination;
 mod watch;
 
 use std::fs::{self, File};
@@ -38,46 +38,46 @@ use crate::executor::docker::removal::Removals;
 use crate::executor::roots;
 use crate::executor::shell::Shell;
 use crate::instance::aws::secrets;
-use crate::instance::{self, Identity, Instance, Need, Notice};
+use crate::instance::{self, Identity, Instance, Notice, Requirement};
 use crate::job::cache::s3::Store;
 use crate::job::context::Context;
 use crate::job::executors::JobExecutor;
-use crate::journal::Count;
-use crate::journal::leaving::Reason;
+use crate::journal::JobCount;
+use crate::journal::shutdown::ShutdownReason;
 use crate::monitor::numbers::Who;
 use crate::sys;
 pub use confinement::confinement;
-use departure::Outcome;
-use desk::Desk;
-use fitness::{Gate, Requirements, Scripts};
-use leaving::Leaving;
+use fitness::{FitnessCheck, Requirements, ScriptRunner};
+use job_manager::JobManager;
 use lifetime::Lifetime;
-use monitoring::{Life, Monitoring};
-use notices::Standing;
-use poller::{Generation, Poller};
+use monitoring::{AgentPhase, Monitoring};
+use notices::Availability;
+use poller::{Poller, PollerSet};
 use rotation::Rotation;
-use signals::Request;
+use shutdown::Shutdown;
+use signals::SignalRequest;
 use slots::Slots;
 use supervisor::Supervisor;
+use termination::TerminationOutcome;
 
 /// Stack of threads that do little.
 pub const STACK: usize = 256 * 1024;
 
 /// How long a runner's token is tried to be fetched, where it is kept elsewhere: an instance that boots may have to wait
 /// for its network and its rights.
-const TOKEN_PATIENCE: Duration = Duration::from_secs(60);
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the agent waits at its end for containers to be removed.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(60);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the main loop hears of.
 pub enum Event {
     /// Somebody sent a signal.
-    Signal(Request),
+    Signal(SignalRequest),
     /// The file was written.
     ConfigurationChanged,
     /// The tokens of a configuration that was read again are there, or cannot be had.
-    TokensFetched(reload::Fetched),
+    TokensFetched(reload::FetchedTokens),
     /// GitLab rejected the token of a runner whose token is stored in AWS.
     StoredTokenRejected,
     /// A request or a job came to its end.
@@ -85,7 +85,7 @@ pub enum Event {
     /// The machine's cloud has something to say.
     Notice(Notice),
     /// The departure of the instance came to its end.
-    Departed(Outcome),
+    Terminated(TerminationOutcome),
     /// The machine is ready for jobs.
     Ready,
 }
@@ -116,15 +116,15 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let unusable = |error: io::Error| {
         format!("the state directory {} cannot be used: {error}; set `state_dir` below [mayfly]", state.display())
     };
-    desk::prepare_state(&state).map_err(unusable)?;
+    job_manager::prepare_state(&state).map_err(unusable)?;
     let _lock = lock(&state)?;
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let need = Need::of(loaded.config.leave.strategy);
-    let instance = instance::find(loaded.config.mayfly.aws.as_ref(), need)?;
-    let mark = leaving::mark_of_earlier_agent(&state, &*instance, loaded.config.leave.strategy);
-    match (secrets::fill_in(&mut loaded.config, TOKEN_PATIENCE), &mark) {
+    let requirement = Requirement::of(loaded.config.leave.strategy);
+    let instance = instance::find(loaded.config.mayfly.aws.as_ref(), requirement)?;
+    let earlier = shutdown::load_shutdown(&state, &*instance, loaded.config.leave.strategy);
+    match (secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT), &earlier) {
         (Err(why), None) => return Err(why),
         // Who is leaving goes on with that: a row that stays at the server is the smaller evil.
         (Err(why), Some(_)) => {
@@ -133,19 +133,19 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
         (Ok(()), _) => {}
     }
     let mut agent = Agent::new(instance, options, &loaded.config, state, supervisor, (events, inbox));
-    if let Some(mark) = mark {
-        agent.resume_leaving(mark);
+    if let Some(earlier) = earlier {
+        agent.resume_shutdown(earlier);
     }
     agent.recover(&loaded.config);
-    agent.listen_to_the_machine();
+    agent.watch_instance();
     match agent.adopt_configuration(loaded) {
         // It needs none to take jobs with, and a row that stays at a server is the smaller evil.
-        Err(why) if agent.leaving.is_some() => {
+        Err(why) if agent.shutdown.is_some() => {
             log::error!("shutting down without a part of the configuration error={why}")
         }
         adopted => adopted?,
     }
-    Ok(agent.live())
+    Ok(agent.run_loop())
 }
 
 impl Options {
@@ -184,7 +184,7 @@ enum Readiness {
 struct Agent {
     options: Options,
     config: Config,
-    state: PathBuf,
+    state_dir: PathBuf,
     system_id: String,
     instance: Arc<dyn Instance>,
     identity: Identity,
@@ -193,10 +193,10 @@ struct Agent {
     owner: Owner,
     removals: Removals,
     slots: Arc<Slots>,
-    desk: Arc<Desk>,
+    jobs: Arc<JobManager>,
     lifetime: Lifetime,
-    standing: Standing,
-    generation: Arc<Generation>,
+    availability: Availability,
+    pollers: Arc<PollerSet>,
     servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
     contexts: Vec<Context>,
     supervisor: Supervisor,
@@ -205,17 +205,17 @@ struct Agent {
     /// How often the configuration was read again.
     reloads: u64,
     /// When tokens were last fetched because GitLab rejected one.
-    refetched: Option<Instant>,
+    last_token_fetch: Option<Instant>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
-    leaving: Option<Leaving>,
+    shutdown: Option<Shutdown>,
     /// Which runners must not ask for jobs.
-    status: Arc<fitness::Status>,
+    status: Arc<fitness::FitnessStatus>,
     readiness: Readiness,
     /// When this agent began, in nanoseconds of `CLOCK_BOOTTIME`.
     began: u64,
     /// Jobs were asked for, or may have been by an earlier agent.
-    has_worked: bool,
+    has_polled: bool,
 }
 
 impl Agent {
@@ -228,20 +228,20 @@ impl Agent {
         (events, inbox): (Sender<Event>, Receiver<Event>),
     ) -> Self {
         let identity = instance.identity();
-        let count = Count::load(&state, &identity);
+        let count = JobCount::load(&state, &identity);
         let bounds = options.bounds(config);
         let slots = Slots::new(config.concurrent, bounds.max_builds, count.jobs);
         let system_id = config::system_id::load(&options.config, instance.cloud_id().as_deref());
-        let status = Arc::<fitness::Status>::default();
+        let status = Arc::<fitness::FitnessStatus>::default();
         Self {
             monitoring: Monitoring::new(Arc::clone(&slots), &system_id, Arc::clone(&status)),
             status,
             readiness: Readiness::Unknown,
             began: sys::boottime(),
             slots,
-            has_worked: count.jobs > 0,
+            has_polled: count.jobs > 0,
             lifetime: Lifetime::new(bounds, count.began),
-            desk: Desk::new(state.clone(), Arc::clone(&instance), count, events.clone()),
+            jobs: JobManager::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
             parents: Parents::find(),
             owner: Owner {
@@ -250,22 +250,22 @@ impl Agent {
                 life: format!("{}-{:x}", std::process::id(), crate::sys::boottime()),
             },
             removals: Removals::default(),
-            generation: Arc::default(),
-            standing: Standing::Working,
+            pollers: Arc::default(),
+            availability: Availability::Available,
             servers: Vec::new(),
             contexts: Vec::new(),
             supervisor,
             rotation: Rotation::default(),
             reloads: 0,
-            refetched: None,
+            last_token_fetch: None,
             config: config.clone(),
             options,
-            state,
+            state_dir: state,
             instance,
             identity,
             events,
             inbox,
-            leaving: None,
+            shutdown: None,
         }
     }
 
@@ -280,37 +280,38 @@ impl Agent {
         if config.runners.is_empty() {
             log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
         }
-        let guard = seclusion::seclude(&config, self.options.user.as_deref(), &self.state)?;
+        let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;
         let mut servers = Vec::new();
         let mut contexts = Vec::new();
         for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
             let runner = Arc::new(runner.clone());
             let gitlab = self.server(&config, &runner)?;
-            contexts.push(Context { guard: guard.clone(), ..self.context(&config, &runner, &gitlab)? });
+            contexts
+                .push(Context { metadata_block: metadata_block.clone(), ..self.context(&config, &runner, &gitlab)? });
             servers.push((runner, gitlab));
         }
         let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
         self.monitoring.listen(listen_address.map(String::as_str).filter(|address| !address.is_empty()))?;
         self.slots.set_concurrent(config.concurrent);
-        self.slots.set_runners_asking(u32::try_from(servers.len()).unwrap_or(u32::MAX));
+        self.slots.set_polling_runners(u32::try_from(servers.len()).unwrap_or(u32::MAX));
         self.lifetime.bounds = self.options.bounds(&config);
-        self.slots.set_builds_most(self.lifetime.bounds.max_builds);
+        self.slots.set_max_builds(self.lifetime.bounds.max_builds);
         self.servers = servers;
         self.contexts = contexts;
         self.config = config;
         let of_runners =
             self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
-        let directories = of_runners.chain([("state", &self.state)]).map(|(purpose, path)| (purpose, path.clone()));
-        self.monitoring.loaded(&self.config, directories.collect());
+        let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
+        self.monitoring.record_configuration(&self.config, directories.collect());
         let runners: Vec<Who> = self.servers.iter().map(|(runner, _)| Who::from(&**runner)).collect();
         self.status.keep_only(&runners);
-        self.get_ready();
+        self.start_readiness_check();
         self.start_pollers();
         Ok(())
     }
 
     /// Has the commands of the first configuration say whether the machine is ready.
-    fn get_ready(&mut self) {
+    fn start_readiness_check(&mut self) {
         if self.readiness != Readiness::Unknown {
             return;
         }
@@ -332,23 +333,25 @@ impl Agent {
         }
     }
 
-    fn become_ready(&mut self) {
+    fn handle_ready(&mut self) {
         self.readiness = Readiness::Ready;
-        if self.leaving.is_none() && matches!(self.standing, Standing::Working) {
-            self.slots.go_on();
+        if self.shutdown.is_none() && matches!(self.availability, Availability::Available) {
+            self.slots.unpause();
             self.start_pollers();
         }
     }
 
     /// Begins to ask for jobs, unless the instance leaves or rests.
     fn start_pollers(&mut self) {
-        self.generation.end(&self.slots);
-        self.generation = Arc::default();
-        if self.leaving.is_some() || !matches!(self.standing, Standing::Working) || self.readiness == Readiness::Waiting
+        self.pollers.stop(&self.slots);
+        self.pollers = Arc::default();
+        if self.shutdown.is_some()
+            || !matches!(self.availability, Availability::Available)
+            || self.readiness == Readiness::Waiting
         {
             return;
         }
-        self.has_worked = true;
+        self.has_polled = true;
         for ((runner, gitlab), context) in self.servers.iter().zip(&self.contexts) {
             for _ in 0..runner.request_concurrency {
                 if let Err(error) = self.poller(runner, gitlab, context).start() {
@@ -398,7 +401,7 @@ impl Agent {
             coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
             executor,
             identity: self.identity.clone(),
-            guard: None,
+            metadata_block: None,
         })
     }
 
@@ -419,11 +422,11 @@ impl Agent {
             gitlab: Arc::clone(gitlab),
             context: context.clone(),
             check_interval: self.config.check_interval,
-            generation: Arc::clone(&self.generation),
+            pollers: Arc::clone(&self.pollers),
             slots: Arc::clone(&self.slots),
-            desk: Arc::clone(&self.desk),
+            jobs: Arc::clone(&self.jobs),
             events: self.events.clone(),
-            gate: Gate::new(self.requirements(runner, context)),
+            fitness_check: FitnessCheck::new(self.requirements(runner, context)),
             max_system_failures: self.config.mayfly.fitness.max_system_failures,
             status: Arc::clone(&self.status),
         }
@@ -433,11 +436,11 @@ impl Agent {
     fn requirements(&self, runner: &Runner, context: &Context) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
-        Requirements::new(&self.config, builds, caches, Scripts::of(runner, user, self.config.concurrent))
+        Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
     }
 
     /// The main loop: events, and what is due without one.
-    fn live(&mut self) -> ExitCode {
+    fn run_loop(&mut self) -> ExitCode {
         log::info!(
             "mayfly is up version={} runners={} concurrent={} system_id={}",
             env!("CARGO_PKG_VERSION"),
@@ -447,12 +450,12 @@ impl Agent {
         );
         self.supervisor.ready();
         loop {
-            let patience = self.look_after_time();
-            self.tell_status();
-            let code = match self.after_the_last_job() {
+            let timeout = self.run_due_work();
+            self.report_status();
+            let code = match self.terminate_when_idle() {
                 Some(code) => Some(code),
-                None => match self.next_event(patience) {
-                    Ok(event) => self.take_in(event),
+                None => match self.next_event(timeout) {
+                    Ok(event) => self.handle_event(event),
                     // The agent itself holds a sender: there is no end of events.
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
                 },
@@ -464,70 +467,70 @@ impl Agent {
     }
 
     /// Does what an event asks for; the end of the agent, if that is what it asks for.
-    fn take_in(&mut self, event: Event) -> Option<ExitCode> {
+    fn handle_event(&mut self, event: Event) -> Option<ExitCode> {
         match event {
-            Event::Signal(Request::Drain) => self.drain(),
-            Event::Signal(Request::Stop) => return self.stop(),
-            Event::Signal(Request::HandOver) => return self.hand_over(),
-            Event::Signal(Request::Reload) | Event::ConfigurationChanged => self.reload(),
-            Event::TokensFetched(fetched) => self.go_on_with(fetched),
+            Event::Signal(SignalRequest::Drain) => self.drain(),
+            Event::Signal(SignalRequest::Stop) => return self.stop(),
+            Event::Signal(SignalRequest::HandOver) => return self.hand_over(),
+            Event::Signal(SignalRequest::Reload) | Event::ConfigurationChanged => self.reload(),
+            Event::TokensFetched(fetched) => self.handle_fetched_tokens(fetched),
             Event::StoredTokenRejected => self.fetch_rejected_tokens(),
-            Event::Notice(notice) => self.hear(notice),
-            Event::Departed(outcome) => return self.departed(outcome),
-            Event::Ready => self.become_ready(),
+            Event::Notice(notice) => self.handle_notice(notice),
+            Event::Terminated(outcome) => return self.handle_termination(outcome),
+            Event::Ready => self.handle_ready(),
             Event::Changed => {}
         }
         None
     }
 
     /// Waits for an event, for as long as nothing is due and whoever watches over the process allows.
-    fn next_event(&mut self, patience: Option<Duration>) -> Result<Event, RecvTimeoutError> {
-        match [patience, self.supervisor.alive(), self.monitoring.turned()].into_iter().flatten().min() {
-            Some(patience) => self.inbox.recv_timeout(patience),
+    fn next_event(&mut self, timeout: Option<Duration>) -> Result<Event, RecvTimeoutError> {
+        match [timeout, self.supervisor.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min() {
+            Some(timeout) => self.inbox.recv_timeout(timeout),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
     }
 
     /// True when nothing is under way that must not be cut.
-    fn is_quiet(&self) -> bool {
-        self.slots.is_quiet() && !self.rotation.is_under_way()
+    fn is_idle(&self) -> bool {
+        self.slots.is_idle() && !self.rotation.is_running()
     }
 
-    fn tell_status(&mut self) {
+    fn report_status(&mut self) {
         let jobs = self.slots.jobs();
-        let status = match (&self.leaving, &self.standing) {
-            (Some(leaving), _) => format!("taking no more jobs ({}), {jobs} left", leaving.reason()),
-            (None, Standing::Working) => format!("{jobs} of {} jobs", self.config.concurrent),
+        let status = match (&self.shutdown, &self.availability) {
+            (Some(shutdown), _) => format!("taking no more jobs ({}), {jobs} left", shutdown.reason()),
+            (None, Availability::Available) => format!("{jobs} of {} jobs", self.config.concurrent),
             (None, _) => format!("resting, {jobs} jobs"),
         };
-        self.monitoring.enter(match (&self.leaving, &self.standing) {
-            (Some(Leaving { marker: Some(marker), .. }), _) => Life::Leaving(Arc::clone(marker)),
-            (Some(_), _) => Life::Stopping,
-            (None, Standing::Working) => Life::Working,
-            (None, _) => Life::Resting,
+        self.monitoring.set_phase(match (&self.shutdown, &self.availability) {
+            (Some(Shutdown { tracker: Some(tracker), .. }), _) => AgentPhase::ShuttingDown(Arc::clone(tracker)),
+            (Some(_), _) => AgentPhase::Stopping,
+            (None, Availability::Available) => AgentPhase::Working,
+            (None, _) => AgentPhase::Paused,
         });
         self.supervisor.status(&status);
     }
 
     /// Does what is due, and says how long nothing else will be.
-    fn look_after_time(&mut self) -> Option<Duration> {
-        if self.leaving.is_some() {
-            return self.look_after_leaving();
+    fn run_due_work(&mut self) -> Option<Duration> {
+        if self.shutdown.is_some() {
+            return self.run_shutdown_deadlines();
         }
-        if !matches!(self.standing, Standing::Working) {
-            return self.look_after_standing();
+        if !matches!(self.availability, Availability::Available) {
+            return self.check_availability();
         }
         let next_rotation = self.rotate_tokens();
-        let next_look = match self.until_given_up() {
+        let next_look = match self.until_giving_up() {
             Some((Duration::ZERO, reason)) => {
-                self.begin_to_leave(reason);
+                self.begin_shutdown(reason);
                 return Some(Duration::ZERO);
             }
             other => other.map(|(left, _)| left),
         };
-        match self.lifetime.verdict(&self.slots, sys::boottime(), jiff::Timestamp::now()) {
+        match self.lifetime.shutdown_reason(&self.slots, sys::boottime(), jiff::Timestamp::now()) {
             Ok(reason) => {
-                self.begin_to_leave(reason);
+                self.begin_shutdown(reason);
                 Some(Duration::ZERO)
             }
             Err(left) => [left, next_rotation, next_look].into_iter().flatten().min(),
@@ -535,18 +538,18 @@ impl Agent {
     }
 
     /// How long a machine without any runner, or one that is unfit, still stays; `None` while nothing ends it.
-    fn until_given_up(&self) -> Option<(Duration, Reason)> {
+    fn until_giving_up(&self) -> Option<(Duration, ShutdownReason)> {
         let mayfly = &self.config.mayfly;
         let without_runner = mayfly.give_up_after.filter(|_| self.servers.is_empty()).map(|after| {
             let since = Duration::from_nanos(sys::boottime().saturating_sub(self.began));
-            (after.saturating_sub(since), Reason::NoRunner)
+            (after.saturating_sub(since), ShutdownReason::NoRunner)
         });
         let leaves = mayfly.fitness.when_unfit == WhenUnfit::Leave;
         let unfit = self
             .status
             .unfit_for()
             .filter(|_| leaves)
-            .map(|unfit_for| (mayfly.fitness.unfit_timeout.saturating_sub(unfit_for), Reason::Unfit));
+            .map(|unfit_for| (mayfly.fitness.unfit_timeout.saturating_sub(unfit_for), ShutdownReason::Unfit));
         without_runner.into_iter().chain(unfit).min_by_key(|(left, _)| *left)
     }
 
@@ -554,21 +557,23 @@ impl Agent {
     /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
     fn hand_over(&mut self) -> Option<ExitCode> {
         // The next program would not know that this one was told to stop.
-        if let Some(leaving) = &self.leaving {
-            log::info!("shutting down; the new program is used by the next start reason={}", leaving.reason());
+        if let Some(shutdown) = &self.shutdown {
+            log::info!("shutting down; the new program is used by the next start reason={}", shutdown.reason());
             return None;
         }
         log::info!("handing over to the new program on disk running={}", self.slots.jobs());
-        self.generation.end(&self.slots);
+        self.pollers.stop(&self.slots);
         self.supervisor.reloading();
         loop {
-            let waits = self.slots.requests() > 0 || self.rotation.is_under_way();
+            let waits = self.slots.requests() > 0 || self.rotation.is_running();
             // What has come by now is heard: the next program would know nothing of it.
             let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
             match event {
-                Some(Event::Notice(notice)) => self.hear(notice),
+                Some(Event::Notice(notice)) => self.handle_notice(notice),
                 // Whoever is told to stop while it waits has nothing to hand over.
-                Some(event @ Event::Signal(Request::Drain | Request::Stop)) => return self.take_in(event),
+                Some(event @ Event::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
+                    return self.handle_event(event);
+                }
                 None if !waits => break,
                 _ => {}
             }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::departure::Marker;
 use super::fitness;
 use super::slots::Slots;
+use super::termination::ShutdownTracker;
 use crate::config::Config;
-use crate::journal::leaving::Phase;
+use crate::journal::shutdown::ShutdownPhase;
 use crate::monitor::listener::{Answer, Listener, Pages};
 use crate::monitor::machine;
 use crate::monitor::numbers::{self, Who};
@@ -20,79 +20,79 @@ use crate::sys;
 use crate::version::{REVISION, VERSION, architecture};
 
 /// The main loop comes round at least this often while somebody may ask.
-const RHYTHM: Duration = Duration::from_secs(15);
+const LOOP_INTERVAL_MAX: Duration = Duration::from_secs(15);
 /// A main loop that has not come round for this long hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(60);
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the agent is in its life.
 #[derive(Default)]
-pub enum Life {
+pub enum AgentPhase {
     /// It takes jobs.
     #[default]
     Working,
     /// The machine rests, or its cloud has not said yet that it may work.
-    Resting,
+    Paused,
     /// The agent was told to stop; jobs that it has are seen to their end.
     Stopping,
     /// The instance is on its way out.
-    Leaving(Arc<Marker>),
+    ShuttingDown(Arc<ShutdownTracker>),
 }
 
 /// The words for the above, and for the phases of leaving.
 const PHASES: [&str; 8] =
     ["working", "resting", "draining", "unregistering", "ending", "powering_off", "left", "stranded"];
 
-impl Life {
+impl AgentPhase {
     fn phase(&self) -> &'static str {
         match self {
             Self::Working => "working",
-            Self::Resting => "resting",
+            Self::Paused => "resting",
             Self::Stopping => "draining",
-            Self::Leaving(marker) => match marker.read().phase {
-                Phase::Draining => "draining",
-                Phase::Unregistering => "unregistering",
-                Phase::Ending => "ending",
-                Phase::PoweringOff => "powering_off",
-                Phase::Left => "left",
-                Phase::Stranded => "stranded",
+            Self::ShuttingDown(tracker) => match tracker.state().phase {
+                ShutdownPhase::Draining => "draining",
+                ShutdownPhase::Unregistering => "unregistering",
+                ShutdownPhase::Ending => "ending",
+                ShutdownPhase::PoweringOff => "powering_off",
+                ShutdownPhase::Left => "left",
+                ShutdownPhase::Stranded => "stranded",
             },
         }
     }
 
     fn reason(&self) -> Option<&'static str> {
         match self {
-            Self::Working | Self::Resting => None,
+            Self::Working | Self::Paused => None,
             Self::Stopping => Some("signal"),
-            Self::Leaving(marker) => Some(marker.read().reason.as_str()),
+            Self::ShuttingDown(tracker) => Some(tracker.state().reason.as_str()),
         }
     }
 }
 
 /// The agent's end of its monitoring.
 pub struct Monitoring {
-    view: Arc<View>,
+    pages: Arc<MonitoringPages>,
     listener: Option<Listener>,
 }
 
 /// What answers are made of.
-struct View {
+struct MonitoringPages {
     slots: Arc<Slots>,
-    fitness: Arc<fitness::Status>,
+    fitness: Arc<fitness::FitnessStatus>,
     system_id: String,
     /// When the main loop last came round, by the clock of [`sys::boottime`].
-    turned: AtomicU64,
-    known: Mutex<Known>,
+    last_loop: AtomicU64,
+    state: Mutex<AgentState>,
 }
 
 #[derive(Default)]
-struct Known {
-    life: Life,
+struct AgentState {
+    phase: AgentPhase,
     concurrent: u32,
     runners: Vec<(Who, Option<u32>)>,
     /// Where state, builds and caches are kept.
     directories: BTreeSet<(&'static str, PathBuf)>,
     loaded: u64,
-    not_loaded: u64,
+    rejected: u64,
     /// Whether the last configuration that was read is in force, and since when it is (seconds since the epoch).
     current: bool,
     loaded_at: i64,
@@ -100,10 +100,16 @@ struct Known {
 
 impl Monitoring {
     /// Shows nothing to nobody yet.
-    pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::Status>) -> Self {
-        let turned = AtomicU64::new(sys::boottime());
-        let view = View { slots, fitness, system_id: system_id.to_owned(), turned, known: Mutex::default() };
-        Self { view: Arc::new(view), listener: None }
+    pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::FitnessStatus>) -> Self {
+        let last_loop = AtomicU64::new(sys::boottime());
+        let pages = MonitoringPages {
+            slots,
+            fitness,
+            system_id: system_id.to_owned(),
+            last_loop: last_loop,
+            state: Mutex::default(),
+        };
+        Self { pages: Arc::new(pages), listener: None }
     }
 
     /// Listens at `address` from now on, or nowhere. Errors: the address cannot be had; the one before stays.
@@ -115,88 +121,88 @@ impl Monitoring {
         // The old address may overlap with the new one.
         self.listener = None;
         let Some(address) = address else { return Ok(()) };
-        let started = Listener::start(address, self.pages());
+        let started = Listener::start(address, self.page_handler());
         if started.is_err()
             && let Some(before) = before
         {
-            self.listener = Listener::start(&before, self.pages()).inspect_err(|why| log::error!("{why}")).ok();
+            self.listener = Listener::start(&before, self.page_handler()).inspect_err(|why| log::error!("{why}")).ok();
         }
         self.listener = Some(started?);
         log::info!("serving metrics address={address}");
         Ok(())
     }
 
-    fn pages(&self) -> Pages {
-        let view = Arc::clone(&self.view);
+    fn page_handler(&self) -> Pages {
+        let pages = Arc::clone(&self.pages);
         Arc::new(move |path| match path {
-            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: view.metrics() }),
-            "/healthz" => Some(view.health()),
+            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: pages.metrics() }),
+            "/healthz" => Some(pages.health()),
             _ => None,
         })
     }
 
     /// The main loop has come round. Returns how soon it must come round again, if anybody may look.
-    pub fn turned(&self) -> Option<Duration> {
-        self.view.turned.store(sys::boottime(), Ordering::Relaxed);
-        self.listener.as_ref().map(|_| RHYTHM)
+    pub fn record_loop(&self) -> Option<Duration> {
+        self.pages.last_loop.store(sys::boottime(), Ordering::Relaxed);
+        self.listener.as_ref().map(|_| LOOP_INTERVAL_MAX)
     }
 
     /// A configuration is in force, and files are kept in these directories.
-    pub fn loaded(&self, config: &Config, directories: BTreeSet<(&'static str, PathBuf)>) {
-        let mut known = self.view.known();
-        known.directories = directories;
-        known.concurrent = config.concurrent;
-        known.runners = config.runners.iter().map(|runner| (Who::from(runner), runner.limit)).collect();
-        known.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
-        known.loaded += 1;
-        known.current = true;
-        known.loaded_at = jiff::Timestamp::now().as_second();
+    pub fn record_configuration(&self, config: &Config, directories: BTreeSet<(&'static str, PathBuf)>) {
+        let mut state = self.pages.state();
+        state.directories = directories;
+        state.concurrent = config.concurrent;
+        state.runners = config.runners.iter().map(|runner| (Who::from(runner), runner.limit)).collect();
+        state.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
+        state.loaded += 1;
+        state.current = true;
+        state.loaded_at = jiff::Timestamp::now().as_second();
     }
 
     /// A configuration was read and cannot be used.
-    pub fn not_loaded(&self) {
-        let mut known = self.view.known();
-        known.not_loaded += 1;
-        known.current = false;
+    pub fn record_rejected_configuration(&self) {
+        let mut state = self.pages.state();
+        state.rejected += 1;
+        state.current = false;
     }
 
     /// Where the agent is in its life now.
-    pub fn enter(&self, life: Life) {
-        self.view.known().life = life;
+    pub fn set_phase(&self, phase: AgentPhase) {
+        self.pages.state().phase = phase;
     }
 }
 
-impl View {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+impl MonitoringPages {
+    fn state(&self) -> MutexGuard<'_, AgentState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn since_turn(&self) -> Duration {
-        Duration::from_nanos(sys::boottime().saturating_sub(self.turned.load(Ordering::Relaxed)))
+    fn since_last_loop(&self) -> Duration {
+        Duration::from_nanos(sys::boottime().saturating_sub(self.last_loop.load(Ordering::Relaxed)))
     }
 
     /// 200 while the agent works, or 503 and why it does not.
     fn health(&self) -> Answer {
-        let since = self.since_turn();
-        let known = self.known();
-        let refused = !known.runners.is_empty() && known.runners.iter().all(|(who, _)| numbers::is_resting(who));
-        if since > HANGS_AFTER {
+        let since = self.since_last_loop();
+        let state = self.state();
+        let refused = !state.runners.is_empty() && state.runners.iter().all(|(who, _)| numbers::is_resting(who));
+        if since > HANG_TIMEOUT {
             Answer::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
-        } else if let Some(reason) = known.life.reason() {
-            Answer::text(503, format!("{} ({reason}), jobs left: {}\n", known.life.phase(), self.slots.jobs()))
+        } else if let Some(reason) = state.phase.reason() {
+            Answer::text(503, format!("{} ({reason}), jobs left: {}\n", state.phase.phase(), self.slots.jobs()))
         } else if let Some((runner, unfit)) = self.fitness.reasons().into_iter().next() {
             let runner = runner.map(|name| format!(" runner={name}")).unwrap_or_default();
             Answer::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
         } else if refused {
             Answer::text(503, "every runner is refused; check them with `mayfly verify`\n")
         } else {
-            Answer::text(200, format!("{}\n", known.life.phase()))
+            Answer::text(200, format!("{}\n", state.phase.phase()))
         }
     }
 
     fn metrics(&self) -> String {
         let mut page = Page::default();
-        let known = self.known();
+        let state = self.state();
         let help = "A constant 1, with what this program is.";
         let labels = [
             ("name", "mayfly"),
@@ -206,11 +212,11 @@ impl View {
             ("architecture", architecture()),
         ];
         page.metric("gitlab_runner_version_info", Kind::Gauge, help).sample(&labels, 1.0);
-        self.write_agent(&mut page, &known);
-        write_configuration(&mut page, &known, &self.system_id);
-        let runners: Vec<Who> = known.runners.iter().map(|(who, _)| who.clone()).collect();
-        let directories = known.directories.clone();
-        drop(known);
+        self.write_agent(&mut page, &state);
+        write_configuration(&mut page, &state, &self.system_id);
+        let runners: Vec<Who> = state.runners.iter().map(|(who, _)| who.clone()).collect();
+        let directories = state.directories.clone();
+        drop(state);
         machine::write_space(&mut page, directories.iter().map(|(purpose, path)| (*purpose, path.as_path())));
         machine::write(&mut page);
         numbers::write(&mut page, &self.system_id, runners.into_iter());
@@ -218,10 +224,10 @@ impl View {
         page.finish()
     }
 
-    fn write_agent(&self, page: &mut Page, known: &Known) {
+    fn write_agent(&self, page: &mut Page, state: &AgentState) {
         let mut phases = page.metric("mayfly_phase", Kind::Gauge, "Where the agent is in its life: 1 for its phase.");
         for phase in PHASES {
-            phases.sample(&[("phase", phase)], f64::from(u8::from(phase == known.life.phase())));
+            phases.sample(&[("phase", phase)], f64::from(u8::from(phase == state.phase.phase())));
         }
         let mut unfit = page.metric(
             "mayfly_runner_unfit",
@@ -236,36 +242,36 @@ impl View {
         if let Some(left) = self.slots.builds_left() {
             page.single("mayfly_builds_left", Kind::Gauge, "Jobs that may still be taken.", f64::from(left));
         }
-        let since = self.since_turn().as_secs_f64();
+        let since = self.since_last_loop().as_secs_f64();
         page.single("mayfly_main_loop_age_seconds", Kind::Gauge, "Since the main loop last came round.", since);
     }
 }
 
-fn write_configuration(page: &mut Page, known: &Known, system_id: &str) {
-    let concurrent = f64::from(known.concurrent);
+fn write_configuration(page: &mut Page, state: &AgentState, system_id: &str) {
+    let concurrent = f64::from(state.concurrent);
     page.single("gitlab_runner_concurrent", Kind::Gauge, "The value of `concurrent`.", concurrent);
     let mut limits = page.metric("gitlab_runner_limit", Kind::Gauge, "The value of `limit`; 0 for none.");
-    for (who, limit) in &known.runners {
+    for (who, limit) in &state.runners {
         let labels = [("runner", who.token.as_str()), ("runner_name", &who.name), ("system_id", system_id)];
         limits.sample(&labels, f64::from(limit.unwrap_or(0)));
     }
     for (name, help, value) in [
-        ("gitlab_runner_configuration_loaded_total", "Configurations that came into force.", known.loaded),
-        ("gitlab_runner_configuration_loading_error_total", "Configurations that cannot be used.", known.not_loaded),
+        ("gitlab_runner_configuration_loaded_total", "Configurations that came into force.", state.loaded),
+        ("gitlab_runner_configuration_loading_error_total", "Configurations that cannot be used.", state.rejected),
     ] {
         page.single(name, Kind::Counter, help, value as f64);
     }
     let help = "1 while the last configuration that was read is in force.";
-    page.single("mayfly_configuration_current", Kind::Gauge, help, f64::from(u8::from(known.current)));
+    page.single("mayfly_configuration_current", Kind::Gauge, help, f64::from(u8::from(state.current)));
     let help = "When a configuration last came into force, since the epoch.";
-    page.single("mayfly_configuration_loaded_timestamp_seconds", Kind::Gauge, help, known.loaded_at as f64);
+    page.single("mayfly_configuration_loaded_timestamp_seconds", Kind::Gauge, help, state.loaded_at as f64);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::instance::Identity;
-    use crate::journal::leaving::{Mark, Reason};
+    use crate::journal::shutdown::{ShutdownReason, ShutdownState};
     use crate::token::Token;
 
     fn monitoring(token: &str) -> Monitoring {
@@ -273,37 +279,38 @@ mod tests {
         let runner =
             format!("[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"{token}\"\nexecutor = \"shell\"\n");
         let config = Config::parse(std::path::Path::new("config.toml"), &runner).expect("a configuration");
-        monitoring.turned();
-        monitoring.loaded(&config, BTreeSet::from([("state", PathBuf::from("/"))]));
+        monitoring.record_loop();
+        monitoring.record_configuration(&config, BTreeSet::from([("state", PathBuf::from("/"))]));
         monitoring
     }
 
     #[test]
     fn health_names_what_keeps_jobs_away() {
         let monitoring = monitoring("health");
-        assert_eq!(monitoring.view.health(), Answer::text(200, "working\n"));
+        assert_eq!(monitoring.pages.health(), Answer::text(200, "working\n"));
         let who = Who { token: Token::new("health").short(), name: "r".to_owned() };
         numbers::rests(&who, true);
-        assert!(monitoring.view.health().body.contains("refused"));
+        assert!(monitoring.pages.health().body.contains("refused"));
         numbers::rests(&who, false);
-        monitoring.enter(Life::Stopping);
-        assert_eq!(monitoring.view.health(), Answer::text(503, "draining (signal), jobs left: 0\n"));
+        monitoring.set_phase(AgentPhase::Stopping);
+        assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (signal), jobs left: 0\n"));
         let state = tempfile::tempdir().expect("a directory");
         let identity = Identity { instance: "i".to_owned(), boot: "b".to_owned() };
-        let marker = Arc::new(Marker::begin(state.path(), Mark::new(&identity, Reason::Idle)));
-        monitoring.enter(Life::Leaving(marker));
-        assert_eq!(monitoring.view.health(), Answer::text(503, "draining (idle_timeout), jobs left: 0\n"));
-        let long_ago = sys::boottime().saturating_sub(HANGS_AFTER.as_nanos() as u64 * 2).max(1);
-        monitoring.view.turned.store(long_ago, Ordering::Relaxed);
-        let hangs = sys::boottime() - long_ago > HANGS_AFTER.as_nanos() as u64;
-        assert_eq!(monitoring.view.health().body.contains("main loop hangs"), hangs);
+        let tracker =
+            Arc::new(ShutdownTracker::begin(state.path(), ShutdownState::new(&identity, ShutdownReason::Idle)));
+        monitoring.set_phase(AgentPhase::ShuttingDown(tracker));
+        assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (idle_timeout), jobs left: 0\n"));
+        let long_ago = sys::boottime().saturating_sub(HANG_TIMEOUT.as_nanos() as u64 * 2).max(1);
+        monitoring.pages.last_loop.store(long_ago, Ordering::Relaxed);
+        let hangs = sys::boottime() - long_ago > HANG_TIMEOUT.as_nanos() as u64;
+        assert_eq!(monitoring.pages.health().body.contains("main loop hangs"), hangs);
     }
 
     #[test]
     fn metrics_tell_of_configuration_and_phase() {
         let monitoring = monitoring("metrics");
-        monitoring.not_loaded();
-        let text = monitoring.view.metrics();
+        monitoring.record_rejected_configuration();
+        let text = monitoring.pages.metrics();
         for line in [
             "mayfly_phase{phase=\"working\"} 1",
             "mayfly_builds_left 2",

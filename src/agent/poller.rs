@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::Event;
-use super::desk::Desk;
-use super::fitness::{self, Gate};
-use super::slots::{Permit, RunnerBounds, RunnerKey, Slots, Worth};
+use super::fitness::{self, FitnessCheck};
+use super::job_manager::JobManager;
+use super::slots::{Permit, RequestOutcome, RunnerBounds, RunnerKey, Slots};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
 use crate::job::context::Context;
@@ -19,36 +19,36 @@ use crate::monitor::numbers::{self, Poll, Who};
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// The longest pause of a rejected runner whose token is stored in AWS.
-const STORED_TOKEN_PAUSE: Duration = Duration::from_secs(120);
+const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(120);
 
 /// What all pollers of one configuration share; made new at each reload.
 #[derive(Default)]
-pub struct Generation {
-    ended: AtomicBool,
+pub struct PollerSet {
+    stopped: AtomicBool,
     lock: Mutex<()>,
     woken: Condvar,
 }
 
-impl Generation {
+impl PollerSet {
     /// No further request from this generation's pollers; those in flight end by themselves.
-    pub fn end(&self, slots: &Slots) {
+    pub fn stop(&self, slots: &Slots) {
         {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.ended.store(true, Ordering::SeqCst);
+            self.stopped.store(true, Ordering::SeqCst);
             self.woken.notify_all();
         }
         slots.wake();
     }
 
     /// Whether it was ended.
-    pub fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     /// Waits for `duration`, or until the generation ends.
-    fn rest(&self, duration: Duration) {
+    fn wait(&self, duration: Duration) {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.woken.wait_timeout_while(guard, duration, |()| !self.has_ended()));
+        drop(self.woken.wait_timeout_while(guard, duration, |()| !self.is_stopped()));
     }
 }
 
@@ -63,19 +63,19 @@ pub struct Poller {
     /// Rest between two requests.
     pub check_interval: Duration,
     /// Ends with the configuration it came from.
-    pub generation: Arc<Generation>,
+    pub pollers: Arc<PollerSet>,
     /// Slots of the instance.
     pub slots: Arc<Slots>,
     /// Where jobs are taken in.
-    pub desk: Arc<Desk>,
+    pub jobs: Arc<JobManager>,
     /// Hears of what changes.
     pub events: Sender<Event>,
     /// Looks at the machine before each request.
-    pub gate: Gate,
+    pub fitness_check: FitnessCheck,
     /// System failures in a row before the runner pauses.
     pub max_system_failures: Option<u32>,
     /// Where it is noted that the machine is unfit.
-    pub status: Arc<fitness::Status>,
+    pub status: Arc<fitness::FitnessStatus>,
 }
 
 impl Poller {
@@ -91,48 +91,48 @@ impl Poller {
         let adaptive = self.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
         let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
         let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
-        let generation = Arc::clone(&self.generation);
-        while let Some(permit) = self.slots.acquire(&key, bounds, || generation.has_ended()) {
-            let rest = match self.look() {
+        let pollers = Arc::clone(&self.pollers);
+        while let Some(permit) = self.slots.acquire(&key, bounds, || pollers.is_stopped()) {
+            let rest = match self.check_fitness() {
                 true => {
-                    let (worth, rest) = self.ask(permit, &mut health);
-                    self.slots.learn(&key, bounds, worth);
+                    let (outcome, rest) = self.poll(permit, &mut health);
+                    self.slots.adapt_requests(&key, bounds, outcome);
                     rest
                 }
                 false => {
                     drop(permit);
-                    fitness::LOOK_AGAIN_AFTER
+                    fitness::RECHECK_INTERVAL
                 }
             };
             // Who waits for the end of all requests looks now.
             let _ = self.events.send(Event::Changed);
-            generation.rest(rest);
+            pollers.wait(rest);
         }
     }
 
     /// Whether the machine is fit for a job of this runner.
-    fn look(&mut self) -> bool {
+    fn check_fitness(&mut self) -> bool {
         let who = Who::from(&*self.runner);
-        let looked = self.desk.failures().check(&who, self.max_system_failures).and_then(|()| self.gate.look());
+        let looked = self.jobs.failures().check(&who, self.max_system_failures).and_then(|()| self.fitness_check.run());
         self.status.set(&who, &looked);
         looked.is_ok()
     }
 
     /// Sends one request and starts the job that comes of it; returns what it was worth and how long to rest.
-    fn ask(&self, permit: Permit, health: &mut Health) -> (Worth, Duration) {
+    fn poll(&self, permit: Permit, health: &mut Health) -> (RequestOutcome, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
         let polled = self.gitlab.request_job(&request);
-        let mut worth = Worth::Nothing;
+        let mut outcome = RequestOutcome::NoJob;
         let mut rest = self.check_interval.max(polled.wait);
         let name = &self.runner.name;
         let (who, mut rests) = (Who::from(&*self.runner), false);
-        numbers::polled(&who, poll(&polled.outcome));
+        numbers::polled(&who, poll_metric(&polled.outcome));
         match polled.outcome {
             PollOutcome::Job { payload, request_id } => {
                 health.healthy();
-                if self.desk.take(permit, self.context.clone(), payload, request_id) {
-                    worth = Worth::Job;
+                if self.jobs.accept(permit, self.context.clone(), payload, request_id) {
+                    outcome = RequestOutcome::Job;
                     if !self.runner.strict_check_interval {
                         rest = Duration::ZERO;
                     }
@@ -151,7 +151,7 @@ impl Poller {
                 }
                 if let Some(pause) = health.unhealthy() {
                     // A rotated token may arrive in the store after GitLab rejects the old one.
-                    let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE) } else { pause };
+                    let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
                     log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
                     rest = pause;
                     rests = true;
@@ -159,12 +159,12 @@ impl Poller {
             }
         }
         numbers::rests(&who, rests);
-        (if polled.pressed { Worth::Pressed } else { worth }, rest)
+        (if polled.pressed { RequestOutcome::Overloaded } else { outcome }, rest)
     }
 }
 
 /// How monitoring counts an outcome.
-fn poll(outcome: &PollOutcome) -> Poll {
+fn poll_metric(outcome: &PollOutcome) -> Poll {
     match outcome {
         PollOutcome::Job { .. } => Poll::Job,
         PollOutcome::Nothing => Poll::Nothing,

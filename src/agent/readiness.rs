@@ -6,17 +6,17 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::departure::run_line;
-use super::fitness::Status;
+use super::fitness::FitnessStatus;
+use super::termination::run_line;
 use super::{Event, STACK};
 use crate::config::fitness::Ready;
 
 /// Between two tries.
-const TRY_AGAIN_AFTER: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Repeats the commands in a thread until all of them have succeeded, then sends [`Event::Ready`]. When they have not
 /// within their timeout, the machine counts as unfit, and they are repeated all the same. Errors: no thread.
-pub fn wait_in_thread(ready: Ready, status: Arc<Status>, events: Sender<Event>) -> std::io::Result<()> {
+pub fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event>) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {
@@ -29,7 +29,7 @@ pub fn wait_in_thread(ready: Ready, status: Arc<Status>, events: Sender<Event>) 
     thread::Builder::new().name("ready".to_owned()).stack_size(STACK).spawn(wait).map(drop)
 }
 
-fn wait_for(command: &str, until: Instant, ready: &Ready, status: &Status) {
+fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus) {
     let mut is_told = false;
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -46,6 +46,6 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &Status) {
         } else {
             log::debug!("the machine is not ready for jobs yet cause={why}");
         }
-        thread::sleep(TRY_AGAIN_AFTER);
+        thread::sleep(RETRY_INTERVAL);
     }
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::desk::payload_of;
+use super::job_manager::payload_of;
 use super::slots::RunnerKey;
 use super::{Agent, directories_of, gitlab};
 use crate::config::{Config, Runner};
@@ -22,12 +22,12 @@ impl Agent {
     /// Looks through the journal; done before the first request.
     pub(super) fn recover(&self, config: &Config) {
         let (mut jobs, mut directories) = (Vec::new(), Vec::new());
-        for (number, directory) in journal::slots(&self.state) {
+        for (number, directory) in journal::slots(&self.state_dir) {
             let record = directory.load();
             // A machine that went down has ended its containers: nobody goes on with them.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
             let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
-            let place = record.as_ref().and_then(|record| record.progress.place.clone());
+            let place = record.as_ref().and_then(|record| record.progress.dirs.clone());
             let kept = record.is_some_and(|record| self.recover_one(config, number, &directory, record));
             jobs.extend(job.filter(|_| kept));
             directories.extend(place.filter(|_| kept).map(|place| place.builds));
@@ -74,7 +74,7 @@ impl Agent {
             record.identity = self.identity.clone();
             // The clock of deadlines started anew with the machine.
             record.began = crate::sys::boottime();
-            if record.progress.ending.is_none() {
+            if record.progress.final_state.is_none() {
                 record.progress.failure = Some(JobError::system("the machine went down while the job was running"));
                 record.progress.aborted = true;
             }
@@ -92,8 +92,8 @@ impl Agent {
             }
         };
         let key = RunnerKey { url: runner.url.clone(), token: runner.token.clone() };
-        let permit = self.slots.resume(key, number);
-        self.desk.resume(permit, context, record, payload);
+        let permit = self.slots.occupy(key, number);
+        self.jobs.resume(permit, context, record, payload);
         true
     }
 }

@@ -15,43 +15,43 @@ use crate::config::edit::Editor;
 use crate::coordinator::gitlab::GitLab;
 
 /// When a replacement failed, it is tried again after this.
-const AGAIN_AFTER: Duration = Duration::from_secs(600);
+const RETRY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Where the replacing of tokens stands.
 #[derive(Default)]
 pub struct Rotation {
-    under_way: Arc<AtomicBool>,
+    running: Arc<AtomicBool>,
     /// When the last one began.
-    begun: Option<Instant>,
+    last_start: Option<Instant>,
 }
 
 impl Rotation {
     /// True while a token is being replaced: a process that ended now would lose it.
-    pub fn is_under_way(&self) -> bool {
-        self.under_way.load(Ordering::SeqCst)
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
     }
 
     /// What is left of the rest after the last replacement.
-    fn rest(&self) -> Duration {
-        let since = self.begun.map_or(AGAIN_AFTER, |begun| begun.elapsed());
-        AGAIN_AFTER.saturating_sub(since)
+    fn until_retry(&self) -> Duration {
+        let since = self.last_start.map_or(RETRY_INTERVAL, |started| started.elapsed());
+        RETRY_INTERVAL.saturating_sub(since)
     }
 }
 
 /// Held while tokens are replaced; the end is told however it comes.
-struct UnderWay {
+struct RotationGuard {
     flag: Arc<AtomicBool>,
     events: Sender<Event>,
 }
 
-impl UnderWay {
+impl RotationGuard {
     fn begin(rotation: &Rotation, events: Sender<Event>) -> Self {
-        rotation.under_way.store(true, Ordering::SeqCst);
-        Self { flag: Arc::clone(&rotation.under_way), events }
+        rotation.running.store(true, Ordering::SeqCst);
+        Self { flag: Arc::clone(&rotation.running), events }
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RotationGuard {
     fn drop(&mut self) {
         self.flag.store(false, Ordering::SeqCst);
         let _ = self.events.send(Event::Changed);
@@ -61,29 +61,29 @@ impl Drop for UnderWay {
 impl Agent {
     /// Begins to replace the tokens that are due; says how long until the next one is.
     pub(super) fn rotate_tokens(&mut self) -> Option<Duration> {
-        if self.rotation.is_under_way() {
+        if self.rotation.is_running() {
             return None;
         }
         let left = |(runner, _): &(Arc<Runner>, Arc<GitLab>)| until_due(runner);
         let next = self.servers.iter().filter_map(left).min()?;
-        let rest = self.rotation.rest();
+        let rest = self.rotation.until_retry();
         if !next.is_zero() || !rest.is_zero() {
             return Some(next.max(rest));
         }
         let due = self.servers.iter().filter(|server| left(server) == Some(Duration::ZERO)).cloned().collect();
-        self.rotation.begun = Some(Instant::now());
+        self.rotation.last_start = Some(Instant::now());
         self.start_rotation(due);
         None
     }
 
     fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<GitLab>)>) {
-        let under_way = UnderWay::begin(&self.rotation, self.events.clone());
+        let running = RotationGuard::begin(&self.rotation, self.events.clone());
         let config = self.options.config.clone();
         let rotate = move || {
             for (runner, gitlab) in &due {
                 rotate(&config, runner, gitlab);
             }
-            drop(under_way);
+            drop(running);
         };
         if let Err(error) = thread::Builder::new().name("rotate".to_owned()).stack_size(STACK).spawn(rotate) {
             log::error!("cannot start the thread that rotates tokens error={error}");

@@ -15,7 +15,7 @@ const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, 
 
 /// What a signal asks the agent to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum SignalRequest {
     /// Take no more jobs, finish those that run, leave.
     Drain,
     /// The same, but stop the jobs when `shutdown_timeout` is over; asked twice: at once.
@@ -26,8 +26,8 @@ pub enum Request {
     HandOver,
 }
 
-impl Request {
-    fn of(signal: i32) -> Option<Self> {
+impl SignalRequest {
+    fn from_signal(signal: i32) -> Option<Self> {
         match Signal::try_from(signal).ok()? {
             Signal::SIGQUIT => Some(Self::Drain),
             Signal::SIGTERM | Signal::SIGINT => Some(Self::Stop),
@@ -49,7 +49,7 @@ pub fn listen(events: Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     thread::Builder::new().name("signals".to_owned()).stack_size(super::STACK).spawn(move || {
         for signal in signals.forever() {
-            let Some(request) = Request::of(signal) else { continue };
+            let Some(request) = SignalRequest::from_signal(signal) else { continue };
             if events.send(Event::Signal(request)).is_err() {
                 return;
             }

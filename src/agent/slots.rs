@@ -42,18 +42,18 @@ struct State {
     /// True for each slot that holds a job or a request for one; the index is the slot's number.
     taken: Vec<bool>,
     /// Jobs that may be taken in all; `None` without MaxBuilds.
-    builds_most: Option<u32>,
+    max_builds: Option<u32>,
     /// Jobs that were taken, and requests that may bring one.
     builds: u32,
     /// Per runner.
     runners: HashMap<RunnerKey, Usage>,
     /// Whoever waits for a slot, first come, first served.
-    queue: Vec<Ticket>,
-    next_ticket: u64,
+    queue: Vec<QueueEntry>,
+    next_queue_number: u64,
     /// Jobs that are running.
     jobs: u32,
     /// Runners that ask for jobs.
-    runners_asking: u32,
+    polling_runners: u32,
     /// What the time without a job is measured with.
     clock: Clock,
     /// Since when that has been running; `None` while a job runs, and while it stands still.
@@ -61,7 +61,7 @@ struct State {
     /// Time without a job before that.
     idle_before: Duration,
     /// A request has brought nothing since the last job.
-    asked: bool,
+    polled: bool,
     /// No request is sent any more.
     closed: bool,
     /// No request is sent for now, and time without a job does not count.
@@ -72,37 +72,37 @@ struct Usage {
     requests: u32,
     jobs: u32,
     /// Requests at once that have been worth it of late, where that is to be followed.
-    pace: f64,
+    request_limit: f64,
 }
 
 impl Default for Usage {
     fn default() -> Self {
-        Self { requests: 0, jobs: 0, pace: 1.0 }
+        Self { requests: 0, jobs: 0, request_limit: 1.0 }
     }
 }
 
 /// What a request tells of how many are worth sending at once (GitLab Runner, adaptive request concurrency).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Worth {
+pub enum RequestOutcome {
     /// It brought a job.
     Job,
     /// It brought none.
-    Nothing,
+    NoJob,
     /// The server could not answer it at once.
-    Pressed,
+    Overloaded,
 }
 
-impl Worth {
+impl RequestOutcome {
     fn factor(self) -> f64 {
         match self {
             Self::Job => 1.1,
-            Self::Nothing => 0.95,
-            Self::Pressed => 0.5,
+            Self::NoJob => 0.95,
+            Self::Overloaded => 0.5,
         }
     }
 }
 
-struct Ticket {
+struct QueueEntry {
     number: u64,
     key: RunnerKey,
     bounds: RunnerBounds,
@@ -134,17 +134,17 @@ impl Slots {
         let state = State {
             concurrent,
             taken: vec![false; concurrent as usize],
-            builds_most,
+            max_builds: builds_most,
             builds,
             runners: HashMap::new(),
             queue: Vec::new(),
-            next_ticket: 0,
+            next_queue_number: 0,
             jobs: 0,
-            runners_asking: 0,
+            polling_runners: 0,
             idle_since: Some(clock()),
             clock,
             idle_before: Duration::ZERO,
-            asked: false,
+            polled: false,
             closed: false,
             paused: false,
         };
@@ -160,39 +160,39 @@ impl Slots {
         cancelled: impl Fn() -> bool,
     ) -> Option<Permit> {
         let mut state = self.lock();
-        let number = state.next_ticket;
-        state.next_ticket += 1;
-        state.queue.push(Ticket { number, key: key.clone(), bounds });
+        let number = state.next_queue_number;
+        state.next_queue_number += 1;
+        state.queue.push(QueueEntry { number, key: key.clone(), bounds });
         loop {
             if state.closed || cancelled() {
-                state.queue.retain(|ticket| ticket.number != number);
+                state.queue.retain(|entry| entry.number != number);
                 // Whoever stood behind may be the first now, and may have looked already.
                 self.changed.notify_all();
                 return None;
             }
-            if state.first_that_may_go() == Some(number) {
+            if state.first_eligible() == Some(number) {
                 break;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.queue.retain(|ticket| ticket.number != number);
+        state.queue.retain(|entry| entry.number != number);
         let slot = state.take_slot();
-        let contended = state.concurrent.saturating_sub(state.jobs) < state.runners_asking;
+        let contended = state.concurrent.saturating_sub(state.jobs) < state.polling_runners;
         state.runners.entry(key.clone()).or_default().requests += 1;
         self.changed.notify_all();
         Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, requesting: true })
     }
 
     /// Takes in what came of a request.
-    pub fn learn(&self, key: &RunnerKey, bounds: RunnerBounds, worth: Worth) {
+    pub fn adapt_requests(&self, key: &RunnerKey, bounds: RunnerBounds, outcome: RequestOutcome) {
         let mut state = self.lock();
         let usage = state.runners.entry(key.clone()).or_default();
-        usage.pace = (usage.pace * worth.factor()).clamp(1.0, f64::from(bounds.requests.max(1)));
+        usage.request_limit = (usage.request_limit * outcome.factor()).clamp(1.0, f64::from(bounds.requests.max(1)));
         self.changed.notify_all();
     }
 
     /// Takes the slot of a job that was found in the journal; it counts like any other.
-    pub fn resume(self: &Arc<Self>, key: RunnerKey, slot: usize) -> Permit {
+    pub fn occupy(self: &Arc<Self>, key: RunnerKey, slot: usize) -> Permit {
         let mut state = self.lock();
         if state.taken.len() <= slot {
             state.taken.resize(slot + 1, false);
@@ -211,14 +211,14 @@ impl Slots {
     }
 
     /// Takes over another MaxBuilds (reload).
-    pub fn set_builds_most(&self, builds_most: Option<u32>) {
-        self.lock().builds_most = builds_most;
+    pub fn set_max_builds(&self, builds_most: Option<u32>) {
+        self.lock().max_builds = builds_most;
         self.changed.notify_all();
     }
 
     /// Tells how many runners ask for jobs.
-    pub fn set_runners_asking(&self, runners: u32) {
-        self.lock().runners_asking = runners;
+    pub fn set_polling_runners(&self, runners: u32) {
+        self.lock().polling_runners = runners;
     }
 
     /// No request is sent from now on; those in flight end by themselves.
@@ -231,7 +231,7 @@ impl Slots {
     pub fn open(&self) {
         let mut state = self.lock();
         state.closed = false;
-        state.begin_to_idle();
+        state.start_idle_clock();
         self.changed.notify_all();
     }
 
@@ -239,12 +239,12 @@ impl Slots {
     pub fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
-        state.idle_before = state.idle_so_far();
+        state.idle_before = state.idle_time();
         state.idle_since = None;
     }
 
     /// The end of a pause.
-    pub fn go_on(&self) {
+    pub fn unpause(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.paused) && state.jobs == 0 {
             state.idle_since = Some((state.clock)());
@@ -270,33 +270,33 @@ impl Slots {
     }
 
     /// True when no job runs and no request is in flight.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs == 0 && state.runners.values().all(|usage| usage.requests == 0)
     }
 
     /// True once MaxBuilds jobs were taken.
-    pub fn is_spent(&self) -> bool {
+    pub fn are_builds_used_up(&self) -> bool {
         let state = self.lock();
-        state.is_spent() && state.runners.values().all(|usage| usage.requests == 0)
+        state.are_builds_used_up() && state.runners.values().all(|usage| usage.requests == 0)
     }
 
     /// Jobs that may still be taken; `None` without MaxBuilds.
     pub fn builds_left(&self) -> Option<u32> {
         let state = self.lock();
-        state.builds_most.map(|most| most.saturating_sub(state.builds))
+        state.max_builds.map(|most| most.saturating_sub(state.builds))
     }
 
     /// How long no job has been running; `None` while one does.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();
-        (state.jobs == 0).then(|| state.idle_so_far())
+        (state.jobs == 0).then(|| state.idle_time())
     }
 
     /// True when a request has brought nothing since the last job, or nobody asks.
-    pub fn has_asked(&self) -> bool {
+    pub fn has_polled(&self) -> bool {
         let state = self.lock();
-        state.asked || state.runners_asking == 0
+        state.polled || state.polling_runners == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -306,31 +306,31 @@ impl Slots {
 
 impl State {
     /// The first in the queue for whom there is a slot, and whose own bounds allow it.
-    fn first_that_may_go(&self) -> Option<u64> {
+    fn first_eligible(&self) -> Option<u64> {
         let in_use = self.taken.iter().filter(|taken| **taken).count() as u32;
-        if in_use >= self.concurrent || self.is_spent() || self.paused {
+        if in_use >= self.concurrent || self.are_builds_used_up() || self.paused {
             return None;
         }
-        self.queue.iter().find(|ticket| self.is_within(&ticket.key, ticket.bounds)).map(|ticket| ticket.number)
+        self.queue.iter().find(|entry| self.is_within(&entry.key, entry.bounds)).map(|entry| entry.number)
     }
 
     fn is_within(&self, key: &RunnerKey, bounds: RunnerBounds) -> bool {
         let Some(usage) = self.runners.get(key) else { return true };
-        let requests = if bounds.adaptive { usage.pace.ceil() as u32 } else { bounds.requests };
+        let requests = if bounds.adaptive { usage.request_limit.ceil() as u32 } else { bounds.requests };
         usage.requests < requests && bounds.limit.is_none_or(|limit| usage.requests + usage.jobs < limit)
     }
 
-    fn is_spent(&self) -> bool {
-        self.builds_most.is_some_and(|most| self.builds >= most)
+    fn are_builds_used_up(&self) -> bool {
+        self.max_builds.is_some_and(|most| self.builds >= most)
     }
 
-    fn begin_to_idle(&mut self) {
+    fn start_idle_clock(&mut self) {
         self.idle_before = Duration::ZERO;
         self.idle_since = (self.jobs == 0 && !self.paused).then(|| (self.clock)());
-        self.asked = false;
+        self.polled = false;
     }
 
-    fn idle_so_far(&self) -> Duration {
+    fn idle_time(&self) -> Duration {
         self.idle_before + self.idle_since.map_or(Duration::ZERO, |since| (self.clock)().saturating_sub(since))
     }
 
@@ -368,12 +368,12 @@ impl Drop for Permit {
         if self.requesting {
             usage.requests = usage.requests.saturating_sub(1);
             state.builds = state.builds.saturating_sub(1);
-            state.asked |= state.jobs == 0;
+            state.polled |= state.jobs == 0;
         } else {
             usage.jobs = usage.jobs.saturating_sub(1);
             state.jobs -= 1;
             if state.jobs == 0 {
-                state.begin_to_idle();
+                state.start_idle_clock();
             }
         }
         self.slots.changed.notify_all();
@@ -401,8 +401,8 @@ mod tests {
     /// Whether a permit could be had right now.
     fn is_free(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> bool {
         let mut state = slots.lock();
-        state.queue.push(Ticket { number: u64::MAX, key: key(name), bounds });
-        let free = state.first_that_may_go() == Some(u64::MAX);
+        state.queue.push(QueueEntry { number: u64::MAX, key: key(name), bounds });
+        let free = state.first_eligible() == Some(u64::MAX);
         state.queue.pop();
         free
     }
@@ -440,13 +440,13 @@ mod tests {
         let bounds = RunnerBounds { limit: None, requests: 2, adaptive: true };
         let first = acquire(&slots, "a", bounds);
         assert!(!is_free(&slots, "a", bounds), "one at first");
-        slots.learn(&key("a"), bounds, Worth::Job);
+        slots.adapt_requests(&key("a"), bounds, RequestOutcome::Job);
         assert!(is_free(&slots, "a", bounds), "a job came: two");
         let second = acquire(&slots, "a", bounds);
-        (0..20).for_each(|_| slots.learn(&key("a"), bounds, Worth::Job));
+        (0..20).for_each(|_| slots.adapt_requests(&key("a"), bounds, RequestOutcome::Job));
         assert!(!is_free(&slots, "a", bounds), "never more than configured");
         drop((first, second));
-        slots.learn(&key("a"), bounds, Worth::Pressed);
+        slots.adapt_requests(&key("a"), bounds, RequestOutcome::Overloaded);
         let _one = acquire(&slots, "a", bounds);
         assert!(!is_free(&slots, "a", bounds), "the server has enough to do");
     }
@@ -460,9 +460,9 @@ mod tests {
         assert!(is_free(&slots, "a", FREE), "no job came, so the build is left");
         let mut job = acquire(&slots, "a", FREE);
         job.begin_job();
-        assert!(slots.is_spent());
+        assert!(slots.are_builds_used_up());
         drop(job);
-        assert!(slots.is_spent());
+        assert!(slots.are_builds_used_up());
         assert!(!is_free(&slots, "a", FREE));
     }
 
@@ -471,13 +471,13 @@ mod tests {
         let slots = Slots::new(4, Some(3), 2);
         let mut job = acquire(&slots, "a", FREE);
         job.begin_job();
-        assert!(slots.is_spent());
-        slots.set_builds_most(Some(4));
+        assert!(slots.are_builds_used_up());
+        slots.set_max_builds(Some(4));
         assert!(is_free(&slots, "a", FREE));
-        slots.set_builds_most(Some(1));
-        assert!(slots.is_spent(), "fewer than were taken already");
-        slots.set_builds_most(None);
-        assert!(!slots.is_spent());
+        slots.set_max_builds(Some(1));
+        assert!(slots.are_builds_used_up(), "fewer than were taken already");
+        slots.set_max_builds(None);
+        assert!(!slots.are_builds_used_up());
     }
 
     #[test]
@@ -490,7 +490,7 @@ mod tests {
         assert!(idle >= Duration::from_millis(20));
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(slots.idle_for(), Some(idle));
-        slots.go_on();
+        slots.unpause();
         assert!(is_free(&slots, "a", FREE));
         std::thread::sleep(Duration::from_millis(20));
         assert!(slots.idle_for().expect("no job") >= idle + Duration::from_millis(20));
@@ -499,7 +499,7 @@ mod tests {
     #[test]
     fn a_job_that_ends_in_a_pause_begins_the_time_without_one() {
         let slots = Slots::new(1, None, 0);
-        let job = slots.resume(key("a"), 0);
+        let job = slots.occupy(key("a"), 0);
         slots.pause();
         assert_eq!(slots.idle_for(), None);
         drop(job);
@@ -509,16 +509,16 @@ mod tests {
     #[test]
     fn knows_whether_there_was_a_request_since_the_last_job() {
         let slots = Slots::new(2, None, 0);
-        assert!(slots.has_asked(), "nobody asks");
-        slots.set_runners_asking(1);
-        assert!(!slots.has_asked());
+        assert!(slots.has_polled(), "nobody asks");
+        slots.set_polling_runners(1);
+        assert!(!slots.has_polled());
         drop(acquire(&slots, "a", FREE));
-        assert!(slots.has_asked());
+        assert!(slots.has_polled());
         let mut job = acquire(&slots, "a", FREE);
         job.begin_job();
         drop(acquire(&slots, "a", FREE));
         drop(job);
-        assert!(!slots.has_asked(), "the request that brought nothing was answered while the job ran");
+        assert!(!slots.has_polled(), "the request that brought nothing was answered while the job ran");
     }
 
     #[test]
@@ -534,7 +534,7 @@ mod tests {
     #[test]
     fn a_request_is_not_held_when_runners_outnumber_the_free_slots() {
         let slots = Slots::new(2, None, 0);
-        slots.set_runners_asking(2);
+        slots.set_polling_runners(2);
         let mut first = acquire(&slots, "a", FREE);
         assert!(!first.contended);
         first.begin_job();
@@ -607,7 +607,7 @@ mod tests {
     #[test]
     fn a_resumed_job_takes_its_old_slot() {
         let slots = Slots::new(1, Some(5), 0);
-        let resumed = slots.resume(key("a"), 2);
+        let resumed = slots.occupy(key("a"), 2);
         assert!(!is_free(&slots, "b", FREE));
         assert_eq!(slots.jobs(), 1);
         drop(resumed);

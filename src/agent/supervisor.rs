@@ -20,7 +20,7 @@ const WATCHDOG: &str = "WATCHDOG_USEC";
 const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 
 /// A service manager that takes no notice for this long is done without.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whoever started the agent as a service, if anybody did.
 pub struct Supervisor {
@@ -28,8 +28,8 @@ pub struct Supervisor {
     given: Vec<(&'static str, OsString)>,
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Between two signs of life.
-    rhythm: Option<Duration>,
-    fed: Option<Instant>,
+    watchdog_interval: Option<Duration>,
+    last_ping: Option<Instant>,
     status: String,
 }
 
@@ -52,9 +52,9 @@ impl Supervisor {
             opened.inspect_err(unusable).ok()
         });
         let ours = number(WATCHDOG_PROCESS).is_none_or(|process| process == u64::from(process::id()));
-        let rhythm = number(WATCHDOG).filter(|limit| *limit > 0 && ours && socket.is_some());
-        let rhythm = rhythm.map(|limit| Duration::from_micros(limit) / 2);
-        Self { given, socket, rhythm, fed: None, status: String::new() }
+        let interval = number(WATCHDOG).filter(|limit| *limit > 0 && ours && socket.is_some());
+        let interval = interval.map(|limit| Duration::from_micros(limit) / 2);
+        Self { given, socket, watchdog_interval: interval, last_ping: None, status: String::new() }
     }
 
     /// The variables that a program needs which this process becomes.
@@ -91,15 +91,15 @@ impl Supervisor {
 
     /// The main loop has come round; said at half the time that the watchdog allows. Returns how soon it must come
     /// round again, if anybody watches.
-    pub fn alive(&mut self) -> Option<Duration> {
-        let rhythm = self.rhythm?;
-        let since = self.fed.map(|fed| fed.elapsed());
-        if let Some(left) = since.and_then(|since| rhythm.checked_sub(since)).filter(|left| !left.is_zero()) {
+    pub fn ping_watchdog(&mut self) -> Option<Duration> {
+        let interval = self.watchdog_interval?;
+        let since = self.last_ping.map(|fed| fed.elapsed());
+        if let Some(left) = since.and_then(|since| interval.checked_sub(since)).filter(|left| !left.is_zero()) {
             return Some(left);
         }
-        self.fed = Some(Instant::now());
+        self.last_ping = Some(Instant::now());
         self.send("WATCHDOG=1");
-        Some(rhythm)
+        Some(interval)
     }
 
     fn send(&self, notice: &str) {
@@ -119,7 +119,7 @@ fn open(address: &[u8]) -> std::io::Result<(UnixDatagram, SocketAddr)> {
         _ => return Err(std::io::Error::other("neither a path nor an abstract address")),
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok((socket, address))
 }
 
@@ -163,7 +163,7 @@ mod tests {
             assert!(heard(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
             supervisor.stopping();
             assert_eq!(heard(&socket), "STOPPING=1");
-            assert_eq!(supervisor.alive(), None, "nobody watches");
+            assert_eq!(supervisor.ping_watchdog(), None, "nobody watches");
             assert_eq!(supervisor.variables().count(), 3);
         }
     }
@@ -176,12 +176,12 @@ mod tests {
         let path = path.display().to_string();
         let ours = process::id().to_string();
         let mut watched = supervisor(&path, "60000000", &ours);
-        assert_eq!(watched.alive(), Some(Duration::from_secs(30)));
-        assert!(watched.alive().expect("watched") <= Duration::from_secs(30), "fed already");
+        assert_eq!(watched.ping_watchdog(), Some(Duration::from_secs(30)));
+        assert!(watched.ping_watchdog().expect("watched") <= Duration::from_secs(30), "fed already");
         watched.stopping();
         assert_eq!([heard(&socket), heard(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
-        assert_eq!(supervisor(&path, "60000000", "1").alive(), None);
-        assert_eq!(supervisor("nonsense", "60000000", &ours).alive(), None);
+        assert_eq!(supervisor(&path, "60000000", "1").ping_watchdog(), None);
+        assert_eq!(supervisor("nonsense", "60000000", &ours).ping_watchdog(), None);
         let nobody = format!("{path}-nobody");
         supervisor(&nobody, "60000000", &ours).stopping();
     }

@@ -16,10 +16,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use super::Event;
 
 /// How often the file is compared.
-const COMPARED_EVERY_MS: u16 = 10_000;
+const COMPARE_INTERVAL_MS: u16 = 10_000;
 
 /// Which file it is and when it was written; `None` while it does not exist.
-type Stamp = Option<(u64, u64, SystemTime, u64)>;
+type FileStamp = Option<(u64, u64, SystemTime, u64)>;
 
 /// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
 /// provisioning tools replace the file. If the directory cannot be watched, only SIGHUP reloads; the log says so once.
@@ -60,13 +60,13 @@ struct Watcher {
     path: PathBuf,
     inotify: Inotify,
     watched: Option<WatchDescriptor>,
-    stamp: Stamp,
+    stamp: FileStamp,
 }
 
 impl Watcher {
     fn new(path: &Path) -> nix::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut watcher = Self { path: path.to_owned(), inotify, watched: None, stamp: stamp(path) };
+        let mut watcher = Self { path: path.to_owned(), inotify, watched: None, stamp: file_stamp(path) };
         watcher.watch_directory()?;
         Ok(watcher)
     }
@@ -85,7 +85,7 @@ impl Watcher {
     /// Waits for a change or for the next comparison; true if the file has changed.
     fn wait(&mut self) -> nix::Result<bool> {
         let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, PollTimeout::from(COMPARED_EVERY_MS)) {
+        match poll(&mut polled, PollTimeout::from(COMPARE_INTERVAL_MS)) {
             Ok(0) => return Ok(self.compare()),
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(false),
@@ -98,14 +98,14 @@ impl Watcher {
         };
         let is_ours = changes.iter().any(|change| change.name.as_deref() == self.path.file_name());
         if is_ours {
-            self.stamp = stamp(&self.path);
+            self.stamp = file_stamp(&self.path);
         }
         Ok(is_ours)
     }
 
     /// Whether the path leads to another file or content than before. Then its directory may be another one, too.
     fn compare(&mut self) -> bool {
-        let now = stamp(&self.path);
+        let now = file_stamp(&self.path);
         let has_changed = now.is_some() && now != self.stamp;
         if has_changed {
             self.stamp = now;
@@ -120,7 +120,7 @@ impl Watcher {
     }
 }
 
-fn stamp(path: &Path) -> Stamp {
+fn file_stamp(path: &Path) -> FileStamp {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?, metadata.len()))
 }

@@ -11,8 +11,8 @@ use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
-use crate::agent::fitness::{Gate, Requirements, Scripts};
-use crate::agent::{self, seclusion};
+use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
+use crate::agent::{self, metadata_blocking};
 use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
@@ -24,8 +24,8 @@ use crate::executor::roots;
 use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
-use crate::instance::guard::{self, Guard};
-use crate::instance::{self, Examined, Need, POWER_OFF, Plain};
+use crate::instance::metadata_block::{self, MetadataBlock};
+use crate::instance::{self, CheckResult, POWER_OFF, Plain, Requirement};
 use crate::monitor::listener::probe_address;
 
 /// A clock that is further off than this breaks certificates and tokens.
@@ -109,13 +109,13 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         );
     }
     // The agent refuses to start without what its `leave` needs.
-    let found = instance::find(config.mayfly.aws.as_ref(), Need::of(config.leave.strategy));
+    let found = instance::find(config.mayfly.aws.as_ref(), Requirement::of(config.leave.strategy));
     let instance = found.unwrap_or_else(|why| {
         report.fail("instance", &why);
         Arc::new(Plain)
     });
     let is_left_on = config.leave.strategy == Strategy::Exit;
-    for Examined { what, outcome } in instance.examine() {
+    for CheckResult { subject: what, outcome } in instance.inspect() {
         if is_left_on && what == POWER_OFF {
             continue;
         }
@@ -151,10 +151,10 @@ fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
     if !config.mayfly.block_instance_metadata {
         return;
     }
-    let tool = || guard::check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"));
-    match seclusion::users(config, options.user.as_deref()).and_then(|_| tool()) {
+    let tool = || metadata_block::check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"));
+    match metadata_blocking::job_users(config, options.user.as_deref()).and_then(|_| tool()) {
         Err(why) => report.fail("metadata", &why),
-        Ok(_) if Guard::look().is_ok() => report.ok("metadata", "jobs cannot reach it"),
+        Ok(_) if MetadataBlock::check().is_ok() => report.ok("metadata", "jobs cannot reach it"),
         Ok(tool) => report.ok("metadata", &format!("jobs cannot reach it once the agent runs ({tool})")),
     }
 }
@@ -290,8 +290,8 @@ fn check_fitness(report: &mut Report, place: &str, options: &Options, config: &C
     let Ok(working_directory) = agent::working_directory(options.working_directory.as_deref()) else { return };
     let user = options.user.as_deref().or(config.user.as_deref());
     let [builds, caches] = agent::directories_of(&working_directory, runner);
-    let requirements = Requirements::new(config, builds, caches, Scripts::of(runner, user, config.concurrent));
-    match Gate::new(requirements).look() {
+    let requirements = Requirements::new(config, builds, caches, ScriptRunner::of(runner, user, config.concurrent));
+    match FitnessCheck::new(requirements).run() {
         Ok(()) => report.ok(place, "the machine is fit for its jobs: disk space, shell or engine, git"),
         Err(unfit) => report.fail(place, &format!("the agent would not ask for jobs: {unfit}")),
     }

@@ -20,7 +20,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Finding, Loaded, Severity};
 use crate::instance::aws::secrets;
-use crate::instance::{self, Need};
+use crate::instance::{self, Requirement};
 use crate::job::work;
 use crate::local::guard;
 use crate::shim;
@@ -44,7 +44,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The instance id, if this machine is an instance of a known cloud.
 fn cloud_id(config: &Config) -> Option<String> {
-    instance::find(config.mayfly.aws.as_ref(), Need::Nothing).ok()?.cloud_id()
+    instance::find(config.mayfly.aws.as_ref(), Requirement::Nothing).ok()?.cloud_id()
 }
 
 #[derive(Subcommand)]

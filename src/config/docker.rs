@@ -219,7 +219,7 @@ impl Docker {
     }
 
     /// How long services have to come up; `None` when they are not waited for.
-    pub fn patience_with_services(&self) -> Option<Duration> {
+    pub fn services_timeout(&self) -> Option<Duration> {
         match u64::try_from(self.wait_for_services_timeout) {
             Ok(0) => Some(WAIT_FOR_SERVICES),
             Ok(seconds) => Some(Duration::from_secs(seconds)),

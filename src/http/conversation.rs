@@ -97,13 +97,13 @@ fn read_head(head: &[u8]) -> Option<(u16, usize)> {
     Some((status, length.unwrap_or(0)))
 }
 
-fn connected(address: &Address, patience: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), Trouble> {
+fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), Trouble> {
     match address {
         Address::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).map_err(Trouble::Io)?), None)),
         Address::Tcp(place, files) => {
             let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
             for address in place.to_socket_addrs().map_err(Trouble::Io)? {
-                match TcpStream::connect_timeout(&address, patience).and_then(socket::prepare) {
+                match TcpStream::connect_timeout(&address, timeout).and_then(socket::prepare) {
                     Ok(stream) => {
                         let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
                         let tls = files.as_ref().map(|files| tls::connection(tls::config(files)?, host));
@@ -134,7 +134,7 @@ impl Conversation {
         &mut self,
         buffer: &mut [u8],
         wake: Option<BorrowedFd<'_>>,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> io::Result<Heard> {
         if !self.early.is_empty() {
             let length = self.early.len().min(buffer.len());
@@ -151,24 +151,24 @@ impl Conversation {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
-            if let Some(heard) = self.wait(wake, patience)? {
+            if let Some(heard) = self.wait(wake, timeout)? {
                 return Ok(heard);
             }
         }
     }
 
     /// Waits until the connection can be read or written; says what came instead.
-    fn wait(&self, wake: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> io::Result<Option<Heard>> {
+    fn wait(&self, wake: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Option<Heard>> {
         let mut events = PollFlags::POLLIN;
         if self.has_more_to_say() {
             events |= PollFlags::POLLOUT;
         }
         let mut polled = vec![PollFd::new(self.stream.as_fd(), events)];
         polled.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
-        let timeout = patience.map_or(PollTimeout::NONE, |patience| {
-            PollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        let poll_timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
-        match poll(&mut polled, timeout) {
+        match poll(&mut polled, poll_timeout) {
             Ok(0) => Ok(Some(Heard::Silence)),
             Ok(_) if polled.get(1).is_some_and(|wake| wake.any() == Some(true)) => Ok(Some(Heard::Woken)),
             Ok(_) | Err(Errno::EINTR) => Ok(None),
@@ -237,9 +237,9 @@ impl Conversation {
     }
 
     /// Appends what comes to `text`; false at the end.
-    fn read_more(&mut self, text: &mut Vec<u8>, patience: Duration) -> Result<bool, Trouble> {
+    fn read_more(&mut self, text: &mut Vec<u8>, timeout: Duration) -> Result<bool, Trouble> {
         let mut block = [0; 4096];
-        match self.hear(&mut block, None, Some(patience)) {
+        match self.hear(&mut block, None, Some(timeout)) {
             Ok(Heard::Bytes(length)) => {
                 text.extend_from_slice(&block[..length]);
                 Ok(true)

@@ -32,7 +32,7 @@ const PROBE_EVERY_SECONDS: u32 = 30;
 /// Probes without an answer after which the connection is given up.
 const PROBES: u32 = 3;
 /// How long a relay may take to open a connection.
-const RELAY_PATIENCE: Duration = Duration::from_secs(65);
+const RELAY_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// The configuration that all agents share. An error status is not an `Err`, and the library follows no redirect: the
 /// caller decides, because only the caller knows which token may be sent to which host.
@@ -129,7 +129,7 @@ impl<In: Transport> Connector<In> for Probed {
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let (total, reason) = (*details.timeout.after, details.timeout.reason);
     if let Some(relay) = way_out() {
-        return ask(relay, details.uri, total.min(RELAY_PATIENCE)).map_err(Error::Io);
+        return ask(relay, details.uri, total.min(RELAY_TIMEOUT)).map_err(Error::Io);
     }
     let began = Instant::now();
     let addresses = DefaultResolver::default().resolve(details.uri, details.config, details.timeout)?;
@@ -150,12 +150,12 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
 }
 
 /// Asks a relay for a connection (RFC 1928).
-fn ask(relay: SocketAddr, url: &Uri, patience: Duration) -> io::Result<TcpStream> {
+fn ask(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream> {
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let usual = if url.scheme_str() == Some("https") { 443 } else { 80 };
     let length = u8::try_from(host.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut stream = TcpStream::connect_timeout(&relay, patience)?;
-    stream.set_read_timeout(Some(patience))?;
+    let mut stream = TcpStream::connect_timeout(&relay, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
     stream.write_all(&[5, 1, 0])?;
     stream.read_exact(&mut [0; 2])?;
     let port = url.port_u16().unwrap_or(usual).to_be_bytes();

@@ -3,7 +3,7 @@
 //! This layer knows the machine and its cloud. It never runs a job, speaks to GitLab, or decides when to leave.
 
 pub mod aws;
-pub mod guard;
+pub mod metadata_block;
 mod plain;
 
 use std::fmt;
@@ -24,7 +24,7 @@ pub struct Identity {
 }
 
 /// Who hears of notices; called by the thread that watches, so it must not wait for anything.
-pub type Hear = Box<dyn Fn(Notice) + Send + Sync>;
+pub type NoticeHandler = Box<dyn Fn(Notice) + Send + Sync>;
 
 /// A machine that an agent can live on and leave. What a machine does not have is done at once and in silence.
 pub trait Instance: Send + Sync {
@@ -36,49 +36,49 @@ pub trait Instance: Send + Sync {
     fn cloud_id(&self) -> Option<String>;
 
     /// Looks at what the machine is and may, for people; changes nothing.
-    fn examine(&self) -> Vec<Examined> {
+    fn inspect(&self) -> Vec<CheckResult> {
         Vec::new()
     }
 
     /// Begins to watch what is coming, in a thread of its own and until the process ends. The first [`Notice::Target`]
     /// comes with the first look, each notice once. To be called once.
-    fn watch(&self, hear: Hear);
+    fn watch(&self, handler: NoticeHandler);
 
     /// What the group wants of the instance, read afresh. Errors: nobody answers.
-    fn target(&self) -> Result<Target, Refusal>;
+    fn target_state(&self) -> Result<TargetState, Refusal>;
 
     /// Keeps the group from choosing this instance when it shrinks, or lets it again. Returns at once: a thread tells
     /// the group, the latest word counts, and what goes wrong is logged once.
-    fn protect(&self, work: Work);
+    fn set_activity(&self, work: Activity);
 
     /// A job was taken: a group that is to grow with its jobs grows. Returns at once: a thread tells the group, and what
     /// goes wrong is logged once.
-    fn job_taken(&self, _: Demand) {}
+    fn job_taken(&self, _: JobDemand) {}
 
     /// Ends the instance through its group, with at most one effective call, also when an answer is lost or an earlier
-    /// agent has asked already. Tries for `patience`; `capacity` is asked before each call, since more may come over the
+    /// agent has asked already. Tries for `timeout`; `capacity` is asked before each call, since more may come over the
     /// instance meanwhile. Errors: it goes on living, and why.
-    fn terminate(&self, capacity: &dyn Fn() -> Capacity, patience: Duration) -> Result<Terminated, Refusal>;
+    fn terminate(&self, capacity: &dyn Fn() -> CapacityChange, timeout: Duration) -> Result<TerminateResult, Refusal>;
 
     /// Keeps the group's terminating hooks from running out while something still has to be finished: in a thread, at
     /// once and then at half of each hook's time-out, until [`Instance::complete_hooks`].
-    fn hold_hooks(&self);
+    fn start_hook_heartbeats(&self);
 
     /// Tells every terminating hook of the group that it may go on, once the instance is held by it; tries for
-    /// `patience`. Errors: a hook may hold the instance until its own time-out, and why.
-    fn complete_hooks(&self, patience: Duration) -> Result<(), Refusal>;
+    /// `timeout`. Errors: a hook may hold the instance until its own time-out, and why.
+    fn complete_hooks(&self, timeout: Duration) -> Result<(), Refusal>;
 }
 
 /// What the agent cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum Requirement {
     /// Nothing: any machine will do.
     Nothing,
     /// It leaves through its Auto Scaling group.
     AutoScaling,
 }
 
-impl Need {
+impl Requirement {
     /// What an agent with this strategy needs of its machine.
     pub fn of(strategy: Strategy) -> Self {
         match strategy {
@@ -91,8 +91,8 @@ impl Need {
 /// The machine that this is. `settings` is `[mayfly.aws]`, where it is there: that alone makes an instance of EC2 be
 /// looked for. Takes no time on a machine that is none, and up to a minute on one that is to be and does not answer.
 /// Errors: what is needed is not there; why, and what to do.
-pub fn find(settings: Option<&Aws>, need: Need) -> Result<Arc<dyn Instance>, String> {
-    Ok(match aws::find::member(settings, need)? {
+pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
+    Ok(match aws::find::member(settings, requirement)? {
         Some(member) => Arc::new(member),
         None => Arc::new(Plain),
     })
@@ -102,9 +102,9 @@ pub fn find(settings: Option<&Aws>, need: Need) -> Result<Arc<dyn Instance>, Str
 pub const POWER_OFF: &str = "power-off";
 
 /// Something that was looked at.
-pub struct Examined {
+pub struct CheckResult {
     /// What it is.
-    pub what: &'static str,
+    pub subject: &'static str,
     /// How it stands, or what is wrong with it.
     pub outcome: Result<String, String>,
 }
@@ -122,7 +122,7 @@ pub enum Notice {
         action: Interruption,
     },
     /// What the group wants of it: at first, and whenever that changes.
-    Target(Target),
+    Target(TargetState),
 }
 
 /// What a cloud does to an instance that it takes.
@@ -149,13 +149,13 @@ impl Interruption {
 
 /// The state that a group is bringing an instance into.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum TargetState {
     /// It is in no group.
-    Alone,
+    NoGroup,
     /// It works.
     InService,
     /// It rests beside the group, or in a warm pool: no work, and no end.
-    Resting,
+    Standby,
     /// It leaves the group and lives on.
     Detached,
     /// It ends.
@@ -166,7 +166,7 @@ pub enum Target {
 
 /// Whether there is a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Activity {
     /// One at least.
     Busy,
     /// None.
@@ -175,7 +175,7 @@ pub enum Work {
 
 /// What a job that was taken tells of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Demand {
+pub enum JobDemand {
     /// Nothing: it was given to somebody who waited for it.
     One,
     /// It had to wait, and so may others.
@@ -184,7 +184,7 @@ pub enum Demand {
 
 /// What becomes of the group's size when an instance leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capacity {
+pub enum CapacityChange {
     /// Another one takes its place.
     Keep,
     /// The group gets smaller.
@@ -193,11 +193,11 @@ pub enum Capacity {
 
 /// The instance ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Terminated {
+pub enum TerminateResult {
     /// Because it was asked to.
-    Now,
+    Requested,
     /// Somebody asked before: this agent, one before it, or the group itself.
-    Before,
+    AlreadyTerminating,
 }
 
 /// Why something was not done. `action` is the permission that it takes (`autoscaling:CompleteLifecycleAction`).
@@ -234,7 +234,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Whether asking again may help.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unreachable { .. })
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::{Capacity, Hear, Identity, Instance, Refusal, Target, Terminated, Work};
+use super::{Activity, CapacityChange, Identity, Instance, NoticeHandler, Refusal, TargetState, TerminateResult};
 
 /// A machine that is known by its machine id.
 pub struct Plain;
@@ -18,19 +18,19 @@ impl Instance for Plain {
         None
     }
 
-    fn watch(&self, _: Hear) {}
+    fn watch(&self, _: NoticeHandler) {}
 
-    fn target(&self) -> Result<Target, Refusal> {
-        Ok(Target::Alone)
+    fn target_state(&self) -> Result<TargetState, Refusal> {
+        Ok(TargetState::NoGroup)
     }
 
-    fn protect(&self, _: Work) {}
+    fn set_activity(&self, _: Activity) {}
 
-    fn terminate(&self, _: &dyn Fn() -> Capacity, _: Duration) -> Result<Terminated, Refusal> {
+    fn terminate(&self, _: &dyn Fn() -> CapacityChange, _: Duration) -> Result<TerminateResult, Refusal> {
         Err(Refusal::NotHere)
     }
 
-    fn hold_hooks(&self) {}
+    fn start_hook_heartbeats(&self) {}
 
     fn complete_hooks(&self, _: Duration) -> Result<(), Refusal> {
         Ok(())

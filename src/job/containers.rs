@@ -225,7 +225,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     });
     let plan = Plan::ContainerScript(Box::new(script::Plan {
         container: *container,
-        renew: progress.container_spent,
+        renew: progress.container_used,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
         mark: format!("mayfly-{}-{}", job.name(), progress.steps),
         script: text,

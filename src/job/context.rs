@@ -16,7 +16,7 @@ use crate::coordinator::Coordinator;
 use crate::executor::place::Place;
 use crate::failure::JobError;
 use crate::instance::Identity;
-use crate::instance::guard::Guard;
+use crate::instance::metadata_block::MetadataBlock;
 use crate::journal::Record;
 use crate::monitor::numbers::Who;
 use crate::payload::variables::Variables;
@@ -46,7 +46,7 @@ pub struct Context {
     /// The machine and its boot.
     pub identity: Identity,
     /// What keeps jobs from the machine's credentials, where that is asked for.
-    pub guard: Option<Arc<Guard>>,
+    pub metadata_block: Option<Arc<MetadataBlock>>,
 }
 
 /// What is different for a job of a local run.
@@ -110,7 +110,7 @@ impl<'a> Job<'a> {
         control: &Arc<Control>,
     ) -> (Self, Result<(), JobError>) {
         let filled_in = context.fill_in_inputs(&mut payload);
-        let (settings, allowed) = context.settings(&payload, record.concurrent, record.progress.place.as_ref());
+        let (settings, allowed) = context.settings(&payload, record.concurrent, record.progress.dirs.as_ref());
         let deadlines = Deadlines::new(record.began, &context.runner, &payload, &settings.variables);
         let job = Self {
             context,

@@ -9,12 +9,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::coordinator::JobStatus;
-use crate::journal::orders::Orders;
+use crate::journal::stop_requests::StopRequests;
 
 /// What a job is told, at any time and from any thread.
 pub struct Control {
-    orders: Mutex<Orders>,
-    bell: EventFd,
+    stop_requests: Mutex<StopRequests>,
+    wake_fd: EventFd,
     /// Ends the delivery of the outcome.
     abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -22,40 +22,40 @@ pub struct Control {
 impl Control {
     /// Nothing was said yet. Errors: descriptors are used up.
     pub fn new() -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { orders: Mutex::default(), bell, abandon: Mutex::default() })
+        let wake_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { stop_requests: Mutex::default(), wake_fd, abandon: Mutex::default() })
     }
 
     /// What the server says of the job.
     pub fn hear(&self, status: JobStatus) {
-        self.change(|orders| match status {
+        self.change(|stop_requests| match status {
             JobStatus::Ongoing => {}
-            JobStatus::Canceling => orders.cancel = true,
-            JobStatus::Over => orders.over = true,
+            JobStatus::Canceling => stop_requests.cancel = true,
+            JobStatus::Over => stop_requests.finished = true,
         });
     }
 
     /// What an earlier agent had been told of the job; its step was stopped for that.
-    pub fn recall(&self, earlier: &Orders) {
-        self.change(|orders| {
-            orders.cancel |= earlier.cancel;
-            orders.over |= earlier.over;
-            orders.evict = earlier.evict.clone().or(orders.evict.take());
-            orders.interrupt = earlier.interrupt.clone().or(orders.interrupt.take());
+    pub fn recall(&self, earlier: &StopRequests) {
+        self.change(|stop_requests| {
+            stop_requests.cancel |= earlier.cancel;
+            stop_requests.finished |= earlier.finished;
+            stop_requests.evict = earlier.evict.clone().or(stop_requests.evict.take());
+            stop_requests.interrupt = earlier.interrupt.clone().or(stop_requests.interrupt.take());
         });
     }
 
     /// The machine is taken.
     pub fn evict(&self, why: &str) {
-        self.change(|orders| {
-            orders.evict.get_or_insert_with(|| why.to_owned());
+        self.change(|stop_requests| {
+            stop_requests.evict.get_or_insert_with(|| why.to_owned());
         });
     }
 
     /// The agent goes.
     pub fn interrupt(&self, why: &str) {
-        self.change(|orders| {
-            orders.interrupt.get_or_insert_with(|| why.to_owned());
+        self.change(|stop_requests| {
+            stop_requests.interrupt.get_or_insert_with(|| why.to_owned());
         });
     }
 
@@ -66,43 +66,43 @@ impl Control {
 
     /// Leaves the delivery of the outcome to a later agent.
     pub fn abandon(&self) {
-        self.change(|orders| orders.abandoned = true);
+        self.change(|stop_requests| stop_requests.abandoned = true);
         if let Some(abandon) = &*self.abandon.lock().unwrap_or_else(PoisonError::into_inner) {
             abandon();
         }
     }
 
     /// What was said so far.
-    pub fn orders(&self) -> Orders {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn stop_requests(&self) -> StopRequests {
+        self.stop_requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Becomes readable with each order.
-    pub fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake_fd.as_fd()
     }
 
     /// Makes the bell silent until the next order.
     pub fn heard(&self) {
-        let _ = self.bell.read();
+        let _ = self.wake_fd.read();
     }
 
     /// Waits; an order that ends the job ends the wait.
     pub fn rest(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if self.orders().stop() {
+            if self.stop_requests().stops_script() {
                 return;
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(self.bell(), PollFlags::POLLIN)], timeout);
+            let _ = poll(&mut [PollFd::new(self.wake_fd(), PollFlags::POLLIN)], timeout);
             self.heard();
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Orders)) {
-        change(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
-        let _ = self.bell.write(1);
+    fn change(&self, change: impl FnOnce(&mut StopRequests)) {
+        change(&mut self.stop_requests.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = self.wake_fd.write(1);
     }
 }
 
@@ -131,10 +131,11 @@ mod tests {
         first.interrupt("terminated");
         first.interrupt("again");
         first.abandon();
-        let written = serde_json::to_string(&first.orders()).expect("written");
+        let written = serde_json::to_string(&first.stop_requests()).expect("written");
         let second = Control::new().expect("made");
         second.recall(&serde_json::from_str(&written).expect("read"));
-        let expected = Orders { cancel: true, interrupt: Some("terminated".to_owned()), ..Orders::default() };
-        assert_eq!(second.orders(), expected);
+        let expected =
+            StopRequests { cancel: true, interrupt: Some("terminated".to_owned()), ..StopRequests::default() };
+        assert_eq!(second.stop_requests(), expected);
     }
 }

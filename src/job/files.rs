@@ -30,8 +30,8 @@ pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), so_far(&steps.journal.progress))?;
     let saved = run(steps, plan.map(Plan::SaveCache), StopsFor::Eviction);
     // A cache that was cut off because the machine is taken does not fail the job.
-    let orders = job.control.orders();
-    if StopsFor::Eviction.stops(&orders) && !orders.abort() { forgive_failure(saved) } else { saved }
+    let stop_requests = job.control.stop_requests();
+    if StopsFor::Eviction.stops(&stop_requests) && !stop_requests.stops_job() { forgive_failure(saved) } else { saved }
 }
 
 /// Fetches what other jobs made.
@@ -62,7 +62,7 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     }
     let plan = get_sources::plan(job, &steps.journal.progress).ok();
     let cleaned = run(steps, plan.map(Plan::CleanUp), StopsFor::Nothing);
-    if job.control.orders().abort() { cleaned } else { forgive_failure(cleaned) }
+    if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
 }
 
 /// Work on the job's files, as a task with the rights that the executor leaves it. Errors: it cannot be serialized.

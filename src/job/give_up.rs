@@ -16,7 +16,7 @@ pub fn end_leftovers(context: &Context, directory: &SlotDirectory, name: String)
     if let Some(step) = progress.step {
         crate::shim::sweep(&step.id, &step.cgroups);
     }
-    let builds = progress.place.map(|place| place.builds);
+    let builds = progress.dirs.map(|place| place.builds);
     if let Some(clean_up) = context.executor.clean_up(name, builds.as_deref()) {
         clean_up();
     }

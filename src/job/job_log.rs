@@ -79,7 +79,7 @@ impl JobLog {
         let _quiet = self.services.as_deref().map(Followers::quiet);
         if !at.resumed {
             journal.progress.begin_stage(at.index, section.clone(), self.size());
-            journal.progress.scripts_began |= matches!(stage, Stage::Step(..));
+            journal.progress.scripts_started |= matches!(stage, Stage::Step(..));
             journal.save()?;
         }
         if self.size() == journal.progress.log_size {
@@ -96,7 +96,7 @@ impl JobLog {
     pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
         let _quiet = self.services.as_deref().map(Followers::quiet);
         journal.progress.log_size = self.size();
-        journal.progress.unsaid = Some(text);
+        journal.progress.pending_warning = Some(text);
         journal.save()?;
         self.write_noted_warning(&mut journal.progress);
         Ok(())
@@ -104,7 +104,7 @@ impl JobLog {
 
     /// Writes the warning that the journal holds, unless an earlier agent did.
     pub fn write_noted_warning(&self, progress: &mut Progress) {
-        if let Some(text) = progress.unsaid.take()
+        if let Some(text) = progress.pending_warning.take()
             && self.size() == progress.log_size
         {
             self.trace.warning(&text);

@@ -5,7 +5,7 @@ use std::io;
 use super::artifacts::Outcome;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::Progress;
-use crate::journal::orders::Orders;
+use crate::journal::stop_requests::StopRequests;
 
 /// Why a stage did not come to its end.
 #[derive(Debug)]
@@ -47,25 +47,27 @@ pub fn blame(progress: &mut Progress, error: JobError) {
         progress.status = Some(status.to_owned());
     }
     // A job that is cancelled before its scripts ends at once: there is nothing that after_script could come after.
-    progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_began;
+    progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_started;
     if progress.aborted || progress.failure.is_none() {
         progress.failure = Some(error);
     }
 }
 
 /// The error of a job whose scripts must stop; `None` when they may go on.
-pub fn stop_error(orders: &Orders) -> Option<JobError> {
-    match &orders.evict {
-        _ if orders.cancel => Some(canceled()),
+pub fn stop_error(stop_requests: &StopRequests) -> Option<JobError> {
+    match &stop_requests.evict {
+        _ if stop_requests.cancel => Some(canceled()),
         Some(why) => Some(JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))),
         None => None,
     }
 }
 
 /// The error of a job that is stopped at once.
-pub fn abort_error(orders: &Orders) -> JobError {
-    match &orders.interrupt {
-        Some(why) if !orders.over => JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}")),
+pub fn abort_error(stop_requests: &StopRequests) -> JobError {
+    match &stop_requests.interrupt {
+        Some(why) if !stop_requests.finished => {
+            JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))
+        }
         _ => canceled(),
     }
 }

@@ -10,7 +10,7 @@ pub fn check(job: &Job<'_>) -> Result<(), JobError> {
         return Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`"));
     }
     refuse_secrets(job)?;
-    match job.context.guard.as_ref().map(|guard| guard.hold()) {
+    match job.context.metadata_block.as_ref().map(|metadata_block| metadata_block.ensure()) {
         Some(Err(why)) => Err(JobError::system(format!("the job is not kept from the instance's credentials: {why}"))),
         _ => Ok(()),
     }

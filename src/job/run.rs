@@ -76,7 +76,7 @@ pub fn resume(
     control: &Arc<Control>,
 ) -> io::Result<Ended> {
     let now = sys::boottime();
-    let deaths = &mut record.progress.taken_up;
+    let deaths = &mut record.progress.resumed_at;
     deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
     deaths.push(now);
     if deaths.len() > DEATHS_MOST {
@@ -98,7 +98,7 @@ fn run_to_end(
 ) -> io::Result<Ended> {
     let (job, allowed) = Job::new(context, &record, payload, control);
     let mut progress = record.progress;
-    progress.place = Some(job.settings.dirs.clone());
+    progress.dirs = Some(job.settings.dirs.clone());
     if let Err(error) = allowed {
         progress.failure.get_or_insert(error);
     }
@@ -108,7 +108,7 @@ fn run_to_end(
         directory.discard()?;
         return Ok(Ended::Dropped);
     }
-    control.recall(&progress.orders);
+    control.recall(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
     let mut run = JobRun { job, journal, log };
@@ -116,7 +116,7 @@ fn run_to_end(
     run.follow_services(From::Now);
     run.log.header(&run.job);
     run.log.write_noted_warning(&mut run.journal.progress);
-    let state = match run.journal.progress.ending.clone() {
+    let state = match run.journal.progress.final_state.clone() {
         Some(decided) => decided,
         None => run.stages()?,
     };
@@ -128,7 +128,7 @@ fn run_to_end(
         clean_up();
     }
     // An agent that is told to stop during the delivery leaves it to the next one.
-    if delivery != Delivery::GivenUp || !control.orders().abandoned {
+    if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
         run.journal.directory.discard()?;
     }
     Ok(Ended::Reported(state, delivery))
@@ -211,13 +211,13 @@ impl JobRun<'_> {
 
     /// Follows orders that came between two stages.
     fn obey_orders(&mut self, next: &Stage) {
-        let orders = self.job.control.orders();
+        let stop_requests = self.job.control.stop_requests();
         let progress = &mut self.journal.progress;
-        progress.evicted |= orders.evict.is_some();
-        if orders.abort() {
+        progress.evicted |= stop_requests.evict.is_some();
+        if stop_requests.stops_job() {
             progress.aborted = true;
-            progress.failure = Some(abort_error(&orders));
-        } else if let Some(error) = stop_error(&orders)
+            progress.failure = Some(abort_error(&stop_requests));
+        } else if let Some(error) = stop_error(&stop_requests)
             && progress.failure.is_none()
             && next.stops_on_cancel()
         {
@@ -258,7 +258,7 @@ impl JobRun<'_> {
         let progress = &mut self.journal.progress;
         let warning = match error.reason {
             _ if is_ignored => Some(format!("after_script failed, but job will continue unaffected: {error}")),
-            FailureReason::JobCanceled if !self.job.control.orders().abort() => {
+            FailureReason::JobCanceled if !self.job.control.stop_requests().stops_job() => {
                 Some("script canceled externally (UI, API)".to_owned())
             }
             FailureReason::JobExecutionTimeout => {
@@ -290,7 +290,7 @@ impl JobRun<'_> {
                 ended => return ended,
             };
             let attempt = self.journal.progress.attempt + 1;
-            let is_over = self.job.control.orders().stop() || self.journal.progress.aborted;
+            let is_over = self.job.control.stop_requests().stops_script() || self.journal.progress.aborted;
             if attempt >= attempts || is_over {
                 return Err(error.into());
             }
@@ -298,12 +298,12 @@ impl JobRun<'_> {
             self.log.warn(&mut self.journal, format!("{error}. Retrying..."))?;
             let wait = self.wait_before(attempt).min(self.job.deadlines.time_left(sys::boottime()));
             self.job.control.rest(wait);
-            let orders = self.job.control.orders();
-            if orders.abort() {
+            let stop_requests = self.job.control.stop_requests();
+            if stop_requests.stops_job() {
                 self.journal.progress.aborted = true;
-                return Err(abort_error(&orders).into());
+                return Err(abort_error(&stop_requests).into());
             }
-            stop_error(&orders).map_or(Ok(()), Err)?;
+            stop_error(&stop_requests).map_or(Ok(()), Err)?;
         }
     }
 
@@ -335,7 +335,7 @@ impl JobRun<'_> {
                 exit_code: error.exit_code,
             },
         };
-        progress.ending = Some(state.clone());
+        progress.final_state = Some(state.clone());
         progress.log_size = self.log.size();
         self.journal.save()?;
         Ok(state)

@@ -121,7 +121,7 @@ impl Stage {
             Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
             Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
             // Not when the scripts never began: there is nothing to come after.
-            Self::AfterScript => progress.scripts_began,
+            Self::AfterScript => progress.scripts_started,
             Self::Cleanup => progress.stage.is_some(),
         }
     }
@@ -196,7 +196,7 @@ mod tests {
         let failed = Progress { stage: Some(SOURCES), failure: Some(JobError::system("x")), ..Progress::default() };
         let files = ["archive_cache_on_failure", "upload_artifacts_on_failure", "cleanup_file_variables"];
         assert_eq!(due(&failed), files);
-        let script_failed = Progress { scripts_began: true, ..failed.clone() };
+        let script_failed = Progress { scripts_started: true, ..failed.clone() };
         assert_eq!(due(&script_failed), ["after_script", files[0], files[1], files[2]]);
         let aborted = Progress { aborted: true, ..script_failed };
         assert!(due(&aborted).is_empty());

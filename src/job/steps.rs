@@ -12,7 +12,7 @@ use super::outcome::{StageError, StageResult, abort_error, stop_error};
 use super::work::Report;
 use crate::executor::docker::prepared::Prepared;
 use crate::failure::{FailureReason, JobError};
-use crate::journal::orders::Orders;
+use crate::journal::stop_requests::StopRequests;
 use crate::journal::{JobJournal, StepRecord};
 use crate::shim::spec::{End, Rights, Spec, Status, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
@@ -37,10 +37,10 @@ pub enum StopsFor {
 
 impl StopsFor {
     /// Whether the orders stop such a step.
-    pub fn stops(self, orders: &Orders) -> bool {
+    pub fn stops(self, stop_requests: &StopRequests) -> bool {
         match self {
-            Self::Any => orders.stop(),
-            Self::Eviction => orders.evict.is_some(),
+            Self::Any => stop_requests.stops_script(),
+            Self::Eviction => stop_requests.evict.is_some(),
             Self::Nothing => false,
         }
     }
@@ -75,8 +75,8 @@ impl StepRunner<'_> {
         };
         for _ in 0..RESTARTS_MOST {
             let Some(again) = again.clone().filter(|_| outcome == Outcome::Lost) else { break };
-            let orders = self.job.control.orders();
-            if orders.abort() || stops_for.stops(&orders) {
+            let stop_requests = self.job.control.stop_requests();
+            if stop_requests.stops_job() || stops_for.stops(&stop_requests) {
                 break;
             }
             self.sweep();
@@ -180,15 +180,15 @@ impl StepRunner<'_> {
     fn watch(&mut self, running: Running, stops_for: StopsFor) -> io::Result<Outcome> {
         let control = &self.job.control;
         loop {
-            let orders = control.orders();
-            if orders.abort() || stops_for.stops(&orders) {
-                if self.journal.progress.orders != orders {
-                    self.journal.progress.orders = orders;
+            let stop_requests = control.stop_requests();
+            if stop_requests.stops_job() || stops_for.stops(&stop_requests) {
+                if self.journal.progress.stop_requests != stop_requests {
+                    self.journal.progress.stop_requests = stop_requests;
                     self.journal.save()?;
                 }
                 running.stop();
             }
-            match running.wait(control.bell(), None) {
+            match running.wait(control.wake_fd(), None) {
                 Event::Ended => return Ok(running.outcome()),
                 Event::Woken | Event::TimedOut => control.heard(),
             }
@@ -202,10 +202,10 @@ impl StepRunner<'_> {
         limit: &Limit,
         stops_for: StopsFor,
     ) -> Result<Option<Box<Prepared>>, JobError> {
-        let orders = self.job.control.orders();
-        if orders.abort() {
+        let stop_requests = self.job.control.stop_requests();
+        if stop_requests.stops_job() {
             self.journal.progress.aborted = true;
-            return Err(abort_error(&orders));
+            return Err(abort_error(&stop_requests));
         }
         let status = match outcome {
             Outcome::Ended(status) => status,
@@ -219,7 +219,7 @@ impl StepRunner<'_> {
             }
         };
         let progress = &mut self.journal.progress;
-        progress.container_spent |= status.stopped.is_some();
+        progress.container_used |= status.stopped.is_some();
         let deadlines: &Deadlines = &self.job.deadlines;
         match status.stopped {
             Some(Stop::Deadline) if sys::boottime() >= deadlines.job_deadline() => {
@@ -230,7 +230,9 @@ impl StepRunner<'_> {
                 progress.aborted |= limit.ends == Ends::Job;
                 Err(limit.error.clone())
             }
-            Some(Stop::Requested) if stops_for.stops(&orders) => stop_error(&orders).map_or(Ok(None), Err),
+            Some(Stop::Requested) if stops_for.stops(&stop_requests) => {
+                stop_error(&stop_requests).map_or(Ok(None), Err)
+            }
             _ => match Report::of_text(&status.report) {
                 Some(Report::Failed(error)) => Err(error),
                 Some(Report::Prepared(container)) => Ok(Some(container)),

@@ -26,7 +26,7 @@ impl JobJournal {
     /// Writes how far the job is. Errors: the journal cannot be written, for another reason than a full disk.
     pub fn save(&mut self) -> io::Result<()> {
         self.progress.acknowledged = (self.acknowledged)();
-        match self.directory.note(&self.progress) {
+        match self.directory.append_progress(&self.progress) {
             // A job that fills the disk must not lose its outcome for it: only a crash from here on would go unnoticed.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 log::error!(

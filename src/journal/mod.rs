@@ -5,8 +5,8 @@
 //! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
 
 mod job;
-pub mod leaving;
-pub mod orders;
+pub mod shutdown;
+pub mod stop_requests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::job::JobJournal;
-use self::orders::Orders;
+use self::stop_requests::StopRequests;
 use crate::coordinator::JobState;
 use crate::decode;
 use crate::executor::docker::prepared::Prepared;
@@ -58,14 +58,14 @@ pub struct Record {
 #[serde(default)]
 pub struct Progress {
     /// Where it works: the configuration may say something else by now.
-    pub place: Option<Place>,
+    pub dirs: Option<Place>,
     /// The stage it is in, by its place in the list; `None` before the first.
     pub stage: Option<usize>,
     /// Size of the log before the next thing to be said (the heading of the stage, `unsaid`, the last line): anything
     /// more means that it was said.
     pub log_size: u64,
     /// A warning that is to be said.
-    pub unsaid: Option<String>,
+    pub pending_warning: Option<String>,
     /// What became of the stage is written down: the next one is to come.
     pub settled: bool,
     /// The section of the stage, and the one that was open before it.
@@ -83,9 +83,9 @@ pub struct Progress {
     /// The first thing that went wrong.
     pub failure: Option<JobError>,
     /// The scripts of the job have begun.
-    pub scripts_began: bool,
+    pub scripts_started: bool,
     /// What a step was stopped for: its outcome alone does not tell.
-    pub orders: Orders,
+    pub stop_requests: StopRequests,
     /// When the sources must be there (`get_sources_timeout`), over all tries.
     pub sources_deadline: Option<u64>,
     /// When the scripts must be over (`RUNNER_SCRIPT_TIMEOUT`).
@@ -97,15 +97,15 @@ pub struct Progress {
     /// `CI_JOB_STATUS` for after_script, once the scripts are over.
     pub status: Option<String>,
     /// The final state, once it is decided.
-    pub ending: Option<JobState>,
+    pub final_state: Option<JobState>,
     /// The job's container, once it is made.
     pub container: Option<Box<Prepared>>,
     /// A script in it was stopped in the middle: the next one gets a container of its own.
-    pub container_spent: bool,
+    pub container_used: bool,
     /// How much of the log the server had.
     pub acknowledged: u64,
     /// When agents took the job up in this stage after another had died, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub taken_up: Vec<u64>,
+    pub resumed_at: Vec<u64>,
 }
 
 impl Progress {
@@ -117,7 +117,7 @@ impl Progress {
         self.steps_done = 0;
         self.attempt = 0;
         self.settled = false;
-        self.taken_up.clear();
+        self.resumed_at.clear();
         self.step = None;
     }
 
@@ -190,11 +190,11 @@ impl SlotDirectory {
 
     /// Writes the record of a job that is taken up. Errors: the disk.
     pub fn save(&self, record: &Record) -> io::Result<()> {
-        write_whole(&self.record(), &serde_json::to_vec(record)?)
+        replace_file(&self.record(), &serde_json::to_vec(record)?)
     }
 
     /// Adds to the record how far the job is now. Errors: there is no record, or the disk; then what stood there holds.
-    pub fn note(&self, progress: &Progress) -> io::Result<()> {
+    pub fn append_progress(&self, progress: &Progress) -> io::Result<()> {
         // The line before may have no end: whoever wrote it died.
         let mut line = vec![b'\n'];
         serde_json::to_writer(&mut line, progress)?;
@@ -235,11 +235,11 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
 }
 
 /// Bytes of a count in its file.
-const COUNT_ROOM: usize = 512;
+const COUNT_FILE_SIZE: usize = 512;
 
 /// How many jobs agents took on this machine, and since when: MaxBuilds and the maximum age hold over restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Count {
+pub struct JobCount {
     identity: Identity,
     /// Jobs taken.
     pub jobs: u32,
@@ -249,7 +249,7 @@ pub struct Count {
     pub began: u64,
 }
 
-impl Count {
+impl JobCount {
     /// The count of this machine, with the jobs in hand; one from another machine (a used image) starts anew.
     pub fn load(state: &Path, identity: &Identity) -> Self {
         let read = fs::read(state.join("agent.json")).ok().and_then(|text| decode::json::<Self>(&text).ok());
@@ -267,7 +267,7 @@ impl Count {
     /// Writes it over what was there, at one go: a new file for each job would make the job wait for the file system.
     pub fn save(&self, state: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec(self)?;
-        text.resize(text.len().max(COUNT_ROOM), b' ');
+        text.resize(text.len().max(COUNT_FILE_SIZE), b' ');
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).mode(0o600).open(state.join("agent.json"))?;
         file.write_all_at(&text, 0)?;
@@ -275,7 +275,7 @@ impl Count {
     }
 
     /// Starts from nothing: an agent that has left begins a new life.
-    pub fn forget(state: &Path) -> io::Result<()> {
+    pub fn reset(state: &Path) -> io::Result<()> {
         match fs::remove_file(state.join("agent.json")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -283,7 +283,7 @@ impl Count {
     }
 }
 
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("draft");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(content)?;
@@ -298,36 +298,36 @@ mod tests {
     fn a_count_belongs_to_its_machine() {
         let directory = tempfile::tempdir().expect("a directory");
         let identity = Identity { instance: "i-1".into(), boot: "b-1".into() };
-        let mut count = Count::load(directory.path(), &identity);
+        let mut count = JobCount::load(directory.path(), &identity);
         for jobs in [4, 3] {
             count.jobs = jobs;
             count.save(directory.path()).expect("saved");
-            assert_eq!(Count::load(directory.path(), &identity).jobs, jobs);
-            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_ROOM]).expect("something longer");
+            assert_eq!(JobCount::load(directory.path(), &identity).jobs, jobs);
+            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_FILE_SIZE]).expect("something longer");
         }
         count.save(directory.path()).expect("saved");
-        assert_eq!(Count::load(directory.path(), &identity).began, count.began, "the age goes on");
+        assert_eq!(JobCount::load(directory.path(), &identity).began, count.began, "the age goes on");
         let later = Identity { boot: "b-2".into(), ..identity.clone() };
-        assert_eq!(Count::load(directory.path(), &later).jobs, 3);
-        assert!(Count::load(directory.path(), &later).began > count.began, "a boot begins anew");
+        assert_eq!(JobCount::load(directory.path(), &later).jobs, 3);
+        assert!(JobCount::load(directory.path(), &later).began > count.began, "a boot begins anew");
         let other = Identity { instance: "i-2".into(), ..identity };
-        assert_eq!(Count::load(directory.path(), &other).jobs, 0);
+        assert_eq!(JobCount::load(directory.path(), &other).jobs, 0);
     }
 
     #[test]
     fn a_job_that_was_written_down_is_counted() {
         let directory = tempfile::tempdir().expect("a directory");
         let identity = record().identity;
-        let mut count = Count::load(directory.path(), &identity);
+        let mut count = JobCount::load(directory.path(), &identity);
         count.jobs = 3;
         count.save(directory.path()).expect("saved");
         let slot = SlotDirectory::new(directory.path(), 0);
         slot.begin(&Record { number: 4, ..record() }).expect("an agent that dies before it counts the job");
-        assert_eq!(Count::load(directory.path(), &identity).jobs, 4);
+        assert_eq!(JobCount::load(directory.path(), &identity).jobs, 4);
         let other = Identity { instance: "i-2".into(), ..identity.clone() };
-        assert_eq!(Count::load(directory.path(), &other).jobs, 0);
+        assert_eq!(JobCount::load(directory.path(), &other).jobs, 0);
         slot.discard().expect("over");
-        assert_eq!(Count::load(directory.path(), &identity).jobs, 3);
+        assert_eq!(JobCount::load(directory.path(), &identity).jobs, 3);
     }
 
     fn record() -> Record {
@@ -350,18 +350,18 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let slot = SlotDirectory::at(directory.path().join("slot"));
         let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage;
-        assert!(slot.note(&Progress::default()).is_err(), "there is no record");
+        assert!(slot.append_progress(&Progress::default()).is_err(), "there is no record");
         slot.create().expect("made");
         slot.save(&record()).expect("saved");
         assert_eq!((stage(&slot), slot.load().expect("a record").payload.as_str()), (None, "{\n}"));
         for number in 1..=3 {
-            slot.note(&Progress { stage: Some(number), ..Progress::default() }).expect("noted");
+            slot.append_progress(&Progress { stage: Some(number), ..Progress::default() }).expect("noted");
             assert_eq!(stage(&slot), Some(number));
         }
         let mut file = OpenOptions::new().append(true).open(slot.record()).expect("opened");
         file.write_all(b"\n{\"stage\":4,\"unsa").expect("an agent that dies while it writes");
         assert_eq!(stage(&slot), Some(3));
-        slot.note(&Progress { stage: Some(5), ..Progress::default() }).expect("noted");
+        slot.append_progress(&Progress { stage: Some(5), ..Progress::default() }).expect("noted");
         assert_eq!(stage(&slot), Some(5));
         slot.save(&record()).expect("taken up");
         assert_eq!(stage(&slot), None);

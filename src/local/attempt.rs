@@ -244,7 +244,7 @@ impl Facts<'_> {
             coordinator: recorder as Arc<dyn Coordinator>,
             executor,
             identity: ground.identity.clone(),
-            guard: None,
+            metadata_block: None,
         }
     }
 }

@@ -166,7 +166,7 @@ impl Attendant for Teller<'_> {
         self.0.say(&format!("warning: {text}"));
     }
 
-    fn wait(&self, ready: Option<std::os::fd::BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError> {
-        crate::executor::docker::attendant::Printer.wait(ready, patience)
+    fn wait(&self, ready: Option<std::os::fd::BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError> {
+        crate::executor::docker::attendant::Printer.wait(ready, timeout)
     }
 }

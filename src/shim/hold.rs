@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// What is left after the main process has this long to end by itself.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
 /// Killed processes have this long to be gone; longer takes only one that hangs in the kernel.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
 pub fn main(work: Work) -> ExitCode {
@@ -167,8 +167,8 @@ impl<'a> Shim<'a> {
                 self.drain();
                 return Ok(self.explain(end));
             }
-            let patience = self.patience();
-            let [signal, stdout, stderr, agent] = self.poll(patience)?;
+            let timeout = self.timeout();
+            let [signal, stdout, stderr, agent] = self.poll(timeout)?;
             if agent {
                 self.agent = None;
                 self.stop(Stop::Requested);
@@ -190,7 +190,7 @@ impl<'a> Shim<'a> {
     }
 
     /// How long nothing needs to be done.
-    fn patience(&self) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         let deadline = self.spec.deadline.filter(|_| self.stopped.is_none());
         let deadline = deadline.map(|at| Duration::from_nanos(at.saturating_sub(sys::boottime())));
         let kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
@@ -198,7 +198,7 @@ impl<'a> Shim<'a> {
         [deadline, kill, silence].into_iter().flatten().min()
     }
 
-    fn poll(&self, patience: Option<Duration>) -> io::Result<[bool; 4]> {
+    fn poll(&self, timeout: Option<Duration>) -> io::Result<[bool; 4]> {
         let mut ready = [false; 4];
         let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let mut which = vec![0];
@@ -215,10 +215,10 @@ impl<'a> Shim<'a> {
             which.push(3);
         }
         // A millisecond more, so that a rounded-down wait does not turn in circles.
-        let timeout = patience.map_or(PollTimeout::NONE, |patience| {
-            PollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        let poll_timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
-        match poll(&mut polled, timeout) {
+        match poll(&mut polled, poll_timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -362,7 +362,7 @@ impl<'a> Shim<'a> {
         let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
         if !self.wait_until_gone(grace) {
             // Forks may race with the killing: again until none is left, within reason.
-            let until = Instant::now() + KILL_PATIENCE;
+            let until = Instant::now() + KILL_TIMEOUT;
             while Instant::now() < until {
                 self.kill_everything();
                 if self.wait_until_gone(Duration::from_millis(100)) {
@@ -389,8 +389,8 @@ impl<'a> Shim<'a> {
     }
 
     /// Waits until no child is left; orphans become children one by one as their parents end.
-    fn wait_until_gone(&mut self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    fn wait_until_gone(&mut self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         loop {
             loop {
                 match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -403,8 +403,8 @@ impl<'a> Shim<'a> {
             if left.is_zero() {
                 return false;
             }
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
+            let poll_timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], poll_timeout);
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
     }

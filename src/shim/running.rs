@@ -156,16 +156,16 @@ impl Running {
         self.identity
     }
 
-    /// Waits until the shim ends, `wake` becomes readable, or `patience` is over.
-    pub fn wait(&self, wake: BorrowedFd<'_>, patience: Option<Duration>) -> Event {
-        let until = patience.map(|patience| Instant::now() + patience);
+    /// Waits until the shim ends, `wake` becomes readable, or `timeout` is over.
+    pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> Event {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let timeout = left.map_or(PollTimeout::NONE, |left| {
+            let poll_timeout = left.map_or(PollTimeout::NONE, |left| {
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             });
             let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(wake, PollFlags::POLLIN)];
-            match poll(&mut polled, timeout) {
+            match poll(&mut polled, poll_timeout) {
                 Ok(0) => return Event::TimedOut,
                 Err(Errno::EINTR) => {}
                 // A descriptor of ours that cannot be polled: let the caller look for itself.

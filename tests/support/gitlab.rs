@@ -299,8 +299,8 @@ impl GitLab {
     }
 
     /// Waits until something holds, for as long as it may take.
-    pub fn wait_for(&self, patience: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + patience;
+    pub fn wait_for(&self, timeout: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + timeout;
         while !holds(self) {
             assert!(Instant::now() < until, "waited in vain for: {what}");
             let state = self.lock();

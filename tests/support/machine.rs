@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::unique_number;
 
 /// A machine has this long for whatever it is asked to do; boots take seconds, on busy cores some more.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A machine image: the tree with the package and what a test put there.
 pub struct Image {
@@ -210,7 +210,7 @@ impl Machine {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("waited") {
                 return status;
@@ -222,7 +222,7 @@ impl Machine {
 
     /// Waits until something holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while !holds(self) {
             assert!(Instant::now() < until, "waited in vain for {what}");
             thread::sleep(Duration::from_millis(100));

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::gitlab::{GitLab, RUNNER_TOKEN};
 
 /// For what takes milliseconds on a machine that has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where one agent lives.
 pub struct Home {
@@ -186,7 +186,7 @@ impl Agent {
     pub fn signal(&self, name: &str) {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal");
         let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while handled && !self.handles(signal) {
             assert!(Instant::now() < until, "the agent does not handle {signal}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(1));
@@ -210,7 +210,7 @@ impl Agent {
 
     /// Waits for the end.
     pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("waited") {
                 return status;
@@ -229,7 +229,7 @@ impl Agent {
 
     /// Waits until the agent says something.
     pub fn wait_for_log(&self, part: &str) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while !self.log().contains(part) {
             assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));

@@ -16,8 +16,8 @@ pub trait Attendant: Sync {
     /// A line that warns.
     fn warning(&self, text: &str);
 
-    /// Waits until `ready` can be read (true), or `patience` is over (false). Errors: the job is to stop.
-    fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError>;
+    /// Waits until `ready` can be read (true), or `timeout` is over (false). Errors: the job is to stop.
+    fn wait(&self, ready: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError>;
 }
 
 /// A process of its own that prepares: what it prints is the job's log, and the end of the job is its end.
@@ -32,14 +32,14 @@ impl Attendant for Printer {
         println!("\x1b[0;33mWARNING: {text}\x1b[0;m");
     }
 
-    fn wait(&self, ready: Option<BorrowedFd<'_>>, patience: Duration) -> Result<bool, JobError> {
-        let until = Instant::now() + patience;
+    fn wait(&self, ready: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError> {
+        let until = Instant::now() + timeout;
         let mut polled: Vec<PollFd<'_>> = ready.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             // Less than a millisecond is none for the system.
-            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut polled, timeout) {
+            let poll_timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut polled, poll_timeout) {
                 Ok(0) if left.is_zero() => return Ok(false),
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(true),

@@ -15,7 +15,7 @@ const FIRST_REST: Duration = Duration::from_millis(500);
 /// See above.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// After that long the next start of an agent does it.
-const PATIENCE: Duration = Duration::from_secs(600);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Enough for requests to the engine.
 const STACK: usize = 512 * 1024;
 
@@ -40,11 +40,11 @@ impl Removals {
         Going(self.clone())
     }
 
-    /// Waits until none goes on, at most for `patience`.
-    pub fn wait(&self, patience: Duration) {
+    /// Waits until none goes on, at most for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
         let (count, changed) = &*self.0;
         let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = changed.wait_timeout_while(guard, patience, |count| *count > 0);
+        let outcome = changed.wait_timeout_while(guard, timeout, |count| *count > 0);
         if outcome.is_ok_and(|(count, _)| *count > 0) {
             log::warn!("exiting before all containers of jobs were removed; the next start removes them");
         }
@@ -96,7 +96,7 @@ type Labels = std::collections::BTreeMap<String, String>;
 
 /// Tries until it is done, or for [`PATIENCE`]. The same trouble is told once.
 fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + REMOVAL_TIMEOUT;
     let (mut rest, mut told) = (FIRST_REST, String::new());
     while let Err(error) = work() {
         let trouble = error.to_string();

@@ -29,17 +29,17 @@ const BLOCK: usize = 256 * 1024;
 /// A silent engine is asked whether it lives after this long,
 const SILENCE: Duration = Duration::from_secs(20);
 /// has this long to say so,
-const PING_PATIENCE: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// is asked again after this long when it does not,
 const BETWEEN_PINGS: Duration = Duration::from_secs(10);
 /// and is given up after so many questions.
 const PINGS: u32 = 3;
 /// How long an engine may take to end what it was told to kill.
-const KILL_PATIENCE: Duration = Duration::from_secs(30);
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// An engine that is started again has this long to come up.
-const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much later than of an end the engine may hear that it came from a lack of memory.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(2);
+const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The exit status of what was ended by SIGKILL.
 const KILLED: i64 = 128 + 9;
 
@@ -110,9 +110,9 @@ pub fn run(plan: &Plan) -> Result<(), JobError> {
 
 /// Waits for an engine that is being started again. Errors: it stays away, or it hangs.
 fn reach(engine: &Engine) -> Result<(), Error> {
-    let until = Instant::now() + RETURN_PATIENCE;
+    let until = Instant::now() + RETURN_TIMEOUT;
     loop {
-        match engine.ping(PING_PATIENCE) {
+        match engine.ping(PING_TIMEOUT) {
             Err(error) if error.is_away() && Instant::now() < until => std::thread::sleep(Duration::from_millis(500)),
             outcome => return outcome,
         }
@@ -225,7 +225,7 @@ impl<'a> Step<'a> {
         let mut block = vec![0; BLOCK];
         loop {
             let wake = (self.stopping == Stopping::No).then(|| self.signals.as_fd());
-            match self.attached.hear(&mut block, wake, Some(self.patience()))? {
+            match self.attached.hear(&mut block, wake, Some(self.timeout()))? {
                 Heard::Bytes(length) => self.take(&block[..length])?,
                 Heard::End => return Ok(()),
                 Heard::Woken => self.ask_to_end(),
@@ -236,7 +236,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         match self.stopping {
             Stopping::No if self.unanswered == 0 => SILENCE,
             Stopping::No => BETWEEN_PINGS,
@@ -296,7 +296,7 @@ impl<'a> Step<'a> {
 
     /// An engine that hangs would keep the job until its time is over.
     fn look_after_engine(&mut self) -> io::Result<()> {
-        match self.engine.ping(PING_PATIENCE) {
+        match self.engine.ping(PING_TIMEOUT) {
             // One that answers with an error answers.
             Ok(()) | Err(Error::Answer { .. }) => self.unanswered = 0,
             Err(error) => {
@@ -332,7 +332,7 @@ impl<'a> Step<'a> {
         let now = Instant::now();
         match self.stopping {
             Stopping::Asked { insist } if now >= insist => {
-                self.stopping = Stopping::Insisted { give_up: now + KILL_PATIENCE };
+                self.stopping = Stopping::Insisted { give_up: now + KILL_TIMEOUT };
                 let _ = self.engine.kill_container(&self.plan.container.name, "KILL");
                 Ok(())
             }
@@ -390,7 +390,7 @@ impl<'a> Step<'a> {
     /// The state after the end, and whether the engine was away; one that is being started again is waited for.
     fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
         let name = &self.plan.container.name;
-        let until = Instant::now() + RETURN_PATIENCE;
+        let until = Instant::now() + RETURN_TIMEOUT;
         let mut was_away = false;
         loop {
             // The streams end shortly before the container does.
@@ -409,7 +409,7 @@ impl<'a> Step<'a> {
     /// The engine hears from the kernel that memory ran out by another way than of the end, and may hear it later: whoever
     /// was killed below a limit is looked at again for a moment.
     fn with_word_of_memory(&self, mut state: ContainerState) -> ContainerState {
-        let until = Instant::now() + MEMORY_PATIENCE;
+        let until = Instant::now() + OOM_EVENT_TIMEOUT;
         let may_be = self.stopping == Stopping::No && self.plan.container.memory_limit() > 0;
         while may_be && state.exit_code == KILLED && !state.oom_killed && !state.running && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(50));

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::client::{Client, Error};
 use super::endpoint::AUTO_SCALING;
-use super::wire::Request;
+use super::transport::Request;
 use super::xml::{element, members};
-use crate::instance::{Capacity, Work};
+use crate::instance::{Activity, CapacityChange};
 
 const VERSION: &str = "2011-01-01";
 /// What AWS takes for a hook without a time-out of its own.
@@ -28,7 +28,7 @@ pub struct Member {
 
 /// A group as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fleet {
+pub struct GroupState {
     /// How many instances it is to have.
     pub desired: u32,
     /// How many it may have.
@@ -60,29 +60,31 @@ impl AutoScaling {
     }
 
     /// What is known of an instance; `None` for one that is in no group. Errors: refused, or no answer.
-    pub fn member(&self, instance: &str, patience: Duration) -> Result<Option<Member>, Error> {
+    pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<Member>, Error> {
         let action = "DescribeAutoScalingInstances";
-        let answer = self.call(action, &[("InstanceIds.member.1", instance)], patience)?;
+        let answer = self.call(action, &[("InstanceIds.member.1", instance)], timeout)?;
         let names = ["InstanceId", "AutoScalingGroupName", "LifecycleState"];
-        let all = members(&answer, "AutoScalingInstances", names).map_err(|why| self.client.nonsense(action, why))?;
+        let all = members(&answer, "AutoScalingInstances", names)
+            .map_err(|why| self.client.unreadable_answer(action, why))?;
         let mut ours = all.into_iter().filter(|[id, ..]| id.as_deref() == Some(instance));
         Ok(ours.find_map(|[_, group, state]| Some(Member { group: group?, state: state.unwrap_or_default() })))
     }
 
     /// Ends an instance; asked once, since a second time may count twice. Errors: refused, or it is not known whether
     /// it ends.
-    pub fn terminate(&self, instance: &str, capacity: Capacity) -> Result<(), Error> {
-        let decrement = if capacity == Capacity::Decrement { "true" } else { "false" };
+    pub fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), Error> {
+        let decrement = if capacity == CapacityChange::Decrement { "true" } else { "false" };
         let parameters = [("InstanceId", instance), ("ShouldDecrementDesiredCapacity", decrement)];
         self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
     }
 
     /// The hooks that hold an instance of the group before it ends.
-    pub fn terminating_hooks(&self, group: &str, patience: Duration) -> Result<Vec<Hook>, Error> {
+    pub fn terminating_hooks(&self, group: &str, timeout: Duration) -> Result<Vec<Hook>, Error> {
         let action = "DescribeLifecycleHooks";
-        let answer = self.call(action, &[("AutoScalingGroupName", group)], patience)?;
+        let answer = self.call(action, &[("AutoScalingGroupName", group)], timeout)?;
         let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];
-        let all = members(&answer, "LifecycleHooks", names).map_err(|why| self.client.nonsense(action, why))?;
+        let all =
+            members(&answer, "LifecycleHooks", names).map_err(|why| self.client.unreadable_answer(action, why))?;
         let of_an_end = |transition: &Option<String>| {
             transition.as_deref().is_some_and(|transition| transition.ends_with("EC2_INSTANCE_TERMINATING"))
         };
@@ -108,18 +110,18 @@ impl AutoScaling {
     }
 
     /// Protects an instance from scale-in, or ends that.
-    pub fn protect(&self, group: &str, instance: &str, work: Work) -> Result<(), Error> {
-        let protected = if work == Work::Busy { "true" } else { "false" };
+    pub fn protect(&self, group: &str, instance: &str, activity: Activity) -> Result<(), Error> {
+        let protected = if activity == Activity::Busy { "true" } else { "false" };
         let parameters =
             [("AutoScalingGroupName", group), ("InstanceIds.member.1", instance), ("ProtectedFromScaleIn", protected)];
         self.call("SetInstanceProtection", &parameters, Duration::ZERO).map(drop)
     }
 
     /// A group; `None` for one that is not there. Errors: refused, or no answer.
-    pub fn fleet(&self, group: &str, patience: Duration) -> Result<Option<Fleet>, Error> {
+    pub fn group_state(&self, group: &str, timeout: Duration) -> Result<Option<GroupState>, Error> {
         let action = "DescribeAutoScalingGroups";
-        let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], patience)?;
-        let nonsense = |why| self.client.nonsense(action, why);
+        let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], timeout)?;
+        let nonsense = |why| self.client.unreadable_answer(action, why);
         let names = ["InstanceId", "LifecycleState", "ProtectedFromScaleIn"];
         let instances = members(&answer, "Instances", names).map_err(nonsense)?;
         let number = |name: &str| element(&answer, name).and_then(|number| number.parse().ok());
@@ -128,7 +130,7 @@ impl AutoScaling {
             state.as_deref() == Some("InService") && protected.as_deref() == Some("true")
         };
         let busy = instances.into_iter().filter(|[_, state, protected]| is_busy(state, protected));
-        Ok(Some(Fleet {
+        Ok(Some(GroupState {
             desired,
             most,
             protects_new: element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
@@ -144,8 +146,8 @@ impl AutoScaling {
         self.call("SetDesiredCapacity", &parameters, Duration::ZERO).map(drop)
     }
 
-    fn call(&self, action: &str, parameters: &[(&str, &str)], patience: Duration) -> Result<String, Error> {
-        self.client.call(&Request::query(VERSION, action, parameters), patience)
+    fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, Error> {
+        self.client.call(&Request::query(VERSION, action, parameters), timeout)
     }
 }
 

@@ -9,7 +9,7 @@ use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
 use super::source;
-use super::wire::{Failure, Request, Wire, patiently};
+use super::transport::{Failure, Request, Transport, retry_until};
 use crate::instance::Refusal;
 
 /// A client; shared by threads.
@@ -17,7 +17,7 @@ pub struct Client {
     service: Service,
     /// As configured; found out where nothing is.
     region: Option<String>,
-    wire: Mutex<Option<Arc<Wire>>>,
+    transport: Mutex<Option<Arc<Transport>>>,
 }
 
 /// Why a call came to nothing.
@@ -87,22 +87,22 @@ impl From<Error> for Refusal {
 impl Client {
     /// A client of a service in a region, or in the one that this process is found to be in.
     pub fn new(service: Service, region: Option<&str>) -> Self {
-        Self { service, region: region.map(str::to_owned), wire: Mutex::default() }
+        Self { service, region: region.map(str::to_owned), transport: Mutex::default() }
     }
 
     /// Finds out the region and the credentials, so that the first call is quick. Errors: they are not to be had now.
     pub fn prepare(&self) -> Result<(), Error> {
-        let ready = self.wire().and_then(|_| source::current());
+        let ready = self.transport().and_then(|_| source::current());
         let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
         ready.map(drop).map_err(error)
     }
 
-    /// Makes a call, again while it may still go well and for `patience` at most ([`Duration::ZERO`]: once). What is
+    /// Makes a call, again while it may still go well and for `timeout` at most ([`Duration::ZERO`]: once). What is
     /// done twice by it must be as good as done once. Errors: see [`Cause`].
-    pub fn call(&self, request: &Request, patience: Duration) -> Result<String, Error> {
+    pub fn call(&self, request: &Request, timeout: Duration) -> Result<String, Error> {
         let error = |cause| Error { permission: format!("{}:{}", self.service.name, request.action), cause };
         let mut unprepared = None;
-        let outcome = patiently(patience, || {
+        let outcome = retry_until(timeout, || {
             unprepared = None;
             self.send(request).unwrap_or_else(|why| {
                 unprepared = Some(why.clone());
@@ -118,32 +118,32 @@ impl Client {
     }
 
     /// An answer to this call that makes no sense.
-    pub fn nonsense(&self, action: &str, why: String) -> Error {
+    pub fn unreadable_answer(&self, action: &str, why: String) -> Error {
         Error { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
     }
 
     /// One try, and one more with new credentials when the old ones have ended. Errors: it cannot be asked.
     fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
-        let wire = self.wire()?;
+        let transport = self.transport()?;
         let credentials = source::current()?;
-        let outcome = wire.send(request, Some(&credentials));
+        let outcome = transport.send(request, Some(&credentials));
         match &outcome {
             Err(Failure::Refused(problem)) if problem.is_expiry() => {
                 source::discard(&credentials);
-                Ok(wire.send(request, Some(&source::current()?)))
+                Ok(transport.send(request, Some(&source::current()?)))
             }
             _ => Ok(outcome),
         }
     }
 
-    fn wire(&self) -> Result<Arc<Wire>, String> {
-        let mut kept = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(wire) = kept.as_ref() {
-            return Ok(Arc::clone(wire));
+    fn transport(&self) -> Result<Arc<Transport>, String> {
+        let mut kept = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transport) = kept.as_ref() {
+            return Ok(Arc::clone(transport));
         }
         let region = region::find(self.region.as_deref())?;
-        let wire = Arc::new(Wire::new(self.service, &region, &Profiles::read(&variable))?);
-        *kept = Some(Arc::clone(&wire));
-        Ok(wire)
+        let transport = Arc::new(Transport::new(self.service, &region, &Profiles::read(&variable))?);
+        *kept = Some(Arc::clone(&transport));
+        Ok(transport)
     }
 }

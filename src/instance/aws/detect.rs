@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// What the firmware tells.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Signs {
+pub struct FirmwareInfo {
     /// It is an instance of EC2.
     pub is_ec2: bool,
     /// Its id, where the firmware knows that too (Nitro).
@@ -13,7 +13,7 @@ pub struct Signs {
 }
 
 /// Looks below `sys` (`/sys`).
-pub fn signs(sys: &Path) -> Signs {
+pub fn read_firmware(sys: &Path) -> FirmwareInfo {
     let line = |path: &str| fs::read_to_string(sys.join(path)).unwrap_or_default().trim().to_owned();
     let vendors = ["class/dmi/id/sys_vendor", "class/dmi/id/board_vendor", "class/dmi/id/bios_vendor"];
     let by_vendor = vendors.iter().any(|path| line(path) == "Amazon EC2");
@@ -21,7 +21,7 @@ pub fn signs(sys: &Path) -> Signs {
     let by_xen = line("hypervisor/uuid").to_ascii_lowercase().starts_with("ec2");
     let is_ec2 = by_vendor || by_xen;
     let instance = Some(line("class/dmi/id/board_asset_tag")).filter(|tag| is_ec2 && is_instance_id(tag));
-    Signs { is_ec2, instance }
+    FirmwareInfo { is_ec2, instance }
 }
 
 /// `i-` and some hexadecimal digits.
@@ -34,26 +34,26 @@ pub fn is_instance_id(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn machine(files: &[(&str, &str)]) -> Signs {
+    fn machine(files: &[(&str, &str)]) -> FirmwareInfo {
         let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = directory.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{text}\n")).unwrap();
         }
-        signs(directory.path())
+        read_firmware(directory.path())
     }
 
     #[test]
     fn knows_its_own() {
         let nitro =
             [("class/dmi/id/sys_vendor", "Amazon EC2"), ("class/dmi/id/board_asset_tag", "i-0123456789abcdef0")];
-        assert_eq!(machine(&nitro), Signs { is_ec2: true, instance: Some("i-0123456789abcdef0".to_owned()) });
+        assert_eq!(machine(&nitro), FirmwareInfo { is_ec2: true, instance: Some("i-0123456789abcdef0".to_owned()) });
         let xen = [("hypervisor/uuid", "EC2E1916-9099-7CAF-FD21-012345ABCDEF")];
-        assert_eq!(machine(&xen), Signs { is_ec2: true, instance: None });
+        assert_eq!(machine(&xen), FirmwareInfo { is_ec2: true, instance: None });
         for files in [vec![], vec![("class/dmi/id/sys_vendor", "QEMU"), ("class/dmi/id/board_asset_tag", "i-01234567")]]
         {
-            assert_eq!(machine(&files), Signs::default());
+            assert_eq!(machine(&files), FirmwareInfo::default());
         }
     }
 }

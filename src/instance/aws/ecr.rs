@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::endpoint::{ECR, Service};
-use super::wire::Request;
+use super::transport::Request;
 use crate::decode;
 use crate::token::Token;
 
@@ -21,7 +21,7 @@ use crate::token::Token;
 const MARGIN_SECONDS: i64 = 60 * 60;
 
 /// A job waits for its image, not for ever.
-const PATIENCE: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Domains of registries. No other host is ever told anything.
 const DOMAINS: [&str; 7] = [
@@ -134,7 +134,7 @@ impl Tokens {
 fn fetch(registry: &Registry) -> Result<Authorization, String> {
     let service = Service { fips: registry.fips, dual_stack: registry.dual_stack, ..ECR };
     let request = Request::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
-    let answer = Client::new(service, Some(&registry.region)).call(&request, PATIENCE);
+    let answer = Client::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;
     decode(answer.as_bytes()).ok_or_else(|| "the answer holds no token".to_owned())
 }

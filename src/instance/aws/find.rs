@@ -4,36 +4,36 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::detect::{is_instance_id, signs};
+use super::detect::{is_instance_id, read_firmware};
 use super::environment::variable;
 use super::member::Member;
 use super::metadata::{Error, Metadata};
 use crate::config::aws::Aws as Settings;
-use crate::instance::Need;
+use crate::instance::Requirement;
 
 /// How long the service may be silent while an instance boots.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUIRED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where the agent can do without.
-const LITTLE_PATIENCE: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_secs(1);
+const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The instance; `None` on another machine. `settings` is `[mayfly.aws]`, where it is there. Errors: the agent needs
 /// Auto Scaling, and who this is cannot be told.
-pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>, String> {
-    let signs = signs(Path::new("/sys"));
+pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Member>, String> {
+    let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
-    if need == Need::Nothing && !is_told && !signs.is_ec2 {
+    if requirement == Requirement::Nothing && !is_told && !firmware.is_ec2 {
         return Ok(None);
     }
     let service = Metadata::of_process();
-    let patience = match (need, signs.instance.is_some()) {
+    let timeout = match (requirement, firmware.instance.is_some()) {
         (_, true) => Duration::ZERO,
-        (Need::AutoScaling, false) => PATIENCE,
-        (Need::Nothing, false) => LITTLE_PATIENCE,
+        (Requirement::AutoScaling, false) => REQUIRED_TIMEOUT,
+        (Requirement::Nothing, false) => OPTIONAL_TIMEOUT,
     };
     let settings = settings.cloned().unwrap_or_default();
-    let member = |id| Ok(Some(Member::new(id, service, &settings, need)));
-    match (instance_id(service, patience), signs.instance) {
+    let member = |id| Ok(Some(Member::new(id, service, &settings, requirement)));
+    match (instance_id(service, timeout), firmware.instance) {
         (Ok(id), _) => member(id),
         (Err(error), Some(id)) => {
             log::warn!(
@@ -41,7 +41,7 @@ pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>,
             );
             member(id)
         }
-        (Err(error), None) if need == Need::AutoScaling => Err(format!(
+        (Err(error), None) if requirement == Requirement::AutoScaling => Err(format!(
             "leaving through the Auto Scaling group needs an instance of EC2, and {error}; mend that, or set another \
              `leave` below [mayfly]"
         )),
@@ -55,8 +55,8 @@ pub fn member(settings: Option<&Settings>, need: Need) -> Result<Option<Member>,
     }
 }
 
-fn instance_id(service: &Metadata, patience: Duration) -> Result<String, Error> {
-    let until = Instant::now() + patience;
+fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, Error> {
+    let until = Instant::now() + timeout;
     loop {
         let error = match service.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => return Ok(item.text),
@@ -64,10 +64,10 @@ fn instance_id(service: &Metadata, patience: Duration) -> Result<String, Error> 
             Err(error @ (Error::Off | Error::Absent)) => return Err(error),
             Err(error) => error,
         };
-        if Instant::now() + AGAIN >= until {
+        if Instant::now() + RETRY_INTERVAL >= until {
             return Err(error);
         }
         log::debug!("the metadata service did not tell the instance id; retrying error={error}");
-        thread::sleep(AGAIN);
+        thread::sleep(RETRY_INTERVAL);
     }
 }

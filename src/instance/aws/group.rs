@@ -3,22 +3,22 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::autoscaling::{AutoScaling, Fleet, Hook};
+use super::autoscaling::{AutoScaling, GroupState, Hook};
 use super::client::Error;
 use super::metadata::Metadata;
 use crate::config::aws::Aws as Settings;
-use crate::instance::{Capacity, Refusal, Work};
+use crate::instance::{Activity, CapacityChange, Refusal};
 
 /// The tag that Auto Scaling puts on the instances of a group.
 const TAG: &str = "meta-data/tags/instance/aws:autoscaling:groupName";
 /// How long a look at the group may take.
-const LOOK: Duration = Duration::from_secs(10);
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One instance, and its group.
 pub struct Group {
     instance: String,
     service: &'static Metadata,
-    calls: AutoScaling,
+    api: AutoScaling,
     settings: Settings,
     name: Mutex<Option<String>>,
 }
@@ -27,7 +27,7 @@ impl Group {
     pub fn new(instance: &str, service: &'static Metadata, settings: &Settings) -> Self {
         let calls = AutoScaling::new(settings.region.as_deref());
         let name = Mutex::new(settings.auto_scaling_group.clone());
-        Self { instance: instance.to_owned(), service, calls, settings: settings.clone(), name }
+        Self { instance: instance.to_owned(), service, api: calls, settings: settings.clone(), name }
     }
 
     /// The group's name: configured, on the instance's tag, or as Auto Scaling knows it.
@@ -39,7 +39,7 @@ impl Group {
         let tag = self.service.get(TAG).ok().map(|item| item.text).filter(|name| !name.is_empty());
         let name = match tag {
             Some(name) => name,
-            None => self.calls.member(&self.instance, LOOK)?.ok_or(Refusal::NotHere)?.group,
+            None => self.api.member(&self.instance, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotHere)?.group,
         };
         log::info!("this instance is in an Auto Scaling group group={name}");
         *kept = Some(name.clone());
@@ -49,32 +49,32 @@ impl Group {
     /// Finds out what every call needs: the name, the region and credentials.
     pub fn prepare(&self) -> Result<(), Refusal> {
         self.name()?;
-        Ok(self.calls.prepare()?)
+        Ok(self.api.prepare()?)
     }
 
     /// What its group brings it to, by Auto Scaling's own word; `None` where that cannot be had.
     pub fn state(&self) -> Option<String> {
-        Some(self.calls.member(&self.instance, Duration::ZERO).ok()??.state)
+        Some(self.api.member(&self.instance, Duration::ZERO).ok()??.state)
     }
 
     /// One call that ends the instance.
-    pub fn terminate(&self, capacity: Capacity) -> Result<(), Error> {
-        self.calls.terminate(&self.instance, capacity)
+    pub fn terminate(&self, capacity: CapacityChange) -> Result<(), Error> {
+        self.api.terminate(&self.instance, capacity)
     }
 
     /// One call that sets the protection.
-    pub fn protect(&self, work: Work) -> Result<(), Refusal> {
-        Ok(self.calls.protect(&self.name()?, &self.instance, work)?)
+    pub fn protect(&self, activity: Activity) -> Result<(), Refusal> {
+        Ok(self.api.protect(&self.name()?, &self.instance, activity)?)
     }
 
     /// The group as a whole.
-    pub fn fleet(&self) -> Result<Fleet, Refusal> {
-        self.calls.fleet(&self.name()?, LOOK)?.ok_or(Refusal::NotHere)
+    pub fn group_state(&self) -> Result<GroupState, Refusal> {
+        self.api.group_state(&self.name()?, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotHere)
     }
 
     /// One call that sets how many instances the group is to have.
     pub fn raise(&self, desired: u32) -> Result<(), Refusal> {
-        Ok(self.calls.set_desired(&self.name()?, desired)?)
+        Ok(self.api.set_desired(&self.name()?, desired)?)
     }
 
     /// The hooks that hold an instance before it ends: configured (their time-outs not being known then), or as Auto
@@ -85,16 +85,16 @@ impl Group {
             let timeout = Duration::from_secs(30);
             return Ok(names.iter().map(|name| Hook { name: name.clone(), timeout }).collect());
         }
-        Ok(self.calls.terminating_hooks(&self.name()?, LOOK)?)
+        Ok(self.api.terminating_hooks(&self.name()?, DESCRIBE_TIMEOUT)?)
     }
 
     /// Keeps a hook waiting.
     pub fn heartbeat(&self, hook: &Hook) -> Result<(), Refusal> {
-        Ok(self.calls.heartbeat(&self.name()?, &hook.name, &self.instance)?)
+        Ok(self.api.heartbeat(&self.name()?, &hook.name, &self.instance)?)
     }
 
     /// Lets the instance go.
     pub fn complete(&self, hook: &Hook) -> Result<(), Refusal> {
-        Ok(self.calls.complete(&self.name()?, &hook.name, &self.instance)?)
+        Ok(self.api.complete(&self.name()?, &hook.name, &self.instance)?)
     }
 }

@@ -10,42 +10,42 @@ use crate::instance::Refusal;
 
 const STACK: usize = 256 * 1024;
 /// The rest before a hook is tried again that does not hold the instance yet, or a group that does not answer.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The heartbeats of one instance.
 pub struct Hooks {
-    hold: Mutex<Hold>,
+    heartbeat: Mutex<HookHeartbeat>,
     changed: Condvar,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    Free,
-    Held,
+enum HookHeartbeat {
+    NotStarted,
+    Running,
     /// The instance goes: no heartbeat any more.
-    Ended,
+    Stopped,
 }
 
 impl Hooks {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { hold: Mutex::new(Hold::Free), changed: Condvar::new() })
+        Arc::new(Self { heartbeat: Mutex::new(HookHeartbeat::NotStarted), changed: Condvar::new() })
     }
 
     /// Begins with the heartbeats, unless they have begun.
-    pub fn hold(self: &Arc<Self>, group: &Arc<Group>) {
-        let mut hold = self.lock();
-        if *hold != Hold::Free {
+    pub fn start_heartbeats(self: &Arc<Self>, group: &Arc<Group>) {
+        let mut heartbeat = self.lock();
+        if *heartbeat != HookHeartbeat::NotStarted {
             return;
         }
         let (hooks, group) = (Arc::clone(self), Arc::clone(group));
         let thread = thread::Builder::new().name("heartbeats".to_owned()).stack_size(STACK);
-        match thread.spawn(move || hooks.beat(&group)) {
-            Ok(_) => *hold = Hold::Held,
+        match thread.spawn(move || hooks.run_heartbeats(&group)) {
+            Ok(_) => *heartbeat = HookHeartbeat::Running,
             Err(error) => log::error!("cannot start the thread for lifecycle hook heartbeats error={error}"),
         }
     }
 
-    fn beat(&self, group: &Group) {
+    fn run_heartbeats(&self, group: &Group) {
         let mut complained = false;
         let mut complain = |refusal: &Refusal| {
             if !complained {
@@ -58,12 +58,12 @@ impl Hooks {
                 Ok(hooks) => break hooks.into_iter().map(|hook| (hook, Instant::now())).collect(),
                 Err(refusal) => complain(&refusal),
             }
-            if self.has_ended_after(AGAIN) {
+            if self.is_stopped_within(RETRY_INTERVAL) {
                 return;
             }
         };
         while let Some(next) = due.iter().map(|(_, at)| *at).min() {
-            if self.has_ended_after(next.saturating_duration_since(Instant::now())) {
+            if self.is_stopped_within(next.saturating_duration_since(Instant::now())) {
                 return;
             }
             for (hook, at) in due.iter_mut().filter(|(_, at)| *at <= Instant::now()) {
@@ -73,10 +73,10 @@ impl Hooks {
                         log::debug!("lifecycle hook extended hook={}", hook.name);
                         half
                     }
-                    Err(refusal) if is_not_active(&refusal) => AGAIN,
+                    Err(refusal) if is_not_active(&refusal) => RETRY_INTERVAL,
                     Err(refusal) => {
                         complain(&refusal);
-                        AGAIN.max(half / 4)
+                        RETRY_INTERVAL.max(half / 4)
                     }
                 };
                 *at = Instant::now() + rest;
@@ -86,10 +86,10 @@ impl Hooks {
 
     /// Tells each hook that the instance may go. One that does not hold it yet is waited for, unless Auto Scaling says
     /// that none does any more.
-    pub fn complete(&self, group: &Group, patience: Duration) -> Result<(), Refusal> {
-        *self.lock() = Hold::Ended;
+    pub fn complete(&self, group: &Group, timeout: Duration) -> Result<(), Refusal> {
+        *self.lock() = HookHeartbeat::Stopped;
         self.changed.notify_all();
-        let until = Instant::now() + patience;
+        let until = Instant::now() + timeout;
         let mut left = None;
         loop {
             let outcome = match &mut left {
@@ -99,33 +99,33 @@ impl Hooks {
             if left.as_ref().is_some_and(Vec::is_empty) {
                 return Ok(());
             }
-            let is_late = Instant::now() + AGAIN >= until;
+            let is_late = Instant::now() + RETRY_INTERVAL >= until;
             match outcome {
                 Ok(()) => continue,
                 Err(refusal) if is_not_active(&refusal) => {
                     let state = group.state();
-                    if is_late || state.is_some_and(|state| !holds_later(&state)) {
+                    if is_late || state.is_some_and(|state| !may_still_be_held(&state)) {
                         log::info!("no lifecycle hook holds this instance");
                         return Ok(());
                     }
                 }
-                Err(refusal) if is_late || !refusal.may_pass() => return Err(refusal),
+                Err(refusal) if is_late || !refusal.is_temporary() => return Err(refusal),
                 Err(_) => {}
             }
-            thread::sleep(AGAIN);
+            thread::sleep(RETRY_INTERVAL);
         }
     }
 
     /// Waits; true when the heartbeats are to end.
-    fn has_ended_after(&self, wait: Duration) -> bool {
-        let held = |hold: &mut Hold| *hold == Hold::Held;
-        let (hold, _) =
+    fn is_stopped_within(&self, wait: Duration) -> bool {
+        let held = |heartbeat: &mut HookHeartbeat| *heartbeat == HookHeartbeat::Running;
+        let (heartbeat, _) =
             self.changed.wait_timeout_while(self.lock(), wait, held).unwrap_or_else(PoisonError::into_inner);
-        *hold == Hold::Ended
+        *heartbeat == HookHeartbeat::Stopped
     }
 
-    fn lock(&self) -> MutexGuard<'_, Hold> {
-        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HookHeartbeat> {
+        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,7 +152,7 @@ fn is_not_active(refusal: &Refusal) -> bool {
 }
 
 /// Whether a hook holds, or will hold, an instance in this state of its life.
-fn holds_later(state: &str) -> bool {
+fn may_still_be_held(state: &str) -> bool {
     let rests = state.starts_with("Warmed:") && !state.starts_with("Warmed:Terminat");
     state != "Terminated" && !state.ends_with(":Proceed") && !rests
 }

@@ -5,21 +5,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::{Cause, Error};
-use super::examine;
 use super::group::Group;
 use super::hooks::Hooks;
+use super::inspect;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
-use super::raise::{self, Raising};
+use super::raise::{self, CapacityRaiser};
+use super::transport::retry_delay;
 use super::watch;
-use super::wire::jittered;
 use crate::config::aws::Aws as Settings;
 use crate::instance::plain::boot;
-use crate::instance::{Capacity, Demand, Examined, Hear, Identity, Instance, Need, Refusal, Target, Terminated, Work};
+use crate::instance::{
+    Activity, CapacityChange, CheckResult, Identity, Instance, JobDemand, NoticeHandler, Refusal, Requirement,
+    TargetState, TerminateResult,
+};
 
 /// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
-const SIGNS: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
+const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An instance of EC2, in an Auto Scaling group or alone.
 pub struct Member {
@@ -30,42 +33,43 @@ pub struct Member {
     hooks: Arc<Hooks>,
     protects: bool,
     /// Where the group is to grow with its jobs.
-    raising: Option<Arc<Raising>>,
+    raiser: Option<Arc<CapacityRaiser>>,
     region: Option<String>,
 }
 
 impl Member {
     /// The instance of this id.
-    pub fn new(id: String, service: &'static Metadata, settings: &Settings, need: Need) -> Self {
+    pub fn new(id: String, service: &'static Metadata, settings: &Settings, requirement: Requirement) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
-        let raising = settings.raise_on_job.map(|raise| Raising::new(&id, raise));
+        let raiser = settings.raise_on_job.map(|raise| CapacityRaiser::new(&id, raise));
         // Protection is what tells the others that this one has a job.
-        let protects = settings.protect_while_busy.unwrap_or(need == Need::AutoScaling || raising.is_some());
+        let protects =
+            settings.protect_while_busy.unwrap_or(requirement == Requirement::AutoScaling || raiser.is_some());
         let region = settings.region.clone();
-        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, raising, region }
+        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, raiser, region }
     }
 
     /// Whether the instance is on its way out, as far as anybody tells.
-    fn is_ending(&self) -> bool {
-        match self.target() {
-            Ok(target) => target == Target::Terminated,
+    fn is_terminating(&self) -> bool {
+        match self.target_state() {
+            Ok(target) => target == TargetState::Terminated,
             Err(_) => self.group.state().is_some_and(|state| state.starts_with("Terminat")),
         }
     }
 
     /// Looks for some time whether a call without an answer was effective all the same: what is known of an instance
     /// lags behind what was asked.
-    fn turns_out_to_end(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    fn wait_until_terminating(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         loop {
             let by_group = || self.group.state().is_some_and(|state| state.starts_with("Terminat"));
-            if self.is_ending() || by_group() {
+            if self.is_terminating() || by_group() {
                 return true;
             }
-            if Instant::now() + LOOK_AGAIN >= until {
+            if Instant::now() + EFFECT_POLL_INTERVAL >= until {
                 return false;
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(EFFECT_POLL_INTERVAL);
         }
     }
 }
@@ -79,72 +83,78 @@ impl Instance for Member {
         Some(self.id.clone())
     }
 
-    fn examine(&self) -> Vec<Examined> {
-        let target = self.target();
-        let mut all = examine::all(&self.id, self.region.as_deref(), &self.group, target);
-        if self.raising.is_some() {
-            all.push(Examined { what: "raise_on_job", outcome: raise::examine(&self.group) });
+    fn inspect(&self) -> Vec<CheckResult> {
+        let target = self.target_state();
+        let mut all = inspect::all(&self.id, self.region.as_deref(), &self.group, target);
+        if self.raiser.is_some() {
+            all.push(CheckResult { subject: "raise_on_job", outcome: raise::inspect(&self.group) });
         }
         all
     }
 
-    fn watch(&self, hear: Hear) {
-        watch::start(self.service, hear);
+    fn watch(&self, handler: NoticeHandler) {
+        watch::start(self.service, handler);
         if self.protects {
             self.protection.start(&self.group);
         }
-        if let Some(raising) = &self.raising {
-            raising.start(&self.group);
+        if let Some(raiser) = &self.raiser {
+            raiser.start(&self.group);
         }
     }
 
-    fn target(&self) -> Result<Target, Refusal> {
-        match self.service.get(watch::TARGET) {
-            Ok(item) => Ok(watch::target(&item.text)),
-            Err(metadata::Error::Absent) => Ok(Target::Alone),
+    fn target_state(&self) -> Result<TargetState, Refusal> {
+        match self.service.get(watch::TARGET_PATH) {
+            Ok(item) => Ok(watch::parse_target_state(&item.text)),
+            Err(metadata::Error::Absent) => Ok(TargetState::NoGroup),
             Err(error) => {
                 Err(Refusal::Unreachable { action: "the target lifecycle state".to_owned(), why: error.to_string() })
             }
         }
     }
 
-    fn protect(&self, work: Work) {
+    fn set_activity(&self, activity: Activity) {
         if self.protects {
-            self.protection.want(work);
+            self.protection.set_activity(activity);
         }
-        if let Some(raising) = &self.raising {
-            raising.work(work);
-        }
-    }
-
-    fn job_taken(&self, demand: Demand) {
-        if let Some(raising) = &self.raising {
-            raising.taken(demand);
+        if let Some(raiser) = &self.raiser {
+            raiser.set_activity(activity);
         }
     }
 
-    fn terminate(&self, capacity: &dyn Fn() -> Capacity, patience: Duration) -> Result<Terminated, Refusal> {
-        let until = Instant::now() + patience;
+    fn job_taken(&self, demand: JobDemand) {
+        if let Some(raiser) = &self.raiser {
+            raiser.job_taken(demand);
+        }
+    }
+
+    fn terminate(&self, capacity: &dyn Fn() -> CapacityChange, timeout: Duration) -> Result<TerminateResult, Refusal> {
+        let until = Instant::now() + timeout;
         let left = || until.saturating_duration_since(Instant::now());
-        if self.is_ending() {
-            return Ok(Terminated::Before);
+        if self.is_terminating() {
+            return Ok(TerminateResult::AlreadyTerminating);
         }
         let mut tries = 0;
         loop {
             let error = match self.group.terminate(capacity()) {
-                Ok(()) => return Ok(Terminated::Now),
+                Ok(()) => return Ok(TerminateResult::Requested),
                 Err(error) => error,
             };
-            let is_ending = match effect(&error) {
-                Effect::None => false,
+            let is_ending = match call_effect(&error) {
+                CallEffect::None => false,
                 // An instance that ends already is refused like one that is not known.
-                Effect::Refused => return if self.is_ending() { Ok(Terminated::Before) } else { Err(refusal(error)) },
-                Effect::Unknown => self.turns_out_to_end(SIGNS.min(left())),
+                CallEffect::Refused => {
+                    return if self.is_terminating() {
+                        Ok(TerminateResult::AlreadyTerminating)
+                    } else {
+                        Err(refusal(error))
+                    };
+                }
+                CallEffect::Unknown => self.wait_until_terminating(EFFECT_TIMEOUT.min(left())),
             };
             if is_ending {
-                return Ok(Terminated::Now);
+                return Ok(TerminateResult::Requested);
             }
-            let wait = jittered(tries);
+            let wait = retry_delay(tries);
             tries += 1;
             if wait >= left() {
                 return Err(error.into());
@@ -152,23 +162,23 @@ impl Instance for Member {
             log::debug!("retrying the call that terminates the instance wait_ms={} error={error}", wait.as_millis());
             thread::sleep(wait);
             // Somebody else may have asked in the meantime.
-            if self.is_ending() {
-                return Ok(Terminated::Before);
+            if self.is_terminating() {
+                return Ok(TerminateResult::AlreadyTerminating);
             }
         }
     }
 
-    fn hold_hooks(&self) {
-        self.hooks.hold(&self.group);
+    fn start_hook_heartbeats(&self) {
+        self.hooks.start_heartbeats(&self.group);
     }
 
-    fn complete_hooks(&self, patience: Duration) -> Result<(), Refusal> {
-        self.hooks.complete(&self.group, patience)
+    fn complete_hooks(&self, timeout: Duration) -> Result<(), Refusal> {
+        self.hooks.complete(&self.group, timeout)
     }
 }
 
 /// What a failed call to end the instance may have done.
-enum Effect {
+enum CallEffect {
     /// Nothing, and it may go well later.
     None,
     /// Nothing, for good.
@@ -178,15 +188,15 @@ enum Effect {
 }
 
 /// Parts of codes with which a call is turned away before anything is done.
-const TURNED_AWAY: [&str; 5] = ["Throttl", "LimitExceeded", "TooManyRequests", "ResourceContention", "InProgress"];
+const NO_EFFECT_CODES: [&str; 5] = ["Throttl", "LimitExceeded", "TooManyRequests", "ResourceContention", "InProgress"];
 
-fn effect(error: &Error) -> Effect {
+fn call_effect(error: &Error) -> CallEffect {
     match &error.cause {
-        Cause::Refused { .. } => Effect::Refused,
-        Cause::Busy { code } if TURNED_AWAY.iter().any(|part| code.contains(part)) => Effect::None,
-        Cause::Unprepared(_) => Effect::None,
+        Cause::Refused { .. } => CallEffect::Refused,
+        Cause::Busy { code } if NO_EFFECT_CODES.iter().any(|part| code.contains(part)) => CallEffect::None,
+        Cause::Unprepared(_) => CallEffect::None,
         // The error of a server says little about what it did before.
-        Cause::Busy { .. } | Cause::Silent(_) => Effect::Unknown,
+        Cause::Busy { .. } | Cause::Silent(_) => CallEffect::Unknown,
     }
 }
 

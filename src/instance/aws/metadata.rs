@@ -115,7 +115,7 @@ impl Metadata {
     pub fn get(&self, path: &str) -> Result<Item, Error> {
         let mut attempt = 1;
         loop {
-            match self.look(path) {
+            match self.get_once(path) {
                 Err(Error::Silent(why)) if attempt < self.attempts => {
                     log::debug!("retrying the metadata service path={path} error={why}");
                     thread::sleep(Duration::from_millis(100) * attempt);
@@ -127,7 +127,7 @@ impl Metadata {
     }
 
     /// The same, tried once: for whoever comes again soon anyway.
-    pub fn look(&self, path: &str) -> Result<Item, Error> {
+    pub fn get_once(&self, path: &str) -> Result<Item, Error> {
         if self.is_off {
             return Err(Error::Off);
         }
@@ -135,11 +135,11 @@ impl Metadata {
         let had_token = session.token.is_some();
         let answer = self.ask(&mut session, path)?;
         if answer.status != 401 || !had_token {
-            return settle(answer);
+            return item_of_answer(answer);
         }
         // The token may have died with its time (on a machine that slept), or with the service that gave it.
         session.token = None;
-        settle(self.ask(&mut session, path)?)
+        item_of_answer(self.ask(&mut session, path)?)
     }
 
     fn ask(&self, session: &mut Session, path: &str) -> Result<Answer, Error> {
@@ -164,7 +164,7 @@ impl Metadata {
         let answer = self.exchange(request, HOP_LIMIT)?;
         let seconds = answer.headers.get(TTL).and_then(|text| text.to_str().ok()?.parse().ok());
         let life = Duration::from_secs(seconds.unwrap_or(TOKEN_SECONDS).min(TOKEN_SECONDS));
-        let text = match settle(answer) {
+        let text = match item_of_answer(answer) {
             Err(Error::Absent) => return Err(Error::Silent("it hands out no tokens: it is none of EC2's".to_owned())),
             settled => settled?.text,
         };
@@ -197,7 +197,7 @@ struct Answer {
 }
 
 /// What a status means.
-fn settle(answer: Answer) -> Result<Item, Error> {
+fn item_of_answer(answer: Answer) -> Result<Item, Error> {
     match answer.status {
         200 => {
             let at = answer.headers.get("Date").and_then(|date| http_date(date.to_str().ok()?));
@@ -278,7 +278,7 @@ mod tests {
         let server = Server::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
-        assert!(matches!(client.look("x"), Err(Error::Silent(why)) if why.contains("503")));
+        assert!(matches!(client.get_once("x"), Err(Error::Silent(why)) if why.contains("503")));
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
         let client = client(&server, &[]);
         let began = Instant::now();
         for _ in 0..12 {
-            assert!(client.look("x").is_err());
+            assert!(client.get_once("x").is_err());
         }
         assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
     }

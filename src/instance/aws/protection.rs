@@ -4,8 +4,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::group::Group;
-use super::wire::jittered;
-use crate::instance::{Refusal, Work};
+use super::transport::retry_delay;
+use crate::instance::{Activity, Refusal};
 
 const STACK: usize = 256 * 1024;
 
@@ -17,11 +17,11 @@ pub struct Protection {
 
 #[derive(Default)]
 struct State {
-    wanted: Option<Work>,
+    wanted: Option<Activity>,
     /// What the group was told last, as far as that is known.
-    told: Option<Work>,
+    applied: Option<Activity>,
     /// It was said that it cannot be done.
-    has_complained: bool,
+    has_logged_failure: bool,
 }
 
 impl Protection {
@@ -37,7 +37,7 @@ impl Protection {
             if let Err(refusal) = group.prepare() {
                 log::debug!("the Auto Scaling group is not known yet; retrying {refusal}");
             }
-            protection.tell(&group);
+            protection.run(&group);
         });
         if let Err(error) = spawned {
             log::error!("cannot start the thread for scale-in protection error={error}");
@@ -45,42 +45,42 @@ impl Protection {
     }
 
     /// Notes what is wanted and returns at once.
-    pub fn want(&self, work: Work) {
-        self.lock().wanted = Some(work);
+    pub fn set_activity(&self, activity: Activity) {
+        self.lock().wanted = Some(activity);
         self.changed.notify_all();
     }
 
-    fn tell(&self, group: &Group) {
+    fn run(&self, group: &Group) {
         let mut tries = 0;
         loop {
-            let work = self.next();
-            let outcome = group.protect(work);
+            let activity = self.next_activity();
+            let outcome = group.protect(activity);
             let mut state = self.lock();
             let Err(refusal) = outcome else {
-                log::debug!("scale-in protection set work={work:?}");
-                *state = State { told: Some(work), has_complained: false, ..*state };
+                log::debug!("scale-in protection set work={activity:?}");
+                *state = State { applied: Some(activity), has_logged_failure: false, ..*state };
                 tries = 0;
                 continue;
             };
-            state.complain(work, &refusal);
-            if !refusal.may_pass() {
+            state.log_failure(activity, &refusal);
+            if !refusal.is_temporary() {
                 // Another word is another try.
-                state.told = Some(work);
+                state.applied = Some(activity);
                 continue;
             }
             // It may have come through all the same.
-            state.told = None;
-            let same = |state: &mut State| state.wanted == Some(work);
-            drop(self.changed.wait_timeout_while(state, jittered(tries), same));
+            state.applied = None;
+            let same = |state: &mut State| state.wanted == Some(activity);
+            drop(self.changed.wait_timeout_while(state, retry_delay(tries), same));
             tries += 1;
         }
     }
 
     /// Waits for something that the group does not know yet.
-    fn next(&self) -> Work {
-        let is_told = |state: &mut State| state.wanted.is_none() || state.wanted == state.told;
+    fn next_activity(&self) -> Activity {
+        let is_told = |state: &mut State| state.wanted.is_none() || state.wanted == state.applied;
         let state = self.changed.wait_while(self.lock(), is_told).unwrap_or_else(PoisonError::into_inner);
-        state.wanted.unwrap_or(Work::Idle)
+        state.wanted.unwrap_or(Activity::Idle)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,11 +90,11 @@ impl Protection {
 
 impl State {
     /// Says once that it cannot be done; that an instance on its way out has no protection to lose is no news.
-    fn complain(&mut self, work: Work, refusal: &Refusal) {
+    fn log_failure(&mut self, activity: Activity, refusal: &Refusal) {
         let is_leaving = matches!(refusal, Refusal::Denied { code, .. } if code == "ValidationError");
-        if work == Work::Idle && is_leaving {
+        if activity == Activity::Idle && is_leaving {
             log::debug!("cannot end scale-in protection {refusal}");
-        } else if !std::mem::replace(&mut self.has_complained, true) {
+        } else if !std::mem::replace(&mut self.has_logged_failure, true) {
             log::warn!("cannot set scale-in protection; the group may terminate this instance during a job {refusal}");
         }
     }

@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{Client, Error};
 use super::endpoint::{SECRETS_MANAGER, SSM, Service};
-use super::wire::Request;
+use super::transport::Request;
 use crate::config::Config;
 use crate::config::reference::Reference;
 use crate::decode;
 use crate::monitor::machine;
 use crate::token::Token;
 
-/// Puts the tokens into a configuration whose runners only say where theirs are; tries for `patience` each. Errors: a
+/// Puts the tokens into a configuration whose runners only say where theirs are; tries for `timeout` each. Errors: a
 /// token cannot be had; whose, why, and what to do.
-pub fn fill_in(config: &mut Config, patience: Duration) -> Result<(), String> {
+pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
     let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
     let mut known: Vec<(Reference, Token)> = Vec::new();
     for runner in &mut config.runners {
         let Some(reference) = &runner.token_reference else { continue };
         let token = match known.iter().find(|(had, _)| had == reference) {
             Some((_, token)) => token.clone(),
-            None => fetch(reference, region.as_deref(), patience)
+            None => fetch(reference, region.as_deref(), timeout)
                 .inspect(|_| machine::token_fetched(true))
                 .inspect_err(|_| machine::token_fetched(false))
                 .map_err(|why| format!("runner `{}`: the token {reference} cannot be had: {why}", runner.name))?,
@@ -33,11 +33,11 @@ pub fn fill_in(config: &mut Config, patience: Duration) -> Result<(), String> {
     Ok(())
 }
 
-fn fetch(reference: &Reference, region: Option<&str>, patience: Duration) -> Result<Token, String> {
+fn fetch(reference: &Reference, region: Option<&str>, timeout: Duration) -> Result<Token, String> {
     let value = match reference {
-        Reference::Parameter(name) => parameter(name, region, patience)?,
+        Reference::Parameter(name) => parameter(name, region, timeout)?,
         Reference::Secret { id, key } => {
-            let secret = secret(id, region, patience)?;
+            let secret = secret(id, region, timeout)?;
             match key {
                 Some(key) => member(&secret, key)?,
                 None if secret.trim_start().starts_with('{') => {
@@ -56,7 +56,7 @@ fn fetch(reference: &Reference, region: Option<&str>, patience: Duration) -> Res
     }
 }
 
-fn parameter(name: &str, region: Option<&str>, patience: Duration) -> Result<String, String> {
+fn parameter(name: &str, region: Option<&str>, timeout: Duration) -> Result<String, String> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
     struct Question<'a> {
@@ -74,11 +74,11 @@ fn parameter(name: &str, region: Option<&str>, patience: Duration) -> Result<Str
         value: String,
     }
     let question = Question { name, with_decryption: true };
-    let answer: Answer = ask(SSM, "AmazonSSM", "GetParameter", &question, region_of(name).or(region), patience)?;
+    let answer: Answer = ask(SSM, "AmazonSSM", "GetParameter", &question, region_of(name).or(region), timeout)?;
     Ok(answer.parameter.value)
 }
 
-fn secret(id: &str, region: Option<&str>, patience: Duration) -> Result<String, String> {
+fn secret(id: &str, region: Option<&str>, timeout: Duration) -> Result<String, String> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
     struct Question<'a> {
@@ -91,7 +91,7 @@ fn secret(id: &str, region: Option<&str>, patience: Duration) -> Result<String, 
     }
     let question = Question { secret_id: id };
     let region = region_of(id).or(region);
-    let answer: Answer = ask(SECRETS_MANAGER, "secretsmanager", "GetSecretValue", &question, region, patience)?;
+    let answer: Answer = ask(SECRETS_MANAGER, "secretsmanager", "GetSecretValue", &question, region, timeout)?;
     answer.secret_string.ok_or_else(|| "it is binary, not text".to_owned())
 }
 
@@ -101,10 +101,10 @@ fn ask<T: for<'de> Deserialize<'de>>(
     action: &str,
     question: &impl Serialize,
     region: Option<&str>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<T, String> {
     let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
-    let answer = Client::new(service, region).call(&Request::json(prefix, action, body), patience);
+    let answer = Client::new(service, region).call(&Request::json(prefix, action, body), timeout);
     // What a parser says may hold a part of the secret.
     serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
 }

@@ -22,7 +22,7 @@ pub struct Scope<'a> {
 
 /// What is to be signed.
 #[derive(Clone, Debug)]
-pub struct Target<'a> {
+pub struct SignedRequest<'a> {
     /// `GET`, `PUT`, …
     pub method: &'a str,
     /// `https` or `http`.
@@ -39,13 +39,13 @@ pub struct Target<'a> {
 
 /// A URL that holds its own signature. Whoever has it may make this one request, with these headers, until it expires.
 pub fn presign(
-    target: &Target<'_>,
+    target: &SignedRequest<'_>,
     credentials: &Credentials,
     scope: Scope<'_>,
     now: Timestamp,
     expires: Duration,
 ) -> String {
-    let stamp = Stamp::of(now);
+    let stamp = SigningTime::of(now);
     let headers = canonical_headers(target, &[]);
     let mut query = target.query.clone();
     let mut add = |name: &str, value: String| query.push((name.to_owned(), value));
@@ -66,13 +66,13 @@ pub fn presign(
 
 /// The headers that authorise a request with this body, beside those of the target.
 pub fn authorize(
-    target: &Target<'_>,
+    target: &SignedRequest<'_>,
     body: &[u8],
     credentials: &Credentials,
     scope: Scope<'_>,
     now: Timestamp,
 ) -> Vec<(String, String)> {
-    let stamp = Stamp::of(now);
+    let stamp = SigningTime::of(now);
     let mut added = vec![("X-Amz-Date".to_owned(), stamp.time.clone())];
     if let Some(token) = &credentials.session_token {
         added.push(("X-Amz-Security-Token".to_owned(), token.reveal().to_owned()));
@@ -95,12 +95,12 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// A moment as signatures write it.
-struct Stamp {
+struct SigningTime {
     date: String,
     time: String,
 }
 
-impl Stamp {
+impl SigningTime {
     fn of(now: Timestamp) -> Self {
         Self { date: now.strftime("%Y%m%d").to_string(), time: now.strftime("%Y%m%dT%H%M%SZ").to_string() }
     }
@@ -127,7 +127,7 @@ fn request(method: &str, path: &str, query: &str, headers: &[(String, String)], 
     format!("{method}\n{path}\n{query}\n{lines}\n{}\n{body}", names(headers))
 }
 
-fn canonical_headers(target: &Target<'_>, added: &[(String, String)]) -> Vec<(String, String)> {
+fn canonical_headers(target: &SignedRequest<'_>, added: &[(String, String)]) -> Vec<(String, String)> {
     let host = [("host".to_owned(), target.host.to_owned())];
     let all = host.iter().chain(&target.headers).chain(added);
     let mut headers: Vec<_> = all
@@ -163,8 +163,8 @@ fn mac(key: &[u8], text: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn target<'a>(host: &'a str, path: &'a str) -> Target<'a> {
-        Target { method: "GET", scheme: "https", host, path, query: Vec::new(), headers: Vec::new() }
+    fn target<'a>(host: &'a str, path: &'a str) -> SignedRequest<'a> {
+        SignedRequest { method: "GET", scheme: "https", host, path, query: Vec::new(), headers: Vec::new() }
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -188,7 +188,7 @@ mod tests {
 
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let headers = pairs(&[("Range", "bytes=0-9"), ("x-amz-content-sha256", empty)]);
-        let signed = authorize(&Target { headers, ..target(host, "/test.txt") }, b"", &credentials, scope, now);
+        let signed = authorize(&SignedRequest { headers, ..target(host, "/test.txt") }, b"", &credentials, scope, now);
         assert_eq!(signature(&signed), "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41");
     }
 
@@ -201,35 +201,35 @@ mod tests {
         let plain = target("example.amazonaws.com", "/");
         let query = pairs(&[("Param2", "value2"), ("Param1", "value1")]);
         let one = pairs(&[("Param1", "value1")]);
-        let post = Target { method: "POST", ..plain.clone() };
+        let post = SignedRequest { method: "POST", ..plain.clone() };
         let spaces = pairs(&[("My-Header2", " \"a   b   c\" "), ("My-Header1", "  value1 ")]);
         let unreserved = "/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         for (name, target, expected) in [
             ("get-vanilla", plain.clone(), "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
             (
                 "get-vanilla-query-order-key-case",
-                Target { query, ..plain.clone() },
+                SignedRequest { query, ..plain.clone() },
                 "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
             ),
             ("post-vanilla", post.clone(), "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
             (
                 "get-vanilla-empty-query-key",
-                Target { query: one.clone(), ..plain.clone() },
+                SignedRequest { query: one.clone(), ..plain.clone() },
                 "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb",
             ),
             (
                 "post-vanilla-query",
-                Target { query: one, ..post.clone() },
+                SignedRequest { query: one, ..post.clone() },
                 "28038455d6de14eafc1f9222cf5aa6f1a96197d7deb8263271d420d138af7f11",
             ),
             (
                 "post-header-key-sort",
-                Target { headers: pairs(&[("My-Header1", "value1")]), ..post },
+                SignedRequest { headers: pairs(&[("My-Header1", "value1")]), ..post },
                 "c5410059b04c1ee005303aed430f6e6645f61f4dc9e1461ec8f8916fdf18852c",
             ),
             (
                 "get-header-value-trim",
-                Target { headers: spaces, ..plain.clone() },
+                SignedRequest { headers: spaces, ..plain.clone() },
                 "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
             ),
             (
@@ -249,9 +249,9 @@ mod tests {
         let mut credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let scope = Scope { region: "us-east-1", service: "service" };
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
-        let post = Target { method: "POST", ..target("example.amazonaws.com", "/") };
+        let post = SignedRequest { method: "POST", ..target("example.amazonaws.com", "/") };
         let headers = pairs(&[("Content-Type", "application/x-www-form-urlencoded")]);
-        let form = authorize(&Target { headers, ..post.clone() }, b"Param1=value1", &credentials, scope, now);
+        let form = authorize(&SignedRequest { headers, ..post.clone() }, b"Param1=value1", &credentials, scope, now);
         assert_eq!(signature(&form), "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a");
         let token = "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqT\
                      flfKD8YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU\

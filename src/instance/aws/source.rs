@@ -20,16 +20,16 @@ use crate::decode;
 use crate::token::Token;
 
 /// Endpoints of containers are near or not there at all.
-const NEAR: Duration = Duration::from_secs(2);
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Credentials this close to their end are replaced, if there are others already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
 /// What the process has.
-static KEPT: Mutex<Option<Credentials>> = Mutex::new(None);
+static CACHED: Mutex<Option<Credentials>> = Mutex::new(None);
 
 /// The credentials of this process. Errors: no source has any, or the one that is configured does not answer.
 pub fn current() -> Result<Credentials, String> {
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Timestamp::now();
     if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
         return Ok(good.clone());
@@ -52,7 +52,7 @@ pub fn current() -> Result<Credentials, String> {
 
 /// A service has refused these as ended: others are looked for when they are needed next.
 pub fn discard(refused: &Credentials) {
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
     kept.take_if(|kept| kept.access_key == refused.access_key);
 }
 
@@ -156,7 +156,7 @@ fn of_role(
 /// What metadata services answer.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Lent {
+struct TemporaryCredentials {
     code: Option<String>,
     access_key_id: String,
     secret_access_key: String,
@@ -165,7 +165,7 @@ struct Lent {
 }
 
 fn decode(what: &str, body: &str) -> Result<Credentials, String> {
-    let lent: Lent = decode::json(body.as_bytes()).unwrap_or_default();
+    let lent: TemporaryCredentials = decode::json(body.as_bytes()).unwrap_or_default();
     if let Some(code) = lent.code.filter(|code| code != "Success") {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
         return Err(format!("{what} has no credentials to give: {code}"));
@@ -220,7 +220,7 @@ fn from_instance(service: &Metadata) -> Result<Credentials, String> {
 
 /// A short request to something near, never through a proxy.
 fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
-    let config = crate::http::plain_config().timeout_global(Some(NEAR));
+    let config = crate::http::plain_config().timeout_global(Some(ENDPOINT_TIMEOUT));
     let trust = url.starts_with("https:").then(|| crate::http::tls::config(&crate::http::tls::TlsFiles::default()));
     let mut request = crate::http::agent(config, &crate::http::Route::Direct, trust.transpose()?)?.get(url);
     if let Some(token) = token {

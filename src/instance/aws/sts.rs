@@ -8,14 +8,14 @@ use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::wire::{Request, Wire, patiently};
+use super::transport::{Request, Transport, retry_until};
 use super::xml::element;
 use crate::token::Token;
 
 /// What sessions are called in CloudTrail, where nothing else is configured.
 pub const SESSION: &str = "mayfly";
 const VERSION: &str = "2011-06-15";
-const PATIENCE: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which role, and how.
 pub struct Role {
@@ -64,9 +64,10 @@ fn ask(
     parameters.extend(role.external_id.iter().map(|id| ("ExternalId", id.as_str())));
     parameters.extend(role.policy.iter().map(|policy| ("Policy", policy.as_str())));
     parameters.extend(more);
-    let wire = Wire::new(STS, &region, &Profiles::read(&variable)).map_err(|why| describe(&why))?;
+    let transport = Transport::new(STS, &region, &Profiles::read(&variable)).map_err(|why| describe(&why))?;
     let request = Request::query(VERSION, action, &parameters);
-    let answer = patiently(PATIENCE, || wire.send(&request, credentials)).map_err(|failure| describe(&failure))?;
+    let answer =
+        retry_until(CALL_TIMEOUT, || transport.send(&request, credentials)).map_err(|failure| describe(&failure))?;
     decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
 }
 

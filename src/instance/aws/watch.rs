@@ -8,26 +8,26 @@ use serde::Deserialize;
 
 use super::metadata::{Error, Item, Metadata};
 use crate::decode;
-use crate::instance::{Hear, Interruption, Notice, Target};
+use crate::instance::{Interruption, Notice, NoticeHandler, TargetState};
 use crate::monitor::machine;
 
 /// Between two looks: with the time that a look takes, no notice is older than five seconds.
-const REST: Duration = Duration::from_secs(4);
+const POLL_INTERVAL: Duration = Duration::from_secs(4);
 /// Looks without an answer after which that is said.
-const SILENT_LOOKS: u32 = 15;
+const SILENT_POLLS_MAX: u32 = 15;
 const STACK: usize = 256 * 1024;
 
-pub const TARGET: &str = "meta-data/autoscaling/target-lifecycle-state";
-const ACTION: &str = "meta-data/spot/instance-action";
-const REBALANCE: &str = "meta-data/events/recommendations/rebalance";
+pub const TARGET_PATH: &str = "meta-data/autoscaling/target-lifecycle-state";
+const ACTION_PATH: &str = "meta-data/spot/instance-action";
+const REBALANCE_PATH: &str = "meta-data/events/recommendations/rebalance";
 
 /// Starts the thread; it lives as long as the process.
-pub fn start(service: &'static Metadata, hear: Hear) {
-    let mut watch = Watch { service, hear, is_spot: None, seen: Seen::default(), silent: 0 };
+pub fn start(service: &'static Metadata, handler: NoticeHandler) {
+    let mut watch = NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), silent: 0 };
     let spawned = thread::Builder::new().name("notices".to_owned()).stack_size(STACK).spawn(move || {
         loop {
-            watch.look();
-            thread::sleep(REST);
+            watch.poll();
+            thread::sleep(POLL_INTERVAL);
         }
     });
     if let Err(error) = spawned {
@@ -35,83 +35,85 @@ pub fn start(service: &'static Metadata, hear: Hear) {
     }
 }
 
-struct Watch {
+struct NoticeWatcher {
     service: &'static Metadata,
-    hear: Hear,
+    handle: NoticeHandler,
     /// Whether it can be taken; `None` while that is not known.
     is_spot: Option<bool>,
-    seen: Seen,
+    seen: SeenNotices,
     /// Looks in a row without an answer.
     silent: u32,
 }
 
 /// What was told already.
 #[derive(Default)]
-struct Seen {
-    target: Option<Target>,
+struct SeenNotices {
+    target: Option<TargetState>,
     action: Option<String>,
     rebalance: Option<String>,
 }
 
-impl Watch {
+impl NoticeWatcher {
     /// Looks once at everything; first at what the agent waits for before it asks for jobs.
-    fn look(&mut self) {
-        let mut failure = self.look_at(TARGET, Self::hear_of_target);
+    fn poll(&mut self) {
+        let mut failure = self.poll_path(TARGET_PATH, Self::handle_target);
         if self.is_spot != Some(false) {
-            failure = failure.or(self.look_at(ACTION, Self::hear_of_action));
-            failure = failure.or(self.look_at(REBALANCE, Self::hear_of_rebalance));
+            failure = failure.or(self.poll_path(ACTION_PATH, Self::handle_action));
+            failure = failure.or(self.poll_path(REBALANCE_PATH, Self::handle_rebalance));
         }
         if self.is_spot.is_none() {
             // Some kinds of instance are never taken, and need not be asked.
-            let life = self.service.look("meta-data/instance-life-cycle");
+            let life = self.service.get_once("meta-data/instance-life-cycle");
             self.is_spot = life.ok().map(|item| !matches!(item.text.as_str(), "on-demand" | "scheduled"));
         }
-        self.tell_of_silence(failure);
+        self.warn_if_silent(failure);
     }
 
-    fn look_at(&mut self, path: &str, hear: fn(&mut Self, Option<Item>)) -> Option<Error> {
-        match self.service.look(path) {
-            Ok(item) => hear(self, Some(item)),
-            Err(Error::Absent) => hear(self, None),
+    fn poll_path(&mut self, path: &str, handler: fn(&mut Self, Option<Item>)) -> Option<Error> {
+        match self.service.get_once(path) {
+            Ok(item) => handler(self, Some(item)),
+            Err(Error::Absent) => handler(self, None),
             Err(error) => return Some(error),
         }
         None
     }
 
-    fn hear_of_action(&mut self, item: Option<Item>) {
+    fn handle_action(&mut self, item: Option<Item>) {
         let Some(item) = item.filter(|item| self.seen.action.as_ref() != Some(&item.text)) else { return };
         match interruption(&item, SystemTime::now()) {
             Some((action, left)) => {
                 machine::spot_notice(action.as_str());
-                (self.hear)(Notice::Interruption { deadline: Instant::now() + left, action });
+                (self.handle)(Notice::Interruption { deadline: Instant::now() + left, action });
             }
-            None => log::warn!("the metadata service sent an interruption notice that cannot be read path={ACTION}"),
+            None => {
+                log::warn!("the metadata service sent an interruption notice that cannot be read path={ACTION_PATH}")
+            }
         }
         self.seen.action = Some(item.text);
     }
 
-    fn hear_of_rebalance(&mut self, item: Option<Item>) {
+    fn handle_rebalance(&mut self, item: Option<Item>) {
         let Some(item) = item.filter(|item| is_rebalance(&item.text)) else { return };
         if self.seen.rebalance.replace(item.text).is_none() {
             machine::spot_notice("rebalance");
-            (self.hear)(Notice::Rebalance);
+            (self.handle)(Notice::Rebalance);
         }
     }
 
-    fn hear_of_target(&mut self, item: Option<Item>) {
-        let target = item.map_or(Target::Alone, |item| target(&item.text));
+    fn handle_target(&mut self, item: Option<Item>) {
+        let target = item.map_or(TargetState::NoGroup, |item| parse_target_state(&item.text));
         if self.seen.target.as_ref() != Some(&target) {
             log::info!("target lifecycle state of this instance target={target:?}");
             self.seen.target = Some(target.clone());
-            (self.hear)(Notice::Target(target));
+            (self.handle)(Notice::Target(target));
         }
     }
 
-    fn tell_of_silence(&mut self, failure: Option<Error>) {
+    fn warn_if_silent(&mut self, failure: Option<Error>) {
         match &failure {
-            None if self.silent >= SILENT_LOOKS => log::info!("the metadata service answers again"),
+            None if self.silent >= SILENT_POLLS_MAX => log::info!("the metadata service answers again"),
             None => {}
-            Some(error) if self.silent + 1 == SILENT_LOOKS => log::warn!(
+            Some(error) if self.silent + 1 == SILENT_POLLS_MAX => log::warn!(
                 "the metadata service does not answer; spot and rebalance notices may be missed error={error}"
             ),
             Some(error) => log::debug!("cannot read notices error={error}"),
@@ -138,11 +140,11 @@ fn interruption(item: &Item, now: SystemTime) -> Option<(Interruption, Duration)
         "hibernate" => Interruption::Hibernate,
         _ => Interruption::Terminate,
     };
-    Some((action, moment(&notice.time)?.duration_since(item.at.unwrap_or(now)).unwrap_or_default()))
+    Some((action, parse_time(&notice.time)?.duration_since(item.at.unwrap_or(now)).unwrap_or_default()))
 }
 
 /// A time as the service writes it.
-fn moment(text: &str) -> Option<SystemTime> {
+fn parse_time(text: &str) -> Option<SystemTime> {
     let seconds = text.parse::<Timestamp>().ok()?.as_second();
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
 }
@@ -155,18 +157,18 @@ fn is_rebalance(text: &str) -> bool {
         notice_time: String,
     }
     let notice = decode::json::<Rebalance>(text.as_bytes());
-    notice.is_ok_and(|notice| moment(&notice.notice_time).is_some())
+    notice.is_ok_and(|notice| parse_time(&notice.notice_time).is_some())
 }
 
 /// The states that the service knows.
-pub fn target(text: &str) -> Target {
+pub fn parse_target_state(text: &str) -> TargetState {
     match text {
-        "InService" => Target::InService,
-        "Terminated" | "Warmed:Terminated" => Target::Terminated,
-        "Detached" => Target::Detached,
-        "Standby" => Target::Resting,
-        warm if warm.starts_with("Warmed:") => Target::Resting,
-        other => Target::Other(other.chars().filter(|c| !c.is_control()).take(60).collect()),
+        "InService" => TargetState::InService,
+        "Terminated" | "Warmed:Terminated" => TargetState::Terminated,
+        "Detached" => TargetState::Detached,
+        "Standby" => TargetState::Standby,
+        warm if warm.starts_with("Warmed:") => TargetState::Standby,
+        other => TargetState::Other(other.chars().filter(|c| !c.is_control()).take(60).collect()),
     }
 }
 
@@ -175,7 +177,7 @@ mod tests {
     use super::*;
 
     fn item(text: &str, at: Option<&str>) -> Item {
-        Item { text: text.to_owned(), at: at.and_then(moment) }
+        Item { text: text.to_owned(), at: at.and_then(parse_time) }
     }
 
     #[test]
@@ -186,7 +188,7 @@ mod tests {
         assert_eq!(left, Some((Interruption::Terminate, Duration::from_secs(110))));
         let past = interruption(&item(text, Some("2030-01-01T01:00:00Z")), wrong_clock);
         assert_eq!(past, Some((Interruption::Terminate, Duration::ZERO)));
-        let now = moment("2030-01-01T00:00:00Z").unwrap();
+        let now = parse_time("2030-01-01T00:00:00Z").unwrap();
         assert_eq!(interruption(&item(text, None), now), Some((Interruption::Terminate, Duration::from_secs(120))));
         for nonsense in ["", "<html>", "{}", r#"{"action":"terminate","time":"soon"}"#] {
             assert_eq!(interruption(&item(nonsense, None), now), None, "{nonsense}");
@@ -197,14 +199,14 @@ mod tests {
     #[test]
     fn knows_the_states_of_a_group() {
         for (text, expected) in [
-            ("InService", Target::InService),
-            ("Warmed:Stopped", Target::Resting),
-            ("Warmed:Hibernated", Target::Resting),
-            ("Warmed:Terminated", Target::Terminated),
-            ("Terminated", Target::Terminated),
-            ("Mended", Target::Other("Mended".to_owned())),
+            ("InService", TargetState::InService),
+            ("Warmed:Stopped", TargetState::Standby),
+            ("Warmed:Hibernated", TargetState::Standby),
+            ("Warmed:Terminated", TargetState::Terminated),
+            ("Terminated", TargetState::Terminated),
+            ("Mended", TargetState::Other("Mended".to_owned())),
         ] {
-            assert_eq!(target(text), expected);
+            assert_eq!(parse_target_state(text), expected);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::config::cache::{Cache, S3};
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
 use crate::instance::aws::credentials::Credentials;
-use crate::instance::aws::sign::{Scope, Target, presign};
+use crate::instance::aws::sign::{Scope, SignedRequest, presign};
 use crate::instance::aws::source;
 use crate::instance::aws::sts::{self, Role};
 use crate::token::Token;
@@ -74,7 +74,7 @@ impl Store {
         let (now, expires) = (Timestamp::now(), expires.min(MOST));
         let signed = |method, headers: &[(String, String)]| {
             let headers = headers.to_vec();
-            let target = Target { method, scheme, host: &host, path: &path, query: Vec::new(), headers };
+            let target = SignedRequest { method, scheme, host: &host, path: &path, query: Vec::new(), headers };
             presign(&target, &credentials, scope, now, expires)
         };
         let put_headers = self.put_headers(key);
@@ -191,8 +191,8 @@ impl Store {
 
 /// Where a bucket is: Amazon tells anybody who asks, also with a refusal.
 fn region_of(url: &str) -> Option<String> {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let timeouts = Timeouts { total: PATIENCE, response: PATIENCE };
+    const REGION_TIMEOUT: Duration = Duration::from_secs(5);
+    let timeouts = Timeouts { total: REGION_TIMEOUT, response: REGION_TIMEOUT };
     let transfer = Transfer::new(url, &TlsFiles::default(), &user_agent(), timeouts).ok()?;
     let answer = transfer.send(Method::Head, url, &[], Outgoing::Nothing).ok()?;
     let is_region = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');

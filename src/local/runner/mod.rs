@@ -410,7 +410,7 @@ impl<'a> Runner<'a> {
         let delay = delay.map(|until| until.saturating_duration_since(Instant::now()));
         let tick = self.ground.screen.look().live.then_some(TICK);
         let event = match [delay, tick].into_iter().flatten().min() {
-            Some(patience) => self.events.recv_timeout(patience),
+            Some(timeout) => self.events.recv_timeout(timeout),
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         self.ground.screen.tick();

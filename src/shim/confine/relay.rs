@@ -27,7 +27,7 @@ pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST),
 /// Connections at a time.
 const CONNECTIONS_MOST: usize = 256;
 /// How long the other side may take to say where to, and a server to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that are passed at a time.
 const BLOCK: usize = 64 * 1024;
 /// Bytes of a proxy's answer.
@@ -76,7 +76,7 @@ fn serve(listener: &TcpListener, network: Network) {
 }
 
 fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(IDLE_TIMEOUT))?;
     client.set_nodelay(true)?;
     let (host, port) = wanted(&mut client)?;
     let server = match reach(&host, port, network) {
@@ -160,7 +160,7 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
         let login = base64::engine::general_purpose::STANDARD.encode(login);
         request.push_str(&format!("Proxy-Authorization: Basic {login}\r\n"));
     }
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
     stream.write_all(format!("{request}\r\n").as_bytes())?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
@@ -184,7 +184,7 @@ fn open(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
             outcome = NOT_ALLOWED;
             continue;
         }
-        if let Ok(stream) = TcpStream::connect_timeout(&address, PATIENCE) {
+        if let Ok(stream) = TcpStream::connect_timeout(&address, IDLE_TIMEOUT) {
             let _ = stream.set_nodelay(true);
             return Ok(stream);
         }

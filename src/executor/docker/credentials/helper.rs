@@ -45,7 +45,7 @@ pub(super) struct Programs<'a> {
     /// User and group of those that a job named.
     pub unprivileged: Option<(u32, u32)>,
     /// A helper that takes longer is ended.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 #[derive(Default, Deserialize)]
@@ -69,13 +69,13 @@ impl Programs<'_> {
         }
         let program = format!("docker-credential-{name}");
         let mut child = self.start(&program, chooser)?;
-        let outcome = converse(&mut child, server, Instant::now() + self.patience);
+        let outcome = converse(&mut child, server, Instant::now() + self.timeout);
         // What it started itself goes with it; a group that is gone already is no error.
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
         let status = child.wait().map_err(|error| format!("{program}: {error}"))?;
         let text = match outcome {
             Ok(Some(text)) => text,
-            Ok(None) => return Err(format!("{program} took longer than {} s and was ended", self.patience.as_secs())),
+            Ok(None) => return Err(format!("{program} took longer than {} s and was ended", self.timeout.as_secs())),
             Err(error) => return Err(format!("{program}: {error}")),
         };
         if !status.success() {

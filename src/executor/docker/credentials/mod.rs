@@ -34,7 +34,7 @@ use helper::{Chooser, Programs};
 /// Where jobs and runners put a configuration file of Docker's tools.
 pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
 /// A credential helper that takes longer is ended.
-const PATIENCE: Duration = Duration::from_secs(30);
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// By this address helpers know Docker Hub.
 const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 
@@ -220,7 +220,7 @@ impl<'a> Logins<'a> {
             environment: &access.environment,
             allowed: &access.allowed,
             unprivileged: access.unprivileged,
-            patience: PATIENCE,
+            timeout: HELPER_TIMEOUT,
         };
         Self { sources, programs, fetched: &access.fetched, troubles }
     }

@@ -27,7 +27,7 @@ fn name(text: &str) -> Name {
 /// A machine with credential helpers and files of the agent's user.
 struct Machine {
     directory: tempfile::TempDir,
-    patience: Duration,
+    timeout: Duration,
     allowed: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ struct Places<'a> {
     payload: &'a [payload::Credentials],
     fetched: &'a [Fetched],
     path: String,
-    patience: Duration,
+    timeout: Duration,
     allowed: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ impl Machine {
     fn new() -> Self {
         Self {
             directory: tempfile::tempdir().expect("a directory"),
-            patience: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
             allowed: Vec::new(),
         }
     }
@@ -68,8 +68,8 @@ impl Machine {
 
     fn places(&self) -> Places<'_> {
         let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
-        let (patience, allowed) = (self.patience, self.allowed.clone());
-        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, patience, allowed }
+        let (timeout, allowed) = (self.timeout, self.allowed.clone());
+        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, timeout, allowed }
     }
 }
 
@@ -84,7 +84,7 @@ fn found(places: Places<'_>, image: &str) -> (Option<(String, String)>, Vec<Stri
         unprivileged: Uid::effective().is_root().then(nobody),
     };
     let mut logins = Logins::read(places.job, places.payload, &access);
-    logins.programs.patience = places.patience;
+    logins.programs.timeout = places.timeout;
     let mut troubles = logins.troubles.clone();
     let login = logins.find(&name(image), &mut |trouble| troubles.push(trouble));
     let user = |login: Login| match login.secret {
@@ -193,7 +193,7 @@ fn a_helper_that_fails_is_told_and_passed_over() {
     machine.helper("deaf", "exec <&-; echo '{}'");
     machine.helper("endless", "sleep 600 & yes");
     machine.helper("hangs", "sleep 600 & sleep 600");
-    machine.patience = Duration::from_millis(500);
+    machine.timeout = Duration::from_millis(500);
     for (helper, part) in [
         ("broken", "the vault is sealed"),
         ("nonsense", "no login"),

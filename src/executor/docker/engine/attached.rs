@@ -89,9 +89,9 @@ impl Attached {
         &mut self,
         buffer: &mut [u8],
         wake: Option<BorrowedFd<'_>>,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> io::Result<Heard> {
-        self.0.hear(buffer, wake, patience)
+        self.0.hear(buffer, wake, timeout)
     }
 }
 

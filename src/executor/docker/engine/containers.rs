@@ -199,9 +199,9 @@ impl Engine {
         }
     }
 
-    /// Waits until a container does not run, within `patience`; running on is [`Error::Silent`].
-    pub fn wait_container_for(&self, id: &str, patience: Duration) -> Result<Exit, Error> {
-        let waiting = Waiting { answer: patience, silence: patience };
+    /// Waits until a container does not run, within `timeout`; running on is [`Error::Silent`].
+    pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, Error> {
+        let waiting = Waiting { answer: timeout, silence: timeout };
         self.ask(&Call::new(Method::Post, format!("/containers/{id}/wait")).waiting(waiting))
     }
 

@@ -30,9 +30,9 @@ pub struct Info {
 }
 
 impl Engine {
-    /// Whether it is alive. Errors: it is not, or does not answer within `patience`.
-    pub fn ping(&self, patience: Duration) -> Result<(), Error> {
-        let waiting = Waiting { answer: patience, silence: patience };
+    /// Whether it is alive. Errors: it is not, or does not answer within `timeout`.
+    pub fn ping(&self, timeout: Duration) -> Result<(), Error> {
+        let waiting = Waiting { answer: timeout, silence: timeout };
         self.tell(&Call::new(Method::Get, "/_ping").waiting(waiting))
     }
 

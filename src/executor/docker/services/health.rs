@@ -47,12 +47,12 @@ impl Making<'_> {
     /// Waits until services are up. One that does not come up is told with its output, and the job goes on. Errors: the
     /// job is to stop.
     pub fn wait(&self, services: &[Service]) -> Result<(), JobError> {
-        let Some(patience) = self.docker.patience_with_services().filter(|_| !services.is_empty()) else {
+        let Some(timeout) = self.docker.services_timeout().filter(|_| !services.is_empty()) else {
             return Ok(());
         };
-        let seconds = patience.as_secs();
+        let seconds = timeout.as_secs();
         self.attendant.line(&format!("Waiting for services to be up and running (timeout {seconds} seconds)..."));
-        let watch = Watch::new(patience).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
+        let watch = Watch::new(timeout).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
         let verdicts = thread::scope(|scope| {
             let try_one = |service| {
                 let (watch, engine) = (&watch, &**self.engine);
@@ -118,9 +118,9 @@ impl Making<'_> {
 }
 
 impl Watch {
-    fn new(patience: Duration) -> io::Result<Self> {
+    fn new(timeout: Duration) -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), bell, until: Instant::now() + patience })
+        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), bell, until: Instant::now() + timeout })
     }
 
     /// Looks at a service until it can be told how it stands.

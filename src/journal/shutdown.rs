@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::write_whole;
+use super::replace_file;
 use crate::decode;
 use crate::instance::Identity;
 
 /// Why an instance goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum ShutdownReason {
     /// No job came for the idle time-out.
     Idle,
     /// It took MaxBuilds jobs.
@@ -35,7 +35,7 @@ pub enum Reason {
     Terminated,
 }
 
-impl Reason {
+impl ShutdownReason {
     /// The word for logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Reason {
 /// How far an instance is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub enum ShutdownPhase {
     /// It takes no more jobs, and those that it has are seen to their end.
     Draining,
     /// It is being taken off its runners.
@@ -72,62 +72,69 @@ pub enum Phase {
 
 /// What is known of an instance that leaves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct ShutdownState {
     identity: Identity,
     /// Why.
-    pub reason: Reason,
+    pub reason: ShutdownReason,
     /// Its cloud takes it, or was said to: its place must not be given up with it.
-    pub taken: bool,
+    pub interrupted: bool,
     /// Its group ends it, whoever wanted that.
-    pub ended: bool,
+    pub terminated: bool,
     /// How far.
-    pub phase: Phase,
+    pub phase: ShutdownPhase,
     /// When it was taken off its runners, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub unregistered: Option<u64>,
+    pub unregistered_at: Option<u64>,
 }
 
-impl Mark {
+impl ShutdownState {
     /// An instance that begins to leave.
-    pub fn new(identity: &Identity, reason: Reason) -> Self {
-        let taken = matches!(reason, Reason::Rebalance | Reason::Interruption);
-        let ended = reason == Reason::Terminated;
-        Self { identity: identity.clone(), reason, taken, ended, phase: Phase::Draining, unregistered: None }
+    pub fn new(identity: &Identity, reason: ShutdownReason) -> Self {
+        let taken = matches!(reason, ShutdownReason::Rebalance | ShutdownReason::Interruption);
+        let ended = reason == ShutdownReason::Terminated;
+        Self {
+            identity: identity.clone(),
+            reason,
+            interrupted: taken,
+            terminated: ended,
+            phase: ShutdownPhase::Draining,
+            unregistered_at: None,
+        }
     }
 
     /// The mark of this instance, if there is one; that of another one (a used image) is thrown away. In a later boot
-    /// the clock of [`Mark::unregistered`] has begun anew.
-    pub fn load(state: &Path, identity: &Identity) -> Option<(Self, Boot)> {
-        let mut mark: Self = decode::json(&fs::read(path(state)).ok()?).ok()?;
-        if mark.identity.instance != identity.instance {
+    /// the clock of [`ShutdownState::unregistered_at`] has begun anew.
+    pub fn load(state_dir: &Path, identity: &Identity) -> Option<(Self, Boot)> {
+        let mut state: Self = decode::json(&fs::read(path(state_dir)).ok()?).ok()?;
+        if state.identity.instance != identity.instance {
             log::info!("discarding the shutdown state of another machine");
-            Self::remove(state);
+            Self::remove(state_dir);
             return None;
         }
-        let boot = if mark.identity.boot == identity.boot { Boot::Same } else { Boot::Later };
+        let boot = if state.identity.boot == identity.boot { Boot::Same } else { Boot::Later };
         if boot == Boot::Later {
-            mark.unregistered = None;
-            mark.identity = identity.clone();
+            state.unregistered_at = None;
+            state.identity = identity.clone();
         }
-        Some((mark, boot))
+        Some((state, boot))
     }
 
     /// Brings it to the disk, for a loss of power too. A disk that is full or broken must not keep the instance alive:
     /// that is only said.
-    pub fn save(&self, state: &Path) {
-        if let Err(error) = self.try_save(state) {
+    pub fn save(&self, state_dir: &Path) {
+        if let Err(error) = self.try_save(state_dir) {
             log::error!("cannot write the shutdown state; shutting down without it error={error}");
         }
     }
 
-    fn try_save(&self, state: &Path) -> io::Result<()> {
-        write_whole(&path(state), &serde_json::to_vec(self)?)?;
-        File::open(path(state))?.sync_all()?;
-        File::open(state)?.sync_all()
+    fn try_save(&self, state_dir: &Path) -> io::Result<()> {
+        replace_file(&path(state_dir), &serde_json::to_vec(self)?)?;
+        File::open(path(state_dir))?.sync_all()?;
+        File::open(state_dir)?.sync_all()
     }
 
     /// Takes it away: the instance works.
-    pub fn remove(state: &Path) {
-        match fs::remove_file(path(state)) {
+    pub fn remove(state_dir: &Path) {
+        match fs::remove_file(path(state_dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::error!("cannot remove the shutdown state error={error}");
             }
@@ -146,8 +153,8 @@ pub enum Boot {
 }
 
 /// Where it stands.
-pub fn path(state: &Path) -> PathBuf {
-    state.join("leaving.json")
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("leaving.json")
 }
 
 #[cfg(test)]
@@ -161,23 +168,23 @@ mod tests {
     #[test]
     fn is_found_by_the_instance_that_wrote_it() {
         let directory = tempfile::tempdir().expect("a directory");
-        let state = directory.path();
-        assert_eq!(Mark::load(state, &identity("i-1", "b-1")), None);
-        let mut mark = Mark::new(&identity("i-1", "b-1"), Reason::Idle);
-        mark.unregistered = Some(7);
-        mark.save(state);
-        assert_eq!(Mark::load(state, &identity("i-1", "b-1")), Some((mark.clone(), Boot::Same)));
-        let (later, boot) = Mark::load(state, &identity("i-1", "b-2")).expect("a mark");
-        assert_eq!((later.unregistered, later.reason, boot), (None, Reason::Idle, Boot::Later));
-        Mark::remove(state);
-        assert_eq!(Mark::load(state, &identity("i-1", "b-1")), None);
+        let state_dir = directory.path();
+        assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), None);
+        let mut state = ShutdownState::new(&identity("i-1", "b-1"), ShutdownReason::Idle);
+        state.unregistered_at = Some(7);
+        state.save(state_dir);
+        assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), Some((state.clone(), Boot::Same)));
+        let (later, boot) = ShutdownState::load(state_dir, &identity("i-1", "b-2")).expect("a mark");
+        assert_eq!((later.unregistered_at, later.reason, boot), (None, ShutdownReason::Idle, Boot::Later));
+        ShutdownState::remove(state_dir);
+        assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), None);
     }
 
     #[test]
     fn of_another_instance_is_thrown_away() {
         let directory = tempfile::tempdir().expect("a directory");
-        Mark::new(&identity("i-1", "b-1"), Reason::MaxBuilds).save(directory.path());
-        assert_eq!(Mark::load(directory.path(), &identity("i-2", "b-1")), None);
+        ShutdownState::new(&identity("i-1", "b-1"), ShutdownReason::MaxBuilds).save(directory.path());
+        assert_eq!(ShutdownState::load(directory.path(), &identity("i-2", "b-1")), None);
         assert!(!path(directory.path()).exists());
     }
 
@@ -185,6 +192,6 @@ mod tests {
     fn what_cannot_be_read_is_none() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(path(directory.path()), "{\"reason\":").expect("written");
-        assert_eq!(Mark::load(directory.path(), &identity("i-1", "b-1")), None);
+        assert_eq!(ShutdownState::load(directory.path(), &identity("i-1", "b-1")), None);
     }
 }

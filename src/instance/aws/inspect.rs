@@ -7,27 +7,30 @@ use super::client::Client;
 use super::endpoint::EC2;
 use super::group::Group;
 use super::region;
-use super::wire::Request;
+use super::transport::Request;
 use super::xml::element;
-use crate::instance::{Examined, POWER_OFF, Refusal, Target};
+use crate::instance::{CheckResult, POWER_OFF, Refusal, TargetState};
 
 /// Looks at the instance of this id, of which its group wants `target`.
-pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<Target, Refusal>) -> Vec<Examined> {
+pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
     let place = region::find(region).map(|region| format!("{id} in {region}"));
-    let mut all = vec![Examined { what: "instance", outcome: place }];
+    let mut all = vec![CheckResult { subject: "instance", outcome: place }];
     all.extend(of_group(group, target));
-    all.extend(effect_of_power_off(id, region).map(|outcome| Examined { what: POWER_OFF, outcome }));
+    all.extend(effect_of_power_off(id, region).map(|outcome| CheckResult { subject: POWER_OFF, outcome }));
     all
 }
 
-fn of_group(group: &Group, target: Result<Target, Refusal>) -> Vec<Examined> {
-    let of = |outcome| Examined { what: "Auto Scaling", outcome };
-    if target == Ok(Target::Alone) {
+fn of_group(group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
+    let of = |outcome| CheckResult { subject: "Auto Scaling", outcome };
+    if target == Ok(TargetState::NoGroup) {
         return vec![of(Ok("in no group".to_owned()))];
     }
     let described = group.name().and_then(|name| Ok(format!("group {name}, which wants {:?}", target?)));
     let hooks = group.hooks().map(|hooks| names(&hooks)).map_err(|refusal| refusal.to_string());
-    vec![of(described.map_err(|refusal| refusal.to_string())), Examined { what: "lifecycle hooks", outcome: hooks }]
+    vec![
+        of(described.map_err(|refusal| refusal.to_string())),
+        CheckResult { subject: "lifecycle hooks", outcome: hooks },
+    ]
 }
 
 fn names(hooks: &[Hook]) -> String {

@@ -10,17 +10,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::journal::leaving::Reason;
+use crate::journal::shutdown::ShutdownReason;
 use crate::sys;
 
 /// Runs a command of the operator at the end of an instance. Errors: as for [`run_line`].
-pub fn run(line: &str, reason: Reason, patience: Duration) -> Result<(), String> {
-    run_line(line, &[("MAYFLY_LEAVE_REASON", reason.as_str())], patience)
+pub fn run(line: &str, reason: ShutdownReason, timeout: Duration) -> Result<(), String> {
+    run_line(line, &[("MAYFLY_LEAVE_REASON", reason.as_str())], timeout)
 }
 
 /// Runs a line in a shell with these variables beside the agent's own, for so long at most; its output goes where the
 /// agent's log goes. Errors: why it did not succeed.
-pub fn run_line(line: &str, variables: &[(&str, &str)], patience: Duration) -> Result<(), String> {
+pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Result<(), String> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", line])
         .envs(variables.iter().copied())
@@ -31,7 +31,7 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], patience: Duration) -> R
         .spawn()
         .map_err(|error| format!("it cannot be started: {error}"))?;
     let pid = child.id() as i32;
-    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), patience));
+    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), timeout));
     let over = match ended {
         Ok(ended) => !ended,
         Err(error) => return Err(format!("it cannot be watched: {error}")),
@@ -40,21 +40,21 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], patience: Duration) -> R
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
     match child.wait() {
-        _ if over => Err(format!("it took longer than {} s", patience.as_secs())),
+        _ if over => Err(format!("it took longer than {} s", timeout.as_secs())),
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(said(status)),
+        Ok(status) => Err(describe_status(status)),
         Err(error) => Err(format!("it cannot be waited for: {error}")),
     }
 }
 
 /// True when the process ended in time.
-fn wait(pidfd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
-    let until = Instant::now() + patience;
+fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up: a wait that ends too early would be repeated in small steps.
-        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
+        let poll_timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], poll_timeout) {
             Ok(0) if until <= Instant::now() => return Ok(false),
             Ok(0) | Err(nix::Error::EINTR) => {}
             Ok(_) => return Ok(true),
@@ -63,7 +63,7 @@ fn wait(pidfd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> io::Result<bo
     }
 }
 
-fn said(status: ExitStatus) -> String {
+fn describe_status(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("it ended with status {code}"),
@@ -79,13 +79,13 @@ mod tests {
 
     #[test]
     fn a_command_that_does_well_does_well() {
-        assert_eq!(run("test \"$MAYFLY_LEAVE_REASON\" = idle_timeout", Reason::Idle, LONG), Ok(()));
+        assert_eq!(run("test \"$MAYFLY_LEAVE_REASON\" = idle_timeout", ShutdownReason::Idle, LONG), Ok(()));
     }
 
     #[test]
     fn what_went_wrong_is_told() {
-        assert_eq!(run("exit 3", Reason::Idle, LONG), Err("it ended with status 3".to_owned()));
-        assert_eq!(run("kill -9 $$", Reason::Idle, LONG), Err("it was killed by signal 9".to_owned()));
+        assert_eq!(run("exit 3", ShutdownReason::Idle, LONG), Err("it ended with status 3".to_owned()));
+        assert_eq!(run("kill -9 $$", ShutdownReason::Idle, LONG), Err("it was killed by signal 9".to_owned()));
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let mark = directory.path().join("pid");
         let line = format!("sleep 600 & echo $! >{}; wait", mark.display());
-        assert_eq!(run(&line, Reason::Idle, Duration::from_secs(1)), Err("it took longer than 1 s".to_owned()));
+        assert_eq!(run(&line, ShutdownReason::Idle, Duration::from_secs(1)), Err("it took longer than 1 s".to_owned()));
         let pid: i32 = std::fs::read_to_string(mark).expect("started").trim().parse().expect("a pid");
         let until = Instant::now() + LONG;
         let lives = || {

@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::endpoint::{self, Service};
 use super::environment::variable;
 use super::profile::Profiles;
-use super::sign::{Scope, Target, authorize};
+use super::sign::{Scope, SignedRequest, authorize};
 use super::xml;
 use crate::decode;
 use crate::http::tls::TlsFiles;
@@ -27,7 +27,7 @@ const ANSWER_MAX: u64 = 4 << 20;
 /// Letters of a message that are shown.
 const MESSAGE_MAX: usize = 300;
 /// A clock that is further off than this is why a signature is refused.
-const SKEW: Duration = Duration::from_secs(4 * 60);
+const CLOCK_SKEW_MIN: Duration = Duration::from_secs(4 * 60);
 /// The wait between two tries is a random part of these.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20));
 
@@ -63,14 +63,14 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The service answered with an error.
-    Refused(Problem),
+    Refused(ServiceError),
     /// No answer that could be read. What was asked for may have been done all the same.
     Silent(String),
 }
 
 /// An error as a service tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ServiceError {
     /// Status code.
     pub status: u16,
     /// `AccessDenied`, `Throttling`, …; `Status500` and the like where the answer names none.
@@ -91,7 +91,7 @@ impl fmt::Display for Failure {
 }
 
 /// Codes that mean "not now", whatever the status (AWS SDKs and Tools Reference Guide, retry behaviour).
-const NOT_NOW: [&str; 19] = [
+const RETRYABLE_CODES: [&str; 19] = [
     "Throttling",
     "ThrottlingException",
     "ThrottledException",
@@ -113,8 +113,9 @@ const NOT_NOW: [&str; 19] = [
     "ScalingActivityInProgress",
     "ScalingActivityInProgressFault",
 ];
-const EXPIRED: [&str; 4] = ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidClientTokenId"];
-const SKEWED: [&str; 6] = [
+const EXPIRED_CODES: [&str; 4] =
+    ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidClientTokenId"];
+const CLOCK_SKEW_CODES: [&str; 6] = [
     "RequestTimeTooSkewed",
     "RequestExpired",
     "RequestInTheFuture",
@@ -123,45 +124,45 @@ const SKEWED: [&str; 6] = [
     "AuthFailure",
 ];
 
-impl Problem {
+impl ServiceError {
     /// Whether the same request may go well later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self.status, 429 | 500 | 502 | 503 | 504) || NOT_NOW.contains(&self.code.as_str())
+        matches!(self.status, 429 | 500 | 502 | 503 | 504) || RETRYABLE_CODES.contains(&self.code.as_str())
     }
 
     /// Whether other credentials may help.
     pub fn is_expiry(&self) -> bool {
-        EXPIRED.contains(&self.code.as_str())
+        EXPIRED_CODES.contains(&self.code.as_str())
     }
 
     /// How far the clock here is behind the service's, where the signature was refused for it.
     fn skew(&self, now: SystemTime) -> Option<i64> {
-        let at = self.at.filter(|_| SKEWED.contains(&self.code.as_str()))?;
+        let at = self.at.filter(|_| CLOCK_SKEW_CODES.contains(&self.code.as_str()))?;
         let (skew, sign) = match at.duration_since(now) {
             Ok(ahead) => (ahead, 1),
             Err(behind) => (behind.duration(), -1),
         };
-        (skew > SKEW).then(|| sign * i64::try_from(skew.as_secs()).unwrap_or(0))
+        (skew > CLOCK_SKEW_MIN).then(|| sign * i64::try_from(skew.as_secs()).unwrap_or(0))
     }
 }
 
 /// Seconds that the clock here is behind those of AWS.
-static BEHIND: AtomicI64 = AtomicI64::new(0);
+static CLOCK_OFFSET_SECONDS: AtomicI64 = AtomicI64::new(0);
 
 fn now() -> Timestamp {
-    let behind = SignedDuration::from_secs(BEHIND.load(Ordering::Relaxed));
+    let behind = SignedDuration::from_secs(CLOCK_OFFSET_SECONDS.load(Ordering::Relaxed));
     Timestamp::now().checked_add(behind).unwrap_or_else(|_| Timestamp::now())
 }
 
 /// The way to one service in one region.
-pub struct Wire {
+pub struct Transport {
     service: Service,
     region: String,
     url: String,
     transfer: Transfer,
 }
 
-impl Wire {
+impl Transport {
     /// A way, as the environment and the shared files describe it. Errors: the URL, the proxy or `AWS_CA_BUNDLE` cannot
     /// be used.
     pub fn new(service: Service, region: &str, profiles: &Profiles) -> Result<Self, String> {
@@ -177,7 +178,7 @@ impl Wire {
         let outcome = self.try_once(request, credentials);
         let Err(Failure::Refused(problem)) = &outcome else { return outcome };
         let Some(behind) = problem.skew(SystemTime::now()) else { return outcome };
-        if BEHIND.swap(behind, Ordering::Relaxed) == behind {
+        if CLOCK_OFFSET_SECONDS.swap(behind, Ordering::Relaxed) == behind {
             return outcome;
         }
         log::warn!(
@@ -210,7 +211,7 @@ impl Wire {
         let usual = if scheme == "https" { ":443" } else { ":80" };
         let host = authority.strip_suffix(usual).unwrap_or(authority);
         let headers = headers.to_vec();
-        let target = Target { method: "POST", scheme, host, path, query: Vec::new(), headers };
+        let target = SignedRequest { method: "POST", scheme, host, path, query: Vec::new(), headers };
         let scope = Scope { region: &self.region, service: self.service.name };
         authorize(&target, request.body.as_bytes(), credentials, scope, now())
     }
@@ -243,7 +244,7 @@ struct JsonError {
     message: String,
 }
 
-fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) -> Problem {
+fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) -> ServiceError {
     let json: Option<JsonError> = decode::json(body.as_bytes()).ok();
     let kind = kind.map(str::to_owned).or_else(|| Some(json.as_ref()?.kind.clone()).filter(|kind| !kind.is_empty()));
     // `com.amazonaws.ssm#ParameterNotFound:http://…`
@@ -256,7 +257,7 @@ fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) 
         "" => format!("status {status}, and no more is said"),
         line => line.chars().take(MESSAGE_MAX).collect(),
     };
-    Problem { status, code: code.unwrap_or_else(|| format!("Status{status}")), message, at }
+    ServiceError { status, code: code.unwrap_or_else(|| format!("Status{status}")), message, at }
 }
 
 fn is_code(code: &str) -> bool {
@@ -264,8 +265,8 @@ fn is_code(code: &str) -> bool {
         && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Tries again while the failure may pass, for `patience` in all; waits a random part of a time that doubles.
-pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Tries again while the failure may pass, for `timeout` in all; waits a random part of a time that doubles.
+pub fn retry_until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let began = Instant::now();
     let mut tries = 0;
     loop {
@@ -274,9 +275,9 @@ pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, F
             Err(Failure::Refused(problem)) if !problem.is_temporary() => return Err(Failure::Refused(problem)),
             Err(failure) => failure,
         };
-        let wait = jittered(tries);
+        let wait = retry_delay(tries);
         tries += 1;
-        if began.elapsed() + wait >= patience {
+        if began.elapsed() + wait >= timeout {
             return Err(failure);
         }
         log::debug!("retrying a call to AWS wait_ms={} error={failure}", wait.as_millis());
@@ -285,7 +286,7 @@ pub fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, F
 }
 
 /// The wait after `tries` failures: full jitter, so that many who fail together do not come again together.
-pub fn jittered(tries: u32) -> Duration {
+pub fn retry_delay(tries: u32) -> Duration {
     BACKOFF.at(tries).mul_f64(crate::random::fraction())
 }
 
@@ -295,7 +296,7 @@ mod tests {
     use crate::http::testing::Server;
     use std::cell::Cell;
 
-    fn problem(status: u16, body: &str) -> Problem {
+    fn problem(status: u16, body: &str) -> ServiceError {
         explain(status, None, body, None)
     }
 
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn knows_what_may_pass() {
-        let with = |status, code: &str| Problem { code: code.to_owned(), ..problem(status, "") };
+        let with = |status, code: &str| ServiceError { code: code.to_owned(), ..problem(status, "") };
         assert!(with(500, "ResourceContention").is_temporary() && with(400, "Throttling").is_temporary());
         assert!(with(400, "ScalingActivityInProgress").is_temporary() && with(502, "Status502").is_temporary());
         assert!(!with(400, "ValidationError").is_temporary() && !with(403, "AccessDenied").is_temporary());
@@ -329,17 +330,17 @@ mod tests {
     #[test]
     fn a_wrong_clock_is_told_from_a_wrong_key() {
         let now = SystemTime::now();
-        let refused = |at| Problem { code: "SignatureDoesNotMatch".to_owned(), at: Some(at), ..problem(403, "") };
+        let refused = |at| ServiceError { code: "SignatureDoesNotMatch".to_owned(), at: Some(at), ..problem(403, "") };
         assert_eq!(refused(now + Duration::from_secs(600)).skew(now), Some(600));
         assert_eq!(refused(now - Duration::from_secs(600)).skew(now), Some(-600));
         assert_eq!(refused(now + Duration::from_secs(20)).skew(now), None);
-        let denied = Problem { code: "AccessDenied".to_owned(), ..refused(now + Duration::from_secs(600)) };
+        let denied = ServiceError { code: "AccessDenied".to_owned(), ..refused(now + Duration::from_secs(600)) };
         assert_eq!(denied.skew(now), None);
     }
 
-    fn wire(server: &Server) -> Wire {
+    fn transport(server: &Server) -> Transport {
         let transfer = Transfer::new(&server.url, &TlsFiles::default(), "mayfly", TIMEOUTS).expect("a client");
-        Wire { service: endpoint::SSM, region: "eu-west-1".to_owned(), url: server.url.clone(), transfer }
+        Transport { service: endpoint::SSM, region: "eu-west-1".to_owned(), url: server.url.clone(), transfer }
     }
 
     #[test]
@@ -348,8 +349,8 @@ mod tests {
                        {\"__type\":\"InvalidSignatureException\"}";
         let server = Server::new(&[refused, "HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}"]);
         let request = Request::json("AmazonSSM", "GetParameter", "{}".to_owned());
-        let answer = wire(&server).send(&request, Some(&Credentials::fixed("A", "S")));
-        BEHIND.store(0, Ordering::Relaxed);
+        let answer = transport(&server).send(&request, Some(&Credentials::fixed("A", "S")));
+        CLOCK_OFFSET_SECONDS.store(0, Ordering::Relaxed);
         assert_eq!(answer, Ok("{}".to_owned()));
         let seen = server.seen();
         assert_eq!(seen.len(), 2);
@@ -360,18 +361,18 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends() {
+    fn timeout_ends() {
         let tries = Cell::new(0);
         let busy = || {
             tries.set(tries.get() + 1);
             Err::<(), _>(Failure::Refused(problem(503, "")))
         };
-        assert!(patiently(Duration::ZERO, busy).is_err());
+        assert!(retry_until(Duration::ZERO, busy).is_err());
         assert_eq!(tries.get(), 1);
         let second = || match tries.replace(tries.get() + 1) {
             1 => Err(Failure::Silent("cut".to_owned())),
             _ => Ok(tries.get()),
         };
-        assert_eq!(patiently(Duration::from_secs(60), second), Ok(3));
+        assert_eq!(retry_until(Duration::from_secs(60), second), Ok(3));
     }
 }

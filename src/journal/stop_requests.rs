@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 /// Everything a job was told so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Orders {
+pub struct StopRequests {
     /// A person cancelled it: stop the script, run after_script.
     pub cancel: bool,
     /// It is over on the server: stop everything.
-    pub over: bool,
+    pub finished: bool,
     /// The machine is taken: stop the scripts and hand over what they made, but no more than that; why.
     pub evict: Option<String>,
     /// The agent goes: stop everything; why.
@@ -19,14 +19,14 @@ pub struct Orders {
     pub abandoned: bool,
 }
 
-impl Orders {
+impl StopRequests {
     /// Stop everything at once.
-    pub fn abort(&self) -> bool {
-        self.over || self.interrupt.is_some()
+    pub fn stops_job(&self) -> bool {
+        self.finished || self.interrupt.is_some()
     }
 
     /// The scripts are not to go on.
-    pub fn stop(&self) -> bool {
-        self.abort() || self.cancel || self.evict.is_some()
+    pub fn stops_script(&self) -> bool {
+        self.stops_job() || self.cancel || self.evict.is_some()
     }
 }

@@ -25,11 +25,11 @@ const ADDRESSES: [IpAddr; 5] = [
 ];
 
 /// Packets of jobs that were refused are counted under these names.
-const OF_PROCESSES: &str = "processes";
-const OF_CONTAINERS: &str = "containers";
+const PROCESS_COUNTER: &str = "processes";
+const CONTAINER_COUNTER: &str = "containers";
 
 /// How long a probe waits for an answer that must not come.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where the tool may be; a service's own `PATH` need not hold it.
 const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
@@ -43,39 +43,39 @@ pub struct JobUser {
 }
 
 /// The rules that are in force.
-pub struct Guard {
+pub struct MetadataBlock {
     rules: String,
     users: Vec<JobUser>,
     /// The table as the kernel shows it when it is as we made it.
     listing: Mutex<String>,
 }
 
-impl Guard {
+impl MetadataBlock {
     /// Puts the rules in force and proves that they hold: for processes of `users`, and for all containers. Errors: they
     /// cannot be put in force, or do not hold; what to do.
     pub fn install(users: &[JobUser]) -> Result<Self, String> {
         let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
         let rules = rules(&ranges(users, &subordinate));
-        let guard = Self { rules, users: users.to_vec(), listing: Mutex::default() };
-        guard.put_in_force()?;
-        Ok(guard)
+        let block = Self { rules, users: users.to_vec(), listing: Mutex::default() };
+        block.load_rules()?;
+        Ok(block)
     }
 
     /// Looks whether the rules are still in force, and puts them back where somebody took them away. To be called
     /// before each job. Errors: jobs would reach the metadata.
-    pub fn hold(&self) -> Result<(), String> {
+    pub fn ensure(&self) -> Result<(), String> {
         let expected = self.listing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if list().is_ok_and(|found| found == expected) {
             return Ok(());
         }
         log::error!("the nftables table inet mayfly was removed or changed; restoring it");
-        self.put_in_force()
+        self.load_rules()
     }
 
-    fn put_in_force(&self) -> Result<(), String> {
+    fn load_rules(&self) -> Result<(), String> {
         nft(&["-f", "-"], &self.rules)?;
         *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = list()?;
-        self.users.iter().try_for_each(prove)
+        self.users.iter().try_for_each(verify)
     }
 
     /// Takes the rules away, where there are any. Errors: the tool's.
@@ -85,7 +85,7 @@ impl Guard {
     }
 
     /// What is in force right now, without changing anything. Errors: nothing is, or nobody can tell.
-    pub fn look() -> Result<(), String> {
+    pub fn check() -> Result<(), String> {
         list().map(drop)
     }
 }
@@ -131,7 +131,7 @@ fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
 fn rules(users: &[(u32, u32)]) -> String {
     let list = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
     let (four, mut six): (Vec<IpAddr>, Vec<IpAddr>) = ADDRESSES.iter().partition(|address| address.is_ipv4());
-    six.extend(four.iter().flat_map(embedded));
+    six.extend(four.iter().flat_map(ipv6_forms));
     let families = [("ip", list(&four)), ("ip6", list(&six))];
     let users =
         users.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
@@ -142,13 +142,13 @@ fn rules(users: &[(u32, u32)]) -> String {
     for (family, addresses) in families {
         let there = format!("{family} daddr {{ {addresses} }} counter name");
         if !users.is_empty() {
-            output += &format!("meta skuid {{ {users} }} {there} {OF_PROCESSES} {verdict}\n");
+            output += &format!("meta skuid {{ {users} }} {there} {PROCESS_COUNTER} {verdict}\n");
         }
-        forward += &format!("{there} {OF_CONTAINERS} {verdict}\n");
+        forward += &format!("{there} {CONTAINER_COUNTER} {verdict}\n");
     }
     format!(
         "table inet mayfly\ndelete table inet mayfly\ntable inet mayfly {{\n\
-         counter {OF_PROCESSES} {{ }}\ncounter {OF_CONTAINERS} {{ }}\n\
+         counter {PROCESS_COUNTER} {{ }}\ncounter {CONTAINER_COUNTER} {{ }}\n\
          chain output {{\ntype filter hook output priority mangle; policy accept;\n{output}}}\n\
          chain forward {{\ntype filter hook forward priority mangle; policy accept;\n{forward}}}\n}}\n"
     )
@@ -156,7 +156,7 @@ fn rules(users: &[(u32, u32)]) -> String {
 
 /// Forms in which a packet of version 6 may carry an address of version 4. A socket for the first one sends packets of
 /// version 4; a translator between the machine and the cloud may take either.
-fn embedded(address: &IpAddr) -> Vec<IpAddr> {
+fn ipv6_forms(address: &IpAddr) -> Vec<IpAddr> {
     /// The prefix that translators use (RFC 6052).
     const NAT64: u128 = 0x64_ff9b << 96;
     let IpAddr::V4(address) = address else { return Vec::new() };
@@ -169,8 +169,8 @@ fn list() -> Result<String, String> {
 }
 
 /// How many packets of processes were refused so far.
-fn refused() -> Result<u64, String> {
-    let text = nft(&["list", "counter", "inet", "mayfly", OF_PROCESSES], "")?;
+fn refused_packets() -> Result<u64, String> {
+    let text = nft(&["list", "counter", "inet", "mayfly", PROCESS_COUNTER], "")?;
     let mut words = text.split_ascii_whitespace().skip_while(|word| *word != "packets").skip(1);
     words.next().and_then(|number| number.parse().ok()).ok_or_else(|| format!("nft shows no counter: {text}"))
 }
@@ -202,16 +202,16 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
 }
 
 /// Tries to reach the metadata as a job would. Errors: it can be reached, or nothing shows that it was refused.
-fn prove(user: &JobUser) -> Result<(), String> {
+fn verify(user: &JobUser) -> Result<(), String> {
     for address in ADDRESSES.iter().filter(|address| is_main(address)) {
-        let before = refused()?;
-        let tried = try_as(user.uid, SocketAddr::new(*address, 80))?;
+        let before = refused_packets()?;
+        let tried = connect_as(user.uid, SocketAddr::new(*address, 80))?;
         if tried.is_ok() {
             return Err(format!("user {} reaches {address} in spite of the rules", user.name));
         }
         // Without a way there, no packet sets out that could be refused.
-        let no_way = tried.is_err_and(|error| has_no_way(&error));
-        if !no_way && refused()? == before {
+        let no_way = tried.is_err_and(|error| has_no_route(&error));
+        if !no_way && refused_packets()? == before {
             return Err(format!("nothing shows that user {} is kept from {address}", user.name));
         }
     }
@@ -223,19 +223,19 @@ fn is_main(address: &IpAddr) -> bool {
     *address == ADDRESSES[0] || *address == ADDRESSES[3]
 }
 
-fn has_no_way(error: &io::Error) -> bool {
+fn has_no_route(error: &io::Error) -> bool {
     use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT, ENETUNREACH};
     matches!(error.raw_os_error(), Some(ENETUNREACH | EADDRNOTAVAIL | EAFNOSUPPORT))
 }
 
 /// Connects as another user would: the packet filter goes by the user of the thread for files, which is a thread's own.
 /// Errors: the thread cannot become that user.
-fn try_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
+fn connect_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
     let user = Uid::from_raw(uid);
     let probe = move || {
         setfsuid(user);
         // The call tells who it was before, and no more.
-        (setfsuid(user) == user).then(|| TcpStream::connect_timeout(&address, PATIENCE).map(drop))
+        (setfsuid(user) == user).then(|| TcpStream::connect_timeout(&address, PROBE_TIMEOUT).map(drop))
     };
     let thread = thread::Builder::new().name("probe".to_owned()).stack_size(64 * 1024).spawn(probe);
     let tried = thread.map_err(|error| format!("no thread for a probe: {error}"))?.join().ok().flatten();
@@ -262,7 +262,7 @@ mod tests {
     fn the_table_is_replaced_as_a_whole_and_holds_every_address() {
         let rules = rules(&[(1001, 1001), (100_000, 165_535)]);
         assert!(rules.starts_with("table inet mayfly\ndelete table inet mayfly\ntable inet mayfly {"));
-        for address in ADDRESSES.into_iter().chain(ADDRESSES.iter().flat_map(embedded)) {
+        for address in ADDRESSES.into_iter().chain(ADDRESSES.iter().flat_map(ipv6_forms)) {
             let words = rules.split([' ', ',']).filter(|word| *word == address.to_string());
             assert_eq!(words.count(), 2, "{address} in {rules}");
         }
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_thread_tries_as_somebody_else_only_as_root() {
         let closed = SocketAddr::from(([127, 0, 0, 1], 1));
-        let tried = try_as(65_534, closed);
+        let tried = connect_as(65_534, closed);
         assert_eq!(tried.is_ok(), Uid::effective().is_root() || Uid::effective().as_raw() == 65_534);
     }
 }

@@ -10,13 +10,13 @@ use crate::config::Runner;
 use crate::coordinator::gitlab::{ApiError, GitLab};
 
 /// How long all runners together have.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rest between two tries.
-const REST: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A runner that this machine works for.
 #[derive(Clone)]
-pub struct Manager {
+pub struct RunnerManager {
     /// The runner.
     pub runner: Arc<Runner>,
     /// Its server.
@@ -25,11 +25,11 @@ pub struct Manager {
     pub system_id: String,
 }
 
-/// Takes the instance off all of them at once, for [`PATIENCE`] at most.
-pub fn unregister(managers: &[Manager]) {
-    let until = Instant::now() + PATIENCE;
+/// Takes the instance off all of them at once, for [`UNREGISTER_TIMEOUT`] at most.
+pub fn unregister(runner_managers: &[RunnerManager]) {
+    let until = Instant::now() + UNREGISTER_TIMEOUT;
     let (done, answers) = mpsc::channel();
-    for manager in managers {
+    for manager in runner_managers {
         let (manager, done) = (manager.clone(), done.clone());
         let name = format!("off-{}", manager.runner.token.short());
         let thread = thread::Builder::new().name(name).stack_size(crate::agent::STACK);
@@ -43,7 +43,7 @@ pub fn unregister(managers: &[Manager]) {
         }
     }
     drop(done);
-    for _ in managers {
+    for _ in runner_managers {
         match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -56,7 +56,7 @@ pub fn unregister(managers: &[Manager]) {
     }
 }
 
-impl Manager {
+impl RunnerManager {
     fn unregister(&self, until: Instant) {
         let name = &self.runner.name;
         loop {
@@ -64,13 +64,13 @@ impl Manager {
                 Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
                 // A machine that the server does not know is as good as taken off.
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
-                Err(error) if Instant::now() + REST >= until => {
+                Err(error) if Instant::now() + RETRY_INTERVAL >= until => {
                     return log::warn!(
                         "this machine is still on a runner, from which the server will drop it by itself runner={name} \
                          error={error}"
                     );
                 }
-                Err(_) => thread::sleep(REST),
+                Err(_) => thread::sleep(RETRY_INTERVAL),
             }
         }
     }

@@ -9,43 +9,42 @@ use nix::unistd::{Group, Uid};
 use crate::config::Config;
 use crate::config::docker::Docker;
 use crate::executor::user;
-use crate::instance::guard::{Guard, JobUser};
+use crate::instance::metadata_block::{JobUser, MetadataBlock};
 use crate::shim::spec::User;
 
 /// The file in the state directory that tells that rules were put in force.
-const MARK: &str = "metadata-blocked";
+const MARKER_FILE: &str = "metadata-blocked";
 /// Whoever is in one of these groups can become root: by an engine of containers or machines, the disk, or `sudo`.
-const GROUPS_OF_ROOT: [&str; 9] =
-    ["docker", "podman", "lxd", "incus", "incus-admin", "libvirt", "disk", "sudo", "wheel"];
+const ROOT_GROUPS: [&str; 9] = ["docker", "podman", "lxd", "incus", "incus-admin", "libvirt", "disk", "sudo", "wheel"];
 /// Capabilities by which a container gets out of itself.
-const CAPABILITIES_OF_ROOT: [&str; 7] =
+const ROOT_CAPABILITIES: [&str; 7] =
     ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF"];
 
 /// Puts the rules in force that the configuration asks for, or takes away those that it asked for once. Errors: jobs
 /// cannot be kept from the metadata; the agent must take none.
-pub fn seclude(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<Guard>>, String> {
-    let mark = state.join(MARK);
+pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
+    let marker = state.join(MARKER_FILE);
     if !config.mayfly.block_instance_metadata {
-        if mark.exists() {
-            Guard::remove()?;
+        if marker.exists() {
+            MetadataBlock::remove()?;
             log::info!("access of jobs to the instance metadata is no longer blocked");
-            fs::remove_file(&mark).map_err(|error| format!("{}: {error}", mark.display()))?;
+            fs::remove_file(&marker).map_err(|error| format!("{}: {error}", marker.display()))?;
         }
         return Ok(None);
     }
-    let users = users(config, asked_user)?;
-    fs::write(&mark, "").map_err(|error| format!("{}: {error}", mark.display()))?;
-    let guard = Guard::install(&users).map_err(|why| format!("{CANNOT}: {why}"))?;
+    let users = job_users(config, asked_user)?;
+    fs::write(&marker, "").map_err(|error| format!("{}: {error}", marker.display()))?;
+    let block = MetadataBlock::install(&users).map_err(|why| format!("{ERROR_PREFIX}: {why}"))?;
     log::info!("access of jobs to the instance metadata is blocked");
-    Ok(Some(Arc::new(guard)))
+    Ok(Some(Arc::new(block)))
 }
 
-const CANNOT: &str = "`block_instance_metadata`: jobs cannot be kept from the instance's credentials";
+const ERROR_PREFIX: &str = "`block_instance_metadata`: jobs cannot be kept from the instance's credentials";
 
 /// The users whose processes are to be kept from the metadata. Errors: a job would have a way around every rule.
-pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
+pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
     if !Uid::effective().is_root() {
-        return Err(format!("{CANNOT}: only root can make rules for the network; run the agent as root"));
+        return Err(format!("{ERROR_PREFIX}: only root can make rules for the network; run the agent as root"));
     }
     let mut users: Vec<JobUser> = Vec::new();
     let mut add = |user: JobUser| {
@@ -54,7 +53,7 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
         }
     };
     for runner in &config.runners {
-        let cannot = |why| format!("{CANNOT}: runner `{}`: {why}", runner.name);
+        let cannot = |why| format!("{ERROR_PREFIX}: runner `{}`: {why}", runner.name);
         // The rules count for every container that has a network of its own.
         if runner.executor.has_containers() {
             check_containers(&runner.docker).map_err(cannot)?;
@@ -74,7 +73,7 @@ pub fn users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, Strin
 fn check_containers(docker: &Docker) -> Result<(), String> {
     let root_like = |capability: &String| {
         let name = capability.to_ascii_uppercase();
-        CAPABILITIES_OF_ROOT.contains(&name.trim_start_matches("CAP_"))
+        ROOT_CAPABILITIES.contains(&name.trim_start_matches("CAP_"))
     };
     // The engine's socket is root's right to everything, and so is a directory that it is in.
     let holds_the_socket = |volume: &String| {
@@ -105,7 +104,7 @@ fn users_of(config: &Config, asked: Option<&str>) -> Result<Vec<User>, String> {
         }
         let is_in = |group: &Group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw());
         let is_member = |name: &&str| Group::from_name(name).ok().flatten().is_some_and(|group| is_in(&group));
-        if let Some(group) = GROUPS_OF_ROOT.iter().find(|name| is_member(name)) {
+        if let Some(group) = ROOT_GROUPS.iter().find(|name| is_member(name)) {
             return Err(format!("user {} is in the group {group} and can become root; take it out", user.name));
         }
     }
@@ -119,7 +118,7 @@ mod tests {
     fn users_with(user: &str) -> Result<Vec<JobUser>, String> {
         let runner = "[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
         let text = format!("{user}\n{runner}{}", runner.replace("\"r\"", "\"s\""));
-        users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
+        job_users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
     }
 
     #[test]
@@ -141,7 +140,7 @@ mod tests {
                 "[[runners]]\nname = \"r\"\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"docker\"\n\
                  [runners.docker]\nimage = \"x\"\n{keys}\n"
             );
-            users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
+            job_users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
         };
         let sandbox = docker("").expect("containers are kept from it as they are");
         assert_eq!(sandbox.iter().map(|user| user.uid).collect::<Vec<_>>(), [crate::shim::confine::DEFAULT_UID]);

@@ -1,0 +1,283 @@
+//! The agent's side of leaving: no more jobs, the end of those that run, then the departure of the instance. Or only of
+//! the agent, when it was told to stop.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
+use super::{Agent, Event, REMOVAL_TIMEOUT};
+use crate::config::leave::Strategy;
+use crate::instance::{Instance, TargetState};
+use crate::journal::JobCount;
+use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, ShutdownState};
+
+/// The exit status of an agent that could not end its instance (`EX_SOFTWARE`): starting it again would change nothing.
+const EXIT_NOT_TERMINATED: u8 = 70;
+
+/// The agent takes no more jobs.
+#[derive(Default)]
+pub(super) struct Shutdown {
+    /// The mark of an instance that goes; `None` while the agent is only told to stop.
+    pub tracker: Option<Arc<ShutdownTracker>>,
+    /// Told to stop soon: an instance that was to go stays, and a later agent goes on with that.
+    stopping: bool,
+    /// Told to stop when it has no job any more: it does not go back to work.
+    draining: bool,
+    /// When running jobs are stopped, if somebody is in a hurry.
+    stop_at: Option<Instant>,
+    /// Jobs were told to stop, and this is when they are left alone.
+    give_up_at: Option<Instant>,
+    /// When scripts give way to the loss of the machine, so that what they made can be handed over,
+    pub evict_at: Option<Instant>,
+    /// and when everything must be over.
+    pub interrupt_at: Option<Instant>,
+    /// The departure is on its way.
+    terminating: bool,
+    /// Told to stop meanwhile: how long it is waited for.
+    terminate_until: Option<Instant>,
+}
+
+impl Shutdown {
+    /// Why, in a word.
+    pub fn reason(&self) -> &'static str {
+        self.tracker.as_ref().map_or("signal", |tracker| tracker.state().reason.as_str())
+    }
+}
+
+/// The mark of an instance that is to go on leaving. A machine that was switched off and on again begins a new life, and
+/// so does one that went into a warm pool instead of ending.
+pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Strategy) -> Option<ShutdownState> {
+    let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
+    let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::Left);
+    let is_back = boot == Boot::Later
+        && match strategy {
+            _ if earlier.reason == ShutdownReason::Stop => true,
+            Strategy::Poweroff | Strategy::Command => has_gone,
+            Strategy::AwsAsg if earlier.terminated && earlier.phase == ShutdownPhase::Left => {
+                is_kept_by_group(instance)
+            }
+            Strategy::AwsAsg | Strategy::Exit => false,
+        };
+    if is_back {
+        log::info!(
+            "the machine was powered off and started again; resetting the job count reason={}",
+            earlier.reason.as_str()
+        );
+        reset_shutdown_and_count(state);
+        return None;
+    }
+    log::info!("resuming the shutdown reason={} phase={:?}", earlier.reason.as_str(), earlier.phase);
+    if matches!(earlier.phase, ShutdownPhase::Left | ShutdownPhase::Stranded) {
+        let path = shutdown::path(state);
+        log::warn!("this machine has shut down already; to have it take jobs again, remove {}", path.display());
+    }
+    Some(earlier)
+}
+
+/// Whether a group goes on with an instance that it was asked to end. What is known of one lags behind that.
+fn is_kept_by_group(instance: &dyn Instance) -> bool {
+    let goes_on = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
+    goes_on() && {
+        thread::sleep(TERMINATION_NOTICE_TIMEOUT);
+        goes_on()
+    }
+}
+
+/// The agent ends before its instance has left.
+fn defer_to_next_start() -> ExitCode {
+    log::warn!("stopped before the shutdown of the instance was complete; the next start resumes it");
+    ExitCode::SUCCESS
+}
+
+/// Forgets what there was in this one.
+fn reset_shutdown_and_count(state: &Path) {
+    // The count first: left alone it would lead to the same end again.
+    if let Err(error) = JobCount::reset(state) {
+        log::warn!("cannot reset the job count error={error}");
+    }
+    ShutdownState::remove(state);
+}
+
+impl Agent {
+    /// Goes on leaving where an earlier agent was.
+    pub(super) fn resume_shutdown(&mut self, earlier: ShutdownState) {
+        self.slots.close();
+        self.has_polled = true;
+        let tracker = Arc::new(ShutdownTracker::begin(&self.state_dir, earlier));
+        self.shutdown = Some(Shutdown { tracker: Some(tracker), ..Shutdown::default() });
+    }
+
+    /// The instance is to go: no more requests; those in flight and the jobs that they bring are seen to their end.
+    pub(super) fn begin_shutdown(&mut self, reason: ShutdownReason) {
+        match &self.shutdown {
+            Some(Shutdown { tracker: Some(tracker), .. }) => tracker.add_reason(reason),
+            _ => {
+                self.stop_polling(reason.as_str());
+                // Whoever comes after this agent must not ask for jobs either.
+                let tracker =
+                    Arc::new(ShutdownTracker::begin(&self.state_dir, ShutdownState::new(&self.identity, reason)));
+                self.shutdown.get_or_insert_default().tracker = Some(tracker);
+            }
+        }
+    }
+
+    /// The agent is to stop once its jobs have ended.
+    pub(super) fn drain(&mut self) {
+        let is_new = self.shutdown.is_none();
+        self.shutdown.get_or_insert_default().draining = true;
+        if is_new {
+            self.stop_polling("signal");
+        }
+    }
+
+    /// The agent is to stop soon, or, told twice, at once. The step that a departure is at has as long as jobs have: a
+    /// hook that nobody completes would hold the instance for its whole time-out.
+    pub(super) fn stop(&mut self) -> Option<ExitCode> {
+        let shutdown = self.shutdown.get_or_insert_default();
+        if shutdown.terminating {
+            if shutdown.stopping || shutdown.terminate_until.is_some() {
+                return Some(defer_to_next_start());
+            }
+            log::info!("signal received while the instance shuts down");
+            shutdown.terminate_until = Some(Instant::now() + self.config.shutdown_timeout);
+            return None;
+        }
+        if shutdown.stopping {
+            log::warn!("second stop signal: exiting now; the next start reports the running jobs");
+            return Some(ExitCode::FAILURE);
+        }
+        shutdown.stopping = true;
+        shutdown.stop_at = Some(Instant::now() + self.config.shutdown_timeout);
+        self.stop_polling("signal");
+        None
+    }
+
+    fn stop_polling(&self, reason: &str) {
+        self.slots.close();
+        self.pollers.stop(&self.slots);
+        log::info!("polling stopped reason={reason} running={}", self.slots.jobs());
+    }
+
+    /// Does what is due while the agent leaves, and says how long nothing else will be.
+    pub(super) fn run_shutdown_deadlines(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let due = |at: &mut Option<Instant>| at.take_if(|at| now >= *at).is_some();
+        let shutdown = self.shutdown.as_mut()?;
+        if due(&mut shutdown.evict_at) {
+            self.jobs.evict("the machine is taken away");
+        }
+        if due(&mut shutdown.interrupt_at) {
+            self.jobs.interrupt("the machine is taken away");
+        }
+        if due(&mut shutdown.stop_at) {
+            shutdown.give_up_at = Some(now + self.config.shutdown_timeout);
+            self.jobs.interrupt("the runner was told to stop");
+        }
+        if due(&mut shutdown.give_up_at) {
+            self.jobs.abandon_all();
+            self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
+        }
+        let jobs = [shutdown.stop_at, shutdown.give_up_at, shutdown.evict_at, shutdown.interrupt_at];
+        jobs.into_iter().chain([shutdown.terminate_until]).flatten().min().map(|at| at.saturating_duration_since(now))
+    }
+
+    /// What comes when the last job has ended: the end of the agent, or the departure of its instance.
+    pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
+        let until = self.shutdown.as_ref().and_then(|shutdown| shutdown.terminate_until);
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Some(defer_to_next_start());
+        }
+        let quiet = self.is_idle();
+        let shutdown = self.shutdown.as_mut().filter(|shutdown| !shutdown.terminating && quiet)?;
+        // A group that ends the instance waits for its hooks, whoever else wants the agent to stop.
+        let tracker = shutdown.tracker.clone().filter(|tracker| !shutdown.stopping || tracker.state().terminated);
+        let Some(tracker) = tracker else { return Some(self.exit("signal")) };
+        shutdown.terminating = true;
+        shutdown.terminate_until = shutdown.stopping.then(|| Instant::now() + self.config.shutdown_timeout);
+        let manager = |(runner, gitlab): &(_, _)| RunnerManager {
+            runner: Arc::clone(runner),
+            gitlab: Arc::clone(gitlab),
+            system_id: self.system_id.clone(),
+        };
+        let termination = Termination {
+            tracker: tracker,
+            leave: self.config.leave.clone(),
+            instance: Arc::clone(&self.instance),
+            // A machine that never asked for a job is known to no server.
+            runner_managers: if self.has_polled { self.servers.iter().map(manager).collect() } else { Vec::new() },
+        };
+        let events = self.events.clone();
+        let depart = move || {
+            let _ = events.send(Event::Terminated(termination.run()));
+        };
+        let thread = thread::Builder::new().name("leave".to_owned()).stack_size(super::STACK);
+        if let Err(error) = thread.spawn(depart) {
+            log::error!("cannot start the thread that shuts down; the next start resumes the shutdown error={error}");
+            return Some(ExitCode::FAILURE);
+        }
+        None
+    }
+
+    /// What comes of the departure.
+    pub(super) fn handle_termination(&mut self, outcome: TerminationOutcome) -> Option<ExitCode> {
+        let tracker = self.shutdown.as_ref()?.tracker.clone()?;
+        let earlier = tracker.state();
+        let reason = earlier.reason;
+        match outcome {
+            TerminationOutcome::Done => {
+                let of_its_own = matches!(
+                    reason,
+                    ShutdownReason::Idle
+                        | ShutdownReason::MaxBuilds
+                        | ShutdownReason::MaxAge
+                        | ShutdownReason::Unfit
+                        | ShutdownReason::NoRunner
+                        | ShutdownReason::Rebalance
+                );
+                if of_its_own && !earlier.terminated && self.config.leave.strategy == Strategy::Exit {
+                    // The machine lives on, and the next start is a new life with its own count.
+                    reset_shutdown_and_count(&self.state_dir);
+                }
+                Some(self.exit(reason.as_str()))
+            }
+            // Its cloud takes it, which was heard since.
+            TerminationOutcome::KeptByGroup if !tracker.may_resume_work() => {
+                self.shutdown.as_mut()?.terminating = false;
+                None
+            }
+            TerminationOutcome::KeptByGroup => {
+                log::info!("the Auto Scaling group is at its minimum size; polling resumed");
+                ShutdownState::remove(&self.state_dir);
+                if self.shutdown.take().is_some_and(|shutdown| shutdown.draining || shutdown.terminate_until.is_some())
+                {
+                    return Some(self.exit("signal"));
+                }
+                self.lifetime.set_refused();
+                self.slots.open();
+                self.reload();
+                None
+            }
+            TerminationOutcome::Panicked => {
+                log::error!("the thread that shuts down panicked; the next start resumes the shutdown");
+                Some(ExitCode::FAILURE)
+            }
+            TerminationOutcome::Failed => {
+                log::error!(
+                    "the instance cannot be shut down; polling stays stopped, terminate it by hand reason={}",
+                    reason.as_str()
+                );
+                Some(ExitCode::from(EXIT_NOT_TERMINATED))
+            }
+        }
+    }
+
+    fn exit(&mut self, reason: &str) -> ExitCode {
+        self.supervisor.stopping();
+        self.removals.wait(REMOVAL_TIMEOUT);
+        log::info!("mayfly exits reason={reason}");
+        ExitCode::SUCCESS
+    }
+}

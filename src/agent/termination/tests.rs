@@ -1,0 +1,366 @@
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::*;
+use crate::instance::{Activity, Identity, NoticeHandler, TargetState};
+use crate::journal::shutdown::{Boot, ShutdownState};
+
+/// A machine that answers as it is told, and keeps what it was asked.
+#[derive(Default)]
+struct Scripted {
+    terminate: Mutex<Vec<Result<TerminateResult, Refusal>>>,
+    complete: Mutex<Vec<Result<(), Refusal>>>,
+    asked: Mutex<Vec<String>>,
+    /// Looks at the mark whenever it is asked.
+    state: Option<std::path::PathBuf>,
+    /// Hears of something, while the group is asked to end the machine.
+    heard_meanwhile: Option<(Arc<ShutdownTracker>, ShutdownReason)>,
+}
+
+impl Scripted {
+    fn note(&self, what: &str) {
+        let phase = self
+            .state
+            .as_deref()
+            .and_then(|state| ShutdownState::load(state, &identity()))
+            .map(|(state, _)| state.phase);
+        self.asked.lock().expect("no panic").push(format!("{what} {phase:?}"));
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+impl Instance for Scripted {
+    fn identity(&self) -> Identity {
+        identity()
+    }
+
+    fn cloud_id(&self) -> Option<String> {
+        Some("i-1".to_owned())
+    }
+
+    fn watch(&self, _: NoticeHandler) {}
+
+    fn target_state(&self) -> Result<TargetState, Refusal> {
+        Ok(TargetState::InService)
+    }
+
+    fn set_activity(&self, _: Activity) {}
+
+    fn terminate(&self, capacity: &dyn Fn() -> CapacityChange, timeout: Duration) -> Result<TerminateResult, Refusal> {
+        assert!(!timeout.is_zero());
+        self.note(&format!("terminate {:?}", capacity()));
+        if let Some((tracker, reason)) = &self.heard_meanwhile {
+            tracker.add_reason(*reason);
+        }
+        self.terminate.lock().expect("no panic").remove(0)
+    }
+
+    fn start_hook_heartbeats(&self) {}
+
+    fn complete_hooks(&self, _: Duration) -> Result<(), Refusal> {
+        self.note("complete");
+        self.complete.lock().expect("no panic").pop().unwrap_or(Ok(()))
+    }
+}
+
+fn identity() -> Identity {
+    Identity { instance: "i-1".to_owned(), boot: "b-1".to_owned() }
+}
+
+fn denied() -> Refusal {
+    Refusal::Denied {
+        action: "autoscaling:TerminateInstanceInAutoScalingGroup".to_owned(),
+        code: "AccessDenied".to_owned(),
+        message: "no".to_owned(),
+    }
+}
+
+/// A machine that leaves, with its state directory.
+struct Case {
+    directory: tempfile::TempDir,
+    leave: Leave,
+    instance: Scripted,
+}
+
+impl Case {
+    /// By its group, which answers like this; what it falls back to leaves a line in `off`.
+    fn new(answers: impl IntoIterator<Item = Result<TerminateResult, Refusal>>) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let leave = Leave {
+            strategy: Strategy::AwsAsg,
+            poweroff_command: format!("echo $MAYFLY_LEAVE_REASON >>{}/off", directory.path().display()),
+            fallback_after: Duration::ZERO,
+            ..Leave::default()
+        };
+        let instance = Scripted {
+            terminate: Mutex::new(answers.into_iter().collect()),
+            state: Some(directory.path().to_owned()),
+            ..Scripted::default()
+        };
+        Self { directory, leave, instance }
+    }
+
+    fn state(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The whole departure for a reason; what came of it, what the machine was asked, and how often it was switched
+    /// off.
+    fn depart(self, reason: ShutdownReason) -> (TerminationOutcome, Vec<String>, usize) {
+        self.go_on(ShutdownState::new(&identity(), reason))
+    }
+
+    fn go_on(self, state: ShutdownState) -> (TerminationOutcome, Vec<String>, usize) {
+        let tracker = Arc::new(ShutdownTracker::begin(self.state(), state));
+        self.go(&tracker)
+    }
+
+    fn go(self, tracker: &Arc<ShutdownTracker>) -> (TerminationOutcome, Vec<String>, usize) {
+        let instance = Arc::new(self.instance);
+        let termination = Termination {
+            tracker: Arc::clone(tracker),
+            leave: self.leave,
+            instance: Arc::clone(&instance) as Arc<dyn Instance>,
+            runner_managers: Vec::new(),
+        };
+        let outcome = termination.run();
+        let off = std::fs::read_to_string(self.directory.path().join("off")).unwrap_or_default();
+        (outcome, instance.asked(), off.lines().count())
+    }
+}
+
+fn phase(tracker: &ShutdownTracker) -> ShutdownPhase {
+    tracker.state().phase
+}
+
+#[test]
+fn the_group_gets_smaller_for_an_idle_instance_and_keeps_its_size_for_others() {
+    for (reason, capacity) in [
+        (ShutdownReason::Idle, "Decrement"),
+        (ShutdownReason::MaxBuilds, "Keep"),
+        (ShutdownReason::MaxAge, "Keep"),
+        (ShutdownReason::Rebalance, "Keep"),
+        (ShutdownReason::Interruption, "Keep"),
+    ] {
+        let case = Case::new([Ok(TerminateResult::Requested)]);
+        let expected = vec![format!("terminate {capacity} Some(Ending)"), "complete Some(Ending)".to_owned()];
+        assert_eq!(case.depart(reason), (TerminationOutcome::Done, expected, 0), "{reason:?}");
+    }
+}
+
+#[test]
+fn an_idle_instance_that_the_cloud_takes_meanwhile_keeps_its_place() {
+    for notice in [ShutdownReason::Rebalance, ShutdownReason::Interruption] {
+        let case = Case::new([Ok(TerminateResult::AlreadyTerminating)]);
+        let tracker =
+            Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+        tracker.add_reason(notice);
+        let (outcome, asked, _) = case.go(&tracker);
+        assert_eq!((outcome, asked[0].as_str()), (TerminationOutcome::Done, "terminate Keep Some(Ending)"));
+    }
+}
+
+#[test]
+fn an_instance_that_its_group_ends_is_not_ended_again_but_completes_the_hooks() {
+    for strategy in [Strategy::AwsAsg, Strategy::Exit, Strategy::Poweroff] {
+        let mut case = Case::new([]);
+        case.leave.strategy = strategy;
+        let (outcome, asked, off) = case.depart(ShutdownReason::Terminated);
+        assert_eq!(
+            (outcome, asked, off),
+            (TerminationOutcome::Done, vec!["complete Some(Ending)".to_owned()], 0),
+            "{strategy:?}"
+        );
+    }
+}
+
+#[test]
+fn the_smallest_size_sends_an_idle_instance_back_to_work_and_no_other() {
+    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::Idle);
+    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::KeptByGroup, 1, 0));
+    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::MaxBuilds);
+    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 1, 1));
+}
+
+#[test]
+fn an_instance_that_its_cloud_takes_meanwhile_does_not_go_back_to_work() {
+    for (notice, then) in [
+        (ShutdownReason::Rebalance, "terminate Keep Some(Ending)"),
+        (ShutdownReason::Terminated, "complete Some(Ending)"),
+    ] {
+        let mut case = Case::new([Err(Refusal::AtMinimum), Ok(TerminateResult::Requested)]);
+        let tracker =
+            Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+        case.instance.heard_meanwhile = Some((Arc::clone(&tracker), notice));
+        let (outcome, asked, off) = case.go(&tracker);
+        assert_eq!(
+            (outcome, asked[0].as_str(), off),
+            (TerminationOutcome::Done, "terminate Decrement Some(Ending)", 0)
+        );
+        assert_eq!(asked[1], then, "{notice:?}");
+    }
+}
+
+#[test]
+fn a_later_agent_knows_that_the_group_has_agreed() {
+    let case = Case::new([Ok(TerminateResult::Requested)]);
+    let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+    case.go(&tracker);
+    let mut state = tracker.state();
+    assert!(state.terminated);
+    state.phase = ShutdownPhase::Ending;
+    // It waits for no sign, and asks for nothing but the hooks.
+    let case = Case::new([]);
+    let (outcome, asked, _) = case.go_on(state);
+    assert_eq!((outcome, asked), (TerminationOutcome::Done, vec!["complete Some(Ending)".to_owned()]));
+}
+
+#[test]
+fn a_mistake_of_ours_is_an_outcome_and_left_to_the_next_agent() {
+    // Nothing is scripted: what is asked panics.
+    let case = Case::new([]);
+    let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+    let (outcome, _, off) = case.go(&tracker);
+    assert_eq!((outcome, phase(&tracker), off), (TerminationOutcome::Panicked, ShutdownPhase::Ending, 0));
+}
+
+#[test]
+fn what_the_group_does_not_end_is_switched_off_once() {
+    let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
+    let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
+    for refusal in [denied(), throttled, unreachable, Refusal::NotHere] {
+        let (outcome, asked, off) = Case::new([Err(refusal.clone())]).depart(ShutdownReason::Idle);
+        assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 1, 1), "{refusal:?}");
+    }
+}
+
+#[test]
+fn hooks_that_cannot_be_completed_do_not_keep_the_power_on() {
+    let case = Case::new([Ok(TerminateResult::Requested)]);
+    case.instance.complete.lock().expect("no panic").push(Err(denied()));
+    let (outcome, asked, off) = case.depart(ShutdownReason::Idle);
+    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 2, 1));
+}
+
+#[test]
+fn the_power_waits_for_somebody_else_to_end_the_instance() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.fallback_after = Duration::from_secs(600);
+    let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let terminating = scope.spawn(|| case.go(&tracker));
+        while tracker.state().unregistered_at.is_none() {
+            std::thread::yield_now();
+        }
+        tracker.add_reason(ShutdownReason::Terminated);
+        let (outcome, asked, off) = terminating.join().expect("no panic");
+        assert_eq!((outcome, off), (TerminationOutcome::Done, 0));
+        assert_eq!(asked.last().map(String::as_str), Some("complete Some(Ending)"));
+    });
+    assert!(began.elapsed() < Duration::from_secs(300), "it did not wait for the power");
+}
+
+#[test]
+fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.fallback_after = Duration::from_secs(600);
+    let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+    case.instance.heard_meanwhile = Some((Arc::clone(&tracker), ShutdownReason::Terminated));
+    let (outcome, asked, off) = case.go(&tracker);
+    assert_eq!(
+        (outcome, asked.len(), asked[1].as_str(), off),
+        (TerminationOutcome::Done, 2, "complete Some(Ending)", 0)
+    );
+}
+
+#[test]
+fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
+    let case = Case::new([]);
+    // However short the machine has been up.
+    let earlier = sys::boottime() / 2;
+    let fallback_after = Duration::from_nanos(sys::boottime() - earlier) + Duration::from_millis(500);
+    let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);
+    state.unregistered_at = Some(earlier);
+    let termination = Termination {
+        tracker: Arc::new(ShutdownTracker::begin(case.state(), state)),
+        leave: Leave { fallback_after, ..case.leave.clone() },
+        instance: Arc::new(Scripted::default()),
+        runner_managers: Vec::new(),
+    };
+    assert!(
+        termination.time_until_power_off() <= Duration::from_millis(500),
+        "{:?}",
+        termination.time_until_power_off()
+    );
+}
+
+#[test]
+fn a_command_ends_the_instance_or_else_the_power_does() {
+    for (command, off) in [("exit 0", 0), ("exit 1", 1)] {
+        let mut case = Case::new([]);
+        case.leave.strategy = Strategy::Command;
+        case.leave.command = Some(format!("echo \"$MAYFLY_LEAVE_REASON\" >{}/ran; {command}", case.state().display()));
+        let ran = case.state().join("ran");
+        let tracker =
+            Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::MaxAge)));
+        let path = std::path::PathBuf::from(case.state());
+        let termination = Termination {
+            tracker: Arc::clone(&tracker),
+            leave: case.leave.clone(),
+            instance: Arc::new(Scripted::default()),
+            runner_managers: Vec::new(),
+        };
+        assert_eq!(termination.run(), TerminationOutcome::Done);
+        assert_eq!(std::fs::read_to_string(ran).expect("it ran"), "max_age\n");
+        assert_eq!(path.join("off").exists(), off == 1);
+        assert_eq!(phase(&tracker), ShutdownPhase::Left);
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_even_be_switched_off_is_stranded_and_stays_so() {
+    let mut case = Case::new([Err(denied())]);
+    case.leave.poweroff_command = format!("echo >>{}/off; false", case.state().display());
+    let tracker =
+        Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::MaxBuilds)));
+    let termination = Termination {
+        tracker: Arc::clone(&tracker),
+        leave: case.leave,
+        instance: Arc::new(case.instance),
+        runner_managers: Vec::new(),
+    };
+    assert_eq!(termination.run(), TerminationOutcome::Failed);
+    assert_eq!(termination.run(), TerminationOutcome::Failed, "not tried again by the next agent");
+    let off = std::fs::read_to_string(case.directory.path().join("off")).expect("tried");
+    assert_eq!(off.lines().count(), 1);
+}
+
+#[test]
+fn a_later_agent_takes_the_steps_that_are_left() {
+    for (phase, asked, off) in [
+        (ShutdownPhase::Draining, 2, 0),
+        (ShutdownPhase::Unregistering, 2, 0),
+        (ShutdownPhase::Ending, 2, 0),
+        (ShutdownPhase::PoweringOff, 0, 1),
+        (ShutdownPhase::Left, 0, 0),
+    ] {
+        let case = Case::new([Ok(TerminateResult::AlreadyTerminating)]);
+        let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);
+        state.phase = phase;
+        state.save(case.state());
+        let (state, boot) = ShutdownState::load(case.state(), &identity()).expect("a mark");
+        assert_eq!(boot, Boot::Same);
+        let (outcome, was_asked, was_off) = case.go_on(state);
+        assert_eq!((outcome, was_asked.len(), was_off), (TerminationOutcome::Done, asked, off), "{phase:?}");
+    }
+}
+
+#[test]
+fn an_instance_that_its_cloud_only_stops_is_not_ended() {
+    assert_eq!(Case::new([]).depart(ShutdownReason::Stop), (TerminationOutcome::Done, Vec::new(), 0));
+}
