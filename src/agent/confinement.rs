@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Runner;
-use crate::executor::cgroup::Parents;
+use crate::executor::cgroup::CgroupParents;
 use crate::shim::confine::probe;
 
 /// The walls that are missing, in words. Errors: there can be no confinement, and jobs in containers fail.
-pub fn confinement(runner: &Runner, working_directory: &Path, parents: &Parents) -> Result<Vec<String>, String> {
+pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupParents) -> Result<Vec<String>, String> {
     let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
     let builds = working_directory.join(builds);
     let there = builds.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(working_directory);
@@ -23,7 +23,7 @@ pub fn confinement(runner: &Runner, working_directory: &Path, parents: &Parents)
 }
 
 /// Says in the log what is missing.
-pub fn warn(runner: &Runner, working_directory: &Path, parents: &Parents) {
+pub fn warn(runner: &Runner, working_directory: &Path, parents: &CgroupParents) {
     if !runner.executor.has_containers() || !nix::unistd::Uid::effective().is_root() {
         return;
     }

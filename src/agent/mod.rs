@@ -31,10 +31,10 @@ use crate::config::fitness::WhenUnfit;
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Loaded, Runner, Severity};
 use crate::coordinator::gitlab::{GitLab, Info};
-use crate::executor::cgroup::Parents;
+use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::Docker;
 use crate::executor::docker::names::Owner;
-use crate::executor::docker::removal::Removals;
+use crate::executor::docker::removal::ContainerRemovals;
 use crate::executor::roots;
 use crate::executor::shell::Shell;
 use crate::instance::aws::secrets;
@@ -188,10 +188,10 @@ struct Agent {
     system_id: String,
     instance: Arc<dyn Instance>,
     identity: Identity,
-    parents: Parents,
+    parents: CgroupParents,
     /// Whose the containers of jobs are.
     owner: Owner,
-    removals: Removals,
+    removals: ContainerRemovals,
     slots: Arc<Slots>,
     jobs: Arc<JobManager>,
     lifetime: Lifetime,
@@ -243,13 +243,13 @@ impl Agent {
             lifetime: Lifetime::new(bounds, count.began),
             jobs: JobManager::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
-            parents: Parents::find(),
+            parents: CgroupParents::find(),
             owner: Owner {
                 instance: identity.instance.clone(),
                 state: state.display().to_string(),
                 life: format!("{}-{:x}", std::process::id(), crate::sys::boottime()),
             },
-            removals: Removals::default(),
+            removals: ContainerRemovals::default(),
             pollers: Arc::default(),
             availability: Availability::Available,
             servers: Vec::new(),
@@ -407,7 +407,7 @@ impl Agent {
 
     /// How a runner's jobs are run. Errors: what the configuration says of it cannot be.
     fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn JobExecutor>, String> {
-        let parents = if runner.cgroups { self.parents.clone() } else { Parents::default() };
+        let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
         if runner.executor.has_containers() {
             let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents)?;
             return Ok(Arc::new(docker));

@@ -8,7 +8,7 @@ use super::job_manager::payload_of;
 use super::slots::RunnerKey;
 use super::{Agent, directories_of, gitlab};
 use crate::config::{Config, Runner};
-use crate::executor::cgroup::Parents;
+use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::Docker;
 use crate::failure::JobError;
 use crate::http::Address;
@@ -42,7 +42,7 @@ impl Agent {
     fn sweep_containers(&self, config: &Config, kept: &[String], directories: &[PathBuf]) {
         let mut swept: Vec<Address> = Vec::new();
         for runner in config.runners.iter().filter(|runner| runner.executor.has_containers()) {
-            let parents = Parents::default();
+            let parents = CgroupParents::default();
             let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents);
             let Ok(docker) = docker else { continue };
             if swept.contains(&docker.address) {

@@ -17,7 +17,7 @@ use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
 use crate::executor::Executor;
-use crate::executor::cgroup::Parents;
+use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::engine::Engine;
 use crate::executor::docker::host;
 use crate::executor::roots;
@@ -100,7 +100,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     let state = config::state_dir(config);
     check_state(report, &state);
     check_listen_address(report, config, &state);
-    if Parents::find().exist() {
+    if CgroupParents::find().exist() {
         report.ok("control groups", "each script gets its own");
     } else {
         report.warn(
@@ -230,7 +230,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
         Ok(directory) => directory,
         Err(why) => return report.fail(place, &why),
     };
-    match agent::confinement(runner, &directory, &Parents::find()) {
+    match agent::confinement(runner, &directory, &CgroupParents::find()) {
         Err(why) => report.fail(place, &why),
         Ok(missing) if missing.is_empty() => report.ok(place, "work beside containers is confined"),
         Ok(missing) => missing.iter().for_each(|wall| report.warn(place, &format!("work beside containers: {wall}"))),
@@ -239,7 +239,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
 
 fn check_user(report: &mut Report, place: &str, options: &Options, config: &Config, runner: &Runner) {
     let user = options.user.as_deref().or(config.user.as_deref());
-    let shell = match Shell::new(runner.shell.as_deref(), user, config.concurrent, Parents::default()) {
+    let shell = match Shell::new(runner.shell.as_deref(), user, config.concurrent, CgroupParents::default()) {
         Ok(shell) => shell,
         Err(why) => return report.fail(place, &why),
     };

@@ -10,9 +10,9 @@ use toml_edit::{Document, Item, TableLike};
 use super::docker::Contradiction;
 use super::feature_flags;
 use super::keys::{self, Support};
+use super::location::{Location, line_number};
 use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
-use super::place::{Place, line_number};
 use super::{Runner, Unusable, expand};
 
 /// How much a finding matters.
@@ -59,7 +59,7 @@ pub fn of_keys(text: &str) -> Vec<Finding> {
 pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
     let finding = |unusable: &Unusable| Finding {
         severity: Severity::UnusableRunner,
-        line: Place { runner: Some(unusable.position), key: "executor" }.line(text),
+        line: Location { runner: Some(unusable.position), key: "executor" }.line(text),
         message: unusable.why.clone(),
     };
     unusable.iter().map(finding).collect()
@@ -68,7 +68,7 @@ pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
 /// Tells what cannot be kept together below `[runners.docker]`, and what stands in the wrong place there.
 pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let of_runner = |runner: &Runner| {
-        let place = |key| Place { runner: Some(runner.position), key };
+        let place = |key| Location { runner: Some(runner.position), key };
         let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
         let idle = (!runner.docker.tls_verify && runner.docker.tls_cert_path.is_some())
             .then(|| (place("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));

@@ -8,7 +8,7 @@ use super::cache::Limits;
 use super::fitness::{Fitness, READY_TIMEOUT, Ready};
 use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
-use super::place::Place;
+use super::location::Location;
 use super::reference::Reference;
 use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
 use super::{Config, ExecutorKind, Mayfly, Runner, Unusable, expand, raw};
@@ -17,13 +17,13 @@ use crate::token::Token;
 
 /// A value that TOML allows and that makes no sense.
 pub(super) struct Wrong {
-    place: Place,
+    place: Location,
     why: String,
 }
 
 impl Wrong {
     fn global(key: &'static str, why: impl Into<String>) -> Self {
-        Self { place: Place { runner: None, key }, why: why.into() }
+        Self { place: Location { runner: None, key }, why: why.into() }
     }
 
     pub(super) fn shown(&self, text: &str) -> String {
@@ -72,8 +72,10 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     });
     let runners = usable.into_iter().zip(&terms).map(|((index, runner), terms)| {
         let name = name_of(index, &runner.name);
-        let runner = self::runner(path, runner, &labels)
-            .map_err(|(key, why)| Wrong { place: Place { runner: Some(index), key }, why: format!("{name}: {why}") })?;
+        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
+            place: Location { runner: Some(index), key },
+            why: format!("{name}: {why}"),
+        })?;
         Ok(Runner { position: index, limit: runner.limit.into_iter().chain(terms.capacity).min(), ..runner })
     });
     Ok(Config {

@@ -16,9 +16,9 @@ pub mod fleet;
 mod keys;
 pub mod leave;
 pub mod lifetime;
+mod location;
 mod meaning;
 pub mod period;
-mod place;
 mod raw;
 pub mod reference;
 mod runner;
@@ -145,7 +145,7 @@ impl Config {
     /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
-        let raw: raw::Config = decode::toml(text).map_err(|error| invalid(place::of_error(text, &error)))?;
+        let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
         let mut config = meaning::of(path, raw).map_err(|wrong| invalid(wrong.shown(text)))?;
         meaning::note_docker_texts(text, &mut config.runners);
         Ok(config)

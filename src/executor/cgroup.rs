@@ -15,14 +15,14 @@ const TOP: &str = "mayfly";
 
 /// The groups below which the agent makes others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parents {
+pub struct CgroupParents {
     of_steps: Option<PathBuf>,
     of_confined: Vec<PathBuf>,
     /// Controllers that confined work is not limited by.
     missing: Vec<&'static str>,
 }
 
-impl Parents {
+impl CgroupParents {
     /// Finds the hierarchies in which the agent may make groups; none is an answer too.
     pub fn find() -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

@@ -2,7 +2,7 @@
 
 pub mod cgroup;
 pub mod docker;
-pub mod place;
+pub mod job_dirs;
 pub mod roots;
 pub mod shell;
 pub mod user;

@@ -43,8 +43,8 @@ pub fn make_shared(path: &Path, user: &User) -> io::Result<()> {
 
 fn make_for(path: &Path, user: &User, owner: &User, mode: u32) -> io::Result<()> {
     match walk(path, user, (owner, mode))? {
-        Reached::Directory => Ok(()),
-        Reached::Foreign(directory, rest) => {
+        WalkEnd::Directory => Ok(()),
+        WalkEnd::Writable(directory, rest) => {
             let place = own_path(&directory).join(rest);
             as_job(Some(user), || make_as_caller(&place, mode & 0o777))?
         }
@@ -66,7 +66,7 @@ fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
 pub fn writable_above(path: &Path, user: &User) -> Option<PathBuf> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
-    let is_held = |directory: &&Path| stat(*directory).is_ok_and(|stat| hold(&stat, user) == Hold::All);
+    let is_held = |directory: &&Path| stat(*directory).is_ok_and(|stat| write_access(&stat, user) == WriteAccess::All);
     above.into_iter().find(is_held).map(Path::to_owned)
 }
 
@@ -81,26 +81,26 @@ pub fn warning(path: &Path, user: &User) -> Option<String> {
 }
 
 /// Where a path leads.
-enum Reached {
+enum WalkEnd {
     /// To a directory, along directories of root only.
     Directory,
     /// To a directory that others can write, and this is left of the path.
-    Foreign(OwnedFd, PathBuf),
+    Writable(OwnedFd, PathBuf),
 }
 
 /// Follows a path as long as nobody but root can change it; makes what is missing; the last part gets
 /// an owner and a mode.
-fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<Reached> {
+fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
     let mut left = components(path);
     let mut directory = root()?;
     let mut links = 0;
     while let Some(name) = left.pop() {
-        let hold = hold(&fstat(&directory)?, user);
+        let access = write_access(&fstat(&directory)?, user);
         let found = fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         let is_own = found.is_ok_and(|stat| stat.st_uid == user.uid);
-        if hold == Hold::All || (hold == Hold::Own && is_own) {
+        if access == WriteAccess::All || (access == WriteAccess::Own && is_own) {
             left.push(name);
-            return Ok(Reached::Foreign(directory, left.iter().rev().collect()));
+            return Ok(WalkEnd::Writable(directory, left.iter().rev().collect()));
         }
         match found {
             Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {
@@ -123,7 +123,7 @@ fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<Reached> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Reached::Directory)
+    Ok(WalkEnd::Directory)
 }
 
 /// Makes a directory in one that only root can write.
@@ -157,7 +157,7 @@ fn components(path: &Path) -> Vec<OsString> {
 
 /// What a user can do to the entries of a directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
+enum WriteAccess {
     /// Nothing.
     None,
     /// Make new ones, and change those that are the user's own (sticky).
@@ -166,15 +166,15 @@ enum Hold {
     All,
 }
 
-fn hold(stat: &FileStat, user: &User) -> Hold {
+fn write_access(stat: &FileStat, user: &User) -> WriteAccess {
     let in_group = user.gid == stat.st_gid || user.groups.contains(&stat.st_gid);
     let may_write = stat.st_mode & 0o002 != 0 || (in_group && stat.st_mode & 0o020 != 0);
     match () {
-        () if user.uid == 0 => Hold::None,
-        () if stat.st_uid == user.uid => Hold::All,
-        () if !may_write => Hold::None,
-        () if stat.st_mode & 0o1000 != 0 => Hold::Own,
-        () => Hold::All,
+        () if user.uid == 0 => WriteAccess::None,
+        () if stat.st_uid == user.uid => WriteAccess::All,
+        () if !may_write => WriteAccess::None,
+        () if stat.st_mode & 0o1000 != 0 => WriteAccess::Own,
+        () => WriteAccess::All,
     }
 }
 

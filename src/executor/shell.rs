@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cgroup::Parents;
+use super::cgroup::CgroupParents;
 use super::{Executor, user};
 use crate::failure::JobError;
 use crate::shim::spec::{Task, User};
@@ -20,7 +20,7 @@ pub struct Shell {
     user: Option<User>,
     /// Whoever they run as.
     whom: User,
-    parents: Parents,
+    parents: CgroupParents,
     /// `user` as it is configured, where it stands for a user for each slot.
     pool: Option<String>,
     /// Why there is no user to run as.
@@ -30,7 +30,7 @@ pub struct Shell {
 impl Shell {
     /// Scripts in `shell` (`bash` or `sh`; `None` takes bash where it is installed) as `user` (`None`: as the agent), which
     /// may stand for a user for each of the slots. Errors: a user does not exist, or the agent may not become it.
-    pub fn new(shell: Option<&str>, user: Option<&str>, slots: u32, parents: Parents) -> Result<Self, String> {
+    pub fn new(shell: Option<&str>, user: Option<&str>, slots: u32, parents: CgroupParents) -> Result<Self, String> {
         let current = user::current();
         let pool = user.filter(|name| user::is_pattern(name)).map(str::to_owned);
         let user = match user {

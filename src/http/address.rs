@@ -28,7 +28,7 @@ impl fmt::Display for Address {
 
 /// Why a request got no response.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum ConnectionError {
     /// An address or a certificate file that cannot be used.
     Configuration(String),
     /// An error of the connection.

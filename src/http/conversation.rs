@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::ClientConnection;
 
-use super::address::{Address, Trouble};
+use super::address::{Address, ConnectionError};
 use super::socket::{self, Stream};
 use super::tls;
 
@@ -19,7 +19,7 @@ const HEAD_MAX: usize = 64 << 10;
 
 /// What a wait brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum ReadEvent {
     /// So many bytes.
     Bytes(usize),
     /// The other side has said everything.
@@ -27,7 +27,7 @@ pub enum Heard {
     /// The other descriptor became readable.
     Woken,
     /// Nothing, for as long as was asked.
-    Silence,
+    TimedOut,
 }
 
 /// The connection.
@@ -38,7 +38,7 @@ pub struct Conversation {
     early: Vec<u8>,
     /// What is to be said, and how much of it was.
     input: Vec<u8>,
-    said: usize,
+    sent: usize,
     /// What becomes of our direction once everything is said.
     end: End,
 }
@@ -57,24 +57,25 @@ pub(super) fn open(
     head: &str,
     connect: Duration,
     answer: Duration,
-) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
     let (stream, tls) = connected(address, connect)?;
-    stream.set_nonblocking(true).map_err(Trouble::Io)?;
+    stream.set_nonblocking(true).map_err(ConnectionError::Io)?;
     let input = head.as_bytes().to_vec();
-    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, said: 0, end: End::Open };
+    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, sent: 0, end: End::Open };
     let mut text = Vec::new();
     let head_end = loop {
         if !conversation.read_more(&mut text, answer)? {
-            return Err(Trouble::Io(io::ErrorKind::UnexpectedEof.into()));
+            return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Some(at) = text.windows(4).position(|end| end == b"\r\n\r\n") {
             break at + 4;
         }
         if text.len() > HEAD_MAX {
-            return Err(Trouble::Nonsense("the head of the answer has no end".to_owned()));
+            return Err(ConnectionError::Nonsense("the head of the answer has no end".to_owned()));
         }
     };
-    let (status, length) = read_head(&text[..head_end]).ok_or_else(|| Trouble::Nonsense("no HTTP".to_owned()))?;
+    let (status, length) =
+        read_head(&text[..head_end]).ok_or_else(|| ConnectionError::Nonsense("no HTTP".to_owned()))?;
     let mut body = text.split_off(head_end);
     if matches!(status, 101 | 200) {
         conversation.early = body;
@@ -97,30 +98,30 @@ fn read_head(head: &[u8]) -> Option<(u16, usize)> {
     Some((status, length.unwrap_or(0)))
 }
 
-fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), Trouble> {
+fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), ConnectionError> {
     match address {
-        Address::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).map_err(Trouble::Io)?), None)),
+        Address::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).map_err(ConnectionError::Io)?), None)),
         Address::Tcp(place, files) => {
             let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
-            for address in place.to_socket_addrs().map_err(Trouble::Io)? {
+            for address in place.to_socket_addrs().map_err(ConnectionError::Io)? {
                 match TcpStream::connect_timeout(&address, timeout).and_then(socket::prepare) {
                     Ok(stream) => {
                         let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
                         let tls = files.as_ref().map(|files| tls::connection(tls::config(files)?, host));
-                        let tls = tls.transpose().map_err(Trouble::Configuration)?;
+                        let tls = tls.transpose().map_err(ConnectionError::Configuration)?;
                         return Ok((Stream::Tcp(stream), tls.map(Box::new)));
                     }
                     Err(error) => failure = error,
                 }
             }
-            Err(Trouble::Io(failure))
+            Err(ConnectionError::Io(failure))
         }
     }
 }
 
 impl Conversation {
     /// Says this, as far as the other side takes it while it is listened to.
-    pub fn say(&mut self, text: &[u8]) {
+    pub fn write(&mut self, text: &[u8]) {
         self.input.extend_from_slice(text);
     }
 
@@ -130,37 +131,37 @@ impl Conversation {
     }
 
     /// Waits for the other side, and goes on saying what is to be said. Errors: the connection broke.
-    pub fn hear(
+    pub fn read_event(
         &mut self,
         buffer: &mut [u8],
         wake: Option<BorrowedFd<'_>>,
         timeout: Option<Duration>,
-    ) -> io::Result<Heard> {
+    ) -> io::Result<ReadEvent> {
         if !self.early.is_empty() {
             let length = self.early.len().min(buffer.len());
             buffer[..length].copy_from_slice(&self.early[..length]);
             self.early.drain(..length);
-            return Ok(Heard::Bytes(length));
+            return Ok(ReadEvent::Bytes(length));
         }
         loop {
             self.push();
             match self.read(buffer) {
-                Ok(0) => return Ok(Heard::End),
-                Ok(length) => return Ok(Heard::Bytes(length)),
+                Ok(0) => return Ok(ReadEvent::End),
+                Ok(length) => return Ok(ReadEvent::Bytes(length)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
-            if let Some(heard) = self.wait(wake, timeout)? {
-                return Ok(heard);
+            if let Some(event) = self.wait(wake, timeout)? {
+                return Ok(event);
             }
         }
     }
 
     /// Waits until the connection can be read or written; says what came instead.
-    fn wait(&self, wake: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Option<Heard>> {
+    fn wait(&self, wake: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Option<ReadEvent>> {
         let mut events = PollFlags::POLLIN;
-        if self.has_more_to_say() {
+        if self.has_unsent_input() {
             events |= PollFlags::POLLOUT;
         }
         let mut polled = vec![PollFd::new(self.stream.as_fd(), events)];
@@ -169,32 +170,32 @@ impl Conversation {
             PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut polled, poll_timeout) {
-            Ok(0) => Ok(Some(Heard::Silence)),
-            Ok(_) if polled.get(1).is_some_and(|wake| wake.any() == Some(true)) => Ok(Some(Heard::Woken)),
+            Ok(0) => Ok(Some(ReadEvent::TimedOut)),
+            Ok(_) if polled.get(1).is_some_and(|wake| wake.any() == Some(true)) => Ok(Some(ReadEvent::Woken)),
             Ok(_) | Err(Errno::EINTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn has_more_to_say(&self) -> bool {
-        let pending = self.said < self.input.len() || self.end == End::Due;
+    fn has_unsent_input(&self) -> bool {
+        let pending = self.sent < self.input.len() || self.end == End::Due;
         self.tls.as_ref().map_or(pending, |tls| pending || tls.wants_write())
     }
 
     /// Says what the connection takes now. A side that listens no more is no error: it may still talk.
     fn push(&mut self) {
-        while self.said < self.input.len() {
-            let rest = &self.input[self.said..];
+        while self.sent < self.input.len() {
+            let rest = &self.input[self.sent..];
             let (written, sent) = match &mut self.tls {
                 None => ((&self.stream).write(rest), Ok(())),
                 Some(tls) => (tls.writer().write(rest), flush(tls, &self.stream)),
             };
-            self.said += *written.as_ref().unwrap_or(&0);
+            self.sent += *written.as_ref().unwrap_or(&0);
             match written.and_then(|length| sent.map(|()| length)) {
                 Ok(1..) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    self.said = self.input.len();
+                    self.sent = self.input.len();
                     self.end = End::Closed;
                 }
                 Ok(0) | Err(_) => return,
@@ -211,10 +212,10 @@ impl Conversation {
             let _ = self.stream.shutdown(Shutdown::Write);
             self.end = End::Closed;
         }
-        if self.said > 0 && self.said == self.input.len() {
+        if self.sent > 0 && self.sent == self.input.len() {
             // A script holds secrets: no longer than it is needed.
             self.input = Vec::new();
-            self.said = 0;
+            self.sent = 0;
         }
     }
 
@@ -237,17 +238,19 @@ impl Conversation {
     }
 
     /// Appends what comes to `text`; false at the end.
-    fn read_more(&mut self, text: &mut Vec<u8>, timeout: Duration) -> Result<bool, Trouble> {
+    fn read_more(&mut self, text: &mut Vec<u8>, timeout: Duration) -> Result<bool, ConnectionError> {
         let mut block = [0; 4096];
-        match self.hear(&mut block, None, Some(timeout)) {
-            Ok(Heard::Bytes(length)) => {
+        match self.read_event(&mut block, None, Some(timeout)) {
+            Ok(ReadEvent::Bytes(length)) => {
                 text.extend_from_slice(&block[..length]);
                 Ok(true)
             }
-            Ok(Heard::End) => Ok(false),
-            Ok(Heard::Woken | Heard::Silence) => Err(Trouble::TimedOut),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Trouble::Nonsense(error.to_string())),
-            Err(error) => Err(Trouble::Io(error)),
+            Ok(ReadEvent::End) => Ok(false),
+            Ok(ReadEvent::Woken | ReadEvent::TimedOut) => Err(ConnectionError::TimedOut),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(ConnectionError::Nonsense(error.to_string()))
+            }
+            Err(error) => Err(ConnectionError::Io(error)),
         }
     }
 }
@@ -281,7 +284,7 @@ mod tests {
         (directory, Address::Unix(path), served)
     }
 
-    fn opened(address: &Address) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+    fn opened(address: &Address) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
         open(address, "HEAD\n", Duration::from_secs(5), Duration::from_secs(30))
     }
 
@@ -289,14 +292,14 @@ mod tests {
     fn talks_in_both_directions_and_says_the_end() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
         let mut conversation = opened(&address).expect("an answer").expect("taken over");
-        conversation.say(&b"input".repeat(50_000));
-        conversation.say(&b"input".repeat(50_000));
+        conversation.write(&b"input".repeat(50_000));
+        conversation.write(&b"input".repeat(50_000));
         conversation.finish();
-        let (mut heard, mut block) = (Vec::new(), [0; 4]);
-        while let Heard::Bytes(length) = conversation.hear(&mut block, None, None).expect("heard") {
-            heard.extend_from_slice(&block[..length]);
+        let (mut event, mut block) = (Vec::new(), [0; 4]);
+        while let ReadEvent::Bytes(length) = conversation.read_event(&mut block, None, None).expect("heard") {
+            event.extend_from_slice(&block[..length]);
         }
-        assert_eq!(heard, b"early words");
+        assert_eq!(event, b"early words");
         assert_eq!(served.join().expect("served").len(), 5 + 500_000);
     }
 
@@ -311,9 +314,9 @@ mod tests {
     #[test]
     fn nonsense_is_told_apart_from_silence() {
         let (_directory, address, _served) = serve(b"SSH-2.0-x\r\n\r\n");
-        assert!(matches!(opened(&address), Err(Trouble::Nonsense(_))));
+        assert!(matches!(opened(&address), Err(ConnectionError::Nonsense(_))));
         let (_directory, address, _served) = serve(b"");
         let silent = open(&address, "HEAD\n", Duration::from_secs(5), Duration::from_millis(20));
-        assert!(matches!(silent, Err(Trouble::TimedOut)));
+        assert!(matches!(silent, Err(ConnectionError::TimedOut)));
     }
 }

@@ -26,7 +26,7 @@ mod transfer;
 mod url;
 mod verifier;
 
-pub use address::{Address, Trouble};
+pub use address::{Address, ConnectionError};
 pub use client::{Client, Method, Request, Response};
 pub use diagnose::redirect_to_https;
 pub use error::Error;

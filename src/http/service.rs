@@ -10,7 +10,7 @@ use std::time::Duration;
 use ureq::config::AutoHeaderValue;
 use ureq::{Agent, http};
 
-use super::address::{Address, Trouble};
+use super::address::{Address, ConnectionError};
 use super::client::Method;
 use super::conversation::{self, Conversation};
 use super::proxy::Route;
@@ -26,11 +26,11 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// How long an answer may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Waiting {
+pub struct ResponseTimeouts {
     /// Until the answer begins.
-    pub answer: Duration,
+    pub response: Duration,
     /// Between two pieces of its body.
-    pub silence: Duration,
+    pub idle: Duration,
 }
 
 /// A client for one service.
@@ -42,7 +42,7 @@ pub struct Service {
 
 impl Service {
     /// A client for the service at an address; nothing is asked yet. Errors: a certificate file cannot be used.
-    pub fn new(address: &Address, user_agent: &str) -> Result<Self, Trouble> {
+    pub fn new(address: &Address, user_agent: &str) -> Result<Self, ConnectionError> {
         let config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
@@ -55,11 +55,11 @@ impl Service {
             Address::Tcp(_, files) => {
                 let trust = files.as_ref().map(tls::config).transpose();
                 let agent = trust.and_then(|trust| socket::agent(config, &Route::Direct, trust));
-                agent.map_err(Trouble::Configuration)?
+                agent.map_err(ConnectionError::Configuration)?
             }
         };
         let service = Self { address: address.clone(), agent, user_agent: user_agent.to_owned() };
-        parse(&service.url("/")).map_err(|error| Trouble::Configuration(error.to_string()))?;
+        parse(&service.url("/")).map_err(|error| ConnectionError::Configuration(error.to_string()))?;
         Ok(service)
     }
 
@@ -75,41 +75,45 @@ impl Service {
         path: &str,
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
-        waiting: Waiting,
-    ) -> Result<Incoming, Trouble> {
+        timeouts: ResponseTimeouts,
+    ) -> Result<Incoming, ConnectionError> {
         let mut builder = http::Request::builder().method(method.as_str()).uri(self.url(path));
         for (name, value) in headers {
             builder = builder.header(*name, *value);
         }
-        let unusable = |error: http::Error| Trouble::Configuration(error.to_string());
+        let unusable = |error: http::Error| ConnectionError::Configuration(error.to_string());
         let outcome = match body {
             Some(body) => {
                 let request = builder.header("Content-Type", "application/json").body(body).map_err(unusable)?;
-                self.agent.run(self.patient(request, waiting))
+                self.agent.run(self.patient(request, timeouts))
             }
             // A POST without a body has a length all the same.
             None if method == Method::Post => {
                 let request = builder.body(&[][..]).map_err(unusable)?;
-                self.agent.run(self.patient(request, waiting))
+                self.agent.run(self.patient(request, timeouts))
             }
-            None => self.agent.run(self.patient(builder.body(()).map_err(unusable)?, waiting)),
+            None => self.agent.run(self.patient(builder.body(()).map_err(unusable)?, timeouts)),
         };
         outcome.map(Incoming::of).map_err(trouble)
     }
 
-    fn patient<B: ureq::AsSendBody>(&self, request: http::Request<B>, waiting: Waiting) -> http::Request<B> {
+    fn patient<B: ureq::AsSendBody>(&self, request: http::Request<B>, timeouts: ResponseTimeouts) -> http::Request<B> {
         self.agent
             .configure_request(request)
             .allow_non_standard_methods(true)
-            .timeout_recv_response(Some(waiting.answer))
-            .timeout_per_read(Some(waiting.silence.max(waiting.answer)))
-            .timeout_per_write(Some(waiting.answer))
+            .timeout_recv_response(Some(timeouts.response))
+            .timeout_per_read(Some(timeouts.idle.max(timeouts.response)))
+            .timeout_per_write(Some(timeouts.response))
             .build()
     }
 
     /// Asks for `path` on a connection of its own that is bytes in both directions from then on. Errors: no answer, or
     /// an answer other than that (its status and the beginning of its body).
-    pub fn take_over(&self, path: &str, answer: Duration) -> Result<Result<Conversation, (u16, String)>, Trouble> {
+    pub fn take_over(
+        &self,
+        path: &str,
+        answer: Duration,
+    ) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
              Content-Length: 0\r\n\r\n",
@@ -132,12 +136,12 @@ impl Service {
     }
 }
 
-fn trouble(error: ureq::Error) -> Trouble {
+fn trouble(error: ureq::Error) -> ConnectionError {
     match error {
-        ureq::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Trouble::TimedOut,
-        ureq::Error::Io(error) => Trouble::Io(error),
-        ureq::Error::Timeout(_) => Trouble::TimedOut,
-        ureq::Error::HostNotFound => Trouble::Io(io::Error::new(io::ErrorKind::NotFound, "no such host")),
-        other => Trouble::Nonsense(other.to_string()),
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => ConnectionError::TimedOut,
+        ureq::Error::Io(error) => ConnectionError::Io(error),
+        ureq::Error::Timeout(_) => ConnectionError::TimedOut,
+        ureq::Error::HostNotFound => ConnectionError::Io(io::Error::new(io::ErrorKind::NotFound, "no such host")),
+        other => ConnectionError::Nonsense(other.to_string()),
     }
 }

@@ -12,17 +12,17 @@ use super::script::BRIDGE;
 use super::sources::{self, Strategy, remove};
 use super::steps::{StepRunner, StopsFor};
 use super::work::Plan;
-use crate::executor::docker::credentials::Access;
+use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
-use crate::executor::docker::names::{self, Facts};
-use crate::executor::docker::prepared::Prepared;
-use crate::executor::docker::{Docker, choice, prepare, script, volumes};
-use crate::executor::place::Place;
+use crate::executor::docker::names::{self, JobNames};
+use crate::executor::docker::prepared::PreparedContainer;
+use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
+use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{Doors, Limits, Rights, Task, Walls};
+use crate::shim::spec::{Limits, OutputFifos, Rights, Sandbox, Task};
 
 /// The named pipes of scripts, in the job's temporary directory.
 pub(super) const DOORS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
@@ -38,18 +38,18 @@ impl JobExecutor for Docker {
         context: &Context,
         payload: &Payload,
         concurrent: u32,
-        variables: &dyn Fn(&Place) -> Variables,
-    ) -> Place {
+        variables: &dyn Fn(&JobDirs) -> Variables,
+    ) -> JobDirs {
         let (runner, caches) = (&context.runner, &context.caches);
         let short_token = runner.token.short();
         if let Some(host_builds) = volumes::configured_builds(&runner.docker, &self.builds) {
-            let dirs = Place::usual(&host_builds, caches, &short_token, concurrent, payload);
-            return Place { inside: Some(self.builds.clone()), ..dirs };
+            let dirs = JobDirs::on_host(&host_builds, caches, &short_token, concurrent, payload);
+            return JobDirs { container_builds: Some(self.builds.clone()), ..dirs };
         }
         let protected = if payload.is_protected() { "-protected" } else { "" };
         let own = format!("project-{}-{concurrent}{protected}", payload.job_info.project_id);
         let below = context.builds.join(short_token);
-        let at = |own: &str| Place::in_container(&below.join(own), &self.builds, caches, payload);
+        let at = |own: &str| JobDirs::in_container(&below.join(own), &self.builds, caches, payload);
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
             Ok(Strategy::Fetch) | Err(_) => lasting,
@@ -73,7 +73,7 @@ impl JobExecutor for Docker {
         wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
     }
 
-    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<Prepared>>> {
+    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<PreparedContainer>>> {
         let job = steps.job;
         std::fs::create_dir_all(&job.context.caches).map_err(|error| {
             let caches = job.context.caches.display();
@@ -81,7 +81,7 @@ impl JobExecutor for Docker {
         })?;
         let plan = Plan::PrepareContainer(Box::new(container_plan(job, self)?));
         let plan = plan.to_text().map_err(io::Error::other)?;
-        let task = Task::Work { plan, rights: Rights::All, doors: None };
+        let task = Task::File { task: plan, rights: Rights::All, output_fifos: None };
         steps.run_for_container(task, &job.deadlines.prepare(), StopsFor::Any)
     }
 
@@ -95,7 +95,7 @@ impl JobExecutor for Docker {
     }
 
     fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights {
-        Rights::Walled(walls(job, plan))
+        Rights::Sandboxed(sandbox(job, plan))
     }
 
     fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp> {
@@ -111,11 +111,11 @@ impl JobExecutor for Docker {
     }
 }
 
-fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobError> {
+fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, JobError> {
     let (runner, dirs, variables) = (&job.context.runner, &job.settings.dirs, &job.settings.variables);
     let name = job.name();
     let short_token = runner.token.short();
-    let facts = Facts {
+    let facts = JobNames {
         payload: &job.payload,
         concurrent: job.concurrent,
         job: &name,
@@ -124,10 +124,10 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
     };
     let prefix = facts.prefix(&docker.owner);
     let expand = |text: &str| variables.expand(text);
-    let volumes = volumes::of_job(&volumes::Facts {
+    let volumes = volumes::of_job(&volumes::VolumeSettings {
         docker: &runner.docker,
         builds: &docker.builds,
-        project: &dirs.seen(&dirs.project),
+        project: &dirs.as_seen_by_job(&dirs.project),
         host_builds: &dirs.builds,
         owner: format!(
             "{}-{}-{}-{}",
@@ -147,7 +147,7 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
         labels.insert(names::VOLUME_KEEP.to_owned(), "true".to_owned());
     }
     let flags = &job.settings.flags;
-    Ok(prepare::Plan {
+    Ok(prepare::PrepareTask {
         address: docker.address.clone(),
         docker: runner.docker_text.clone(),
         payload: job.payload_text.clone(),
@@ -155,9 +155,13 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
         host_name: facts.host_name(),
         labels,
         network: network(job, &facts, docker),
-        volumes: volumes.made,
+        volumes: volumes.to_create,
         binds: volumes.binds,
-        access: Access::of_agent(runner, &choice::references(&runner.docker, &job.payload, &expand), &docker.tokens),
+        access: LoginSources::of_agent(
+            runner,
+            &resolved_image::references(&runner.docker, &job.payload, &expand),
+            &docker.tokens,
+        ),
         shell: runner.shell.clone(),
         init: flags.is_on("FF_USE_INIT_WITH_DOCKER_EXECUTOR"),
         native_stop: flags.is_on("FF_USE_NATIVE_CONTAINER_STOP"),
@@ -169,29 +173,29 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::Plan, JobEr
 
 /// What a file task sees of the machine and may take of it. The caches are those of all projects, so only tasks about
 /// caches see them.
-pub(super) fn walls(job: &Job<'_>, plan: &Plan) -> Walls {
+pub(super) fn sandbox(job: &Job<'_>, plan: &Plan) -> Sandbox {
     let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
     let is_transfer = matches!(plan, Plan::DownloadArtifacts(_) | Plan::UploadArtifacts(_));
     let artifacts = job.context.local.as_ref().filter(|_| is_transfer).map(|local| local.artifacts.clone());
     let runner = &job.context.runner;
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
-    Walls {
+    Sandbox {
         writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).chain(artifacts).collect(),
         readable: runner.tls.ca_file.iter().cloned().collect(),
-        open: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
+        world_writable: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
         uid: runner.confined.uid,
         network: plan.network(&[&runner.url, runner.clone_url.as_deref().unwrap_or_default()]),
-        programs_keep_rights: plan.reuses_files(),
+        ambient_capabilities: plan.reuses_files(),
         limits: Limits {
             memory: memory.as_ref().and_then(|size| positive(size.0)).or(runner.confined.memory),
             processes: Some(runner.confined.processes),
-            processor: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
+            cpu_millis: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
         },
     }
 }
 
-fn network(job: &Job<'_>, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNetwork> {
+fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<CreateNetwork> {
     let configured = &job.context.runner.docker;
     let mtu = configured.network_mtu;
     let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
@@ -211,30 +215,33 @@ fn network(job: &Job<'_>, facts: &Facts<'_>, docker: &Docker) -> Option<CreateNe
 fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
     let Some(container) = progress.container.clone() else {
         // Scripts run only after the container was made.
-        return Task::Work { plan: String::new(), rights: Rights::All, doors: None };
+        return Task::File { task: String::new(), rights: Rights::All, output_fifos: None };
     };
     let dirs = &job.settings.dirs;
     let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
-    let seen = |name: &str| dirs.seen(&dirs.temporary.join(name)).display().to_string();
+    let seen = |name: &str| dirs.as_seen_by_job(&dirs.temporary.join(name)).display().to_string();
     let [output, error] = DOORS;
-    let doors =
-        Doors { root: dirs.builds.clone(), output: below.join(output), error: (!merge).then(|| below.join(error)) };
-    let hand_over = job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR").then(|| script::HandOver {
+    let output_fifos = OutputFifos {
+        root: dirs.builds.clone(),
+        output: below.join(output),
+        error: (!merge).then(|| below.join(error)),
+    };
+    let hand_over = job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR").then(|| script::ChownDirs {
         root: dirs.builds.clone(),
         directories: vec![dirs.project.clone(), dirs.temporary.clone()],
     });
-    let plan = Plan::ContainerScript(Box::new(script::Plan {
+    let plan = Plan::ContainerScript(Box::new(script::ContainerScript {
         container: *container,
-        renew: progress.container_used,
+        recreate_container: progress.container_used,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
-        mark: format!("mayfly-{}-{}", job.name(), progress.steps),
+        start_marker: format!("mayfly-{}-{}", job.name(), progress.steps),
         script: text,
-        doors: (seen(output), (!merge).then(|| seen(error))),
+        output_fifos: (seen(output), (!merge).then(|| seen(error))),
         grace: job.context.runner.kill_grace,
-        hand_over,
+        chown: hand_over,
     }));
     // A plan that cannot be serialized cannot be read either, and the step fails with that.
-    Task::Work { plan: plan.to_text().unwrap_or_default(), rights: Rights::All, doors: Some(doors) }
+    Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
 }
 
 fn goes_with_job(builds: &Path) -> bool {

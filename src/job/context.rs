@@ -13,7 +13,7 @@ use super::script::of_pair;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
-use crate::executor::place::Place;
+use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
@@ -53,7 +53,7 @@ pub struct Context {
 #[derive(Clone)]
 pub struct Local {
     /// Where it works: a copy of the developer's checkout, which holds the sources already.
-    pub dirs: Place,
+    pub dirs: JobDirs,
     /// The directory that takes the place of GitLab for artifacts.
     pub artifacts: PathBuf,
 }
@@ -61,7 +61,7 @@ pub struct Local {
 /// What a job asks for, as far as this runner allows it.
 pub struct JobSettings {
     /// Directories.
-    pub dirs: Place,
+    pub dirs: JobDirs,
     /// Variables, all but `CI_JOB_STATUS` at its value for the stage.
     pub variables: Variables,
     /// Feature flags.
@@ -133,7 +133,7 @@ impl<'a> Job<'a> {
 
     /// `CI_PROJECT_DIR`.
     pub fn project_directory(&self) -> String {
-        self.settings.dirs.seen(&self.settings.dirs.project).display().to_string()
+        self.settings.dirs.as_seen_by_job(&self.settings.dirs.project).display().to_string()
     }
 }
 
@@ -183,12 +183,12 @@ impl Context {
         &self,
         payload: &Payload,
         concurrent: (u32, u32),
-        settled: Option<&Place>,
+        settled: Option<&JobDirs>,
     ) -> (JobSettings, Result<(), JobError>) {
         let (flags, mut warnings) = self.flags(payload);
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
-        let at = |place: &Place| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
+        let at = |place: &JobDirs| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
         let (dirs, allowed) = match settled.or(self.local.as_ref().map(|local| &local.dirs)) {
             Some(fixed) => (fixed.clone(), Ok(())),
             None => self.place(payload, concurrent.1, &at),
@@ -218,13 +218,13 @@ impl Context {
         &self,
         payload: &Payload,
         concurrent: u32,
-        variables: &dyn Fn(&Place) -> Variables,
-    ) -> (Place, Result<(), JobError>) {
+        variables: &dyn Fn(&JobDirs) -> Variables,
+    ) -> (JobDirs, Result<(), JobError>) {
         let usual = self.executor.dirs(self, payload, concurrent, variables);
         let variables = variables(&usual);
         let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
             let empty = variables.value("GIT_STRATEGY").is_some_and(|strategy| strategy == "empty");
-            return (if empty { usual.for_nothing() } else { usual }, Ok(()));
+            return (if empty { usual.without_checkout() } else { usual }, Ok(()));
         };
         if !self.runner.custom_build_dir {
             let error = JobError::configuration(
@@ -232,7 +232,7 @@ impl Context {
             );
             return (usual, Err(error));
         }
-        match usual.moved(&path) {
+        match usual.with_project(&path) {
             Ok(moved) => (moved, Ok(())),
             Err(error) => (usual, Err(error)),
         }
@@ -243,12 +243,12 @@ impl Context {
         &self,
         payload: &Payload,
         flags: &Flags,
-        place: &Place,
+        place: &JobDirs,
         concurrent: (u32, u32),
         ca_certificates: Option<&str>,
     ) -> Variables {
-        let seen = |path: &Path| place.seen(path).display().to_string();
-        let mut variables = Variables::new(&place.seen(&place.temporary));
+        let seen = |path: &Path| place.as_seen_by_job(path).display().to_string();
+        let mut variables = Variables::new(&place.as_seen_by_job(&place.temporary));
         for (name, on) in flags.all() {
             variables.set(name, on.to_string());
         }

@@ -9,8 +9,8 @@ use super::script::BRIDGE;
 use super::steps::StepRunner;
 use super::work::Plan;
 use crate::executor::Executor;
-use crate::executor::docker::prepared::Prepared;
-use crate::executor::place::Place;
+use crate::executor::docker::prepared::PreparedContainer;
+use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
 use crate::failure::JobError;
 use crate::journal::Progress;
@@ -29,8 +29,8 @@ pub trait JobExecutor: Executor {
         context: &Context,
         payload: &Payload,
         concurrent: u32,
-        variables: &dyn Fn(&Place) -> Variables,
-    ) -> Place;
+        variables: &dyn Fn(&JobDirs) -> Variables,
+    ) -> JobDirs;
 
     /// The image of the job as it is named, with variables in it; `None` outside of containers.
     fn image<'a>(&self, context: &'a Context, payload: &'a Payload) -> Option<&'a str>;
@@ -39,7 +39,7 @@ pub trait JobExecutor: Executor {
     fn network(&self, context: &Context, payload: &Payload, own_network: bool, concurrent: u32) -> Option<String>;
 
     /// Makes everything that scripts need; returns the job's container where there is one. Errors: see `StageError`.
-    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<Prepared>>>;
+    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<PreparedContainer>>>;
 
     /// Empties the file of `GITLAB_ENV`: what an earlier job left in it is not for this one.
     fn reset_env_file(&self, job: &Job<'_>);
@@ -65,8 +65,14 @@ pub trait JobExecutor: Executor {
 }
 
 impl JobExecutor for Shell {
-    fn dirs(&self, context: &Context, payload: &Payload, concurrent: u32, _: &dyn Fn(&Place) -> Variables) -> Place {
-        Place::usual(&context.builds, &context.caches, &context.runner.token.short(), concurrent, payload)
+    fn dirs(
+        &self,
+        context: &Context,
+        payload: &Payload,
+        concurrent: u32,
+        _: &dyn Fn(&JobDirs) -> Variables,
+    ) -> JobDirs {
+        JobDirs::on_host(&context.builds, &context.caches, &context.runner.token.short(), concurrent, payload)
     }
 
     fn image<'a>(&self, _: &'a Context, _: &'a Payload) -> Option<&'a str> {
@@ -77,7 +83,7 @@ impl JobExecutor for Shell {
         None
     }
 
-    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<Prepared>>> {
+    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<PreparedContainer>>> {
         self.check()?;
         let (dirs, caches) = (&steps.job.settings.dirs, &steps.job.context.caches);
         let made = dirs.create(caches, self);
@@ -86,7 +92,7 @@ impl JobExecutor for Shell {
     }
 
     fn reset_env_file(&self, job: &Job<'_>) {
-        job.settings.dirs.renew_temporary(BRIDGE, self.user());
+        job.settings.dirs.truncate_temporary(BRIDGE, self.user());
     }
 
     fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> Task {

@@ -68,7 +68,7 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
 /// Work on the job's files, as a task with the rights that the executor leaves it. Errors: it cannot be serialized.
 pub fn file_task(job: &Job<'_>, plan: &Plan) -> io::Result<Task> {
     let rights = job.context.executor.file_task_rights(job, plan);
-    Ok(Task::Work { plan: plan.to_text().map_err(io::Error::other)?, rights, doors: None })
+    Ok(Task::File { task: plan.to_text().map_err(io::Error::other)?, rights, output_fifos: None })
 }
 
 /// Runs a file task; nothing to do is done.
@@ -90,7 +90,7 @@ fn forgive_failure(result: StageResult) -> StageResult {
 fn project(job: &Job<'_>) -> Project {
     let dirs = &job.settings.dirs;
     let (builds, directory) = (dirs.builds.clone(), dirs.project.clone());
-    Project { builds, seen: dirs.seen(&directory), directory }
+    Project { builds, seen: dirs.as_seen_by_job(&directory), directory }
 }
 
 fn gitlab_transfers(job: &Job<'_>) -> artifacts::Place {

@@ -71,7 +71,7 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::Plan, JobErro
     let place = sources::Place {
         project: settings.dirs.project.clone(),
         temporary: settings.dirs.temporary.clone(),
-        seen: settings.dirs.inside.as_ref().map(|_| settings.dirs.seen(&settings.dirs.temporary)),
+        seen: settings.dirs.container_builds.as_ref().map(|_| settings.dirs.as_seen_by_job(&settings.dirs.temporary)),
         server: context.runner.url.clone(),
         clone_url: context.runner.clone_url.clone(),
         ca_certificates: settings.ca_certificates.clone(),

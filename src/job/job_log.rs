@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::context::Job;
 use super::outcome;
 use super::stages::Stage;
-use crate::executor::docker::engine::containers::From;
-use crate::executor::docker::prepared::Prepared;
-use crate::executor::docker::services::log::Followers;
+use crate::executor::docker::engine::containers::LogStart;
+use crate::executor::docker::prepared::PreparedContainer;
+use crate::executor::docker::services::log::ServiceLogs;
 use crate::failure::FailureReason;
 use crate::journal::{JobJournal, Progress};
 use crate::trace::Trace;
@@ -22,7 +22,7 @@ use crate::version::{REVISION, VERSION};
 /// The log of a job that runs.
 pub struct JobLog {
     trace: Trace,
-    services: Option<Arc<Followers>>,
+    services: Option<Arc<ServiceLogs>>,
 }
 
 impl JobLog {
@@ -76,7 +76,7 @@ impl JobLog {
     ) -> io::Result<()> {
         let outcome = outcome::so_far(&journal.progress);
         let section = stage.section(outcome);
-        let _quiet = self.services.as_deref().map(Followers::quiet);
+        let _quiet = self.services.as_deref().map(ServiceLogs::pause);
         if !at.resumed {
             journal.progress.begin_stage(at.index, section.clone(), self.size());
             journal.progress.scripts_started |= matches!(stage, Stage::Step(..));
@@ -94,7 +94,7 @@ impl JobLog {
     /// Writes a warning, once it is noted in the journal together with everything else that is settled by now. Errors:
     /// the journal cannot be written.
     pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
-        let _quiet = self.services.as_deref().map(Followers::quiet);
+        let _quiet = self.services.as_deref().map(ServiceLogs::pause);
         journal.progress.log_size = self.size();
         journal.progress.pending_warning = Some(text);
         journal.save()?;
@@ -127,7 +127,13 @@ impl JobLog {
     }
 
     /// Copies the output of the services beside the job's container into the log, where the job asks for that.
-    pub fn follow_services(&mut self, job: &Job<'_>, spool: &Path, container: Option<&Prepared>, from: From) {
+    pub fn follow_services(
+        &mut self,
+        job: &Job<'_>,
+        spool: &Path,
+        container: Option<&PreparedContainer>,
+        from: LogStart,
+    ) {
         let Some(container) = container.filter(|container| !container.services.is_empty()) else { return };
         if !job.settings.debug_services {
             return;
@@ -135,7 +141,7 @@ impl JobLog {
         match Trace::open(spool, &job.settings.filters, false) {
             Ok(trace) => {
                 let write = Box::new(move |line: &str| trace.service(line));
-                self.services = Some(Arc::new(Followers::start(&container.engine, &container.services, from, write)));
+                self.services = Some(Arc::new(ServiceLogs::start(&container.engine, &container.services, from, write)));
             }
             Err(error) => log::warn!("cannot show the output of services job={} error={error}", job.payload.id),
         }

@@ -22,7 +22,7 @@ use super::stages::{self, Stage};
 use super::steps::StepRunner;
 use super::{files, get_sources, prepare, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
-use crate::executor::docker::engine::containers::From;
+use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::{JobJournal, Record, SlotDirectory};
 use crate::monitor::numbers;
@@ -113,7 +113,7 @@ fn run_to_end(
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
     let mut run = JobRun { job, journal, log };
     // An earlier agent has copied what came before.
-    run.follow_services(From::Now);
+    run.follow_services(LogStart::Now);
     run.log.header(&run.job);
     run.log.write_noted_warning(&mut run.journal.progress);
     let state = match run.journal.progress.final_state.clone() {
@@ -188,7 +188,7 @@ impl JobRun<'_> {
         let context = self.job.context;
         if let Some(container) = context.executor.prepare(&mut self.steps())? {
             self.journal.progress.container = Some(container);
-            self.follow_services(From::Start);
+            self.follow_services(LogStart::Beginning);
         }
         Ok(())
     }
@@ -347,7 +347,7 @@ impl JobRun<'_> {
         self.job.context.executor.clean_up(self.job.name(), Some(&self.job.settings.dirs.builds))
     }
 
-    fn follow_services(&mut self, from: From) {
+    fn follow_services(&mut self, from: LogStart) {
         let container = self.journal.progress.container.as_deref();
         self.log.follow_services(&self.job, &self.journal.directory.spool(), container, from);
     }

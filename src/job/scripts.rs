@@ -51,7 +51,7 @@ pub fn script_task(
     let setup = Setup {
         exports: settings.variables.exports(),
         files: settings.variables.files(),
-        temporary: settings.dirs.seen(&settings.dirs.temporary).display().to_string(),
+        temporary: settings.dirs.as_seen_by_job(&settings.dirs.temporary).display().to_string(),
         directory,
         trace: settings.debug,
         check_each_line: settings.flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),

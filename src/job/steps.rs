@@ -10,11 +10,11 @@ use super::deadlines::{Deadlines, Ends, Limit};
 use super::job_log::JobLog;
 use super::outcome::{StageError, StageResult, abort_error, stop_error};
 use super::work::Report;
-use crate::executor::docker::prepared::Prepared;
+use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
 use crate::journal::{JobJournal, StepRecord};
-use crate::shim::spec::{End, Rights, Spec, Status, Stop, Task};
+use crate::shim::spec::{End, Rights, Status, StepSpec, Stop, Task};
 use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
@@ -65,9 +65,9 @@ impl StepRunner<'_> {
         task: Task,
         limit: &Limit,
         stops_for: StopsFor,
-    ) -> StageResult<Option<Box<Prepared>>> {
+    ) -> StageResult<Option<Box<PreparedContainer>>> {
         // A file task can be run again from its start; neither a script can, nor what speaks with a container engine.
-        let is_file_task = matches!(&task, Task::Work { rights, .. } if *rights != Rights::All);
+        let is_file_task = matches!(&task, Task::File { rights, .. } if *rights != Rights::All);
         let again = is_file_task.then(|| task.clone());
         let mut outcome = match self.journal.progress.step.clone() {
             Some(step) => self.take_over(task, &step, stops_for)?,
@@ -107,7 +107,7 @@ impl StepRunner<'_> {
         self.journal.progress.steps += 1;
         let executor = &self.job.context.executor;
         let cgroups = match &task {
-            Task::Work { rights: Rights::Walled(_), .. } => executor.confined_cgroups(&id),
+            Task::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
             _ => executor.cgroups(&id),
         };
         let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
@@ -117,7 +117,7 @@ impl StepRunner<'_> {
     }
 
     fn start(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {
-        let spec = Spec {
+        let spec = StepSpec {
             id: step.id.clone(),
             spool: self.journal.directory.spool(),
             status: self.journal.directory.status(&step.id),
@@ -127,7 +127,7 @@ impl StepRunner<'_> {
             grace: self.grace(&task),
             deadline: step.deadline,
             // Nothing resumes a job of a local run.
-            stops_with: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
+            stop_with_pid: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
             task,
         };
         let running = match Running::start(&spec) {
@@ -139,7 +139,7 @@ impl StepRunner<'_> {
                     id: spec.id,
                     end,
                     stopped: None,
-                    leftovers: 0,
+                    killed_processes: 0,
                     report: String::new(),
                 }));
             }
@@ -155,7 +155,7 @@ impl StepRunner<'_> {
     fn grace(&self, task: &Task) -> Duration {
         let grace = self.job.context.runner.kill_grace;
         match task {
-            Task::Work { doors: Some(_), .. } => grace + ENGINE_GRACE,
+            Task::File { output_fifos: Some(_), .. } => grace + ENGINE_GRACE,
             _ => grace,
         }
     }
@@ -170,7 +170,7 @@ impl StepRunner<'_> {
             return self.watch(running, stops_for);
         }
         match Outcome::read(&status) {
-            Outcome::Lost if !shim::begun_mark(&status).exists() => self.start(task, step, stops_for),
+            Outcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stops_for),
             outcome => Ok(outcome),
         }
     }
@@ -201,7 +201,7 @@ impl StepRunner<'_> {
         outcome: &Outcome,
         limit: &Limit,
         stops_for: StopsFor,
-    ) -> Result<Option<Box<Prepared>>, JobError> {
+    ) -> Result<Option<Box<PreparedContainer>>, JobError> {
         let stop_requests = self.job.control.stop_requests();
         if stop_requests.stops_job() {
             self.journal.progress.aborted = true;

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{artifacts, cache, sources};
 use crate::decode;
-use crate::executor::docker::prepared::Prepared;
+use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
-use crate::shim::spec::{Network, Worked};
+use crate::shim::spec::{Network, TaskResult};
 
 /// Variables by which programs choose a proxy.
 pub const PROXIES: [&str; 8] =
@@ -46,9 +46,9 @@ pub enum Plan {
     /// Hand files to GitLab.
     UploadArtifacts(artifacts::UploadPlan),
     /// Get a container ready.
-    PrepareContainer(Box<prepare::Plan>),
+    PrepareContainer(Box<prepare::PrepareTask>),
     /// Run a script in it.
-    ContainerScript(Box<script::Plan>),
+    ContainerScript(Box<script::ContainerScript>),
 }
 
 /// What is to be told of work beside its exit status.
@@ -57,7 +57,7 @@ pub enum Report {
     /// Whose fault it is that it failed.
     Failed(JobError),
     /// The container that is ready.
-    Prepared(Box<Prepared>),
+    Prepared(Box<PreparedContainer>),
 }
 
 impl Report {
@@ -114,7 +114,7 @@ impl Plan {
 }
 
 /// Does a plan in its written form.
-pub fn run(plan: &str) -> Worked {
+pub fn run(plan: &str) -> TaskResult {
     let code = match decode::json(plan.as_bytes()) {
         Ok(Plan::Sources(plan)) => sources::run(&plan),
         Ok(Plan::CleanUp(plan)) => sources::clean_up(&plan),
@@ -129,20 +129,20 @@ pub fn run(plan: &str) -> Worked {
             1
         }
     };
-    Worked { code, report: String::new() }
+    TaskResult { code, report: String::new() }
 }
 
-fn reported(outcome: Result<Option<Box<Prepared>>, JobError>) -> Worked {
+fn reported(outcome: Result<Option<Box<PreparedContainer>>, JobError>) -> TaskResult {
     let (code, report) = match outcome {
-        Ok(None) => return Worked::default(),
+        Ok(None) => return TaskResult::default(),
         Ok(Some(prepared)) => (0, Report::Prepared(prepared)),
         Err(error) => (1, Report::Failed(error)),
     };
     match serde_json::to_string(&report) {
-        Ok(report) => Worked { code, report },
+        Ok(report) => TaskResult { code, report },
         Err(error) => {
             eprintln!("the outcome of this step cannot be told: {error}");
-            Worked { code: 1, report: String::new() }
+            TaskResult { code: 1, report: String::new() }
         }
     }
 }

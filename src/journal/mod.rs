@@ -19,8 +19,8 @@ pub use self::job::JobJournal;
 use self::stop_requests::StopRequests;
 use crate::coordinator::JobState;
 use crate::decode;
-use crate::executor::docker::prepared::Prepared;
-use crate::executor::place::Place;
+use crate::executor::docker::prepared::PreparedContainer;
+use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
@@ -58,7 +58,7 @@ pub struct Record {
 #[serde(default)]
 pub struct Progress {
     /// Where it works: the configuration may say something else by now.
-    pub dirs: Option<Place>,
+    pub dirs: Option<JobDirs>,
     /// The stage it is in, by its place in the list; `None` before the first.
     pub stage: Option<usize>,
     /// Size of the log before the next thing to be said (the heading of the stage, `unsaid`, the last line): anything
@@ -99,7 +99,7 @@ pub struct Progress {
     /// The final state, once it is decided.
     pub final_state: Option<JobState>,
     /// The job's container, once it is made.
-    pub container: Option<Box<Prepared>>,
+    pub container: Option<Box<PreparedContainer>>,
     /// A script in it was stopped in the middle: the next one gets a container of its own.
     pub container_used: bool,
     /// How much of the log the server had.

@@ -12,7 +12,7 @@ use super::screen::Screen;
 use super::tree::{Source, Tree, Trees};
 use crate::config::Runner;
 use crate::coordinator::{Coordinator, JobState};
-use crate::executor::place::Place;
+use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
 use crate::failure::FailureReason;
 use crate::instance::Identity;
@@ -227,12 +227,12 @@ impl Facts<'_> {
             Some(containers) => (containers.executor(), containers.runner()),
             None => (Arc::clone(&ground.shell) as Arc<dyn JobExecutor>, Arc::clone(&ground.runner)),
         };
-        let dirs = Place {
+        let dirs = JobDirs {
             builds: tree.builds.clone(),
             project: tree.project.clone(),
             temporary: tree.temporary.clone(),
             cache: ground.caches.clone(),
-            inside: containers.map(|containers| containers.builds()),
+            container_builds: containers.map(|containers| containers.builds()),
         };
         Context {
             runner,

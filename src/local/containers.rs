@@ -11,15 +11,15 @@ use super::screen::Screen;
 use crate::config::docker::Docker as Settings;
 use crate::config::{ExecutorKind, Runner};
 use crate::decode;
-use crate::executor::cgroup::Parents;
-use crate::executor::docker::attendant::Attendant;
-use crate::executor::docker::credentials::{Access, Logins};
+use crate::executor::cgroup::CgroupParents;
+use crate::executor::docker::console::JobConsole;
+use crate::executor::docker::credentials::{LoginSources, RegistryLogins};
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
 use crate::executor::docker::engine::{Engine, Error};
-use crate::executor::docker::images::Images;
+use crate::executor::docker::images::ImageProvider;
 use crate::executor::docker::names::{INSTANCE, LIFE, Owner, STATE};
-use crate::executor::docker::removal::Removals;
-use crate::executor::docker::{Docker, choice};
+use crate::executor::docker::removal::ContainerRemovals;
+use crate::executor::docker::{Docker, resolved_image};
 use crate::failure::JobError;
 use crate::http::Address;
 use crate::job::executors::JobExecutor;
@@ -70,7 +70,7 @@ impl Containers {
         runner.docker = settings;
         runner.docker_text = text;
         let owner = owner_of(&wishes.run);
-        let docker = Docker::new(&runner, owner.clone(), Removals::default(), Parents::default())?;
+        let docker = Docker::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
         let engine = Engine::connect(&docker.address).map_err(|error| error.to_string())?;
         let image = Mutex::default();
         Ok(Self { docker: Arc::new(docker), runner: Arc::new(runner), engine: Arc::new(engine), owner, image })
@@ -99,10 +99,10 @@ impl Containers {
     /// Has an image on this machine before any job runs. Errors: why it cannot be had.
     pub fn obtain(&self, image: &Value, screen: &Screen, expand: &dyn Fn(&str) -> String) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
-        let (choice, _) = choice::of_job(&self.runner.docker, &image, expand)?;
-        let access = Access::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
-        let logins = Logins::read(None, &[], &access);
-        let obtained = Images::new(&self.engine, &logins, &Teller(screen)).obtain(&choice)?;
+        let (choice, _) = resolved_image::of_job(&self.runner.docker, &image, expand)?;
+        let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
+        let logins = RegistryLogins::read(None, &[], &access);
+        let obtained = ImageProvider::new(&self.engine, &logins, &Teller(screen)).provide(&choice)?;
         *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Some(obtained.pinned);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Containers {
 
 /// Removes the containers of a run that was killed.
 pub fn remove_forgotten(address: &Address, run: &Path) {
-    let removals = Removals::default();
+    let removals = ContainerRemovals::default();
     let owner = Owner { life: "later".to_owned(), ..owner_of(run) };
     removals.sweep(address, &owner, Vec::new(), || {});
     removals.wait(REMOVAL);
@@ -155,7 +155,7 @@ pub fn remove_forgotten(address: &Address, run: &Path) {
 /// Tells of pulls.
 struct Teller<'a>(&'a Screen);
 
-impl Attendant for Teller<'_> {
+impl JobConsole for Teller<'_> {
     fn line(&self, text: &str) {
         if self.0.look().verbose || text.starts_with("Pulling") {
             self.0.say(text);
@@ -167,6 +167,6 @@ impl Attendant for Teller<'_> {
     }
 
     fn wait(&self, ready: Option<std::os::fd::BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError> {
-        crate::executor::docker::attendant::Printer.wait(ready, timeout)
+        crate::executor::docker::console::StdoutConsole.wait(ready, timeout)
     }
 }

@@ -16,7 +16,7 @@ use nix::unistd::{
     setgroups, setsid, setuid, unlinkat,
 };
 
-use super::spec::{Doors, Rights, Spec, Task, User, Walls, Worked};
+use super::spec::{OutputFifos, Rights, Sandbox, StepSpec, Task, TaskResult, User};
 use super::{confine, groups};
 use crate::sys;
 
@@ -40,33 +40,36 @@ pub struct Started {
 }
 
 /// The work of the layer above.
-pub type Work = fn(&str) -> Worked;
+pub type FileTaskRunner = fn(&str) -> TaskResult;
 
 /// Starts the step. Errors: pipes, memory files or processes are used up.
-pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
+pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     // Before there are pipes: what leads to servers must not hold their ends.
     let confinement = match rights_of(&spec.task) {
-        Rights::Walled(walls) => confine::prepare(walls).map_err(io::Error::other)?,
+        Rights::Sandboxed(sandbox) => confine::prepare(sandbox).map_err(io::Error::other)?,
         Rights::User | Rights::All => None,
     };
     let user = spec.user.as_ref();
-    let (doors, merge) = match &spec.task {
+    let (output_fifos, merge) = match &spec.task {
         Task::Process { merge_stderr, .. } => (None, *merge_stderr),
-        Task::Work { doors, .. } => (doors.as_ref(), doors.as_ref().is_some_and(|doors| doors.error.is_none())),
+        Task::File { output_fifos, .. } => {
+            (output_fifos.as_ref(), output_fifos.as_ref().is_some_and(|output_fifos| output_fifos.error.is_none()))
+        }
     };
-    let (stdout, stdout_writer) = output(doors.map(|doors| (doors, doors.output.as_path())), user)?;
+    let (stdout, stdout_writer) =
+        output(output_fifos.map(|output_fifos| (output_fifos, output_fifos.output.as_path())), user)?;
     let (stderr, stderr_writer) = if merge {
         (None, stdout_writer.try_clone()?)
     } else {
-        let door = doors.and_then(|doors| Some((doors, doors.error.as_deref()?)));
-        let (reader, writer) = output(door, user)?;
+        let fifo = output_fifos.and_then(|output_fifos| Some((output_fifos, output_fifos.error.as_deref()?)));
+        let (reader, writer) = output(fifo, user)?;
         (Some(reader), writer)
     };
     let (failure, failure_writer) = pipe2(OFlag::O_CLOEXEC)?;
     let report = memory_file(&[])?;
     let stdin = match &spec.task {
         Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
-        Task::Work { .. } => File::open("/dev/null")?,
+        Task::File { .. } => File::open("/dev/null")?,
     };
     let (forked, membership) = fork(&spec.cgroups)?;
     if let Some(pid) = forked {
@@ -77,7 +80,7 @@ pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
     let entered = enter(spec, confinement.as_ref(), membership, &stdin, &stdout_writer, &stderr_writer);
     let outcome = entered.and_then(|()| match &spec.task {
         Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
-        Task::Work { plan, .. } => Ok(plan),
+        Task::File { task: plan, .. } => Ok(plan),
     });
     match outcome {
         Ok(plan) => {
@@ -87,7 +90,7 @@ pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
             if confinement.is_some_and(|confinement| confinement.relay.is_some()) {
                 crate::http::connect_through(confine::relay::ADDRESS);
             }
-            sys::exit_now(run_work(work, plan, report))
+            sys::exit_now(run_file_task(work, plan, report))
         }
         Err(message) => {
             let _ = failure_writer.write_all(message.as_bytes());
@@ -98,32 +101,32 @@ pub fn start(spec: &Spec, work: Work) -> io::Result<Started> {
 
 /// Whether the child is in its control groups from the start.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Membership {
-    Born,
+enum CgroupMembership {
+    Created,
     ToEnter,
 }
 
 /// Forks into the control group, where there is one in which processes can be born.
-fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, Membership)> {
+fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, CgroupMembership)> {
     if let [group] = groups
         && let Ok(group) = File::open(group)
         && let Ok(forked) = sys::fork_into(group.as_fd())
     {
-        return Ok((forked, Membership::Born));
+        return Ok((forked, CgroupMembership::Created));
     }
-    Ok((sys::fork_single_threaded()?, Membership::ToEnter))
+    Ok((sys::fork_single_threaded()?, CgroupMembership::ToEnter))
 }
 
-fn run_work(work: Work, plan: &str, mut report: File) -> i32 {
-    let worked = std::panic::catch_unwind(|| work(plan)).unwrap_or(Worked { code: 101, ..Worked::default() });
+fn run_file_task(work: FileTaskRunner, plan: &str, mut report: File) -> i32 {
+    let worked = std::panic::catch_unwind(|| work(plan)).unwrap_or(TaskResult { code: 101, ..TaskResult::default() });
     let _ = io::stdout().flush();
     let _ = report.write_all(worked.report.as_bytes());
     worked.code
 }
 
 /// A way for output to come: through a named pipe where one is wanted and can be made, else through one without a name.
-fn output(door: Option<(&Doors, &Path)>, user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
-    match door.map(|(doors, path)| named_pipe(&doors.root, path)) {
+fn output(fifo: Option<(&OutputFifos, &Path)>, user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
+    match fifo.map(|(output_fifos, path)| open_fifo(&output_fifos.root, path)) {
         Some(Ok(pipe)) => Ok(pipe),
         // Whoever looks for it sees that it is not there.
         Some(Err(_)) | None => output_pipe(user),
@@ -132,7 +135,7 @@ fn output(door: Option<(&Doors, &Path)>, user: Option<&User>) -> io::Result<(Own
 
 /// A pipe with a name that anybody may write into; whatever had the name before is gone. Errors: something stands in
 /// the way, or the file system has no pipes.
-fn named_pipe(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -177,9 +180,9 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
 
 /// Everything between fork and the step; the error is what the user is told.
 fn enter(
-    spec: &Spec,
-    confinement: Option<&confine::Prepared>,
-    membership: Membership,
+    spec: &StepSpec,
+    confinement: Option<&confine::PreparedSandbox>,
+    membership: CgroupMembership,
     stdin: &File,
     stdout: &OwnedFd,
     stderr: &OwnedFd,
@@ -187,17 +190,17 @@ fn enter(
     let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
     setsid().map_err(|error| describe("no new session", error))?;
     let rights = rights_of(&spec.task);
-    for group in spec.cgroups.iter().filter(|_| membership == Membership::ToEnter) {
+    for group in spec.cgroups.iter().filter(|_| membership == CgroupMembership::ToEnter) {
         // A group that cannot be entered is no reason to fail where it only keeps processes together: the subreaper does
         // that as well.
         let entered = groups::enter(group);
-        if matches!(rights, Rights::Walled(_)) {
+        if matches!(rights, Rights::Sandboxed(_)) {
             entered.map_err(|error| format!("the control group {} cannot be entered: {error}", group.display()))?;
         }
     }
-    take_share_of_oom();
+    reset_oom_score();
     restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
-    let is_open = matches!(rights, Rights::Walled(Walls { open: true, .. }));
+    let is_open = matches!(rights, Rights::Sandboxed(Sandbox { world_writable: true, .. }));
     umask(Mode::from_bits_truncate(if is_open { 0 } else { 0o022 }));
     dup2_stdin(stdin).map_err(|error| describe("standard input", error))?;
     dup2_stdout(stdout).map_err(|error| describe("standard output", error))?;
@@ -205,14 +208,14 @@ fn enter(
     if let Some(user) = &spec.user {
         become_user(user).map_err(|error| describe(&format!("cannot become user {}", user.name), error))?;
     }
-    if let Rights::Walled(walls) = rights {
+    if let Rights::Sandboxed(sandbox) = rights {
         sys::exit_on_term().map_err(|error| describe("signals", error))?;
-        confine::confine(walls, confinement)?;
+        confine::confine(sandbox, confinement)?;
     }
     if let Task::Process { cwd, .. } = &spec.task {
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
-    if let Task::Work { .. } = &spec.task {
+    if let Task::File { .. } = &spec.task {
         // When the shim is killed the work is done again from its start: then this must have ended.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
@@ -222,12 +225,12 @@ fn enter(
 fn rights_of(task: &Task) -> &Rights {
     match task {
         Task::Process { .. } => &Rights::User,
-        Task::Work { rights, .. } => rights,
+        Task::File { rights, .. } => rights,
     }
 }
 
 /// A service may be spared when memory runs out; that goes for the agent, not for what jobs start.
-fn take_share_of_oom() {
+fn reset_oom_score() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     let score = fs::read_to_string(SCORE).ok().and_then(|text| text.trim().parse::<i32>().ok());
     if score.is_some_and(|score| score < 0) {

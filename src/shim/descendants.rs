@@ -27,7 +27,7 @@ pub fn below(root: i32) -> Vec<i32> {
 }
 
 /// Processes that carry the marker of a step in their environment, and what is below them: for what a dead shim left.
-pub fn marked(step: &str) -> Vec<i32> {
+pub fn with_step_variable(step: &str) -> Vec<i32> {
     let marker = format!("MAYFLY_STEP={step}");
     let carries = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::spec::Limits;
 
 /// Microseconds over which the use of processors is counted.
-const PERIOD: u64 = 100_000;
+const CPU_PERIOD_MICROS: u64 = 100_000;
 
 /// Makes the groups and limits each by what its hierarchy has controllers for.
-pub fn make(groups: &[PathBuf], limits: Limits) {
+pub fn create(groups: &[PathBuf], limits: Limits) {
     for group in groups {
         let _ = fs::create_dir_all(group);
         for (file, value) in settings(limits) {
@@ -35,9 +35,9 @@ fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     if let Some(processes) = limits.processes {
         settings.push(("pids.max", processes.to_string()));
     }
-    if let Some(processor) = limits.processor {
-        let quota = (processor * PERIOD / 1000).max(1000);
-        settings.push(("cpu.max", format!("{quota} {PERIOD}")));
+    if let Some(processor) = limits.cpu_millis {
+        let quota = (processor * CPU_PERIOD_MICROS / 1000).max(1000);
+        settings.push(("cpu.max", format!("{quota} {CPU_PERIOD_MICROS}")));
         settings.push(("cpu.cfs_quota_us", quota.to_string()));
     }
     settings
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn limits_are_written_for_both_versions() {
-        let limits = Limits { memory: Some(64 << 20), processes: Some(100), processor: Some(500) };
+        let limits = Limits { memory: Some(64 << 20), processes: Some(100), cpu_millis: Some(500) };
         let settings = settings(limits);
         let of = |file: &str| settings.iter().find(|(name, _)| *name == file).map(|(_, value)| value.as_str());
         assert_eq!(of("memory.max"), Some("67108864"));

@@ -8,9 +8,9 @@ mod child;
 pub mod confine;
 mod descendants;
 mod groups;
-mod hold;
 mod running;
 pub mod spec;
+mod supervise;
 
-pub use hold::main;
-pub use running::{CARRIED, Event, Identity, Outcome, Running, begun_mark, sweep};
+pub use running::{Event, Identity, Outcome, PASSED_VARIABLES, Running, started_marker, sweep};
+pub use supervise::main;

@@ -16,13 +16,13 @@ use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::descendants;
-use super::spec::{Spec, Status};
+use super::spec::{Status, StepSpec};
 use crate::decode;
 use crate::sys;
 
 /// What file work, and a credential helper that a job names, get of the agent's environment: how to find programs and
 /// reach servers. Scripts get their own.
-pub const CARRIED: [&str; 11] = [
+pub const PASSED_VARIABLES: [&str; 11] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -114,14 +114,14 @@ pub enum Outcome {
 
 impl Running {
     /// Starts a shim for a step. Errors: no memory file or process can be made.
-    pub fn start(spec: &Spec) -> io::Result<Self> {
+    pub fn start(spec: &StepSpec) -> io::Result<Self> {
         let mut input = File::from(memfd_create(c"step", MFdFlags::MFD_CLOEXEC)?);
         input.write_all(&serde_json::to_vec(spec)?)?;
         input.rewind()?;
         let child = Command::new("/proc/self/exe")
             .args(["shim", &spec.id])
             .env_clear()
-            .envs(CARRIED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .envs(PASSED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .stdin(input)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -191,7 +191,7 @@ impl Running {
 }
 
 /// The file that says that a step has begun.
-pub fn begun_mark(status: &Path) -> PathBuf {
+pub fn started_marker(status: &Path) -> PathBuf {
     status.with_extension("begun")
 }
 
@@ -207,7 +207,7 @@ impl Outcome {
 /// that its processes carry.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
     for _ in 0..50 {
-        let marked = descendants::marked(step);
+        let marked = descendants::with_step_variable(step);
         let grouped: Vec<i32> = cgroups.iter().flat_map(|group| descendants::in_group(group)).collect();
         if marked.is_empty() && grouped.is_empty() {
             break;

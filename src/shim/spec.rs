@@ -11,7 +11,7 @@ use crate::trace::FilterSpec;
 /// Everything a shim needs for one step. It goes over a sealed memory file as standard input, never over arguments:
 /// it holds the job's secrets (never the runner's token).
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Spec {
+pub struct StepSpec {
     /// Unique name of this step's run; also marks its processes (`MAYFLY_STEP` in their environment).
     pub id: String,
     /// The job's spool file, to which filtered output is appended.
@@ -32,16 +32,16 @@ pub struct Spec {
     pub deadline: Option<u64>,
     /// The step is stopped when this process, the agent, ends; `None` for a step that outlives the agent.
     #[serde(default)]
-    pub stops_with: Option<i32>,
+    pub stop_with_pid: Option<i32>,
     /// What to run.
     pub task: Task,
 }
 
-impl Spec {
+impl StepSpec {
     /// What the step's control groups may take.
     pub fn limits(&self) -> Limits {
         match &self.task {
-            Task::Work { rights: Rights::Walled(walls), .. } => walls.limits,
+            Task::File { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
             _ => Limits::default(),
         }
     }
@@ -65,13 +65,13 @@ pub enum Task {
     },
     /// Work of the agent's own (sources, caches, artifacts; what a container needs and does), done by a child of the shim
     /// with the user's rights: a plan that the layer above understands.
-    Work {
+    File {
         /// The plan as JSON.
-        plan: String,
+        task: String,
         /// What the work may do.
         rights: Rights,
         /// Named pipes through which its output comes as well, from whoever finds them.
-        doors: Option<Doors>,
+        output_fifos: Option<OutputFifos>,
     },
 }
 
@@ -82,26 +82,26 @@ pub enum Rights {
     #[default]
     User,
     /// What it takes to work on files that a container has left, and no more.
-    Walled(Walls),
+    Sandboxed(Sandbox),
     /// Everything, to speak with a container engine.
     All,
 }
 
 /// What work behind walls sees of the machine beside its programs, and what it may take of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Walls {
+pub struct Sandbox {
     /// Directories that it may change.
     pub writable: Vec<PathBuf>,
     /// Files that it may read.
     pub readable: Vec<PathBuf>,
     /// What it makes is for everybody, since nobody knows whom the container runs as (gitlab-runner: umask 0).
-    pub open: bool,
+    pub world_writable: bool,
     /// The user that it is.
     pub uid: u32,
     /// How it reaches servers; `None` where it works with none.
     pub network: Option<Network>,
     /// Programs that it starts may change the files of others, as it may itself.
-    pub programs_keep_rights: bool,
+    pub ambient_capabilities: bool,
     /// What its control group may take.
     pub limits: Limits,
 }
@@ -123,12 +123,12 @@ pub struct Limits {
     /// Processes and threads.
     pub processes: Option<u64>,
     /// Thousandths of a processor.
-    pub processor: Option<u64>,
+    pub cpu_millis: Option<u64>,
 }
 
 /// Named pipes that are made for a step, below a directory in which anything may have been planted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Doors {
+pub struct OutputFifos {
     /// The directory that nothing is to be reached outside of.
     pub root: PathBuf,
     /// Standard output, below it.
@@ -157,14 +157,14 @@ pub struct User {
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The [`Spec::id`] it belongs to.
+    /// The [`StepSpec::id`] it belongs to.
     pub id: String,
     /// How the main process ended.
     pub end: End,
     /// Why the shim stopped the step, if it did.
     pub stopped: Option<Stop>,
     /// Processes that were still there after the main process had ended, and were killed.
-    pub leftovers: u32,
+    pub killed_processes: u32,
     /// What the work has to report beside its exit status, for the layer above; empty for nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub report: String,
@@ -172,10 +172,10 @@ pub struct Status {
 
 /// How work came out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Worked {
+pub struct TaskResult {
     /// The exit status of the step.
     pub code: i32,
-    /// See [`Status::report`].
+    /// See [`Status::read_report`].
     pub report: String,
 }
 

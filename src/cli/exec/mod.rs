@@ -21,7 +21,7 @@ use std::thread;
 pub use options::Options;
 
 use crate::config::Runner as Configured;
-use crate::executor::cgroup::Parents;
+use crate::executor::cgroup::CgroupParents;
 use crate::executor::shell::Shell;
 use crate::instance::{Instance, Plain};
 use crate::local::attempt::Ground;
@@ -321,7 +321,7 @@ impl<'a> Session<'a> {
             caches: directory.join("cache"),
             project: name,
             runner: Arc::new(runner),
-            shell: Arc::new(Shell::new(None, None, 1, Parents::find())?),
+            shell: Arc::new(Shell::new(None, None, 1, CgroupParents::find())?),
             containers,
             identity: Plain.identity(),
             screen: Arc::clone(screen),

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::choice::Choice;
 use super::engine::spec::{
     CreateContainer, Device, DeviceRequest, Endpoint, HostConfig, LogConfig, NetworkingConfig, RestartPolicy, Ulimit,
 };
 use super::engine::{Error, Revision};
+use super::resolved_image::ResolvedImage;
 use crate::config::docker::{self, Docker, Gpus, Size, Swap};
 use crate::decode;
 use crate::failure::JobError;
@@ -18,7 +18,7 @@ const MAC_OF_NETWORK: Revision = Revision(1, 44);
 
 /// The network that the containers of a job share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
+pub enum NetworkMode {
     /// The engine's own bridge, in which containers have no names: addresses are written into their hosts files.
     Bridge,
     /// The machine's.
@@ -29,7 +29,7 @@ pub enum Network {
     Other(String),
 }
 
-impl Network {
+impl NetworkMode {
     /// The configured network, or the job's own where it has one.
     pub fn of(docker: &Docker, of_job: Option<&str>) -> Self {
         match (docker.network_mode.as_str(), of_job) {
@@ -52,7 +52,7 @@ impl Network {
 
 /// What a container gets beside what is configured.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct ContainerSettings {
     /// The image as it was found, by digest or identifier.
     pub image: String,
     /// Its name for itself; what is configured goes before.
@@ -81,7 +81,7 @@ pub fn check(docker: &Docker) -> Result<(), JobError> {
 
 /// The failure of a job whose container the engine does not make. What it finds wrong with the request is in the
 /// configuration, or asked for by the job.
-pub fn refused(what: &str, error: &Error) -> JobError {
+pub fn create_error(what: &str, error: &Error) -> JobError {
     match error.status() {
         Some(400) => JobError::configuration(format!(
             "the container engine refuses to make the container of {what}: {error}: change what the job asks for, or \
@@ -94,17 +94,17 @@ pub fn refused(what: &str, error: &Error) -> JobError {
 /// The job's container. Errors: a file that the configuration names cannot be read.
 pub fn of_job(
     docker: &Docker,
-    choice: &Choice,
-    network: &Network,
-    surroundings: Surroundings,
+    resolved: &ResolvedImage,
+    network: &NetworkMode,
+    settings: ContainerSettings,
     revision: Revision,
 ) -> Result<CreateContainer, JobError> {
     let hostname = match network {
-        Network::Other(mode) if mode.starts_with("container:") => String::new(),
-        _ if docker.hostname.is_empty() => surroundings.hostname.clone(),
+        NetworkMode::Other(mode) if mode.starts_with("container:") => String::new(),
+        _ if docker.hostname.is_empty() => settings.hostname.clone(),
         _ => docker.hostname.clone(),
     };
-    let mut host = shared(docker, network, &surroundings);
+    let mut host = shared(docker, network, &settings);
     limits(&mut host, [docker.memory, docker.memory_reservation], docker.memory_swap);
     host.nano_cpus = docker.cpus.map_or(0, |cpus| cpus.0);
     host.cpu_shares = docker.cpu_shares;
@@ -114,7 +114,7 @@ pub fn of_job(
     host.oom_kill_disable = docker.oom_kill_disable.unwrap_or(false);
     host.oom_score_adj = docker.oom_score_adjust;
     host.ulimits = docker.ulimit.iter().map(ulimit).collect();
-    host.privileged = choice.privileged;
+    host.privileged = resolved.privileged;
     host.cap_add.clone_from(&docker.cap_add);
     host.cap_drop.clone_from(&docker.cap_drop);
     host.security_opt = security_options(&docker.security_opt)?;
@@ -133,7 +133,7 @@ pub fn of_job(
     }
     host.ipc_mode.clone_from(&docker.ipcmode);
     host.pid_mode.clone_from(&docker.pid_mode);
-    let mut container = of_choice(choice, network, surroundings, host);
+    let mut container = from_image(resolved, network, settings, host);
     container.hostname = hostname;
     if let Some(address) = &docker.mac_address {
         set_mac_address(&mut container, network, &address.0, revision);
@@ -144,34 +144,34 @@ pub fn of_job(
 /// The container of a service. Errors: as for [`of_job`].
 pub fn of_service(
     docker: &Docker,
-    choice: &Choice,
-    network: &Network,
-    surroundings: Surroundings,
+    resolved: &ResolvedImage,
+    network: &NetworkMode,
+    settings: ContainerSettings,
 ) -> Result<CreateContainer, JobError> {
-    let mut host = shared(docker, network, &surroundings);
+    let mut host = shared(docker, network, &settings);
     let memory = [docker.service_memory, docker.service_memory_reservation];
     limits(&mut host, memory, docker.service_memory_swap);
     host.nano_cpus = docker.service_cpus.map_or(0, |cpus| cpus.0);
     host.cpu_shares = docker.service_cpu_shares;
     host.cpuset_cpus.clone_from(&docker.service_cpuset_cpus);
     host.cgroup_parent.clone_from(&docker.service_cgroup_parent);
-    host.privileged = choice.privileged;
+    host.privileged = resolved.privileged;
     host.security_opt = security_options(&docker.services_security_opt)?;
     host.tmpfs.clone_from(&docker.services_tmpfs);
-    let devices = docker.services_devices.iter().filter(|(images, _)| images.match_name(&choice.name));
+    let devices = docker.services_devices.iter().filter(|(images, _)| images.match_name(&resolved.name));
     host.devices = devices.flat_map(|(_, devices)| devices).map(device).collect();
     host.device_requests = docker.service_gpus.iter().map(device_request).collect();
-    Ok(of_choice(choice, network, surroundings, host))
+    Ok(from_image(resolved, network, settings, host))
 }
 
 /// What counts for every container.
-fn shared(docker: &Docker, network: &Network, surroundings: &Surroundings) -> HostConfig {
-    let has_hosts = !matches!(network, Network::Other(mode) if mode.starts_with("container:"));
-    let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(surroundings.hosts.iter().cloned());
+fn shared(docker: &Docker, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
+    let has_hosts = !matches!(network, NetworkMode::Other(mode) if mode.starts_with("container:"));
+    let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(settings.hosts.iter().cloned());
     HostConfig {
-        binds: surroundings.binds.clone(),
+        binds: settings.binds.clone(),
         network_mode: match network {
-            Network::Bridge => docker.network_mode.clone(),
+            NetworkMode::Bridge => docker.network_mode.clone(),
             network => network.mode().to_owned(),
         },
         extra_hosts: hosts.filter(|_| has_hosts).collect(),
@@ -189,21 +189,26 @@ fn shared(docker: &Docker, network: &Network, surroundings: &Surroundings) -> Ho
     }
 }
 
-fn of_choice(choice: &Choice, network: &Network, surroundings: Surroundings, host: HostConfig) -> CreateContainer {
+fn from_image(
+    resolved: &ResolvedImage,
+    network: &NetworkMode,
+    settings: ContainerSettings,
+    host: HostConfig,
+) -> CreateContainer {
     let networking_config = match network {
-        Network::Named(name) => {
-            let endpoint = Endpoint { aliases: surroundings.aliases, ..Endpoint::default() };
+        NetworkMode::Named(name) => {
+            let endpoint = Endpoint { aliases: settings.aliases, ..Endpoint::default() };
             Some(NetworkingConfig { endpoints_config: BTreeMap::from([(name.clone(), endpoint)]) })
         }
         _ => None,
     };
     CreateContainer {
-        image: surroundings.image,
-        user: choice.user.clone(),
-        entrypoint: choice.entrypoint.clone(),
-        cmd: choice.command.clone(),
-        env: surroundings.environment,
-        labels: surroundings.labels,
+        image: settings.image,
+        user: resolved.user.clone(),
+        entrypoint: resolved.entrypoint.clone(),
+        cmd: resolved.command.clone(),
+        env: settings.environment,
+        labels: settings.labels,
         host_config: host,
         networking_config,
         ..CreateContainer::default()
@@ -262,12 +267,12 @@ fn is_built_in(profile: &str) -> bool {
     matches!(profile, "unconfined" | "builtin") || profile.starts_with('{')
 }
 
-fn set_mac_address(container: &mut CreateContainer, network: &Network, address: &str, revision: Revision) {
+fn set_mac_address(container: &mut CreateContainer, network: &NetworkMode, address: &str, revision: Revision) {
     if revision < MAC_OF_NETWORK {
         address.clone_into(&mut container.mac_address);
         return;
     }
-    if *network == Network::Bridge {
+    if *network == NetworkMode::Bridge {
         network.mode().clone_into(&mut container.host_config.network_mode);
     }
     let networks = container.networking_config.get_or_insert_default();
@@ -294,22 +299,22 @@ mod tests {
         config.runners[0].docker.clone()
     }
 
-    fn choice(docker: &Docker) -> Choice {
-        super::super::choice::of_job(docker, &Image::default(), &|text| text.to_owned()).expect("chosen").0
+    fn resolved(docker: &Docker) -> ResolvedImage {
+        super::super::resolved_image::of_job(docker, &Image::default(), &|text| text.to_owned()).expect("chosen").0
     }
 
-    fn surroundings() -> Surroundings {
-        Surroundings {
+    fn settings() -> ContainerSettings {
+        ContainerSettings {
             image: "a@sha256:1".to_owned(),
             hostname: "runner-1".to_owned(),
             hosts: vec!["db:172.17.0.2".to_owned()],
             aliases: vec!["build".to_owned()],
-            ..Surroundings::default()
+            ..ContainerSettings::default()
         }
     }
 
-    fn job(docker: &Docker, network: &Network) -> CreateContainer {
-        of_job(docker, &choice(docker), network, surroundings(), OLD).expect("made")
+    fn job(docker: &Docker, network: &NetworkMode) -> CreateContainer {
+        of_job(docker, &resolved(docker), network, settings(), OLD).expect("made")
     }
 
     fn json(container: &CreateContainer) -> serde_json::Value {
@@ -319,23 +324,23 @@ mod tests {
     #[test]
     fn the_network_is_the_configured_one_or_the_jobs() {
         for (mode, of_job, expected) in [
-            ("", None, Network::Bridge),
-            ("", Some("mine"), Network::Named("mine".to_owned())),
-            ("bridge", Some("mine"), Network::Bridge),
-            ("host", Some("mine"), Network::Host),
-            ("none", None, Network::Other("none".to_owned())),
-            ("container:x", None, Network::Other("container:x".to_owned())),
-            ("ours", Some("mine"), Network::Named("ours".to_owned())),
+            ("", None, NetworkMode::Bridge),
+            ("", Some("mine"), NetworkMode::Named("mine".to_owned())),
+            ("bridge", Some("mine"), NetworkMode::Bridge),
+            ("host", Some("mine"), NetworkMode::Host),
+            ("none", None, NetworkMode::Other("none".to_owned())),
+            ("container:x", None, NetworkMode::Other("container:x".to_owned())),
+            ("ours", Some("mine"), NetworkMode::Named("ours".to_owned())),
         ] {
             let docker = Docker { network_mode: mode.to_owned(), ..Docker::default() };
-            assert_eq!(Network::of(&docker, of_job), expected, "{mode}");
+            assert_eq!(NetworkMode::of(&docker, of_job), expected, "{mode}");
         }
     }
 
     #[test]
     fn a_container_without_any_setting_has_no_rights_and_no_socket() {
         let docker = docker("");
-        let host = &json(&job(&docker, &Network::Bridge))["HostConfig"];
+        let host = &json(&job(&docker, &NetworkMode::Bridge))["HostConfig"];
         for key in ["Binds", "Privileged", "CapAdd", "Devices", "SecurityOpt", "PidMode", "UsernsMode", "VolumesFrom"] {
             assert!(host[key].is_null(), "{key}: {}", host[key]);
         }
@@ -343,7 +348,7 @@ mod tests {
             (host["RestartPolicy"]["Name"].as_str(), host["LogConfig"]["Type"].as_str()),
             (Some("no"), Some("none"))
         );
-        let service = json(&of_service(&docker, &choice(&docker), &Network::Bridge, surroundings()).expect("made"));
+        let service = json(&of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings()).expect("made"));
         assert_eq!(service["HostConfig"]["LogConfig"]["Type"], "json-file");
     }
 
@@ -354,8 +359,8 @@ mod tests {
              dns = [\"10.0.0.1\"]\nshm_size = 1024\nhostname = \"own\"\nservices_security_opt = [\"no-new-privileges\"]\n\
              [runners.docker.services_devices]\n\"a\" = [\"/dev/null\"]\n\"b:*\" = [\"/dev/zero\"]\n",
         );
-        let job = json(&job(&docker, &Network::Bridge));
-        let service = of_service(&docker, &choice(&docker), &Network::Bridge, surroundings()).expect("made");
+        let job = json(&job(&docker, &NetworkMode::Bridge));
+        let service = of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings()).expect("made");
         let service = json(&service);
         let (job_host, service_host) = (&job["HostConfig"], &service["HostConfig"]);
         assert_eq!((job_host["Memory"].as_i64(), job_host["NanoCpus"].as_i64()), (Some(1 << 30), Some(1_500_000_000)));
@@ -375,21 +380,21 @@ mod tests {
     #[test]
     fn names_go_where_the_network_has_them() {
         let docker = docker("extra_hosts = [\"x:10.0.0.9\"]");
-        let bridge = job(&docker, &Network::Bridge);
+        let bridge = job(&docker, &NetworkMode::Bridge);
         assert_eq!(bridge.host_config.extra_hosts, ["x:10.0.0.9", "db:172.17.0.2"]);
         assert!(bridge.networking_config.is_none());
-        let named = json(&job(&docker, &Network::Named("mine".to_owned())));
+        let named = json(&job(&docker, &NetworkMode::Named("mine".to_owned())));
         assert_eq!(named["NetworkingConfig"]["EndpointsConfig"]["mine"]["Aliases"][0], "build");
-        let shared = job(&docker, &Network::Other("container:x".to_owned()));
+        let shared = job(&docker, &NetworkMode::Other("container:x".to_owned()));
         assert!(shared.host_config.extra_hosts.is_empty() && shared.hostname.is_empty());
     }
 
     #[test]
     fn a_hardware_address_stands_where_the_engine_looks_for_it() {
         let docker = docker("mac_address = \"92:d0:c6:0a:29:33\"");
-        let old = json(&job(&docker, &Network::Bridge));
+        let old = json(&job(&docker, &NetworkMode::Bridge));
         assert_eq!(old["MacAddress"], "92:d0:c6:0a:29:33");
-        let new = of_job(&docker, &choice(&docker), &Network::Bridge, surroundings(), MAC_OF_NETWORK).expect("made");
+        let new = of_job(&docker, &resolved(&docker), &NetworkMode::Bridge, settings(), MAC_OF_NETWORK).expect("made");
         let new = json(&new);
         assert!(new["MacAddress"].is_null());
         assert_eq!(new["NetworkingConfig"]["EndpointsConfig"]["bridge"]["MacAddress"], "92:d0:c6:0a:29:33");

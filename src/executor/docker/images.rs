@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::attendant::Attendant;
-use super::choice::Choice;
-use super::credentials::{Login, Logins};
+use super::console::JobConsole;
+use super::credentials::{Login, RegistryLogins};
 use super::engine::images::{Image, ImageConfig};
 use super::engine::{Engine, Error};
-use super::policy::{self, Cause};
+use super::policy::{self, PullFailure};
 use super::reference::Reference;
+use super::resolved_image::ResolvedImage;
 use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
 
 /// Tries of a pull that fails on the way to the registry.
-const TRIES: u32 = 3;
+const PULL_ATTEMPTS: u32 = 3;
 /// Between them.
-const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+const RETRY_DELAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// A pull that goes on says so this often.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// An image that is here.
 #[derive(Clone)]
-pub struct Obtained {
+pub struct LocalImage {
     /// What containers are made of: no tag that may move meanwhile.
     pub pinned: String,
     /// What its containers are by default.
@@ -37,41 +37,41 @@ pub struct Obtained {
 }
 
 /// Gets the images of one job.
-pub struct Images<'a> {
+pub struct ImageProvider<'a> {
     engine: &'a Arc<Engine>,
-    logins: &'a Logins<'a>,
-    attendant: &'a dyn Attendant,
+    logins: &'a RegistryLogins<'a>,
+    console: &'a dyn JobConsole,
     /// What was pulled for this job, by name and platform: it is not pulled again.
-    had: RefCell<BTreeMap<(String, String), Obtained>>,
+    provided: RefCell<BTreeMap<(String, String), LocalImage>>,
 }
 
-impl<'a> Images<'a> {
+impl<'a> ImageProvider<'a> {
     /// Images of an engine, with these logins.
-    pub fn new(engine: &'a Arc<Engine>, logins: &'a Logins<'a>, attendant: &'a dyn Attendant) -> Self {
-        Self { engine, logins, attendant, had: RefCell::default() }
+    pub fn new(engine: &'a Arc<Engine>, logins: &'a RegistryLogins<'a>, console: &'a dyn JobConsole) -> Self {
+        Self { engine, logins, console, provided: RefCell::default() }
     }
 
     /// Gets an image by the first of its policies that can. Errors: none can; why the last one could not.
-    pub fn obtain(&self, choice: &Choice) -> Result<Obtained, JobError> {
-        let name = &choice.name;
-        let policies = policy::in_words(&choice.policies);
-        self.attendant.line(&format!("Using effective pull policy of {policies} for container {name}"));
-        let key = (choice.reference.full(), choice.platform.clone());
-        if let Some(had) = self.had.borrow().get(&key) {
+    pub fn provide(&self, resolved: &ResolvedImage) -> Result<LocalImage, JobError> {
+        let name = &resolved.name;
+        let policies = policy::in_words(&resolved.policies);
+        self.console.line(&format!("Using effective pull policy of {policies} for container {name}"));
+        let key = (resolved.reference.full(), resolved.platform.clone());
+        if let Some(had) = self.provided.borrow().get(&key) {
             return Ok(had.clone());
         }
         let mut failure = JobError::system(format!("there is no pull policy for `{name}`"));
-        for (index, policy) in choice.policies.iter().enumerate() {
+        for (index, policy) in resolved.policies.iter().enumerate() {
             let word = policy.as_str();
             if index > 0 {
-                self.attendant
-                    .warning(&format!("Failed to pull image with policy \"{}\": {failure}", before(choice, index)));
-                self.attendant.line(&format!("Attempt #{}: Trying \"{word}\" pull policy", index + 1));
+                self.console
+                    .warning(&format!("Failed to pull image with policy \"{}\": {failure}", before(resolved, index)));
+                self.console.line(&format!("Attempt #{}: Trying \"{word}\" pull policy", index + 1));
             }
-            match self.by_policy(choice, *policy)? {
+            match self.by_policy(resolved, *policy)? {
                 Ok(image) => {
-                    let obtained = self.tell(choice, image);
-                    self.had.borrow_mut().insert(key, obtained.clone());
+                    let obtained = self.tell(resolved, image);
+                    self.provided.borrow_mut().insert(key, obtained.clone());
                     return Ok(obtained);
                 }
                 Err(error) => failure = error,
@@ -82,13 +82,13 @@ impl<'a> Images<'a> {
     }
 
     /// One try of a policy. Errors: the job is to stop, or the engine is away; inside, the policy does not do.
-    fn by_policy(&self, choice: &Choice, policy: PullPolicy) -> Result<Result<Image, JobError>, JobError> {
-        let is_id = matches!(choice.reference, Reference::Id(_));
+    fn by_policy(&self, resolved: &ResolvedImage, policy: PullPolicy) -> Result<Result<Image, JobError>, JobError> {
+        let is_id = matches!(resolved.reference, Reference::Id(_));
         if policy != PullPolicy::Always || is_id {
-            match self.engine.image(&choice.reference.full(), platform(choice)) {
+            match self.engine.image(&resolved.reference.full(), platform(resolved)) {
                 Ok(image) => {
                     if policy == PullPolicy::IfNotPresent {
-                        self.attendant.line(&format!(
+                        self.console.line(&format!(
                             "Using locally found image version due to \"{}\" pull policy",
                             policy.as_str()
                         ));
@@ -103,47 +103,47 @@ impl<'a> Images<'a> {
             let why = "it is not on this machine: load it there, or let it be pulled by another policy";
             return Ok(Err(JobError::system(why)));
         }
-        self.pull(choice)
+        self.pull(resolved)
     }
 
-    /// Pulls, up to [`TRIES`] times where the network is at fault.
-    fn pull(&self, choice: &Choice) -> Result<Result<Image, JobError>, JobError> {
-        let login = match &choice.reference {
-            Reference::Named(name) => self.logins.find(name, &mut |trouble| self.attendant.warning(&trouble)),
+    /// Pulls, up to [`ATTEMPTS`] times where the network is at fault.
+    fn pull(&self, resolved: &ResolvedImage) -> Result<Result<Image, JobError>, JobError> {
+        let login = match &resolved.reference {
+            Reference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),
             Reference::Id(_) => None,
         };
         if let Some(login) = &login {
-            self.attendant.line(&format!("Authenticating with credentials from {}", login.source));
+            self.console.line(&format!("Authenticating with credentials from {}", login.source));
         }
-        let of_platform = platform(choice).map(|platform| format!(" for platform {platform}")).unwrap_or_default();
+        let of_platform = platform(resolved).map(|platform| format!(" for platform {platform}")).unwrap_or_default();
         let mut tried = 0;
         loop {
-            self.attendant.line(&format!("Pulling docker image {}{of_platform} ...", choice.name));
+            self.console.line(&format!("Pulling docker image {}{of_platform} ...", resolved.name));
             tried += 1;
-            let outcome = self.pull_once(choice, login.as_ref())?;
-            let error = match outcome.and_then(|()| self.engine.image(&choice.reference.full(), platform(choice))) {
+            let outcome = self.pull_once(resolved, login.as_ref())?;
+            let error = match outcome.and_then(|()| self.engine.image(&resolved.reference.full(), platform(resolved))) {
                 Ok(image) => return Ok(Ok(image)),
-                Err(error) if error.is_away() => return Err(JobError::system(error.to_string())),
+                Err(error) if error.is_unreachable() => return Err(JobError::system(error.to_string())),
                 Err(error) => error.to_string(),
             };
-            let cause = Cause::of(&error);
-            if cause != Cause::Network || tried == TRIES {
+            let cause = PullFailure::of(&error);
+            if cause != PullFailure::Network || tried == PULL_ATTEMPTS {
                 return Ok(Err(cause.error(&error, login.is_some())));
             }
-            let rest = REST.0 + (REST.1 - REST.0).mul_f64(crate::random::fraction());
-            let text = format!("{} is not pulled yet: {}; again in {} s", choice.name, error.trim(), rest.as_secs());
-            self.attendant.warning(&text);
-            self.attendant.wait(None, rest)?;
+            let delay = RETRY_DELAY.0 + (RETRY_DELAY.1 - RETRY_DELAY.0).mul_f64(crate::random::fraction());
+            let text = format!("{} is not pulled yet: {}; again in {} s", resolved.name, error.trim(), delay.as_secs());
+            self.console.warning(&text);
+            self.console.wait(None, delay)?;
         }
     }
 
     /// One pull, in a thread of its own, so that the end of the job need not wait for it: the engine goes on alone then,
     /// and the next job finds the image. Errors: the job is to stop.
-    fn pull_once(&self, choice: &Choice, login: Option<&Login>) -> Result<Result<(), Error>, JobError> {
-        let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", choice.name));
+    fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), Error>, JobError> {
+        let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", resolved.name));
         let pulling = Arc::new(Pulling::new().map_err(system)?);
         let (shared, engine) = (Arc::clone(&pulling), Arc::clone(self.engine));
-        let (reference, platform) = (choice.reference.full(), choice.platform.clone());
+        let (reference, platform) = (resolved.reference.full(), resolved.platform.clone());
         let header = login.map(Login::header);
         let work = move || {
             let platform = Some(platform.as_str()).filter(|platform| !platform.is_empty());
@@ -152,21 +152,21 @@ impl<'a> Images<'a> {
         };
         thread::Builder::new().name("pull".to_owned()).stack_size(256 * 1024).spawn(work).map_err(system)?;
         loop {
-            if self.attendant.wait(Some(pulling.bell.as_fd()), SIGN_OF_LIFE)? {
+            if self.console.wait(Some(pulling.bell.as_fd()), PROGRESS_INTERVAL)? {
                 if let Some(outcome) = pulling.outcome() {
                     return Ok(outcome);
                 }
             } else {
-                self.attendant.line(&format!("Still pulling {}: {}", choice.name, pulling.progress()));
+                self.console.line(&format!("Still pulling {}: {}", resolved.name, pulling.progress()));
             }
         }
     }
 
-    fn tell(&self, choice: &Choice, image: Image) -> Obtained {
-        let digest = image.repo_digests.into_iter().find(|digest| is_of(digest, &choice.reference));
+    fn tell(&self, resolved: &ResolvedImage, image: Image) -> LocalImage {
+        let digest = image.repo_digests.into_iter().find(|digest| is_of(digest, &resolved.reference));
         let with_digest = digest.as_ref().map(|digest| format!(" with digest {digest}")).unwrap_or_default();
-        self.attendant.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, choice.name));
-        Obtained { pinned: digest.unwrap_or(image.id), config: image.config }
+        self.console.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, resolved.name));
+        LocalImage { pinned: digest.unwrap_or(image.id), config: image.config }
     }
 }
 
@@ -178,13 +178,13 @@ fn is_of(digest: &str, reference: &Reference) -> bool {
     }
 }
 
-fn platform(choice: &Choice) -> Option<&str> {
-    Some(choice.platform.as_str()).filter(|platform| !platform.is_empty())
+fn platform(resolved: &ResolvedImage) -> Option<&str> {
+    Some(resolved.platform.as_str()).filter(|platform| !platform.is_empty())
 }
 
 /// The policy that was tried before.
-fn before(choice: &Choice, index: usize) -> &'static str {
-    choice.policies.get(index - 1).map_or("", |policy| policy.as_str())
+fn before(resolved: &ResolvedImage, index: usize) -> &'static str {
+    resolved.policies.get(index - 1).map_or("", |policy| policy.as_str())
 }
 
 /// A pull that goes on in its thread.
@@ -209,7 +209,7 @@ impl Pulling {
 
     fn run(&self, engine: &Engine, reference: &str, platform: Option<&str>, header: Option<&str>) -> Result<(), Error> {
         let mut pull = engine.pull(reference, platform, header)?;
-        while let Some(progress) = pull.advance()? {
+        while let Some(progress) = pull.next_progress()? {
             // Lines without a layer, or about the tag itself, are of no interest.
             if let Some(done) = layer_is_done(&progress.status) {
                 self.state().layers.insert(progress.id, done);

@@ -4,12 +4,10 @@
 //! the shim stands for them: as long as it lives the script does. File work is done beside the container, in a directory
 //! of the machine that the container sees as its builds directory.
 
-pub mod attendant;
-pub mod choice;
+pub mod console;
 pub mod create;
 pub mod credentials;
 pub mod engine;
-mod ground;
 pub mod host;
 pub mod images;
 pub mod names;
@@ -18,14 +16,16 @@ pub mod prepare;
 pub mod prepared;
 pub mod reference;
 pub mod removal;
+pub mod resolved_image;
+mod retry;
+mod safe_dirs;
 pub mod script;
 pub mod services;
-mod tries;
 pub mod volumes;
 
 use std::path::PathBuf;
 
-use super::cgroup::Parents;
+use super::cgroup::CgroupParents;
 use super::shell::PATH;
 use super::{Executor, user};
 use crate::config::Runner;
@@ -46,16 +46,21 @@ pub struct Docker {
     /// Where containers have their builds.
     pub builds: PathBuf,
     /// Those that are being removed.
-    pub removals: removal::Removals,
+    pub removals: removal::ContainerRemovals,
     /// For Amazon's registries.
     pub tokens: Tokens,
     home: PathBuf,
-    parents: Parents,
+    parents: CgroupParents,
 }
 
 impl Docker {
     /// Containers as a runner's configuration has them. Errors: the engine's address is none.
-    pub fn new(runner: &Runner, owner: Owner, removals: removal::Removals, parents: Parents) -> Result<Self, String> {
+    pub fn new(
+        runner: &Runner,
+        owner: Owner,
+        removals: removal::ContainerRemovals,
+        parents: CgroupParents,
+    ) -> Result<Self, String> {
         let builds = runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from(BUILDS));
         Ok(Self {
             address: host::address(&runner.docker)?,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::payload::Payload;
 
 /// Labels as gitlab-runner has them.
-const THEIRS: &str = "com.gitlab.gitlab-runner";
+const GITLAB_RUNNER_PREFIX: &str = "com.gitlab.gitlab-runner";
 /// The machine.
 pub const INSTANCE: &str = "io.mayfly.instance";
 /// The state directory of the agent: several may live on a machine.
@@ -35,7 +35,7 @@ pub struct Owner {
 }
 
 /// The job that something is for.
-pub struct Facts<'a> {
+pub struct JobNames<'a> {
     /// What the server says of it.
     pub payload: &'a Payload,
     /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
@@ -48,7 +48,7 @@ pub struct Facts<'a> {
     pub system_id: &'a str,
 }
 
-impl Facts<'_> {
+impl JobNames<'_> {
     /// The name of the job's machine for itself, and the beginning of all names.
     pub fn host_name(&self) -> String {
         let project = self.payload.job_info.project_id;
@@ -93,7 +93,7 @@ impl Facts<'_> {
             (LIFE, owner.life.clone()),
             (JOB, self.job.to_owned()),
         ];
-        let theirs = theirs.into_iter().map(|(key, value)| (format!("{THEIRS}.{key}"), value));
+        let theirs = theirs.into_iter().map(|(key, value)| (format!("{GITLAB_RUNNER_PREFIX}.{key}"), value));
         theirs.chain(ours.map(|(key, value)| (key.to_owned(), value))).collect()
     }
 }
@@ -113,7 +113,7 @@ mod tests {
         payload.job_info.project_id = 9;
         let owner = Owner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
         let of = |job: &str, state: &str| {
-            let facts = Facts { payload: &payload, concurrent: (0, 2), job, runner: "Abc_D-1", system_id: "s_1" };
+            let facts = JobNames { payload: &payload, concurrent: (0, 2), job, runner: "Abc_D-1", system_id: "s_1" };
             facts.prefix(&Owner { state: state.into(), ..owner.clone() })
         };
         let name = of("7-1", "/s");

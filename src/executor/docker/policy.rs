@@ -34,7 +34,7 @@ pub fn in_words(policies: &[PullPolicy]) -> String {
 
 /// Where the cause of a failed pull lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum PullFailure {
     /// On the way to the registry: another try may do.
     Network,
     /// The registry does not know the image, or not to us.
@@ -46,7 +46,7 @@ pub enum Cause {
 }
 
 /// What the engine says when the network is at fault (gitlab-runner tells failures apart by these, too).
-const NETWORK: [&str; 10] = [
+const NETWORK_MESSAGES: [&str; 10] = [
     "dial tcp",
     "connection refused",
     "no such host",
@@ -59,7 +59,7 @@ const NETWORK: [&str; 10] = [
     "toomanyrequests",
 ];
 /// And what when the registry does not give the image out.
-const REFUSED: [&str; 8] = [
+const REFUSED_MESSAGES: [&str; 8] = [
     "not found",
     "manifest unknown",
     "pull access denied",
@@ -69,17 +69,17 @@ const REFUSED: [&str; 8] = [
     "unauthorized",
     "authentication required",
 ];
-const PLATFORM: [&str; 2] = ["no matching manifest", "no match for platform"];
+const PLATFORM_MESSAGES: [&str; 2] = ["no matching manifest", "no match for platform"];
 
-impl Cause {
+impl PullFailure {
     /// The cause, by the engine's text: it answers 500 to nearly everything.
     pub fn of(message: &str) -> Self {
         let text = message.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         match () {
-            () if says(&PLATFORM) => Self::Platform,
-            () if says(&NETWORK) => Self::Network,
-            () if says(&REFUSED) => Self::Refused,
+            () if says(&PLATFORM_MESSAGES) => Self::Platform,
+            () if says(&NETWORK_MESSAGES) => Self::Network,
+            () if says(&REFUSED_MESSAGES) => Self::Refused,
             () => Self::Other,
         }
     }
@@ -150,26 +150,29 @@ mod tests {
     #[test]
     fn tells_causes_apart_by_the_engines_text() {
         for (text, cause) in [
-            ("Get \"https://r.test/v2/\": dial tcp: lookup r.test: no such host", Cause::Network),
-            ("Get \"https://r.test/v2/\": net/http: TLS handshake timeout", Cause::Network),
-            ("error pulling image configuration: download failed after attempts=6: unexpected EOF", Cause::Network),
-            ("toomanyrequests: You have reached your pull rate limit", Cause::Network),
-            ("manifest for r.test/a:9 not found: manifest unknown: manifest unknown", Cause::Refused),
-            ("Head \"https://r.test/v2/a/manifests/1\": no basic auth credentials", Cause::Refused),
-            ("unauthorized: authentication required", Cause::Refused),
-            ("pull access denied for a, repository does not exist or may require 'docker login'", Cause::Refused),
-            ("no matching manifest for linux/arm64/v8 in the manifest list entries: not found", Cause::Platform),
-            ("write /var/lib/docker/tmp/x: no space left on device", Cause::Other),
+            ("Get \"https://r.test/v2/\": dial tcp: lookup r.test: no such host", PullFailure::Network),
+            ("Get \"https://r.test/v2/\": net/http: TLS handshake timeout", PullFailure::Network),
+            (
+                "error pulling image configuration: download failed after attempts=6: unexpected EOF",
+                PullFailure::Network,
+            ),
+            ("toomanyrequests: You have reached your pull rate limit", PullFailure::Network),
+            ("manifest for r.test/a:9 not found: manifest unknown: manifest unknown", PullFailure::Refused),
+            ("Head \"https://r.test/v2/a/manifests/1\": no basic auth credentials", PullFailure::Refused),
+            ("unauthorized: authentication required", PullFailure::Refused),
+            ("pull access denied for a, repository does not exist or may require 'docker login'", PullFailure::Refused),
+            ("no matching manifest for linux/arm64/v8 in the manifest list entries: not found", PullFailure::Platform),
+            ("write /var/lib/docker/tmp/x: no space left on device", PullFailure::Other),
         ] {
-            assert_eq!(Cause::of(text), cause, "{text}");
+            assert_eq!(PullFailure::of(text), cause, "{text}");
         }
     }
 
     #[test]
     fn a_failure_says_what_to_do() {
-        let error = Cause::Refused.error("no basic auth credentials", false);
+        let error = PullFailure::Refused.error("no basic auth credentials", false);
         assert!(error.message.contains("DOCKER_AUTH_CONFIG"), "{error}");
-        assert_eq!(Cause::Network.error("x", true).reason, FailureReason::RunnerExternalDependencyFailure);
-        assert_eq!(Cause::Other.error("x", true).reason, FailureReason::ImagePullFailure);
+        assert_eq!(PullFailure::Network.error("x", true).reason, FailureReason::RunnerExternalDependencyFailure);
+        assert_eq!(PullFailure::Other.error("x", true).reason, FailureReason::ImagePullFailure);
     }
 }

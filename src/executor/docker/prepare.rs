@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::attendant::{Attendant, Printer};
-use super::choice::{self, Choice};
-use super::create::{self, Network, Surroundings};
-use super::credentials::{self, Access, Logins};
+use super::console::{JobConsole, StdoutConsole};
+use super::create::{self, ContainerSettings, NetworkMode};
+use super::credentials::{self, LoginSources, RegistryLogins};
 use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
 use super::engine::{Engine, Error};
-use super::images::Images;
-use super::prepared::Prepared;
-use super::services::{self, Making};
-use super::tries::{BETWEEN_TRIES, again};
-use super::{ground, script};
+use super::images::ImageProvider;
+use super::prepared::PreparedContainer;
+use super::resolved_image::{self, ResolvedImage};
+use super::retry::{RETRY_INTERVAL, retry};
+use super::services::{self, ServiceStarter};
+use super::{safe_dirs, script};
 use crate::config::docker::Docker;
 use crate::decode;
 use crate::failure::JobError;
@@ -26,7 +26,7 @@ use crate::payload::variables::Variables;
 
 /// What is to be prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct PrepareTask {
     /// The engine.
     pub address: Address,
     /// `[runners.docker]` as it is written.
@@ -48,7 +48,7 @@ pub struct Plan {
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
     /// What the agent has for logging in at registries.
-    pub access: Access,
+    pub access: LoginSources,
     /// The runner's `shell`.
     pub shell: Option<String>,
     /// `FF_USE_INIT_WITH_DOCKER_EXECUTOR`.
@@ -62,42 +62,43 @@ pub struct Plan {
 }
 
 /// Prepares; says in the job's log what it does. Errors: whose fault it is that the container is not ready.
-pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
+pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
     let unread = |what: &str, why: String| JobError::system(format!("{what} cannot be read: {why}"));
     let docker: Docker = decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
     let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
     let expand = |text: &str| plan.variables.expand(text);
     create::check(&docker)?;
-    choice::check_options(&payload)?;
-    let (chosen, warnings) = choice::of_job(&docker, &payload.image, &expand)?;
+    resolved_image::check_options(&payload)?;
+    let (resolved, warnings) = resolved_image::of_job(&docker, &payload.image, &expand)?;
     let (planned, more) = services::plan::plan(&docker, &payload.services, &plan.variables.public_exports(), &expand)?;
-    warnings.iter().chain(&more).for_each(|warning| Printer.warning(warning));
-    println!("Using Docker executor with image {} ...", chosen.name);
+    warnings.iter().chain(&more).for_each(|warning| StdoutConsole.warning(warning));
+    println!("Using Docker executor with image {} ...", resolved.name);
     let engine = Arc::new(connect(&plan.address)?);
-    make_surroundings(plan, &engine)?;
+    create_network_and_volumes(plan, &engine)?;
     let of_job = plan.variables.value(credentials::VARIABLE);
-    let logins = Logins::read(of_job, &payload.credentials, &plan.access);
-    logins.troubles.iter().for_each(|trouble| Printer.warning(trouble));
-    let images = Images::new(&engine, &logins, &Printer);
-    let network = Network::of(&docker, plan.network.as_ref().map(|network| network.name.as_str()));
-    let common = Surroundings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..Surroundings::default() };
-    let making = Making {
+    let logins = RegistryLogins::read(of_job, &payload.credentials, &plan.access);
+    logins.warnings.iter().for_each(|trouble| StdoutConsole.warning(trouble));
+    let images = ImageProvider::new(&engine, &logins, &StdoutConsole);
+    let network = NetworkMode::of(&docker, plan.network.as_ref().map(|network| network.name.as_str()));
+    let common =
+        ContainerSettings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..ContainerSettings::default() };
+    let starter = ServiceStarter {
         engine: &engine,
         docker: &docker,
         images: &images,
-        attendant: &Printer,
+        console: &StdoutConsole,
         network: &network,
         prefix: &plan.prefix,
         common: &common,
         init: plan.init,
     };
-    make_root(plan)?;
-    let started = making.start(&planned)?;
-    let image = images.obtain(&chosen)?;
-    let is_root = is_root(&docker, &chosen, &image.config.user, &engine);
-    make_directories(plan, is_root)?;
+    create_root(plan)?;
+    let started = starter.start(&planned)?;
+    let image = images.provide(&resolved)?;
+    let is_root = is_root(&docker, &resolved, &image.config.user, &engine);
+    create_directories(plan, is_root)?;
     let name = format!("{}-build", plan.prefix);
-    let surroundings = Surroundings {
+    let settings = ContainerSettings {
         image: image.pinned,
         hostname: plan.host_name.clone(),
         environment: plan.variables.exports().into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
@@ -105,34 +106,35 @@ pub fn run(plan: &Plan) -> Result<Prepared, JobError> {
         aliases: vec!["build".to_owned(), name.clone()],
         ..common.clone()
     };
-    let request = create::of_job(&docker, &chosen, &network, surroundings, engine.revision())?;
-    let prepared = Prepared {
-        engine: engine.place(),
+    let request = create::of_job(&docker, &resolved, &network, settings, engine.revision())?;
+    let prepared = PreparedContainer {
+        engine: engine.engine_address(),
         name,
-        image: chosen.name.clone(),
-        platform: Some(chosen.platform.clone()).filter(|platform| !platform.is_empty()),
+        image: resolved.name.clone(),
+        platform: Some(resolved.platform.clone()).filter(|platform| !platform.is_empty()),
         has_own_processes: docker.pid_mode.is_empty(),
         native_stop: plan.native_stop,
         volume_keep: docker.volume_keep,
         is_root,
         services: started,
-        request: for_scripts(request, plan),
+        request: with_script_command(request, plan),
     };
-    prepared.make(&engine)?;
-    making.wait(&prepared.services)?;
+    prepared.create(&engine)?;
+    starter.wait(&prepared.services)?;
     Ok(prepared)
 }
 
 /// An engine that is being started again has a few seconds to come up.
 fn connect(address: &Address) -> Result<Engine, JobError> {
     // One that hangs was waited for long enough.
-    let may_come_up = |error: &Error| error.is_away() && !matches!(error, Error::Silent { .. });
-    let tell = |error: &Error| Printer.warning(&format!("{error}; trying again in {} s", BETWEEN_TRIES.as_secs()));
-    again(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
+    let may_come_up = |error: &Error| error.is_unreachable() && !matches!(error, Error::Silent { .. });
+    let tell =
+        |error: &Error| StdoutConsole.warning(&format!("{error}; trying again in {} s", RETRY_INTERVAL.as_secs()));
+    retry(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
 }
 
 /// A container that is started for each script and gets it on standard input.
-fn for_scripts(request: CreateContainer, plan: &Plan) -> CreateContainer {
+fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateContainer {
     let mut request = CreateContainer {
         cmd: Some(script::command(plan.shell.as_deref())),
         attach_stdin: true,
@@ -147,8 +149,8 @@ fn for_scripts(request: CreateContainer, plan: &Plan) -> CreateContainer {
 }
 
 /// Whether the container runs as the machine's root, so that nobody else has to reach what is the job's.
-fn is_root(docker: &Docker, chosen: &Choice, of_image: &str, engine: &Engine) -> bool {
-    let user = if chosen.user.is_empty() { of_image } else { &chosen.user };
+fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &Engine) -> bool {
+    let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
         return false;
     }
@@ -157,7 +159,7 @@ fn is_root(docker: &Docker, chosen: &Choice, of_image: &str, engine: &Engine) ->
 }
 
 /// The directory that containers see as their builds directory; on the machine nobody else enters it.
-fn make_root(plan: &Plan) -> Result<(), JobError> {
+fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
     use std::os::unix::fs::DirBuilderExt;
     let unusable = |error: std::io::Error| {
         JobError::system(format!("the directory of builds {} cannot be made: {error}", plan.root.display()))
@@ -171,16 +173,16 @@ fn make_root(plan: &Plan) -> Result<(), JobError> {
 }
 
 /// The directories of the job, so that the container's user can work in them.
-fn make_directories(plan: &Plan, is_root: bool) -> Result<(), JobError> {
+fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError> {
     let unusable = |error: std::io::Error| {
         JobError::system(format!("the job's directories below {} cannot be made: {error}", plan.root.display()))
     };
     let [project, temporary] = &plan.directories;
-    ground::make(&plan.root, project, 0o777).map_err(unusable)?;
-    ground::make(&plan.root, temporary, if is_root { 0o700 } else { 0o777 }).map_err(unusable)
+    safe_dirs::create(&plan.root, project, 0o777).map_err(unusable)?;
+    safe_dirs::create(&plan.root, temporary, if is_root { 0o700 } else { 0o777 }).map_err(unusable)
 }
 
-fn make_surroundings(plan: &Plan, engine: &Engine) -> Result<(), JobError> {
+fn create_network_and_volumes(plan: &PrepareTask, engine: &Engine) -> Result<(), JobError> {
     let failed = |what: &str, error: Error| JobError::system(format!("{what} cannot be made: {error}"));
     for volume in &plan.volumes {
         engine.create_volume(volume).map_err(|error| failed(&format!("volume {}", volume.name), error))?;

@@ -2,19 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::attendant::{Attendant, Printer};
+use super::console::{JobConsole, StdoutConsole};
 use super::create;
 use super::engine::spec::CreateContainer;
-use super::engine::{Engine, Error, Place};
-use super::services::Service;
-use super::tries::with_room;
+use super::engine::{Engine, EngineAddress, Error};
+use super::retry::retry_when_disk_full;
+use super::services::RunningService;
 use crate::failure::JobError;
 
 /// A container that is ready.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Prepared {
+pub struct PreparedContainer {
     /// Its engine.
-    pub engine: Place,
+    pub engine: EngineAddress,
     /// Its name.
     pub name: String,
     /// The image as the job names it.
@@ -24,7 +24,7 @@ pub struct Prepared {
     /// How it is made.
     pub request: CreateContainer,
     /// What runs beside it.
-    pub services: Vec<Service>,
+    pub services: Vec<RunningService>,
     /// Its processes are its own, not those of the machine or of another container.
     pub has_own_processes: bool,
     /// Only its first process is asked to end.
@@ -35,16 +35,16 @@ pub struct Prepared {
     pub is_root: bool,
 }
 
-impl Prepared {
+impl PreparedContainer {
     /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
-    pub fn make(&self, engine: &Engine) -> Result<(), JobError> {
+    pub fn create(&self, engine: &Engine) -> Result<(), JobError> {
         self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
-        match with_room(|| engine.create_container(&self.name, self.platform.as_deref(), &self.request)) {
+        match retry_when_disk_full(|| engine.create_container(&self.name, self.platform.as_deref(), &self.request)) {
             Ok((_, warnings)) => {
-                warnings.iter().for_each(|warning| Printer.warning(warning));
+                warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
                 Ok(())
             }
-            Err(error) => Err(create::refused("the job", &error)),
+            Err(error) => Err(create::create_error("the job", &error)),
         }
     }
 

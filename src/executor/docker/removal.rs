@@ -11,9 +11,9 @@ use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
 use crate::http::Address;
 
 /// Waits between two tries while the engine is away.
-const FIRST_REST: Duration = Duration::from_millis(500);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// See above.
-const LONGEST_REST: Duration = Duration::from_secs(30);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// After that long the next start of an agent does it.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Enough for requests to the engine.
@@ -21,12 +21,12 @@ const STACK: usize = 512 * 1024;
 
 /// Removals that go on.
 #[derive(Clone, Default)]
-pub struct Removals(Arc<(Mutex<usize>, Condvar)>);
+pub struct ContainerRemovals(Arc<(Mutex<usize>, Condvar)>);
 
 /// Counts a removal for as long as it goes on.
-struct Going(Removals);
+struct RemovalGuard(ContainerRemovals);
 
-impl Drop for Going {
+impl Drop for RemovalGuard {
     fn drop(&mut self) {
         let (count, changed) = &*self.0.0;
         *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
@@ -34,10 +34,10 @@ impl Drop for Going {
     }
 }
 
-impl Removals {
-    fn begin(&self) -> Going {
+impl ContainerRemovals {
+    fn begin(&self) -> RemovalGuard {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Going(self.clone())
+        RemovalGuard(self.clone())
     }
 
     /// Waits until none goes on, at most for `timeout`.
@@ -52,12 +52,12 @@ impl Removals {
 
     /// Removes everything of a job and then `also`, in a thread of its own.
     pub fn start(&self, address: &Address, owner: &Owner, job: &str, also: impl FnOnce() + Send + 'static) {
-        let going = self.begin();
+        let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
         let spawned = thread::Builder::new().name("removal".to_owned()).stack_size(STACK).spawn(move || {
-            let _going = going;
+            let _going = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
-            insist(&format!("job={name}"), || remove_all(&Engine::connect(&address)?, &labels, &|_| true));
+            retry_removal(&format!("job={name}"), || remove_all(&Engine::connect(&address)?, &labels, &|_| true));
             also();
         });
         if let Err(error) = spawned {
@@ -80,7 +80,7 @@ impl Removals {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
-            insist("of=earlier agents", || {
+            retry_removal("of=earlier agents", || {
                 let _going = begun.take().unwrap_or_else(|| removals.begin());
                 remove_all(&Engine::connect(&address)?, &labels, &is_left)
             });
@@ -95,9 +95,9 @@ impl Removals {
 type Labels = std::collections::BTreeMap<String, String>;
 
 /// Tries until it is done, or for [`PATIENCE`]. The same trouble is told once.
-fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
+fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
-    let (mut rest, mut told) = (FIRST_REST, String::new());
+    let (mut rest, mut told) = (FIRST_RETRY_DELAY, String::new());
     while let Err(error) = work() {
         let trouble = error.to_string();
         // What is wrong with our side of the connection stays so until somebody changes it.
@@ -112,7 +112,7 @@ fn insist(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
             told = trouble;
         }
         thread::sleep(rest);
-        rest = (rest * 2).min(LONGEST_REST);
+        rest = (rest * 2).min(RETRY_DELAY_MAX);
     }
 }
 

@@ -14,26 +14,26 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
-use super::attendant::{Attendant, Printer};
-use super::engine::attached::{Attached, Frames, Output};
+use super::console::{JobConsole, StdoutConsole};
+use super::engine::attached::{Attached, FrameReader, Output};
 use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
-use super::ground;
-use super::prepared::Prepared;
-use super::tries::with_room;
+use super::prepared::PreparedContainer;
+use super::retry::retry_when_disk_full;
+use super::safe_dirs;
 use crate::failure::{FailureReason, JobError};
-use crate::http::conversation::Heard;
+use crate::http::conversation::ReadEvent;
 
 /// Bytes taken from the engine at once.
-const BLOCK: usize = 256 * 1024;
+const READ_SIZE: usize = 256 * 1024;
 /// A silent engine is asked whether it lives after this long,
-const SILENCE: Duration = Duration::from_secs(20);
+const PING_AFTER_SILENCE: Duration = Duration::from_secs(20);
 /// has this long to say so,
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// is asked again after this long when it does not,
-const BETWEEN_PINGS: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// and is given up after so many questions.
-const PINGS: u32 = 3;
+const PINGS_MAX: u32 = 3;
 /// How long an engine may take to end what it was told to kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// An engine that is started again has this long to come up.
@@ -41,7 +41,7 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much later than of an end the engine may hear that it came from a lack of memory.
 const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The exit status of what was ended by SIGKILL.
-const KILLED: i64 = 128 + 9;
+const EXIT_CODE_KILLED: i64 = 128 + 9;
 
 /// Starts the best shell of the image.
 const FIND_SHELL: &str = "for shell in /usr/local/bin/bash /usr/bin/bash /bin/bash /usr/local/bin/sh /usr/bin/sh \
@@ -59,29 +59,29 @@ pub fn command(shell: Option<&str>) -> Vec<String> {
 
 /// A script and where it runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct ContainerScript {
     /// The container.
-    pub container: Prepared,
+    pub container: PreparedContainer,
     /// Make it anew: the one before was stopped in the middle.
-    pub renew: bool,
+    pub recreate_container: bool,
     /// How often the script is run at most when its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
     pub attempts: u32,
     /// Names this run of this script; no output says it by chance.
-    pub mark: String,
+    pub start_marker: String,
     /// The script.
     pub script: String,
     /// The named pipes, as the container sees them: output, and error unless that goes through the same.
-    pub doors: (String, Option<String>),
+    pub output_fifos: (String, Option<String>),
     /// From TERM to KILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
     /// Files to give to the container's user first, below the first of them (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
-    pub hand_over: Option<HandOver>,
+    pub chown: Option<ChownDirs>,
 }
 
 /// Files that are given to the container's user.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HandOver {
+pub struct ChownDirs {
     /// The directory that nothing is to be reached outside of.
     pub root: PathBuf,
     /// Directories below it.
@@ -89,47 +89,49 @@ pub struct HandOver {
 }
 
 /// Runs the script; success is the script's. Errors: its failure, with its exit status, or why it did not run.
-pub fn run(plan: &Plan) -> Result<(), JobError> {
+pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     let signals = term_signals().map_err(|error| JobError::system(format!("signals cannot be handled: {error}")))?;
-    let engine = Engine::at(&plan.container.engine).map_err(away)?;
-    reach(&engine).map_err(away)?;
+    let engine = Engine::at(&plan.container.engine).map_err(engine_error)?;
+    wait_for_engine(&engine).map_err(engine_error)?;
     let (name, attempts) = (&plan.container.name, plan.attempts);
-    let mut renew = plan.renew;
+    let mut renew = plan.recreate_container;
     for attempt in 2..=attempts {
         match run_once(plan, renew, &engine, &signals) {
-            Err(Failure::Vanished) => Printer.warning(&format!(
+            Err(Failure::Vanished) => StdoutConsole.warning(&format!(
                 "the job's container {name} is gone; the script is run again in a new one (attempt {attempt} of \
                  {attempts})"
             )),
-            outcome => return outcome.map_err(|failure| failure.of(name)),
+            outcome => return outcome.map_err(|failure| failure.into_job_error(name)),
         }
         renew = true;
     }
-    run_once(plan, renew, &engine, &signals).map_err(|failure| failure.of(name))
+    run_once(plan, renew, &engine, &signals).map_err(|failure| failure.into_job_error(name))
 }
 
 /// Waits for an engine that is being started again. Errors: it stays away, or it hangs.
-fn reach(engine: &Engine) -> Result<(), Error> {
+fn wait_for_engine(engine: &Engine) -> Result<(), Error> {
     let until = Instant::now() + RETURN_TIMEOUT;
     loop {
         match engine.ping(PING_TIMEOUT) {
-            Err(error) if error.is_away() && Instant::now() < until => std::thread::sleep(Duration::from_millis(500)),
+            Err(error) if error.is_unreachable() && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(500))
+            }
             outcome => return outcome,
         }
     }
 }
 
-fn run_once(plan: &Plan, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), Failure> {
+fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), Failure> {
     let container = &plan.container;
     if renew {
-        container.remove(engine).map_err(away)?;
-        container.make(engine)?;
+        container.remove(engine).map_err(engine_error)?;
+        container.create(engine)?;
     }
     let attached = engine.attach(&container.name).map_err(Failure::of_engine)?;
-    with_room(|| engine.start_container(&container.name)).map_err(|error| not_started(&error, container))?;
-    let mut step = Step::new(plan, engine, attached, signals);
-    let end = step.converse();
-    step.judge(end)
+    retry_when_disk_full(|| engine.start_container(&container.name)).map_err(|error| start_error(&error, container))?;
+    let mut step = ScriptRun::new(plan, engine, attached, signals);
+    let end = step.relay_output();
+    step.result(end)
 }
 
 /// Why a script did not come to a good end.
@@ -142,10 +144,10 @@ enum Failure {
 
 impl Failure {
     fn of_engine(error: Error) -> Self {
-        if error.is_missing() { Self::Vanished } else { Self::Job(away(error)) }
+        if error.is_missing() { Self::Vanished } else { Self::Job(engine_error(error)) }
     }
 
-    fn of(self, name: &str) -> JobError {
+    fn into_job_error(self, name: &str) -> JobError {
         match self {
             Self::Job(error) => error,
             Self::Vanished => JobError::system(format!(
@@ -180,74 +182,74 @@ enum Phase {
 
 /// What is done to end a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopping {
+enum StopPhase {
     No,
-    Asked { insist: Instant },
-    Insisted { give_up: Instant },
+    TermSent { insist: Instant },
+    KillSent { give_up: Instant },
 }
 
-struct Step<'a> {
-    plan: &'a Plan,
+struct ScriptRun<'a> {
+    plan: &'a ContainerScript,
     engine: &'a Engine,
     attached: Attached,
     signals: &'a SignalFd,
-    frames: Frames,
-    marker: Marker,
+    frames: FrameReader,
+    marker: MarkerFilter,
     phase: Phase,
-    stopping: Stopping,
+    stopping: StopPhase,
     /// Questions in a row to which the engine gave no answer.
-    unanswered: u32,
+    failed_pings: u32,
     /// The last of them, when it was given up.
-    hung: Option<Error>,
+    engine_failure: Option<Error>,
     began: SystemTime,
 }
 
-impl<'a> Step<'a> {
-    fn new(plan: &'a Plan, engine: &'a Engine, mut attached: Attached, signals: &'a SignalFd) -> Self {
-        attached.feed(prologue(&plan.mark).as_bytes());
+impl<'a> ScriptRun<'a> {
+    fn new(plan: &'a ContainerScript, engine: &'a Engine, mut attached: Attached, signals: &'a SignalFd) -> Self {
+        attached.write(prologue(&plan.start_marker).as_bytes());
         Self {
             plan,
             engine,
             attached,
             signals,
-            frames: Frames::default(),
-            marker: Marker::new(&plan.mark),
+            frames: FrameReader::default(),
+            marker: MarkerFilter::new(&plan.start_marker),
             phase: Phase::Entrypoint,
-            stopping: Stopping::No,
-            unanswered: 0,
-            hung: None,
+            stopping: StopPhase::No,
+            failed_pings: 0,
+            engine_failure: None,
             began: SystemTime::now(),
         }
     }
 
     /// Until the container says nothing more. Errors: the connection broke, or the engine is past help.
-    fn converse(&mut self) -> io::Result<()> {
-        let mut block = vec![0; BLOCK];
+    fn relay_output(&mut self) -> io::Result<()> {
+        let mut block = vec![0; READ_SIZE];
         loop {
-            let wake = (self.stopping == Stopping::No).then(|| self.signals.as_fd());
-            match self.attached.hear(&mut block, wake, Some(self.timeout()))? {
-                Heard::Bytes(length) => self.take(&block[..length])?,
-                Heard::End => return Ok(()),
-                Heard::Woken => self.ask_to_end(),
-                Heard::Silence if self.stopping == Stopping::No => self.look_after_engine()?,
-                Heard::Silence => {}
+            let wake = (self.stopping == StopPhase::No).then(|| self.signals.as_fd());
+            match self.attached.read(&mut block, wake, Some(self.read_timeout()))? {
+                ReadEvent::Bytes(length) => self.handle_output(&block[..length])?,
+                ReadEvent::End => return Ok(()),
+                ReadEvent::Woken => self.send_term(),
+                ReadEvent::TimedOut if self.stopping == StopPhase::No => self.ping_engine()?,
+                ReadEvent::TimedOut => {}
             }
-            self.insist()?;
+            self.enforce_stop()?;
         }
     }
 
-    fn timeout(&self) -> Duration {
+    fn read_timeout(&self) -> Duration {
         match self.stopping {
-            Stopping::No if self.unanswered == 0 => SILENCE,
-            Stopping::No => BETWEEN_PINGS,
-            Stopping::Asked { insist: at } | Stopping::Insisted { give_up: at } => {
+            StopPhase::No if self.failed_pings == 0 => PING_AFTER_SILENCE,
+            StopPhase::No => PING_INTERVAL,
+            StopPhase::TermSent { insist: at } | StopPhase::KillSent { give_up: at } => {
                 at.saturating_duration_since(Instant::now())
             }
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.unanswered = 0;
+    fn handle_output(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.failed_pings = 0;
         let (marker, mut out, mut error) = (&mut self.marker, Vec::new(), Vec::new());
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let mut written = Ok(());
@@ -255,7 +257,7 @@ impl<'a> Step<'a> {
             let outcome = match output {
                 Output::Out => {
                     out.clear();
-                    marker.pass(text, &mut out);
+                    marker.filter(text, &mut out);
                     stdout.lock().write_all(&out).and_then(|()| stdout.lock().flush())
                 }
                 Output::Error => {
@@ -273,36 +275,36 @@ impl<'a> Step<'a> {
             && let Some(told) = self.marker.found()
         {
             self.phase = Phase::Script;
-            self.hand_over(&told);
-            self.attached.feed_last(script(self.plan).as_bytes());
+            self.chown_directories(&told);
+            self.attached.write_last(script(self.plan).as_bytes());
         }
         Ok(())
     }
 
     /// Gives the job's files to the user that the container runs as.
-    fn hand_over(&self, told: &str) {
+    fn chown_directories(&self, told: &str) {
         let mut numbers = told.split_ascii_whitespace().map(|text| text.parse::<u32>().ok());
         let (Some(Some(user)), Some(Some(group))) = (numbers.next(), numbers.next()) else { return };
         if user == 0 {
             return;
         }
-        let Some(hand_over) = &self.plan.hand_over else { return };
-        for path in &hand_over.directories {
-            if let Err(error) = ground::give(&hand_over.root, path, user, group) {
+        let Some(chown) = &self.plan.chown else { return };
+        for path in &chown.directories {
+            if let Err(error) = safe_dirs::change_owner(&chown.root, path, user, group) {
                 eprintln!("WARNING: not all files in {} are given to {user}:{group}: {error}", path.display());
             }
         }
     }
 
     /// An engine that hangs would keep the job until its time is over.
-    fn look_after_engine(&mut self) -> io::Result<()> {
+    fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
             // One that answers with an error answers.
-            Ok(()) | Err(Error::Answer { .. }) => self.unanswered = 0,
+            Ok(()) | Err(Error::Answer { .. }) => self.failed_pings = 0,
             Err(error) => {
-                self.unanswered += 1;
-                if self.unanswered >= PINGS {
-                    self.hung = Some(error);
+                self.failed_pings += 1;
+                if self.failed_pings >= PINGS_MAX {
+                    self.engine_failure = Some(error);
                     return Err(io::ErrorKind::TimedOut.into());
                 }
             }
@@ -311,15 +313,15 @@ impl<'a> Step<'a> {
     }
 
     /// TERM to every process in the container.
-    fn ask_to_end(&mut self) {
+    fn send_term(&mut self) {
         let _ = self.signals.read_signal();
-        self.stopping = Stopping::Asked { insist: Instant::now() + self.plan.grace };
+        self.stopping = StopPhase::TermSent { insist: Instant::now() + self.plan.grace };
         let (container, name) = (&self.plan.container, &self.plan.container.name);
         // The first process alone hears what the engine sends; -1 are all the others, unless they are those of the machine.
         if container.has_own_processes && !container.native_stop {
             for user in ["0", ""] {
                 let asked = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
-                if asked.is_err_and(|error| error.is_away()) {
+                if asked.is_err_and(|error| error.is_unreachable()) {
                     return;
                 }
             }
@@ -328,15 +330,15 @@ impl<'a> Step<'a> {
     }
 
     /// KILL, once the grace is over; and what if that does not help.
-    fn insist(&mut self) -> io::Result<()> {
+    fn enforce_stop(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.stopping {
-            Stopping::Asked { insist } if now >= insist => {
-                self.stopping = Stopping::Insisted { give_up: now + KILL_TIMEOUT };
+            StopPhase::TermSent { insist } if now >= insist => {
+                self.stopping = StopPhase::KillSent { give_up: now + KILL_TIMEOUT };
                 let _ = self.engine.kill_container(&self.plan.container.name, "KILL");
                 Ok(())
             }
-            Stopping::Insisted { give_up } if now >= give_up => {
+            StopPhase::KillSent { give_up } if now >= give_up => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not end the container"))
             }
             _ => Ok(()),
@@ -344,8 +346,8 @@ impl<'a> Step<'a> {
     }
 
     /// What the end of the output means.
-    fn judge(&mut self, end: io::Result<()>) -> Result<(), Failure> {
-        if let Some(error) = self.hung.take() {
+    fn result(&mut self, end: io::Result<()>) -> Result<(), Failure> {
+        if let Some(error) = self.engine_failure.take() {
             return Err(JobError::system(format!(
                 "{error}; how the script came out is not known, so run the job again"
             ))
@@ -354,11 +356,11 @@ impl<'a> Step<'a> {
         let name = &self.plan.container.name;
         let (state, was_away) = match self.wait_for_end() {
             Ok(known) => known,
-            Err(error) if self.stopping == Stopping::No => return Err(Failure::of_engine(error)),
+            Err(error) if self.stopping == StopPhase::No => return Err(Failure::of_engine(error)),
             // A script that is to end is not run again.
-            Err(error) => return Err(Failure::Job(away(error))),
+            Err(error) => return Err(Failure::Job(engine_error(error))),
         };
-        if state.is_being_removed() && self.stopping == Stopping::No {
+        if state.is_being_removed() && self.stopping == StopPhase::No {
             return Err(Failure::Vanished);
         }
         if state.running {
@@ -370,14 +372,14 @@ impl<'a> Step<'a> {
             ))
             .into());
         }
-        if self.stopping == Stopping::No && (end.is_err() || was_away || self.was_stopped_by_others(&state)) {
+        if self.stopping == StopPhase::No && (end.is_err() || was_away || self.was_stopped_by_others(&state)) {
             return Err(JobError::system(
                 "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
                  stopped or removed the container; run the job again",
             )
             .into());
         }
-        Ok(self.of_exit(&state)?)
+        Ok(self.exit_result(&state)?)
     }
 
     /// Whether a signal ended it that neither we nor its own processes sent.
@@ -396,8 +398,8 @@ impl<'a> Step<'a> {
             // The streams end shortly before the container does.
             let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
             match self.engine.container(name) {
-                Ok(container) => return Ok((self.with_word_of_memory(container.state), was_away)),
-                Err(error) if error.is_away() && Instant::now() < until => {
+                Ok(container) => return Ok((self.wait_for_oom_event(container.state), was_away)),
+                Err(error) if error.is_unreachable() && Instant::now() < until => {
                     was_away = true;
                     std::thread::sleep(Duration::from_millis(500));
                 }
@@ -408,10 +410,15 @@ impl<'a> Step<'a> {
 
     /// The engine hears from the kernel that memory ran out by another way than of the end, and may hear it later: whoever
     /// was killed below a limit is looked at again for a moment.
-    fn with_word_of_memory(&self, mut state: ContainerState) -> ContainerState {
+    fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
         let until = Instant::now() + OOM_EVENT_TIMEOUT;
-        let may_be = self.stopping == Stopping::No && self.plan.container.memory_limit() > 0;
-        while may_be && state.exit_code == KILLED && !state.oom_killed && !state.running && Instant::now() < until {
+        let may_be = self.stopping == StopPhase::No && self.plan.container.memory_limit() > 0;
+        while may_be
+            && state.exit_code == EXIT_CODE_KILLED
+            && !state.oom_killed
+            && !state.running
+            && Instant::now() < until
+        {
             std::thread::sleep(Duration::from_millis(50));
             match self.engine.container(&self.plan.container.name) {
                 Ok(container) => state = container.state,
@@ -421,7 +428,7 @@ impl<'a> Step<'a> {
         state
     }
 
-    fn of_exit(&self, state: &ContainerState) -> Result<(), JobError> {
+    fn exit_result(&self, state: &ContainerState) -> Result<(), JobError> {
         let code = i32::try_from(state.exit_code).unwrap_or(-1);
         let failed =
             |why: String| Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message: why });
@@ -438,7 +445,7 @@ impl<'a> Step<'a> {
         match (self.phase, code) {
             (Phase::Script, 0) => Ok(()),
             (Phase::Script, code) => failed(format!("exit code {code}")),
-            (Phase::Entrypoint, code) if self.stopping == Stopping::No => failed(format!(
+            (Phase::Entrypoint, code) if self.stopping == StopPhase::No => failed(format!(
                 "exit code {code}: the container ended before the script began; the entrypoint of image {} must run the \
                  command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
                 self.plan.container.image
@@ -449,13 +456,13 @@ impl<'a> Step<'a> {
 }
 
 /// Says that the shell is there, and whom it runs as, before the script is handed to it.
-fn prologue(mark: &str) -> String {
-    format!("printf '\\036%s %s\\036\\n' {mark} \"$(id -u 2>/dev/null) $(id -g 2>/dev/null)\"\n")
+fn prologue(marker: &str) -> String {
+    format!("printf '\\036%s %s\\036\\n' {marker} \"$(id -u 2>/dev/null) $(id -g 2>/dev/null)\"\n")
 }
 
-fn script(plan: &Plan) -> String {
+fn script(plan: &ContainerScript) -> String {
     use crate::executor::shell::quote;
-    let (output, error) = (quote(&plan.doors.0), plan.doors.1.as_deref().map(quote));
+    let (output, error) = (quote(&plan.output_fifos.0), plan.output_fifos.1.as_deref().map(quote));
     let (opened, error) = match error {
         Some(error) => (format!("[ -p {output} ] && [ -w {output} ] && [ -p {error} ] && [ -w {error} ]"), error),
         None => (format!("[ -p {output} ] && [ -w {output} ]"), "&1".to_owned()),
@@ -466,7 +473,7 @@ fn script(plan: &Plan) -> String {
 }
 
 /// Finds the mark in what comes, wherever it is cut, and takes it out.
-struct Marker {
+struct MarkerFilter {
     begin: Vec<u8>,
     held: Vec<u8>,
     found: Option<String>,
@@ -474,9 +481,9 @@ struct Marker {
     over: bool,
 }
 
-impl Marker {
-    fn new(mark: &str) -> Self {
-        Self { begin: format!("\x1e{mark} ").into_bytes(), held: Vec::new(), found: None, over: false }
+impl MarkerFilter {
+    fn new(marker: &str) -> Self {
+        Self { begin: format!("\x1e{marker} ").into_bytes(), held: Vec::new(), found: None, over: false }
     }
 
     fn found(&self) -> Option<String> {
@@ -484,7 +491,7 @@ impl Marker {
     }
 
     /// Hands on what cannot be part of the mark.
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    fn filter(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.over {
             out.extend_from_slice(bytes);
             return;
@@ -512,12 +519,12 @@ impl Marker {
     }
 }
 
-fn away(error: Error) -> JobError {
+fn engine_error(error: Error) -> JobError {
     JobError::system(error.to_string())
 }
 
 /// Whose fault it is that a container cannot be started: an image without a shell is the job's.
-fn not_started(error: &Error, container: &Prepared) -> JobError {
+fn start_error(error: &Error, container: &PreparedContainer) -> JobError {
     let text = error.to_string();
     if text.contains("executable file not found") || text.contains("no such file or directory") {
         return JobError::new(
@@ -541,9 +548,9 @@ mod tests {
     fn the_mark_is_found_wherever_it_is_cut_and_never_shown() {
         let text = b"banner \x1e of\x1emark-2 nothing\n\x1emark-1 1000 50\x1e\nfirst\x1emark-1 again\n";
         for cut in 0..text.len() {
-            let (mut marker, mut out) = (Marker::new("mark-1"), Vec::new());
-            marker.pass(&text[..cut], &mut out);
-            marker.pass(&text[cut..], &mut out);
+            let (mut marker, mut out) = (MarkerFilter::new("mark-1"), Vec::new());
+            marker.filter(&text[..cut], &mut out);
+            marker.filter(&text[cut..], &mut out);
             assert_eq!(marker.found().as_deref(), Some("1000 50"));
             assert_eq!(out, b"banner \x1e of\x1emark-2 nothing\nfirst\x1emark-1 again\n", "{cut}");
         }

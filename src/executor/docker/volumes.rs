@@ -10,7 +10,7 @@ use crate::config::docker::Docker;
 use crate::failure::JobError;
 
 /// What volumes follow from.
-pub struct Facts<'a> {
+pub struct VolumeSettings<'a> {
     /// What is configured.
     pub docker: &'a Docker,
     /// The job's directories, as its containers see them: where builds are, and the project's.
@@ -37,19 +37,19 @@ pub struct Volumes {
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
     /// To be made before.
-    pub made: Vec<CreateVolume>,
+    pub to_create: Vec<CreateVolume>,
     /// Names of those that go with the job.
     pub temporary: Vec<String>,
 }
 
 /// `[source:]destination[:mode]`, taken apart.
-struct Spec<'a> {
+struct VolumeSpec<'a> {
     source: Option<&'a str>,
     destination: &'a str,
     mode: Option<&'a str>,
 }
 
-impl<'a> Spec<'a> {
+impl<'a> VolumeSpec<'a> {
     fn parse(text: &'a str) -> Self {
         let parts: Vec<&str> = text.splitn(3, ':').collect();
         match parts[..] {
@@ -71,31 +71,31 @@ fn is_mode(text: &str) -> bool {
 }
 
 /// The volumes of a job. Errors: a place that is none, or that is given twice.
-pub fn of_job(facts: &Facts<'_>) -> Result<Volumes, JobError> {
+pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
     let mut volumes = Volumes::default();
     let mut taken = BTreeSet::new();
     let mut covered = false;
-    for text in &facts.docker.volumes {
-        let spec = Spec::parse(text);
-        let destination = destination(facts, spec.destination)?;
+    for text in &settings.docker.volumes {
+        let spec = VolumeSpec::parse(text);
+        let destination = destination(settings, spec.destination)?;
         if !taken.insert(destination.clone()) {
             return Err(JobError::configuration(format!(
                 "`volumes` below [runners.docker] has {} twice",
                 destination.display()
             )));
         }
-        covered |= destination == facts.builds;
+        covered |= destination == settings.builds;
         let mode = spec.mode.map(|mode| format!(":{mode}")).unwrap_or_default();
         let source = match spec.source {
             Some(source) => source.to_owned(),
             // The machine's own directory of builds, whatever the volume for it would be.
-            None if destination == facts.builds => facts.host_builds.display().to_string(),
-            None => cache(facts, &destination, &mut volumes),
+            None if destination == settings.builds => settings.host_builds.display().to_string(),
+            None => cache(settings, &destination, &mut volumes),
         };
         volumes.binds.push(format!("{source}:{}{mode}", destination.display()));
     }
     if !covered {
-        volumes.binds.insert(0, format!("{}:{}", facts.host_builds.display(), facts.builds.display()));
+        volumes.binds.insert(0, format!("{}:{}", settings.host_builds.display(), settings.builds.display()));
     }
     Ok(volumes)
 }
@@ -103,15 +103,15 @@ pub fn of_job(facts: &Facts<'_>) -> Result<Volumes, JobError> {
 /// The directory of the machine that is configured for builds, if there is one: `src:dest` with the builds directory for
 /// `dest`.
 pub fn configured_builds(docker: &Docker, builds: &Path) -> Option<PathBuf> {
-    let of = docker.volumes.iter().map(|text| Spec::parse(text));
+    let of = docker.volumes.iter().map(|text| VolumeSpec::parse(text));
     let found = of.filter(|spec| Path::new(spec.destination) == builds).find_map(|spec| spec.source);
     found.filter(|source| source.starts_with('/')).map(PathBuf::from)
 }
 
-fn destination(facts: &Facts<'_>, text: &str) -> Result<PathBuf, JobError> {
-    let expanded = (facts.expand)(text);
+fn destination(settings: &VolumeSettings<'_>, text: &str) -> Result<PathBuf, JobError> {
+    let expanded = (settings.expand)(text);
     // A join with an absolute path is that path.
-    let path = facts.project.join(&expanded);
+    let path = settings.project.join(&expanded);
     let mut plain = PathBuf::from("/");
     for part in path.components() {
         match part {
@@ -133,20 +133,20 @@ fn absolute(directory: &str) -> PathBuf {
 }
 
 /// What later jobs of the same project find again at this place, unless that is not wanted.
-fn cache(facts: &Facts<'_>, destination: &Path, volumes: &mut Volumes) -> String {
+fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volumes) -> String {
     let place = &digest(&destination.display().to_string())[..32];
-    let owner = format!("runner-{}", &digest(&facts.owner)[..32]);
-    let protected = if facts.protected { "-protected" } else { "" };
-    let temporary = facts.docker.disable_cache;
-    if !facts.docker.cache_dir.is_empty() && !temporary {
-        let directory = absolute(&facts.docker.cache_dir);
+    let owner = format!("runner-{}", &digest(&settings.owner)[..32]);
+    let protected = if settings.protected { "-protected" } else { "" };
+    let temporary = settings.docker.disable_cache;
+    if !settings.docker.cache_dir.is_empty() && !temporary {
+        let directory = absolute(&settings.docker.cache_dir);
         return directory.join(owner).join(format!("{place}{protected}")).display().to_string();
     }
     let name = match temporary {
-        true => format!("{}-cache-{place}", facts.prefix),
+        true => format!("{}-cache-{place}", settings.prefix),
         false => format!("{owner}-cache-{place}{protected}"),
     };
-    let mut labels = facts.labels.clone();
+    let mut labels = settings.labels.clone();
     if temporary {
         volumes.temporary.push(name.clone());
         labels.insert(super::names::LIFETIME.to_owned(), "true".to_owned());
@@ -155,11 +155,11 @@ fn cache(facts: &Facts<'_>, destination: &Path, volumes: &mut Volumes) -> String
         labels.retain(|key, _| !key.starts_with("io.mayfly."));
     }
     labels.insert("com.gitlab.gitlab-runner.destination".to_owned(), destination.display().to_string());
-    labels.insert("com.gitlab.gitlab-runner.protected".to_owned(), facts.protected.to_string());
-    volumes.made.push(CreateVolume {
+    labels.insert("com.gitlab.gitlab-runner.protected".to_owned(), settings.protected.to_string());
+    volumes.to_create.push(CreateVolume {
         name: name.clone(),
-        driver: facts.docker.volume_driver.clone(),
-        driver_opts: facts.docker.volume_driver_ops.clone(),
+        driver: settings.docker.volume_driver.clone(),
+        driver_opts: settings.docker.volume_driver_ops.clone(),
         labels,
     });
     name
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn of(docker: &Docker, protected: bool) -> Result<Volumes, JobError> {
-        of_job(&Facts {
+        of_job(&VolumeSettings {
             docker,
             builds: Path::new("/builds"),
             project: Path::new("/builds/a/b"),
@@ -191,19 +191,19 @@ mod tests {
     fn a_directory_of_the_machine_is_bound_as_it_is_written() {
         let volumes = of(&with(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]), false).expect("volumes");
         assert_eq!(volumes.binds, ["/var/builds/1:/builds", "/srv/data:/data:ro", "named:/named", "/x:/where:rw,z"]);
-        assert!(volumes.made.is_empty());
+        assert!(volumes.to_create.is_empty());
     }
 
     #[test]
     fn a_cache_is_found_again_by_the_same_project_and_by_no_unprotected_job() {
         let docker = with(&["/cache", "relative"]);
         let volumes = of(&docker, false).expect("volumes");
-        assert_eq!(volumes.made.len(), 2);
+        assert_eq!(volumes.to_create.len(), 2);
         assert!(volumes.binds[1].starts_with("runner-") && volumes.binds[1].ends_with(":/cache"));
         assert!(volumes.binds[2].ends_with(":/builds/a/b/relative"));
         assert!(volumes.temporary.is_empty());
         assert_eq!(of(&docker, false).expect("volumes"), volumes);
-        assert!(of(&docker, true).expect("volumes").made[0].name.ends_with("-protected"));
+        assert!(of(&docker, true).expect("volumes").to_create[0].name.ends_with("-protected"));
         let directory = Docker { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
         assert!(of(&directory, false).expect("volumes").binds[1].starts_with("/srv/caches/runner-"));
         let relative = Docker { cache_dir: "caches".to_owned(), ..docker.clone() };

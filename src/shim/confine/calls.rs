@@ -162,7 +162,7 @@ const ALLOWED: &[i64] = &[
 
 /// Older forms of the same that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[i64] = &[
+const ALLOWED_ON_ARCH: &[i64] = &[
     libc::SYS_access,
     libc::SYS_alarm,
     libc::SYS_arch_prctl,
@@ -251,7 +251,7 @@ pub fn restrict() -> Result<(), String> {
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     let any = |call: &i64| (*call, Vec::new());
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().chain(ALLOWED_HERE).map(any).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().chain(ALLOWED_ON_ARCH).map(any).collect();
     rules.insert(libc::SYS_clone, vec![rule(0, Compare::MaskedEq(NAMESPACES as u64), 0)?]);
     rules.insert(libc::SYS_socket, one_of(0, FAMILIES.map(|family| family as u64))?);
     rules.insert(libc::SYS_socketpair, one_of(0, [libc::AF_UNIX as u64])?);
@@ -314,7 +314,7 @@ mod tests {
             libc::SYS_capset,
             libc::SYS_seccomp,
         ] {
-            assert!(!ALLOWED.contains(&call) && !ALLOWED_HERE.contains(&call), "{call}");
+            assert!(!ALLOWED.contains(&call) && !ALLOWED_ON_ARCH.contains(&call), "{call}");
         }
     }
 }

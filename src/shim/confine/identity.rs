@@ -21,14 +21,15 @@ use crate::sys;
 pub const DEFAULT_UID: u32 = 1_900_000_000;
 
 /// The kernel has no user of this number.
-const NOBODY_EVER: u32 = u32::MAX;
+const UNMAPPED_UID: u32 = u32::MAX;
 
 /// What it takes to read, write and give away the files of others.
-const OF_FILES: [Capability; 3] = [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
+const FILE_CAPABILITIES: [Capability; 3] =
+    [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
 /// What becomes of the capabilities for files.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Rights {
+pub enum FileCapabilities {
     /// This process has them, and no program that it starts.
     Kept,
     /// Those programs have them, too.
@@ -37,12 +38,12 @@ pub enum Rights {
 
 /// A user namespace for mounts in which root and `uid` are swapped. Errors: also where not all users are mapped to the
 /// agent itself.
-pub fn owners(uid: u32) -> io::Result<OwnedFd> {
+pub fn owner_mapping(uid: u32) -> io::Result<OwnedFd> {
     let Some(keeper) = sys::fork_into_user_namespace()? else {
         nix::unistd::pause();
         sys::exit_now(0)
     };
-    let map = swapped(uid);
+    let map = swap_root_with(uid);
     let write = |name: &str| fs::write(format!("/proc/{keeper}/{name}"), &map);
     let opened =
         write("uid_map").and_then(|()| write("gid_map")).and_then(|()| File::open(format!("/proc/{keeper}/ns/user")));
@@ -52,15 +53,15 @@ pub fn owners(uid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Lines of `uid_map`: number on the disk, number behind the walls, how many.
-fn swapped(uid: u32) -> String {
+fn swap_root_with(uid: u32) -> String {
     let rest = uid + 1;
-    format!("0 {uid} 1\n1 1 {}\n{uid} 0 1\n{rest} {rest} {}\n", uid - 1, NOBODY_EVER - rest)
+    format!("0 {uid} 1\n1 1 {}\n{uid} 0 1\n{rest} {rest} {}\n", uid - 1, UNMAPPED_UID - rest)
 }
 
 /// Becomes the confined user (`None`: stays root) and gives up all capabilities for good, or all but those for files.
-pub fn become_confined(uid: Option<u32>, rights: Option<Rights>) -> io::Result<()> {
-    let kept: CapsHashSet = OF_FILES.into_iter().filter(|_| rights.is_some()).collect();
-    let passed_on = if rights == Some(Rights::PassedOn) { kept.clone() } else { HashSet::new() };
+pub fn become_confined(uid: Option<u32>, rights: Option<FileCapabilities>) -> io::Result<()> {
+    let kept: CapsHashSet = FILE_CAPABILITIES.into_iter().filter(|_| rights.is_some()).collect();
+    let passed_on = if rights == Some(FileCapabilities::PassedOn) { kept.clone() } else { HashSet::new() };
     // A program of root's has what this set holds, whatever it was given.
     for capability in caps::runtime::thread_all_supported().difference(&passed_on) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(io::Error::other)?;
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn everybody_is_somebody_and_only_two_are_swapped() {
-        let lines: Vec<Vec<u64>> = swapped(DEFAULT_UID)
+        let lines: Vec<Vec<u64>> = swap_root_with(DEFAULT_UID)
             .lines()
             .map(|line| line.split(' ').map(|number| number.parse().expect("a number")).collect())
             .collect();

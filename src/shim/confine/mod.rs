@@ -20,13 +20,13 @@ use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Pid, Uid};
 
-use super::spec::Walls;
+use super::spec::Sandbox;
 
 pub use identity::DEFAULT_UID;
-use identity::Rights;
+use identity::FileCapabilities;
 
 /// What the shim makes before it forks.
-pub struct Prepared {
+pub struct PreparedSandbox {
     /// Gives the files of root to the confined user; `None` where the kernel cannot.
     owners: Option<OwnedFd>,
     /// The network namespace of the work.
@@ -37,48 +37,49 @@ pub struct Prepared {
 
 /// Which walls a machine lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Weaker(pub Vec<String>);
+pub struct MissingProtections(pub Vec<String>);
 
 /// Called by the shim before it forks: its child is then the first process of a process namespace, and whatever that
 /// starts ends with it. `None` without root: then the work has what the agent's user has. Errors: as root, what is
 /// missing.
-pub fn prepare(walls: &Walls) -> Result<Option<Prepared>, String> {
+pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
     if !Uid::effective().is_root() {
         return Ok(None);
     }
-    let owners = identity::owners(walls.uid).ok();
-    let (network, relay) = network::apart(walls)?;
+    let owners = identity::owner_mapping(sandbox.uid).ok();
+    let (network, relay) = network::isolate(sandbox)?;
     unshare(CloneFlags::CLONE_NEWPID).map_err(|error| refused("a process namespace", error.into()))?;
-    Ok(Some(Prepared { owners, network, relay }))
+    Ok(Some(PreparedSandbox { owners, network, relay }))
 }
 
 /// Builds the walls around this process; returns those that are missing. Errors: what could not be built.
-pub fn confine(walls: &Walls, prepared: Option<&Prepared>) -> Result<Weaker, String> {
-    let mut weaker = Weaker::default();
+pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<MissingProtections, String> {
+    let mut missing = MissingProtections::default();
     if let Some(prepared) = prepared {
         setns(prepared.network.as_fd(), CloneFlags::CLONE_NEWNET)
             .map_err(|error| refused("the network namespace", error.into()))?;
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
             .map_err(|error| refused("namespaces for mounts, IPC and the host name", error.into()))?;
-        let built = root::build(walls, prepared.owners.as_ref()).map_err(|error| refused("a root directory", error))?;
+        let built =
+            root::build(sandbox, prepared.owners.as_ref()).map_err(|error| refused("a root directory", error))?;
         if !built.has_process_table {
-            weaker.0.push("no /proc: the kernel cannot mount it with subset=pid (Linux 5.8)".to_owned());
+            missing.0.push("no /proc: the kernel cannot mount it with subset=pid (Linux 5.8)".to_owned());
         }
-        let uid = built.owners_are_mapped.then_some(walls.uid);
+        let uid = built.owners_are_mapped.then_some(sandbox.uid);
         if uid.is_none() {
             let why = "uid 0 without its rights instead of a user of its own: the kernel (Linux 5.12) or the file \
                        system of the builds cannot map owners";
-            weaker.0.push(why.to_owned());
+            missing.0.push(why.to_owned());
         }
-        let rights = if walls.programs_keep_rights { Rights::PassedOn } else { Rights::Kept };
+        let rights = if sandbox.ambient_capabilities { FileCapabilities::PassedOn } else { FileCapabilities::Kept };
         identity::become_confined(uid, Some(rights)).map_err(|error| refused("capabilities", error))?;
     }
     set_no_new_privs().map_err(|error| refused("no_new_privs", error.into()))?;
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Err(why) = calls::restrict() {
-        weaker.0.push(format!("no filter for system calls: {why}"));
+        missing.0.push(format!("no filter for system calls: {why}"));
     }
-    Ok(weaker)
+    Ok(missing)
 }
 
 fn refused(what: &str, error: io::Error) -> String {

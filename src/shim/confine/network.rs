@@ -10,19 +10,19 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 
 use super::{refused, relay};
-use crate::shim::spec::Walls;
+use crate::shim::spec::Sandbox;
 use crate::sys;
 
 /// The namespace for work behind these walls, and the process that leads out of it. Errors: what the machine refuses.
-pub fn apart(walls: &Walls) -> Result<(OwnedFd, Option<Pid>), String> {
+pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
     let ours = current().map_err(|error| refused("a network namespace", error))?;
-    let made = make(walls.network.is_some());
+    let made = create_namespace(sandbox.network.is_some());
     // Whatever became of it, the shim itself stays where it was.
     setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
     let (namespace, listener) = made.map_err(|error| refused("a network namespace", error))?;
-    let relay = match walls.network.as_ref().zip(listener) {
+    let relay = match sandbox.network.as_ref().zip(listener) {
         Some((network, listener)) => {
-            let relay = relay::start(listener, network, walls);
+            let relay = relay::start(listener, network, sandbox);
             Some(relay.map_err(|error| refused("the way to servers", error))?)
         }
         None => None,
@@ -30,7 +30,7 @@ pub fn apart(walls: &Walls) -> Result<(OwnedFd, Option<Pid>), String> {
     Ok((namespace, relay))
 }
 
-fn make(has_way_out: bool) -> io::Result<(OwnedFd, Option<TcpListener>)> {
+fn create_namespace(has_way_out: bool) -> io::Result<(OwnedFd, Option<TcpListener>)> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let namespace = current()?;
     if !has_way_out {

@@ -8,8 +8,8 @@ use std::process::{Command, ExitCode, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 
-use super::{Weaker, confine, prepare};
-use crate::shim::spec::{Limits, Network, Walls};
+use super::{MissingProtections, confine, prepare};
+use crate::shim::spec::{Limits, Network, Sandbox};
 use crate::sys;
 
 /// Asks the shim for a trial instead of a step.
@@ -17,7 +17,7 @@ pub const ARGUMENT: &str = "--try-confinement";
 
 /// Tries to confine a process that works in `directory` as `uid`, which must be nobody's. Errors: it cannot be confined,
 /// and container jobs would fail.
-pub fn examine(directory: &Path, uid: u32) -> Result<Weaker, String> {
+pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {
         return Err(format!(
@@ -31,7 +31,7 @@ pub fn examine(directory: &Path, uid: u32) -> Result<Weaker, String> {
     if !output.status.success() {
         return Err(text(&output.stderr));
     }
-    Ok(Weaker(text(&output.stdout).lines().map(str::to_owned).collect()))
+    Ok(MissingProtections(text(&output.stdout).lines().map(str::to_owned).collect()))
 }
 
 /// Whose number it is already.
@@ -57,16 +57,16 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let directory = arguments.next().unwrap_or_default();
     let uid = arguments.next().and_then(|uid| uid.to_str()?.parse().ok());
     let Some(uid) = uid.filter(|_| !directory.is_empty()) else { return ExitCode::from(2) };
-    let walls = Walls {
+    let sandbox = Sandbox {
         writable: vec![directory.into()],
         readable: Vec::new(),
-        open: false,
+        world_writable: false,
         uid,
         network: Some(Network::default()),
-        programs_keep_rights: false,
+        ambient_capabilities: false,
         limits: Limits::default(),
     };
-    match try_out(&walls) {
+    match probe_sandbox(&sandbox) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(why) => {
@@ -76,12 +76,12 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn try_out(walls: &Walls) -> Result<bool, String> {
-    let prepared = prepare(walls)?;
+fn probe_sandbox(sandbox: &Sandbox) -> Result<bool, String> {
+    let prepared = prepare(sandbox)?;
     let forked = sys::fork_single_threaded().map_err(|error| error.to_string())?;
     let Some(child) = forked else {
-        let code = match confine(walls, prepared.as_ref()) {
-            Ok(Weaker(missing)) => {
+        let code = match confine(sandbox, prepared.as_ref()) {
+            Ok(MissingProtections(missing)) => {
                 missing.iter().for_each(|wall| println!("{wall}"));
                 0
             }

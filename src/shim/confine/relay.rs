@@ -18,18 +18,18 @@ use nix::unistd::Pid;
 
 use super::{calls, identity};
 use crate::http::proxy;
-use crate::shim::spec::{Network, Walls};
+use crate::shim::spec::{Network, Sandbox};
 use crate::sys;
 
 /// Where it listens in the network namespace of the work.
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 
 /// Connections at a time.
-const CONNECTIONS_MOST: usize = 256;
+const CONNECTIONS_MAX: usize = 256;
 /// How long the other side may take to say where to, and a server to answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that are passed at a time.
-const BLOCK: usize = 64 * 1024;
+const COPY_SIZE: usize = 64 * 1024;
 /// Bytes of a proxy's answer.
 const ANSWER_MAX: usize = 8 * 1024;
 
@@ -39,12 +39,12 @@ const NOT_ALLOWED: u8 = 2;
 const UNREACHABLE: u8 = 4;
 
 /// Starts the process, which ends with its parent. Errors: none can be started.
-pub fn start(listener: TcpListener, network: &Network, walls: &Walls) -> io::Result<Pid> {
+pub fn start(listener: TcpListener, network: &Network, sandbox: &Sandbox) -> io::Result<Pid> {
     if let Some(pid) = sys::fork_single_threaded()? {
         return Ok(pid);
     }
     let _ = set_pdeathsig(Signal::SIGKILL);
-    let given_up = identity::become_confined(Some(walls.uid), None).is_ok() && set_no_new_privs().is_ok();
+    let given_up = identity::become_confined(Some(sandbox.uid), None).is_ok() && set_no_new_privs().is_ok();
     // The signal for the end of the parent does not outlive a change of the user.
     let _ = set_pdeathsig(Signal::SIGKILL);
     // A kernel without filters is named by the probe.
@@ -59,7 +59,7 @@ fn serve(listener: &TcpListener, network: Network) {
     let (network, count) = (Arc::new(network), Arc::new(AtomicUsize::new(0)));
     for stream in listener.incoming().flatten() {
         let (network, count) = (Arc::clone(&network), Arc::clone(&count));
-        if count.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MOST {
+        if count.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
             count.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
@@ -78,8 +78,8 @@ fn serve(listener: &TcpListener, network: Network) {
 fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
     client.set_read_timeout(Some(IDLE_TIMEOUT))?;
     client.set_nodelay(true)?;
-    let (host, port) = wanted(&mut client)?;
-    let server = match reach(&host, port, network) {
+    let (host, port) = read_request(&mut client)?;
+    let server = match connect_or_code(&host, port, network) {
         Ok(server) => server,
         Err(answer) => return client.write_all(&[5, answer, 0, 1, 0, 0, 0, 0, 0, 0]),
     };
@@ -87,15 +87,15 @@ fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
     client.set_read_timeout(None)?;
     server.set_read_timeout(None)?;
     let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
-    let up = thread::Builder::new().stack_size(256 * 1024).spawn(move || pass(from_client, to_server))?;
-    pass(server, client);
+    let up = thread::Builder::new().stack_size(256 * 1024).spawn(move || copy(from_client, to_server))?;
+    copy(server, client);
     let _ = up.join();
     Ok(())
 }
 
 /// Passes bytes until there are no more, and says so on the other side.
-fn pass(mut from: TcpStream, mut to: TcpStream) {
-    let mut block = vec![0; BLOCK];
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    let mut block = vec![0; COPY_SIZE];
     while let Ok(length @ 1..) = from.read(&mut block) {
         if to.write_all(&block[..length]).is_err() {
             let _ = from.shutdown(Shutdown::Read);
@@ -106,7 +106,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream) {
 }
 
 /// Reads where a client wants to go. Errors: it does not speak SOCKS 5, or asks for something other than a connection.
-fn wanted(client: &mut (impl Read + Write)) -> io::Result<(String, u16)> {
+fn read_request(client: &mut (impl Read + Write)) -> io::Result<(String, u16)> {
     let [version, methods] = read(client)?;
     if version != 5 {
         return Err(io::ErrorKind::InvalidData.into());
@@ -138,7 +138,7 @@ fn read<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 /// Opens a connection, through the proxy where the job has one for the host. Errors: the answer for the client.
-fn reach(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
+fn connect_or_code(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
     let scheme = if port == 80 { "http" } else { "https" };
     let variable = |name: &str| network.proxies.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let Some(upstream) = proxy::for_url(scheme, host, variable) else { return open(host, port, network) };
@@ -278,13 +278,13 @@ mod tests {
 
     #[test]
     fn a_request_is_read_and_nonsense_is_refused() {
-        struct Both<'a>(&'a [u8], Vec<u8>);
-        impl Read for Both<'_> {
+        struct FakeStream<'a>(&'a [u8], Vec<u8>);
+        impl Read for FakeStream<'_> {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
                 self.0.read(buffer)
             }
         }
-        impl Write for Both<'_> {
+        impl Write for FakeStream<'_> {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
                 self.1.write(bytes)
             }
@@ -292,7 +292,7 @@ mod tests {
                 Ok(())
             }
         }
-        let asked = |bytes: &[u8]| wanted(&mut Both(bytes, Vec::new())).ok();
+        let asked = |bytes: &[u8]| read_request(&mut FakeStream(bytes, Vec::new())).ok();
         assert_eq!(asked(b"\x05\x01\x00\x05\x01\x00\x03\x06GITLAB\x01\xbb"), Some(("gitlab".to_owned(), 443)));
         assert_eq!(
             asked(b"\x05\x02\x00\x02\x05\x01\x00\x01\x0a\x00\x00\x01\x00\x50"),

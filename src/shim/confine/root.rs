@@ -10,11 +10,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, pivot_root};
 
-use crate::shim::spec::Walls;
+use crate::shim::spec::Sandbox;
 use crate::sys::mounts;
 
 /// Where the new root grows: a directory that every machine has and that holds nobody's files.
-const SCAFFOLD: &str = "/proc";
+const STAGING_DIR: &str = "/proc";
 
 /// Programs and their libraries; a link stays one.
 const PROGRAMS: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -44,10 +44,10 @@ const SETTINGS: [&str; 19] = [
 
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-const NOTHING: Option<&str> = None;
+const NO_FS: Option<&str> = None;
 
 /// What the root came to be.
-pub struct Built {
+pub struct SandboxRoot {
     /// The files of root are the confined user's.
     pub owners_are_mapped: bool,
     /// `/proc` is there.
@@ -55,59 +55,59 @@ pub struct Built {
 }
 
 /// Builds the root and moves this process there, whose mount namespace must be its own. Errors: what the kernel refused.
-pub fn build(walls: &Walls, owners: Option<&OwnedFd>) -> io::Result<Built> {
+pub fn build(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
     let before = umask(Mode::from_bits_truncate(0o022));
-    let outcome = build_there(walls, owners);
+    let outcome = build_at_staging(sandbox, owners);
     umask(before);
     outcome
 }
 
-fn build_there(walls: &Walls, owners: Option<&OwnedFd>) -> io::Result<Built> {
-    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
+    mount(NO_FS, "/", NO_FS, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NO_FS)?;
     // Taken before the scaffold covers anything.
-    let copies = owners.and_then(|owners| copies(&walls.writable, owners).ok());
+    let copies = owners.and_then(|owners| clone_mounts(&sandbox.writable, owners).ok());
     // The scaffold covers what it stands on, so that no source may be below it.
     let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("root"), SCAFFOLD, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
+    mount(Some("root"), STAGING_DIR, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
     for path in PROGRAMS {
-        show(Path::new(path), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)?;
+        bind_mount(Path::new(path), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)?;
     }
-    for path in SETTINGS.iter().map(Path::new).chain(walls.readable.iter().map(PathBuf::as_path)) {
-        show(path, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+    for path in SETTINGS.iter().map(Path::new).chain(sandbox.readable.iter().map(PathBuf::as_path)) {
+        bind_mount(path, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
     }
-    write_users(walls.uid)?;
+    write_users(sandbox.uid)?;
     for path in DEVICES {
-        show(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+        bind_mount(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     }
     // Before the directories that may be below it.
-    let temporary = in_scaffold(Path::new("/tmp"));
+    let temporary = staged(Path::new("/tmp"));
     fs::create_dir_all(&temporary)?;
     mount(Some("tmp"), &temporary, Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
     match &copies {
         Some(copies) => {
-            for (path, copy) in walls.writable.iter().zip(copies) {
-                make_place(path, true)?;
-                mounts::put(copy.as_fd(), &in_scaffold(path))?;
+            for (path, copy) in sandbox.writable.iter().zip(copies) {
+                create_mount_point(path, true)?;
+                mounts::put(copy.as_fd(), &staged(path))?;
                 remount(path, bare)?;
             }
         }
-        None => walls.writable.iter().try_for_each(|path| show(path, bare))?,
+        None => sandbox.writable.iter().try_for_each(|path| bind_mount(path, bare))?,
     }
-    let processes = in_scaffold(Path::new("/proc"));
+    let processes = staged(Path::new("/proc"));
     fs::create_dir(&processes)?;
     let has_process_table =
         mount(Some("proc"), &processes, Some("proc"), bare | MsFlags::MS_RDONLY, Some("subset=pid")).is_ok();
-    chdir(SCAFFOLD)?;
+    chdir(STAGING_DIR)?;
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
     let closed = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(NOTHING, "/", NOTHING, closed, NOTHING)?;
-    Ok(Built { owners_are_mapped: copies.is_some(), has_process_table })
+    mount(NO_FS, "/", NO_FS, closed, NO_FS)?;
+    Ok(SandboxRoot { owners_are_mapped: copies.is_some(), has_process_table })
 }
 
 /// The directories with their owners mapped; all, or an error.
-fn copies(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let copy = |path: &PathBuf| {
         let copy = mounts::copy_of(path)?;
         mounts::map_owners(copy.as_fd(), owners.as_fd())?;
@@ -118,32 +118,32 @@ fn copies(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
 
 /// Users of its own: those of the machine are nobody's business.
 fn write_users(uid: u32) -> io::Result<()> {
-    let etc = in_scaffold(Path::new("/etc"));
+    let etc = staged(Path::new("/etc"));
     fs::create_dir_all(&etc)?;
     let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
     fs::write(etc.join("passwd"), users)?;
     fs::write(etc.join("group"), format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))
 }
 
-fn in_scaffold(path: &Path) -> PathBuf {
-    Path::new(SCAFFOLD).join(path.strip_prefix("/").unwrap_or(path))
+fn staged(path: &Path) -> PathBuf {
+    Path::new(STAGING_DIR).join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// Shows a path of the machine at the same place behind the walls; one that does not exist is not shown.
-fn show(path: &Path, flags: MsFlags) -> io::Result<()> {
-    let place = in_scaffold(path);
+fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
+    let place = staged(path);
     let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
     if metadata.is_symlink() && PROGRAMS.iter().any(|program| Path::new(program) == path) {
         return symlink(fs::read_link(path)?, &place);
     }
     let Ok(target) = path.metadata() else { return Ok(()) };
-    make_place(path, target.is_dir())?;
-    mount(Some(path), &place, NOTHING, MsFlags::MS_BIND, NOTHING)?;
+    create_mount_point(path, target.is_dir())?;
+    mount(Some(path), &place, NO_FS, MsFlags::MS_BIND, NO_FS)?;
     remount(path, flags)
 }
 
-fn make_place(path: &Path, is_directory: bool) -> io::Result<()> {
-    let place = in_scaffold(path);
+fn create_mount_point(path: &Path, is_directory: bool) -> io::Result<()> {
+    let place = staged(path);
     if is_directory {
         return fs::create_dir_all(place);
     }
@@ -158,5 +158,5 @@ fn make_place(path: &Path, is_directory: bool) -> io::Result<()> {
 
 fn remount(path: &Path, flags: MsFlags) -> io::Result<()> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
-    Ok(mount(NOTHING, &in_scaffold(path), NOTHING, flags, NOTHING)?)
+    Ok(mount(NO_FS, &staged(path), NO_FS, flags, NO_FS)?)
 }

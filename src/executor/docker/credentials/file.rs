@@ -31,7 +31,7 @@ pub struct Helper {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Raw {
+struct RawConfigFile {
     auths: Option<BTreeMap<String, Option<Entry>>>,
     creds_store: Option<String>,
     cred_helpers: Option<BTreeMap<String, String>>,
@@ -50,9 +50,9 @@ impl ConfigFile {
     /// Reads a file of today's form or of the first one. Errors: it is not JSON, or no such file; without its content.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |error: serde_json::Error| format!("not a Docker configuration: line {} is wrong", error.line());
-        let raw: Raw = decode::json(text.as_bytes()).map_err(wrong)?;
+        let raw: RawConfigFile = decode::json(text.as_bytes()).map_err(wrong)?;
         let auths = match &raw {
-            Raw { auths: None, creds_store: None, cred_helpers: None } => {
+            RawConfigFile { auths: None, creds_store: None, cred_helpers: None } => {
                 decode::json(text.as_bytes()).unwrap_or_default()
             }
             _ => raw.auths.unwrap_or_default(),

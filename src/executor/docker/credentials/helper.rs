@@ -19,17 +19,17 @@ use serde::Deserialize;
 use super::Secret;
 use crate::config::is_helper_name;
 use crate::decode;
-use crate::shim::CARRIED;
+use crate::shim::PASSED_VARIABLES;
 use crate::token::Token;
 
 /// Bytes of an answer that are read.
 const ANSWER_MAX: usize = 1 << 20;
 /// Letters of a helper's complaint that are told.
-const COMPLAINT_MAX: usize = 200;
+const ERROR_TEXT_MAX: usize = 200;
 
 /// Who named a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chooser {
+pub(super) enum NamedBy {
     /// Who configures the machine.
     Administrator,
     /// The author of a job.
@@ -37,7 +37,7 @@ pub(super) enum Chooser {
 }
 
 /// How helpers are run.
-pub(super) struct Programs<'a> {
+pub(super) struct CredentialHelpers<'a> {
     /// Their environment; its `PATH` is where they are looked for.
     pub environment: &'a [(String, String)],
     /// Those that a job may name.
@@ -50,25 +50,25 @@ pub(super) struct Programs<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-struct Answer {
+struct HelperAnswer {
     username: String,
     secret: String,
 }
 
-impl Programs<'_> {
+impl CredentialHelpers<'_> {
     /// Asks a helper for the login at a server; `None` when it knows none. Errors: there is no such helper, or it
     /// answers nonsense, or not in time.
-    pub fn ask(&self, name: &str, chooser: Chooser, server: &str) -> Result<Option<Secret>, String> {
+    pub fn get(&self, name: &str, named_by: NamedBy, server: &str) -> Result<Option<Secret>, String> {
         if !is_helper_name(name) {
             return Err(format!("`{name}` is not the name of a credential helper"));
         }
-        if chooser == Chooser::Job && !self.allowed.iter().any(|allowed| allowed == name) {
+        if named_by == NamedBy::Job && !self.allowed.iter().any(|allowed| allowed == name) {
             return Err(format!(
                 "this runner does not allow jobs to use the credential helper `{name}` (allowed_credential_helpers)"
             ));
         }
         let program = format!("docker-credential-{name}");
-        let mut child = self.start(&program, chooser)?;
+        let mut child = self.start(&program, named_by)?;
         let outcome = converse(&mut child, server, Instant::now() + self.timeout);
         // What it started itself goes with it; a group that is gone already is no error.
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
@@ -79,9 +79,9 @@ impl Programs<'_> {
             Err(error) => return Err(format!("{program}: {error}")),
         };
         if !status.success() {
-            return complaint(&program, text.trim());
+            return error_answer(&program, text.trim());
         }
-        let answer: Answer =
+        let answer: HelperAnswer =
             decode::json(text.as_bytes()).map_err(|_| format!("{program} answers something that is no login"))?;
         Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
             (_, true) => None,
@@ -90,11 +90,11 @@ impl Programs<'_> {
         })
     }
 
-    fn start(&self, program: &str, chooser: Chooser) -> Result<Child, String> {
+    fn start(&self, program: &str, named_by: NamedBy) -> Result<Child, String> {
         let mut command = Command::new(program);
-        let is_passed = |key: &str| chooser == Chooser::Administrator || CARRIED.contains(&key);
+        let is_passed = |key: &str| named_by == NamedBy::Administrator || PASSED_VARIABLES.contains(&key);
         command.env_clear().envs(self.environment.iter().filter(|(key, _)| is_passed(key)).cloned());
-        if chooser == Chooser::Job {
+        if named_by == NamedBy::Job {
             command.env("HOME", "/").current_dir("/");
             if let Some((user, group)) = self.unprivileged {
                 // The standard library drops the supplementary groups as well.
@@ -136,10 +136,10 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
 }
 
 /// What a helper says when it has none, and what it says when it cannot look.
-fn complaint(program: &str, text: &str) -> Result<Option<Secret>, String> {
+fn error_answer(program: &str, text: &str) -> Result<Option<Secret>, String> {
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }
-    let line: String = text.lines().next().unwrap_or_default().chars().take(COMPLAINT_MAX).collect();
+    let line: String = text.lines().next().unwrap_or_default().chars().take(ERROR_TEXT_MAX).collect();
     Err(format!("{program} fails: {}", if line.is_empty() { "it does not say why" } else { &line }))
 }

@@ -29,7 +29,7 @@ use crate::instance::aws::ecr::{self, Tokens};
 use crate::payload;
 use crate::token::Token;
 use file::ConfigFile;
-use helper::{Chooser, Programs};
+use helper::{CredentialHelpers, NamedBy};
 
 /// Where jobs and runners put a configuration file of Docker's tools.
 pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
@@ -59,7 +59,7 @@ pub(super) enum Secret {
 
 /// `X-Registry-Auth` (Engine API).
 #[derive(Default, Serialize)]
-struct Header<'a> {
+struct RegistryAuth<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     username: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -74,28 +74,28 @@ impl Login {
     pub fn header(&self) -> Token {
         let secret = match &self.secret {
             Secret::Password { username, password } => {
-                Header { username, password: password.reveal(), ..Header::default() }
+                RegistryAuth { username, password: password.reveal(), ..RegistryAuth::default() }
             }
-            Secret::Identity(token) => Header { identitytoken: token.reveal(), ..Header::default() },
+            Secret::Identity(token) => RegistryAuth { identitytoken: token.reveal(), ..RegistryAuth::default() },
         };
         // Texts can always be written as JSON.
-        let json = serde_json::to_vec(&Header { serveraddress: &self.registry, ..secret }).unwrap_or_default();
+        let json = serde_json::to_vec(&RegistryAuth { serveraddress: &self.registry, ..secret }).unwrap_or_default();
         Token::new(BASE64_URL_SAFE.encode(json))
     }
 }
 
 /// Everything a job can log in with.
-pub struct Logins<'a> {
-    sources: Vec<Source>,
-    programs: Programs<'a>,
-    fetched: &'a [Fetched],
+pub struct RegistryLogins<'a> {
+    sources: Vec<LoginSource>,
+    helpers: CredentialHelpers<'a>,
+    ecr_logins: &'a [EcrLogin],
     /// Sources that cannot be read, for warnings.
-    pub troubles: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// What the agent has for logging in, on its way to the process that pulls.
 #[derive(Clone, Default, Serialize, Deserialize)]
-pub struct Access {
+pub struct LoginSources {
     /// `DOCKER_AUTH_CONFIG` of the runner's `environment`.
     pub runner: Option<String>,
     /// Docker's own files of the agent's user: the first that is there counts.
@@ -107,10 +107,10 @@ pub struct Access {
     /// User and group of helpers that a job named; `None` where the agent cannot become another user.
     pub unprivileged: Option<(u32, u32)>,
     /// Tokens for Amazon's registries.
-    pub fetched: Vec<Fetched>,
+    pub ecr_logins: Vec<EcrLogin>,
 }
 
-impl fmt::Debug for Access {
+impl fmt::Debug for LoginSources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Access(…)")
     }
@@ -118,14 +118,14 @@ impl fmt::Debug for Access {
 
 /// What the agent got for one of Amazon's registries.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Fetched {
+pub struct EcrLogin {
     /// The registry's host.
     host: String,
     /// User and password, or why there are none.
     login: Result<(String, String), String>,
 }
 
-impl Access {
+impl LoginSources {
     /// What there is for the jobs of a runner on these images. Tokens are fetched where the runner wants that; several
     /// jobs ask once, since `tokens` keeps them.
     pub fn of_agent(runner: &Runner, images: &[Reference], tokens: &Tokens) -> Self {
@@ -133,11 +133,11 @@ impl Access {
         let text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
         Self {
             runner: configured.map(|(_, value)| value.clone()),
-            files: usual_files(&user::current().home),
+            files: default_files(&user::current().home),
             environment: env::vars_os().filter_map(text).collect(),
             allowed: runner.allowed_credential_helpers.clone(),
             unprivileged: Uid::effective().is_root().then(nobody),
-            fetched: if runner.ecr_login { fetch(images, tokens) } else { Vec::new() },
+            ecr_logins: if runner.ecr_login { fetch(images, tokens) } else { Vec::new() },
         }
     }
 }
@@ -149,22 +149,22 @@ fn nobody() -> (u32, u32) {
     user::look_up("nobody").map_or((OVERFLOW, OVERFLOW), |user| (user.uid, user.gid))
 }
 
-fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<Fetched> {
-    let mut fetched: Vec<Fetched> = Vec::new();
+fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<EcrLogin> {
+    let mut fetched: Vec<EcrLogin> = Vec::new();
     for reference in images {
         let Reference::Named(name) = reference else { continue };
         let Some(registry) = ecr::Registry::of_host(&name.registry) else { continue };
         if fetched.iter().all(|known| known.host != name.registry) {
             let login = tokens.login(&registry);
             let login = login.map(|(username, password)| (username, password.reveal().to_owned()));
-            fetched.push(Fetched { host: name.registry.clone(), login });
+            fetched.push(EcrLogin { host: name.registry.clone(), login });
         }
     }
     fetched
 }
 
 /// Where Docker's own tools keep the logins of a user at home in `home`: the first file that is there counts.
-fn usual_files(home: &Path) -> Vec<PathBuf> {
+fn default_files(home: &Path) -> Vec<PathBuf> {
     match env::var_os("DOCKER_CONFIG").filter(|directory| !directory.is_empty()) {
         Some(directory) => vec![PathBuf::from(directory).join("config.json")],
         None => vec![home.join(".docker/config.json"), home.join(".dockercfg")],
@@ -172,106 +172,106 @@ fn usual_files(home: &Path) -> Vec<PathBuf> {
 }
 
 /// Where logins are looked for.
-struct Source {
+struct LoginSource {
     /// For people.
     name: String,
     /// Who named the credential helpers in it.
-    chooser: Chooser,
+    named_by: NamedBy,
     file: ConfigFile,
 }
 
 /// A login that may fit, still to be asked for where a helper has it.
-enum Candidate<'a> {
+enum LoginCandidate<'a> {
     Known(&'a Secret),
-    Ask { helper: &'a str, chooser: Chooser, server: String },
+    Ask { helper: &'a str, named_by: NamedBy, server: String },
 }
 
-impl<'a> Logins<'a> {
+impl<'a> RegistryLogins<'a> {
     /// Reads all sources, `job` being the job's own `DOCKER_AUTH_CONFIG` and `given` what the server sent with it. What
     /// cannot be read is a trouble, and no more.
-    pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a Access) -> Self {
+    pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a LoginSources) -> Self {
         let mut sources = Vec::new();
-        let mut troubles = Vec::new();
-        let mut add = |name: String, chooser, text: &str| match ConfigFile::parse(text) {
-            Ok(file) => sources.push(Source { name, chooser, file }),
-            Err(why) => troubles.push(format!("no registry login is taken from {name}: {why}")),
+        let mut warnings = Vec::new();
+        let mut add = |name: String, named_by, text: &str| match ConfigFile::parse(text) {
+            Ok(file) => sources.push(LoginSource { name, named_by, file }),
+            Err(why) => warnings.push(format!("no registry login is taken from {name}: {why}")),
         };
         let runner = access.runner.clone();
         let variables = [
-            (job, Chooser::Job, "$DOCKER_AUTH_CONFIG"),
-            (runner, Chooser::Administrator, "$DOCKER_AUTH_CONFIG of the runner"),
+            (job, NamedBy::Job, "$DOCKER_AUTH_CONFIG"),
+            (runner, NamedBy::Administrator, "$DOCKER_AUTH_CONFIG of the runner"),
         ];
-        for (text, chooser, name) in variables {
+        for (text, named_by, name) in variables {
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-                add(name.to_owned(), chooser, &text);
+                add(name.to_owned(), named_by, &text);
             }
         }
         if let Some(path) = access.files.iter().find(|path| path.exists()) {
             match fs::read_to_string(path) {
-                Ok(text) => add(path.display().to_string(), Chooser::Administrator, &text),
-                Err(error) => troubles.push(format!("no registry login is taken from {}: {error}", path.display())),
+                Ok(text) => add(path.display().to_string(), NamedBy::Administrator, &text),
+                Err(error) => warnings.push(format!("no registry login is taken from {}: {error}", path.display())),
             }
         }
         let given = given.iter().filter(|given| given.kind == "registry");
         let given = given.map(|given| (given.url.as_str(), given.username.as_str(), given.password.as_str()));
         let (name, file) = ("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given));
-        sources.push(Source { name, chooser: Chooser::Job, file });
-        let programs = Programs {
+        sources.push(LoginSource { name, named_by: NamedBy::Job, file });
+        let programs = CredentialHelpers {
             environment: &access.environment,
             allowed: &access.allowed,
             unprivileged: access.unprivileged,
             timeout: HELPER_TIMEOUT,
         };
-        Self { sources, programs, fetched: &access.fetched, troubles }
+        Self { sources, helpers: programs, ecr_logins: &access.ecr_logins, warnings }
     }
 
     /// The login for an image; `trouble` hears of helpers and services that do not answer as they should.
-    pub fn find(&self, image: &Name, trouble: &mut dyn FnMut(String)) -> Option<Login> {
+    pub fn find(&self, image: &Name, warn: &mut dyn FnMut(String)) -> Option<Login> {
         let registry = registry_address(image);
         for (source, candidate) in self.candidates(image) {
             let secret = match candidate {
-                Candidate::Known(secret) => Ok(Some(secret.clone())),
-                Candidate::Ask { helper, chooser, server } => self.programs.ask(helper, chooser, &server),
+                LoginCandidate::Known(secret) => Ok(Some(secret.clone())),
+                LoginCandidate::Ask { helper, named_by, server } => self.helpers.get(helper, named_by, &server),
             };
             match secret {
                 Ok(Some(secret)) => return Some(Login { source: source.to_owned(), registry, secret }),
                 Ok(None) => {}
-                Err(why) => trouble(format!("no registry login comes from {source}: {why}")),
+                Err(why) => warn(format!("no registry login comes from {source}: {why}")),
             }
         }
-        let fetched = self.fetched.iter().find(|fetched| fetched.host == image.registry)?;
+        let fetched = self.ecr_logins.iter().find(|fetched| fetched.host == image.registry)?;
         match &fetched.login {
             Ok((username, password)) => {
                 let secret = Secret::Password { username: username.clone(), password: Token::new(password.as_str()) };
                 Some(Login { source: "Amazon ECR".to_owned(), registry, secret })
             }
             Err(why) => {
-                trouble(format!("no token for {}: {why}", fetched.host));
+                warn(format!("no token for {}: {why}", fetched.host));
                 None
             }
         }
     }
 
     /// What may fit, the best first.
-    fn candidates(&self, image: &Name) -> Vec<(&str, Candidate<'_>)> {
+    fn candidates(&self, image: &Name) -> Vec<(&str, LoginCandidate<'_>)> {
         let path = image.normalized();
         let fits = |key: &str| path == key || path.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
         let mut found = Vec::new();
-        for Source { name: source, chooser, file } in &self.sources {
-            let chooser = *chooser;
+        for LoginSource { name: source, named_by, file } in &self.sources {
+            let named_by = *named_by;
             for helper in file.helpers.iter().filter(|helper| fits(&helper.path)) {
                 let server = match helper.path == image.registry {
                     true => registry_address(image),
                     false => helper.path.clone(),
                 };
-                found.push((helper.path.len(), source, Candidate::Ask { helper: &helper.name, chooser, server }));
+                found.push((helper.path.len(), source, LoginCandidate::Ask { helper: &helper.name, named_by, server }));
             }
             if let Some(helper) = &file.store {
                 let server = registry_address(image);
-                found.push((image.registry.len(), source, Candidate::Ask { helper, chooser, server }));
+                found.push((image.registry.len(), source, LoginCandidate::Ask { helper, named_by, server }));
             }
             for (key, secret) in file.passwords.iter().filter(|(key, _)| fits(key)) {
-                found.push((key.len(), source, Candidate::Known(secret)));
+                found.push((key.len(), source, LoginCandidate::Known(secret)));
             }
         }
         // Those of the same length stay in the order of their sources.

@@ -32,12 +32,12 @@ struct Machine {
 }
 
 /// Where a login is looked for.
-struct Places<'a> {
+struct TestSources<'a> {
     job: Option<String>,
     runner: Option<String>,
     files: Vec<PathBuf>,
     payload: &'a [payload::Credentials],
-    fetched: &'a [Fetched],
+    fetched: &'a [EcrLogin],
     path: String,
     timeout: Duration,
     allowed: Vec<String>,
@@ -66,37 +66,37 @@ impl Machine {
         path
     }
 
-    fn places(&self) -> Places<'_> {
+    fn places(&self) -> TestSources<'_> {
         let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
         let (timeout, allowed) = (self.timeout, self.allowed.clone());
-        Places { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, timeout, allowed }
+        TestSources { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, timeout, allowed }
     }
 }
 
 /// Who logs in from where, and what went wrong on the way.
-fn found(places: Places<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
-    let access = Access {
+fn found(places: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
+    let access = LoginSources {
         runner: places.runner,
         files: places.files,
         environment: vec![("PATH".to_owned(), places.path), ("AGENT_SECRET".to_owned(), "hunter22".to_owned())],
-        fetched: places.fetched.to_vec(),
+        ecr_logins: places.fetched.to_vec(),
         allowed: places.allowed,
         unprivileged: Uid::effective().is_root().then(nobody),
     };
-    let mut logins = Logins::read(places.job, places.payload, &access);
-    logins.programs.timeout = places.timeout;
-    let mut troubles = logins.troubles.clone();
-    let login = logins.find(&name(image), &mut |trouble| troubles.push(trouble));
+    let mut logins = RegistryLogins::read(places.job, places.payload, &access);
+    logins.helpers.timeout = places.timeout;
+    let mut warnings = logins.warnings.clone();
+    let login = logins.find(&name(image), &mut |warn| warnings.push(warn));
     let user = |login: Login| match login.secret {
         Secret::Password { username, .. } => (login.source, username),
         Secret::Identity(token) => (login.source, format!("token {}", token.reveal())),
     };
-    (login.map(user), troubles)
+    (login.map(user), warnings)
 }
 
-fn user(places: Places<'_>, image: &str) -> Option<String> {
-    let (user, troubles) = found(places, image);
-    assert!(troubles.is_empty(), "{troubles:?}");
+fn user(places: TestSources<'_>, image: &str) -> Option<String> {
+    let (user, warnings) = found(places, image);
+    assert!(warnings.is_empty(), "{warnings:?}");
     user.map(|(_, user)| user)
 }
 
@@ -110,7 +110,7 @@ fn sources_count_in_the_documented_order() {
         username: "payload".to_owned(),
         password: "x".to_owned(),
     });
-    let places = |job: &[(&str, &str)], runner: &[(&str, &str)]| Places {
+    let places = |job: &[(&str, &str)], runner: &[(&str, &str)]| TestSources {
         job: Some(auths(job)),
         runner: Some(auths(runner)),
         files: vec![machine.directory.path().join("missing"), file.clone()],
@@ -129,7 +129,7 @@ fn sources_count_in_the_documented_order() {
 #[test]
 fn the_longest_path_wins_wherever_it_stands() {
     let machine = Machine::new();
-    let places = || Places {
+    let places = || TestSources {
         job: Some(auths(&[("r.test", "host"), ("r.test/a", "group")])),
         runner: Some(auths(&[("r.test/a/b", "project"), ("r.test", "late")])),
         ..machine.places()
@@ -146,11 +146,11 @@ fn docker_hub_has_many_names() {
     let machine = Machine::new();
     for key in ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"] {
         for image in ["alpine", "team/app", "docker.io/library/alpine"] {
-            let places = Places { job: Some(auths(&[(key, "hub")])), ..machine.places() };
+            let places = TestSources { job: Some(auths(&[(key, "hub")])), ..machine.places() };
             assert_eq!(user(places, image).as_deref(), Some("hub"), "{key} {image}");
         }
     }
-    let places = Places { job: Some(auths(&[("https://R.test/v2/", "r")])), ..machine.places() };
+    let places = TestSources { job: Some(auths(&[("https://R.test/v2/", "r")])), ..machine.places() };
     assert_eq!(user(places, "r.test/a").as_deref(), Some("r"));
 }
 
@@ -163,7 +163,7 @@ fn helpers_come_before_the_store_and_the_store_before_passwords() {
     let auths = auths(&[("r.test", "password"), ("s.test", "password")]);
     let text =
         auths.replacen('{', "{\"credsStore\":\"all\",\"credHelpers\":{\"r.test\":\"one\",\"t.test\":\"token\"},", 1);
-    let user = |image| user(Places { runner: Some(text.clone()), ..machine.places() }, image).expect("a login");
+    let user = |image| user(TestSources { runner: Some(text.clone()), ..machine.places() }, image).expect("a login");
     assert_eq!(user("r.test/a"), "one r.test get");
     assert_eq!(user("s.test/a"), "all s.test");
     assert_eq!(user("alpine"), "all https://index.docker.io/v1/");
@@ -176,7 +176,7 @@ fn a_helper_that_has_none_leaves_it_to_the_next_source() {
     machine.helper("empty", "echo '{\"ServerURL\":\"\",\"Username\":\"\",\"Secret\":\"\"}'");
     machine.helper("none", "echo 'credentials not found in native keychain'; exit 1");
     for helper in ["empty", "none"] {
-        let places = Places {
+        let places = TestSources {
             runner: Some(format!("{{\"credsStore\": \"{helper}\"}}")),
             files: vec![machine.file(&auths(&[("r.test", "next")]))],
             ..machine.places()
@@ -203,15 +203,15 @@ fn a_helper_that_fails_is_told_and_passed_over() {
         ("hangs", "was ended"),
         ("endless", "docker-credential-endless"),
     ] {
-        let places = Places {
+        let places = TestSources {
             runner: Some(format!("{{\"credHelpers\": {{\"r.test\": \"{helper}\"}}}}")),
             files: vec![machine.file(&auths(&[("r.test", "next")]))],
             ..machine.places()
         };
-        let (login, troubles) = found(places, "r.test/a");
+        let (login, warnings) = found(places, "r.test/a");
         assert_eq!(login.expect("a login").1, "next", "{helper}");
-        assert!(troubles.len() == 1 && troubles[0].contains(part), "{helper}: {troubles:?}");
-        assert!(!troubles[0].contains("secret"), "{troubles:?}");
+        assert!(warnings.len() == 1 && warnings[0].contains(part), "{helper}: {warnings:?}");
+        assert!(!warnings[0].contains("secret"), "{warnings:?}");
     }
 }
 
@@ -225,19 +225,19 @@ fn a_job_names_no_helper_but_those_that_are_allowed() {
     );
     let store = |name: &str| Some(format!("{{\"credsStore\": \"{name}\"}}"));
     for name in ["one", "own"] {
-        let (login, troubles) = found(Places { job: store(name), ..machine.places() }, "r.test/a");
-        assert!(login.is_none() && troubles[0].contains("does not allow"), "{troubles:?}");
+        let (login, warnings) = found(TestSources { job: store(name), ..machine.places() }, "r.test/a");
+        assert!(login.is_none() && warnings[0].contains("does not allow"), "{warnings:?}");
     }
     fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o755)).expect("open");
     machine.allowed = vec!["own".to_owned()];
     let user_id = if Uid::effective().is_root() { nobody().0 } else { Uid::effective().as_raw() };
     let places = || machine.places();
     assert_eq!(
-        user(Places { job: store("own"), ..places() }, "r.test/a").as_deref(),
+        user(TestSources { job: store("own"), ..places() }, "r.test/a").as_deref(),
         Some(&*format!("{user_id} / / "))
     );
     // One that the administrator chose has what the agent has.
-    let of_runner = user(Places { runner: store("own"), ..places() }, "r.test/a").expect("a login");
+    let of_runner = user(TestSources { runner: store("own"), ..places() }, "r.test/a").expect("a login");
     assert!(
         of_runner.starts_with(&format!("{} ", Uid::effective())) && of_runner.ends_with(" hunter22"),
         "{of_runner}"
@@ -246,19 +246,19 @@ fn a_job_names_no_helper_but_those_that_are_allowed() {
     assert!(user_of_job_is_refused(places(), store("../own")));
 }
 
-fn user_of_job_is_refused(places: Places<'_>, job: Option<String>) -> bool {
-    found(Places { job, ..places }, "r.test/a").0.is_none()
+fn user_of_job_is_refused(places: TestSources<'_>, job: Option<String>) -> bool {
+    found(TestSources { job, ..places }, "r.test/a").0.is_none()
 }
 
 #[test]
 fn a_source_that_cannot_be_read_is_told_without_its_content() {
     let machine = Machine::new();
     for text in ["hunter22", "{\"auths\": 5}", "{\"auths\": {\"r.test\": {\"auth\": \"hunter22\"}}}"] {
-        let (login, troubles) = found(Places { job: Some(text.to_owned()), ..machine.places() }, "r.test/a");
-        assert!(login.is_none() && troubles.len() == 1 && !troubles[0].contains("hunter22"), "{troubles:?}");
+        let (login, warnings) = found(TestSources { job: Some(text.to_owned()), ..machine.places() }, "r.test/a");
+        assert!(login.is_none() && warnings.len() == 1 && !warnings[0].contains("hunter22"), "{warnings:?}");
     }
     for text in ["", "{}", "{\"auths\": {\"r.test\": {}}}", "{\"auths\": null, \"HttpHeaders\": {}}"] {
-        assert_eq!(user(Places { job: Some(text.to_owned()), ..machine.places() }, "r.test/a"), None, "{text}");
+        assert_eq!(user(TestSources { job: Some(text.to_owned()), ..machine.places() }, "r.test/a"), None, "{text}");
     }
 }
 
@@ -266,28 +266,28 @@ fn a_source_that_cannot_be_read_is_told_without_its_content() {
 fn the_first_form_of_the_file_is_read_too() {
     let machine = Machine::new();
     let text = format!("{{\"r.test\": {{\"auth\": {:?}, \"email\": \"x\"}}}}", auth("old"));
-    let places = Places { files: vec![machine.file(&text)], ..machine.places() };
+    let places = TestSources { files: vec![machine.file(&text)], ..machine.places() };
     assert_eq!(user(places, "r.test/a").as_deref(), Some("old"));
 }
 
 #[test]
 fn a_fetched_token_counts_where_no_other_login_does() {
     let machine = Machine::new();
-    let of = |host: &str, login| Fetched { host: host.to_owned(), login };
+    let of = |host: &str, login| EcrLogin { host: host.to_owned(), login };
     let fetched =
         [of("1.ecr.test", Ok(("AWS".to_owned(), "t0k".to_owned()))), of("2.ecr.test", Err("AccessDenied".to_owned()))];
-    let places = || Places { fetched: &fetched, ..machine.places() };
+    let places = || TestSources { fetched: &fetched, ..machine.places() };
     assert_eq!(user(places(), "1.ecr.test/a").as_deref(), Some("AWS"));
-    let own = Places { job: Some(auths(&[("1.ecr.test", "own")])), ..places() };
+    let own = TestSources { job: Some(auths(&[("1.ecr.test", "own")])), ..places() };
     assert_eq!(user(own, "1.ecr.test/a").as_deref(), Some("own"));
-    let (login, troubles) = found(places(), "2.ecr.test/a");
-    assert!(login.is_none() && troubles.len() == 1 && troubles[0].contains("AccessDenied"), "{troubles:?}");
+    let (login, warnings) = found(places(), "2.ecr.test/a");
+    assert!(login.is_none() && warnings.len() == 1 && warnings[0].contains("AccessDenied"), "{warnings:?}");
 }
 
 #[test]
 fn the_header_holds_what_the_engine_needs() {
-    let access = Access::default();
-    let logins = Logins::read(Some(auths(&[("docker.io", "me")])), &[], &access);
+    let access = LoginSources::default();
+    let logins = RegistryLogins::read(Some(auths(&[("docker.io", "me")])), &[], &access);
     let header = logins.find(&name("alpine"), &mut |_| ()).expect("a login").header();
     let json = BASE64_URL_SAFE.decode(header.reveal()).expect("base64");
     let expected = r#"{"username":"me","password":"pw-me","serveraddress":"https://index.docker.io/v1/"}"#;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::http::conversation::{Conversation, Heard};
+use crate::http::conversation::{Conversation, ReadEvent};
 
 /// Bytes of a frame's head.
 const HEAD: usize = 8;
@@ -21,7 +21,7 @@ pub enum Output {
 
 /// Takes frames apart, however they are cut.
 #[derive(Debug, Default)]
-pub struct Frames {
+pub struct FrameReader {
     head: [u8; HEAD],
     have: usize,
     /// Bytes of the frame that are still to come.
@@ -29,7 +29,7 @@ pub struct Frames {
     error: bool,
 }
 
-impl Frames {
+impl FrameReader {
     /// Takes bytes and hands on what they hold. Errors: they are no frames.
     pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(Output, &[u8])) -> io::Result<()> {
         while !bytes.is_empty() {
@@ -74,24 +74,24 @@ impl Attached {
     }
 
     /// Gives the container some of its standard input.
-    pub fn feed(&mut self, input: &[u8]) {
-        self.0.say(input);
+    pub fn write(&mut self, input: &[u8]) {
+        self.0.write(input);
     }
 
     /// Gives the container the rest of its standard input.
-    pub fn feed_last(&mut self, input: &[u8]) {
-        self.0.say(input);
+    pub fn write_last(&mut self, input: &[u8]) {
+        self.0.write(input);
         self.0.finish();
     }
 
     /// The next bytes of frames, or what came instead. Errors: the connection broke.
-    pub fn hear(
+    pub fn read(
         &mut self,
         buffer: &mut [u8],
         wake: Option<BorrowedFd<'_>>,
         timeout: Option<Duration>,
-    ) -> io::Result<Heard> {
-        self.0.hear(buffer, wake, timeout)
+    ) -> io::Result<ReadEvent> {
+        self.0.read_event(buffer, wake, timeout)
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn taken(pieces: &[&[u8]]) -> io::Result<Vec<(Output, Vec<u8>)>> {
-        let (mut frames, mut found) = (Frames::default(), Vec::<(Output, Vec<u8>)>::new());
+        let (mut frames, mut found) = (FrameReader::default(), Vec::<(Output, Vec<u8>)>::new());
         for piece in pieces {
             frames.push(piece, &mut |output, bytes| match found.last_mut() {
                 Some((last, text)) if *last == output => text.extend_from_slice(bytes),

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::attached::Attached;
 use super::spec::CreateContainer;
-use super::{Call, Engine, Error, LABOUR, PROMPT, lenient, with_labels};
-use crate::http::service::Waiting;
+use super::{Call, Engine, Error, QUICK_CALL_TIMEOUTS, SLOW_CALL_TIMEOUTS, lenient, with_labels};
+use crate::http::service::ResponseTimeouts;
 use crate::http::{Method, escape};
 
 /// A container as it is (`GET /containers/ID/json`).
@@ -127,7 +127,7 @@ pub struct Attachment {
 /// A container in a list.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Found {
+pub struct ContainerSummary {
     /// Its full id.
     pub id: String,
     /// Its names, each with a slash in front.
@@ -142,9 +142,9 @@ pub struct Found {
 
 /// Where in the output of a container to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum LogStart {
     /// At its beginning.
-    Start,
+    Beginning,
     /// At its end: what is printed from now on.
     Now,
 }
@@ -176,43 +176,50 @@ impl Engine {
     ) -> Result<(String, Vec<String>), Error> {
         let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
         let path = format!("/containers/create?name={}{platform}", escape(name, b""));
-        let created: Created = self.ask(&Call::new(Method::Post, path).json(container).waiting(LABOUR))?;
+        let created: Created =
+            self.call_json(&Call::new(Method::Post, path).json(container).timeouts(SLOW_CALL_TIMEOUTS))?;
         if created.id.is_empty() {
-            return Err(Error::nonsense(self.service.address(), "/containers/create", "the container has no id"));
+            return Err(Error::unreadable_answer(
+                self.service.address(),
+                "/containers/create",
+                "the container has no id",
+            ));
         }
         Ok((created.id, created.warnings))
     }
 
     /// Starts a container; one that runs already is fine.
     pub fn start_container(&self, id: &str) -> Result<(), Error> {
-        self.tell(&Call::new(Method::Post, format!("/containers/{id}/start")).waiting(LABOUR))
+        self.call_without_result(
+            &Call::new(Method::Post, format!("/containers/{id}/start")).timeouts(SLOW_CALL_TIMEOUTS),
+        )
     }
 
     /// Takes the standard streams of a container: to be done before it is started, so that nothing is missed.
     pub fn attach(&self, id: &str) -> Result<Attached, Error> {
         let path = self.path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
-        match self.service.take_over(&path, LABOUR.answer) {
+        match self.service.take_over(&path, SLOW_CALL_TIMEOUTS.response) {
             Ok(Ok(conversation)) => Ok(Attached::new(conversation)),
             Ok(Err((status, body))) => Err(Error::answer(address, "attach", status, &body)),
-            Err(trouble) => Err(Error::of_trouble(address, "attach", trouble)),
+            Err(error) => Err(Error::from_connection(address, "attach", error)),
         }
     }
 
     /// Waits until a container does not run, within `timeout`; running on is [`Error::Silent`].
     pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, Error> {
-        let waiting = Waiting { answer: timeout, silence: timeout };
-        self.ask(&Call::new(Method::Post, format!("/containers/{id}/wait")).waiting(waiting))
+        let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
+        self.call_json(&Call::new(Method::Post, format!("/containers/{id}/wait")).timeouts(timeouts))
     }
 
     /// What a container is and does.
     pub fn container(&self, id: &str) -> Result<Container, Error> {
-        self.ask(&Call::new(Method::Get, format!("/containers/{}/json", escape(id, b""))))
+        self.call_json(&Call::new(Method::Get, format!("/containers/{}/json", escape(id, b""))))
     }
 
     /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Errors: 409 when it does not run.
     pub fn kill_container(&self, id: &str, signal: &str) -> Result<(), Error> {
-        self.tell(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
+        self.call_without_result(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
     /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine. One that
@@ -220,7 +227,7 @@ impl Engine {
     pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), Error> {
         let volumes = if keep_volumes { 0 } else { 1 };
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
-        match self.tell(&Call::new(Method::Delete, path).waiting(LABOUR)) {
+        match self.call_without_result(&Call::new(Method::Delete, path).timeouts(SLOW_CALL_TIMEOUTS)) {
             Err(error) if error.is_missing() => Ok(()),
             Err(Error::Answer { status: 409, message }) if message.contains("already in progress") => {
                 self.wait_until_removed(id)
@@ -231,15 +238,15 @@ impl Engine {
 
     fn wait_until_removed(&self, id: &str) -> Result<(), Error> {
         let path = format!("/containers/{}/wait?condition=removed", escape(id, b""));
-        match self.tell(&Call::new(Method::Post, path).waiting(PROMPT)) {
+        match self.call_without_result(&Call::new(Method::Post, path).timeouts(QUICK_CALL_TIMEOUTS)) {
             Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }
     }
 
     /// Containers with all of these labels, also those that do not run.
-    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<Found>, Error> {
-        self.ask(&Call::new(Method::Get, format!("/containers/json?all=1&filters={}", with_labels(labels))))
+    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, Error> {
+        self.call_json(&Call::new(Method::Get, format!("/containers/json?all=1&filters={}", with_labels(labels))))
     }
 
     /// What a container printed, frame by frame (see [`Attached`]), at most `most` bytes; `timestamps` puts the engine's
@@ -251,7 +258,7 @@ impl Engine {
             .into_reader()
             .take(most)
             .read_to_end(&mut text)
-            .map_err(|error| Error::nonsense(self.service.address(), "logs", &error.to_string()))?;
+            .map_err(|error| Error::unreadable_answer(self.service.address(), "logs", &error.to_string()))?;
         Ok(text)
     }
 
@@ -260,13 +267,13 @@ impl Engine {
         &self,
         id: &str,
         timestamps: bool,
-        from: From,
+        from: LogStart,
         silence: Duration,
     ) -> Result<impl Read + use<>, Error> {
-        let tail = if from == From::Now { "&tail=0" } else { "" };
+        let tail = if from == LogStart::Now { "&tail=0" } else { "" };
         let timestamps = u8::from(timestamps);
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps={timestamps}{tail}");
-        let waiting = Waiting { silence, ..PROMPT };
-        self.call(&Call::new(Method::Get, path).waiting(waiting)).map(crate::http::Incoming::into_reader)
+        let timeouts = ResponseTimeouts { idle: silence, ..QUICK_CALL_TIMEOUTS };
+        self.call(&Call::new(Method::Get, path).timeouts(timeouts)).map(crate::http::Incoming::into_reader)
     }
 }

@@ -32,7 +32,9 @@ impl Engine {
     pub fn exec_detached(&self, container: &str, user: &str, command: &[&str]) -> Result<(), Error> {
         let create = CreateExec { cmd: command, user, attach_stdout: false, attach_stderr: false };
         let created: Created =
-            self.ask(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
-        self.tell(&Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: true }))
+            self.call_json(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;
+        self.call_without_result(
+            &Call::new(Method::Post, format!("/exec/{}/start", created.id)).json(&StartExec { detach: true }),
+        )
     }
 }

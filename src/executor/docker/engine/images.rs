@@ -8,11 +8,11 @@ use serde::Deserialize;
 
 use super::{Call, Engine, Error, Revision, lenient};
 use crate::decode;
-use crate::http::service::Waiting;
+use crate::http::service::ResponseTimeouts;
 use crate::http::{Incoming, Method, escape};
 
 /// A registry may take its time between two signs of life.
-const PULL_SILENCE: Duration = Duration::from_secs(600);
+const PULL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A line of progress is short.
 const LINE_MAX: usize = 1 << 20;
 /// The first version of the API in which an image can be looked at for one platform.
@@ -65,13 +65,13 @@ pub struct ImageConfig {
 /// A pull that is going on. Dropping it ends the pull.
 pub struct Pull {
     lines: BufReader<Box<dyn std::io::Read>>,
-    place: crate::http::Address,
+    address: crate::http::Address,
 }
 
 /// A line of progress.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Progress {
+pub struct PullProgress {
     /// What happens.
     #[serde(deserialize_with = "lenient")]
     pub status: String,
@@ -88,7 +88,7 @@ impl Engine {
     pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, Error> {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
         let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
-        self.ask(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
+        self.call_json(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
     }
 
     /// Pulls an image; `reference` is its name with a tag or digest, `auth` the value of `X-Registry-Auth`. Errors: what
@@ -96,32 +96,34 @@ impl Engine {
     pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, Error> {
         let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
         let path = format!("/images/create?fromImage={}{platform}", escape(reference, b""));
-        let waiting = Waiting { answer: PULL_SILENCE, silence: PULL_SILENCE };
-        let call = Call::new(Method::Post, path).header("X-Registry-Auth", auth).waiting(waiting);
+        let timeouts = ResponseTimeouts { response: PULL_IDLE_TIMEOUT, idle: PULL_IDLE_TIMEOUT };
+        let call = Call::new(Method::Post, path).header("X-Registry-Auth", auth).timeouts(timeouts);
         let answer: Incoming = self.call(&call)?;
         let lines: Box<dyn std::io::Read> = Box::new(answer.into_reader());
-        Ok(Pull { lines: BufReader::new(lines), place: self.service.address().clone() })
+        Ok(Pull { lines: BufReader::new(lines), address: self.service.address().clone() })
     }
 }
 
 impl Pull {
     /// The next line of progress; `None` at the end. Errors: the pull failed, or broke off.
-    pub fn advance(&mut self) -> Result<Option<Progress>, Error> {
+    pub fn next_progress(&mut self) -> Result<Option<PullProgress>, Error> {
         let mut line = Vec::new();
         let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
         let read = limited.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => {
-                Error::Silent { place: self.place.to_string(), what: "/images/create".to_owned() }
+                Error::Silent { address: self.address.to_string(), what: "/images/create".to_owned() }
             }
-            _ => {
-                Error::Cut { place: self.place.to_string(), what: "/images/create".to_owned(), why: error.to_string() }
-            }
+            _ => Error::Cut {
+                address: self.address.to_string(),
+                what: "/images/create".to_owned(),
+                why: error.to_string(),
+            },
         })?;
         if read == 0 {
             return Ok(None);
         }
-        let progress: Progress =
-            decode::json(&line).map_err(|error| Error::nonsense(&self.place, "/images/create", &error.to_string()))?;
+        let progress: PullProgress = decode::json(&line)
+            .map_err(|error| Error::unreadable_answer(&self.address, "/images/create", &error.to_string()))?;
         if progress.error.is_empty() {
             Ok(Some(progress))
         } else {

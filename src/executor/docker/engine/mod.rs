@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::decode;
-use crate::http::service::{Service, Waiting};
+use crate::http::service::{ResponseTimeouts, Service};
 use crate::http::{Address, Incoming, Method, escape};
 
 pub use error::Error;
@@ -30,9 +30,11 @@ const NEWEST: Revision = Revision(1, 47);
 const OLDEST: Revision = Revision(1, 32);
 
 /// An answer that takes no work.
-const PROMPT: Waiting = Waiting { answer: Duration::from_secs(60), silence: Duration::from_secs(60) };
+const QUICK_CALL_TIMEOUTS: ResponseTimeouts =
+    ResponseTimeouts { response: Duration::from_secs(60), idle: Duration::from_secs(60) };
 /// An answer that takes work: images are unpacked, devices set up, other jobs keep the engine busy.
-const LABOUR: Waiting = Waiting { answer: Duration::from_secs(300), silence: Duration::from_secs(300) };
+const SLOW_CALL_TIMEOUTS: ResponseTimeouts =
+    ResponseTimeouts { response: Duration::from_secs(300), idle: Duration::from_secs(300) };
 
 /// Bytes of an answer that are read at most.
 const ANSWER_MAX: u64 = 32 << 20;
@@ -56,7 +58,7 @@ impl Revision {
 
 /// Where an engine is and which version of the API it speaks: enough to talk to it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct EngineAddress {
     /// Its address.
     pub address: Address,
     /// The version to speak.
@@ -76,12 +78,12 @@ struct Call<'a> {
     path: String,
     headers: Vec<(&'static str, &'a str)>,
     body: Option<Vec<u8>>,
-    waiting: Waiting,
+    timeouts: ResponseTimeouts,
 }
 
 impl<'a> Call<'a> {
     fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), headers: Vec::new(), body: None, waiting: PROMPT }
+        Self { method, path: path.into(), headers: Vec::new(), body: None, timeouts: QUICK_CALL_TIMEOUTS }
     }
 
     fn json(mut self, body: &impl Serialize) -> Self {
@@ -95,8 +97,8 @@ impl<'a> Call<'a> {
         self
     }
 
-    fn waiting(mut self, waiting: Waiting) -> Self {
-        self.waiting = waiting;
+    fn timeouts(mut self, timeouts: ResponseTimeouts) -> Self {
+        self.timeouts = timeouts;
         self
     }
 }
@@ -107,8 +109,8 @@ impl Engine {
     pub fn connect(address: &Address) -> Result<Self, Error> {
         let service = open(address)?;
         let answer = service
-            .send(Method::Get, "/_ping", &[], None, PROMPT)
-            .map_err(|trouble| Error::of_trouble(address, "_ping", trouble))?;
+            .send(Method::Get, "/_ping", &[], None, QUICK_CALL_TIMEOUTS)
+            .map_err(|error| Error::from_connection(address, "_ping", error))?;
         let revision = answer.header("Api-Version").and_then(Revision::parse);
         let status = answer.status;
         let body = answer.explanation();
@@ -121,22 +123,22 @@ impl Engine {
                      [runners.docker]"
                 )));
             }
-            _ => return Err(Error::nonsense(address, "_ping", "it says no `Api-Version`")),
+            _ => return Err(Error::unreadable_answer(address, "_ping", "it says no `Api-Version`")),
         };
         if revision < OLDEST {
-            return Err(Error::TooOld { place: address.to_string(), has: revision, needs: OLDEST });
+            return Err(Error::TooOld { address: address.to_string(), has: revision, needs: OLDEST });
         }
         Ok(Self { service, revision: revision.min(NEWEST) })
     }
 
     /// The engine at a place that was found before; nothing is asked yet. Errors: a certificate file cannot be read.
-    pub fn at(place: &Place) -> Result<Self, Error> {
-        Ok(Self { service: open(&place.address)?, revision: place.revision })
+    pub fn at(address: &EngineAddress) -> Result<Self, Error> {
+        Ok(Self { service: open(&address.address)?, revision: address.revision })
     }
 
     /// Where it is, for another process.
-    pub fn place(&self) -> Place {
-        Place { address: self.service.address().clone(), revision: self.revision }
+    pub fn engine_address(&self) -> EngineAddress {
+        EngineAddress { address: self.service.address().clone(), revision: self.revision }
     }
 
     /// The version of the API that is spoken.
@@ -154,8 +156,8 @@ impl Engine {
         let address = self.service.address();
         let answer = self
             .service
-            .send(call.method, &self.path(&call.path), &call.headers, call.body.as_deref(), call.waiting)
-            .map_err(|trouble| Error::of_trouble(address, what, trouble))?;
+            .send(call.method, &self.path(&call.path), &call.headers, call.body.as_deref(), call.timeouts)
+            .map_err(|error| Error::from_connection(address, what, error))?;
         match answer.status {
             200..300 | 304 => Ok(answer),
             status => Err(Error::answer(address, what, status, &answer.explanation())),
@@ -163,25 +165,25 @@ impl Engine {
     }
 
     /// The same, for an answer whose body says nothing.
-    fn tell(&self, call: &Call<'_>) -> Result<(), Error> {
+    fn call_without_result(&self, call: &Call<'_>) -> Result<(), Error> {
         // Read to its end, so that the connection can be used again.
         self.call(call).map(|answer| drop(answer.explanation()))
     }
 
-    fn ask<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Error> {
+    fn call_json<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Error> {
         use std::io::Read;
         let answer = self.call(call)?;
         let mut body = Vec::new();
         let what = call.path.split('?').next().unwrap_or_default();
         let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
-        let nonsense = |why: String| Error::nonsense(self.service.address(), what, &why);
+        let nonsense = |why: String| Error::unreadable_answer(self.service.address(), what, &why);
         read.map_err(|error| nonsense(format!("the answer breaks off: {error}")))?;
         decode::json(&body).map_err(|error| nonsense(error.to_string()))
     }
 }
 
 fn open(address: &Address) -> Result<Service, Error> {
-    Service::new(address, &crate::version::user_agent()).map_err(|trouble| Error::of_trouble(address, "", trouble))
+    Service::new(address, &crate::version::user_agent()).map_err(|error| Error::from_connection(address, "", error))
 }
 
 /// A filter on labels, as the engine's lists take it: all of them must be there.
@@ -205,8 +207,8 @@ mod tests {
 
     fn engine(answers: &[&str]) -> Result<Engine, Error> {
         let server = Server::new(answers);
-        let place = server.url.strip_prefix("http://").expect("a URL").to_owned();
-        Engine::connect(&Address::Tcp(place, None))
+        let address = server.url.strip_prefix("http://").expect("a URL").to_owned();
+        Engine::connect(&Address::Tcp(address, None))
     }
 
     fn json(status: &str, body: &str) -> String {
@@ -270,8 +272,8 @@ mod tests {
         let body = "{\"status\":\"Pulling\",\"id\":\"x\"}\r\n{\"errorDetail\":{},\"error\":\"manifest unknown\"}\r\n";
         let engine = engine(&[PING, &json("200 OK", body)]).expect("an engine");
         let mut pull = engine.pull("a/b:1", None, Some("e30=")).expect("begun");
-        assert_eq!(pull.advance().expect("progress").expect("a line").status, "Pulling");
-        assert_eq!(pull.advance().expect_err("failed").to_string(), "manifest unknown");
+        assert_eq!(pull.next_progress().expect("progress").expect("a line").status, "Pulling");
+        assert_eq!(pull.next_progress().expect_err("failed").to_string(), "manifest unknown");
     }
 
     #[test]

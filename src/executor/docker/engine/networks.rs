@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::spec::CreateNetwork;
-use super::{Call, Engine, Error, LABOUR, lenient, with_labels};
+use super::{Call, Engine, Error, SLOW_CALL_TIMEOUTS, lenient, with_labels};
 use crate::http::{Method, escape};
 
 /// A network.
@@ -33,23 +33,26 @@ struct Created {
 impl Engine {
     /// Makes a network; returns its id. Errors: 409 for a name that is taken.
     pub fn create_network(&self, network: &CreateNetwork) -> Result<String, Error> {
-        let created: Created = self.ask(&Call::new(Method::Post, "/networks/create").json(network).waiting(LABOUR))?;
+        let created: Created =
+            self.call_json(&Call::new(Method::Post, "/networks/create").json(network).timeouts(SLOW_CALL_TIMEOUTS))?;
         Ok(created.id)
     }
 
     /// A network by name or id.
     pub fn network(&self, name: &str) -> Result<Network, Error> {
-        self.ask(&Call::new(Method::Get, format!("/networks/{}", escape(name, b""))))
+        self.call_json(&Call::new(Method::Get, format!("/networks/{}", escape(name, b""))))
     }
 
     /// Networks with all of these labels.
     pub fn networks(&self, labels: &[(&str, &str)]) -> Result<Vec<Network>, Error> {
-        self.ask(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
+        self.call_json(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
     }
 
     /// Removes a network; none is fine. Errors: 403 while containers are in it.
     pub fn remove_network(&self, name: &str) -> Result<(), Error> {
-        match self.tell(&Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).waiting(LABOUR)) {
+        match self.call_without_result(
+            &Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),
+        ) {
             Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }

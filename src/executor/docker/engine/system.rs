@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 
 use super::{Call, Engine, Error, lenient};
-use crate::http::service::Waiting;
+use crate::http::service::ResponseTimeouts;
 use crate::http::{Method, escape};
 
 /// What the engine says of itself and its machine (`GET /info`).
@@ -32,8 +32,8 @@ pub struct Info {
 impl Engine {
     /// Whether it is alive. Errors: it is not, or does not answer within `timeout`.
     pub fn ping(&self, timeout: Duration) -> Result<(), Error> {
-        let waiting = Waiting { answer: timeout, silence: timeout };
-        self.tell(&Call::new(Method::Get, "/_ping").waiting(waiting))
+        let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
+        self.call_without_result(&Call::new(Method::Get, "/_ping").timeouts(timeouts))
     }
 
     /// Whether a signal was sent to a container through the engine, or by it when it stopped, since `since`. It
@@ -47,7 +47,7 @@ impl Engine {
 
     /// What it says of itself and its machine.
     pub fn info(&self) -> Result<Info, Error> {
-        self.ask(&Call::new(Method::Get, "/info"))
+        self.call_json(&Call::new(Method::Get, "/info"))
     }
 }
 

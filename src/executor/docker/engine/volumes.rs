@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::spec::CreateVolume;
-use super::{Call, Engine, Error, LABOUR, lenient, with_labels};
+use super::{Call, Engine, Error, SLOW_CALL_TIMEOUTS, lenient, with_labels};
 use crate::http::{Method, escape};
 
 /// A volume.
@@ -31,18 +31,21 @@ struct List {
 impl Engine {
     /// Makes a volume, or finds the one of that name.
     pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, Error> {
-        self.ask(&Call::new(Method::Post, "/volumes/create").json(volume).waiting(LABOUR))
+        self.call_json(&Call::new(Method::Post, "/volumes/create").json(volume).timeouts(SLOW_CALL_TIMEOUTS))
     }
 
     /// Volumes with all of these labels.
     pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
-        let list: List = self.ask(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
+        let list: List =
+            self.call_json(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
         Ok(list.volumes)
     }
 
     /// Removes a volume; none is fine. Errors: 409 while a container has it.
     pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
-        match self.tell(&Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).waiting(LABOUR)) {
+        match self.call_without_result(
+            &Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),
+        ) {
             Err(error) if error.is_missing() => Ok(()),
             outcome => outcome,
         }

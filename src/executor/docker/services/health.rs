@@ -11,21 +11,21 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::super::engine::Engine;
 use super::super::engine::containers::Container;
-use super::{Making, OUTPUT_MAX, Service, log};
+use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::failure::JobError;
 
 /// How many ports of a service are tried.
-const PORTS_MOST: usize = 20;
+const PORTS_MAX: usize = 20;
 /// How long one connection may take.
-const CONNECT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two rounds: the first rest and the longest.
-const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Says which port of a service tells that it is up.
 const PORT_VARIABLE: &str = "HEALTHCHECK_TCP_PORT=";
 
 /// How it stands with a service.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum ServiceHealth {
     /// It takes connections, or its image's own check says that it is well.
     Up,
     /// There is nothing by which one could know; why.
@@ -35,31 +35,31 @@ enum Verdict {
 }
 
 /// Threads that try ports, and how they are told to stop.
-struct Watch {
+struct HealthWaiter {
     stopped: Mutex<bool>,
     change: Condvar,
     /// Rings with each verdict.
-    bell: EventFd,
+    checked: EventFd,
     until: Instant,
 }
 
-impl Making<'_> {
+impl ServiceStarter<'_> {
     /// Waits until services are up. One that does not come up is told with its output, and the job goes on. Errors: the
     /// job is to stop.
-    pub fn wait(&self, services: &[Service]) -> Result<(), JobError> {
+    pub fn wait(&self, services: &[RunningService]) -> Result<(), JobError> {
         let Some(timeout) = self.docker.services_timeout().filter(|_| !services.is_empty()) else {
             return Ok(());
         };
         let seconds = timeout.as_secs();
-        self.attendant.line(&format!("Waiting for services to be up and running (timeout {seconds} seconds)..."));
-        let watch = Watch::new(timeout).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
-        let verdicts = thread::scope(|scope| {
+        self.console.line(&format!("Waiting for services to be up and running (timeout {seconds} seconds)..."));
+        let waiter = HealthWaiter::new(timeout).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
+        let results = thread::scope(|scope| {
             let try_one = |service| {
-                let (watch, engine) = (&watch, &**self.engine);
+                let (waiter, engine) = (&waiter, &**self.engine);
                 let body = move || {
-                    let verdict = watch.look_at(engine, service);
-                    let _ = watch.bell.write(1);
-                    verdict
+                    let health = waiter.wait_until_decided(engine, service);
+                    let _ = waiter.checked.write(1);
+                    health
                 };
                 let named = thread::Builder::new().name("service-wait".to_owned()).stack_size(256 * 1024);
                 named.spawn_scoped(scope, body)
@@ -67,78 +67,83 @@ impl Making<'_> {
             let threads: Vec<_> = services.iter().map(try_one).collect();
             let are_done = || threads.iter().all(|thread| thread.as_ref().is_ok_and(|it| it.is_finished()));
             let waited = loop {
-                let left = watch.until.saturating_duration_since(Instant::now());
+                let left = waiter.until.saturating_duration_since(Instant::now());
                 if are_done() || left.is_zero() {
                     break Ok(());
                 }
-                match self.attendant.wait(Some(watch.bell.as_fd()), left) {
-                    Ok(_) => drop(watch.bell.read()),
+                match self.console.wait(Some(waiter.checked.as_fd()), left) {
+                    Ok(_) => drop(waiter.checked.read()),
                     Err(error) => break Err(error),
                 }
             };
-            watch.stop();
+            waiter.stop();
             let joined = threads.into_iter().map(|thread| match thread.map(thread::ScopedJoinHandle::join) {
-                Ok(Ok(verdict)) => verdict,
-                _ => Verdict::Down("no thread could look at it".to_owned()),
+                Ok(Ok(health)) => health,
+                _ => ServiceHealth::Down("no thread could look at it".to_owned()),
             });
-            let verdicts: Vec<Verdict> = joined.collect();
-            waited.map(|()| verdicts)
+            let results: Vec<ServiceHealth> = joined.collect();
+            waited.map(|()| results)
         })?;
-        services.iter().zip(&verdicts).for_each(|(service, verdict)| self.tell(service, verdict));
+        services.iter().zip(&results).for_each(|(service, health)| self.report(service, health));
         Ok(())
     }
 
-    fn tell(&self, service: &Service, verdict: &Verdict) {
-        match verdict {
-            Verdict::Up => {}
-            Verdict::Unknown(why) => {
-                self.attendant.line(&format!("Service {} is not waited for: {why}", service.name));
+    fn report(&self, service: &RunningService, health: &ServiceHealth) {
+        match health {
+            ServiceHealth::Up => {}
+            ServiceHealth::Unknown(why) => {
+                self.console.line(&format!("Service {} is not waited for: {why}", service.name));
             }
-            Verdict::Down(why) => {
+            ServiceHealth::Down(why) => {
                 let name = &service.name;
-                self.attendant
+                self.console
                     .line(&format!("\x1b[0;33m*** WARNING: Service {name} probably didn't start properly.\x1b[0;m"));
-                self.attendant.line(&format!("Health check error: {why}"));
+                self.console.line(&format!("Health check error: {why}"));
                 self.show_output(service);
-                self.attendant.line("*********");
+                self.console.line("*********");
             }
         }
     }
 
     /// What a service printed, for whoever has to find out why it does not work.
-    pub(super) fn show_output(&self, service: &Service) {
+    pub(super) fn show_output(&self, service: &RunningService) {
         match self.engine.logs(&service.id, true, OUTPUT_MAX) {
             Ok(frames) => {
-                self.attendant.line("Service container logs:");
-                log::text(&frames).lines().for_each(|line| self.attendant.line(line));
+                self.console.line("Service container logs:");
+                log::text(&frames).lines().for_each(|line| self.console.line(line));
             }
-            Err(error) => self.attendant.line(&format!("Service container logs cannot be read: {error}")),
+            Err(error) => self.console.line(&format!("Service container logs cannot be read: {error}")),
         }
     }
 }
 
-impl Watch {
+impl HealthWaiter {
     fn new(timeout: Duration) -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), bell, until: Instant::now() + timeout })
+        let checked = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self {
+            stopped: Mutex::default(),
+            change: Condvar::new(),
+            checked: checked,
+            until: Instant::now() + timeout,
+        })
     }
 
     /// Looks at a service until it can be told how it stands.
-    fn look_at(&self, engine: &Engine, service: &Service) -> Verdict {
-        let mut rest = REST.0;
+    fn wait_until_decided(&self, engine: &Engine, service: &RunningService) -> ServiceHealth {
+        let mut rest = CHECK_INTERVAL.0;
         loop {
             let container = match engine.container(&service.id) {
                 Ok(container) => container,
-                Err(error) => return Verdict::Down(error.to_string()),
+                Err(error) => return ServiceHealth::Down(error.to_string()),
             };
-            let last = match look(&container, &service.address) {
-                Look::Decided(verdict) => return verdict,
-                Look::Undecided(why) => why,
+            let last = match check(&container, &service.address) {
+                HealthCheck::Decided(health) => return health,
+                HealthCheck::Undecided(why) => why,
             };
-            if !self.rest(rest) {
-                return Verdict::Down(last);
+            if !self.sleep(rest) {
+                return ServiceHealth::Down(last);
             }
-            rest = (rest * 2).min(REST.1);
+            rest = (rest * 2).min(CHECK_INTERVAL.1);
         }
     }
 
@@ -148,7 +153,7 @@ impl Watch {
     }
 
     /// Waits for a while; false when there is no more time.
-    fn rest(&self, rest: Duration) -> bool {
+    fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let (stopped, _) = self
@@ -160,39 +165,41 @@ impl Watch {
 }
 
 /// What one look at a service says.
-enum Look {
-    Decided(Verdict),
+enum HealthCheck {
+    Decided(ServiceHealth),
     Undecided(String),
 }
 
-fn look(container: &Container, address: &str) -> Look {
+fn check(container: &Container, address: &str) -> HealthCheck {
     let state = &container.state;
     if !state.running {
-        return Look::Decided(Verdict::Down(format!("it has ended with exit code {}", state.exit_code)));
+        return HealthCheck::Decided(ServiceHealth::Down(format!("it has ended with exit code {}", state.exit_code)));
     }
     let health = state.health.as_ref().map(|health| health.status.as_str());
     if health == Some("healthy") {
-        return Look::Decided(Verdict::Up);
+        return HealthCheck::Decided(ServiceHealth::Up);
     }
     let ports = ports(container);
     let address: Option<IpAddr> = address.parse().ok();
     match (address, ports.is_empty(), health) {
         (Some(address), false, _) => try_ports(address, &ports),
-        (_, _, Some(status)) if status != "none" => Look::Undecided(format!("its own check says `{status}`")),
-        (_, true, _) => Look::Decided(Verdict::Unknown("its image exposes no port and has no check of its own")),
-        (None, ..) => Look::Decided(Verdict::Unknown("it has no address of its own")),
+        (_, _, Some(status)) if status != "none" => HealthCheck::Undecided(format!("its own check says `{status}`")),
+        (_, true, _) => {
+            HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no check of its own"))
+        }
+        (None, ..) => HealthCheck::Decided(ServiceHealth::Unknown("it has no address of its own")),
     }
 }
 
-fn try_ports(address: IpAddr, ports: &[u16]) -> Look {
+fn try_ports(address: IpAddr, ports: &[u16]) -> HealthCheck {
     let mut last = String::new();
     for port in ports {
-        match TcpStream::connect_timeout(&SocketAddr::new(address, *port), CONNECT) {
-            Ok(_) => return Look::Decided(Verdict::Up),
+        match TcpStream::connect_timeout(&SocketAddr::new(address, *port), CONNECT_TIMEOUT) {
+            Ok(_) => return HealthCheck::Decided(ServiceHealth::Up),
             Err(error) => last = format!("no connection to port {port} of {address}: {error}"),
         }
     }
-    Look::Undecided(last)
+    HealthCheck::Undecided(last)
 }
 
 /// The port that the environment names, or else the lowest of those that the image exposes.
@@ -208,7 +215,7 @@ fn ports(container: &Container) -> Vec<u16> {
     });
     let mut ports: Vec<u16> = exposed.collect();
     ports.sort_unstable();
-    ports.truncate(PORTS_MOST);
+    ports.truncate(PORTS_MAX);
     ports
 }
 
@@ -232,7 +239,7 @@ mod tests {
         assert!(ports(&container(nonsense)).is_empty());
         let many: Vec<String> = (1..100).map(|port| format!("\"{port}/tcp\": {{}}")).collect();
         let many = container(&format!("{{\"Config\": {{\"ExposedPorts\": {{{}}}}}}}", many.join(",")));
-        assert_eq!(ports(&many).len(), PORTS_MOST);
+        assert_eq!(ports(&many).len(), PORTS_MAX);
     }
 
     #[test]
@@ -243,18 +250,18 @@ mod tests {
             container(&format!("{{\"State\": {{\"Running\": true {health}}}, \"Config\": {{{config}}}}}"))
         };
         let exposing = |port: u16| format!("\"ExposedPorts\": {{\"{port}/tcp\": {{}}}}");
-        let decided = |container: Container, address: &str| match look(&container, address) {
-            Look::Decided(verdict) => Some(verdict),
-            Look::Undecided(_) => None,
+        let decided = |container: Container, address: &str| match check(&container, address) {
+            HealthCheck::Decided(health) => Some(health),
+            HealthCheck::Undecided(_) => None,
         };
-        assert_eq!(decided(running(&exposing(open), ""), "127.0.0.1"), Some(Verdict::Up));
+        assert_eq!(decided(running(&exposing(open), ""), "127.0.0.1"), Some(ServiceHealth::Up));
         assert_eq!(decided(running(&exposing(1), ""), "127.0.0.1"), None);
         let (starting, healthy) = (",\"Health\": {\"Status\": \"starting\"}", ",\"Health\": {\"Status\": \"healthy\"}");
         assert_eq!(decided(running("", starting), "127.0.0.1"), None);
-        assert_eq!(decided(running(&exposing(1), healthy), "127.0.0.1"), Some(Verdict::Up));
-        assert!(matches!(decided(running("", ""), "127.0.0.1"), Some(Verdict::Unknown(_))));
-        assert!(matches!(decided(running(&exposing(open), ""), ""), Some(Verdict::Unknown(_))));
+        assert_eq!(decided(running(&exposing(1), healthy), "127.0.0.1"), Some(ServiceHealth::Up));
+        assert!(matches!(decided(running("", ""), "127.0.0.1"), Some(ServiceHealth::Unknown(_))));
+        assert!(matches!(decided(running(&exposing(open), ""), ""), Some(ServiceHealth::Unknown(_))));
         let ended = container(r#"{"State": {"Running": false, "ExitCode": 3}}"#);
-        assert!(matches!(decided(ended, "127.0.0.1"), Some(Verdict::Down(why)) if why.contains("exit code 3")));
+        assert!(matches!(decided(ended, "127.0.0.1"), Some(ServiceHealth::Down(why)) if why.contains("exit code 3")));
     }
 }

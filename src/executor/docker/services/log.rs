@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::super::engine::attached::Frames;
-use super::super::engine::containers::From;
-use super::super::engine::{Engine, Place};
-use super::Service;
+use super::super::engine::attached::FrameReader;
+use super::super::engine::containers::LogStart;
+use super::super::engine::{Engine, EngineAddress};
+use super::RunningService;
 
 /// A service may be silent for as long as the longest of jobs.
-const SILENCE: Duration = Duration::from_secs(30 * 24 * 3600);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A line that is longer is cut.
 const LINE_MAX: usize = 16 << 10;
 
@@ -19,23 +19,23 @@ const GREY: &str = "\x1b[0;37m";
 const RESET: &str = "\x1b[0;m";
 
 /// Takes a line.
-pub type Say = Box<dyn FnMut(&str) + Send>;
+pub type LogWriter = Box<dyn FnMut(&str) + Send>;
 
 /// Threads that bring the output of services into the job's log, until the services end or nobody listens any more.
-pub struct Followers {
-    say: Arc<Mutex<Option<Say>>>,
+pub struct ServiceLogs {
+    writer: Arc<Mutex<Option<LogWriter>>>,
 }
 
-impl Followers {
+impl ServiceLogs {
     /// Follows services from their beginning, or from now on where an earlier agent followed them already.
-    pub fn start(engine: &Place, services: &[Service], from: From, say: Say) -> Self {
-        let say = Arc::new(Mutex::new(Some(say)));
+    pub fn start(engine: &EngineAddress, services: &[RunningService], from: LogStart, write: LogWriter) -> Self {
+        let write = Arc::new(Mutex::new(Some(write)));
         for service in services {
-            let (engine, service, say) = (engine.clone(), service.clone(), Arc::clone(&say));
+            let (engine, service, write) = (engine.clone(), service.clone(), Arc::clone(&write));
             let body = move || match Engine::at(&engine) {
                 Ok(engine) => follow(&engine, &service, from, &mut |line| {
-                    if let Some(say) = &mut *lock(&say) {
-                        say(line);
+                    if let Some(write) = &mut *lock(&write) {
+                        write(line);
                     }
                 }),
                 Err(error) => log::warn!("cannot follow the output of a service error={error}"),
@@ -45,67 +45,67 @@ impl Followers {
                 log::warn!("cannot follow the output of a service error={error}");
             }
         }
-        Self { say }
+        Self { writer: write }
     }
 
     /// No line comes while this is kept.
-    pub fn quiet(&self) -> impl Drop + '_ {
-        lock(&self.say)
+    pub fn pause(&self) -> impl Drop + '_ {
+        lock(&self.writer)
     }
 }
 
 /// No line comes any more. The threads end with their services.
-impl Drop for Followers {
+impl Drop for ServiceLogs {
     fn drop(&mut self) {
-        *lock(&self.say) = None;
+        *lock(&self.writer) = None;
     }
 }
 
-fn lock(say: &Mutex<Option<Say>>) -> MutexGuard<'_, Option<Say>> {
-    say.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(write: &Mutex<Option<LogWriter>>) -> MutexGuard<'_, Option<LogWriter>> {
+    write.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn follow(engine: &Engine, service: &Service, from: From, say: &mut dyn FnMut(&str)) {
+fn follow(engine: &Engine, service: &RunningService, from: LogStart, write: &mut dyn FnMut(&str)) {
     let names: Vec<&str> = service.aliases.iter().map(String::as_str).collect();
-    let mut lines = Lines { name: names.join("-"), begun: Vec::new() };
-    let mut frames = Frames::default();
+    let mut lines = LineBuffer { name: names.join("-"), line: Vec::new() };
+    let mut frames = FrameReader::default();
     let mut piece = vec![0; 16 * 1024];
-    let Ok(mut output) = engine.follow_logs(&service.id, true, from, SILENCE) else { return };
+    let Ok(mut output) = engine.follow_logs(&service.id, true, from, IDLE_TIMEOUT) else { return };
     // An error is the end as well: the container is removed under it.
     while let Ok(length @ 1..) = output.read(&mut piece) {
-        if frames.push(&piece[..length], &mut |_, bytes| lines.push(bytes, say)).is_err() {
+        if frames.push(&piece[..length], &mut |_, bytes| lines.push(bytes, write)).is_err() {
             break;
         }
     }
-    lines.finish(say);
+    lines.finish(write);
 }
 
 /// Cuts output into lines.
-struct Lines {
+struct LineBuffer {
     name: String,
-    begun: Vec<u8>,
+    line: Vec<u8>,
 }
 
-impl Lines {
-    fn push(&mut self, bytes: &[u8], say: &mut dyn FnMut(&str)) {
+impl LineBuffer {
+    fn push(&mut self, bytes: &[u8], write: &mut dyn FnMut(&str)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.begun.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.begun.len() > LINE_MAX {
-                self.finish(say);
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.line.len() > LINE_MAX {
+                self.finish(write);
             }
         }
     }
 
-    fn finish(&mut self, say: &mut dyn FnMut(&str)) {
-        if !self.begun.is_empty() {
-            let line = std::mem::take(&mut self.begun);
-            self.say(&line, say);
+    fn finish(&mut self, write: &mut dyn FnMut(&str)) {
+        if !self.line.is_empty() {
+            let line = std::mem::take(&mut self.line);
+            self.write_line(&line, write);
         }
     }
 
-    fn say(&self, line: &[u8], say: &mut dyn FnMut(&str)) {
+    fn write_line(&self, line: &[u8], write: &mut dyn FnMut(&str)) {
         let text = String::from_utf8_lossy(line);
-        say(&format!("{GREY}[service:{}] {}{RESET}", self.name, text.trim_end_matches(['\n', '\r'])));
+        write(&format!("{GREY}[service:{}] {}{RESET}", self.name, text.trim_end_matches(['\n', '\r'])));
     }
 }
 
@@ -113,7 +113,7 @@ impl Lines {
 pub fn text(bytes: &[u8]) -> String {
     let mut text = Vec::new();
     // What comes before nonsense is as good as it was.
-    let _ = Frames::default().push(bytes, &mut |_, piece| text.extend_from_slice(piece));
+    let _ = FrameReader::default().push(bytes, &mut |_, piece| text.extend_from_slice(piece));
     String::from_utf8_lossy(&text).into_owned()
 }
 
@@ -124,11 +124,11 @@ mod tests {
     #[test]
     fn output_becomes_lines_with_the_names_of_the_service() {
         let mut said = Vec::new();
-        let mut say = |line: &str| said.push(line.to_owned());
-        let mut lines = Lines { name: "postgres-db".to_owned(), begun: Vec::new() };
-        lines.push(b"first\r\nsec", &mut say);
-        lines.push(b"ond\nlast", &mut say);
-        lines.finish(&mut say);
+        let mut write = |line: &str| said.push(line.to_owned());
+        let mut lines = LineBuffer { name: "postgres-db".to_owned(), line: Vec::new() };
+        lines.push(b"first\r\nsec", &mut write);
+        lines.push(b"ond\nlast", &mut write);
+        lines.finish(&mut write);
         let expected = ["first", "second", "last"].map(|text| format!("{GREY}[service:postgres-db] {text}{RESET}"));
         assert_eq!(said, expected);
     }

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::attendant::Attendant;
-use super::create::{self, Network, Surroundings};
+use super::console::JobConsole;
+use super::create::{self, ContainerSettings, NetworkMode};
 use super::engine::containers::Container;
 use super::engine::{Engine, Error};
-use super::images::Images;
-use super::tries::with_room;
+use super::images::ImageProvider;
+use super::retry::retry_when_disk_full;
 use crate::config::docker::Docker;
 use crate::failure::JobError;
-use plan::Planned;
+use plan::ServicePlan;
 
 /// Bytes of a service's output that are shown when it fails.
 const OUTPUT_MAX: u64 = 64 << 10;
@@ -25,7 +25,7 @@ const SHORT_ID: usize = 12;
 
 /// A service that was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct RunningService {
     /// Its image as the job names it.
     pub name: String,
     /// The container's identifier.
@@ -37,65 +37,65 @@ pub struct Service {
 }
 
 /// What services are made with.
-pub struct Making<'a> {
+pub struct ServiceStarter<'a> {
     /// The engine.
     pub engine: &'a Arc<Engine>,
     /// What is configured.
     pub docker: &'a Docker,
     /// Gets their images.
-    pub images: &'a Images<'a>,
+    pub images: &'a ImageProvider<'a>,
     /// Hears of them.
-    pub attendant: &'a dyn Attendant,
+    pub console: &'a dyn JobConsole,
     /// The network they share with the job.
-    pub network: &'a Network,
+    pub network: &'a NetworkMode,
     /// What all containers of the job are called at first (`runner-…-project-…`).
     pub prefix: &'a str,
     /// Labels and binds of all of them.
-    pub common: &'a Surroundings,
+    pub common: &'a ContainerSettings,
     /// Each has the engine's own first process (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
     pub init: bool,
 }
 
-impl Making<'_> {
+impl ServiceStarter<'_> {
     /// Starts services, one after the other, so that each finds those before it started. Errors: one cannot be pulled,
     /// made or started; its output is in the job's log.
-    pub fn start(&self, planned: &[Planned]) -> Result<Vec<Service>, JobError> {
+    pub fn start(&self, planned: &[ServicePlan]) -> Result<Vec<RunningService>, JobError> {
         let start = |(index, planned)| self.start_one(index, planned);
         planned.iter().enumerate().map(start).collect()
     }
 
-    fn start_one(&self, index: usize, planned: &Planned) -> Result<Service, JobError> {
-        let name = &planned.choice.name;
-        self.attendant.line(&format!("Starting service {name}..."));
-        let image = self.images.obtain(&planned.choice)?;
-        let mut surroundings = self.common.clone();
-        surroundings.image = image.pinned;
-        surroundings.environment.clone_from(&planned.environment);
-        surroundings.aliases.clone_from(&planned.aliases);
-        surroundings.labels.extend(of_service(name));
-        let mut request = create::of_service(self.docker, &planned.choice, self.network, surroundings)?;
+    fn start_one(&self, index: usize, planned: &ServicePlan) -> Result<RunningService, JobError> {
+        let name = &planned.resolved.name;
+        self.console.line(&format!("Starting service {name}..."));
+        let image = self.images.provide(&planned.resolved)?;
+        let mut settings = self.common.clone();
+        settings.image = image.pinned;
+        settings.environment.clone_from(&planned.environment);
+        settings.aliases.clone_from(&planned.aliases);
+        settings.labels.extend(of_service(name));
+        let mut request = create::of_service(self.docker, &planned.resolved, self.network, settings)?;
         request.host_config.init = self.init.then_some(true);
         let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
-        let platform = Some(planned.choice.platform.as_str()).filter(|platform| !platform.is_empty());
+        let platform = Some(planned.resolved.platform.as_str()).filter(|platform| !platform.is_empty());
         self.engine.remove_container(&container_name, false).map_err(|error| failed(name, &error))?;
-        let created = with_room(|| self.engine.create_container(&container_name, platform, &request));
-        let (id, warnings) = created.map_err(|error| create::refused(&format!("service {name}"), &error))?;
-        warnings.iter().for_each(|warning| self.attendant.warning(&format!("service {name}: {warning}")));
-        if let Err(error) = with_room(|| self.engine.start_container(&id)) {
+        let created = retry_when_disk_full(|| self.engine.create_container(&container_name, platform, &request));
+        let (id, warnings) = created.map_err(|error| create::create_error(&format!("service {name}"), &error))?;
+        warnings.iter().for_each(|warning| self.console.warning(&format!("service {name}: {warning}")));
+        if let Err(error) = retry_when_disk_full(|| self.engine.start_container(&id)) {
             return Err(failed(name, &error));
         }
         let container = self.engine.container(&id).map_err(|error| failed(name, &error))?;
         let address = self.address(&container);
         let mut aliases = planned.aliases.clone();
         aliases.extend(id.get(..SHORT_ID).map(str::to_owned));
-        Ok(Service { name: name.clone(), id, aliases, address })
+        Ok(RunningService { name: name.clone(), id, aliases, address })
     }
 
     fn address(&self, container: &Container) -> String {
         match self.network {
-            Network::Host => "127.0.0.1".to_owned(),
-            Network::Other(_) => String::new(),
-            Network::Bridge | Network::Named(_) => {
+            NetworkMode::Host => "127.0.0.1".to_owned(),
+            NetworkMode::Other(_) => String::new(),
+            NetworkMode::Bridge | NetworkMode::Named(_) => {
                 let networks = container.network_settings.networks.values();
                 let addresses = networks.flat_map(|network| [&network.ip_address, &network.ipv6_address]);
                 addresses.into_iter().find(|address| !address.is_empty()).cloned().unwrap_or_default()
@@ -105,8 +105,8 @@ impl Making<'_> {
 }
 
 /// `NAME:ADDRESS` of all services, for hosts files in networks that have no names.
-pub fn hosts(services: &[Service], network: &Network) -> Vec<String> {
-    if matches!(network, Network::Named(_) | Network::Other(_)) {
+pub fn hosts(services: &[RunningService], network: &NetworkMode) -> Vec<String> {
+    if matches!(network, NetworkMode::Named(_) | NetworkMode::Other(_)) {
         return Vec::new();
     }
     let known = services.iter().filter(|service| !service.address.is_empty());

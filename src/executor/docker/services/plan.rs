@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use super::super::choice::{self, Choice, Expand};
+use super::super::resolved_image::{self, Expand, ResolvedImage};
 use crate::config::docker::Docker;
 use crate::failure::JobError;
 use crate::payload::Image;
 
 /// A service to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
+pub struct ServicePlan {
     /// Its image and how it is run.
-    pub choice: Choice,
+    pub resolved: ResolvedImage,
     /// Its names on the network.
     pub aliases: Vec<String>,
     /// `KEY=VALUE`
@@ -26,7 +26,7 @@ pub fn plan(
     of_job: &[Image],
     public: &[(String, String)],
     expand: Expand<'_>,
-) -> Result<(Vec<Planned>, Vec<String>), JobError> {
+) -> Result<(Vec<ServicePlan>, Vec<String>), JobError> {
     let count = docker.services.len() + of_job.len();
     if let Some(most) = docker.most_services().filter(|most| count > *most) {
         return Err(JobError::system(format!(
@@ -39,21 +39,21 @@ pub fn plan(
     let mut taken = BTreeSet::new();
     let mut planned = Vec::new();
     for service in &docker.services {
-        let choice = choice::of_configured_service(docker, service, expand)?;
+        let resolved = resolved_image::of_configured_service(docker, service, expand)?;
         let environment = [public.clone(), assignments(&service.environment)].concat();
-        let aliases = aliases(&choice, &expand(&service.alias), &mut taken, &mut warnings);
-        planned.push(Planned { choice, aliases, environment });
+        let aliases = aliases(&resolved, &expand(&service.alias), &mut taken, &mut warnings);
+        planned.push(ServicePlan { resolved, aliases, environment });
     }
     for image in of_job {
-        let (choice, told) = choice::of_service(docker, image, expand)?;
+        let (resolved, told) = resolved_image::of_service(docker, image, expand)?;
         warnings.extend(told);
         let own = image.variables.iter().map(|variable| {
             let value = if variable.raw { variable.value.clone() } else { expand(&variable.value) };
             format!("{}={value}", variable.key)
         });
         let environment = public.iter().cloned().chain(own).collect();
-        let aliases = aliases(&choice, &expand(&image.alias), &mut taken, &mut warnings);
-        planned.push(Planned { choice, aliases, environment });
+        let aliases = aliases(&resolved, &expand(&image.alias), &mut taken, &mut warnings);
+        planned.push(ServicePlan { resolved, aliases, environment });
     }
     Ok((planned, warnings))
 }
@@ -63,8 +63,13 @@ fn assignments(pairs: &[(String, String)]) -> Vec<String> {
 }
 
 /// Two names that follow from the image, and those that were asked for; each belongs to the first service that has it.
-fn aliases(choice: &Choice, wanted: &str, taken: &mut BTreeSet<String>, warnings: &mut Vec<String>) -> Vec<String> {
-    let path = path_of_image(&choice.name);
+fn aliases(
+    resolved: &ResolvedImage,
+    wanted: &str,
+    taken: &mut BTreeSet<String>,
+    warnings: &mut Vec<String>,
+) -> Vec<String> {
+    let path = path_of_image(&resolved.name);
     let of_image = BTreeSet::from([path.replace('/', "__"), path.replace('/', "-")]);
     let wanted = wanted.split([' ', ',', '\t', '\n']).filter(|alias| !alias.is_empty());
     let mut aliases = Vec::new();
@@ -72,7 +77,7 @@ fn aliases(choice: &Choice, wanted: &str, taken: &mut BTreeSet<String>, warnings
         if taken.insert(alias.clone()) {
             aliases.push(alias);
         } else if !aliases.contains(&alias) {
-            warnings.push(format!("alias `{alias}` of service {} belongs to another service already", choice.name));
+            warnings.push(format!("alias `{alias}` of service {} belongs to another service already", resolved.name));
         }
     }
     aliases
@@ -96,7 +101,7 @@ mod tests {
     use crate::config::docker::Service;
     use crate::payload::Variable;
 
-    fn planned(docker: &Docker, images: &[Image]) -> Result<(Vec<Planned>, Vec<String>), JobError> {
+    fn planned(docker: &Docker, images: &[Image]) -> Result<(Vec<ServicePlan>, Vec<String>), JobError> {
         let public = [("CI_JOB_ID".to_owned(), "7".to_owned())];
         plan(docker, images, &public, &|text| text.replace("$PASSWORD", "hidden"))
     }

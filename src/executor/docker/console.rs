@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::failure::JobError;
 
 /// Says things in the job's log, and knows when the job is over.
-pub trait Attendant: Sync {
+pub trait JobConsole: Sync {
     /// A plain line.
     fn line(&self, text: &str);
 
@@ -21,9 +21,9 @@ pub trait Attendant: Sync {
 }
 
 /// A process of its own that prepares: what it prints is the job's log, and the end of the job is its end.
-pub struct Printer;
+pub struct StdoutConsole;
 
-impl Attendant for Printer {
+impl JobConsole for StdoutConsole {
     fn line(&self, text: &str) {
         println!("{text}");
     }

@@ -19,14 +19,14 @@ use crate::shim::spec::User;
 use crate::sys;
 
 /// A name on the disk has 255 bytes at most, with `-empty.tmp` at its end.
-const LONGEST_NAME: usize = 245;
+const NAME_MAX: usize = 245;
 
 /// A job's own file is not read for ever.
-const MOST_READ: u64 = 1 << 20;
+const READ_MAX: u64 = 1 << 20;
 
 /// The directories of one job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct JobDirs {
     /// `CI_BUILDS_DIR`: everything is below it.
     pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
@@ -37,17 +37,23 @@ pub struct Place {
     pub cache: PathBuf,
     /// What the job sees in the place of `builds`, where that is something else: it runs in a container.
     #[serde(default)]
-    pub inside: Option<PathBuf>,
+    pub container_builds: Option<PathBuf>,
 }
 
-impl Place {
+impl JobDirs {
     /// The usual place: builds root, runner, concurrent number, project. No unprotected job prepares what a protected one
     /// finds.
-    pub fn usual(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
+    pub fn on_host(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let protected = if payload.is_protected() { "-protected" } else { "" };
         let project = builds.join(short_token).join(format!("{concurrent}{protected}")).join(slug(payload));
         let cache = caches.join(slug(payload));
-        Self { builds: builds.to_owned(), temporary: with(&project, ".tmp"), project, cache, inside: None }
+        Self {
+            builds: builds.to_owned(),
+            temporary: with_suffix(&project, ".tmp"),
+            project,
+            cache,
+            container_builds: None,
+        }
     }
 
     /// The place of a job that sees the machine's directory `host_builds` as `inside`.
@@ -55,12 +61,18 @@ impl Place {
         let project = host_builds.join(slug(payload));
         let cache = caches.join(slug(payload));
         let inside = Some(inside.to_owned());
-        Self { builds: host_builds.to_owned(), temporary: with(&project, ".tmp"), project, cache, inside }
+        Self {
+            builds: host_builds.to_owned(),
+            temporary: with_suffix(&project, ".tmp"),
+            project,
+            cache,
+            container_builds: inside,
+        }
     }
 
     /// A path below the builds directory as the job sees it.
-    pub fn seen(&self, path: &Path) -> PathBuf {
-        match (&self.inside, path.strip_prefix(&self.builds)) {
+    pub fn as_seen_by_job(&self, path: &Path) -> PathBuf {
+        match (&self.container_builds, path.strip_prefix(&self.builds)) {
             // A join with nothing would end with a slash.
             (Some(inside), Ok(below)) if below.as_os_str().is_empty() => inside.clone(),
             (Some(inside), Ok(below)) => inside.join(below),
@@ -69,20 +81,20 @@ impl Place {
     }
 
     /// The place of a job without sources (`GIT_STRATEGY` `empty`): it must not cost the next job its checkout.
-    pub fn for_nothing(&self) -> Self {
-        let (project, cache) = (with(&self.project, "-empty"), with(&self.cache, "-empty"));
-        Self { temporary: with(&project, ".tmp"), project, cache, ..self.clone() }
+    pub fn without_checkout(&self) -> Self {
+        let (project, cache) = (with_suffix(&self.project, "-empty"), with_suffix(&self.cache, "-empty"));
+        Self { temporary: with_suffix(&project, ".tmp"), project, cache, ..self.clone() }
     }
 
     /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
-    pub fn moved(&self, path: &str) -> Result<Self, JobError> {
+    pub fn with_project(&self, path: &str) -> Result<Self, JobError> {
         let outside = || {
             JobError::configuration(format!(
                 "GIT_CLONE_PATH `{path}` is not below the builds directory {}",
-                self.seen(&self.builds).display()
+                self.as_seen_by_job(&self.builds).display()
             ))
         };
-        let builds = self.seen(&self.builds);
+        let builds = self.as_seen_by_job(&self.builds);
         let below = Path::new(path).strip_prefix(&builds).map_err(|_| outside())?;
         let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
         if !plain || below.as_os_str().is_empty() {
@@ -93,7 +105,7 @@ impl Place {
             return Err(JobError::configuration(format!("GIT_CLONE_PATH `{path}` contains a control character")));
         }
         let project = self.builds.join(below);
-        Ok(Self { temporary: with(&project, ".tmp"), project, ..self.clone() })
+        Ok(Self { temporary: with_suffix(&project, ".tmp"), project, ..self.clone() })
     }
 
     /// Makes the roots of builds and caches, for the job's user where that is another than the agent's; nobody else enters
@@ -125,7 +137,7 @@ impl Place {
 
     /// Makes an empty file in the temporary directory, readable by the job's user only, in the place of whatever has its
     /// name. Nothing where there is no such directory yet, or a directory has the name.
-    pub fn renew_temporary(&self, name: &str, user: Option<&User>) {
+    pub fn truncate_temporary(&self, name: &str, user: Option<&User>) {
         let _ = as_job(user, || {
             let Some(directory) = self.open_directory() else { return };
             let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
@@ -146,7 +158,7 @@ impl Place {
         let file = file.filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)));
         let mut text = Vec::new();
         if let Some(file) = file {
-            let _ = file.take(MOST_READ).read_to_end(&mut text);
+            let _ = file.take(READ_MAX).read_to_end(&mut text);
         }
         String::from_utf8_lossy(&text).into_owned()
     }
@@ -155,13 +167,13 @@ impl Place {
     fn open_directory(&self) -> Option<OwnedFd> {
         let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
         self.open_temporary("", flags).or_else(|| {
-            self.open_up()?;
+            self.restore_permissions()?;
             self.open_temporary("", flags)
         })
     }
 
     /// Lets the owner of the directories down to the temporary one into them again.
-    fn open_up(&self) -> Option<()> {
+    fn restore_permissions(&self) -> Option<()> {
         let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
         let mut above: Vec<&Path> = below.ancestors().collect();
@@ -192,7 +204,7 @@ impl Place {
 }
 
 /// A path whose last part ends with `suffix`.
-fn with(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -212,7 +224,7 @@ fn slug(payload: &Payload) -> PathBuf {
         && !path.contains("..")
         // The directory of secrets of the project without the ending.
         && !path.ends_with(".tmp")
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < LONGEST_NAME);
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < NAME_MAX);
     match usable {
         true => PathBuf::from(path),
         false => PathBuf::from(format!("project-{}", payload.job_info.project_id)),
@@ -223,11 +235,11 @@ fn slug(payload: &Payload) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn of(url: &str) -> Place {
+    fn of(url: &str) -> JobDirs {
         let mut payload = Payload::default();
         payload.git_info.repo_url = url.to_owned();
         payload.job_info.project_id = 9;
-        Place::usual(Path::new("/builds"), Path::new("/cache"), "abc", 0, &payload)
+        JobDirs::on_host(Path::new("/builds"), Path::new("/cache"), "abc", 0, &payload)
     }
 
     #[test]
@@ -244,7 +256,7 @@ mod tests {
             assert_eq!(of(url).project, Path::new(project), "{url}");
         }
         assert_eq!(of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
-        let nothing = of("https://h/a/b.git").for_nothing();
+        let nothing = of("https://h/a/b.git").without_checkout();
         assert_eq!(nothing.project, Path::new("/builds/abc/0/a/b-empty"));
         assert_eq!(nothing.temporary, Path::new("/builds/abc/0/a/b-empty.tmp"));
         assert_eq!(nothing.cache, Path::new("/cache/a/b-empty"));
@@ -254,27 +266,27 @@ mod tests {
     fn a_container_sees_the_machines_directory_elsewhere() {
         let mut payload = Payload::default();
         payload.git_info.repo_url = "https://h/a/b.git".to_owned();
-        let place = Place::in_container(Path::new("/var/b/1"), Path::new("/builds"), Path::new("/c"), &payload);
-        assert_eq!(place.project, Path::new("/var/b/1/a/b"));
-        assert_eq!(place.seen(&place.project), Path::new("/builds/a/b"));
-        assert_eq!(place.seen(&place.builds).as_os_str(), "/builds");
-        let moved = place.moved("/builds/go/src").expect("allowed");
+        let dirs = JobDirs::in_container(Path::new("/var/b/1"), Path::new("/builds"), Path::new("/c"), &payload);
+        assert_eq!(dirs.project, Path::new("/var/b/1/a/b"));
+        assert_eq!(dirs.as_seen_by_job(&dirs.project), Path::new("/builds/a/b"));
+        assert_eq!(dirs.as_seen_by_job(&dirs.builds).as_os_str(), "/builds");
+        let moved = dirs.with_project("/builds/go/src").expect("allowed");
         assert_eq!(
-            (moved.project.as_path(), moved.seen(&moved.temporary)),
+            (moved.project.as_path(), moved.as_seen_by_job(&moved.temporary)),
             (Path::new("/var/b/1/go/src"), "/builds/go/src.tmp".into())
         );
-        assert!(place.moved("/var/b/1/x").is_err());
+        assert!(dirs.with_project("/var/b/1/x").is_err());
     }
 
     #[test]
     fn a_clone_path_stays_below_the_builds_directory() {
-        let place = of("https://h/a/b.git");
-        assert_eq!(place.moved("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
+        let dirs = of("https://h/a/b.git");
+        assert_eq!(dirs.with_project("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
         for path in ["/builds/it's", "/builds/a b", "/builds/[x]*?", "/builds/-n", "/builds/\u{fc}"] {
-            assert!(place.moved(path).is_ok(), "{path}");
+            assert!(dirs.with_project(path).is_ok(), "{path}");
         }
         for path in ["/etc", "/builds", "/builds/../etc", "relative", "/builds/a\nb"] {
-            assert!(place.moved(path).is_err(), "{path}");
+            assert!(dirs.with_project(path).is_err(), "{path}");
         }
     }
 
@@ -283,24 +295,24 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let builds = directory.path().to_owned();
         fs::create_dir(builds.join("p.tmp")).expect("made");
-        let place = Place {
+        let dirs = JobDirs {
             project: builds.join("p"),
             temporary: builds.join("p.tmp"),
             cache: builds.join("c"),
             builds,
-            inside: None,
+            container_builds: None,
         };
-        let path = place.temporary.join("env");
-        assert_eq!(place.read_temporary("env", None), "");
+        let path = dirs.temporary.join("env");
+        assert_eq!(dirs.read_temporary("env", None), "");
         fs::write(&path, "A=1\n").expect("written");
-        assert_eq!(place.read_temporary("env", None), "A=1\n");
-        fs::hard_link(&path, place.temporary.join("other")).expect("planted");
-        assert_eq!(place.read_temporary("env", None), "", "it has another name");
-        fs::remove_file(place.temporary.join("other")).expect("removed");
-        std::os::unix::fs::symlink(&path, place.temporary.join("link")).expect("planted");
-        nix::unistd::mkfifo(&place.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
+        assert_eq!(dirs.read_temporary("env", None), "A=1\n");
+        fs::hard_link(&path, dirs.temporary.join("other")).expect("planted");
+        assert_eq!(dirs.read_temporary("env", None), "", "it has another name");
+        fs::remove_file(dirs.temporary.join("other")).expect("removed");
+        std::os::unix::fs::symlink(&path, dirs.temporary.join("link")).expect("planted");
+        nix::unistd::mkfifo(&dirs.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
         assert_eq!(
-            place.read_temporary("link", None) + &place.read_temporary("pipe", None) + &place.read_temporary(".", None),
+            dirs.read_temporary("link", None) + &dirs.read_temporary("pipe", None) + &dirs.read_temporary(".", None),
             ""
         );
     }
@@ -314,15 +326,21 @@ mod tests {
         let builds = directory.path().join("builds");
         fs::create_dir(&builds).expect("made");
         let cache = builds.join("cache");
-        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache, inside: None };
-        std::os::unix::fs::symlink(&outside, &place.temporary).expect("planted");
-        place.remove_temporary(&["KEY".to_owned()], None);
+        let dirs = JobDirs {
+            project: builds.join("p"),
+            temporary: builds.join("p.tmp"),
+            builds,
+            cache,
+            container_builds: None,
+        };
+        std::os::unix::fs::symlink(&outside, &dirs.temporary).expect("planted");
+        dirs.remove_temporary(&["KEY".to_owned()], None);
         assert!(outside.join("KEY").exists());
-        fs::remove_file(&place.temporary).expect("removed");
-        fs::create_dir(&place.temporary).expect("made");
-        fs::write(place.temporary.join("KEY"), "goes").expect("written");
-        place.remove_temporary(&["KEY".to_owned()], None);
-        assert!(!place.temporary.join("KEY").exists());
+        fs::remove_file(&dirs.temporary).expect("removed");
+        fs::create_dir(&dirs.temporary).expect("made");
+        fs::write(dirs.temporary.join("KEY"), "goes").expect("written");
+        dirs.remove_temporary(&["KEY".to_owned()], None);
+        assert!(!dirs.temporary.join("KEY").exists());
     }
 
     #[test]
@@ -333,20 +351,26 @@ mod tests {
         fs::write(&outside, "stays").expect("written");
         let builds = directory.path().join("builds");
         let cache = builds.join("cache");
-        let place = Place { project: builds.join("p"), temporary: builds.join("p.tmp"), builds, cache, inside: None };
-        place.renew_temporary("env", None);
-        assert!(!place.temporary.exists(), "the directory is made by the first script");
-        fs::create_dir_all(&place.temporary).expect("made");
-        let file = place.temporary.join("env");
+        let dirs = JobDirs {
+            project: builds.join("p"),
+            temporary: builds.join("p.tmp"),
+            builds,
+            cache,
+            container_builds: None,
+        };
+        dirs.truncate_temporary("env", None);
+        assert!(!dirs.temporary.exists(), "the directory is made by the first script");
+        fs::create_dir_all(&dirs.temporary).expect("made");
+        let file = dirs.temporary.join("env");
         symlink(&outside, &file).expect("planted");
-        place.renew_temporary("env", None);
+        dirs.truncate_temporary("env", None);
         let made = fs::symlink_metadata(&file).expect("made");
         assert_eq!((made.is_file(), made.len(), made.permissions().mode() & 0o777), (true, 0, 0o600));
-        fs::hard_link(&outside, place.temporary.join("link")).expect("planted");
-        place.renew_temporary("link", None);
+        fs::hard_link(&outside, dirs.temporary.join("link")).expect("planted");
+        dirs.truncate_temporary("link", None);
         assert_eq!(fs::read_to_string(&outside).expect("text"), "stays");
-        fs::create_dir_all(place.temporary.join("directory/x")).expect("planted");
-        place.renew_temporary("directory", None);
-        assert!(place.temporary.join("directory/x").exists(), "left to the script");
+        fs::create_dir_all(dirs.temporary.join("directory/x")).expect("planted");
+        dirs.truncate_temporary("directory", None);
+        assert!(dirs.temporary.join("directory/x").exists(), "left to the script");
     }
 }

@@ -12,7 +12,7 @@ const UNSUPPORTED_OPTIONS: i32 = 3;
 
 /// An image that was chosen, and how its container is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct ResolvedImage {
     /// As it was written, variables replaced.
     pub name: String,
     /// The same, taken apart.
@@ -62,7 +62,7 @@ pub fn references(docker: &Docker, payload: &Payload, expand: Expand<'_>) -> Vec
 
 /// The job's image and how it is run, and what is not as the job asked. Errors: there is none, its name is none, or
 /// something about it is not allowed.
-pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Choice, Vec<String>), JobError> {
+pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(ResolvedImage, Vec<String>), JobError> {
     let own = expand(&image.name);
     let configured = expand(&docker.image);
     let name = if own.is_empty() { configured.clone() } else { own };
@@ -75,7 +75,7 @@ pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Cho
     }
     let mut warnings = Vec::new();
     let user = user(docker, &expand(&image.executor_opts.docker.user), &mut warnings)?;
-    let choice = Choice {
+    let resolved = ResolvedImage {
         reference: reference(&name)?,
         entrypoint: entrypoint(docker, &name, &image.entrypoint, &mut warnings),
         command: None,
@@ -85,17 +85,21 @@ pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Cho
         privileged: is_privileged(docker.privileged, &docker.allowed_privileged_images, &name),
         name,
     };
-    Ok((choice, warnings))
+    Ok((resolved, warnings))
 }
 
 /// A service of the job. Errors: as for the job's image.
-pub fn of_service(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Choice, Vec<String>), JobError> {
+pub fn of_service(
+    docker: &Docker,
+    image: &Image,
+    expand: Expand<'_>,
+) -> Result<(ResolvedImage, Vec<String>), JobError> {
     let name = expand(&image.name);
     if !docker.services.iter().any(|service| expand(&service.name) == name) {
         check_allowed("service", "allowed_services", &name, &docker.allowed_services)?;
     }
     let mut warnings = Vec::new();
-    let choice = Choice {
+    let resolved = ResolvedImage {
         reference: reference(&name)?,
         entrypoint: entrypoint(docker, &name, &image.entrypoint, &mut warnings),
         command: given(&image.command),
@@ -105,13 +109,17 @@ pub fn of_service(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<
         privileged: is_service_privileged(docker, &name),
         name,
     };
-    Ok((choice, warnings))
+    Ok((resolved, warnings))
 }
 
 /// A service of the configuration, which may be what it likes. Errors: its name is none.
-pub fn of_configured_service(docker: &Docker, service: &Service, expand: Expand<'_>) -> Result<Choice, JobError> {
+pub fn of_configured_service(
+    docker: &Docker,
+    service: &Service,
+    expand: Expand<'_>,
+) -> Result<ResolvedImage, JobError> {
     let name = expand(&service.name);
-    Ok(Choice {
+    Ok(ResolvedImage {
         reference: reference(&name)?,
         entrypoint: given(&service.entrypoint),
         command: given(&service.command),
@@ -203,8 +211,8 @@ mod tests {
         text.replace("$TAG", "1.2")
     }
 
-    fn choose(docker: &Docker, image: &Image) -> Result<Choice, JobError> {
-        of_job(docker, image, &expand).map(|(choice, _)| choice)
+    fn choose(docker: &Docker, image: &Image) -> Result<ResolvedImage, JobError> {
+        of_job(docker, image, &expand).map(|(resolved, _)| resolved)
     }
 
     #[test]
@@ -229,16 +237,16 @@ mod tests {
     fn an_entrypoint_is_the_jobs_where_it_may_be() {
         let mut docker = Docker::default();
         let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
-        let chosen = |docker: &Docker, entrypoint: &[&str]| {
-            let (choice, warnings) = of_job(docker, &with(entrypoint), &expand).expect("chosen");
-            (choice.entrypoint, warnings.len())
+        let resolved = |docker: &Docker, entrypoint: &[&str]| {
+            let (resolved, warnings) = of_job(docker, &with(entrypoint), &expand).expect("chosen");
+            (resolved.entrypoint, warnings.len())
         };
-        assert_eq!(chosen(&docker, &[]), (None, 0));
-        assert_eq!(chosen(&docker, &["/init", "-x"]), (Some(texts(&["/init", "-x"])), 0));
-        assert_eq!(chosen(&docker, &[""]), (Some(texts(&[""])), 0));
+        assert_eq!(resolved(&docker, &[]), (None, 0));
+        assert_eq!(resolved(&docker, &["/init", "-x"]), (Some(texts(&["/init", "-x"])), 0));
+        assert_eq!(resolved(&docker, &[""]), (Some(texts(&[""])), 0));
         docker.disable_entrypoint_overwrite = true;
-        assert_eq!(chosen(&docker, &["/init"]), (None, 1));
-        assert_eq!(chosen(&docker, &[]), (None, 0));
+        assert_eq!(resolved(&docker, &["/init"]), (None, 1));
+        assert_eq!(resolved(&docker, &[]), (None, 0));
     }
 
     #[test]
@@ -248,7 +256,7 @@ mod tests {
             allowed_users: texts(allowed),
             ..Docker::default()
         };
-        let chosen = |docker: &Docker, user: &str| choose(docker, &as_user(user)).map(|choice| choice.user);
+        let resolved = |docker: &Docker, user: &str| choose(docker, &as_user(user)).map(|resolved| resolved.user);
         for (configured, allowed, wanted, expected) in [
             ("", &[][..], "1000", Some("1000")),
             ("", &[], "", Some("")),
@@ -259,7 +267,7 @@ mod tests {
             ("", &["a", "b"], "c", None),
             ("a", &["a", "b"], "", Some("a")),
         ] {
-            let outcome = chosen(&docker(configured, allowed), wanted);
+            let outcome = resolved(&docker(configured, allowed), wanted);
             match expected {
                 Some(user) => assert_eq!(outcome.expect("allowed"), user, "{configured} {allowed:?} {wanted}"),
                 None => assert!(outcome.expect_err("refused").message.contains("allowed_users")),

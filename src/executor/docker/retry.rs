@@ -5,21 +5,21 @@ use std::time::Duration;
 use super::engine::Error;
 
 /// How often it is tried (gitlab-runner: three tries of a preparation).
-const TRIES: u32 = 3;
+const ATTEMPTS: u32 = 3;
 /// Between two tries.
-pub const BETWEEN_TRIES: Duration = Duration::from_secs(3);
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Does something again while what went wrong is worth it, of which `tell` hears.
-pub fn again<T>(
+pub fn retry<T>(
     work: impl Fn() -> Result<T, Error>,
     is_worth_it: impl Fn(&Error) -> bool,
     tell: impl Fn(&Error),
 ) -> Result<T, Error> {
-    for _ in 1..TRIES {
+    for _ in 1..ATTEMPTS {
         match work() {
             Err(error) if is_worth_it(&error) => {
                 tell(&error);
-                std::thread::sleep(BETWEEN_TRIES);
+                std::thread::sleep(RETRY_INTERVAL);
             }
             outcome => return outcome,
         }
@@ -29,6 +29,6 @@ pub fn again<T>(
 
 /// Does what needs room on the engine's disk: when it is full, that may be what the job before has left and what is being
 /// removed now.
-pub fn with_room<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-    again(work, Error::is_for_lack_of_room, |_| {})
+pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    retry(work, Error::is_disk_full, |_| {})
 }

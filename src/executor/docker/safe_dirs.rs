@@ -17,7 +17,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::
 
 /// Makes all directories from `root`, which exists, down to `path` below it; the new ones and the last get `mode`.
 /// Errors: `path` is not below `root`, or the disk.
-pub fn make(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
+pub fn create(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut directory = open(root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     for part in below.components() {
@@ -49,36 +49,36 @@ const DEPTH_MAX: usize = 256;
 
 /// Gives everything below `path`, which is below `root`, to a user: links themselves instead of what they point at.
 /// Errors: the first thing that cannot be given; all others are.
-pub fn give(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
+pub fn change_owner(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let top = sys::open_beneath(root.as_fd(), below, DIRECTORY.bits(), 0)?;
     let mut outcome = Ok(());
-    give_all(top, (Uid::from_raw(user), Gid::from_raw(group)), DEPTH_MAX, &mut outcome);
+    change_owner_below(top, (Uid::from_raw(user), Gid::from_raw(group)), DEPTH_MAX, &mut outcome);
     outcome
 }
 
-fn give_all(directory: OwnedFd, whom: (Uid, Gid), depth: usize, outcome: &mut io::Result<()>) {
+fn change_owner_below(directory: OwnedFd, whom: (Uid, Gid), depth: usize, outcome: &mut io::Result<()>) {
     let (owner, group) = (Some(whom.0), Some(whom.1));
-    note(fchown(&directory, owner, group), outcome);
+    keep_first_error(fchown(&directory, owner, group), outcome);
     let Some(mut listing) = directory.try_clone().ok().and_then(|copy| Dir::from_fd(copy).ok()) else {
-        return note(Err(Errno::EMFILE), outcome);
+        return keep_first_error(Err(Errno::EMFILE), outcome);
     };
     let names: Vec<_> = listing.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
     drop(listing);
     for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
         match openat(&directory, name.as_c_str(), DIRECTORY, Mode::empty()) {
-            Ok(found) if depth > 0 => give_all(found, whom, depth - 1, outcome),
-            Ok(_) => note(Err(Errno::ENAMETOOLONG), outcome),
+            Ok(found) if depth > 0 => change_owner_below(found, whom, depth - 1, outcome),
+            Ok(_) => keep_first_error(Err(Errno::ENAMETOOLONG), outcome),
             Err(_) => {
                 let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-                note(fchownat(&directory, name.as_c_str(), owner, group, flags), outcome);
+                keep_first_error(fchownat(&directory, name.as_c_str(), owner, group, flags), outcome);
             }
         }
     }
 }
 
-fn note(done: nix::Result<()>, outcome: &mut io::Result<()>) {
+fn keep_first_error(done: nix::Result<()>, outcome: &mut io::Result<()>) {
     if let (Err(error), Ok(())) = (done, &*outcome) {
         *outcome = Err(error.into());
     }
@@ -98,16 +98,16 @@ mod tests {
         fs::create_dir(&outside).expect("made");
         fs::create_dir(&root).expect("made");
         symlink(&outside, root.join("group")).expect("planted");
-        make(&root, &root.join("group/project"), 0o777).expect("made");
+        create(&root, &root.join("group/project"), 0o777).expect("made");
         assert_eq!(fs::read_dir(&outside).expect("there").count(), 0);
         let mode = |path: &str| fs::symlink_metadata(root.join(path)).expect("there").permissions().mode();
         assert_eq!((mode("group") & 0o170_777, mode("group/project") & 0o777), (0o040_777, 0o777));
         fs::remove_dir(root.join("group/project")).expect("removed");
         fs::write(root.join("group/project"), "in the way").expect("planted");
-        make(&root, &root.join("group/project"), 0o700).expect("made");
+        create(&root, &root.join("group/project"), 0o700).expect("made");
         assert_eq!(mode("group/project") & 0o777, 0o700);
         for path in ["../outside/x", "/etc/x"] {
-            assert!(make(&root, &root.join(path), 0o777).is_err(), "{path}");
+            assert!(create(&root, &root.join(path), 0o777).is_err(), "{path}");
         }
     }
 }

@@ -3,14 +3,14 @@
 use toml_edit::{Document, Item, TableLike};
 
 /// A key with an invalid value, or a missing key.
-pub struct Place {
+pub struct Location {
     /// Which of `[[runners]]`, from 0; `None` for the top level.
     pub runner: Option<usize>,
     /// The key, with the names of inner tables before it (`docker.user`).
     pub key: &'static str,
 }
 
-impl Place {
+impl Location {
     /// The message with the line; that of the table where the key is missing.
     pub fn show(&self, text: &str, why: &str) -> String {
         match self.offset(text) {

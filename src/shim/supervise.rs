@@ -15,31 +15,31 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 
-use super::child::{self, Started, Work};
+use super::child::{self, FileTaskRunner, Started};
 use super::confine::probe;
 use super::descendants;
 use super::groups;
 use super::running;
-use super::spec::{End, Spec, Status, Stop};
+use super::spec::{End, Status, StepSpec, Stop};
 use crate::decode;
 use crate::sys;
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
 /// Bytes kept free for the outcome.
-const STATUS_ROOM: usize = 4096;
+const STATUS_FILE_SIZE: usize = 4096;
 /// Bytes of a report that are taken.
 const REPORT_MAX: u64 = 1 << 20;
 /// Bytes read from a pipe at once.
-const BLOCK: usize = 128 * 1024;
+const READ_SIZE: usize = 128 * 1024;
 /// A line without an end is shown after this much silence.
-const SILENCE: Duration = Duration::from_secs(1);
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// What is left after the main process has this long to end by itself.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
 /// Killed processes have this long to be gone; longer takes only one that hangs in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The hidden subcommand `shim`: a [`Spec`] on standard input; `work` does the plan of a work step.
-pub fn main(work: Work) -> ExitCode {
+/// The hidden subcommand `shim`: a [`StepSpec`] on standard input; `work` does the plan of a work step.
+pub fn main(work: FileTaskRunner) -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
     if arguments.next().is_some_and(|first| first == probe::ARGUMENT) {
         return probe::main(arguments);
@@ -47,7 +47,7 @@ pub fn main(work: Work) -> ExitCode {
     let mut text = Vec::new();
     let read =
         io::stdin().as_fd().try_clone_to_owned().map(File::from).and_then(|mut file| file.read_to_end(&mut text));
-    let spec: Spec = match read.map(|_| decode::json(&text)) {
+    let spec: StepSpec = match read.map(|_| decode::json(&text)) {
         Ok(Ok(spec)) => spec,
         _ => {
             eprintln!("mayfly shim is started by mayfly itself, with a step on standard input");
@@ -55,11 +55,11 @@ pub fn main(work: Work) -> ExitCode {
         }
     };
     drop(text);
-    let status = hold(&spec, work).unwrap_or_else(|error| Status {
+    let status = supervise(&spec, work).unwrap_or_else(|error| Status {
         id: spec.id.clone(),
         end: End::NotStarted(error.to_string()),
         stopped: None,
-        leftovers: 0,
+        killed_processes: 0,
         report: String::new(),
     });
     match write_status(&spec.status, &status) {
@@ -71,42 +71,42 @@ pub fn main(work: Work) -> ExitCode {
 /// Marks the step as begun (who finds the mark, no outcome and no shim knows that it was lost), with room for the outcome:
 /// a step that fills the disk can still be told how it ended.
 fn reserve_status(path: &Path) -> io::Result<()> {
-    fs::write(running::begun_mark(path), [b' '; STATUS_ROOM])
+    fs::write(running::started_marker(path), [b' '; STATUS_FILE_SIZE])
 }
 
 /// Writes the outcome into the room that was kept for it.
 fn write_status(path: &Path, status: &Status) -> io::Result<()> {
-    let mark = running::begun_mark(path);
+    let mark = running::started_marker(path);
     let mut text = serde_json::to_vec(status)?;
-    text.resize(text.len().max(STATUS_ROOM), b' ');
+    text.resize(text.len().max(STATUS_FILE_SIZE), b' ');
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&mark)?;
     file.write_all(&text)?;
     fs::rename(&mark, path)
 }
 
-fn hold(spec: &Spec, work: Work) -> io::Result<Status> {
-    let signals = isolate()?;
+fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Status> {
+    let signals = become_subreaper()?;
     reserve_status(&spec.status)?;
     let masks = spec.filters.patterns();
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
-    groups::make(&spec.cgroups, spec.limits());
+    groups::create(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
-    let mut shim = Shim::new(spec, &masks, spool, started, signals);
+    let mut shim = Supervisor::new(spec, &masks, spool, started, signals);
     // A process that is gone already cannot be opened.
-    shim.agent = spec.stops_with.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
+    shim.agent = spec.stop_with_pid.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
         shim.stop(Stop::Requested);
         None
     });
     let end = shim.run()?;
-    shim.end_relay();
-    let leftovers = shim.end_leftovers();
+    shim.kill_relay();
+    let leftovers = shim.kill_leftovers();
     descendants::remove_groups(&spec.cgroups);
-    let report = shim.report();
-    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, leftovers, report })
+    let report = shim.read_report();
+    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, killed_processes: leftovers, report })
 }
 
 /// Makes the shim independent of the agent, unreadable for the job, and the parent of all that the step starts.
-fn isolate() -> io::Result<SignalFd> {
+fn become_subreaper() -> io::Result<SignalFd> {
     // Fails only for the leader of a group, which is as good.
     let _ = setsid();
     set_dumpable(false)?;
@@ -121,8 +121,8 @@ fn isolate() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-struct Shim<'a> {
-    spec: &'a Spec,
+struct Supervisor<'a> {
+    spec: &'a StepSpec,
     spool: Spool,
     started: Started,
     signals: SignalFd,
@@ -139,8 +139,8 @@ struct Shim<'a> {
     agent: Option<OwnedFd>,
 }
 
-impl<'a> Shim<'a> {
-    fn new(spec: &'a Spec, masks: &'a Masks, spool: Spool, started: Started, signals: SignalFd) -> Self {
+impl<'a> Supervisor<'a> {
+    fn new(spec: &'a StepSpec, masks: &'a Masks, spool: Spool, started: Started, signals: SignalFd) -> Self {
         let filter = |output| Filter::new(masks, &spec.filters, 1, output);
         let stderr = started.stderr.as_ref().map(|_| filter(Output::Error));
         Self {
@@ -150,8 +150,8 @@ impl<'a> Shim<'a> {
             signals,
             stdout: Some(filter(Output::Out)),
             stderr,
-            block: vec![0; BLOCK],
-            lines: Vec::with_capacity(BLOCK),
+            block: vec![0; READ_SIZE],
+            lines: Vec::with_capacity(READ_SIZE),
             stopped: None,
             kill_at: None,
             end: None,
@@ -165,16 +165,16 @@ impl<'a> Shim<'a> {
         loop {
             if let Some(end) = self.end.take() {
                 self.drain();
-                return Ok(self.explain(end));
+                return Ok(self.with_start_error(end));
             }
-            let timeout = self.timeout();
+            let timeout = self.next_timeout();
             let [signal, stdout, stderr, agent] = self.poll(timeout)?;
             if agent {
                 self.agent = None;
                 self.stop(Stop::Requested);
             }
             if signal {
-                self.take_signals()?;
+                self.read_signals()?;
             }
             if stdout {
                 self.pump(Output::Out);
@@ -185,16 +185,16 @@ impl<'a> Shim<'a> {
             if !(signal || stdout || stderr || agent) && self.unflushed {
                 self.flush();
             }
-            self.keep_time();
+            self.enforce_deadlines();
         }
     }
 
     /// How long nothing needs to be done.
-    fn timeout(&self) -> Option<Duration> {
+    fn next_timeout(&self) -> Option<Duration> {
         let deadline = self.spec.deadline.filter(|_| self.stopped.is_none());
         let deadline = deadline.map(|at| Duration::from_nanos(at.saturating_sub(sys::boottime())));
         let kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let silence = self.unflushed.then_some(SILENCE);
+        let silence = self.unflushed.then_some(FLUSH_INTERVAL);
         [deadline, kill, silence].into_iter().flatten().min()
     }
 
@@ -228,7 +228,7 @@ impl<'a> Shim<'a> {
         Ok(ready)
     }
 
-    fn take_signals(&mut self) -> io::Result<()> {
+    fn read_signals(&mut self) -> io::Result<()> {
         while let Some(signal) = self.signals.read_signal()? {
             if signal.ssi_signo == Signal::SIGTERM as u32 {
                 self.stop(Stop::Requested);
@@ -303,13 +303,13 @@ impl<'a> Shim<'a> {
         }
     }
 
-    fn keep_time(&mut self) {
+    fn enforce_deadlines(&mut self) {
         if self.stopped.is_none() && self.spec.deadline.is_some_and(|at| sys::boottime() >= at) {
             self.stop(Stop::Deadline);
         }
         if self.kill_at.is_some_and(|at| Instant::now() >= at) {
             self.kill_at = None;
-            self.kill_everything();
+            self.kill_all_processes();
         }
     }
 
@@ -318,11 +318,11 @@ impl<'a> Shim<'a> {
         if self.stopped.is_none() {
             self.stopped = Some(why);
             self.kill_at = Some(Instant::now() + self.spec.grace);
-            descendants::signal_all(&self.everything(), Signal::SIGTERM);
+            descendants::signal_all(&self.all_processes(), Signal::SIGTERM);
         }
     }
 
-    fn everything(&self) -> Vec<i32> {
+    fn all_processes(&self) -> Vec<i32> {
         let mut all = descendants::below(Pid::this().as_raw());
         for group in &self.spec.cgroups {
             all.extend(descendants::in_group(group));
@@ -332,7 +332,7 @@ impl<'a> Shim<'a> {
         all
     }
 
-    fn kill_everything(&self) {
+    fn kill_all_processes(&self) {
         for group in &self.spec.cgroups {
             descendants::kill_group(group);
         }
@@ -340,7 +340,7 @@ impl<'a> Shim<'a> {
     }
 
     /// Ends the process through which the work reached servers.
-    fn end_relay(&mut self) {
+    fn kill_relay(&mut self) {
         if let Some(relay) = self.started.relay.take() {
             let _ = kill(relay, Signal::SIGKILL);
             let _ = waitpid(relay, None);
@@ -348,33 +348,33 @@ impl<'a> Shim<'a> {
     }
 
     /// Ends what the step left behind; returns how many processes that were.
-    fn end_leftovers(&mut self) -> u32 {
+    fn kill_leftovers(&mut self) -> u32 {
         // The subreaper inherits every orphan, so without children there is nothing left.
         if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
             return 0;
         }
-        let left = self.everything();
+        let left = self.all_processes();
         if left.is_empty() {
             return 0;
         }
         let names: Vec<String> = left.iter().take(3).map(|pid| descendants::name_of(*pid)).collect();
         descendants::signal_all(&left, Signal::SIGTERM);
         let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
-        if !self.wait_until_gone(grace) {
+        if !self.wait_for_children(grace) {
             // Forks may race with the killing: again until none is left, within reason.
             let until = Instant::now() + KILL_TIMEOUT;
             while Instant::now() < until {
-                self.kill_everything();
-                if self.wait_until_gone(Duration::from_millis(100)) {
+                self.kill_all_processes();
+                if self.wait_for_children(Duration::from_millis(100)) {
                     break;
                 }
             }
         }
-        self.tell_leftovers(left.len(), &names);
+        self.log_leftovers(left.len(), &names);
         u32::try_from(left.len()).unwrap_or(u32::MAX)
     }
 
-    fn tell_leftovers(&self, count: usize, names: &[String]) {
+    fn log_leftovers(&self, count: usize, names: &[String]) {
         let more = if count > names.len() { ", …" } else { "" };
         let text = format!(
             "\x1b[0;33mWARNING: ended {count} process(es) that the script had left running: {}{more}\x1b[0;m\n",
@@ -389,7 +389,7 @@ impl<'a> Shim<'a> {
     }
 
     /// Waits until no child is left; orphans become children one by one as their parents end.
-    fn wait_until_gone(&mut self, timeout: Duration) -> bool {
+    fn wait_for_children(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
             loop {
@@ -410,7 +410,7 @@ impl<'a> Shim<'a> {
     }
 
     /// What the step reports, as far as there is room for it.
-    fn report(&mut self) -> String {
+    fn read_report(&mut self) -> String {
         let mut text = Vec::new();
         let report = &mut self.started.report;
         let read = report.rewind().and_then(|()| report.take(REPORT_MAX).read_to_end(&mut text));
@@ -418,7 +418,7 @@ impl<'a> Shim<'a> {
     }
 
     /// Tells a step that could not be started from one that ended.
-    fn explain(&mut self, end: End) -> End {
+    fn with_start_error(&mut self, end: End) -> End {
         let mut why = String::new();
         match self.started.failure.read_to_string(&mut why) {
             Ok(length) if length > 0 => End::NotStarted(why),
