@@ -128,7 +128,7 @@ fn a_job_that_asks_for_a_container_is_refused_without_an_engine_unless_the_shell
     );
     let (output, text) = exec_with(&home, &["--shell"], &away);
     assert!(output.status.success() && text.contains("\nran\n"), "{text}");
-    assert!(text.contains("warning: --shell: no container for a"), "{text}");
+    assert!(text.contains("warning: --shell: a run on this machine"), "{text}");
     assert_nothing_left(&home);
 }
 
@@ -151,7 +151,7 @@ fn one_job_tells_its_outcome() {
     let (output, text) = exec(&home, &["good"]);
     assert!(output.status.success() && text.contains("\nfine\n"), "{text}");
     let (output, text) = exec(&home, &["none"]);
-    assert!(output.status.code() == Some(2) && text.contains("there are: bad, good"), "{text}");
+    assert!(output.status.code() == Some(2) && text.contains("the jobs are: bad, good"), "{text}");
 }
 
 #[test]
@@ -309,7 +309,7 @@ use:
     assert!(output.status.success() && text.contains("\n/builds/") && text.contains("\nfrom-container\n"), "{text}");
     let (output, text) = exec_with(&checkout("a: {image: 'none:missing', script: echo}\n"), &[], &engine);
     assert!(output.status.code() == Some(2) && text.contains(".gitlab-ci.yml:1: job `a`"), "{text}");
-    assert!(text.contains("none:missing") && text.contains("nothing was run"), "{text}");
+    assert!(text.contains("none:missing") && text.contains("no job was started"), "{text}");
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let home = in_checkout(Home::empty(), "a: {image: 'exec-base:local', script: 'sleep 1000'}\n");
         let mut command = command(&home, &[]);

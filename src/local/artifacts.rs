@@ -1,4 +1,4 @@
-//! Artifacts that the user wants to have.
+//! Unpacks artifacts for the user (`--artifacts`).
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,8 +6,7 @@ use std::path::Path;
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack as unpack_archive;
 
-/// Unpacks all archives of a job, its reports included, into a directory, by the paths of the project. Errors: one
-/// cannot be.
+/// Unpacks all archives of a job, including reports, into a directory, with their paths in the project.
 pub fn unpack(artifacts: &Path, job: i64, directory: &Path) -> Result<(), String> {
     let Ok(entries) = fs::read_dir(artifacts.join(job.to_string())) else { return Ok(()) };
     fs::create_dir_all(directory).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! One attempt of a job: a tree of its own, the payload, and the agent's engine.
+//! One attempt of a job: takes a tree, creates the payload, and runs the agent's job engine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::containers::Containers;
 use super::payload;
-use super::record::{Coverage, Recorder, Taken};
+use super::record::{Coverage, Extracted, Recorder};
 use super::screen::Screen;
 use super::tree::{Source, Tree, Trees};
 use crate::config::Runner;
@@ -25,88 +25,82 @@ use crate::pipeline::JobRun;
 use crate::pipeline::plan::{Job, Plan};
 use crate::sys;
 
-/// What all jobs of a run share.
-pub struct Ground {
+/// The parts that all jobs of a run share.
+pub struct RunContext {
     /// Clean copies of the checkout.
     pub trees: Trees,
-    /// What they are made of.
+    /// The files that trees are copied from.
     pub source: Source,
-    /// The same with the files of submodules, where a job asks for them.
+    /// The same with the files of submodules, if a job uses submodules.
     pub with_submodules: Option<Source>,
     /// The directory of this run: journals, file variables.
     pub scratch: PathBuf,
-    /// Artifacts of jobs by their number.
+    /// The artifacts of jobs, by job id.
     pub artifacts: PathBuf,
-    /// Caches of the project.
+    /// The caches of the project.
     pub caches: PathBuf,
-    /// The name of the project.
     pub project: String,
-    /// The runner as the engine knows it.
+    /// The runner, as the job engine expects it.
     pub runner: Arc<Runner>,
-    /// Scripts on this machine.
+    /// Runs scripts on this machine.
     pub shell: Arc<Shell>,
-    /// Scripts in containers, where a job asks for one.
+    /// Runs scripts in containers, if a job needs one.
     pub containers: Option<Containers>,
-    /// This machine.
+    /// The identity of this machine.
     pub identity: Identity,
-    /// Where people look.
     pub screen: Arc<Screen>,
-    /// Trees of failed jobs are not given to others.
+    /// Whether to keep the trees of failed jobs.
     pub keep: bool,
-    /// Where they are kept.
+    /// The directory for kept trees.
     pub kept: PathBuf,
-    /// The objects of the developer's repository.
+    /// The object directory of the developer's repository.
     pub objects: PathBuf,
 }
 
-/// What to run.
+/// The job to run.
 pub struct Attempt {
-    /// The pipeline.
     pub plan: Arc<Plan>,
-    /// The job's place in it.
+    /// The index of the job in the plan.
     pub job: usize,
     /// `CI_JOB_ID`
     pub id: i64,
-    /// What names the job on the screen.
+    /// The key of the job on the screen.
     pub key: usize,
-    /// Jobs whose artifacts it gets.
+    /// Jobs whose artifacts the job downloads.
     pub dependencies: Vec<(i64, String)>,
-    /// Variables of their dotenv reports.
+    /// Variables from the dotenv reports of those jobs.
     pub dotenv: Vec<(String, String)>,
-    /// The job's container; `None` for the shell.
+    /// The image of the job; `None` for the shell.
     pub image: Option<serde_json::Value>,
-    /// The file for its output.
+    /// The file for the job's output.
     pub log: Option<PathBuf>,
-    /// How `coverage` is found.
+    /// Finds the coverage in the output.
     pub coverage: Option<Coverage>,
 }
 
-/// How an attempt ended.
-pub struct Outcome {
-    /// `None`: it passed.
+/// The result of an attempt.
+pub struct AttemptResult {
+    /// `None`: the job succeeded.
     pub failure: Option<(FailureReason, Option<i32>)>,
-    /// From its log.
-    pub taken: Taken,
-    /// How long it took.
+    /// Data extracted from the log.
+    pub taken: Extracted,
     pub duration: Duration,
-    /// Where it failed, where that is kept.
-    pub left: Option<Left>,
+    /// The state of a failed job, if it is kept.
+    pub left: Option<FailedJob>,
 }
 
-/// What a failed job leaves.
-pub struct Left {
-    /// Its tree.
+/// The kept state of a failed job.
+pub struct FailedJob {
     pub tree: Tree,
-    /// Its variables.
     pub exports: Vec<(String, String)>,
-    /// Its image, if it ran in a container.
+    /// The image, if the job ran in a container.
     pub image: Option<String>,
 }
 
 /// Runs an attempt to its end.
-pub fn run(ground: &Ground, attempt: Attempt, control: &Arc<Control>) -> Outcome {
+pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<Control>) -> AttemptResult {
     let began = Instant::now();
-    let screen = Arc::clone(&ground.screen);
+    let screen = Arc::clone(&context.screen);
     let recorder = Arc::new(Recorder::new(screen, attempt.key, attempt.log.as_deref(), attempt.coverage));
     let job = &attempt.plan.jobs[attempt.job];
     let facts = Facts {
@@ -117,9 +111,9 @@ pub fn run(ground: &Ground, attempt: Attempt, control: &Arc<Control>) -> Outcome
         dotenv: attempt.dotenv,
         image: attempt.image,
     };
-    let (ended, tree) = match facts.tree(ground) {
-        Ok(tree) => (facts.run(ground, &tree, Arc::clone(&recorder), control), Some(tree)),
-        Err(error) => (Err(io::Error::new(error.kind(), format!("no copy of the checkout: {error}"))), None),
+    let (ended, tree) = match facts.tree(context) {
+        Ok(tree) => (facts.run(context, &tree, Arc::clone(&recorder), control), Some(tree)),
+        Err(error) => (Err(io::Error::new(error.kind(), format!("cannot copy the checkout: {error}"))), None),
     };
     let mut taken = recorder.taken();
     let failure = match ended {
@@ -131,9 +125,9 @@ pub fn run(ground: &Ground, attempt: Attempt, control: &Arc<Control>) -> Outcome
             Some((FailureReason::RunnerSystemFailure, None))
         }
     };
-    let tree = tree.filter(|_| failure.is_some() && ground.keep);
+    let tree = tree.filter(|_| failure.is_some() && context.keep);
     let left = tree.map(|tree| facts.left(tree));
-    Outcome { failure, taken, duration: began.elapsed(), left }
+    AttemptResult { failure, taken, duration: began.elapsed(), left }
 }
 
 struct Facts<'a> {
@@ -158,10 +152,10 @@ impl Facts<'_> {
         self.plan.env(self.job, &run)
     }
 
-    fn left(&self, tree: Tree) -> Left {
+    fn left(&self, tree: Tree) -> FailedJob {
         let variables = self.variables();
         let exports = variables.iter().filter(|variable| !variable.file);
-        Left {
+        FailedJob {
             exports: exports.map(|variable| (variable.key.to_string(), variable.value.clone())).collect(),
             image: self
                 .image
@@ -172,7 +166,7 @@ impl Facts<'_> {
         }
     }
 
-    fn tree(&self, ground: &Ground) -> io::Result<Tree> {
+    fn tree(&self, context: &RunContext) -> io::Result<Tree> {
         let variables = self.variables();
         let value = |key: &str| {
             let found = variables.iter().rev().find(|variable| &*variable.key == key);
@@ -180,15 +174,21 @@ impl Facts<'_> {
         };
         let is_empty = matches!(value("GIT_STRATEGY"), "none" | "empty");
         let wants_submodules = matches!(value("GIT_SUBMODULE_STRATEGY"), "normal" | "recursive");
-        let source = ground.with_submodules.as_ref().filter(|_| wants_submodules).unwrap_or(&ground.source);
-        let give_back = |directory: &Path| match &ground.containers {
-            Some(containers) => containers.give_back(directory),
+        let source = context.with_submodules.as_ref().filter(|_| wants_submodules).unwrap_or(&context.source);
+        let restore_ownership = |directory: &Path| match &context.containers {
+            Some(containers) => containers.restore_ownership(directory),
             None => false,
         };
-        ground.trees.take(source, is_empty, &give_back)
+        context.trees.take(source, is_empty, &restore_ownership)
     }
 
-    fn run(&self, ground: &Ground, tree: &Tree, recorder: Arc<Recorder>, control: &Arc<Control>) -> io::Result<Ended> {
+    fn run(
+        &self,
+        context: &RunContext,
+        tree: &Tree,
+        recorder: Arc<Recorder>,
+        control: &Arc<Control>,
+    ) -> io::Result<Ended> {
         let variables = self.variables();
         let text = payload::of(
             self.job,
@@ -197,15 +197,15 @@ impl Facts<'_> {
                 variables: &variables,
                 dependencies: self.dependencies,
                 image: self.image.clone(),
-                project: &ground.project,
+                project: &context.project,
                 is_in_container: self.image.is_some(),
             },
         )
         .to_string();
         let payload = crate::payload::decode(text.as_bytes()).map_err(|error| io::Error::other(error.why))?;
-        let context = self.context(ground, tree, recorder);
+        let job_context = self.context(context, tree, recorder);
         let record = Record {
-            identity: ground.identity.clone(),
+            identity: job_context.identity.clone(),
             url: String::new(),
             tls: Default::default(),
             short_token: String::new(),
@@ -216,34 +216,34 @@ impl Facts<'_> {
             number: 0,
             progress: Progress::default(),
         };
-        let directory = SlotDirectory::at(ground.scratch.join(format!("job-{}", self.id)));
+        let directory = SlotDirectory::at(context.scratch.join(format!("job-{}", self.id)));
         directory.begin(&record)?;
-        run::run(&context, directory, record, payload, control)
+        run::run(&job_context, directory, record, payload, control)
     }
 
-    fn context(&self, ground: &Ground, tree: &Tree, recorder: Arc<Recorder>) -> Context {
-        let containers = ground.containers.as_ref().filter(|_| self.image.is_some());
+    fn context(&self, context: &RunContext, tree: &Tree, recorder: Arc<Recorder>) -> Context {
+        let containers = context.containers.as_ref().filter(|_| self.image.is_some());
         let (executor, runner): (Arc<dyn JobExecutor>, _) = match containers {
             Some(containers) => (containers.executor(), containers.runner()),
-            None => (Arc::clone(&ground.shell) as Arc<dyn JobExecutor>, Arc::clone(&ground.runner)),
+            None => (Arc::clone(&context.shell) as Arc<dyn JobExecutor>, Arc::clone(&context.runner)),
         };
         let dirs = JobDirs {
             builds: tree.builds.clone(),
             project: tree.project.clone(),
             temporary: tree.temporary.clone(),
-            cache: ground.caches.clone(),
+            cache: context.caches.clone(),
             container_builds: containers.map(|containers| containers.builds()),
         };
         Context {
             runner,
             system_id: "local".to_owned(),
             builds: tree.builds.clone(),
-            caches: ground.caches.clone(),
+            caches: context.caches.clone(),
             store: None,
-            local: Some(Local { dirs, artifacts: ground.artifacts.clone() }),
+            local: Some(Local { dirs, artifacts: context.artifacts.clone() }),
             coordinator: recorder as Arc<dyn Coordinator>,
             executor,
-            identity: ground.identity.clone(),
+            identity: context.identity.clone(),
             metadata_block: None,
         }
     }

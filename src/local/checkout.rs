@@ -1,4 +1,4 @@
-//! The developer's checkout: where it is, and which files of it a job gets. It is only read.
+//! The developer's checkout: its location, and the files that a job gets. The checkout is only read.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,31 +10,31 @@ use std::process::Command;
 pub struct Checkout {
     /// The top of the work tree.
     pub root: PathBuf,
-    /// The directory of objects, which jobs read.
+    /// The object directory, which jobs read.
     pub objects: PathBuf,
     /// The index of this work tree.
     pub index: PathBuf,
-    /// The list of commits where a shallow clone ends, if the repository is one.
+    /// The file `shallow` of the repository, which lists where a shallow clone ends.
     pub shallow: PathBuf,
 }
 
-/// A file that git tracks (or, with `--untracked`, does not ignore).
+/// A file that git tracks or, with `--untracked`, does not ignore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Below the root.
+    /// The path below the root of the work tree.
     pub path: PathBuf,
-    /// The directory is a repository of its own.
+    /// Whether the path is the repository of a submodule.
     pub is_submodule: bool,
 }
 
-/// A git command that neither takes locks nor refreshes the index of the developer's repository.
+/// A git command that takes no locks and does not refresh the index of the developer's repository.
 pub fn git(directory: &Path) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(directory).env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
     command
 }
 
-/// The output of a git command. Errors: git cannot be started, or what it says.
+/// The output of a git command. Fails with the error text of git.
 pub fn output(mut command: Command) -> Result<Vec<u8>, String> {
     let output = command.output().map_err(|error| format!("cannot start git: {error}; install git"))?;
     match output.status.success() {
@@ -44,7 +44,7 @@ pub fn output(mut command: Command) -> Result<Vec<u8>, String> {
 }
 
 impl Checkout {
-    /// The checkout that holds `directory`. Errors: there is none, or git refuses it.
+    /// Finds the checkout that contains `directory`.
     pub fn find(directory: &Path) -> Result<Self, String> {
         let mut command = git(directory);
         command.args(["rev-parse", "--path-format=absolute", "--show-toplevel"]);
@@ -59,27 +59,24 @@ impl Checkout {
         let mut next = || lines.next().filter(|path| path.is_absolute());
         let paths = (next(), next(), next(), next());
         let (Some(root), Some(objects), Some(index), Some(shallow)) = paths else {
-            return Err(format!(
-                "{}: git does not say where the work tree is (a bare repository?)",
-                directory.display()
-            ));
+            return Err(format!("{}: git reports no work tree; a bare repository has none", directory.display()));
         };
         Ok(Self { root, objects, index, shallow })
     }
 
-    /// The files of the index, and with `untracked` those that git does not ignore. Errors: what git says.
+    /// The files in the index; with `untracked` also the files that git does not ignore.
     pub fn files(&self, untracked: bool) -> Result<Vec<Listed>, String> {
         list(&self.root, untracked)
     }
 }
 
-/// The files of the whole work tree that holds `directory`, in the order of the index. Errors: what git says.
+/// The files of the whole work tree that contains `directory`, in the order of the index.
 pub fn list(directory: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
     let mut command = git(directory);
     command.args(["ls-files", "-z", "-s", "--full-name", ":/"]);
     let staged = output(command)?;
     let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
-    // A file in conflict stands there up to three times.
+    // A file with a merge conflict has up to three entries.
     files.dedup();
     if untracked {
         let mut command = git(directory);
@@ -93,7 +90,7 @@ pub fn list(directory: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
     Ok(files)
 }
 
-/// `MODE OBJECT STAGE<tab>PATH`.
+/// Parses `MODE OBJECT STAGE<tab>PATH`.
 fn staged_file(line: &[u8]) -> Option<Listed> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let path = OsStr::from_bytes(&line[tab + 1..]).into();

@@ -1,8 +1,8 @@
-//! Whether output may have escape codes.
+//! Decides whether output may contain colour codes.
 
 use std::io::{IsTerminal, stdout};
 
-/// True for a terminal that understands them, unless the user wants none (no-color.org).
+/// True for a terminal that supports colours, unless the user disables them (no-color.org).
 pub fn wanted() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");

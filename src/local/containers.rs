@@ -1,5 +1,4 @@
-//! Containers for jobs that ask for one: the agent's Docker executor on the developer's own engine, with the logins of
-//! the developer's own Docker configuration.
+//! Runs jobs in containers: uses the agent's Docker executor with the developer's own engine and Docker logins.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,37 +24,37 @@ use crate::http::Address;
 use crate::job::executors::JobExecutor;
 use crate::payload::Image;
 
-/// How long the end of a run waits for containers to be removed.
+/// How long the end of a run waits for the removal of containers.
 const REMOVAL: Duration = Duration::from_secs(60);
 
-/// The engine and what is said to it.
+/// A connected engine and its executor.
 pub struct Containers {
     docker: Arc<Docker>,
     runner: Arc<Runner>,
     engine: Arc<Engine>,
     owner: Owner,
-    /// An image that is here.
+    /// An image that is present on this machine.
     image: Mutex<Option<String>>,
 }
 
-/// What containers are made for.
+/// Settings for containers.
 #[derive(Clone, Debug)]
-pub struct Wishes {
-    /// The objects of the developer's repository, which the repository of a tree reads.
+pub struct ContainerOptions {
+    /// The object directory of the developer's repository; the repository of each tree refers to it.
     pub objects: PathBuf,
-    /// The directory of the run: its containers are found by it.
+    /// The directory of the run; labels on its containers refer to it.
     pub run: PathBuf,
 }
 
-/// Whose containers those of a run are.
+/// The owner label of a run's containers.
 fn owner_of(run: &Path) -> Owner {
     Owner { instance: "exec".to_owned(), state: run.display().to_string(), life: run.display().to_string() }
 }
 
 impl Containers {
-    /// Connects to the engine. Errors: it is away, or its address is none.
-    pub fn connect(template: &Runner, wishes: &Wishes) -> Result<Self, String> {
-        let objects = wishes.objects.display().to_string();
+    /// Connects to the engine. Fails if the engine does not answer or its address is invalid.
+    pub fn connect(template: &Runner, options: &ContainerOptions) -> Result<Self, String> {
+        let objects = options.objects.display().to_string();
         let mut table = toml::Table::new();
         let texts = |list: &[&str]| toml::Value::from(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
         table.insert("pull_policy".to_owned(), texts(&["if-not-present"]));
@@ -69,47 +68,45 @@ impl Containers {
         runner.executor = ExecutorKind::Docker;
         runner.docker = settings;
         runner.docker_text = text;
-        let owner = owner_of(&wishes.run);
+        let owner = owner_of(&options.run);
         let docker = Docker::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
         let engine = Engine::connect(&docker.address).map_err(|error| error.to_string())?;
         let image = Mutex::default();
         Ok(Self { docker: Arc::new(docker), runner: Arc::new(runner), engine: Arc::new(engine), owner, image })
     }
 
-    /// What runs jobs.
     pub fn executor(&self) -> Arc<dyn JobExecutor> {
         Arc::clone(&self.docker) as Arc<dyn JobExecutor>
     }
 
-    /// The runner as the engine knows it.
+    /// The runner, as the job engine expects it.
     pub fn runner(&self) -> Arc<Runner> {
         Arc::clone(&self.runner)
     }
 
-    /// Where containers have their builds.
+    /// The builds directory inside containers.
     pub fn builds(&self) -> PathBuf {
         self.docker.builds.clone()
     }
 
-    /// The engine's address.
     pub fn address(&self) -> &Address {
         &self.docker.address
     }
 
-    /// Has an image on this machine before any job runs. Errors: why it cannot be had.
+    /// Pulls an image before any job runs.
     pub fn obtain(&self, image: &Value, screen: &Screen, expand: &dyn Fn(&str) -> String) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
         let (choice, _) = resolved_image::of_job(&self.runner.docker, &image, expand)?;
         let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
         let logins = RegistryLogins::read(None, &[], &access);
-        let obtained = ImageProvider::new(&self.engine, &logins, &Teller(screen)).provide(&choice)?;
+        let obtained = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
         *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Some(obtained.pinned);
         Ok(())
     }
 
-    /// Makes everything in a directory the user's own, through a container: its files belong to whom the containers of
-    /// jobs ran as. False if that cannot be done.
-    pub fn give_back(&self, directory: &Path) -> bool {
+    /// Changes the owner of all files in a directory to the user. Runs in a container, because the files belong to the
+    /// users of job containers. Returns false on failure.
+    pub fn restore_ownership(&self, directory: &Path) -> bool {
         let image = self.image.lock().unwrap_or_else(PoisonError::into_inner).clone();
         image.is_some_and(|image| self.change_owner(directory, image).is_ok_and(|code| code == 0))
     }
@@ -138,7 +135,7 @@ impl Containers {
         exit.map(|exit| exit.status_code)
     }
 
-    /// Waits until the containers of jobs that have ended are removed.
+    /// Waits until the containers of finished jobs are removed.
     pub fn finish(&self) {
         self.docker.removals.wait(REMOVAL);
     }
@@ -152,10 +149,10 @@ pub fn remove_forgotten(address: &Address, run: &Path) {
     removals.wait(REMOVAL);
 }
 
-/// Tells of pulls.
-struct Teller<'a>(&'a Screen);
+/// Reports image pulls on the screen.
+struct PullReporter<'a>(&'a Screen);
 
-impl JobConsole for Teller<'_> {
+impl JobConsole for PullReporter<'_> {
     fn line(&self, text: &str) {
         if self.0.look().verbose || text.starts_with("Pulling") {
             self.0.say(text);

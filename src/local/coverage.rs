@@ -1,9 +1,9 @@
-//! Keyword `coverage`: the number in the last match of a pattern.
+//! Keyword `coverage`: extracts the number from the last match of a pattern.
 
 use super::record::Coverage;
 use crate::pipeline::pattern::Pattern;
 
-/// A finder for a pattern between slashes; `None` for one that cannot be read, which the planner has refused.
+/// Compiles a pattern between slashes; `None` for an invalid one, which the planner has already refused.
 pub fn finder(text: &str) -> Option<Coverage> {
     let pattern = Pattern::between_slashes(text)?.ok()?;
     Some(Box::new(move |line| pattern.last_match(line).and_then(|found| number(&found))))
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_number_of_the_match_counts() {
+    fn extracts_the_first_number_of_the_match() {
         for (text, expected) in [("TOTAL 87.25%", Some("87.25")), ("100.", Some("100")), ("none", None)] {
             assert_eq!(number(text).as_deref(), expected, "{text}");
         }

@@ -1,4 +1,4 @@
-//! Variables that a job hands on by `artifacts:reports:dotenv`.
+//! Variables that a job passes to later jobs through `artifacts:reports:dotenv`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,17 +6,17 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-/// Bytes of a report that are read.
+/// The size limit of a report, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// The variables of a report as it was handed over. Errors: it cannot be read.
+/// Reads the variables of a report from its archive.
 pub fn read(archive: &Path) -> io::Result<Vec<(String, String)>> {
     let mut text = Vec::new();
     MultiGzDecoder::new(File::open(archive)?).take(LIMIT).read_to_end(&mut text)?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-/// `KEY=value` lines: quotes are part of the value, and the last of a name counts.
+/// Parses `KEY=value` lines. Quotes are part of the value; the last value of a name wins.
 pub fn parse(text: &str) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = Vec::new();
     for line in text.lines() {
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_a_name_counts_and_quotes_stay() {
+    fn the_last_value_wins_and_quotes_are_kept() {
         let variables = parse("A=1\n# comment\nB=\"two words\"\nno line\nA=3=x\r\n9-x=y\n");
         let expected = [("B", "\"two words\""), ("A", "3=x")];
         assert_eq!(variables, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));

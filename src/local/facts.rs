@@ -1,4 +1,4 @@
-//! What git says of the commit and its repository, in as few calls as possible.
+//! Facts about the commit and its repository, read from git in as few commands as possible.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::thread;
 use super::checkout::{Checkout, git, output};
 use crate::pipeline::request::{Facts, MergeRequest};
 
-/// Which pipeline the user asks for.
+/// The pipeline that the user requests.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// `--branch`
@@ -20,22 +20,22 @@ pub struct Wanted {
     pub before: Option<String>,
 }
 
-/// The answers of git.
+/// The output of the git commands, parsed.
 pub struct Answers {
     log: String,
-    /// Commits by reference.
+    /// Commit ids by reference.
     references: BTreeMap<String, String>,
-    /// The branch that is checked out.
+    /// The current branch.
     head: Option<String>,
-    /// What `origin/HEAD` points at.
+    /// The target of `origin/HEAD`.
     origin_head: Option<String>,
     settings: BTreeMap<String, String>,
-    /// The references in the form of a `packed-refs` file.
+    /// The references in the format of a `packed-refs` file.
     pub packed: Vec<u8>,
 }
 
 impl Answers {
-    /// Asks git about the checkout that holds `directory`. Errors: there is no commit, or what git says.
+    /// Reads the facts of the checkout that contains `directory`. Fails if it has no commit.
     pub fn ask(directory: &Path) -> Result<Self, String> {
         let run = |arguments: &[&str]| {
             let mut command = git(directory);
@@ -49,14 +49,14 @@ impl Answers {
             let format = "--format=%(HEAD)%00%(objectname)%00%(refname)%00%(symref)";
             let references =
                 scope.spawn(move || run(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"]));
-            // Nothing set is no error.
+            // `git config` fails if none of the keys is set; that is not an error here.
             let keys = "^(remote\\.origin\\.url|extensions\\.objectformat|user\\.name|user\\.email)$";
             let settings = run(&["config", "--get-regexp", keys]).unwrap_or_default();
-            let died = |_| Err("a thread that asks git died".to_owned());
+            let died = |_| Err("internal error: a thread that runs git panicked".to_owned());
             (log.join().unwrap_or_else(died), references.join().unwrap_or_else(died), settings)
         });
         let log = log.map_err(|why| match why.contains("does not have any commits") {
-            true => "the repository has no commit yet; make one first".to_owned(),
+            true => "the repository has no commit yet; create one first".to_owned(),
             false => why,
         })?;
         let mut answers = Self {
@@ -69,7 +69,7 @@ impl Answers {
         };
         for line in String::from_utf8_lossy(&settings).lines() {
             if let Some((key, value)) = line.split_once(' ') {
-                // The last one counts, but git fetches from the first URL.
+                // The last value of a key wins, except for the URL: git fetches from the first one.
                 if key != "remote.origin.url" || !answers.settings.contains_key(key) {
                     answers.settings.insert(key.to_owned(), value.to_owned());
                 }
@@ -91,24 +91,24 @@ impl Answers {
         if name == "refs/remotes/origin/HEAD" {
             self.origin_head = target.strip_prefix("refs/remotes/origin/").map(str::to_owned);
         }
-        // A reference to a reference has no place in that file.
+        // A `packed-refs` file cannot contain symbolic references.
         if target.is_empty() {
             self.packed.extend_from_slice(format!("{commit} {name}\n").as_bytes());
         }
         self.references.insert(name.to_owned(), commit.to_owned());
     }
 
-    /// A value of git's configuration.
+    /// A value from git's configuration.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(String::as_str)
     }
 
-    /// The commit that is checked out.
+    /// The id of the current commit.
     pub fn commit(&self) -> &str {
         self.log.split('\0').next().unwrap_or_default()
     }
 
-    /// The facts for a pipeline. Errors: a branch, tag or commit that does not exist.
+    /// The facts for planning. Fails if a requested branch, tag or commit does not exist.
     pub fn facts(&self, checkout: &Checkout, wanted: &Wanted, pipeline_id: u64) -> Result<Facts, String> {
         let mut fields = self.log.splitn(4, '\0');
         let mut next = || fields.next().unwrap_or_default().to_owned();
@@ -150,7 +150,7 @@ impl Answers {
         })
     }
 
-    /// What origin calls it, else `main` or `master`, else the branch at hand.
+    /// The default branch: the target of `origin/HEAD`, else `main` or `master`, else the current branch.
     fn default_branch(&self) -> String {
         let exists = |name: &&str| self.references.contains_key(&format!("refs/heads/{name}"));
         self.origin_head
@@ -160,7 +160,7 @@ impl Answers {
             .unwrap_or_else(|| "main".to_owned())
     }
 
-    /// A branch at this commit, for a checkout without a branch.
+    /// A branch that contains this commit as its head, for a checkout with a detached HEAD.
     fn branch_with(&self, sha: &str) -> Option<String> {
         let at = |prefix: &str| {
             let mut found = self.references.iter().filter(|(_, commit)| *commit == sha);
@@ -169,12 +169,12 @@ impl Answers {
         at("refs/heads/").or_else(|| at("refs/remotes/origin/"))
     }
 
-    /// The commit of the branch on the server, as far as it is known here, unless there is nothing to push.
+    /// The commit of the remote-tracking branch; `None` if it is the current commit.
     fn pushed(&self, branch: &str, sha: &str) -> Option<String> {
         self.references.get(&format!("refs/remotes/origin/{branch}")).filter(|commit| *commit != sha).cloned()
     }
 
-    /// The merge request that is asked for.
+    /// The requested merge request.
     pub fn merge_request(&self, checkout: &Checkout, wanted: &Wanted) -> Option<MergeRequest> {
         let (source, target, iid) = wanted.merge_request.clone()?;
         let find = |prefix: &str| self.references.get(&format!("{prefix}{target}")).cloned();
@@ -195,11 +195,11 @@ impl Answers {
     }
 }
 
-/// The commit that a name stands for. Errors: there is none.
+/// Resolves a name to a commit id.
 pub fn resolve(checkout: &Checkout, name: &str) -> Result<String, String> {
     let mut command = git(&checkout.root);
     command.args(["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{name}^{{commit}}")]);
-    let found = output(command).map_err(|_| format!("`{name}` is no commit of this repository"))?;
+    let found = output(command).map_err(|_| format!("`{name}` is not a commit of this repository"))?;
     Ok(String::from_utf8_lossy(&found).trim().to_owned())
 }
 

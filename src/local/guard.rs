@@ -1,5 +1,5 @@
-//! A small process that removes what a run leaves when that is killed: its containers, its directory, the secrets in its
-//! trees. Its input ends with the run, however that ends.
+//! A helper process that cleans up when `mayfly exec` is killed: it removes the run's containers, its directory, and
+//! the secrets in its trees. It waits for its standard input to close, which happens however the run ends.
 
 use std::fs;
 use std::io::Read;
@@ -10,18 +10,18 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use super::state;
 use super::tree::Trees;
 
-/// The word with which this program becomes a guard.
+/// The hidden subcommand of the guard process.
 pub const WORD: &str = "exec-guard";
 
-/// The guard of a run.
+/// The guard process of a run.
 pub struct Guard(Child);
 
 impl Guard {
-    /// Starts it. Where no process can be started there is none, and the next run removes what is left.
+    /// Starts the guard. If that fails, the next run cleans up instead.
     pub fn start(run: &Path) -> Option<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg(WORD).arg(run).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Signals from the keyboard are for the run.
+        // Signals from the keyboard must reach only the run.
         command.process_group(0);
         command.spawn().ok().map(Self)
     }
@@ -34,10 +34,10 @@ impl Drop for Guard {
     }
 }
 
-/// The whole life of a guard.
+/// The main function of the guard process.
 pub fn main() -> ExitCode {
     let Some(run) = std::env::args_os().nth(2).map(PathBuf::from) else { return ExitCode::FAILURE };
-    // Nothing is written into it: it ends when its other end is closed.
+    // The run never writes to this pipe; the read returns when the run's end is closed.
     let _ = std::io::stdin().read(&mut [0]);
     if run.join("lock").exists() {
         state::remove_killed(&run);

@@ -1,56 +1,53 @@
-//! A job's log as people want to see it: the output of its scripts, without what the agent says around them.
+//! Reduces a job's log to what a developer wants to see: the output of scripts, without the agent's own messages.
 //!
-//! The engine writes the log in GitLab's form, with markers where a section begins and ends. They tell the parts apart.
+//! The job engine writes the log in GitLab's format, with markers at the start and end of each section. The markers
+//! separate scripts from the agent's messages.
 
 /// A line of a job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What it is.
     pub kind: Kind,
-    /// The text, with the escape codes that the job wrote and without the end of the line.
+    /// The text, with the job's escape codes and without the line ending.
     pub text: String,
 }
 
-/// What a line is.
+/// The origin of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A script wrote it.
+    /// Output of a script.
     Output,
     /// A command of the script, shown before it runs.
     Command,
-    /// The agent has something to tell that the developer should see.
+    /// A message of the agent that the developer should see.
     Notice,
-    /// The agent tells what it does; hidden by default.
+    /// A message about the agent's work; hidden by default.
     Preamble,
 }
 
-/// The part of a log that a line stands in.
+/// The section of the log that contains a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// Before the first section, and behind the last.
+    /// Before the first section or after the last.
     Outside,
-    /// Prepare, clean up.
+    /// Preparation or clean-up.
     Agent,
-    /// Hooks of the job write here as well.
+    /// Fetching sources; hooks of the job also write here.
     Sources,
-    /// Caches.
     Caches,
-    /// Artifacts.
     Artifacts,
-    /// A script of the job.
     Script,
 }
 
 const CLEAR: &str = "\x1b[0K";
 const COMMAND: &str = "\x1b[32;1m$ ";
-/// How the agent's own lines begin.
+/// Prefixes of the agent's own lines.
 const OWN: [&str; 2] = ["\x1b[0K", "\x1b[32;1m"];
 const WARNING: &str = "\x1b[0;33mWARNING: ";
 const ERROR: &str = "\x1b[31;1mERROR: ";
-/// A line without an end is shown from this size on.
+/// A line longer than this is emitted without waiting for its end.
 const LONGEST: usize = 64 * 1024;
 
-/// Takes a log in pieces and gives its lines.
+/// Splits a log into lines.
 pub struct Reader {
     begun: Vec<u8>,
     part: Part,
@@ -63,7 +60,7 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// Takes a piece of the log.
+    /// Processes the next part of the log.
     pub fn push(&mut self, piece: &[u8], take: &mut dyn FnMut(Line)) {
         let mut rest = piece;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -77,7 +74,7 @@ impl Reader {
         }
     }
 
-    /// The log is complete.
+    /// Processes the end of the log.
     pub fn finish(&mut self, take: &mut dyn FnMut(Line)) {
         self.line(false, take);
     }
@@ -108,7 +105,7 @@ impl Reader {
 
     fn give(&self, text: &str, take: &mut dyn FnMut(Line)) {
         let text = text.strip_suffix('\r').unwrap_or(text);
-        // What a progress bar wrote over is not there any more.
+        // A carriage return overwrites the line: only the last part is visible.
         let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
         let is_notice = text.starts_with(WARNING) || text.starts_with(ERROR);
         let kind = match self.part {
@@ -127,7 +124,7 @@ impl Reader {
     }
 }
 
-/// The part that the engine's section of this name is; `None` for a section that a script made.
+/// The part for a section of the job engine; `None` for a section that a script created.
 fn part_of(section: &str) -> Option<Part> {
     match section {
         "prepare_executor" | "prepare_script" | "cleanup_file_variables" => Some(Part::Agent),
@@ -140,7 +137,7 @@ fn part_of(section: &str) -> Option<Part> {
     }
 }
 
-/// `section_start:TIME:NAME[options]\r\e[0K`, or the same with `end`.
+/// `section_start:TIME:NAME[options]\r\e[0K`, or the same with `section_end`.
 struct Marker<'a> {
     at: usize,
     end: usize,
@@ -177,7 +174,7 @@ impl<'a> Marker<'a> {
     }
 }
 
-/// Text without escape codes and other control characters: for files, pipes and reports.
+/// Removes escape codes and other control characters: for files, pipes and reports.
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -192,7 +189,7 @@ pub fn plain(text: &str) -> String {
     plain
 }
 
-/// Text with its colours and nothing else that a terminal would act on: a job must not move the cursor of others.
+/// Keeps colours and removes all other control sequences: a job must not move the cursor on a shared screen.
 pub fn styled(text: &str) -> String {
     let mut styled = String::with_capacity(text.len() + 4);
     let mut rest = text;
@@ -267,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_output_of_scripts_is_left_however_the_log_is_cut() {
+    fn extracts_script_output_from_a_log_in_pieces() {
         let whole = lines(&[LOG.as_bytes()]);
         let shown: Vec<_> = whole.iter().filter(|(kind, _)| *kind != Kind::Preamble).collect();
         let texts: Vec<&str> = shown.iter().map(|(_, text)| text.as_str()).collect();

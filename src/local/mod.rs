@@ -1,13 +1,14 @@
-//! A pipeline on a developer's machine, for `mayfly exec`: clean copies of the checkout, a schedule of jobs, and the
-//! agent's own engine.
+//! Runs a pipeline on a developer's machine, for `mayfly exec`: clean copies of the checkout, a schedule of jobs, and
+//! the agent's job engine.
 //!
-//! Jobs run as the developer. Nothing here writes into the checkout or its repository.
+//! Jobs run as the developer's user. This module never writes into the checkout or its repository.
 
 pub mod artifacts;
 pub mod attempt;
 pub mod checkout;
 mod children;
 pub mod color;
+mod conclusion;
 pub mod containers;
 mod coverage;
 mod dotenv;
@@ -15,6 +16,7 @@ pub mod facts;
 mod failed_shell;
 pub mod guard;
 pub mod log;
+pub mod options;
 mod payload;
 mod record;
 pub mod report;
@@ -25,5 +27,3 @@ pub mod screen;
 pub mod sources;
 pub mod state;
 pub mod tree;
-mod verdict;
-pub mod wishes;

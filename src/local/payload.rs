@@ -1,29 +1,27 @@
-//! A planned job in the form in which a server hands it to an agent.
+//! Converts a planned job to the payload that a GitLab server would send.
 
 use serde_json::{Map, Value, json};
 
 use crate::pipeline::plan::{EnvVariable, Job};
 
-/// Seconds that a job may take when it does not say: GitLab's default for a project.
+/// The timeout in seconds of a job without one: GitLab's default for a project.
 const TIMEOUT: u64 = 3600;
 
-/// What a payload is made of beside the job.
+/// Further input for the payload.
 pub struct Facts<'a> {
     /// `CI_JOB_ID`
     pub id: i64,
-    /// The variables of the job.
     pub variables: &'a [EnvVariable],
-    /// Jobs whose artifacts it gets: number and name.
+    /// Jobs whose artifacts the job downloads: id and name.
     pub dependencies: &'a [(i64, String)],
-    /// The image, unless the job runs in the shell.
+    /// The image; `None` for the shell.
     pub image: Option<Value>,
     /// The directory of the project.
     pub project: &'a str,
-    /// Git works on the repository of a tree whose files belong to another user than the container's.
+    /// Whether the job runs in a container, where the repository belongs to another user than git's.
     pub is_in_container: bool,
 }
 
-/// The payload.
 pub fn of(job: &Job, facts: &Facts<'_>) -> Value {
     let text = |key: &str| {
         let found = facts.variables.iter().rev().find(|variable| &*variable.key == key);
@@ -71,7 +69,7 @@ fn variables(facts: &Facts<'_>) -> Vec<Value> {
         })
     });
     let own = |key: &str, value: &str| json!({"key": key, "value": value, "public": true, "raw": true});
-    // The sources are there already, whatever the file says.
+    // The tree already contains the sources, regardless of the file's `GIT_STRATEGY`.
     let mut variables: Vec<Value> = given.chain([own("GIT_STRATEGY", "none"), own("MAYFLY_EXEC", "true")]).collect();
     if facts.is_in_container {
         variables.extend([
@@ -83,7 +81,7 @@ fn variables(facts: &Facts<'_>) -> Vec<Value> {
     variables
 }
 
-/// An image or a service as a mapping of the file has it.
+/// An image or a service in the format of the payload.
 pub fn image(node: &Value) -> Value {
     let mut image = match node {
         Value::String(name) => Map::from_iter([("name".to_owned(), json!(name))]),
@@ -129,7 +127,7 @@ fn texts(value: Option<&Value>) -> Vec<String> {
     }
 }
 
-/// The archive, and each report by its type.
+/// The artifacts archive, and each report by its type.
 fn artifacts(job: &Job) -> Vec<Value> {
     let Some(artifacts) = job.artifacts.as_ref().map(|artifacts| artifacts.to_json()) else { return Vec::new() };
     let archive = json!({
@@ -146,7 +144,7 @@ fn artifacts(job: &Job) -> Vec<Value> {
     let mut all: Vec<Value> = has_files.then_some(archive).into_iter().collect();
     for (kind, paths) in artifacts.get("reports").and_then(Value::as_object).into_iter().flatten() {
         let paths = texts(paths.get("path").or(Some(paths)));
-        // Its lines are read by the runner itself.
+        // The runner itself parses dotenv reports.
         let format = if kind == "dotenv" { "gzip" } else { "zip" };
         all.push(json!({"paths": paths, "when": "always", "artifact_type": kind, "artifact_format": format}));
     }
@@ -175,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_what_the_runner_protocol_calls_one() {
+    fn an_image_has_the_fields_of_the_runner_protocol() {
         assert_eq!(image(&json!("alpine")), json!({"name": "alpine"}));
         let full = json!({
             "name": "db", "alias": "a b", "entrypoint": "x", "pull_policy": ["never"], "kubernetes": {"user": "1"},

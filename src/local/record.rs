@@ -1,5 +1,5 @@
-//! What is taken from a job's log while it runs: lines for the screen and the report, the last lines, the command that
-//! ran last, the coverage.
+//! Extracts data from a job's log while the job runs: lines for the screen and the report, the last lines, the last
+//! command, the coverage.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,54 +15,52 @@ use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
 };
 
-/// How often new output is looked for.
+/// How often the recorder checks for new output.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The longest line that is looked at for coverage, as GitLab does not look at more either.
+/// The longest line that is searched for coverage, as on GitLab.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// A pattern for `coverage`: the last match in a line.
+/// Finds the coverage in a line: the last match of a pattern.
 pub type Coverage = Box<dyn Fn(&str) -> Option<String> + Send>;
 
-/// Hears of one attempt of a job.
+/// Follows the log of one attempt of a job.
 pub struct Recorder {
     screen: Arc<Screen>,
     key: usize,
     state: Mutex<State>,
 }
 
-/// What was taken from the log of an attempt.
+/// The data extracted from the log of an attempt.
 #[derive(Clone, Debug, Default)]
-pub struct Taken {
-    /// The last lines of output.
+pub struct Extracted {
+    /// The last lines of the output.
     pub tail: VecDeque<String>,
     /// The command that ran last.
     pub command: Option<String>,
-    /// The number that the pattern found, as text.
+    /// The coverage, as text.
     pub coverage: Option<String>,
-    /// What the agent says of the failure.
+    /// The agent's message about the failure.
     pub message: Option<String>,
 }
 
 struct State {
-    /// Bytes of the log that were taken already.
+    /// The number of log bytes that are already processed.
     size: u64,
     reader: Reader,
-    taken: Taken,
+    taken: Extracted,
     file: Option<BufWriter<File>>,
     coverage: Option<Coverage>,
 }
 
 impl Recorder {
-    /// For an attempt whose log begins; its plain text goes to the file at `path`, if any. A file that cannot be
-    /// written is left out.
+    /// Creates a recorder. The plain text of the log is written to `path`, if given; a failure to write is ignored.
     pub fn new(screen: Arc<Screen>, key: usize, path: Option<&Path>, coverage: Option<Coverage>) -> Self {
         let file = path.and_then(|path| File::options().create(true).append(true).open(path).ok()).map(BufWriter::new);
-        let state = State { size: 0, reader: Reader::default(), taken: Taken::default(), file, coverage };
+        let state = State { size: 0, reader: Reader::default(), taken: Extracted::default(), file, coverage };
         Self { screen, key, state: Mutex::new(state) }
     }
 
-    /// What was taken from the log.
-    pub fn taken(&self) -> Taken {
+    pub fn taken(&self) -> Extracted {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).taken.clone()
     }
 
@@ -83,7 +81,7 @@ impl State {
             return;
         }
         if let Some(file) = &mut self.file {
-            // A disk that is full must not stop the job.
+            // A full disk must not stop the job.
             let _ = writeln!(file, "{text}");
         }
         if line.kind == Kind::Command {
@@ -113,7 +111,7 @@ impl Coordinator for Recorder {
         state.reader.push(chunk, &mut |line| lines.push(line));
         state.size += chunk.len() as u64;
         self.take(&mut state, &lines);
-        // When the reader goes away (`mayfly exec | head`), nobody would see the rest.
+        // If the reader has closed the pipe (`mayfly exec | head`), the job is stopped.
         let status = if self.screen.is_closed() { JobStatus::Over } else { JobStatus::Ongoing };
         TraceReply { outcome: TraceOutcome::Accepted, status, interval: Some(INTERVAL) }
     }

@@ -1,4 +1,4 @@
-//! Reports of a run for other programs: JSON, and JUnit.
+//! Reports of a run for other programs: JSON and JUnit.
 
 use std::fmt::Write;
 use std::fs;
@@ -6,25 +6,24 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::results::{Ending, JobResult, Status};
+use super::results::{JobResult, RunStatus, Status};
 
-/// The name of the file with a job's output.
+/// The name of the file for a job's output.
 pub fn log_name(job: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let name: String = job.chars().map(plain).take(100).collect();
-    // Names that differ in other characters only must not share a file.
+    // The digest keeps file names distinct if job names differ only in replaced characters.
     format!("{name}-{}.log", &crate::executor::docker::names::digest(job)[..8])
 }
 
-/// The directory of those files, beside the report.
+/// The directory of the output files, beside the report.
 pub fn logs_beside(report: &Path) -> PathBuf {
     let mut name = report.as_os_str().to_owned();
     name.push(".logs");
     PathBuf::from(name)
 }
 
-/// Writes the report. Errors: the file cannot be written.
-pub fn write_json(path: &Path, ending: Ending, jobs: &[JobResult]) -> Result<(), String> {
+pub fn write_json(path: &Path, ending: RunStatus, jobs: &[JobResult]) -> Result<(), String> {
     let jobs: Map<String, Value> = jobs.iter().map(|job| (job.name.clone(), of_job(job))).collect();
     let report = json!({"status": ending.word(), "jobs": jobs});
     fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
@@ -43,7 +42,7 @@ fn of_job(job: &JobResult) -> Value {
     })
 }
 
-/// Writes the same for tools that read the reports of tests. Errors: the file cannot be written.
+/// Writes a JUnit report.
 pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), String> {
     let count = |wanted: &dyn Fn(Status) -> bool| jobs.iter().filter(|job| wanted(job.status)).count();
     let did_not_run = |status| matches!(status, Status::Skipped | Status::Manual | Status::Waiting | Status::Canceled);
@@ -75,7 +74,7 @@ pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), St
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Text for XML, without the characters that it cannot hold.
+/// Escapes text for XML and drops characters that XML cannot represent.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -97,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_logs_differ_and_stay_in_their_directory() {
+    fn log_names_are_distinct_and_contain_no_slash() {
         let names = ["a/b", "a_b", "../x", "t: [a, b]"].map(log_name);
         assert!(names.iter().all(|name| !name.contains('/') && name.ends_with(".log")), "{names:?}");
         assert_ne!(names[0], names[1]);
     }
 
     #[test]
-    fn junit_is_xml_whatever_a_job_prints() {
+    fn junit_is_valid_xml_for_any_output() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("junit.xml");
         let job = JobResult {

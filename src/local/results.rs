@@ -1,4 +1,4 @@
-//! How the jobs of a run came out.
+//! The results of the jobs of a run.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -6,29 +6,26 @@ use std::time::Duration;
 
 use crate::failure::FailureReason;
 
-/// Lines of a failed job that are shown again at the end.
+/// The number of output lines of a failed job that are repeated in the summary.
 pub const TAIL: usize = 20;
 
 /// One job of the run.
 #[derive(Clone, Debug)]
 pub struct JobResult {
-    /// Its name; that of a child pipeline's job with the trigger's name and a slash before it.
+    /// The name; for a job of a child pipeline, prefixed with the name of the trigger job and a slash.
     pub name: String,
-    /// Its stage.
     pub stage: String,
-    /// How it came out.
     pub status: Status,
     /// The exit code of the last attempt.
     pub exit_code: Option<i32>,
-    /// Of the last attempt.
+    /// The duration of the last attempt.
     pub duration: Option<Duration>,
-    /// How often it was started.
+    /// The number of attempts.
     pub attempts: u32,
-    /// The number that `coverage` found, as text.
+    /// The coverage, as text.
     pub coverage: Option<String>,
-    /// Why it failed.
     pub failure_reason: Option<FailureReason>,
-    /// Why it failed, in words.
+    /// The message about the failure.
     pub message: Option<String>,
     /// The file with its output.
     pub log: Option<PathBuf>,
@@ -36,31 +33,28 @@ pub struct JobResult {
     pub tail: VecDeque<String>,
     /// The command that ran last.
     pub command: Option<String>,
-    /// Where its tree was kept.
+    /// The directory where its tree is kept.
     pub kept: Option<PathBuf>,
 }
 
-/// How a job came out.
+/// The final status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It passed.
     Success,
-    /// It failed, and may.
+    /// The job failed, and its failure is allowed.
     Warning,
-    /// It failed.
     Failed,
-    /// It did not run.
+    /// The job did not run.
     Skipped,
-    /// It waits for a person.
+    /// The job waits for a person to start it.
     Manual,
-    /// A manual job holds it back.
+    /// A manual job blocks this job.
     Waiting,
-    /// It was stopped.
     Canceled,
 }
 
 impl Status {
-    /// The word in reports and tables.
+    /// The status in reports and tables.
     pub fn word(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -74,21 +68,21 @@ impl Status {
     }
 }
 
-/// How a run came out.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// No job failed that may not.
+pub enum RunStatus {
+    /// Every job succeeded or was allowed to fail.
     Success,
     /// A job failed.
     Failed,
-    /// A manual job holds back the rest.
+    /// A manual job blocks the remaining jobs.
     Blocked,
-    /// The user stopped it.
+    /// The user interrupted the run.
     Interrupted,
 }
 
-impl Ending {
-    /// The word in reports.
+impl RunStatus {
+    /// The result in reports.
     pub fn word(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -109,7 +103,7 @@ impl Ending {
     }
 }
 
-/// A duration for people: `0.4s`, `12s`, `3m 05s`.
+/// Formats a duration: `0.4s`, `12s`, `3m 05s`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {

@@ -1,78 +1,73 @@
-//! When jobs run: stages, needs, `when`, manual jobs, delays and resource groups, by GitLab's rules for the status of a
-//! pipeline. Pure state: it neither runs anything nor looks at a clock.
+//! Decides when jobs run: stages, needs, `when`, manual jobs, delays and resource groups, by GitLab's rules for the
+//! status of a pipeline. Pure state without I/O; callers pass the time.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::pipeline::plan::{AllowFailure, When};
 
-/// What is known of a job before anything runs.
+/// The static facts of a job.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// Its stage.
+    /// The index of the stage.
     pub stage: usize,
-    /// Keyword `when`.
     pub when: When,
-    /// Indices of the jobs that it needs; `None` for the order of stages.
+    /// Indices of the jobs that it needs; `None` for stage order.
     pub needs: Option<Vec<usize>>,
-    /// Whether its failure, or its waiting for a person, counts.
+    /// Whether a failure is allowed; for a manual job, whether it does not block the pipeline.
     pub allow_failure: AllowFailure,
-    /// `start_in`, unless delays are skipped.
+    /// The delay of `start_in`, unless delays are skipped.
     pub delay: Option<Duration>,
-    /// Jobs of one group run one after another.
+    /// Jobs of the same group never run at the same time.
     pub resource_group: Option<String>,
-    /// The user named it: it runs whatever became of the others.
+    /// Whether the user named the job: it runs regardless of other jobs.
     pub named: bool,
-    /// It starts another pipeline and takes no slot.
+    /// Whether it starts another pipeline; such a job takes no slot.
     pub is_trigger: bool,
 }
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Others come first.
+    /// It waits for other jobs.
     Waiting,
-    /// Its delay runs until then.
+    /// Its delay ends at this time.
     Delayed(Instant),
     /// A person must start it.
     Manual,
-    /// It may start as soon as there is room.
+    /// It can start as soon as a slot is free.
     Due,
-    /// It runs.
     Running,
-    /// It is over.
-    Done(Verdict),
+    Done(Conclusion),
 }
 
-/// How a job ended.
+/// The final result of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It passed.
+pub enum Conclusion {
     Success,
-    /// It failed, and may.
+    /// The job failed, and its failure is allowed.
     Warning,
-    /// It failed.
     Failed,
-    /// It did not run.
+    /// The job did not run.
     Skipped,
-    /// It was stopped, or never began because the run was stopped.
+    /// The job was stopped, or did not start because the run was stopped.
     Canceled,
 }
 
-/// How a pipeline stands when nothing runs any more.
+/// The status of a pipeline in which no job runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// No job failed that may not.
+    /// Every job succeeded or was allowed to fail.
     Success,
     /// A job failed.
     Failed,
-    /// A manual job holds back the rest.
+    /// A manual job blocks the remaining jobs.
     Blocked,
-    /// It was stopped.
+    /// The pipeline was stopped.
     Canceled,
 }
 
-/// The jobs of one pipeline.
+/// The jobs of one pipeline and their states.
 pub struct Schedule {
     tasks: Vec<Task>,
     states: Vec<State>,
@@ -81,14 +76,14 @@ pub struct Schedule {
     canceled: bool,
 }
 
-/// Whether a job may go.
+/// Whether a job can start.
 enum Readiness {
     Wait,
     Go,
     Skip,
 }
 
-/// What became of the jobs that another one waits for.
+/// The combined result of the jobs that another job waits for.
 #[derive(Clone, Copy, Default)]
 struct Sum {
     open: bool,
@@ -99,8 +94,8 @@ struct Sum {
 impl Sum {
     fn add(&mut self, state: State, blocks: bool) {
         match state {
-            State::Done(Verdict::Failed | Verdict::Canceled) => self.failed = true,
-            State::Done(Verdict::Skipped) => self.skipped = true,
+            State::Done(Conclusion::Failed | Conclusion::Canceled) => self.failed = true,
+            State::Done(Conclusion::Skipped) => self.skipped = true,
             State::Done(_) => {}
             State::Manual if !blocks => {}
             _ => self.open = true,
@@ -117,18 +112,16 @@ impl Sum {
 }
 
 impl Schedule {
-    /// A pipeline before it runs.
     pub fn new(tasks: Vec<Task>) -> Self {
         let states = vec![State::Waiting; tasks.len()];
         Self { tasks, states, started: HashSet::new(), canceled: false }
     }
 
-    /// Where a job stands.
     pub fn state(&self, job: usize) -> State {
         self.states[job]
     }
 
-    /// Brings every job as far as it can come at `now`. Returns the manual jobs that have just been reached.
+    /// Updates the states of all jobs at time `now`. Returns the manual jobs that have become startable.
     pub fn advance(&mut self, now: Instant) -> Vec<usize> {
         let mut reached = Vec::new();
         loop {
@@ -139,7 +132,7 @@ impl Schedule {
                     State::Delayed(until) if until <= now => State::Due,
                     State::Waiting => match self.readiness(job, &before) {
                         Readiness::Wait => continue,
-                        Readiness::Skip => State::Done(Verdict::Skipped),
+                        Readiness::Skip => State::Done(Conclusion::Skipped),
                         Readiness::Go => self.reach(job, now),
                     },
                     _ => continue,
@@ -165,7 +158,7 @@ impl Schedule {
         }
     }
 
-    /// For each stage what became of all jobs in the stages before it.
+    /// For each stage, the combined result of all jobs in earlier stages.
     fn before_stages(&self) -> Vec<Sum> {
         let stages = self.tasks.iter().map(|task| task.stage + 1).max().unwrap_or(0);
         let mut own = vec![Sum::default(); stages];
@@ -204,7 +197,8 @@ impl Schedule {
         }
     }
 
-    /// The jobs to start now, in the order of stages and of the file; they count as running. Triggers take no slot.
+    /// Takes the jobs to start now, in the order of stages and of the file, and marks them as running. Triggers take no
+    /// slot.
     pub fn take(&mut self, slots: usize) -> Vec<usize> {
         let group_of = |job: usize| self.tasks[job].resource_group.as_deref();
         let running = (0..self.tasks.len()).filter(|job| self.states[*job] == State::Running);
@@ -225,12 +219,12 @@ impl Schedule {
         taken
     }
 
-    /// A job is over.
-    pub fn end(&mut self, job: usize, verdict: Verdict) {
-        self.states[job] = State::Done(verdict);
+    /// Records the result of a job.
+    pub fn end(&mut self, job: usize, conclusion: Conclusion) {
+        self.states[job] = State::Done(conclusion);
     }
 
-    /// A person starts a manual job, reached or not yet.
+    /// Starts a manual job on behalf of a person, even before it is startable.
     pub fn start(&mut self, job: usize) {
         self.started.insert(job);
         if self.states[job] == State::Manual {
@@ -238,37 +232,37 @@ impl Schedule {
         }
     }
 
-    /// What does not run yet never will.
+    /// Cancels all jobs that have not started.
     pub fn cancel(&mut self) {
         self.canceled = true;
         for state in &mut self.states {
             if !matches!(state, State::Running | State::Done(_)) {
-                *state = State::Done(Verdict::Canceled);
+                *state = State::Done(Conclusion::Canceled);
             }
         }
     }
 
-    /// A job waits for a person in a pipeline that it has started.
+    /// Marks a trigger job as waiting for a person in its downstream pipeline.
     pub fn hold(&mut self, job: usize) {
         self.states[job] = State::Manual;
     }
 
-    /// What did not run was stopped.
+    /// Whether the pipeline was cancelled.
     pub fn is_canceled(&self) -> bool {
         self.canceled
     }
 
-    /// True when no job can start, now or later, before another one ends.
+    /// Whether no job can start, now or later, until another one ends.
     pub fn is_stalled(&self) -> bool {
         !self.states.iter().any(|state| matches!(state, State::Due | State::Delayed(_)))
     }
 
-    /// True when nothing runs and nothing is going to.
+    /// Whether no job runs and none will start.
     pub fn is_over(&self) -> bool {
         !self.states.iter().any(|state| matches!(state, State::Running | State::Due | State::Delayed(_)))
     }
 
-    /// When the next delay is over.
+    /// When the next delay ends.
     pub fn next_delay(&self) -> Option<Instant> {
         let until = self.states.iter().filter_map(|state| match state {
             State::Delayed(until) => Some(*until),
@@ -277,14 +271,14 @@ impl Schedule {
         until.min()
     }
 
-    /// How the pipeline stands.
+    /// The status of the pipeline.
     pub fn status(&self) -> Status {
-        let has = |wanted: Verdict| self.states.contains(&State::Done(wanted));
+        let has = |wanted: Conclusion| self.states.contains(&State::Done(wanted));
         let blocks =
             |(task, state): (&Task, &State)| *state == State::Manual && task.allow_failure != AllowFailure::Yes;
         match () {
-            () if has(Verdict::Failed) => Status::Failed,
-            () if self.canceled || has(Verdict::Canceled) => Status::Canceled,
+            () if has(Conclusion::Failed) => Status::Failed,
+            () if self.canceled || has(Conclusion::Canceled) => Status::Canceled,
             () if self.tasks.iter().zip(&self.states).any(blocks) => Status::Blocked,
             () => Status::Success,
         }
@@ -308,7 +302,7 @@ mod tests {
         }
     }
 
-    /// Runs everything one after another; `failing` jobs fail. Returns the jobs in the order of their start.
+    /// Runs all jobs one after another; the jobs in `failing` fail. Returns the jobs in the order of their start.
     fn run(schedule: &mut Schedule, failing: &[usize]) -> Vec<usize> {
         let mut order = Vec::new();
         loop {
@@ -319,9 +313,9 @@ mod tests {
             schedule.end(
                 job,
                 match failing.contains(&job) {
-                    true if allowed => Verdict::Warning,
-                    true => Verdict::Failed,
-                    false => Verdict::Success,
+                    true if allowed => Conclusion::Warning,
+                    true => Conclusion::Failed,
+                    false => Conclusion::Success,
                 },
             );
         }
@@ -330,7 +324,7 @@ mod tests {
     use When::{Always, Delayed, Manual, OnFailure, OnSuccess};
 
     #[test]
-    fn a_failure_skips_later_stages_but_not_what_is_for_failures() {
+    fn a_failure_skips_later_stages_except_jobs_for_failures() {
         let mut schedule = Schedule::new(vec![
             task(0, OnSuccess, None),
             task(0, OnSuccess, None),
@@ -340,12 +334,12 @@ mod tests {
             task(2, OnSuccess, None),
         ]);
         assert_eq!(run(&mut schedule, &[1]), [0, 1, 3, 4]);
-        assert_eq!(schedule.state(2), State::Done(Verdict::Skipped));
+        assert_eq!(schedule.state(2), State::Done(Conclusion::Skipped));
         assert_eq!((schedule.status(), schedule.is_over()), (Status::Failed, true));
     }
 
     #[test]
-    fn an_allowed_failure_changes_nothing() {
+    fn an_allowed_failure_does_not_stop_the_pipeline() {
         let soft = Task { allow_failure: AllowFailure::Yes, ..task(0, OnSuccess, None) };
         let mut schedule = Schedule::new(vec![soft, task(1, OnSuccess, Some(&[0])), task(1, OnFailure, None)]);
         assert_eq!(run(&mut schedule, &[0]), [0, 1]);
@@ -364,17 +358,17 @@ mod tests {
         ]);
         schedule.advance(Instant::now());
         assert_eq!(schedule.take(9), [0, 1]);
-        schedule.end(1, Verdict::Success);
+        schedule.end(1, Conclusion::Success);
         schedule.advance(Instant::now());
         assert_eq!(schedule.take(9), [2], "it does not wait for the first job");
-        schedule.end(0, Verdict::Success);
-        schedule.end(2, Verdict::Success);
+        schedule.end(0, Conclusion::Success);
+        schedule.end(2, Conclusion::Success);
         assert_eq!(run(&mut schedule, &[]), [5]);
-        assert_eq!(schedule.state(4), State::Done(Verdict::Skipped));
+        assert_eq!(schedule.state(4), State::Done(Conclusion::Skipped));
     }
 
     #[test]
-    fn a_blocking_manual_job_holds_later_stages_and_an_optional_one_does_not() {
+    fn a_blocking_manual_job_blocks_later_stages_and_an_optional_one_does_not() {
         let jobs = |allow_failure| vec![Task { allow_failure, ..task(0, Manual, None) }, task(1, OnSuccess, None)];
         let mut blocked = Schedule::new(jobs(AllowFailure::No));
         assert_eq!(blocked.advance(Instant::now()), [0]);
@@ -387,33 +381,33 @@ mod tests {
     }
 
     #[test]
-    fn a_manual_job_behind_a_failure_is_skipped_and_one_that_was_asked_for_runs() {
+    fn a_manual_job_after_a_failure_is_skipped_unless_it_was_started() {
         let mut schedule = Schedule::new(vec![task(0, OnSuccess, None), task(1, Manual, None)]);
         assert_eq!(run(&mut schedule, &[0]), [0]);
-        assert_eq!(schedule.state(1), State::Done(Verdict::Skipped));
+        assert_eq!(schedule.state(1), State::Done(Conclusion::Skipped));
         let mut schedule = Schedule::new(vec![task(0, OnSuccess, None), task(1, Manual, None)]);
         schedule.start(1);
         assert_eq!(run(&mut schedule, &[]), [0, 1]);
     }
 
     #[test]
-    fn delays_begin_with_their_stage_and_groups_run_one_after_another() {
+    fn delays_start_with_their_stage_and_resource_groups_serialise_jobs() {
         let now = Instant::now();
         let delayed = Task { delay: Some(Duration::from_secs(60)), ..task(0, Delayed, None) };
         let grouped = || Task { resource_group: Some("g".to_owned()), ..task(0, OnSuccess, None) };
         let mut schedule = Schedule::new(vec![delayed, grouped(), grouped()]);
         schedule.advance(now);
         assert_eq!(schedule.take(9), [1]);
-        schedule.end(1, Verdict::Success);
+        schedule.end(1, Conclusion::Success);
         assert_eq!(schedule.take(9), [2]);
-        schedule.end(2, Verdict::Success);
+        schedule.end(2, Conclusion::Success);
         assert!(!schedule.is_over() && schedule.next_delay() == Some(now + Duration::from_secs(60)));
         schedule.advance(now + Duration::from_secs(61));
         assert_eq!(schedule.take(9), [0]);
     }
 
     #[test]
-    fn slots_go_to_earlier_stages_first_and_triggers_need_none() {
+    fn earlier_stages_get_slots_first_and_triggers_need_none() {
         let trigger = Task { is_trigger: true, ..task(1, OnSuccess, Some(&[])) };
         let mut schedule = Schedule::new(vec![
             task(1, OnSuccess, Some(&[])),
@@ -425,12 +419,12 @@ mod tests {
         assert_eq!(schedule.take(1), [1, 3]);
         assert_eq!(schedule.take(0), [0; 0]);
         schedule.cancel();
-        assert_eq!(schedule.state(2), State::Done(Verdict::Canceled));
+        assert_eq!(schedule.state(2), State::Done(Conclusion::Canceled));
         assert!(!schedule.is_over(), "two still run");
     }
 
     #[test]
-    fn a_named_job_runs_whatever_its_when_says() {
+    fn a_named_job_runs_regardless_of_its_when() {
         let mut schedule = Schedule::new(vec![Task { named: true, ..task(1, OnFailure, None) }]);
         assert_eq!(run(&mut schedule, &[]), [0]);
     }

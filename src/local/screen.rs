@@ -1,5 +1,5 @@
-//! What people see while jobs run: on a terminal the output of all jobs with their names before it, and a line for each
-//! job that runs; elsewhere plain groups of lines, one job after another.
+//! Shows running jobs. On a terminal: the output of all jobs, each line prefixed with the job name, and a status line
+//! for each running job. Elsewhere: plain groups of lines, one job after another.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,33 +8,33 @@ use std::time::{Duration, Instant};
 use super::log::{Kind, Line, plain, styled};
 use super::results::{Status, in_words};
 
-/// How things are shown.
+/// Display options.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Look {
-    /// Escape codes for colours.
+pub struct DisplayOptions {
+    /// Use colours.
     pub color: bool,
-    /// A terminal: status lines that change, names before lines.
+    /// The output is a terminal: show status lines, and prefix lines with job names.
     pub live: bool,
-    /// What the agent does around scripts.
+    /// Show what the agent does before and after scripts.
     pub verbose: bool,
-    /// Only the end.
+    /// Show only the result.
     pub quiet: bool,
-    /// The time before each line.
+    /// Show the time before each line.
     pub timestamps: bool,
-    /// One job: nothing has to tell lines apart.
+    /// There is only one job, so lines need no prefix.
     pub alone: bool,
 }
 
-/// The screen, for all threads.
+/// The screen; shared by all threads.
 pub struct Screen {
-    look: Look,
+    look: DisplayOptions,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     running: Vec<Shown>,
-    /// Status lines below the output.
+    /// The number of status lines below the output.
     drawn: usize,
     /// The job whose lines were written last.
     owner: Option<usize>,
@@ -42,13 +42,13 @@ struct State {
     turn: usize,
 }
 
-/// A job that runs.
+/// A running job.
 struct Shown {
     key: usize,
     name: String,
     stage: String,
     began: Instant,
-    /// Lines that wait for their turn.
+    /// Output that is buffered until this job may write.
     waiting: String,
 }
 
@@ -58,22 +58,20 @@ const GREEN: &str = "\x1b[32m";
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
-/// Colours of job names, by their order.
+/// Colours of job names, in order.
 const NAMES: [&str; 6] = ["\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m", "\x1b[33m", "\x1b[96m"];
 const TURNS: [&str; 4] = ["-", "\\", "|", "/"];
-/// Bytes of a job's output that wait for their turn.
+/// The buffer limit for the output of one job, in bytes.
 const WAITING_MOST: usize = 256 * 1024;
-/// A name before a line takes no more than a part of the terminal.
+/// The longest prefix of a line, in characters.
 const LONGEST_NAME: usize = 30;
 
 impl Screen {
-    /// An empty screen.
-    pub fn new(look: Look) -> Self {
+    pub fn new(look: DisplayOptions) -> Self {
         Self { look, state: Mutex::default() }
     }
 
-    /// How things are shown.
-    pub fn look(&self) -> Look {
+    pub fn look(&self) -> DisplayOptions {
         self.look
     }
 
@@ -81,12 +79,12 @@ impl Screen {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True when nobody reads any more.
+    /// Whether the reader has closed the output.
     pub fn is_closed(&self) -> bool {
         self.lock().is_closed
     }
 
-    /// A job begins.
+    /// Starts the display of a job.
     pub fn begin(&self, key: usize, name: &str, stage: &str) {
         let shown = Shown {
             key,
@@ -100,7 +98,7 @@ impl Screen {
         self.draw(&mut state, "");
     }
 
-    /// Lines of a job.
+    /// Shows lines of a job.
     pub fn lines(&self, key: usize, lines: &[Line]) {
         let mut state = self.lock();
         let prefix = if self.look.live { self.prefix(&state, key) } else { String::new() };
@@ -133,7 +131,7 @@ impl Screen {
         !self.look.quiet && (line.kind != Kind::Preamble || self.look.verbose)
     }
 
-    /// A job is over.
+    /// Ends the display of a job.
     pub fn end(&self, key: usize, status: Status, duration: Duration, note: &str) {
         let mut state = self.lock();
         let header = if self.look.live || self.look.quiet { String::new() } else { self.header(&mut state, key) };
@@ -153,14 +151,14 @@ impl Screen {
         self.draw(&mut state, &text);
     }
 
-    /// Text of the run itself.
+    /// Shows a message of the run itself.
     pub fn say(&self, text: &str) {
         let mut state = self.lock();
         state.owner = None;
         self.draw(&mut state, &format!("{text}\n"));
     }
 
-    /// Time goes by.
+    /// Refreshes the status lines.
     pub fn tick(&self) {
         if self.look.live {
             let mut state = self.lock();
@@ -169,29 +167,28 @@ impl Screen {
         }
     }
 
-    /// Nothing changes any more: the status lines go.
+    /// Removes the status lines.
     pub fn finish(&self) {
         let mut state = self.lock();
         state.running.clear();
         self.draw(&mut state, "");
     }
 
-    /// Text in a colour, where there are any.
+    /// Adds a colour, if colours are enabled.
     pub fn paint(&self, color: &str, text: &str) -> String {
         if self.look.color && !color.is_empty() { format!("{color}{text}{RESET}") } else { text.to_owned() }
     }
 
-    /// Bold text.
     pub fn strong(&self, text: &str) -> String {
         self.paint(BOLD, text)
     }
 
-    /// A status in its colour.
+    /// A coloured status.
     pub fn status(&self, status: Status) -> String {
         self.paint(color_of(status), status.word())
     }
 
-    /// The line above the lines of a job, where another one wrote last.
+    /// The header above the lines of a job, if another job wrote last.
     fn header(&self, state: &mut State, key: usize) -> String {
         if self.look.alone || state.owner.replace(key) == Some(key) {
             return String::new();
@@ -200,7 +197,7 @@ impl Screen {
         job.map(|job| format!("{}\n", self.strong(&format!("== {} ({})", job.name, job.stage)))).unwrap_or_default()
     }
 
-    /// The name before a line.
+    /// The prefix of a line.
     fn prefix(&self, state: &State, key: usize) -> String {
         if self.look.alone {
             return String::new();
@@ -212,7 +209,7 @@ impl Screen {
         format!("{name} {} ", self.paint(DIM, "|"))
     }
 
-    /// Replaces the status lines by text and new ones, in one write.
+    /// Replaces the status lines by text and new status lines, in one write.
     fn draw(&self, state: &mut State, text: &str) {
         if state.is_closed {
             return;
@@ -253,7 +250,7 @@ fn color_of(status: Status) -> &'static str {
     }
 }
 
-/// The start of a text, with a sign that there is more of it.
+/// Shortens a text and appends an ellipsis.
 fn cut(text: &str, most: usize) -> String {
     match text.chars().count() > most {
         true => text.chars().take(most.saturating_sub(1)).chain(['~']).collect(),
@@ -271,7 +268,7 @@ pub fn width() -> usize {
     size().0
 }
 
-/// Rows as columns, each as wide as its widest cell; empty columns at the end are left out.
+/// Aligns cells in columns, each as wide as its widest cell; trailing empty cells are dropped.
 pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let mut widths = [0; COLUMNS];
     for row in rows {

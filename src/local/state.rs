@@ -1,4 +1,4 @@
-//! Where local runs keep things: below the user's cache directory, for each project apart.
+//! The state of local runs: a directory for each project below the user's cache directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,10 +14,10 @@ use crate::executor::user;
 use crate::http::Address;
 use crate::job::sources::remove::remove;
 
-/// The name of the file that says which engine has containers of a run.
+/// The file that names the engine which may have containers of a run.
 const ENGINE: &str = "engine";
 
-/// The directory of all local runs of the user.
+/// The directory for all local runs of the user.
 fn root() -> PathBuf {
     let home = || user::current().home.join(".cache");
     let given = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
@@ -30,33 +30,31 @@ fn make(directory: PathBuf) -> Result<PathBuf, String> {
     Ok(directory)
 }
 
-/// The directory for a project (by the path of its checkout). Errors: the disk.
+/// The directory for a project, named after the path of its checkout.
 pub fn of_project(checkout: &Path) -> Result<PathBuf, String> {
     let name = checkout.file_name().unwrap_or_default().to_string_lossy().into_owned();
     make(root().join(format!("{name}-{}", &digest(&checkout.display().to_string())[..16])))
 }
 
-/// The directory for what is fetched from other projects. Errors: the disk.
+/// The cache directory for other projects.
 pub fn includes() -> Result<PathBuf, String> {
     make(root().join("includes"))
 }
 
-/// One run: its number and its own directory, which goes with it.
+/// A run: its number, and its directory, which is removed when the run ends.
 pub struct Run {
     /// `CI_PIPELINE_ID`, counted for each project.
     pub number: u64,
-    /// The directory of the run.
     pub directory: PathBuf,
-    /// The directory of the project.
     pub state: PathBuf,
-    /// Held while the run lives: another run sees by it which ones were killed.
+    /// Held during the run; another run that gets the lock knows that this run was killed.
     _lock: Flock<File>,
-    /// Removes the directory when this process is killed.
+    /// Cleans up if this process is killed.
     _guard: Option<Guard>,
 }
 
 impl Run {
-    /// Begins a run, and removes what runs that were killed have left. Errors: the disk.
+    /// Starts a run, and cleans up after killed runs.
     pub fn begin(state: &Path) -> Result<Self, String> {
         let runs = make(state.join("runs"))?;
         let failed = |error: io::Error| format!("{}: {error}", runs.display());
@@ -69,7 +67,7 @@ impl Run {
         Ok(Self { number, directory, state: state.to_owned(), _lock: lock, _guard: guard })
     }
 
-    /// Notes that an engine may have containers of this run. Errors: the disk.
+    /// Records that an engine may have containers of this run.
     pub fn note_engine(&self, address: &Address) -> Result<(), String> {
         let path = self.directory.join(ENGINE);
         let text = serde_json::to_vec(address).map_err(|error| error.to_string())?;
@@ -83,14 +81,13 @@ impl Drop for Run {
     }
 }
 
-/// Removes the directory of a run.
 pub fn remove_run(directory: &Path) {
     if let Err(error) = remove(directory) {
-        eprintln!("mayfly: warning: {} is not removed: {error}", directory.display());
+        eprintln!("mayfly: warning: cannot remove {}: {error}", directory.display());
     }
 }
 
-/// A number that no earlier run of the project had.
+/// The next unused run number of the project.
 fn next_number(state: &Path) -> io::Result<u64> {
     use std::io::{Read, Seek, Write};
     let file = File::options().read(true).write(true).create(true).truncate(false).open(state.join("number"))?;
@@ -104,7 +101,7 @@ fn next_number(state: &Path) -> io::Result<u64> {
     Ok(number)
 }
 
-/// What runs have left that nobody ends any more: their containers and their directories.
+/// Cleans up after runs that were killed.
 fn remove_forgotten(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let directory = entry.path();
@@ -114,7 +111,7 @@ fn remove_forgotten(runs: &Path) {
     }
 }
 
-/// Removes what a run that was killed has left: its containers and its directory.
+/// Removes the containers and the directory of a killed run.
 pub fn remove_killed(directory: &Path) {
     let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
     if let Some(address) = engine {
@@ -128,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_counted_and_a_killed_one_is_removed_by_the_next() {
+    fn counts_runs_and_removes_a_killed_run_at_the_next() {
         let directory = tempfile::tempdir().expect("a directory");
         let first = Run::begin(directory.path()).expect("begun");
         let (number, path) = (first.number, first.directory.clone());

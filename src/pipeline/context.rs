@@ -1,4 +1,4 @@
-//! What all steps of planning share.
+//! The state that all planning steps share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,28 +11,25 @@ use super::rules::files::Files;
 use super::syntax::{Budget, Node, Origin};
 use super::variables::{Scope, View};
 
-/// How deep lists of commands, rules and needs may nest.
+/// How deeply lists of commands, rules and needs may nest.
 const LIST_DEPTH: usize = 10;
 
-/// How many items all lists of all jobs may have together.
+/// The number of list items that all jobs together may have.
 const ITEMS_LIMIT: usize = 2_000_000;
 
-/// What the compiled patterns of all expressions may take together.
+/// The memory limit, in bytes, for the compiled patterns of all expressions together.
 const PATTERNS_LIMIT: usize = 32 << 20;
 
 /// The state of planning.
 pub struct Context<'a> {
-    /// What is asked.
     pub request: &'a Request<'a>,
-    /// Where the project is.
+    /// The project's address, from the URL of `origin`.
     pub project: Project,
-    /// Variables that do not come from the configuration.
     pub scope: Arc<Scope>,
-    /// Problems and warnings.
     pub report: Report,
-    /// What files may hold.
+    /// How much all parsed YAML may still hold.
     pub budget: Budget,
-    /// Lists of files.
+    /// Cached lists of files, for `changes` and `exists`.
     pub files: Files<'a>,
     expressions: HashMap<Arc<str>, Result<Arc<Expression>, String>>,
     items: usize,
@@ -40,7 +37,6 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Begins.
     pub fn new(request: &'a Request<'a>) -> Self {
         let project = Project::new(request.facts.remote.as_deref(), &request.facts.directory);
         let predefined = predefined::of_pipeline(request, &project);
@@ -58,13 +54,13 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads an expression; a text that was read before costs nothing.
+    /// Parses an expression. The result is cached by text.
     pub fn expression(&mut self, text: &Arc<str>) -> Result<Arc<Expression>, String> {
         if let Some(done) = self.expressions.get(text) {
             return done.clone();
         }
         let was_exhausted = self.pattern_bytes > PATTERNS_LIMIT;
-        // Once it is told that patterns are too large, the others are not even compiled.
+        // After the memory limit for patterns is exceeded, further patterns are not compiled.
         let mut result = if was_exhausted {
             Expression::parse(&"null".into()).map(Arc::new)
         } else {
@@ -78,7 +74,7 @@ impl<'a> Context<'a> {
         result
     }
 
-    /// The items of nested lists in their order. Nulls are left out. `None`: too deep or too many, and reported.
+    /// Flattens nested lists and drops nulls. `None`: the lists nest too deeply or are too long; this is reported.
     pub fn flatten(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Node>> {
         let mut items = Vec::new();
         let why = match flatten_into(node, 0, &mut self.items, &mut items) {
@@ -95,12 +91,12 @@ impl<'a> Context<'a> {
         None
     }
 
-    /// Variables before any job is known.
+    /// The variables that exist before any job is known.
     pub fn view<'s>(scope: &'s Scope) -> View<'s> {
         View { scope, yaml: &[], defaults: &[], job: &[] }
     }
 
-    /// A problem of a job, or of the file when there is none.
+    /// Reports a problem of a job, or of the file if `job` is `None`.
     pub fn error(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl Into<String>) {
         self.report.problem(class, at, job, message.into());
     }

@@ -1,12 +1,12 @@
-//! Workflow rules, and for each job the rules that let it in: from expanded jobs to the jobs of the plan.
+//! Evaluates `workflow:rules` and the rules of each job: turns expanded jobs into the jobs of the plan.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::circle::{find_circle, find_too_long};
 use super::context::Context;
+use super::cycle::{find_cycle, find_too_long};
 use super::draft::reader::Reader;
 use super::draft::storage::cache_keys;
 use super::draft::variables::overlay;
@@ -24,18 +24,19 @@ use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
 use super::variables::{Scope, View, has_reference};
 
-/// How many variables all jobs may have together.
+/// The number of variables that all jobs together may have.
 const VARIABLES_LIMIT: usize = 2_000_000;
 
-/// What workflow rules decide.
+/// The result of the workflow rules.
 pub struct Workflow {
-    /// Default variables, those of the matching rule over the top-level ones.
+    /// Default variables; those of the matching rule override the top-level ones.
     pub variables: Vec<Variable>,
-    /// The first failure cancels the pipeline.
+    /// Whether the first failed job cancels the pipeline.
     pub cancel_on_job_failure: bool,
 }
 
-/// Evaluates `workflow:rules`. `Ok(Err(why))`: there is no pipeline. `Err`: it cannot be told, which is reported.
+/// Evaluates `workflow:rules`. `Ok(Err(why))`: GitLab would create no pipeline. `Err(())`: evaluation failed; this is
+/// reported.
 pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflow, String>, ()> {
     let mut workflow =
         Workflow { variables: root.variables.clone(), cancel_on_job_failure: root.cancel_on_job_failure };
@@ -47,7 +48,7 @@ pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflo
         None => Ok(Err("no rule of `workflow:rules` matches".to_owned())),
         Some((number, rule, reasons)) if rule.when == Some(None) => {
             let why = reasons.explain(&view);
-            Ok(Err(format!("rule {number} of `workflow:rules` says never: {why}")))
+            Ok(Err(format!("rule {number} of `workflow:rules` has `when: never`: {why}")))
         }
         Some((_, rule, _)) => {
             overlay(&mut workflow.variables, &rule.variables);
@@ -71,21 +72,20 @@ fn first_match<'r>(
     Ok(None)
 }
 
-/// What rules change in a job.
-struct Verdict<'r> {
+/// The values that the matching rule overrides in a job.
+struct RuleEffects<'r> {
     decision: Decision,
     rule: Option<&'r Rule>,
 }
 
-/// The jobs of the pipeline, and those that it lacks.
+/// The jobs of the pipeline, and the jobs that rules exclude from it.
 pub struct Decided {
-    /// In order.
+    /// In the order of the configuration.
     pub jobs: Vec<Job>,
-    /// Left out.
     pub absent: Vec<Absent>,
 }
 
-/// Decides about all jobs.
+/// Applies rules to all jobs.
 pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, context: &mut Context<'_>) -> Decided {
     let mut decided = Decided { jobs: Vec::with_capacity(jobs.all.len()), absent: Vec::new() };
     let mut total = 0;
@@ -103,8 +103,8 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         overlay(&mut own, &expand::matrix_variables(&expanded.combination, draft.job.at));
         let scope = Arc::clone(&context.scope);
         let view = View { scope: &scope, yaml: &own, defaults, job: &predefined };
-        let Ok(verdict) = verdict(draft, &view, has_workflow_rules, context) else { continue };
-        if let Decision::Left(why) = verdict.decision {
+        let Ok(effects) = effects(draft, &view, has_workflow_rules, context) else { continue };
+        if let Decision::Left(why) = effects.decision {
             decided.absent.push(Absent { name: Arc::clone(&expanded.name), at: draft.job.at, why });
             continue;
         }
@@ -116,8 +116,8 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
         }
         let mut variables = defaults.to_vec();
         overlay(&mut variables, &own);
-        let job = finish(jobs, expanded, verdict, variables, context);
-        // Neighbours often have the same variables, which need one check.
+        let job = finish(jobs, expanded, effects, variables, context);
+        // Consecutive jobs often have the same variables; one check is enough for them.
         if !decided.jobs.last().is_some_and(|previous| same_variables(previous, &job)) {
             check_variables(&job, &scope, context);
         }
@@ -127,7 +127,7 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
     decided
 }
 
-/// When all jobs of a `parallel` are left out, their common name is.
+/// If all jobs of a `parallel` are excluded, lists them once, by their common name.
 fn merge_absent(decided: &mut Decided, jobs: &Jobs<'_>) {
     let mut left: HashMap<&Arc<str>, usize> = HashMap::new();
     for absent in &decided.absent {
@@ -151,7 +151,7 @@ fn merge_absent(decided: &mut Decided, jobs: &Jobs<'_>) {
     decided.absent = merged;
 }
 
-/// Predefined variables that rules may use.
+/// Predefined variables that rules may refer to.
 fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
     let mut variables: Vec<(&'static str, Arc<str>)> = vec![
         ("CI_JOB_NAME", Arc::clone(&job.name)),
@@ -170,21 +170,22 @@ pub fn nodes(instance: Option<Instance>) -> impl Iterator<Item = (&'static str, 
     index.into_iter().chain([("CI_NODE_TOTAL", total.into())])
 }
 
-fn verdict<'d>(
+fn effects<'d>(
     draft: &'d Draft,
     view: &View<'_>,
     has_workflow_rules: bool,
     context: &mut Context<'_>,
-) -> Result<Verdict<'d>, ()> {
+) -> Result<RuleEffects<'d>, ()> {
     let name = &draft.job.name;
     let Some(rules) = &draft.rules else {
-        return by_policy(draft, view, has_workflow_rules, context).map(|decision| Verdict { decision, rule: None });
+        return by_policy(draft, view, has_workflow_rules, context)
+            .map(|decision| RuleEffects { decision, rule: None });
     };
     let owner = Owner { job: Some(name), keyword: "rules" };
     let Some((number, rule, reasons)) = first_match(rules, view, owner, context)? else {
         let count = rules.len();
         let why = if count == 0 { "`rules` is empty".to_owned() } else { format!("none of its {count} rules matches") };
-        return Ok(Verdict { decision: Decision::Left(why), rule: None });
+        return Ok(RuleEffects { decision: Decision::Left(why), rule: None });
     };
     let why = reasons.explain(view);
     let decision = if rule.when == Some(None) {
@@ -192,7 +193,7 @@ fn verdict<'d>(
     } else {
         Decision::Rule { number, at: rule.at, why }
     };
-    Ok(Verdict { decision, rule: Some(rule) })
+    Ok(RuleEffects { decision, rule: Some(rule) })
 }
 
 fn by_policy(
@@ -232,7 +233,7 @@ fn by_policy(
 fn finish(
     jobs: &Jobs<'_>,
     expanded: &Expanded,
-    verdict: Verdict<'_>,
+    effects: RuleEffects<'_>,
     mut variables: Vec<Variable>,
     context: &mut Context<'_>,
 ) -> Job {
@@ -244,11 +245,11 @@ fn finish(
     job.needs.clone_from(&expanded.needs);
     job.dependencies.clone_from(&expanded.dependencies);
     job.when = draft.when.unwrap_or(When::OnSuccess);
-    // A manual job may fail unless it says otherwise; `when: manual` of a rule does not count here.
+    // By default a manual job may fail; `when: manual` of a rule does not change that default.
     let optional = if job.when == When::Manual { AllowFailure::Yes } else { AllowFailure::No };
     job.allow_failure = draft.allow_failure.clone().unwrap_or(optional);
-    job.decision = verdict.decision;
-    if let Some(rule) = verdict.rule {
+    job.decision = effects.decision;
+    if let Some(rule) = effects.rule {
         overlay(&mut variables, &rule.variables);
         if let Some(Some(when)) = rule.when {
             job.when = when;
@@ -308,20 +309,20 @@ fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
         let given = scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
         given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
     };
-    if let Some(circle) = find_circle(&names, &value) {
-        let at = job.variables.iter().find(|variable| circle.0.contains(&variable.key));
+    if let Some(cycle) = find_cycle(&names, &value) {
+        let at = job.variables.iter().find(|variable| cycle.0.contains(&variable.key));
         let at = at.map_or(job.at, |variable| variable.at);
-        let shown: Vec<&str> = circle.0.iter().map(|name| &**name).take(10).collect();
-        let message = format!("the variables {} refer to each other in a circle", shown.join(", "));
+        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
+        let message = format!("the variables {} form a cycle", shown.join(", "));
         context.error(Class::VariableCycle, at, Some(&job.group), message);
     } else if let Some(name) = find_too_long(&names, &value) {
         let at = job.variables.iter().find(|variable| &*variable.key == name).map_or(job.at, |variable| variable.at);
-        let message = format!("the variable `{name}` is longer than 256 KiB once it is expanded");
+        let message = format!("the variable `{name}` is longer than 256 KiB after expansion");
         context.error(Class::TooBig, at, Some(&job.group), message);
     }
 }
 
-/// Checks that needed jobs are in the pipeline, and drops optional needs that are not. Checks for circles.
+/// Checks that the needed jobs are in the pipeline, drops optional needs that are not, and checks for cycles.
 pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Context<'_>) {
     let present: HashSet<Arc<str>> = decided.jobs.iter().map(|job| Arc::clone(&job.name)).collect();
     for job in &mut decided.jobs {
@@ -345,15 +346,15 @@ pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Contex
         .filter_map(|job| Some((Arc::clone(&job.name), job.needs.as_ref()?)))
         .map(|(name, needs)| (name, needs.iter().map(|need: &Need| Arc::clone(&need.job)).collect()))
         .collect();
-    if let Some(circle) = expand::circle(&graph) {
-        let names: Vec<&str> = circle.iter().chain(circle.first()).map(|name| &**name).collect();
-        let job = &jobs.draft(&jobs.all[&circle[0]]).job;
-        let message = format!("`needs` goes in a circle: {}", names.join(" needs "));
+    if let Some(cycle) = expand::cycle(&graph) {
+        let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(|name| &**name).collect();
+        let job = &jobs.draft(&jobs.all[&cycle[0]]).job;
+        let message = format!("`needs` form a cycle: {}", names.join(" needs "));
         context.error(Class::NeedsCycle, need_at(jobs, job, ""), Some(&job.name), message);
     }
 }
 
-/// Where a job names a need; its `needs` keyword when the name is part of a `parallel`.
+/// The position of the name of a need; the position of the `needs` keyword if the name comes from a `parallel`.
 fn need_at(jobs: &Jobs<'_>, job: &Job, name: &str) -> Origin {
     let draft = jobs.all.get(&job.name).map(|expanded| jobs.draft(expanded));
     let needs = draft.and_then(|draft| draft.needs.as_ref());
@@ -364,7 +365,7 @@ fn need_at(jobs: &Jobs<'_>, job: &Job, name: &str) -> Origin {
     at.unwrap_or(job.at)
 }
 
-/// Checks that the job of `environment:on_stop` exists and stops.
+/// Checks that the job of `environment:on_stop` exists and has `action: stop`.
 pub fn check_on_stop(jobs: &Jobs<'_>, context: &mut Context<'_>) {
     for draft in jobs.drafts {
         let Some(on_stop) = draft.environment.as_ref().and_then(|node| node.get("on_stop")) else { continue };

@@ -1,8 +1,8 @@
-//! Durations as people write them in `.gitlab-ci.yml`: `90 minutes`, `1h 30m`, `3 hours 20 minutes`, `3600`.
+//! Parses durations as written in `.gitlab-ci.yml`: `90 minutes`, `1h 30m`, `3 hours 20 minutes`, `3600`.
 
 use std::time::Duration;
 
-/// Parses a duration; a bare number is seconds. `None` for anything else, and for zero.
+/// Parses a duration; a number without a unit is in seconds. `None` for zero and for any other text.
 pub fn parse(text: &str) -> Option<Duration> {
     let mut seconds = 0_f64;
     let mut rest = text.trim();
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_write() {
+    fn parses_words_units_and_bare_seconds() {
         for (text, seconds) in [
             ("3600", 3600),
             ("90 minutes", 5400),
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_none() {
+    fn refuses_text_that_is_not_a_duration() {
         for text in ["", "soon", "1 fortnight", "-5m", "0", "1h x", "1.2.3h"] {
             assert_eq!(parse(text), None, "{text}");
         }

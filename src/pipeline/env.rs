@@ -1,4 +1,4 @@
-//! The variables of a job as it gets them: all levels, expanded by the server's rules.
+//! Computes the variables of a job: combines all levels and expands them by the server's rules.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::request::{Content, GivenVariable, Request, Source};
 use super::slug::slug;
 use super::variables::{Scope, Unknown, expand_all, expand_text};
 
-/// The timeout that `CI_JOB_TIMEOUT` tells when the job has none.
+/// `CI_JOB_TIMEOUT` in seconds for a job without a timeout.
 const TIMEOUT: u64 = 3600;
 
 type Levels = IndexMap<Arc<str>, EnvVariable>;
 
 impl Plan {
-    /// The variables of a job, complete and expanded, predefined ones included. References to files and to variables
-    /// with `raw` are left for the runner.
+    /// All variables of a job, predefined ones included, after the server's expansion. References to file variables and
+    /// to `raw` variables are left for the runner to expand.
     pub fn env(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
         expand_all(&levels(&self.scope, job, run)).into_values().collect()
     }
 
-    /// The variables of a job as its script sees them: [`Self::env`] after the expansion of the runner.
+    /// The variables that the job's script sees: [`Self::env`] after the runner's expansion.
     pub fn env_of_script(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
         let expanded = expand_all(&levels(&self.scope, job, run));
         let value = |name: &str| expanded.get(name).map(|variable| variable.value.clone()).unwrap_or_default();
@@ -33,13 +33,13 @@ impl Plan {
         expanded.values().map(|variable| EnvVariable { value: final_value(variable), ..variable.clone() }).collect()
     }
 
-    /// `text` with the variables of a job, as the server expands it (for `resource_group`, `tags`, triggers, …).
-    /// Unknown names become empty.
+    /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). Unknown
+    /// names become empty.
     pub fn expand(&self, job: &Job, text: &str) -> String {
         expand_for_server(&self.scope, job, text)
     }
 
-    /// The variables that a trigger job gives to the pipeline that it starts, as pipeline variables of that one.
+    /// The variables that a trigger job passes to the downstream pipeline; they are pipeline variables there.
     pub fn downstream_variables(&self, job: &Job, parent: &Request<'_>) -> Vec<GivenVariable> {
         let Some(Trigger::Child { forward, .. } | Trigger::Project { forward, .. }) = &job.trigger else {
             return Vec::new();
@@ -65,8 +65,8 @@ impl Plan {
         out
     }
 
-    /// The request for the child pipeline of a trigger job; `None`: it starts none. The caller gives the child an id of
-    /// its own.
+    /// The request for the child pipeline of a trigger job; `None` for any other job. The caller sets the pipeline id
+    /// of the child.
     pub fn child<'a>(&self, job: &Job, parent: &Request<'a>) -> Option<Request<'a>> {
         let Some(Trigger::Child { include, .. }) = &job.trigger else { return None };
         Some(Request {
@@ -83,7 +83,7 @@ impl Plan {
     }
 }
 
-/// Expands a text with the variables of a job; unknown names become empty.
+/// Expands the variables of a job in a text; unknown names become empty.
 pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
     if !super::variables::has_reference(text) {
         return text.to_owned();
@@ -91,7 +91,7 @@ pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
     expand_text(text, &levels(scope, job, &JobRun::default()), Unknown::Empties)
 }
 
-/// All levels, the strongest value of each name, not expanded.
+/// The unexpanded variables of all levels; for each name, the value of the strongest level.
 fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
     let mut levels = Levels::with_capacity(scope.predefined.len() + 48);
     for (key, value) in &scope.predefined {
@@ -117,8 +117,8 @@ fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
     levels
 }
 
-/// Local values in place of tokens and secrets that only a server has: they are masked, and files where the job expects
-/// files.
+/// Uses the caller's values for `id_tokens` and `secrets`, which only a server can provide. They are masked, and are
+/// files where the job expects files.
 fn take_secrets(levels: &mut Levels, job: &Job) {
     let tokens = job.id_tokens.iter().map(|key| (key, false));
     let secrets = job.secrets.iter().map(|secret| (&secret.key, secret.file));
@@ -150,7 +150,7 @@ fn given(variable: &GivenVariable) -> EnvVariable {
     }
 }
 
-/// Predefined variables of the job.
+/// Adds the predefined variables of the job.
 fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &Scope) {
     let mut add = |key: &str, value: String| predefined(levels, key.into(), value);
     let project = scope.predefined.get("CI_PROJECT_URL").map_or("", |url| url);
@@ -175,7 +175,7 @@ fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &Scope) {
         add("CI_ENVIRONMENT_ACTION", environment.action.to_string());
         add("CI_ENVIRONMENT_TIER", environment.tier.clone());
     }
-    // These contain variables of the configuration.
+    // These values may contain variables of the configuration.
     let mut expanded = |key: &str, value: &str| {
         set(levels, EnvVariable { key: key.into(), value: value.to_owned(), ..EnvVariable::default() });
     };

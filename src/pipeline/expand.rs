@@ -1,4 +1,5 @@
-//! From jobs as written to the jobs of a pipeline: `parallel`, then `needs` and `dependencies` as full names.
+//! Turns jobs as written into the jobs of a pipeline: expands `parallel`, then resolves `needs` and `dependencies` to
+//! full names.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,41 +15,39 @@ use super::problem::Class;
 use super::suggest::did_you_mean;
 use super::syntax::Origin;
 
-/// How many jobs a job may need.
+/// The number of jobs that one job may need, as on GitLab.
 const NEEDS_LIMIT: usize = 50;
 
-/// The longest name of a job.
+/// The longest job name, as on GitLab.
 const NAME_LIMIT: usize = 255;
 
-/// A job of the pipeline: one of those that a draft stands for.
+/// One job of the pipeline. A draft with `parallel` gives several.
 #[derive(Debug)]
 pub struct Expanded {
-    /// Its full name.
+    /// The full name, such as `build 1/3`.
     pub name: Arc<str>,
-    /// Index of its draft.
+    /// The index of its draft.
     pub draft: usize,
-    /// Its place among its kind.
+    /// Its position among the jobs of a `parallel`.
     pub instance: Option<Instance>,
-    /// Its values of a matrix.
+    /// Its matrix values.
     pub combination: Combination,
-    /// Its needs, unless a rule has others.
+    /// Its needs, unless a rule overrides them.
     pub needs: Option<Vec<Need>>,
-    /// Its dependencies.
     pub dependencies: Option<Vec<Arc<str>>>,
 }
 
 /// All jobs that the configuration defines.
 #[derive(Debug)]
 pub struct Jobs<'d> {
-    /// As written.
     pub drafts: &'d [Draft],
     /// By full name, in the order of the file.
     pub all: IndexMap<Arc<str>, Expanded>,
-    /// Full names by name in the file.
+    /// Full names by the name in the file.
     groups: HashMap<Arc<str>, Vec<Arc<str>>>,
-    /// Names of jobs with problems, about which nothing more is said.
+    /// Names of jobs with reported problems; later checks skip them.
     pub broken: HashSet<Arc<str>>,
-    /// Indexes of stages.
+    /// The index of each stage.
     pub stages: HashMap<Arc<str>, usize>,
 }
 
@@ -101,7 +100,7 @@ impl<'d> Jobs<'d> {
         let mut names = Vec::with_capacity(expanded.len());
         for job in expanded {
             if job.name.chars().count() > NAME_LIMIT {
-                let message = format!("its name is longer than {NAME_LIMIT} characters once `parallel` is expanded");
+                let message = format!("the name is longer than {NAME_LIMIT} characters after `parallel` is expanded");
                 context.error(Class::JobName, draft.job.at, Some(group), message);
                 continue;
             }
@@ -111,18 +110,17 @@ impl<'d> Jobs<'d> {
         self.groups.insert(Arc::clone(group), names);
     }
 
-    /// The draft of a job.
     pub fn draft(&self, job: &Expanded) -> &'d Draft {
         &self.drafts[job.draft]
     }
 
-    /// The stage of a job, as an index.
+    /// The index of the job's stage.
     pub fn stage(&self, job: &Expanded) -> usize {
         self.stages.get(&self.draft(job).job.stage).copied().unwrap_or(usize::MAX)
     }
 
-    /// Full names that a name means: a job of the file with all its permutations, or one of these.
-    fn means(&self, name: &str) -> Option<Vec<Arc<str>>> {
+    /// The full names that a name stands for: all permutations of a job in the file, or one of them.
+    fn full_names(&self, name: &str) -> Option<Vec<Arc<str>>> {
         let group = self.groups.get(name).cloned();
         group.or_else(|| self.all.get_key_value(name).map(|(name, _)| vec![Arc::clone(name)]))
     }
@@ -132,7 +130,7 @@ impl<'d> Jobs<'d> {
         did_you_mean(name, &names)
     }
 
-    /// Works out needs and dependencies of all jobs as written, and checks them, also those in rules.
+    /// Resolves and checks the needs and dependencies of all jobs as written, including needs in rules.
     pub fn resolve(&mut self, context: &mut Context<'_>) {
         let mut resolved = Vec::with_capacity(self.all.len());
         for job in self.all.values() {
@@ -151,7 +149,7 @@ impl<'d> Jobs<'d> {
         }
     }
 
-    /// Needs as full names. `None`: stage order, or a problem, which is reported.
+    /// Resolves needs to full names. `None`: the job runs in stage order, or there is a reported problem.
     pub fn needs(&self, job: &Expanded, needs: &Needs, context: &mut Context<'_>) -> Option<Vec<Need>> {
         if needs.only_other_pipelines {
             return None;
@@ -187,13 +185,13 @@ impl<'d> Jobs<'d> {
         Some(out)
     }
 
-    /// Full names of a need. The outer `None`: a problem; the inner one: there is no such job, and that is fine.
+    /// The full names of a need. Outer `None`: a reported problem. Inner `None`: an optional need that does not exist.
     fn names_of(&self, job: &Expanded, need: &WrittenNeed, context: &mut Context<'_>) -> Option<Option<Vec<Arc<str>>>> {
         let group = &self.draft(job).job.name;
         if self.broken.contains(&need.job) {
             return Some(None);
         }
-        let Some(names) = self.means(&need.job) else {
+        let Some(names) = self.full_names(&need.job) else {
             if need.optional {
                 return Some(None);
             }
@@ -229,7 +227,7 @@ impl<'d> Jobs<'d> {
         let written = draft.dependencies.as_ref()?;
         let needed: Option<HashSet<Arc<str>>> =
             draft.needs.as_ref().filter(|needs| !needs.only_other_pipelines).map(|needs| {
-                let names = needs.jobs.iter().flat_map(|need| self.means(&need.job).unwrap_or_default());
+                let names = needs.jobs.iter().flat_map(|need| self.full_names(&need.job).unwrap_or_default());
                 names.collect()
             });
         let mut out = Vec::with_capacity(written.len());
@@ -237,7 +235,7 @@ impl<'d> Jobs<'d> {
             if self.broken.contains(name) {
                 continue;
             }
-            let Some(names) = self.means(name) else {
+            let Some(names) = self.full_names(name) else {
                 let message = format!("`dependencies` names `{name}`, which does not exist{}", self.hint(name));
                 context.error(Class::DependenciesUnknown, *at, Some(group), message);
                 continue;
@@ -248,7 +246,7 @@ impl<'d> Jobs<'d> {
                 continue;
             }
             if needed.as_ref().is_some_and(|needed| !names.iter().all(|name| needed.contains(name))) {
-                let message = format!("`dependencies` names `{name}`, which is not among its `needs`");
+                let message = format!("`dependencies` names `{name}`, which is not in the job's `needs`");
                 context.error(Class::DependenciesNotNeeded, *at, Some(group), message);
                 continue;
             }
@@ -258,7 +256,7 @@ impl<'d> Jobs<'d> {
     }
 }
 
-/// A matrix with the consumer's values in place of `$[[ matrix.NAME ]]`. An error is a name that it does not have.
+/// Replaces `$[[ matrix.NAME ]]` in a matrix by the values of the consuming job. The error is an unknown `NAME`.
 fn filled(matrix: &Matrix, combination: &Combination) -> Result<Matrix, String> {
     let fill = |value: &Arc<str>| {
         let mut out = String::new();
@@ -283,9 +281,9 @@ fn filled(matrix: &Matrix, combination: &Combination) -> Result<Matrix, String> 
     matrix.iter().map(row).collect()
 }
 
-/// A circle of needs, if there is one.
-pub fn circle(needs: &IndexMap<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
-    // Without recursion, as a chain of needs can be as long as the pipeline.
+/// A cycle among needs.
+pub fn cycle(needs: &IndexMap<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
+    // Iterative, because a chain of needs can be as long as the pipeline.
     let mut done: HashSet<&str> = HashSet::with_capacity(needs.len());
     let mut on_path: HashSet<&str> = HashSet::new();
     for start in needs.keys() {
@@ -319,7 +317,7 @@ pub fn circle(needs: &IndexMap<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>
     None
 }
 
-/// The values of a matrix as variables.
+/// Matrix values as variables.
 pub fn matrix_variables(combination: &Combination, at: Origin) -> Vec<Variable> {
     let variable = |(key, value): &(Arc<str>, Arc<str>)| Variable {
         key: Arc::clone(key),
@@ -336,22 +334,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found_in_long_chains() {
+    fn finds_cycles_in_long_chains() {
         let chain = |length: usize, last: usize| -> IndexMap<Arc<str>, Vec<Arc<str>>> {
             let target = |n: usize| if n + 1 < length { n + 1 } else { last };
             (0..length).map(|n| (n.to_string().into(), vec![target(n).to_string().into()])).collect()
         };
-        assert_eq!(circle(&chain(50_000, 60_000)), None);
-        let found = circle(&chain(50_000, 49_998)).expect("a circle");
+        assert_eq!(cycle(&chain(50_000, 60_000)), None);
+        let found = cycle(&chain(50_000, 49_998)).expect("a cycle");
         assert_eq!(found.iter().map(|name| &**name).collect::<Vec<_>>(), ["49998", "49999"]);
         let own: IndexMap<Arc<str>, Vec<Arc<str>>> = [("a".into(), vec!["a".into()])].into();
-        assert_eq!(circle(&own).map(|path| path.len()), Some(1));
+        assert_eq!(cycle(&own).map(|path| path.len()), Some(1));
         let diamond: IndexMap<Arc<str>, Vec<Arc<str>>> = [
             ("d".into(), vec!["b".into(), "c".into()]),
             ("b".into(), vec!["a".into()]),
             ("c".into(), vec!["a".into()]),
         ]
         .into();
-        assert_eq!(circle(&diamond), None);
+        assert_eq!(cycle(&diamond), None);
     }
 }

@@ -1,8 +1,10 @@
-//! Patterns of `changes`, `exists` and `include:local`: Ruby's `File.fnmatch` with path, dot and brace options.
+//! Patterns of `changes`, `exists` and `include:local`, as Ruby's `File.fnmatch` with the options for path names, dot
+//! files and braces.
 //!
-//! `*` and `?` stay within one directory and match dot files; `**/` crosses directories; any other `**` is a `*`.
+//! `*` and `?` do not match a slash, and match dot files; `**/` matches any number of directories; any other `**` is
+//! the same as `*`.
 
-/// How many alternatives braces may multiply to.
+/// The number of alternatives that braces may expand to.
 const ALTERNATIVES_LIMIT: usize = 1000;
 
 /// A compiled pattern.
@@ -15,9 +17,9 @@ pub struct Glob {
 enum Segment {
     /// `**/`: any number of directories.
     AnyDepth,
-    /// A name without wildcards.
+    /// A path segment without wildcards.
     Literal(String),
-    /// A name with wildcards.
+    /// A path segment with wildcards.
     Wild(Vec<Token>),
 }
 
@@ -30,7 +32,7 @@ enum Token {
 }
 
 impl Glob {
-    /// Reads a pattern. `None`: its braces multiply beyond the limit.
+    /// Compiles a pattern. `None`: its braces expand to too many alternatives.
     pub fn new(pattern: &str) -> Option<Self> {
         let mut texts = Vec::new();
         expand_braces(pattern, &mut texts)?;
@@ -42,7 +44,7 @@ impl Glob {
         self.alternatives.iter().any(|segments| matches_segments(segments, path))
     }
 
-    /// The only path that can match, when the pattern has no wildcards.
+    /// The only path that can match, if the pattern has no wildcards.
     pub fn literal(&self) -> Option<String> {
         let [segments] = self.alternatives.as_slice() else { return None };
         let names: Option<Vec<&str>> = segments
@@ -56,7 +58,7 @@ impl Glob {
     }
 }
 
-/// `a{b,c{d,e}}f` as `abf`, `acdf`, `acef`. An unbalanced brace is itself.
+/// Expands `a{b,c{d,e}}f` to `abf`, `acdf`, `acef`. An unbalanced brace matches itself.
 fn expand_braces(pattern: &str, out: &mut Vec<String>) -> Option<()> {
     let Some((open, close)) = outer_braces(pattern) else {
         out.push(pattern.to_owned());
@@ -148,7 +150,7 @@ fn segment(name: &str) -> Segment {
                     tokens.push(token);
                     rest = after;
                 }
-                // fnmatch matches nothing with an open class; so does this, as no name contains a slash.
+                // As in fnmatch, an unclosed class matches nothing: no path segment contains a slash.
                 None => tokens.push(Token::Char('/')),
             },
             '\\' => {
@@ -169,7 +171,7 @@ fn segment(name: &str) -> Segment {
     literal.map_or(Segment::Wild(tokens), Segment::Literal)
 }
 
-/// `a-z]…` after the bracket: the class and what follows it.
+/// Parses a class after its opening bracket; returns the class and the rest of the text.
 fn class(text: &str) -> Option<(Token, &str)> {
     let (negated, mut rest) = match text.strip_prefix(['!', '^']) {
         Some(rest) => (true, rest),
@@ -204,7 +206,7 @@ fn unescape(c: char, rest: &mut &str) -> Option<char> {
     Some(c)
 }
 
-/// Both kinds of stars need one way back only: the last one.
+/// For `**/` and for `*` it is enough to backtrack to the last one.
 fn matches_segments(segments: &[Segment], path: &str) -> bool {
     let mut pattern = segments;
     let mut rest = Some(path);
@@ -228,7 +230,7 @@ fn matches_segments(segments: &[Segment], path: &str) -> bool {
             rest = next;
             continue;
         }
-        // One more directory for the last `**/`.
+        // Let the last `**/` match one more directory.
         let Some((after, text)) = back else { return false };
         let Some((_, next)) = text.split_once('/') else { return false };
         back = Some((after, next));
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn braces_and_stars_stay_within_bounds() {
+    fn limits_braces_and_backtracking() {
         assert!(Glob::new(&"{a,b}".repeat(30)).is_none());
         assert!(!matches(&format!("{}x", "*a".repeat(2000)), &"a".repeat(20_000)));
         assert!(!matches(&format!("{}x", "**/a/".repeat(200)), &"a/".repeat(2000)));

@@ -1,4 +1,4 @@
-//! A plan as JSON, for `--list --json`: fields and forms that other tools build on.
+//! A plan as JSON, for `--list --json`. Other tools rely on these fields.
 
 use std::borrow::Cow;
 
@@ -12,9 +12,8 @@ use super::syntax::Node;
 
 /// A whole plan.
 pub struct Listing<'a> {
-    /// The plan.
     pub plan: &'a Plan,
-    /// What `env` of each job is computed with.
+    /// The facts about the run, for `env` of each job.
     pub run: &'a JobRun,
 }
 
@@ -44,13 +43,11 @@ impl Serialize for Listing<'_> {
     }
 }
 
-/// One job of a plan.
+/// One job of a plan, as JSON.
 pub struct JobListing<'a> {
-    /// Its plan.
     pub plan: &'a Plan,
-    /// The job.
     pub job: &'a Job,
-    /// What `env` is computed with.
+    /// The facts about the run, for `env`.
     pub run: &'a JobRun,
 }
 
@@ -103,7 +100,7 @@ impl Serialize for JobListing<'_> {
     }
 }
 
-/// A variable for readers: masked values do not appear, neither on their own nor within others.
+/// A variable for output: masked values are replaced, also inside other values.
 fn shown<'a>(variable: &'a EnvVariable, secrets: &[&str]) -> (&'a str, Cow<'a, str>) {
     let mut value = Cow::Borrowed(variable.value.as_str());
     if variable.masked {
@@ -133,7 +130,7 @@ fn allow_failure(value: &AllowFailure) -> serde_json::Value {
     }
 }
 
-/// Only the keys that the file gives.
+/// `retry` with only the keys that the file gives.
 fn retry(retry: &Retry, definition: &Node) -> serde_json::Value {
     let written = definition.get("retry");
     let mut map = serde_json::Map::new();

@@ -1,4 +1,4 @@
-//! Deep merge, `extends`.
+//! Deep merge and `extends`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,20 +7,20 @@ use super::problem::{Class, Report};
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Value};
 
-/// How many levels of parents a job may have.
+/// The number of levels of `extends`, as on GitLab.
 const LEVELS_LIMIT: usize = 11;
 
-/// How many entries all merges together may copy.
+/// The number of entries that all merges together may copy.
 const ENTRIES_LIMIT: usize = 5_000_000;
 
-/// Merges mappings, and counts what that copies.
+/// Merges mappings, and counts the copied entries.
 #[derive(Debug, Default)]
 pub struct Merger {
     copied: usize,
 }
 
 impl Merger {
-    /// Merges `over` into `base`: mappings key by key, everything else is replaced.
+    /// Merges `over` into `base`: mappings key by key; any other value is replaced.
     pub fn merge(&mut self, base: &Node, over: &Node) -> Node {
         let (Value::Mapping(below), Value::Mapping(above)) = (&base.value, &over.value) else { return over.clone() };
         if below.is_empty() {
@@ -42,13 +42,13 @@ impl Merger {
         Node::mapping_at(merged, over.at)
     }
 
-    /// Whether more was copied than is allowed; nothing more should be merged then.
+    /// Whether the limit of copied entries is exceeded. Callers then stop merging.
     pub fn is_exhausted(&self) -> bool {
         self.copied > ENTRIES_LIMIT
     }
 }
 
-/// Replaces every `extends` of a configuration by what it means. Names of entries with a problem are left out.
+/// Applies every `extends` of a configuration. Also returns the names of entries with a problem, which are left out.
 pub fn extend_all(root: &Node, report: &mut Report) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
     let extends = |entry: &super::syntax::Entry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
@@ -70,7 +70,7 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
 
 struct Extension<'a> {
     mapping: &'a Mapping,
-    /// The merged entry and its levels of parents; `None`: it has a problem, which is reported.
+    /// For each name, the merged entry and its number of `extends` levels; `None`: a reported problem.
     done: HashMap<&'a str, Option<(Node, usize)>>,
     merger: Merger,
     report: &'a mut Report,
@@ -146,8 +146,8 @@ impl<'a> Extension<'a> {
             return None;
         }
         if let Some(start) = path.iter().position(|step| *step == &**parent) {
-            let circle: Vec<&str> = path[start..].iter().copied().chain([&**parent]).collect();
-            let message = format!("`extends` goes in a circle: {}", circle.join(" extends "));
+            let cycle: Vec<&str> = path[start..].iter().copied().chain([&**parent]).collect();
+            let message = format!("`extends` forms a cycle: {}", cycle.join(" extends "));
             self.report.job_error(Class::ExtendsCycle, at, key, message);
             return None;
         }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_cannot_multiply_without_bounds() {
+    fn limits_the_entries_that_parents_multiply_to() {
         let variables: String = (0..2000).map(|n| format!("V{n}: x, ")).collect();
         let jobs: String = (0..4000).map(|n| format!("j{n}: {{extends: .a, variables: {{A: b}}}}\n")).collect();
         let text = format!(".a: {{variables: {{{variables}}}}}\n{jobs}");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_extended_is_refused_once() {
+    fn reports_a_bad_extends_once() {
         assert_eq!(extended("j: {extends: .no}\nk: {extends: j}\n"), Err(vec![Class::ExtendsUnknown]));
         assert_eq!(
             extended(".a: {extends: .b}\n.b: {extends: .a}\nj: {extends: .a}\n"),

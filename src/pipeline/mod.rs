@@ -1,10 +1,10 @@
-//! A `.gitlab-ci.yml` as a local pipeline, for `mayfly exec`: from the file to jobs in the order of their stages.
+//! Plans a `.gitlab-ci.yml` as a local pipeline, for `mayfly exec`: turns files into jobs in the order of their stages.
 //!
-//! This layer reads and plans; it never runs anything, and reaches files and the network only through
-//! [`request::Sources`]. Its steps stand in order in [`plan()`].
+//! This layer reads and plans, and never runs anything. It accesses files and the network only through
+//! [`request::Sources`]. [`plan()`] lists its steps in order.
 
-mod circle;
 mod context;
+mod cycle;
 mod decide;
 mod draft;
 mod duration;
@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use context::Context;
 
-/// Facts about one run of a job, which only its runner knows.
+/// Facts about one run of a job, which the caller provides.
 #[derive(Clone, Debug, Default)]
 pub struct JobRun {
     /// `CI_JOB_ID`
@@ -41,11 +41,11 @@ pub struct JobRun {
     pub started_at: String,
     /// Variables from dotenv reports of earlier jobs, later ones win.
     pub dotenv: Vec<(String, String)>,
-    /// Predefined variables such as `CI_PROJECT_DIR`; they win over the planner's predefined ones.
+    /// Predefined variables such as `CI_PROJECT_DIR`; they override those of the planner.
     pub predefined: Vec<(String, String)>,
 }
 
-/// Plans the pipeline that a configuration gives. Errors: all that is wrong with it, the first cause first.
+/// Plans the pipeline for a configuration. On failure, returns all problems; a cause comes before its consequences.
 pub fn plan(request: &request::Request<'_>) -> Result<plan::Plan, Vec<problem::Problem>> {
     let mut context = Context::new(request);
     match steps(&mut context) {
@@ -54,8 +54,8 @@ pub fn plan(request: &request::Request<'_>) -> Result<plan::Plan, Vec<problem::P
     }
 }
 
-/// The order of planning. `None`: there is a problem, which is reported. A step begins only when those before it left
-/// the configuration sound, so that one mistake is told once.
+/// The planning steps in order. `None`: a reported problem. A step starts only if the earlier steps found no problem,
+/// so that one mistake is reported once.
 fn steps(context: &mut Context<'_>) -> Option<plan::Plan> {
     let loaded = include::load(context)?;
     let extended = merge::extend_all(&loaded, &mut context.report);
@@ -101,9 +101,9 @@ impl plan::Plan {
         let edge = |job: &plan::Job| matches!(&*job.stage, ".pre" | ".post");
         if decided.jobs.iter().all(edge) {
             self.not_created = Some(if decided.jobs.is_empty() {
-                "rules leave no job".to_owned()
+                "rules exclude all jobs".to_owned()
             } else {
-                "rules leave no job outside of .pre and .post".to_owned()
+                "rules exclude all jobs outside of .pre and .post".to_owned()
             });
             return;
         }

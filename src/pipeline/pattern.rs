@@ -1,11 +1,11 @@
-//! Regular expressions as GitLab takes them: RE2 between slashes, with flags.
+//! Regular expressions as GitLab accepts them: RE2 between slashes, with flags.
 //!
-//! The engine is `regex-lite`, whose syntax is RE2's but for a few corners; those are translated. Like RE2 it matches
-//! in linear time, so that no pattern can hang the planner.
+//! They run on `regex-lite`. Its syntax differs from RE2's in a few cases, which are translated. Like RE2, it matches
+//! in linear time, so no pattern can hang the planner.
 
 use regex_lite::{Regex, RegexBuilder};
 
-/// What a compiled pattern may take: nearly all patterns fit into the first.
+/// Memory limits for a compiled pattern, in bytes, tried in order; nearly all patterns fit into the first.
 const SIZES: [usize; 2] = [16 << 10, 1 << 20];
 
 /// A compiled pattern.
@@ -16,7 +16,7 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Compiles `/…/flags`. `None`: the text is not of that form. An error says what the pattern lacks.
+    /// Compiles `/…/flags`. `None`: the text does not have this form. The error says what is wrong with the pattern.
     pub fn between_slashes(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix('/')?;
         let (body, flags) = rest.rsplit_once('/')?;
@@ -44,12 +44,12 @@ impl Pattern {
         compiled.map(|regex| Self { regex, size }).map_err(|error| error.to_string())
     }
 
-    /// The bytes that it takes at most.
+    /// The upper bound of its memory use, in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// The last match in the text, or the last group of it that took part.
+    /// The last match in the text; if the pattern has groups, the last group that matched.
     pub fn last_match(&self, text: &str) -> Option<String> {
         let found = self.regex.captures_iter(text).last()?;
         let groups = found.iter().skip(1).flatten().last();
@@ -62,7 +62,7 @@ impl Pattern {
     }
 }
 
-/// RE2 takes `{` as itself where no repetition follows, and `[`, `&&`, `--`, `~~` in a class as characters.
+/// In RE2, `{` without a following repetition is literal, and `[`, `&&`, `--`, `~~` are literal in a class.
 fn translate(body: &str) -> String {
     let mut out = String::with_capacity(body.len() + 8);
     let mut rest = body;
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_re2_does_not_take() {
+    fn refuses_patterns_that_re2_refuses() {
         assert!(Pattern::between_slashes("/(?=x)/").is_some_and(|result| result.is_err()));
         assert!(Pattern::between_slashes("/a(/").is_some_and(|result| result.is_err()));
         assert!(Pattern::between_slashes("/(x{900}){900}/").is_some_and(|result| result.is_err()));

@@ -1,6 +1,6 @@
-//! What the planner answers: the jobs of a pipeline, each with all that a runner and a reader need.
+//! The result of planning: the jobs of a pipeline, with all data that a runner and a reader need.
 //!
-//! Values are as merged, before variables are expanded, unless a comment says otherwise.
+//! Values are after merging and before variable expansion, unless a comment says otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use std::time::Duration;
 use super::syntax::{Node, Origin};
 use super::variables::Scope;
 
-/// A pipeline, or the statement that there is none.
+/// A pipeline, or the reason why GitLab would create none.
 #[derive(Debug)]
 pub struct Plan {
-    /// False when workflow rules, or rules of all jobs, leave no pipeline.
+    /// False if workflow rules prevent the pipeline, or rules exclude all jobs.
     pub created: bool,
-    /// Why there is no pipeline.
+    /// Why no pipeline is created.
     pub not_created: Option<String>,
     /// `workflow:name`, expanded.
     pub pipeline_name: Option<String>,
     /// All stages in their order, `.pre` first and `.post` last.
     pub stages: Vec<Arc<str>>,
-    /// Jobs in the order of the file, those of a `parallel` one after another.
+    /// Jobs in the order of the file; the jobs of a `parallel` are adjacent.
     pub jobs: Vec<Job>,
-    /// Jobs that the file defines and this pipeline does not have.
+    /// Jobs that the file defines and rules exclude.
     pub absent: Vec<Absent>,
-    /// What a local run does not do, and what is questionable.
+    /// What a local run does not do, and questionable configuration.
     pub warnings: Vec<Warning>,
-    /// The whole configuration after includes, extends and references, for a preview.
+    /// The whole configuration after includes, `extends` and `!reference`, for `--preview`.
     pub merged: Node,
-    /// Names of the files that configuration came from; [`Origin::file`] is an index.
+    /// Names of the configuration files; [`Origin::file`] is an index into this list.
     pub files: Vec<Arc<str>>,
     /// `workflow:auto_cancel:on_job_failure: all`: the first failure cancels the pipeline.
     pub cancel_on_job_failure: bool,
@@ -37,25 +37,22 @@ pub struct Plan {
 /// A job of the pipeline.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its full name: `x`, `x 1/3`, `x: [a, b]`.
+    /// The full name: `x`, `x 1/3`, `x: [a, b]`.
     pub name: Arc<str>,
     /// The key in the file.
     pub group: Arc<str>,
-    /// Where its key stands.
+    /// Where its key is written.
     pub at: Origin,
     /// One of [`Plan::stages`].
     pub stage: Arc<str>,
     /// Index in [`Plan::stages`].
     pub stage_index: usize,
-    /// When it runs.
     pub when: When,
     /// The delay of `when: delayed`.
     pub start_in: Option<Delay>,
-    /// Whether its failure counts.
     pub allow_failure: AllowFailure,
-    /// A question before a manual job starts.
+    /// The question to ask before a manual job starts.
     pub manual_confirmation: Option<Arc<str>>,
-    /// Commands.
     pub script: Option<Vec<Arc<str>>>,
     /// Commands before `script`, in the same shell.
     pub before_script: Option<Vec<Arc<str>>>,
@@ -65,47 +62,43 @@ pub struct Job {
     pub image: Option<Node>,
     /// A list of mappings with `name`.
     pub services: Option<Node>,
-    /// Variables from the configuration, each name once, lowest level first.
+    /// Variables from the configuration; each name once.
     pub variables: Vec<Variable>,
-    /// `None`: stage order.
+    /// `None`: the job runs in stage order.
     pub needs: Option<Vec<Need>>,
-    /// Names of jobs whose artifacts it takes; `None`: all of earlier stages, or those of `needs`.
+    /// Names of jobs whose artifacts it downloads; `None`: those of all earlier stages, or those of `needs`.
     pub dependencies: Option<Vec<Arc<str>>>,
-    /// Tags of runners.
     pub tags: Option<Vec<Arc<str>>>,
-    /// Jobs of the same group do not run at the same time. Expand with [`Plan::expand`].
+    /// Jobs of the same group never run at the same time. Expand the name with [`Plan::expand`].
     pub resource_group: Option<Arc<str>>,
-    /// The pattern with its slashes.
+    /// The pattern, with its slashes.
     pub coverage: Option<Arc<str>>,
     /// Whether a newer pipeline may cancel it.
     pub interruptible: Option<bool>,
-    /// Commands before sources are fetched.
+    /// Commands that run before the sources are fetched.
     pub pre_get_sources_script: Option<Vec<Arc<str>>>,
-    /// When it is tried again.
     pub retry: Option<Retry>,
-    /// Its limit.
     pub timeout: Option<Duration>,
     /// A mapping.
     pub artifacts: Option<Node>,
     /// A list of mappings.
     pub cache: Option<Node>,
-    /// The key of each cache: text as merged, or what `key:files` gives.
+    /// The key of each cache: the text as merged, or the computed value of `key:files`.
     pub cache_keys: Vec<String>,
-    /// Where it deploys to.
     pub environment: Option<Environment>,
-    /// What it starts instead of running a script.
+    /// The downstream pipeline that it starts instead of running a script.
     pub trigger: Option<Trigger>,
-    /// Names of tokens that the server would make.
+    /// Names of ID tokens, which only a server can create.
     pub id_tokens: Vec<Arc<str>>,
-    /// Names of secrets that the server would fetch, and whether the job gets a file (the default) or the value.
+    /// Secrets, which only a server can fetch.
     pub secrets: Vec<Secret>,
-    /// Its place among the jobs of a `parallel`.
+    /// Its position among the jobs of a `parallel`.
     pub parallel: Option<Instance>,
-    /// Why it is in the pipeline.
+    /// Why rules include it.
     pub decision: Decision,
-    /// Keyword `run`: steps instead of a script, which need the step runner.
+    /// Keyword `run`: steps instead of a script; they need the step runner.
     pub run: bool,
-    /// The merged mapping with defaults: each entry knows its file and line.
+    /// The merged mapping with defaults; each entry has its file and line.
     pub definition: Node,
     /// Keywords that come from `default`.
     pub from_default: Vec<Arc<str>>,
@@ -114,20 +107,20 @@ pub struct Job {
 /// Keyword `when`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// When no earlier job failed.
+    /// No earlier job failed.
     OnSuccess,
-    /// When an earlier job failed.
+    /// An earlier job failed.
     OnFailure,
-    /// In any case.
+    /// Always.
     Always,
-    /// When somebody starts it.
+    /// A person starts it.
     Manual,
     /// After a delay.
     Delayed,
 }
 
 impl When {
-    /// The word in the file.
+    /// The value of the keyword.
     pub fn word(self) -> &'static str {
         match self {
             Self::OnSuccess => "on_success",
@@ -144,7 +137,6 @@ impl When {
 pub struct Delay {
     /// As written.
     pub text: Arc<str>,
-    /// What it means.
     pub duration: Duration,
 }
 
@@ -153,14 +145,14 @@ pub struct Delay {
 pub enum AllowFailure {
     /// A failure fails the pipeline.
     No,
-    /// A failure is a warning.
+    /// A failure is only a warning.
     Yes,
-    /// Only these exit codes are a warning.
+    /// Only these exit codes are warnings; any other fails the pipeline.
     ExitCodes(Vec<i32>),
 }
 
 impl AllowFailure {
-    /// True when a job that ended with `exit_code` does not fail the pipeline.
+    /// Whether a job that ended with `exit_code` does not fail the pipeline.
     pub fn forgives(&self, exit_code: Option<i32>) -> bool {
         match self {
             Self::No => false,
@@ -173,19 +165,16 @@ impl AllowFailure {
 /// A variable of the configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variable {
-    /// Its name.
     pub key: Arc<str>,
-    /// Its value as written.
+    /// The value as written.
     pub value: Arc<str>,
     /// `expand: false`
     pub raw: bool,
-    /// Where it stands.
     pub at: Origin,
-    /// Who sets it.
     pub level: Level,
 }
 
-/// Levels of variables in the configuration, the weakest first.
+/// Levels of variables in the configuration, from the weakest to the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Top-level `variables`.
@@ -200,22 +189,21 @@ pub enum Level {
     Rule,
 }
 
-/// A variable as a job gets it: expanded by the rules of the server.
+/// A variable of a job, after the server's expansion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvVariable {
-    /// Its name.
     pub key: Arc<str>,
-    /// Its value, or the content of its file.
+    /// The value, or the content of the file.
     pub value: String,
-    /// The job gets the path of a file with the value.
+    /// The job gets the path of a file that contains the value.
     pub file: bool,
     /// The value must not appear in a log.
     pub masked: bool,
-    /// The runner must not expand it again.
+    /// The runner must not expand the value again.
     pub raw: bool,
-    /// It is predefined: its value has no references, and others may refer to it.
+    /// A predefined variable: its value is not expanded, and other variables may refer to it.
     pub predefined: bool,
-    /// It comes from the caller's pipeline or project variables.
+    /// The caller gave it, as a variable of the pipeline or the project.
     pub given: bool,
 }
 
@@ -224,20 +212,20 @@ pub struct EnvVariable {
 pub struct Need {
     /// The full name of a job of this pipeline.
     pub job: Arc<str>,
-    /// Whether its artifacts (and dotenv variables) come along.
+    /// Whether the job downloads its artifacts and takes its dotenv variables.
     pub artifacts: bool,
-    /// Whether the pipeline may lack it.
+    /// Whether the pipeline may lack the needed job.
     pub optional: bool,
 }
 
 /// Keyword `retry`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retry {
-    /// How often it is tried again.
+    /// The number of retries.
     pub max: u32,
-    /// For which failure reasons; `None`: for all.
+    /// The failure reasons that are retried; `None`: all.
     pub when: Option<Vec<Arc<str>>>,
-    /// For which exit codes.
+    /// The exit codes that are retried.
     pub exit_codes: Option<Vec<i32>>,
 }
 
@@ -246,7 +234,7 @@ pub struct Retry {
 pub struct Environment {
     /// A mapping with `name`.
     pub node: Node,
-    /// Its name, expanded.
+    /// The expanded name.
     pub name: String,
     /// `CI_ENVIRONMENT_SLUG`
     pub slug: String,
@@ -254,7 +242,7 @@ pub struct Environment {
     pub action: Arc<str>,
     /// `CI_ENVIRONMENT_TIER`
     pub tier: String,
-    /// The URL as merged.
+    /// The URL as merged, not expanded.
     pub url: Option<Arc<str>>,
 }
 
@@ -265,20 +253,20 @@ pub enum Trigger {
     Child {
         /// A list of mappings, for [`super::request::Content::Includes`].
         include: Node,
-        /// What the job's own state depends on.
+        /// How the downstream pipeline decides the state of the job.
         strategy: Strategy,
-        /// What the child gets.
+        /// The variables that the child gets.
         forward: Forward,
         /// The mapping, with `include` always a list of mappings.
         node: Node,
     },
     /// A pipeline of another project.
     Project {
-        /// Its path, not expanded.
+        /// The path of the project, not expanded.
         project: Arc<str>,
-        /// What the job's own state depends on.
+        /// How the downstream pipeline decides the state of the job.
         strategy: Strategy,
-        /// What the other pipeline gets.
+        /// The variables that the downstream pipeline gets.
         forward: Forward,
         /// The mapping.
         node: Node,
@@ -288,82 +276,79 @@ pub enum Trigger {
 /// `trigger:strategy`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// The job passes once the other pipeline has started.
+    /// The job succeeds as soon as the downstream pipeline has started.
     None,
-    /// The job takes the result of the other pipeline.
+    /// The job takes the result of the downstream pipeline.
     Depend,
-    /// The job shows the state of the other pipeline, at all times.
+    /// The job always has the state of the downstream pipeline.
     Mirror,
 }
 
 /// `trigger:forward`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// Variables of the configuration.
+    /// Whether it gets the variables of the configuration.
     pub yaml_variables: bool,
-    /// Variables of the parent pipeline itself.
+    /// Whether it gets the pipeline variables of the parent.
     pub pipeline_variables: bool,
 }
 
 /// An entry of `secrets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secret {
-    /// The variable that it becomes.
+    /// The name of the variable.
     pub key: Arc<str>,
-    /// The variable is the path of a file with the value.
+    /// Whether the variable is the path of a file that contains the value.
     pub file: bool,
 }
 
-/// The place of a job among the jobs of a `parallel`.
+/// The position of a job among the jobs of a `parallel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// From 1.
     pub index: usize,
-    /// How many there are.
+    /// The number of jobs.
     pub total: usize,
 }
 
-/// Why a job is in a pipeline or not.
+/// Why a job is in a pipeline, or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// A rule of `rules` matched.
     Rule {
         /// Its number, from 1.
         number: usize,
-        /// Where it stands.
         at: Origin,
-        /// Why it matched: its `if` with values, the file that changed or exists.
+        /// Why it matched: its `if` with values, or the file that changed or exists.
         why: String,
     },
-    /// The job has no rules and the pipeline takes such jobs.
+    /// The job has no rules, and the pipeline includes such jobs.
     NoRules,
-    /// `only` and `except` let it in.
+    /// `only` and `except` include it.
     Only(String),
-    /// No rule matched, a rule says `never`, or `only` and `except` keep it out.
+    /// No rule matched, a rule has `when: never`, or `only` and `except` exclude it.
     Left(String),
 }
 
-/// A job that the file defines and the pipeline does not have.
+/// A job that the file defines and rules exclude.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Absent {
-    /// Its name in the file.
+    /// The name in the file.
     pub name: Arc<str>,
-    /// Where its key stands.
     pub at: Origin,
-    /// Why.
     pub why: String,
 }
 
-/// Something to tell once.
+/// A warning; each is reported once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The file; empty for what belongs to no file.
+    /// The file; empty if the warning concerns no file.
     pub file: Arc<str>,
-    /// Its line, from 1; 0 for what belongs to no line.
+    /// The line, from 1; 0 if unknown.
     pub line: usize,
     /// The first job that it concerns.
     pub job: Option<Arc<str>>,
-    /// What it is, and what follows.
+    /// The fact and its consequence.
     pub message: String,
 }
 

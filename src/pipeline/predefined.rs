@@ -1,4 +1,4 @@
-//! Predefined variables, from facts about the commit, its repository and the pipeline.
+//! Computes predefined variables from facts about the commit, its repository and the pipeline.
 
 use std::sync::Arc;
 
@@ -7,29 +7,29 @@ use indexmap::IndexMap;
 use super::request::{Content, MergeRequest, Request};
 use super::slug::slug;
 
-/// The version that `CI_SERVER_VERSION` claims unless the caller sets another.
+/// The value of `CI_SERVER_VERSION` unless the caller sets one.
 const SERVER_VERSION: &str = "19.0.0";
 
-/// A commit that does not exist.
+/// The commit id that GitLab uses for "no commit".
 const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
 
-/// Where a remote URL leads.
+/// The address of a project, from the URL of a git remote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Project {
     /// `https` or `http`
     pub protocol: &'static str,
-    /// Without a port.
+    /// The host name without a port.
     pub host: String,
-    /// Of the web server.
+    /// The port of the web server.
     pub port: u16,
-    /// Of the SSH server.
+    /// The port of the SSH server.
     pub ssh_port: u16,
-    /// Namespace and name.
+    /// Namespace and name of the project.
     pub path: String,
 }
 
 impl Project {
-    /// Reads the URL of `origin`; without one, the project is the directory on this host.
+    /// Parses the URL of `origin`. Without a URL, the project is the directory on this host.
     pub fn new(remote: Option<&str>, directory: &str) -> Self {
         let local = |path: &str| Self {
             protocol: "https",
@@ -44,7 +44,7 @@ impl Project {
     fn from_url(url: &str) -> Option<Self> {
         let (scheme, rest) = match url.split_once("://") {
             Some((scheme, rest)) => (scheme, rest.to_owned()),
-            // git@host:path, but neither /path nor ./path:x
+            // `git@host:path`, but neither `/path` nor `./path:x`.
             None => {
                 let (host, path) = url.split_once(':').filter(|(host, _)| !host.contains('/'))?;
                 ("ssh", format!("{host}/{path}"))
@@ -70,7 +70,7 @@ impl Project {
         Some(Self { protocol, host: host.to_owned(), port, ssh_port, path: path.to_owned() })
     }
 
-    /// Host, with the port unless it is the protocol's own.
+    /// The host, with the port unless it is the default port of the protocol.
     pub fn fqdn(&self) -> String {
         match (self.protocol, self.port) {
             ("https", 443) | ("http", 80) => self.host.clone(),
@@ -78,13 +78,12 @@ impl Project {
         }
     }
 
-    /// The URL of the server.
     pub fn server_url(&self) -> String {
         format!("{}://{}", self.protocol, self.fqdn())
     }
 }
 
-/// Variables that all jobs share.
+/// The predefined variables that all jobs share.
 pub fn of_pipeline(request: &Request<'_>, project: &Project) -> IndexMap<Arc<str>, Arc<str>> {
     let mut variables = Variables(IndexMap::with_capacity(128));
     let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
@@ -267,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_remotes() {
+    fn parses_remote_urls() {
         for (url, server, ssh_port, path) in [
             ("https://git.example.test/team/app.git", "https://git.example.test", 22, "team/app"),
             ("https://user:pw@git.example.test:8443/a/b/c", "https://git.example.test:8443", 22, "a/b/c"),

@@ -7,16 +7,14 @@ use serde::Serialize;
 use super::plan::Warning;
 use super::syntax::Origin;
 
-/// Something that refuses the pipeline.
+/// A problem that prevents the pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind.
     pub class: Class,
-    /// The file; empty for what belongs to no file.
+    /// The file; empty if the problem concerns no file.
     pub file: Arc<str>,
-    /// Its line, from 1; 0 for what belongs to no line.
+    /// The line, from 1; 0 if unknown.
     pub line: usize,
-    /// The job that it concerns.
     pub job: Option<Arc<str>>,
     /// What is wrong, with which value, and what to do.
     pub message: String,
@@ -39,15 +37,15 @@ impl fmt::Display for Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The text is no YAML, or beyond the limits.
+    /// The text is not YAML, or exceeds a limit.
     YamlSyntax,
-    /// The file, or a job, is no mapping.
+    /// The file or a job is not a mapping.
     NotAMapping,
-    /// There is nothing to run.
+    /// The configuration has no visible job.
     NoVisibleJob,
-    /// A keyword that does not exist at this place.
+    /// A keyword that does not exist in this place.
     UnknownKeyword,
-    /// A value of the wrong type or outside of what a keyword allows.
+    /// A value of the wrong type, or one that the keyword does not allow.
     BadValue,
     /// A job without `script`, `run` or `trigger`.
     MissingScript,
@@ -55,67 +53,67 @@ pub enum Class {
     ScriptAndTrigger,
     /// A stage that is not declared.
     UnknownStage,
-    /// A value of `when` that does not exist or not at this place.
+    /// A value of `when` that does not exist or is not allowed in this place.
     BadWhen,
-    /// `start_in` without `when: delayed`, or the reverse.
+    /// `start_in` without `when: delayed`, or `when: delayed` without `start_in`.
     StartIn,
     /// `rules` together with `only` or `except`.
     RulesWithOnly,
-    /// An expression that cannot be read.
+    /// An expression with a syntax error.
     IfSyntax,
     /// A ref of `compare_to` that does not exist.
     CompareTo,
     /// A parent of `extends` that does not exist.
     ExtendsUnknown,
-    /// `extends` in a circle.
+    /// `extends` forms a cycle.
     ExtendsCycle,
     /// More levels of `extends` than GitLab allows.
     ExtendsTooDeep,
-    /// A `!reference` to nothing.
+    /// A `!reference` to a key that does not exist.
     ReferenceUnknown,
     /// More levels of `!reference` than GitLab allows.
     ReferenceTooDeep,
-    /// `!reference` in a circle.
+    /// `!reference` forms a cycle.
     ReferenceCycle,
     /// An included file that does not exist or is empty.
     IncludeMissing,
     /// An included file that cannot be fetched.
     IncludeFailed,
-    /// An `include` that cannot be read.
+    /// A malformed `include`.
     IncludeSyntax,
     /// Too many included files, or files that include each other.
     IncludeLimit,
-    /// An included file whose hash differs.
+    /// An included file whose hash differs from `integrity`.
     IncludeIntegrity,
     /// A mandatory input without a value.
     InputMissing,
-    /// An input that nobody declared.
+    /// A value for an input that is not declared.
     InputUnknown,
     /// A value of the wrong type.
     InputType,
-    /// A value that is none of the options.
+    /// A value that is not one of the options.
     InputOption,
-    /// A value that does not match the pattern.
+    /// A value that does not match the regex.
     InputRegex,
     /// A function that does not exist or cannot be applied.
     InputFunction,
-    /// A `spec` that cannot be read.
+    /// A malformed `spec`.
     InputSpec,
-    /// A block `$[[ … ]]` that cannot be read.
+    /// A malformed block `$[[ … ]]`.
     InputSyntax,
-    /// Variables that refer to each other in a circle.
+    /// Variables that form a cycle.
     VariableCycle,
-    /// A value that is none of the variable's options.
+    /// A value that is not one of the variable's options.
     VariableOption,
     /// A need that does not exist.
     NeedsUnknown,
     /// A need in a later stage.
     NeedsLaterStage,
-    /// A need that rules keep out of the pipeline.
+    /// A need that rules exclude from the pipeline.
     NeedsExcluded,
     /// The same need twice.
     NeedsDuplicate,
-    /// Needs in a circle.
+    /// Needs that form a cycle.
     NeedsCycle,
     /// More needs than GitLab allows.
     NeedsLimit,
@@ -131,51 +129,48 @@ pub enum Class {
     RetryRange,
     /// More caches than GitLab allows.
     CacheLimit,
-    /// A keyword at the top level and in `default`.
+    /// A keyword both at the top level and in `default`.
     DefaultConflict,
     /// A job of `environment:on_stop` that does not exist or does not stop.
     OnStop,
-    /// The job has a name that GitLab does not accept.
+    /// A job name that GitLab does not accept.
     JobName,
-    /// Evaluating the configuration takes more than the limits allow.
+    /// Evaluating the configuration exceeds a limit.
     TooBig,
 }
 
-/// How many problems are told at once.
+/// The number of problems to report at once.
 const PROBLEMS_LIMIT: usize = 1000;
 
-/// Collects problems and warnings while a pipeline is planned.
+/// Collects the problems and warnings of planning.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// Names of files by [`Origin::file`].
+    /// File names; [`Origin::file`] is an index into this list.
     pub files: Vec<Arc<str>>,
-    /// All problems in the order in which they were found.
     pub problems: Vec<Problem>,
-    /// All warnings.
     pub warnings: Vec<Warning>,
-    /// Unknown keywords are warnings.
+    /// Unknown keywords are warnings instead of problems.
     pub lax: bool,
     told: HashSet<(Class, Origin, String)>,
     warned: HashSet<String>,
 }
 
 impl Report {
-    /// Begins; `lax` makes unknown keywords warnings.
     pub fn new(lax: bool) -> Self {
         Self { lax, ..Self::default() }
     }
 
-    /// A problem of the configuration.
+    /// Reports a problem of the configuration.
     pub fn error(&mut self, class: Class, at: Origin, message: impl Into<String>) {
         self.push(class, at, None, message.into());
     }
 
-    /// A problem of a job. The message begins with the job's name.
+    /// Reports a problem of a job. The message begins with the job's name.
     pub fn job_error(&mut self, class: Class, at: Origin, job: &Arc<str>, message: impl fmt::Display) {
         self.push(class, at, Some(Arc::clone(job)), format!("job `{job}`: {message}"));
     }
 
-    /// A problem of a job, or of the configuration when there is none.
+    /// Reports a problem of a job, or of the configuration if `job` is `None`.
     pub fn problem(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl fmt::Display) {
         match job {
             Some(job) => self.job_error(class, at, job, message),
@@ -185,7 +180,7 @@ impl Report {
 
     fn push(&mut self, class: Class, at: Origin, job: Option<Arc<str>>, message: String) {
         let problem = Problem { class, file: self.file(at), line: at.line as usize, job, message };
-        // One value can reach many jobs through `extends`, `default` and `parallel`; it is wrong once.
+        // One value can reach many jobs through `extends`, `default` and `parallel`; it is reported once.
         let culprit = match &problem.job {
             Some(job) => problem.message.strip_prefix(&format!("job `{job}`: ")).unwrap_or(&problem.message),
             None => &problem.message,
@@ -196,12 +191,12 @@ impl Report {
         }
     }
 
-    /// An unknown keyword: a problem, or a warning when the caller is lax.
+    /// Reports an unknown keyword: a problem, or a warning if [`Self::lax`] is set.
     pub fn unknown(&mut self, at: Origin, message: String) {
         self.unknown_of(at, None, message);
     }
 
-    /// An unknown keyword of a job.
+    /// Reports an unknown keyword of a job.
     pub fn unknown_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) {
         match (self.lax, job) {
             (false, _) => self.problem(Class::UnknownKeyword, at, job, message),
@@ -210,7 +205,7 @@ impl Report {
         }
     }
 
-    /// Tells something once: the same message counts as the same warning wherever it arises.
+    /// Adds a warning, unless one with the same message exists.
     pub fn warn(&mut self, at: Origin, job: Option<&Arc<str>>, message: impl Into<String>) {
         let message = message.into();
         if self.warned.insert(message.clone()) {
@@ -223,7 +218,7 @@ impl Report {
         self.files.get(at.file as usize).cloned().unwrap_or_else(|| "".into())
     }
 
-    /// Registers a file and gives its number.
+    /// Registers a file and returns its index.
     pub fn add_file(&mut self, name: &str) -> u32 {
         self.files.push(name.into());
         (self.files.len() - 1) as u32

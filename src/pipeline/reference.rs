@@ -1,4 +1,4 @@
-//! `!reference [key, …]`: replaced by the value at that path of the merged and extended configuration.
+//! Replaces `!reference [key, …]` by the value at that path of the configuration, after merge and `extends`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use super::problem::{Class, Report};
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Origin, Value, written_size};
 
-/// How deep references may lead to references.
+/// How deeply references may lead to other references.
 const DEPTH_LIMIT: usize = 10;
 
-/// What a configuration may come to once references are written out.
+/// The size limit of the configuration, in bytes, after references are replaced.
 const SIZE_LIMIT: usize = 64 << 20;
 
-/// Replaces every reference. Entries with a problem are left out.
+/// Replaces all references. Entries with a problem are reported and left out.
 pub fn resolve_all(root: &Node, report: &mut Report) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
     if first_reference(root).is_none() {
@@ -34,14 +34,15 @@ pub fn resolve_all(root: &Node, report: &mut Report) -> Node {
     });
     let resolved = Node::mapping_at(resolved, root.at);
     if written_size(&resolved) > SIZE_LIMIT {
-        let message = format!("references make more than {} MiB of this configuration", SIZE_LIMIT >> 20);
+        let message =
+            format!("this configuration is larger than {} MiB after references are replaced", SIZE_LIMIT >> 20);
         report.error(Class::TooBig, first_reference(root).unwrap_or(root.at), message);
         return Node::mapping_at(Mapping::new(), root.at);
     }
     resolved
 }
 
-/// Where the first reference stands.
+/// The position of the first reference.
 fn first_reference(node: &Node) -> Option<Origin> {
     match &node.value {
         Value::Reference(_) => Some(node.at),
@@ -51,19 +52,19 @@ fn first_reference(node: &Node) -> Option<Origin> {
     }
 }
 
-/// What became of a node.
+/// The result for a node.
 enum Outcome {
-    /// It has no references.
+    /// The node contains no references.
     Same,
-    /// The node without them.
+    /// The node with its references replaced.
     New(Node),
-    /// One of them has a problem, which is reported.
+    /// A reference in it has a problem, which is reported.
     Bad,
 }
 
 struct Resolution<'a> {
     root: &'a Mapping,
-    /// Values of paths; `None`: there is a problem, which is reported.
+    /// The resolved value of each path; `None`: a reported problem.
     done: HashMap<Vec<Arc<str>>, Option<Node>>,
     open: Vec<Vec<Arc<str>>>,
     job: Option<Arc<str>>,
@@ -100,7 +101,7 @@ impl Resolution<'_> {
         }
     }
 
-    /// The value of a reference; `None` when it has a problem.
+    /// Resolves a reference; `None`: a reported problem.
     fn reference(&mut self, path: &[Node], at: Origin) -> Option<Node> {
         let names: Option<Vec<Arc<str>>> = path.iter().map(Node::printed).collect();
         let Some(names) = names.filter(|names| !names.is_empty()) else {
@@ -116,9 +117,8 @@ impl Resolution<'_> {
         }
         let shown = format!("`!reference [{}]`", names.join(", "));
         if let Some(start) = self.open.iter().position(|open| *open == names) {
-            let circle: Vec<String> =
-                self.open[start..].iter().map(|names| format!("[{}]", names.join(", "))).collect();
-            let message = format!("{shown} returns to itself: {}", circle.join(" leads to "));
+            let cycle: Vec<String> = self.open[start..].iter().map(|names| format!("[{}]", names.join(", "))).collect();
+            let message = format!("{shown} forms a cycle: {}", cycle.join(" leads to "));
             self.error(Class::ReferenceCycle, at, message);
             return None;
         }
@@ -152,7 +152,7 @@ impl Resolution<'_> {
         for (number, name) in names.iter().enumerate() {
             let Some(entry) = mapping.get(name).filter(|entry| !entry.node.is_null()) else {
                 let known: Vec<&str> = mapping.keys().map(|key| &**key).collect();
-                let message = format!("{shown}: there is no `{name}`{}", did_you_mean(name, &known));
+                let message = format!("{shown}: `{name}` does not exist{}", did_you_mean(name, &known));
                 self.error(Class::ReferenceUnknown, at, message);
                 return None;
             };
@@ -192,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn references_are_replaced_through_each_other() {
+    fn resolves_references_to_references() {
         let text = ".a: {s: [x, !reference [.b, s]]}\n.b: {s: [y], v: {k: 1}}\nj: {script: [!reference [.a, s]], one: !reference [.b, v, k]}\n";
         assert_eq!(resolved(text).expect("resolved")["j"], serde_json::json!({"script": [["x", ["y"]]], "one": 1}));
     }
 
     #[test]
-    fn bad_references_are_refused() {
+    fn refuses_bad_references() {
         assert_eq!(resolved("j: {s: !reference [.no, s]}"), Err(vec![Class::ReferenceUnknown]));
         assert_eq!(resolved("j: {s: !reference [.a, s]}\n.a: {s: null}"), Err(vec![Class::ReferenceUnknown]));
         assert_eq!(resolved("j: {s: !reference []}"), Err(vec![Class::ReferenceUnknown]));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn references_cannot_multiply_without_bounds() {
+    fn limits_the_size_that_references_multiply_to() {
         let level =
             |n: usize| format!(".c{n}: {{s: [{}]}}\n", vec![format!("!reference [.c{}, s]", n + 1); 10].join(", "));
         let text = (0..9).map(level).collect::<String>() + ".c9: {s: [x]}\n";

@@ -1,4 +1,4 @@
-//! The keywords at the top of the configuration, and what is left: jobs.
+//! Reads the top-level keywords of the configuration; all other entries are jobs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ const GLOBAL_KEYS: [&str; 10] = [
     "include",
 ];
 
-/// Top-level keywords that are old forms of those in `default`.
+/// Top-level keywords that are deprecated forms of keywords in `default`.
 const OLD_DEFAULTS: [&str; 5] = ["image", "services", "before_script", "after_script", "cache"];
 
 /// The configuration with its keywords read.
 pub struct Root {
-    /// In order, `.pre` first and `.post` last.
+    /// In order; `.pre` is first and `.post` is last.
     pub stages: Vec<Arc<str>>,
     /// Top-level variables.
     pub variables: Vec<Variable>,
@@ -47,7 +47,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Reads the configuration. `broken` are names that have problems already.
+    /// Reads the configuration. `broken` are names with problems that are already reported.
     pub fn read(node: &Node, broken: HashSet<Arc<str>>, context: &mut Context<'_>) -> Self {
         let mut root = Self {
             stages: Vec::new(),
@@ -103,8 +103,7 @@ impl Root {
         }
         let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
         if !visible {
-            let message =
-                "the configuration has no visible job: a mapping with `script` whose name does not begin with a dot";
+            let message = "the configuration has no visible job; write a mapping with `script` whose name does not begin with a dot";
             context.error(Class::NoVisibleJob, at, None, message);
         }
     }
@@ -118,18 +117,18 @@ fn read_job(
     context: &mut Context<'_>,
 ) -> Option<Draft> {
     if name.trim().is_empty() || name.chars().count() > 255 {
-        let message = "names of jobs have 1 to 255 characters";
+        let message = "the name of a job must have 1 to 255 characters";
         context.error(Class::JobName, entry.key_at, None, message);
         return None;
     }
     if ["true", "false", "nil"].contains(&&**name) {
-        context.report.warn(entry.key_at, Some(name), format!("the job name `{name}` is easily taken for a value"));
+        context.report.warn(entry.key_at, Some(name), format!("the job name `{name}` looks like a YAML value"));
     }
-    // A keyword at the wrong place or with a spelling mistake looks like a job that is no mapping.
+    // A misplaced or misspelled keyword looks like a job that is not a mapping.
     if entry.node.mapping().is_none() {
         let hint = did_you_mean(name, &GLOBAL_KEYS);
         if !hint.is_empty() {
-            context.report.unknown(entry.key_at, format!("there is no keyword `{name}`{hint}"));
+            context.report.unknown(entry.key_at, format!("unknown keyword `{name}`{hint}"));
             return None;
         }
     }
@@ -138,7 +137,7 @@ fn read_job(
             Class::JobName,
             entry.key_at,
             None,
-            format!("`{name}` is a name of GitLab's own and cannot be a job"),
+            format!("`{name}` is reserved by GitLab and cannot be a job"),
         );
         return None;
     }
@@ -168,7 +167,7 @@ fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Vec<Arc<str>> 
     stages
 }
 
-/// `default`, with the old top-level forms.
+/// Reads `default`, merged with its deprecated top-level forms.
 fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
     let mut defaults = Mapping::new();
     if let Some(entry) = mapping.get("default").filter(|entry| !entry.node.is_null()) {
@@ -182,7 +181,7 @@ fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
     for key in OLD_DEFAULTS {
         let Some(entry) = mapping.get(key).filter(|entry| !entry.node.is_null()) else { continue };
         if defaults.get(key).is_some_and(|present| !present.node.is_null()) {
-            let message = format!("`{key}` stands at the top level and in `default`; keep the one in `default`");
+            let message = format!("`{key}` is both at the top level and in `default`; keep the one in `default`");
             context.error(Class::DefaultConflict, entry.key_at, None, message);
             continue;
         }

@@ -1,15 +1,16 @@
-//! Names that GitLab derives from other names.
+//! Slugs and other values that GitLab derives from names.
 
 use ring::digest::{SHA256, digest};
 
-/// `CI_COMMIT_REF_SLUG` and its kind: lower case, everything else than letters and digits is a dash, 63 at most.
+/// `CI_COMMIT_REF_SLUG` and similar: lower case; anything but letters and digits becomes a dash; at most 63 characters.
 pub fn slug(text: &str) -> String {
     let slug: String = text.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let end = slug.len().min(63);
     slug[..end].trim_matches('-').to_owned()
 }
 
-/// `CI_ENVIRONMENT_SLUG`: 24 at most; a name that had to change ends in a part of its hash, so that it stays unique.
+/// `CI_ENVIRONMENT_SLUG`: at most 24 characters. A name that had to change ends in a part of its hash, so that it stays
+/// unique.
 pub fn environment_slug(name: &str) -> String {
     let mut slug = String::new();
     for c in name.to_lowercase().chars() {
@@ -31,7 +32,7 @@ pub fn environment_slug(name: &str) -> String {
     slug + &hash_suffix(name)
 }
 
-/// The last six digits of the SHA-256 of a name as a number in base 36.
+/// The last six base-36 digits of the SHA-256 of a name.
 fn hash_suffix(name: &str) -> String {
     const MODULUS: u64 = 36_u64.pow(6);
     let hash = digest(&SHA256, name.as_bytes());
@@ -44,7 +45,7 @@ fn hash_suffix(name: &str) -> String {
     digits.iter().map(|digit| char::from(*digit)).collect()
 }
 
-/// `CI_ENVIRONMENT_TIER`, guessed from the name.
+/// `CI_ENVIRONMENT_TIER`, guessed from the environment's name.
 pub fn environment_tier(name: &str) -> &'static str {
     let name = name.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slugs_are_those_of_gitlab() {
+    fn computes_the_same_slugs_as_gitlab() {
         for (text, expected) in [
             ("Feature/ABC__x--y", "feature-abc--x--y"),
             ("-x-", "x"),
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn tiers_are_guessed_from_names() {
+    fn guesses_the_tier_from_the_name() {
         for (name, tier) in [
             ("review/7", "development"),
             ("QA", "testing"),

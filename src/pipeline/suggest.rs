@@ -1,6 +1,6 @@
-//! "Did you mean …?"
+//! "Did you mean …?" suggestions.
 
-/// The end of a message about an unknown word: the nearest known one, if one is near.
+/// The suggestion at the end of a message about an unknown word; empty if no known word is similar.
 pub fn did_you_mean(word: &str, known: &[&str]) -> String {
     nearest(word, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
 }
@@ -15,7 +15,7 @@ fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     distances.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }
 
-/// How many characters must change to make one word of the other.
+/// The edit distance of two words.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(65).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_words_are_offered_and_far_ones_not() {
+    fn suggests_similar_words_only() {
         let known = ["script", "before_script", "artifacts", "only"];
         assert_eq!(did_you_mean("artefacts", &known), "; did you mean `artifacts`?");
         assert_eq!(did_you_mean("srcipt", &known), "; did you mean `script`?");

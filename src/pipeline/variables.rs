@@ -1,4 +1,4 @@
-//! Variables by level, and the server's expansion of them: recursive, with unknown names left for the runner.
+//! Variables by level, and their expansion by the server: recursive; unknown names are left for the runner.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,26 +8,25 @@ use indexmap::IndexMap;
 use super::plan::{EnvVariable, Variable};
 use super::request::GivenVariable;
 
-/// The longest value that expansion may make.
+/// The longest expanded value, in bytes.
 pub const VALUE_LIMIT: usize = 1 << 18;
 
-/// How many variables may refer to each other in a row.
+/// The longest chain of variables that refer to each other.
 pub const DEPTH_LIMIT: usize = 200;
 
-/// All variables of a pipeline but those of its jobs.
+/// All variables of a pipeline except those of its jobs.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
-    /// Predefined ones that all jobs share.
+    /// Predefined variables that all jobs share.
     pub predefined: IndexMap<Arc<str>, Arc<str>>,
-    /// Of project, group, instance: those of the nearest level first.
+    /// Variables of project, group and instance; the nearest level first.
     pub project: Vec<GivenVariable>,
-    /// Of the pipeline itself.
+    /// Variables of the pipeline itself.
     pub pipeline: IndexMap<String, GivenVariable>,
     by_name: HashMap<String, Vec<usize>>,
 }
 
 impl Scope {
-    /// Collects the levels above and below the configuration.
     pub fn new(
         predefined: IndexMap<Arc<str>, Arc<str>>,
         project: Vec<GivenVariable>,
@@ -41,7 +40,8 @@ impl Scope {
         Self { predefined, project, pipeline, by_name }
     }
 
-    /// The variable of project, group or instance for an environment: of the nearest level, with the longest match.
+    /// The variable of project, group or instance for an environment: from the nearest level, with the longest scope
+    /// match.
     fn of_project(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
         let candidates = self.by_name.get(name)?.iter().map(|index| &self.project[*index]);
         let mut best: Option<(usize, &GivenVariable)> = None;
@@ -54,7 +54,7 @@ impl Scope {
         best.map(|(_, variable)| variable)
     }
 
-    /// What the caller gives for a name: a pipeline variable, else one of the project.
+    /// The caller's value for a name: a pipeline variable, else one of the project.
     pub fn given(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
         self.pipeline.get(name).or_else(|| self.of_project(name, environment))
     }
@@ -66,7 +66,7 @@ impl Scope {
     }
 }
 
-/// How many characters of a scope pattern match literally; `None` when it does not match.
+/// The number of characters of a scope pattern that match literally; `None` if the scope does not match.
 fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
     if scope.is_empty() || scope == "*" {
         return Some(0);
@@ -84,21 +84,19 @@ fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
     rest.ends_with(last).then_some(scope.len())
 }
 
-/// Variables as rules see them: raw values by name, the strongest level first.
+/// Variables as rules see them: unexpanded values by name; the strongest level wins.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// The pipeline's.
     pub scope: &'a Scope,
-    /// The job's in the configuration, or the default ones.
+    /// The job's variables in the configuration, or the default ones.
     pub yaml: &'a [Variable],
-    /// Weaker ones of the configuration.
+    /// Weaker variables of the configuration.
     pub defaults: &'a [Variable],
-    /// Predefined ones of the job.
+    /// Predefined variables of the job.
     pub job: &'a [(&'static str, Arc<str>)],
 }
 
 impl<'a> View<'a> {
-    /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&'a str> {
         if let Some(given) = self.scope.given(name, None) {
             return Some(&given.value);
@@ -113,17 +111,16 @@ impl<'a> View<'a> {
         self.scope.predefined.get(name).map(|value| &**value)
     }
 
-    /// Whether the value of a variable must not be shown.
     pub fn is_masked(&self, name: &str) -> bool {
         self.scope.given(name, None).is_some_and(|given| given.masked)
     }
 
-    /// Replaces known variables once; unknown ones stay.
+    /// Replaces known variables once; unknown ones are kept.
     pub fn expand_known(&self, text: &str) -> String {
         replace(text, |name, reference| self.get(name).unwrap_or(reference).to_owned())
     }
 
-    /// Replaces variables, with those in their values; unknown ones become empty.
+    /// Replaces variables recursively; unknown ones become empty.
     pub fn expand(&self, text: &str) -> String {
         self.expand_at(text, 0)
     }
@@ -150,13 +147,13 @@ fn truncate(value: &mut String, limit: usize) {
     }
 }
 
-/// Whether a text may refer to a variable.
+/// Whether a text may contain a reference to a variable.
 pub fn has_reference(text: &str) -> bool {
     text.contains(['$', '%'])
 }
 
-/// Calls `value` for each `$NAME`, `${NAME}` and `%NAME%` with the name and the whole reference, and puts its result in
-/// the place. `$$` and `%%` stay.
+/// Replaces each `$NAME`, `${NAME}` and `%NAME%` by the result of `value`, which gets the name and the whole reference.
+/// `$$` and `%%` are kept.
 pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -184,7 +181,7 @@ pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> Strin
     out
 }
 
-/// The name of a reference at the start of `text`, and the length of the reference.
+/// Parses a reference at the start of `text`: the name, and the length of the reference.
 fn reference(text: &str) -> Option<(&str, usize)> {
     let name_in = |text: &str| {
         let valid = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -220,16 +217,16 @@ pub fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
     }
 }
 
-/// Whose values replace references.
+/// What happens to references to unknown names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// Unknown names stay, and so do names of files and raw variables: the runner expands them.
+    /// They are kept for the runner, as are references to file variables and raw variables.
     Stays,
-    /// Unknown names become empty.
+    /// They become empty.
     Empties,
 }
 
-/// Expands all values in each other. Within a circle, references stay.
+/// Expands all variables. References within a cycle are kept.
 pub fn expand_all(variables: &IndexMap<Arc<str>, EnvVariable>) -> IndexMap<Arc<str>, EnvVariable> {
     let mut expansion = Expansion { variables, values: HashMap::new(), open: Vec::new() };
     let expanded: Vec<Option<Arc<str>>> = variables.keys().map(|name| expansion.value(name)).collect();
@@ -258,7 +255,7 @@ struct Expansion<'a> {
 }
 
 impl<'a> Expansion<'a> {
-    /// The expanded value; `None` when it is as it was.
+    /// The expanded value; `None` if it does not change.
     fn value(&mut self, name: &str) -> Option<Arc<str>> {
         let (_, key, variable) = self.variables.get_full(name)?;
         let key: &'a str = key;
@@ -274,7 +271,7 @@ impl<'a> Expansion<'a> {
         self.open.push(key);
         let value: Arc<str> = self.text(&variable.value, Unknown::Stays).into();
         self.open.pop();
-        // Within a circle the value depends on where one begins.
+        // Within a cycle, the value depends on the starting point.
         if self.open.is_empty() || !self.open.contains(&key) {
             self.values.insert(key, Arc::clone(&value));
         }
@@ -300,7 +297,7 @@ impl<'a> Expansion<'a> {
     }
 }
 
-/// Whether only the runner replaces references to a variable.
+/// Whether only the runner expands references to this variable.
 fn is_for_runner(variable: &EnvVariable) -> bool {
     variable.file || (variable.raw && !variable.predefined)
 }
@@ -320,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn expands_in_each_other_and_keeps_what_is_unknown() {
+    fn expands_recursively_and_keeps_unknown_names() {
         let list = [("A", "${B}/a"), ("B", "$C%C%"), ("C", "c"), ("D", "$$A %% $NO ${NO} %NO% 5% $"), ("E", "$E:/x")];
         assert_eq!(expanded(&list), ["cc/a", "cc", "c", "$$A %% $NO ${NO} %NO% 5% $", "$E:/x"]);
     }
 
     #[test]
-    fn names_of_raw_and_file_variables_stay_for_the_runner() {
+    fn keeps_references_to_raw_and_file_variables() {
         let mut variables: IndexMap<_, _> =
             [variable("A", "$R $F"), variable("R", "$A"), variable("F", "content")].into();
         variables["R"].raw = true;
@@ -336,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stay_bounded() {
+    fn limits_expanded_values() {
         let names: Vec<String> = (0..60).map(|n| format!("V{n}")).collect();
         let values: Vec<String> = (1..61).map(|n| format!("$V{n}$V{n}")).collect();
         let mut list: Vec<(&str, &str)> =
@@ -346,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_match_with_wildcards_and_the_longest_wins() {
+    fn matches_scopes_with_wildcards_and_prefers_the_longest() {
         for (scope, environment, expected) in [
             ("*", None, Some(0)),
             ("", Some("x"), Some(0)),

@@ -1,4 +1,4 @@
-//! `--explain JOB`: why a job is in the pipeline or not, and where each of its values comes from.
+//! `--explain JOB`: why rules include or exclude a job, and where each of its values is written.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::pipeline::JobRun;
 use crate::pipeline::plan::{Decision, Job, Level, Plan};
 use crate::pipeline::syntax::{Node, Origin};
 
-/// The explanation of a job. Errors: there is no such job.
+/// The explanation of a job. Fails for an unknown job.
 pub fn of(plan: &Plan, name: &str) -> Result<String, String> {
     let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| *job.name == *name || *job.group == *name).collect();
     if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *name && jobs.is_empty()) {
@@ -14,10 +14,10 @@ pub fn of(plan: &Plan, name: &str) -> Result<String, String> {
         return Ok(text);
     }
     if let (Some(why), true) = (&plan.not_created, jobs.is_empty()) {
-        return Ok(format!("there is no pipeline: {why}\n"));
+        return Ok(format!("no pipeline is created: {why}\n"));
     }
     match jobs.is_empty() {
-        true => Err(format!("there is no job `{name}`")),
+        true => Err(format!("unknown job `{name}`")),
         false => Ok(jobs.iter().map(|job| one(plan, job)).collect::<Vec<_>>().join("\n")),
     }
 }
@@ -31,23 +31,23 @@ fn one(plan: &Plan, job: &Job) -> String {
     let mut text = format!("{} ({}, stage {}, when: {})\n", job.name, place(plan, job.at), job.stage, job.when.word());
     let why = match &job.decision {
         Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", place(plan, *at)),
-        Decision::NoRules => "it has no rules, and the pipeline takes such jobs".to_owned(),
+        Decision::NoRules => "the job has no rules, and the pipeline includes such jobs".to_owned(),
         Decision::Only(why) | Decision::Left(why) => why.clone(),
     };
     let _ = writeln!(text, "  in the pipeline: {why}");
     match &job.needs {
-        None => text.push_str("  starts when all jobs of earlier stages are over\n"),
+        None => text.push_str("  starts when all jobs of earlier stages have finished\n"),
         Some(needs) if needs.is_empty() => text.push_str("  starts at once (needs: [])\n"),
         Some(needs) => {
             let names: Vec<&str> = needs.iter().map(|need| &*need.job).collect();
-            let _ = writeln!(text, "  starts when these are over: {}", names.join(", "));
+            let _ = writeln!(text, "  starts when these have finished: {}", names.join(", "));
         }
     }
     text.push_str("  keywords:\n");
     if let Some(entries) = job.definition.mapping() {
         for (key, entry) in entries.iter().filter(|(_, entry)| !entry.node.is_null()) {
             let from = if job.from_default.contains(key) { " (default)" } else { "" };
-            // A value that an anchor, a reference or another file brings stands elsewhere than its key.
+            // A value from an anchor, a reference or another file is not written where its key is.
             let at = if entry.node.at.line > 0 { entry.node.at } else { entry.key_at };
             let _ = writeln!(text, "    {key}: {}  # {}{from}", short(&entry.node), place(plan, at));
         }
@@ -57,7 +57,7 @@ fn one(plan: &Plan, job: &Job) -> String {
         let level = level(variable.level);
         let _ = writeln!(text, "    {}: {}  # {}, {level}", variable.key, variable.value, place(plan, variable.at));
     }
-    text.push_str("  variables as the job sees them:\n");
+    text.push_str("  variables of the job at run time:\n");
     for variable in plan.env(job, &JobRun::default()) {
         let value = if variable.masked { "[MASKED]".to_owned() } else { first_line(&variable.value) };
         let from = if variable.given { "  # given" } else { "" };

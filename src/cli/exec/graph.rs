@@ -1,4 +1,4 @@
-//! `--graph`: which jobs wait for which.
+//! `--graph`: the dependencies between jobs.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -6,7 +6,6 @@ use std::fmt::Write;
 use super::options::Graph;
 use crate::pipeline::plan::{Job, Plan};
 
-/// The graph as text.
 pub fn draw(plan: &Plan, format: Graph) -> String {
     let numbers: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     match format {
@@ -15,7 +14,7 @@ pub fn draw(plan: &Plan, format: Graph) -> String {
     }
 }
 
-/// The jobs that a job waits for: its needs, or all of the last stage before it that has jobs.
+/// The jobs that a job waits for: its needs, or the jobs of the last earlier stage that has jobs.
 fn before<'a>(plan: &'a Plan, job: &'a Job) -> Vec<&'a str> {
     if let Some(needs) = &job.needs {
         return needs.iter().map(|need| &*need.job).collect();

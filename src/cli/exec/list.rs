@@ -1,4 +1,4 @@
-//! `--list`: the jobs of a pipeline, for people.
+//! `--list`: a table of the jobs of a pipeline.
 
 use crate::local::screen;
 use crate::pipeline::plan::{AllowFailure, Job, Plan};
@@ -6,7 +6,7 @@ use crate::pipeline::plan::{AllowFailure, Job, Plan};
 /// A table of the jobs in the order of their stages.
 pub fn table(plan: &Plan) -> String {
     if !plan.created {
-        return format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("no job is left"));
+        return format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("rules exclude all jobs"));
     }
     let mut jobs: Vec<&Job> = plan.jobs.iter().collect();
     jobs.sort_by_key(|job| job.stage_index);

@@ -1,10 +1,10 @@
-//! `mayfly exec`: the pipeline of this checkout, planned as GitLab would and run by the agent's own engine.
+//! `mayfly exec`: plans the pipeline of this checkout as GitLab would, and runs it with the agent's job engine.
 
-mod choose;
 mod explain;
 mod graph;
 mod list;
 mod options;
+mod selection;
 mod settings;
 mod summary;
 mod values;
@@ -24,19 +24,19 @@ use crate::config::Runner as Configured;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::shell::Shell;
 use crate::instance::{Instance, Plain};
-use crate::local::attempt::Ground;
+use crate::local::attempt::RunContext;
 use crate::local::checkout::{self, Checkout, Listed};
 use crate::local::color;
-use crate::local::containers::{Containers, Wishes};
+use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::facts::{self, Answers};
+use crate::local::options::{Options as RunOptions, image_of};
 use crate::local::report;
-use crate::local::results::Ending;
+use crate::local::results::RunStatus;
 use crate::local::runner::{Event, Runner};
-use crate::local::screen::{Look, Screen};
+use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources};
 use crate::local::state::{self, Run};
 use crate::local::tree::{Source, Trees};
-use crate::local::wishes::{self, image_of};
 use crate::pipeline;
 use crate::pipeline::listing::{self, Listing};
 use crate::pipeline::plan::{Plan, Warning};
@@ -44,10 +44,10 @@ use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{Content, Facts, Request, Source as PipelineSource};
 use crate::token::Token;
 
-/// Exit status for a configuration or a command line that is refused.
+/// Exit status for an invalid configuration or command line.
 const REFUSED: u8 = 2;
 
-/// Runs jobs, or shows them.
+/// Runs the pipeline, or lists it.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let status = begin(options).unwrap_or_else(|why| {
         eprintln!("mayfly: {why}");
@@ -57,11 +57,14 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 }
 
 fn begin(options: &Options) -> Result<u8, String> {
-    let here = std::env::current_dir().map_err(|error| format!("the current directory: {error}"))?;
-    // Git is asked everything at once: each of its answers takes milliseconds.
+    let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
+    // Each git command takes milliseconds, so they run in parallel.
     let (checkout, asked) = thread::scope(|scope| {
-        let asked = scope.spawn(|| Asked::ask(&here));
-        (Checkout::find(&here), asked.join().unwrap_or_else(|_| Err("the thread that asks git died".to_owned())))
+        let asked = scope.spawn(|| GitState::ask(&here));
+        (
+            Checkout::find(&here),
+            asked.join().unwrap_or_else(|_| Err("internal error: the thread that runs git panicked".to_owned())),
+        )
     });
     let (checkout, asked) = (checkout?, asked?);
     let options = settings::complete(options, &checkout.root)?;
@@ -71,41 +74,46 @@ fn begin(options: &Options) -> Result<u8, String> {
     }
 }
 
-/// What git says of a checkout.
-struct Asked {
+/// The state of the checkout, from git.
+struct GitState {
     answers: Answers,
     listed: Vec<Listed>,
 }
 
-impl Asked {
+impl GitState {
     fn ask(directory: &Path) -> Result<Self, String> {
         let (answers, listed) = thread::scope(|scope| {
             let listed = scope.spawn(|| checkout::list(directory, false));
             let answers = Answers::ask(directory);
-            (answers, listed.join().unwrap_or_else(|_| Err("the thread that lists files died".to_owned())))
+            (
+                answers,
+                listed
+                    .join()
+                    .unwrap_or_else(|_| Err("internal error: the thread that lists files panicked".to_owned())),
+            )
         });
         Ok(Self { answers: answers?, listed: listed? })
     }
 }
 
-/// What is known before a pipeline is planned.
-struct Given {
+/// The input for planning, from the command line.
+struct PlanInputs {
     answers: Answers,
     listed: Vec<Listed>,
     facts: Facts,
 }
 
-impl Given {
-    fn new(options: &Options, checkout: &Checkout, asked: Asked, pipeline_id: u64) -> Result<Self, String> {
-        let Asked { answers, listed } = asked;
+impl PlanInputs {
+    fn new(options: &Options, checkout: &Checkout, asked: GitState, pipeline_id: u64) -> Result<Self, String> {
+        let GitState { answers, listed } = asked;
         let listed = if options.untracked { checkout.files(true)? } else { listed };
         let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
         Ok(Self { answers, listed, facts })
     }
 }
 
-/// One run, or one look.
-fn once(options: &Options, checkout: &Checkout, asked: Asked) -> Result<u8, String> {
+/// Plans the pipeline once, then runs or lists it.
+fn once(options: &Options, checkout: &Checkout, asked: GitState) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
     let only_shows = options.list
         || options.preview
@@ -113,7 +121,7 @@ fn once(options: &Options, checkout: &Checkout, asked: Asked) -> Result<u8, Stri
         || options.explain.is_some()
         || options.complete_jobs;
     let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
-    let given = Given::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
+    let given = PlanInputs::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
     let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
     let sources = sources(options, checkout, &given, &scratch)?;
     let request = request(options, checkout, &given, &sources)?;
@@ -126,21 +134,21 @@ fn once(options: &Options, checkout: &Checkout, asked: Asked) -> Result<u8, Stri
     }
     let Some(run) = run else { return Ok(REFUSED) };
     if !plan.created && options.jobs.is_empty() {
-        say(&format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("no job is left")));
+        say(&format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("rules exclude all jobs")));
         return Ok(0);
     }
     if options.shell_on_failure && !is_terminal() {
-        return Err("--shell-on-failure: a shell needs a terminal".to_owned());
+        return Err("--shell-on-failure needs a terminal".to_owned());
     }
     let may_ask = is_terminal() && !options.quiet;
-    let chosen = choose::choose(&plan, options, may_ask)?;
+    let chosen = selection::select(&plan, options, may_ask)?;
     let plan = keep(plan, &chosen.jobs);
     tell_warnings(options, &plan, &sources, !chosen.named.is_empty());
     let session = Session { options, checkout, given: &given, run: &run, sources: &sources };
     session.run(plan, request, chosen.named, may_ask)
 }
 
-fn sources(options: &Options, checkout: &Checkout, given: &Given, scratch: &Path) -> Result<LocalSources, String> {
+fn sources(options: &Options, checkout: &Checkout, given: &PlanInputs, scratch: &Path) -> Result<LocalSources, String> {
     let project = facts::project_path(&given.facts);
     let fetcher =
         Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline };
@@ -151,7 +159,7 @@ fn sources(options: &Options, checkout: &Checkout, given: &Given, scratch: &Path
 fn request<'a>(
     options: &Options,
     checkout: &Checkout,
-    given: &Given,
+    given: &PlanInputs,
     sources: &'a LocalSources,
 ) -> Result<Request<'a>, String> {
     let merge_request = given.answers.merge_request(checkout, &values::wanted(options)?);
@@ -203,7 +211,7 @@ fn show(options: &Options, plan: &Plan) -> Result<u8, String> {
     Ok(0)
 }
 
-/// The chosen jobs of a plan.
+/// Reduces a plan to the selected jobs.
 fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
     let mut at = 0;
     plan.jobs.retain(|_| {
@@ -213,7 +221,7 @@ fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
     plan
 }
 
-/// What a local run does not do: once, and not about jobs that do not run.
+/// Prints warnings about features that a local run lacks; only warnings about selected jobs, each once.
 fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_about_jobs: bool) {
     if options.quiet {
         return;
@@ -233,17 +241,16 @@ fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_abou
     }
     for path in sources.untracked_reads() {
         text.push_str(&format!(
-            "{path}: note: git does not track this file; GitLab will not see it until it is added\n"
+            "{path}: note: git does not track this file, so GitLab will not see it; run `git add` on it\n"
         ));
     }
     eprint(&text);
 }
 
-/// One run of a plan.
 struct Session<'a> {
     options: &'a Options,
     checkout: &'a Checkout,
-    given: &'a Given,
+    given: &'a PlanInputs,
     run: &'a Run,
     sources: &'a LocalSources,
 }
@@ -252,7 +259,7 @@ impl<'a> Session<'a> {
     fn run(&self, plan: Plan, request: Request<'a>, named: HashSet<String>, may_ask: bool) -> Result<u8, String> {
         let options = self.options;
         let is_colored = color::wanted() && !options.no_color;
-        let screen = Arc::new(Screen::new(Look {
+        let screen = Arc::new(Screen::new(DisplayOptions {
             color: is_colored,
             live: is_colored && !options.quiet,
             verbose: options.verbose,
@@ -260,7 +267,7 @@ impl<'a> Session<'a> {
             timestamps: options.timestamps,
             alone: plan.jobs.len() == 1 && plan.jobs[0].trigger.is_none(),
         }));
-        let jobs = wishes::Options {
+        let jobs = RunOptions {
             parallel: options.parallel.map_or_else(cores, usize::from),
             shell: options.shell,
             docker: options.docker,
@@ -274,36 +281,36 @@ impl<'a> Session<'a> {
             keep: options.keep,
             shell_on_failure: options.shell_on_failure,
         };
-        let ground = Arc::new(self.ground(&plan, &jobs, &screen)?);
+        let context = Arc::new(self.context(&plan, &jobs, &screen)?);
         let (sender, events) = mpsc::channel();
-        hear_interrupts(sender.clone())?;
+        forward_signals(sender.clone())?;
         let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
-        let runner = Runner::new(Arc::clone(&ground), &jobs, self.sources, (sender, events), first_id);
+        let runner = Runner::new(Arc::clone(&context), &jobs, self.sources, (sender, events), first_id);
         let (ending, results) = runner.run(plan, request);
-        if let Some(containers) = &ground.containers {
+        if let Some(containers) = &context.containers {
             containers.finish();
         }
         if let Some(path) = &options.report {
             report::write_json(path, ending, &results)?;
         }
         if let Some(path) = &options.junit {
-            report::write_junit(path, &ground.project, &results)?;
+            report::write_junit(path, &context.project, &results)?;
         }
         summary::show(&screen, ending, &results);
         Ok(ending.exit_status())
     }
 
-    fn ground(&self, plan: &Plan, jobs: &wishes::Options, screen: &Arc<Screen>) -> Result<Ground, String> {
+    fn context(&self, plan: &Plan, jobs: &RunOptions, screen: &Arc<Screen>) -> Result<RunContext, String> {
         let mut runner = Configured::unnamed("", Token::new(""));
         runner.name = "this machine".to_owned();
         runner.output_limit = u64::MAX;
-        // People look at the log themselves, and want the order of both streams.
+        // The screen shows the log directly and needs stdout and stderr in their original order.
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
         let directory = &self.run.state;
         let project = facts::project_path(&self.given.facts);
         let name = project.rsplit('/').next().unwrap_or(&project).to_owned();
         let containers = self.containers(plan, jobs, &runner, screen)?;
-        // Work on the files of a container sees only directories that are there.
+        // The sandbox for file work can bind only directories that exist.
         let artifacts = self.run.directory.join("artifacts");
         std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
         let source = || Source::new(self.checkout, &self.given.listed, &self.given.answers);
@@ -312,7 +319,7 @@ impl<'a> Session<'a> {
             let mut source = source();
             source.add_submodules(&self.given.listed).map(|()| source)
         });
-        Ok(Ground {
+        Ok(RunContext {
             trees: Trees::new(directory.join("trees"), &name),
             source: source(),
             with_submodules: with_submodules.transpose()?,
@@ -331,11 +338,11 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// The engine, where a job asks for a container. Errors: a job that asks for one cannot have it; nothing has run.
+    /// Connects to the container engine and pulls the images, if a job needs containers. Fails before any job has run.
     fn containers(
         &self,
         plan: &Plan,
-        jobs: &wishes::Options,
+        jobs: &RunOptions,
         runner: &Configured,
         screen: &Screen,
     ) -> Result<Option<Containers>, String> {
@@ -346,23 +353,23 @@ impl<'a> Session<'a> {
             format!("{file}:{line}: job `{}`", job.name)
         };
         if let Some(job) = plan.jobs.iter().find(|job| jobs.docker && job.trigger.is_none() && of_job(job).is_none()) {
-            return Err(format!("{}: it has no image; name one with --default-image IMAGE", place(job)));
+            return Err(format!("{}: the job has no image; set one with --default-image IMAGE", place(job)));
         }
         if jobs.shell {
             let asking: Vec<&str> = plan.jobs.iter().filter(|job| job.image.is_some()).map(|job| &*job.name).collect();
             if !asking.is_empty() {
                 let names = asking.join(", ");
                 eprint(&format!(
-                    "mayfly: warning: --shell: no container for {names}; their scripts run on this machine as your user\n"
+                    "mayfly: warning: --shell: {names} run on this machine as your user instead of in a container\n"
                 ));
             }
         }
         let Some((first, _)) = wanted.first() else { return Ok(None) };
-        let wishes = Wishes { objects: self.checkout.objects.clone(), run: self.run.directory.clone() };
-        let containers = Containers::connect(runner, &wishes).map_err(|why| {
+        let settings = ContainerOptions { objects: self.checkout.objects.clone(), run: self.run.directory.clone() };
+        let containers = Containers::connect(runner, &settings).map_err(|why| {
             format!(
-                "{}: `image` asks for a container, and there is no engine: {why}; nothing was run. Start Docker, or add \
-                 --shell to run the scripts on this machine itself",
+                "{}: `image` needs a container engine, and none answers: {why}; no job was started. Start Docker, or add \
+                 --shell to run the scripts on this machine",
                 place(first)
             )
         })?;
@@ -374,14 +381,14 @@ impl<'a> Session<'a> {
             if had.insert(key) {
                 containers
                     .obtain(&image, screen, &expand)
-                    .map_err(|error| format!("{}: {error}; nothing was run", place(job)))?;
+                    .map_err(|error| format!("{}: {error}; no job was started", place(job)))?;
             }
         }
         Ok(Some(containers))
     }
 }
 
-/// An empty directory for the output of jobs. Errors: it cannot be made.
+/// Creates an empty directory for the output of jobs.
 fn prepare_logs(report: &Path) -> Result<std::path::PathBuf, String> {
     let directory = report::logs_beside(report);
     let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
@@ -396,36 +403,36 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Somebody sits before it and can answer.
+/// Whether the user can answer questions: standard input and standard error are terminals.
 fn is_terminal() -> bool {
     use std::io::IsTerminal;
     std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
-/// Writes to standard output; nobody may be reading, which changes nothing.
+/// Writes to standard output; errors are ignored, because the reader may have closed the pipe.
 fn say(text: &str) {
     let mut output = std::io::stdout().lock();
     let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
-/// The same for standard error.
+/// Writes to standard error; errors are ignored.
 fn eprint(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Turns signals into events.
-fn hear_interrupts(sender: mpsc::Sender<Event>) -> Result<(), String> {
+/// Forwards signals as events.
+fn forward_signals(sender: mpsc::Sender<Event>) -> Result<(), String> {
     let mut signals = signal_hook::iterator::Signals::new([
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGHUP,
     ])
-    .map_err(|error| format!("signals cannot be handled: {error}"))?;
+    .map_err(|error| format!("cannot install a signal handler: {error}"))?;
     thread::spawn(move || signals.forever().try_for_each(|_| sender.send(Event::Interrupt)));
     Ok(())
 }
 
-/// A run that was interrupted is not run again.
+/// An interrupted run must not be repeated.
 fn is_interrupted(status: u8) -> bool {
-    status == Ending::Interrupted.exit_status()
+    status == RunStatus::Interrupted.exit_status()
 }

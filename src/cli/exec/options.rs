@@ -1,155 +1,154 @@
-//! What `mayfly exec` takes. Other tools build on these names.
+//! The options of `mayfly exec`. Other tools rely on these names.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// What `exec` takes.
 #[derive(Args, Clone, Debug)]
 #[command(args_override_self = true, next_help_heading = "Jobs")]
 #[group(skip)]
 pub struct Options {
-    /// Jobs to run, by name or pattern (`*`, `?`); without one all jobs of the pipeline
+    /// Jobs to run, by name or pattern (`*`, `?`) [default: all jobs of the pipeline]
     #[arg(value_name = "JOB|GLOB")]
     pub jobs: Vec<String>,
-    /// The jobs of this stage; may be given again
+    /// Run the jobs of this stage; repeatable
     #[arg(long, value_name = "STAGE")]
     pub stage: Vec<String>,
-    /// Run what the chosen jobs need as well
+    /// Also run the jobs that the selected jobs need
     #[arg(long)]
     pub needs: bool,
-    /// Run only what the chosen jobs need
+    /// Run only the jobs that the selected jobs need
     #[arg(long)]
     pub only_needs: bool,
-    /// Start a manual job; may be given again
+    /// Start this manual job; repeatable
     #[arg(long, value_name = "JOB|GLOB")]
     pub manual: Vec<String>,
 
-    /// Show the jobs and run none
-    #[arg(long, help_heading = "Look")]
+    /// List the jobs without running them
+    #[arg(long, help_heading = "Show")]
     pub list: bool,
-    /// With --list: everything about the jobs, as JSON
-    #[arg(long, help_heading = "Look")]
+    /// With --list: print all data of the jobs as JSON
+    #[arg(long, help_heading = "Show")]
     pub json: bool,
-    /// Show the file after includes, extends and references
-    #[arg(long, help_heading = "Look")]
+    /// Print the configuration after includes, extends and references
+    #[arg(long, help_heading = "Show")]
     pub preview: bool,
-    /// Show which jobs wait for which
-    #[arg(long, help_heading = "Look", value_name = "FORMAT", num_args = 0..=1, require_equals = true,
+    /// Print the dependencies between jobs as a graph
+    #[arg(long, help_heading = "Show", value_name = "FORMAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "dot")]
     pub graph: Option<Graph>,
-    /// Tell why a job is in the pipeline, and where each of its values comes from
-    #[arg(long, help_heading = "Look", value_name = "JOB")]
+    /// Explain why the pipeline includes or excludes a job, and where each of its values is written
+    #[arg(long, help_heading = "Show", value_name = "JOB")]
     pub explain: Option<String>,
 
-    /// A pipeline of this branch
+    /// Plan a pipeline for this branch
     #[arg(long, help_heading = "Kind of pipeline", value_name = "BRANCH", conflicts_with_all = ["tag", "mr"])]
     pub branch: Option<String>,
-    /// A pipeline of this tag
+    /// Plan a pipeline for this tag
     #[arg(long, help_heading = "Kind of pipeline", value_name = "TAG", conflicts_with = "mr")]
     pub tag: Option<String>,
-    /// A pipeline of a merge request
+    /// Plan a pipeline for a merge request
     #[arg(long, help_heading = "Kind of pipeline", value_name = "SOURCE:TARGET[:IID]")]
     pub mr: Option<String>,
     /// CI_PIPELINE_SOURCE: push, web, schedule, …
     #[arg(long, help_heading = "Kind of pipeline", value_name = "NAME")]
     pub source: Option<String>,
-    /// The commit before the push: what `changes` compares with
+    /// The commit before the push; `changes` compares with it
     #[arg(long, help_heading = "Kind of pipeline", value_name = "SHA")]
     pub before: Option<String>,
-    /// The configuration, in the checkout
+    /// The configuration file in the checkout
     #[arg(long, help_heading = "Kind of pipeline", value_name = "FILE", default_value = ".gitlab-ci.yml")]
     pub file: String,
-    /// Unknown keywords are warnings
+    /// Treat unknown keywords as warnings
     #[arg(long, help_heading = "Kind of pipeline")]
     pub lax: bool,
 
-    /// A variable of the pipeline; may be given again
+    /// Set a pipeline variable; repeatable
     #[arg(long, help_heading = "Values", visible_alias = "env", value_name = "KEY=VALUE")]
     pub var: Vec<String>,
-    /// Variables of the project, from a dotenv or YAML file; may be given again
+    /// Read project variables from a dotenv or YAML file; repeatable
     #[arg(long, help_heading = "Values", value_name = "FILE")]
     pub vars_file: Vec<PathBuf>,
-    /// A masked variable with its value from the environment; may be given again
+    /// Set a masked variable from the environment variable of the same name; repeatable
     #[arg(long, help_heading = "Values", value_name = "KEY")]
     pub secret: Vec<String>,
-    /// A value for an input of the file; may be given again
+    /// Set an input of the configuration file; repeatable
     #[arg(long, help_heading = "Values", value_name = "KEY=VALUE")]
     pub input: Vec<String>,
 
-    /// Another project is in a directory; may be given again
+    /// Read another project from a directory; repeatable
     #[arg(long, help_heading = "Includes", value_name = "PATH[@REF]=DIR")]
     pub map_project: Vec<String>,
-    /// A URL is a file; may be given again
+    /// Read a URL from a file; repeatable
     #[arg(long, help_heading = "Includes", value_name = "URL=FILE")]
     pub map_remote: Vec<String>,
-    /// A component project is in a directory; may be given again
+    /// Read a component project from a directory; repeatable
     #[arg(long, help_heading = "Includes", value_name = "PROJECT=DIR[,version=V][,sha=S][,ref=R]…")]
     pub map_component: Vec<String>,
-    /// GitLab's templates are in a directory
+    /// Read GitLab's templates from a directory
     #[arg(long, help_heading = "Includes", value_name = "DIR")]
     pub map_template: Option<PathBuf>,
-    /// Fetch nothing: use what was fetched before
+    /// Do not use the network for includes; use only cached files
     #[arg(long, help_heading = "Includes")]
     pub offline: bool,
 
-    /// Jobs at the same time [default: the number of cores]
+    /// Number of jobs to run at the same time [default: the number of cores]
     #[arg(short = 'j', long = "parallel", help_heading = "Running", value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub parallel: Option<u16>,
-    /// Run jobs that ask for a container (`image:`) in the shell of this machine instead
+    /// Run jobs with `image:` in the shell of this machine instead of in a container
     #[arg(long, help_heading = "Running", conflicts_with = "docker")]
     pub shell: bool,
     /// Run all jobs in containers
     #[arg(long, help_heading = "Running")]
     pub docker: bool,
-    /// The image for jobs without one
+    /// Image for jobs without `image:`
     #[arg(long, help_heading = "Running", value_name = "IMAGE")]
     pub default_image: Option<String>,
-    /// Start delayed jobs at once
+    /// Start delayed jobs immediately
     #[arg(long, help_heading = "Running")]
     pub skip_delays: bool,
-    /// Give jobs the files that git neither tracks nor ignores as well
+    /// Also copy files that git neither tracks nor ignores
     #[arg(long, help_heading = "Running")]
     pub untracked: bool,
     /// Keep the work trees of failed jobs
     #[arg(long, help_heading = "Running")]
     pub keep: bool,
-    /// Open a shell in the container or work tree of a job that failed
+    /// Open a shell in the container or work tree of each failed job
     #[arg(long, help_heading = "Running")]
     pub shell_on_failure: bool,
-    /// Unpack the artifacts of jobs into this directory
+    /// Unpack the artifacts of all jobs into this directory
     #[arg(long, help_heading = "Running", value_name = "DIR")]
     pub artifacts: Option<PathBuf>,
-    /// Run again when tracked files change
+    /// Run again whenever tracked files change
     #[arg(long, help_heading = "Running")]
     pub watch: bool,
 
-    /// Put the time before each line
+    /// Print the time before each line
     #[arg(long, help_heading = "Output")]
     pub timestamps: bool,
-    /// Show the outcome only
+    /// Print only the result
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
-    /// No colours and no status lines
+    /// Print no colours and no status lines
     #[arg(long, help_heading = "Output")]
     pub no_color: bool,
-    /// Show what is done around the scripts of jobs
+    /// Also print what the agent does before and after scripts
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
-    /// Write a report (JSON), with the output of the jobs beside it
+    /// Write a JSON report, and the output of each job beside it
     #[arg(long, help_heading = "Output", value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Write a report (JUnit)
+    /// Write a JUnit report
     #[arg(long, help_heading = "Output", value_name = "FILE")]
     pub junit: Option<PathBuf>,
 
-    /// Names of jobs, one a line: for the completions of shells
+    /// Print the names of the jobs, one per line; for shell completion
     #[arg(long, hide = true)]
     pub complete_jobs: bool,
 }
 
-/// Formats of graphs.
+/// Graph formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Graph {
     /// For Graphviz

@@ -1,5 +1,5 @@
-//! `exec.toml`: every option of `mayfly exec` by its long name, in the user's configuration directory and in the
-//! project. What is given on the command line wins; what may be given again is added.
+//! `exec.toml`: sets options of `mayfly exec` by their long names, in the user's configuration directory or in the
+//! project. The command line overrides these files; values of repeatable options are added.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use clap::Parser;
 use super::options::Options;
 use crate::executor::user;
 
-/// The options alone, for arguments that come from files as well.
+/// A parser for the options alone, to parse arguments that come from files.
 #[derive(Parser)]
 #[command(name = "mayfly exec", disable_help_flag = true)]
 struct Whole {
@@ -20,14 +20,14 @@ struct Whole {
     logging: crate::cli::logging::Options,
 }
 
-/// Where the settings of a project and of the user are.
+/// The settings files of the user and of the project.
 fn files(root: &Path) -> [PathBuf; 2] {
     let home = || user::current().home.join(".config");
     let given = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     [given.unwrap_or_else(home).join("mayfly/exec.toml"), root.join(".mayfly/exec.toml")]
 }
 
-/// The options with what the files of the user and the project add. Errors: a file that cannot be used, by its name.
+/// Merges the options with the settings files. The error names the file.
 pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
     let mut arguments = vec![OsString::from("mayfly exec")];
     let mut used = Vec::new();
@@ -42,10 +42,13 @@ pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
         Whole::try_parse_from(check).map_err(|error| {
             let text = error.to_string();
             let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            format!("{}: {why}; write options of `mayfly exec` by their long names", file.display())
+            format!("{}: {why}; use the long names of the options of `mayfly exec`", file.display())
         })?;
         if own.iter().any(|argument| argument == "--shell") {
-            eprintln!("mayfly: warning: {}: `shell`: containers are not used", file.display());
+            eprintln!(
+                "mayfly: warning: {}: `shell` is set: jobs with `image:` run in the shell instead of in a container",
+                file.display()
+            );
         }
         arguments.extend(own.into_iter().map(OsString::from));
         used.push(file);
@@ -60,7 +63,8 @@ pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
     })
 }
 
-/// A file as arguments: `true` is a switch, a list is an option that is given again, a table is one with KEY=VALUE.
+/// Converts a settings file to arguments: `true` sets a switch, a list repeats an option, a table gives KEY=VALUE
+/// pairs.
 fn of_file(text: &str) -> Result<Vec<String>, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     let mut arguments = Vec::new();
@@ -81,7 +85,7 @@ fn add(option: &str, value: &toml::Value, arguments: &mut Vec<String>) -> Result
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Float(number) => Ok(number.to_string()),
         toml::Value::Boolean(value) => Ok(value.to_string()),
-        _ => Err("write text or a number".to_owned()),
+        _ => Err("expected a string or a number".to_owned()),
     };
     match value {
         toml::Value::Boolean(true) => arguments.push(option.to_owned()),
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_arguments() {
+    fn converts_a_file_to_arguments() {
         let text = "parallel = 4\nshell = true\nkeep = false\nmap_project = [\"a/b=/x\"]\n[var]\nA = 1\nB = \"x y\"\n";
         let mut arguments = of_file(text).expect("arguments");
         arguments.sort();

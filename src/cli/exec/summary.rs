@@ -1,12 +1,11 @@
-//! The end of a run: a table of the jobs, and for each failure its last lines and the command that failed.
+//! The summary of a run: a table of the jobs, and for each failed job its last lines and the failed command.
 
 use std::fmt::Write;
 
-use crate::local::results::{Ending, JobResult, Status, in_words};
+use crate::local::results::{JobResult, RunStatus, Status, in_words};
 use crate::local::screen::{self, Screen};
 
-/// Shows how a run came out.
-pub fn show(screen: &Screen, ending: Ending, jobs: &[JobResult]) {
+pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     let mut text = String::new();
     if !screen.look().alone {
         text.push_str(&table(screen, jobs));
@@ -19,13 +18,14 @@ pub fn show(screen: &Screen, ending: Ending, jobs: &[JobResult]) {
         let _ = writeln!(text, "the work tree of {} is kept in {}", job.name, kept.display());
     }
     match ending {
-        Ending::Blocked => {
+        RunStatus::Blocked => {
             let waiting: Vec<&str> =
                 jobs.iter().filter(|job| job.status == Status::Manual).map(|job| job.name.as_str()).collect();
-            let _ = writeln!(text, "blocked: start the manual job with --manual '{}'", waiting.join("' --manual '"));
+            let _ =
+                writeln!(text, "blocked by a manual job; to start it, add --manual '{}'", waiting.join("' --manual '"));
         }
-        Ending::Interrupted => text.push_str("interrupted\n"),
-        Ending::Success | Ending::Failed => {}
+        RunStatus::Interrupted => text.push_str("interrupted\n"),
+        RunStatus::Success | RunStatus::Failed => {}
     }
     if !text.is_empty() {
         screen.say(text.trim_end_matches('\n'));
@@ -46,7 +46,7 @@ fn table(screen: &Screen, jobs: &[JobResult]) -> String {
     let rows: Vec<[String; 4]> = jobs.iter().map(row).collect();
     let mut text = String::from("\n");
     for (line, job) in screen::columns(&rows).lines().zip(jobs) {
-        // Coloured after the columns are as wide as they are.
+        // Colour codes are added after the column widths are computed.
         let word = job.status.word();
         let _ =
             writeln!(text, "{}", line.replacen(&format!("  {word}"), &format!("  {}", screen.status(job.status)), 1));
@@ -60,7 +60,7 @@ fn failure(screen: &Screen, job: &JobResult) -> String {
     if let Some(command) = &job.command {
         let _ = writeln!(text, "  failed command: {command}");
     }
-    // One job: its lines stand right above.
+    // With a single job, its lines are directly above.
     if !screen.look().alone || screen.look().quiet {
         job.tail.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
     }

@@ -1,4 +1,4 @@
-//! Variables, inputs and maps as the command line has them.
+//! Parses variables, inputs and maps from the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,11 @@ use crate::local::sources::{MappedComponent, MappedProject, Maps};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
 use crate::pipeline::syntax;
 
-/// `KEY=VALUE`. Errors: it is not.
 fn pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
     text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
 }
 
-/// `--var`
+/// Parses `--var`.
 pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
         let (key, value) = pair("--var", text, "KEY=VALUE")?;
@@ -22,7 +21,7 @@ pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, Strin
     options.var.iter().map(variable).collect()
 }
 
-/// `--secret` and `--vars-file`; the last file counts most, and secrets before all files.
+/// Parses `--vars-file` and `--secret`. A later file overrides earlier ones; secrets override all files.
 pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let mut variables = Vec::new();
     for key in &options.secret {
@@ -68,19 +67,20 @@ fn of_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
                         "type" => match value.as_str() {
                             Some("file") => variable.file = true,
                             Some("variable" | "env_var") => {}
-                            _ => return Err(of_key("`type` is `file` or `variable`".to_owned())),
+                            _ => return Err(of_key("`type` must be `file` or `variable`".to_owned())),
                         },
                         "masked" => {
                             variable.masked =
-                                value.as_bool().ok_or_else(|| of_key("`masked` is true or false".to_owned()))?
+                                value.as_bool().ok_or_else(|| of_key("`masked` must be true or false".to_owned()))?
                         }
                         "raw" => {
-                            variable.raw = value.as_bool().ok_or_else(|| of_key("`raw` is true or false".to_owned()))?
+                            variable.raw =
+                                value.as_bool().ok_or_else(|| of_key("`raw` must be true or false".to_owned()))?
                         }
                         "environment_scope" => variable.environment_scope = printed(value).map_err(of_key)?,
                         other => {
                             return Err(of_key(format!(
-                                "there is no `{other}`: write value, type, masked, raw, environment_scope"
+                                "unknown key `{other}`; the keys are value, type, masked, raw, environment_scope"
                             )));
                         }
                     }
@@ -92,7 +92,7 @@ fn of_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
     Ok(variables)
 }
 
-/// `KEY=VALUE` lines with comments; quotes around a whole value are not part of it.
+/// Parses `KEY=VALUE` lines and comments; quotes around a whole value are removed.
 fn of_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
     let mut variables: Vec<GivenVariable> = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -114,7 +114,7 @@ fn of_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
     Ok(variables)
 }
 
-/// `--input`
+/// Parses `--input`.
 pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
     let input = |text: &String| {
         let (key, value) = pair("--input", text, "KEY=VALUE")?;
@@ -123,7 +123,7 @@ pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
     options.input.iter().map(input).collect()
 }
 
-/// `--branch`, `--tag`, `--mr`, `--before`
+/// Parses `--branch`, `--tag`, `--mr` and `--before`.
 pub fn wanted(options: &Options) -> Result<Wanted, String> {
     let merge_request = options.mr.as_deref().map(|text| {
         let wrong = || format!("--mr {text}: write SOURCE:TARGET or SOURCE:TARGET:IID");
@@ -146,7 +146,7 @@ pub fn wanted(options: &Options) -> Result<Wanted, String> {
     })
 }
 
-/// `--map-project`, `--map-remote`, `--map-component`, `--map-template`
+/// Parses `--map-project`, `--map-remote`, `--map-component` and `--map-template`.
 pub fn maps(options: &Options) -> Result<Maps, String> {
     let mut maps = Maps { templates: options.map_template.clone(), ..Maps::default() };
     for text in &options.map_project {
@@ -158,7 +158,7 @@ pub fn maps(options: &Options) -> Result<Maps, String> {
         maps.projects.push(MappedProject { project: project.to_owned(), reference, directory: directory.into() });
     }
     for text in &options.map_remote {
-        // A URL may have `=` in it, a path rarely.
+        // Splits at the last `=`: a URL often contains `=`, a path rarely.
         let form = || format!("--map-remote {text}: write URL=FILE");
         let (url, file) = text.rsplit_once('=').filter(|(url, _)| !url.is_empty()).ok_or_else(form)?;
         maps.remotes.insert(url.to_owned(), PathBuf::from(file));
@@ -186,9 +186,7 @@ fn component(text: &str) -> Result<MappedComponent, String> {
             Some(("sha", sha)) => mapped.sha = Some(sha.to_owned()),
             Some(("ref", reference)) => mapped.references.push(reference.to_owned()),
             _ => {
-                return Err(format!(
-                    "--map-component {text}: `{part}` is neither version=, sha= nor ref=; write {form}"
-                ));
+                return Err(format!("--map-component {text}: unknown part `{part}`; write {form}"));
             }
         }
     }
@@ -200,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_component_map_has_its_parts() {
+    fn parses_component_maps() {
         let mapped = component("g/c=/dir,version=1.2.3,sha=abc,ref=1,ref=~latest").expect("a map");
         assert_eq!(mapped.references, ["1", "~latest"]);
         assert_eq!((mapped.version.as_deref(), mapped.directory.as_path()), (Some("1.2.3"), Path::new("/dir")));
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn dotenv_files_have_comments_and_quotes() {
+    fn parses_dotenv_files_with_comments_and_quotes() {
         let variables = of_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("variables");
         let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
         assert_eq!(pairs, [("B", "2"), ("A", "3")]);
@@ -216,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_files_have_types_and_scopes() {
+    fn parses_yaml_files_with_types_and_scopes() {
         let text = "A: 1\nB: {value: x, type: file, masked: true, environment_scope: 'review/*'}\n";
         let variables = of_yaml(text).expect("variables");
         assert_eq!(variables[0].value, "1");

@@ -10,21 +10,24 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::options::Options;
-use super::{Asked, is_interrupted, once};
+use super::{GitState, is_interrupted, once};
 use crate::local::checkout::Checkout;
-use crate::local::results::Ending;
+use crate::local::results::RunStatus;
 
-/// Editors write a file in several steps; a run begins once nothing has changed for this long (milliseconds).
+/// Editors save a file in several steps. The next run starts after this many milliseconds without a change.
 const QUIET: u16 = 200;
 
-/// Runs until the user ends it. Errors: the file system cannot be watched.
+/// Repeats the run until the user interrupts it. Fails if the file system cannot be watched.
 pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
-    let interrupts = interrupts().map_err(|error| format!("signals cannot be handled: {error}"))?;
+    let interrupts = interrupts().map_err(|error| format!("cannot install a signal handler: {error}"))?;
     loop {
         let watched = Watched::begin(checkout).map_err(|error| {
-            format!("{}: changes cannot be watched: {error}; see fs.inotify.max_user_watches", checkout.root.display())
+            format!(
+                "cannot watch {} for changes: {error}; raise the sysctl fs.inotify.max_user_watches",
+                checkout.root.display()
+            )
         })?;
-        let status = Asked::ask(&checkout.root).and_then(|asked| once(options, checkout, asked));
+        let status = GitState::ask(&checkout.root).and_then(|asked| once(options, checkout, asked));
         let status = status.unwrap_or_else(|why| {
             eprintln!("mayfly: {why}");
             super::REFUSED
@@ -32,16 +35,16 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
         if is_interrupted(status) {
             return Ok(status);
         }
-        super::say("waiting for changes; end with Ctrl-C\n");
+        super::say("waiting for changes; press Ctrl-C to stop\n");
         match watched.wait(&interrupts) {
             Ok(Woken::Changed) => {}
-            Ok(Woken::Interrupted) => return Ok(Ending::Interrupted.exit_status()),
-            Err(error) => return Err(format!("changes cannot be watched: {error}")),
+            Ok(Woken::Interrupted) => return Ok(RunStatus::Interrupted.exit_status()),
+            Err(error) => return Err(format!("cannot watch for changes: {error}")),
         }
     }
 }
 
-/// Can be read once a signal asks the program to end.
+/// A socket that becomes readable when a termination signal arrives.
 fn interrupts() -> io::Result<UnixStream> {
     let (interrupts, sender) = UnixStream::pair()?;
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
@@ -50,13 +53,13 @@ fn interrupts() -> io::Result<UnixStream> {
     Ok(interrupts)
 }
 
-/// What ends a wait.
+/// The event that ended a wait.
 enum Woken {
     Changed,
     Interrupted,
 }
 
-/// The directories of tracked files.
+/// Watches the directories of tracked files.
 struct Watched {
     inotify: Inotify,
 }
@@ -80,7 +83,7 @@ impl Watched {
         Ok(Self { inotify })
     }
 
-    /// Waits for a change and for the end of changes, or for an interrupt.
+    /// Waits for a change followed by a quiet period, or for an interrupt.
     fn wait(&self, interrupts: &UnixStream) -> io::Result<Woken> {
         let mut timeout = PollTimeout::NONE;
         loop {

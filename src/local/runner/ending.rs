@@ -1,12 +1,12 @@
-//! The end of a run: what failed jobs leave, and how all jobs came out.
+//! The end of a run: keeps the trees of failed jobs, and collects the results of all jobs.
 
 use super::Runner;
+use crate::local::conclusion::status_of;
 use crate::local::results::JobResult;
-use crate::local::verdict::status_of;
 use crate::local::{failed_shell, report};
 
 impl Runner<'_> {
-    /// Opens shells in the trees of failed jobs, and moves the trees to where they are kept.
+    /// Opens shells in the trees of failed jobs, and moves the trees to the directory for kept trees.
     pub(super) fn keep_trees(&mut self) {
         for pipeline in 0..self.pipelines.len() {
             for job in 0..self.pipelines[pipeline].jobs.len() {
@@ -14,15 +14,15 @@ impl Runner<'_> {
                 let progress = &mut self.pipelines[pipeline].jobs[job];
                 let Some(left) = progress.result.as_mut().and_then(|outcome| outcome.left.take()) else { continue };
                 if self.options.shell_on_failure && !self.is_interrupted {
-                    failed_shell::open(&self.ground, &name, &left);
+                    failed_shell::open(&self.context, &name, &left);
                 }
                 if !self.options.keep {
                     continue;
                 }
-                let place = self.ground.kept.join(format!("{}-{}", progress.id, report::log_name(&name)));
+                let place = self.context.kept.join(format!("{}-{}", progress.id, report::log_name(&name)));
                 match left.tree.keep(&place.with_extension("")) {
                     Ok(project) => progress.kept = Some(project),
-                    Err(error) => self.ground.screen.say(&format!("warning: the tree of {name} is not kept: {error}")),
+                    Err(error) => self.context.screen.say(&format!("warning: cannot keep the tree of {name}: {error}")),
                 }
             }
         }

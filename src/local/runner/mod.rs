@@ -1,4 +1,4 @@
-//! Runs a pipeline and its child pipelines: starts what the schedule says, hears how it ends, and tells the outcome.
+//! Runs a pipeline and its child pipelines: starts jobs by the schedule, and processes their results.
 
 mod ending;
 
@@ -13,57 +13,57 @@ use std::time::{Duration, Instant};
 use crate::failure::FailureReason;
 use crate::job::artifacts::local_archive;
 use crate::job::control::Control;
-use crate::local::attempt::{self, Attempt, Ground, Outcome};
+use crate::local::attempt::{self, Attempt, AttemptResult, RunContext};
 use crate::local::children;
+use crate::local::conclusion::{retries, status_of};
 use crate::local::coverage;
 use crate::local::dotenv;
-use crate::local::results::{Ending, JobResult};
-use crate::local::schedule::{self, Schedule, State, Task, Verdict};
+use crate::local::options::{Options, image_of, matches};
+use crate::local::results::{JobResult, RunStatus};
+use crate::local::schedule::{self, Conclusion, Schedule, State, Task};
 use crate::local::sources::LocalSources;
-use crate::local::verdict::{retries, status_of};
-use crate::local::wishes::{Options, image_of, matches};
 use crate::pipeline::plan::{AllowFailure, Job, Plan, Strategy, Trigger, When};
 use crate::pipeline::request::Request;
 
-/// Pipelines below pipelines, as GitLab allows.
+/// The nesting depth of child pipelines, as on GitLab.
 const LEVELS: usize = 2;
-/// How often the status lines of a terminal change.
+/// The refresh interval of the status lines.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What happens while jobs run.
+/// An event while jobs run.
 pub enum Event {
-    /// An attempt is over: pipeline, job.
-    Ended(usize, usize, Box<Outcome>),
-    /// A signal from the keyboard or another program.
+    /// An attempt has ended: pipeline, job, result.
+    Ended(usize, usize, Box<AttemptResult>),
+    /// A signal from the keyboard or from another program.
     Interrupt,
-    /// What the user typed.
+    /// The user answered a question.
     Answer(String),
 }
 
-/// A pipeline, or a child of one.
+/// A running pipeline or child pipeline.
 struct Running<'a> {
     plan: Arc<Plan>,
-    /// What it was planned from; a child's request is made from it.
+    /// The request that it was planned from; requests of child pipelines derive from it.
     request: Rc<Request<'a>>,
     schedule: Schedule,
     jobs: Vec<Progress>,
     /// The trigger job that started it: pipeline and job.
     parent: Option<(usize, usize)>,
-    /// The names of the trigger jobs above it, each with a slash.
+    /// The names of the trigger jobs above it, each followed by a slash.
     prefix: String,
     level: usize,
     is_told: bool,
 }
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Default)]
 struct Progress {
     key: usize,
     attempts: u32,
-    /// The number of the last attempt.
+    /// The id of the last attempt.
     id: i64,
     control: Option<Arc<Control>>,
-    result: Option<Outcome>,
+    result: Option<AttemptResult>,
     message: Option<String>,
     kept: Option<PathBuf>,
     began: Option<Instant>,
@@ -72,7 +72,7 @@ struct Progress {
 
 /// A run from its first job to its last.
 pub struct Runner<'a> {
-    ground: Arc<Ground>,
+    context: Arc<RunContext>,
     options: &'a Options,
     sources: &'a LocalSources,
     pipelines: Vec<Running<'a>>,
@@ -82,22 +82,22 @@ pub struct Runner<'a> {
     next_key: usize,
     threads: Vec<thread::JoinHandle<()>>,
     is_interrupted: bool,
-    /// Manual jobs to ask about.
+    /// Manual jobs that the user will be asked about.
     questions: Vec<(usize, usize)>,
     is_asking: bool,
 }
 
 impl<'a> Runner<'a> {
-    /// A run of a plan that was made from a request; `first_id` is the number of the first job.
+    /// A run without pipelines; `first_id` is the id of the first job.
     pub fn new(
-        ground: Arc<Ground>,
+        context: Arc<RunContext>,
         options: &'a Options,
         sources: &'a LocalSources,
         (sender, events): (Sender<Event>, Receiver<Event>),
         first_id: i64,
     ) -> Self {
         Self {
-            ground,
+            context,
             options,
             sources,
             pipelines: Vec::new(),
@@ -112,8 +112,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Runs everything. Returns how it came out, and all jobs in the order of the file.
-    pub fn run(mut self, plan: Plan, request: Request<'a>) -> (Ending, Vec<JobResult>) {
+    /// Runs the plan. Returns the result, and all jobs in the order of the file.
+    pub fn run(mut self, plan: Plan, request: Request<'a>) -> (RunStatus, Vec<JobResult>) {
         self.add(Arc::new(plan), Rc::new(request), None, String::new(), 0);
         loop {
             self.advance();
@@ -123,17 +123,17 @@ impl<'a> Runner<'a> {
                 }
                 break;
             }
-            self.hear();
+            self.wait_for_event();
         }
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
-        self.ground.screen.finish();
+        self.context.screen.finish();
         self.keep_trees();
         let status = self.pipelines[0].schedule.status();
         let ending = match status {
-            _ if self.is_interrupted => Ending::Interrupted,
-            schedule::Status::Success => Ending::Success,
-            schedule::Status::Failed | schedule::Status::Canceled => Ending::Failed,
-            schedule::Status::Blocked => Ending::Blocked,
+            _ if self.is_interrupted => RunStatus::Interrupted,
+            schedule::Status::Success => RunStatus::Success,
+            schedule::Status::Failed | schedule::Status::Canceled => RunStatus::Failed,
+            schedule::Status::Blocked => RunStatus::Blocked,
         };
         (ending, self.results())
     }
@@ -180,7 +180,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Starts what can start, in all pipelines, until nothing more can.
+    /// Starts all jobs that can start, in all pipelines.
     fn advance(&mut self) {
         loop {
             let mut started = false;
@@ -200,18 +200,18 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Attempts that run.
+    /// The number of running attempts.
     fn busy(&self) -> usize {
         let jobs = self.pipelines.iter().flat_map(|running| &running.jobs);
         jobs.filter(|job| job.control.is_some()).count()
     }
 
-    /// True when no pipeline can go on by itself.
+    /// Whether every pipeline waits for an event.
     fn is_stalled(&self) -> bool {
         self.busy() == 0 && self.pipelines.iter().all(|running| running.schedule.is_stalled())
     }
 
-    /// A trigger job whose pipeline waits for a person waits for the same. True if one did not yet.
+    /// Marks trigger jobs as waiting for a person if their pipelines do. Returns whether one changed.
     fn hold_triggers(&mut self) -> bool {
         let mut changed = false;
         for child in 0..self.pipelines.len() {
@@ -235,7 +235,7 @@ impl<'a> Runner<'a> {
         progress.began.get_or_insert_with(Instant::now);
         let (key, is_first) = (progress.key, progress.attempts == 1);
         if is_first {
-            self.ground.screen.begin(key, &name, &plan.jobs[job].stage);
+            self.context.screen.begin(key, &name, &plan.jobs[job].stage);
         }
         match &plan.jobs[job].trigger {
             Some(trigger) => self.trigger(pipeline, job, trigger),
@@ -247,9 +247,9 @@ impl<'a> Runner<'a> {
         let id = self.next_id;
         self.next_id += 1;
         let dependencies = self.dependencies(pipeline, job);
-        let reports = dependencies.iter().map(|(id, _)| local_archive(&self.ground.artifacts, *id, "dotenv"));
+        let reports = dependencies.iter().map(|(id, _)| local_archive(&self.context.artifacts, *id, "dotenv"));
         let dotenv = reports.filter_map(|path| dotenv::read(&path).ok()).flatten().collect();
-        let archives = |(id, _): &(i64, String)| local_archive(&self.ground.artifacts, *id, "archive").exists();
+        let archives = |(id, _): &(i64, String)| local_archive(&self.context.artifacts, *id, "archive").exists();
         let name = self.name(pipeline, job);
         let planned = &plan.jobs[job];
         let attempt = Attempt {
@@ -265,24 +265,30 @@ impl<'a> Runner<'a> {
         };
         let control = match Control::new() {
             Ok(control) => Arc::new(control),
-            Err(error) => return self.fail(pipeline, job, format!("descriptors are used up: {error}")),
+            Err(error) => {
+                return self.fail(
+                    pipeline,
+                    job,
+                    format!("cannot create a pipe: {error}; raise the limit of open files (ulimit -n)"),
+                );
+            }
         };
         let progress = &mut self.pipelines[pipeline].jobs[job];
         progress.id = id;
         progress.control = Some(Arc::clone(&control));
-        let (ground, sender) = (Arc::clone(&self.ground), self.sender.clone());
+        let (context, sender) = (Arc::clone(&self.context), self.sender.clone());
         let spawned = thread::Builder::new().name(format!("job-{id}")).spawn(move || {
-            let outcome = attempt::run(&ground, attempt, &control);
-            // The receiver lives as long as a job runs.
+            let outcome = attempt::run(&context, attempt, &control);
+            // The receiver lives as long as any job runs.
             let _ = sender.send(Event::Ended(pipeline, job, Box::new(outcome)));
         });
         match spawned {
             Ok(thread) => self.threads.push(thread),
-            Err(error) => self.fail(pipeline, job, format!("no thread can be started: {error}")),
+            Err(error) => self.fail(pipeline, job, format!("cannot start a thread: {error}")),
         }
     }
 
-    /// The jobs whose artifacts a job gets, in their order, with the numbers of their last attempts.
+    /// The jobs whose artifacts a job downloads, in order, with the ids of their last attempts.
     fn dependencies(&self, pipeline: usize, job: usize) -> Vec<(i64, String)> {
         let running = &self.pipelines[pipeline];
         let planned = &running.plan.jobs[job];
@@ -312,12 +318,12 @@ impl<'a> Runner<'a> {
         jobs.into_iter().map(|(_, id, name)| (id, name)).collect()
     }
 
-    /// A job that could not even begin.
+    /// Fails a job that could not start.
     fn fail(&mut self, pipeline: usize, job: usize, why: String) {
         let progress = &mut self.pipelines[pipeline].jobs[job];
         progress.control = None;
         progress.message = Some(why);
-        self.settle(pipeline, job, Verdict::Failed);
+        self.settle(pipeline, job, Conclusion::Failed);
     }
 
     fn trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
@@ -326,14 +332,14 @@ impl<'a> Runner<'a> {
             let running = &self.pipelines[pipeline];
             let name = running.plan.expand(&running.plan.jobs[job], project);
             self.pipelines[pipeline].jobs[job].message =
-                Some(format!("the pipeline of {name} was not started: that takes a GitLab server"));
-            return self.settle(pipeline, job, Verdict::Success);
+                Some(format!("the pipeline of {name} was not started: only a GitLab server can start it"));
+            return self.settle(pipeline, job, Conclusion::Success);
         }
         if self.pipelines[pipeline].level == LEVELS {
-            return self.fail(pipeline, job, format!("child pipelines have {LEVELS} levels at most"));
+            return self.fail(pipeline, job, format!("child pipelines may nest {LEVELS} levels deep"));
         }
         for (at, progress) in self.pipelines[pipeline].jobs.iter().enumerate().filter(|(_, progress)| progress.id > 0) {
-            let archive = local_archive(&self.ground.artifacts, progress.id, "archive");
+            let archive = local_archive(&self.context.artifacts, progress.id, "archive");
             if archive.exists() {
                 self.sources.set_artifact(&self.pipelines[pipeline].plan.jobs[at].name, archive);
             }
@@ -347,16 +353,16 @@ impl<'a> Runner<'a> {
             Err(why) => return self.fail(pipeline, job, why),
         };
         let (prefix, level) = (format!("{}/", self.name(pipeline, job)), running.level + 1);
-        if let Err(why) = children::check(&plan, self.options, &self.ground) {
+        if let Err(why) = children::check(&plan, self.options, &self.context) {
             return self.fail(pipeline, job, why);
         }
         self.add(Arc::new(plan), Rc::new(request), Some((pipeline, job)), prefix, level);
         if *strategy == Strategy::None {
-            self.settle(pipeline, job, Verdict::Success);
+            self.settle(pipeline, job, Conclusion::Success);
         }
     }
 
-    /// Ends trigger jobs that wait for a pipeline that is over. True if one was.
+    /// Finishes trigger jobs whose pipelines have finished. Returns whether there was one.
     fn end_children(&mut self) -> bool {
         let mut ended = false;
         for child in 0..self.pipelines.len() {
@@ -364,7 +370,7 @@ impl<'a> Runner<'a> {
             let is_over = running.schedule.is_over() && !running.jobs.iter().any(|job| job.control.is_some());
             let (Some((pipeline, job)), false, true) = (running.parent, running.is_told, is_over) else { continue };
             let status = running.schedule.status();
-            // A pipeline that a manual job blocks goes on when that starts.
+            // A pipeline that a manual job blocks continues when that job starts.
             if status == schedule::Status::Blocked && !self.is_interrupted {
                 continue;
             }
@@ -372,14 +378,14 @@ impl<'a> Runner<'a> {
             ended = true;
             if self.pipelines[pipeline].schedule.state(job) == State::Running {
                 let well = status == schedule::Status::Success;
-                let badly = if self.is_interrupted { Verdict::Canceled } else { Verdict::Failed };
-                self.settle(pipeline, job, if well { Verdict::Success } else { badly });
+                let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
+                self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
             }
         }
         ended
     }
 
-    /// Asks about manual jobs once nothing else can go on. False when there is nothing to ask.
+    /// Asks about manual jobs when no other job can run. Returns false if there is no question.
     fn ask(&mut self) -> bool {
         if !self.options.ask || self.is_interrupted {
             return false;
@@ -393,7 +399,7 @@ impl<'a> Runner<'a> {
         let Some(&(pipeline, job)) = self.questions.first() else { return false };
         let question = self.pipelines[pipeline].plan.jobs[job].manual_confirmation.clone();
         let question = question.map(|question| format!(" {question}")).unwrap_or_default();
-        self.ground.screen.say(&format!("Start the manual job `{}`?{question} [y/N]", self.name(pipeline, job)));
+        self.context.screen.say(&format!("Start the manual job `{}`?{question} [y/N]", self.name(pipeline, job)));
         self.is_asking = true;
         let sender = self.sender.clone();
         thread::spawn(move || {
@@ -404,23 +410,23 @@ impl<'a> Runner<'a> {
         true
     }
 
-    /// Waits for the next event and takes it.
-    fn hear(&mut self) {
+    /// Waits for the next event and processes it.
+    fn wait_for_event(&mut self) {
         let delay = self.pipelines.iter().filter_map(|running| running.schedule.next_delay()).min();
         let delay = delay.map(|until| until.saturating_duration_since(Instant::now()));
-        let tick = self.ground.screen.look().live.then_some(TICK);
+        let tick = self.context.screen.look().live.then_some(TICK);
         let event = match [delay, tick].into_iter().flatten().min() {
             Some(timeout) => self.events.recv_timeout(timeout),
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        self.ground.screen.tick();
+        self.context.screen.tick();
         match event {
             Ok(Event::Ended(pipeline, job, outcome)) => self.ended(pipeline, job, *outcome),
             Ok(Event::Interrupt) => self.interrupt(),
             Ok(Event::Answer(answer)) => self.answered(&answer),
             Err(_) => {}
         }
-        if self.ground.screen.is_closed() && !self.is_interrupted {
+        if self.context.screen.is_closed() && !self.is_interrupted {
             self.interrupt();
         }
     }
@@ -436,12 +442,12 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Stops everything; a second time at once.
+    /// Interrupts all jobs; the second interrupt exits immediately.
     fn interrupt(&mut self) {
         if self.is_interrupted {
-            self.ground.screen.finish();
-            // What still runs ends with this process, and the guard of the run removes what is left.
-            std::process::exit(i32::from(Ending::Interrupted.exit_status()));
+            self.context.screen.finish();
+            // Running jobs end with this process; the guard process cleans up.
+            std::process::exit(i32::from(RunStatus::Interrupted.exit_status()));
         }
         self.is_interrupted = true;
         self.cancel("interrupted");
@@ -454,7 +460,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn ended(&mut self, pipeline: usize, job: usize, outcome: Outcome) {
+    fn ended(&mut self, pipeline: usize, job: usize, outcome: AttemptResult) {
         let running = &mut self.pipelines[pipeline];
         let planned = &running.plan.jobs[job];
         let progress = &mut running.jobs[job];
@@ -464,46 +470,48 @@ impl<'a> Runner<'a> {
         progress.message.clone_from(&outcome.taken.message);
         progress.duration = Some(outcome.duration);
         progress.result = Some(outcome);
-        let verdict = match failure {
-            None => Verdict::Success,
-            Some((FailureReason::RunnerInterrupted | FailureReason::JobCanceled, _)) if is_stopped => Verdict::Canceled,
+        let conclusion = match failure {
+            None => Conclusion::Success,
+            Some((FailureReason::RunnerInterrupted | FailureReason::JobCanceled, _)) if is_stopped => {
+                Conclusion::Canceled
+            }
             Some((reason, code)) => {
                 if !is_stopped && progress.attempts <= retries(planned, reason, code) {
                     let attempt = progress.attempts + 1;
-                    let text = format!("{} failed; attempt {attempt} starts", self.name(pipeline, job));
-                    self.ground.screen.say(&text);
+                    let text = format!("{} failed; starting attempt {attempt}", self.name(pipeline, job));
+                    self.context.screen.say(&text);
                     return self.start(pipeline, job);
                 }
-                if planned.allow_failure.forgives(code) { Verdict::Warning } else { Verdict::Failed }
+                if planned.allow_failure.forgives(code) { Conclusion::Warning } else { Conclusion::Failed }
             }
         };
-        self.settle(pipeline, job, verdict);
+        self.settle(pipeline, job, conclusion);
     }
 
-    /// A job is over for good.
-    fn settle(&mut self, pipeline: usize, job: usize, verdict: Verdict) {
+    /// Records the final result of a job.
+    fn settle(&mut self, pipeline: usize, job: usize, conclusion: Conclusion) {
         let running = &mut self.pipelines[pipeline];
         let planned = &running.plan.jobs[job];
-        let verdict = match verdict {
-            Verdict::Failed if planned.allow_failure == AllowFailure::Yes => Verdict::Warning,
-            verdict => verdict,
+        let conclusion = match conclusion {
+            Conclusion::Failed if planned.allow_failure == AllowFailure::Yes => Conclusion::Warning,
+            conclusion => conclusion,
         };
-        running.schedule.end(job, verdict);
+        running.schedule.end(job, conclusion);
         let progress = &mut running.jobs[job];
         let duration = progress.began.map(|began| began.elapsed()).unwrap_or_default();
-        let note = match verdict {
-            Verdict::Success => String::new(),
+        let note = match conclusion {
+            Conclusion::Success => String::new(),
             _ => progress.message.clone().unwrap_or_default(),
         };
         progress.duration.get_or_insert(duration);
-        self.ground.screen.end(progress.key, status_of(State::Done(verdict)), duration, &note);
-        if verdict == Verdict::Success
+        self.context.screen.end(progress.key, status_of(State::Done(conclusion)), duration, &note);
+        if conclusion == Conclusion::Success
             && let Some(message) = progress.message.take()
         {
-            self.ground.screen.say(&message);
+            self.context.screen.say(&message);
         }
         self.unpack(pipeline, job);
-        if verdict == Verdict::Failed && self.pipelines[pipeline].plan.cancel_on_job_failure {
+        if conclusion == Conclusion::Failed && self.pipelines[pipeline].plan.cancel_on_job_failure {
             let running = &mut self.pipelines[pipeline];
             running.schedule.cancel();
             let controls = running.jobs.iter().filter_map(|job| job.control.as_ref());
@@ -511,15 +519,15 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Puts the artifacts of a job where the user wants them.
+    /// Unpacks the artifacts of a job into the user's directory.
     fn unpack(&self, pipeline: usize, job: usize) {
         let Some(directory) = &self.options.artifacts else { return };
         let id = self.pipelines[pipeline].jobs[job].id;
-        if let Err(why) = crate::local::artifacts::unpack(&self.ground.artifacts, id, directory) {
+        if let Err(why) = crate::local::artifacts::unpack(&self.context.artifacts, id, directory) {
             let name = self.name(pipeline, job);
-            self.ground
+            self.context
                 .screen
-                .say(&format!("warning: the artifacts of {name} are not in {}: {why}", directory.display()));
+                .say(&format!("warning: cannot unpack the artifacts of {name} into {}: {why}", directory.display()));
         }
     }
 

@@ -1,5 +1,5 @@
-//! Files of other projects, by commit: fetched with git and the user's own credentials into a cache, and from there ever
-//! after.
+//! Files of other projects at a commit: fetched with git and the user's own credentials into a cache, then read from
+//! the cache.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,19 +11,19 @@ use crate::pipeline::request::{FILE_LIMIT, SourceError};
 
 use super::remote;
 
-/// What fetches.
+/// Fetches other projects.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
-    /// The cache: below it a repository for each project.
+    /// The cache directory: one repository per project.
     pub cache: PathBuf,
     /// The URL of `origin`.
     pub origin: Option<String>,
-    /// Nothing but the cache is used.
+    /// Whether only the cache may be used.
     pub is_offline: bool,
 }
 
 impl Fetcher {
-    /// The URL of another project on the server of `origin`, or on `host`.
+    /// The URL of another project, on the server of `origin` or on `host`.
     fn url_of(&self, project: &str, host: Option<&str>) -> Result<String, SourceError> {
         let no_origin = || {
             SourceError::Failed(format!(
@@ -47,7 +47,7 @@ impl Fetcher {
         self.cache.join(name)
     }
 
-    /// The commit of a reference of another project. Errors: there is none, or the server cannot be asked.
+    /// Resolves a reference of another project to a commit.
     pub fn commit(&self, project: &str, reference: &str) -> Result<String, SourceError> {
         let url = self.url_of(project, None)?;
         if is_commit(reference) {
@@ -62,7 +62,7 @@ impl Fetcher {
         Ok(sha.clone())
     }
 
-    /// Commit and version of a component's reference. Errors: as for [`Fetcher::commit`].
+    /// Resolves the reference of a component to a commit and a version.
     pub fn version(&self, host: &str, project: &str, reference: &str) -> Result<(String, String), SourceError> {
         let url = self.url_of(project, Some(host))?;
         if is_commit(reference) {
@@ -78,7 +78,7 @@ impl Fetcher {
         Ok((sha, version))
     }
 
-    /// A file of a commit that is in the cache.
+    /// Reads a file of a cached commit.
     pub fn file(&self, project: &str, sha: &str, path: &str) -> Result<Vec<u8>, SourceError> {
         let repository = self.holder(project, sha)?;
         let mut command = git(&repository);
@@ -89,7 +89,7 @@ impl Fetcher {
         Ok(content)
     }
 
-    /// The files of a commit that is in the cache.
+    /// Lists the files of a cached commit.
     pub fn files(&self, project: &str, sha: &str) -> Result<Vec<String>, SourceError> {
         let mut command = git(&self.holder(project, sha)?);
         command.args(["ls-tree", "-r", "-z", "--name-only", sha]);
@@ -98,13 +98,13 @@ impl Fetcher {
         Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
     }
 
-    /// The body of a URL.
+    /// Fetches a URL.
     pub fn url(&self, url: &str) -> Result<Vec<u8>, SourceError> {
         let kept = self.cache.join("urls").join(crate::executor::docker::names::digest(url));
         if self.is_offline {
             return fs::read(&kept).map_err(|_| {
                 SourceError::Failed(format!(
-                    "{url} was never fetched, and --offline is set; use --map-remote {url}=FILE"
+                    "{url} is not in the cache, and --offline is set; use --map-remote {url}=FILE"
                 ))
             });
         }
@@ -114,21 +114,21 @@ impl Fetcher {
         Ok(body)
     }
 
-    /// A template that ships with GitLab, from the project's own server.
+    /// Fetches a template of GitLab from the project's own server.
     pub fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let host = self.origin.as_deref().and_then(web_of).unwrap_or_else(|| "https://gitlab.com".to_owned());
         let key = name.strip_suffix(".gitlab-ci.yml").unwrap_or(name);
         let url = format!("{host}/api/v4/templates/gitlab_ci_ymls/{}", crate::http::escape(key, b""));
         let body = self.url(&url)?;
         let answer: serde_json::Value = serde_json::from_slice(&body)
-            .map_err(|_| SourceError::Failed(format!("{url} does not answer with a template")))?;
+            .map_err(|_| SourceError::Failed(format!("{url} did not return a template")))?;
         let content = answer.get("content").and_then(serde_json::Value::as_str);
         content
             .map(|content| content.as_bytes().to_vec())
             .ok_or_else(|| SourceError::Missing(format!("{host} has no template `{name}`")))
     }
 
-    /// The repository of the cache that holds a commit of a project.
+    /// The cached repository that contains a commit of a project.
     fn holder(&self, project: &str, sha: &str) -> Result<PathBuf, SourceError> {
         let ending =
             format!("{}.git", project.replace(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '-'), "_"));
@@ -138,7 +138,7 @@ impl Fetcher {
         candidates.into_iter().find(|path| has_commit(path, sha)).ok_or_else(missing)
     }
 
-    /// The references of a repository with their commits; those of the last time when offline.
+    /// The references of a repository with their commits; from the cache when offline.
     fn references(&self, url: &str) -> Result<BTreeMap<String, String>, SourceError> {
         let kept = self.repository(url).with_extension("refs");
         let text = if self.is_offline {
@@ -154,14 +154,14 @@ impl Fetcher {
         let mut references = BTreeMap::new();
         for line in String::from_utf8_lossy(&text).lines() {
             let Some((sha, name)) = line.split_once('\t') else { continue };
-            // `tag^{}` is the commit that an annotated tag is for.
+            // `tag^{}` is the commit of an annotated tag.
             let name = name.strip_suffix("^{}").map_or_else(|| name.to_owned(), str::to_owned);
             references.insert(name, sha.to_owned());
         }
         Ok(references)
     }
 
-    /// Has a commit in the cache.
+    /// Fetches a commit into the cache.
     fn bring(&self, url: &str, sha: &str, reference: &str) -> Result<(), SourceError> {
         let repository = self.repository(url);
         if has_commit(&repository, sha) {
@@ -179,11 +179,11 @@ impl Fetcher {
             command.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, what]);
             output(command)
         };
-        // Not every server hands out a commit by its id.
+        // Some servers refuse to send a commit by its id; then the reference is fetched.
         fetch(sha).or_else(|_| fetch(reference)).map_err(|why| failed(url, &why))?;
         match has_commit(&repository, sha) {
             true => Ok(()),
-            false => Err(failed(url, &format!("commit {sha} is not there"))),
+            false => Err(failed(url, &format!("the server has no commit {sha}"))),
         }
     }
 }
@@ -196,7 +196,8 @@ fn failed(url: &str, why: &str) -> SourceError {
     SourceError::Failed(format!("{url} cannot be fetched: {}", why.lines().last().unwrap_or(why)))
 }
 
-/// Git with the user's own credentials; it asks for none where there is no terminal, and a dead server ends the wait.
+/// A git command with the user's own credentials. Without a terminal git asks for none; a server that stalls is a
+/// failure.
 fn fetching(directory: &Path) -> Command {
     let mut command = git(directory);
     command.args(["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=30"]);
@@ -219,7 +220,7 @@ fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The part of a URL before the project's path; `None` for a path of this machine.
+/// The part of a URL before the project's path; `None` for a local path.
 fn base_of(url: &str) -> Option<String> {
     if let Some((scheme, rest)) = url.split_once("://") {
         let host = rest.split('/').next().filter(|host| !host.is_empty())?;
@@ -240,7 +241,7 @@ fn web_of(url: &str) -> Option<String> {
     Some(format!("https://{host}"))
 }
 
-/// The newest release that a partial version or `~latest` means.
+/// The newest release that matches a partial version or `~latest`.
 fn newest(references: &BTreeMap<String, String>, wanted: &str) -> Option<(String, String)> {
     let numbers = |text: &str| -> Option<Vec<u64>> { text.split('.').map(|part| part.parse().ok()).collect() };
     let prefix = if wanted == "~latest" { Vec::new() } else { numbers(wanted)? };
@@ -257,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn projects_are_found_on_the_server_of_origin() {
+    fn project_urls_are_on_the_server_of_origin() {
         let of = |origin: &str| Fetcher { cache: "/c".into(), origin: Some(origin.to_owned()), is_offline: false };
         for (origin, url) in [
             ("https://git.example.test:8443/team/app.git", "https://git.example.test:8443/group/tools.git"),
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_version_means_the_newest_release_of_it() {
+    fn a_partial_version_resolves_to_its_newest_release() {
         let names = ["1.2.3", "1.10.0", "v2.0.1", "2.1.0-rc1", "nightly"];
         let known = names.iter().map(|name| (format!("refs/tags/{name}"), format!("sha of {name}"))).collect();
         let of = |wanted: &str| newest(&known, wanted).map(|(_, version)| version);

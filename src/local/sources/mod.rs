@@ -1,7 +1,7 @@
-//! Where the planner's files come from: the checkout, directories that the user maps, other projects over git, URLs.
+//! Provides the planner's files: from the checkout, from directories that the user maps, from other projects over git,
+//! and from URLs.
 //!
-//! Everything here only reads: the developer's repository stays as it is, and what is fetched lies in the user's cache
-//! directory.
+//! The developer's repository is only read. Fetched files are stored in the user's cache directory.
 
 mod fetch;
 mod remote;
@@ -21,10 +21,10 @@ use crate::pipeline::request::{Base, ComponentVersion, FILE_LIMIT, SourceError, 
 
 pub use fetch::Fetcher;
 
-/// A tree of this form is a directory of this machine.
+/// The prefix of the id of a tree that is a local directory.
 const DIRECTORY: &str = "directory:";
 
-/// What the user says of other projects, URLs and components.
+/// The user's mappings of other projects, URLs and components.
 #[derive(Clone, Debug, Default)]
 pub struct Maps {
     /// `--map-project PATH[@REF]=DIR`
@@ -37,29 +37,27 @@ pub struct Maps {
     pub templates: Option<PathBuf>,
 }
 
-/// A project in a directory of this machine.
+/// A project that is mapped to a local directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedProject {
-    /// Its path on the server.
+    /// The path of the project on the server.
     pub project: String,
-    /// Only this ref; `None` for every one.
+    /// The mapped ref; `None` for all refs.
     pub reference: Option<String>,
-    /// Where its files are.
     pub directory: PathBuf,
 }
 
-/// A component project in a directory of this machine.
+/// A component project that is mapped to a local directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedComponent {
-    /// Its path on the server.
+    /// The path of the project on the server.
     pub project: String,
-    /// Where its files are.
     pub directory: PathBuf,
     /// The version that the references resolve to.
     pub version: Option<String>,
-    /// The commit.
+    /// The commit id.
     pub sha: Option<String>,
-    /// References that resolve to it; none for every one.
+    /// References that resolve to this version; empty for all references.
     pub references: Vec<String>,
 }
 
@@ -72,14 +70,14 @@ pub struct LocalSources {
     tracked: HashSet<String>,
     maps: Maps,
     fetcher: Fetcher,
-    /// Archives of jobs that have ended, for `trigger:include:artifact`.
+    /// Artifact archives of finished jobs, for `trigger:include:artifact`.
     artifacts: Mutex<HashMap<String, PathBuf>>,
     scratch: PathBuf,
     untracked_reads: Mutex<Vec<String>>,
 }
 
 impl LocalSources {
-    /// The files of a checkout whose project has the path `project` on its server.
+    /// `project` is the path of the checkout's project on its server.
     pub fn new(
         checkout: &Checkout,
         commit: &str,
@@ -105,12 +103,12 @@ impl LocalSources {
         }
     }
 
-    /// Where the artifacts of a job lie.
+    /// Registers the artifacts archive of a job.
     pub fn set_artifact(&self, job: &str, archive: PathBuf) {
         self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).insert(job.to_owned(), archive);
     }
 
-    /// Files of the project that were read although git does not track them: GitLab will not see them.
+    /// The files that were read although git does not track them, so GitLab would not have them.
     pub fn untracked_reads(&self) -> Vec<String> {
         self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -124,7 +122,7 @@ impl LocalSources {
     fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
         let failed = |why: String| SourceError::Failed(format!("the artifacts of job `{job}`: {why}"));
         let archives = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = || SourceError::Missing(format!("job `{job}` has left no artifacts"));
+        let missing = || SourceError::Missing(format!("job `{job}` has no artifacts"));
         let archive = archives.get(job).ok_or_else(missing)?;
         let number = archive.parent().and_then(Path::file_name).unwrap_or_default();
         let directory = self.scratch.join("unpacked").join(number);
@@ -207,7 +205,9 @@ impl Sources for LocalSources {
             });
         }
         if of_project().next().is_some() {
-            return Err(SourceError::Missing(format!("`{reference}` is no version of the mapped component {project}")));
+            return Err(SourceError::Missing(format!(
+                "`{reference}` is not a version of the mapped component {project}"
+            )));
         }
         if project == self.project && reference == self.commit {
             let (sha, version) = (self.commit.clone(), reference.to_owned());
@@ -283,7 +283,7 @@ fn directory_tree(project: &str, directory: &Path) -> Result<Tree, SourceError> 
     Ok(Tree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
 }
 
-/// A regular file; one that is a pipe or device does not keep us waiting.
+/// Opens a regular file; never blocks on a pipe or device.
 fn open_file(path: &Path) -> Result<File, String> {
     let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC).open(path);
     let file = file.map_err(|error| error.to_string())?;
@@ -293,7 +293,7 @@ fn open_file(path: &Path) -> Result<File, String> {
     }
 }
 
-/// The content of a file, or what the planner needs to see that it is too large.
+/// Reads a file, up to one byte more than the planner's limit.
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let limit = FILE_LIMIT as u64 + 1;
@@ -301,23 +301,23 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// A file by its path below a directory; no path leads out of it.
+/// Reads a file below a directory; the path cannot leave the directory.
 fn read_below(root: &Path, path: &str) -> Result<Vec<u8>, SourceError> {
     let path = path.trim_start_matches('/');
     let outside = Path::new(path).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
     let place = root.join(path);
     if outside || path.is_empty() {
-        return Err(SourceError::Missing(format!("`{path}` is no path in the project")));
+        return Err(SourceError::Missing(format!("`{path}` is not a path inside the project")));
     }
     match place.canonicalize() {
         Ok(real) if root.canonicalize().is_ok_and(|root| real.starts_with(root)) => {}
         Ok(_) => return Err(SourceError::Failed(format!("`{path}` is a link that leads out of the project"))),
-        Err(_) => return Err(SourceError::Missing("there is no such file".to_owned())),
+        Err(_) => return Err(SourceError::Missing("the file does not exist".to_owned())),
     }
     read_file(&place).map_err(|why| SourceError::Failed(format!("`{path}`: {why}")))
 }
 
-/// All files below a directory; in a checkout what git tracks.
+/// All files below a directory; in a checkout, the files that git tracks.
 fn files_below(root: &Path) -> Result<Vec<String>, SourceError> {
     let mut files = Vec::new();
     let mut waiting = vec![PathBuf::new()];

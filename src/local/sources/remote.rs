@@ -1,4 +1,4 @@
-//! The body of a URL.
+//! Fetches a URL.
 
 use std::io::Read;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use crate::version::user_agent;
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(60), response: Duration::from_secs(30) };
 const REDIRECTS: usize = 5;
 
-/// Fetches a URL; what comes after `limit` bytes and one more is left. Errors: no answer, or none that is good.
+/// Fetches a URL; reads at most `limit` + 1 bytes.
 pub fn get(url: &str, limit: usize) -> Result<Vec<u8>, SourceError> {
     let failed = |why: String| SourceError::Failed(format!("{url} cannot be fetched: {why}"));
     if !url.starts_with("https://") && !url.starts_with("http://") {
-        return Err(SourceError::Missing(format!("`{url}` is no URL of http or https")));
+        return Err(SourceError::Missing(format!("`{url}` is not an http or https URL")));
     }
     let mut place = url.to_owned();
     for _ in 0..=REDIRECTS {
@@ -37,5 +37,5 @@ pub fn get(url: &str, limit: usize) -> Result<Vec<u8>, SourceError> {
             _ => return Err(failed(answer.status_line())),
         }
     }
-    Err(failed(format!("it is redirected more than {REDIRECTS} times")))
+    Err(failed(format!("more than {REDIRECTS} redirects")))
 }

@@ -1,4 +1,4 @@
-//! Copies of files, on all cores when there are many.
+//! Copies files, in parallel if there are many.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,14 +9,13 @@ use std::time::SystemTime;
 
 use super::stamp::Stamp;
 
-/// Fewer files are copied sooner than a thread is started.
+/// Below this number of files, copying takes less time than starting a thread.
 const FEW: usize = 64;
 
-/// A copy that was made, and the stamps of original and copy.
+/// A copied file: its path, the stamp of the original, and the stamp of the copy.
 type Copied = (PathBuf, Stamp, Stamp);
 
-/// Copies files, whose directories exist, from one tree to another; one that has gone meanwhile is left out.
-/// Errors: the disk.
+/// Copies files from one tree to another, whose directories exist. A file that no longer exists is skipped.
 pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
     if files.len() < FEW || threads == 1 {
@@ -27,7 +26,10 @@ pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<C
             files.chunks(files.len().div_ceil(threads)).map(|part| scope.spawn(move || some(from, to, part))).collect();
         let mut copied = Vec::with_capacity(files.len());
         for part in parts {
-            copied.extend(part.join().unwrap_or_else(|_| Err(io::Error::other("a thread that copies files died")))?);
+            copied
+                .extend(part.join().unwrap_or_else(|_| {
+                    Err(io::Error::other("internal error: a thread that copies files panicked"))
+                })?);
         }
         Ok(copied)
     })
@@ -57,14 +59,15 @@ fn one(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
     let mut original = File::open(from)?;
     let metadata = original.metadata()?;
     let mut copy = File::options().write(true).create_new(true).open(to)?;
-    // The kernel shares the blocks of both files where the file system can.
+    // On file systems that support it, the kernel shares the blocks of both files.
     io::copy(&mut original, &mut copy)?;
     copy.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o777 | 0o600))?;
-    // Tools that compare times with what a cache holds must not see a new file each time.
+    // Build tools compare modification times; the copy of an unchanged file must not look new.
     copy.set_modified(metadata.modified()?)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let stamp = Stamp::of(&metadata);
-    // A change of the original that its times do not show yet: not to be trusted the next time.
+    // The original may have changed within the resolution of its time stamps, so its stamp is not trusted in the next
+    // run.
     let original = if stamp.is_recent(now) { Stamp::default() } else { stamp };
     Ok((original, Stamp::of(&copy.metadata()?)))
 }

@@ -1,4 +1,4 @@
-//! What was copied into a tree: for each file the stamps of the original and of the copy.
+//! The record of the files copied into a tree: for each file, the stamps of the original and of the copy.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::stamp::Stamp;
 
-/// The copies of a tree by their paths below it.
+/// Stamps by path below the tree.
 #[derive(Debug, Default, PartialEq)]
 pub struct Manifest(HashMap<PathBuf, (Stamp, Stamp)>);
 
 impl Manifest {
-    /// What a file says; one that is missing or damaged is a tree of which nothing is known.
+    /// Loads a manifest. A missing or damaged file gives an empty manifest.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
         let mut copies = HashMap::new();
@@ -27,7 +27,6 @@ impl Manifest {
         Self(copies)
     }
 
-    /// Replaces the file at `path`. Errors: the disk.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(self.0.len() * 128);
         for (file, (original, copy)) in &self.0 {
@@ -43,17 +42,17 @@ impl Manifest {
         std::fs::rename(draft, path)
     }
 
-    /// Whether `path` was copied from a file with the stamp `original`, and the copy still is as it was made.
+    /// Whether `path` was copied from a file with the stamp `original`, and its copy still has the stamp `copy`.
     pub fn holds(&self, path: &Path, original: Stamp, copy: Stamp) -> bool {
         self.0.get(path) == Some(&(original, copy))
     }
 
-    /// Notes a copy.
+    /// Records a copy.
     pub fn note(&mut self, path: PathBuf, original: Stamp, copy: Stamp) {
         self.0.insert(path, (original, copy));
     }
 
-    /// Forgets all but what `keep` is true for; returns whether anything was forgotten.
+    /// Keeps only the entries for which `keep` is true; returns whether one was removed.
     pub fn retain(&mut self, keep: impl Fn(&Path) -> bool) -> bool {
         let before = self.0.len();
         self.0.retain(|path, _| keep(path));
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_holds_what_was_noted_and_a_damaged_one_holds_nothing() {
+    fn loads_what_was_saved_and_nothing_from_a_damaged_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("manifest");
         let stamp = Stamp::of(&directory.path().metadata().expect("there"));

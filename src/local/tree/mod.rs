@@ -1,8 +1,9 @@
-//! Clean copies of the checkout, one for each job that runs: the files that git tracks as they stand in the work tree.
+//! Clean copies of the checkout, one for each running job: the tracked files in their current state, including
+//! uncommitted changes.
 //!
-//! Trees are kept in the user's cache directory and used again. Before a job gets one, everything that an earlier job
-//! changed in it is found by its stamp and copied anew, so only the first job pays for a whole copy. A file system that
-//! can share blocks between files (btrfs, XFS) shares them; hard links are never used, since a job could write through
+//! Trees are kept in the user's cache directory and reused. Before a job gets a tree, files that an earlier job changed
+//! are detected by their stamps and copied again, so only the first job pays for a full copy. File systems that can
+//! share blocks between files (btrfs, XFS) share them. Hard links are never used, because a job could write through
 //! them into the work tree.
 
 mod copy;
@@ -24,10 +25,10 @@ use manifest::Manifest;
 use repository::Repository;
 use stamp::Stamp;
 
-/// Most trees of one project: more jobs never run at once.
+/// The number of trees of one project; more jobs never run at once.
 const TREES_MOST: usize = 1024;
 
-/// What a job's tree is made of: read once a run.
+/// The files for the trees; read once per run.
 pub struct Source {
     root: PathBuf,
     files: HashMap<PathBuf, Stamp>,
@@ -36,7 +37,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The listed files of the checkout, and a repository with the commit that is checked out.
+    /// The listed files of the checkout, and a repository with the current commit.
     pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Self {
         let mut source = Self {
             root: checkout.root.clone(),
@@ -48,7 +49,7 @@ impl Source {
         source
     }
 
-    /// Files and symbolic links that are there; one that was deleted is an edit, too.
+    /// Adds files and symbolic links that exist; a tracked file that the developer deleted is skipped.
     fn add(&mut self, listed: &[Listed], below: &Path) {
         for file in listed {
             let path = below.join(&file.path);
@@ -71,7 +72,7 @@ impl Source {
         }
     }
 
-    /// Adds the files of submodules (`GIT_SUBMODULE_STRATEGY`), where they are checked out. Errors: what git says.
+    /// Adds the files of submodules (`GIT_SUBMODULE_STRATEGY`) that are checked out.
     pub fn add_submodules(&mut self, listed: &[Listed]) -> Result<(), String> {
         let mut waiting: Vec<PathBuf> =
             listed.iter().filter(|file| file.is_submodule).map(|file| file.path.clone()).collect();
@@ -92,38 +93,38 @@ impl Source {
 #[derive(Clone, Debug)]
 pub struct Trees {
     directory: PathBuf,
-    /// What a tree is called: the last part of the path of the project.
+    /// The name of a tree's directory: the last part of the project's path.
     name: String,
 }
 
-/// A tree in use: nobody else gets it until it is dropped.
+/// A tree in use; locked until it is dropped.
 pub struct Tree {
-    /// What is known of this tree.
+    /// The directory of this tree's metadata.
     home: PathBuf,
-    /// The directory that holds the project, and that a container sees as its builds directory.
+    /// The parent directory of the project; a container mounts it as its builds directory.
     pub builds: PathBuf,
     /// The copy of the checkout.
     pub project: PathBuf,
-    /// For files of the job that are not part of its project; empty when the job begins.
+    /// For files of the job outside its project; empty when the job starts.
     pub temporary: PathBuf,
     _lock: Flock<File>,
 }
 
 impl Trees {
-    /// The trees below `directory`, which need not exist yet.
+    /// The trees below `directory`, which need not exist.
     pub fn new(directory: PathBuf, name: &str) -> Self {
         Self { directory, name: name.to_owned() }
     }
 
-    /// A tree that holds exactly `source`; with `empty`, nothing at all (`GIT_STRATEGY: none` and `empty`). `give_back`
-    /// makes the files that a container of another user has left in a directory the user's own; where it cannot, the
-    /// tree is left alone. Errors: the disk.
-    pub fn take(&self, source: &Source, empty: bool, give_back: &dyn Fn(&Path) -> bool) -> io::Result<Tree> {
+    /// Takes a tree that contains exactly `source`, or nothing if `empty` is set (`GIT_STRATEGY: none` and `empty`).
+    /// `restore_ownership` makes the user the owner of files that containers of other users left in a directory; if it fails,
+    /// the tree is not used.
+    pub fn take(&self, source: &Source, empty: bool, restore_ownership: &dyn Fn(&Path) -> bool) -> io::Result<Tree> {
         for number in 0..TREES_MOST {
             let Some(tree) = self.lock(number)? else { continue };
             let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
             let cleaned = match tree.clean(source, empty) {
-                Err(error) if is_closed(&error) && give_back(&tree.builds) => tree.clean(source, empty),
+                Err(error) if is_closed(&error) && restore_ownership(&tree.builds) => tree.clean(source, empty),
                 cleaned => cleaned,
             };
             match cleaned {
@@ -135,7 +136,7 @@ impl Trees {
         Err(io::Error::other(format!("all {TREES_MOST} trees below {} are in use", self.directory.display())))
     }
 
-    /// The tree of this number, unless somebody uses it.
+    /// Locks the tree with this number; `None` if it is in use.
     fn lock(&self, number: usize) -> io::Result<Option<Tree>> {
         let home = self.directory.join(number.to_string());
         fs::create_dir_all(&home)?;
@@ -179,7 +180,7 @@ impl Tree {
         source.repository.write(&self.project.join(".git"))
     }
 
-    /// Moves the tree to a place of its own, where no other job gets it. Errors: the disk.
+    /// Moves the tree to the directory for kept trees, so that no other job gets it.
     pub fn keep(&self, place: &Path) -> io::Result<PathBuf> {
         let _ = fs::remove_file(self.home.join("manifest"));
         remove(place)?;
@@ -191,7 +192,7 @@ impl Tree {
     }
 }
 
-/// Brings a tree to the state of the source. What is known of it is written down before anybody uses it.
+/// Restores a tree to the state of the source. The manifest is saved before the tree is used.
 fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
     let file = tree.home.join("manifest");
     let mut manifest = Manifest::load(&file);
@@ -204,7 +205,7 @@ fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
         .map(|(path, stamp)| (path.as_path(), *stamp))
         .collect();
     for directory in &source.directories {
-        // Most are there, and those that are not are made with their parents.
+        // Most directories exist; missing ones are created with their parents.
         if kept.is_empty() || !tree.project.join(directory).is_dir() {
             fs::create_dir_all(tree.project.join(directory))?;
         }
@@ -219,7 +220,7 @@ fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
     manifest.save(&file)
 }
 
-/// Removes what does not belong there, and notes the files that may stay.
+/// Removes everything that the source does not contain, and returns the files that are unchanged.
 fn sweep(
     source: &Source,
     project: &Path,
@@ -245,7 +246,7 @@ fn sweep(
     Ok(())
 }
 
-/// A job may have closed a directory.
+/// A job may have removed the permissions of a directory.
 fn open_up(directory: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = metadata.permissions().mode();

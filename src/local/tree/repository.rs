@@ -1,5 +1,5 @@
-//! The repository of a job's tree: its own references, index and configuration, and the objects of the developer's
-//! repository to read. Whatever a job does with git there, the developer's repository stays as it is.
+//! The repository of a job's tree: its own references, index and configuration; objects are read from the developer's
+//! repository. No git command of a job can change the developer's repository.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use crate::job::sources::remove::remove;
 use crate::local::checkout::Checkout;
 use crate::local::facts::Answers;
 
-/// What such a repository is made of.
+/// The sources of such a repository.
 pub struct Repository {
     commit: String,
     references: Vec<u8>,
@@ -20,7 +20,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The developer's, with what git said of it.
+    /// Takes paths from the checkout and references from git's answers.
     pub fn new(checkout: &Checkout, answers: &Answers) -> Self {
         Self {
             commit: answers.commit().to_owned(),
@@ -32,7 +32,7 @@ impl Repository {
         }
     }
 
-    /// Makes the repository in place of whatever is there. Errors: the disk.
+    /// Creates the repository; replaces what exists at that path.
     pub fn write(&self, place: &Path) -> io::Result<()> {
         remove(place)?;
         fs::create_dir_all(place.join("objects/info"))?;
@@ -52,8 +52,8 @@ impl Repository {
     }
 }
 
-/// The configuration: the copies have the times of the originals, but other inodes, and git is not to read them all for
-/// that.
+/// The git configuration. The copies have the time stamps of the originals but other inodes; these settings keep git
+/// from reading all files because of that.
 fn config(answers: &Answers) -> String {
     let value = |key: &str| answers.setting(key).map(|value| value.replace('\\', "\\\\").replace('"', "\\\""));
     let format = value("extensions.objectformat");

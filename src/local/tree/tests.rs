@@ -61,7 +61,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_tree_holds_what_git_tracks_with_its_edits_and_nothing_else() {
+fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     let given = Given::checkout();
     fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("written");
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
@@ -78,7 +78,7 @@ fn a_tree_holds_what_git_tracks_with_its_edits_and_nothing_else() {
 }
 
 #[test]
-fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
+fn a_tree_is_clean_again_after_any_change_by_a_job() {
     let given = Given::checkout();
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let project = tree.project.clone();
@@ -101,9 +101,9 @@ fn a_tree_is_clean_again_whatever_a_job_did_in_it() {
 }
 
 #[test]
-fn files_that_stayed_as_they_were_are_not_copied_again_and_edits_arrive() {
+fn copies_only_changed_files_again() {
     let given = Given::checkout();
-    // Older than a tick of the clock, so that it can be told from a change.
+    // Older than the resolution of time stamps, so that a change is visible.
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     File::options().write(true).open(given.root.join("run.sh")).and_then(|file| file.set_modified(old)).expect("set");
     std::thread::sleep(std::time::Duration::from_millis(30));
@@ -137,7 +137,7 @@ fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
 }
 
 #[test]
-fn a_pipe_in_place_of_a_tracked_file_is_left_out() {
+fn skips_a_pipe_in_place_of_a_tracked_file() {
     let given = Given::checkout();
     fs::remove_file(given.root.join("run.sh")).expect("removed");
     nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("planted");

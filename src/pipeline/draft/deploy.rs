@@ -1,4 +1,4 @@
-//! Keywords `environment`, `trigger`, and those that only a server acts on.
+//! Reads the keywords `environment`, `trigger`, and those that only a GitLab server acts on.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ const ENVIRONMENT_KEYS: [&str; 7] =
 
 const INCLUDES_LIMIT: usize = 3;
 
-/// A mapping of one key.
+/// A mapping with one key.
 fn wrap(key: &str, node: &Node) -> Node {
     let entry = Entry { key_at: node.at, node: node.clone() };
     Node::mapping_at(Mapping::from([(key.into(), entry)]), node.at)
 }
 
 impl Reader<'_, '_> {
-    /// `environment` as a mapping with `name`.
+    /// Normalises `environment` to a mapping with `name`.
     pub fn environment(&mut self, node: &Node) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
             return Some(wrap("name", node));
@@ -46,14 +46,13 @@ impl Reader<'_, '_> {
         }
         for key in ["on_stop", "auto_stop_in"] {
             if node.get(key).is_some() {
-                let message = format!("`environment:{key}`: only a GitLab server stops environments");
+                let message = format!("`environment:{key}` has no effect; only a GitLab server stops environments");
                 self.context.report.warn(node.at, self.job, message);
             }
         }
         Some(node.clone())
     }
 
-    /// `trigger`
     pub fn trigger(&mut self, node: &Node) -> Option<Trigger> {
         let keys = ["project", "branch", "include", "strategy", "forward", "inputs"];
         let node = if node.text().is_some() { wrap("project", node) } else { node.clone() };
@@ -117,14 +116,14 @@ impl Reader<'_, '_> {
                 ["local", "project", "ref", "file", "remote", "template", "component", "artifact", "job", "inputs"];
             self.mapping(item, "trigger:include", &keys)?;
             if item.get("artifact").is_some() && item.get("job").is_none() {
-                return self.bad(item, "trigger:include:artifact", "`job`, whose artifact it is");
+                return self.bad(item, "trigger:include:artifact", "`job`, the job that made the artifact");
             }
             out.push(item.clone());
         }
         Some(Node::list_at(out, node.at))
     }
 
-    /// `id_tokens`: names.
+    /// Reads the names of `id_tokens`.
     pub fn id_tokens(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
         let Some(mapping) = node.mapping() else { return self.bad(node, "id_tokens", "a mapping") };
         for (key, entry) in mapping.iter() {
@@ -135,12 +134,12 @@ impl Reader<'_, '_> {
                 None => return self.bad(&entry.node, &place, "`aud`"),
             };
         }
-        let message = "`id_tokens`: only a GitLab server signs tokens; give local values as variables of these names";
+        let message = "`id_tokens`: only a GitLab server signs tokens; set variables of these names to local values";
         self.context.report.warn(node.at, self.job, message);
         Some(mapping.keys().cloned().collect())
     }
 
-    /// `secrets`: names, and whether the job gets a file.
+    /// Reads the names of `secrets`, and whether the job gets a file.
     pub fn secrets(&mut self, node: &Node) -> Option<Vec<Secret>> {
         let Some(mapping) = node.mapping() else { return self.bad(node, "secrets", "a mapping") };
         let mut secrets = Vec::with_capacity(mapping.len());
@@ -154,12 +153,12 @@ impl Reader<'_, '_> {
             };
             secrets.push(Secret { key: Arc::clone(key), file });
         }
-        let message = "`secrets`: vaults are not asked; give local values as variables of these names";
+        let message = "`secrets`: secrets are not fetched from vaults; set variables of these names to local values";
         self.context.report.warn(node.at, self.job, message);
         Some(secrets)
     }
 
-    /// Keywords that a server acts on after the job.
+    /// Warns of keywords that only a GitLab server acts on, after the job.
     pub fn server_only(&mut self, key: &str, node: &Node) -> Option<()> {
         let valid = match key {
             "release" => node.get("tag_name").is_some() && node.get("description").is_some(),
@@ -176,12 +175,12 @@ impl Reader<'_, '_> {
             };
             return self.bad(node, key, wanted);
         }
-        let message = format!("`{key}`: only a GitLab server acts on it; it has no effect here");
+        let message = format!("`{key}` has no effect; only a GitLab server acts on this keyword");
         self.context.report.warn(node.at, self.job, message);
         Some(())
     }
 
-    /// The pattern of `coverage`, with its slashes.
+    /// Checks the pattern of `coverage`; the result keeps its slashes.
     pub fn coverage(&mut self, node: &Node) -> Option<Arc<str>> {
         let text = self.text(node, "coverage")?;
         match crate::pipeline::pattern::Pattern::between_slashes(&text) {

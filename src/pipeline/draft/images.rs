@@ -1,4 +1,4 @@
-//! Keywords `image` and `services`.
+//! Reads the keywords `image` and `services`.
 
 use super::reader::Reader;
 use crate::pipeline::syntax::{Entry, Mapping, Node};
@@ -9,12 +9,12 @@ const SERVICE_KEYS: [&str; 9] =
     ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes", "ports"];
 
 impl Reader<'_, '_> {
-    /// An image as a mapping with `name`.
+    /// Normalises an image to a mapping with `name`.
     pub fn image(&mut self, node: &Node) -> Option<Node> {
         self.named(node, "image", &IMAGE_KEYS)
     }
 
-    /// Services as a list of mappings with `name`.
+    /// Normalises services to a list of mappings with `name`.
     pub fn services(&mut self, node: &Node) -> Option<Node> {
         if node.list().is_none() {
             return self.bad(node, "services", "a list");

@@ -1,4 +1,4 @@
-//! A job as the file has it: every keyword checked and read, before `parallel`, rules and needs are worked out.
+//! Reads a job as written in the file: checks each keyword. `parallel`, rules and needs are resolved later.
 
 pub mod deploy;
 pub mod images;
@@ -22,7 +22,7 @@ use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
 use super::syntax::{Entry, Mapping, Node, Origin, Value};
 
-/// Keywords of jobs, in order.
+/// Keywords of jobs, sorted for binary search.
 const JOB_KEYS: [&str; 39] = [
     "after_script",
     "allow_failure",
@@ -65,7 +65,7 @@ const JOB_KEYS: [&str; 39] = [
     "when",
 ];
 
-/// Keywords of jobs with `trigger`, in order.
+/// Keywords of jobs with `trigger`, sorted for binary search.
 const TRIGGER_KEYS: [&str; 18] = [
     "allow_failure",
     "environment",
@@ -107,47 +107,35 @@ pub const DEFAULT_KEYS: [&str; 13] = [
 /// A job as written.
 #[derive(Clone, Debug)]
 pub struct Draft {
-    /// All that is known before the pipeline is.
+    /// The parts of the job that do not depend on other jobs.
     pub job: Job,
-    /// `stage` as given, and where.
+    /// Where `stage` is written.
     pub stage_at: Origin,
-    /// `when` as given.
+    /// `when` as written.
     pub when: Option<When>,
-    /// `allow_failure` as given.
+    /// `allow_failure` as written.
     pub allow_failure: Option<AllowFailure>,
-    /// The job's own variables.
     pub variables: Vec<Variable>,
-    /// Which of the default variables the job takes.
+    /// Which default variables the job inherits.
     pub inherit_variables: Inherit,
-    /// `needs` as written.
     pub needs: Option<Needs>,
-    /// `dependencies` as written.
     pub dependencies: Option<Vec<Name>>,
-    /// `parallel`
     pub parallel: Option<Parallel>,
-    /// `rules`
     pub rules: Option<Arc<Vec<Rule>>>,
-    /// `only`
     pub only: Option<Policy>,
-    /// `except`
     pub except: Option<Policy>,
-    /// `environment` as a mapping.
     pub environment: Option<Node>,
 }
 
-/// What a job takes over.
+/// What a job inherits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherit {
-    /// Everything.
     All,
-    /// Nothing.
     Nothing,
-    /// These names.
     Only(Vec<Arc<str>>),
 }
 
 impl Inherit {
-    /// Whether a name is taken over.
     pub fn takes(&self, name: &str) -> bool {
         match self {
             Self::All => true,
@@ -214,7 +202,7 @@ impl Draft {
         }
     }
 
-    /// Reads a job. A keyword with a problem, which is reported, is left out. `None`: what the job is cannot be told.
+    /// Reads a job. A keyword with a problem is reported and skipped. `None`: the entry cannot be read as a job.
     pub fn read(name: &Arc<str>, entry: &Entry, defaults: &Mapping, context: &mut Context<'_>) -> Option<Self> {
         let at = entry.key_at;
         let mut reader = Reader { context, job: Some(name) };
@@ -236,7 +224,8 @@ impl Draft {
         draft.job.from_default = from_default;
         let mut identity = Some(());
         for (key, entry) in definition.iter() {
-            // One keyword's problem must not hide those of others; but without these nobody knows which jobs there are.
+            // A problem in one keyword must not hide problems in others. Without these keywords, though, the set of
+            // jobs is unknown.
             let read = reader.keyword(key, &entry.node, &mut draft);
             if read.is_none() && matches!(&**key, "stage" | "parallel") {
                 identity = None;
@@ -246,7 +235,6 @@ impl Draft {
         identity.map(|()| draft)
     }
 
-    /// Checks the values of `default`.
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
         let mut reader = Reader { context, job: None };
         let mut draft =
@@ -257,7 +245,7 @@ impl Draft {
     }
 }
 
-/// The job's own keywords, and those of `default` that it lacks and takes.
+/// Merges the job's own keywords with the inherited ones of `default`; also returns the names of the latter.
 fn definition(own: &Mapping, defaults: &Mapping, inherited: &Inherit, trigger: bool) -> (Mapping, Vec<Arc<str>>) {
     let mut merged = Mapping::with_capacity(own.len() + defaults.len());
     let mut from_default = Vec::new();
@@ -283,9 +271,9 @@ impl Reader<'_, '_> {
         let known: &[&str] = if trigger { &TRIGGER_KEYS } else { &JOB_KEYS };
         for (key, entry) in own.iter().filter(|(key, _)| known.binary_search(&&***key).is_err()) {
             let message = if trigger && JOB_KEYS.contains(&&**key) {
-                format!("a job with `trigger` takes no `{key}`")
+                format!("a job with `trigger` cannot have `{key}`")
             } else {
-                format!("there is no keyword `{key}`{}", did_you_mean(key, known))
+                format!("unknown keyword `{key}`{}", did_you_mean(key, known))
             };
             self.context.report.unknown_of(entry.key_at, self.job, message);
         }
@@ -354,7 +342,7 @@ impl Reader<'_, '_> {
             "trigger" => {
                 let trigger = self.trigger(node)?;
                 if let Trigger::Project { project, .. } = &trigger {
-                    let message = format!("`trigger`: the pipeline of {project} is not started from here");
+                    let message = format!("`trigger`: a local run does not start the pipeline of {project}");
                     self.context.report.warn(node.at, self.job, message);
                 }
                 job.trigger = Some(trigger);
@@ -369,16 +357,16 @@ impl Reader<'_, '_> {
                     return self.bad(node, key, "a list of steps");
                 }
                 job.run = true;
-                let message = "`run`: steps are not run here; a job with them fails at its start";
+                let message = "`run`: a local run cannot run steps; the job fails when it starts";
                 self.context.report.warn(node.at, self.job, message);
             }
-            // `extends` and `inherit` have done their work; unknown keywords are reported.
+            // `extends` and `inherit` are already applied; unknown keywords are already reported.
             _ => {}
         }
         Some(())
     }
 
-    /// Checks what several keywords make together, as far as each was read.
+    /// Checks rules that concern several keywords, as far as each keyword was read.
     fn check_whole(&mut self, draft: &Draft, at: Origin) {
         let job = &draft.job;
         let given = |key: &str| job.definition.get(key).is_some();
@@ -406,7 +394,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// A misspelled `script` is told as an unknown keyword, and not as a missing one.
+/// If `script` is misspelled, only the unknown keyword is reported, not the missing `script`.
 fn is_script_misspelled(definition: &Node) -> bool {
     let keys = definition.mapping().into_iter().flat_map(|mapping| mapping.keys());
     let mut unknown = keys.filter(|key| JOB_KEYS.binary_search(&&***key).is_err());
@@ -418,7 +406,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keywords_are_in_order_so_that_they_are_found() {
+    fn keyword_tables_are_sorted_for_binary_search() {
         assert!(JOB_KEYS.is_sorted() && TRIGGER_KEYS.is_sorted());
         assert!(TRIGGER_KEYS.iter().chain(&DEFAULT_KEYS).all(|key| JOB_KEYS.contains(key)));
     }

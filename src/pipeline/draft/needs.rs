@@ -1,4 +1,4 @@
-//! Keywords `needs` and `dependencies`, as written.
+//! Reads the keywords `needs` and `dependencies`, as written.
 
 use std::sync::Arc;
 
@@ -6,38 +6,36 @@ use super::parallel::Matrix;
 use super::reader::Reader;
 use crate::pipeline::syntax::{Node, Origin};
 
-/// The longest name in `needs`, which is shorter than that of a job may be.
+/// The longest name in `needs`: shorter than the longest name of a job, as on GitLab.
 const NAME_LIMIT: usize = 128;
 
 /// Keyword `needs`.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// Jobs of this pipeline.
     pub jobs: Vec<WrittenNeed>,
-    /// There are others, of other pipelines, and only those.
+    /// All needs refer to jobs of other pipelines.
     pub only_other_pipelines: bool,
 }
 
-/// A need as written: it can mean several jobs.
+/// A need as written: its name can stand for several jobs.
 #[derive(Clone, Debug)]
 pub struct WrittenNeed {
-    /// A name in the file, or the full name of one job.
+    /// A job name in the file, or the full name of one job of a `parallel`.
     pub job: Arc<str>,
-    /// Whether its artifacts come along.
+    /// Whether the job downloads its artifacts.
     pub artifacts: bool,
-    /// Whether the pipeline may lack it.
+    /// Whether the pipeline may lack the needed job.
     pub optional: bool,
-    /// Which jobs of a matrix.
+    /// The jobs of a matrix that it selects.
     pub matrix: Option<Matrix>,
-    /// Where it stands.
     pub at: Origin,
 }
 
-/// A name and where it stands.
+/// A name and its position.
 pub type Name = (Arc<str>, Origin);
 
 impl Reader<'_, '_> {
-    /// `needs`. `keyword` is for messages.
+    /// Reads `needs`. `keyword` is used in messages.
     pub fn needs(&mut self, node: &Node, keyword: &str) -> Option<Needs> {
         if node.list().is_none() && node.mapping().is_none() {
             return self.bad(node, keyword, "a list of jobs");
@@ -58,8 +56,7 @@ impl Reader<'_, '_> {
             let known = ["job", "artifacts", "optional", "parallel", "project", "ref", "pipeline"];
             self.mapping(item, keyword, &known)?;
             if item.get("project").is_some() || item.get("pipeline").is_some() {
-                let message =
-                    format!("`{keyword}`: jobs of other pipelines and projects are not there locally; ignored");
+                let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
                 self.context.report.warn(item.at, self.job, message);
                 others += 1;
                 continue;
@@ -95,7 +92,6 @@ impl Reader<'_, '_> {
         Some(WrittenNeed { job, artifacts, optional, matrix, at: item.at })
     }
 
-    /// `dependencies`
     pub fn dependencies(&mut self, node: &Node) -> Option<Vec<Name>> {
         if node.list().is_none() {
             return self.bad(node, "dependencies", "a list of jobs");

@@ -1,4 +1,4 @@
-//! Keyword `parallel`: numbers and matrices.
+//! Reads the keyword `parallel`: a number or a matrix.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use super::reader::Reader;
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::Node;
 
-/// How many jobs one `parallel` may make.
+/// The number of jobs that one `parallel` may create.
 const JOBS_LIMIT: usize = 200;
 
-/// Products of values: each row gives all combinations of its values, the first key slowest.
+/// A list of rows. Each row gives all combinations of its values; the first key varies slowest.
 pub type Matrix = Vec<Vec<(Arc<str>, Vec<Arc<str>>)>>;
 
 /// One combination.
@@ -18,14 +18,13 @@ pub type Combination = Vec<(Arc<str>, Arc<str>)>;
 /// Keyword `parallel`.
 #[derive(Clone, Debug)]
 pub enum Parallel {
-    /// That many equal jobs.
+    /// This many equal jobs.
     Count(usize),
-    /// A job for each combination.
+    /// One job for each combination.
     Matrix(Matrix),
 }
 
 impl Reader<'_, '_> {
-    /// `parallel`
     pub fn parallel(&mut self, node: &Node) -> Option<Parallel> {
         if let Some(count) = node.integer() {
             return match usize::try_from(count) {
@@ -49,7 +48,7 @@ impl Reader<'_, '_> {
         self.error(Class::MatrixTooBig, node.at, message)
     }
 
-    /// A matrix, whose size is checked.
+    /// Reads a matrix and checks its size.
     pub fn matrix(&mut self, node: &Node, keyword: &str) -> Option<Matrix> {
         if node.list().is_none() {
             return self.bad(node, keyword, "a list of mappings");

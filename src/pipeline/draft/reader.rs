@@ -1,4 +1,4 @@
-//! Reads values of keywords with the checks that many of them share.
+//! Reads values of keywords, with the checks that many keywords share.
 
 use std::sync::Arc;
 
@@ -7,12 +7,11 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
-/// Reads keywords of one job, or of the top level. Every method that returns `None` for a value that is there has
-/// reported why.
+/// Reads the keywords of one job, or of the top level. A method that returns `None` for a present value has reported
+/// the reason.
 pub struct Reader<'r, 'a> {
-    /// The state of planning.
     pub context: &'r mut Context<'a>,
-    /// The job, if it is one's keyword.
+    /// The job, or `None` at the top level.
     pub job: Option<&'r Arc<str>>,
 }
 
@@ -23,19 +22,19 @@ impl Reader<'_, '_> {
         None
     }
 
-    /// Reports a value that a keyword does not take.
+    /// Reports a value that the keyword does not accept.
     pub fn bad<T>(&mut self, node: &Node, keyword: &str, wanted: &str) -> Option<T> {
         let value = node.printed().filter(|text| text.len() < 40 && !node.is_null());
         let shown = value.map_or_else(|| node.kind().to_owned(), |text| format!("`{text}`"));
         self.error(Class::BadValue, node.at, format!("`{keyword}` takes {wanted}, not {shown}"))
     }
 
-    /// Reports keys that a mapping does not have, and values that are no mapping.
+    /// Reports a value that is not a mapping, and keys that `known` does not contain.
     pub fn mapping(&mut self, node: &Node, keyword: &str, known: &[&str]) -> Option<()> {
         let Some(mapping) = node.mapping() else { return self.bad(node, keyword, "a mapping") };
         let mut sound = Some(());
         for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
-            let message = format!("`{keyword}` has no keyword `{key}`{}", did_you_mean(key, known));
+            let message = format!("unknown keyword `{keyword}:{key}`{}", did_you_mean(key, known));
             self.context.report.unknown_of(entry.key_at, self.job, message);
             if !self.context.report.lax {
                 sound = None;
@@ -44,7 +43,6 @@ impl Reader<'_, '_> {
         sound
     }
 
-    /// Text.
     pub fn text(&mut self, node: &Node, keyword: &str) -> Option<Arc<str>> {
         match node.text() {
             Some(text) => Some(Arc::clone(text)),
@@ -52,7 +50,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Text or a number, as text.
+    /// Text, or a number as text.
     pub fn printed(&mut self, node: &Node, keyword: &str) -> Option<Arc<str>> {
         match node.printed() {
             Some(text) => Some(text),
@@ -60,7 +58,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// A boolean.
     pub fn boolean(&mut self, node: &Node, keyword: &str) -> Option<bool> {
         match node.boolean() {
             Some(value) => Some(value),
@@ -68,7 +65,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// One of some words.
+    /// One of the given words.
     pub fn one_of(&mut self, node: &Node, keyword: &str, words: &[&str]) -> Option<Arc<str>> {
         match node.text() {
             Some(text) if words.contains(&&**text) => Some(Arc::clone(text)),
@@ -77,7 +74,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// A list of text, nested lists flattened.
+    /// A list of text; nested lists are flattened.
     pub fn texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         if node.list().is_none() {
             return self.bad(node, keyword, "a list of text");
@@ -113,8 +110,9 @@ impl Reader<'_, '_> {
         match item.mapping() {
             Some(mapping) => {
                 let key = mapping.keys().next().map_or("", |key| key);
-                let message =
-                    format!("`{keyword}`: `{key}: …` is a mapping for YAML; put a command with a colon into quotes");
+                let message = format!(
+                    "`{keyword}`: YAML reads `{key}: …` as a mapping; put a command that contains a colon into quotes"
+                );
                 self.error(Class::BadValue, item.at, message)
             }
             None => self.bad(item, keyword, "commands as text (put it into quotes)"),

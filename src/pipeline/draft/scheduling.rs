@@ -1,4 +1,4 @@
-//! Keywords that decide when and how often a job runs.
+//! Reads the keywords that decide when and how often a job runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,10 +29,10 @@ const REASONS: [&str; 14] = [
     "data_integrity_failure",
 ];
 
-/// A week, the longest delay.
+/// The longest delay: a week.
 const DELAY_LIMIT: Duration = Duration::from_secs(7 * 86_400);
 
-/// The words of `when` with their meaning; `None` is `never`.
+/// The values of `when`; `None` is `never`.
 const WHENS: [(&str, Option<When>); 6] = [
     ("on_success", Some(When::OnSuccess)),
     ("on_failure", Some(When::OnFailure)),
@@ -43,7 +43,7 @@ const WHENS: [(&str, Option<When>); 6] = [
 ];
 
 impl Reader<'_, '_> {
-    /// `when`; the inner `None` is `never`, which only rules may say.
+    /// Reads `when`. The inner `None` is `never`, which is allowed in rules only.
     pub fn when(&mut self, node: &Node, keyword: &str, in_rule: bool) -> Option<Option<When>> {
         let text = node.text().map_or("", |text| text);
         let known = WHENS.iter().find(|(word, when)| *word == text && (in_rule || when.is_some()));
@@ -53,13 +53,16 @@ impl Reader<'_, '_> {
         let words: Vec<&str> =
             WHENS.iter().filter(|(_, when)| in_rule || when.is_some()).map(|(word, _)| *word).collect();
         let value = node.printed().unwrap_or_else(|| node.kind().into());
-        let hint =
-            if text == "never" { "; `never` is for rules only".to_owned() } else { did_you_mean(&value, &words) };
-        let message = format!("`{keyword}` is one of {}, not `{value}`{hint}", words.join(", "));
+        let hint = if text == "never" {
+            "; `never` is allowed in rules only".to_owned()
+        } else {
+            did_you_mean(&value, &words)
+        };
+        let message = format!("`{keyword}` must be one of {}, not `{value}`{hint}", words.join(", "));
         self.error(Class::BadWhen, node.at, message)
     }
 
-    /// `start_in`, which belongs to `when: delayed`.
+    /// Reads `start_in`, the delay of `when: delayed`.
     pub fn start_in(&mut self, node: &Node, keyword: &str) -> Option<Delay> {
         let text = self.printed(node, keyword)?;
         match duration::parse(&text).filter(|duration| *duration <= DELAY_LIMIT) {
@@ -71,7 +74,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// `timeout`
     pub fn timeout(&mut self, node: &Node) -> Option<Duration> {
         let text = self.printed(node, "timeout")?;
         match duration::parse(&text) {
@@ -80,7 +82,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// `allow_failure`
     pub fn allow_failure(&mut self, node: &Node) -> Option<AllowFailure> {
         if let Some(allowed) = node.boolean() {
             return Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
@@ -95,7 +96,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// `retry`
     pub fn retry(&mut self, node: &Node) -> Option<Retry> {
         if node.mapping().is_none() {
             return Some(Retry { max: self.retries(node, "retry")?, ..Retry::default() });
@@ -121,7 +121,7 @@ impl Reader<'_, '_> {
             Some(max) => Some(max as u32),
             None => {
                 let value = node.printed().unwrap_or_else(|| node.kind().into());
-                let message = format!("`{keyword}` is a number from 0 to {RETRIES_LIMIT}, not `{value}`");
+                let message = format!("`{keyword}` must be a number from 0 to {RETRIES_LIMIT}, not `{value}`");
                 self.error(Class::RetryRange, node.at, message)
             }
         }
@@ -131,7 +131,11 @@ impl Reader<'_, '_> {
         let reasons = self.text_or_texts(node, "retry:when")?;
         if let Some(reason) = reasons.iter().find(|reason| !REASONS.contains(&&***reason)) {
             let hint = did_you_mean(reason, &REASONS);
-            return self.error(Class::BadValue, node.at, format!("`retry:when: {reason}` is not a reason{hint}"));
+            return self.error(
+                Class::BadValue,
+                node.at,
+                format!("`retry:when: {reason}` is not a failure reason{hint}"),
+            );
         }
         Some(reasons)
     }

@@ -1,4 +1,4 @@
-//! Keywords `artifacts` and `cache`.
+//! Reads the keywords `artifacts` and `cache`.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ const CACHES_LIMIT: usize = 4;
 const WHENS: [&str; 3] = ["on_success", "on_failure", "always"];
 
 impl Reader<'_, '_> {
-    /// Artifacts, checked.
+    /// Checks `artifacts`.
     pub fn artifacts(&mut self, node: &Node) -> Option<Node> {
         self.mapping(node, "artifacts", &ARTIFACT_KEYS)?;
         for key in ["paths", "exclude"] {
@@ -80,13 +80,13 @@ impl Reader<'_, '_> {
             Some(when) if WHENS.contains(&&**when) || when.contains('$') => Some(()),
             _ => {
                 let value = node.printed().unwrap_or_else(|| node.kind().into());
-                let message = format!("`{keyword}` is one of {}, not `{value}`", WHENS.join(", "));
+                let message = format!("`{keyword}` must be one of {}, not `{value}`", WHENS.join(", "));
                 self.error(Class::BadWhen, node.at, message)
             }
         }
     }
 
-    /// Caches as a list of mappings.
+    /// Normalises `cache` to a list of mappings.
     pub fn caches(&mut self, node: &Node) -> Option<Node> {
         let single = std::slice::from_ref(node);
         let items = match node.list() {
@@ -98,7 +98,7 @@ impl Reader<'_, '_> {
             return self.error(Class::CacheLimit, node.at, message);
         }
         items.iter().try_for_each(|item| self.cache(item))?;
-        // `cache: {}` is no cache.
+        // `cache: {}` means no cache.
         let filled = items.into_iter().filter(|item| item.mapping().is_some_and(|mapping| !mapping.is_empty()));
         Some(Node::list_at(filled.collect(), node.at))
     }
@@ -147,7 +147,8 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Keys of caches, where they are computed from files, and why one could not be computed.
+/// The key of each cache, computed from files where the configuration says so; a warning for each key that cannot be
+/// computed.
 pub fn cache_keys(caches: &Node, reader: &mut Reader<'_, '_>) -> Vec<String> {
     caches.list().unwrap_or_default().iter().map(|cache| cache_key(cache, reader)).collect()
 }

@@ -1,4 +1,4 @@
-//! Keyword `variables`.
+//! Reads the keyword `variables`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Value};
 
 impl Reader<'_, '_> {
-    /// Variables of a level. `keyword` is for messages.
+    /// Reads the variables of one level. `keyword` is used in messages.
     pub fn variables(&mut self, node: &Node, level: Level, keyword: &str) -> Vec<Variable> {
         let Some(mapping) = node.mapping() else {
             self.bad::<()>(node, keyword, "a mapping of names and values");
@@ -48,7 +48,7 @@ impl Reader<'_, '_> {
             let Some(items) = options.list() else { return self.bad(options, &format!("{place}:options"), "a list") };
             if !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
                 let list: Vec<Arc<str>> = items.iter().filter_map(Node::printed).collect();
-                let message = format!("`{place}` is `{value}`, which is none of its options: {}", list.join(", "));
+                let message = format!("`{place}` is `{value}`, which is not one of its options: {}", list.join(", "));
                 return self.error(Class::VariableOption, node.at, message);
             }
         }
@@ -60,9 +60,9 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Adds variables of a higher level: each name once, the highest level wins, in the order of first appearance.
+/// Overrides variables with those of a higher level. Each name appears once, in the order of first appearance.
 pub fn overlay(base: &mut Vec<Variable>, over: &[Variable]) {
-    // An index pays for itself from some size on.
+    // Below this size, a linear search is faster than building an index.
     let index: Option<HashMap<Arc<str>, usize>> = (base.len() * over.len() > 1000)
         .then(|| base.iter().enumerate().map(|(at, variable)| (Arc::clone(&variable.key), at)).collect());
     for variable in over {

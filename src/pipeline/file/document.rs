@@ -1,15 +1,14 @@
-//! A file's text as header and content.
+//! Splits the text of a file into header and content.
 
-/// A document in the text of a file.
+/// One YAML document of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Document<'a> {
-    /// Its text.
     pub text: &'a str,
-    /// The line of the file on which it begins, from 1.
+    /// The line in the file on which the document begins, from 1.
     pub first: u32,
 }
 
-/// Splits a text at its `---` lines. A first part without content is none.
+/// Splits a text at its `---` lines. An empty first document is dropped.
 pub fn split(text: &str) -> Vec<Document<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
@@ -29,7 +28,7 @@ pub fn split(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// Nothing but comments, directives and space.
+/// Whether the text consists only of comments, directives and white space.
 fn is_blank(text: &str) -> bool {
     text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%'))
 }

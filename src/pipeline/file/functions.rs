@@ -1,25 +1,25 @@
-//! Functions in blocks: `$[[ inputs.name | truncate(0,8) ]]`.
+//! Functions in interpolation blocks: `$[[ inputs.name | truncate(0,8) ]]`.
 
 use serde_json::Value;
 
-/// A call of a function.
+/// A function call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Function {
-    /// Replaces known variables, once.
+    /// Replaces known variables once; their values are not expanded again.
     ExpandVars,
-    /// Characters from an offset.
+    /// Takes `length` characters from `offset`.
     Truncate { offset: usize, length: usize },
-    /// Protects characters from the shell.
+    /// Escapes characters that are special in a shell.
     PosixEscape,
-    /// Text to a list.
+    /// Splits text into a list.
     Split(String),
 }
 
-/// Gives the value of a variable, or says why it must not be used.
+/// Returns the value of a variable; an error says why the variable must not be used.
 pub type Lookup<'a> = dyn Fn(&str) -> Option<Result<String, String>> + 'a;
 
 impl Function {
-    /// Reads a call. Errors say what is wrong with it.
+    /// Parses a call. The error says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, arguments) = match text.split_once('(') {
             Some((name, rest)) => {
@@ -51,11 +51,13 @@ impl Function {
             ("expand_vars" | "posix_escape" | "truncate" | "split", _) => {
                 Err(format!("`{text}`: the arguments do not fit the function"))
             }
-            _ => Err(format!("there is no function `{name}`; there are expand_vars, truncate, posix_escape and split")),
+            _ => Err(format!(
+                "unknown function `{name}`; the functions are expand_vars, truncate, posix_escape and split"
+            )),
         }
     }
 
-    /// Applies it to a value, which must be text.
+    /// Applies the function to a value, which must be text.
     pub fn apply(&self, value: &Value, lookup: &Lookup<'_>) -> Result<Value, String> {
         let Value::String(text) = value else { return Err("functions take text only".to_owned()) };
         Ok(match self {
@@ -82,7 +84,7 @@ fn expand(text: &str, lookup: &Lookup<'_>) -> Result<String, String> {
     refused.map_or(Ok(out), Err)
 }
 
-/// As `Shellwords.escape` of Ruby.
+/// Escapes as Ruby's `Shellwords.escape` does.
 fn posix_escape(text: &str) -> String {
     if text.is_empty() {
         return "''".to_owned();
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_do_what_they_say() {
+    fn applies_each_function() {
         for (call, text, expected) in [
             ("expand_vars", "$A ${A} $NO", serde_json::json!("1 1 $NO")),
             ("truncate(8,5)", "0123456789", serde_json::json!("89")),

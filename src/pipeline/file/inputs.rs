@@ -1,4 +1,4 @@
-//! `spec:inputs`: what a file declares, and the values that it gets.
+//! `spec:inputs`: the inputs that a file declares, and their values.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,11 +19,10 @@ const OPTIONS_LIMIT: usize = 50;
 /// The header of a file.
 #[derive(Debug, Default)]
 pub struct Spec {
-    /// Inputs in the order of the file.
     pub inputs: IndexMap<Arc<str>, Input>,
-    /// What the file may know of its component.
+    /// The component facts (`name`, `sha`, …) that the file may use.
     pub component: Vec<Arc<str>>,
-    /// Files with further inputs.
+    /// Files that declare further inputs.
     pub include: Option<Node>,
 }
 
@@ -72,7 +71,7 @@ impl Kind {
         }
     }
 
-    /// Text of a command line as a value of this type.
+    /// Converts text from the command line to this type.
     fn parse(self, text: &str) -> Option<Value> {
         if self == Self::Text {
             return Some(text.into());
@@ -82,14 +81,12 @@ impl Kind {
     }
 }
 
-/// A value that a file gets from whoever includes it.
+/// A value for an input, from the including file or the command line.
 #[derive(Clone, Debug)]
 pub struct Given {
-    /// The input.
     pub key: Arc<str>,
-    /// The value.
     pub value: InputValue,
-    /// Where it is given; line 0 for the command line.
+    /// Where the value is written; line 0 for the command line.
     pub at: Origin,
 }
 
@@ -110,7 +107,7 @@ pub fn read_spec(node: &Node, report: &mut Report) -> Spec {
             "include" => spec.include = Some(entry.node.clone()),
             _ => {
                 let hint = did_you_mean(key, &["inputs", "component", "include"]);
-                report.unknown(entry.key_at, format!("`spec` has no keyword `{key}`{hint}"));
+                report.unknown(entry.key_at, format!("unknown keyword `spec:{key}`{hint}"));
             }
         }
     }
@@ -122,14 +119,14 @@ fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
         match item.text() {
             Some(name) if ["name", "sha", "version", "reference"].contains(&&**name) => out.push(Arc::clone(name)),
             _ => {
-                let message = "`spec:component` takes a list of name, sha, version, reference";
+                let message = "`spec:component` must be a list of name, sha, version, reference";
                 report.error(Class::InputSpec, item.at, message);
             }
         }
     }
 }
 
-/// Reads declarations of inputs; those that are there already win.
+/// Reads input declarations. An input that is already in `inputs` is kept.
 pub fn read_inputs(node: &Node, inputs: &mut IndexMap<Arc<str>, Input>, report: &mut Report) {
     if node.is_null() {
         return;
@@ -166,7 +163,7 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
                 Some("boolean") => input.kind = Kind::Boolean,
                 Some("array") => input.kind = Kind::Array,
                 _ => {
-                    let message = format!("input `{name}`: `type` is one of string, number, boolean, array");
+                    let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
                     report.error(Class::InputSpec, node.at, message);
                     return None;
                 }
@@ -178,12 +175,12 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
             _ => {
                 let known = ["type", "default", "options", "regex", "description", "rules"];
                 let hint = did_you_mean(key, &known);
-                report.unknown(entry.key_at, format!("input `{name}` has no keyword `{key}`{hint}"));
+                report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
             }
         }
     }
     if input.regex.is_some() && input.kind != Kind::Text {
-        report.error(Class::InputSpec, at, format!("input `{name}`: `regex` fits inputs of type string only"));
+        report.error(Class::InputSpec, at, format!("input `{name}`: `regex` is allowed for type string only"));
     }
     if let Some(default) = &input.default
         && let Err((class, why)) = input.check(name, default, input.options.as_deref())
@@ -250,7 +247,7 @@ fn read_rules(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Rule>>
     Some(rules)
 }
 
-/// `$[[ inputs.a ]]` becomes `$I0`, with `a` as the first name.
+/// Replaces `$[[ inputs.a ]]` by `$I0`, with `a` as the first of `names`.
 fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -268,7 +265,7 @@ fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
 }
 
 impl Input {
-    /// Whether a value is allowed. An error names the input and the value.
+    /// Checks that a value is allowed. The error names the input and the value.
     fn check(&self, name: &str, value: &Value, options: Option<&[Value]>) -> Result<(), (Class, String)> {
         if !self.kind.fits(value) {
             let message = format!("input `{name}` is {value}, which is not of type {}", self.kind.word());
@@ -276,7 +273,7 @@ impl Input {
         }
         if let Some(options) = options.filter(|options| !options.contains(value)) {
             let list: Vec<String> = options.iter().map(ToString::to_string).collect();
-            let message = format!("input `{name}` is {value}, which is none of its options: {}", list.join(", "));
+            let message = format!("input `{name}` is {value}, which is not one of its options: {}", list.join(", "));
             return Err((Class::InputOption, message));
         }
         if let (Some((text, pattern)), Value::String(value)) = (&self.regex, value)
@@ -289,7 +286,7 @@ impl Input {
     }
 }
 
-/// The values of all inputs of a file. `at` is where the file is included. `None`: something is wrong, and reported.
+/// Computes the values of all inputs of a file. `at` is where the file is included. `None`: a reported problem.
 pub fn resolve(
     spec: &Spec,
     file: &str,
@@ -316,7 +313,7 @@ pub fn resolve(
             None => match default {
                 Some(default) => default.clone(),
                 None => {
-                    let message = format!("input `{name}` of {file} has no default and no value is given");
+                    let message = format!("input `{name}` of {file} has no default, and no value is given");
                     report.error(Class::InputMissing, if at.line > 0 { at } else { input.at }, message);
                     continue;
                 }
@@ -376,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn values_and_defaults_fit_their_declaration() {
+    fn checks_values_and_defaults_against_the_declaration() {
         let spec = "a: {type: number, default: 1}\nb: {options: [x, y]}\nc: {regex: '^v', default: v1}\nd: {type: array, default: []}\n";
         let given = [("b", typed("x".into())), ("a", InputValue::Text("7".into()))];
         let expected = serde_json::json!({"a": 7, "b": "x", "c": "v1", "d": []});
@@ -394,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_declarations_are_refused() {
+    fn refuses_bad_declarations() {
         for (spec, class) in [
             ("a: {type: text}", Class::InputSpec),
             ("a: {default: 1}", Class::InputType),

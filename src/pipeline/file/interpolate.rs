@@ -1,34 +1,33 @@
-//! Blocks `$[[ … ]]`: replaced in the text of a file, before YAML is parsed.
+//! Interpolation blocks `$[[ … ]]`: replaced in the text of a file before the YAML is parsed.
 
 use serde_json::Value;
 
 use super::functions::{Function, Lookup};
 use crate::pipeline::problem::Class;
 
-/// How many functions a block may have.
+/// The number of functions that one block may have.
 const FUNCTIONS_LIMIT: usize = 3;
 
-/// The longest text that blocks may make of a file.
+/// The longest text, in bytes, after interpolation of a file.
 const TEXT_LIMIT: usize = 8 << 20;
 
-/// What blocks can name.
+/// The values that blocks can refer to.
 pub struct Values<'a> {
-    /// By name of the input.
+    /// Input values by name.
     pub inputs: &'a dyn Fn(&str) -> Option<Value>,
-    /// `name`, `sha`, `version`, `reference` of the component, as far as the header lists them.
+    /// `name`, `sha`, `version` and `reference` of the component, if the header lists them.
     pub component: &'a dyn Fn(&str) -> Option<String>,
-    /// Variables, for `expand_vars`.
+    /// Variables for `expand_vars`.
     pub variables: &'a Lookup<'a>,
 }
 
-/// A text whose blocks are replaced.
+/// A text after interpolation.
 #[derive(Debug, Default)]
 pub struct Text {
-    /// The text.
     pub text: String,
-    /// The line in the file for each line of the text, when they differ.
+    /// For each line of the text, the line in the file; empty if they are equal.
     lines: Vec<u32>,
-    /// What is wrong with blocks: kind, line, message.
+    /// Problems: class, line, message.
     pub errors: Vec<(Class, u32, String)>,
 }
 
@@ -63,7 +62,7 @@ pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
                 };
                 out.add_value(&value, line);
             }
-            // Not a value of this file.
+            // Not a block of this step.
             Ok(None) => out.add(block, &mut line),
             Err((class, message)) => out.errors.push((class, line, message)),
         }
@@ -103,7 +102,7 @@ impl Text {
     }
 }
 
-/// The value of a block; `None` when it belongs to a later step.
+/// The value of a block; `None` if a later step replaces the block.
 fn value_of(block: &str, values: &Values<'_>) -> Result<Option<Value>, (Class, String)> {
     let mut parts = split_pipes(block).into_iter().map(str::trim);
     let access = parts.next().unwrap_or_default();
@@ -112,7 +111,9 @@ fn value_of(block: &str, values: &Values<'_>) -> Result<Option<Value>, (Class, S
         Some(("inputs", name)) => (values.inputs)(name)
             .ok_or_else(|| (Class::InputUnknown, format!("`{name}` is not an input that this file declares")))?,
         Some(("component", name)) => (values.component)(name).map(Value::String).ok_or_else(|| {
-            let message = format!("`component.{name}` is not available; list it in spec:component of a component");
+            let message = format!(
+                "`component.{name}` is not available; only a component can use it, and must list it in spec:component"
+            );
             (Class::InputUnknown, message)
         })?,
         _ => {
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_become_text_or_json() {
+    fn replaces_blocks_by_text_or_json() {
         let text =
             filled("k: $[[ inputs.list ]] $[[inputs.flag]] \"$[[ inputs.text | truncate(0,1) ]]\" $[[ matrix.X ]]");
         assert_eq!(text.text, "k: [1,\"a\"] true \"a\" $[[ matrix.X ]]");
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_stay_those_of_the_file() {
+    fn line_numbers_refer_to_the_file() {
         let text = filled("a: |\n  $[[ inputs.lines ]]\nb: 1\n$[[\ninputs.flag ]]: 2\nc: 3");
         let line_of = |part: &str| {
             let number = text.text.lines().position(|line| line.contains(part)).expect("the line") + 1;
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_blocks_are_named_with_their_line() {
+    fn reports_bad_blocks_with_their_line() {
         for (text, class, line) in [
             ("a\n$[[ inputs.no ]]", Class::InputUnknown, 2),
             ("$[[ foo ]]", Class::InputSyntax, 1),

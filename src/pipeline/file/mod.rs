@@ -1,4 +1,4 @@
-//! One file of the configuration: header, inputs, blocks in its text.
+//! Reads one file of the configuration: its header, its inputs, and the interpolation of its text.
 
 pub mod document;
 pub mod functions;

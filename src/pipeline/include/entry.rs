@@ -1,4 +1,4 @@
-//! An entry of `include`: its form, its rules, its inputs.
+//! Reads an entry of `include`: its form, its rules, its inputs.
 
 use std::sync::Arc;
 
@@ -28,18 +28,16 @@ const KEYS: [&str; 12] = [
 
 /// An include that can be fetched.
 pub struct Entry {
-    /// Where it stands.
     pub at: Origin,
-    /// What to fetch.
     pub location: Location,
-    /// Values for the inputs of its file.
+    /// Values for the inputs of the included file.
     pub inputs: Vec<Given>,
     rules: Vec<(Clause, bool)>,
 }
 
-/// What to fetch; variables are expanded.
+/// What to fetch, after variables are expanded.
 pub enum Location {
-    /// Files of the same tree.
+    /// Files in the same tree as the including file.
     Local(String),
     /// Files of another project.
     Project { project: String, reference: Option<String>, files: Vec<String> },
@@ -56,7 +54,7 @@ pub enum Location {
 const OWNER: Owner<'static> = Owner { job: None, keyword: "include:rules" };
 
 impl Loader<'_, '_> {
-    /// The entries of the value of `include`. Those with a problem are left out.
+    /// Reads the value of `include`. Entries with a problem are reported and left out.
     pub fn entries(&mut self, include: &Node, tree: &Option<Tree>) -> Vec<Entry> {
         let Some(items) = self.context.flatten(include, "include", None) else { return Vec::new() };
         items.iter().filter_map(|item| self.entry(item, tree)).collect()
@@ -74,7 +72,7 @@ impl Loader<'_, '_> {
             return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
         };
         for (key, entry) in mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)) {
-            let message = format!("`include` has no keyword `{key}`{}", did_you_mean(key, &KEYS));
+            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
             self.context.report.unknown(entry.key_at, message);
         }
         let location = self.location(item)?;
@@ -132,16 +130,16 @@ impl Loader<'_, '_> {
         })
     }
 
-    /// Refuses locations that cannot work from here.
+    /// Refuses a location that cannot be included from this file.
     fn checked(&mut self, entry: Entry, tree: &Option<Tree>) -> Option<Entry> {
         let yaml = |path: &str| path.ends_with(".yml") || path.ends_with(".yaml");
         let why = match &entry.location {
             Location::Local(path) if path.is_empty() => {
-                "`include:local` is empty once variables are expanded".to_owned()
+                "`include:local` is empty after variables are expanded".to_owned()
             }
             Location::Local(path) if !yaml(path) => format!("`include:local: {path}` must end in .yml or .yaml"),
             Location::Local(path) if tree.is_none() => {
-                format!("`include:local: {path}` stands in a remote file or a template, which have no project")
+                format!("`include:local: {path}` is in a remote file or a template, which has no project")
             }
             Location::Project { files, .. } => match files.iter().find(|path| !yaml(path)) {
                 Some(path) => format!("`include:file: {path}` must end in .yml or .yaml"),
@@ -173,14 +171,14 @@ impl Loader<'_, '_> {
                 return self.refuse(item.at, format!("`include:rules` takes mappings, not {}", item.kind()));
             };
             for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
-                let message = format!("`include:rules` has no keyword `{key}`{}", did_you_mean(key, &known));
+                let message = format!("unknown keyword `include:rules:{key}`{}", did_you_mean(key, &known));
                 self.context.report.unknown(entry.key_at, message);
             }
             let included = match item.get("when").map(|when| (when.text().map(|text| &**text), when.at)) {
                 None | Some((Some("always"), _)) => true,
                 Some((Some("never"), _)) => false,
                 Some((_, at)) => {
-                    self.context.error(Class::BadWhen, at, None, "`include:rules:when` is always or never");
+                    self.context.error(Class::BadWhen, at, None, "`include:rules:when` must be always or never");
                     return None;
                 }
             };
@@ -189,7 +187,7 @@ impl Loader<'_, '_> {
         Some(rules)
     }
 
-    /// Whether the rules of an entry let it in.
+    /// Whether the rules of the entry include it.
     pub fn applies(&mut self, entry: &Entry, tree: &Option<Tree>) -> bool {
         if entry.rules.is_empty() {
             return true;

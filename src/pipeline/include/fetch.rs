@@ -1,4 +1,4 @@
-//! The files that an entry of `include` stands for.
+//! Fetches the files of an `include` entry.
 
 use base64::Engine as _;
 use ring::digest::{SHA256, digest};
@@ -10,7 +10,7 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::request::{ComponentVersion, SourceError, Tree};
 
 impl Loader<'_, '_> {
-    /// Fetches. Files with a problem are left out.
+    /// Fetches the files. Files with a problem are reported and left out.
     pub fn fetch(&mut self, entry: &Entry, tree: &Option<Tree>) -> Vec<Fetched> {
         let sources = self.context.request.sources;
         match &entry.location {
@@ -48,7 +48,7 @@ impl Loader<'_, '_> {
         }
     }
 
-    /// Files of the same tree; `*` stays in one directory, `**` does not.
+    /// Files in the same tree; `*` does not cross directories, `**` does.
     fn local(&mut self, entry: &Entry, path: &str, tree: &Tree) -> Vec<Fetched> {
         let shown = match tree {
             Tree::Project => String::new(),

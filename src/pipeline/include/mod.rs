@@ -1,4 +1,4 @@
-//! From the first file to the whole configuration: headers, inputs, YAML, includes, merge.
+//! Loads the whole configuration from the first file: headers, inputs, YAML, includes, merge.
 
 mod entry;
 mod fetch;
@@ -14,23 +14,22 @@ use super::problem::Class;
 use super::request::{Content, FILE_LIMIT, SourceError, Tree};
 use super::syntax::{self, Mapping, Node, Origin};
 
-/// How many files a pipeline may include, as on GitLab.
+/// The number of files that a pipeline may include, as on GitLab.
 const FILES_LIMIT: usize = 150;
 
-/// How many inputs a caller may give.
+/// The number of inputs that a caller may give, as on GitLab.
 const INPUTS_LIMIT: usize = 20;
 
-/// A file that was fetched.
 struct Fetched {
-    /// For messages.
+    /// The name in messages.
     name: String,
     bytes: Vec<u8>,
-    /// Where its own local includes are; `None`: nowhere.
+    /// The tree for its own local includes; `None` if it has none.
     tree: Option<Tree>,
     component: Option<Component>,
 }
 
-/// What a component's file may know about itself.
+/// The component facts that the file may use.
 struct Component {
     name: String,
     sha: String,
@@ -38,7 +37,7 @@ struct Component {
     reference: String,
 }
 
-/// Loads the configuration. `None`: it has a problem, which is reported.
+/// Loads the configuration. `None`: a reported problem.
 pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
     let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };
@@ -84,13 +83,13 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
 struct Loader<'c, 'a> {
     context: &'c mut Context<'a>,
     count: usize,
-    /// Files that are being loaded, the outermost first.
+    /// The files that are being loaded, the outermost first; for the detection of cycles.
     open: Vec<String>,
     merger: Merger,
 }
 
 impl Loader<'_, '_> {
-    /// The content of a file with its includes. `at` is where it is included.
+    /// The content of a file, with its includes merged. `at` is where the file is included.
     fn file(&mut self, fetched: Fetched, given: &[Given], at: Origin) -> Option<Node> {
         let Fetched { name, bytes, tree, component } = fetched;
         let file = self.context.report.add_file(&name);
@@ -114,7 +113,7 @@ impl Loader<'_, '_> {
             let (class, message) = if !empty {
                 (
                     Class::NotAMapping,
-                    format!("{name} holds {} instead of a mapping of keywords and jobs", content.kind()),
+                    format!("{name} contains {} instead of a mapping of keywords and jobs", content.kind()),
                 )
             } else if at.line > 0 {
                 (Class::IncludeMissing, format!("the included file {name} is empty"))
@@ -131,7 +130,7 @@ impl Loader<'_, '_> {
         merged
     }
 
-    /// The content of a text, blocks replaced.
+    /// Parses a text after interpolation of its blocks.
     #[allow(clippy::too_many_arguments)]
     fn content(
         &mut self,
@@ -164,7 +163,7 @@ impl Loader<'_, '_> {
             }
             let content = self.parse(&documents[0], file)?;
             if let Some(entry) = content.mapping().and_then(|mapping| mapping.get("spec")) {
-                let message = "`spec` stands in a header of its own, which ends with a line `---`";
+                let message = "`spec` must be in a header of its own, which ends with the line `---`";
                 self.context.error(Class::InputSpec, entry.key_at, None, message);
                 return None;
             }
@@ -172,7 +171,9 @@ impl Loader<'_, '_> {
         };
         let before = self.context.report.problems.len();
         for (key, entry) in header.mapping()?.iter().filter(|(key, _)| &***key != "spec") {
-            self.context.report.unknown(entry.key_at, format!("the header has no keyword `{key}`; only `spec`"));
+            self.context
+                .report
+                .unknown(entry.key_at, format!("unknown keyword `{key}` in the header; only `spec` is allowed"));
         }
         let spec = inputs::read_spec(header.mapping()?.get("spec").map(|entry| &entry.node)?, &mut self.context.report);
         let spec = self.with_included_inputs(spec, tree);
@@ -192,7 +193,7 @@ impl Loader<'_, '_> {
                     let view = Context::view(&scope);
                     let value = view.get(key)?;
                     Some(if view.is_masked(key) {
-                        Err(format!("the variable `{key}` is masked and cannot be put into a file"))
+                        Err(format!("the variable `{key}` is masked and cannot be used in `expand_vars`"))
                     } else {
                         Ok(value.to_owned())
                     })
@@ -229,7 +230,7 @@ impl Loader<'_, '_> {
         }
     }
 
-    /// Adds inputs from `spec:include`: files that hold nothing but `inputs`.
+    /// Adds inputs from `spec:include`: files that contain nothing but `inputs`.
     fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<Tree>) -> Spec {
         let Some(include) = spec.include.take() else { return spec };
         for entry in self.entries(&include, tree) {
@@ -241,7 +242,7 @@ impl Loader<'_, '_> {
                     if &**key == "inputs" {
                         inputs::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);
                     } else {
-                        let message = format!("{} may hold `inputs` only, not `{key}`", fetched.name);
+                        let message = format!("{} may contain only `inputs`, not `{key}`", fetched.name);
                         self.context.error(Class::InputSpec, entry.key_at, None, message);
                     }
                 }
@@ -250,7 +251,7 @@ impl Loader<'_, '_> {
         spec
     }
 
-    /// The content merged over what it includes.
+    /// Merges the content over the files that it includes.
     fn includes(&mut self, content: Node, tree: &Option<Tree>) -> Option<Node> {
         let Some(include) = content.get("include") else { return Some(content) };
         let before = self.context.report.problems.len();
@@ -261,8 +262,8 @@ impl Loader<'_, '_> {
             }
             for fetched in self.fetch(&entry, tree) {
                 if let Some(start) = self.open.iter().position(|open| *open == fetched.name) {
-                    let circle = self.open[start..].join(" includes ");
-                    let message = format!("files include each other: {circle} includes {}", fetched.name);
+                    let cycle = self.open[start..].join(" includes ");
+                    let message = format!("files include each other: {cycle} includes {}", fetched.name);
                     self.context.error(Class::IncludeLimit, entry.at, None, message);
                     return None;
                 }

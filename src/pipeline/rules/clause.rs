@@ -1,4 +1,4 @@
-//! The condition of a rule: `if`, `changes`, `exists`. All that are given must hold.
+//! The condition of a rule: `if`, `changes`, `exists`. All given parts must hold.
 
 use std::sync::Arc;
 
@@ -12,10 +12,9 @@ use crate::pipeline::variables::View;
 
 use super::expression::Expression;
 
-/// How many patterns a list may have.
+/// The number of patterns that a list may have.
 const PATTERNS_LIMIT: usize = 50;
 
-/// A condition.
 #[derive(Clone, Debug, Default)]
 pub struct Clause {
     condition: Option<Arc<Expression>>,
@@ -43,17 +42,17 @@ enum Paths {
     Regexp(Arc<str>, Pattern),
 }
 
-/// Who has the rule, for messages.
+/// The owner of a rule, for messages.
 #[derive(Clone, Copy)]
 pub struct Owner<'a> {
-    /// The job, if it is one's.
+    /// The job; `None` for rules of the workflow or an include.
     pub job: Option<&'a Arc<str>>,
     /// `rules`, `workflow:rules`, `include:rules`, …
     pub keyword: &'a str,
 }
 
 impl Clause {
-    /// Reads the condition from a rule. `None`: it has a problem, which is reported.
+    /// Reads the condition of a rule. `None`: a reported problem.
     pub fn read(rule: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
         let mut clause = Self::default();
         if let Some(node) = rule.get("if") {
@@ -68,7 +67,7 @@ impl Clause {
         Some(clause)
     }
 
-    /// Why it holds; `Ok(None)`: it does not. `Err`: it cannot be told, and that is reported.
+    /// Why the condition holds; `Ok(None)`: it does not hold. `Err(())`: evaluation failed; this is reported.
     pub fn holds(
         &self,
         view: &View<'_>,
@@ -115,7 +114,7 @@ impl Reasons {
     }
 }
 
-/// Reads an expression that must be text.
+/// Reads an expression, which must be text.
 pub fn read_if(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Arc<Expression>> {
     let keyword = owner.keyword;
     let Some(text) = node.text() else {
@@ -190,7 +189,7 @@ fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
 fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) {
     for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
         if !known.contains(&&**key) {
-            let message = format!("`{}:{keyword}` has no keyword `{key}`{}", owner.keyword, did_you_mean(key, known));
+            let message = format!("unknown keyword `{}:{keyword}:{key}`{}", owner.keyword, did_you_mean(key, known));
             context.report.unknown_of(entry.key_at, owner.job, message);
         }
     }
@@ -213,14 +212,14 @@ impl Changes {
         Some(Self { paths, compare_to })
     }
 
-    /// Why they hold.
+    /// Why `changes` holds.
     pub fn hold(&self, view: &View<'_>, owner: Owner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
         let base = match &self.compare_to {
             Some(node) => Base::MergeBase(view.expand(node.text().map_or("", |text| text))),
             None => match context.base_of_pipeline() {
                 Some(base) => base,
                 None => {
-                    return Ok(Some("there is nothing to compare with, so everything counts as changed".to_owned()));
+                    return Ok(Some("there is no commit to compare with, so every file counts as changed".to_owned()));
                 }
             },
         };
@@ -292,7 +291,7 @@ impl Exists {
 }
 
 impl Context<'_> {
-    /// What `changes` without `compare_to` compares with; `None`: nothing, and it holds.
+    /// The base for `changes` without `compare_to`. `None`: there is no base, and `changes` holds.
     fn base_of_pipeline(&self) -> Option<Base> {
         if let Some(merge_request) = &self.request.source.merge_request {
             return Some(Base::MergeBase(merge_request.target.clone()));

@@ -1,4 +1,4 @@
-//! `rules:if`: the expression, its value for given variables, and the explanation of it.
+//! `rules:if`: parses and evaluates the expression, and explains its value.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -7,16 +7,15 @@ use super::lexer::{Sign, Token, tokens};
 use crate::pipeline::pattern::Pattern;
 use crate::pipeline::variables::View;
 
-/// How deep parentheses and negations may nest.
+/// How deeply parentheses and negations may nest.
 const DEPTH_LIMIT: usize = 50;
 
 /// An expression that can be evaluated.
 #[derive(Debug)]
 pub struct Expression {
     root: Term,
-    /// As written.
     text: Arc<str>,
-    /// The variables in it, each once.
+    /// The names of its variables, each once.
     names: Vec<Arc<str>>,
 }
 
@@ -30,7 +29,7 @@ enum Term {
     Binary(Box<Term>, Sign, Box<Term>),
 }
 
-/// The value of a term; patterns are values as well.
+/// The value of a term; a pattern is also a value.
 enum Value<'a> {
     Null,
     Bool(bool),
@@ -39,7 +38,7 @@ enum Value<'a> {
 }
 
 impl Expression {
-    /// Reads an expression. Errors say what is wrong with it.
+    /// Parses an expression. The error says what is wrong.
     pub fn parse(text: &Arc<str>) -> Result<Self, String> {
         let tokens = tokens(text)?;
         let mut names: Vec<Arc<str>> = Vec::new();
@@ -54,22 +53,22 @@ impl Expression {
         let root = parser.or()?;
         match parser.peek() {
             None => Ok(Self { root, text: Arc::clone(text), names }),
-            Some(Token::Sign(Sign::Close)) => Err("a parenthesis is closed that was not opened".to_owned()),
-            Some(token) => Err(format!("{} does not belong after a complete comparison", shown(token))),
+            Some(Token::Sign(Sign::Close)) => Err("a closing parenthesis has no opening one".to_owned()),
+            Some(token) => Err(format!("{} is not allowed after a complete comparison", shown(token))),
         }
     }
 
-    /// The bytes that its patterns take at most.
+    /// The upper bound of the memory of its patterns, in bytes.
     pub fn size(&self) -> usize {
         self.root.size()
     }
 
-    /// Whether it holds.
+    /// Whether the expression is true.
     pub fn holds(&self, variables: &View<'_>) -> bool {
         self.root.value(variables).is_present()
     }
 
-    /// The expression with the values of its variables.
+    /// The expression, followed by the values of its variables.
     pub fn explain(&self, variables: &View<'_>) -> String {
         let mut out = self.text.to_string();
         for (number, name) in self.names.iter().enumerate() {
@@ -156,7 +155,7 @@ impl Parser<'_> {
                 let term = self.or()?;
                 self.take(&[Sign::Close]).map(|_| term).ok_or_else(|| "a parenthesis is not closed".to_owned())
             }
-            Some(token) => Err(format!("{} stands where a value is expected", shown(&token))),
+            Some(token) => Err(format!("found {} where a value is expected", shown(&token))),
             None if self.tokens.is_empty() => Err("it is empty".to_owned()),
             None => Err("it ends where a value is expected".to_owned()),
         }
@@ -193,7 +192,7 @@ impl Term {
             Self::Binary(left, sign, right) => {
                 let value = left.value(variables);
                 match sign {
-                    // `and` and `or` return an operand, as in Ruby, where empty text is true.
+                    // As in Ruby, `and` and `or` return an operand, and empty text is true.
                     Sign::And if value.is_true() => right.value(variables),
                     Sign::And => value,
                     Sign::Or if value.is_true() => value,
@@ -230,7 +229,7 @@ impl Value<'_> {
         }
     }
 
-    /// Whether a pattern matches; `None` when the right side is null.
+    /// Whether a pattern matches; `None` if the right side is null.
     fn matches(&self, pattern: &Self) -> Option<bool> {
         let text = match self {
             Self::Text(text) | Self::Pattern(text, _) => text,
@@ -244,7 +243,7 @@ impl Value<'_> {
             Self::Pattern(_, pattern) => Some(pattern.is_match(text)),
             Self::Text(value) => match Pattern::between_slashes(value) {
                 Some(Ok(pattern)) => Some(pattern.is_match(text)),
-                // The server looks for the left side in a text that is no pattern.
+                // If the right side is not a pattern, the server searches for the left side in it.
                 _ => Some(value.contains(text)),
             },
         }
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_as_on_gitlab() {
+    fn evaluates_as_gitlab_does() {
         for (text, expected) in [
             ("$V", true),
             ("$EMPTY", false),
@@ -311,16 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_gitlab_refuses() {
+    fn refuses_expressions_that_gitlab_refuses() {
         for (text, part) in [
             ("$V = 'one'", "`=`"),
             ("$V == one", "`one`"),
             ("${V} == 'one'", "braces"),
             ("($V", "not closed"),
-            ("$V)", "not opened"),
+            ("$V)", "no opening"),
             ("", "empty"),
             ("$V ==", "ends"),
-            ("$V $T", "does not belong"),
+            ("$V $T", "not allowed"),
             ("$V =~ /a/", "two characters"),
             ("$V =~ //", "two characters"),
             ("$V =~ /a(/", "cannot be used"),
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn explains_with_values_but_not_with_masked_ones() {
+    fn explains_with_values_except_masked_ones() {
         let scope = scope();
         let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
         let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("parsed");

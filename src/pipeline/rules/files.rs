@@ -1,4 +1,4 @@
-//! Files of trees and changed files, fetched once, and patterns over them.
+//! Caches the lists of files and of changed files, and matches patterns against them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crate::pipeline::glob::Glob;
 use crate::pipeline::request::{Base, SourceError, Sources, Tree};
 
-/// With more comparisons GitLab takes the rule as fulfilled.
+/// Above this number of comparisons, GitLab treats the rule as fulfilled.
 const COMPARISONS_LIMIT: usize = 50_000;
 
-/// Paths in the order of their bytes.
+/// Paths, sorted by their bytes.
 type Paths = Arc<Vec<String>>;
 
-/// Access to lists of files, with what was asked before.
+/// Access to the lists of files, with a cache.
 pub struct Files<'a> {
     sources: &'a dyn Sources,
     trees: HashMap<Tree, Result<Paths, SourceError>>,
@@ -21,7 +21,6 @@ pub struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    /// Asks `sources`.
     pub fn new(sources: &'a dyn Sources) -> Self {
         Self { sources, trees: HashMap::new(), changed: HashMap::new(), globs: HashMap::new() }
     }
@@ -33,7 +32,7 @@ impl<'a> Files<'a> {
         list.clone()
     }
 
-    /// Files that changed against a base.
+    /// Files that differ from a base.
     pub fn changed(&mut self, base: &Base) -> Result<Paths, SourceError> {
         let sources = self.sources;
         let list = self.changed.entry(base.clone()).or_insert_with(|| sources.changed(base).map(sorted));
@@ -45,7 +44,7 @@ impl<'a> Files<'a> {
         glob.or_insert_with(|| Glob::new(pattern).map(Arc::new)).clone()
     }
 
-    /// The first pattern that matches a path, as an explanation. Directories match with a slash at their end.
+    /// The first pattern that matches a path, as an explanation. A pattern with a trailing slash matches a directory.
     pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, what: &str) -> Option<String> {
         let mut comparisons = 0;
         for pattern in patterns {
@@ -85,7 +84,7 @@ fn sorted(paths: Paths) -> Paths {
     Arc::new(paths)
 }
 
-/// Whether a file is in the list, or, with a slash at the end, something below that directory.
+/// Whether the list contains a file; for a path with a trailing slash, any file below that directory.
 fn contains(paths: &[String], path: &str) -> bool {
     let at = paths.partition_point(|candidate| candidate.as_str() < path);
     let next = paths.get(at);
@@ -101,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn literal_paths_are_files_or_directories_with_a_slash() {
+    fn a_literal_path_is_a_file_or_a_directory_with_a_trailing_slash() {
         let paths: Vec<String> = ["a", "docs/guide.md", "docs2"].map(str::to_owned).to_vec();
         for (path, expected) in [("a", true), ("docs", false), ("docs/", true), ("docs2/", false), ("b", false)] {
             assert_eq!(contains(&paths, path), expected, "{path}");

@@ -1,11 +1,10 @@
-//! The tokens of `rules:if`.
+//! Splits `rules:if` into tokens.
 
 use std::sync::Arc;
 
-/// More tokens are refused, as on GitLab.
+/// The number of tokens in an expression, as on GitLab.
 const TOKEN_LIMIT: usize = 100;
 
-/// A token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
     /// `$NAME`
@@ -56,13 +55,13 @@ const SIGNS: [(&str, Sign); 9] = [
 ];
 
 impl Sign {
-    /// As it is written.
+    /// The operator as written.
     pub fn text(self) -> &'static str {
         SIGNS.iter().find(|(_, sign)| *sign == self).map_or("", |(text, _)| text)
     }
 }
 
-/// Splits an expression. Errors say which part is no token.
+/// Splits an expression. The error names the part that is not a token.
 pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
@@ -107,10 +106,10 @@ fn token(text: &str) -> Result<(Token, &str), String> {
     if text.starts_with('=') {
         return Err(format!("`{}`: `=` is not an operator; write == or =~", shown(text)));
     }
-    Err(format!("`{}` is neither variable, text in quotes, pattern nor operator", shown(text)))
+    Err(format!("`{}` is not a variable, text in quotes, a pattern or an operator", shown(text)))
 }
 
-/// A pattern ends at the first slash that no backslash precedes, and has two characters at least.
+/// A pattern ends at the first slash without a backslash before it, and has at least two characters.
 fn pattern(text: &str) -> Result<(Token, &str), String> {
     let mut previous = '/';
     for (length, (at, c)) in text.char_indices().skip(1).enumerate() {
@@ -124,10 +123,10 @@ fn pattern(text: &str) -> Result<(Token, &str), String> {
         }
         previous = c;
     }
-    Err(format!("`{}`: a pattern stands between slashes and has at least two characters", shown(text)))
+    Err(format!("`{}`: a pattern must be between slashes and have at least two characters", shown(text)))
 }
 
-/// The beginning of a long text.
+/// The beginning of a long text, for messages.
 fn shown(text: &str) -> String {
     let end = text.char_indices().nth(30).map_or(text.len(), |(at, _)| at);
     let word = &text[..end];

@@ -1,4 +1,4 @@
-//! Which jobs are in a pipeline: `rules`, `only` and `except`, `workflow:rules`, `include:rules`.
+//! Decides which jobs are in a pipeline: `rules`, `only` and `except`, `workflow:rules`, `include:rules`.
 
 pub mod clause;
 pub mod expression;

@@ -20,7 +20,7 @@ pub struct Policy {
 }
 
 impl Reader<'_, '_> {
-    /// `only` or `except`.
+    /// Reads `only` or `except`.
     pub fn policy(&mut self, node: &Node, keyword: &str) -> Option<Policy> {
         if node.mapping().is_none() {
             return Some(Policy { refs: Some(self.text_or_texts(node, keyword)?), ..Policy::default() });
@@ -57,18 +57,18 @@ impl Reader<'_, '_> {
 }
 
 impl Policy {
-    /// The policy of a job that has none: branches and tags, no merge requests.
+    /// The policy of a job without `only`: branches and tags, but no merge requests.
     pub fn branches_and_tags() -> Self {
         Self { refs: Some(vec!["branches".into(), "tags".into()]), ..Self::default() }
     }
 
-    /// `only` without refs takes those of a job without a policy.
+    /// `only` without refs uses the refs of a job without a policy.
     pub fn with_default_refs(mut self) -> Self {
         self.refs = self.refs.or(Self::branches_and_tags().refs);
         self
     }
 
-    /// For each part that is given, whether it holds and why. `Err`: it cannot be told, and that is reported.
+    /// For each given part, whether it holds and why. `Err(())`: evaluation failed; this is reported.
     pub fn parts(
         &self,
         view: &View<'_>,
@@ -94,7 +94,7 @@ impl Policy {
         if let Some(changes) = &self.changes {
             parts.push(match changes.hold(view, owner, context)? {
                 Some(why) => (true, why),
-                None => (false, "no path of `changes` changed".to_owned()),
+                None => (false, "no file matches `changes`".to_owned()),
             });
         }
         if self.kubernetes {

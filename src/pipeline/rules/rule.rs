@@ -1,4 +1,4 @@
-//! Keyword `rules` of a job, and `workflow:rules`.
+//! Reads `rules` of a job, and `workflow:rules`.
 
 use super::clause::{Clause, Owner};
 use crate::pipeline::draft::needs::Needs;
@@ -12,12 +12,9 @@ const JOB_KEYS: [&str; 9] =
 
 const WORKFLOW_KEYS: [&str; 6] = ["if", "changes", "exists", "when", "variables", "auto_cancel"];
 
-/// A rule.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Where it stands.
     pub at: Origin,
-    /// Its condition.
     pub clause: Clause,
     /// `when`; the inner `None` is `never`.
     pub when: Option<Option<When>>,
@@ -31,17 +28,17 @@ pub struct Rule {
     pub needs: Option<Needs>,
     /// `interruptible`
     pub interruptible: Option<bool>,
-    /// `auto_cancel:on_job_failure` is `all`.
+    /// Whether `auto_cancel:on_job_failure` is `all`.
     pub cancel_on_job_failure: Option<bool>,
 }
 
 impl Reader<'_, '_> {
-    /// The rules of a job.
+    /// Reads the rules of a job.
     pub fn rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
         self.rules_with(node, "rules", &JOB_KEYS, Level::Rule)
     }
 
-    /// `workflow:rules`
+    /// Reads `workflow:rules`.
     pub fn workflow_rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
         self.rules_with(node, "workflow:rules", &WORKFLOW_KEYS, Level::Workflow)
     }
@@ -65,7 +62,7 @@ impl Reader<'_, '_> {
                 Some("never") => Some(None),
                 _ => {
                     let value = node.printed().unwrap_or_else(|| node.kind().into());
-                    let message = format!("`{keyword}:when` is always or never, not `{value}`");
+                    let message = format!("`{keyword}:when` must be always or never, not `{value}`");
                     return self.error(Class::BadWhen, node.at, message);
                 }
             },
@@ -123,7 +120,7 @@ impl Reader<'_, '_> {
         })
     }
 
-    /// `auto_cancel`: whether the first failure cancels the pipeline, if it says so.
+    /// Reads `auto_cancel`: whether the first failed job cancels the pipeline, if given.
     pub fn auto_cancel(&mut self, node: &Node, keyword: &str) -> Option<Option<bool>> {
         self.mapping(node, keyword, &["on_new_commit", "on_job_failure"])?;
         if let Some(commit) = node.get("on_new_commit") {
@@ -140,7 +137,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// The words of a rule's result, for explanations.
+/// The result of a rule, for explanations.
 pub fn result(rule: &Rule) -> &'static str {
     match rule.when {
         Some(None) => "never",

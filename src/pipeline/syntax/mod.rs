@@ -1,7 +1,7 @@
-//! YAML as GitLab reads it: text to a tree of typed values, each with its file and line.
+//! YAML as GitLab reads it: turns text into a tree of typed values, each with its file and line.
 //!
-//! GitLab parses with Ruby, whose YAML is 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees share
-//! their parts, so that aliases, `extends` and `default` copy pointers and never values.
+//! GitLab parses with Ruby, which follows YAML 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees
+//! share their parts, so aliases, `extends` and `default` copy pointers and not values.
 
 mod node;
 mod parse;

@@ -1,4 +1,4 @@
-//! The tree: values that know where they come from, and that are cheap to clone.
+//! The YAML tree: values with their position, cheap to clone.
 
 use std::sync::Arc;
 
@@ -7,21 +7,19 @@ use serde::ser::{Serialize, Serializer};
 
 use super::scalar;
 
-/// Where a value stands.
+/// The position of a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// Index into the list of files.
+    /// An index into the list of files.
     pub file: u32,
-    /// From 1; 0 when unknown.
+    /// From 1; 0 if unknown.
     pub line: u32,
 }
 
-/// A value and where it stands.
+/// A value with its position.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// The value.
     pub value: Value,
-    /// Its place.
     pub at: Origin,
 }
 
@@ -30,7 +28,7 @@ pub struct Node {
 pub enum Value {
     /// Nothing, `~`, `null`.
     Null,
-    /// A boolean, also `yes`, `no`, `on`, `off`.
+    /// A boolean, including `yes`, `no`, `on`, `off`.
     Bool(bool),
     /// An integer in any notation.
     Integer(i64),
@@ -42,23 +40,21 @@ pub enum Value {
     List(Arc<Vec<Node>>),
     /// A mapping in the order of the file, each key once.
     Mapping(Arc<Mapping>),
-    /// `!reference [a, b]`, not resolved yet.
+    /// `!reference [a, b]`, not yet resolved.
     Reference(Arc<Vec<Node>>),
 }
 
-/// Keys and values. Keys are the text that Ruby prints for them.
+/// Keys and values. A key is the text that Ruby prints for it.
 pub type Mapping = IndexMap<Arc<str>, Entry>;
 
 /// A value in a mapping.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Where the key stands.
     pub key_at: Origin,
-    /// The value.
     pub node: Node,
 }
 
-/// Values are equal when they are the same YAML, wherever they stand.
+/// Two nodes are equal if their values are equal; positions do not count.
 impl PartialEq for Node {
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
@@ -87,22 +83,18 @@ impl PartialEq for Value {
 }
 
 impl Node {
-    /// A list.
     pub fn list_at(items: Vec<Node>, at: Origin) -> Self {
         Self { value: Value::List(Arc::new(items)), at }
     }
 
-    /// A mapping.
     pub fn mapping_at(mapping: Mapping, at: Origin) -> Self {
         Self { value: Value::Mapping(Arc::new(mapping)), at }
     }
 
-    /// Whether it is null.
     pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }
 
-    /// The text, if it is text.
     pub fn text(&self) -> Option<&Arc<str>> {
         match &self.value {
             Value::Text(text) => Some(text),
@@ -110,7 +102,6 @@ impl Node {
         }
     }
 
-    /// The boolean, if it is one.
     pub fn boolean(&self) -> Option<bool> {
         match self.value {
             Value::Bool(value) => Some(value),
@@ -118,7 +109,6 @@ impl Node {
         }
     }
 
-    /// The integer, if it is one.
     pub fn integer(&self) -> Option<i64> {
         match self.value {
             Value::Integer(value) => Some(value),
@@ -126,7 +116,6 @@ impl Node {
         }
     }
 
-    /// The items, if it is a list.
     pub fn list(&self) -> Option<&[Node]> {
         match &self.value {
             Value::List(items) => Some(items),
@@ -142,7 +131,6 @@ impl Node {
         }
     }
 
-    /// The entries, if it is a mapping.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match &self.value {
             Value::Mapping(mapping) => Some(mapping),
@@ -150,12 +138,12 @@ impl Node {
         }
     }
 
-    /// The value of a key that is there and not null.
+    /// The value of a key; `None` if it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Node> {
         self.mapping().and_then(|mapping| mapping.get(key)).map(|entry| &entry.node).filter(|node| !node.is_null())
     }
 
-    /// The scalar as the text that Ruby prints for it; null is empty. `None` for lists and mappings.
+    /// A scalar as the text that Ruby prints for it; null is empty. `None` for lists and mappings.
     pub fn printed(&self) -> Option<Arc<str>> {
         Some(match &self.value {
             Value::Null => "".into(),
@@ -167,7 +155,7 @@ impl Node {
         })
     }
 
-    /// What kind of value it is, for messages.
+    /// The type of the value, for messages.
     pub fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "null",
@@ -180,7 +168,6 @@ impl Node {
         }
     }
 
-    /// The value as JSON.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(self).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Text to a tree, within bounds on size, depth and what aliases multiply.
+//! Parses text into a tree, with limits on size, on depth and on the expansion of aliases.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
 use super::{Entry, Mapping, Node, Origin, Value, scalar};
 
-/// How deep mappings and lists may nest, as on GitLab.
+/// How deeply mappings and lists may nest, as on GitLab.
 const DEPTH_LIMIT: usize = 100;
 
-/// How many repeated keys are told for a file.
+/// The number of duplicate keys to report for a file.
 const DUPLICATES_LIMIT: usize = 100;
 
-/// What all files of a pipeline may hold together, once aliases are replaced.
+/// The size limit for all files of a pipeline together, after aliases are expanded.
 #[derive(Debug)]
 pub struct Budget {
     nodes: usize,
@@ -29,13 +29,13 @@ impl Default for Budget {
 impl Budget {
     fn spend(&mut self, size: Size) -> Result<(), String> {
         self.nodes =
-            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values once aliases are replaced")?;
-        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text once aliases are replaced")?;
+            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values after aliases are expanded")?;
+        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text after aliases are expanded")?;
         Ok(())
     }
 }
 
-/// How much a tree holds once aliases are replaced.
+/// The size of a tree after aliases are expanded.
 #[derive(Clone, Copy, Default)]
 struct Size {
     nodes: usize,
@@ -49,25 +49,23 @@ impl Size {
     }
 }
 
-/// Why a text is not a YAML document.
+/// Why a text is not valid YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
     /// From 1.
     pub line: u32,
-    /// What is wrong there.
     pub message: String,
 }
 
-/// A document, and keys that were given twice.
+/// A parsed document, and its duplicate keys.
 pub struct Document {
-    /// The root.
     pub root: Node,
-    /// For each key that stands twice in a mapping: its line and what happens.
+    /// For each duplicate key: its position and a message.
     pub duplicates: Vec<(Origin, String)>,
 }
 
-/// Parses the first document of `text`, which is empty for null. `line_of` gives the line in the file for a line of
-/// the text, both from 1.
+/// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
+/// the file, both from 1.
 pub fn parse(
     text: &str,
     file: u32,
@@ -167,7 +165,7 @@ impl<'a> Builder<'a, '_> {
 
     fn mapping(&mut self, depth: usize, size: &mut Size) -> Result<Mapping, SyntaxError> {
         let mut mapping = Mapping::new();
-        // Keys that only a merge key brought so far: giving one of them is no repetition.
+        // Keys that so far only a merge key (`<<`) has set. Setting one of them explicitly is not a duplicate.
         let mut merged: HashSet<Arc<str>> = HashSet::new();
         loop {
             let (event, key_line) = self.next()?;
@@ -189,19 +187,20 @@ impl<'a> Builder<'a, '_> {
             let was_merged = !merged.is_empty() && merged.remove(&name);
             let key_at = self.at(key_line);
             let shown = Arc::clone(&name);
-            // A key that stands twice keeps its first place and takes its last value, as in Ruby.
+            // As in Ruby, a duplicate key keeps its first position and takes its last value.
             if let Some(previous) = mapping.insert(name, Entry { key_at, node })
                 && !was_merged
                 && self.duplicates.len() < DUPLICATES_LIMIT
             {
                 let first = previous.key_at.line;
-                let message = format!("`{shown}` stands here again (first in line {first}); the last one counts");
+                let message = format!("duplicate key `{shown}` (first in line {first}); the last value is used");
                 self.duplicates.push((key_at, message));
             }
         }
     }
 
-    /// A merge key: its entries replace what stands before it, as in Ruby; in a list of mappings the first one wins.
+    /// Applies a merge key (`<<`) as Ruby does: its entries override the entries before it; in a list of mappings the
+    /// first mapping wins.
     fn merge(
         &mut self,
         mapping: &mut Mapping,
@@ -230,7 +229,7 @@ impl<'a> Builder<'a, '_> {
         match self.parser.next_event() {
             Some(Ok((event, span))) => Ok((event, line(span.start.line()))),
             Some(Err(error)) => Err(self.scan_error(&error)),
-            None => self.error(1, "the document ends in the middle"),
+            None => self.error(1, "the document is incomplete"),
         }
     }
 
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_keys_replace_what_stands_before_them_and_nothing_after() {
+    fn a_merge_key_overrides_entries_before_it_but_not_after_it() {
         let root = read(
             "base: &b {x: 1, y: 2}\nother: &o {y: 3, z: 4}\nafter: {<<: [*b, *o], x: 9}\nbefore: {x: 9, <<: *b}\n",
         );
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_equal_keys_counts_and_both_lines_are_told() {
+    fn the_last_of_two_equal_keys_wins_and_both_lines_are_reported() {
         let document = parse("a: 1\nb: 2\na: 3\n", 0, &|line| line, &mut Budget::default()).expect("parsed");
         assert_eq!(document.root.to_json(), serde_json::json!({"a": 3, "b": 2}));
         assert_eq!(document.duplicates[0].0.line, 3);
@@ -291,30 +290,30 @@ mod tests {
     }
 
     #[test]
-    fn aliases_cannot_multiply_beyond_the_budget() {
+    fn limits_the_expansion_of_aliases() {
         let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for (name, previous) in ["b", "c", "d", "e", "f", "g"].iter().zip(["a", "b", "c", "d", "e", "f"]) {
             bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{previous}"); 10].join(", "));
         }
-        assert!(refusal(&bomb).message.contains("values once aliases"));
+        assert!(refusal(&bomb).message.contains("values after aliases"));
         let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
         assert!(refusal(&long).message.contains("MiB of text"));
     }
 
     #[test]
-    fn nesting_has_a_limit() {
+    fn limits_nesting() {
         assert!(refusal(&"[".repeat(150)).message.contains("nested deeper"));
         assert!(!refusal(&"- ".repeat(150)).message.is_empty());
     }
 
     #[test]
-    fn tags_of_yaml_decide_the_type() {
+    fn yaml_tags_set_the_type() {
         let root = read("a: !!str 1\nb: !!int '7'\nc: !local yes\n");
         assert_eq!(root.to_json(), serde_json::json!({"a": "1", "b": 7, "c": true}));
     }
 
     #[test]
-    fn broken_text_is_refused_with_its_line() {
+    fn refuses_broken_text_with_its_line() {
         assert_eq!(refusal("a: 1\nb: [1\nc: 2\n").line, 3);
         assert!(refusal("a: *nothing\n").line > 0);
         assert!(refusal("a: &a [*a]\n").message.contains("own anchor"));

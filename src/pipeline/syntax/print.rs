@@ -1,15 +1,15 @@
-//! A tree to YAML, for previews. Reading the result gives the same tree.
+//! Prints a tree as YAML, for previews. Parsing the output gives the same tree.
 
 use super::{Mapping, Node, Value, scalar, written_size};
 
-/// What is printed at most.
+/// The size limit of the output, in bytes.
 const SIZE_LIMIT: usize = 64 << 20;
 
-/// The tree as block-style YAML. A tree that is too large, which only shared parts can make, gives a comment.
+/// Prints block-style YAML. For a tree that is too large, which only shared parts can cause, prints a comment.
 pub fn print(node: &Node) -> String {
     if written_size(node) > SIZE_LIMIT {
         return format!(
-            "# This is larger than {} MiB once references and templates are written out.\n",
+            "# This value is larger than {} MiB after references and templates are expanded.\n",
             SIZE_LIMIT >> 20
         );
     }
@@ -58,7 +58,7 @@ fn block_list(items: &[Node], indent: usize, out: &mut String) {
         out.push('-');
         match &item.value {
             Value::Mapping(mapping) if !mapping.is_empty() => {
-                // The first key stands on the line of the dash.
+                // The first key is on the line of the dash.
                 let mut inner = String::new();
                 block_mapping(mapping, indent + 2, &mut inner);
                 out.push(' ');
@@ -116,7 +116,8 @@ fn flow_list(items: &[Node], out: &mut String) {
     out.push(']');
 }
 
-/// Text plain where that is safe, as a literal block where it has lines (`indent` is given), else in double quotes.
+/// Prints text unquoted if that is safe, as a literal block if it has several lines (and `indent` is given), else in
+/// double quotes.
 fn text(value: &str, indent: Option<usize>, out: &mut String) {
     if is_plain(value) {
         return out.push_str(value);
@@ -132,7 +133,7 @@ fn text(value: &str, indent: Option<usize>, out: &mut String) {
         }
         return;
     }
-    // JSON's escapes are YAML's, too.
+    // JSON escapes are valid in YAML.
     out.push_str(&serde_json::Value::from(value).to_string());
 }
 
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn prints_what_reads_well() {
+    fn prints_readable_yaml() {
         let text = "a: 1\nlist:\n- x\n- k: v\n  l: \"w: z\"\n- []\nscript: |\n  one\n    two\nempty: {}\n";
         assert_eq!(print(&read(text)), text);
     }
@@ -193,8 +194,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_what_was_printed_gives_the_same_tree(json in any_node()) {
-            // JSON is YAML, apart from its escape of slashes, which serde_json does not use.
+        fn parsing_the_output_gives_the_same_tree(json in any_node()) {
+            // JSON is valid YAML, except for escaped slashes, which serde_json does not write.
             let node = read(&json.to_string());
             let printed = print(&node);
             prop_assert_eq!(read(&printed).to_json(), node.to_json(), "{}", printed);

@@ -1,4 +1,4 @@
-//! Plain scalars by the rules of Ruby's YAML parser, which is nearly YAML 1.1.
+//! Types plain scalars by the rules of Ruby's YAML parser, which is close to YAML 1.1.
 
 use super::Value;
 
@@ -71,7 +71,7 @@ fn integer(text: &str) -> Option<Value> {
     let digits: String = rest.chars().filter(|c| !separator(*c)).collect();
     Some(match i64::from_str_radix(&digits, radix) {
         Ok(number) => Value::Integer(if negative { -number } else { number }),
-        // Ruby has integers of any size; ours print as they are written.
+        // Ruby has integers of any size; a larger one stays text, without separators.
         Err(_) => Value::Text(text.replace(separator, "").into()),
     })
 }
@@ -95,7 +95,7 @@ fn sexagesimal(digits: &str) -> Option<i64> {
     Some(number)
 }
 
-/// A number with a point; `1e3` without one is text.
+/// A number with a decimal point; `1e3` without one is text.
 fn float(text: &str) -> Option<Value> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let (whole, rest) = unsigned.split_once('.')?;

@@ -1,17 +1,17 @@
-//! How large a tree is once its shared parts are written out.
+//! Computes the size of a tree as if its shared parts were copied.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Node, Value};
 
-/// The size of a tree as if no part of it were shared; it saturates. Costs what the tree costs in memory, no more.
+/// The size of a tree without sharing; saturating. Its cost is linear in the memory of the tree.
 pub fn written_size(node: &Node) -> usize {
     measure(node, &mut HashMap::new())
 }
 
 fn measure(node: &Node, known: &mut HashMap<usize, usize>) -> usize {
-    // Every value takes some bytes for itself and what separates it from others.
+    // An estimate for each value itself and its separator.
     const OWN: usize = 8;
     let (key, children) = match &node.value {
         Value::Text(text) => return OWN + text.len(),
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shared_parts_count_each_time() {
+    fn counts_shared_parts_each_time() {
         let size = |text: &str| written_size(&parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root);
         assert_eq!(size("[x, x]"), 8 + 9 + 9);
         assert_eq!(size("[&a [x], *a]"), size("[[x], [x]]"));

@@ -1,4 +1,4 @@
-//! The shared cases: each plan and each refusal by their README.
+//! Runs the shared test cases; their README describes the format.
 
 use std::path::{Path, PathBuf};
 
@@ -152,7 +152,7 @@ fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
     Ok(serde_json::to_value(Listing { plan: &plan, run: &JobRun::default() }).expect("JSON"))
 }
 
-/// What differs; empty when the answer is right.
+/// The differences between expected and actual result.
 fn differences(mode: &str, expected: &Value, answer: Result<Value, Vec<Problem>>) -> Vec<String> {
     match (mode, answer) {
         ("error", Ok(_)) => vec!["it was accepted".to_owned()],
@@ -249,7 +249,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 #[test]
-fn plans_and_refusals_are_those_of_gitlab() {
+fn plans_and_problems_are_the_same_as_on_gitlab() {
     let mut failures = Vec::new();
     let mut counts = std::collections::BTreeMap::new();
     for case in cases() {

@@ -1,11 +1,11 @@
-//! Files in memory as a source, for tests that need no repository.
+//! An in-memory implementation of `Sources`, for tests that need no repository.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::pipeline::request::{Base, ComponentVersion, Content, Facts, Request, Source, SourceError, Sources, Tree};
 
-/// Trees by name; the project's is the empty one.
+/// Trees by name; the empty name is the project.
 #[derive(Default)]
 pub struct Memory {
     pub files: BTreeMap<String, Vec<u8>>,
@@ -13,13 +13,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A project with these files.
     pub fn new(files: &[(&str, &str)]) -> Self {
         let files = files.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec())).collect();
         Self { files, changed: None }
     }
 
-    /// A push to the default branch.
+    /// The request for a push to the default branch.
     pub fn request(&self) -> Request<'_> {
         Request {
             content: Content::File(".gitlab-ci.yml".to_owned()),

@@ -1,4 +1,4 @@
-//! Whole plans: the shared cases with a real repository, and properties of any input.
+//! Tests of whole plans: the shared cases with a real repository, and properties of any input.
 
 mod corpus;
 mod memory;

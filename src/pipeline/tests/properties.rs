@@ -1,4 +1,4 @@
-//! Properties that hold for any input. Bounds are counted in sizes, not in time.
+//! Properties that hold for any input. Limits are checked by size, not by time.
 
 use std::path::Path;
 
@@ -58,7 +58,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn any_mutation_is_planned_or_refused_with_a_place(
+    fn any_mutation_gives_a_plan_or_a_problem_with_a_position(
         sample in any::<prop::sample::Index>(),
         mutations in prop::collection::vec(any_mutation(), 1..6),
     ) {
@@ -83,7 +83,7 @@ fn class(text: &str) -> Option<Class> {
 }
 
 #[test]
-fn what_multiplies_is_refused() {
+fn refuses_configurations_that_multiply() {
     let list = |item: &str| [item; 10].join(", ");
     let chain = |line: &dyn Fn(usize) -> String| (0..9).map(line).collect::<String>();
     let references = chain(&|n| format!(".c{n}: {{s: [{}]}}\n", list(&format!("!reference [.c{}, s]", n + 1))));
@@ -103,7 +103,7 @@ fn what_multiplies_is_refused() {
 }
 
 #[test]
-fn what_comes_from_a_merge_key_has_a_place() {
+fn entries_from_a_merge_key_have_a_position() {
     let problems = answer(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("refused");
     assert_eq!((problems[0].class, problems[0].line, problems.len()), (Class::UnknownKeyword, 2, 1), "{problems:?}");
     let problems = answer(b"<<: {.a: x}\n").expect_err("refused");
@@ -111,7 +111,7 @@ fn what_comes_from_a_merge_key_has_a_place() {
 }
 
 #[test]
-fn large_files_are_planned_in_one_go() {
+fn plans_large_files() {
     let keys: String = (0..90_000).map(|n| format!("K{n}: v\n  ")).collect();
     let text = format!("variables:\n  {keys}\nj: {{script: x}}\n");
     assert!(answer(text.as_bytes()).is_ok());

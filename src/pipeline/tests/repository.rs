@@ -1,4 +1,4 @@
-//! A real git repository as a source of facts and files.
+//! A real git repository as the source of facts and files.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,16 +8,15 @@ use std::sync::Arc;
 
 use crate::pipeline::request::{Base, ComponentVersion, Facts, SourceError, Sources, Tree};
 
-/// A repository in a temporary directory.
 pub struct Repository {
     pub root: tempfile::TempDir,
     /// Other projects by path and ref.
     pub projects: HashMap<(String, String), PathBuf>,
-    /// Bodies of URLs.
+    /// Response bodies by URL.
     pub remotes: HashMap<String, Vec<u8>>,
     /// Components by project and reference.
     pub components: HashMap<(String, String), (ComponentVersion, PathBuf)>,
-    /// What was asked for.
+    /// The requests that were made.
     pub asked: RefCell<Vec<String>>,
 }
 

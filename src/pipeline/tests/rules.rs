@@ -1,4 +1,4 @@
-//! Rules of the reference that no shared case shows.
+//! Rules of the reference that the shared cases do not cover.
 
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ fn names(listing: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn refusals_have_their_class() {
+fn problems_have_the_right_class() {
     for (text, class) in [
         ("", Class::NotAMapping),
         ("# nothing\n", Class::NotAMapping),
@@ -95,7 +95,7 @@ fn refusals_have_their_class() {
 }
 
 #[test]
-fn all_problems_are_told_and_a_cause_only_once() {
+fn reports_all_problems_and_each_cause_once() {
     let text = "default: {retry: 7}\na: {script: x, stage: nowhere}\nb: {script: x, needs: [a, ghost]}\nc: {extends: .gone, script: x}\nd: {script: x, needs: [c], colour: red}\n";
     let problems = refused(&[(".gitlab-ci.yml", text)]);
     let told: Vec<(Class, usize)> = problems.iter().map(|problem| (problem.class, problem.line)).collect();
@@ -150,7 +150,7 @@ fn changes_compare_by_kind_of_pipeline() {
 }
 
 #[test]
-fn rules_set_what_they_name_and_keep_the_rest() {
+fn a_rule_overrides_only_the_keywords_that_it_has() {
     let text = "a: {script: x, when: manual, allow_failure: {exit_codes: 3}, rules: [{if: $CI, when: always, interruptible: true}]}\nb: {script: x, when: delayed, start_in: 5 minutes, rules: [{if: $CI}]}\nc: {script: x, parallel: {matrix: [{V: [a, b]}]}, variables: {V: j}, rules: [{if: $V == 'b', variables: {V: r}}]}\n";
     let listing = planned(text);
     let a = job(&listing, "a");
@@ -164,7 +164,7 @@ fn rules_set_what_they_name_and_keep_the_rest() {
 }
 
 #[test]
-fn needs_reach_through_matrices() {
+fn needs_resolve_to_the_jobs_of_a_matrix() {
     let text = "stages: [build, test]\nb: {stage: build, script: x, parallel: {matrix: [{OS: [linux, mac]}]}}\nt: {stage: test, script: x, parallel: {matrix: [{OS: [linux, mac]}]}, needs: [{job: b, parallel: {matrix: [{OS: ['$[[ matrix.OS ]]']}]}}]}\nopt: {stage: test, script: x, needs: [{job: nowhere, optional: true}]}\nother: {stage: test, script: x, needs: [{project: p/q, job: j, ref: main, artifacts: true}]}\n";
     let listing = planned(text);
     assert_eq!(job(&listing, "t: [mac]")["needs"], json!([{"job": "b: [mac]", "artifacts": true, "optional": false}]));
@@ -184,7 +184,7 @@ fn an_explicit_job_replaces_a_permutation_before_it() {
 }
 
 #[test]
-fn includes_of_all_kinds() {
+fn resolves_includes_of_all_kinds() {
     let main = "include:\n- component: $CI_SERVER_FQDN/team/tools/lint@1\n  inputs: {level: high}\n- template: Base.yml\n- remote: https://x.test/r.yml\n  integrity: sha256-rSvs0zFvqBdcXjxa3FtxGJ/1iyOu4kXGRUbJOnMVd8c=\n- project: team/lib\n  file: a.yml\nown: {script: x}\n";
     let component = "spec: {component: [name, sha, version, reference], inputs: {level: }}\n---\nlint: {script: 'echo $[[ inputs.level ]] $[[ component.name ]] $[[ component.sha ]] $[[ component.version ]] $[[ component.reference ]]'}\n";
     let files = [
@@ -209,7 +209,7 @@ fn includes_of_all_kinds() {
 }
 
 #[test]
-fn includes_stay_within_bounds() {
+fn limits_includes() {
     let circle = [
         (".gitlab-ci.yml", "include: a.yml\n"),
         ("a.yml", "include: b.yml\n"),
@@ -234,7 +234,7 @@ fn includes_stay_within_bounds() {
 }
 
 #[test]
-fn inputs_of_the_first_file_and_shared_definitions() {
+fn resolves_inputs_of_the_first_file_and_shared_definitions() {
     let main = "spec:\n  include: [{local: shared.yml}]\n  inputs: {own: {default: 1, type: number}}\n---\nj: {script: 'echo $[[ inputs.own ]] $[[ inputs.shared ]]'}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("shared.yml", "inputs: {shared: {options: [a, b]}}\n")]);
     let given = |key: &str, value: &str| GivenInput { key: key.into(), value: InputValue::Text(value.into()) };
@@ -245,7 +245,7 @@ fn inputs_of_the_first_file_and_shared_definitions() {
 }
 
 #[test]
-fn levels_of_variables_win_in_order() {
+fn the_strongest_level_of_a_variable_wins() {
     let text = "variables: {A: default, B: default, C: default, P: '$A-$SECRET'}\nj: {script: x, environment: prod, variables: {B: job, C: job}}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text)]);
     let given = |key: &str, value: &str, scope: &str| GivenVariable {
@@ -270,7 +270,7 @@ fn levels_of_variables_win_in_order() {
 }
 
 #[test]
-fn local_values_stand_for_tokens_and_secrets() {
+fn local_values_replace_tokens_and_secrets() {
     let text =
         "j: {script: x, id_tokens: {TOK: {aud: a}}, secrets: {DB: {vault: a/b@c}, KEY: {vault: a/b@c, file: false}}}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text)]);
@@ -286,7 +286,7 @@ fn local_values_stand_for_tokens_and_secrets() {
 }
 
 #[test]
-fn children_get_variables_as_the_job_forwards_them() {
+fn a_child_pipeline_gets_the_forwarded_variables() {
     let main = "variables: {TOP: t}\nkid: {variables: {OWN: '$TOP-o'}, trigger: {include: [{local: child.yml, inputs: {n: x}}]}}\nbare: {trigger: {include: child.yml, forward: {yaml_variables: false, pipeline_variables: true}}}\n";
     let child = "spec: {inputs: {n: {default: d}}}\n---\nc: {script: 'echo $[[ inputs.n ]]', rules: [{if: $CI_PIPELINE_SOURCE == 'parent_pipeline'}]}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("child.yml", child)]);
@@ -307,7 +307,7 @@ fn children_get_variables_as_the_job_forwards_them() {
 }
 
 #[test]
-fn keys_of_caches_come_from_files() {
+fn computes_cache_keys_from_files() {
     let text = "a: {script: x, cache: {key: {files: [lock], prefix: p}, paths: [c]}}\nb: {script: x, cache: {key: {files: [gone]}, paths: [c]}}\nc: {script: x, cache: [{paths: [c]}, {key: $CI_JOB_NAME, paths: [d]}]}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text), ("lock", "1")]);
     let plan = plan(&memory.request()).expect("planned");
@@ -318,7 +318,7 @@ fn keys_of_caches_come_from_files() {
 }
 
 #[test]
-fn what_only_a_server_does_is_said_once() {
+fn warns_once_of_keywords_that_only_a_server_acts_on() {
     let text = "a: {script: x, release: {tag_name: v, description: d}}\nb: {script: x, release: {tag_name: v, description: d}}\n";
     assert_eq!(planned(text)["warnings"].as_array().map(Vec::len), Some(1));
 }

@@ -1,16 +1,18 @@
-//! Variables that cannot be expanded: they refer to each other in a circle, or multiply beyond the limit.
+//! Detects variables that cannot be expanded: those that form a cycle, and those whose expanded value exceeds the
+//! limit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::variables::{DEPTH_LIMIT, VALUE_LIMIT, collect_names, has_reference};
 
-/// Variables that refer to each other in a circle, in its order.
+/// Variables that refer to each other in a cycle, in the order of the references.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Circle(pub Vec<Arc<str>>);
+pub struct Cycle(pub Vec<Arc<str>>);
 
-/// Finds a circle of references among variables. A variable that refers to itself only is none: its own name stays.
-pub fn find_circle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Circle> {
+/// Finds a cycle among variables. A variable that refers only to itself is not a cycle: the reference to its own name
+/// is not expanded.
+pub fn find_cycle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Cycle> {
     let mut done: HashMap<&str, bool> = HashMap::new();
     names.iter().find_map(|name| visit(name, value_of, &mut done, &mut Vec::new()))
 }
@@ -20,18 +22,18 @@ fn visit<'a>(
     value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>,
     done: &mut HashMap<&'a str, bool>,
     path: &mut Vec<&'a str>,
-) -> Option<Circle> {
+) -> Option<Cycle> {
     match done.get(name) {
         Some(true) => return None,
         Some(false) => {
             let start = path.iter().position(|step| *step == name).unwrap_or(0);
-            let circle = &path[start..];
-            return (circle.len() > 1).then(|| Circle(circle.iter().map(|name| (*name).into()).collect()));
+            let cycle = &path[start..];
+            return (cycle.len() > 1).then(|| Cycle(cycle.iter().map(|name| (*name).into()).collect()));
         }
         None => {}
     }
     if path.len() > DEPTH_LIMIT {
-        return Some(Circle(path.iter().map(|name| (*name).into()).collect()));
+        return Some(Cycle(path.iter().map(|name| (*name).into()).collect()));
     }
     let (value, raw) = value_of(name)?;
     if raw || !has_reference(value) {
@@ -41,13 +43,14 @@ fn visit<'a>(
     path.push(name);
     let mut names: Vec<&'a str> = Vec::new();
     collect_names(value, &mut names);
-    let circle = names.into_iter().find_map(|next| visit(next, value_of, done, path));
+    let cycle = names.into_iter().find_map(|next| visit(next, value_of, done, path));
     path.pop();
     done.insert(name, true);
-    circle
+    cycle
 }
 
-/// The first variable whose value would be longer than the limit. There must be no circle among them.
+/// The first variable whose expanded value would be longer than the limit. The caller has checked that there is no
+/// cycle.
 pub fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
     let mut lengths = HashMap::new();
     names.iter().copied().find(|name| length(name, value_of, &mut lengths) > VALUE_LIMIT)
@@ -62,7 +65,7 @@ fn length<'a>(
         return *length;
     }
     let Some((value, raw)) = value_of(name) else { return 0 };
-    // A name that refers to itself stays.
+    // A reference of a variable to itself is not expanded.
     lengths.insert(name, name.len());
     let mut names = Vec::new();
     if !raw {
@@ -78,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found() {
+    fn finds_cycles() {
         let value = |name: &str| match name {
             "A" => Some(("$B", false)),
             "B" => Some(("x ${C}", false)),
@@ -87,13 +90,13 @@ mod tests {
             "R" => Some(("$A", true)),
             _ => None,
         };
-        let circle = find_circle(&["R", "D", "A"], &value).expect("a circle");
-        assert_eq!(circle.0.iter().map(|name| &**name).collect::<Vec<_>>(), ["A", "B", "C"]);
-        assert_eq!(find_circle(&["R", "D"], &value), None);
+        let cycle = find_cycle(&["R", "D", "A"], &value).expect("a cycle");
+        assert_eq!(cycle.0.iter().map(|name| &**name).collect::<Vec<_>>(), ["A", "B", "C"]);
+        assert_eq!(find_cycle(&["R", "D"], &value), None);
     }
 
     #[test]
-    fn what_doubles_becomes_too_long() {
+    fn finds_the_variable_whose_value_doubles_beyond_the_limit() {
         let names: Vec<String> = (0..60).map(|n| format!("V{n}")).collect();
         let values: Vec<String> = (1..61).map(|n| format!("$V{n}$V{n}")).collect();
         let mut list: Vec<(&str, &str)> =

@@ -1,30 +1,30 @@
-//! Which jobs of a pipeline the user means.
+//! Selects the jobs of a pipeline that the user names.
 
 use std::collections::{HashMap, HashSet};
 
 use super::options::Options;
-use crate::local::wishes::matches;
+use crate::local::options::matches;
 use crate::pipeline::plan::{Job, Plan, When};
 
-/// What is left of a pipeline when the user names jobs.
-pub struct Chosen {
-    /// Indices of the jobs to run; all when none were named.
+/// The selection of jobs.
+pub struct Selection {
+    /// Indices of the jobs to run; all jobs of the pipeline if the user names none.
     pub jobs: HashSet<usize>,
-    /// Names of the jobs that the user named: they run whatever their `when` says.
+    /// Jobs that the user names: they run regardless of their `when`.
     pub named: HashSet<String>,
 }
 
-/// The jobs that run. Errors: a name that is none, a job that is not in the pipeline, a manual job that was not asked
-/// for.
-pub fn choose(plan: &Plan, options: &Options, may_ask: bool) -> Result<Chosen, String> {
+/// Selects the jobs to run. Fails for an unknown name, for a job that rules exclude, and for a manual job that was not
+/// requested.
+pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection, String> {
     for wanted in &options.manual {
         find(plan, wanted)?;
     }
     if options.jobs.is_empty() && options.stage.is_empty() {
         if options.only_needs {
-            return Err("--only-needs: name the jobs whose needs are to run".to_owned());
+            return Err("--only-needs needs a job: name the jobs whose needs should run".to_owned());
         }
-        return Ok(Chosen { jobs: (0..plan.jobs.len()).collect(), named: HashSet::new() });
+        return Ok(Selection { jobs: (0..plan.jobs.len()).collect(), named: HashSet::new() });
     }
     let mut own: HashSet<usize> = HashSet::new();
     for wanted in &options.jobs {
@@ -33,7 +33,7 @@ pub fn choose(plan: &Plan, options: &Options, may_ask: bool) -> Result<Chosen, S
     for stage in &options.stage {
         if !plan.stages.iter().any(|known| **known == **stage) {
             let known: Vec<&str> = plan.stages.iter().map(|stage| &**stage).collect();
-            return Err(format!("there is no stage `{stage}`; there are: {}", known.join(", ")));
+            return Err(format!("unknown stage `{stage}`; the stages are: {}", known.join(", ")));
         }
         own.extend((0..plan.jobs.len()).filter(|job| *plan.jobs[*job].stage == **stage));
     }
@@ -51,7 +51,7 @@ pub fn choose(plan: &Plan, options: &Options, may_ask: bool) -> Result<Chosen, S
         true => needed.difference(&own).copied().collect(),
         false => own.union(&needed).copied().collect(),
     };
-    Ok(Chosen { jobs, named })
+    Ok(Selection { jobs, named })
 }
 
 fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
@@ -65,14 +65,18 @@ fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
         return Err(format!("job `{wanted}` ({file}:{line}) is not in this pipeline: {}", absent.why));
     }
     if !plan.created {
-        return Err(format!("there is no pipeline: {}", plan.not_created.as_deref().unwrap_or("no job is left")));
+        return Err(format!(
+            "no pipeline is created: {}",
+            plan.not_created.as_deref().unwrap_or("rules exclude all jobs")
+        ));
     }
     let names: Vec<&str> = plan.jobs.iter().take(20).map(|job| &*job.name).collect();
     let more = if plan.jobs.len() > names.len() { ", …" } else { "" };
-    Err(format!("there is no job `{wanted}`; there are: {}{more}", names.join(", ")))
+    Err(format!("unknown job `{wanted}`; the jobs are: {}{more}", names.join(", ")))
 }
 
-/// Everything that jobs need, and what that needs: `needs`, else whose artifacts they take, else all earlier stages.
+/// Adds the transitive dependencies of jobs: `needs`, else the jobs whose artifacts they download, else all earlier
+/// stages.
 fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
     let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     let mut found = HashSet::new();

@@ -1,24 +1,24 @@
-//! What the end of an attempt means.
+//! Derives the consequences of the end of an attempt: the job's status, and whether to retry.
 
 use super::results::Status;
-use super::schedule::{State, Verdict};
+use super::schedule::{Conclusion, State};
 use crate::failure::FailureReason;
 use crate::pipeline::plan::Job;
 
-/// The word for where a job stands at the end.
+/// The final status for a state.
 pub fn status_of(state: State) -> Status {
     match state {
-        State::Done(Verdict::Success) => Status::Success,
-        State::Done(Verdict::Warning) => Status::Warning,
-        State::Done(Verdict::Failed) => Status::Failed,
-        State::Done(Verdict::Skipped) => Status::Skipped,
-        State::Done(Verdict::Canceled) => Status::Canceled,
+        State::Done(Conclusion::Success) => Status::Success,
+        State::Done(Conclusion::Warning) => Status::Warning,
+        State::Done(Conclusion::Failed) => Status::Failed,
+        State::Done(Conclusion::Skipped) => Status::Skipped,
+        State::Done(Conclusion::Canceled) => Status::Canceled,
         State::Manual => Status::Manual,
         State::Waiting | State::Delayed(_) | State::Due | State::Running => Status::Waiting,
     }
 }
 
-/// How often a job is tried again after such a failure.
+/// How often a job is retried after such a failure.
 pub fn retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
     let Some(retry) = &job.retry else { return 0 };
     let by_code = retry.exit_codes.as_ref().map(|codes| code.is_some_and(|code| codes.contains(&code)));
@@ -30,7 +30,7 @@ pub fn retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
     }
 }
 
-/// Whether a word of `retry:when` means a reason of ours.
+/// Whether a value of `retry:when` matches one of mayfly's failure reasons.
 fn is_meant(word: &str, reason: FailureReason) -> bool {
     match word {
         "always" => true,
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_retry_mean_reasons() {
+    fn maps_values_of_retry_when_to_failure_reasons() {
         for (word, reason, expected) in [
             ("always", FailureReason::ScriptFailure, true),
             ("script_failure", FailureReason::ScriptFailure, true),

@@ -1,4 +1,4 @@
-//! How the user wants jobs to be run.
+//! The options of a local run.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -8,36 +8,35 @@ use serde_json::Value;
 use super::payload;
 use crate::pipeline::plan::Job;
 
-/// How the user wants jobs to be run.
+/// The options of a local run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// `-j`
     pub parallel: usize,
-    /// Jobs with an image run in the shell as well.
+    /// Run jobs with an image in the shell.
     pub shell: bool,
-    /// All jobs run in containers.
+    /// Run all jobs in containers.
     pub docker: bool,
-    /// For jobs without an image.
+    /// The image for jobs without one.
     pub default_image: Option<String>,
-    /// Delayed jobs start at once.
+    /// Start delayed jobs immediately.
     pub skip_delays: bool,
     /// Manual jobs to start, by name or pattern.
     pub manual: Vec<String>,
-    /// Ask on the terminal whether manual jobs are to start.
+    /// Ask on the terminal whether to start manual jobs.
     pub ask: bool,
-    /// Unpack the artifacts of jobs here.
+    /// Unpack the artifacts of jobs into this directory.
     pub artifacts: Option<PathBuf>,
-    /// Where the output of jobs goes for a report.
+    /// Write the output of jobs into this directory, for a report.
     pub logs: Option<PathBuf>,
-    /// Names of jobs that run whatever their `when` says.
+    /// Jobs that run regardless of their `when`.
     pub named: HashSet<String>,
-    /// Keep the trees of failed jobs.
     pub keep: bool,
-    /// A shell in the tree or container of a failed job.
+    /// Open a shell in the tree or container of each failed job.
     pub shell_on_failure: bool,
 }
 
-/// The image in which a job runs; `None` for the shell.
+/// The image of a job; `None` for the shell.
 pub fn image_of(job: &Job, options: &Options) -> Option<Value> {
     if options.shell || job.trigger.is_some() {
         return None;
@@ -46,7 +45,7 @@ pub fn image_of(job: &Job, options: &Options) -> Option<Value> {
     own.or_else(|| options.default_image.as_ref().map(|name| serde_json::json!({"name": name})))
 }
 
-/// Whether a name is meant by a word of the command line, which may be a pattern with `*` and `?`.
+/// Whether a name matches an argument of the command line, which may be a pattern with `*` and `?`.
 pub fn matches(wanted: &str, name: &str) -> bool {
     fn at(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
