@@ -9,10 +9,10 @@ use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
+use super::entry::Entry;
 use super::pieces::Pieces;
 use super::pool::{Pending, Pool};
 use super::root::{Kind, Root};
-use super::select::Entry;
 
 /// How many small files are one piece of work at most: to hand them from thread to thread one by one would cost more
 /// than to pack them.

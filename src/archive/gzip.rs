@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::compress::{BLOCK, END, Method, stored};
+use super::entry::Entry;
 use super::feed::{Content, Each, Feed, Loaded, stream};
 use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
-use super::select::Entry;
 use super::{Level, Written};
 
 /// Writes every regular file as a member. Directories are passed over, links are left out with a warning.

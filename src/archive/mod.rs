@@ -4,6 +4,7 @@
 //! never through a symbolic link out of it, only regular files are opened, and what changes or vanishes on the way is
 //! a warning. Nothing here knows of jobs, GitLab or the network.
 
+pub mod entry;
 pub mod glob;
 pub mod root;
 pub mod select;
@@ -29,9 +30,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use compress::Method;
+use entry::Entry;
 use feed::Small;
 use root::Root;
-use select::Entry;
 pub use warnings::Warnings;
 
 /// How hard to compress, in the words of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.

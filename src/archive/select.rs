@@ -3,7 +3,6 @@
 //! Links are entries, never ways: nothing is looked for behind one. The result is sorted by name, so that the same
 //! files give the same archive.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use super::entry::Entry;
 use super::glob::{Pattern, Segment};
 use super::root::{Kind, Root, kind_of};
 use super::walk::{Found, walk};
@@ -42,28 +42,6 @@ pub struct Selection {
     pub entries: Vec<Entry>,
     /// One line for each pattern and each oddity.
     pub notes: Vec<Note>,
-}
-
-/// One file, directory or link to pack. Entries are in the order of the bytes of their names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Relative to the project directory.
-    pub path: PathBuf,
-    /// File, directory or link.
-    pub kind: Kind,
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let names = [self, other].map(|entry| entry.path.as_os_str().as_bytes());
-        names[0].cmp(names[1]).then(self.kind.cmp(&other.kind))
-    }
-}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
 }
 
 /// A line for the log.

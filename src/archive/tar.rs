@@ -10,11 +10,11 @@ use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
 
 use super::compress::Method;
+use super::entry::Entry;
 use super::feed::{Each, Feed, Loaded, Small, has_changed};
 use super::frames::Frames;
 use super::pool::with_pool;
 use super::root::Root;
-use super::select::Entry;
 use super::{Level, Written};
 
 /// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::entry::Entry;
 use super::root::Root;
-use super::select::{Entry, Request, select};
+use super::select::{Request, select};
 
 /// A temporary project directory, beside which there is room for archives and secrets.
 pub struct Project {

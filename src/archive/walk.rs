@@ -9,9 +9,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::entry::Entry;
 use super::glob::Segment;
 use super::root::{Kind, Root, kind_of};
-use super::select::Entry;
 use super::warnings::Warnings;
 
 /// What a walk found.

@@ -13,10 +13,10 @@ use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, 
 
 use super::Written;
 use super::compress::{BLOCK, END, FRAME, Method};
+use super::entry::Entry;
 use super::feed::{Content, Each, Feed, Loaded, Small, stream};
 use super::pool::{Pool, with_pool};
 use super::root::Root;
-use super::select::Entry;
 
 /// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
 /// warning; only a sink that fails ends it.

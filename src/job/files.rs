@@ -1,10 +1,10 @@
 //! The stages that move files: caches, artifacts, and the clean-up of the project directory.
 
-use std::io;
 use std::time::Duration;
 
 use super::artifacts::{self, Server, Statement};
 use super::context::Job;
+use super::file_task::file_task;
 use super::outcome::{StageResult, so_far};
 use super::script::BRIDGE;
 use super::steps::{StepRunner, StopsFor};
@@ -12,7 +12,6 @@ use super::transfer::Project;
 use super::work::Plan;
 use super::{cache, get_sources};
 use crate::coordinator::gitlab::api_base;
-use crate::shim::spec::Task;
 use crate::version::{VERSION, architecture, user_agent};
 
 /// Extracts the caches.
@@ -63,12 +62,6 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     let plan = get_sources::plan(job, &steps.journal.progress).ok();
     let cleaned = run(steps, plan.map(Plan::CleanUp), StopsFor::Nothing);
     if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
-}
-
-/// Work on the job's files, as a task with the rights that the executor leaves it. Errors: it cannot be serialized.
-pub fn file_task(job: &Job<'_>, plan: &Plan) -> io::Result<Task> {
-    let rights = job.context.executor.file_task_rights(job, plan);
-    Ok(Task::File { task: plan.to_text().map_err(io::Error::other)?, rights, output_fifos: None })
 }
 
 /// Runs a file task; nothing to do is done.

@@ -1,7 +1,7 @@
 //! The stage that fetches the sources: hooks before, git, hooks after.
 
 use super::context::Job;
-use super::files::file_task;
+use super::file_task::file_task;
 use super::flags::WITHOUT_TOKENS;
 use super::outcome::StageResult;
 use super::script::Lines;

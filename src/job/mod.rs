@@ -7,6 +7,7 @@ pub mod context;
 pub mod control;
 mod deadlines;
 pub mod executors;
+mod file_task;
 mod files;
 mod flags;
 mod get_sources;

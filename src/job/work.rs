@@ -2,16 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sources::environment::PROXIES;
 use super::{artifacts, cache, sources};
 use crate::decode;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
 use crate::shim::spec::{Network, TaskResult};
-
-/// Variables by which programs choose a proxy.
-pub const PROXIES: [&str; 8] =
-    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
 
 /// Host and port that a URL means.
 fn host_and_port(url: &str) -> Option<(String, u16)> {

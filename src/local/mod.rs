@@ -15,6 +15,7 @@ mod dotenv;
 pub mod facts;
 mod failed_shell;
 pub mod guard;
+mod killed;
 pub mod log;
 pub mod options;
 mod payload;

@@ -7,15 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::containers;
 use super::guard::Guard;
+use super::killed::{self, ENGINE, remove_run};
 use crate::executor::docker::names::digest;
 use crate::executor::user;
 use crate::http::Address;
-use crate::job::sources::remove::remove;
-
-/// The file that names the engine which may have containers of a run.
-const ENGINE: &str = "engine";
 
 /// The directory for all local runs of the user.
 fn root() -> PathBuf {
@@ -58,7 +54,7 @@ impl Run {
     pub fn begin(state: &Path) -> Result<Self, String> {
         let runs = make(state.join("runs"))?;
         let failed = |error: io::Error| format!("{}: {error}", runs.display());
-        remove_forgotten(&runs);
+        killed::remove_forgotten(&runs);
         let number = next_number(state).map_err(failed)?;
         let directory = make(runs.join(number.to_string()))?;
         let file = File::create(directory.join("lock")).map_err(failed)?;
@@ -81,12 +77,6 @@ impl Drop for Run {
     }
 }
 
-pub fn remove_run(directory: &Path) {
-    if let Err(error) = remove(directory) {
-        eprintln!("mayfly: warning: cannot remove {}: {error}", directory.display());
-    }
-}
-
 /// The next unused run number of the project.
 fn next_number(state: &Path) -> io::Result<u64> {
     use std::io::{Read, Seek, Write};
@@ -99,25 +89,6 @@ fn next_number(state: &Path) -> io::Result<u64> {
     file.set_len(0)?;
     write!(file, "{number}")?;
     Ok(number)
-}
-
-/// Cleans up after runs that were killed.
-fn remove_forgotten(runs: &Path) {
-    for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
-        let directory = entry.path();
-        let Ok(file) = File::open(directory.join("lock")) else { continue };
-        let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { continue };
-        remove_killed(&directory);
-    }
-}
-
-/// Removes the containers and the directory of a killed run.
-pub fn remove_killed(directory: &Path) {
-    let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
-    if let Some(address) = engine {
-        containers::remove_forgotten(&address, directory);
-    }
-    remove_run(directory);
 }
 
 #[cfg(test)]

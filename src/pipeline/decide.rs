@@ -13,7 +13,8 @@ use super::draft::variables::overlay;
 use super::draft::{Draft, Inherit};
 use super::env;
 use super::expand::{self, Expanded, Jobs};
-use super::plan::{Absent, AllowFailure, Decision, Environment, Instance, Job, Need, Variable, When};
+use super::plan::{Absent, AllowFailure, Decision, Environment, Job, Need, Variable, When};
+use super::predefined::nodes;
 use super::problem::Class;
 use super::request::Tree;
 use super::root::Root;
@@ -161,13 +162,6 @@ fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
     ];
     variables.extend(nodes(job.instance));
     variables
-}
-
-/// `CI_NODE_INDEX` and `CI_NODE_TOTAL`.
-pub fn nodes(instance: Option<Instance>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
-    let index = instance.map(|instance| ("CI_NODE_INDEX", instance.index.to_string().into()));
-    let total = instance.map_or(1, |instance| instance.total).to_string();
-    index.into_iter().chain([("CI_NODE_TOTAL", total.into())])
 }
 
 fn effects<'d>(

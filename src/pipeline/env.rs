@@ -5,8 +5,8 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::JobRun;
-use super::decide::nodes;
 use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
+use super::predefined::nodes;
 use super::request::{Content, GivenVariable, Request, Source};
 use super::slug::slug;
 use super::variables::{Scope, Unknown, expand_all, expand_text};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::plan::Instance;
 use super::request::{Content, MergeRequest, Request};
 use super::slug::slug;
 
@@ -259,6 +260,13 @@ impl Variables {
         set("TARGET_BRANCH_PROTECTED", protected);
         self.set("CI_OPEN_MERGE_REQUESTS", format!("{}!{iid}", project.path));
     }
+}
+
+/// `CI_NODE_INDEX` and `CI_NODE_TOTAL`.
+pub fn nodes(instance: Option<Instance>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+    let index = instance.map(|instance| ("CI_NODE_INDEX", instance.index.to_string().into()));
+    let total = instance.map_or(1, |instance| instance.total).to_string();
+    index.into_iter().chain([("CI_NODE_TOTAL", total.into())])
 }
 
 #[cfg(test)]

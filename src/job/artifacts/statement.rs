@@ -8,8 +8,8 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::archive::entry::Entry;
 use crate::archive::root::{Kind, Root};
-use crate::archive::select::Entry;
 use crate::digest::hex;
 
 /// What is known about the job besides its files.

@@ -8,8 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{RETRIED_FOR, Server, Upload, UploadFormat, UploadPlan, local_archive};
+use crate::archive::entry::Entry;
 use crate::archive::root::{Kind, Root};
-use crate::archive::select::{Entry, Request, select};
+use crate::archive::select::{Request, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};

@@ -13,6 +13,10 @@ pub enum Runs {
     BesideContainer,
 }
 
+/// Variables by which programs choose a proxy.
+pub const PROXIES: [&str; 8] =
+    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
+
 /// Variables whose text only says how to reach a server.
 const PLAIN: [&str; 17] = [
     "ALL_PROXY",

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::environment::PROXIES;
 use super::{Failure, Plan};
-use crate::job::work::PROXIES;
 
 /// Options that hold for every git command: nothing that stands in the work tree or its repository is run, and no
 /// redirect is followed (`redirect` follows those that stay on the host).

@@ -4,7 +4,7 @@
 //! prints goes into the job's log. The job's token stands in one file outside the repository, which `.git/config`
 //! includes: so the job's own `git fetch` works, and neither the repository, a remote nor an argument holds it.
 
-mod environment;
+pub mod environment;
 mod external;
 mod files;
 mod git;

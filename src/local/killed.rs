@@ -1,0 +1,39 @@
+//! Removes what a killed run left behind.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::containers;
+use crate::http::Address;
+use crate::job::sources::remove::remove;
+
+/// The file that names the engine which may have containers of a run.
+pub const ENGINE: &str = "engine";
+
+/// Cleans up after runs that were killed.
+pub fn remove_forgotten(runs: &Path) {
+    for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let directory = entry.path();
+        let Ok(file) = File::open(directory.join("lock")) else { continue };
+        let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { continue };
+        remove_killed(&directory);
+    }
+}
+
+/// Removes the containers and the directory of a killed run.
+pub fn remove_killed(directory: &Path) {
+    let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
+    if let Some(address) = engine {
+        containers::remove_forgotten(&address, directory);
+    }
+    remove_run(directory);
+}
+
+/// Removes the directory of a run; a failure is a warning.
+pub fn remove_run(directory: &Path) {
+    if let Err(error) = remove(directory) {
+        eprintln!("mayfly: warning: cannot remove {}: {error}", directory.display());
+    }
+}
