@@ -16,7 +16,7 @@ use crate::executor::docker::host;
 use crate::executor::shell::find_program;
 use crate::executor::user;
 use crate::http::Address;
-use crate::monitor::numbers::Who;
+use crate::monitor::metrics::RunnerLabels;
 use crate::sys;
 
 /// How long the engine may take to answer.
@@ -248,19 +248,19 @@ pub struct FitnessStatus {
 #[derive(Default)]
 struct Inner {
     /// Per runner: the reason, and since when by the clock of [`sys::boottime`].
-    unfit: BTreeMap<Who, (Unfit, u64)>,
+    unfit: BTreeMap<RunnerLabels, (Unfit, u64)>,
     /// The same for the whole machine.
     not_ready: Option<(Unfit, u64)>,
 }
 
 impl FitnessStatus {
     /// Notes what a look at the machine came to. A change is logged once, and true is returned.
-    pub fn set(&self, who: &Who, looked: &Result<(), Unfit>) -> bool {
+    pub fn set(&self, runner_labels: &RunnerLabels, looked: &Result<(), Unfit>) -> bool {
         let mut inner = self.lock();
-        let before = inner.unfit.remove(who);
+        let before = inner.unfit.remove(runner_labels);
         match looked {
             Ok(()) if before.is_some() => {
-                log::info!("the machine is fit again; polling resumed runner={}", who.name);
+                log::info!("the machine is fit again; polling resumed runner={}", runner_labels.name);
                 true
             }
             Ok(()) => false,
@@ -269,12 +269,12 @@ impl FitnessStatus {
                 if is_new {
                     log::error!(
                         "unfit for jobs; polling paused runner={} reason={} cause={unfit}",
-                        who.name,
+                        runner_labels.name,
                         unfit.reason()
                     );
                 }
                 let since = before.map_or_else(sys::boottime, |(_, since)| since);
-                inner.unfit.insert(who.clone(), (unfit.clone(), since));
+                inner.unfit.insert(runner_labels.clone(), (unfit.clone(), since));
                 is_new
             }
         }
@@ -286,15 +286,19 @@ impl FitnessStatus {
     }
 
     /// Forgets runners that are no longer configured.
-    pub fn keep_only(&self, runners: &[Who]) {
-        self.lock().unfit.retain(|who, _| runners.contains(who));
+    pub fn keep_only(&self, runners: &[RunnerLabels]) {
+        self.lock().unfit.retain(|runner_labels, _| runners.contains(runner_labels));
     }
 
     /// All reasons, each with the runner's name; the whole machine has none.
     pub fn reasons(&self) -> Vec<(Option<String>, Unfit)> {
         let inner = self.lock();
         let machine = inner.not_ready.iter().map(|(unfit, _)| (None, unfit.clone()));
-        machine.chain(inner.unfit.iter().map(|(who, (unfit, _))| (Some(who.name.clone()), unfit.clone()))).collect()
+        machine
+            .chain(
+                inner.unfit.iter().map(|(runner_labels, (unfit, _))| (Some(runner_labels.name.clone()), unfit.clone())),
+            )
+            .collect()
     }
 
     /// How long the machine has been unfit, by the reason that has held for longest.
@@ -313,27 +317,27 @@ impl FitnessStatus {
 #[derive(Default)]
 pub struct FailureStreaks {
     /// The number of failures, and when the last one was by the clock of [`sys::boottime`].
-    streaks: Mutex<BTreeMap<Who, (u32, u64)>>,
+    streaks: Mutex<BTreeMap<RunnerLabels, (u32, u64)>>,
 }
 
 impl FailureStreaks {
     /// Notes how a job ended.
-    pub fn record(&self, who: &Who, is_system_failure: bool) {
+    pub fn record(&self, runner_labels: &RunnerLabels, is_system_failure: bool) {
         let mut streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
         match is_system_failure {
             true => {
-                let (count, at) = streaks.entry(who.clone()).or_default();
+                let (count, at) = streaks.entry(runner_labels.clone()).or_default();
                 *count = count.saturating_add(1);
                 *at = sys::boottime();
             }
-            false => drop(streaks.remove(who)),
+            false => drop(streaks.remove(runner_labels)),
         }
     }
 
     /// Errors: the runner must pause, since at least `most` jobs in a row have failed and its pause is not over.
-    pub fn check(&self, who: &Who, most: Option<u32>) -> Result<(), Unfit> {
+    pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
         let streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(most), Some((count, at))) = (most, streaks.get(who)) else { return Ok(()) };
+        let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
         let pause = pause_after(*count, most);
         let over = Duration::from_nanos(sys::boottime().saturating_sub(*at)) >= pause;
         if over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
@@ -388,30 +392,30 @@ mod tests {
     fn pauses_grow_with_failures_in_a_row_and_end_with_a_success() {
         let seconds: Vec<u64> = (0..12).map(|count| pause_after(count, 3).as_secs()).collect();
         assert_eq!(seconds, [0, 0, 0, 30, 60, 120, 240, 480, 960, 1800, 1800, 1800]);
-        let who = Who { token: "t".to_owned(), name: "r".to_owned() };
+        let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
         let streaks = FailureStreaks::default();
         for _ in 0..2 {
-            streaks.record(&who, true);
-            assert_eq!(streaks.check(&who, Some(3)), Ok(()));
+            streaks.record(&runner_labels, true);
+            assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
         }
-        streaks.record(&who, true);
-        assert_eq!(streaks.check(&who, Some(3)).expect_err("paused").reason(), "system_failures");
-        assert_eq!(streaks.check(&who, None), Ok(()));
-        streaks.record(&who, false);
-        assert_eq!(streaks.check(&who, Some(3)), Ok(()));
+        streaks.record(&runner_labels, true);
+        assert_eq!(streaks.check(&runner_labels, Some(3)).expect_err("paused").reason(), "system_failures");
+        assert_eq!(streaks.check(&runner_labels, None), Ok(()));
+        streaks.record(&runner_labels, false);
+        assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
     }
 
     #[test]
     fn the_status_keeps_the_first_time_and_tells_changes() {
-        let who = Who { token: "t".to_owned(), name: "r".to_owned() };
+        let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
         let status = FitnessStatus::default();
         assert!(status.unfit_for().is_none());
-        assert!(status.set(&who, &Err(Unfit::User("gone".to_owned()))));
-        assert!(!status.set(&who, &Err(Unfit::User("gone".to_owned()))));
-        assert!(status.set(&who, &Err(Unfit::Shell("gone".to_owned()))));
+        assert!(status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
+        assert!(!status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
+        assert!(status.set(&runner_labels, &Err(Unfit::Shell("gone".to_owned()))));
         assert!(status.unfit_for().is_some());
         assert_eq!(status.reasons()[0].0.as_deref(), Some("r"));
-        assert!(status.set(&who, &Ok(())) && !status.set(&who, &Ok(())));
+        assert!(status.set(&runner_labels, &Ok(())) && !status.set(&runner_labels, &Ok(())));
         assert!(status.unfit_for().is_none() && status.reasons().is_empty());
         status.set_ready(Err("a command fails".to_owned()));
         assert_eq!(status.reasons()[0].1.reason(), "not_ready");

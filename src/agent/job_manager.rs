@@ -15,12 +15,12 @@ use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::failure::{FailureReason, JobError};
 use crate::instance::{Activity, Instance, JobDemand};
-use crate::job::context::{Context, name_of};
-use crate::job::control::Control;
-use crate::job::give_up;
-use crate::job::run::{self, Ended};
+use crate::job::context::{RunnerContext, name_of};
+use crate::job::control::JobControl;
+use crate::job::fail_job;
+use crate::job::run::{self, JobOutcome};
 use crate::journal::{JobCount, Progress, Record, SlotDirectory};
-use crate::monitor::numbers::{self, Who};
+use crate::monitor::metrics::{self, RunnerLabels};
 use crate::payload::{self, Payload, Undecodable};
 use crate::sys;
 
@@ -42,7 +42,7 @@ pub struct JobManager {
 struct State {
     count: JobCount,
     /// By slot: two servers may count up to the same number of a job.
-    controls: HashMap<usize, Arc<Control>>,
+    controls: HashMap<usize, Arc<JobControl>>,
     /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
     concurrent_ids: HashMap<ConcurrentIdScope, Vec<u32>>,
     /// Why scripts are to give way, once they are.
@@ -75,7 +75,13 @@ impl JobManager {
 
     /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
     /// answer is no job that anyone could be told of: nothing was taken then.
-    pub fn accept(self: &Arc<Self>, mut permit: Permit, context: Context, body: Vec<u8>, request_id: String) -> bool {
+    pub fn accept(
+        self: &Arc<Self>,
+        mut permit: Permit,
+        context: RunnerContext,
+        body: Vec<u8>,
+        request_id: String,
+    ) -> bool {
         let context = context.in_slot(permit.slot);
         let text = String::from_utf8_lossy(&body).into_owned();
         drop(body);
@@ -92,7 +98,7 @@ impl JobManager {
                 permit.begin_job();
                 self.count_job();
                 self.save_count();
-                numbers::job_received(&context.who(), &job.id, None);
+                metrics::job_received(&context.runner_labels(), &job.id, None);
                 self.fail_undecodable(permit, context, job, &why);
                 return true;
             }
@@ -114,7 +120,7 @@ impl JobManager {
         permit.begin_job();
         self.save_count();
         let queued = payload.job_info.time_in_queue_seconds;
-        numbers::job_received(&context.who(), payload.id, queued);
+        metrics::job_received(&context.runner_labels(), payload.id, queued);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
         let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
         let had_to_wait = waited.is_ok_and(|waited| waited > SHORT_QUEUE_TIME);
@@ -124,10 +130,10 @@ impl JobManager {
     }
 
     /// Goes on with a job that was found in the journal.
-    pub fn resume(self: &Arc<Self>, permit: Permit, context: Context, record: Record, payload: Payload) {
+    pub fn resume(self: &Arc<Self>, permit: Permit, context: RunnerContext, record: Record, payload: Payload) {
         let context = context.in_slot(permit.slot);
         self.assign_concurrent_ids(&context, &payload, Some(record.concurrent));
-        numbers::job_resumed(&context.who(), payload.id, record.began);
+        metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
         self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed });
     }
@@ -153,12 +159,12 @@ impl JobManager {
 
     /// Leaves what is not delivered yet to the next agent.
     pub fn abandon_all(&self) {
-        let controls: Vec<Arc<Control>> = self.lock().controls.values().cloned().collect();
+        let controls: Vec<Arc<JobControl>> = self.lock().controls.values().cloned().collect();
         controls.iter().for_each(|control| control.abandon());
     }
 
     fn start(self: &Arc<Self>, task: PendingJob) {
-        let control = match Control::new() {
+        let control = match JobControl::new() {
             Ok(control) => Arc::new(control),
             Err(error) => return self.fail_unstarted(task, &format!("the agent has no descriptors left: {error}")),
         };
@@ -180,7 +186,7 @@ impl JobManager {
         }
     }
 
-    fn run_job(&self, task: PendingJob, control: &Arc<Control>) {
+    fn run_job(&self, task: PendingJob, control: &Arc<JobControl>) {
         let PendingJob { permit, context, record, payload, begin } = task;
         let (id, handle) = (payload.id, payload.handle());
         let (numbers, keys) = (record.concurrent, concurrent_id_scopes(&context, &payload));
@@ -193,9 +199,9 @@ impl JobManager {
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
-                report_outcome(&context.who(), id, &ended);
-                if let Ended::Reported(state, _) = &ended {
-                    self.failures.record(&context.who(), is_system_failure(state));
+                report_outcome(&context.runner_labels(), id, &ended);
+                if let JobOutcome::Reported(state, _) = &ended {
+                    self.failures.record(&context.runner_labels(), is_system_failure(state));
                 }
                 None
             }
@@ -203,9 +209,9 @@ impl JobManager {
             Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
         };
         if let Some(why) = trouble {
-            give_up::end_leftovers(&context, &left, name);
+            fail_job::stop_leftovers(&context, &left, name);
             fail_with_log(&context, &left, &handle, &why);
-            self.failures.record(&context.who(), true);
+            self.failures.record(&context.runner_labels(), true);
         }
         self.release(permit, numbers, &keys);
     }
@@ -214,9 +220,9 @@ impl JobManager {
     fn fail_unstarted(&self, task: PendingJob, why: &str) {
         let name = name_of(&task.payload, task.record.began);
         let directory = SlotDirectory::new(&self.state_dir, task.permit.slot);
-        give_up::end_leftovers(&task.context, &directory, name);
+        fail_job::stop_leftovers(&task.context, &directory, name);
         fail(&task.context, &task.payload.handle(), why);
-        self.failures.record(&task.context.who(), true);
+        self.failures.record(&task.context.runner_labels(), true);
         if let Err(error) = directory.discard() {
             log::error!("cannot remove the directory of a slot error={error}");
         }
@@ -225,7 +231,7 @@ impl JobManager {
 
     /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise: in a thread of
     /// its own, since the server may be slow and other jobs wait.
-    fn fail_undecodable(self: &Arc<Self>, permit: Permit, context: Context, job: JobHandle, why: &str) {
+    fn fail_undecodable(self: &Arc<Self>, permit: Permit, context: RunnerContext, job: JobHandle, why: &str) {
         let why = format!("the payload of this job cannot be read: {why}");
         let (jobs, told) = (Arc::clone(self), why.clone());
         let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
@@ -253,7 +259,7 @@ impl JobManager {
     }
 
     /// The smallest free numbers of a job, or the ones it had.
-    fn assign_concurrent_ids(&self, context: &Context, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
+    fn assign_concurrent_ids(&self, context: &RunnerContext, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
         let mut inner = self.lock();
         let [of_runner, of_project] = concurrent_id_scopes(context, payload);
         let mut take = |key: ConcurrentIdScope, had: Option<u32>| {
@@ -294,7 +300,7 @@ type ConcurrentIdScope = (String, Option<i64>);
 /// A job, with all that its thread needs.
 struct PendingJob {
     permit: Permit,
-    context: Context,
+    context: RunnerContext,
     record: Record,
     payload: Payload,
     begin: Start,
@@ -323,20 +329,20 @@ fn spawn_job_thread<T: Send + 'static>(
     Ok(())
 }
 
-fn concurrent_id_scopes(context: &Context, payload: &Payload) -> [ConcurrentIdScope; 2] {
+fn concurrent_id_scopes(context: &RunnerContext, payload: &Payload) -> [ConcurrentIdScope; 2] {
     let runner = context.runner.token.short();
     [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
 }
 
-fn report_outcome(who: &Who, id: i64, ended: &Ended) {
-    numbers::job_ended(who, id, metric_result(ended));
+fn report_outcome(runner_labels: &RunnerLabels, id: i64, ended: &JobOutcome) {
+    metrics::job_ended(runner_labels, id, metric_result(ended));
     match ended {
-        Ended::Reported(JobState::Failed { reason, exit_code }, delivery) => {
+        JobOutcome::Reported(JobState::Failed { reason, exit_code }, delivery) => {
             let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
             log::info!("job ended job={id} state=failed reason={}{code} delivery={delivery:?}", reason.as_str());
         }
-        Ended::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
-        Ended::Dropped => log::info!("job dropped: GitLab no longer expects it from this runner job={id}"),
+        JobOutcome::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
+        JobOutcome::Dropped => log::info!("job dropped: GitLab no longer expects it from this runner job={id}"),
     }
 }
 
@@ -346,28 +352,28 @@ fn is_system_failure(state: &JobState) -> bool {
 }
 
 /// How monitoring calls an end.
-fn metric_result(ended: &Ended) -> &'static str {
+fn metric_result(ended: &JobOutcome) -> &'static str {
     match ended {
-        Ended::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
-        Ended::Reported(..) => "success",
-        Ended::Dropped => "dropped",
+        JobOutcome::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
+        JobOutcome::Reported(..) => "success",
+        JobOutcome::Dropped => "dropped",
     }
 }
 
 /// Fails a job that has no engine (any more).
-fn fail_with_log(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) {
-    match give_up::fail(context, directory, job, why) {
+fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle, why: &str) {
+    match fail_job::fail(context, directory, job, why) {
         Ok(_) => {
             log::error!("job failed by the agent job={} error={why}", job.id);
-            numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
+            metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
         }
         Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
     }
 }
 
 /// Fails a job for which not even a log can be kept.
-fn fail(context: &Context, job: &JobHandle, why: &str) {
-    numbers::job_ended(&context.who(), &job.id, FailureReason::RunnerSystemFailure.as_str());
+fn fail(context: &RunnerContext, job: &JobHandle, why: &str) {
+    metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("job failed by the agent job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };

@@ -39,12 +39,12 @@ use crate::executor::roots;
 use crate::executor::shell::Shell;
 use crate::instance::aws::secrets;
 use crate::instance::{self, Identity, Instance, Notice, Requirement};
-use crate::job::cache::s3::Store;
-use crate::job::context::Context;
+use crate::job::cache::s3::S3Store;
+use crate::job::context::RunnerContext;
 use crate::job::executors::JobExecutor;
 use crate::journal::JobCount;
 use crate::journal::shutdown::ShutdownReason;
-use crate::monitor::numbers::Who;
+use crate::monitor::metrics::RunnerLabels;
 use crate::sys;
 pub use confinement::confinement;
 use fitness::{FitnessCheck, Requirements, ScriptRunner};
@@ -198,7 +198,7 @@ struct Agent {
     availability: Availability,
     pollers: Arc<PollerSet>,
     servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
-    contexts: Vec<Context>,
+    contexts: Vec<RunnerContext>,
     supervisor: Supervisor,
     monitoring: Monitoring,
     rotation: Rotation,
@@ -286,8 +286,10 @@ impl Agent {
         for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
             let runner = Arc::new(runner.clone());
             let gitlab = self.server(&config, &runner)?;
-            contexts
-                .push(Context { metadata_block: metadata_block.clone(), ..self.context(&config, &runner, &gitlab)? });
+            contexts.push(RunnerContext {
+                metadata_block: metadata_block.clone(),
+                ..self.context(&config, &runner, &gitlab)?
+            });
             servers.push((runner, gitlab));
         }
         let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
@@ -303,7 +305,7 @@ impl Agent {
             self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
         let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
         self.monitoring.record_configuration(&self.config, directories.collect());
-        let runners: Vec<Who> = self.servers.iter().map(|(runner, _)| Who::from(&**runner)).collect();
+        let runners: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
         self.status.keep_only(&runners);
         self.start_readiness_check();
         self.start_pollers();
@@ -376,7 +378,7 @@ impl Agent {
         gitlab(config, runner).map(Arc::new)
     }
 
-    fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<Context, String> {
+    fn context(&self, config: &Config, runner: &Arc<Runner>, gitlab: &Arc<GitLab>) -> Result<RunnerContext, String> {
         let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
         confinement::warn(runner, &self.options.working_directory, &self.parents);
         let [builds, caches] = directories_of(&self.options.working_directory, runner);
@@ -387,11 +389,11 @@ impl Agent {
                 }
             }
         }
-        let store = Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
+        let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
             log::warn!("runner `{}`: {why}", runner.name);
             None
         });
-        Ok(Context {
+        Ok(RunnerContext {
             caches,
             store: store.map(Arc::new),
             runner: Arc::clone(runner),
@@ -416,7 +418,7 @@ impl Agent {
         Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, config.concurrent, parents)?))
     }
 
-    fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &Context) -> Poller {
+    fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &RunnerContext) -> Poller {
         Poller {
             runner: Arc::clone(runner),
             gitlab: Arc::clone(gitlab),
@@ -433,7 +435,7 @@ impl Agent {
     }
 
     /// What a runner's jobs need of the machine.
-    fn requirements(&self, runner: &Runner, context: &Context) -> Requirements {
+    fn requirements(&self, runner: &Runner, context: &RunnerContext) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
         Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))

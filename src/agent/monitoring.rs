@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::journal::shutdown::ShutdownPhase;
 use crate::monitor::listener::{Answer, Listener, Pages};
 use crate::monitor::machine;
-use crate::monitor::numbers::{self, Who};
+use crate::monitor::metrics::{self, RunnerLabels};
 use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
 use crate::monitor::write_process;
 use crate::sys;
@@ -88,7 +88,7 @@ struct MonitoringPages {
 struct AgentState {
     phase: AgentPhase,
     concurrent: u32,
-    runners: Vec<(Who, Option<u32>)>,
+    runners: Vec<(RunnerLabels, Option<u32>)>,
     /// Where state, builds and caches are kept.
     directories: BTreeSet<(&'static str, PathBuf)>,
     loaded: u64,
@@ -152,8 +152,8 @@ impl Monitoring {
         let mut state = self.pages.state();
         state.directories = directories;
         state.concurrent = config.concurrent;
-        state.runners = config.runners.iter().map(|runner| (Who::from(runner), runner.limit)).collect();
-        state.runners.iter().for_each(|(who, _)| numbers::rests(who, false));
+        state.runners = config.runners.iter().map(|runner| (RunnerLabels::from(runner), runner.limit)).collect();
+        state.runners.iter().for_each(|(runner_labels, _)| metrics::set_paused(runner_labels, false));
         state.loaded += 1;
         state.current = true;
         state.loaded_at = jiff::Timestamp::now().as_second();
@@ -185,7 +185,8 @@ impl MonitoringPages {
     fn health(&self) -> Answer {
         let since = self.since_last_loop();
         let state = self.state();
-        let refused = !state.runners.is_empty() && state.runners.iter().all(|(who, _)| numbers::is_resting(who));
+        let refused = !state.runners.is_empty()
+            && state.runners.iter().all(|(runner_labels, _)| metrics::is_paused(runner_labels));
         if since > HANG_TIMEOUT {
             Answer::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
         } else if let Some(reason) = state.phase.reason() {
@@ -214,12 +215,12 @@ impl MonitoringPages {
         page.metric("gitlab_runner_version_info", Kind::Gauge, help).sample(&labels, 1.0);
         self.write_agent(&mut page, &state);
         write_configuration(&mut page, &state, &self.system_id);
-        let runners: Vec<Who> = state.runners.iter().map(|(who, _)| who.clone()).collect();
+        let runners: Vec<RunnerLabels> = state.runners.iter().map(|(runner_labels, _)| runner_labels.clone()).collect();
         let directories = state.directories.clone();
         drop(state);
         machine::write_space(&mut page, directories.iter().map(|(purpose, path)| (*purpose, path.as_path())));
         machine::write(&mut page);
-        numbers::write(&mut page, &self.system_id, runners.into_iter());
+        metrics::write(&mut page, &self.system_id, runners.into_iter());
         write_process(&mut page);
         page.finish()
     }
@@ -251,8 +252,9 @@ fn write_configuration(page: &mut Page, state: &AgentState, system_id: &str) {
     let concurrent = f64::from(state.concurrent);
     page.single("gitlab_runner_concurrent", Kind::Gauge, "The value of `concurrent`.", concurrent);
     let mut limits = page.metric("gitlab_runner_limit", Kind::Gauge, "The value of `limit`; 0 for none.");
-    for (who, limit) in &state.runners {
-        let labels = [("runner", who.token.as_str()), ("runner_name", &who.name), ("system_id", system_id)];
+    for (runner_labels, limit) in &state.runners {
+        let labels =
+            [("runner", runner_labels.token.as_str()), ("runner_name", &runner_labels.name), ("system_id", system_id)];
         limits.sample(&labels, f64::from(limit.unwrap_or(0)));
     }
     for (name, help, value) in [
@@ -288,10 +290,10 @@ mod tests {
     fn health_names_what_keeps_jobs_away() {
         let monitoring = monitoring("health");
         assert_eq!(monitoring.pages.health(), Answer::text(200, "working\n"));
-        let who = Who { token: Token::new("health").short(), name: "r".to_owned() };
-        numbers::rests(&who, true);
+        let runner_labels = RunnerLabels { token: Token::new("health").short(), name: "r".to_owned() };
+        metrics::set_paused(&runner_labels, true);
         assert!(monitoring.pages.health().body.contains("refused"));
-        numbers::rests(&who, false);
+        metrics::set_paused(&runner_labels, false);
         monitoring.set_phase(AgentPhase::Stopping);
         assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (signal), jobs left: 0\n"));
         let state = tempfile::tempdir().expect("a directory");

@@ -12,8 +12,8 @@ use super::job_manager::JobManager;
 use super::slots::{Permit, RequestOutcome, RunnerBounds, RunnerKey, Slots};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
-use crate::job::context::Context;
-use crate::monitor::numbers::{self, Poll, Who};
+use crate::job::context::RunnerContext;
+use crate::monitor::metrics::{self, PollResult, RunnerLabels};
 
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -59,7 +59,7 @@ pub struct Poller {
     /// Its server.
     pub gitlab: Arc<GitLab>,
     /// The surroundings of its jobs.
-    pub context: Context,
+    pub context: RunnerContext,
     /// Rest between two requests.
     pub check_interval: Duration,
     /// Ends with the configuration it came from.
@@ -112,9 +112,13 @@ impl Poller {
 
     /// Whether the machine is fit for a job of this runner.
     fn check_fitness(&mut self) -> bool {
-        let who = Who::from(&*self.runner);
-        let looked = self.jobs.failures().check(&who, self.max_system_failures).and_then(|()| self.fitness_check.run());
-        self.status.set(&who, &looked);
+        let runner_labels = RunnerLabels::from(&*self.runner);
+        let looked = self
+            .jobs
+            .failures()
+            .check(&runner_labels, self.max_system_failures)
+            .and_then(|()| self.fitness_check.run());
+        self.status.set(&runner_labels, &looked);
         looked.is_ok()
     }
 
@@ -126,8 +130,8 @@ impl Poller {
         let mut outcome = RequestOutcome::NoJob;
         let mut rest = self.check_interval.max(polled.wait);
         let name = &self.runner.name;
-        let (who, mut rests) = (Who::from(&*self.runner), false);
-        numbers::polled(&who, poll_metric(&polled.outcome));
+        let (runner_labels, mut paused) = (RunnerLabels::from(&*self.runner), false);
+        metrics::polled(&runner_labels, poll_metric(&polled.outcome));
         match polled.outcome {
             PollOutcome::Job { payload, request_id } => {
                 health.healthy();
@@ -138,7 +142,7 @@ impl Poller {
                     }
                 }
             }
-            PollOutcome::Nothing => health.healthy(),
+            PollOutcome::NoJob => health.healthy(),
             PollOutcome::Failed(why) => {
                 health.healthy();
                 log::warn!("poll failed; retrying runner={name} error={why}");
@@ -154,21 +158,21 @@ impl Poller {
                     let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
                     log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
                     rest = pause;
-                    rests = true;
+                    paused = true;
                 }
             }
         }
-        numbers::rests(&who, rests);
-        (if polled.pressed { RequestOutcome::Overloaded } else { outcome }, rest)
+        metrics::set_paused(&runner_labels, paused);
+        (if polled.server_overloaded { RequestOutcome::Overloaded } else { outcome }, rest)
     }
 }
 
 /// How monitoring counts an outcome.
-fn poll_metric(outcome: &PollOutcome) -> Poll {
+fn poll_metric(outcome: &PollOutcome) -> PollResult {
     match outcome {
-        PollOutcome::Job { .. } => Poll::Job,
-        PollOutcome::Nothing => Poll::Nothing,
-        PollOutcome::Failed(_) => Poll::Failed,
-        PollOutcome::Refused(_) | PollOutcome::Misconfigured(_) => Poll::Refused,
+        PollOutcome::Job { .. } => PollResult::Job,
+        PollOutcome::NoJob => PollResult::Nothing,
+        PollOutcome::Failed(_) => PollResult::Failed,
+        PollOutcome::Refused(_) | PollOutcome::Misconfigured(_) => PollResult::Refused,
     }
 }

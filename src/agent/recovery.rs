@@ -50,8 +50,8 @@ impl Agent {
             }
             // Looked for now: a job that is taken in a moment has a directory of its own.
             let [builds, _] = directories_of(&self.options.working_directory, runner);
-            let forgotten = containers::forgotten(&builds, directories);
-            let also = move || containers::remove_forgotten(&forgotten);
+            let forgotten = containers::abandoned_dirs(&builds, directories);
+            let also = move || containers::remove_dirs(&forgotten);
             self.removals.sweep(&docker.address, &docker.owner, kept.to_vec(), also);
             swept.push(docker.address);
         }

@@ -16,13 +16,13 @@ use super::root::{Kind, Root};
 
 /// How many small files are one piece of work at most: to hand them from thread to thread one by one would cost more
 /// than to pack them.
-const MOST_AT_ONCE: usize = 32;
+const BATCH_MAX: usize = 32;
 
 /// The entries of an archive in order, each loaded before it is its turn.
 pub struct Feed<'p, 'a> {
     pool: &'p Pool<'a>,
     root: &'a Root,
-    each: Each,
+    each: FileContent,
     rest: &'a [Entry],
     ahead: VecDeque<Batch<'a>>,
     /// How many entries make up about a block, as far as the last ones tell.
@@ -31,7 +31,7 @@ pub struct Feed<'p, 'a> {
 
 /// What becomes of small files beforehand.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Each {
+pub enum FileContent {
     /// Each is compressed by itself.
     Packed,
     /// They stay as they are: the stream that they become part of is compressed.
@@ -45,7 +45,7 @@ struct Batch<'a> {
 
 impl<'p, 'a> Feed<'p, 'a> {
     /// Begins to load.
-    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry], each: Each) -> Self {
+    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry], each: FileContent) -> Self {
         Self { pool, root, each, rest: entries, ahead: VecDeque::new(), at_once: 1 }
     }
 
@@ -76,7 +76,7 @@ impl<'p, 'a> Feed<'p, 'a> {
         };
         let (done, left) = entries.split_at(loaded.len());
         let size: usize = loaded.iter().map(Loaded::weight).sum();
-        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, MOST_AT_ONCE);
+        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, BATCH_MAX);
         if !left.is_empty() {
             let batch = self.submit(left);
             self.ahead.push_front(batch);
@@ -91,7 +91,7 @@ impl<'p, 'a> Feed<'p, 'a> {
     }
 }
 
-impl Each {
+impl FileContent {
     /// The size of what is under way in the pool meanwhile, which says how much may be.
     fn piece(self) -> usize {
         match self {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::compress::{BLOCK, END, Method, stored};
 use super::entry::Entry;
-use super::feed::{Content, Each, Feed, Loaded, stream};
+use super::feed::{Content, Feed, FileContent, Loaded, stream};
 use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
 use super::{Level, Written};
@@ -17,7 +17,7 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
     let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
         let mut written = Written::default();
-        let feed = Feed::new(pool, root, entries, Each::Packed);
+        let feed = Feed::new(pool, root, entries, FileContent::Packed);
         feed.for_each(|entry, loaded| write_member(pool, entry, loaded, &mut sink, &mut written))?;
         sink.flush()?;
         Ok(written)

@@ -7,7 +7,7 @@ use std::thread;
 use super::compress::{BLOCK, Compressor, Method};
 
 /// More threads than this bring no speed that a disk or network could use, but memory.
-const MOST_WORKERS: usize = 8;
+const WORKERS_MAX: usize = 8;
 
 type Job<'a> = Box<dyn FnOnce(&mut Compressor) + Send + 'a>;
 
@@ -48,7 +48,7 @@ impl<T> Pending<T> {
 
 /// Runs `body` with one thread for each core.
 pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let (jobs, queue) = mpsc::channel::<Job<'a>>();
     let queue = Mutex::new(queue);
     thread::scope(|scope| {

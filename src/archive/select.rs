@@ -15,18 +15,18 @@ use super::entry::Entry;
 use super::glob::{Pattern, Segment};
 use super::root::{Kind, Root, kind_of};
 use super::walk::{Found, walk};
-use super::warnings::MOST_LINES;
+use super::warnings::LINES_MAX;
 
 /// Bytes of all patterns of what to leave out, once their braces are written out.
-const MOST_EXCLUDED: usize = 4 << 20;
+const EXCLUDED_MAX: usize = 4 << 20;
 /// Bytes of a name that git may tell; the system takes no longer ones.
-const MOST_NAME: u64 = 4096;
+const NAME_MAX: u64 = 4096;
 /// Bytes of what git may complain.
-const MOST_COMPLAINT: u64 = 64 << 10;
+const ERROR_OUTPUT_MAX: u64 = 64 << 10;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
+pub struct SelectionRequest {
     /// Patterns, relative to the project directory or absolute inside it.
     pub paths: Vec<String>,
     /// Patterns of what to leave out.
@@ -54,7 +54,7 @@ pub enum Note {
 }
 
 /// Finds the files. Fails only when the project directory itself cannot be read.
-pub fn select(root: &Root, request: &Request) -> Selection {
+pub fn select(root: &Root, request: &SelectionRequest) -> Selection {
     let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new(), warnings: 0 };
     if !finder.read_excludes(&request.exclude) {
         return finder.finish();
@@ -86,7 +86,7 @@ struct Exclude {
 impl Finder<'_> {
     fn warn(&mut self, text: String) {
         self.warnings += 1;
-        if self.warnings <= MOST_LINES {
+        if self.warnings <= LINES_MAX {
             self.notes.push(Note::Warning(text));
         }
     }
@@ -106,8 +106,8 @@ impl Finder<'_> {
                 }
                 Err(why) => self.warn(why),
             }
-            if size > MOST_EXCLUDED {
-                let limit = MOST_EXCLUDED >> 20;
+            if size > EXCLUDED_MAX {
+                let limit = EXCLUDED_MAX >> 20;
                 self.warn(format!("exclude: the patterns are longer than {limit} MiB; nothing is packed"));
                 return false;
             }
@@ -201,7 +201,7 @@ impl Finder<'_> {
                 self.notes.push(Note::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
             }
         }
-        if let Some(more @ 1..) = self.warnings.checked_sub(MOST_LINES) {
+        if let Some(more @ 1..) = self.warnings.checked_sub(LINES_MAX) {
             self.notes.push(Note::Warning(format!("{more} more warnings are not shown")));
         }
         Selection { entries: self.found.into_iter().collect(), notes: self.notes }
@@ -253,7 +253,7 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
         let listener = scope.spawn(move || {
             let mut said = Vec::new();
             if let Some(mut stderr) = stderr {
-                let _ = (&mut stderr).take(MOST_COMPLAINT).read_to_end(&mut said);
+                let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut said);
                 // What nobody reads would hold git up.
                 let _ = io::copy(&mut stderr, &mut io::sink());
             }
@@ -278,7 +278,7 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
 /// The next of the names that git ends with a zero byte; `None` at the end, and for one that no file can have.
 fn next_name(names: &mut impl BufRead) -> Option<OsString> {
     let mut name = Vec::new();
-    names.take(MOST_NAME).read_until(0, &mut name).ok()?;
+    names.take(NAME_MAX).read_until(0, &mut name).ok()?;
     (name.pop() == Some(0)).then(|| OsString::from_vec(name))
 }
 
@@ -312,7 +312,7 @@ mod tests {
 
         fn select(&self, paths: &[&str], exclude: &[&str]) -> (Vec<String>, Vec<String>) {
             let strings = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-            let request = Request { paths: strings(paths), exclude: strings(exclude), untracked: false };
+            let request = SelectionRequest { paths: strings(paths), exclude: strings(exclude), untracked: false };
             let selection = super::select(&Root::open(&self.path()).unwrap(), &request);
             let names = selection.entries.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect();
             let notes = selection.notes.into_iter().map(|note| match note {
@@ -442,7 +442,7 @@ mod tests {
         for arguments in [&["init", "-q"][..], &["add", "tracked", ".gitignore"]] {
             assert!(Command::new("git").args(arguments).current_dir(project.path()).status().unwrap().success());
         }
-        let request = Request { untracked: true, ..Request::default() };
+        let request = SelectionRequest { untracked: true, ..SelectionRequest::default() };
         let selection = super::select(&Root::open(&project.path()).unwrap(), &request);
         let names: Vec<_> = selection.entries.iter().map(|entry| entry.path.to_str().unwrap()).collect();
         assert_eq!(names, ["dir/ignored.o", "new"]);

@@ -11,7 +11,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::compress::Method;
 use super::entry::Entry;
-use super::feed::{Each, Feed, Loaded, Small, has_changed};
+use super::feed::{Feed, FileContent, Loaded, Small, has_changed};
 use super::frames::Frames;
 use super::pool::with_pool;
 use super::root::Root;
@@ -23,7 +23,7 @@ pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, si
     with_pool(Method::Zstd(level), |pool| {
         let mut archive = Builder::new(Frames::new(pool, sink));
         let mut written = Written::default();
-        Feed::new(pool, root, entries, Each::Plain).for_each(|entry, loaded| match loaded {
+        Feed::new(pool, root, entries, FileContent::Plain).for_each(|entry, loaded| match loaded {
             Loaded::Small(small) => pack_small(&mut archive, &entry.path, &small, &mut written),
             Loaded::Large(file, stat) => pack_large(&mut archive, &entry.path, &file, &stat, &mut written),
             Loaded::Other(stat, target) => {

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::entry::Entry;
 use super::root::Root;
-use super::select::{Request, select};
+use super::select::{SelectionRequest, select};
 
 /// A temporary project directory, beside which there is room for archives and secrets.
 pub struct Project {
@@ -87,7 +87,7 @@ impl Project {
     }
 
     pub fn entries(&self) -> Vec<Entry> {
-        select(&self.root(), &Request { paths: vec!["**".to_owned()], ..Request::default() }).entries
+        select(&self.root(), &SelectionRequest { paths: vec!["**".to_owned()], ..SelectionRequest::default() }).entries
     }
 
     pub fn snapshot(&self) -> BTreeMap<PathBuf, Node> {

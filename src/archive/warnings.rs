@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 /// Lines that are kept.
-pub const MOST_LINES: usize = 100;
+pub const LINES_MAX: usize = 100;
 
 /// The first warnings, and at last how many more there were.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub struct Warnings {
 impl Warnings {
     /// Adds a warning, or counts it.
     pub fn push(&mut self, text: String) {
-        if self.lines.len() < MOST_LINES {
+        if self.lines.len() < LINES_MAX {
             return self.lines.push(text);
         }
         self.more += 1;
-        self.lines.truncate(MOST_LINES);
+        self.lines.truncate(LINES_MAX);
         self.lines.push(format!("{} more warnings are not shown", self.more));
     }
 }
@@ -42,8 +42,8 @@ mod tests {
         for n in 0..200_000 {
             warnings.push(format!("file {n}"));
         }
-        assert_eq!(warnings.len(), MOST_LINES + 1);
-        assert_eq!(warnings[MOST_LINES - 1], "file 99");
-        assert_eq!(warnings[MOST_LINES], "199900 more warnings are not shown");
+        assert_eq!(warnings.len(), LINES_MAX + 1);
+        assert_eq!(warnings[LINES_MAX - 1], "file 99");
+        assert_eq!(warnings[LINES_MAX], "199900 more warnings are not shown");
     }
 }

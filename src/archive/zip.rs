@@ -14,7 +14,7 @@ use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, 
 use super::Written;
 use super::compress::{BLOCK, END, FRAME, Method};
 use super::entry::Entry;
-use super::feed::{Content, Each, Feed, Loaded, Small, stream};
+use super::feed::{Content, Feed, FileContent, Loaded, Small, stream};
 use super::pool::{Pool, with_pool};
 use super::root::Root;
 
@@ -24,7 +24,7 @@ pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink:
     with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
         let mut packer = Packer { archive, method, written: Written::default() };
-        Feed::new(pool, root, entries, Each::Packed)
+        Feed::new(pool, root, entries, FileContent::Packed)
             .for_each(|entry, loaded| packer.pack(pool, &entry.path, loaded))?;
         packer.archive.finish().map_err(broken)?;
         Ok(packer.written)

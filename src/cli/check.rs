@@ -15,7 +15,7 @@ use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use crate::agent::{self, metadata_blocking};
 use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
-use crate::coordinator::gitlab::{ApiError, GitLab, Verdict};
+use crate::coordinator::gitlab::{ApiError, GitLab, TokenStatus};
 use crate::executor::Executor;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::engine::Engine;
@@ -347,8 +347,8 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
             .warn(place, "`url` is plain http: everyone on the network path can read tokens and sources; use https"),
     }
     match verdict {
-        Ok(Verdict::Valid(_)) => report.ok(place, &format!("the token is valid at {}", http::origin(&runner.url))),
-        Ok(Verdict::Gone) => report
+        Ok(TokenStatus::Valid(_)) => report.ok(place, &format!("the token is valid at {}", http::origin(&runner.url))),
+        Ok(TokenStatus::Invalid) => report
             .fail(place, &format!("{} does not know the token; register the runner again", http::origin(&runner.url))),
         Err(error) => match http::redirect_to_https(&runner.url, &runner.tls) {
             Some(target) => report.fail(
@@ -364,7 +364,7 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
 }
 
 /// Asks for the verdict on the token; `None` when the server is silent for too long. The agent would wait for minutes.
-fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<Verdict, ApiError>> {
+fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<TokenStatus, ApiError>> {
     let (sender, verdict) = mpsc::channel();
     let (asking, token, system_id) = (Arc::clone(gitlab), runner.token.clone(), system_id.to_owned());
     let asked = thread::Builder::new().name("verify".to_owned()).spawn(move || {

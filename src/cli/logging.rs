@@ -10,7 +10,7 @@ use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 
 use crate::config::LOG_LEVELS;
-use crate::monitor::numbers;
+use crate::monitor::metrics;
 
 /// Level and format of the log.
 #[derive(Args, Clone, Debug)]
@@ -77,8 +77,8 @@ impl Options {
 
 fn count(level: Level) {
     match level {
-        Level::Error => numbers::error_logged(),
-        Level::Warn => numbers::warning_logged(),
+        Level::Error => metrics::error_logged(),
+        Level::Warn => metrics::warning_logged(),
         _ => {}
     }
 }

@@ -8,7 +8,7 @@ use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, Runner, system_id};
-use crate::coordinator::gitlab::{ApiError, Verdict};
+use crate::coordinator::gitlab::{ApiError, TokenStatus};
 use crate::token::Token;
 
 /// The options of `verify`.
@@ -105,8 +105,8 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
         let place = format!("{} ({}…)", runner.name, runner.token.short());
         let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
         match verdict {
-            Ok(Verdict::Valid(_)) => println!("{place}: the token is valid"),
-            Ok(Verdict::Gone) => {
+            Ok(TokenStatus::Valid(_)) => println!("{place}: the token is valid"),
+            Ok(TokenStatus::Invalid) => {
                 eprintln!("{place}: {} does not know the token", runner.url);
                 gone.push(runner);
             }

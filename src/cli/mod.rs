@@ -21,7 +21,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::config::{self, Config, Finding, Loaded, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
-use crate::job::work;
+use crate::job::file_task;
 use crate::local::guard;
 use crate::shim;
 use crate::token::Token;
@@ -100,7 +100,7 @@ impl ConfigFile {
 pub fn main() -> ExitCode {
     // A shim is started for each step: it must not pay for a parser.
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
-        return shim::main(work::run);
+        return shim::main(file_task::run);
     }
     if std::env::args_os().nth(1).is_some_and(|word| word == guard::WORD) {
         return guard::main();

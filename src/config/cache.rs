@@ -63,7 +63,7 @@ pub struct S3 {
 
 /// What the local store may grow to; `None` without bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct CacheLimits {
     /// Bytes of all archives.
     pub size: Option<u64>,
     /// Time since an archive was last used.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cache::Limits;
+use super::cache::CacheLimits;
 use super::fitness::{Fitness, READY_TIMEOUT, Ready};
 use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
@@ -16,12 +16,12 @@ use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
 /// A value that TOML allows and that makes no sense.
-pub(super) struct Wrong {
+pub(super) struct InvalidValue {
     place: Location,
     why: String,
 }
 
-impl Wrong {
+impl InvalidValue {
     fn global(key: &'static str, why: impl Into<String>) -> Self {
         Self { place: Location { runner: None, key }, why: why.into() }
     }
@@ -32,16 +32,17 @@ impl Wrong {
 }
 
 /// What the whole file means. Errors: a value makes no sense.
-pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
+pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> {
     let concurrent = raw.concurrent.unwrap_or(1);
     let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
-    let concurrent = concurrent
-        .ok_or_else(|| Wrong::global("concurrent", "`concurrent` must be at least 1, or no job would ever run"))?;
+    let concurrent = concurrent.ok_or_else(|| {
+        InvalidValue::global("concurrent", "`concurrent` must be at least 1, or no job would ever run")
+    })?;
     check_one_of("log_level", raw.log_level.as_deref(), &LOG_LEVELS)?;
     check_one_of("log_format", raw.log_format.as_deref(), &LOG_FORMATS)?;
     let listen_address = raw.listen_address.filter(|address| !address.is_empty());
     if let Some(address) = &listen_address {
-        let unusable = |why| Wrong::global("listen_address", format!("`listen_address`: {why}"));
+        let unusable = |why| InvalidValue::global("listen_address", format!("`listen_address`: {why}"));
         crate::monitor::listener::check_address(address).map_err(unusable)?;
     }
     let interval = raw.check_interval.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
@@ -57,7 +58,7 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     {
         let why = "`protect_while_busy = false`: `raise_on_job` tells instances with a job by their protection; leave \
                    one of them out";
-        return Err(Wrong::global("mayfly.aws.protect_while_busy", why));
+        return Err(InvalidValue::global("mayfly.aws.protect_while_busy", why));
     }
     let ready = ready(&raw.mayfly, &terms);
     let fitness = fitness(&raw.mayfly);
@@ -72,7 +73,7 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
     });
     let runners = usable.into_iter().zip(&terms).map(|((index, runner), terms)| {
         let name = name_of(index, &runner.name);
-        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| Wrong {
+        let runner = self::runner(path, runner, &labels).map_err(|(key, why)| InvalidValue {
             place: Location { runner: Some(index), key },
             why: format!("{name}: {why}"),
         })?;
@@ -89,7 +90,7 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, Wrong> {
         shutdown_timeout: Duration::from_secs(raw.shutdown_timeout.filter(|seconds| *seconds > 0).unwrap_or(30)),
         connection_max_age: raw.connection_max_age.unwrap_or(Duration::from_secs(15 * 60)),
         lifetime: lifetime(&raw.mayfly, &terms),
-        leave: leave(&raw.mayfly).map_err(|(key, why)| Wrong::global(key, why))?,
+        leave: leave(&raw.mayfly).map_err(|(key, why)| InvalidValue::global(key, why))?,
         mayfly: Mayfly {
             state_dir: given(raw.mayfly.state_dir),
             aws: raw.mayfly.aws,
@@ -167,10 +168,10 @@ pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", 
 /// What `log_format` may be.
 const LOG_FORMATS: [&str; 3] = ["runner", "text", "json"];
 
-fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Result<(), Wrong> {
+fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Result<(), InvalidValue> {
     match given {
         Some(given) if !given.is_empty() && !allowed.iter().any(|one| one.eq_ignore_ascii_case(given)) => {
-            Err(Wrong::global(key, format!("`{key}` must be one of {}", allowed.join(", "))))
+            Err(InvalidValue::global(key, format!("`{key}` must be one of {}", allowed.join(", "))))
         }
         _ => Ok(()),
     }
@@ -228,7 +229,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         builds_dir,
         cache_dir: given(raw.cache_dir),
         cache: raw.cache,
-        cache_limits: Limits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
+        cache_limits: CacheLimits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
         upload_answer_timeout: positive(raw.artifact.response_header_timeout).unwrap_or(UPLOAD_ANSWER_TIMEOUT),
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::cache::{Cache, Limits};
+use super::cache::{Cache, CacheLimits};
 use super::docker::Docker;
 use super::reference::Reference;
 use crate::http::tls::TlsFiles;
-use crate::monitor::numbers::Who;
+use crate::monitor::metrics::RunnerLabels;
 use crate::token::Token;
 
 /// How long one upload of artifacts may take where `[runners.artifact]` says nothing else.
@@ -60,7 +60,7 @@ pub struct Runner {
     /// The object store for caches.
     pub cache: Cache,
     /// The limits of local caches.
-    pub cache_limits: Limits,
+    pub cache_limits: CacheLimits,
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
@@ -144,7 +144,7 @@ impl Runner {
             builds_dir: None,
             cache_dir: None,
             cache: Cache::default(),
-            cache_limits: Limits::default(),
+            cache_limits: CacheLimits::default(),
             upload_timeout: UPLOAD_TIMEOUT,
             upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
             clone_url: None,
@@ -254,7 +254,7 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
 }
 
 /// How monitoring calls a runner.
-impl From<&Runner> for Who {
+impl From<&Runner> for RunnerLabels {
     fn from(runner: &Runner) -> Self {
         Self { token: runner.token.short(), name: runner.name.clone() }
     }

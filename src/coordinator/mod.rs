@@ -19,12 +19,12 @@ pub struct JobId(String);
 
 impl JobId {
     /// Letters that an id has at most.
-    const MOST: usize = 64;
+    const LENGTH_MAX: usize = 64;
 
     /// The id that a text is; `None` if it could mean more than one part of a path.
     pub fn parse(text: &str) -> Option<Self> {
         let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        (is_plain && (1..=Self::MOST).contains(&text.len())).then(|| Self(text.to_owned()))
+        (is_plain && (1..=Self::LENGTH_MAX).contains(&text.len())).then(|| Self(text.to_owned()))
     }
 }
 
@@ -83,7 +83,7 @@ pub enum JobStatus {
     /// Cancelled gracefully: stop the script, run `after_script`, report.
     Canceling,
     /// Over on the server: stop everything now.
-    Over,
+    Finished,
 }
 
 /// The answer to a piece of the log.

@@ -109,14 +109,14 @@ impl Client {
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
-    /// Sends a request, up to [`retry::TRIES`] times while the response has a retryable status. `rest` waits between two
+    /// Sends a request, up to [`retry::ATTEMPTS`] times while the response has a retryable status. `rest` waits between two
     /// attempts and returns false to stop; the last response is returned. Errors: no response.
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
         let mut attempt = 0;
         loop {
             let response = self.send(request)?;
             attempt += 1;
-            if !retry::is_retryable(response.status) || attempt == retry::TRIES {
+            if !retry::is_retryable(response.status) || attempt == retry::ATTEMPTS {
                 return Ok(response);
             }
             let wait = retry::wait(response.header("RateLimit-ResetTime"), response.header("Retry-After"), attempt - 1);

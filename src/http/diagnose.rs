@@ -69,7 +69,7 @@ fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), S
     let host = host.trim_matches(['[', ']']).to_owned();
     let uri = super::url::parse(url).map_err(|error| error.to_string())?;
     let route = Route::of(&uri)?;
-    let presented = match Way::of(route.proxy()) {
+    let presented = match Connection::of(route.proxy()) {
         Some(way) => Some(handshake(&host, port, &way, files)?),
         None => None,
     };
@@ -77,12 +77,12 @@ fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), S
 }
 
 /// How a server is reached.
-enum Way {
+enum Connection {
     Direct,
     Tunnel { host: String, port: u16 },
 }
 
-impl Way {
+impl Connection {
     /// `None` for a proxy with credentials or TLS, which this module does not support.
     fn of(proxy: Option<&Proxy>) -> Option<Self> {
         let Some(proxy) = proxy else { return Some(Self::Direct) };
@@ -138,7 +138,7 @@ struct Presented {
 }
 
 /// A handshake that records the whole chain, also of a server that is not trusted.
-fn handshake(host: &str, port: u16, way: &Way, files: &TlsFiles) -> Result<Presented, String> {
+fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Result<Presented, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::new(anchors(files)?)?;
     let recorder = Arc::new(Recorder { inner: verifier, seen: std::sync::Mutex::new(None) });

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Attempts of one call while the response has a retryable status (GitLab Runner API).
-pub const TRIES: u32 = 5;
+pub const ATTEMPTS: u32 = 5;
 /// The longest wait that a server can ask for.
-const ASKED_MAX: Duration = Duration::from_secs(15 * 60);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Whether the same request may get another response later.
 pub fn is_retryable(status: u16) -> bool {
@@ -17,7 +17,7 @@ pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option
     let reset = reset_time.and_then(http_date).and_then(|at| at.duration_since(SystemTime::now()).ok());
     let after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let asked = [reset, after].into_iter().flatten().find(|wait| !wait.is_zero());
-    asked.map(|wait| wait.min(ASKED_MAX))
+    asked.map(|wait| wait.min(RETRY_AFTER_MAX))
 }
 
 /// The wait before the next attempt of a call: what the response asks for, else a random time that grows.

@@ -4,14 +4,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::context::{Context, Job};
+use super::context::{Job, RunnerContext};
 use super::executors::{CleanUp, JobExecutor};
+use super::file_task::FileTask;
 use super::flags::OWN_NETWORK;
 use super::outcome::StageResult;
-use super::script::BRIDGE;
+use super::script::GITLAB_ENV_FILE;
 use super::sources::{self, Strategy, remove};
-use super::steps::{StepRunner, StopsFor};
-use super::work::Plan;
+use super::steps::{StepRunner, StopPolicy};
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
@@ -25,17 +25,17 @@ use crate::payload::variables::Variables;
 use crate::shim::spec::{Limits, OutputFifos, Rights, Sandbox, Task};
 
 /// The named pipes of scripts, in the job's temporary directory.
-pub(super) const DOORS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
+pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
 
 /// The beginning of the names of directories that go with their job.
-const OF_ONE_JOB: &str = "job-";
+const JOB_DIR_PREFIX: &str = "job-";
 
 impl JobExecutor for Docker {
     /// A directory of the job's project alone, which no unprotected job shares with a protected one, and which goes with
     /// the job unless that reuses the sources of an earlier one; or what the configuration mounts instead.
     fn dirs(
         &self,
-        context: &Context,
+        context: &RunnerContext,
         payload: &Payload,
         concurrent: u32,
         variables: &dyn Fn(&JobDirs) -> Variables,
@@ -53,20 +53,26 @@ impl JobExecutor for Docker {
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
             Ok(Strategy::Fetch) | Err(_) => lasting,
-            Ok(_) => at(&format!("{OF_ONE_JOB}{}", payload.id)),
+            Ok(_) => at(&format!("{JOB_DIR_PREFIX}{}", payload.id)),
         }
     }
 
-    fn shares_builds(&self, context: &Context) -> bool {
+    fn shares_builds(&self, context: &RunnerContext) -> bool {
         volumes::configured_builds(&context.runner.docker, &self.builds).is_some()
     }
 
-    fn image<'a>(&self, context: &'a Context, payload: &'a Payload) -> Option<&'a str> {
+    fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str> {
         let own = payload.image.name.as_str();
         Some(if own.is_empty() { &context.runner.docker.image } else { own })
     }
 
-    fn network(&self, context: &Context, payload: &Payload, own_network: bool, concurrent: u32) -> Option<String> {
+    fn network(
+        &self,
+        context: &RunnerContext,
+        payload: &Payload,
+        own_network: bool,
+        concurrent: u32,
+    ) -> Option<String> {
         let runner = &context.runner;
         let wanted = own_network && runner.docker.network_mode.is_empty();
         let project = payload.job_info.project_id;
@@ -79,28 +85,28 @@ impl JobExecutor for Docker {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
-        let plan = Plan::PrepareContainer(Box::new(container_plan(job, self)?));
+        let plan = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
         let plan = plan.to_text().map_err(io::Error::other)?;
         let task = Task::File { task: plan, rights: Rights::All, output_fifos: None };
-        steps.run_for_container(task, &job.deadlines.prepare(), StopsFor::Any)
+        steps.run_for_container(task, &job.deadlines.prepare(), StopPolicy::CancelOrEviction)
     }
 
     /// The container alone knows which user it runs as, so its script makes the file.
     fn reset_env_file(&self, job: &Job<'_>) {
-        job.settings.dirs.remove_temporary(&[BRIDGE.to_owned()], None);
+        job.settings.dirs.remove_temporary(&[GITLAB_ENV_FILE.to_owned()], None);
     }
 
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
         script_task(job, progress, text, merge)
     }
 
-    fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights {
+    fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights {
         Rights::Sandboxed(sandbox(job, plan))
     }
 
     fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp> {
         let (removals, address, owner) = (self.removals.clone(), self.address.clone(), self.owner.clone());
-        let builds = builds.filter(|builds| goes_with_job(builds)).map(Path::to_owned);
+        let builds = builds.filter(|builds| is_job_dir(builds)).map(Path::to_owned);
         let remove_builds = move || {
             if let Some(Err(error)) = builds.as_deref().map(remove::remove) {
                 let directory = builds.unwrap_or_default();
@@ -111,7 +117,7 @@ impl JobExecutor for Docker {
     }
 }
 
-fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, JobError> {
+fn prepare_task(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, JobError> {
     let (runner, dirs, variables) = (&job.context.runner, &job.settings.dirs, &job.settings.variables);
     let name = job.name();
     let short_token = runner.token.short();
@@ -173,9 +179,9 @@ fn container_plan(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask
 
 /// What a file task sees of the machine and may take of it. The caches are those of all projects, so only tasks about
 /// caches see them.
-pub(super) fn sandbox(job: &Job<'_>, plan: &Plan) -> Sandbox {
-    let caches = matches!(plan, Plan::RestoreCache(_) | Plan::SaveCache(_)).then(|| job.context.caches.clone());
-    let is_transfer = matches!(plan, Plan::DownloadArtifacts(_) | Plan::UploadArtifacts(_));
+pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
+    let caches = matches!(plan, FileTask::RestoreCache(_) | FileTask::SaveCache(_)).then(|| job.context.caches.clone());
+    let is_transfer = matches!(plan, FileTask::DownloadArtifacts(_) | FileTask::UploadArtifacts(_));
     let artifacts = job.context.local.as_ref().filter(|_| is_transfer).map(|local| local.artifacts.clone());
     let runner = &job.context.runner;
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
@@ -220,7 +226,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     let dirs = &job.settings.dirs;
     let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
     let seen = |name: &str| dirs.as_seen_by_job(&dirs.temporary.join(name)).display().to_string();
-    let [output, error] = DOORS;
+    let [output, error] = OUTPUT_FIFOS;
     let output_fifos = OutputFifos {
         root: dirs.builds.clone(),
         output: below.join(output),
@@ -230,7 +236,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
         root: dirs.builds.clone(),
         directories: vec![dirs.project.clone(), dirs.temporary.clone()],
     });
-    let plan = Plan::ContainerScript(Box::new(script::ContainerScript {
+    let plan = FileTask::ContainerScript(Box::new(script::ContainerScript {
         container: *container,
         recreate_container: progress.container_used,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
@@ -244,19 +250,19 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
 }
 
-fn goes_with_job(builds: &Path) -> bool {
-    builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(OF_ONE_JOB))
+fn is_job_dir(builds: &Path) -> bool {
+    builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
 }
 
 /// The directories of jobs that nobody knows any more, below the root of builds in containers.
-pub fn forgotten(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
+pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let all = entries(builds).flat_map(|of_runner| entries(&of_runner));
-    all.filter(|directory| goes_with_job(directory) && !kept.contains(directory)).collect()
+    all.filter(|directory| is_job_dir(directory) && !kept.contains(directory)).collect()
 }
 
 /// Removes them.
-pub fn remove_forgotten(directories: &[PathBuf]) {
+pub fn remove_dirs(directories: &[PathBuf]) {
     for directory in directories {
         if let Err(error) = remove::remove(directory) {
             log::warn!("cannot remove the directory of an earlier job directory={} error={error}", directory.display());

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cache::s3::Store;
-use super::control::Control;
+use super::cache::s3::S3Store;
+use super::control::JobControl;
 use super::deadlines::Deadlines;
 use super::executors::JobExecutor;
 use super::flags::{Flags, INPUTS, OWN_NETWORK, WITHOUT_TOKENS};
@@ -18,7 +18,7 @@ use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
 use crate::journal::Record;
-use crate::monitor::numbers::Who;
+use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
 use crate::trace::FilterSpec;
@@ -26,7 +26,7 @@ use crate::version::{REVISION, VERSION, architecture};
 
 /// The surroundings of the jobs of one runner.
 #[derive(Clone)]
-pub struct Context {
+pub struct RunnerContext {
     /// The runner as configured.
     pub runner: Arc<Runner>,
     /// What tells this machine from others.
@@ -36,9 +36,9 @@ pub struct Context {
     /// The root of the local caches, absolute.
     pub caches: PathBuf,
     /// The object store for caches, if one is configured.
-    pub store: Option<Arc<Store>>,
+    pub store: Option<Arc<S3Store>>,
     /// Set for jobs of `mayfly exec`.
-    pub local: Option<Local>,
+    pub local: Option<LocalRun>,
     /// Who hears of the jobs.
     pub coordinator: Arc<dyn Coordinator>,
     /// How scripts are run.
@@ -51,7 +51,7 @@ pub struct Context {
 
 /// What is different for a job of a local run.
 #[derive(Clone)]
-pub struct Local {
+pub struct LocalRun {
     /// Where it works: a copy of the developer's checkout, which holds the sources already.
     pub dirs: JobDirs,
     /// The directory that takes the place of GitLab for artifacts.
@@ -81,7 +81,7 @@ pub struct JobSettings {
 /// One job as this agent runs it: everything about it but how far it is, which is in the journal.
 pub struct Job<'a> {
     /// The agent, the runner and the machine.
-    pub context: &'a Context,
+    pub context: &'a RunnerContext,
     /// The payload, with the job's inputs filled in.
     pub payload: Payload,
     /// The payload as it came.
@@ -89,7 +89,7 @@ pub struct Job<'a> {
     /// What follows from the payload.
     pub settings: JobSettings,
     /// Orders to the job.
-    pub control: Arc<Control>,
+    pub control: Arc<JobControl>,
     /// Its timeouts.
     pub deadlines: Deadlines,
     /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
@@ -104,10 +104,10 @@ impl<'a> Job<'a> {
     /// A job of the journal. The second result is an error when the job asks for what is not allowed: then it fails in
     /// its first stage.
     pub fn new(
-        context: &'a Context,
+        context: &'a RunnerContext,
         record: &Record,
         mut payload: Payload,
-        control: &Arc<Control>,
+        control: &Arc<JobControl>,
     ) -> (Self, Result<(), JobError>) {
         let filled_in = context.fill_in_inputs(&mut payload);
         let (settings, allowed) = context.settings(&payload, record.concurrent, record.progress.dirs.as_ref());
@@ -142,7 +142,7 @@ pub fn name_of(payload: &Payload, began: u64) -> String {
     format!("{}-{began:x}", payload.id)
 }
 
-impl Context {
+impl RunnerContext {
     /// The surroundings of a job in this slot: where each slot has a user of its own, its builds are that user's.
     pub fn in_slot(self, slot: usize) -> Self {
         match self.executor.for_slot(slot) {
@@ -155,8 +155,8 @@ impl Context {
     }
 
     /// How monitoring calls the job's runner.
-    pub fn who(&self) -> Who {
-        Who::from(&*self.runner)
+    pub fn runner_labels(&self) -> RunnerLabels {
+        RunnerLabels::from(&*self.runner)
     }
 
     /// Puts the job's inputs where it asks for them; a job without stays as it is. Errors: see [`inputs::fill_in`].
@@ -188,10 +188,10 @@ impl Context {
         let (flags, mut warnings) = self.flags(payload);
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
-        let at = |place: &JobDirs| self.variables(payload, &flags, place, concurrent, ca_certificates.as_deref());
+        let at = |dirs: &JobDirs| self.variables(payload, &flags, dirs, concurrent, ca_certificates.as_deref());
         let (dirs, allowed) = match settled.or(self.local.as_ref().map(|local| &local.dirs)) {
             Some(fixed) => (fixed.clone(), Ok(())),
-            None => self.place(payload, concurrent.1, &at),
+            None => self.job_dirs(payload, concurrent.1, &at),
         };
         let variables = at(&dirs);
         let mut debugs = |key: &str| {
@@ -214,7 +214,7 @@ impl Context {
     }
 
     /// Where the job works: the usual place, or the one it asks for.
-    fn place(
+    fn job_dirs(
         &self,
         payload: &Payload,
         concurrent: u32,
@@ -243,12 +243,12 @@ impl Context {
         &self,
         payload: &Payload,
         flags: &Flags,
-        place: &JobDirs,
+        dirs: &JobDirs,
         concurrent: (u32, u32),
         ca_certificates: Option<&str>,
     ) -> Variables {
-        let seen = |path: &Path| place.as_seen_by_job(path).display().to_string();
-        let mut variables = Variables::new(&place.as_seen_by_job(&place.temporary));
+        let seen = |path: &Path| dirs.as_seen_by_job(path).display().to_string();
+        let mut variables = Variables::new(&dirs.as_seen_by_job(&dirs.temporary));
         for (name, on) in flags.all() {
             variables.set(name, on.to_string());
         }
@@ -259,8 +259,8 @@ impl Context {
         for (key, value) in &self.runner.environment {
             variables.push(of_pair(key, value));
         }
-        variables.set("CI_BUILDS_DIR", seen(&place.builds));
-        variables.set("CI_PROJECT_DIR", seen(&place.project));
+        variables.set("CI_BUILDS_DIR", seen(&dirs.builds));
+        variables.set("CI_PROJECT_DIR", seen(&dirs.project));
         variables.set("CI_CONCURRENT_ID", concurrent.0.to_string());
         variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.1.to_string());
         variables.set("CI_SERVER", "yes");
@@ -271,13 +271,13 @@ impl Context {
             variables.push(variable.clone());
         }
         if flags.is_on(WITHOUT_TOKENS) {
-            variables.set("GIT_CONFIG_GLOBAL", seen(&place.temporary.join(sources::GLOBAL_CONFIG)));
+            variables.set("GIT_CONFIG_GLOBAL", seen(&dirs.temporary.join(sources::GLOBAL_CONFIG)));
         }
         variables.set(self.executor.environment_marker(), "true");
         variables.set("CI_RUNNER_VERSION", VERSION);
         variables.set("CI_RUNNER_REVISION", REVISION);
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
-        variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&place.temporary));
+        variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&dirs.temporary));
         let own_network = flags.is_on(OWN_NETWORK);
         if let Some(network) = self.executor.network(self, payload, own_network, concurrent.1) {
             variables.set("CI_BUILD_NETWORK_NAME", network);
@@ -301,10 +301,10 @@ impl Context {
 }
 
 /// Shorter text than a token is found in every other line.
-const SHORTEST_TOKEN: usize = 8;
+const TOKEN_LENGTH_MIN: usize = 8;
 
 /// What the log must not show: masked variables, and the job's token under whatever name it is printed.
 fn secrets(variables: &Variables, payload: &Payload) -> Vec<String> {
-    let token = Some(&payload.token).filter(|token| token.len() >= SHORTEST_TOKEN);
+    let token = Some(&payload.token).filter(|token| token.len() >= TOKEN_LENGTH_MIN);
     variables.secrets().into_iter().chain(token.cloned()).collect()
 }

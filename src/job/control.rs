@@ -12,14 +12,14 @@ use crate::coordinator::JobStatus;
 use crate::journal::stop_requests::StopRequests;
 
 /// What a job is told, at any time and from any thread.
-pub struct Control {
+pub struct JobControl {
     stop_requests: Mutex<StopRequests>,
     wake_fd: EventFd,
     /// Ends the delivery of the outcome.
     abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
-impl Control {
+impl JobControl {
     /// Nothing was said yet. Errors: descriptors are used up.
     pub fn new() -> io::Result<Self> {
         let wake_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -27,16 +27,16 @@ impl Control {
     }
 
     /// What the server says of the job.
-    pub fn hear(&self, status: JobStatus) {
+    pub fn set_status(&self, status: JobStatus) {
         self.change(|stop_requests| match status {
             JobStatus::Ongoing => {}
             JobStatus::Canceling => stop_requests.cancel = true,
-            JobStatus::Over => stop_requests.finished = true,
+            JobStatus::Finished => stop_requests.finished = true,
         });
     }
 
     /// What an earlier agent had been told of the job; its step was stopped for that.
-    pub fn recall(&self, earlier: &StopRequests) {
+    pub fn restore(&self, earlier: &StopRequests) {
         self.change(|stop_requests| {
             stop_requests.cancel |= earlier.cancel;
             stop_requests.finished |= earlier.finished;
@@ -60,7 +60,7 @@ impl Control {
     }
 
     /// Tells how the delivery of the outcome can be ended.
-    pub fn attach(&self, abandon: Box<dyn Fn() + Send>) {
+    pub fn on_abandon(&self, abandon: Box<dyn Fn() + Send>) {
         *self.abandon.lock().unwrap_or_else(PoisonError::into_inner) = Some(abandon);
     }
 
@@ -83,12 +83,12 @@ impl Control {
     }
 
     /// Makes the bell silent until the next order.
-    pub fn heard(&self) {
+    pub fn clear_wake(&self) {
         let _ = self.wake_fd.read();
     }
 
     /// Waits; an order that ends the job ends the wait.
-    pub fn rest(&self, duration: Duration) {
+    pub fn wait(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             if self.stop_requests().stops_script() {
@@ -96,7 +96,7 @@ impl Control {
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let _ = poll(&mut [PollFd::new(self.wake_fd(), PollFlags::POLLIN)], timeout);
-            self.heard();
+            self.clear_wake();
         }
     }
 
@@ -112,13 +112,13 @@ mod tests {
 
     #[test]
     fn a_wait_ends_with_the_order_that_ends_the_job() {
-        let control = Control::new().expect("made");
+        let control = JobControl::new().expect("made");
         std::thread::scope(|scope| {
             let began = Instant::now();
-            let waiting = scope.spawn(|| control.rest(Duration::from_secs(60)));
-            control.hear(JobStatus::Ongoing);
+            let waiting = scope.spawn(|| control.wait(Duration::from_secs(60)));
+            control.set_status(JobStatus::Ongoing);
             assert!(!waiting.is_finished());
-            control.hear(JobStatus::Canceling);
+            control.set_status(JobStatus::Canceling);
             waiting.join().expect("waited");
             assert!(began.elapsed() < Duration::from_secs(30));
         });
@@ -126,14 +126,14 @@ mod tests {
 
     #[test]
     fn a_later_agent_knows_why_a_step_was_stopped_and_forgets_that_the_first_one_went() {
-        let first = Control::new().expect("made");
-        first.hear(JobStatus::Canceling);
+        let first = JobControl::new().expect("made");
+        first.set_status(JobStatus::Canceling);
         first.interrupt("terminated");
         first.interrupt("again");
         first.abandon();
         let written = serde_json::to_string(&first.stop_requests()).expect("written");
-        let second = Control::new().expect("made");
-        second.recall(&serde_json::from_str(&written).expect("read"));
+        let second = JobControl::new().expect("made");
+        second.restore(&serde_json::from_str(&written).expect("read"));
         let expected =
             StopRequests { cancel: true, interrupt: Some("terminated".to_owned()), ..StopRequests::default() };
         assert_eq!(second.stop_requests(), expected);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::settings::in_words;
+use super::settings::format_duration;
 use crate::config::Runner;
 use crate::failure::{FailureReason, JobError};
 use crate::payload::Payload;
@@ -13,16 +13,16 @@ const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What ends when a deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ends {
+pub enum DeadlineScope {
     Stage,
     Job,
 }
 
 /// The deadline of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct StepDeadline {
     /// What ends when it passes.
-    pub ends: Ends,
+    pub scope: DeadlineScope,
     /// In nanoseconds of `CLOCK_BOOTTIME`.
     pub deadline: u64,
     /// The error when it passes before the job's own deadline does.
@@ -62,7 +62,7 @@ impl Deadlines {
 
     /// The error of a job that took too long.
     pub fn job_timed_out(&self) -> JobError {
-        timed_out(format!("execution took longer than {}", in_words(self.job)))
+        timed_out(format!("execution took longer than {}", format_duration(self.job)))
     }
 
     /// Time left for the job at `now`.
@@ -71,45 +71,45 @@ impl Deadlines {
     }
 
     /// The limit of a stage without a timeout of its own.
-    pub fn job(&self) -> Limit {
-        Limit { ends: Ends::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
+    pub fn job(&self) -> StepDeadline {
+        StepDeadline { scope: DeadlineScope::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
     }
 
     /// The limit of the executor's preparation, which counts from the job's beginning.
-    pub fn prepare(&self) -> Limit {
+    pub fn prepare(&self) -> StepDeadline {
         let Some(timeout) = self.prepare else { return self.job() };
-        self.limit(Ends::Job, self.began.saturating_add(nanoseconds(timeout)), "prepare", timeout)
+        self.limit(DeadlineScope::Job, self.began.saturating_add(nanoseconds(timeout)), "prepare", timeout)
     }
 
     /// The limit of the sources. All attempts share the deadline that the first one notes in `noted`.
-    pub fn sources(&self, noted: &mut Option<u64>, now: u64) -> Limit {
+    pub fn sources(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
         let Some(timeout) = self.sources else { return self.job() };
         let deadline = *noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
-        self.limit(Ends::Job, deadline, "get sources", timeout)
+        self.limit(DeadlineScope::Job, deadline, "get sources", timeout)
     }
 
     /// The limit of the payload's steps. All of them share the deadline that the first one notes in `noted`.
-    pub fn scripts(&self, noted: &mut Option<u64>, now: u64) -> Limit {
+    pub fn scripts(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
         if let Some(timeout) = self.scripts {
             noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
         }
         match *noted {
-            Some(deadline) => self.limit(Ends::Stage, deadline, "script", self.scripts.unwrap_or_default()),
+            Some(deadline) => self.limit(DeadlineScope::Stage, deadline, "script", self.scripts.unwrap_or_default()),
             None => self.job(),
         }
     }
 
     /// The limit of after_script.
-    pub fn after_script(&self, now: u64) -> Limit {
+    pub fn after_script(&self, now: u64) -> StepDeadline {
         let deadline = now.saturating_add(nanoseconds(self.after_script));
-        self.limit(Ends::Stage, deadline, "after_script", self.after_script)
+        self.limit(DeadlineScope::Stage, deadline, "after_script", self.after_script)
     }
 
-    fn limit(&self, ends: Ends, deadline: u64, what: &str, timeout: Duration) -> Limit {
-        Limit {
-            ends,
+    fn limit(&self, ends: DeadlineScope, deadline: u64, what: &str, timeout: Duration) -> StepDeadline {
+        StepDeadline {
+            scope: ends,
             deadline: self.job_deadline().min(deadline),
-            error: timed_out(format!("{what} timeout: exceeded timeout of {}", in_words(timeout))),
+            error: timed_out(format!("{what} timeout: exceeded timeout of {}", format_duration(timeout))),
         }
     }
 }

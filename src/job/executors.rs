@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::context::{Context, Job};
+use super::context::{Job, RunnerContext};
+use super::file_task::FileTask;
 use super::outcome::StageResult;
-use super::script::BRIDGE;
+use super::script::GITLAB_ENV_FILE;
 use super::steps::StepRunner;
-use super::work::Plan;
 use crate::executor::Executor;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::job_dirs::JobDirs;
@@ -26,17 +26,18 @@ pub trait JobExecutor: Executor {
     /// Where the job works, unless it asks for something else. `variables` are those of a job that works there.
     fn dirs(
         &self,
-        context: &Context,
+        context: &RunnerContext,
         payload: &Payload,
         concurrent: u32,
         variables: &dyn Fn(&JobDirs) -> Variables,
     ) -> JobDirs;
 
     /// The image of the job as it is named, with variables in it; `None` outside of containers.
-    fn image<'a>(&self, context: &'a Context, payload: &'a Payload) -> Option<&'a str>;
+    fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str>;
 
     /// The name of the network that is made for the job alone, if one is (`CI_BUILD_NETWORK_NAME`).
-    fn network(&self, context: &Context, payload: &Payload, own_network: bool, concurrent: u32) -> Option<String>;
+    fn network(&self, context: &RunnerContext, payload: &Payload, own_network: bool, concurrent: u32)
+    -> Option<String>;
 
     /// Makes everything that scripts need; returns the job's container where there is one. Errors: see `StageError`.
     fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<PreparedContainer>>>;
@@ -48,10 +49,10 @@ pub trait JobExecutor: Executor {
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task;
 
     /// What a file task may do.
-    fn file_task_rights(&self, job: &Job<'_>, plan: &Plan) -> Rights;
+    fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights;
 
     /// Whether jobs for protected and for other refs can choose the same directory.
-    fn shares_builds(&self, _: &Context) -> bool {
+    fn shares_builds(&self, _: &RunnerContext) -> bool {
         true
     }
 
@@ -67,7 +68,7 @@ pub trait JobExecutor: Executor {
 impl JobExecutor for Shell {
     fn dirs(
         &self,
-        context: &Context,
+        context: &RunnerContext,
         payload: &Payload,
         concurrent: u32,
         _: &dyn Fn(&JobDirs) -> Variables,
@@ -75,11 +76,11 @@ impl JobExecutor for Shell {
         JobDirs::on_host(&context.builds, &context.caches, &context.runner.token.short(), concurrent, payload)
     }
 
-    fn image<'a>(&self, _: &'a Context, _: &'a Payload) -> Option<&'a str> {
+    fn image<'a>(&self, _: &'a RunnerContext, _: &'a Payload) -> Option<&'a str> {
         None
     }
 
-    fn network(&self, _: &Context, _: &Payload, _: bool, _: u32) -> Option<String> {
+    fn network(&self, _: &RunnerContext, _: &Payload, _: bool, _: u32) -> Option<String> {
         None
     }
 
@@ -92,14 +93,14 @@ impl JobExecutor for Shell {
     }
 
     fn reset_env_file(&self, job: &Job<'_>) {
-        job.settings.dirs.truncate_temporary(BRIDGE, self.user());
+        job.settings.dirs.truncate_temporary(GITLAB_ENV_FILE, self.user());
     }
 
     fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> Task {
         self.script_task(text, merge)
     }
 
-    fn file_task_rights(&self, _: &Job<'_>, _: &Plan) -> Rights {
+    fn file_task_rights(&self, _: &Job<'_>, _: &FileTask) -> Rights {
         Rights::User
     }
 

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::artifacts::{self, Server, Statement};
+use super::artifacts::{self, ArtifactServer, ProvenanceStatement};
 use super::context::Job;
-use super::file_task::file_task;
-use super::outcome::{StageResult, so_far};
-use super::script::BRIDGE;
-use super::steps::{StepRunner, StopsFor};
-use super::transfer::Project;
-use super::work::Plan;
+use super::file_step::file_step;
+use super::file_task::FileTask;
+use super::outcome::{StageResult, outcome_so_far};
+use super::script::GITLAB_ENV_FILE;
+use super::steps::{StepRunner, StopPolicy};
+use super::transfer::ProjectDir;
 use super::{cache, get_sources};
 use crate::coordinator::gitlab::api_base;
 use crate::version::{VERSION, architecture, user_agent};
@@ -19,18 +19,22 @@ pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
     let plan = cache::restore_plan(&job.payload, variables, flags, &caches(job))?;
-    run(steps, plan.map(Plan::RestoreCache), StopsFor::Any)
+    run(steps, plan.map(FileTask::RestoreCache), StopPolicy::CancelOrEviction)
 }
 
 /// Saves files for later jobs.
 pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
-    let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), so_far(&steps.journal.progress))?;
-    let saved = run(steps, plan.map(Plan::SaveCache), StopsFor::Eviction);
+    let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), outcome_so_far(&steps.journal.progress))?;
+    let saved = run(steps, plan.map(FileTask::SaveCache), StopPolicy::EvictionOnly);
     // A cache that was cut off because the machine is taken does not fail the job.
     let stop_requests = job.control.stop_requests();
-    if StopsFor::Eviction.stops(&stop_requests) && !stop_requests.stops_job() { forgive_failure(saved) } else { saved }
+    if StopPolicy::EvictionOnly.stops(&stop_requests) && !stop_requests.stops_job() {
+        forgive_failure(saved)
+    } else {
+        saved
+    }
 }
 
 /// Fetches what other jobs made.
@@ -38,7 +42,7 @@ pub fn download_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
     let plan = artifacts::download_plan(&job.payload, variables, flags, &gitlab_transfers(job));
-    run(steps, plan.map(Plan::DownloadArtifacts), StopsFor::Any)
+    run(steps, plan.map(FileTask::DownloadArtifacts), StopPolicy::CancelOrEviction)
 }
 
 /// Hands files to GitLab.
@@ -46,10 +50,10 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     // Names and paths are expanded as in the job's own shell, which knows what scripts appended to `GITLAB_ENV`.
     let mut variables = job.settings.variables.clone();
-    variables.push_lines(&job.settings.dirs.read_temporary(BRIDGE, job.context.executor.user()));
-    let (place, outcome) = (gitlab_transfers(job), so_far(&steps.journal.progress));
-    let plan = artifacts::upload_plan(&job.payload, &variables, &place, outcome, || statement(job));
-    run(steps, plan.map(Plan::UploadArtifacts), StopsFor::Nothing)
+    variables.push_lines(&job.settings.dirs.read_temporary(GITLAB_ENV_FILE, job.context.executor.user()));
+    let (artifact_settings, outcome) = (gitlab_transfers(job), outcome_so_far(&steps.journal.progress));
+    let plan = artifacts::upload_plan(&job.payload, &variables, &artifact_settings, outcome, || statement(job));
+    run(steps, plan.map(FileTask::UploadArtifacts), StopPolicy::Never)
 }
 
 /// Removes what the job left in the project directory, where the job asks for that: never its failure, and never in a
@@ -60,15 +64,15 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
         return Ok(());
     }
     let plan = get_sources::plan(job, &steps.journal.progress).ok();
-    let cleaned = run(steps, plan.map(Plan::CleanUp), StopsFor::Nothing);
+    let cleaned = run(steps, plan.map(FileTask::CleanUp), StopPolicy::Never);
     if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
 }
 
 /// Runs a file task; nothing to do is done.
-fn run(steps: &mut StepRunner<'_>, plan: Option<Plan>, stops_for: StopsFor) -> StageResult {
+fn run(steps: &mut StepRunner<'_>, plan: Option<FileTask>, stop_policy: StopPolicy) -> StageResult {
     let Some(plan) = plan else { return Ok(()) };
-    let task = file_task(steps.job, &plan)?;
-    steps.run(task, &steps.job.deadlines.job(), stops_for)
+    let task = file_step(steps.job, &plan)?;
+    steps.run(task, &steps.job.deadlines.job(), stop_policy)
 }
 
 /// Forgives the failure of a stage that must not fail the job.
@@ -80,18 +84,18 @@ fn forgive_failure(result: StageResult) -> StageResult {
     }
 }
 
-fn project(job: &Job<'_>) -> Project {
+fn project(job: &Job<'_>) -> ProjectDir {
     let dirs = &job.settings.dirs;
     let (builds, directory) = (dirs.builds.clone(), dirs.project.clone());
-    Project { builds, seen: dirs.as_seen_by_job(&directory), directory }
+    ProjectDir { builds, seen: dirs.as_seen_by_job(&directory), directory }
 }
 
-fn gitlab_transfers(job: &Job<'_>) -> artifacts::Place {
+fn gitlab_transfers(job: &Job<'_>) -> artifacts::ArtifactSettings {
     let runner = &job.context.runner;
-    artifacts::Place {
+    artifacts::ArtifactSettings {
         project: project(job),
         temporary: job.settings.dirs.temporary.clone(),
-        server: Server {
+        server: ArtifactServer {
             api: api_base(&runner.url).trim_end_matches('/').to_owned(),
             tls: runner.tls.carried(),
             user_agent: user_agent(),
@@ -102,9 +106,9 @@ fn gitlab_transfers(job: &Job<'_>) -> artifacts::Place {
     }
 }
 
-fn caches<'a>(job: &'a Job<'_>) -> cache::Place<'a> {
+fn caches<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
     let context = job.context;
-    cache::Place {
+    cache::CacheSettings {
         project: project(job),
         store: job.settings.dirs.cache.clone(),
         root: context.caches.clone(),
@@ -117,13 +121,13 @@ fn caches<'a>(job: &'a Job<'_>) -> cache::Place<'a> {
 }
 
 /// The provenance statement of the job's artifacts.
-fn statement(job: &Job<'_>) -> Statement {
+fn statement(job: &Job<'_>) -> ProvenanceStatement {
     let runner = &job.context.runner;
     let now = jiff::Timestamp::now();
     let ran = crate::sys::boottime().saturating_sub(job.began);
     let started = now.as_second() - i64::try_from(ran / 1_000_000_000).unwrap_or(0);
     let variable = |key: &str| job.settings.variables.value(key).unwrap_or_default();
-    Statement {
+    ProvenanceStatement {
         version: VERSION.to_owned(),
         variables: job.payload.variables.iter().map(|variable| variable.key.clone()).collect(),
         entry_point: job.payload.job_info.name.clone(),

@@ -1,14 +1,14 @@
 //! The stage that fetches the sources: hooks before, git, hooks after.
 
 use super::context::Job;
-use super::file_task::file_task;
+use super::file_step::file_step;
+use super::file_task;
 use super::flags::WITHOUT_TOKENS;
 use super::outcome::StageResult;
-use super::script::Lines;
+use super::script::LineGroup;
 use super::scripts::script_task;
 use super::sources::{self, Strategy};
-use super::steps::{StepRunner, StopsFor};
-use super::work;
+use super::steps::{StepRunner, StopPolicy};
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::shim::spec::Task;
@@ -23,7 +23,7 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     let tasks = tasks(job, &steps.journal.progress)?;
     let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, sys::boottime());
     for (index, task) in tasks.into_iter().enumerate().skip(steps.journal.progress.steps_done) {
-        steps.run(task, &limit, StopsFor::Any)?;
+        steps.run(task, &limit, StopPolicy::CancelOrEviction)?;
         steps.settle_step(index + 1)?;
     }
     Ok(())
@@ -46,19 +46,19 @@ fn tasks(job: &Job<'_>, progress: &Progress) -> StageResult<Vec<Task>> {
     let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };
     let of_job = |name: &str| if has_hooks { job.payload.hook(name).to_vec() } else { Vec::new() };
     let before = [
-        Lines { origin: "pre_clone_script", lines: of_runner(&runner.pre_get_sources_script) },
-        Lines { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
+        LineGroup { origin: "pre_clone_script", lines: of_runner(&runner.pre_get_sources_script) },
+        LineGroup { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
     ];
     let after = [
-        Lines { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
-        Lines { origin: "post_clone_script", lines: of_runner(&runner.post_get_sources_script) },
+        LineGroup { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
+        LineGroup { origin: "post_clone_script", lines: of_runner(&runner.post_get_sources_script) },
     ];
-    let has_lines = |groups: &[Lines<'_>]| groups.iter().any(|group| !group.lines.is_empty());
+    let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
     let mut tasks = Vec::new();
     if has_lines(&before) {
         tasks.push(script_task(job, progress, &before, None, None));
     }
-    tasks.push(file_task(job, &work::Plan::Sources(plan))?);
+    tasks.push(file_step(job, &file_task::FileTask::Sources(plan))?);
     if has_lines(&after) {
         tasks.push(script_task(job, progress, &after, Some(job.project_directory()), None));
     }
@@ -66,12 +66,16 @@ fn tasks(job: &Job<'_>, progress: &Progress) -> StageResult<Vec<Task>> {
 }
 
 /// What git has to do. Errors: what the job asks for cannot be done.
-pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::Plan, JobError> {
+pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::SourcesPlan, JobError> {
     let (settings, context) = (&job.settings, job.context);
-    let place = sources::Place {
+    let sources_settings = sources::SourcesSettings {
         project: settings.dirs.project.clone(),
         temporary: settings.dirs.temporary.clone(),
-        seen: settings.dirs.container_builds.as_ref().map(|_| settings.dirs.as_seen_by_job(&settings.dirs.temporary)),
+        temporary_in_container: settings
+            .dirs
+            .container_builds
+            .as_ref()
+            .map(|_| settings.dirs.as_seen_by_job(&settings.dirs.temporary)),
         server: context.runner.url.clone(),
         clone_url: context.runner.clone_url.clone(),
         ca_certificates: settings.ca_certificates.clone(),
@@ -84,8 +88,8 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::Plan, JobErro
         record_key: (!has_services(job)).then(|| sources::record_key(context.runner.token.reveal())),
         reuse: !is_shared_with_unprotected(job),
     };
-    let plan = sources::plan(&job.payload, &settings.variables, place)?;
-    Ok(sources::Plan { clear_worktree: progress.attempt == 1, ..plan })
+    let plan = sources::plan(&job.payload, &settings.variables, sources_settings)?;
+    Ok(sources::SourcesPlan { clear_worktree: progress.attempt == 1, ..plan })
 }
 
 /// Whether services of the job could change files of the checkout while git works on it.

@@ -74,7 +74,7 @@ impl JobLog {
         executor: &str,
         lines: &[String],
     ) -> io::Result<()> {
-        let outcome = outcome::so_far(&journal.progress);
+        let outcome = outcome::outcome_so_far(&journal.progress);
         let section = stage.section(outcome);
         let _quiet = self.services.as_deref().map(ServiceLogs::pause);
         if !at.resumed {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::artifacts::Outcome;
+use super::artifacts::ScriptOutcome;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::Progress;
 use crate::journal::stop_requests::StopRequests;
@@ -32,12 +32,12 @@ impl From<io::Error> for StageError {
 }
 
 /// How the job came out so far.
-pub fn so_far(progress: &Progress) -> Outcome {
-    if progress.failure.is_none() { Outcome::Success } else { Outcome::Failure }
+pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
+    if progress.failure.is_none() { ScriptOutcome::Success } else { ScriptOutcome::Failure }
 }
 
 /// Fails the job for `error`, unless it failed before.
-pub fn blame(progress: &mut Progress, error: JobError) {
+pub fn record_failure(progress: &mut Progress, error: JobError) {
     if progress.status.is_none() {
         let status = match error.reason {
             FailureReason::JobCanceled => "canceled",

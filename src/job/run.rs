@@ -10,13 +10,13 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use super::containers::DOORS;
-use super::context::{Context, Job};
-use super::control::Control;
+use super::containers::OUTPUT_FIFOS;
+use super::context::{Job, RunnerContext};
+use super::control::JobControl;
 use super::executors::CleanUp;
 use super::job_log::{JobLog, StagePosition};
-use super::outcome::{StageError, StageResult, abort_error, blame, stop_error};
-use super::script::BRIDGE;
+use super::outcome::{StageError, StageResult, abort_error, record_failure, stop_error};
+use super::script::GITLAB_ENV_FILE;
 use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
 use super::steps::StepRunner;
@@ -25,7 +25,7 @@ use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::{JobJournal, Record, SlotDirectory};
-use crate::monitor::numbers;
+use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
 use crate::sys;
@@ -38,16 +38,16 @@ const LONG_RETRY_WAITS: [Duration; 2] = [Duration::from_secs(5), Duration::from_
 
 /// When the record of a new job is brought to the disk. fsync blocks other file creation on ext4, and a job that has just
 /// begun creates many files.
-const SYNC_AFTER: Duration = Duration::from_millis(100);
+const SYNC_DELAY: Duration = Duration::from_millis(100);
 
 /// A job in one of whose stages agents die more often than this fails,
-const DEATHS_MOST: usize = 5;
+const DEATHS_MAX: usize = 5;
 /// if they die within this time (nanoseconds): restarts for another reason are further apart.
 const DEATHS_WITHIN: u64 = 60_000_000_000;
 
 /// How a job came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum JobOutcome {
     /// It ran; its state, and what the server took of it.
     Reported(JobState, Delivery),
     /// The server no longer expected it from this runner when it began.
@@ -57,29 +57,29 @@ pub enum Ended {
 /// Runs a job that was just received and is in the journal. Errors: the state directory cannot be written; the server
 /// still expects the job from this runner.
 pub fn run(
-    context: &Context,
+    context: &RunnerContext,
     directory: SlotDirectory,
     record: Record,
     payload: Payload,
-    control: &Arc<Control>,
-) -> io::Result<Ended> {
+    control: &Arc<JobControl>,
+) -> io::Result<JobOutcome> {
     let _job = sync_later(&directory);
     run_to_end(context, directory, record, payload, control)
 }
 
 /// Resumes a job that an earlier agent left, unless one agent after the other dies over it. Errors: as [`run`].
 pub fn resume(
-    context: &Context,
+    context: &RunnerContext,
     directory: SlotDirectory,
     mut record: Record,
     payload: Payload,
-    control: &Arc<Control>,
-) -> io::Result<Ended> {
+    control: &Arc<JobControl>,
+) -> io::Result<JobOutcome> {
     let now = sys::boottime();
     let deaths = &mut record.progress.resumed_at;
     deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
     deaths.push(now);
-    if deaths.len() > DEATHS_MOST {
+    if deaths.len() > DEATHS_MAX {
         let why = format!("the agent died {} times in a row over this job", deaths.len());
         record.progress.aborted = true;
         record.progress.failure.get_or_insert(JobError::system(why));
@@ -90,12 +90,12 @@ pub fn resume(
 
 /// Announces the job, runs its stages, and reports how it came out.
 fn run_to_end(
-    context: &Context,
+    context: &RunnerContext,
     directory: SlotDirectory,
     record: Record,
     payload: Payload,
-    control: &Arc<Control>,
-) -> io::Result<Ended> {
+    control: &Arc<JobControl>,
+) -> io::Result<JobOutcome> {
     let (job, allowed) = Job::new(context, &record, payload, control);
     let mut progress = record.progress;
     progress.dirs = Some(job.settings.dirs.clone());
@@ -106,9 +106,9 @@ fn run_to_end(
     // Without a first line the server may not know yet that this runner has the job.
     if log.is_empty() && !announce(&job) {
         directory.discard()?;
-        return Ok(Ended::Dropped);
+        return Ok(JobOutcome::Dropped);
     }
-    control.recall(&progress.stop_requests);
+    control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
     let mut run = JobRun { job, journal, log };
@@ -131,7 +131,7 @@ fn run_to_end(
     if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
         run.journal.directory.discard()?;
     }
-    Ok(Ended::Reported(state, delivery))
+    Ok(JobOutcome::Reported(state, delivery))
 }
 
 /// A job that runs.
@@ -153,7 +153,7 @@ impl JobRun<'_> {
             if resumed.is_some_and(|at| index < at || index == at && settled) {
                 continue;
             }
-            self.obey_orders(&stage);
+            self.apply_stop_requests(&stage);
             // A stage in which an agent died was due then.
             let resumed = resumed == Some(index) && !self.journal.progress.aborted;
             if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
@@ -164,7 +164,7 @@ impl JobRun<'_> {
             self.settle_stage(&stage, result)?;
         }
         self.remove_secrets();
-        self.decide()
+        self.decide_final_state()
     }
 
     /// The work of each stage.
@@ -210,7 +210,7 @@ impl JobRun<'_> {
     }
 
     /// Follows orders that came between two stages.
-    fn obey_orders(&mut self, next: &Stage) {
+    fn apply_stop_requests(&mut self, next: &Stage) {
         let stop_requests = self.job.control.stop_requests();
         let progress = &mut self.journal.progress;
         progress.evicted |= stop_requests.evict.is_some();
@@ -221,13 +221,13 @@ impl JobRun<'_> {
             && progress.failure.is_none()
             && next.stops_on_cancel()
         {
-            blame(progress, error);
+            record_failure(progress, error);
         }
     }
 
     fn begin_stage(&mut self, stage: &Stage, at: StagePosition) -> io::Result<()> {
         let context = self.job.context;
-        numbers::stage_began(&context.who(), self.job.payload.id, stage.kind());
+        metrics::stage_began(&context.runner_labels(), self.job.payload.id, stage.kind());
         let lines = match stage {
             Stage::PrepareExecutor => context.executor.greeting().into_iter().collect(),
             Stage::PrepareScript => {
@@ -268,7 +268,7 @@ impl JobRun<'_> {
             _ => None,
         };
         if !is_ignored {
-            blame(progress, error);
+            record_failure(progress, error);
         }
         progress.settled = true;
         warning.map_or(Ok(()), |warning| self.log.warn(&mut self.journal, warning))
@@ -296,8 +296,8 @@ impl JobRun<'_> {
             }
             self.journal.progress.begin_attempt(attempt);
             self.log.warn(&mut self.journal, format!("{error}. Retrying..."))?;
-            let wait = self.wait_before(attempt).min(self.job.deadlines.time_left(sys::boottime()));
-            self.job.control.rest(wait);
+            let wait = self.retry_delay(attempt).min(self.job.deadlines.time_left(sys::boottime()));
+            self.job.control.wait(wait);
             let stop_requests = self.job.control.stop_requests();
             if stop_requests.stops_job() {
                 self.journal.progress.aborted = true;
@@ -307,7 +307,7 @@ impl JobRun<'_> {
         }
     }
 
-    fn wait_before(&self, attempt: u32) -> Duration {
+    fn retry_delay(&self, attempt: u32) -> Duration {
         let [first, longest] = match self.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY") {
             true => LONG_RETRY_WAITS,
             false => RETRY_WAITS,
@@ -319,13 +319,13 @@ impl JobRun<'_> {
     fn remove_secrets(&self) {
         let settings = &self.job.settings;
         let mut names: Vec<String> = settings.variables.files().into_iter().map(|(name, _)| name).collect();
-        names.extend(SECRET_FILES.into_iter().chain([BRIDGE]).map(str::to_owned));
-        names.extend(DOORS.map(str::to_owned));
+        names.extend(SECRET_FILES.into_iter().chain([GITLAB_ENV_FILE]).map(str::to_owned));
+        names.extend(OUTPUT_FIFOS.map(str::to_owned));
         settings.dirs.remove_temporary(&names, self.job.context.executor.user());
     }
 
     /// Notes the final state. Errors: the journal cannot be written.
-    fn decide(&mut self) -> io::Result<JobState> {
+    fn decide_final_state(&mut self) -> io::Result<JobState> {
         self.log.leave_services();
         let progress = &mut self.journal.progress;
         let state = match &progress.failure {
@@ -360,10 +360,10 @@ impl JobRun<'_> {
 /// Tells the server that the job runs. False when the server does not expect it from this runner.
 fn announce(job: &Job<'_>) -> bool {
     let reply = job.context.coordinator.update_job(&job.payload.handle(), &JobState::Running, TraceSummary::default());
-    if reply.status == JobStatus::Over {
+    if reply.status == JobStatus::Finished {
         return false;
     }
-    job.control.hear(reply.status);
+    job.control.set_status(reply.status);
     true
 }
 
@@ -381,9 +381,9 @@ fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> 
         job.payload.handle(),
         &directory.spool(),
         options,
-        Box::new(move |status| control.hear(status)),
+        Box::new(move |status| control.set_status(status)),
     )?;
-    job.control.attach(Box::new(uploader.abandoner()));
+    job.control.on_abandon(Box::new(uploader.abandoner()));
     Ok(uploader)
 }
 
@@ -392,7 +392,7 @@ fn sync_later(directory: &SlotDirectory) -> Sender<()> {
     let directory = directory.clone();
     let (job, ended) = mpsc::channel();
     let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
-        if ended.recv_timeout(SYNC_AFTER) == Err(RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(SYNC_DELAY) == Err(RecvTimeoutError::Timeout) {
             // The job may be over, and its record gone, before the disk was asked.
             let _ = directory.sync();
         }

@@ -12,11 +12,11 @@ const RESET: &str = "\x1b[0;m";
 const CLEAR: &str = "\x1b[0K";
 
 /// The file of `GITLAB_ENV`, in the temporary directory.
-pub const BRIDGE: &str = "gitlab_runner_env";
+pub const GITLAB_ENV_FILE: &str = "gitlab_runner_env";
 
 /// What goes into a script besides its lines.
 #[derive(Clone, Debug, Default)]
-pub struct Setup {
+pub struct ScriptSettings {
     /// Variables to export, in order.
     pub exports: Vec<(String, String)>,
     /// Files of file variables: name and content.
@@ -35,7 +35,7 @@ pub struct Setup {
 
 /// A group of lines with a common origin.
 #[derive(Clone, Debug)]
-pub struct Lines<'a> {
+pub struct LineGroup<'a> {
     /// Where they come from, such as `script_step`: part of the names of their sections.
     pub origin: &'a str,
     /// The lines; each may have several lines itself.
@@ -43,9 +43,9 @@ pub struct Lines<'a> {
 }
 
 /// The whole script.
-pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> String {
+pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], greeting: Option<&str>) -> String {
     let mut text = String::from("trap 'exit 1' TERM\n");
-    if setup.trace {
+    if settings.trace {
         text.push_str("set -o xtrace\n");
     }
     // Whoever asks in a subshell pays for a process: bash need not be asked.
@@ -53,20 +53,20 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
         "if [ -n \"${BASH_VERSION-}\" ] || (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\n\
          set -o errexit\nset +o noclobber\n",
     );
-    write_files(setup, &mut text);
-    if let Some(directory) = &setup.directory {
+    write_files(settings, &mut text);
+    if let Some(directory) = &settings.directory {
         // Before the exports: no program can be started with an environment that is too large.
         let directory = quote(directory);
         text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\n"));
     }
-    for (name, value) in &setup.exports {
+    for (name, value) in &settings.exports {
         text.push_str(&format!("export {name}={}\n", quote(value)));
     }
-    carry_over(setup, &mut text);
-    if let Some(directory) = &setup.directory {
+    export_gitlab_env(settings, &mut text);
+    if let Some(directory) = &settings.directory {
         text.push_str(&format!("cd {}\n", quote(directory)));
     }
-    let body = body(setup, groups, greeting);
+    let body = body(settings, groups, greeting);
     // A login shell runs `.bash_logout` at its end: what fails in there is no failure of the job.
     text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nset +o errexit\nexit 0\n", quote(&body)));
     text
@@ -74,23 +74,23 @@ pub fn script(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> St
 
 /// File variables, readable by their owner only. An earlier job may have left anything in their place: a link, a pipe
 /// that nobody reads, a closed directory.
-fn write_files(setup: &Setup, text: &mut String) {
-    let directory = quote(&setup.temporary);
+fn write_files(settings: &ScriptSettings, text: &mut String) {
+    let directory = quote(&settings.temporary);
     text.push_str(&format!(
         "if [ -L {directory} ] || [ ! -d {directory} ]; then rm -rf {directory}; mkdir -p -m 700 {directory}; fi\n\
          [ -w {directory} ] && [ -x {directory} ] || chmod 700 {directory}\n"
     ));
-    let bridge = quote(&bridge(setup));
+    let gitlab_env = quote(&gitlab_env_path(settings));
     text.push_str(&format!(
-        "if [ -L {bridge} ] || {{ [ -e {bridge} ] && [ ! -f {bridge} ]; }}; then rm -rf {bridge}; fi\n\
-         [ -f {bridge} ] || (umask 077\n: >>{bridge})\n"
+        "if [ -L {gitlab_env} ] || {{ [ -e {gitlab_env} ] && [ ! -f {gitlab_env} ]; }}; then rm -rf {gitlab_env}; fi\n\
+         [ -f {gitlab_env} ] || (umask 077\n: >>{gitlab_env})\n"
     ));
-    if setup.files.is_empty() {
+    if settings.files.is_empty() {
         return;
     }
     text.push_str("(umask 077\n");
-    for (name, content) in &setup.files {
-        let path = quote(&format!("{}/{name}", setup.temporary));
+    for (name, content) in &settings.files {
+        let path = quote(&format!("{}/{name}", settings.temporary));
         text.push_str(&format!(
             "if [ -e {path} ] || [ -L {path} ]; then rm -rf {path}; fi\nprintf '%s' {} >{path}\n",
             quote(content)
@@ -99,13 +99,13 @@ fn write_files(setup: &Setup, text: &mut String) {
     text.push_str(")\n");
 }
 
-fn bridge(setup: &Setup) -> String {
-    format!("{}/{BRIDGE}", setup.temporary)
+fn gitlab_env_path(settings: &ScriptSettings) -> String {
+    format!("{}/{GITLAB_ENV_FILE}", settings.temporary)
 }
 
 /// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line. A line that
 /// is none is passed over: an `export` that fails ends dash at once.
-fn carry_over(setup: &Setup, text: &mut String) {
+fn export_gitlab_env(settings: &ScriptSettings, text: &mut String) {
     let readonly = READONLY.join("|");
     text.push_str(&format!(
         "export GITLAB_ENV={}\n\
@@ -115,21 +115,21 @@ fn carry_over(setup: &Setup, text: &mut String) {
          *) export \"$mayfly_line\" ;;\n\
          esac\n\
          done <\"$GITLAB_ENV\"\nunset mayfly_line\n",
-        quote(&bridge(setup))
+        quote(&gitlab_env_path(settings))
     ));
 }
 
-fn body(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> String {
+fn body(settings: &ScriptSettings, groups: &[LineGroup<'_>], greeting: Option<&str>) -> String {
     let mut body = String::new();
     if let Some(greeting) = greeting {
         body.push_str(&format!("printf '%s\\n' {}\n", quote(&format!("{GREEN}{greeting}{RESET}"))));
     }
     for group in groups {
         for (index, line) in group.lines.iter().enumerate() {
-            echo(setup, group.origin, index, line.trim(), &mut body);
+            echo(settings, group.origin, index, line.trim(), &mut body);
             body.push_str(line.trim());
             body.push('\n');
-            if setup.check_each_line {
+            if settings.check_each_line {
                 body.push_str("mayfly_status=$?; if [ $mayfly_status -ne 0 ]; then exit $mayfly_status; fi\n");
             }
         }
@@ -138,12 +138,12 @@ fn body(setup: &Setup, groups: &[Lines<'_>], greeting: Option<&str>) -> String {
 }
 
 /// Shows a line before it runs, as it stands.
-fn echo(setup: &Setup, origin: &str, index: usize, line: &str, body: &mut String) {
+fn echo(settings: &ScriptSettings, origin: &str, index: usize, line: &str, body: &mut String) {
     let print = |text: &str| format!("printf '%s\\n' {}\n", quote(text));
     match line.split_once('\n') {
         None if line.is_empty() => body.push_str("echo\n"),
         None => body.push_str(&print(&format!("{GREEN}$ {line}{RESET}"))),
-        Some(_) if setup.sections => {
+        Some(_) if settings.sections => {
             let name = format!("section_{origin}_{index}");
             body.push_str(&format!(
                 "printf 'section_start:%s:{name}[hide_duration=true,collapsed=true]\\r%s\\n' \"$(date +%s)\" {}\n\
@@ -196,20 +196,24 @@ mod tests {
         (String::from_utf8_lossy(&all).into_owned(), output.status.code().unwrap_or(-1))
     }
 
-    fn of(lines: &[&str]) -> (Setup, Vec<Lines<'static>>, tempfile::TempDir) {
+    fn of(lines: &[&str]) -> (ScriptSettings, Vec<LineGroup<'static>>, tempfile::TempDir) {
         let directory = tempfile::tempdir().expect("a directory");
         let temporary = directory.path().join("p.tmp").display().to_string();
         let lines = lines.iter().map(|line| (*line).to_owned()).collect();
-        (Setup { temporary, ..Setup::default() }, vec![Lines { origin: "script_step", lines }], directory)
+        (
+            ScriptSettings { temporary, ..ScriptSettings::default() },
+            vec![LineGroup { origin: "script_step", lines }],
+            directory,
+        )
     }
 
     #[test]
     fn runs_alike_in_every_shell() {
         for shell in SHELLS {
-            let (mut setup, lines, _directory) =
+            let (mut settings, lines, _directory) =
                 of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
-            setup.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
-            let (output, code) = run(shell, &script(&setup, &lines, None));
+            settings.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
+            let (output, code) = run(shell, &script(&settings, &lines, None));
             let expected = "\x1b[32;1m$ echo \"it's $A\"\x1b[0;m\nit's a 'quoted'\nvalue\n\
                             \x1b[32;1m$ echo one # collapsed multi-line command\x1b[0;m\none\ntwo\n\n\
                             \x1b[32;1m$ cat; exit 7\x1b[0;m\n";
@@ -219,18 +223,18 @@ mod tests {
 
     #[test]
     fn stops_at_the_first_failure_but_runs_what_stands_before_a_mistake() {
-        let (setup, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
-        let (output, code) = run("bash", &script(&setup, &lines, None));
+        let (settings, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
+        let (output, code) = run("bash", &script(&settings, &lines, None));
         assert!(output.contains("before\n") && !output.contains("\nafter"), "{output}");
         assert_ne!(code, 0);
-        let (setup, lines, _directory) = of(&["false | cat", "echo after"]);
-        let (output, code) = run("bash", &script(&setup, &lines, None));
+        let (settings, lines, _directory) = of(&["false | cat", "echo after"]);
+        let (output, code) = run("bash", &script(&settings, &lines, None));
         assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
     }
 
     #[test]
     fn what_fails_when_the_user_logs_out_is_no_failure_of_the_job() {
-        let (setup, lines, directory) = of(&["echo done"]);
+        let (settings, lines, directory) = of(&["echo done"]);
         std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("written");
         let mut child = Command::new("bash")
             .arg("-l")
@@ -239,7 +243,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("a shell");
-        child.stdin.take().expect("a pipe").write_all(script(&setup, &lines, None).as_bytes()).expect("written");
+        child.stdin.take().expect("a pipe").write_all(script(&settings, &lines, None).as_bytes()).expect("written");
         let output = child.wait_with_output().expect("ended");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && shown.ends_with("done\nbye\n"), "{shown}");
@@ -248,15 +252,15 @@ mod tests {
     #[test]
     fn carries_variables_from_script_to_script() {
         for shell in SHELLS {
-            let (setup, lines, _directory) = of(&[
+            let (settings, lines, _directory) = of(&[
                 "echo 'GREETING=hello world=' >>\"$GITLAB_ENV\"",
                 "printf '%s\\n' junk =x 1A=x A-B=x 'UID=7' '$(touch /never)=x' '' EMPTY= >>\"$GITLAB_ENV\"",
                 "printf 'LAST=no line end' >>\"$GITLAB_ENV\"",
             ]);
-            assert_eq!(run(shell, &script(&setup, &lines, None)).1, 0);
+            assert_eq!(run(shell, &script(&settings, &lines, None)).1, 0);
             let show = "echo \"$GREETING|${EMPTY-unset}|$LAST\"".to_owned();
-            let lines = vec![Lines { origin: "script_step", lines: vec![show] }];
-            let (output, code) = run(shell, &script(&setup, &lines, None));
+            let lines = vec![LineGroup { origin: "script_step", lines: vec![show] }];
+            let (output, code) = run(shell, &script(&settings, &lines, None));
             assert!(code == 0 && output.ends_with("\nhello world=||no line end\n"), "{shell}: {output}");
         }
     }
@@ -266,9 +270,9 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let mode = |path: &std::path::Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
         for shell in SHELLS {
-            let (mut setup, lines, directory) = of(&["true"]);
-            setup.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
-            assert_eq!(run(shell, &script(&setup, &lines, None)), ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0));
+            let (mut settings, lines, directory) = of(&["true"]);
+            settings.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
+            assert_eq!(run(shell, &script(&settings, &lines, None)), ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0));
             let temporary = directory.path().join("p.tmp");
             assert_eq!(std::fs::read_to_string(temporary.join("KEY")).expect("text"), "line1\nline2");
             assert_eq!((mode(&temporary), mode(&temporary.join("KEY"))), (0o700, 0o600), "{shell}");
@@ -304,12 +308,12 @@ mod tests {
             }),
         ];
         for (what, plant) in plants {
-            let (mut setup, lines, directory) = of(&["cat \"$GITLAB_ENV\""]);
-            setup.files.push(("KEY".to_owned(), "secret".to_owned()));
+            let (mut settings, lines, directory) = of(&["cat \"$GITLAB_ENV\""]);
+            settings.files.push(("KEY".to_owned(), "secret".to_owned()));
             let outside = directory.path().join("outside");
             std::fs::create_dir(&outside).expect("made");
             plant(&directory.path().join("p.tmp"), &outside);
-            let (output, code) = run("dash", &script(&setup, &lines, None));
+            let (output, code) = run("dash", &script(&settings, &lines, None));
             assert_eq!(code, 0, "{what}: {output}");
             assert_eq!(std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("text"), "secret", "{what}");
             assert_eq!(std::fs::read_dir(&outside).expect("a directory").count(), 0, "{what}");
@@ -318,9 +322,9 @@ mod tests {
 
     #[test]
     fn sections_hold_commands_of_several_lines() {
-        let (mut setup, lines, _directory) = of(&["echo a\necho b"]);
-        setup.sections = true;
-        let (output, _) = run("bash", &script(&setup, &lines, None));
+        let (mut settings, lines, _directory) = of(&["echo a\necho b"]);
+        settings.sections = true;
+        let (output, _) = run("bash", &script(&settings, &lines, None));
         assert!(
             output.contains(
                 ":section_script_step_0[hide_duration=true,collapsed=true]\r\x1b[0K\x1b[32;1m$ echo a\necho b"

@@ -2,8 +2,8 @@
 
 use super::context::Job;
 use super::outcome::StageResult;
-use super::script::{self, Lines, Setup};
-use super::steps::{StepRunner, StopsFor};
+use super::script::{self, LineGroup, ScriptSettings};
+use super::steps::{StepRunner, StopPolicy};
 use crate::journal::Progress;
 use crate::shim::spec::Task;
 use crate::sys;
@@ -19,36 +19,36 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
         false => step.script.clone(),
     };
     let groups = [
-        Lines { origin: "pre_build_script", lines: own(&runner.pre_build_script) },
-        Lines { origin: "script_step", lines },
-        Lines { origin: "post_build_script", lines: own(&runner.post_build_script) },
+        LineGroup { origin: "pre_build_script", lines: own(&runner.pre_build_script) },
+        LineGroup { origin: "script_step", lines },
+        LineGroup { origin: "post_build_script", lines: own(&runner.post_build_script) },
     ];
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), None);
     let limit = job.deadlines.scripts(&mut steps.journal.progress.scripts_deadline, sys::boottime());
-    steps.run(task, &limit, StopsFor::Any)
+    steps.run(task, &limit, StopPolicy::CancelOrEviction)
 }
 
 /// after_script: in a shell of its own, however the scripts came out.
 pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let lines = job.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
-    let groups = [Lines { origin: "after_script_step", lines }];
+    let groups = [LineGroup { origin: "after_script_step", lines }];
     let greeting = Some("Running after script...");
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), greeting);
     let limit = job.deadlines.after_script(sys::boottime());
-    steps.run(task, &limit, StopsFor::Eviction)
+    steps.run(task, &limit, StopPolicy::EvictionOnly)
 }
 
 /// A script of the job as a task of its executor. `directory` is where its lines run.
 pub fn script_task(
     job: &Job<'_>,
     progress: &Progress,
-    groups: &[Lines<'_>],
+    groups: &[LineGroup<'_>],
     directory: Option<String>,
     greeting: Option<&str>,
 ) -> Task {
     let settings = &job.settings;
-    let setup = Setup {
+    let script_settings = ScriptSettings {
         exports: settings.variables.exports(),
         files: settings.variables.files(),
         temporary: settings.dirs.as_seen_by_job(&settings.dirs.temporary).display().to_string(),
@@ -60,6 +60,6 @@ pub fn script_task(
     // A timestamp tells which stream a line came from. Without timestamps, or with the shell's trace between the output,
     // the exact order of the two streams matters more.
     let merge = settings.debug || !settings.filters.timestamps;
-    let text = script::script(&setup, groups, greeting);
+    let text = script::script(&script_settings, groups, greeting);
     job.context.executor.script(job, progress, text, merge)
 }

@@ -26,7 +26,7 @@ const ATTEMPTS: [&str; 4] =
 const TIMEOUTS: [&str; 2] = ["RUNNER_AFTER_SCRIPT_TIMEOUT", "RUNNER_SCRIPT_TIMEOUT"];
 
 /// Words of which one is meant; the first holds where none is.
-const WORDS: [(&str, &[&str]); 3] = [
+const CHOICES: [(&str, &[&str]); 3] = [
     ("ARTIFACT_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
     ("CACHE_COMPRESSION_FORMAT", &["zip", "tarzstd", "zipzstd"]),
     ("CACHE_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
@@ -51,7 +51,7 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
             warnings.push(format!("{key}: `{text}` is no number from 1 to 10; taken as {used}"));
         }
     }
-    for (key, words) in WORDS {
+    for (key, words) in CHOICES {
         if let Some(text) = set(key).filter(|text| !words.iter().any(|word| word.eq_ignore_ascii_case(text.trim()))) {
             warnings.push(format!("{key}: `{text}` is none of {}; taken as {}", words.join(", "), words[0]));
         }
@@ -72,7 +72,10 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
                     .push(format!("{key}: `{text}` is not a duration; write for example `90s` or `1h30m`; ignored"));
             }
             Some((Some(limit), text)) if limit > timeout => {
-                warnings.push(format!("{key}: `{text}` is longer than the job may take; {} hold", in_words(timeout)));
+                warnings.push(format!(
+                    "{key}: `{text}` is longer than the job may take; {} hold",
+                    format_duration(timeout)
+                ));
             }
             _ => {}
         }
@@ -81,7 +84,7 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
 }
 
 /// `1h30m0s`, as Go writes durations.
-pub fn in_words(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match (hours, minutes) {

@@ -1,6 +1,6 @@
 //! The stages of a job: their names in the log, their order, and what still runs after a failure.
 
-use super::artifacts::Outcome;
+use super::artifacts::ScriptOutcome;
 use crate::journal::Progress;
 use crate::payload::Payload;
 
@@ -48,16 +48,16 @@ pub fn of(payload: &Payload) -> Vec<Stage> {
 
 impl Stage {
     /// The name of the section, for a job that came out like this so far.
-    pub fn section(&self, outcome: Outcome) -> String {
+    pub fn section(&self, outcome: ScriptOutcome) -> String {
         match self {
             Self::PrepareExecutor => "prepare_executor".to_owned(),
             Self::PrepareScript => "prepare_script".to_owned(),
             Self::GetSources => "get_sources".to_owned(),
             Self::RestoreCache => "restore_cache".to_owned(),
             Self::DownloadArtifacts => "download_artifacts".to_owned(),
-            Self::SaveCache if outcome == Outcome::Success => "archive_cache".to_owned(),
+            Self::SaveCache if outcome == ScriptOutcome::Success => "archive_cache".to_owned(),
             Self::SaveCache => "archive_cache_on_failure".to_owned(),
-            Self::UploadArtifacts if outcome == Outcome::Success => "upload_artifacts_on_success".to_owned(),
+            Self::UploadArtifacts if outcome == ScriptOutcome::Success => "upload_artifacts_on_success".to_owned(),
             Self::UploadArtifacts => "upload_artifacts_on_failure".to_owned(),
             Self::Step(_, name) => format!("step_{}", plain(name)),
             Self::AfterScript => "after_script".to_owned(),
@@ -84,8 +84,8 @@ impl Stage {
     }
 
     /// The line under which it stands.
-    pub fn heading(&self, executor: &str, outcome: Outcome) -> String {
-        let which = if outcome == Outcome::Success { "successful" } else { "failed" };
+    pub fn heading(&self, executor: &str, outcome: ScriptOutcome) -> String {
+        let which = if outcome == ScriptOutcome::Success { "successful" } else { "failed" };
         match self {
             Self::RestoreCache => "Restoring cache".to_owned(),
             Self::DownloadArtifacts => "Downloading artifacts".to_owned(),
@@ -108,7 +108,7 @@ impl Stage {
     /// Whether the stage runs, given what happened before it and what the job has for it.
     pub fn is_due(&self, progress: &Progress, payload: &Payload) -> bool {
         let well = progress.failure.is_none();
-        let outcome = if well { Outcome::Success } else { Outcome::Failure };
+        let outcome = if well { ScriptOutcome::Success } else { ScriptOutcome::Failure };
         // A job whose sources were not even begun has no files.
         let has_sources = progress.stage.is_some_and(|stage| stage >= SOURCES);
         match self {
@@ -131,8 +131,8 @@ fn has_caches(payload: &Payload) -> bool {
     payload.cache.iter().any(|cache| cache.untracked || !cache.paths.is_empty())
 }
 
-fn has_caches_to_save(payload: &Payload, outcome: Outcome) -> bool {
-    let mut due = payload.cache.iter().filter(|cache| outcome.fits(&cache.when));
+fn has_caches_to_save(payload: &Payload, outcome: ScriptOutcome) -> bool {
+    let mut due = payload.cache.iter().filter(|cache| outcome.matches_when(&cache.when));
     due.any(|cache| cache.untracked || !cache.paths.is_empty())
 }
 
@@ -140,8 +140,8 @@ fn has_dependencies(payload: &Payload) -> bool {
     payload.dependencies.iter().any(|dependency| !dependency.artifacts_file.filename.is_empty())
 }
 
-fn has_artifacts(payload: &Payload, outcome: Outcome) -> bool {
-    let mut due = payload.artifacts.iter().filter(|artifact| outcome.fits(&artifact.when));
+fn has_artifacts(payload: &Payload, outcome: ScriptOutcome) -> bool {
+    let mut due = payload.artifacts.iter().filter(|artifact| outcome.matches_when(&artifact.when));
     due.any(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
 }
 
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn steps_keep_their_order_and_after_script_comes_behind() {
         let stages = of(&payload(&["script", "after_script", "Release\n"]));
-        let sections: Vec<String> = stages.iter().map(|stage| stage.section(Outcome::Failure)).collect();
+        let sections: Vec<String> = stages.iter().map(|stage| stage.section(ScriptOutcome::Failure)).collect();
         let expected = [
             "prepare_executor",
             "prepare_script",
@@ -191,7 +191,7 @@ mod tests {
         payload.artifacts = vec![artifact];
         let due = |progress: &Progress| -> Vec<String> {
             let due = of(&payload).into_iter().filter(|stage| stage.is_due(progress, &payload));
-            due.map(|stage| stage.section(Outcome::Failure)).collect()
+            due.map(|stage| stage.section(ScriptOutcome::Failure)).collect()
         };
         let failed = Progress { stage: Some(SOURCES), failure: Some(JobError::system("x")), ..Progress::default() };
         let files = ["archive_cache_on_failure", "upload_artifacts_on_failure", "cleanup_file_variables"];

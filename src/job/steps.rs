@@ -6,10 +6,10 @@ use std::io;
 use std::time::Duration;
 
 use super::context::Job;
-use super::deadlines::{Deadlines, Ends, Limit};
+use super::deadlines::{DeadlineScope, Deadlines, StepDeadline};
+use super::file_task::TaskReport;
 use super::job_log::JobLog;
 use super::outcome::{StageError, StageResult, abort_error, stop_error};
-use super::work::Report;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
@@ -19,29 +19,29 @@ use crate::shim::{self, Event, Outcome, Running};
 use crate::sys;
 
 /// A file task whose shim is killed this often fails the stage.
-const RESTARTS_MOST: u32 = 3;
+const RESTARTS_MAX: u32 = 3;
 
 /// How much longer than the script's own grace the shim waits for a child that speaks with a container engine.
 const ENGINE_GRACE: Duration = Duration::from_secs(60);
 
 /// Which orders stop a step, beside those that end the whole job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopsFor {
+pub enum StopPolicy {
     /// A person's cancel, and the loss of the machine.
-    Any,
+    CancelOrEviction,
     /// The loss of the machine.
-    Eviction,
+    EvictionOnly,
     /// None: the time that is left is for this step.
-    Nothing,
+    Never,
 }
 
-impl StopsFor {
+impl StopPolicy {
     /// Whether the orders stop such a step.
     pub fn stops(self, stop_requests: &StopRequests) -> bool {
         match self {
-            Self::Any => stop_requests.stops_script(),
-            Self::Eviction => stop_requests.evict.is_some(),
-            Self::Nothing => false,
+            Self::CancelOrEviction => stop_requests.stops_script(),
+            Self::EvictionOnly => stop_requests.evict.is_some(),
+            Self::Never => false,
         }
     }
 }
@@ -55,35 +55,35 @@ pub struct StepRunner<'a> {
 
 impl StepRunner<'_> {
     /// Runs one step, or takes over one that an earlier agent started. Errors: the step failed, or see [`StageError`].
-    pub fn run(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> StageResult {
-        self.run_for_container(task, limit, stops_for).map(drop)
+    pub fn run(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
+        self.run_for_container(task, limit, stop_policy).map(drop)
     }
 
     /// Runs a step that may prepare a container; returns that. Errors: as [`StepRunner::run`].
     pub fn run_for_container(
         &mut self,
         task: Task,
-        limit: &Limit,
-        stops_for: StopsFor,
+        limit: &StepDeadline,
+        stop_policy: StopPolicy,
     ) -> StageResult<Option<Box<PreparedContainer>>> {
         // A file task can be run again from its start; neither a script can, nor what speaks with a container engine.
         let is_file_task = matches!(&task, Task::File { rights, .. } if *rights != Rights::All);
         let again = is_file_task.then(|| task.clone());
         let mut outcome = match self.journal.progress.step.clone() {
-            Some(step) => self.take_over(task, &step, stops_for)?,
-            None => self.begin(task, limit, stops_for)?,
+            Some(step) => self.resume_step(task, &step, stop_policy)?,
+            None => self.begin(task, limit, stop_policy)?,
         };
-        for _ in 0..RESTARTS_MOST {
+        for _ in 0..RESTARTS_MAX {
             let Some(again) = again.clone().filter(|_| outcome == Outcome::Lost) else { break };
             let stop_requests = self.job.control.stop_requests();
-            if stop_requests.stops_job() || stops_for.stops(&stop_requests) {
+            if stop_requests.stops_job() || stop_policy.stops(&stop_requests) {
                 break;
             }
             self.sweep();
             self.log.warn(self.journal, "The process that did this was killed; it is done again".to_owned())?;
-            outcome = self.begin(again, limit, stops_for)?;
+            outcome = self.begin(again, limit, stop_policy)?;
         }
-        self.judge(&outcome, limit, stops_for).map_err(StageError::Failed)
+        self.result(&outcome, limit, stop_policy).map_err(StageError::Failed)
     }
 
     /// Forgets the step that has ended, before another one of the same stage begins. Errors: the journal.
@@ -101,7 +101,7 @@ impl StepRunner<'_> {
     }
 
     /// Notes that a step is about to run, and runs it.
-    fn begin(&mut self, task: Task, limit: &Limit, stops_for: StopsFor) -> io::Result<Outcome> {
+    fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<Outcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         self.journal.progress.steps += 1;
@@ -113,10 +113,10 @@ impl StepRunner<'_> {
         let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
         self.journal.progress.step = Some(step.clone());
         self.journal.save()?;
-        self.start(task, &step, stops_for)
+        self.start(task, &step, stop_policy)
     }
 
-    fn start(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {
+    fn start(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<Outcome> {
         let spec = StepSpec {
             id: step.id.clone(),
             spool: self.journal.directory.spool(),
@@ -148,7 +148,7 @@ impl StepRunner<'_> {
             step.shim = Some(running.identity());
         }
         self.journal.save()?;
-        self.watch(running, stops_for)
+        self.wait(running, stop_policy)
     }
 
     /// From TERM to KILL: a child that speaks with a container engine waits for the script's own grace itself.
@@ -160,28 +160,28 @@ impl StepRunner<'_> {
         }
     }
 
-    fn take_over(&mut self, task: Task, step: &StepRecord, stops_for: StopsFor) -> io::Result<Outcome> {
+    fn resume_step(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<Outcome> {
         let status = self.journal.directory.status(&step.id);
         let running = match step.shim {
             Some(identity) => Running::adopt(identity, &status),
             None => Running::find(&step.id, &status),
         };
         if let Some(running) = running {
-            return self.watch(running, stops_for);
+            return self.wait(running, stop_policy);
         }
         match Outcome::read(&status) {
-            Outcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stops_for),
+            Outcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stop_policy),
             outcome => Ok(outcome),
         }
     }
 
     /// Waits for the end of a step, and stops it when an order asks for that. The order is noted in the journal first:
     /// the outcome of a stopped step does not tell why it was stopped.
-    fn watch(&mut self, running: Running, stops_for: StopsFor) -> io::Result<Outcome> {
+    fn wait(&mut self, running: Running, stop_policy: StopPolicy) -> io::Result<Outcome> {
         let control = &self.job.control;
         loop {
             let stop_requests = control.stop_requests();
-            if stop_requests.stops_job() || stops_for.stops(&stop_requests) {
+            if stop_requests.stops_job() || stop_policy.stops(&stop_requests) {
                 if self.journal.progress.stop_requests != stop_requests {
                     self.journal.progress.stop_requests = stop_requests;
                     self.journal.save()?;
@@ -190,17 +190,17 @@ impl StepRunner<'_> {
             }
             match running.wait(control.wake_fd(), None) {
                 Event::Ended => return Ok(running.outcome()),
-                Event::Woken | Event::TimedOut => control.heard(),
+                Event::Woken | Event::TimedOut => control.clear_wake(),
             }
         }
     }
 
     /// Whose fault an outcome was.
-    fn judge(
+    fn result(
         &mut self,
         outcome: &Outcome,
-        limit: &Limit,
-        stops_for: StopsFor,
+        limit: &StepDeadline,
+        stop_policy: StopPolicy,
     ) -> Result<Option<Box<PreparedContainer>>, JobError> {
         let stop_requests = self.job.control.stop_requests();
         if stop_requests.stops_job() {
@@ -227,22 +227,22 @@ impl StepRunner<'_> {
                 Err(deadlines.job_timed_out())
             }
             Some(Stop::Deadline) => {
-                progress.aborted |= limit.ends == Ends::Job;
+                progress.aborted |= limit.scope == DeadlineScope::Job;
                 Err(limit.error.clone())
             }
-            Some(Stop::Requested) if stops_for.stops(&stop_requests) => {
+            Some(Stop::Requested) if stop_policy.stops(&stop_requests) => {
                 stop_error(&stop_requests).map_or(Ok(None), Err)
             }
-            _ => match Report::of_text(&status.report) {
-                Some(Report::Failed(error)) => Err(error),
-                Some(Report::Prepared(container)) => Ok(Some(container)),
-                None => judge_end(&status.end).map(|()| None),
+            _ => match TaskReport::parse(&status.report) {
+                Some(TaskReport::Failed(error)) => Err(error),
+                Some(TaskReport::Prepared(container)) => Ok(Some(container)),
+                None => end_result(&status.end).map(|()| None),
             },
         }
     }
 }
 
-fn judge_end(end: &End) -> Result<(), JobError> {
+fn end_result(end: &End) -> Result<(), JobError> {
     let failed = |code: i32, message: String| {
         Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message })
     };

@@ -27,7 +27,7 @@ pub fn warning(text: impl std::fmt::Display) {
 }
 
 /// What did not work without harm to the job.
-pub fn setback(text: impl std::fmt::Display) {
+pub fn notice(text: impl std::fmt::Display) {
     println!("{YELLOW}{text}{RESET}");
 }
 
@@ -56,18 +56,18 @@ pub fn notes(notes: &[Note]) {
 pub struct Meter<R> {
     reader: R,
     label: &'static str,
-    every: Option<Duration>,
+    interval: Option<Duration>,
     total: Option<u64>,
     done: u64,
     started: Instant,
-    told: Instant,
+    last_report: Instant,
 }
 
 impl<R> Meter<R> {
     /// With no `every` it says nothing.
     pub fn new(reader: R, label: &'static str, every: Option<Duration>, total: Option<u64>) -> Self {
         let now = Instant::now();
-        Self { reader, label, every, total, done: 0, started: now, told: now }
+        Self { reader, label, interval: every, total, done: 0, started: now, last_report: now }
     }
 
     /// What it says after `elapsed`.
@@ -82,8 +82,8 @@ impl<R: Read> Read for Meter<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.reader.read(buffer)?;
         self.done += length as u64;
-        if self.every.is_some_and(|every| self.told.elapsed() >= every) {
-            self.told = Instant::now();
+        if self.interval.is_some_and(|every| self.last_report.elapsed() >= every) {
+            self.last_report = Instant::now();
             println!("\r{}", self.line(self.started.elapsed()));
         }
         Ok(length)
@@ -109,13 +109,13 @@ pub fn bytes(count: f64) -> String {
 }
 
 /// Waits before another try; the shim ends the process where the job is cancelled meanwhile.
-pub fn rest(wait: Duration) {
+pub fn wait_before_retry(wait: Duration) {
     std::thread::sleep(wait);
 }
 
 /// Where a job's files are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Project {
+pub struct ProjectDir {
     /// `CI_BUILDS_DIR`: below it no link is followed.
     pub builds: PathBuf,
     /// `CI_PROJECT_DIR` on the machine.
@@ -124,7 +124,7 @@ pub struct Project {
     pub seen: PathBuf,
 }
 
-impl Project {
+impl ProjectDir {
     /// The project directory, below that of all builds; a job without sources may be the first to need it. Errors: which
     /// directory cannot be opened, and why.
     pub fn open(&self) -> Result<Root, String> {

@@ -16,10 +16,10 @@ use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
 use crate::failure::FailureReason;
 use crate::instance::Identity;
-use crate::job::context::{Context, Local};
-use crate::job::control::Control;
+use crate::job::context::{LocalRun, RunnerContext};
+use crate::job::control::JobControl;
 use crate::job::executors::JobExecutor;
-use crate::job::run::{self, Ended};
+use crate::job::run::{self, JobOutcome};
 use crate::journal::{Progress, Record, SlotDirectory};
 use crate::pipeline::JobRun;
 use crate::pipeline::plan::{Job, Plan};
@@ -98,7 +98,7 @@ pub struct FailedJob {
 }
 
 /// Runs an attempt to its end.
-pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<Control>) -> AttemptResult {
+pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) -> AttemptResult {
     let began = Instant::now();
     let screen = Arc::clone(&context.screen);
     let recorder = Arc::new(Recorder::new(screen, attempt.key, attempt.log.as_deref(), attempt.coverage));
@@ -117,9 +117,9 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<Control>) -> At
     };
     let mut taken = recorder.taken();
     let failure = match ended {
-        Ok(Ended::Reported(JobState::Failed { reason, exit_code }, _)) => Some((reason, exit_code)),
-        Ok(Ended::Reported(..)) => None,
-        Ok(Ended::Dropped) => Some((FailureReason::RunnerInterrupted, None)),
+        Ok(JobOutcome::Reported(JobState::Failed { reason, exit_code }, _)) => Some((reason, exit_code)),
+        Ok(JobOutcome::Reported(..)) => None,
+        Ok(JobOutcome::Dropped) => Some((FailureReason::RunnerInterrupted, None)),
         Err(error) => {
             taken.message = Some(error.to_string());
             Some((FailureReason::RunnerSystemFailure, None))
@@ -187,8 +187,8 @@ impl Facts<'_> {
         context: &RunContext,
         tree: &Tree,
         recorder: Arc<Recorder>,
-        control: &Arc<Control>,
-    ) -> io::Result<Ended> {
+        control: &Arc<JobControl>,
+    ) -> io::Result<JobOutcome> {
         let variables = self.variables();
         let text = payload::of(
             self.job,
@@ -221,7 +221,7 @@ impl Facts<'_> {
         run::run(&job_context, directory, record, payload, control)
     }
 
-    fn context(&self, context: &RunContext, tree: &Tree, recorder: Arc<Recorder>) -> Context {
+    fn context(&self, context: &RunContext, tree: &Tree, recorder: Arc<Recorder>) -> RunnerContext {
         let containers = context.containers.as_ref().filter(|_| self.image.is_some());
         let (executor, runner): (Arc<dyn JobExecutor>, _) = match containers {
             Some(containers) => (containers.executor(), containers.runner()),
@@ -234,13 +234,13 @@ impl Facts<'_> {
             cache: context.caches.clone(),
             container_builds: containers.map(|containers| containers.builds()),
         };
-        Context {
+        RunnerContext {
             runner,
             system_id: "local".to_owned(),
             builds: tree.builds.clone(),
             caches: context.caches.clone(),
             store: None,
-            local: Some(Local { dirs, artifacts: context.artifacts.clone() }),
+            local: Some(LocalRun { dirs, artifacts: context.artifacts.clone() }),
             coordinator: recorder as Arc<dyn Coordinator>,
             executor,
             identity: context.identity.clone(),

@@ -112,7 +112,7 @@ impl Coordinator for Recorder {
         state.size += chunk.len() as u64;
         self.take(&mut state, &lines);
         // If the reader has closed the pipe (`mayfly exec | head`), the job is stopped.
-        let status = if self.screen.is_closed() { JobStatus::Over } else { JobStatus::Ongoing };
+        let status = if self.screen.is_closed() { JobStatus::Finished } else { JobStatus::Ongoing };
         TraceReply { outcome: TraceOutcome::Accepted, status, interval: Some(INTERVAL) }
     }
 

@@ -17,13 +17,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// The port that Prometheus' list of default ports has for GitLab's runner.
 pub const DEFAULT_PORT: u16 = 9252;
 /// Connections at once.
-const CONNECTIONS: usize = 8;
+const CONNECTIONS_MAX: usize = 8;
 /// How long a connection may take, from its beginning to its end.
-const LIFE: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest request with its headers.
-const REQUEST: usize = 8 * 1024;
+const REQUEST_MAX: usize = 8 * 1024;
 /// What a client may still send while it is shown the door.
-const LEFTOVERS: usize = 64 * 1024;
+const UNREAD_MAX: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
 
 /// An answer.
@@ -62,9 +62,9 @@ impl Listener {
         let socket = bind(address).map_err(|error| refused(&error))?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = Arc::new(stop.map_err(|error| refused(&error))?);
-        let bell = Arc::clone(&stop);
+        let stop_fd = Arc::clone(&stop);
         let thread = thread::Builder::new().name("monitor".to_owned()).stack_size(STACK);
-        let thread = thread.spawn(move || serve(&socket, &bell, &pages)).map_err(|error| refused(&error))?;
+        let thread = thread.spawn(move || serve(&socket, &stop_fd, &pages)).map_err(|error| refused(&error))?;
         Ok(Self { address: address.to_owned(), stop, thread: Some(thread) })
     }
 
@@ -129,91 +129,91 @@ fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
         log::error!("cannot serve metrics and health error={error}");
         return;
     }
-    let guests = Arc::new(Guests::default());
+    let connections = Arc::new(Connections::default());
     loop {
         let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut polled, PollTimeout::NONE);
         if polled[1].any() == Some(true) {
-            return guests.send_all_away();
+            return connections.close_all();
         }
         match socket.accept() {
-            Ok((stream, _)) => welcome(stream, &guests, pages),
+            Ok((stream, _)) => accept(stream, &connections, pages),
             // Descriptors may be short; the queue of the kernel waits meanwhile.
-            Err(error) if !is_passing(&error) => thread::sleep(Duration::from_millis(100)),
+            Err(error) if !is_temporary(&error) => thread::sleep(Duration::from_millis(100)),
             Err(_) => {}
         }
     }
 }
 
 /// The client was gone again, or somebody else's signal came.
-fn is_passing(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
 }
 
-fn welcome(stream: TcpStream, guests: &Arc<Guests>, pages: &Pages) {
+fn accept(stream: TcpStream, connections: &Arc<Connections>, pages: &Pages) {
     let stream = Arc::new(stream);
-    let number = guests.let_in(&stream);
-    let (inside, pages) = (Arc::clone(guests), Arc::clone(pages));
+    let number = connections.add(&stream);
+    let (others, pages) = (Arc::clone(connections), Arc::clone(pages));
     let spawned = thread::Builder::new().name("monitor-client".to_owned()).stack_size(STACK).spawn(move || {
         // Whatever a client does, it is its own loss.
-        let _ = attend(&stream, &pages);
-        inside.let_out(number);
+        let _ = handle_connection(&stream, &pages);
+        others.remove(number);
     });
     if spawned.is_err() {
-        guests.let_out(number);
+        connections.remove(number);
     }
 }
 
 /// The connections that are open.
 #[derive(Default)]
-struct Guests {
-    inside: Mutex<Inside>,
-    left: Condvar,
+struct Connections {
+    open: Mutex<OpenConnections>,
+    closed: Condvar,
 }
 
 #[derive(Default)]
-struct Inside {
+struct OpenConnections {
     next: u64,
     streams: VecDeque<(u64, Arc<TcpStream>)>,
 }
 
-impl Guests {
+impl Connections {
     /// Waits for room, which whoever came first has to make.
-    fn let_in(&self, stream: &Arc<TcpStream>) -> u64 {
-        let mut inside = self.lock();
-        while inside.streams.len() >= CONNECTIONS {
-            if let Some((_, oldest)) = inside.streams.front() {
+    fn add(&self, stream: &Arc<TcpStream>) -> u64 {
+        let mut open = self.lock();
+        while open.streams.len() >= CONNECTIONS_MAX {
+            if let Some((_, oldest)) = open.streams.front() {
                 let _ = oldest.shutdown(Shutdown::Both);
             }
-            inside = self.left.wait(inside).unwrap_or_else(PoisonError::into_inner);
+            open = self.closed.wait(open).unwrap_or_else(PoisonError::into_inner);
         }
-        let number = inside.next;
-        inside.next += 1;
-        inside.streams.push_back((number, Arc::clone(stream)));
+        let number = open.next;
+        open.next += 1;
+        open.streams.push_back((number, Arc::clone(stream)));
         number
     }
 
-    fn let_out(&self, number: u64) {
+    fn remove(&self, number: u64) {
         self.lock().streams.retain(|(other, _)| *other != number);
-        self.left.notify_all();
+        self.closed.notify_all();
     }
 
-    fn send_all_away(&self) {
+    fn close_all(&self) {
         for (_, stream) in &self.lock().streams {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One connection from its beginning to its end.
-fn attend(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
+fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    let until = Instant::now() + LIFE;
+    let until = Instant::now() + CONNECTION_TIMEOUT;
     let (answer, with_body) = match read_head(stream, until)? {
         Head::Request { method, path } => match method.as_str() {
             "GET" | "HEAD" => {
@@ -241,7 +241,7 @@ fn attend(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     // A connection that is closed over unread bytes takes the answer with it.
     let mut buffer = [0; 1024];
-    let mut left = LEFTOVERS;
+    let mut left = UNREAD_MAX;
     while left > 0 {
         match read_until(stream, &mut buffer, until)? {
             0 => break,
@@ -271,7 +271,7 @@ fn read_head(stream: &TcpStream, until: Instant) -> io::Result<Head> {
         if ended(b"\r\n\r\n") || ended(b"\n\n") {
             return Ok(parse(&head).unwrap_or(Head::Nonsense));
         }
-        if head.len() >= REQUEST {
+        if head.len() >= REQUEST_MAX {
             return Ok(Head::TooLarge);
         }
     }
@@ -374,7 +374,7 @@ mod tests {
             ("POST /page HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
             ("nonsense\n\n", "400"),
             ("GET  HTTP/1.1\r\n\r\n", "400"),
-            (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(REQUEST)), "431"),
+            (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(REQUEST_MAX)), "431"),
         ] {
             assert!(ask(&address, request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40}");
         }
@@ -384,7 +384,7 @@ mod tests {
     fn clients_that_say_nothing_keep_nobody_out() {
         let (listener, address) = start();
         let silent: Vec<TcpStream> =
-            (0..3 * CONNECTIONS).map(|_| TcpStream::connect(&address).expect("connected")).collect();
+            (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(&address).expect("connected")).collect();
         assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
         // They are cut off, also when the listener goes.
         drop(listener);

@@ -81,8 +81,8 @@ pub fn write(page: &mut Page) {
 pub fn write_space<'a>(page: &mut Page, directories: impl Iterator<Item = (&'static str, &'a Path)>) {
     let known: Vec<_> =
         directories.filter_map(|(purpose, path)| Some((purpose, path.to_string_lossy(), space(path)?))).collect();
-    type Of = fn(&Statvfs) -> u64;
-    let metrics: [(&'static str, &str, Of); 4] = [
+    type StatField = fn(&Statvfs) -> u64;
+    let metrics: [(&'static str, &str, StatField); 4] = [
         ("mayfly_filesystem_avail_bytes", "Bytes that are free for users, by directory.", |fs| {
             fs.blocks_available() * fs.fragment_size()
         }),

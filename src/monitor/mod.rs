@@ -5,7 +5,7 @@
 
 pub mod listener;
 pub mod machine;
-pub mod numbers;
+pub mod metrics;
 mod process;
 pub mod text;
 

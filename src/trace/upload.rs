@@ -307,7 +307,7 @@ impl Upload {
     /// A piece of log with all that fills whole ones (all there is, if someone is watching), or a sign of life. A job
     /// that is over gets neither.
     fn tick(&mut self) {
-        if self.last_status == JobStatus::Over {
+        if self.last_status == JobStatus::Finished {
             return;
         }
         let mut sent = self.send_piece();
@@ -343,7 +343,7 @@ impl Upload {
         let reply = self.coordinator.append_trace(&self.job, start, piece, self.options.debug_trace);
         self.interval = reply.interval.unwrap_or(self.interval);
         self.tell(reply.status);
-        if reply.status == JobStatus::Over {
+        if reply.status == JobStatus::Finished {
             return Piece::Over;
         }
         match reply.outcome {
@@ -405,7 +405,7 @@ impl Upload {
     fn tell(&mut self, status: JobStatus) {
         let news = status != self.last_status && status != JobStatus::Ongoing;
         // Nothing comes after the end.
-        if news && self.last_status != JobStatus::Over {
+        if news && self.last_status != JobStatus::Finished {
             self.last_status = status;
             (self.on_status)(status);
         }

@@ -6,11 +6,11 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use flate2::bufread::GzDecoder;
 use nix::sys::time::TimeSpec;
 
-use super::place::{Meta, Place, Writer};
+use super::destination::{Destination, Meta, Writer};
 use super::{UnpackError, relative};
 
 /// Unpacks every member of a gzip file.
-pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
+pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let mut input = BufReader::with_capacity(256 * 1024, file);
     let mut writer = Writer::new();
@@ -22,8 +22,8 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         let name = name.ok_or_else(|| UnpackError::of_archive("a file in it has no name"))?;
         let meta = Meta { mode: 0o644, mtime: TimeSpec::new(header.mtime().into(), 0) };
         let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
-        let mut content = Bounded { content: &mut member, place, granted: 0 };
-        let written = place.file(&mut writer, &path, meta, &mut content);
+        let mut content = Bounded { content: &mut member, destination, granted: 0 };
+        let written = destination.file(&mut writer, &path, meta, &mut content);
         written.map_err(|why| UnpackError::of_io(&name, &why))?;
     }
     Ok(())
@@ -32,7 +32,7 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
 /// Asks for room as it goes: gzip says the size only afterwards.
 struct Bounded<'a, R> {
     content: R,
-    place: &'a Place<'a>,
+    destination: &'a Destination<'a>,
     granted: u64,
 }
 
@@ -41,7 +41,7 @@ impl<R: Read> Read for Bounded<'_, R> {
         let length = self.content.read(buffer)?;
         if length as u64 > self.granted {
             const PORTION: u64 = 8 << 20;
-            self.place.reserve(PORTION)?;
+            self.destination.reserve(PORTION)?;
             self.granted += PORTION;
         }
         self.granted -= length as u64;

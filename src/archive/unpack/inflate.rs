@@ -7,7 +7,7 @@ use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 /// Memory that a content may ask for to be decompressed, as a power of two: each core may have as much. The highest
 /// ordinary level of zstd takes 8 MiB.
-const MOST_WINDOW: u32 = 25;
+const WINDOW_LOG_MAX: u32 = 25;
 
 /// What one thread decompresses with.
 pub struct Decompressors {
@@ -34,7 +34,7 @@ impl Decompressors {
         let context = self.zstd.get_or_insert_with(|| {
             let mut context = DCtx::create();
             // Fails only for a size that the library does not know.
-            let _ = context.set_parameter(DParameter::WindowLogMax(MOST_WINDOW));
+            let _ = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX));
             context
         });
         // Fails only for parameters, of which none is set.

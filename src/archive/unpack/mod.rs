@@ -1,9 +1,9 @@
 //! Unpacking into a project directory: whatever an archive says, nothing is written outside, no device is made, no
 //! set-user-id bit comes back, and the disk is not filled.
 
+mod destination;
 mod gzip;
 mod inflate;
-mod place;
 mod tar;
 mod zip;
 
@@ -17,10 +17,10 @@ use std::path::PathBuf;
 
 use super::Warnings;
 use super::root::Root;
-use place::Place;
+use destination::Destination;
 
 /// Longest path, and longest target of a link, that the system takes.
-const MOST_PATH: usize = 4096;
+const PATH_MAX: usize = 4096;
 
 /// What came out of an archive.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl UnpackError {
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
         // A name may be as long as the archive likes.
-        let name = &name[..name.len().min(MOST_PATH)];
+        let name = &name[..name.len().min(PATH_MAX)];
         Self { entry: Some(String::from_utf8_lossy(name).into_owned()), ..Self::of_archive(why) }
     }
 
@@ -88,14 +88,14 @@ impl UnpackError {
 pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
     let mut magic = [0; 4];
     let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
-    let place = Place::new(root).map_err(UnpackError::of_place)?;
+    let destination = Destination::new(root).map_err(UnpackError::of_place)?;
     match &magic[..length] {
-        [0x28, 0xb5, 0x2f, 0xfd] => tar::unpack(archive, &place)?,
-        [0x1f, 0x8b, ..] => gzip::unpack(archive, &place)?,
+        [0x28, 0xb5, 0x2f, 0xfd] => tar::unpack(archive, &destination)?,
+        [0x1f, 0x8b, ..] => gzip::unpack(archive, &destination)?,
         [] => return Err(UnpackError::of_archive("the archive is empty")),
-        _ => zip::unpack(archive, &place)?,
+        _ => zip::unpack(archive, &destination)?,
     }
-    place.finish()
+    destination.finish()
 }
 
 /// Whether a file begins like an archive that a cache can be: zip, also an empty one, or tar+zstd.
@@ -115,7 +115,7 @@ fn unreadable(why: io::Error) -> io::Error {
 
 /// The target of a link, of which nothing is asked but that it can be one.
 fn link_target(target: Vec<u8>) -> io::Result<OsString> {
-    if target.is_empty() || target.len() > MOST_PATH || target.contains(&0) {
+    if target.is_empty() || target.len() > PATH_MAX || target.contains(&0) {
         return Err(unreadable(io::Error::other("it links to something that is no path")));
     }
     Ok(OsString::from_vec(target))
@@ -128,7 +128,7 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     if name.starts_with(b"/") {
         return Err("its name is absolute");
     }
-    if name.contains(&0) || name.len() > MOST_PATH {
+    if name.contains(&0) || name.len() > PATH_MAX {
         return Err("its name is none that a file can have");
     }
     let mut path = PathBuf::new();

@@ -7,21 +7,21 @@ use std::io::{self, BufReader, Read, Seek};
 use nix::sys::time::TimeSpec;
 use tar::EntryType;
 
-use super::place::{Meta, Place, Writer};
-use super::{MOST_PATH, UnpackError, link_target, relative};
+use super::destination::{Destination, Meta, Writer};
+use super::{PATH_MAX, UnpackError, link_target, relative};
 
 /// Unpacks a tar archive compressed with zstd.
-pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
+pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(256 * 1024, file));
     let left = Cell::new(0);
-    let content = Rationed { content: decoder.map_err(UnpackError::of_archive)?, left: &left };
+    let content = HeaderLimit { content: decoder.map_err(UnpackError::of_archive)?, left: &left };
     let mut archive = tar::Archive::new(content);
     let mut entries = archive.entries().map_err(UnpackError::of_archive)?;
     let mut writer = Writer::new();
     let mut last = None;
     loop {
-        left.set(MOST_BETWEEN);
+        left.set(HEADER_BYTES_MAX);
         let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(|why| match &last {
             Some(name) => UnpackError::of_archive(format_args!("it is broken after {name}: {why}")),
@@ -29,24 +29,24 @@ pub fn unpack(mut file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
         })?;
         left.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
-        unpack_entry(&mut entry, &name, place, &mut writer)?;
+        unpack_entry(&mut entry, &name, destination, &mut writer)?;
         // What was of no interest is passed over here, so that it is not taken for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
-        last = Some(String::from_utf8_lossy(&name[..name.len().min(MOST_PATH)]).into_owned());
+        last = Some(String::from_utf8_lossy(&name[..name.len().min(PATH_MAX)]).into_owned());
     }
 }
 
 /// What stands between two contents: long names and lists of extensions are kept in memory, however long they say they
 /// are.
-const MOST_BETWEEN: u64 = 4 << 20;
+const HEADER_BYTES_MAX: u64 = 4 << 20;
 
 /// A reader that gives so many bytes and then fails.
-struct Rationed<'a, R> {
+struct HeaderLimit<'a, R> {
     content: R,
     left: &'a Cell<u64>,
 }
 
-impl<R: Read> Read for Rationed<'_, R> {
+impl<R: Read> Read for HeaderLimit<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
         if most == 0 && !buffer.is_empty() {
@@ -79,7 +79,7 @@ pub(super) fn parse_time(text: &str) -> Option<TimeSpec> {
 fn unpack_entry(
     entry: &mut tar::Entry<'_, impl std::io::Read>,
     name: &[u8],
-    place: &Place<'_>,
+    destination: &Destination<'_>,
     writer: &mut Writer,
 ) -> Result<(), UnpackError> {
     let fail = |why: &dyn std::fmt::Display| UnpackError::of_entry(name, why);
@@ -91,18 +91,18 @@ fn unpack_entry(
     let meta = Meta { mode, mtime: exact_time.unwrap_or_else(|| TimeSpec::new(mtime.cast_signed(), 0)) };
     let target = || entry.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default();
     let done = match header.entry_type() {
-        EntryType::Directory => place.directory(&path, meta),
+        EntryType::Directory => destination.directory(&path, meta),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            place.reserve(entry.size()).and_then(|()| place.file(writer, &path, meta, entry))
+            destination.reserve(entry.size()).and_then(|()| destination.file(writer, &path, meta, entry))
         }
-        EntryType::Symlink => link_target(target()).and_then(|target| place.link(path, target)),
+        EntryType::Symlink => link_target(target()).and_then(|target| destination.link(path, target)),
         EntryType::Link => {
             let target = relative(&target()).map_err(|why| fail(&format_args!("as a link: {why}")))?;
-            place.hard_link(writer, &path, &target)
+            destination.hard_link(writer, &path, &target)
         }
         EntryType::XGlobalHeader => Ok(()),
         _ => {
-            place.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name)));
+            destination.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name)));
             Ok(())
         }
     };

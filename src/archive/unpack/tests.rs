@@ -237,10 +237,10 @@ fn an_entry_that_is_longer_than_it_says_is_refused() {
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn mount(place: std::path::PathBuf) -> Self {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(&place).output();
+    fn mount(destination: std::path::PathBuf) -> Self {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(&destination).output();
         assert!(mounted.is_ok_and(|output| output.status.success()), "this test needs root");
-        Self(place)
+        Self(destination)
     }
 }
 

@@ -16,13 +16,13 @@ use rawzip::{
     ZipFileHeaderRecord,
 };
 
+use super::destination::{Destination, Meta, Writer};
 use super::inflate::Decompressors;
-use super::place::{Meta, Place, Writer};
-use super::{MOST_PATH, UnpackError, link_target, relative, unreadable};
+use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 
 /// More decompressors than this outrun any disk.
-const MOST_WORKERS: usize = 8;
+const WORKERS_MAX: usize = 8;
 
 const TYPE: u32 = 0o170_000;
 const LINK: u32 = 0o120_000;
@@ -40,7 +40,7 @@ struct Task {
 }
 
 /// Unpacks a zip archive.
-pub fn unpack(file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
+pub fn unpack(file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     let file = file.try_clone().map_err(UnpackError::of_place)?;
     let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::from_file(file, &mut buffer)
@@ -48,13 +48,13 @@ pub fn unpack(file: &File, place: &Place<'_>) -> Result<(), UnpackError> {
     let mut records = vec![0; MAX_CENTRAL_DIRECTORY_RECORD_SIZE];
     let mut entries = archive.entries(&mut records);
     let mut next = || match entries.next_entry() {
-        Ok(Some(record)) => prepare(&archive, &record, place),
+        Ok(Some(record)) => prepare(&archive, &record, destination),
         Ok(None) => Ok(Prepared::End),
         Err(why) => Err(UnpackError::of_archive(format_args!("its list of entries is broken: {why}"))),
     };
     let mut pending = None;
     loop {
-        pending = unpack_batch(&archive, place, pending, &mut next)?;
+        pending = unpack_batch(&archive, destination, pending, &mut next)?;
         if pending.is_none() {
             return Ok(());
         }
@@ -75,8 +75,8 @@ struct Batch {
 }
 
 impl Batch {
-    const MOST_TASKS: usize = 32;
-    const MOST_BYTES: u64 = 256 * 1024;
+    const TASKS_MAX: usize = 32;
+    const BYTES_MAX: u64 = 256 * 1024;
 
     fn push(&mut self, task: Task) {
         self.size = self.size.saturating_add(task.size);
@@ -84,7 +84,7 @@ impl Batch {
     }
 
     fn is_full(&self) -> bool {
-        self.tasks.len() >= Self::MOST_TASKS || self.size >= Self::MOST_BYTES
+        self.tasks.len() >= Self::TASKS_MAX || self.size >= Self::BYTES_MAX
     }
 }
 
@@ -92,11 +92,11 @@ impl Batch {
 /// to wait for the earlier one.
 fn unpack_batch(
     archive: &ZipArchive<FileReader>,
-    place: &Place<'_>,
+    destination: &Destination<'_>,
     first: Option<Box<Task>>,
     next: &mut dyn FnMut() -> Result<Prepared, UnpackError>,
 ) -> Result<Option<Box<Task>>, UnpackError> {
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_WORKERS));
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let (tasks, queue) = mpsc::sync_channel::<Batch>(2 * workers);
     let (queue, failure) = (Mutex::new(Some(queue)), Mutex::new(None));
     let result = thread::scope(|scope| {
@@ -104,7 +104,7 @@ fn unpack_batch(
             let (queue, failure) = (&queue, &failure);
             thread::Builder::new()
                 .name(format!("unzip-{n}"))
-                .spawn_scoped(scope, move || work(archive, place, queue, failure))
+                .spawn_scoped(scope, move || work(archive, destination, queue, failure))
                 .map_err(UnpackError::of_place)?;
         }
         // When sending fails, the workers have given up; why is in `failure`.
@@ -143,7 +143,7 @@ fn unpack_batch(
 
 fn work(
     archive: &ZipArchive<FileReader>,
-    place: &Place<'_>,
+    destination: &Destination<'_>,
     queue: &Mutex<Option<mpsc::Receiver<Batch>>>,
     failure: &Mutex<Option<UnpackError>>,
 ) {
@@ -154,8 +154,8 @@ fn work(
             _ => return,
         };
         let done = batch.tasks.iter().try_for_each(|task| {
-            let mut write = |content: &mut dyn Read| place.file(&mut writer, &task.path, task.meta, content);
-            let done = place.reserve(task.size);
+            let mut write = |content: &mut dyn Read| destination.file(&mut writer, &task.path, task.meta, content);
+            let done = destination.reserve(task.size);
             let done = done.and_then(|()| with_content(archive, task, &mut decompressors, &mut write));
             done.map_err(|why| UnpackError::of_io(&task.name, &why))
         });
@@ -176,7 +176,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn prepare(
     archive: &ZipArchive<FileReader>,
     record: &ZipFileHeaderRecord<'_>,
-    place: &Place<'_>,
+    destination: &Destination<'_>,
 ) -> Result<Prepared, UnpackError> {
     let name = record.file_path().as_bytes();
     let fail = |why: &dyn std::fmt::Display| UnpackError::of_entry(name, why);
@@ -195,14 +195,16 @@ fn prepare(
         at: record.wayfinder(),
     };
     match mode & TYPE {
-        _ if name.ends_with(b"/") => place.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
-        DIRECTORY => place.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
+        _ if name.ends_with(b"/") => {
+            destination.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?
+        }
+        DIRECTORY => destination.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
         LINK => {
             let target = read_link(archive, &task).map_err(|why| UnpackError::of_io(name, &why))?;
-            place.link(task.path, target).map_err(|why| UnpackError::of_io(name, &why))?;
+            destination.link(task.path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
-        _ => place.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
+        _ => destination.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
     }
     Ok(Prepared::Done)
 }
@@ -240,7 +242,7 @@ fn exact_time(field: &[u8]) -> Option<TimeSpec> {
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
     let mut target = Vec::new();
     with_content(archive, task, &mut Decompressors::new(), &mut |content| {
-        content.take(MOST_PATH as u64 + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
+        content.take(PATH_MAX as u64 + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
     })?;
     link_target(target)
 }
@@ -304,10 +306,10 @@ mod tests {
         let mut records = vec![0; MAX_CENTRAL_DIRECTORY_RECORD_SIZE];
         let mut entries = archive.entries(&mut records);
         let root = project.root();
-        let place = Place::new(&root).unwrap();
+        let destination = Destination::new(&root).unwrap();
         let mut sizes = Vec::new();
         while let Some(record) = entries.next_entry().unwrap() {
-            let Prepared::File(task) = prepare(&archive, &record, &place).unwrap() else { panic!("a file") };
+            let Prepared::File(task) = prepare(&archive, &record, &destination).unwrap() else { panic!("a file") };
             sizes.push(task.size);
             let mut start = Vec::new();
             let mut read = |content: &mut dyn Read| content.take(10).read_to_end(&mut start).map(drop);

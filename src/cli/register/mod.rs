@@ -16,7 +16,7 @@ use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{self, Config, ExecutorKind, system_id};
-use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, Verdict};
+use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, TokenStatus};
 use crate::token::Token;
 
 use options::Attributes;
@@ -194,8 +194,10 @@ fn obtain(
         return Ok((made, token));
     }
     let why = match gitlab.verify(&token, system_id) {
-        Ok(Verdict::Valid(verified)) => return Ok((made.unwrap_or(verified), token)),
-        Ok(Verdict::Gone) => "the server does not know this token; copy it again from the runner's page".to_owned(),
+        Ok(TokenStatus::Valid(verified)) => return Ok((made.unwrap_or(verified), token)),
+        Ok(TokenStatus::Invalid) => {
+            "the server does not know this token; copy it again from the runner's page".to_owned()
+        }
         Err(error) => format!("verifying the runner: {error}"),
     };
     if made.is_some() && !options.leave_runner {

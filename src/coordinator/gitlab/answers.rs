@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ApiError, GitLab, Info, JobRequest, PollOutcome, Verdict};
+use super::{ApiError, GitLab, Info, JobRequest, PollOutcome, TokenStatus};
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::http::testing::Server;
 use crate::http::tls::TlsFiles;
@@ -49,7 +49,7 @@ fn the_state_of_the_queue_is_kept_until_another_one_comes() {
     let server = Server::new(&[&with_value, &without, &without, &without]);
     let gitlab = gitlab(&server);
     for hold in [true, true, false, true] {
-        assert!(matches!(poll(&gitlab, hold), PollOutcome::Nothing));
+        assert!(matches!(poll(&gitlab, hold), PollOutcome::NoJob));
     }
     let sent: Vec<_> = server
         .seen()
@@ -79,11 +79,11 @@ fn a_piece_of_log_is_answered_in_every_way() {
     for (status, headers, outcome, over) in [
         (202, "Range: 0-3\r\n", TraceOutcome::Accepted, JobStatus::Ongoing),
         (202, "Job-Status: canceling\r\n", TraceOutcome::Accepted, JobStatus::Canceling),
-        (202, "Job-Status: canceled\r\n", TraceOutcome::Accepted, JobStatus::Over),
+        (202, "Job-Status: canceled\r\n", TraceOutcome::Accepted, JobStatus::Finished),
         (416, "Range: 0-42\r\n", TraceOutcome::Resync(42), JobStatus::Ongoing),
         (416, "Range: nonsense\r\n", TraceOutcome::Resync(0), JobStatus::Ongoing),
         (404, "", TraceOutcome::NotFound, JobStatus::Ongoing),
-        (403, "", TraceOutcome::Failed, JobStatus::Over),
+        (403, "", TraceOutcome::Failed, JobStatus::Finished),
         (400, "", TraceOutcome::Failed, JobStatus::Ongoing),
     ] {
         let server = Server::new(&[&answer(status, headers, "")]);
@@ -112,8 +112,8 @@ fn a_state_is_answered_in_every_way() {
         (200, UpdateOutcome::Done, JobStatus::Ongoing),
         (202, UpdateOutcome::Accepted, JobStatus::Ongoing),
         (412, UpdateOutcome::TraceInvalid, JobStatus::Ongoing),
-        (403, UpdateOutcome::Gone, JobStatus::Over),
-        (404, UpdateOutcome::Gone, JobStatus::Over),
+        (403, UpdateOutcome::Gone, JobStatus::Finished),
+        (404, UpdateOutcome::Gone, JobStatus::Finished),
         (400, UpdateOutcome::Failed, JobStatus::Ongoing),
     ] {
         let server = Server::new(&[&answer(status, "", "")]);
@@ -129,7 +129,7 @@ fn a_state_is_answered_in_every_way() {
 fn an_old_server_may_verify_with_a_bare_number() {
     let server = Server::new(&[&answer(200, "Content-Type: text/plain\r\n", "200")]);
     let verdict = gitlab(&server).verify(&Token::new("glrt-t"), "s_0a1b2c3d4e5f").expect("an answer");
-    assert!(matches!(verdict, Verdict::Valid(registration) if registration.id == 0));
+    assert!(matches!(verdict, TokenStatus::Valid(registration) if registration.id == 0));
 }
 
 #[test]

@@ -35,7 +35,7 @@ const FEATURES: [&str; 19] = [
 
 /// What runners with containers promise beside that; without, a job that needs one fails visibly at GitLab instead of
 /// silently here.
-const OF_CONTAINERS: [&str; 6] = [
+const CONTAINER_FEATURES: [&str; 6] = [
     "image",
     "image_executor_opts",
     "service_executor_opts",
@@ -45,7 +45,7 @@ const OF_CONTAINERS: [&str; 6] = [
 ];
 
 /// What the others promise: jobs share the machine.
-const OF_SHELLS: [&str; 1] = ["shared"];
+const SHELL_FEATURES: [&str; 1] = ["shared"];
 
 /// The `info` object of a request.
 #[derive(Clone, Debug, Serialize)]
@@ -67,7 +67,7 @@ pub struct Info {
 impl Info {
     /// The agent with this executor, shell and labels.
     pub fn new(executor: ExecutorKind, shell: &str, labels: &BTreeMap<String, String>) -> Self {
-        let own: &[&str] = if executor.has_containers() { &OF_CONTAINERS } else { &OF_SHELLS };
+        let own: &[&str] = if executor.has_containers() { &CONTAINER_FEATURES } else { &SHELL_FEATURES };
         Self {
             name: "mayfly",
             version: VERSION,

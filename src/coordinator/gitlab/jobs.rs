@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{GitLab, JOBS_REQUEST, complaint, health};
+use super::{GitLab, JOBS_REQUEST, error_text, health};
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
 };
 use crate::http::{Method, Response, is_retryable};
-use crate::monitor::numbers;
+use crate::monitor::metrics;
 use crate::token::Token;
 
 /// Longest interval that a server may ask for.
@@ -29,11 +29,11 @@ pub struct JobRequest<'a> {
 
 /// What came of a request for a job.
 #[derive(Debug)]
-pub struct Polled {
+pub struct PollResponse {
     /// The answer.
     pub outcome: PollOutcome,
     /// The server answered that it is overloaded or down.
-    pub pressed: bool,
+    pub server_overloaded: bool,
     /// How long to wait at least before the next poll.
     pub wait: Duration,
 }
@@ -44,7 +44,7 @@ pub enum PollOutcome {
     /// The payload of a job that is now ours, and the id of the request that brought it.
     Job { payload: Vec<u8>, request_id: String },
     /// There is none.
-    Nothing,
+    NoJob,
     /// The token is not (any longer) valid.
     Refused(String),
     /// Lost a race, or something else that the next poll may do better.
@@ -86,7 +86,7 @@ struct Output<'a> {
 
 impl GitLab {
     /// Asks for a job. A job that comes is ours from then on: whoever calls runs it or fails it.
-    pub fn request_job(&self, request: &JobRequest<'_>) -> Polled {
+    pub fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
         let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let body = RequestBody {
             token: request.token.reveal(),
@@ -100,22 +100,22 @@ impl GitLab {
         let pressed = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
         let asked = answer.as_ref().ok().filter(|_| pressed).and_then(Response::asked_wait);
         let outcome = match answer {
-            Ok(response) => self.take_answer(response),
+            Ok(response) => self.poll_outcome(response),
             Err(crate::http::Error::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
         };
         let wait = match &outcome {
             PollOutcome::Failed(_) => health::server_failed(&self.base).max(asked.unwrap_or_default()),
-            PollOutcome::Job { .. } | PollOutcome::Nothing | PollOutcome::Refused(_) => {
+            PollOutcome::Job { .. } | PollOutcome::NoJob | PollOutcome::Refused(_) => {
                 health::server_answered(&self.base);
                 Duration::ZERO
             }
             PollOutcome::Misconfigured(_) => Duration::ZERO,
         };
-        Polled { outcome, pressed, wait }
+        PollResponse { outcome, server_overloaded: pressed, wait }
     }
 
-    fn take_answer(&self, response: Response) -> PollOutcome {
+    fn poll_outcome(&self, response: Response) -> PollOutcome {
         match response.status {
             // Whatever is not clearly something else is a job, even cut off or empty: the server has given it away, and is
             // told of its failure as long as id and token can be found. A sign-in page is none.
@@ -136,10 +136,10 @@ impl GitLab {
                 if let Some(value) = response.header("X-GitLab-Last-Update").filter(|value| !value.is_empty()) {
                     *self.last_update.lock().unwrap_or_else(PoisonError::into_inner) = value.to_owned();
                 }
-                PollOutcome::Nothing
+                PollOutcome::NoJob
             }
-            403 => PollOutcome::Refused(complaint(&response)),
-            status => PollOutcome::Failed(format!("status {status}: {}", complaint(&response))),
+            403 => PollOutcome::Refused(error_text(&response)),
+            status => PollOutcome::Failed(format!("status {status}: {}", error_text(&response))),
         }
     }
 }
@@ -166,7 +166,7 @@ impl Coordinator for GitLab {
         };
         let outcome = match response.status {
             202 => {
-                numbers::trace_sent(chunk.len());
+                metrics::trace_sent(chunk.len());
                 TraceOutcome::Accepted
             }
             404 => TraceOutcome::NotFound,
@@ -176,7 +176,7 @@ impl Coordinator for GitLab {
                 TraceOutcome::Failed
             }
         };
-        let status = if response.status == 403 { JobStatus::Over } else { job_status(&response) };
+        let status = if response.status == 403 { JobStatus::Finished } else { job_status(&response) };
         TraceReply { outcome, status, interval: interval(&response) }
     }
 
@@ -215,7 +215,7 @@ impl Coordinator for GitLab {
                 UpdateOutcome::Failed
             }
         };
-        let status = if gone { JobStatus::Over } else { job_status(&response) };
+        let status = if gone { JobStatus::Finished } else { job_status(&response) };
         UpdateReply { outcome, status, interval: interval(&response) }
     }
 }
@@ -223,7 +223,7 @@ impl Coordinator for GitLab {
 fn job_status(response: &Response) -> JobStatus {
     match response.header("Job-Status") {
         Some("canceling") => JobStatus::Canceling,
-        Some("canceled" | "failed") => JobStatus::Over,
+        Some("canceled" | "failed") => JobStatus::Finished,
         _ => JobStatus::Ongoing,
     }
 }

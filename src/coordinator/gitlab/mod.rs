@@ -18,14 +18,14 @@ use crate::decode;
 use crate::digest::hex;
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
-use crate::monitor::numbers;
+use crate::monitor::metrics;
 use crate::random;
 use crate::version::user_agent;
 
 pub use health::Health;
 pub use info::Info;
 pub use jobs::{JobRequest, PollOutcome};
-pub use runners::{NewRunner, Registration, Verdict};
+pub use runners::{NewRunner, Registration, TokenStatus};
 
 /// Where jobs are asked for.
 const JOBS_REQUEST: &str = "jobs/request";
@@ -118,7 +118,7 @@ impl GitLab {
         self.stopped.notify_all();
     }
 
-    fn rest(&self, duration: Duration) -> bool {
+    fn wait(&self, duration: Duration) -> bool {
         let stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.stopped.wait_timeout_while(stopping, duration, |stopping| !*stopping);
         waited.is_ok_and(|(stopping, _)| !*stopping)
@@ -134,8 +134,8 @@ impl GitLab {
         let mut headers = headers;
         headers.push(("X-Request-Id", request_id()));
         let request = Request { method, url: format!("{}{path}", self.base), headers, body };
-        let answer = self.client.call(&request, &|duration| path != JOBS_REQUEST && self.rest(duration));
-        numbers::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
+        let answer = self.client.call(&request, &|duration| path != JOBS_REQUEST && self.wait(duration));
+        metrics::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
         let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
@@ -202,7 +202,7 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
 }
 
 /// What the server says is wrong, in short; error bodies hold no secrets of ours.
-fn complaint(response: &Response) -> String {
+fn error_text(response: &Response) -> String {
     let parsed: Option<serde_json::Value> = decode::json(&response.body).ok();
     let message = parsed.as_ref().and_then(|value| value.get("message").or(value.get("error")));
     match message {

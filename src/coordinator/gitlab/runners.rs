@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{ApiError, GitLab, complaint, decode};
+use super::{ApiError, GitLab, decode, error_text};
 use crate::http::{Method, Response};
 use crate::token::Token;
 
@@ -23,11 +23,11 @@ pub struct Registration {
 
 /// Whether GitLab accepts a token.
 #[derive(Clone, Debug)]
-pub enum Verdict {
+pub enum TokenStatus {
     /// GitLab accepts it.
     Valid(Registration),
     /// GitLab does not know it (403).
-    Gone,
+    Invalid,
 }
 
 /// The attributes of a runner that is to be made.
@@ -87,17 +87,17 @@ impl GitLab {
     }
 
     /// Asks whether a runner's token is good (`POST runners/verify`); makes the runner manager of this machine.
-    pub fn verify(&self, token: &Token, system_id: &str) -> Result<Verdict, ApiError> {
+    pub fn verify(&self, token: &Token, system_id: &str) -> Result<TokenStatus, ApiError> {
         let body = json!({"token": token.reveal(), "system_id": system_id, "info": self.info});
         let response = self.send_json(Method::Post, "runners/verify", Some(("RUNNER-TOKEN", token.reveal())), &body)?;
         match response.status {
             // Old servers answer with the bare text `200`.
             200 if response.body.trim_ascii() == b"200" => {
-                Ok(Verdict::Valid(Registration { id: 0, token: None, token_expires_at: None }))
+                Ok(TokenStatus::Valid(Registration { id: 0, token: None, token_expires_at: None }))
             }
-            200 => decode(&response).map(Verdict::Valid),
-            403 => Ok(Verdict::Gone),
-            status => Err(ApiError::Answer(status, complaint(&response))),
+            200 => decode(&response).map(TokenStatus::Valid),
+            403 => Ok(TokenStatus::Invalid),
+            status => Err(ApiError::Answer(status, error_text(&response))),
         }
     }
 
@@ -143,7 +143,7 @@ fn registered(response: &Response) -> Result<Registration, ApiError> {
 
 fn failure(status: u16, response: &Response) -> ApiError {
     match status {
-        401 | 403 => ApiError::Refused(complaint(response)),
-        _ => ApiError::Answer(status, complaint(response)),
+        401 | 403 => ApiError::Refused(error_text(response)),
+        _ => ApiError::Answer(status, error_text(response)),
     }
 }

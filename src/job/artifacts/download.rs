@@ -5,11 +5,11 @@ use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{DownloadPlan, Needed, RETRIED_FOR, Server, local_archive};
+use super::{ArtifactServer, Dependency, DownloadPlan, RETRY_TIMEOUT, local_archive};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
-use crate::job::transfer::{Meter, error, fatal, heading, rest, scratch_file, warning};
+use crate::job::transfer::{Meter, error, fatal, heading, scratch_file, wait_before_retry, warning};
 use crate::token::Token;
 
 const REDIRECTS: u32 = 5;
@@ -21,42 +21,42 @@ pub fn run(plan: &DownloadPlan) -> i32 {
         Ok(root) => root,
         Err(why) => return fatal(why),
     };
-    for needed in &plan.dependencies {
-        heading(format_args!("Downloading artifacts for {} ({})...", needed.name, needed.id));
+    for dependency in &plan.dependencies {
+        heading(format_args!("Downloading artifacts for {} ({})...", dependency.name, dependency.id));
         let archive = match &plan.server.directory {
-            Some(directory) => kept(directory, needed),
-            None => fetch(plan, needed),
+            Some(directory) => open_local(directory, dependency),
+            None => fetch(plan, dependency),
         };
         let archive = match archive {
             Ok(archive) => archive,
-            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
+            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", dependency.name, dependency.id)),
         };
         match unpack(&archive, &root) {
             Ok(unpacked) => {
                 unpacked.warnings.iter().for_each(warning);
                 println!("Extracted {} files and directories", unpacked.entries);
             }
-            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", needed.name, needed.id)),
+            Err(why) => return fatal(format_args!("the artifacts of {} ({}): {why}", dependency.name, dependency.id)),
         }
     }
     0
 }
 
 /// The archive in the directory that takes the server's place.
-fn kept(directory: &Path, needed: &Needed) -> Result<File, String> {
-    let path = local_archive(directory, needed.id, "archive");
+fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String> {
+    let path = local_archive(directory, dependency.id, "archive");
     File::open(&path).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// The whole archive as a file without a name.
-fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
-    let mut tries = RetryBudget::new(RETRIED_FOR);
+fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
+    let mut tries = RetryBudget::new(RETRY_TIMEOUT);
     loop {
         // Only the first try goes to the object store: when that is out of reach, the server hands the file through.
         let direct = plan.direct && tries.is_first();
-        let (trouble, wait) = match ask(&plan.server, needed, direct) {
+        let (trouble, wait) = match request(&plan.server, dependency, direct) {
             Ok(answer) => {
-                let line = describe(&answer, plan, needed);
+                let line = describe(&answer, plan, dependency);
                 match answer.status {
                     200 => match store(answer, &plan.temporary, plan.meter) {
                         Ok(file) => {
@@ -97,16 +97,16 @@ fn fetch(plan: &DownloadPlan, needed: &Needed) -> Result<File, String> {
             return Err("the download failed, also when it was retried".to_owned());
         };
         warning(format_args!("{trouble}. Retrying..."));
-        rest(wait);
+        wait_before_retry(wait);
     }
 }
 
 /// Asks GitLab, and whatever it redirects to, but another server without the token.
-fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error> {
+fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, Error> {
     let direct = if direct { "?direct_download=true" } else { "" };
-    let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, needed.id);
+    let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, dependency.id);
     let id = crate::coordinator::gitlab::request_id();
-    let mut headers = vec![("X-Request-Id".to_owned(), id), ("JOB-TOKEN".to_owned(), needed.token.clone())];
+    let mut headers = vec![("X-Request-Id".to_owned(), id), ("JOB-TOKEN".to_owned(), dependency.token.clone())];
     let mut redirects = 0;
     loop {
         let tls = files_for(server, &url);
@@ -129,7 +129,7 @@ fn ask(server: &Server, needed: &Needed, direct: bool) -> Result<Incoming, Error
 }
 
 /// The client's certificate is for GitLab, not for an object store.
-fn files_for(server: &Server, url: &str) -> TlsFiles {
+fn files_for(server: &ArtifactServer, url: &str) -> TlsFiles {
     match server.is_at(url) {
         true => server.tls.clone(),
         false => server.tls.authorities(),
@@ -145,13 +145,13 @@ fn store(answer: Incoming, directory: &Path, meter: Option<Duration>) -> io::Res
     Ok(file)
 }
 
-fn describe(answer: &Incoming, plan: &DownloadPlan, needed: &Needed) -> String {
+fn describe(answer: &Incoming, plan: &DownloadPlan, dependency: &Dependency) -> String {
     let what = if answer.status == 200 { "ok" } else { "error" };
     format!(
         "Downloading artifacts from coordinator... {what}  host={} id={} responseStatus={} token={}",
         origin(&plan.server.api).split_once("://").map_or("", |(_, host)| host),
-        needed.id,
+        dependency.id,
         answer.status_line(),
-        Token::new(needed.token.as_str()).short(),
+        Token::new(dependency.token.as_str()).short(),
     )
 }

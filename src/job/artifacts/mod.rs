@@ -5,7 +5,7 @@
 
 mod download;
 mod plan;
-mod statement;
+mod provenance;
 mod upload;
 
 use std::path::{Path, PathBuf};
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 use crate::archive::{Format, Level};
 use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
-use crate::job::transfer::Project;
+use crate::job::transfer::ProjectDir;
 
 pub use download::run as download;
-pub use plan::{Outcome, Place, download_plan, level, upload_plan};
-pub use statement::Statement;
+pub use plan::{ArtifactSettings, ScriptOutcome, download_plan, level, upload_plan};
+pub use provenance::ProvenanceStatement;
 pub use upload::run as upload;
 
 /// How long an upload or a download is retried: GitLab may be restarting, and the files exist only here.
-const RETRIED_FOR: Duration = Duration::from_secs(60);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where to send and fetch, and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Server {
+pub struct ArtifactServer {
     /// The API's base, such as `https://gitlab.example.com/api/v4`.
     pub api: String,
     /// Certificates.
@@ -46,7 +46,7 @@ pub fn local_archive(directory: &Path, job: i64, kind: &str) -> PathBuf {
     directory.join(job.to_string()).join(kind)
 }
 
-impl Server {
+impl ArtifactServer {
     /// Whether what is meant for GitLab may go to this URL: GitLab itself, or the same place behind TLS.
     fn is_at(&self, url: &str) -> bool {
         let behind_tls = || self.api.strip_prefix("http://").map(|rest| format!("https://{rest}"));
@@ -58,9 +58,9 @@ impl Server {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UploadPlan {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// GitLab.
-    pub server: Server,
+    pub server: ArtifactServer,
     /// The job.
     pub job: i64,
     /// Its token.
@@ -76,7 +76,7 @@ pub struct UploadPlan {
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
     /// What to say about where the files come from, if anything.
-    pub statement: Option<Statement>,
+    pub statement: Option<ProvenanceStatement>,
 }
 
 /// One archive or report.
@@ -111,13 +111,13 @@ pub enum UploadFormat {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DownloadPlan {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// `<project directory>.tmp`, for archives that are not whole yet.
     pub temporary: PathBuf,
     /// GitLab.
-    pub server: Server,
+    pub server: ArtifactServer,
     /// Whose artifacts, in order.
-    pub dependencies: Vec<Needed>,
+    pub dependencies: Vec<Dependency>,
     /// Ask for a redirect to the object store (`FF_USE_DIRECT_DOWNLOAD`).
     pub direct: bool,
     /// `TRANSFER_METER_FREQUENCY`.
@@ -126,7 +126,7 @@ pub struct DownloadPlan {
 
 /// A job whose artifacts are needed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Needed {
+pub struct Dependency {
     /// Its number.
     pub id: i64,
     /// Its name.

@@ -3,22 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{DownloadPlan, Needed, Server, Statement, Upload, UploadFormat, UploadPlan};
+use super::{ArtifactServer, Dependency, DownloadPlan, ProvenanceStatement, Upload, UploadFormat, UploadPlan};
 use crate::archive::{Format, Level};
 use crate::job::flags::Flags;
-use crate::job::transfer::{Project, expand_like_shell, meter_frequency};
+use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Artifact, Payload};
 
 /// Where files are and go.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ArtifactSettings {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
     /// GitLab.
-    pub server: Server,
+    pub server: ArtifactServer,
     /// How long one upload may take.
     pub timeout: Duration,
     /// How long the server may think then.
@@ -27,16 +27,16 @@ pub struct Place {
 
 /// How the job's script ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ScriptOutcome {
     /// Well.
     Success,
     /// Not well.
     Failure,
 }
 
-impl Outcome {
+impl ScriptOutcome {
     /// Whether something with this `when` is due.
-    pub fn fits(self, when: &str) -> bool {
+    pub fn matches_when(self, when: &str) -> bool {
         match when {
             "always" => true,
             "on_failure" => self == Self::Failure,
@@ -49,14 +49,14 @@ impl Outcome {
 pub fn upload_plan(
     payload: &Payload,
     variables: &Variables,
-    place: &Place,
-    outcome: Outcome,
-    statement: impl FnOnce() -> Statement,
+    settings: &ArtifactSettings,
+    outcome: ScriptOutcome,
+    statement: impl FnOnce() -> ProvenanceStatement,
 ) -> Option<UploadPlan> {
     let uploads: Vec<_> = payload
         .artifacts
         .iter()
-        .filter(|artifact| outcome.fits(&artifact.when))
+        .filter(|artifact| outcome.matches_when(&artifact.when))
         .filter(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
         .map(|artifact| upload(artifact, variables))
         .collect();
@@ -65,31 +65,40 @@ pub fn upload_plan(
     }
     let with_statement = variables.switch("RUNNER_GENERATE_ARTIFACTS_METADATA", false);
     Some(UploadPlan {
-        project: place.project.clone(),
-        server: place.server.clone(),
+        project: settings.project.clone(),
+        server: settings.server.clone(),
         job: payload.id,
         token: payload.token.clone(),
         uploads,
         level: level(variables, "ARTIFACT_COMPRESSION_LEVEL"),
-        timeout: place.timeout,
-        answer_timeout: place.answer_timeout,
+        timeout: settings.timeout,
+        answer_timeout: settings.answer_timeout,
         meter: meter_frequency(variables),
         statement: with_statement.then(statement),
     })
 }
 
 /// What to download; `None` when no dependency has artifacts.
-pub fn download_plan(payload: &Payload, variables: &Variables, flags: &Flags, place: &Place) -> Option<DownloadPlan> {
+pub fn download_plan(
+    payload: &Payload,
+    variables: &Variables,
+    flags: &Flags,
+    settings: &ArtifactSettings,
+) -> Option<DownloadPlan> {
     let dependencies: Vec<_> = payload
         .dependencies
         .iter()
         .filter(|dependency| !dependency.artifacts_file.filename.is_empty())
-        .map(|dependency| Needed { id: dependency.id, name: dependency.name.clone(), token: dependency.token.clone() })
+        .map(|dependency| Dependency {
+            id: dependency.id,
+            name: dependency.name.clone(),
+            token: dependency.token.clone(),
+        })
         .collect();
     (!dependencies.is_empty()).then(|| DownloadPlan {
-        project: place.project.clone(),
-        temporary: place.temporary.clone(),
-        server: place.server.clone(),
+        project: settings.project.clone(),
+        temporary: settings.temporary.clone(),
+        server: settings.server.clone(),
         dependencies,
         direct: flags.is_on("FF_USE_DIRECT_DOWNLOAD"),
         meter: meter_frequency(variables),
@@ -132,16 +141,16 @@ mod tests {
     use super::*;
     use crate::payload::{ArtifactsFile, Dependency, Variable};
 
-    fn place() -> Place {
-        let server = Server {
+    fn settings() -> ArtifactSettings {
+        let server = ArtifactServer {
             api: "http://h/api/v4".to_owned(),
             tls: Default::default(),
             user_agent: String::new(),
             directory: None,
         };
         let hour = Duration::from_secs(3600);
-        Place {
-            project: Project { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
+        ArtifactSettings {
+            project: ProjectDir { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
             temporary: "/b/p.tmp".into(),
             server,
             timeout: hour,
@@ -168,12 +177,13 @@ mod tests {
             artifacts: vec![artifact(""), artifact("on_failure"), artifact("always"), Artifact::default()],
             ..Payload::default()
         };
-        let plan = |outcome| upload_plan(&payload, &variables(&[("DIR", "x")]), &place(), outcome, || unreachable!());
-        assert_eq!(plan(Outcome::Success).unwrap().uploads.len(), 2);
-        assert_eq!(plan(Outcome::Failure).unwrap().uploads.len(), 2);
-        assert_eq!(plan(Outcome::Success).unwrap().uploads[0].paths, ["out/x"]);
+        let plan =
+            |outcome| upload_plan(&payload, &variables(&[("DIR", "x")]), &settings(), outcome, || unreachable!());
+        assert_eq!(plan(ScriptOutcome::Success).unwrap().uploads.len(), 2);
+        assert_eq!(plan(ScriptOutcome::Failure).unwrap().uploads.len(), 2);
+        assert_eq!(plan(ScriptOutcome::Success).unwrap().uploads[0].paths, ["out/x"]);
         let none = Payload { artifacts: vec![artifact("on_failure")], ..Payload::default() };
-        assert!(upload_plan(&none, &variables(&[]), &place(), Outcome::Success, || unreachable!()).is_none());
+        assert!(upload_plan(&none, &variables(&[]), &settings(), ScriptOutcome::Success, || unreachable!()).is_none());
     }
 
     #[test]
@@ -201,7 +211,7 @@ mod tests {
             ..Payload::default()
         };
         let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
-        let plan = download_plan(&payload, &variables(&[]), &flags, &place()).unwrap();
-        assert_eq!(plan.dependencies.iter().map(|needed| needed.id).collect::<Vec<_>>(), [1]);
+        let plan = download_plan(&payload, &variables(&[]), &flags, &settings()).unwrap();
+        assert_eq!(plan.dependencies.iter().map(|dependency| dependency.id).collect::<Vec<_>>(), [1]);
     }
 }

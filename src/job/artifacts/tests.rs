@@ -21,8 +21,12 @@ impl Project {
         Self { temp }
     }
 
-    fn place(&self) -> crate::job::transfer::Project {
-        crate::job::transfer::Project { builds: self.temp.path().to_owned(), directory: self.path(), seen: self.path() }
+    fn place(&self) -> crate::job::transfer::ProjectDir {
+        crate::job::transfer::ProjectDir {
+            builds: self.temp.path().to_owned(),
+            directory: self.path(),
+            seen: self.path(),
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -57,15 +61,15 @@ impl Project {
             project: self.place(),
             temporary: self.temp.path().join("project.tmp"),
             server: api(server),
-            dependencies: vec![Needed { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],
+            dependencies: vec![Dependency { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],
             direct: true,
             meter: None,
         }
     }
 }
 
-fn api(server: &Fake) -> Server {
-    Server {
+fn api(server: &Fake) -> ArtifactServer {
+    ArtifactServer {
         api: format!("{}/api/v4", server.url),
         tls: TlsFiles::default(),
         user_agent: "mayfly 0".to_owned(),
@@ -186,7 +190,8 @@ fn archive() -> Vec<u8> {
     let project = Project::new();
     fs::write(project.path().join("from-build"), "built").unwrap();
     let root = crate::archive::root::Root::open(&project.path()).unwrap();
-    let request = crate::archive::select::Request { paths: vec!["from-build".to_owned()], ..Default::default() };
+    let request =
+        crate::archive::select::SelectionRequest { paths: vec!["from-build".to_owned()], ..Default::default() };
     let entries = crate::archive::select::select(&root, &request).entries;
     let mut archive = Vec::new();
     crate::archive::write(&root, &entries, Format::Zip, Level::Default, &mut archive).unwrap();
@@ -234,7 +239,7 @@ fn a_redirect_of_the_server_to_itself_keeps_the_token() {
 
 #[test]
 fn tokens_go_to_the_server_and_its_own_place_behind_tls() {
-    let of = |api: &str| Server {
+    let of = |api: &str| ArtifactServer {
         api: api.to_owned(),
         tls: TlsFiles::default(),
         user_agent: String::new(),

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::{RETRIED_FOR, Server, Upload, UploadFormat, UploadPlan, local_archive};
+use super::{ArtifactServer, RETRY_TIMEOUT, Upload, UploadFormat, UploadPlan, local_archive};
 use crate::archive::entry::Entry;
 use crate::archive::root::{Kind, Root};
-use crate::archive::select::{Request, select};
+use crate::archive::select::{SelectionRequest, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
-use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, rest, warning};
+use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning};
 use crate::random;
 use crate::token::Token;
 
@@ -34,7 +34,8 @@ pub fn run(plan: &UploadPlan) -> i32 {
 }
 
 fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), String> {
-    let request = Request { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
+    let request =
+        SelectionRequest { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
     let mut selection = select(root, &request);
     notes(&selection.notes);
     // Only an archive can hold anything but files.
@@ -76,32 +77,32 @@ fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], dire
     let mut sink = BufWriter::with_capacity(256 * 1024, File::create(&path).map_err(failed)?);
     let written = archive::write(root, entries, format, plan.level, &mut sink).map_err(failed)?;
     sink.flush().map_err(failed)?;
-    told(&written);
+    print_warnings(&written);
     Ok(())
 }
 
 /// Tries until the server has it or will not.
 fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<(), String> {
-    let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRIED_FOR));
+    let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRY_TIMEOUT));
     loop {
         let (line, wait) = match attempt(plan, &server, upload, root, entries) {
             Ok(answer) => {
                 let line = describe(upload, &answer, plan);
-                match judge(&answer, &server) {
-                    Verdict::Done => {
+                match classify(&answer, &server) {
+                    UploadAnswer::Done => {
                         println!("{line}");
                         return Ok(());
                     }
-                    Verdict::Final(why) => {
+                    UploadAnswer::Final(why) => {
                         error(line);
                         return Err(why.to_owned());
                     }
-                    Verdict::Elsewhere(api) => {
+                    UploadAnswer::Elsewhere(api) => {
                         server.api = api;
                         let wait = tries.after(Failure::Status(answer.status), None);
                         (line, wait.map(|_| Duration::ZERO))
                     }
-                    Verdict::Again => {
+                    UploadAnswer::Again => {
                         let wait = tries.after(Failure::Status(answer.status), answer.asked_wait());
                         let said = answer.explanation();
                         let said = said.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
@@ -120,11 +121,11 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
             return Err("GitLab did not accept the upload, also when it was retried".to_owned());
         };
         warning(format_args!("{} Retrying...", line.trim_end()));
-        rest(wait);
+        wait_before_retry(wait);
     }
 }
 
-enum Verdict {
+enum UploadAnswer {
     Done,
     Final(&'static str),
     /// The server is to be asked at this base instead.
@@ -132,17 +133,21 @@ enum Verdict {
     Again,
 }
 
-fn judge(answer: &Incoming, server: &Server) -> Verdict {
+fn classify(answer: &Incoming, server: &ArtifactServer) -> UploadAnswer {
     match answer.status {
-        201 => Verdict::Done,
-        401 | 403 => Verdict::Final("permission denied"),
-        413 => Verdict::Final("too large for this GitLab; see the maximum artifacts size of the project or instance"),
+        201 => UploadAnswer::Done,
+        401 | 403 => UploadAnswer::Final("permission denied"),
+        413 => {
+            UploadAnswer::Final("too large for this GitLab; see the maximum artifacts size of the project or instance")
+        }
         301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved(&server.api, location)) {
-            Some(Some(api)) => Verdict::Elsewhere(api),
-            Some(None) => Verdict::Final("redirected to another host, which gets no token; correct the runner's `url`"),
-            None => Verdict::Again,
+            Some(Some(api)) => UploadAnswer::Elsewhere(api),
+            Some(None) => {
+                UploadAnswer::Final("redirected to another host, which gets no token; correct the runner's `url`")
+            }
+            None => UploadAnswer::Again,
         },
-        _ => Verdict::Again,
+        _ => UploadAnswer::Again,
     }
 }
 
@@ -175,7 +180,7 @@ fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
 /// One request.
 fn attempt(
     plan: &UploadPlan,
-    server: &Server,
+    server: &ArtifactServer,
     upload: &Upload,
     root: &Root,
     entries: &[Entry],
@@ -208,7 +213,7 @@ fn attempt(
             // A packer that still writes stops here.
             drop(source);
             match packer.join() {
-                Ok(Ok(written)) if answer.as_ref().is_ok_and(|answer| answer.status == 201) => told(&written),
+                Ok(Ok(written)) if answer.as_ref().is_ok_and(|answer| answer.status == 201) => print_warnings(&written),
                 _ => {}
             }
             answer
@@ -226,7 +231,7 @@ fn pack(root: &Root, entries: &[Entry], format: Format, plan: &UploadPlan, mut s
     }
 }
 
-fn told(written: &Written) {
+fn print_warnings(written: &Written) {
     written.warnings.iter().for_each(warning);
     log::debug!("packed entries={} bytes={}", written.entries, bytes(written.bytes as f64));
 }
@@ -250,7 +255,7 @@ fn part_head(boundary: &str, name: &str) -> String {
     )
 }
 
-fn url(server: &Server, job: i64, upload: &Upload) -> String {
+fn url(server: &ArtifactServer, job: i64, upload: &Upload) -> String {
     let format = match upload.format {
         UploadFormat::Archive(Format::Zip) => "zip",
         UploadFormat::Archive(Format::ZipZstd) => "zipzstd",
@@ -285,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_url_says_what_the_file_is() {
-        let server = Server {
+        let server = ArtifactServer {
             api: "http://h/api/v4".to_owned(),
             tls: Default::default(),
             user_agent: String::new(),

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::{Format, Level};
 use crate::http::tls::TlsFiles;
-use crate::job::transfer::Project;
+use crate::job::transfer::ProjectDir;
 
-use crate::config::cache::Limits;
-pub use plan::{Place, restore_plan, save_plan};
+use crate::config::cache::CacheLimits;
+pub use plan::{CacheSettings, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
 
@@ -28,26 +28,26 @@ pub use save::run as save;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RestorePlan {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.
-    pub caches: Vec<Restore>,
+    pub caches: Vec<CacheRestore>,
     /// How to transfer.
-    pub wire: Wire,
+    pub transfer: TransferSettings,
     /// What the local store may grow to.
-    pub limits: Limits,
+    pub limits: CacheLimits,
     /// The directory that all local copies lie in.
     pub store: PathBuf,
 }
 
 /// One cache to restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Restore {
+pub enum CacheRestore {
     /// The first of these that is there.
     FirstOf {
         /// In order.
-        copies: Vec<Copy>,
+        locations: Vec<CacheLocation>,
         /// Patterns of what goes when an archive breaks off; none where it stays.
         clear: Vec<String>,
     },
@@ -59,26 +59,26 @@ pub enum Restore {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SavePlan {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// What to say first.
     pub warnings: Vec<String>,
     /// The caches, in order.
-    pub caches: Vec<Save>,
+    pub caches: Vec<CacheSave>,
     /// How to transfer.
-    pub wire: Wire,
+    pub transfer: TransferSettings,
     /// What the local store may grow to.
-    pub limits: Limits,
+    pub limits: CacheLimits,
     /// The directory that all local copies lie in.
     pub store: PathBuf,
 }
 
 /// One cache to save.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Save {
+pub enum CacheSave {
     /// These files.
     Files {
         /// Where to.
-        copy: Copy,
+        location: CacheLocation,
         /// Patterns.
         paths: Vec<String>,
         /// Also what git does not track.
@@ -96,39 +96,39 @@ pub enum Save {
 
 impl RestorePlan {
     /// The addresses that it asks for objects.
-    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
-        let copies = self.caches.iter().flat_map(|cache| match cache {
-            Restore::FirstOf { copies, .. } => copies.as_slice(),
-            Restore::Skip(_) => &[],
+    pub fn remotes(&self) -> impl Iterator<Item = &PresignedUrls> {
+        let locations = self.caches.iter().flat_map(|cache| match cache {
+            CacheRestore::FirstOf { locations, .. } => locations.as_slice(),
+            CacheRestore::Skip(_) => &[],
         });
-        copies.filter_map(|copy| copy.remote.as_ref())
+        locations.filter_map(|location| location.remote.as_ref())
     }
 }
 
 impl SavePlan {
     /// The addresses that it hands objects to.
-    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+    pub fn remotes(&self) -> impl Iterator<Item = &PresignedUrls> {
         self.caches.iter().filter_map(|cache| match cache {
-            Save::Files { copy, .. } => copy.remote.as_ref(),
-            Save::Skip(_) => None,
+            CacheSave::Files { location, .. } => location.remote.as_ref(),
+            CacheSave::Skip(_) => None,
         })
     }
 }
 
 /// Where a cache is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Copy {
+pub struct CacheLocation {
     /// As people know it.
     pub key: String,
     /// The archive on this machine.
     pub local: PathBuf,
     /// The object in the store.
-    pub remote: Option<Remote>,
+    pub remote: Option<PresignedUrls>,
 }
 
 /// Requests that are signed already.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Remote {
+pub struct PresignedUrls {
     /// URL for GET.
     pub get: String,
     /// URL for HEAD.
@@ -139,12 +139,12 @@ pub struct Remote {
     pub put_headers: Vec<(String, String)>,
     /// Bytes that the store takes in one request, as far as is known.
     #[serde(default)]
-    pub most: Option<u64>,
+    pub max_size: Option<u64>,
 }
 
 /// How to transfer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Wire {
+pub struct TransferSettings {
     /// Certificates to trust beside the system's.
     pub tls: TlsFiles,
     /// The name in the store's logs.

@@ -4,28 +4,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::key::Key;
-use super::s3::Store;
-use super::{Copy, Restore, RestorePlan, Save, SavePlan, Wire};
+use super::s3::S3Store;
+use super::{CacheLocation, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
 use crate::archive::Format;
-use crate::config::cache::Limits;
+use crate::config::cache::CacheLimits;
 use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
-use crate::job::artifacts::{Outcome, level};
+use crate::job::artifacts::{ScriptOutcome, level};
 use crate::job::flags::Flags;
-use crate::job::transfer::{Project, expand_like_shell, meter_frequency};
+use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Cache, Payload};
 
 /// Where files are and go.
-pub struct Place<'a> {
+pub struct CacheSettings<'a> {
     /// Where the job's files are.
-    pub project: Project,
+    pub project: ProjectDir,
     /// The directory for local copies of this project's caches.
     pub store: PathBuf,
     /// The directory for those of all projects.
     pub root: PathBuf,
     /// The object store, if one is configured.
-    pub remote: Option<&'a Store>,
+    pub remote: Option<&'a S3Store>,
     /// Certificates to trust beside the system's.
     pub tls: TlsFiles,
     /// The name in the store's logs.
@@ -33,7 +33,7 @@ pub struct Place<'a> {
     /// How long presigned requests have to count: the job's time-out.
     pub job_timeout: Duration,
     /// What the local store may grow to.
-    pub limits: Limits,
+    pub limits: CacheLimits,
 }
 
 /// What to restore; `None` when the job has no cache. Errors: a policy that is none.
@@ -41,21 +41,21 @@ pub fn restore_plan(
     payload: &Payload,
     variables: &Variables,
     flags: &Flags,
-    place: &Place<'_>,
+    settings: &CacheSettings<'_>,
 ) -> Result<Option<RestorePlan>, JobError> {
-    let mut planner = Planner::new(payload, variables, flags, place);
+    let mut planner = Planner::new(payload, variables, flags, settings);
     let mut caches = Vec::new();
     for cache in payload.cache.iter().filter(|cache| is_wanted(cache)) {
         caches.push(planner.restore(cache)?);
     }
-    let (warnings, wire) = (planner.warnings, wire(variables, place));
+    let (warnings, transfer_settings) = (planner.warnings, transfer_settings(variables, settings));
     Ok((!caches.is_empty()).then(|| RestorePlan {
-        project: place.project.clone(),
+        project: settings.project.clone(),
         warnings,
         caches,
-        wire,
-        limits: place.limits,
-        store: place.root.clone(),
+        transfer: transfer_settings,
+        limits: settings.limits,
+        store: settings.root.clone(),
     }))
 }
 
@@ -64,22 +64,22 @@ pub fn save_plan(
     payload: &Payload,
     variables: &Variables,
     flags: &Flags,
-    place: &Place<'_>,
-    outcome: Outcome,
+    settings: &CacheSettings<'_>,
+    outcome: ScriptOutcome,
 ) -> Result<Option<SavePlan>, JobError> {
-    let mut planner = Planner::new(payload, variables, flags, place);
+    let mut planner = Planner::new(payload, variables, flags, settings);
     let mut caches = Vec::new();
-    for cache in payload.cache.iter().filter(|cache| is_wanted(cache) && outcome.fits(&cache.when)) {
+    for cache in payload.cache.iter().filter(|cache| is_wanted(cache) && outcome.matches_when(&cache.when)) {
         caches.push(planner.save(cache)?);
     }
-    let (warnings, wire) = (planner.warnings, wire(variables, place));
+    let (warnings, transfer_settings) = (planner.warnings, transfer_settings(variables, settings));
     Ok((!caches.is_empty()).then(|| SavePlan {
-        project: place.project.clone(),
+        project: settings.project.clone(),
         warnings,
         caches,
-        wire,
-        limits: place.limits,
-        store: place.root.clone(),
+        transfer: transfer_settings,
+        limits: settings.limits,
+        store: settings.root.clone(),
     }))
 }
 
@@ -87,11 +87,11 @@ fn is_wanted(cache: &Cache) -> bool {
     cache.untracked || !cache.paths.is_empty()
 }
 
-fn wire(variables: &Variables, place: &Place<'_>) -> Wire {
+fn transfer_settings(variables: &Variables, settings: &CacheSettings<'_>) -> TransferSettings {
     let minutes = variables.value("CACHE_REQUEST_TIMEOUT").and_then(|text| text.trim().parse().ok());
-    Wire {
-        tls: place.tls.authorities(),
-        user_agent: place.user_agent.clone(),
+    TransferSettings {
+        tls: settings.tls.authorities(),
+        user_agent: settings.user_agent.clone(),
         timeout: Duration::from_secs(60 * minutes.filter(|minutes| (1..=1440).contains(minutes)).unwrap_or(10)),
         meter: meter_frequency(variables),
     }
@@ -108,7 +108,7 @@ enum Policy {
 struct Planner<'a> {
     payload: &'a Payload,
     variables: &'a Variables,
-    place: &'a Place<'a>,
+    settings: &'a CacheSettings<'a>,
     hashed: bool,
     /// `FF_CLEAN_UP_FAILED_CACHE_EXTRACT`.
     clear: bool,
@@ -116,16 +116,16 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, place: &'a Place<'a>) -> Self {
+    fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, settings: &'a CacheSettings<'a>) -> Self {
         let hashed = flags.is_on("FF_HASH_CACHE_KEYS");
         let clear = flags.is_on("FF_CLEAN_UP_FAILED_CACHE_EXTRACT");
-        Self { payload, variables, place, hashed, clear, warnings: Vec::new() }
+        Self { payload, variables, settings: settings, hashed, clear, warnings: Vec::new() }
     }
 
-    fn restore(&mut self, cache: &Cache) -> Result<Restore, JobError> {
+    fn restore(&mut self, cache: &Cache) -> Result<CacheRestore, JobError> {
         let key = self.key(cache);
         if self.policy(cache)? == Policy::Push {
-            return Ok(Restore::Skip(format!("Not downloading cache {} due to policy", key.human)));
+            return Ok(CacheRestore::Skip(format!("Not downloading cache {} due to policy", key.human)));
         }
         let mut candidates = vec![key];
         for fallback in &cache.fallback_keys {
@@ -139,23 +139,26 @@ impl<'a> Planner<'a> {
             if claims(&raw) || claims(&key.name) {
                 self.warnings.push(format!("CACHE_FALLBACK_KEY {raw:?} not allowed to end in \"-protected\""));
             } else {
-                candidates.push(self.told(key));
+                candidates.push(self.with_warning(key));
             }
         }
-        let copies: Vec<_> = candidates.iter().filter(|key| !key.name.is_empty()).map(|key| self.copy(key)).collect();
-        Ok(match copies.is_empty() {
-            true => Restore::Skip("Skipping cache extraction due to empty cache key".to_owned()),
-            false => Restore::FirstOf { copies, clear: if self.clear { self.paths(cache) } else { Vec::new() } },
+        let locations: Vec<_> =
+            candidates.iter().filter(|key| !key.name.is_empty()).map(|key| self.location(key)).collect();
+        Ok(match locations.is_empty() {
+            true => CacheRestore::Skip("Skipping cache extraction due to empty cache key".to_owned()),
+            false => {
+                CacheRestore::FirstOf { locations, clear: if self.clear { self.paths(cache) } else { Vec::new() } }
+            }
         })
     }
 
-    fn save(&mut self, cache: &Cache) -> Result<Save, JobError> {
+    fn save(&mut self, cache: &Cache) -> Result<CacheSave, JobError> {
         let key = self.key(cache);
         if self.policy(cache)? == Policy::Pull {
-            return Ok(Save::Skip(format!("Not uploading cache {} due to policy", key.human)));
+            return Ok(CacheSave::Skip(format!("Not uploading cache {} due to policy", key.human)));
         }
         if key.name.is_empty() {
-            return Ok(Save::Skip("Skipping cache archiving due to empty cache key".to_owned()));
+            return Ok(CacheSave::Skip("Skipping cache archiving due to empty cache key".to_owned()));
         }
         let variables = self.variables;
         let format = variables.value("CACHE_COMPRESSION_FORMAT").map(|word| word.trim().to_ascii_lowercase());
@@ -165,9 +168,9 @@ impl<'a> Planner<'a> {
             _ => Format::Zip,
         };
         let asked = || variables.value("CACHE_MAX_UPLOADED_ARCHIVE_SIZE").and_then(|text| text.trim().parse().ok());
-        let configured = self.place.remote.map(|store| store.max_upload).filter(|max| *max > 0);
-        Ok(Save::Files {
-            copy: self.copy(&key),
+        let configured = self.settings.remote.map(|store| store.max_upload).filter(|max| *max > 0);
+        Ok(CacheSave::Files {
+            location: self.location(&key),
             paths: self.paths(cache),
             untracked: cache.untracked,
             format,
@@ -198,22 +201,22 @@ impl<'a> Planner<'a> {
     }
 
     fn named(&mut self, raw: &str) -> Key {
-        self.told(Key::new(raw, self.hashed))
+        self.with_warning(Key::new(raw, self.hashed))
     }
 
-    fn told(&mut self, mut key: Key) -> Key {
+    fn with_warning(&mut self, mut key: Key) -> Key {
         self.warnings.extend(key.warning.take());
         key
     }
 
-    fn copy(&mut self, key: &Key) -> Copy {
+    fn location(&mut self, key: &Key) -> CacheLocation {
         let project = self.payload.job_info.project_id;
         let object = key.object(self.hashed);
-        let remote = self.place.remote.and_then(|store| {
-            let signed = store.sign(project, &object, &key.human, self.place.job_timeout);
+        let remote = self.settings.remote.and_then(|store| {
+            let signed = store.sign(project, &object, &key.human, self.settings.job_timeout);
             signed.map_err(|why| self.warnings.push(format!("no shared cache: {why}"))).ok()
         });
-        Copy { key: key.human.clone(), local: self.place.store.join(&key.name).join("cache.zip"), remote }
+        CacheLocation { key: key.human.clone(), local: self.settings.store.join(&key.name).join("cache.zip"), remote }
     }
 }
 
@@ -224,16 +227,16 @@ mod tests {
     use super::*;
     use crate::payload::Variable;
 
-    fn place() -> Place<'static> {
-        Place {
-            project: Project { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
+    fn settings() -> CacheSettings<'static> {
+        CacheSettings {
+            project: ProjectDir { builds: "/b".into(), directory: "/b/p".into(), seen: "/b/p".into() },
             store: "/c/p".into(),
             root: "/c".into(),
             remote: None,
             tls: TlsFiles::default(),
             user_agent: String::new(),
             job_timeout: Duration::from_secs(3600),
-            limits: Limits::default(),
+            limits: CacheLimits::default(),
         }
     }
 
@@ -246,8 +249,8 @@ mod tests {
         payload.job_info.name = "unit".to_owned();
         payload.git_info.reference = "main".to_owned();
         let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
-        let save = save_plan(&payload, &variables, &flags, &place(), Outcome::Success).unwrap_or_default();
-        (restore_plan(&payload, &variables, &flags, &place()), save)
+        let save = save_plan(&payload, &variables, &flags, &settings(), ScriptOutcome::Success).unwrap_or_default();
+        (restore_plan(&payload, &variables, &flags, &settings()), save)
     }
 
     fn cache(key: &str, policy: &str) -> Cache {
@@ -256,8 +259,8 @@ mod tests {
 
     fn keys(plan: &RestorePlan) -> Vec<&str> {
         match &plan.caches[0] {
-            Restore::FirstOf { copies, .. } => copies.iter().map(|copy| copy.key.as_str()).collect(),
-            Restore::Skip(why) => vec![why],
+            CacheRestore::FirstOf { locations, .. } => locations.iter().map(|location| location.key.as_str()).collect(),
+            CacheRestore::Skip(why) => vec![why],
         }
     }
 
@@ -270,8 +273,8 @@ mod tests {
         let (restore, save) = plans(cache("", ""), &[("CACHE_FALLBACK_KEY", "x-protected. ")]);
         let restore = restore.unwrap().unwrap();
         assert_eq!((keys(&restore), restore.warnings.len()), (vec!["unit/main"], 1));
-        let Save::Files { copy, .. } = &save.unwrap().caches[0] else { panic!() };
-        assert_eq!(copy.local, Path::new("/c/p/unit/main/cache.zip"));
+        let CacheSave::Files { location, .. } = &save.unwrap().caches[0] else { panic!() };
+        assert_eq!(location.local, Path::new("/c/p/unit/main/cache.zip"));
     }
 
     #[test]
@@ -292,10 +295,10 @@ mod tests {
     fn the_policy_says_which_way() {
         let (restore, save) = plans(cache("k", "pull"), &[]);
         assert_eq!(keys(&restore.unwrap().unwrap()), ["k"]);
-        assert!(matches!(&save.unwrap().caches[0], Save::Skip(why) if why.contains("due to policy")));
+        assert!(matches!(&save.unwrap().caches[0], CacheSave::Skip(why) if why.contains("due to policy")));
         let (restore, save) = plans(cache("k", "$WAY"), &[("WAY", "push")]);
         assert_eq!(keys(&restore.unwrap().unwrap()), ["Not downloading cache k due to policy"]);
-        assert!(matches!(save.unwrap().caches[0], Save::Files { .. }));
+        assert!(matches!(save.unwrap().caches[0], CacheSave::Files { .. }));
         assert!(plans(cache("k", "sometimes"), &[]).0.is_err());
     }
 
@@ -307,13 +310,13 @@ mod tests {
         let caches = ["", "on_success", "on_failure", "always"].map(of);
         let payload = Payload { cache: caches.to_vec(), ..Payload::default() };
         for (outcome, expected) in [
-            (Outcome::Success, &["key-", "key-on_success", "key-always"][..]),
-            (Outcome::Failure, &["key-on_failure", "key-always"]),
+            (ScriptOutcome::Success, &["key-", "key-on_success", "key-always"][..]),
+            (ScriptOutcome::Failure, &["key-on_failure", "key-always"]),
         ] {
-            let plan = save_plan(&payload, &variables, &flags, &place(), outcome).unwrap().unwrap();
+            let plan = save_plan(&payload, &variables, &flags, &settings(), outcome).unwrap().unwrap();
             let keys = plan.caches.iter().map(|save| match save {
-                Save::Files { copy, .. } => copy.key.as_str(),
-                Save::Skip(why) => why,
+                CacheSave::Files { location, .. } => location.key.as_str(),
+                CacheSave::Skip(why) => why,
             });
             assert_eq!(keys.collect::<Vec<_>>(), expected);
         }
@@ -325,7 +328,7 @@ mod tests {
             let (restore, save) = plans(cache("k", ""), &[("CACHE_REQUEST_TIMEOUT", text)]);
             let expected = Duration::from_secs(60 * minutes);
             assert_eq!(
-                (restore.unwrap().unwrap().wire.timeout, save.unwrap().wire.timeout),
+                (restore.unwrap().unwrap().transfer.timeout, save.unwrap().transfer.timeout),
                 (expected, expected),
                 "{text}"
             );

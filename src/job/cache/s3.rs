@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Remote;
+use super::PresignedUrls;
 use crate::config::cache::{Cache, S3};
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
@@ -18,14 +18,14 @@ use crate::token::Token;
 use crate::version::user_agent;
 
 /// The longest that S3 lets a signature count.
-const MOST: Duration = Duration::from_secs(7 * 24 * 3600);
+const EXPIRY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What Amazon takes in one request. More would take keys where a job's files are handled: a request for a part of an
 /// object can be signed only once the upload was begun.
-const MOST_AT_ONCE: u64 = 5 << 30;
+const SINGLE_PUT_MAX: u64 = 5 << 30;
 
 /// A bucket; shared by the jobs of one runner.
-pub struct Store {
+pub struct S3Store {
     settings: S3,
     prefix: String,
     /// Bytes of an archive that are uploaded at most; 0 for no limit.
@@ -35,7 +35,7 @@ pub struct Store {
     region: OnceLock<String>,
 }
 
-impl Store {
+impl S3Store {
     /// The store of a runner with this short token; `None` when none is configured. Errors: a kind that is not known
     /// here, or no bucket.
     pub fn new(config: &Cache, short_token: &str) -> Result<Option<Self>, String> {
@@ -63,7 +63,7 @@ impl Store {
     }
 
     /// Requests for one object of a project. Errors: no credentials.
-    pub fn sign(&self, project: i64, object: &str, key: &str, expires: Duration) -> Result<Remote, String> {
+    pub fn sign(&self, project: i64, object: &str, key: &str, expires: Duration) -> Result<PresignedUrls, String> {
         let region = self.region();
         let credentials = self.credentials(region)?;
         let (host, bucket) = self.address(region);
@@ -71,19 +71,19 @@ impl Store {
         let path = format!("/{bucket}{}", name.trim_start_matches('/'));
         let scheme = if self.settings.insecure { "http" } else { "https" };
         let scope = Scope { region, service: "s3" };
-        let (now, expires) = (Timestamp::now(), expires.min(MOST));
+        let (now, expires) = (Timestamp::now(), expires.min(EXPIRY_MAX));
         let signed = |method, headers: &[(String, String)]| {
             let headers = headers.to_vec();
             let target = SignedRequest { method, scheme, host: &host, path: &path, query: Vec::new(), headers };
             presign(&target, &credentials, scope, now, expires)
         };
         let put_headers = self.put_headers(key);
-        Ok(Remote {
+        Ok(PresignedUrls {
             get: signed("GET", &[]),
             head: signed("HEAD", &[]),
             put: signed("PUT", &put_headers),
             put_headers,
-            most: self.is_amazon().then_some(MOST_AT_ONCE),
+            max_size: self.is_amazon().then_some(SINGLE_PUT_MAX),
         })
     }
 
@@ -204,17 +204,17 @@ mod tests {
     use super::*;
     use crate::job::testing::{Answer, Server, answer};
 
-    fn store(change: impl FnOnce(&mut Cache)) -> Store {
+    fn store(change: impl FnOnce(&mut Cache)) -> S3Store {
         let mut config = Cache { kind: "s3".to_owned(), ..Cache::default() };
         config.s3.bucket_name = "caches".to_owned();
         config.s3.access_key = "A".to_owned();
         config.s3.secret_key = "S".to_owned();
         config.s3.bucket_location = "us-east-1".to_owned();
         change(&mut config);
-        Store::new(&config, "short").unwrap().unwrap()
+        S3Store::new(&config, "short").unwrap().unwrap()
     }
 
-    fn url(store: &Store) -> String {
+    fn url(store: &S3Store) -> String {
         let signed = store.sign(9, "deps main", "deps main", Duration::from_secs(60)).unwrap();
         signed.get.split('?').next().unwrap().to_owned()
     }
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn amazon_takes_so_much_in_one_request_and_others_tell_themselves() {
-        let most = |store: &Store| store.sign(9, "k", "k", Duration::from_secs(60)).unwrap().most;
+        let most = |store: &S3Store| store.sign(9, "k", "k", Duration::from_secs(60)).unwrap().max_size;
         assert_eq!(most(&store(|_| {})), Some(5 * 1024 * 1024 * 1024));
         assert_eq!(most(&store(|c| c.s3.server_address = "minio.test:9000".to_owned())), None);
     }
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_said() {
         let of =
-            |kind: &str| Store::new(&Cache { kind: kind.to_owned(), ..Cache::default() }, "s").map(|s| s.is_some());
+            |kind: &str| S3Store::new(&Cache { kind: kind.to_owned(), ..Cache::default() }, "s").map(|s| s.is_some());
         assert_eq!(of(""), Ok(false));
         assert!(of("gcs").unwrap_err().contains("caches stay local"));
         assert!(of("s3").unwrap_err().contains("BucketName"));

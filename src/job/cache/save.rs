@@ -5,15 +5,15 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::restore::{RETRIED_FOR, ask, refusal};
-use super::store::{self, Draft};
-use super::{Copy, Remote, Save, SavePlan, Wire};
+use super::restore::{RETRY_TIMEOUT, refusal, send_request};
+use super::store::{self, PendingArchive};
+use super::{CacheLocation, CacheSave, PresignedUrls, SavePlan, TransferSettings};
 use crate::archive::entry::Entry;
 use crate::archive::root::Root;
-use crate::archive::select::{Request, select};
+use crate::archive::select::{SelectionRequest, select};
 use crate::archive::{self, Format, Level};
 use crate::http::{Failure, Method, Outgoing, RetryBudget, Timeouts, Transfer, is_retryable, origin};
-use crate::job::transfer::{Meter, bytes, heading, notes, rest, setback, warning};
+use crate::job::transfer::{Meter, bytes, heading, notes, notice, wait_before_retry, warning};
 
 /// Saves each cache. Returns the exit status of the stage, which is always good.
 pub fn run(plan: &SavePlan) -> i32 {
@@ -27,31 +27,31 @@ pub fn run(plan: &SavePlan) -> i32 {
     };
     for cache in &plan.caches {
         match cache {
-            Save::Skip(why) => println!("{why}"),
-            Save::Files { copy, paths, untracked, format, level, max_upload } => {
-                heading(format_args!("Creating cache {}...", copy.key));
-                let request = Request { paths: paths.clone(), exclude: Vec::new(), untracked: *untracked };
-                match save(&root, &request, copy, (*format, *level), *max_upload, &plan.wire) {
+            CacheSave::Skip(why) => println!("{why}"),
+            CacheSave::Files { location, paths, untracked, format, level, max_upload } => {
+                heading(format_args!("Creating cache {}...", location.key));
+                let request = SelectionRequest { paths: paths.clone(), exclude: Vec::new(), untracked: *untracked };
+                match save(&root, &request, location, (*format, *level), *max_upload, &plan.transfer) {
                     Ok(()) => heading("Created cache"),
                     Err(why) => {
-                        warning(format_args!("cache {}: {why}", copy.key));
-                        setback("Failed to create cache");
+                        warning(format_args!("cache {}: {why}", location.key));
+                        notice("Failed to create cache");
                     }
                 }
             }
         }
     }
-    store::tidy(&plan.store, plan.limits);
+    store::enforce_limits(&plan.store, plan.limits);
     0
 }
 
 fn save(
     root: &Root,
-    request: &Request,
-    copy: &Copy,
+    request: &SelectionRequest,
+    location: &CacheLocation,
     how: (Format, Level),
     max_upload: Option<u64>,
-    wire: &Wire,
+    transfer_settings: &TransferSettings,
 ) -> Result<(), String> {
     let selection = select(root, request);
     notes(&selection.notes);
@@ -60,38 +60,40 @@ fn save(
         return Ok(());
     }
     let place = |why: io::Error| match why.kind() {
-        io::ErrorKind::StorageFull => format!("the disk of the cache directory is full: {}", copy.local.display()),
-        _ => format!("{}: {why}", copy.local.display()),
+        io::ErrorKind::StorageFull => format!("the disk of the cache directory is full: {}", location.local.display()),
+        _ => format!("{}: {why}", location.local.display()),
     };
-    let _lock = store::lock(&copy.local).map_err(place)?;
-    let unchanged = is_up_to_date(root, &selection.entries, &copy.local);
+    let _lock = store::lock(&location.local).map_err(place)?;
+    let unchanged = is_up_to_date(root, &selection.entries, &location.local);
     if !unchanged {
-        pack(root, &selection.entries, copy, how).map_err(place)?;
+        pack(root, &selection.entries, location, how).map_err(place)?;
     }
-    let Some(remote) = &copy.remote else {
+    let Some(remote) = &location.remote else {
         println!(
             "No URL provided, cache will not be uploaded to shared cache server. Cache will be stored only locally."
         );
         return Ok(());
     };
-    if unchanged && ask(wire, Method::Head, &remote.head, &[]).is_ok_and(|answer| answer.status == 200) {
+    if unchanged
+        && send_request(transfer_settings, Method::Head, &remote.head, &[]).is_ok_and(|answer| answer.status == 200)
+    {
         println!("Archive is up to date!");
         return Ok(());
     }
-    let archive = store::open(&copy.local).map_err(place)?;
+    let archive = store::open(&location.local).map_err(place)?;
     let size = archive.metadata().map_err(place)?.len();
     if let Some(max) = max_upload.filter(|max| size > *max) {
-        let key = &copy.key;
+        let key = &location.key;
         warning(format_args!("cache {key}: {size} bytes, more than the {max} that are uploaded; it stays local"));
         return Ok(());
     }
-    if let Some(max) = remote.most.filter(|max| size > *max) {
-        let (key, size, max) = (&copy.key, bytes(size as f64), bytes(max as f64));
+    if let Some(max) = remote.max_size.filter(|max| size > *max) {
+        let (key, size, max) = (&location.key, bytes(size as f64), bytes(max as f64));
         warning(format_args!("cache {key}: {size}, more than the {max} that S3 takes in one request; it stays local"));
         return Ok(());
     }
-    if let Some(etag) = upload(archive, size, remote, wire)? {
-        store::set_etag(&copy.local, &etag);
+    if let Some(etag) = upload(archive, size, remote, transfer_settings)? {
+        store::set_etag(&location.local, &etag);
     }
     Ok(())
 }
@@ -104,31 +106,40 @@ fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
     entries.iter().all(|entry| root.stat(&entry.path).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) < packed))
 }
 
-fn pack(root: &Root, entries: &[Entry], copy: &Copy, (format, level): (Format, Level)) -> io::Result<()> {
-    let mut draft = Draft::new(&copy.local)?;
+fn pack(root: &Root, entries: &[Entry], location: &CacheLocation, (format, level): (Format, Level)) -> io::Result<()> {
+    let mut pending = PendingArchive::new(&location.local)?;
     // By the clock of files, which runs some milliseconds behind.
-    let started = draft.file.metadata()?.modified()?;
-    let mut sink = BufWriter::with_capacity(256 * 1024, &mut draft.file);
+    let started = pending.file.metadata()?.modified()?;
+    let mut sink = BufWriter::with_capacity(256 * 1024, &mut pending.file);
     let written = archive::write(root, entries, format, level, &mut sink)?;
     sink.flush()?;
     drop(sink);
     written.warnings.iter().for_each(warning);
     // What changes while it is packed is not older than the archive.
-    draft.file.set_modified(started)?;
-    draft.keep(&copy.key)
+    pending.file.set_modified(started)?;
+    pending.commit(&location.key)
 }
 
 /// Hands an archive to the object store; returns what that calls it.
-fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<Option<String>, String> {
-    let timeouts = Timeouts { total: wire.timeout, response: Duration::from_secs(30).max(wire.timeout / 2) };
-    let transfer = Transfer::new(&remote.put, &wire.tls, &wire.user_agent, timeouts).map_err(|why| why.to_string())?;
+fn upload(
+    mut archive: File,
+    size: u64,
+    remote: &PresignedUrls,
+    transfer_settings: &TransferSettings,
+) -> Result<Option<String>, String> {
+    let timeouts = Timeouts {
+        total: transfer_settings.timeout,
+        response: Duration::from_secs(30).max(transfer_settings.timeout / 2),
+    };
+    let transfer = Transfer::new(&remote.put, &transfer_settings.tls, &transfer_settings.user_agent, timeouts)
+        .map_err(|why| why.to_string())?;
     let mut headers = remote.put_headers.clone();
     headers.push(("Content-Type".to_owned(), "application/octet-stream".to_owned()));
     println!("Uploading cache.zip to {}", origin(&remote.put));
-    let mut budget = RetryBudget::new(RETRIED_FOR);
+    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
     loop {
         archive.rewind().map_err(|why| why.to_string())?;
-        let mut content = Meter::new(&archive, "Uploading cache", wire.meter, Some(size));
+        let mut content = Meter::new(&archive, "Uploading cache", transfer_settings.meter, Some(size));
         let (why, wait) = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
             Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.header("ETag").map(str::to_owned)),
             Ok(answer) if !is_retryable(answer.status) => return Err(refusal(answer)),
@@ -142,6 +153,6 @@ fn upload(mut archive: File, size: u64, remote: &Remote, wire: &Wire) -> Result<
             },
         };
         warning(format_args!("{why}. Retrying..."));
-        rest(wait);
+        wait_before_retry(wait);
     }
 }

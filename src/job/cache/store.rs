@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::config::cache::Limits;
+use crate::config::cache::CacheLimits;
 use crate::job::transfer::bytes;
 use crate::random;
 use crate::sys::open_regular;
@@ -21,13 +21,13 @@ const LOCK: &str = ".lock";
 const METADATA: &str = "metadata.json";
 const ARCHIVE: &str = "cache.zip";
 const ETAG: &str = "etag";
-const DRAFT: &str = ".draft-";
+const PENDING_PREFIX: &str = ".draft-";
 
 /// Another job that saves or fetches the same key is given this long; one that holds the lock for no reason, no longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A draft that nobody wrote to for this long was left by a process that was killed.
-const DRAFT_MOST: Duration = Duration::from_secs(24 * 3600);
+const PENDING_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes the directory of an archive and keeps others from writing it while the lock is held.
 pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
@@ -43,9 +43,9 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
         };
         share(&file, &path);
         let lock = wait_for_lock(file, LOCK_TIMEOUT)?;
-        if stands_at(&lock, &path) {
+        if is_still_at(&lock, &path) {
             // Who holds the lock is the only one who writes: other drafts were left by processes that were killed.
-            remove_drafts(directory, Duration::ZERO);
+            remove_pending(directory, Duration::ZERO);
             return Ok(lock);
         }
     }
@@ -111,15 +111,15 @@ fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
 }
 
 /// Whether an open file is still what has this name.
-fn stands_at(file: &File, path: &Path) -> bool {
+fn is_still_at(file: &File, path: &Path) -> bool {
     let there = file.metadata().ok().zip(path.symlink_metadata().ok());
     there.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
-fn remove_drafts(directory: &Path, age: Duration) {
+fn remove_pending(directory: &Path, age: Duration) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let modified = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-        if entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes())
+        if entry.file_name().as_encoded_bytes().starts_with(PENDING_PREFIX.as_bytes())
             && (age.is_zero() || modified().is_some_and(|since| since > age))
         {
             let _ = fs::remove_file(entry.path());
@@ -142,7 +142,7 @@ pub fn open(archive: &Path) -> io::Result<File> {
 /// Removes an archive that turned out to be of no use, unless another one has taken its place.
 pub fn forget(archive: &Path, opened: &File) {
     let Ok(_lock) = lock(archive) else { return };
-    if stands_at(opened, archive) {
+    if is_still_at(opened, archive) {
         let _ = fs::remove_file(archive);
         let _ = fs::remove_file(archive.with_file_name(ETAG));
     }
@@ -166,40 +166,40 @@ pub fn set_etag(archive: &Path, etag: &str) {
 
 /// Writes a small file and puts it in the place of whatever has that name: nothing there is opened.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = draft_path(path)?;
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&draft)?;
-    share(&file, &draft);
-    let written = file.write_all(content).and_then(|()| fs::rename(&draft, path));
+    let pending = pending_path(path)?;
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&pending)?;
+    share(&file, &pending);
+    let written = file.write_all(content).and_then(|()| fs::rename(&pending, path));
     if written.is_err() {
-        let _ = fs::remove_file(&draft);
+        let _ = fs::remove_file(&pending);
     }
     written
 }
 
 /// A name beside a file that nothing has yet.
-fn draft_path(path: &Path) -> io::Result<PathBuf> {
-    Ok(directory_of(path)?.join(format!("{DRAFT}{}-{:08x}", std::process::id(), random::number())))
+fn pending_path(path: &Path) -> io::Result<PathBuf> {
+    Ok(directory_of(path)?.join(format!("{PENDING_PREFIX}{}-{:08x}", std::process::id(), random::number())))
 }
 
 /// An archive that is not whole yet; it is gone unless it is kept.
-pub struct Draft {
+pub struct PendingArchive {
     /// To be written.
     pub file: File,
     path: PathBuf,
     archive: PathBuf,
 }
 
-impl Draft {
+impl PendingArchive {
     /// Beside the archive whose place it will take.
     pub fn new(archive: &Path) -> io::Result<Self> {
-        let path = draft_path(archive)?;
+        let path = pending_path(archive)?;
         let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
         share(&file, &path);
         Ok(Self { file, path, archive: archive.to_owned() })
     }
 
     /// Puts it in the archive's place.
-    pub fn keep(self, key: &str) -> io::Result<()> {
+    pub fn commit(self, key: &str) -> io::Result<()> {
         let metadata = serde_json::json!({ "cachekey": key }).to_string();
         replace(&directory_of(&self.archive)?.join(METADATA), metadata.as_bytes())?;
         // It speaks of the archive that was there.
@@ -210,7 +210,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for PendingArchive {
     fn drop(&mut self) {
         // After `keep` it has this name no more.
         let _ = fs::remove_file(&self.path);
@@ -218,7 +218,7 @@ impl Drop for Draft {
 }
 
 /// Keeps the caches of all projects below `root` within their limits, and says what went.
-pub fn tidy(root: &Path, limits: Limits) {
+pub fn enforce_limits(root: &Path, limits: CacheLimits) {
     let (count, freed) = clean(root, limits);
     if count > 0 {
         println!("Removed {count} local caches that were not used for longest ({})", bytes(freed as f64));
@@ -227,8 +227,8 @@ pub fn tidy(root: &Path, limits: Limits) {
 
 /// Removes what is too old, then what was not used for longest until the rest is small enough. What is in use stays.
 /// Returns how many archives and bytes are gone.
-fn clean(root: &Path, limits: Limits) -> (u32, u64) {
-    if limits == Limits::default() {
+fn clean(root: &Path, limits: CacheLimits) -> (u32, u64) {
+    if limits == CacheLimits::default() {
         return (0, 0);
     }
     let mut archives = Vec::new();
@@ -249,13 +249,13 @@ fn clean(root: &Path, limits: Limits) -> (u32, u64) {
     (count, bytes)
 }
 
-struct Kept {
+struct StoredArchive {
     directory: PathBuf,
     size: u64,
     used: SystemTime,
 }
 
-fn find(directory: &Path, depth: u32, found: &mut Vec<Kept>) {
+fn find(directory: &Path, depth: u32, found: &mut Vec<StoredArchive>) {
     const DEEPEST: u32 = 48;
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
@@ -266,9 +266,9 @@ fn find(directory: &Path, depth: u32, found: &mut Vec<Kept>) {
             let Ok(archive) = entry.metadata() else { continue };
             let used = fs::symlink_metadata(directory.join(METADATA)).and_then(|metadata| metadata.modified());
             let used = used.or_else(|_| archive.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            found.push(Kept { directory: directory.to_owned(), size: archive.blocks() * 512, used });
+            found.push(StoredArchive { directory: directory.to_owned(), size: archive.blocks() * 512, used });
         } else if kind.is_file() && entry.file_name() == LOCK {
-            remove_drafts(directory, DRAFT_MOST);
+            remove_pending(directory, PENDING_AGE_MAX);
         }
     }
 }
@@ -278,11 +278,11 @@ fn remove(root: &Path, directory: &Path) -> bool {
     let path = directory.join(LOCK);
     let Ok(lock) = open_lock(&path) else { return false };
     let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else { return false };
-    if !stands_at(&lock, &path) {
+    if !is_still_at(&lock, &path) {
         return false;
     }
     let gone = fs::remove_file(directory.join(ARCHIVE)).is_ok();
-    remove_drafts(directory, Duration::ZERO);
+    remove_pending(directory, Duration::ZERO);
     for name in [METADATA, ETAG, LOCK] {
         let _ = fs::remove_file(directory.join(name));
     }
@@ -332,7 +332,7 @@ mod tests {
             assert!(open(&archive).is_err(), "{what}");
             assert_eq!(etag(&archive), None, "{what}");
             let held = lock(&archive).expect(what);
-            Draft::new(&archive).expect("a draft").keep("key").expect(what);
+            PendingArchive::new(&archive).expect("a draft").commit("key").expect(what);
             set_etag(&archive, "\"e\"");
             drop(held);
             assert_eq!(etag(&archive).as_deref(), Some("\"e\""), "{what}");

@@ -11,7 +11,7 @@ pub const OPENING: &str = "${{";
 pub const CLOSING: &str = "}}";
 
 /// Expressions in expressions: what goes deeper would need the thread's whole stack.
-const DEPTH_MOST: usize = 50;
+const DEPTH_MAX: usize = 50;
 
 /// Names that the language keeps for later.
 const RESERVED: [&str; 34] = [
@@ -52,7 +52,7 @@ const RESERVED: [&str; 34] = [
 ];
 
 /// What comes of a part of an expression.
-type Outcome = Result<Value, String>;
+type Evaluated = Result<Value, String>;
 
 /// Reads one expression.
 pub struct Reader<'a> {
@@ -75,7 +75,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An expression and its closing braces. Errors: what is wrong with it.
-    pub fn template(&mut self) -> Outcome {
+    pub fn template(&mut self) -> Evaluated {
         let value = self.expression()?;
         if self.takes(CLOSING) {
             return Ok(value);
@@ -88,21 +88,21 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn expression(&mut self) -> Outcome {
+    fn expression(&mut self) -> Evaluated {
         self.deeper(Self::or)
     }
 
-    fn deeper(&mut self, read: fn(&mut Self) -> Outcome) -> Outcome {
+    fn deeper(&mut self, read: fn(&mut Self) -> Evaluated) -> Evaluated {
         self.depth += 1;
-        if self.depth > DEPTH_MOST {
-            return Err(format!("it is more than {DEPTH_MOST} levels deep"));
+        if self.depth > DEPTH_MAX {
+            return Err(format!("it is more than {DEPTH_MAX} levels deep"));
         }
         let outcome = read(self);
         self.depth -= 1;
         outcome
     }
 
-    fn or(&mut self) -> Outcome {
+    fn or(&mut self) -> Evaluated {
         let mut left = self.and()?;
         while self.takes("||") {
             let right = self.only_if(!is_true(&left), Self::and)?;
@@ -111,7 +111,7 @@ impl<'a> Reader<'a> {
         Ok(left)
     }
 
-    fn and(&mut self) -> Outcome {
+    fn and(&mut self) -> Evaluated {
         let mut left = self.comparison()?;
         while self.takes("&&") {
             let right = self.only_if(is_true(&left), Self::comparison)?;
@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads on, and evaluates what it reads only if that matters.
-    fn only_if(&mut self, matters: bool, read: fn(&mut Self) -> Outcome) -> Outcome {
+    fn only_if(&mut self, matters: bool, read: fn(&mut Self) -> Evaluated) -> Evaluated {
         let before = self.counts;
         self.counts = before && matters;
         let outcome = read(self);
@@ -129,7 +129,7 @@ impl<'a> Reader<'a> {
         outcome
     }
 
-    fn comparison(&mut self) -> Outcome {
+    fn comparison(&mut self) -> Evaluated {
         let mut left = self.sum()?;
         while let Some(operator) = Comparison::ALL.into_iter().find(|operator| self.takes(operator.sign())) {
             let right = self.sum()?;
@@ -138,15 +138,15 @@ impl<'a> Reader<'a> {
         Ok(left)
     }
 
-    fn sum(&mut self) -> Outcome {
+    fn sum(&mut self) -> Evaluated {
         self.chain(&[Arithmetic::Add, Arithmetic::Subtract], Self::product)
     }
 
-    fn product(&mut self) -> Outcome {
+    fn product(&mut self) -> Evaluated {
         self.chain(&[Arithmetic::Multiply, Arithmetic::Divide, Arithmetic::Remainder], Self::unary)
     }
 
-    fn chain(&mut self, operators: &[Arithmetic], operand: fn(&mut Self) -> Outcome) -> Outcome {
+    fn chain(&mut self, operators: &[Arithmetic], operand: fn(&mut Self) -> Evaluated) -> Evaluated {
         let mut left = operand(self)?;
         while let Some(operator) = operators.iter().find(|operator| self.takes(operator.sign())) {
             let right = operand(self)?;
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
         Ok(left)
     }
 
-    fn unary(&mut self) -> Outcome {
+    fn unary(&mut self) -> Evaluated {
         if self.takes("!") {
             return self.deeper(Self::unary).map(|value| Value::Bool(!is_true(&value)));
         }
@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A value with what is taken out of it.
-    fn member(&mut self) -> Outcome {
+    fn member(&mut self) -> Evaluated {
         let mut value = self.value()?;
         loop {
             let key = if self.takes(".") {
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn part(&self, value: &Value, key: &Value) -> Outcome {
+    fn part(&self, value: &Value, key: &Value) -> Evaluated {
         match (value, key) {
             (Value::Object(object), Value::String(name)) => {
                 object.get(name).cloned().ok_or_else(|| match self.scope.sensitive.contains(name) {
@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn value(&mut self) -> Outcome {
+    fn value(&mut self) -> Evaluated {
         self.skip_blanks();
         match self.rest.chars().next() {
             Some('(') => {
@@ -228,7 +228,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn named(&mut self, name: &str) -> Outcome {
+    fn named(&mut self, name: &str) -> Evaluated {
         match name {
             "null" => Ok(Value::Null),
             "true" => Ok(Value::Bool(true)),
@@ -244,7 +244,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn list(&mut self) -> Outcome {
+    fn list(&mut self) -> Evaluated {
         let mut list = Vec::new();
         self.expect("[")?;
         while !self.takes("]") {
@@ -254,7 +254,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Array(list))
     }
 
-    fn object(&mut self) -> Outcome {
+    fn object(&mut self) -> Evaluated {
         let mut object = Map::new();
         self.expect("{")?;
         while !self.takes("}") {
@@ -281,7 +281,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Text between double quotes, with expressions in it.
-    fn text(&mut self) -> Outcome {
+    fn text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("\"")?;
         loop {
@@ -326,7 +326,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Text between single quotes.
-    fn raw_text(&mut self) -> Outcome {
+    fn raw_text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("'")?;
         loop {
@@ -338,7 +338,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn number(&mut self) -> Outcome {
+    fn number(&mut self) -> Evaluated {
         let mut before = ' ';
         let end = self.rest.find(|next: char| {
             let goes_on = next.is_ascii_digit() || matches!(next, '.' | 'e' | 'E') || is_sign_of_exponent(before, next);
@@ -386,7 +386,7 @@ impl<'a> Reader<'a> {
         self.rest = self.rest.trim_start();
     }
 
-    fn if_it_counts(&self, evaluate: impl FnOnce() -> Outcome) -> Outcome {
+    fn if_it_counts(&self, evaluate: impl FnOnce() -> Evaluated) -> Evaluated {
         if self.counts { evaluate() } else { Ok(Value::Null) }
     }
 }
@@ -401,7 +401,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn evaluate(text: &str) -> Outcome {
+    fn evaluate(text: &str) -> Evaluated {
         let inputs = json!({
             "env": "production", "count": 3, "empty": "", "list": [{"a-b": 7}, "x"], "off": false, "name": "run",
         });

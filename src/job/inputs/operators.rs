@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use serde_json::Value;
 
 /// Whole numbers up to this are exact.
-const EXACT_MOST: f64 = 9_007_199_254_740_992.0;
+const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Operators on numbers; the first joins texts, too.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,7 @@ pub fn number_of(text: &str) -> Option<Value> {
 
 /// A number; a whole one is written without a point. Nothing for what is none.
 fn of_float(number: f64) -> Option<Value> {
-    if number.fract() == 0.0 && number.abs() < EXACT_MOST {
+    if number.fract() == 0.0 && number.abs() < EXACT_INTEGER_MAX {
         return Some(Value::from(number as i64));
     }
     serde_json::Number::from_f64(number).map(Value::Number)

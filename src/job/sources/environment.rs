@@ -6,7 +6,7 @@
 
 /// Who runs git.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runs {
+pub enum GitContext {
     /// The job's user, on the machine.
     AsJob,
     /// The agent, beside the job's container.
@@ -18,7 +18,7 @@ pub const PROXIES: [&str; 8] =
     ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
 
 /// Variables whose text only says how to reach a server.
-const PLAIN: [&str; 17] = [
+const ALLOWED_VARIABLES: [&str; 17] = [
     "ALL_PROXY",
     "CI_JOB_TOKEN",
     "GIT_HTTP_LOW_SPEED_LIMIT",
@@ -39,14 +39,14 @@ const PLAIN: [&str; 17] = [
 ];
 
 /// Traces that show what git does, and not what it sends and receives. Their value is a switch or the name of a file.
-const TRACES: [&str; 4] = ["GIT_TRACE", "GIT_TRACE_PERFORMANCE", "GIT_TRACE_SETUP", "GIT_TRACE_SHALLOW"];
+const TRACE_VARIABLES: [&str; 4] = ["GIT_TRACE", "GIT_TRACE_PERFORMANCE", "GIT_TRACE_SETUP", "GIT_TRACE_SHALLOW"];
 
 /// Git LFS prints bodies of answers when one of these is set.
-pub const TRACES_OF_LFS: [&str; 2] = ["GIT_TRACE", "GIT_TRANSFER_TRACE"];
+pub const LFS_TRACE_VARIABLES: [&str; 2] = ["GIT_TRACE", "GIT_TRANSFER_TRACE"];
 
 /// Variables that would make git work on something else than the checkout (`git rev-parse --local-env-vars`), give it
 /// other programs, or make it print headers and bodies.
-const REFUSED: [&str; 27] = [
+const REFUSED_VARIABLES: [&str; 27] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_ATTR_SOURCE",
     "GIT_CEILING_DIRECTORIES",
@@ -78,7 +78,7 @@ const REFUSED: [&str; 27] = [
 
 /// Settings (`GIT_CONFIG_KEY_n`) that a job in a container may give to git: the section, and the last parts of the names.
 /// None of them names a program or a file, or sends git to a server that was not asked for.
-const SETTINGS: [(&str, &[&str]); 7] = [
+const ALLOWED_SETTINGS: [(&str, &[&str]); 7] = [
     ("checkout", &["defaultremote", "guess", "thresholdforparallelism", "workers"]),
     (
         "fetch",
@@ -142,18 +142,21 @@ const SETTINGS: [(&str, &[&str]); 7] = [
 ];
 
 /// Settings that are a number of threads, processes or connections, and how many there may be.
-const COUNTS: [&str; 6] = ["concurrenttransfers", "maxrequests", "minsessions", "parallel", "threads", "workers"];
+const COUNT_SETTINGS: [&str; 6] =
+    ["concurrenttransfers", "maxrequests", "minsessions", "parallel", "threads", "workers"];
 const COUNT_MAX: u32 = 64;
 
 /// The variables of a job that git gets.
-pub fn of_job(exports: Vec<(String, String)>, runs: Runs) -> Vec<(String, String)> {
-    if runs == Runs::AsJob {
-        let kept = |key: &str| !REFUSED.contains(&key) && (!key.starts_with("GIT_TRACE") || TRACES.contains(&key));
+pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> Vec<(String, String)> {
+    if context == GitContext::AsJob {
+        let kept = |key: &str| {
+            !REFUSED_VARIABLES.contains(&key) && (!key.starts_with("GIT_TRACE") || TRACE_VARIABLES.contains(&key))
+        };
         return exports.into_iter().filter(|(key, _)| kept(key)).collect();
     }
     let is_switch = |value: &str| matches!(value, "0" | "1" | "2" | "true" | "false");
     let harmless = |(key, value): &&(String, String)| {
-        PLAIN.contains(&key.as_str()) || (TRACES.contains(&key.as_str()) && is_switch(value))
+        ALLOWED_VARIABLES.contains(&key.as_str()) || (TRACE_VARIABLES.contains(&key.as_str()) && is_switch(value))
     };
     let mut kept: Vec<(String, String)> = exports.iter().filter(harmless).cloned().collect();
     kept.extend(settings(&exports));
@@ -167,7 +170,7 @@ fn settings(exports: &[(String, String)]) -> Vec<(String, String)> {
     let pair = |number: u16| {
         let key = value(&format!("GIT_CONFIG_KEY_{number}"))?;
         let value = value(&format!("GIT_CONFIG_VALUE_{number}"))?;
-        is_harmless_setting(key, value).then_some((key, value))
+        is_allowed_setting(key, value).then_some((key, value))
     };
     let kept: Vec<(&str, &str)> = (0..count).filter_map(pair).collect();
     let mut variables = vec![("GIT_CONFIG_COUNT".to_owned(), kept.len().to_string())];
@@ -178,15 +181,15 @@ fn settings(exports: &[(String, String)]) -> Vec<(String, String)> {
     variables
 }
 
-fn is_harmless_setting(key: &str, value: &str) -> bool {
+fn is_allowed_setting(key: &str, value: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let (Some((section, _)), Some((before, last))) = (key.split_once('.'), key.rsplit_once('.')) else { return false };
     if section == "advice" {
         return true;
     }
-    let known = SETTINGS.iter().any(|(name, parts)| *name == section && parts.contains(&last));
+    let known = ALLOWED_SETTINGS.iter().any(|(name, parts)| *name == section && parts.contains(&last));
     let fits = match last {
-        _ if COUNTS.contains(&last) => value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX),
+        _ if COUNT_SETTINGS.contains(&last) => value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX),
         // What an address is replaced with.
         "insteadof" | "pushinsteadof" => {
             let base = before.strip_prefix("url.").unwrap_or_default();
@@ -202,14 +205,14 @@ fn is_harmless_setting(key: &str, value: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn kept(runs: Runs, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    fn kept(context: GitContext, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         let exports: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        of_job(exports, runs)
+        of_job(exports, context)
     }
 
     #[test]
     fn beside_a_container_nothing_that_starts_a_program_or_names_a_file_reaches_git() {
-        let kept = |pairs: &[(&str, &str)]| kept(Runs::BesideContainer, pairs);
+        let kept = |pairs: &[(&str, &str)]| kept(GitContext::BesideContainer, pairs);
         for key in [
             "BASH_ENV",
             "CURL_HOME",
@@ -252,7 +255,7 @@ mod tests {
 
     #[test]
     fn in_the_shell_git_keeps_its_repository_and_prints_no_headers() {
-        let kept = |key: &str| !kept(Runs::AsJob, &[(key, "1")]).is_empty();
+        let kept = |key: &str| !kept(GitContext::AsJob, &[(key, "1")]).is_empty();
         for key in ["GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_CONFIG_COUNT", "SSH_AUTH_SOCK", "PATH", "GIT_TRACE"] {
             assert!(kept(key), "{key}");
         }
@@ -290,7 +293,7 @@ mod tests {
             ("GIT_CONFIG_VALUE_1", "https://h/"),
         ];
         assert_eq!(
-            of_job(exports, Runs::BesideContainer),
+            of_job(exports, GitContext::BesideContainer),
             expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
         );
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Plan, make_directory, remove, repository::value};
+use super::{SourcesPlan, make_directory, remove, repository::value};
 
 /// What git's configuration for all repositories of a job is called, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
@@ -22,7 +22,7 @@ pub const SECRET_FILES: [&str; 3] = [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFIC
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
 
 /// Writes the settings; `redirected` are URLs of repositories that have moved on their server, and where to.
-pub fn write(plan: &Plan, redirected: &[(String, String)]) -> io::Result<()> {
+pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<()> {
     make_temporary_directory(plan)?;
     let mut text = String::new();
     if !plan.correlation_id.is_empty() {
@@ -32,7 +32,7 @@ pub fn write(plan: &Plan, redirected: &[(String, String)]) -> io::Result<()> {
     text.push_str("[transfer]\n\tbundleURI = true\n");
     if let Some(certificates) = &plan.ca_certificates {
         write_private(plan, CA_CERTIFICATES, certificates)?;
-        let (host, path) = (crate::http::origin(&plan.url), plan.seen(CA_CERTIFICATES));
+        let (host, path) = (crate::http::origin(&plan.url), plan.path_in_container(CA_CERTIFICATES));
         text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", value(&host), value(&path.display().to_string())));
     }
     // Of two rules for the same address git takes the first.
@@ -48,7 +48,7 @@ pub fn write(plan: &Plan, redirected: &[(String, String)]) -> io::Result<()> {
         ));
         let global = format!(
             "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n[include]\n\tpath = {}\n",
-            value(&plan.seen(EXTERNAL_CONFIG).display().to_string())
+            value(&plan.path_in_container(EXTERNAL_CONFIG).display().to_string())
         );
         write_private(plan, GLOBAL_CONFIG, &global)?;
     }
@@ -57,9 +57,9 @@ pub fn write(plan: &Plan, redirected: &[(String, String)]) -> io::Result<()> {
 
 /// The temporary directory, which only its owner enters, also where something else stands. Beside a container it is made
 /// before, for whomever the container runs as.
-fn make_temporary_directory(plan: &Plan) -> io::Result<()> {
+fn make_temporary_directory(plan: &SourcesPlan) -> io::Result<()> {
     make_directory(&plan.temporary)?;
-    if plan.seen.is_some() {
+    if plan.temporary_in_container.is_some() {
         return Ok(());
     }
     fs::set_permissions(&plan.temporary, std::os::unix::fs::PermissionsExt::from_mode(0o700))
@@ -67,11 +67,11 @@ fn make_temporary_directory(plan: &Plan) -> io::Result<()> {
 
 /// Writes a file that only its owner reads; what stood there before is removed, be it a link. Beside a container the
 /// directory keeps others away, and the container's user must read it.
-fn write_private(plan: &Plan, name: &str, text: &str) -> io::Result<()> {
+fn write_private(plan: &SourcesPlan, name: &str, text: &str) -> io::Result<()> {
     use std::io::Write;
     let path = plan.temporary.join(name);
     remove::remove(&path)?;
-    let mode = if plan.seen.is_some() { 0o644 } else { 0o600 };
+    let mode = if plan.temporary_in_container.is_some() { 0o644 } else { 0o600 };
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())
 }

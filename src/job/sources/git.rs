@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::environment::PROXIES;
-use super::{Failure, Plan};
+use super::{SourcesError, SourcesPlan};
 
 /// Options that hold for every git command: nothing that stands in the work tree or its repository is run, and no
 /// redirect is followed (`redirect` follows those that stay on the host).
-const SAFE: [&str; 12] = [
+const SAFE_SETTINGS: [&str; 12] = [
     "-c",
     "core.hooksPath=/dev/null",
     "-c",
@@ -24,24 +24,24 @@ const SAFE: [&str; 12] = [
 ];
 
 /// Runs git in the project directory; its output goes where ours goes.
-pub fn run(plan: &Plan, arguments: &[&str]) -> Result<(), Failure> {
+pub fn run(plan: &SourcesPlan, arguments: &[&str]) -> Result<(), SourcesError> {
     run_in(plan, &plan.project, arguments)
 }
 
 /// Runs git in a directory of the checkout.
-pub fn run_in(plan: &Plan, directory: &Path, arguments: &[&str]) -> Result<(), Failure> {
+pub fn run_in(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<(), SourcesError> {
     let status = command(plan, directory, arguments).status()?;
     match status.code() {
         Some(0) => Ok(()),
-        code => Err(Failure::Git(code.unwrap_or(-1))),
+        code => Err(SourcesError::Git(code.unwrap_or(-1))),
     }
 }
 
 /// A command of git for a directory of the checkout.
-pub fn command(plan: &Plan, directory: &Path, arguments: &[&str]) -> Command {
+pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
     command
-        .args(SAFE)
+        .args(SAFE_SETTINGS)
         .args(plan.beside_container())
         .args(arguments)
         .current_dir(directory)

@@ -17,9 +17,9 @@ use std::thread;
 use nix::sys::stat::{FileStat, Mode, fstat, umask};
 use ring::digest::{Algorithm, Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-use super::record::Record;
+use super::record::CheckoutRecord;
 use super::repository::is_hex;
-use super::{Plan, files, git};
+use super::{SourcesPlan, files, git};
 use crate::archive::root::{Kind, Root, kind_of};
 
 /// The list of an index is not read without end.
@@ -30,7 +30,7 @@ const THREADS_MAX: usize = 8;
 
 /// An entry of an index, or of a commit's trees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct IndexEntry {
     /// Mode, as git has it.
     pub mode: u32,
     /// Name of the object, in hexadecimal digits.
@@ -40,10 +40,10 @@ pub struct Entry {
 }
 
 /// What is known of a file whose content is that of its object.
-pub type Known = HashMap<Vec<u8>, (String, FileStat)>;
+pub type KnownFiles = HashMap<Vec<u8>, (String, FileStat)>;
 
 /// The hash by which objects are named.
-pub fn algorithm(plan: &Plan) -> &'static Algorithm {
+pub fn algorithm(plan: &SourcesPlan) -> &'static Algorithm {
     if plan.object_format == "sha256" { &SHA256 } else { &SHA1_FOR_LEGACY_USE_ONLY }
 }
 
@@ -53,7 +53,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// The entries of the index. `None` where it cannot be read.
-pub fn list(plan: &Plan) -> io::Result<Option<Vec<Entry>>> {
+pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     let mut command = git::command(plan, &plan.project, &["ls-files", "--stage", "-z"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut text = Vec::new();
@@ -78,31 +78,31 @@ pub fn list(plan: &Plan) -> io::Result<Option<Vec<Entry>>> {
 }
 
 /// `100644 <object> <stage>\t<path>`
-fn parse(line: &[u8]) -> Option<Option<Entry>> {
+fn parse(line: &[u8]) -> Option<Option<IndexEntry>> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let words = std::str::from_utf8(&line[..tab]).ok()?;
     let [mode, oid, stage] = words.split(' ').collect::<Vec<_>>()[..] else { return None };
     let mode = u32::from_str_radix(mode, 8).ok()?;
     is_hex(oid, &[40, 64]).then_some(())?;
-    Some((stage == "0").then(|| Entry { mode, oid: oid.to_owned(), path: line[tab + 1..].to_vec() }))
+    Some((stage == "0").then(|| IndexEntry { mode, oid: oid.to_owned(), path: line[tab + 1..].to_vec() }))
 }
 
 /// Makes the index anew; returns the files whose content is known to be that of their entries. `None` where the index
 /// cannot be read: then nobody knows which files of the directory came from git.
-pub fn rebuild(plan: &Plan, record: &Record) -> io::Result<Option<Known>> {
+pub fn rebuild(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<Option<KnownFiles>> {
     let index = plan.project.join(".git/index");
     if files::open(&index).is_none() {
         super::remove::remove(&index)?;
-        return Ok(Some(Known::new()));
+        return Ok(Some(KnownFiles::new()));
     }
     let Some(entries) = list(plan)? else { return Ok(None) };
-    let known = look(plan, &entries, record)?;
+    let known = find_unchanged(plan, &entries, record)?;
     write(plan, &entries, &known)?;
     Ok(Some(known))
 }
 
 /// Finds the files whose content is that of their entries.
-pub fn look(plan: &Plan, entries: &[Entry], record: &Record) -> io::Result<Known> {
+pub fn find_unchanged(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord) -> io::Result<KnownFiles> {
     let root = Root::open(&plan.project)?;
     // What git would give to a new file.
     let mask = umask(Mode::empty());
@@ -120,7 +120,7 @@ pub fn look(plan: &Plan, entries: &[Entry], record: &Record) -> io::Result<Known
     };
     Ok(thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut known: Known = work().into_iter().collect();
+        let mut known: KnownFiles = work().into_iter().collect();
         // A helper that panicked has found nothing.
         known.extend(helpers.into_iter().filter_map(|helper| helper.join().ok()).flatten());
         known
@@ -128,7 +128,13 @@ pub fn look(plan: &Plan, entries: &[Entry], record: &Record) -> io::Result<Known
 }
 
 /// The stat of a file that is what its entry says.
-fn unchanged(root: &Root, plan: &Plan, entry: &Entry, record: &Record, mask: Mode) -> Option<FileStat> {
+fn unchanged(
+    root: &Root,
+    plan: &SourcesPlan,
+    entry: &IndexEntry,
+    record: &CheckoutRecord,
+    mask: Mode,
+) -> Option<FileStat> {
     let path = Path::new(OsStr::from_bytes(&entry.path));
     let stat = root.stat(path).ok()?;
     let kind = if entry.mode & 0o170_000 == 0o120_000 { Kind::Link } else { Kind::File };
@@ -161,7 +167,7 @@ pub fn is_same(one: &FileStat, other: &FileStat) -> bool {
 }
 
 /// The name of an object with this content.
-fn oid_of(plan: &Plan, kind: &str, content: &[u8]) -> String {
+fn oid_of(plan: &SourcesPlan, kind: &str, content: &[u8]) -> String {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {}\0", content.len()).as_bytes());
     context.update(content);
@@ -169,7 +175,7 @@ fn oid_of(plan: &Plan, kind: &str, content: &[u8]) -> String {
 }
 
 /// The same for content that is read. Errors: it ends too soon.
-pub fn hash_of(plan: &Plan, kind: &str, size: u64, reader: &mut dyn Read) -> io::Result<String> {
+pub fn hash_of(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read) -> io::Result<String> {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {size}\0").as_bytes());
     let mut left = size;
@@ -187,8 +193,8 @@ pub fn hash_of(plan: &Plan, kind: &str, size: u64, reader: &mut dyn Read) -> io:
 }
 
 /// Writes an index of version 2 (gitformat-index(5)); files that are not known have no times in it.
-fn write(plan: &Plan, entries: &[Entry], known: &Known) -> io::Result<()> {
-    let mut file = BufWriter::new(Hashed {
+fn write(plan: &SourcesPlan, entries: &[IndexEntry], known: &KnownFiles) -> io::Result<()> {
+    let mut file = BufWriter::new(HashingWriter {
         file: files::create(&plan.project.join(".git/index"))?,
         context: Context::new(algorithm(plan)),
     });
@@ -214,7 +220,7 @@ fn write(plan: &Plan, entries: &[Entry], known: &Known) -> io::Result<()> {
         file.write_all(&[0; 8][..8 - fixed % 8])?;
     }
     let hashed = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let Hashed { mut file, context } = hashed;
+    let HashingWriter { mut file, context } = hashed;
     file.write_all(context.finish().as_ref())
 }
 
@@ -241,12 +247,12 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 /// A file whose content is hashed as it is written.
-struct Hashed {
+struct HashingWriter {
     file: std::fs::File,
     context: Context,
 }
 
-impl Write for Hashed {
+impl Write for HashingWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.file.write(bytes)?;
         self.context.update(&bytes[..length]);

@@ -28,12 +28,12 @@ use serde::{Deserialize, Serialize};
 
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
 pub use external::{GLOBAL_CONFIG, SECRET_FILES};
-pub use plan::{Place, plan, strategy, without_credentials};
+pub use plan::{SourcesSettings, plan, strategy, without_credentials};
 pub use record::key as record_key;
 
-use index::Known;
-use record::Record;
-use repository::Before;
+use index::KnownFiles;
+use record::CheckoutRecord;
+use repository::RepositoryOrigin;
 
 const GREEN: &str = "\x1b[32;1m";
 const YELLOW: &str = "\x1b[0;33m";
@@ -54,7 +54,7 @@ pub enum Strategy {
 
 /// Everything that the work on the sources needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct SourcesPlan {
     /// How.
     pub strategy: Strategy,
     /// `CI_PROJECT_DIR`.
@@ -62,7 +62,7 @@ pub struct Plan {
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
     /// The same as the job sees it, when it runs in a container.
-    pub seen: Option<PathBuf>,
+    pub temporary_in_container: Option<PathBuf>,
     /// Of the repository, without credentials.
     pub url: String,
     /// URLs to rewrite, and what with: the job token is in the latter, unless `login` is there.
@@ -118,7 +118,7 @@ pub struct Submodules {
 }
 
 /// Why the sources are not there.
-enum Failure {
+enum SourcesError {
     /// A git command ended with this status.
     Git(i32),
     /// The directory could not be worked on.
@@ -127,26 +127,26 @@ enum Failure {
     Damaged(String),
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for SourcesError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl Plan {
+impl SourcesPlan {
     fn external_config(&self) -> PathBuf {
         self.temporary.join(EXTERNAL_CONFIG)
     }
 
     /// Where the job's own git finds a file of the temporary directory.
-    fn seen(&self, name: &str) -> PathBuf {
-        self.seen.as_ref().unwrap_or(&self.temporary).join(name)
+    fn path_in_container(&self, name: &str) -> PathBuf {
+        self.temporary_in_container.as_ref().unwrap_or(&self.temporary).join(name)
     }
 
     /// Options for git beside a container: what the job's own git finds at its place is found at ours, and files belong
     /// to whom they belong.
     fn beside_container(&self) -> Vec<String> {
-        if self.seen.is_none() {
+        if self.temporary_in_container.is_none() {
             return Vec::new();
         }
         let mut options = vec![format!("include.path={}", self.external_config().display())];
@@ -161,33 +161,33 @@ impl Plan {
 }
 
 /// Does the work; returns the exit status of the stage.
-pub fn run(plan: &Plan) -> i32 {
+pub fn run(plan: &SourcesPlan) -> i32 {
     status(plan, fetch(plan), "prepare")
 }
 
 /// Leaves the project directory as it was before the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
-pub fn clean_up(plan: &Plan) -> i32 {
+pub fn clean_up(plan: &SourcesPlan) -> i32 {
     status(plan, tidy(plan), "clean up")
 }
 
-fn status(plan: &Plan, outcome: Result<(), Failure>, what: &str) -> i32 {
+fn status(plan: &SourcesPlan, outcome: Result<(), SourcesError>, what: &str) -> i32 {
     let project = plan.project.display();
     match outcome {
         Ok(()) => return 0,
-        Err(Failure::Git(code)) => return code,
-        Err(Failure::Io(error)) => eprintln!("cannot {what} {project}: {error}"),
-        Err(Failure::Damaged(why)) => eprintln!("cannot {what} {project}: {why}"),
+        Err(SourcesError::Git(code)) => return code,
+        Err(SourcesError::Io(error)) => eprintln!("cannot {what} {project}: {error}"),
+        Err(SourcesError::Damaged(why)) => eprintln!("cannot {what} {project}: {why}"),
     }
     1
 }
 
-fn tidy(plan: &Plan) -> Result<(), Failure> {
+fn tidy(plan: &SourcesPlan) -> Result<(), SourcesError> {
     match plan.strategy {
         Strategy::None => Ok(()),
         Strategy::Clone | Strategy::Empty => Ok(remove::remove(&plan.project)?),
         Strategy::Fetch => match repository::prepare(plan)? {
-            Before::Fresh => Ok(remove::empty(&plan.project)?),
-            Before::Reused => {
+            RepositoryOrigin::Created => Ok(remove::empty(&plan.project)?),
+            RepositoryOrigin::Reused => {
                 worktree::sanitise(&plan.project)?;
                 let flags = plan.clean_flags.iter().map(String::as_str);
                 git::run(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
@@ -197,7 +197,7 @@ fn tidy(plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-fn fetch(plan: &Plan) -> Result<(), Failure> {
+fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
     if plan.login.is_some() {
         external::write(plan, &[])?;
     }
@@ -233,15 +233,15 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
 }
 
-fn update(plan: &Plan) -> Result<(), Failure> {
+fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let before = repository::prepare(plan)?;
     external::write(plan, &[])?;
     match try_update(plan, before) {
-        Err(failure) if before == Before::Reused => {
+        Err(failure) if before == RepositoryOrigin::Reused => {
             let why = match failure {
-                Failure::Damaged(why) => format!(" ({why})"),
-                Failure::Io(error) => format!(" ({error})"),
-                Failure::Git(_) => String::new(),
+                SourcesError::Damaged(why) => format!(" ({why})"),
+                SourcesError::Io(error) => format!(" ({error})"),
+                SourcesError::Git(_) => String::new(),
             };
             println!("{YELLOW}WARNING: the repository of an earlier job cannot be used{why}; starting afresh{RESET}");
             remove::empty(&plan.project)?;
@@ -252,12 +252,12 @@ fn update(plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-fn try_update(plan: &Plan, before: Before) -> Result<(), Failure> {
+fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), SourcesError> {
     match plan.depth {
         1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
         _ => println!("{GREEN}Fetching changes...{RESET}"),
     }
-    let known = if before == Before::Fresh {
+    let known = if before == RepositoryOrigin::Created {
         println!("{GREEN}Created fresh repository.{RESET}");
         // The work tree may be that of an earlier job all the same.
         worktree::sanitise(&plan.project)?;
@@ -270,28 +270,28 @@ fn try_update(plan: &Plan, before: Before) -> Result<(), Failure> {
     check_out(plan, known.as_ref())?;
     submodules::update(plan)?;
     if plan.checkout && plan.strategy == Strategy::Fetch {
-        Record::write(plan)?;
+        CheckoutRecord::write(plan)?;
     }
     Ok(())
 }
 
 /// Makes what an earlier job left usable; returns the files of the work tree that are what the index says.
-fn reuse(plan: &Plan) -> Result<Known, Failure> {
+fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
     worktree::sanitise(&plan.project)?;
-    let record = Record::read(plan);
+    let record = CheckoutRecord::read(plan);
     record::remove_unknown_large_files(plan, &record)?;
     let known = index::rebuild(plan, &record)?;
-    let known = known.ok_or_else(|| Failure::Damaged("its index cannot be read".to_owned()))?;
+    let known = known.ok_or_else(|| SourcesError::Damaged("its index cannot be read".to_owned()))?;
     if plan.clear_worktree {
         println!("{GREEN}Deleting all tracked and untracked files due to source fetch failure{RESET}");
         git::run(plan, &["rm", "-rf", "--ignore-unmatch", "--quiet", "."])?;
         git::run(plan, &["clean", "-ffdx", "-q"])?;
-        return Ok(Known::new());
+        return Ok(KnownFiles::new());
     }
     Ok(known)
 }
 
-fn fetch_refs(plan: &Plan) -> Result<(), Failure> {
+fn fetch_refs(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let agent = format!("http.userAgent={}", plan.user_agent);
     let depth = plan.depth.to_string();
     let mut arguments = vec!["-c", &agent, "fetch", "origin", "--no-recurse-submodules"];
@@ -303,12 +303,12 @@ fn fetch_refs(plan: &Plan) -> Result<(), Failure> {
     }
     arguments.extend(plan.fetch_flags.iter().map(String::as_str));
     match git::run(plan, &arguments) {
-        Err(Failure::Git(_)) if redirect::follow(plan, &[])? => git::run(plan, &arguments),
+        Err(SourcesError::Git(_)) if redirect::follow(plan, &[])? => git::run(plan, &arguments),
         outcome => outcome,
     }
 }
 
-fn check_out(plan: &Plan, known: Option<&Known>) -> Result<(), Failure> {
+fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), SourcesError> {
     if !plan.checkout {
         println!("{GREEN}Skipping Git checkout{RESET}");
         return Ok(());
@@ -337,21 +337,21 @@ fn check_out(plan: &Plan, known: Option<&Known>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn pull_large_files(plan: &Plan) -> Result<(), Failure> {
+fn pull_large_files(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let mut command = git::command(plan, &plan.project, &["lfs", "pull"]);
-    if plan.seen.is_some() {
-        for name in environment::TRACES_OF_LFS {
+    if plan.temporary_in_container.is_some() {
+        for name in environment::LFS_TRACE_VARIABLES {
             command.env_remove(name);
         }
     }
     match command.status()?.code() {
         Some(0) => Ok(()),
-        code => Err(Failure::Git(code.unwrap_or(-1))),
+        code => Err(SourcesError::Git(code.unwrap_or(-1))),
     }
 }
 
 /// Whether an attribute file of the checkout asks for large files: `git lfs` itself costs a multiple of this question.
-fn uses_lfs(plan: &Plan) -> bool {
+fn uses_lfs(plan: &SourcesPlan) -> bool {
     let patterns = ["grep", "-q", "filter=lfs", "HEAD", "--", ":(glob)**/.gitattributes"];
     git::command(plan, &plan.project, &patterns).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }

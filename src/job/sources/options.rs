@@ -12,7 +12,7 @@ const JOBS_MAX: u32 = 64;
 
 /// What an option takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
+enum OptionValue {
     /// Nothing.
     None,
     /// A number of commits.
@@ -28,129 +28,129 @@ enum Value {
 }
 
 /// A command of git and what it takes from a job.
-pub struct Command {
+pub struct GitCommand {
     /// The variable of the job.
     variable: &'static str,
     /// Options without a dash: one letter or a word.
-    options: &'static [(&'static str, Value)],
+    options: &'static [(&'static str, OptionValue)],
     /// Whether words that are no options are allowed, and which.
-    words: Words,
+    words: Positionals,
 }
 
 /// Words that are not options.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Words {
+enum Positionals {
     None,
     Refspecs,
     Paths,
 }
 
 /// `git fetch`.
-pub const FETCH: Command = Command {
+pub const FETCH: GitCommand = GitCommand {
     variable: "GIT_FETCH_EXTRA_FLAGS",
-    words: Words::Refspecs,
+    words: Positionals::Refspecs,
     options: &[
-        ("4", Value::None),
-        ("6", Value::None),
-        ("atomic", Value::None),
-        ("auto-gc", Value::None),
-        ("auto-maintenance", Value::None),
-        ("deepen", Value::Depth),
-        ("depth", Value::Depth),
-        ("f", Value::None),
-        ("filter", Value::Filter),
-        ("force", Value::None),
-        ("ipv4", Value::None),
-        ("ipv6", Value::None),
-        ("j", Value::Jobs),
-        ("jobs", Value::Jobs),
-        ("n", Value::None),
-        ("negotiation-tip", Value::Text),
-        ("no-auto-gc", Value::None),
-        ("no-auto-maintenance", Value::None),
-        ("no-filter", Value::None),
-        ("no-force", Value::None),
-        ("no-progress", Value::None),
-        ("no-prune", Value::None),
-        ("no-prune-tags", Value::None),
-        ("no-recurse-submodules", Value::None),
-        ("no-show-forced-updates", Value::None),
-        ("no-tags", Value::None),
-        ("no-write-commit-graph", Value::None),
-        ("no-write-fetch-head", Value::None),
-        ("o", Value::Text),
-        ("p", Value::None),
-        ("P", Value::None),
-        ("progress", Value::None),
-        ("prune", Value::None),
-        ("prune-tags", Value::None),
-        ("q", Value::None),
-        ("quiet", Value::None),
-        ("recurse-submodules", Value::No),
-        ("refetch", Value::None),
-        ("server-option", Value::Text),
-        ("shallow-exclude", Value::Text),
-        ("shallow-since", Value::Text),
-        ("show-forced-updates", Value::None),
-        ("t", Value::None),
-        ("tags", Value::None),
-        ("unshallow", Value::None),
-        ("update-shallow", Value::None),
-        ("v", Value::None),
-        ("verbose", Value::None),
-        ("write-fetch-head", Value::None),
+        ("4", OptionValue::None),
+        ("6", OptionValue::None),
+        ("atomic", OptionValue::None),
+        ("auto-gc", OptionValue::None),
+        ("auto-maintenance", OptionValue::None),
+        ("deepen", OptionValue::Depth),
+        ("depth", OptionValue::Depth),
+        ("f", OptionValue::None),
+        ("filter", OptionValue::Filter),
+        ("force", OptionValue::None),
+        ("ipv4", OptionValue::None),
+        ("ipv6", OptionValue::None),
+        ("j", OptionValue::Jobs),
+        ("jobs", OptionValue::Jobs),
+        ("n", OptionValue::None),
+        ("negotiation-tip", OptionValue::Text),
+        ("no-auto-gc", OptionValue::None),
+        ("no-auto-maintenance", OptionValue::None),
+        ("no-filter", OptionValue::None),
+        ("no-force", OptionValue::None),
+        ("no-progress", OptionValue::None),
+        ("no-prune", OptionValue::None),
+        ("no-prune-tags", OptionValue::None),
+        ("no-recurse-submodules", OptionValue::None),
+        ("no-show-forced-updates", OptionValue::None),
+        ("no-tags", OptionValue::None),
+        ("no-write-commit-graph", OptionValue::None),
+        ("no-write-fetch-head", OptionValue::None),
+        ("o", OptionValue::Text),
+        ("p", OptionValue::None),
+        ("P", OptionValue::None),
+        ("progress", OptionValue::None),
+        ("prune", OptionValue::None),
+        ("prune-tags", OptionValue::None),
+        ("q", OptionValue::None),
+        ("quiet", OptionValue::None),
+        ("recurse-submodules", OptionValue::No),
+        ("refetch", OptionValue::None),
+        ("server-option", OptionValue::Text),
+        ("shallow-exclude", OptionValue::Text),
+        ("shallow-since", OptionValue::Text),
+        ("show-forced-updates", OptionValue::None),
+        ("t", OptionValue::None),
+        ("tags", OptionValue::None),
+        ("unshallow", OptionValue::None),
+        ("update-shallow", OptionValue::None),
+        ("v", OptionValue::None),
+        ("verbose", OptionValue::None),
+        ("write-fetch-head", OptionValue::None),
     ],
 };
 
 /// `git clean`.
-pub const CLEAN: Command = Command {
+pub const CLEAN: GitCommand = GitCommand {
     variable: "GIT_CLEAN_FLAGS",
-    words: Words::Paths,
+    words: Positionals::Paths,
     options: &[
-        ("d", Value::None),
-        ("dry-run", Value::None),
-        ("e", Value::Text),
-        ("exclude", Value::Text),
-        ("f", Value::None),
-        ("force", Value::None),
-        ("n", Value::None),
-        ("q", Value::None),
-        ("quiet", Value::None),
-        ("x", Value::None),
-        ("X", Value::None),
+        ("d", OptionValue::None),
+        ("dry-run", OptionValue::None),
+        ("e", OptionValue::Text),
+        ("exclude", OptionValue::Text),
+        ("f", OptionValue::None),
+        ("force", OptionValue::None),
+        ("n", OptionValue::None),
+        ("q", OptionValue::None),
+        ("quiet", OptionValue::None),
+        ("x", OptionValue::None),
+        ("X", OptionValue::None),
     ],
 };
 
 /// `git submodule update`.
-pub const SUBMODULE_UPDATE: Command = Command {
+pub const SUBMODULE_UPDATE: GitCommand = GitCommand {
     variable: "GIT_SUBMODULE_UPDATE_FLAGS",
-    words: Words::None,
+    words: Positionals::None,
     options: &[
-        ("checkout", Value::None),
-        ("depth", Value::Depth),
-        ("f", Value::None),
-        ("filter", Value::Filter),
-        ("force", Value::None),
-        ("init", Value::None),
-        ("j", Value::Jobs),
-        ("jobs", Value::Jobs),
-        ("merge", Value::None),
-        ("N", Value::None),
-        ("no-fetch", Value::None),
-        ("no-recommend-shallow", Value::None),
-        ("no-single-branch", Value::None),
-        ("progress", Value::None),
-        ("q", Value::None),
-        ("quiet", Value::None),
-        ("rebase", Value::None),
-        ("recommend-shallow", Value::None),
-        ("recursive", Value::None),
-        ("remote", Value::None),
-        ("single-branch", Value::None),
+        ("checkout", OptionValue::None),
+        ("depth", OptionValue::Depth),
+        ("f", OptionValue::None),
+        ("filter", OptionValue::Filter),
+        ("force", OptionValue::None),
+        ("init", OptionValue::None),
+        ("j", OptionValue::Jobs),
+        ("jobs", OptionValue::Jobs),
+        ("merge", OptionValue::None),
+        ("N", OptionValue::None),
+        ("no-fetch", OptionValue::None),
+        ("no-recommend-shallow", OptionValue::None),
+        ("no-single-branch", OptionValue::None),
+        ("progress", OptionValue::None),
+        ("q", OptionValue::None),
+        ("quiet", OptionValue::None),
+        ("rebase", OptionValue::None),
+        ("recommend-shallow", OptionValue::None),
+        ("recursive", OptionValue::None),
+        ("remote", OptionValue::None),
+        ("single-branch", OptionValue::None),
     ],
 };
 
-impl Command {
+impl GitCommand {
     /// The variable of the job.
     pub fn variable(&self) -> &'static str {
         self.variable
@@ -161,7 +161,7 @@ impl Command {
     pub fn check(&self, words: &[String]) -> Result<(), JobError> {
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            if word == "--" && self.words == Words::Paths {
+            if word == "--" && self.words == Positionals::Paths {
                 return Ok(());
             }
             if let Some(long) = word.strip_prefix("--") {
@@ -169,7 +169,7 @@ impl Command {
                 // A single letter is no long option.
                 let kind = self.find(name).filter(|_| name.chars().count() > 1).ok_or_else(|| self.refuse(word))?;
                 let value = match value {
-                    None if !matches!(kind, Value::None | Value::No) => words.next().map(String::as_str),
+                    None if !matches!(kind, OptionValue::None | OptionValue::No) => words.next().map(String::as_str),
                     value => value,
                 };
                 self.check_value(word, kind, value)?;
@@ -194,7 +194,7 @@ impl Command {
         }
         for (at, letter) in letters.char_indices() {
             let kind = self.find(letter.encode_utf8(&mut [0; 4])).ok_or_else(|| self.refuse(word))?;
-            if kind != Value::None {
+            if kind != OptionValue::None {
                 // The rest of the word is its value, or the next word is.
                 let rest = &letters[at + letter.len_utf8()..];
                 let value = if rest.is_empty() { words.next().map(String::as_str) } else { Some(rest) };
@@ -204,34 +204,34 @@ impl Command {
         Ok(())
     }
 
-    fn find(&self, name: &str) -> Option<Value> {
+    fn find(&self, name: &str) -> Option<OptionValue> {
         self.options.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
-    fn check_value(&self, word: &str, kind: Value, value: Option<&str>) -> Result<(), JobError> {
+    fn check_value(&self, word: &str, kind: OptionValue, value: Option<&str>) -> Result<(), JobError> {
         let number = |most: u32| value.and_then(|text| text.parse().ok()).is_some_and(|it| (1..=most).contains(&it));
         let wanted = match kind {
-            Value::None if value.is_none() => return Ok(()),
-            Value::None => "no value",
-            Value::No if value == Some("no") => return Ok(()),
-            Value::No => "the value `no`",
-            Value::Depth if number(i32::MAX.unsigned_abs()) => return Ok(()),
-            Value::Depth => "a number of commits from 1",
-            Value::Jobs if number(JOBS_MAX) => return Ok(()),
-            Value::Jobs => "a number from 1 to 64",
-            Value::Filter if value.is_some_and(is_filter) => return Ok(()),
-            Value::Filter => "a filter such as `blob:none`, `blob:limit=1m` or `tree:0`",
-            Value::Text if value.is_some_and(|text| !text.is_empty() && !text.starts_with('-')) => return Ok(()),
-            Value::Text => "a value that does not begin with a dash",
+            OptionValue::None if value.is_none() => return Ok(()),
+            OptionValue::None => "no value",
+            OptionValue::No if value == Some("no") => return Ok(()),
+            OptionValue::No => "the value `no`",
+            OptionValue::Depth if number(i32::MAX.unsigned_abs()) => return Ok(()),
+            OptionValue::Depth => "a number of commits from 1",
+            OptionValue::Jobs if number(JOBS_MAX) => return Ok(()),
+            OptionValue::Jobs => "a number from 1 to 64",
+            OptionValue::Filter if value.is_some_and(is_filter) => return Ok(()),
+            OptionValue::Filter => "a filter such as `blob:none`, `blob:limit=1m` or `tree:0`",
+            OptionValue::Text if value.is_some_and(|text| !text.is_empty() && !text.starts_with('-')) => return Ok(()),
+            OptionValue::Text => "a value that does not begin with a dash",
         };
         Err(JobError::configuration(format!("{}: `{word}` takes {wanted}", self.variable)))
     }
 
     fn takes(&self, word: &str) -> bool {
         match self.words {
-            Words::None => false,
-            Words::Paths => true,
-            Words::Refspecs => is_refspec(word),
+            Positionals::None => false,
+            Positionals::Paths => true,
+            Positionals::Refspecs => is_refspec(word),
         }
     }
 
@@ -272,7 +272,7 @@ fn is_refspec(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn check(command: &Command, text: &str) -> Result<(), String> {
+    fn check(command: &GitCommand, text: &str) -> Result<(), String> {
         let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
         command.check(&words).map_err(|error| error.message)
     }

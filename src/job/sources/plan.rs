@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::environment::{self, Runs};
+use super::environment::{self, GitContext};
 use super::options::{CLEAN, FETCH, SUBMODULE_UPDATE};
-use super::{Plan, Strategy, Submodules, options};
+use super::{SourcesPlan, Strategy, Submodules, options};
 use crate::failure::{FailureReason, JobError};
 use crate::http::origin;
 use crate::payload::Payload;
@@ -12,14 +12,14 @@ use crate::payload::variables::Variables;
 
 /// Where the sources go, and what the runner says of them.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct SourcesSettings {
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
     /// The same as the job sees it, when it runs in a container: git runs outside, and must do nothing for the job there
     /// but fetch.
-    pub seen: Option<PathBuf>,
+    pub temporary_in_container: Option<PathBuf>,
     /// The runner's `url`.
     pub server: String,
     /// `clone_url`, if the runner has one.
@@ -32,7 +32,7 @@ pub struct Place {
     pub environment: Vec<(String, String)>,
     /// Keep the token off the disk (`FF_GIT_URLS_WITHOUT_TOKENS`).
     pub without_tokens: bool,
-    /// See [`Plan::record_key`].
+    /// See [`SourcesPlan::record_key`].
     pub record_key: Option<String>,
     /// Whether what an earlier job left may be reused.
     pub reuse: bool,
@@ -54,10 +54,10 @@ pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, Jo
 }
 
 /// Makes the plan. Errors: a setting that cannot be honoured, or a reference that is none.
-pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Plan, JobError> {
+pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings) -> Result<SourcesPlan, JobError> {
     let git = &payload.git_info;
     let strategy = match strategy(payload, variables)? {
-        Strategy::Fetch if !place.reuse => Strategy::Clone,
+        Strategy::Fetch if !settings.reuse => Strategy::Clone,
         strategy => strategy,
     };
     if matches!(strategy, Strategy::Clone | Strategy::Fetch) {
@@ -65,23 +65,24 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
     }
     let token = variables.value("CI_JOB_TOKEN").filter(|token| !token.is_empty());
     let token = token.unwrap_or_else(|| payload.token.clone());
-    let url = match &place.clone_url {
+    let url = match &settings.clone_url {
         Some(base) => {
             format!("{}/{}.git", base.trim_end_matches('/'), variables.value("CI_PROJECT_PATH").unwrap_or_default())
         }
         None => without_credentials(&git.repo_url),
     };
-    let login = (place.without_tokens && url.starts_with("http")).then(|| origin(&url));
+    let login = (settings.without_tokens && url.starts_with("http")).then(|| origin(&url));
     let token = Some(token).filter(|_| login.is_none());
-    let rewrites = rewrites(&url, &place, token.as_deref(), variables);
-    let mut environment = place.environment;
-    let runs = if place.seen.is_some() { Runs::BesideContainer } else { Runs::AsJob };
-    environment.extend(environment::of_job(variables.exports(), runs));
-    Ok(Plan {
+    let rewrites = rewrites(&url, &settings, token.as_deref(), variables);
+    let mut environment = settings.environment;
+    let context =
+        if settings.temporary_in_container.is_some() { GitContext::BesideContainer } else { GitContext::AsJob };
+    environment.extend(environment::of_job(variables.exports(), context));
+    Ok(SourcesPlan {
         strategy,
-        project: place.project,
-        temporary: place.temporary,
-        seen: place.seen,
+        project: settings.project,
+        temporary: settings.temporary,
+        temporary_in_container: settings.temporary_in_container,
         url,
         rewrites,
         login,
@@ -95,11 +96,11 @@ pub fn plan(payload: &Payload, variables: &Variables, place: Place) -> Result<Pl
         fetch_flags: flags(variables, &FETCH, "--prune --quiet")?,
         submodules: submodules(payload, variables)?,
         lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
-        ca_certificates: place.ca_certificates,
-        correlation_id: place.correlation_id,
+        ca_certificates: settings.ca_certificates,
+        correlation_id: settings.correlation_id,
         user_agent: format!("mayfly {} linux/{}", env!("CARGO_PKG_VERSION"), crate::version::architecture()),
         environment,
-        record_key: place.record_key,
+        record_key: settings.record_key,
         clear_worktree: false,
     })
 }
@@ -125,7 +126,7 @@ fn check_references(payload: &Payload) -> Result<(), JobError> {
 }
 
 /// The options of a job for a command. Errors: one that jobs may not pass.
-fn flags(variables: &Variables, command: &options::Command, default: &str) -> Result<Vec<String>, JobError> {
+fn flags(variables: &Variables, command: &options::GitCommand, default: &str) -> Result<Vec<String>, JobError> {
     let text = variables.value(command.variable()).filter(|text| !text.trim().is_empty());
     let text = text.unwrap_or_else(|| default.to_owned());
     if text.trim() == "none" {
@@ -169,13 +170,18 @@ pub fn without_credentials(url: &str) -> String {
 
 /// Which URLs git is to take with the job's token: the repository, everything on its server, and, where asked for, the
 /// server's SSH addresses. Without a token only the latter.
-fn rewrites(url: &str, place: &Place, token: Option<&str>, variables: &Variables) -> Vec<(String, String)> {
+fn rewrites(
+    url: &str,
+    settings: &SourcesSettings,
+    token: Option<&str>,
+    variables: &Variables,
+) -> Vec<(String, String)> {
     let with_token = |plain: &str| {
         let (scheme, rest) = plain.split_once("://")?;
         let login = token.map(|token| format!("gitlab-ci-token:{token}@")).unwrap_or_default();
         matches!(scheme, "http" | "https").then(|| format!("{scheme}://{login}{rest}"))
     };
-    let server = place.clone_url.as_deref().unwrap_or(&place.server);
+    let server = settings.clone_url.as_deref().unwrap_or(&settings.server);
     let server = server.trim_end_matches('/');
     let server = format!("{}/", server.strip_suffix("/ci").unwrap_or(server).trim_end_matches('/'));
     let host = format!("{}/", origin(url));
@@ -209,11 +215,11 @@ mod tests {
     use crate::payload::{GitInfo, Variable};
     use std::path::Path;
 
-    fn place() -> Place {
-        Place {
+    fn settings() -> SourcesSettings {
+        SourcesSettings {
             project: "/b/p".into(),
             temporary: "/b/p.tmp".into(),
-            seen: None,
+            temporary_in_container: None,
             server: "https://gitlab.test/sub/ci/".into(),
             clone_url: None,
             ca_certificates: None,
@@ -237,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_token_is_only_in_the_rewrites() {
-        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), place()).expect("a plan");
+        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), settings()).expect("a plan");
         assert_eq!(plan.url, "https://gitlab.test/sub/a/b.git");
         let sources: Vec<&str> = plan.rewrites.iter().map(|(from, _)| from.as_str()).collect();
         assert_eq!(sources, ["https://gitlab.test/sub/a/b.git", "https://gitlab.test/sub/", "https://gitlab.test/"]);
@@ -247,8 +253,8 @@ mod tests {
 
     #[test]
     fn the_token_is_nowhere_where_git_is_to_ask_for_it() {
-        let place = Place { without_tokens: true, ..place() };
-        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), place).expect("a plan");
+        let settings = SourcesSettings { without_tokens: true, ..settings() };
+        let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), settings).expect("a plan");
         assert_eq!(plan.login.as_deref(), Some("https://gitlab.test"));
         assert!(plan.rewrites.is_empty(), "{:?}", plan.rewrites);
     }
@@ -257,15 +263,15 @@ mod tests {
     fn refuses_what_would_be_an_option_or_is_unknown() {
         let mut odd = payload();
         odd.git_info.refspecs = vec!["--upload-pack=touch /tmp/x".into()];
-        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        assert!(plan(&odd, &Variables::default(), settings()).is_err());
         let mut odd = payload();
         odd.git_info.sha = "HEAD".into();
-        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        assert!(plan(&odd, &Variables::default(), settings()).is_err());
         let mut odd = payload();
         odd.git_info.repo_url = "ext::sh -c id".into();
-        assert!(plan(&odd, &Variables::default(), place()).is_err());
+        assert!(plan(&odd, &Variables::default(), settings()).is_err());
         let mut variables = Variables::default();
         variables.push(Variable { key: "GIT_STRATEGY".into(), value: "steal".into(), ..Variable::default() });
-        assert!(plan(&payload(), &variables, place()).is_err());
+        assert!(plan(&payload(), &variables, settings()).is_err());
     }
 }

@@ -17,8 +17,8 @@ use nix::time::{ClockId, clock_gettime};
 use ring::digest::{Context, SHA256};
 use ring::hmac;
 
-use super::index::Entry;
-use super::{Plan, files, index};
+use super::index::IndexEntry;
+use super::{SourcesPlan, files, index};
 use crate::archive::root::Root;
 
 /// The name of the record below `.git`.
@@ -28,19 +28,19 @@ pub const NAME: &str = "mayfly-checkout";
 const SIZE_MAX: u64 = 1 << 30;
 
 /// The coarsest clock by which a kernel stamps files.
-const TICK: Duration = Duration::from_millis(10);
+const TIMESTAMP_RESOLUTION: Duration = Duration::from_millis(10);
 
 /// What is known of each file.
 #[derive(Default)]
-pub struct Record(HashMap<Vec<u8>, String>);
+pub struct CheckoutRecord(HashMap<Vec<u8>, String>);
 
-impl Record {
+impl CheckoutRecord {
     /// Reads the record of the project directory; an empty one where there is none, or where the agent did not write it.
-    pub fn read(plan: &Plan) -> Self {
+    pub fn read(plan: &SourcesPlan) -> Self {
         Self::try_read(plan).unwrap_or_default()
     }
 
-    fn try_read(plan: &Plan) -> Option<Self> {
+    fn try_read(plan: &SourcesPlan) -> Option<Self> {
         let key = key_of(plan)?;
         let content = files::read_small(&path(plan), SIZE_MAX)?;
         let (code, text) = content.split_at_checked(32)?;
@@ -54,25 +54,25 @@ impl Record {
     }
 
     /// Whether a file is as it was when this was recorded, for the same object.
-    pub fn holds(&self, entry: &Entry, stat: &FileStat) -> bool {
+    pub fn holds(&self, entry: &IndexEntry, stat: &FileStat) -> bool {
         self.0.get(&entry.path).is_some_and(|known| *known == line_of(&entry.oid, entry.mode, stat))
     }
 
     /// Records all files of the checkout as they are now: git has just written them.
-    pub fn write(plan: &Plan) -> io::Result<()> {
+    pub fn write(plan: &SourcesPlan) -> io::Result<()> {
         let Some(key) = key_of(plan) else { return Ok(()) };
         let Some(entries) = index::list(plan)? else { return Ok(()) };
         let root = Root::open(&plan.project)?;
-        let stat = |entry: &Entry| root.stat(Path::new(OsStr::from_bytes(&entry.path))).ok();
+        let stat = |entry: &IndexEntry| root.stat(Path::new(OsStr::from_bytes(&entry.path))).ok();
         let entries = entries.into_iter().chain(large_files(plan));
-        let found: Vec<(Entry, FileStat)> =
+        let found: Vec<(IndexEntry, FileStat)> =
             entries.filter_map(|entry| stat(&entry).map(|stat| (entry, stat))).collect();
         // What changes later must have a later time: the clock has to go on by one tick.
         let changed = |stat: &FileStat| (stat.st_ctime, stat.st_ctime_nsec);
         let last = found.iter().map(|(_, stat)| changed(stat)).max();
         let now = || clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(|now| (now.tv_sec(), now.tv_nsec()));
         if last.is_some_and(|last| now().is_ok_and(|now| now <= last)) {
-            std::thread::sleep(TICK);
+            std::thread::sleep(TIMESTAMP_RESOLUTION);
         }
         let now = now()?;
         let mut text = Vec::new();
@@ -95,7 +95,7 @@ pub fn key(token: &str) -> String {
 }
 
 /// The files of Git LFS in the repository, as entries whose object is the SHA-256 that names them.
-fn large_files(plan: &Plan) -> Vec<Entry> {
+fn large_files(plan: &SourcesPlan) -> Vec<IndexEntry> {
     let store = PathBuf::from(".git/lfs/objects");
     let names = |directory: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(plan.project.join(directory)).into_iter().flatten().flatten();
@@ -106,7 +106,7 @@ fn large_files(plan: &Plan) -> Vec<Entry> {
         for second in names(&first).into_iter().map(|name| first.join(name)) {
             for oid in names(&second) {
                 let path = second.join(&oid).into_os_string().into_encoded_bytes();
-                found.push(Entry { mode: 0, oid, path });
+                found.push(IndexEntry { mode: 0, oid, path });
             }
         }
     }
@@ -114,7 +114,7 @@ fn large_files(plan: &Plan) -> Vec<Entry> {
 }
 
 /// Removes files of Git LFS that an earlier job may have changed: Git LFS looks at their size only.
-pub fn remove_unknown_large_files(plan: &Plan, record: &Record) -> io::Result<()> {
+pub fn remove_unknown_large_files(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<()> {
     let root = Root::open(&plan.project)?;
     for entry in large_files(plan) {
         let path = Path::new(OsStr::from_bytes(&entry.path));
@@ -146,16 +146,16 @@ impl Write for Hasher<'_> {
     }
 }
 
-fn path(plan: &Plan) -> PathBuf {
+fn path(plan: &SourcesPlan) -> PathBuf {
     plan.project.join(".git").join(NAME)
 }
 
-fn key_of(plan: &Plan) -> Option<hmac::Key> {
+fn key_of(plan: &SourcesPlan) -> Option<hmac::Key> {
     plan.record_key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
 }
 
 /// The record of one directory is none of another.
-fn signed(plan: &Plan, text: &[u8]) -> Vec<u8> {
+fn signed(plan: &SourcesPlan, text: &[u8]) -> Vec<u8> {
     let place = format!("checkout\0{}\0{}\0", plan.project.display(), plan.object_format);
     [place.as_bytes(), text].concat()
 }

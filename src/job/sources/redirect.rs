@@ -8,20 +8,20 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use super::{Failure, Plan, external, git};
+use super::{SourcesError, SourcesPlan, external, git};
 use crate::http::{is_same_server, origin, resolve};
 
 /// Redirects in a row.
 const HOPS_MAX: usize = 5;
 
 /// What git tells of its requests is not read without end.
-const TOLD_MAX: u64 = 1 << 20;
+const BODY_MAX: u64 = 1 << 20;
 
 /// What git appends to an address in its first request.
 const FIRST_REQUEST: &str = "/info/refs?service=git-upload-pack";
 
 /// Has git take the addresses that these redirect to. True where one did.
-pub fn follow(plan: &Plan, addresses: &[String]) -> Result<bool, Failure> {
+pub fn follow(plan: &SourcesPlan, addresses: &[String]) -> Result<bool, SourcesError> {
     let mut rules = Vec::new();
     let mut moved = false;
     for address in addresses.iter().filter(|address| address.starts_with("http")).chain([&plan.url]) {
@@ -38,7 +38,7 @@ pub fn follow(plan: &Plan, addresses: &[String]) -> Result<bool, Failure> {
 }
 
 /// Where an address leads in the end, if that is another one on the same host.
-fn target(plan: &Plan, address: &str) -> io::Result<Option<String>> {
+fn target(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     let mut at = address.to_owned();
     for _ in 0..HOPS_MAX {
         let Some(location) = location(plan, &at)? else { break };
@@ -63,7 +63,7 @@ fn stays(from: &str, to: &str) -> bool {
 }
 
 /// The `Location` that git is answered with when it asks at an address.
-fn location(plan: &Plan, address: &str) -> io::Result<Option<String>> {
+fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     let include = format!("include.path={}", plan.external_config().display());
     let mut child = git::command(plan, &plan.project, &["-c", &include, "ls-remote", "--", address, "HEAD"])
         // Headers, without secrets and without bodies, for us alone.
@@ -75,7 +75,7 @@ fn location(plan: &Plan, address: &str) -> io::Result<Option<String>> {
         .spawn()?;
     let mut found = None;
     if let Some(told) = child.stderr.take() {
-        for line in BufReader::new(told.take(TOLD_MAX)).split(b'\n') {
+        for line in BufReader::new(told.take(BODY_MAX)).split(b'\n') {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             let Some((_, header)) = line.split_once("<= Recv header: ") else { continue };
@@ -92,7 +92,7 @@ fn location(plan: &Plan, address: &str) -> io::Result<Option<String>> {
 }
 
 /// The address with the job's login, where the rules of the job have one for its host.
-fn with_login(plan: &Plan, address: &str) -> String {
+fn with_login(plan: &SourcesPlan, address: &str) -> String {
     let host = |url: &str| origin(url).split_once("://").map(|(_, host)| host.to_owned());
     let logins = plan.rewrites.iter().filter(|(from, _)| host(from) == host(address));
     let login = logins.filter_map(|(_, to)| to.split_once("://")?.1.split_once('@').map(|(login, _)| login)).next();

@@ -10,10 +10,10 @@ use std::io;
 use std::path::Path;
 
 use super::files::{read_small, replace};
-use super::{Plan, remove};
+use super::{SourcesPlan, remove};
 
 /// What a repository may hold below `.git` from an earlier job; all else is removed.
-const KEPT: [&str; 9] =
+const KEPT_ENTRIES: [&str; 9] =
     ["HEAD", "config", "index", "lfs", super::record::NAME, "objects", "packed-refs", "refs", "shallow"];
 
 /// Refs that are kept; others replace objects, or belong to commands that a job left in the middle.
@@ -26,25 +26,25 @@ const PACKED_REFS_MAX: u64 = 256 << 20;
 const INDEX_MAX: u64 = 1 << 30;
 
 /// The file that marks a repository with its object format.
-const FORMAT: &str = "mayfly-format";
+const FORMAT_FILE: &str = "mayfly-format";
 
 /// Whether there was a repository to go on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Before {
+pub enum RepositoryOrigin {
     /// Made now.
-    Fresh,
+    Created,
     /// From an earlier job.
     Reused,
 }
 
 /// Makes `.git` what it should be. Errors: the directory cannot be written.
-pub fn prepare(plan: &Plan) -> io::Result<Before> {
+pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
     let git = plan.project.join(".git");
     let is_directory = git.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     // What cannot be made safe, such as a directory that the job has closed, is made anew.
     let is_usable = is_directory && sanitise(&git).is_ok() && is_sound(&git, plan);
-    let before = if is_usable { Before::Reused } else { Before::Fresh };
-    if before == Before::Fresh {
+    let before = if is_usable { RepositoryOrigin::Reused } else { RepositoryOrigin::Created };
+    if before == RepositoryOrigin::Created {
         remove::remove(&git)?;
         create(&git)?;
     }
@@ -53,16 +53,16 @@ pub fn prepare(plan: &Plan) -> io::Result<Before> {
 }
 
 /// True for a directory that has all parts of a repository in this format.
-fn is_sound(git: &Path, plan: &Plan) -> bool {
+fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
     let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let written_by = read_small(&git.join("objects/info").join(FORMAT), REF_MAX).unwrap_or_default();
+    let written_by = read_small(&git.join("objects/info").join(FORMAT_FILE), REF_MAX).unwrap_or_default();
     ["objects", "refs", "objects/info", "objects/pack"].iter().all(|name| is_directory(&git.join(name)))
         && written_by == plan.object_format.as_bytes()
 }
 
 /// Removes whatever git would run, follow, wait for or take for the truth.
 fn sanitise(git: &Path) -> io::Result<()> {
-    clear(git, &|name, kind| KEPT.contains(&name) && kind.fits(&["lfs", "objects", "refs"], name))?;
+    clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&["lfs", "objects", "refs"], name))?;
     for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
         if size_of(&git.join(name)).is_some_and(|size| size > max) {
             remove::remove(&git.join(name))?;
@@ -118,7 +118,7 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
 fn sanitise_objects(objects: &Path) -> io::Result<()> {
     let is_fan = |name: &str| is_hex(name, &[2]);
     clear(objects, &|name, kind| kind == Kind::Directory && (is_fan(name) || ["info", "pack"].contains(&name)))?;
-    clear(&objects.join("info"), &|name, kind| name == FORMAT && kind == Kind::File)?;
+    clear(&objects.join("info"), &|name, kind| name == FORMAT_FILE && kind == Kind::File)?;
     clear(&objects.join("pack"), &|name, kind| {
         let is_pack = [".pack", ".idx", ".promisor"].iter().any(|end| name.ends_with(end));
         kind == Kind::File && name.starts_with("pack-") && is_pack
@@ -276,12 +276,12 @@ fn create(git: &Path) -> io::Result<()> {
 }
 
 /// Marks the repository with its object format, once it holds something.
-pub fn mark(plan: &Plan) -> io::Result<()> {
-    replace(&plan.project.join(".git/objects/info").join(FORMAT), plan.object_format.as_bytes())
+pub fn mark(plan: &SourcesPlan) -> io::Result<()> {
+    replace(&plan.project.join(".git/objects/info").join(FORMAT_FILE), plan.object_format.as_bytes())
 }
 
 /// `.git/config`: no token, the remote without credentials, and the file with the job's own settings included.
-fn configuration(plan: &Plan) -> String {
+fn configuration(plan: &SourcesPlan) -> String {
     let sha256 = plan.object_format == "sha256";
     let (version, extension) = if sha256 { (1, "[extensions]\n\tobjectFormat = sha256\n") } else { (0, "") };
     format!(
@@ -290,7 +290,7 @@ fn configuration(plan: &Plan) -> String {
          [fetch]\n\trecurseSubmodules = false\n[credential]\n\tinteractive = never\n[gc]\n\tautoDetach = false\n\
          [include]\n\tpath = {}\n",
         value(&plan.url),
-        value(&plan.seen(super::EXTERNAL_CONFIG).display().to_string()),
+        value(&plan.path_in_container(super::EXTERNAL_CONFIG).display().to_string()),
     )
 }
 

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 
 use super::external::EXTERNAL_CONFIG;
-use super::{Failure, GREEN, Plan, RESET, Submodules, YELLOW, git, redirect, repository};
+use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, redirect, repository};
 
 /// The list of a work tree's files is not read without end.
 const LIST_MAX: u64 = 512 << 20;
@@ -16,7 +16,7 @@ const LIST_MAX: u64 = 512 << 20;
 const ADDRESSES_MAX: usize = 200;
 
 /// Brings the submodules that the job asks for.
-pub fn update(plan: &Plan) -> Result<(), Failure> {
+pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
         let paths = paths(plan, &plan.project)?;
         repository::empty_submodules(&plan.project, paths.iter().map(PathBuf::as_path))?;
@@ -51,7 +51,7 @@ pub fn update(plan: &Plan) -> Result<(), Failure> {
         git::run_in(plan, &directory, &["reset", "--hard", "--quiet"])?;
     }
     println!("{GREEN}Configuring submodules to use parent git credentials...{RESET}");
-    let external = plan.seen(EXTERNAL_CONFIG).display().to_string();
+    let external = plan.path_in_container(EXTERNAL_CONFIG).display().to_string();
     for directory in populated(plan, true)? {
         git::run_in(plan, &directory, &["config", "--replace-all", "include.path", &external])?;
     }
@@ -65,7 +65,7 @@ fn with_paths<'a>(words: &[&'a str], option: Option<&'a str>, wanted: &'a Submod
 
 /// Tries again where it failed: an address may have moved on its host, and those of submodules in submodules are known
 /// only once these are there.
-fn update_with_redirects(plan: &Plan, sync: &[&str], update: &[&str]) -> Result<(), Failure> {
+fn update_with_redirects(plan: &SourcesPlan, sync: &[&str], update: &[&str]) -> Result<(), SourcesError> {
     if git::run(plan, update).is_ok() {
         return Ok(());
     }
@@ -75,7 +75,7 @@ fn update_with_redirects(plan: &Plan, sync: &[&str], update: &[&str]) -> Result<
         let moved = redirect::follow(plan, &addresses(plan)?)?;
         git::run(plan, sync)?;
         match git::run(plan, update) {
-            Err(Failure::Git(_)) if moved => {}
+            Err(SourcesError::Git(_)) if moved => {}
             outcome => return outcome,
         }
     }
@@ -83,7 +83,7 @@ fn update_with_redirects(plan: &Plan, sync: &[&str], update: &[&str]) -> Result<
 }
 
 /// The addresses of submodules that are known so far.
-fn addresses(plan: &Plan) -> Result<Vec<String>, Failure> {
+fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     let mut found = Vec::new();
     for directory in [plan.project.clone()].into_iter().chain(populated(plan, true)?) {
         let question = ["config", "--local", "-z", "--get-regexp", r"^submodule\..*\.url$"];
@@ -98,7 +98,7 @@ fn addresses(plan: &Plan) -> Result<Vec<String>, Failure> {
 }
 
 /// The directories of submodules that hold a repository, those of submodules in them after them.
-pub fn populated(plan: &Plan, recursive: bool) -> Result<Vec<PathBuf>, Failure> {
+pub fn populated(plan: &SourcesPlan, recursive: bool) -> Result<Vec<PathBuf>, SourcesError> {
     let mut found = Vec::new();
     let mut waiting = vec![plan.project.clone()];
     while let Some(directory) = waiting.pop() {
@@ -124,7 +124,7 @@ fn enter(directory: &Path, path: &Path) -> Option<PathBuf> {
 }
 
 /// The submodules of a checkout, as paths below it.
-fn paths(plan: &Plan, directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+fn paths(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
     let submodule = |entry: &[u8]| {
         let path = entry.strip_prefix(b"160000 ").and_then(|rest| rest.splitn(2, |byte| *byte == b'\t').nth(1))?;
         let path = PathBuf::from(OsStr::from_bytes(path));
@@ -135,7 +135,7 @@ fn paths(plan: &Plan, directory: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// What git answers to a question; nothing where it does not know.
-fn output(plan: &Plan, directory: &Path, arguments: &[&str]) -> Result<Vec<u8>, Failure> {
+fn output(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
     let mut child = git::command(plan, directory, arguments).stdout(Stdio::piped()).spawn()?;
     let mut answer = Vec::new();
     let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut answer));

@@ -11,10 +11,10 @@ use std::process::{ChildStdout, Stdio};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::index::{self, Entry, Known};
-use super::record::Record;
+use super::index::{self, IndexEntry, KnownFiles};
+use super::record::CheckoutRecord;
 use super::repository::is_hex;
-use super::{Failure, Plan, git};
+use super::{SourcesError, SourcesPlan, git};
 
 /// A commit or tree that is larger is none that can be worked with.
 const OBJECT_MAX: u64 = 256 << 20;
@@ -23,7 +23,7 @@ const OBJECT_MAX: u64 = 256 << 20;
 const TREES_MAX: u64 = 1 << 30;
 
 /// The files of a commit, from objects that are what their names say. Errors: one is missing or is something else.
-pub fn commit(plan: &Plan) -> Result<Vec<Entry>, Failure> {
+pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha])?;
     let of_tree = |line: &[u8]| {
         let words = std::str::from_utf8(line.split(|byte| *byte == b'\t').next()?).ok()?;
@@ -37,19 +37,19 @@ pub fn commit(plan: &Plan) -> Result<Vec<Entry>, Failure> {
         let line = content.strip_prefix(b"tree ")?.split(|byte| *byte == b'\n').next()?;
         std::str::from_utf8(line).ok().filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
     });
-    let top = top.ok_or_else(|| Failure::Damaged(format!("commit {} names no tree", plan.sha)))?;
+    let top = top.ok_or_else(|| SourcesError::Damaged(format!("commit {} names no tree", plan.sha)))?;
     wanted.push(top.clone());
     let trees = read(plan, &wanted, "tree")?;
     walk(&trees, top, plan)
 }
 
 /// The files of a tree and of those in it.
-fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &Plan) -> Result<Vec<Entry>, Failure> {
+fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let length = index::algorithm(plan).output_len();
     let mut entries = Vec::new();
     let mut waiting = vec![(top, Vec::new())];
     while let Some((oid, above)) = waiting.pop() {
-        let damaged = || Failure::Damaged(format!("tree {oid} is not there or cannot be read"));
+        let damaged = || SourcesError::Damaged(format!("tree {oid} is not there or cannot be read"));
         let mut rest = trees.get(&oid).ok_or_else(damaged)?.as_slice();
         while !rest.is_empty() {
             // `<mode> <name>\0<object>`
@@ -61,7 +61,7 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &Plan) -> Result<Ve
             let path = [above.as_slice(), name].concat();
             match mode {
                 0o40_000 => waiting.push((index::hex(object), [path.as_slice(), b"/"].concat())),
-                _ => entries.push(Entry { mode, oid: index::hex(object), path }),
+                _ => entries.push(IndexEntry { mode, oid: index::hex(object), path }),
             }
             rest = &rest[end + 1 + length..];
         }
@@ -71,35 +71,35 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &Plan) -> Result<Ve
 
 /// Checks the blobs that git has read for files that were not known before. Errors: one is something else than its name
 /// says.
-pub fn blobs(plan: &Plan, entries: Vec<Entry>, known: &Known) -> Result<(), Failure> {
-    let is_known = |entry: &Entry| known.get(&entry.path).is_some_and(|(oid, _)| *oid == entry.oid);
-    let is_blob = |entry: &Entry| entry.mode != 0o160_000;
-    let mut written: Vec<Entry> = entries.into_iter().filter(|entry| is_blob(entry) && !is_known(entry)).collect();
+pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -> Result<(), SourcesError> {
+    let is_known = |entry: &IndexEntry| known.get(&entry.path).is_some_and(|(oid, _)| *oid == entry.oid);
+    let is_blob = |entry: &IndexEntry| entry.mode != 0o160_000;
+    let mut written: Vec<IndexEntry> = entries.into_iter().filter(|entry| is_blob(entry) && !is_known(entry)).collect();
     // Most files are what their blobs are; others git has converted (line ends, filters).
-    let plain = index::look(plan, &written, &Record::default())?;
+    let plain = index::find_unchanged(plan, &written, &CheckoutRecord::default())?;
     written.retain(|entry| !plain.contains_key(&entry.path));
     let mut converted: Vec<String> = written.into_iter().map(|entry| entry.oid).collect();
     converted.sort();
     converted.dedup();
-    each(plan, &converted, "blob", &mut |oid, size, content| {
+    for_each_object(plan, &converted, "blob", &mut |oid, size, content| {
         check(oid, &index::hash_of(plan, "blob", size, content)?, "blob")
     })
 }
 
-fn check(oid: &str, hash: &str, kind: &str) -> Result<(), Failure> {
+fn check(oid: &str, hash: &str, kind: &str) -> Result<(), SourcesError> {
     match oid == hash {
         true => Ok(()),
-        false => Err(Failure::Damaged(format!("{kind} {oid} was replaced with other content"))),
+        false => Err(SourcesError::Damaged(format!("{kind} {oid} was replaced with other content"))),
     }
 }
 
 /// Reads objects that are what their names say.
-fn read(plan: &Plan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<u8>>, Failure> {
+fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<u8>>, SourcesError> {
     let mut found = HashMap::new();
     let mut left = TREES_MAX;
-    each(plan, oids, kind, &mut |oid, size, reader| {
+    for_each_object(plan, oids, kind, &mut |oid, size, reader| {
         if size > OBJECT_MAX.min(left) {
-            return Err(Failure::Damaged(format!("{kind} {oid} is too large: {size} bytes")));
+            return Err(SourcesError::Damaged(format!("{kind} {oid} is too large: {size} bytes")));
         }
         left -= size;
         let mut content = Vec::new();
@@ -111,10 +111,15 @@ fn read(plan: &Plan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<
     Ok(found)
 }
 
-type Each<'a> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<(), Failure> + 'a;
+type ObjectHandler<'a> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<(), SourcesError> + 'a;
 
 /// Has git read objects one after the other. Errors: one is missing or of another kind.
-fn each(plan: &Plan, oids: &[String], kind: &str, each: &mut Each<'_>) -> Result<(), Failure> {
+fn for_each_object(
+    plan: &SourcesPlan,
+    oids: &[String],
+    kind: &str,
+    each: &mut ObjectHandler<'_>,
+) -> Result<(), SourcesError> {
     if oids.is_empty() {
         return Ok(());
     }
@@ -140,14 +145,14 @@ fn answers(
     reader: &mut BufReader<ChildStdout>,
     oids: &[String],
     kind: &str,
-    each: &mut Each<'_>,
-) -> Result<(), Failure> {
+    each: &mut ObjectHandler<'_>,
+) -> Result<(), SourcesError> {
     const HEADER_MAX: u64 = 256;
     for oid in oids {
         let mut header = String::new();
         reader.by_ref().take(HEADER_MAX).read_line(&mut header)?;
         let size = header.trim_end().strip_prefix(&format!("{oid} {kind} ")).and_then(|size| size.parse().ok());
-        let size: u64 = size.ok_or_else(|| Failure::Damaged(format!("{kind} {oid} is missing")))?;
+        let size: u64 = size.ok_or_else(|| SourcesError::Damaged(format!("{kind} {oid} is missing")))?;
         let mut content = reader.by_ref().take(size);
         each(oid, size, &mut content)?;
         if content.limit() > 0 {
@@ -158,7 +163,7 @@ fn answers(
     Ok(())
 }
 
-fn output(plan: &Plan, arguments: &[&str]) -> Result<Vec<u8>, Failure> {
+fn output(plan: &SourcesPlan, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
     const LIST_MAX: u64 = 512 << 20;
     let mut child = git::command(plan, &plan.project, arguments).stdout(Stdio::piped()).spawn()?;
     let mut text = Vec::new();
@@ -170,6 +175,6 @@ fn output(plan: &Plan, arguments: &[&str]) -> Result<Vec<u8>, Failure> {
     read.transpose()?;
     match status.code() {
         Some(0) => Ok(text),
-        code => Err(Failure::Git(code.unwrap_or(-1))),
+        code => Err(SourcesError::Git(code.unwrap_or(-1))),
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::FailureReason;
 use crate::job::artifacts::local_archive;
-use crate::job::control::Control;
+use crate::job::control::JobControl;
 use crate::local::attempt::{self, Attempt, AttemptResult, RunContext};
 use crate::local::children;
 use crate::local::conclusion::{retries, status_of};
@@ -62,7 +62,7 @@ struct Progress {
     attempts: u32,
     /// The id of the last attempt.
     id: i64,
-    control: Option<Arc<Control>>,
+    control: Option<Arc<JobControl>>,
     result: Option<AttemptResult>,
     message: Option<String>,
     kept: Option<PathBuf>,
@@ -263,7 +263,7 @@ impl<'a> Runner<'a> {
             coverage: planned.coverage.as_deref().and_then(coverage::finder),
             plan: Arc::clone(&plan),
         };
-        let control = match Control::new() {
+        let control = match JobControl::new() {
             Ok(control) => Arc::new(control),
             Err(error) => {
                 return self.fail(

@@ -6,12 +6,12 @@ use super::{Delivery, INTERVAL, Piece, Upload};
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
 /// GitLab takes a running job for lost after an hour without a sign of life: until then a final state is worth sending.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(65 * 60);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
 /// Longest wait between two tries of the final state.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// Why the end must be tried again.
-enum Again {
+enum RetryReason {
     /// The server is busy with the log.
     AfterInterval,
     /// The server's log is not ours.
@@ -28,13 +28,13 @@ impl Upload {
         let (mut failures, mut resets) = (0, 0);
         let mut back_off = self.back_off;
         loop {
-            if self.last_status == JobStatus::Over {
+            if self.last_status == JobStatus::Finished {
                 return Delivery::Gone;
             }
             match self.try_to_finish(ending) {
                 Ok(delivery) => return delivery,
-                Err(Again::AfterInterval) => self.pause(self.interval),
-                Err(Again::FromStart) => {
+                Err(RetryReason::AfterInterval) => self.pause(self.interval),
+                Err(RetryReason::FromStart) => {
                     resets += 1;
                     if resets >= self.options.final_tries {
                         return Delivery::GivenUp;
@@ -42,9 +42,9 @@ impl Upload {
                     self.offset = 0;
                     self.pause(self.interval);
                 }
-                Err(Again::Failed) => {
+                Err(RetryReason::Failed) => {
                     failures += 1;
-                    if failures >= self.options.final_tries && began.elapsed() > GIVE_UP_AFTER {
+                    if failures >= self.options.final_tries && began.elapsed() > DELIVERY_TIMEOUT {
                         return Delivery::GivenUp;
                     }
                     self.pause(back_off);
@@ -68,7 +68,7 @@ impl Upload {
         }
     }
 
-    fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, Again> {
+    fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, RetryReason> {
         let mut resyncs = 0;
         loop {
             let before = self.offset;
@@ -79,17 +79,17 @@ impl Upload {
                 Piece::Over => return Ok(Delivery::Gone),
                 // The server has another size: go on from there at once, but not for ever.
                 Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
-                Piece::Failed => return Err(Again::Failed),
+                Piece::Failed => return Err(RetryReason::Failed),
             }
         }
-        let reply = self.tell_state(ending).ok_or(Again::Failed)?;
+        let reply = self.tell_state(ending).ok_or(RetryReason::Failed)?;
         self.note(&reply);
         match reply.outcome {
             UpdateOutcome::Done => Ok(Delivery::Delivered),
             UpdateOutcome::Gone => Ok(Delivery::Gone),
-            UpdateOutcome::Accepted => Err(Again::AfterInterval),
-            UpdateOutcome::TraceInvalid => Err(Again::FromStart),
-            UpdateOutcome::Failed => Err(Again::Failed),
+            UpdateOutcome::Accepted => Err(RetryReason::AfterInterval),
+            UpdateOutcome::TraceInvalid => Err(RetryReason::FromStart),
+            UpdateOutcome::Failed => Err(RetryReason::Failed),
         }
     }
 }

@@ -177,7 +177,7 @@ fn each_status_is_heard_once_and_nothing_is_sent_after_the_end() {
     let case = Case::new(Fake::default());
     let (sender, heard) = channel();
     let mut upload = case.upload(OPTIONS, Box::new(move |status| sender.send(status).expect("heard")));
-    for status in [None, Some(JobStatus::Canceling), Some(JobStatus::Over), Some(JobStatus::Canceling)] {
+    for status in [None, Some(JobStatus::Canceling), Some(JobStatus::Finished), Some(JobStatus::Canceling)] {
         case.fake.server().status = status;
         for _ in 0..2 {
             case.write(b"line\n");
@@ -186,7 +186,7 @@ fn each_status_is_heard_once_and_nothing_is_sent_after_the_end() {
     }
     assert_eq!(upload.finish(&JobState::Success), Delivery::Gone);
     drop(upload);
-    assert_eq!(heard.iter().collect::<Vec<_>>(), [JobStatus::Canceling, JobStatus::Over]);
+    assert_eq!(heard.iter().collect::<Vec<_>>(), [JobStatus::Canceling, JobStatus::Finished]);
     assert_eq!(case.fake.server().starts.len(), 5);
     assert!(case.fake.server().states.is_empty());
 }

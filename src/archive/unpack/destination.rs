@@ -23,21 +23,21 @@ use crate::archive::root::{Kind, Links, Root, kind_of};
 /// What is left on the disk for others, at most.
 const RESERVE: i64 = 16 << 20;
 /// Bytes of paths and targets that are kept in memory until all files are there: a million links and directories.
-const MOST_LATER: usize = 128 << 20;
+const DEFERRED_BYTES_MAX: usize = 128 << 20;
 
 /// The project directory while an archive is unpacked into it; shared by threads.
-pub struct Place<'a> {
+pub struct Destination<'a> {
     root: &'a Root,
     /// Bytes that may still be written, as far as is known.
     budget: AtomicI64,
     entries: AtomicU64,
-    later: Mutex<Later>,
+    later: Mutex<DeferredMetadata>,
 }
 
 /// What waits until all files are there: links, so that nothing is written through one of the archive's own, and the
 /// modes and times of directories, so that files can still be made in them.
 #[derive(Default)]
-struct Later {
+struct DeferredMetadata {
     links: Vec<(PathBuf, OsString)>,
     directories: BTreeMap<PathBuf, Meta>,
     warnings: Warnings,
@@ -45,13 +45,13 @@ struct Later {
     size: usize,
 }
 
-impl Later {
+impl DeferredMetadata {
     /// Asks for memory. Errors: an archive that small takes no such number of links and directories.
     fn reserve(&mut self, path: &Path, target: &OsStr) -> io::Result<()> {
         /// What a tree and a list keep beside the bytes.
         const BESIDE: usize = 64;
         self.size += path.as_os_str().len() + target.len() + BESIDE;
-        match self.size > MOST_LATER {
+        match self.size > DEFERRED_BYTES_MAX {
             true => Err(unreadable(io::Error::other("the archive holds too many links and directories"))),
             false => Ok(()),
         }
@@ -89,14 +89,14 @@ impl Writer {
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> Destination<'a> {
     /// Begins to unpack.
     pub fn new(root: &'a Root) -> io::Result<Self> {
         let budget = AtomicI64::new(free(root)?);
         Ok(Self { root, budget, entries: AtomicU64::new(0), later: Mutex::default() })
     }
 
-    fn later(&self) -> MutexGuard<'_, Later> {
+    fn later(&self) -> MutexGuard<'_, DeferredMetadata> {
         self.later.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::context::Context;
+use super::context::RunnerContext;
 use crate::coordinator::{JobHandle, JobState};
 use crate::failure::FailureReason;
 use crate::journal::SlotDirectory;
@@ -11,7 +11,7 @@ use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
 /// Ends what the job left: the step that may still run, and everything that was made for the job. `name` is the job's
 /// name for its containers.
-pub fn end_leftovers(context: &Context, directory: &SlotDirectory, name: String) {
+pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: String) {
     let progress = directory.load().map(|record| record.progress).unwrap_or_default();
     if let Some(step) = progress.step {
         crate::shim::sweep(&step.id, &step.cgroups);
@@ -23,7 +23,7 @@ pub fn end_leftovers(context: &Context, directory: &SlotDirectory, name: String)
 }
 
 /// Fails the job at GitLab, and appends the reason to its log. Errors: the state directory cannot be written.
-pub fn fail(context: &Context, directory: &SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
+pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
     if !directory.spool().exists() {
         directory.create()?;
     }

@@ -14,7 +14,7 @@ use crate::digest::hex;
 
 /// What is known about the job besides its files.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Statement {
+pub struct ProvenanceStatement {
     /// Version of this program.
     pub version: String,
     /// Names of the payload's variables.
@@ -41,7 +41,7 @@ pub struct Statement {
     pub finished: String,
 }
 
-impl Statement {
+impl ProvenanceStatement {
     /// Writes `NAME-metadata.json` into the project directory, and gives it as an entry of the archive.
     pub fn write(&self, root: &Root, entries: &[Entry], name: &str) -> io::Result<Entry> {
         let mut subjects = Vec::new();
@@ -109,7 +109,7 @@ fn digest(root: &Root, entry: &Entry) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::select::{Request, select};
+    use crate::archive::select::{SelectionRequest, select};
 
     #[test]
     fn names_every_file_with_its_digest() {
@@ -117,8 +117,13 @@ mod tests {
         std::fs::write(project.path().join("a"), "abc").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", project.path().join("x-metadata.json")).unwrap();
         let root = Root::open(project.path()).unwrap();
-        let entries = select(&root, &Request { paths: vec!["a".to_owned()], ..Request::default() }).entries;
-        let statement = Statement { job: "7".to_owned(), variables: vec!["CI".to_owned()], ..Statement::default() };
+        let entries =
+            select(&root, &SelectionRequest { paths: vec!["a".to_owned()], ..SelectionRequest::default() }).entries;
+        let statement = ProvenanceStatement {
+            job: "7".to_owned(),
+            variables: vec!["CI".to_owned()],
+            ..ProvenanceStatement::default()
+        };
         assert_eq!(statement.write(&root, &entries, "x").unwrap().path, PathBuf::from("x-metadata.json"));
         let path = project.path().join("x-metadata.json");
         assert!(!path.is_symlink(), "a planted link is replaced, not followed");

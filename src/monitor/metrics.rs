@@ -9,15 +9,15 @@ use super::text::{Histogram, Kind, Page};
 use crate::sys;
 
 /// Upper bounds for whole jobs, in seconds.
-const OF_JOBS: &[f64] = &[30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0];
+const JOB_BUCKETS: &[f64] = &[30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0];
 /// Upper bounds for stages, and for what waits.
-const OF_STAGES: &[f64] = &[1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0];
+const STAGE_BUCKETS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0];
 /// Upper bounds for the agent's own part in a job's start.
-const OF_STARTS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const START_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// A runner, as monitoring knows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Who {
+pub struct RunnerLabels {
     /// The short form of its token.
     pub token: String,
     /// Its name for people.
@@ -26,7 +26,7 @@ pub struct Who {
 
 /// What a request for a job came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Poll {
+pub enum PollResult {
     /// A job.
     Job,
     /// None.
@@ -37,8 +37,12 @@ pub enum Poll {
     Refused,
 }
 
-const POLLS: [(Poll, &str); 4] =
-    [(Poll::Job, "job"), (Poll::Nothing, "nothing"), (Poll::Failed, "failed"), (Poll::Refused, "refused")];
+const POLLS: [(PollResult, &str); 4] = [
+    (PollResult::Job, "job"),
+    (PollResult::Nothing, "nothing"),
+    (PollResult::Failed, "failed"),
+    (PollResult::Refused, "refused"),
+];
 
 /// Lines of the log at these levels.
 static ERRORS: AtomicU64 = AtomicU64::new(0);
@@ -46,18 +50,18 @@ static WARNINGS: AtomicU64 = AtomicU64::new(0);
 /// Bytes of logs that servers took.
 static TRACE_BYTES: AtomicU64 = AtomicU64::new(0);
 
-static NUMBERS: Mutex<Numbers> =
-    Mutex::new(Numbers { runners: BTreeMap::new(), running: BTreeMap::new(), calls: BTreeMap::new() });
+static METRICS: Mutex<Metrics> =
+    Mutex::new(Metrics { runners: BTreeMap::new(), running: BTreeMap::new(), calls: BTreeMap::new() });
 
-struct Numbers {
-    runners: BTreeMap<Who, OfRunner>,
+struct Metrics {
+    runners: BTreeMap<RunnerLabels, RunnerMetrics>,
     /// By the job's number too: two servers may count up to the same one.
-    running: BTreeMap<(Who, String), Running>,
+    running: BTreeMap<(RunnerLabels, String), RunningJob>,
     /// By what was asked and answered.
     calls: BTreeMap<(&'static str, u16), u64>,
 }
 
-struct OfRunner {
+struct RunnerMetrics {
     taken: u64,
     polls: [u64; POLLS.len()],
     /// By `success`, `dropped`, or the reason of a failure.
@@ -67,10 +71,10 @@ struct OfRunner {
     starts: Histogram,
     stages: BTreeMap<&'static str, Histogram>,
     /// It was refused so often that it rests.
-    rests: bool,
+    paused: bool,
 }
 
-struct Running {
+struct RunningJob {
     /// When it was received, by the clock of [`sys::boottime`].
     began: u64,
     /// The stage it is in, and since when.
@@ -79,31 +83,31 @@ struct Running {
     resumed: bool,
 }
 
-impl Default for OfRunner {
+impl Default for RunnerMetrics {
     fn default() -> Self {
         Self {
             taken: 0,
             polls: [0; POLLS.len()],
             results: BTreeMap::new(),
-            durations: Histogram::new(OF_JOBS),
-            queued: Histogram::new(OF_STAGES),
-            starts: Histogram::new(OF_STARTS),
+            durations: Histogram::new(JOB_BUCKETS),
+            queued: Histogram::new(STAGE_BUCKETS),
+            starts: Histogram::new(START_BUCKETS),
             stages: BTreeMap::new(),
-            rests: false,
+            paused: false,
         }
     }
 }
 
-fn lock() -> MutexGuard<'static, Numbers> {
-    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Metrics> {
+    METRICS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Numbers {
-    fn of(&mut self, who: &Who) -> &mut OfRunner {
-        if !self.runners.contains_key(who) {
-            self.runners.insert(who.clone(), OfRunner::default());
+impl Metrics {
+    fn runner(&mut self, runner_labels: &RunnerLabels) -> &mut RunnerMetrics {
+        if !self.runners.contains_key(runner_labels) {
+            self.runners.insert(runner_labels.clone(), RunnerMetrics::default());
         }
-        self.runners.entry(who.clone()).or_default()
+        self.runners.entry(runner_labels.clone()).or_default()
     }
 }
 
@@ -128,48 +132,49 @@ pub fn called(endpoint: &'static str, status: Option<u16>) {
 }
 
 /// A request for a job came to its end.
-pub fn polled(who: &Who, poll: Poll) {
+pub fn polled(runner_labels: &RunnerLabels, poll: PollResult) {
     if let Some(at) = POLLS.iter().position(|(kind, _)| *kind == poll) {
-        lock().of(who).polls[at] += 1;
+        lock().runner(runner_labels).polls[at] += 1;
     }
 }
 
 /// A runner rests since it is refused, or does not.
-pub fn rests(who: &Who, rests: bool) {
-    lock().of(who).rests = rests;
+pub fn set_paused(runner_labels: &RunnerLabels, paused: bool) {
+    lock().runner(runner_labels).paused = paused;
 }
 
 /// True when a runner rests since it is refused.
-pub fn is_resting(who: &Who) -> bool {
-    lock().runners.get(who).is_some_and(|numbers| numbers.rests)
+pub fn is_paused(runner_labels: &RunnerLabels) -> bool {
+    lock().runners.get(runner_labels).is_some_and(|metrics| metrics.paused)
 }
 
 /// A job was received, after waiting for `queued` seconds at the server where that tells.
-pub fn job_received(who: &Who, job: impl Display, queued: Option<f64>) {
-    let mut numbers = lock();
-    let of_runner = numbers.of(who);
+pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Option<f64>) {
+    let mut metrics = lock();
+    let of_runner = metrics.runner(runner_labels);
     of_runner.taken += 1;
     if let Some(queued) = queued {
         of_runner.queued.observe(queued);
     }
-    numbers
-        .running
-        .insert((who.clone(), job.to_string()), Running { began: sys::boottime(), stage: None, resumed: false });
+    metrics.running.insert(
+        (runner_labels.clone(), job.to_string()),
+        RunningJob { began: sys::boottime(), stage: None, resumed: false },
+    );
 }
 
 /// A job that an earlier agent received at `began` goes on.
-pub fn job_resumed(who: &Who, job: impl Display, began: u64) {
-    lock().running.insert((who.clone(), job.to_string()), Running { began, stage: None, resumed: true });
+pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: u64) {
+    lock().running.insert((runner_labels.clone(), job.to_string()), RunningJob { began, stage: None, resumed: true });
 }
 
 /// A job went on to a stage.
-pub fn stage_began(who: &Who, job: impl Display, stage: &'static str) {
+pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'static str) {
     let now = sys::boottime();
-    let mut numbers = lock();
-    let Some(running) = numbers.running.get_mut(&(who.clone(), job.to_string())) else { return };
+    let mut metrics = lock();
+    let Some(running) = metrics.running.get_mut(&(runner_labels.clone(), job.to_string())) else { return };
     let before = running.stage.replace((stage, now));
     let (began, first) = (running.began, before.is_none() && !running.resumed);
-    let of_runner = numbers.of(who);
+    let of_runner = metrics.runner(runner_labels);
     if first {
         of_runner.starts.observe(seconds(began, now));
     }
@@ -177,20 +182,20 @@ pub fn stage_began(who: &Who, job: impl Display, stage: &'static str) {
 }
 
 /// A job is over: `success`, `dropped`, or the reason of its failure.
-pub fn job_ended(who: &Who, job: impl Display, result: &'static str) {
+pub fn job_ended(runner_labels: &RunnerLabels, job: impl Display, result: &'static str) {
     let now = sys::boottime();
-    let mut numbers = lock();
-    let Some(running) = numbers.running.remove(&(who.clone(), job.to_string())) else { return };
-    let of_runner = numbers.of(who);
+    let mut metrics = lock();
+    let Some(running) = metrics.running.remove(&(runner_labels.clone(), job.to_string())) else { return };
+    let of_runner = metrics.runner(runner_labels);
     of_runner.end_stage(running.stage, now);
     of_runner.durations.observe(seconds(running.began, now));
     *of_runner.results.entry(result).or_default() += 1;
 }
 
-impl OfRunner {
+impl RunnerMetrics {
     fn end_stage(&mut self, stage: Option<(&'static str, u64)>, now: u64) {
         if let Some((stage, began)) = stage {
-            self.stages.entry(stage).or_insert_with(|| Histogram::new(OF_STAGES)).observe(seconds(began, now));
+            self.stages.entry(stage).or_insert_with(|| Histogram::new(STAGE_BUCKETS)).observe(seconds(began, now));
         }
     }
 }
@@ -200,22 +205,23 @@ fn seconds(from: u64, to: u64) -> f64 {
 }
 
 /// Writes all of them. `runners` are shown even when nothing was counted of them yet.
-pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Who>) {
-    let mut numbers = lock();
-    runners.for_each(|who| {
-        numbers.of(&who);
+pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = RunnerLabels>) {
+    let mut metrics = lock();
+    runners.for_each(|runner_labels| {
+        metrics.runner(&runner_labels);
     });
-    write_jobs(page, system_id, &numbers);
-    write_durations(page, system_id, &numbers);
+    write_jobs(page, system_id, &metrics);
+    write_durations(page, system_id, &metrics);
     let mut polls = page.metric("mayfly_polls_total", Kind::Counter, "Requests for a job, by what they came to.");
-    for (who, of_runner) in &numbers.runners {
+    for (runner_labels, of_runner) in &metrics.runners {
         for ((_, outcome), count) in POLLS.iter().zip(of_runner.polls) {
-            polls.sample(&[of(who, system_id).as_slice(), &[("outcome", outcome)]].concat(), count as f64);
+            polls
+                .sample(&[labels(runner_labels, system_id).as_slice(), &[("outcome", outcome)]].concat(), count as f64);
         }
     }
     let help = "Calls to servers, by endpoint and status; status 0 is no answer.";
     let mut calls = page.metric("gitlab_runner_api_request_statuses_total", Kind::Counter, help);
-    for ((endpoint, status), count) in &numbers.calls {
+    for ((endpoint, status), count) in &metrics.calls {
         let labels = [("system_id", system_id), ("endpoint", endpoint), ("status", &status.to_string())];
         calls.sample(&labels, *count as f64);
     }
@@ -227,67 +233,70 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Who
     }
 }
 
-fn of<'a>(who: &'a Who, system_id: &'a str) -> [(&'a str, &'a str); 3] {
-    [("runner", &who.token), ("runner_name", &who.name), ("system_id", system_id)]
+fn labels<'a>(runner_labels: &'a RunnerLabels, system_id: &'a str) -> [(&'a str, &'a str); 3] {
+    [("runner", &runner_labels.token), ("runner_name", &runner_labels.name), ("system_id", system_id)]
 }
 
-fn write_jobs(page: &mut Page, system_id: &str, numbers: &Numbers) {
-    let mut now: BTreeMap<(&Who, &str, &str), u32> = BTreeMap::new();
-    for who in numbers.runners.keys() {
-        now.insert((who, "idle", "idle"), 0);
+fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
+    let mut now: BTreeMap<(&RunnerLabels, &str, &str), u32> = BTreeMap::new();
+    for runner_labels in metrics.runners.keys() {
+        now.insert((runner_labels, "idle", "idle"), 0);
     }
-    for ((who, _), running) in &numbers.running {
+    for ((runner_labels, _), running) in &metrics.running {
         let stage = running.stage.map_or("pending", |(stage, _)| stage);
         let state = if running.stage.is_some() { "running" } else { "pending" };
-        *now.entry((who, state, stage)).or_default() += 1;
+        *now.entry((runner_labels, state, stage)).or_default() += 1;
     }
     let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Jobs that are in hand, by state and stage.");
-    for ((who, state, stage), count) in now {
-        let labels = [of(who, system_id).as_slice(), &[("state", state), ("stage", stage)]].concat();
+    for ((runner_labels, state, stage), count) in now {
+        let labels = [labels(runner_labels, system_id).as_slice(), &[("state", state), ("stage", stage)]].concat();
         jobs.sample(&labels, f64::from(count));
     }
     let mut taken = page.metric("gitlab_runner_jobs_total", Kind::Counter, "Jobs that were received.");
-    for (who, of_runner) in &numbers.runners {
-        taken.sample(&of(who, system_id), of_runner.taken as f64);
+    for (runner_labels, of_runner) in &metrics.runners {
+        taken.sample(&labels(runner_labels, system_id), of_runner.taken as f64);
     }
     let is_failure = |result: &str| !matches!(result, "success" | "dropped");
     let mut failed = page.metric("gitlab_runner_failed_jobs_total", Kind::Counter, "Jobs that failed, by reason.");
-    for (who, of_runner) in &numbers.runners {
+    for (runner_labels, of_runner) in &metrics.runners {
         for (reason, count) in of_runner.results.iter().filter(|(result, _)| is_failure(result)) {
-            failed.sample(&[of(who, system_id).as_slice(), &[("failure_reason", reason)]].concat(), *count as f64);
+            failed.sample(
+                &[labels(runner_labels, system_id).as_slice(), &[("failure_reason", reason)]].concat(),
+                *count as f64,
+            );
         }
     }
     let help = "Jobs that are over: how they ended, or dropped since the server did not expect them any more.";
     let mut ended = page.metric("mayfly_jobs_ended_total", Kind::Counter, help);
-    for (who, of_runner) in &numbers.runners {
+    for (runner_labels, of_runner) in &metrics.runners {
         for (result, count) in &of_runner.results {
             let state = if is_failure(result) { "failed" } else { result };
             ended.sample(
-                &[of(who, system_id).as_slice(), &[("state", state), ("result", result)]].concat(),
+                &[labels(runner_labels, system_id).as_slice(), &[("state", state), ("result", result)]].concat(),
                 *count as f64,
             );
         }
     }
 }
 
-fn write_durations(page: &mut Page, system_id: &str, numbers: &Numbers) {
-    type Of = fn(&OfRunner) -> &Histogram;
+fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
+    type Of = fn(&RunnerMetrics) -> &Histogram;
     let of_jobs: [(&'static str, &str, Of); 3] = [
-        ("gitlab_runner_job_duration_seconds", "From receiving a job to its end.", |numbers| &numbers.durations),
-        ("gitlab_runner_job_queue_duration_seconds", "How long jobs waited at the server.", |numbers| &numbers.queued),
-        ("mayfly_job_start_seconds", "From receiving a job to its first stage.", |numbers| &numbers.starts),
+        ("gitlab_runner_job_duration_seconds", "From receiving a job to its end.", |metrics| &metrics.durations),
+        ("gitlab_runner_job_queue_duration_seconds", "How long jobs waited at the server.", |metrics| &metrics.queued),
+        ("mayfly_job_start_seconds", "From receiving a job to its first stage.", |metrics| &metrics.starts),
     ];
     for (name, help, histogram) in of_jobs {
         let mut metric = page.metric(name, Kind::Histogram, help);
-        for (who, of_runner) in &numbers.runners {
-            metric.histogram(&of(who, system_id), histogram(of_runner));
+        for (runner_labels, of_runner) in &metrics.runners {
+            metric.histogram(&labels(runner_labels, system_id), histogram(of_runner));
         }
     }
     let name = "gitlab_runner_job_stage_duration_seconds";
     let mut metric = page.metric(name, Kind::Histogram, "How long the stages of jobs took.");
-    for (who, of_runner) in &numbers.runners {
+    for (runner_labels, of_runner) in &metrics.runners {
         for (stage, histogram) in &of_runner.stages {
-            metric.histogram(&[of(who, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);
+            metric.histogram(&[labels(runner_labels, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);
         }
     }
 }
@@ -297,13 +306,13 @@ mod tests {
     use super::*;
 
     /// The numbers are the process's: each test has a runner of its own.
-    fn who(token: &str) -> Who {
-        Who { token: token.to_owned(), name: "n".to_owned() }
+    fn runner_labels(token: &str) -> RunnerLabels {
+        RunnerLabels { token: token.to_owned(), name: "n".to_owned() }
     }
 
     fn lines(token: &str) -> Vec<String> {
         let mut page = Page::default();
-        write(&mut page, "s_1", [who(token)].into_iter());
+        write(&mut page, "s_1", [runner_labels(token)].into_iter());
         let of_runner = format!("runner=\"{token}\",runner_name=\"n\",system_id=\"s_1\"");
         let text = page.finish();
         text.lines().filter(|line| line.contains(&of_runner)).map(|line| line.replace(&of_runner, "*")).collect()
@@ -319,18 +328,18 @@ mod tests {
 
     #[test]
     fn a_job_is_followed_from_its_poll_to_its_end() {
-        let who = who("busy");
-        polled(&who, Poll::Job);
-        job_received(&who, 71, Some(2.5));
+        let runner_labels = runner_labels("busy");
+        polled(&runner_labels, PollResult::Job);
+        job_received(&runner_labels, 71, Some(2.5));
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"pending\",stage=\"pending\"} 1".to_owned()));
-        stage_began(&who, 71, "get_sources");
-        stage_began(&who, 71, "step_script");
+        stage_began(&runner_labels, 71, "get_sources");
+        stage_began(&runner_labels, 71, "step_script");
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"running\",stage=\"step_script\"} 1".to_owned()));
-        job_ended(&who, 71, "script_failure");
-        job_ended(&who, 71, "script_failure");
-        job_resumed(&who, 72, 0);
-        stage_began(&who, 72, "after_script");
-        job_ended(&who, 72, "success");
+        job_ended(&runner_labels, 71, "script_failure");
+        job_ended(&runner_labels, 71, "script_failure");
+        job_resumed(&runner_labels, 72, 0);
+        stage_began(&runner_labels, 72, "after_script");
+        job_ended(&runner_labels, 72, "success");
         let lines = lines("busy");
         for line in [
             "mayfly_polls_total{*,outcome=\"job\"} 1",
@@ -352,7 +361,7 @@ mod tests {
 
     #[test]
     fn jobs_of_one_number_are_told_apart_by_their_runners() {
-        let (one, other) = (who("one"), who("other"));
+        let (one, other) = (runner_labels("one"), runner_labels("other"));
         job_received(&one, 73, None);
         job_received(&other, 73, None);
         stage_began(&one, 73, "step_script");
@@ -367,11 +376,11 @@ mod tests {
 
     #[test]
     fn a_runner_that_rests_is_known() {
-        let who = who("refused");
-        assert!(!is_resting(&who));
-        rests(&who, true);
-        assert!(is_resting(&who));
-        rests(&who, false);
-        assert!(!is_resting(&who));
+        let runner_labels = runner_labels("refused");
+        assert!(!is_paused(&runner_labels));
+        set_paused(&runner_labels, true);
+        assert!(is_paused(&runner_labels));
+        set_paused(&runner_labels, false);
+        assert!(!is_paused(&runner_labels));
     }
 }
