@@ -1,4 +1,4 @@
-//! Artifacts: to GitLab, and from the jobs that this one depends on.
+//! Artifacts: uploads to GitLab, and downloads from the jobs that a job depends on.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -26,7 +26,7 @@ fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
     job
 }
 
-/// What `unzip` finds in an archive.
+/// The output of `unzip` for an archive.
 fn unzipped(home: &Home, content: &[u8], file: &str) -> String {
     let path = home.path("archive.zip");
     std::fs::write(&path, content).expect("written");
@@ -35,7 +35,7 @@ fn unzipped(home: &Home, content: &[u8], file: &str) -> String {
 }
 
 #[test]
-fn files_and_reports_reach_gitlab() {
+fn uploads_artifacts_and_reports() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "user = \"nobody\"", "");
     let script = [
@@ -68,7 +68,7 @@ fn files_and_reports_reach_gitlab() {
 }
 
 #[test]
-fn only_artifacts_that_fit_the_outcome_are_uploaded() {
+fn uploads_only_artifacts_whose_when_matches_the_result() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let with = |when: &str| {
@@ -85,7 +85,7 @@ fn only_artifacts_that_fit_the_outcome_are_uploaded() {
 }
 
 #[test]
-fn links_out_of_the_project_are_not_followed() {
+fn does_not_follow_links_out_of_the_project() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     std::fs::create_dir(home.path("outside")).expect("made");
@@ -105,7 +105,7 @@ fn links_out_of_the_project_are_not_followed() {
 }
 
 #[test]
-fn uploads_are_repeated_and_refusals_are_final() {
+fn retries_uploads_except_after_a_refusal() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let good = || job(&["echo x >f"]).set("artifacts", json!([archive(&["f"])]));
@@ -123,7 +123,7 @@ fn uploads_are_repeated_and_refusals_are_final() {
 }
 
 #[test]
-fn an_outage_of_mixed_errors_has_one_budget_of_time() {
+fn retries_after_different_errors_share_one_time_limit() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let busy = |status| Fault::Answer(Answer::new(status).with("Retry-After", "1"));
@@ -139,10 +139,11 @@ fn an_outage_of_mixed_errors_has_one_budget_of_time() {
 }
 
 #[test]
-fn a_dependency_is_downloaded_without_leaking_its_token() {
+fn downloads_a_dependency_without_leaking_its_token() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "user = \"nobody\"", "");
-    // The first job goes on while the second asks for its artifacts: a fake GitLab gives them to a live job's token.
+    // The first job still runs while the second downloads its artifacts: the fake GitLab accepts only tokens of running
+    // jobs.
     let made = run(
         &gitlab,
         &home,
@@ -165,7 +166,7 @@ fn a_dependency_is_downloaded_without_leaking_its_token() {
 }
 
 #[test]
-fn an_agent_killed_during_an_upload_is_followed() {
+fn the_next_agent_repeats_an_interrupted_upload() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     gitlab.fail("POST artifacts", std::iter::repeat_n(Fault::Answer(Answer::new(503)), 3));
@@ -183,7 +184,7 @@ fn an_agent_killed_during_an_upload_is_followed() {
 }
 
 #[test]
-fn file_work_that_is_killed_is_done_again() {
+fn a_killed_file_task_is_repeated() {
     for route in ["POST artifacts", "GET artifacts"] {
         for with_agent in [false, true] {
             let gitlab = GitLab::start();
@@ -218,7 +219,7 @@ fn file_work_that_is_killed_is_done_again() {
 }
 
 #[test]
-fn a_statement_about_where_it_comes_from_goes_with_an_archive() {
+fn uploads_a_provenance_statement_with_an_archive() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut artifact = archive(&["f"]);
@@ -235,7 +236,7 @@ fn a_statement_about_where_it_comes_from_goes_with_an_archive() {
 }
 
 #[test]
-fn pipes_and_devices_are_left_alone() {
+fn skips_pipes_and_devices() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let script = ["mkfifo pipe", "mknod device c 10 130", "mkdir d; ln -s ../pipe d/link", "echo x >f"];
@@ -249,7 +250,7 @@ fn pipes_and_devices_are_left_alone() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_costs_one_job_only() {
+fn a_full_disk_is_reported_and_fails_only_one_job() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let small = home.path("small");
@@ -273,7 +274,7 @@ fn a_full_disk_is_told_and_costs_one_job_only() {
 }
 
 #[test]
-fn memory_stays_flat_however_large_the_files_are() {
+fn memory_does_not_grow_with_file_size() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let script = ["head -c 60000000 /dev/urandom >random", "head -c 100000000 /dev/zero | tr '\\0' 'x' >text"];
@@ -292,7 +293,7 @@ fn memory_stays_flat_however_large_the_files_are() {
 }
 
 #[test]
-fn artifacts_go_behind_certificates_that_only_the_agent_may_read() {
+fn uploads_artifacts_with_a_client_key_that_only_the_agent_can_read() {
     let pki = Pki::new();
     let (server, client) = (pki.server(), pki.server());
     let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
@@ -318,14 +319,14 @@ fn artifacts_go_behind_certificates_that_only_the_agent_may_read() {
 }
 
 #[test]
-fn a_slow_transfer_tells_how_far_it_is() {
+fn a_slow_transfer_reports_its_progress() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server_of("gitlab.test"), Chain::Complete)));
     let home = Home::empty();
     std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
     let trust = format!("tls-ca-file = \"{}\"", home.path("ca.pem").display());
     home.configure("https://gitlab.test", "", &trust);
-    // A pause of some milliseconds after each 64 KiB makes it take several seconds, however quick the machine is.
+    // A pause of some milliseconds after each 64 KiB makes the transfer take several seconds on any machine.
     let proxy = tunnel_proxy(&gitlab.url, Duration::from_millis(20));
     let slowly = |job: JobBuilder| {
         let job = job.variable("TRANSFER_METER_FREQUENCY", "1s").variable("FF_USE_DIRECT_DOWNLOAD", "false");
@@ -348,7 +349,7 @@ fn a_slow_transfer_tells_how_far_it_is() {
 }
 
 #[test]
-fn what_comes_of_bad_input_is_told_with_the_entrys_name() {
+fn names_the_entry_in_messages_about_bad_input() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let named = |name: &str| {

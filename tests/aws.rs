@@ -1,4 +1,4 @@
-//! An instance of EC2: who it is, whose rights it has, and where its runner's token comes from.
+//! An EC2 instance: its identity, its credentials, and the sources of its runner token.
 
 use std::fs;
 use std::process::Command;
@@ -15,7 +15,7 @@ fn text(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// What an agent needs to work with moto as this user.
+/// The agent's environment for using moto as this user.
 fn of_user(moto: &Moto, user: &User) -> Vec<(String, String)> {
     [
         ("AWS_ENDPOINT_URL", moto.url.as_str()),
@@ -28,7 +28,7 @@ fn of_user(moto: &Moto, user: &User) -> Vec<(String, String)> {
 }
 
 #[test]
-fn an_instance_made_from_a_used_image_begins_anew() {
+fn an_instance_from_a_used_image_starts_with_clean_state() {
     let gitlab = GitLab::start();
     let mut home = Home::new(&gitlab, "", "");
     let mut ids = Vec::new();
@@ -50,7 +50,7 @@ fn an_instance_made_from_a_used_image_begins_anew() {
 }
 
 #[test]
-fn jobs_see_nothing_of_the_agents_rights() {
+fn jobs_do_not_get_the_agents_credentials() {
     let gitlab = GitLab::start();
     let cloud = Cloud::start();
     let mut environment = cloud.environment();
@@ -67,7 +67,7 @@ fn jobs_see_nothing_of_the_agents_rights() {
 }
 
 #[test]
-fn check_tells_how_the_instance_stands_in_its_group() {
+fn check_reports_the_state_of_the_instance_in_its_group() {
     let gitlab = GitLab::start();
     let cloud = Cloud::start();
     cloud.metadata.remove("tags/instance/aws:autoscaling:groupName");
@@ -85,14 +85,14 @@ fn check_tells_how_the_instance_stands_in_its_group() {
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("ok       raise_on_job: 3 instances wanted, 10 at most"), "{told}");
 
-    // An instance that is in no group needs no rights in one.
+    // An instance outside any group needs no permissions for a group.
     cloud.metadata.remove("autoscaling/target-lifecycle-state");
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("ok       Auto Scaling: in no group") && !told.contains("AccessDenied"), "{told}");
 }
 
 #[test]
-fn an_expired_token_and_a_busy_service_are_survived() {
+fn recovers_from_an_expired_token_and_throttling() {
     let gitlab = GitLab::start();
     let cloud = Cloud::start();
     cloud.metadata.fail([503, 401, 503]);
@@ -105,7 +105,7 @@ fn an_expired_token_and_a_busy_service_are_survived() {
 }
 
 #[test]
-fn a_machine_that_is_none_of_ec2s_asks_nobody() {
+fn a_machine_outside_ec2_sends_no_metadata_requests() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let agent = home.start(&[]);
@@ -116,7 +116,7 @@ fn a_machine_that_is_none_of_ec2s_asks_nobody() {
 }
 
 #[test]
-fn a_runners_token_is_fetched_from_where_it_is_kept() {
+fn fetches_a_runner_token_from_its_store() {
     let moto = Moto::start();
     moto.python(&format!(
         "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)\n\
@@ -146,14 +146,14 @@ fn a_runners_token_is_fetched_from_where_it_is_kept() {
     gitlab.assert_strict();
 }
 
-/// A configuration whose runner's token is a parameter.
+/// A configuration whose runner token is in Parameter Store.
 fn home_of_parameter(gitlab: &GitLab, more: &str) -> Home {
     let home = Home::new(gitlab, "", more);
     fs::write(home.config(), read(&home.config()).replace(RUNNER_TOKEN, "aws-ssm:/ci/token")).expect("written");
     home
 }
 
-/// Runs one job, whose token could be had then.
+/// Runs one job, which shows that the agent got the token.
 fn runs_a_job(gitlab: &GitLab, home: &Home) {
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
@@ -162,7 +162,7 @@ fn runs_a_job(gitlab: &GitLab, home: &Home) {
 }
 
 #[test]
-fn rights_come_from_roles_and_from_a_containers_endpoint() {
+fn credentials_come_from_roles_and_from_a_container_endpoint() {
     let moto = Moto::start();
     moto.python(&format!(
         "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)\n\
@@ -179,7 +179,7 @@ fn rights_come_from_roles_and_from_a_containers_endpoint() {
     let mut home = home_of_parameter(&gitlab, "");
     let common = [("AWS_ENDPOINT_URL".to_owned(), moto.url.clone()), ("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
 
-    // A role that a profile takes on with the keys of another.
+    // A profile that assumes a role with the keys of another profile.
     fs::create_dir(home.path(".aws")).expect("made");
     let arn = "arn:aws:iam::123456789012:role/reader";
     let config = format!("[profile ci]\nrole_arn = {arn}\nsource_profile = base\n");
@@ -192,7 +192,7 @@ fn rights_come_from_roles_and_from_a_containers_endpoint() {
     home.set_environment(environment);
     runs_a_job(&gitlab, &home);
 
-    // What a container is lent.
+    // The response of the container credential endpoint.
     let body = format!("{{\"AccessKeyId\":\"{}\",\"SecretAccessKey\":\"{}\"}}", reader.access_key, reader.secret_key);
     let endpoint = listen(None, move |mut connection| {
         while let Some(request) = read_request(&mut connection) {
@@ -207,7 +207,7 @@ fn rights_come_from_roles_and_from_a_containers_endpoint() {
     home.set_environment(environment);
     runs_a_job(&gitlab, &home);
 
-    // A role for whoever has a token of somebody that AWS trusts; moto does not take what is not signed otherwise.
+    // A role that a web identity token may assume. moto rejects unsigned requests while it checks policies.
     moto.check_rights(false);
     fs::write(home.path("identity"), "header.payload.signature\n").expect("written");
     let mut environment = common.to_vec();
@@ -243,7 +243,7 @@ fn a_reload_fetches_the_token_again() {
 }
 
 #[test]
-fn a_token_that_was_rotated_in_the_store_is_fetched_when_gitlab_rejects_the_old_one() {
+fn fetches_a_rotated_token_when_gitlab_rejects_the_old_one() {
     let moto = Moto::start();
     let put = |value: &str| {
         moto.check_rights(false);
@@ -269,8 +269,8 @@ fn a_token_that_was_rotated_in_the_store_is_fetched_when_gitlab_rejects_the_old_
 }
 
 #[test]
-fn the_real_addresses_are_asked_directly() {
-    let inner = "aws::in_a_network_that_has_the_real_addresses";
+fn metadata_requests_bypass_the_proxy() {
+    let inner = "aws::in_a_network_with_the_real_metadata_addresses";
     let program = std::env::current_exe().expect("the tests");
     let mut unshare = Command::new("unshare");
     unshare.arg("--net").arg(program).args(["--exact", inner, "--ignored"]);
@@ -281,7 +281,7 @@ fn the_real_addresses_are_asked_directly() {
 
 #[test]
 #[ignore = "another test runs it in a network of its own"]
-fn in_a_network_that_has_the_real_addresses() {
+fn in_a_network_with_the_real_metadata_addresses() {
     for line in ["link set lo up", "addr add 169.254.169.254/32 dev lo", "addr add fd00:ec2::254/128 dev lo nodad"] {
         assert!(Command::new("ip").args(line.split(' ')).status().expect("ip").success(), "{line}");
     }
@@ -289,7 +289,7 @@ fn in_a_network_that_has_the_real_addresses() {
         let gitlab = GitLab::start();
         let cloud = Cloud::start_with(Metadata::start_at(address));
         let mut home = Home::new(&gitlab, "", "[mayfly.aws]\nregion = \"eu-west-1\"");
-        // Nobody is there: what goes through the proxy goes nowhere.
+        // No proxy runs at this address: a request through the proxy fails.
         let set = [
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", mode),
             ("HTTP_PROXY", "http://127.0.0.1:1"),
@@ -304,7 +304,7 @@ fn in_a_network_that_has_the_real_addresses() {
     }
 }
 
-/// A group of moto with three instances, and one of them as this machine.
+/// Creates a group of three instances in moto; this machine is one of them.
 fn member_of_moto(moto: &Moto, metadata: &Metadata) -> String {
     let instance = moto.python(
         "auto = client('autoscaling')\n\
@@ -321,7 +321,7 @@ fn member_of_moto(moto: &Moto, metadata: &Metadata) -> String {
 }
 
 #[test]
-fn the_least_rights_are_enough_to_leave_a_group() {
+fn the_documented_permissions_suffice_to_leave_a_group() {
     let moto = Moto::start();
     let metadata = Metadata::start();
     let instance = member_of_moto(&moto, &metadata);
@@ -362,7 +362,7 @@ fn the_least_rights_are_enough_to_leave_a_group() {
 }
 
 #[test]
-fn a_missing_right_is_named_and_the_power_is_the_last_means() {
+fn a_missing_permission_is_named_and_the_machine_powers_off() {
     let moto = Moto::start();
     let metadata = Metadata::start();
     let instance = member_of_moto(&moto, &metadata);
@@ -393,7 +393,7 @@ fn a_missing_right_is_named_and_the_power_is_the_last_means() {
 }
 
 #[test]
-fn two_rights_more_are_enough_to_raise_a_group() {
+fn two_more_permissions_suffice_to_raise_a_group() {
     let (moto, metadata, gitlab) = (Moto::start(), Metadata::start(), GitLab::start());
     member_of_moto(&moto, &metadata);
     let busy = "autoscaling:SetInstanceProtection";
@@ -420,7 +420,7 @@ fn two_rights_more_are_enough_to_raise_a_group() {
     }
 }
 
-/// An agent that leaves through its group when it is idle, with more keys for `[mayfly]`.
+/// An agent that terminates its instance through its group when idle; `keys` are further keys for `[mayfly]`.
 fn leaving_home(gitlab: &GitLab, cloud: &Cloud, keys: &str) -> Home {
     let mut home = Home::new(gitlab, "", "");
     home.add_to_mayfly(&format!("leave = \"aws-asg\"\nidle_timeout = \"1s\"\npoweroff_command = \"false\"\n{keys}"));
@@ -431,7 +431,7 @@ fn leaving_home(gitlab: &GitLab, cloud: &Cloud, keys: &str) -> Home {
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
 
 #[test]
-fn a_group_that_is_busy_is_asked_again() {
+fn retries_while_the_group_is_busy() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     let page = Answer::new(500).with("Content-Type", "text/html").body("<html><h1>Internal Server Error</h1>");
     let faults = [Fault::Answer(refusal(400, "Throttling", "Rate exceeded")), Fault::Answer(page), Fault::Cut];
@@ -444,7 +444,7 @@ fn a_group_that_is_busy_is_asked_again() {
 }
 
 #[test]
-fn with_one_right_alone_a_lost_answer_still_ends_the_instance_once() {
+fn with_only_the_terminate_permission_a_lost_response_terminates_the_instance_once() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     for action in ["DescribeAutoScalingInstances", "DescribeLifecycleHooks", "SetInstanceProtection"] {
         cloud.refuse(action, 403, "AccessDenied");
@@ -464,7 +464,7 @@ fn with_one_right_alone_a_lost_answer_still_ends_the_instance_once() {
 }
 
 #[test]
-fn credentials_that_have_ended_are_replaced() {
+fn replaces_expired_credentials() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     let home = leaving_home(&gitlab, &cloud, "max_builds = 1");
     let go = home.path("go");
@@ -480,7 +480,7 @@ fn credentials_that_have_ended_are_replaced() {
 }
 
 #[test]
-fn leaving_through_a_group_needs_an_instance() {
+fn terminating_through_a_group_needs_an_ec2_instance() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     let mut home = leaving_home(&gitlab, &cloud, "");
     let off = ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());

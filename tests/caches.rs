@@ -1,4 +1,4 @@
-//! Caches: kept between jobs on the instance.
+//! Caches on the instance's disk, shared by its jobs.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +15,7 @@ fn cache(key: &str) -> Value {
 }
 
 fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
-    // The project directory starts empty, so that only the cache can bring files.
+    // The project directory starts empty, so files can come only from the cache.
     let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -31,7 +31,7 @@ fn archives(home: &Home) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_cache_comes_back_and_fallbacks_and_policies_hold() {
+fn restores_caches_by_key_fallback_and_policy() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "user = \"nobody\"", "");
     let fill = job(&["mkdir -p vendor/deep; echo kept >vendor/deep/f; ln -s f vendor/deep/link"])
@@ -81,7 +81,7 @@ fn a_cache_never_fails_a_job() {
 }
 
 #[test]
-fn a_job_has_several_caches_and_one_that_fails_costs_it_no_other() {
+fn a_failed_cache_does_not_affect_the_other_caches_of_a_job() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let other = || {

@@ -1,4 +1,4 @@
-//! The commands around the agent: register, verify, unregister, check, lint.
+//! The commands besides `run`: register, verify, unregister, check, lint.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -56,7 +56,7 @@ fn register_with_a_token_from_standard_input() {
 }
 
 #[test]
-fn register_asks_in_order() {
+fn register_prompts_for_missing_values() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     let config = home.config().display().to_string();
@@ -67,7 +67,7 @@ fn register_asks_in_order() {
 }
 
 #[test]
-fn register_creates_a_runner_for_a_person_and_refuses_what_cannot_be() {
+fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_options() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     let config = home.config().display().to_string();
@@ -171,7 +171,7 @@ fn usage_errors_go_to_standard_error() {
 }
 
 #[test]
-fn log_lines_are_json_when_asked() {
+fn log_format_json_writes_json_lines() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&["--log-format", "json", "--idle-timeout", "1s"]);
@@ -212,7 +212,7 @@ fn unregister_takes_the_token_of_the_environment() {
 }
 
 #[test]
-fn check_finds_what_keeps_the_agent_from_starting() {
+fn check_finds_problems_that_prevent_a_start() {
     let gitlab = GitLab::start();
     let check = |home: &Home| text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -231,7 +231,7 @@ fn check_finds_what_keeps_the_agent_from_starting() {
 }
 
 #[test]
-fn check_names_the_address_to_which_a_server_redirects() {
+fn check_names_the_target_of_a_redirect() {
     let server = crate::support::http::listen(None, |mut connection| {
         while let Some(request) = crate::support::http::read_request(&mut connection) {
             let target = format!("https://gitlab.test{}", request.path);

@@ -1,4 +1,4 @@
-//! Every key of `[runners.docker]` that changes a container, as the engine has it.
+//! Each key of `[runners.docker]` that changes a container, checked with the engine.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::unique_number;
 
-/// What the engine says of the containers of a job while it runs: the job's own, and that of its service.
+/// The output of `docker inspect` for the containers of a running job: the job's own container, and that of its
+/// service.
 fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
     let docker = docker();
     let gitlab = GitLab::start();
@@ -45,13 +46,13 @@ fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
     both
 }
 
-/// A job that waits until it has been looked at.
+/// A job that waits until its containers have been inspected.
 fn waiting() -> JobBuilder {
     job(&[&format!("touch /tmp/up; {}", until_there("/tmp/go"))])
 }
 
 #[test]
-fn limits_and_rights_are_those_of_the_configuration() {
+fn containers_have_the_configured_limits_and_privileges() {
     let profile = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("written");
     let parent = format!("mayfly-test-{}", unique_number());
@@ -74,7 +75,7 @@ fn limits_and_rights_are_those_of_the_configuration() {
         profile.path().display()
     );
     let (job, service) = inspected(&keys, waiting());
-    // What the kernel cannot do, the engine leaves out.
+    // The engine drops settings that the kernel does not support.
     let can = |what: &str| docker().run(&["info", "--format", &format!("{{{{.{what}}}}}")]) == "true";
     let host = &job["HostConfig"];
     if can("SwapLimit") {
@@ -143,7 +144,7 @@ fn limits_and_rights_are_those_of_the_configuration() {
     }
 }
 
-/// Engines write capabilities with and without `CAP_`.
+/// Some engines write capabilities with `CAP_`, others without.
 fn plain(value: &Value) -> Value {
     match value {
         Value::Array(list) if list.iter().any(Value::is_string) => {
@@ -154,7 +155,7 @@ fn plain(value: &Value) -> Value {
 }
 
 #[test]
-fn networks_and_namespaces_are_shared_where_the_configuration_says_so() {
+fn containers_share_the_configured_networks_and_namespaces() {
     let docker = docker();
     let other = docker.run(&["run", "--detach", "--volume", "/shared", "busybox:local", "sleep", "600"]);
     let keys = format!("volumes_from = [\"{other}\"]\nlinks = [\"{other}:linked\"]\npid_mode = \"host\"\n");
@@ -180,7 +181,7 @@ fn networks_and_namespaces_are_shared_where_the_configuration_says_so() {
 }
 
 #[test]
-fn image_user_and_entrypoint_are_the_jobs_within_what_is_allowed() {
+fn a_job_sets_image_user_and_entrypoint_within_the_allowed_values() {
     let docker = docker();
     let image = docker.image(&["ENTRYPOINT [\"/bin/false\"]", "USER 1234"]);
     let choice = json!({"name": image, "entrypoint": [""], "executor_opts": {"docker": {"user": "0"}}});
@@ -192,7 +193,7 @@ fn image_user_and_entrypoint_are_the_jobs_within_what_is_allowed() {
 }
 
 #[test]
-fn volumes_are_made_where_and_for_as_long_as_the_configuration_says() {
+fn volumes_have_the_configured_path_and_lifetime() {
     let docker = docker();
     let image = docker.image(&["VOLUME /anonymous"]);
     let directory = tempfile::tempdir().expect("a directory");
@@ -236,14 +237,14 @@ fn volumes_are_made_where_and_for_as_long_as_the_configuration_says() {
 }
 
 #[test]
-fn an_entrypoint_stays_the_images_own_where_jobs_may_not_replace_it() {
+fn a_job_cannot_replace_a_fixed_entrypoint() {
     let image = docker().image(&["ENTRYPOINT [\"env\"]"]);
     let choice = json!({"name": image, "entrypoint": [""]});
     let (job, _) = inspected("disable_entrypoint_overwrite = true", waiting().set("image", choice));
     assert_eq!(job["Config"]["Entrypoint"], json!(["env"]));
 }
 
-/// What the engine is asked to make for a job with a service, whether or not this machine could do it.
+/// The create requests for a job with a service; this machine need not support the settings in them.
 fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
     let wanted = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&wanted);
@@ -272,7 +273,7 @@ fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
 }
 
 #[test]
-fn privileges_are_for_what_the_lists_name() {
+fn only_listed_images_and_services_are_privileged() {
     let image = docker().image(&[]);
     for (keys, of_job, of_service) in [
         ("privileged = true", true, true),
@@ -292,7 +293,7 @@ fn privileges_are_for_what_the_lists_name() {
 }
 
 #[test]
-fn devices_networks_and_first_processes_are_asked_for_as_they_are_configured() {
+fn requests_the_configured_devices_networks_and_init() {
     let flag = |name: &str| job(&["echo never"]).variable(name, "true");
     let made = asked("gpus = \"all\"\nservice_gpus = \"device=3\"", flag("FF_USE_INIT_WITH_DOCKER_EXECUTOR"));
     let requests = [&made[0], &made[1]].map(|made| &made["HostConfig"]["DeviceRequests"][0]);

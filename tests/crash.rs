@@ -1,4 +1,4 @@
-//! The agent dies, with and without its shims, and the next one goes on.
+//! The agent dies, with or without its shims, and the next agent resumes its jobs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
 use crate::support::unique_number;
 
-/// What the stages of [`staged`] say, in order.
+/// The output of the stages of [`staged`], in order.
 const STAGES: [&str; 8] = [
     "in pre_get_sources",
     "in the hook before git",
@@ -23,8 +23,8 @@ const STAGES: [&str; 8] = [
     "in after_script",
 ];
 
-/// A job that says something and rests in each of its stages, and the configuration of its runner. In one stage it may
-/// rest for ever.
+/// A job that prints a line and sleeps in each of its stages, and the configuration of its runner. In the stage `last`
+/// the job sleeps for ever.
 fn staged(url: &str, sha: &str, last: Option<&str>) -> (String, JobBuilder) {
     let rest = |at: usize| {
         let stage = STAGES[at];
@@ -45,12 +45,12 @@ fn staged(url: &str, sha: &str, last: Option<&str>) -> (String, JobBuilder) {
     (runner, job)
 }
 
-/// The lines of a job of [`staged`] that ran through, each as often as it may come.
+/// Asserts that the log of a job of [`staged`] contains each line exactly as often as expected.
 fn assert_every_stage_once(job: &Job, when: &str) {
     assert_eq!(job.state, "success", "{when}: {}", job.log());
     let lines = job.lines();
     for stage in STAGES {
-        // The runner's scripts stand around each step.
+        // The runner's pre- and post-build scripts run around each step.
         let times = if stage == "in pre_build" || stage == "in post_build" { 2 } else { 1 };
         assert_eq!(lines.iter().filter(|line| **line == stage).count(), times, "{stage}, {when}: {lines:#?}");
     }
@@ -60,7 +60,7 @@ fn assert_every_stage_once(job: &Job, when: &str) {
 }
 
 #[test]
-fn an_agent_that_dies_in_any_stage_is_followed() {
+fn the_next_agent_resumes_a_job_in_any_stage() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -84,7 +84,7 @@ fn an_agent_that_dies_in_any_stage_is_followed() {
 }
 
 #[test]
-fn an_agent_that_dies_again_and_again_is_followed_again_and_again() {
+fn a_job_is_resumed_after_each_of_many_crashes() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -96,14 +96,14 @@ fn an_agent_that_dies_again_and_again_is_followed_again_and_again() {
     while gitlab.job_state(id) != "success" {
         let agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
-        // Lives of different length meet all stages and what is between them.
+        // Different lifetimes hit all stages and the gaps between them.
         let until = std::time::Instant::now() + Duration::from_millis(200 + life * 37 % 900);
         while std::time::Instant::now() < until && gitlab.job_state(id) != "success" {
             thread::sleep(Duration::from_millis(10));
         }
         let taken = gitlab.job_state(id) != "pending";
         if taken && !home.path("state/slot-0/job.json").exists() && gitlab.job(id).trace.is_empty() {
-            // It died between the answer and the first write: GitLab drops such a job.
+            // The agent died between GitLab's response and the first write to the journal: GitLab drops such a job.
             return;
         }
         agent.kill();
@@ -114,7 +114,7 @@ fn an_agent_that_dies_again_and_again_is_followed_again_and_again() {
 }
 
 #[test]
-fn an_agent_that_dies_with_its_shim_in_any_stage_is_reported() {
+fn a_job_whose_shim_died_in_any_stage_is_reported_as_failed() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -143,7 +143,7 @@ fn an_agent_that_dies_with_its_shim_in_any_stage_is_reported() {
     });
 }
 
-/// A job whose log tells each line once.
+/// A job that prints numbered lines.
 fn counting() -> JobBuilder {
     job(&["for i in 1 2 3 4 5 6; do echo \"tick $i\"; sleep 0.5; done"])
         .after_script(&["echo after; sleep 1; echo end"])
@@ -165,7 +165,7 @@ fn assert_whole(job: &Job) {
 }
 
 #[test]
-fn a_killed_agent_is_followed_as_if_nothing_had_happened() {
+fn a_killed_agent_has_no_effect_on_its_job() {
     for moment in ["tick 1", "tick 4", "after"] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
@@ -182,8 +182,8 @@ fn a_killed_agent_is_followed_as_if_nothing_had_happened() {
 }
 
 #[test]
-fn an_agent_killed_at_any_time_loses_and_doubles_nothing() {
-    // Moments are spread over the whole life of the job, between stages as well as in them.
+fn no_log_line_is_lost_or_duplicated_if_the_agent_is_killed_at_any_time() {
+    // Moments all over the life of the job, within stages and between them.
     for millis in (0..1200).step_by(150) {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
@@ -196,7 +196,7 @@ fn an_agent_killed_at_any_time_loses_and_doubles_nothing() {
             continue;
         }
         if !home.path("state/slot-0/job.json").exists() {
-            // Killed between the answer and the first write: nothing is known of the job, which GitLab drops.
+            // The agent died between GitLab's response and the first write to the journal: GitLab drops such a job.
             continue;
         }
         let mut next = home.start(&[]);
@@ -217,7 +217,7 @@ fn an_agent_killed_at_any_time_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
+fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let nap = nap();
@@ -243,7 +243,7 @@ fn a_job_over_which_agents_die_one_after_the_other_is_given_up() {
 }
 
 #[test]
-fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
+fn the_next_agent_reads_the_result_of_a_script_that_ended_meanwhile() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -264,7 +264,7 @@ fn a_script_that_ended_while_nobody_looked_is_taken_as_it_ended() {
 }
 
 #[test]
-fn the_time_limit_of_a_job_holds_while_no_agent_lives() {
+fn the_job_timeout_applies_while_no_agent_runs() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let waited = nap();
@@ -287,7 +287,7 @@ fn the_time_limit_of_a_job_holds_while_no_agent_lives() {
 }
 
 #[test]
-fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
+fn a_job_whose_shim_died_is_reported_and_cleaned_up() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let (detached, waited) = (nap(), nap());
@@ -307,7 +307,7 @@ fn an_agent_that_dies_with_its_shim_is_reported_and_swept() {
 }
 
 #[test]
-fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
+fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
     for (key, reported) in [("boot", true), ("instance", false)] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
@@ -335,7 +335,7 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
         assert!(next.wait().success());
         assert_eq!(gitlab.job(id).state == "failed", reported);
         assert!(!home.path("state/slot-0").exists());
-        // What runs on this machine is swept, and a journal of another machine says nothing about it.
+        // Processes on this machine are cleaned up; a journal of another machine is no evidence of them.
         let script = read(&pid).trim().to_owned();
         assert_eq!(read(format!("/proc/{script}/cmdline").as_ref()).is_empty(), reported);
         std::process::Command::new("kill").args(["-9", &script]).output().expect("kill");
@@ -343,7 +343,7 @@ fn a_job_of_an_earlier_boot_is_reported_and_one_of_another_machine_is_not() {
 }
 
 #[test]
-fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
+fn the_next_agent_sends_an_unsent_final_state() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -366,7 +366,7 @@ fn a_final_state_that_was_not_told_is_told_by_the_next_agent() {
 }
 
 #[test]
-fn max_builds_holds_over_a_crash() {
+fn max_builds_counts_across_a_crash() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -382,7 +382,7 @@ fn max_builds_holds_over_a_crash() {
     assert_eq!(gitlab.job(second).state, "pending");
 }
 
-/// A bound for the processes and threads of one process and its children; gone with the test.
+/// A limit for the processes and threads of one process and its children; removed when the test ends.
 struct Bound(PathBuf);
 
 impl Bound {
@@ -410,7 +410,7 @@ impl Drop for Bound {
 }
 
 #[test]
-fn a_job_for_which_there_is_no_thread_is_failed_at_once_and_the_next_one_runs() {
+fn a_job_without_a_thread_fails_at_once_and_the_next_one_runs() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let agent = home.start(&[]);

@@ -1,4 +1,4 @@
-//! Jobs are kept from the instance's credentials, in a network of the test's own with a metadata service in it.
+//! The agent blocks jobs from the instance metadata service. Each test has its own network with a metadata service.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,10 +17,10 @@ use crate::support::mayfly::Home;
 const SECRET: &str = "the-credentials";
 const V4: &str = "169.254.169.254";
 const V6: &str = "fd00:ec2::254";
-/// Another service of the cloud.
+/// The address of another AWS service.
 const OTHER: &str = "169.254.169.253";
 
-/// Runs a test in a network of its own; what it starts is in there too.
+/// Runs a test, and all processes that it starts, in a network namespace of its own.
 fn secluded(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("root");
@@ -37,7 +37,7 @@ fn ip(arguments: &str) {
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Answers everybody who connects with the secret.
+/// Sends the secret to every client.
 fn serve(address: &str, port: u16) {
     let address: IpAddr = address.parse().expect("an address");
     let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bound");
@@ -48,7 +48,7 @@ fn serve(address: &str, port: u16) {
     });
 }
 
-/// The metadata service, on this machine.
+/// The metadata service, in the machine's network namespace.
 fn serve_metadata() {
     ip(&format!("addr add {V4}/32 dev lo"));
     ip(&format!("addr add {V6}/128 dev lo nodad"));
@@ -56,7 +56,7 @@ fn serve_metadata() {
     serve(V6, 80);
 }
 
-/// What this process gets from there; it is root.
+/// The response to a request of this process, which runs as root.
 fn ask(address: &str) -> io::Result<String> {
     let address: IpAddr = address.parse().expect("an address");
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, 80), Duration::from_secs(10))?;
@@ -65,7 +65,7 @@ fn ask(address: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// A job that asks the metadata service.
+/// A job that requests the metadata service.
 fn asking() -> serde_json::Value {
     let ask = |name: &str, address: &str| {
         format!(
@@ -80,7 +80,7 @@ fn table() -> Output {
 }
 
 #[test]
-fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
+fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
     secluded(|| {
         serve_metadata();
         let gitlab = GitLab::start();
@@ -134,14 +134,14 @@ fn a_job_is_shut_out_root_is_not_and_the_rules_are_put_back() {
     });
 }
 
-/// A process in a network of its own; killed with the test.
+/// A process in a network namespace of its own; killed when the test ends.
 struct Elsewhere(Child);
 
 impl Elsewhere {
     fn start() -> Self {
         let child = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut elsewhere = Self(child.expect("unshare"));
-        // It answers from inside.
+        // The process answers as soon as it is in the namespace.
         let mut echo = [0; 3];
         elsewhere.0.stdin.as_mut().expect("a pipe").write_all(b"in\n").expect("written");
         elsewhere.0.stdout.as_mut().expect("a pipe").read_exact(&mut echo).expect("an echo");
@@ -156,7 +156,7 @@ impl Elsewhere {
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Does something in that network.
+    /// Runs a function in that network namespace.
     fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.0.id())).expect("a network");
         let thread = thread::spawn(move || {
@@ -175,9 +175,9 @@ impl Drop for Elsewhere {
 }
 
 #[test]
-fn what_the_machine_forwards_to_the_metadata_is_refused_and_nothing_else() {
+fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
     secluded(|| {
-        // A container on one side, the cloud on the other, the machine between them.
+        // A container on one side, the cloud on the other, and the machine as router between them.
         let (container, cloud) = (Elsewhere::start(), Elsewhere::start());
         ip(&format!("link add c0 type veth peer name eth0 netns {}", container.0.id()));
         ip(&format!("link add u0 type veth peer name eth0 netns {}", cloud.0.id()));
@@ -209,10 +209,10 @@ fn what_the_machine_forwards_to_the_metadata_is_refused_and_nothing_else() {
 }
 
 #[test]
-fn a_container_is_shut_out_and_reaches_everything_else() {
+fn a_container_is_blocked_from_the_metadata_service_only() {
     let engine = Docker::start();
     engine.within(|| {
-        // The daemon's network is the machine, and the cloud is behind it.
+        // The daemon's network namespace is the machine; the cloud is behind it.
         let cloud = Elsewhere::start();
         ip(&format!("link add u0 type veth peer name eth0 netns {}", cloud.0.id()));
         ip("addr add 169.254.1.1/16 dev u0");
@@ -241,7 +241,7 @@ fn a_container_is_shut_out_and_reaches_everything_else() {
     });
 }
 
-/// An agent whose configuration is refused by `run` and by `check` with all these words.
+/// Asserts that `run` and `check` refuse the configuration, with all these words in the message.
 fn assert_refused(gitlab: &GitLab, home: &Home, parts: &[&str]) {
     home.add_to_mayfly("block_instance_metadata = true");
     let config = home.config().display().to_string();
@@ -257,7 +257,7 @@ fn assert_refused(gitlab: &GitLab, home: &Home, parts: &[&str]) {
 }
 
 #[test]
-fn an_agent_whose_jobs_cannot_be_shut_out_does_not_start() {
+fn the_agent_does_not_start_if_jobs_cannot_be_blocked() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     assert_refused(&gitlab, &home, &["runner `test`", "jobs run as the agent's own user"]);
@@ -269,7 +269,7 @@ fn an_agent_whose_jobs_cannot_be_shut_out_does_not_start() {
 }
 
 #[test]
-fn an_agent_that_cannot_make_rules_does_not_start() {
+fn the_agent_does_not_start_if_it_cannot_load_rules() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "user = \"nobody\"", "");
     thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The lock file keeps to the policy of `deny.toml`, as far as that can be told without a network.
+//! The lock file follows the policy of `deny.toml`, as far as a check without a network can tell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::documents::root;
 
-/// The packages that a build for musl takes, with those of build scripts and tests.
+/// The packages of a build for musl, including build scripts and tests.
 fn packages() -> Vec<Value> {
     let arguments = [
         "metadata",
@@ -36,7 +36,7 @@ fn text<'a>(package: &'a Value, key: &str) -> &'a str {
     package[key].as_str().unwrap_or_default()
 }
 
-/// Whether an SPDX expression can be met with these licences: `AND` binds stronger than `OR`, and an old `/` means `OR`.
+/// Whether these licences satisfy an SPDX expression. `AND` binds stronger than `OR`; the deprecated `/` means `OR`.
 fn may_be_used(expression: &str, allowed: &[&str]) -> bool {
     let expression = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = expression.split_whitespace().peekable();
@@ -70,14 +70,14 @@ fn one(words: &mut Words<'_>, allowed: &[&str]) -> bool {
         assert_eq!(words.next(), Some(")"));
         return result;
     }
-    // An exception is a licence of its own, which the policy would have to name.
+    // An exception counts as a licence of its own, which the policy must list.
     let exception = words.next_if_eq(&"WITH").and_then(|_| words.next());
     let name = exception.map_or_else(|| word.to_owned(), |exception| format!("{word} WITH {exception}"));
     allowed.contains(&name.as_str())
 }
 
 #[test]
-fn licences_are_read_as_spdx_means_them() {
+fn evaluates_licence_expressions_as_spdx_defines() {
     let allowed = ["MIT", "ISC"];
     for (expression, expected) in [
         ("MIT", true),
@@ -107,7 +107,7 @@ fn dependencies_have_allowed_licences_and_known_sources() {
 }
 
 #[test]
-fn no_dependency_is_there_twice_unless_the_policy_says_why() {
+fn no_dependency_has_two_versions_unless_the_policy_gives_a_reason() {
     let mut versions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for package in packages() {
         versions.entry(text(&package, "name").to_owned()).or_default().insert(text(&package, "version").to_owned());

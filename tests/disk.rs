@@ -1,4 +1,4 @@
-//! A full disk: the job may fail, its outcome and what could be kept of its log arrive.
+//! A full disk: the job may fail, but its result and the saved part of its log reach GitLab.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::s3::S3;
 
-/// A small file system of its own, unmounted with the test.
+/// A small file system; unmounted when the test ends.
 pub struct Small(std::path::PathBuf);
 
 impl Small {
@@ -35,7 +35,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_job_that_fills_the_disk_of_the_journal_still_tells_its_outcome() {
+fn a_job_that_fills_the_journals_disk_still_reports_its_result() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let small = Small::mount(home.path("state"));
@@ -58,7 +58,7 @@ fn a_job_that_fills_the_disk_of_the_journal_still_tells_its_outcome() {
 }
 
 #[test]
-fn a_disk_that_stays_full_does_not_hide_the_outcome() {
+fn a_disk_that_stays_full_does_not_hide_the_result() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let small = Small::mount(home.path("state"));
@@ -72,13 +72,13 @@ fn a_disk_that_stays_full_does_not_hide_the_outcome() {
 }
 
 #[test]
-fn a_log_that_lost_lines_on_a_full_disk_says_so_whatever_the_outcome() {
+fn a_log_that_lost_lines_on_a_full_disk_says_so() {
     for (code, state, last) in [(0, "success", "Job succeeded"), (7, "failed", "Job failed: exit status 7")] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
         let small = Small::mount(home.path("state"));
         let fill = format!("dd if=/dev/zero of={}/filler bs=4k 2>/dev/null || true", small.0.display());
-        // More output than is allocated ahead.
+        // More output than the agent allocates in advance.
         let id = gitlab.queue(job(&["echo before", &fill, "seq 1 200000", &format!("exit {code}")]).build());
         let mut agent = home.start(&["--once"]);
         let job = gitlab.finished(id);
@@ -91,13 +91,13 @@ fn a_log_that_lost_lines_on_a_full_disk_says_so_whatever_the_outcome() {
     }
 }
 
-/// Fills a small disk below a file, and no other.
+/// A script line that fills the small disk with a file.
 fn fill(file: &str) -> String {
     format!("dd if=/dev/zero of={file} bs=64k count=1024")
 }
 
 #[test]
-fn a_container_that_fills_the_engines_disk_fails_its_job_and_no_other() {
+fn a_container_that_fills_the_engines_disk_fails_only_its_job() {
     let engine = Docker::on_small_disk("48m");
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
@@ -130,10 +130,10 @@ fn a_container_that_fills_the_engines_disk_fails_its_job_and_no_other() {
 }
 
 #[test]
-fn a_container_that_fills_the_disk_of_its_builds_keeps_its_outcome_and_its_log() {
+fn a_container_that_fills_the_builds_disk_keeps_its_result_and_its_log() {
     let directory = tempfile::tempdir().expect("a directory");
     let builds = Small::mount(directory.path().join("builds"));
-    // Engines see what was mounted before they were started.
+    // An engine sees only the mounts that existed when it started.
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let keys = "[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"";
@@ -187,7 +187,7 @@ fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
     job
 }
 
-/// Saves a cache of a small file and one that fills more than a small disk.
+/// Saves a cache that contains a small file and one larger than the small disk.
 fn fill_cache(gitlab: &GitLab, home: &Home) {
     let cache = json!([{"key": "deps", "paths": ["vendor/"], "policy": "push", "when": "on_success", "untracked": false,
         "fallback_keys": null}]);
@@ -196,7 +196,7 @@ fn fill_cache(gitlab: &GitLab, home: &Home) {
 }
 
 #[test]
-fn a_cache_that_does_not_fit_is_a_miss_and_its_archive_stays() {
+fn a_cache_too_large_to_extract_is_a_miss_and_its_archive_is_kept() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     let caches = format!("cache_dir = \"{}\"", home.path("cache").display());
@@ -221,7 +221,7 @@ fn a_cache_that_does_not_fit_is_a_miss_and_its_archive_stays() {
 }
 
 #[test]
-fn a_cache_that_does_not_fit_where_caches_are_kept_is_a_miss() {
+fn a_cache_too_large_to_save_is_a_miss() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let shared = s3.configuration("Shared = true", &S3::keys());
     fill_cache(&gitlab, &Home::new(&gitlab, "", &shared));

@@ -11,7 +11,7 @@ use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap};
 use crate::support::write_program;
 
-/// Runs one job in a container, on an agent of its own; nothing of it is left.
+/// Runs one job in a container, on an agent of its own, and asserts that nothing of the job is left.
 fn run(job: JobBuilder) -> Job {
     run_with("", "", job)
 }
@@ -28,7 +28,7 @@ fn run_with(runner: &str, keys: &str, job: JobBuilder) -> Job {
     job
 }
 
-/// No container, network or volume of a job is there.
+/// Asserts that no container, network or volume of the job exists.
 fn assert_nothing_left(id: i64, log: &str) {
     let label = format!("label=com.gitlab.gitlab-runner.job.id={id}");
     let left = docker().run(&["ps", "-aq", "--filter", &label])
@@ -70,7 +70,7 @@ fn a_script_runs_in_a_container_of_its_image() {
 }
 
 #[test]
-fn sources_caches_and_artifacts_need_nothing_of_the_image() {
+fn sources_caches_and_artifacts_need_no_tools_in_the_image() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")]);
@@ -112,7 +112,7 @@ fn sources_caches_and_artifacts_need_nothing_of_the_image() {
 }
 
 #[test]
-fn the_executors_of_fleets_mean_the_same_on_an_instance() {
+fn fleet_executors_are_read_as_docker() {
     for (executor, tables) in [
         (
             "docker-autoscaler",
@@ -135,7 +135,7 @@ fn the_executors_of_fleets_mean_the_same_on_an_instance() {
         assert_eq!(done.state, "success", "{}", done.log());
         assert!(done.has(&format!("Preparing the \"{executor}\" executor")), "{}", done.log());
         assert!(done.has("builder:x:1234"), "in its image: {}", done.log());
-        // One job is what this instance is for.
+        // The configuration allows one job per instance.
         assert!(agent.wait().success(), "{}", agent.log());
         assert_eq!(gitlab.job_state(ids[1]), "pending");
         assert_nothing_left(ids[0], &agent.log());
@@ -143,7 +143,7 @@ fn the_executors_of_fleets_mean_the_same_on_an_instance() {
 }
 
 #[test]
-fn a_user_of_the_image_works_in_the_jobs_directories() {
+fn the_images_user_can_write_to_the_jobs_directories() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -195,7 +195,7 @@ fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
 }
 
 #[test]
-fn what_does_not_end_when_asked_is_killed_when_the_time_is_over() {
+fn a_process_that_ignores_term_is_killed_at_the_timeout() {
     let nap = nap();
     let stubborn = format!("trap '' TERM; echo stays; {nap}; {nap}; {nap}");
     let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(8));
@@ -204,7 +204,7 @@ fn what_does_not_end_when_asked_is_killed_when_the_time_is_over() {
 }
 
 #[test]
-fn too_little_memory_is_told() {
+fn an_out_of_memory_kill_is_reported() {
     let job = run_with("", "memory = \"16m\"\nmemory_swap = \"16m\"", job(&["echo begins; tail /dev/zero"]));
     assert_eq!((job.failure_reason.as_deref(), job.exit_code), (Some("script_failure"), Some(137)), "{}", job.log());
     let last = job.lines().last().cloned().unwrap_or_default();
@@ -237,7 +237,7 @@ fn entrypoints_run_before_the_script_and_must_run_it() {
 }
 
 #[test]
-fn an_image_without_a_shell_is_told() {
+fn an_image_without_a_shell_is_reported() {
     let root = tempfile::tempdir().expect("a directory");
     std::fs::copy("/bin/busybox", root.path().join("busybox")).expect("busybox");
     let image = docker().image_of(root.path(), &["CMD [\"/busybox\"]"]);
@@ -247,7 +247,7 @@ fn an_image_without_a_shell_is_told() {
 }
 
 #[test]
-fn a_runner_takes_no_job_from_an_engine_that_is_none_and_says_what_to_do() {
+fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
     let directory = tempfile::tempdir().expect("a directory");
     let odd = directory.path().join("odd.sock");
     let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bound");
@@ -272,7 +272,7 @@ fn a_runner_takes_no_job_from_an_engine_that_is_none_and_says_what_to_do() {
 }
 
 #[test]
-fn an_agent_does_not_wait_for_an_engine_that_is_not_there() {
+fn an_agent_starts_without_its_engine() {
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, "unix:///nonexistent/engine.sock", "", "");
     let mut agent = home.start(&[]);
@@ -286,13 +286,13 @@ fn an_agent_does_not_wait_for_an_engine_that_is_not_there() {
 }
 
 #[test]
-fn an_engine_that_hangs_keeps_a_job_no_longer_than_its_time() {
+fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("hung.sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
     std::thread::spawn(move || {
         use std::io::{Read, Write};
-        // It answers whether it is alive, and nothing else.
+        // This engine answers pings and nothing else.
         let mut kept = Vec::new();
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 1024];
@@ -314,7 +314,7 @@ fn an_engine_that_hangs_keeps_a_job_no_longer_than_its_time() {
 }
 
 #[test]
-fn an_agent_that_dies_while_a_container_runs_is_followed() {
+fn the_next_agent_resumes_a_job_whose_container_runs() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
     let count = "for i in 1 2 3 4 5 6; do echo \"tick $i\"; sleep 0.5; done";
@@ -337,7 +337,7 @@ fn an_agent_that_dies_while_a_container_runs_is_followed() {
 }
 
 #[test]
-fn an_agent_that_dies_while_a_container_is_made_is_followed() {
+fn the_next_agent_resumes_a_job_whose_container_is_being_created() {
     for millis in [0, 60, 150, 300, 500] {
         let gitlab = GitLab::start();
         let home = Home::with_containers(&gitlab, "", "");
@@ -361,7 +361,7 @@ fn an_agent_that_dies_while_a_container_is_made_is_followed() {
 }
 
 #[test]
-fn an_agent_that_dies_with_its_shim_is_reported_and_its_container_removed() {
+fn a_job_whose_shim_died_is_reported_and_its_container_removed() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
     let nap = nap();
@@ -381,7 +381,7 @@ fn an_agent_that_dies_with_its_shim_is_reported_and_its_container_removed() {
 }
 
 #[test]
-fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
+fn a_job_whose_journal_cannot_be_written_is_removed_and_the_agent_continues() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
     let nap = nap();
@@ -389,7 +389,7 @@ fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
     let id = gitlab.queue(job(&lines).variable("FF_NETWORK_PER_BUILD", "true").after_script(&[&nap]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
-    // Nothing can be written down any more, so nothing can be gone on with.
+    // The journal cannot be written, so the job cannot be resumed.
     std::fs::remove_file(home.path("state/slot-0/job.json")).expect("removed");
     let container = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")).swap_remove(0);
     docker().run(&["exec", "--detach", &container, "touch", "/builds/team/demo/go"]);
@@ -408,7 +408,7 @@ fn a_job_that_cannot_be_gone_on_with_leaves_nothing_and_the_agent_goes_on() {
 }
 
 #[test]
-fn what_no_journal_knows_is_swept_and_what_is_not_ours_is_not() {
+fn removes_orphaned_containers_and_no_foreign_ones() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
     let nap = nap();
@@ -438,7 +438,7 @@ fn what_no_journal_knows_is_swept_and_what_is_not_ours_is_not() {
 }
 
 #[test]
-fn an_engine_that_restarts_costs_its_jobs_and_no_other() {
+fn an_engine_restart_fails_only_its_running_jobs() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
@@ -457,7 +457,7 @@ fn an_engine_that_restarts_costs_its_jobs_and_no_other() {
 }
 
 #[test]
-fn volumes_are_found_again_by_the_same_project_and_by_no_unprotected_job() {
+fn a_project_reuses_its_volumes_but_not_from_protected_to_unprotected_jobs() {
     let gitlab = GitLab::start();
     let host = tempfile::tempdir().expect("a directory");
     let keys = format!("volumes = [\"/cache\", \"{}:/host:ro\"]", host.path().display());
@@ -513,7 +513,7 @@ fn twenty_jobs_leave_nothing() {
 }
 
 #[test]
-fn a_loud_script_loses_no_line_and_keeps_the_order_of_its_streams() {
+fn a_script_with_much_output_loses_no_line_and_keeps_the_order_of_its_streams() {
     let script = "i=0; while [ $i -lt 3000 ]; do echo \"out $i\"; echo \"err $i\" >&2; i=$((i+1)); done";
     let job = run(job(&[script]).variable("FF_TIMESTAMPS", "false"));
     assert_eq!(job.state, "success");
@@ -523,8 +523,8 @@ fn a_loud_script_loses_no_line_and_keeps_the_order_of_its_streams() {
     assert!(lines == expected, "{} lines", lines.len());
 }
 
-/// Plants whatever git, the agent or an archiver might run, follow or wait for; `witness` is a directory of the machine
-/// in which a file appears when something is run there, `outside` one whose files must stay as they are.
+/// Script lines that plant files which git, the agent or an archiver might run, follow or block on. If one of them runs
+/// something on the machine, a file appears in `witness`; files in `outside` must not change.
 fn plants(witness: &str, outside: &str) -> Vec<String> {
     let run = |what: &str| format!("touch {witness}/{what}");
     let program = |path: &str, what: &str| format!("printf '#!/bin/sh\\n{}\\n' >{path}; chmod 4755 {path}", run(what));
@@ -560,7 +560,7 @@ fn plants(witness: &str, outside: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_job_leaves_is_run_nowhere_and_leads_nowhere() {
+fn files_left_by_a_job_are_neither_run_nor_followed() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -604,7 +604,7 @@ fn what_a_job_leaves_is_run_nowhere_and_leads_nowhere() {
     let mut agent = home.start(&["--max-builds", "4"]);
     for (index, id) in ids.into_iter().enumerate() {
         let job = gitlab.finished(id);
-        // Who moves the project directory away has no artifacts, and that is the job's own affair.
+        // A job that moves its project directory away fails without artifacts; that is correct.
         if index % 2 == 1 {
             assert_eq!(job.state, "success", "{}", job.log());
             assert!(job.log().contains("from git"), "{}", job.log());
@@ -627,7 +627,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Ways to make a repository lead to `outside`, where another repository lies in `repo`; each is a job of its own.
+/// Ways to redirect a repository to `outside`, which contains another repository in `repo`; each is a separate job.
 fn ways_out(outside: &str) -> Vec<(&'static str, String)> {
     let link = |name: &str, to: &str| format!("rm -rf {name}; ln -s {outside}/{to} {name}");
     vec![
@@ -689,7 +689,7 @@ fn ways_out(outside: &str) -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn no_part_of_a_repository_leads_out_of_it() {
+fn no_part_of_a_repository_can_redirect_the_agent_outside() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     git.repository("team/sub", &[("x", "from the submodule\n")]);
@@ -704,7 +704,7 @@ fn no_part_of_a_repository_leads_out_of_it() {
     let sha = git.commit("team/demo", &[], "with a submodule");
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
-    // The one place beside builds that work on files may write to, in its turn: caches of other projects.
+    // Besides the builds directory, file tasks may write only to the caches, here those of another project.
     let outside = home.path("cache/other");
     let witness = outside.join("witness");
     std::fs::create_dir_all(outside.join("empty")).expect("made");
@@ -755,7 +755,7 @@ fn no_part_of_a_repository_leads_out_of_it() {
 }
 
 #[test]
-fn a_service_that_changes_files_under_git_gains_nothing() {
+fn a_service_that_changes_files_while_git_runs_gains_nothing() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -776,7 +776,7 @@ fn a_service_that_changes_files_under_git_gains_nothing() {
     };
     let ids = [gitlab.queue(job().build()), gitlab.queue(job().build())];
     let mut agent = home.start(&["--max-builds", "2"]);
-    // The jobs may fail over it, and that is their own affair.
+    // The attack may fail these jobs; that is correct.
     for id in ids {
         gitlab.finished(id);
     }

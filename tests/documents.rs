@@ -1,4 +1,4 @@
-//! Every example in the documentation is one that works.
+//! Every example in the documentation works.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files below `directory` with this ending, at least one.
+/// The files below `directory` with this extension; at least one.
 pub fn files(directory: &str, ending: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(root().join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}"));
     let paths = entries.map(|entry| entry.expect("an entry").path());
@@ -20,7 +20,7 @@ pub fn files(directory: &str, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Every page: those below `docs`, and those at the top.
+/// All documentation pages: those below `docs` and those in the root directory.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
     let mut directories = vec![root().join("docs")];
@@ -38,7 +38,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The anchors that GitHub and GitLab give the headings of a page.
+/// The anchors that GitHub and GitLab create for the headings of a page.
 fn anchors(page: &str) -> Vec<String> {
     let headings = page.lines().filter(|line| line.starts_with('#'));
     let anchor = |heading: &str| {
@@ -49,7 +49,7 @@ fn anchors(page: &str) -> Vec<String> {
     headings.map(anchor).collect()
 }
 
-/// What `lint` says of a configuration that it has nothing to say of.
+/// Asserts that `lint` reports no finding for a configuration.
 pub fn lint(what: &str, configuration: &str) {
     let home = Home::empty();
     fs::write(home.config(), configuration).expect("written");
@@ -59,7 +59,7 @@ pub fn lint(what: &str, configuration: &str) {
     assert!(output.status.success() && !said.contains("warning"), "{what}: {said}\n{configuration}");
 }
 
-/// The blocks of a document in this language, without the indentation that they have in a list.
+/// The code blocks in this language, with the indentation of list items removed.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let (begin, mut found) = (format!("```{language}"), Vec::new());
     let mut lines = text.lines();
@@ -73,7 +73,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// Lists the jobs of a project that has these settings for `mayfly exec`.
+/// Runs `mayfly exec --list` in a project with these settings.
 fn list_jobs_with(settings: &str) {
     let project = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| {
@@ -98,7 +98,7 @@ fn list_jobs_with(settings: &str) {
 }
 
 #[test]
-fn configurations_in_the_documentation_are_good() {
+fn configurations_in_the_documentation_are_valid() {
     let mut count = 0;
     for path in pages() {
         for block in blocks(&fs::read_to_string(&path).expect("a document"), "toml") {
@@ -113,7 +113,7 @@ fn configurations_in_the_documentation_are_good() {
 }
 
 #[test]
-fn links_in_the_documentation_lead_somewhere() {
+fn links_in_the_documentation_resolve() {
     for path in pages() {
         let text = fs::read_to_string(&path).expect("a document");
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -141,7 +141,7 @@ fn the_index_names_every_page() {
     }
 }
 
-/// The source text of the program, with texts that go over several lines put together.
+/// The source text of the program, with multi-line string literals joined.
 fn source() -> String {
     let (mut text, mut directories) = (String::new(), vec![root().join("src")]);
     while let Some(directory) = directories.pop() {
@@ -173,7 +173,7 @@ fn log_lines_in_the_documentation_are_written_by_the_agent() {
 }
 
 #[test]
-fn paths_in_the_pages_for_developers_lead_somewhere() {
+fn paths_in_the_pages_for_developers_exist() {
     for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
         let text = fs::read_to_string(root().join(page)).expect("a page");
         for path in text.split('`').skip(1).step_by(2) {

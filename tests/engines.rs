@@ -1,4 +1,4 @@
-//! Engines that hang, are slow, answer with errors, lose containers, or want certificates.
+//! Engines that hang, respond slowly, return errors, lose containers, or require certificates.
 
 use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
@@ -13,10 +13,10 @@ use crate::support::job::job;
 use crate::support::mayfly::{Home, kill_shims};
 use crate::support::pki::Pki;
 
-/// Longer than an engine that hangs is asked whether it lives.
+/// Longer than the time after which the agent declares a hanging engine dead.
 const LONG: Duration = Duration::from_secs(300);
 
-/// A daemon that is stopped in the middle of what it does; it goes on at the end of this.
+/// A daemon that is stopped (SIGSTOP); it continues when this value is dropped.
 struct Hung(i32);
 
 impl Hung {
@@ -48,7 +48,7 @@ fn assert_empty(engine: &Docker, log: &str) {
 }
 
 #[test]
-fn an_engine_that_hangs_while_a_script_runs_costs_that_job_and_no_other() {
+fn an_engine_that_hangs_while_a_script_runs_fails_only_that_job() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
@@ -94,7 +94,7 @@ fn a_cancel_reaches_a_job_whose_engine_hangs() {
 }
 
 #[test]
-fn an_engine_that_is_slow_runs_jobs_all_the_same() {
+fn a_slow_engine_runs_jobs() {
     let between = Between::start(docker(), |_| Fate::Late(Duration::from_millis(200)));
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, &between.host(), "", "");
@@ -108,7 +108,7 @@ fn an_engine_that_is_slow_runs_jobs_all_the_same() {
 }
 
 #[test]
-fn errors_of_an_engine_fail_the_job_in_its_words_and_no_other_job() {
+fn an_engine_error_fails_only_its_job_and_is_quoted_in_the_log() {
     let nonsense = Fate::Answered("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n<htm>".to_owned());
     let cut = Fate::Answered("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"Id\":".to_owned());
     for (end, fate, part) in [
@@ -141,14 +141,14 @@ fn errors_of_an_engine_fail_the_job_in_its_words_and_no_other_job() {
     }
 }
 
-/// Removes the container of a job by force, as a careless cleaner of the machine does.
+/// Removes the container of a job by force, as a clean-up script on the machine might.
 fn remove_container(id: i64) {
     let all = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}"));
     docker().run(&["rm", "--force", &all[0]]);
 }
 
 #[test]
-fn a_script_whose_container_disappears_is_run_again_as_often_as_the_job_asks() {
+fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
     for (attempts, state) in [("1", "failed"), ("2", "success")] {
         let gitlab = GitLab::start();
         let home = Home::with_containers(&gitlab, "", "");
@@ -172,7 +172,7 @@ fn a_script_whose_container_disappears_is_run_again_as_often_as_the_job_asks() {
 }
 
 #[test]
-fn what_a_machine_that_went_down_has_left_is_reported_and_removed() {
+fn jobs_and_containers_from_before_a_reboot_are_reported_and_removed() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let home = Home::with_containers_of(&gitlab, &engine.host(), "", "volumes = [\"/scratch\"]\ndisable_cache = true");
@@ -201,7 +201,7 @@ fn what_a_machine_that_went_down_has_left_is_reported_and_removed() {
     assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0, "the job's directory");
 }
 
-/// A directory as `tls_cert_path` wants it: who is trusted, and who we are.
+/// A directory for `tls_cert_path`: the trusted authority, and the client certificate.
 fn certificates(trusted: &Pki, known: Option<&Pki>) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
@@ -215,7 +215,7 @@ fn certificates(trusted: &Pki, known: Option<&Pki>) -> tempfile::TempDir {
 }
 
 #[test]
-fn an_engine_behind_certificates_is_known_and_knows_its_clients() {
+fn an_engine_with_tls_is_verified_and_verifies_its_clients() {
     let (pki, other) = (Pki::new(), Pki::new());
     let own = certificates(&pki, Some(&pki));
     let path = own.path().display();

@@ -1,4 +1,4 @@
-//! `mayfly exec`: the jobs of a checkout, without a server.
+//! `mayfly exec`: runs the jobs of a checkout without a server.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn checkout(file: &str) -> Home {
     in_checkout(Home::empty(), file)
 }
 
-/// Makes a checkout with this configuration in a home.
+/// Creates a checkout with this configuration in a home.
 fn in_checkout(home: Home, file: &str) -> Home {
     let root = home.path("checkout");
     std::fs::create_dir(&root).expect("made");
@@ -38,7 +38,7 @@ fn command(home: &Home, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs that are over have no directory any more.
+/// Asserts that no directory of a finished run exists.
 fn assert_nothing_left(home: &Home) {
     for project in std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read") {
         let runs = project.expect("an entry").path().join("runs");
@@ -53,7 +53,7 @@ fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (
     (output, text)
 }
 
-/// Every file below a directory with its content, the repository included.
+/// Every file below a directory with its content, including the repository.
 fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     let mut waiting = vec![root.to_owned()];
@@ -92,7 +92,7 @@ fn runs_all_jobs_in_the_order_of_their_stages() {
 }
 
 #[test]
-fn jobs_work_in_a_copy_and_the_checkout_stays_as_it_is() {
+fn jobs_work_in_a_copy_and_do_not_change_the_checkout() {
     let file = "
 one:
   stage: build
@@ -117,7 +117,7 @@ two: {script: [cat tracked, 'ls -A', 'test ! -e made', 'git tag | grep job && ex
 }
 
 #[test]
-fn a_job_that_asks_for_a_container_is_refused_without_an_engine_unless_the_shell_is_asked_for() {
+fn a_job_with_an_image_is_refused_without_an_engine_unless_shell_is_set() {
     let home = checkout("default: {image: alpine}\na: {script: echo ran}\n");
     let away = [("DOCKER_HOST", "unix:///nonexistent/docker.sock")];
     let (output, text) = exec_with(&home, &[], &away);
@@ -133,7 +133,7 @@ fn a_job_that_asks_for_a_container_is_refused_without_an_engine_unless_the_shell
 }
 
 #[test]
-fn a_manual_job_runs_only_when_it_is_asked_for() {
+fn a_manual_job_runs_only_on_request() {
     let home = checkout("a: {script: echo a}\ndeploy: {script: echo deployed, when: manual}\n");
     let (output, text) = exec(&home, &[]);
     assert!(output.status.success() && !text.contains("\ndeployed\n"), "{text}");
@@ -144,7 +144,7 @@ fn a_manual_job_runs_only_when_it_is_asked_for() {
 }
 
 #[test]
-fn one_job_tells_its_outcome() {
+fn the_exit_status_is_that_of_the_selected_job() {
     let home = checkout("bad: {script: [echo out, exit 9]}\ngood: {script: echo fine}\n");
     let (output, text) = exec(&home, &["bad"]);
     assert!(output.status.code() == Some(1) && text.contains("\nout\n"), "{text}");
@@ -155,7 +155,7 @@ fn one_job_tells_its_outcome() {
 }
 
 #[test]
-fn a_failed_stage_skips_later_jobs_but_not_those_for_failures() {
+fn a_failed_stage_skips_later_jobs_except_those_for_failures() {
     let file = "
 stages: [a, b]
 x: {stage: a, script: 'false'}
@@ -170,14 +170,14 @@ w: {stage: b, script: echo, when: manual}
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_refused_with_every_mistake() {
+fn an_invalid_file_is_refused_with_all_its_problems() {
     let (output, text) = exec(&checkout("a: {scirpt: x}\nb: {extends: .c}\n"), &[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text.contains("did you mean `script`?") && text.contains("`extends`"), "{text}");
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_run_quietly() {
+fn a_closed_output_pipe_ends_the_run_quietly() {
     let home = checkout("a: {script: ['while true; do echo line; done']}\nb: {stage: deploy, script: echo never}\n");
     let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
     let mut start = [0; 64];
@@ -188,7 +188,7 @@ fn a_reader_that_goes_away_ends_the_run_quietly() {
 }
 
 #[test]
-fn the_projects_own_pipeline_passes() {
+fn the_pipeline_of_this_project_succeeds() {
     let home = Home::empty();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_mayfly"))
         .arg("exec")
@@ -207,7 +207,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Starts a run, and waits until its job has written the file `sign`.
+/// Starts a run, and waits until its job has created the file `sign`.
 fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
     let mut command = command(home, arguments);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -216,14 +216,14 @@ fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Chi
     child
 }
 
-/// A process with this number is there and no zombie.
+/// Whether a process with this id exists and is not a zombie.
 fn lives(process: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/stat", process.trim())).unwrap_or_default();
     status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 #[test]
-fn an_interrupt_and_a_kill_end_everything_and_leave_nothing() {
+fn an_interrupt_or_a_kill_ends_all_jobs_and_leaves_nothing() {
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let home = Home::empty();
         let sign = home.path("sign").display().to_string();
@@ -250,7 +250,7 @@ fn an_interrupt_and_a_kill_end_everything_and_leave_nothing() {
 }
 
 #[test]
-fn rules_decide_and_tell_why() {
+fn explains_the_decision_of_rules() {
     let home = checkout("a: {script: echo a}\nb: {script: echo b, rules: [if: $NO]}\n");
     let (output, text) = exec(&home, &["b"]);
     assert!(
@@ -266,7 +266,7 @@ fn rules_decide_and_tell_why() {
 }
 
 #[test]
-fn reports_tell_of_every_job_and_artifacts_go_where_they_are_wanted() {
+fn writes_reports_of_all_jobs_and_unpacks_artifacts() {
     let file = "
 make: {script: 'mkdir out && echo made >out/x && echo secret: $KEY', artifacts: {paths: [out]}}
 bad: {stage: deploy, script: [echo one, exit 7]}
@@ -291,7 +291,7 @@ bad: {stage: deploy, script: [echo one, exit 7]}
 }
 
 #[test]
-fn containers_share_artifacts_and_services_and_go_with_the_run() {
+fn runs_jobs_with_artifacts_and_services_in_containers_and_removes_them() {
     let docker = docker();
     docker.import("exec-base:local", &crate::support::docker::busybox(), &["CMD [\"sh\"]"]);
     let file = "
@@ -443,7 +443,7 @@ pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello 
     git(&root, &["add", "-A"]);
     let own = |key: &str| std::env::var(key).unwrap_or_default();
     let path = format!("PATH={}", own("PATH"));
-    // Tools that keep themselves in the home directory of whom runs the tests.
+    // Some tools are installed in the home directory of the user who runs the tests.
     let tool = |key: &str, directory: &str| {
         format!("{key}={}", std::env::var(key).unwrap_or_else(|_| format!("{}/{directory}", own("HOME"))))
     };
@@ -456,7 +456,7 @@ pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello 
 }
 
 #[test]
-fn a_change_of_a_tracked_file_runs_the_pipeline_again() {
+fn watch_runs_the_pipeline_again_after_a_change() {
     let home = Home::empty();
     let sign = home.path("sign").display().to_string();
     let home = in_checkout(home, &format!("a: {{script: 'cat word >>{sign}'}}\n"));
@@ -466,7 +466,7 @@ fn a_change_of_a_tracked_file_runs_the_pipeline_again() {
     let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
     let mut child = started(&home, &["--watch"], &[]);
     wait_until("the first run", || seen() == "one\n");
-    // Its directory goes with it: then changes are waited for.
+    // The directory of the run disappears when the run ends; then the program watches for changes.
     wait_until("the first run ends", || run_directory(&home) == "none");
     std::fs::write(root.join("word"), "two\n").expect("written");
     wait_until("the second run", || seen().ends_with("two\n"));

@@ -1,4 +1,4 @@
-//! A machine that cannot run jobs takes none.
+//! A machine that cannot run jobs takes no jobs.
 
 use std::fs;
 
@@ -36,7 +36,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
 }
 
 #[test]
-fn a_runner_of_containers_takes_no_job_while_the_engine_is_away() {
+fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     let gitlab = GitLab::start();
     let socket = tempfile::tempdir().expect("a directory");
     let host = format!("unix://{}", socket.path().join("docker.sock").display());
@@ -45,7 +45,7 @@ fn a_runner_of_containers_takes_no_job_while_the_engine_is_away() {
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
     assert!(agent.log().contains("docker.sock does not answer"), "{}", agent.log());
-    // A socket that nobody listens at is no better than none.
+    // A socket without a listener is the same as no socket.
     drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bound"));
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
@@ -53,7 +53,7 @@ fn a_runner_of_containers_takes_no_job_while_the_engine_is_away() {
 }
 
 #[test]
-fn a_runner_whose_jobs_fail_for_the_machines_sake_pauses() {
+fn a_runner_pauses_after_repeated_system_failures() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     fs::write(home.path("file"), "").expect("written");
@@ -67,7 +67,7 @@ fn a_runner_whose_jobs_fail_for_the_machines_sake_pauses() {
 }
 
 #[test]
-fn a_machine_that_stays_unfit_leaves_where_that_is_configured() {
+fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let told = home.path("told");
@@ -83,7 +83,7 @@ fn a_machine_that_stays_unfit_leaves_where_that_is_configured() {
 }
 
 #[test]
-fn no_job_is_asked_for_before_the_machine_is_ready() {
+fn polling_starts_only_when_the_machine_is_ready() {
     let gitlab = GitLab::start();
     let address = free_address();
     let home = Home::empty();
@@ -110,7 +110,7 @@ fn no_job_is_asked_for_before_the_machine_is_ready() {
 }
 
 #[test]
-fn a_machine_without_any_runner_powers_off_where_it_is_told_to_give_up() {
+fn a_machine_without_runners_powers_off_after_the_configured_time() {
     let home = Home::empty();
     let told = home.path("told");
     let text = format!(
@@ -125,7 +125,7 @@ fn a_machine_without_any_runner_powers_off_where_it_is_told_to_give_up() {
 }
 
 #[test]
-fn a_start_that_keeps_failing_powers_off_where_it_is_told_to_give_up() {
+fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     let home = Home::empty();
     let (told, runtime) = (home.path("told"), home.path("runtime"));
     fs::create_dir(&runtime).expect("made");

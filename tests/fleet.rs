@@ -1,4 +1,5 @@
-//! An instance in an Auto Scaling group: how it ends itself through its group, and what comes of the cloud's own plans.
+//! An instance in an Auto Scaling group: how it terminates itself through its group, and how it reacts to the cloud's
+//! notices.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::support::mayfly::{Agent, Home, is_running, kill_shims, nap, read};
 
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
 
-/// An instance of a group that leaves through it, with more keys for `[mayfly]`.
+/// An instance in a group whose agent terminates it through the group; with further keys for `[mayfly]`.
 struct Fleet {
     gitlab: GitLab,
     cloud: Cloud,
@@ -40,7 +41,7 @@ impl Fleet {
         self.gitlab.queue(job.build())
     }
 
-    /// How often the instance was ended, and how often that made the group smaller.
+    /// How often the instance was terminated by a call, and how often that decremented the desired capacity.
     fn ends(&self) -> (u32, u32) {
         self.cloud.look(|group| (group.terminations, group.decrements))
     }
@@ -55,12 +56,12 @@ impl Fleet {
         self.gitlab.count("POST jobs/request")
     }
 
-    /// How often it was switched off.
+    /// How often the machine was powered off.
     fn times_off(&self) -> usize {
         read(&self.home.path("off")).lines().count()
     }
 
-    /// Starts one agent more, which must end well and ask for nothing.
+    /// Starts another agent, which must exit successfully without polling or terminating anything.
     fn assert_that_it_is_over(&self) {
         let (polls, ends, off) = (self.polls(), self.ends(), self.times_off());
         let mut next = self.start();
@@ -69,13 +70,13 @@ impl Fleet {
     }
 }
 
-/// Lines of a log that hold all these parts.
+/// The number of log lines that contain all these parts.
 fn lines_with(log: &str, parts: &[&str]) -> usize {
     log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
 #[test]
-fn an_idle_instance_makes_its_group_smaller_and_completes_the_hooks() {
+fn an_idle_instance_decrements_the_desired_capacity_and_completes_the_hooks() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300), Hook::new("logs", 300)]);
     let mut agent = fleet.start();
@@ -88,7 +89,7 @@ fn an_idle_instance_makes_its_group_smaller_and_completes_the_hooks() {
 }
 
 #[test]
-fn it_is_off_its_runner_before_it_is_ended() {
+fn the_agent_unregisters_before_it_terminates_the_instance() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(2))]);
     let mut agent = fleet.start();
@@ -98,9 +99,9 @@ fn it_is_off_its_runner_before_it_is_ended() {
 }
 
 #[test]
-fn a_spent_instance_is_replaced() {
+fn an_instance_that_reached_max_builds_is_replaced() {
     let fleet = Fleet::new("max_builds = 1");
-    // The smallest size is no obstacle to that.
+    // The minimum size does not prevent a replacement.
     fleet.cloud.change(|group| group.minimum = group.desired);
     let id = fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
@@ -111,7 +112,7 @@ fn a_spent_instance_is_replaced() {
 }
 
 #[test]
-fn the_smallest_size_sends_an_idle_instance_back_to_work_until_it_is_lowered() {
+fn at_the_minimum_size_an_idle_instance_resumes_work_until_the_minimum_is_lowered() {
     let fleet = Fleet::new("idle_timeout = \"1s\"\nleave_fallback_after = \"1s\"");
     fleet.cloud.change(|group| group.minimum = group.desired);
     let mut agent = fleet.start();
@@ -133,7 +134,7 @@ fn the_smallest_size_sends_an_idle_instance_back_to_work_until_it_is_lowered() {
 }
 
 #[test]
-fn what_the_group_refuses_is_said_once_and_the_power_is_switched_off_once() {
+fn a_refusal_by_the_group_is_logged_once_and_the_machine_powers_off_once() {
     for (status, code) in [(403, "AccessDenied"), (400, "Throttling")] {
         let fleet = Fleet::new("max_builds = 1\nleave_fallback_after = \"3s\"");
         fleet.cloud.refuse(TERMINATE, status, code);
@@ -150,7 +151,7 @@ fn what_the_group_refuses_is_said_once_and_the_power_is_switched_off_once() {
 }
 
 #[test]
-fn a_group_that_is_busy_for_a_while_ends_the_instance_later() {
+fn a_busy_group_terminates_the_instance_later() {
     let fleet = Fleet::new("max_builds = 1");
     fleet.cloud.refuse(TERMINATE, 400, "Throttling");
     fleet.queue(job(&["true"]));
@@ -163,7 +164,7 @@ fn a_group_that_is_busy_for_a_while_ends_the_instance_later() {
 }
 
 #[test]
-fn what_somebody_else_ends_meanwhile_is_not_switched_off() {
+fn an_instance_that_the_group_already_terminates_is_not_powered_off() {
     let fleet = Fleet::new("max_builds = 1");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
@@ -177,21 +178,21 @@ fn what_somebody_else_ends_meanwhile_is_not_switched_off() {
 }
 
 #[test]
-fn a_group_that_nobody_can_reach_does_not_keep_the_power_on() {
+fn an_unreachable_group_does_not_prevent_power_off() {
     let mut fleet = Fleet::new("idle_timeout = \"1s\"\nleave_fallback_after = \"3s\"");
     let mut environment = fleet.cloud.environment();
     environment.push(("AWS_ENDPOINT_URL_AUTO_SCALING".to_owned(), "http://127.0.0.1:1".to_owned()));
     fleet.home.set_environment(environment);
     let mut agent = fleet.start();
     agent.wait_for_log("polling stopped");
-    // And GitLab is gone too.
+    // GitLab is unreachable as well.
     fleet.gitlab.set_away(true);
     assert!(agent.wait().success());
     assert_eq!((fleet.times_off(), fleet.ends()), (1, (0, 0)), "{}", agent.log());
 }
 
 #[test]
-fn an_answer_that_is_lost_ends_the_instance_once() {
+fn a_lost_response_terminates_the_instance_once() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.cloud.fail(TERMINATE, [Fault::TakeAndCut]);
     fleet.cloud.set_lag(Duration::from_secs(3));
@@ -200,43 +201,43 @@ fn an_answer_that_is_lost_ends_the_instance_once() {
     assert_eq!((fleet.ends(), fleet.times_off()), ((1, 1), 0), "{}", agent.log());
 }
 
-/// How an agent is cut off.
+/// How the agent is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Cut {
-    /// It alone dies.
+    /// The agent alone is killed.
     Killed,
-    /// The machine goes down and comes up.
+    /// The machine reboots.
     Rebooted,
-    /// It is told to stop.
+    /// The agent gets SIGTERM.
     Stopped,
 }
 
-/// The steps of leaving, and the two of an instance that its group does not end.
+/// The phases of a shutdown; the last two occur if the group does not terminate the instance.
 const PHASES: [&str; 7] = ["draining", "unregistering", "ending", "hooks", "waiting", "powering_off", "left"];
 
 #[test]
-fn an_agent_that_is_killed_in_any_phase_ends_its_instance_once() {
+fn an_agent_killed_in_any_phase_terminates_its_instance_once() {
     std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Killed)))));
 }
 
 #[test]
-fn a_machine_that_reboots_in_any_phase_ends_once() {
+fn a_machine_rebooted_in_any_phase_is_terminated_once() {
     std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Rebooted)))));
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_in_any_phase_ends_its_instance_once() {
+fn an_agent_stopped_in_any_phase_terminates_its_instance_once() {
     std::thread::scope(|scope| PHASES.iter().for_each(|phase| drop(scope.spawn(|| cut_off(phase, Cut::Stopped)))));
 }
 
-/// Cuts an agent off in a phase: whoever comes after it brings the instance to its end, asks for no job and loses none.
+/// Interrupts an agent in a phase. The next agent must finish the shutdown, must not poll, and must not lose a job.
 fn cut_off(phase: &str, cut: Cut) {
     let wait = |fleet: &Fleet| until_there(fleet.home.path("go").display());
     let mut fleet = Fleet::new("max_builds = 1");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     match phase {
         "unregistering" => fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]),
-        // The call took effect, and the agent dies before it hears of that.
+        // The call takes effect, and the agent dies before it gets the response.
         "ending" => fleet.cloud.set_lag(Duration::from_secs(2)),
         "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
         "waiting" => fleet.cloud.refuse(TERMINATE, 403, "AccessDenied"),
@@ -295,14 +296,14 @@ fn cut_off(phase: &str, cut: Cut) {
     assert_eq!(fleet.completed(), if by_power { Vec::new() } else { vec!["drain".to_owned()] }, "{phase}");
     assert_eq!(fleet.times_off() > 0, by_power, "{phase}: {}", next.log());
     if by_power {
-        // The command of the agent that was killed goes on.
+        // The leave command of the killed agent continues.
         std::thread::sleep(Duration::from_secs(1));
     }
     fleet.assert_that_it_is_over();
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_completes_the_hooks_of_the_group_that_ends_its_instance() {
+fn a_stopped_agent_completes_the_hooks_of_its_terminating_instance() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     fleet.cloud.fail("CompleteLifecycleAction", [Fault::Slow(Duration::from_secs(2))]);
@@ -315,7 +316,7 @@ fn an_agent_that_is_told_to_stop_completes_the_hooks_of_the_group_that_ends_its_
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_does_not_wait_for_ever_for_hooks() {
+fn a_stopped_agent_does_not_wait_for_ever_for_hooks() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     fleet.cloud.refuse("CompleteLifecycleAction", 400, "Throttling");
@@ -335,9 +336,9 @@ fn an_agent_that_is_told_to_stop_does_not_wait_for_ever_for_hooks() {
 }
 
 #[test]
-fn what_is_heard_while_the_group_is_asked_counts() {
+fn a_notice_during_the_terminate_call_takes_effect() {
     std::thread::scope(|scope| {
-        // The group says no, or not yet, while the cloud announces that it takes the instance.
+        // The group refuses, or is busy, while the cloud announces the interruption of the instance.
         for at_minimum in [true, false] {
             scope.spawn(move || {
                 let fleet = Fleet::new("idle_timeout = \"1s\"");
@@ -364,11 +365,11 @@ fn what_is_heard_while_the_group_is_asked_counts() {
 }
 
 #[test]
-fn an_instance_that_its_group_took_back_into_a_warm_pool_works_again() {
+fn an_instance_returned_to_the_warm_pool_works_again() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     assert!(fleet.start().wait().success());
     assert_eq!(fleet.ends(), (1, 1));
-    // Still there, and then stopped and started instead of ended.
+    // The instance still exists; then it is stopped and started instead of terminated.
     fleet.assert_that_it_is_over();
     fleet.home.reboot();
     fleet.cloud.change(|group| group.state = "InService".to_owned());
@@ -381,7 +382,7 @@ fn an_instance_that_its_group_took_back_into_a_warm_pool_works_again() {
 }
 
 #[test]
-fn an_image_of_an_instance_that_left_makes_instances_that_work() {
+fn instances_from_an_image_of_a_terminated_instance_work() {
     let mut fleet = Fleet::new("max_builds = 1");
     fleet.queue(job(&["true"]));
     assert!(fleet.start().wait().success());
@@ -396,7 +397,7 @@ fn an_image_of_an_instance_that_left_makes_instances_that_work() {
 }
 
 #[test]
-fn an_instance_in_a_warm_pool_asks_gitlab_for_nothing_and_does_not_grow_idle() {
+fn an_instance_in_a_warm_pool_sends_no_requests_and_has_no_idle_time() {
     let fleet = Fleet::new("idle_timeout = \"2s\"");
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Running");
     let mut agent = fleet.start();
@@ -412,7 +413,7 @@ fn an_instance_in_a_warm_pool_asks_gitlab_for_nothing_and_does_not_grow_idle() {
 }
 
 #[test]
-fn an_instance_that_ends_in_a_warm_pool_was_never_known_to_gitlab() {
+fn an_instance_terminated_in_a_warm_pool_never_registers() {
     let fleet = Fleet::new("idle_timeout = \"2s\"");
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Stopped");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
@@ -426,9 +427,9 @@ fn an_instance_that_ends_in_a_warm_pool_was_never_known_to_gitlab() {
 }
 
 #[test]
-fn a_group_that_ends_its_instance_waits_for_the_job() {
+fn scale_in_waits_for_the_job() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
-    // Shorter than the job: it takes heartbeats.
+    // Shorter than the job, so the agent must send heartbeats.
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 6)]);
     let id = fleet.queue(job(&["echo begun", "sleep 14", "echo end"]));
     let mut agent = fleet.start();
@@ -445,7 +446,7 @@ fn a_group_that_ends_its_instance_waits_for_the_job() {
 }
 
 #[test]
-fn a_group_that_ends_its_instance_is_not_kept_waiting_by_an_agent_that_is_told_to_stop() {
+fn a_stopped_agent_does_not_delay_scale_in() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 300)]);
     let id = fleet.queue(job(&["echo begun", &nap()]));
@@ -460,7 +461,7 @@ fn a_group_that_ends_its_instance_is_not_kept_waiting_by_an_agent_that_is_told_t
 }
 
 #[test]
-fn an_instance_is_protected_while_it_has_a_job() {
+fn an_instance_has_scale_in_protection_while_it_runs_a_job() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");
     let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
@@ -478,7 +479,7 @@ fn an_instance_is_protected_while_it_has_a_job() {
 }
 
 #[test]
-fn no_right_to_protect_is_said_once_and_harms_nothing() {
+fn a_missing_permission_for_protection_is_logged_once_and_jobs_run() {
     let fleet = Fleet::new("max_builds = 2");
     fleet.cloud.refuse("SetInstanceProtection", 403, "AccessDenied");
     let ids = [fleet.queue(job(&["true"])), fleet.queue(job(&["true"]))];
@@ -489,13 +490,13 @@ fn no_right_to_protect_is_said_once_and_harms_nothing() {
     assert_eq!(fleet.ends(), (1, 0));
 }
 
-/// A sibling in service, with or without a job.
+/// Another instance in service, with or without a job.
 fn sibling(id: &str, has_job: bool) -> (String, String, bool) {
     (id.to_owned(), "InService".to_owned(), has_job)
 }
 
 #[test]
-fn a_group_grows_with_its_jobs() {
+fn queued_jobs_raise_the_desired_capacity() {
     let fleet = Fleet::new("aws = { raise_on_job = { idle_count = 2 } }");
     fleet.cloud.change(|group| group.siblings = vec![sibling("i-1", true), sibling("i-2", false)]);
     let mut agent = fleet.start();
@@ -505,7 +506,7 @@ fn a_group_grows_with_its_jobs() {
     fleet.cloud.wait_until("four: two with a job, two without", |group| group.desired == 4);
     assert_eq!(fleet.gitlab.finished(id).state, "success");
 
-    // A job that had to wait, on the way to the largest size.
+    // The job had to wait, and the group is one below its maximum size.
     fleet.cloud.change(|group| group.siblings.extend((3..7).map(|number| sibling(&format!("i-{number}"), true))));
     let mut waited = job(&["true"]).build();
     waited["job_info"]["time_in_queue_seconds"] = serde_json::json!(75.5);
@@ -519,7 +520,7 @@ fn a_group_grows_with_its_jobs() {
 }
 
 #[test]
-fn a_group_that_cannot_grow_with_its_jobs_is_said_once_and_they_run() {
+fn a_group_that_cannot_grow_is_logged_once_and_jobs_run() {
     for (refused, told) in
         [(true, ["autoscaling:SetDesiredCapacity", "AccessDenied"]), (false, ["protects new", "switch that off"])]
     {
@@ -543,7 +544,7 @@ fn a_group_that_cannot_grow_with_its_jobs_is_said_once_and_they_run() {
 }
 
 #[test]
-fn nobody_raises_a_group_without_being_told_to() {
+fn the_desired_capacity_is_raised_only_if_configured() {
     let fleet = Fleet::new("max_builds = 1");
     fleet.queue(job(&["true"]));
     assert!(fleet.start().wait().success());
@@ -552,7 +553,7 @@ fn nobody_raises_a_group_without_being_told_to() {
     }
 }
 
-/// Artifacts of a job, whatever becomes of it.
+/// Adds artifacts that are uploaded on success and on failure.
 fn with_artifacts(job: JobBuilder) -> JobBuilder {
     job.set(
         "artifacts",
@@ -564,7 +565,7 @@ fn with_artifacts(job: JobBuilder) -> JobBuilder {
 }
 
 #[test]
-fn a_job_that_would_outlive_its_machine_is_interrupted_in_time_with_log_and_artifacts() {
+fn a_job_is_interrupted_before_its_instance_with_log_and_artifacts() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let nap = nap();
     let script = ["echo first line", "echo some >left.txt", &nap];
@@ -588,7 +589,7 @@ fn a_job_that_would_outlive_its_machine_is_interrupted_in_time_with_log_and_arti
 }
 
 #[test]
-fn a_job_that_ends_before_its_machine_is_taken_ends_as_itself() {
+fn a_job_that_ends_before_the_interruption_keeps_its_result() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");
     let lines = ["echo begun", &until_there(go.display()), "echo end"];
@@ -607,7 +608,7 @@ fn a_job_that_ends_before_its_machine_is_taken_ends_as_itself() {
 }
 
 #[test]
-fn an_interruption_meets_each_stage_of_a_job() {
+fn an_interruption_in_each_stage_of_a_job() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
@@ -649,7 +650,7 @@ fn an_interruption_meets_each_stage_of_a_job() {
 }
 
 #[test]
-fn a_machine_that_is_to_be_frozen_gives_its_job_up_and_does_not_leave() {
+fn a_hibernating_instance_ends_its_job_and_does_not_terminate() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     let id = fleet.queue(job(&["echo begun", &nap()]));
     let agent = fleet.start();
@@ -665,13 +666,13 @@ fn a_machine_that_is_to_be_frozen_gives_its_job_up_and_does_not_leave() {
 }
 
 #[test]
-fn a_likely_loss_means_no_more_jobs_and_a_place_that_is_kept() {
+fn a_rebalance_recommendation_stops_polling_and_keeps_the_desired_capacity() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
     let go = fleet.home.path("go");
     let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
-    // The service does not answer for a while, and its tokens die early.
+    // The service does not answer for a while, and its tokens expire early.
     fleet.cloud.metadata.shorten_tokens(Duration::from_secs(1));
     fleet.cloud.metadata.set_silent(true);
     std::thread::sleep(Duration::from_secs(3));
@@ -686,7 +687,7 @@ fn a_likely_loss_means_no_more_jobs_and_a_place_that_is_kept() {
 }
 
 #[test]
-fn a_notice_that_comes_while_an_idle_instance_leaves_keeps_its_place() {
+fn a_notice_during_the_shutdown_of_an_idle_instance_keeps_the_desired_capacity() {
     let fleet = Fleet::new("idle_timeout = \"1s\"");
     fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]);
     let mut agent = fleet.start();

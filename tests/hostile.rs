@@ -1,9 +1,9 @@
-//! Attacks of jobs on the machine, each in a few lines: what the job brings along, and what must hold afterwards.
+//! Attacks by jobs on the machine. Each states in a few lines what the attacker prepares and what must hold afterwards.
 //!
-//! An attack is a function below [`attacks`], so that it has a name that a test run can be asked for. Most are made of an
-//! [`Attack`]: files of the repository, what an earlier job leaves, what services do meanwhile, variables; the outcome
-//! says whether it came to nothing. [`probe`] is a program that tells what whoever runs it may do, so that confinement can
-//! be judged by somebody who got in.
+//! Each attack is a test function in [`attacks`], so it can be run by name. Most build an [`Attack`]: files of the
+//! repository, files left by an earlier job, services that run meanwhile, variables. The result tells whether the
+//! attack failed. [`probe`] is a program that prints its own privileges, so the tests can judge the sandbox from
+//! inside.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -19,12 +19,12 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 
-/// A program that tells what it may do, a finding a line (`hostile NAME VALUE`), on standard error.
+/// A program that prints its privileges to standard error, one per line (`hostile NAME VALUE`).
 fn probe() -> String {
     include_str!("support/probe.sh").replace("WITNESS", &witness().to_string())
 }
 
-/// The port of a server on the machine's loopback that no job may reach: who does is counted in [`REACHED`].
+/// The port of a server on the machine's loopback, which no job may reach. Connections are counted in [`REACHED`].
 fn witness() -> u16 {
     static PORT: OnceLock<u16> = OnceLock::new();
     *PORT.get_or_init(|| {
@@ -41,7 +41,7 @@ fn witness() -> u16 {
 
 static REACHED: AtomicUsize = AtomicUsize::new(0);
 
-/// An attack in the making.
+/// The description of an attack.
 struct Attack {
     containers: bool,
     keys: String,
@@ -54,17 +54,17 @@ struct Attack {
     artifacts: Vec<String>,
 }
 
-/// What became of it.
+/// The result of an attack.
 #[allow(dead_code, reason = "for attacks to come")]
 struct Outcome {
-    /// The attacking job; an earlier one has succeeded.
+    /// The attacking job; a preparing job ran successfully before it.
     job: Job,
-    /// What the agent said.
+    /// The agent's log.
     agent: String,
     home: Home,
 }
 
-/// On an agent whose jobs run in containers.
+/// An attack on an agent whose jobs run in containers.
 fn in_containers() -> Attack {
     Attack {
         containers: true,
@@ -79,7 +79,7 @@ fn in_containers() -> Attack {
     }
 }
 
-/// On an agent whose jobs run on the machine.
+/// An attack on an agent whose jobs run in the machine's shell.
 #[allow(dead_code, reason = "attacks on shell jobs use it")]
 fn on_the_machine() -> Attack {
     Attack { containers: false, ..in_containers() }
@@ -87,31 +87,31 @@ fn on_the_machine() -> Attack {
 
 #[allow(dead_code, reason = "for attacks to come")]
 impl Attack {
-    /// More lines of configuration: of `[runners.docker]` for jobs in containers, else of the runner.
+    /// Adds configuration: to `[runners.docker]` for jobs in containers, else to the runner.
     fn keys(mut self, keys: &str) -> Self {
         self.keys += &format!("{keys}\n");
         self
     }
 
-    /// A file of the repository.
+    /// Adds a file to the repository.
     fn file(mut self, path: &str, text: &str) -> Self {
         self.files.push((path.to_owned(), text.to_owned()));
         self
     }
 
-    /// A line of a job that ran before in the same directory.
+    /// Adds a script line to a job that runs before in the same directory.
     fn earlier(mut self, line: &str) -> Self {
         self.earlier.push(line.to_owned());
         self
     }
 
-    /// A service of the job, as a script for the shell of busybox.
+    /// Adds a service that runs a script in the busybox shell.
     fn service(mut self, script: &str) -> Self {
         self.services.push(script.to_owned());
         self
     }
 
-    /// A submodule, at an address in which `$SERVER` is the server of the repository.
+    /// Adds a submodule; `$SERVER` in the address is the server of the repository.
     fn submodule(mut self, path: &str, address: &str) -> Self {
         self.submodule = Some((path.to_owned(), address.to_owned()));
         self.variable("GIT_SUBMODULE_STRATEGY", "normal")
@@ -122,19 +122,19 @@ impl Attack {
         self
     }
 
-    /// What the job runs.
+    /// Sets the script of the attacking job.
     fn script(mut self, lines: &[&str]) -> Self {
         self.script = lines.iter().map(|line| (*line).to_owned()).collect();
         self
     }
 
-    /// What the job uploads.
+    /// Sets the artifacts of the attacking job.
     fn artifacts(mut self, patterns: &[&str]) -> Self {
         self.artifacts = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         self
     }
 
-    /// Does it.
+    /// Runs the attack.
     fn run(self) -> Outcome {
         let root = tempfile::tempdir().expect("a directory");
         let git = GitServer::start(root.path());
@@ -177,14 +177,14 @@ impl Attack {
 
 #[allow(dead_code, reason = "for attacks to come")]
 impl Outcome {
-    /// Findings of [`probe`], where it ran at all.
+    /// The output of [`probe`], if it ran.
     fn findings(&self) -> BTreeMap<String, String> {
         let lines = self.job.lines();
         let findings = lines.iter().filter_map(|line| line.split_once("hostile ")?.1.split_once(' '));
         findings.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
     }
 
-    /// The attacker's program did not run, or could do nothing.
+    /// Asserts that the attacker's program did not run, or had no privileges.
     fn got_nowhere(self) -> Self {
         let findings = self.findings();
         let confined = [
@@ -203,7 +203,7 @@ impl Outcome {
             ("network", "closed"),
         ];
         for (name, expected) in confined.into_iter().filter(|_| !findings.is_empty()) {
-            // The files of the job may belong to others, and git is to clean them away all the same.
+            // The sandbox may keep the capabilities for files: git must be able to clean files of other users.
             let found = findings.get(name).map(|found| if OF_FILES.contains(&found.as_str()) { NONE } else { found });
             assert_eq!(found, Some(expected), "{name} in {findings:#?}");
         }
@@ -211,26 +211,25 @@ impl Outcome {
         self
     }
 
-    /// The job failed, and its log says this.
+    /// Asserts that the job failed with this text in its log.
     fn failed_with(self, part: &str) -> Self {
         assert_eq!(self.job.state, "failed", "{}", self.job.log());
         assert!(self.job.has(part), "{part} in {}", self.job.log());
         self
     }
 
-    /// The job's log says this.
+    /// Asserts that the job's log contains this text.
     fn says(self, part: &str) -> Self {
         assert!(self.job.has(part), "{part} in {}", self.job.log());
         self
     }
 
-    /// The job came to its end as any other.
     fn succeeded(self) -> Self {
         assert_eq!(self.job.state, "success", "{}\n{}", self.job.log(), self.agent);
         self
     }
 
-    /// Neither the job's log nor its artifacts hold this.
+    /// Asserts that neither the job's log nor its artifacts contain this secret.
     fn without(self, secret: &str) -> Self {
         let holds = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
         assert!(!holds(&self.job.trace), "{secret} in {}", self.job.log());
@@ -238,18 +237,18 @@ impl Outcome {
         self
     }
 
-    /// A file of the machine is not there.
+    /// Asserts that a file does not exist on the machine.
     fn made_no(self, path: &Path) -> Self {
         assert!(path.symlink_metadata().is_err(), "{} is there\n{}", path.display(), self.job.log());
         self
     }
 }
 
-/// No capabilities, and those of files (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER).
+/// No capabilities; and those for files (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER).
 const NONE: &str = "0000000000000000";
 const OF_FILES: [&str; 2] = [NONE, "000000000000000b"];
 
-/// A line of shell that writes a file with any content.
+/// A shell command that writes a file with any content.
 fn writes(path: &str, text: &str) -> String {
     format!("echo {} | base64 -d >{path}", base64::engine::general_purpose::STANDARD.encode(text))
 }
@@ -259,8 +258,8 @@ mod attacks {
 
     use super::*;
 
-    /// The line of a service that has a program run as a filter of git: what is between the agent's look at
-    /// `.git/config` and the checkout.
+    /// A service's shell command that adds a program as a git filter after the agent has inspected `.git/config` and
+    /// before the checkout.
     fn adds_a_filter(program: &str) -> String {
         let filter = "[filter \"x\"]\n\tsmudge = \"sh .git/program >&2; cat\"\n";
         format!(
@@ -271,7 +270,7 @@ mod attacks {
         )
     }
 
-    /// Repeats an attack that has to win a race until the attacker's program has run beside the container.
+    /// Repeats an attack that must win a race, until the attacker's program has run in the sandbox.
     fn run_until_it_gets_in(attack: impl Fn() -> Attack) -> Outcome {
         let outcomes = (0..10).map(|_| attack().run());
         let outcome = outcomes.into_iter().find(|outcome| !outcome.findings().is_empty());
@@ -286,7 +285,7 @@ mod attacks {
         .got_nowhere();
     }
 
-    /// The directory of the checkout was text of a shell script that ran beside the container.
+    /// In an earlier version, the name of the directory was part of a shell script that ran outside the container.
     #[test]
     fn the_name_of_the_directory_is_a_command() {
         in_containers()
@@ -299,9 +298,9 @@ mod attacks {
             .succeeded();
     }
 
-    /// An earlier job leaves a program in a submodule's configuration, and this one has git fetch submodules.
+    /// An earlier job puts a program into a submodule's configuration; the attacking job makes git fetch submodules.
     #[test]
-    fn a_submodules_program_is_asked_for_by_options_of_fetch() {
+    fn fetch_options_request_a_submodules_program() {
         for containers in [true, false] {
             Attack { containers, ..in_containers() }
                 .submodule("lib", "$SERVER/team/library.git")
@@ -313,7 +312,8 @@ mod attacks {
         }
     }
 
-    /// The address of a submodule redirects to a service that only the machine reaches, and traces of git print it.
+    /// The address of a submodule redirects to a service that only the machine can reach; git's trace output would
+    /// print the response.
     #[test]
     fn a_submodule_redirects_to_the_metadata_service() {
         for containers in [true, false] {
@@ -347,7 +347,7 @@ mod attacks {
     }
 
     #[test]
-    fn a_filter_takes_more_memory_than_the_job_has() {
+    fn a_filter_uses_more_memory_than_the_job_may() {
         let program = "perl -e '$x = \"a\" x (512 << 20); print STDERR \"hostile memory unlimited\\n\"' || true\n\
                        echo 'hostile tried memory' >&2\n";
         let outcome = run_until_it_gets_in(|| {
@@ -374,9 +374,9 @@ mod attacks {
         assert!(started < 100, "{started} processes");
     }
 
-    /// A machine that lets the agent make no walls: no job is run without them.
+    /// If the agent lacks the privileges for the sandbox, it runs no job.
     #[test]
-    fn without_the_right_to_confine_nothing_is_run() {
+    fn without_the_privileges_for_a_sandbox_no_job_runs() {
         let gitlab = GitLab::start();
         let home = Home::with_containers(&gitlab, "", "");
         let config = home.config().display().to_string();
@@ -400,7 +400,7 @@ mod attacks {
         assert!(job.has("CAP_SYS_ADMIN"), "{}\n{}", job.log(), String::from_utf8_lossy(&ended.stderr));
     }
 
-    /// What an earlier job does to the repository so that git takes other content for the commit's.
+    /// An earlier job manipulates the repository so that git takes other content for that of the commit.
     #[test]
     fn an_earlier_job_changes_what_is_checked_out() {
         let object = "o=$(git rev-parse HEAD:file.txt); n=$(echo evil | git hash-object -w --stdin)";
@@ -408,7 +408,7 @@ mod attacks {
         for line in [
             "git update-index --skip-worktree file.txt; echo evil >file.txt",
             "git update-index --assume-unchanged file.txt; echo evil >file.txt",
-            // Of the same size and, as far as a job can say so, of the same time.
+            // The same size and, as far as a job can forge it, the same time stamp.
             "touch -r file.txt ../time; echo 'FROM git' >file.txt; touch -r ../time file.txt",
             &format!("{object}; git replace $o $n; git pack-refs --all; rm file.txt"),
             &format!("{object}; git replace $o $n; echo evil >file.txt; git add file.txt"),
@@ -427,9 +427,9 @@ mod attacks {
         }
     }
 
-    /// Pipes and files without end where git and the agent read.
+    /// Pipes and endless files where git and the agent read.
     #[test]
-    fn an_earlier_job_leaves_what_cannot_be_read() {
+    fn an_earlier_job_leaves_files_that_block_readers() {
         let paths = [
             ".git/HEAD",
             ".git/config",
@@ -455,7 +455,7 @@ mod attacks {
         }
     }
 
-    /// What an unprotected job leaves is not what a protected one finds.
+    /// A protected job does not find files of an unprotected job.
     #[test]
     fn an_unprotected_job_prepares_a_protected_one() {
         for containers in [true, false] {
@@ -469,7 +469,7 @@ mod attacks {
         }
     }
 
-    /// Each directory was visited once for each `**` of the pattern.
+    /// A naive matcher visits each directory once for each `**` of the pattern.
     #[test]
     fn a_pattern_has_many_double_stars_over_a_deep_tree() {
         for containers in [true, false] {
@@ -482,7 +482,7 @@ mod attacks {
         }
     }
 
-    /// Each file that cannot be packed was a line of the log.
+    /// A naive archiver logs a line for each file that cannot be archived.
     #[test]
     fn thousands_of_pipes_are_packed() {
         for containers in [true, false] {

@@ -1,4 +1,4 @@
-//! Images of jobs: pulled by which policy, with whose login, from a real registry.
+//! Images of jobs: pull policies and logins, with a real registry.
 
 use std::fs;
 
@@ -12,7 +12,6 @@ use crate::support::moto::Moto;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::write_program;
 
-/// Runs a job on an agent of its own.
 fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
     let id = gitlab.queue(job.build());
     let mut agent = home.start_with(&["--once"], environment);
@@ -31,29 +30,29 @@ fn of(image: &str) -> JobBuilder {
     job(&["echo ran"]).set("image", json!({"name": image}))
 }
 
-/// An image that only the registry has, and that no other test has anything to do with.
+/// An image that only the registry has and no other test uses.
 fn private(docker: &Docker, registry: &Registry<'_>, name: &str) -> String {
     registry.push(&docker.image(&[]), name)
 }
 
 const ALWAYS: &str = "allowed_pull_policies = [\"always\", \"if-not-present\", \"never\"]";
 
-/// Where a login stands; what is left out stands nowhere.
+/// The sources of a login; `None` means that this source has no login.
 #[derive(Default)]
 struct Source<'a> {
-    /// What the log calls it.
+    /// The name of the source in the log.
     told: &'a str,
     /// `DOCKER_AUTH_CONFIG` of the job.
     job: Option<&'a str>,
-    /// The same of the runner's `environment`.
+    /// `DOCKER_AUTH_CONFIG` in the runner's `environment`.
     runner: Option<&'a str>,
     /// The agent's `~/.docker/config.json`.
     file: Option<&'a str>,
-    /// What GitLab sends with the job.
+    /// The credentials in the payload of the job.
     payload: Option<&'a Value>,
 }
 
-/// A home with a login as the source has it, and a credential helper `test` in its directory.
+/// A home with the logins of `source`, and a credential helper `test` in its directory.
 fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Home {
     let runner = source.runner.map(|text| format!("environment = ['DOCKER_AUTH_CONFIG={text}']")).unwrap_or_default();
     let allowed = "[runners.mayfly]\nallowed_credential_helpers = [\"test\"]\n";
@@ -73,7 +72,7 @@ fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Hom
 }
 
 #[test]
-fn the_login_may_come_from_each_source() {
+fn reads_the_login_from_each_source() {
     let docker = docker();
     let registry = Registry::start(docker);
     let image = private(docker, &registry, "team/app:1");
@@ -109,7 +108,7 @@ fn the_login_may_come_from_each_source() {
 }
 
 #[test]
-fn an_image_that_is_not_to_be_had_says_why_and_whose_fault_it_is() {
+fn a_failed_pull_gives_the_cause_and_the_failure_reason() {
     let docker = docker();
     let registry = Registry::start(docker);
     let image = private(docker, &registry, "team/app:1");
@@ -142,7 +141,7 @@ fn an_image_that_is_not_to_be_had_says_why_and_whose_fault_it_is() {
 }
 
 #[test]
-fn options_that_nobody_knows_fail_the_job() {
+fn unknown_image_options_fail_the_job() {
     let image = json!({"name": "busybox:local", "executor_opts": {"docker": {"gpus": "all"}}});
     let job = run_with("", job(&["echo ran"]).set("image", image));
     assert_eq!((job.failure_reason.as_deref(), job.exit_code), (Some("runner_system_failure"), Some(3)));
@@ -150,7 +149,7 @@ fn options_that_nobody_knows_fail_the_job() {
 }
 
 #[test]
-fn policies_are_tried_in_their_order() {
+fn tries_pull_policies_in_order() {
     let docker = docker();
     let registry = Registry::start(docker);
     let image = private(docker, &registry, "team/app:1");
@@ -168,7 +167,7 @@ fn policies_are_tried_in_their_order() {
     ] {
         assert!(job.has(part), "{part}: {}", job.log());
     }
-    // Twice the same image in one job is one pull.
+    // An image that a job uses twice is pulled once.
     let services = json!([{"name": image, "alias": "one", "command": ["sleep", "600"]}]);
     let twice = of(&image).set("services", services);
     let twice = twice.variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
@@ -180,10 +179,10 @@ fn policies_are_tried_in_their_order() {
 }
 
 #[test]
-fn a_pull_that_breaks_off_fails_the_job_and_not_the_agent() {
+fn an_interrupted_pull_fails_the_job_and_not_the_agent() {
     let docker = docker();
     let registry = Registry::start(docker);
-    // Layers that the engine has are not pulled: one that it has seen nowhere else, and forgets.
+    // The engine does not pull layers that it already has, so the test needs a layer that no other image has.
     let root = tempfile::tempdir().expect("a directory");
     let noise: Vec<u8> = (0..1 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(root.path().join("noise"), [&noise[..], registry.address.as_bytes()].concat()).expect("written");
@@ -200,7 +199,7 @@ fn a_pull_that_breaks_off_fails_the_job_and_not_the_agent() {
 }
 
 #[test]
-fn a_registry_that_does_not_answer_holds_no_job_beyond_its_time() {
+fn a_registry_that_hangs_does_not_extend_the_job_timeout() {
     let docker = docker();
     let registry = Registry::start(docker);
     let image = private(docker, &registry, "team/app:1");
@@ -212,7 +211,7 @@ fn a_registry_that_does_not_answer_holds_no_job_beyond_its_time() {
 }
 
 #[test]
-fn a_registry_that_cannot_be_reached_is_asked_three_times() {
+fn an_unreachable_registry_is_tried_three_times() {
     let job = run_with("pull_policy = \"always\"", of("127.0.0.1:1/team/app:1"));
     assert_eq!(job.failure_reason.as_deref(), Some("runner_external_dependency_failure"), "{}", job.log());
     let pulls = job.lines().iter().filter(|line| line.contains("Pulling docker image")).count();
@@ -221,7 +220,7 @@ fn a_registry_that_cannot_be_reached_is_asked_three_times() {
 }
 
 #[test]
-fn an_image_of_amazons_registry_needs_no_login_but_the_instances_own() {
+fn an_ecr_image_needs_only_the_instances_credentials() {
     let docker = Docker::start();
     let registry = Registry::of_amazon(&docker);
     let image = registry.push(&docker.image(&[]), "team/app:1");

@@ -1,4 +1,4 @@
-//! One job, whole life: what its author sees.
+//! One job from start to end, as its author sees it.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn run_with(runner: &str, job: JobBuilder) -> Job {
 }
 
 #[test]
-fn a_script_runs_and_its_log_and_outcome_arrive() {
+fn a_script_runs_and_its_log_and_result_reach_gitlab() {
     let job = run(job(&["echo \"hello from $CI_JOB_NAME\"", "echo to stderr >&2"]));
     assert_eq!((job.state.as_str(), job.exit_code), ("success", None));
     let lines = job.lines();
@@ -35,7 +35,7 @@ fn a_script_runs_and_its_log_and_outcome_arrive() {
 }
 
 #[test]
-fn a_failed_script_tells_its_exit_code_and_after_script_still_runs() {
+fn a_failed_script_reports_its_exit_code_and_after_script_runs() {
     let job = run(job(&["exit 42"]).after_script(&["echo \"it was $CI_JOB_STATUS\""]));
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(42)));
     assert_eq!(job.failure_reason.as_deref(), Some("script_failure"));
@@ -45,7 +45,7 @@ fn a_failed_script_tells_its_exit_code_and_after_script_still_runs() {
 }
 
 #[test]
-fn a_failed_after_script_changes_nothing_unless_asked() {
+fn a_failed_after_script_does_not_fail_the_job_by_default() {
     let ignored = run(job(&["true"]).after_script(&["exit 3"]));
     assert_eq!(ignored.state, "success");
     let counted = run(job(&["true"]).after_script(&["exit 3"]).variable("AFTER_SCRIPT_IGNORE_ERRORS", "false"));
@@ -53,7 +53,7 @@ fn a_failed_after_script_changes_nothing_unless_asked() {
 }
 
 #[test]
-fn inputs_are_put_into_the_job_where_it_asks_for_them() {
+fn interpolates_inputs_in_the_job() {
     let inputs = json!([
         {"key": "env", "value": {"type": "string", "content": "staging", "sensitive": false}},
         {"key": "replicas", "value": {"type": "number", "content": 3}},
@@ -115,13 +115,13 @@ fn variables_are_expanded_files_are_written_and_secrets_masked() {
 }
 
 #[test]
-fn variables_go_from_step_to_step_over_gitlab_env() {
+fn gitlab_env_passes_variables_from_step_to_step() {
     let job = run(job(&["echo 'COLOUR=blue sky' >>\"$GITLAB_ENV\""]).after_script(&["echo \"<$COLOUR>\""]));
     assert!(job.lines().contains(&"<blue sky>".to_owned()));
 }
 
 #[test]
-fn nothing_secret_is_left_behind() {
+fn no_secret_is_left_on_the_machine() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     for script in ["true", "sleep 600"] {
@@ -144,7 +144,7 @@ fn nothing_secret_is_left_behind() {
 }
 
 #[test]
-fn a_job_that_takes_too_long_is_stopped() {
+fn a_job_is_stopped_at_its_timeout() {
     let job = run_with(
         "[runners.mayfly]\nkill_grace = \"1s\"",
         job(&["trap '' TERM", "sleep 600 & wait; sleep 600"]).timeout(2),
@@ -178,7 +178,7 @@ fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
 }
 
 #[test]
-fn a_job_that_is_over_on_the_server_is_stopped_at_once() {
+fn a_job_that_has_ended_on_the_server_is_stopped_at_once() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let marker = home.path("after");
@@ -212,7 +212,7 @@ fn debug_trace_shows_the_shell_and_can_be_refused() {
 }
 
 #[test]
-fn a_log_over_its_limit_is_cut_and_still_tells_the_outcome() {
+fn a_log_over_its_limit_is_cut_and_still_shows_the_result() {
     let job = run_with("output_limit = 8", job(&["head -c 100000 /dev/zero | tr '\\0' x; echo"]));
     assert!(job.log().contains("Job's log exceeded limit of 8192 bytes."));
     assert_eq!(job.lines().last().map(String::as_str), Some("Job succeeded"));

@@ -1,4 +1,4 @@
-//! What the journal holds, and that an agent that follows takes each thing as it was meant.
+//! The content of the journal, and how the next agent uses it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,13 +20,13 @@ fn count(job: &Job, line: &str) -> usize {
     job.lines().iter().filter(|other| *other == line).count()
 }
 
-/// Whether a step has left its outcome.
+/// Whether a step has written its result.
 fn has_outcome(home: &Home) -> bool {
     let entries = std::fs::read_dir(home.path("state/slot-0")).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "status"))
 }
 
-/// A line that ends when `gate` is there.
+/// A script line that waits until the file `gate` exists.
 fn wait_for(gate: &Path) -> String {
     format!("while [ ! -e {} ]; do sleep 0.1; done", gate.display())
 }
@@ -37,11 +37,11 @@ fn end(mut agent: Agent) {
 }
 
 #[test]
-fn a_cancel_is_remembered_by_the_next_agent() {
+fn the_next_agent_knows_of_a_cancel() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let gate = home.path("gate");
-    // The script knows that it was stopped, and takes its time, so that the agent dies between order and outcome.
+    // The script notices the stop and continues for a while, so that the agent dies between the stop and the result.
     let script = format!(
         "trap ': >{0}.heard; while [ ! -e {0} ]; do sleep 0.1; done; exit 9' TERM; echo begun; \
          while :; do echo tick; sleep 0.1 || true; done",
@@ -54,7 +54,7 @@ fn a_cancel_is_remembered_by_the_next_agent() {
     gitlab.wait_until("the script to be stopped", |_| home.path("gate.heard").exists());
     agent.kill();
     std::fs::write(&gate, "").expect("opened");
-    // The outcome is there before anyone looks, and says nothing of a cancel but `exit 9`.
+    // The result exists before the next agent starts; it says `exit 9` and nothing of the cancel.
     gitlab.wait_until("the step to end", |_| has_outcome(&home));
     let next = home.start(&[]);
     let job = gitlab.finished(id);
@@ -66,7 +66,7 @@ fn a_cancel_is_remembered_by_the_next_agent() {
 }
 
 #[test]
-fn what_was_to_be_said_is_said_once() {
+fn a_pending_warning_is_written_once() {
     for said in [false, true] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
@@ -75,7 +75,7 @@ fn what_was_to_be_said_is_said_once() {
         let agent = home.start(&[]);
         gitlab.wait_for_log(id, "begun");
         agent.kill();
-        // As if the agent had died while it said something: before, or just after.
+        // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
         let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();
         change(&home, |record| {
             record["progress"]["unsaid"] = json!("only once");
@@ -94,7 +94,7 @@ fn what_was_to_be_said_is_said_once() {
 }
 
 #[test]
-fn a_stage_that_is_settled_is_not_done_again() {
+fn a_finished_stage_is_not_repeated() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let (gate, mark) = (home.path("gate"), home.path("mark"));
@@ -106,7 +106,7 @@ fn a_stage_that_is_settled_is_not_done_again() {
     agent.kill();
     std::fs::write(&gate, "").expect("opened");
     gitlab.wait_until("the step to end", |_| has_outcome(&home));
-    // As if the agent had died right after it had written down what became of the script.
+    // The same state as if the agent had died right after it recorded the result of the script.
     change(&home, |record| {
         let progress = &mut record["progress"];
         progress["settled"] = json!(true);
@@ -123,7 +123,7 @@ fn a_stage_that_is_settled_is_not_done_again() {
 }
 
 #[test]
-fn a_job_stays_where_it_began_whatever_the_configuration_says_by_then() {
+fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let gate = home.path("gate");
@@ -159,7 +159,7 @@ fn a_job_that_was_not_acknowledged_is_acknowledged_by_the_next_agent() {
     let next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), count(&job, "begun")), ("success", 1));
-    // The one without an answer, the one of the next agent, and the outcome.
+    // The one without a response, the one of the next agent, and the final state.
     assert_eq!(gitlab.count("PUT job"), 3);
     end(next);
     gitlab.assert_strict();

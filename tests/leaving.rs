@@ -1,5 +1,5 @@
-//! How an instance goes: off its runner, then what the configuration says, over restarts too, and never a request for a
-//! job once it is decided.
+//! How an instance shuts down: unregisters, then runs the leave action, across restarts; and it never polls after the
+//! decision.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 
-/// Requests for jobs so far.
+/// The number of job requests so far.
 fn polls(gitlab: &GitLab) -> usize {
     gitlab.count("POST jobs/request")
 }
@@ -18,7 +18,7 @@ fn lines(path: &Path) -> Vec<String> {
     read(path).lines().map(str::to_owned).collect()
 }
 
-/// Waits until a file is there.
+/// Waits until a file exists.
 fn wait_for_file(path: &Path) {
     let until = Instant::now() + Duration::from_secs(60);
     while !path.exists() {
@@ -28,7 +28,7 @@ fn wait_for_file(path: &Path) {
 }
 
 #[test]
-fn an_idle_agent_takes_its_machine_off_the_runner_and_can_begin_anew() {
+fn an_idle_agent_unregisters_its_runner_manager_and_can_start_again() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&["--idle-timeout", "1s"]);
@@ -46,7 +46,7 @@ fn an_idle_agent_takes_its_machine_off_the_runner_and_can_begin_anew() {
 }
 
 #[test]
-fn an_agent_that_is_only_told_to_stop_stays_on_its_runner() {
+fn a_stopped_agent_stays_registered() {
     for signal in ["QUIT", "TERM"] {
         let gitlab = GitLab::start();
         let home = Home::new(&gitlab, "", "");
@@ -60,7 +60,7 @@ fn an_agent_that_is_only_told_to_stop_stays_on_its_runner() {
 }
 
 #[test]
-fn a_server_that_is_down_does_not_keep_an_instance_alive() {
+fn an_unreachable_server_does_not_prevent_a_shutdown() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&["--idle-timeout", "2s"]);
@@ -71,10 +71,10 @@ fn a_server_that_is_down_does_not_keep_an_instance_alive() {
 }
 
 #[test]
-fn a_job_that_comes_with_the_last_request_is_run_before_the_instance_goes() {
+fn a_job_from_the_last_poll_runs_before_the_shutdown() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    // The second request takes its time, in which the agent becomes idle and the job comes.
+    // The second request is slow; meanwhile the agent becomes idle and the job arrives.
     gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(4))]);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
     agent.wait_for_log("polling stopped reason=idle_timeout");
@@ -87,7 +87,7 @@ fn a_job_that_comes_with_the_last_request_is_run_before_the_instance_goes() {
 }
 
 #[test]
-fn tables_of_a_fleet_say_when_an_instance_goes() {
+fn fleet_tables_set_the_lifetime_of_an_instance() {
     let machine = "[runners.machine]\nMaxBuilds = 2\nIdleTime = 3600\nIdleCount = 1\n";
     let autoscaler = "[runners.autoscaler]\nmax_use_count = 2\ncapacity_per_instance = 1\n";
     for (tables, told) in [(machine, "`runners.machine.IdleCount` has no effect"), (autoscaler, "mayfly is up")] {
@@ -104,7 +104,7 @@ fn tables_of_a_fleet_say_when_an_instance_goes() {
 }
 
 #[test]
-fn the_idle_time_of_the_last_window_that_holds_counts() {
+fn the_last_matching_period_sets_the_idle_time() {
     let gitlab = GitLab::start();
     let windows = "[runners.machine]\nIdleTime = 3600\n\
         [[runners.machine.autoscaling]]\nPeriods = [\"* * * * *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 1\n\
@@ -117,13 +117,13 @@ fn the_idle_time_of_the_last_window_that_holds_counts() {
 }
 
 #[test]
-fn the_idle_clock_goes_on_when_the_configuration_is_read_again() {
+fn a_reload_does_not_reset_the_idle_time() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&["--idle-timeout", "4s"]);
     let began = Instant::now();
     agent.wait_for_log("mayfly is up");
-    // Again and again, until it goes: a clock that began anew each time would never come to its end.
+    // Reload repeatedly until the agent shuts down; if a reload reset the idle time, it never would.
     while !agent.log().contains("polling stopped") {
         assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log());
         agent.signal("HUP");
@@ -133,7 +133,7 @@ fn the_idle_clock_goes_on_when_the_configuration_is_read_again() {
 }
 
 #[test]
-fn an_old_agent_goes_after_its_job() {
+fn an_agent_past_its_maximum_age_shuts_down_after_its_job() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     home.add_to_mayfly("max_age = \"2s\"");
@@ -145,7 +145,7 @@ fn an_old_agent_goes_after_its_job() {
 }
 
 #[test]
-fn a_machine_is_switched_off_by_its_command() {
+fn the_leave_command_powers_off_the_machine() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let off = home.path("off");
@@ -159,7 +159,7 @@ fn a_machine_is_switched_off_by_its_command() {
     assert_eq!(lines(&off), ["off max_builds"]);
     assert_eq!(gitlab.job_state(id), "success");
     assert!(gitlab.managers().is_empty());
-    // The machine is still there for a moment: whoever starts the agent gets no jobs out of it, and no second end.
+    // The machine still runs for a moment: an agent started now must not poll and must not run the command again.
     let before = polls(&gitlab);
     assert!(home.start(&[]).wait().success());
     assert_eq!((polls(&gitlab), lines(&off).len()), (before, 1));
@@ -167,7 +167,7 @@ fn a_machine_is_switched_off_by_its_command() {
 }
 
 #[test]
-fn a_machine_that_was_switched_off_and_on_again_works() {
+fn an_agent_works_after_power_off_and_boot() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"true\"");
@@ -181,7 +181,7 @@ fn a_machine_that_was_switched_off_and_on_again_works() {
 }
 
 #[test]
-fn what_a_command_does_not_end_is_switched_off_when_its_time_is_over() {
+fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let said = home.path("said");
@@ -195,7 +195,7 @@ fn what_a_command_does_not_end_is_switched_off_when_its_time_is_over() {
 }
 
 #[test]
-fn a_machine_that_cannot_be_switched_off_takes_no_more_jobs() {
+fn a_machine_that_cannot_power_off_takes_no_more_jobs() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"exit 4\"");
@@ -209,8 +209,8 @@ fn a_machine_that_cannot_be_switched_off_takes_no_more_jobs() {
     assert_eq!((polls(&gitlab), gitlab.job_state(waiting).as_str()), (before, "pending"));
 }
 
-/// A home whose agent leaves, when `key` says so, by a command that adds a line to a file (the first path) and waits for
-/// another (the second).
+/// A home whose agent shuts down under the condition `key`. Its leave command adds a line to the first file, then waits
+/// for the second file.
 fn leaves_by_a_command_that_waits(gitlab: &GitLab, key: &str) -> (Home, PathBuf, PathBuf) {
     let home = Home::new(gitlab, "", "");
     let (ran, go) = (home.path("ran"), home.path("go"));
@@ -220,8 +220,8 @@ fn leaves_by_a_command_that_waits(gitlab: &GitLab, key: &str) -> (Home, PathBuf,
 }
 
 #[test]
-fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
-    // In each phase: with a job that runs, off the runner, and in the middle of the command.
+fn the_next_agent_resumes_an_interrupted_shutdown() {
+    // In each phase: while a job runs, after unregistering, and during the command.
     std::thread::scope(|scope| {
         for phase in ["draining", "unregistering", "ending"] {
             scope.spawn(move || {
@@ -262,13 +262,13 @@ fn an_agent_that_is_killed_while_it_leaves_is_followed_by_one_that_leaves() {
 }
 
 #[test]
-fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_start() {
+fn a_stopped_agent_resumes_its_shutdown_at_the_next_start() {
     let gitlab = GitLab::start();
     let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "idle_timeout = \"1s\"");
     let mut agent = home.start(&[]);
     wait_for_file(&ran);
     agent.signal("TERM");
-    // The command is not waited for longer than jobs would be.
+    // The agent waits for the command no longer than for jobs.
     assert!(agent.wait().success());
     assert!(agent.log().contains("the next start resumes it"), "{}", agent.log());
     fs::write(&go, "").expect("written");
@@ -280,7 +280,7 @@ fn an_agent_that_is_told_to_stop_while_it_leaves_goes_on_with_that_at_its_next_s
 }
 
 #[test]
-fn an_agent_that_could_not_begin_goes_on_to_leave_all_the_same() {
+fn an_agent_whose_start_fails_resumes_its_shutdown() {
     let gitlab = GitLab::start();
     let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "idle_timeout = \"1s\"");
     let agent = home.start(&[]);
@@ -297,7 +297,7 @@ fn an_agent_that_could_not_begin_goes_on_to_leave_all_the_same() {
 }
 
 #[test]
-fn the_mark_of_another_machine_is_thrown_away() {
+fn the_shutdown_state_of_another_machine_is_discarded() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     fs::create_dir(home.path("state")).expect("made");

@@ -1,5 +1,5 @@
-//! The agent in machines that boot from an image with its package: cloud-init writes its configuration, systemd looks
-//! after it.
+//! The agent in machines that boot from an image with its package: cloud-init writes the configuration, systemd
+//! supervises the agent.
 
 use std::io::BufReader;
 use std::net::TcpListener;
@@ -29,7 +29,7 @@ fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
     )
 }
 
-/// Boots a machine that works for a GitLab of its own.
+/// Boots a machine for a GitLab of its own.
 fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Machine) + Send) {
     in_own_network(|| {
         let gitlab = GitLab::start();
@@ -41,12 +41,12 @@ fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Mac
     });
 }
 
-/// How often a line is in a job's log.
+/// How often a line occurs in a job's log.
 fn times(lines: &[String], line: &str) -> usize {
     lines.iter().filter(|other| *other == line).count()
 }
 
-/// A watchdog that soon loses its patience, and a start that repairs what a test does to the configuration.
+/// A watchdog with a short timeout, and a start that repairs the configuration which a test breaks.
 const QUICK_WATCHDOG: &str = r#"
 mkdir -p /etc/systemd/system/mayfly.service.d
 cat >/etc/systemd/system/mayfly.service.d/watchdog.conf <<END
@@ -57,7 +57,7 @@ END
 "#;
 
 #[test]
-fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
+fn a_job_continues_after_its_agent_is_killed_or_hangs() {
     with_image(QUICK_WATCHDOG, |image| {
         with_machine(image, "", |gitlab, machine| {
             let wait = until_there("/tmp/go");
@@ -71,8 +71,8 @@ fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
             machine.wait_for_journal("job resumed from journal", 1);
             let second = agent();
             assert_ne!(first, second);
-            // The main loop alone hangs: it reads a configuration of which nothing comes. The unit's next start gets
-            // another one.
+            // Only the main loop hangs: it reads its configuration from a pipe without a writer. The next start of the
+            // unit restores the file.
             machine.run("cd /etc/mayfly; cp -p config.toml kept; mkfifo pipe; mv -f pipe config.toml");
             machine.wait_for_journal("Watchdog timeout", 1);
             machine.wait_for_journal("job resumed from journal", 2);
@@ -94,7 +94,7 @@ fn a_unit_whose_agent_is_killed_or_hangs_goes_on_with_the_job() {
 }
 
 #[test]
-fn a_machine_that_goes_down_under_a_job_reports_it_when_it_is_up_and_goes_on_counting() {
+fn after_a_reboot_the_agent_reports_its_job_and_keeps_its_count() {
     with_image(USED, |image| {
         in_own_network(|| {
             let gitlab = GitLab::start();
@@ -105,7 +105,7 @@ fn a_machine_that_goes_down_under_a_job_reports_it_when_it_is_up_and_goes_on_cou
             let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
             let mut machine = image.boot_with(&mounts);
             gitlab.wait_for_log(id, "begun");
-            // At once, and without a word to anybody.
+            // An immediate reboot, without notice to any process.
             machine.try_run("systemctl reboot --force --force");
             machine.wait_until_rebooted();
             let last = [gitlab.queue(job(&["echo once more"]).build()), gitlab.queue(job(&["true"]).build())];
@@ -122,8 +122,8 @@ fn a_machine_that_goes_down_under_a_job_reports_it_when_it_is_up_and_goes_on_cou
 }
 
 #[test]
-fn a_machine_that_goes_down_while_it_leaves_goes_on_with_that() {
-    // Its command hangs, and does what it should when the machine is up again.
+fn a_shutdown_is_resumed_after_a_reboot() {
+    // The command hangs before the reboot and powers off after it.
     let command = "leave_command = \"[ -e /var/lib/mayfly/again ] && systemctl poweroff || \
                    { touch /var/lib/mayfly/again; sleep 600; }\"";
     with_image(USED, |image| {
@@ -148,7 +148,7 @@ fn a_machine_that_goes_down_while_it_leaves_goes_on_with_that() {
 }
 
 #[test]
-fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
+fn stopping_the_unit_drains_and_an_upgrade_hands_the_job_over() {
     with_image("true", |image| {
         with_machine(image, "", |gitlab, machine| {
             let wait = |file: &str| until_there(format!("/tmp/{file}"));
@@ -176,7 +176,7 @@ fn a_stop_of_the_unit_lets_the_job_end_and_an_upgrade_hands_it_over() {
     });
 }
 
-/// The drop-in of docs/guides/images.md, in less of a hurry to wait.
+/// The drop-in of docs/guides/images.md with shorter timeouts.
 fn give_up_soon() -> String {
     let guide = include_str!("../docs/guides/images.md");
     let drop_in = guide.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a drop-in");
@@ -187,7 +187,7 @@ fn give_up_soon() -> String {
 }
 
 #[test]
-fn a_machine_whose_agent_cannot_begin_switches_itself_off_where_its_image_says_so() {
+fn a_machine_whose_agent_cannot_start_powers_off_if_configured() {
     with_image(&give_up_soon(), |image| {
         in_own_network(|| {
             let broken =
@@ -208,13 +208,13 @@ fn jobs_wait_for_the_commands_of_user_data() {
         in_own_network(|| {
             let gitlab = GitLab::start();
             let data = example("token.yaml", &gitlab);
-            // A tool that takes its time to be installed, and that no job can do without.
+            // The installation of a tool that every job needs takes a while.
             let install = "touch /srv/begun; until [ -e /srv/go ]; do sleep 0.1; done; touch /srv/tool";
             let data = data.replace("runcmd:\n", &format!("runcmd:\n  - [sh, -c, '{install}']\n"));
             let _imds = Imds::start("i-0abc0000000000001", &data);
             let id = gitlab.queue(job(&["test -e /srv/tool"]).build());
             let mut machine = image.boot();
-            // The boot has come to the unit, and the command runs.
+            // The boot has reached the unit, and the command runs.
             let looked =
                 "[ -e /srv/begun ] && [ $(systemctl show --value -p ConditionTimestampMonotonic mayfly) != 0 ]";
             machine.wait_until("the command of the user data", |machine| {
@@ -232,8 +232,8 @@ fn jobs_wait_for_the_commands_of_user_data() {
 }
 
 #[test]
-fn the_image_s_own_runners_stay() {
-    // What is in an image that has a runner of its own, where the one of the user data would not be taken.
+fn user_data_keeps_the_images_own_runners() {
+    // The image has its own runner; cloud-init must not replace the file with that of the user data.
     let gitlab_of_the_test = "http://127.0.0.1:GITLAB";
     let script = format!(
         "cat >/etc/mayfly/config.toml <<'END'\nuser = \"mayfly-job\"\n[[runners]]\nname = \"image\"\n\
@@ -258,17 +258,17 @@ fn the_image_s_own_runners_stay() {
 }
 
 #[test]
-fn systemd_has_nothing_to_say_of_the_unit() {
+fn systemd_reports_no_problem_in_the_unit() {
     with_image("true", |image| {
         let said = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
         assert_eq!(said, "");
     });
 }
 
-/// What cloud-init may write at the top of user data, as far as the files here use it.
+/// The top-level keys of user data that the files here use.
 const KNOWN_KEYS: [&str; 2] = ["runcmd", "write_files"];
 
-/// The user data of `cloud-init/`, for the runner of `gitlab` instead of the example.
+/// A file of `cloud-init/`, with the runner of `gitlab` instead of the example.
 fn example(name: &str, gitlab: &GitLab) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloud-init").join(name);
     let text = std::fs::read_to_string(path).expect(name);
@@ -276,7 +276,7 @@ fn example(name: &str, gitlab: &GitLab) -> String {
 }
 
 #[test]
-fn user_data_is_valid_and_its_configuration_has_nothing_to_be_named() {
+fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloud-init");
     let files = std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
     let files: Vec<_> = files.collect();
@@ -287,7 +287,7 @@ fn user_data_is_valid_and_its_configuration_has_nothing_to_be_named() {
         assert!(valid.status.success(), "{}", String::from_utf8_lossy(&valid.stderr));
         let text = std::fs::read_to_string(&file).expect("read");
         assert!(text.starts_with("#cloud-config\n") && text.len() < 16 * 1024, "{}", file.display());
-        // The schema lets unknown keys pass.
+        // The schema accepts unknown keys.
         let keys = text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_alphabetic()));
         let keys: Vec<&str> = keys.filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
         assert!(keys.iter().all(|key| KNOWN_KEYS.contains(key)), "{}: {keys:?}", file.display());
@@ -302,8 +302,8 @@ fn user_data_is_valid_and_its_configuration_has_nothing_to_be_named() {
     }
 }
 
-/// What an image has that was made from a used machine: another one's ids and leaving mark. The firmware of these
-/// machines is not EC2's, so their agents are told where they are, and where AWS answers.
+/// The state in an image made from a used machine: the ids and the shutdown state of another machine. The firmware of
+/// these machines is not that of EC2, so the configuration tells the agent the addresses of the AWS services.
 const USED: &str = r#"
 echo 0123456789abcdef0123456789abcdef >/etc/machine-id
 printf s_0123456789ab >/etc/mayfly/.runner_system_id
@@ -315,7 +315,7 @@ END
 "#;
 
 #[test]
-fn machines_from_one_used_image_work_and_switch_themselves_off() {
+fn machines_from_one_used_image_work_and_power_off() {
     let lives = [
         ("token.yaml", "i-0abc0000000000001", MaxBuilds),
         ("token-from-parameter-store.yaml", "i-0abc0000000000002", Idle),
@@ -332,7 +332,7 @@ fn machines_from_one_used_image_work_and_switch_themselves_off() {
     });
 }
 
-/// How a life ends.
+/// How a machine ends.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
     MaxBuilds,
@@ -340,7 +340,8 @@ enum End {
 }
 use End::{Idle, MaxBuilds};
 
-/// One machine from boot to power-off: two jobs wait for it, of which it may take one; or none. Returns its system id.
+/// Runs one machine from boot to power-off. Two jobs are queued, of which it may take one; or none. Returns its system
+/// id.
 fn life(image: &Image, data: &str, instance: &str, end: End) -> String {
     let mut journal = String::new();
     in_own_network(|| {
@@ -365,7 +366,8 @@ fn life(image: &Image, data: &str, instance: &str, end: End) -> String {
     rest.split_whitespace().next().expect("an id").to_owned()
 }
 
-/// Parameter Store and Secrets Manager, as far as an agent asks them: signed, and for the names of the examples.
+/// Parameter Store and Secrets Manager for the agent's requests: they require signatures, and know the names in the
+/// examples.
 fn serve_tokens() {
     let listener = TcpListener::bind("127.0.0.1:4566").expect("a port of a network of its own");
     thread::spawn(move || {
@@ -398,7 +400,7 @@ fn a_docker_host_runs_jobs_in_containers_until_it_is_idle() {
             let place = "/var/cache/mayfly";
             engine.share(&disk, place);
             let data = example("docker-host.yaml", &gitlab).replace("idle_timeout = \"15m\"", "idle_timeout = \"3s\"");
-            // An image that is there, instead of one of the wide world.
+            // A local image instead of one from a public registry.
             let ours = "image = \"busybox:local\"\n      pull_policy = \"if-not-present\"";
             let data = data.replace("image = \"debian:12-slim\"", ours);
             assert!(data.contains(ours), "{data}");

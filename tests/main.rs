@@ -1,4 +1,4 @@
-//! The real program against real things: a strict GitLab, git over HTTP, shells, processes, signals.
+//! System tests: the real program with a strict fake GitLab, git over HTTP, shells, processes and signals.
 
 mod support;
 

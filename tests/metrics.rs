@@ -14,7 +14,7 @@ pub fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
 }
 
-/// Status and body of a page, if anybody answers.
+/// Status and body of a page; `None` if no server answers.
 fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
@@ -29,12 +29,12 @@ fn get(address: &str, path: &str) -> (u16, String) {
     try_get(address, path).unwrap_or_else(|| panic!("no answer from {address}{path}"))
 }
 
-/// Whether a working agent is there; somebody else may have got a port that is free again.
+/// Whether a working agent answers; another process may have taken the port.
 fn is_healthy(address: &str) -> bool {
     try_get(address, "/healthz").is_some_and(|(_, body)| body == "working\n")
 }
 
-/// Waits until a page holds a text.
+/// Waits until a page contains a text.
 pub fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, String) {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
@@ -47,7 +47,7 @@ pub fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, S
     }
 }
 
-/// What promtool has to say; nothing is good.
+/// The findings of promtool; empty if there are none.
 fn lint(metrics: &str) -> String {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
@@ -63,7 +63,7 @@ fn lint(metrics: &str) -> String {
 }
 
 #[test]
-fn metrics_tell_what_the_agent_does_and_promtool_agrees() {
+fn metrics_count_the_agents_work_and_promtool_accepts_them() {
     let gitlab = GitLab::start();
     let address = free_address();
     let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "limit = 2");
@@ -123,7 +123,7 @@ pub fn documented() -> BTreeSet<String> {
 }
 
 #[test]
-fn health_says_why_an_agent_takes_no_jobs() {
+fn healthz_says_why_the_agent_takes_no_jobs() {
     let gitlab = GitLab::start();
     let address = free_address();
     let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");
@@ -131,7 +131,7 @@ fn health_says_why_an_agent_takes_no_jobs() {
     gitlab.fail("POST jobs/request", [Fault::Answer(refused)]);
     let mut agent = home.start_with(&[], &[("LISTEN_ADDRESS", &address)]);
     assert_eq!(wait_for(&agent, &address, "/healthz", "refused").0, 503);
-    // A new configuration begins anew.
+    // A reload resets the state.
     agent.signal("HUP");
     assert_eq!(wait_for(&agent, &address, "/healthz", "working").0, 200);
     let go = home.path("go");
@@ -147,7 +147,7 @@ fn health_says_why_an_agent_takes_no_jobs() {
 }
 
 #[test]
-fn the_address_moves_with_the_configuration_and_one_that_is_taken_is_an_error() {
+fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     let gitlab = GitLab::start();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = (taken.local_addr().expect("an address").to_string(), taken);

@@ -1,4 +1,4 @@
-//! The packages, as they are built for users: what is in them, and what they do to a machine.
+//! The packages as built for users: their content, and their effect on a machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::docker::docker;
 use crate::support::machine::{build_packages, with_image};
 
-/// What lies on a machine after the installation, however it was done.
+/// The files that every kind of package installs.
 const FILES: [&str; 13] = [
     "etc/mayfly/config.toml",
     "usr/bin/mayfly",
@@ -27,7 +27,7 @@ const FILES: [&str; 13] = [
     "usr/share/man/man1/mayfly-register.1.gz",
 ];
 
-/// What a shell command says; it must succeed.
+/// The output of a shell command, which must succeed.
 fn say(script: &str, file: &Path) -> String {
     let output =
         Command::new("bash").args(["-euo", "pipefail", "-c", script, "bash"]).arg(file).output().expect("bash");
@@ -43,7 +43,7 @@ fn assert_holds_everything(listing: &str, what: &Path) {
 }
 
 #[test]
-fn every_package_holds_the_program_and_what_belongs_to_it() {
+fn every_package_contains_all_files() {
     let directory = tempfile::tempdir().expect("a directory");
     let packages = build_packages(directory.path(), "deb rpm tarball oci");
     let [deb, rpm, tarball, oci] = &packages[..] else { panic!("{packages:?}") };
@@ -53,7 +53,7 @@ fn every_package_holds_the_program_and_what_belongs_to_it() {
     let private = |line: &&str| line.starts_with("-rw------- root/root") && line.ends_with("./etc/mayfly/config.toml");
     assert!(listing.lines().any(|line| private(&line)), "tokens are to be kept from others:\n{listing}");
     assert_eq!(say("dpkg-deb --info \"$1\" conffiles", deb), "/etc/mayfly/config.toml\n");
-    // Access to the instance metadata is blocked by nftables, and the user data that is shipped asks for that.
+    // nftables blocks access to the instance metadata, and the shipped user data enables that.
     assert!(say("dpkg-deb --field \"$1\" Depends", deb).contains("nftables"));
 
     assert_holds_everything(&say("rpm -qpl \"$1\"", rpm), rpm);
@@ -65,13 +65,13 @@ fn every_package_holds_the_program_and_what_belongs_to_it() {
     assert_image_is_whole(oci, directory.path());
 }
 
-/// Follows an OCI image from its index to the program in it.
+/// Checks an OCI image from its index to the program in it.
 fn assert_image_is_whole(image: &Path, directory: &Path) {
     let layout = directory.join("layout");
     fs::create_dir(&layout).expect("made");
     say(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
     let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON") };
-    // Each blob is what its name says and as long as whoever refers to it says.
+    // Each blob has the digest and the size of its descriptor.
     let blob = |descriptor: &Value| -> PathBuf {
         let name = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
         let path = layout.join("blobs/sha256").join(name);
@@ -94,7 +94,7 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     let said = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
     assert!(String::from_utf8_lossy(&said.stdout).contains(env!("CARGO_PKG_VERSION")));
 
-    // An engine that knows nothing of this layout loads it as well.
+    // `docker load` also accepts this layout.
     let name = concat!("mayfly:", env!("CARGO_PKG_VERSION"));
     docker().run(&["load", "--input", &image.display().to_string()]);
     let entry = docker().run(&["image", "inspect", "--format", "{{.Config.Entrypoint}} {{.Config.Cmd}}", name]);
@@ -106,7 +106,7 @@ fn hex(content: &[u8]) -> String {
 }
 
 #[test]
-fn packages_come_and_go_cleanly() {
+fn packages_install_upgrade_and_remove_cleanly() {
     with_image("true", |image| {
         let enabled = "/etc/systemd/system/multi-user.target.wants/mayfly.service";
         let facts = "getent passwd mayfly-job; stat -c '%U %a' /var/lib/mayfly /var/cache/mayfly /var/lib/mayfly-job";
@@ -114,7 +114,7 @@ fn packages_come_and_go_cleanly() {
         assert!(image.run_inside(facts).ends_with(expected), "{}", image.run_inside(facts));
         image.run_inside(&format!("[ -L {enabled} ] && mayfly lint --config /etc/mayfly/config.toml"));
 
-        // What an administrator chose and wrote stays over an upgrade; a purge leaves nothing.
+        // An upgrade keeps the administrator's changes; a purge removes everything.
         image.run_inside("echo '# ours' >>/etc/mayfly/config.toml; systemctl disable mayfly.service");
         image.run_inside(&format!(
             "dpkg --install /mayfly.deb; [ ! -e {enabled} ]; grep -q ours /etc/mayfly/config.toml"
@@ -127,7 +127,7 @@ fn packages_come_and_go_cleanly() {
         let rpm = build_packages(directory.path(), "rpm").remove(0);
         let with_root = |arguments: &str| {
             let root = image.root().display();
-            // As in a container build, /proc is there.
+            // `/proc` is mounted, as in a container build.
             let around = format!("mount -t proc proc {root}/proc; trap 'umount {root}/proc' EXIT");
             say(&format!("{around}; rpm --root {root} --dbpath /var/lib/rpm {arguments}"), &rpm);
         };

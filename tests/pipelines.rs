@@ -1,4 +1,4 @@
-//! The cases of tests/data/ci-yaml through the program: plans by `--list --json`, refusals, and runs.
+//! The cases of tests/data/ci-yaml with the real program: plans by `--list --json`, refused configurations, and runs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_case_comes_out_as_on_gitlab() {
+fn every_case_has_the_same_result_as_on_gitlab() {
     let cases = cases();
     assert!(cases.len() >= 121, "only {} cases", cases.len());
     let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -92,7 +92,7 @@ impl Given {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// README.md of the cases, "How a harness sets a case up".
+    /// Follows README.md of the cases, section "How a harness sets a case up".
     fn make_repository(&self, case: &Path, git: &Value, pipeline: &Value) {
         let text = |key: &str| git[key].as_str();
         let default = text("default_branch").unwrap_or("main");
@@ -329,7 +329,7 @@ impl Given {
     }
 }
 
-/// Compares a job of a run with what is expected of it.
+/// Compares a job of a run with the expected one.
 fn ran(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
     let Some(job) = job else {
         return if wanted["status"] == json!("absent") { Ok(()) } else { Err("it is not there".to_owned()) };
@@ -392,7 +392,7 @@ fn printed(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Copies what is in a directory over another one, the entries at its top by name.
+/// Copies the content of a directory over another one; `is_wanted` selects top-level entries by name.
 fn copy(from: &Path, to: &Path, is_wanted: &dyn Fn(&str) -> bool) {
     fs::create_dir_all(to).expect("made");
     for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {

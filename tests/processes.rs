@@ -1,4 +1,4 @@
-//! What a job starts, and what becomes of it.
+//! The processes of a job: how they run and how they end.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn run(global: &str, job: JobBuilder) -> (Job, Home) {
 }
 
 #[test]
-fn nothing_survives_its_stage_however_it_detached_itself() {
+fn no_process_survives_its_stage_even_if_detached() {
     let naps = [nap(), nap(), nap()];
     let script = [
         format!("{} &", naps[0]),
@@ -37,7 +37,7 @@ fn nothing_survives_its_stage_however_it_detached_itself() {
 }
 
 #[test]
-fn a_script_runs_in_a_control_group_of_its_own() {
+fn a_script_runs_in_its_own_cgroup() {
     let own = read("/proc/self/cgroup".as_ref());
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").to_owned();
     let mounts = read("/proc/self/mounts".as_ref());
@@ -50,7 +50,7 @@ fn a_script_runs_in_a_control_group_of_its_own() {
     });
     let (job, _) = run("", job(&["cat /proc/self/cgroup"]));
     assert_eq!(job.state, "success", "{}", job.log());
-    // Where nobody can make groups, the process tree alone holds a script together.
+    // Without permission to create cgroups, the shim tracks a script's processes only by the process tree.
     let Some(parent) = parent else { return };
     let line = format!("0::{}/mayfly-{}-", own.trim_end_matches('/'), job.id);
     let lines = job.lines();
@@ -60,7 +60,7 @@ fn a_script_runs_in_a_control_group_of_its_own() {
 }
 
 #[test]
-fn standard_output_can_be_opened_again() {
+fn a_script_can_reopen_dev_stdout() {
     let (job, _) = run("user = \"nobody\"", job(&["echo again >/dev/stdout; echo wrong >/dev/stderr; id -un"]));
     let lines = job.lines();
     for line in ["again", "wrong", "nobody"] {
@@ -93,7 +93,7 @@ fn a_job_with_a_user_of_its_own_cannot_reach_the_agent() {
 }
 
 #[test]
-fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
+fn a_job_that_kills_its_shim_fails_alone() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "concurrent = 2", "");
     let left = nap();
@@ -110,7 +110,7 @@ fn a_job_that_kills_the_process_that_holds_it_fails_alone() {
 }
 
 #[test]
-fn a_script_killed_by_a_signal_is_told() {
+fn reports_a_script_that_was_killed_by_a_signal() {
     let (job, _) = run("", job(&["kill -9 $$"]));
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(-1)));
     assert!(job.lines().contains(&"ERROR: Job failed: signal: killed".to_owned()), "{:#?}", job.lines());

@@ -1,4 +1,4 @@
-//! The Runner API on bad days: a server that is away, slow, confused or hostile.
+//! The Runner API with a server that is unreachable, slow, faulty or hostile.
 
 use std::io::BufReader;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ fn answer(status: u16) -> Fault {
 }
 
 #[test]
-fn requests_are_repeated_when_the_server_cannot_now() {
+fn retries_requests_after_temporary_errors() {
     let gitlab = GitLab::start();
     let later = Answer::new(429).with("Retry-After", "1");
     gitlab.fail("POST jobs/request", [answer(500), Fault::Answer(later), answer(503), Fault::Cut]);
@@ -31,7 +31,7 @@ fn requests_are_repeated_when_the_server_cannot_now() {
 }
 
 #[test]
-fn a_lost_answer_never_doubles_a_line() {
+fn a_lost_response_never_duplicates_a_log_line() {
     let gitlab = GitLab::start();
     gitlab.fail("PATCH trace", [Fault::TakeAndCut, Fault::TakeAndCut]);
     let home = Home::new(&gitlab, "", "");
@@ -63,7 +63,7 @@ fn an_outage_at_the_end_loses_nothing() {
 }
 
 #[test]
-fn a_final_state_is_told_until_it_is_settled() {
+fn a_final_state_is_sent_until_gitlab_accepts_it() {
     let gitlab = GitLab::start();
     gitlab.answer_finals([202, 202, 412, 500]);
     let home = Home::new(&gitlab, "", "");
@@ -90,7 +90,7 @@ fn a_server_with_a_smaller_limit_ends_the_job() {
 }
 
 #[test]
-fn a_refused_runner_rests() {
+fn a_rejected_runner_pauses_polling() {
     let gitlab = GitLab::start();
     gitlab.delete_runner();
     let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 2\nunhealthy_interval = \"1h\"");
@@ -135,7 +135,7 @@ fn a_token_is_never_sent_to_another_host() {
 }
 
 #[test]
-fn nonsense_instead_of_a_job_is_survived() {
+fn survives_invalid_responses_to_a_poll() {
     let gitlab = GitLab::start();
     let html = Answer::new(201).with("Content-Type", "text/html").body("<html>sign in</html>");
     let empty = Answer::new(201).with("Content-Type", "application/json");
@@ -149,7 +149,7 @@ fn nonsense_instead_of_a_job_is_survived() {
 }
 
 #[test]
-fn waiting_jobs_follow_each_other_at_once_and_limits_hold() {
+fn queued_jobs_start_without_delay_within_the_limits() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "concurrent = 3", "limit = 2\nrequest_concurrency = 2");
     let marks = home.path("marks");
@@ -170,7 +170,7 @@ fn waiting_jobs_follow_each_other_at_once_and_limits_hold() {
 }
 
 #[test]
-fn a_call_is_tried_five_times_under_one_id() {
+fn a_request_is_tried_five_times_with_one_request_id() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", [500, 503, 429, 502].map(answer));
     let home = Home::new(&gitlab, "", "");
@@ -183,7 +183,7 @@ fn a_call_is_tried_five_times_under_one_id() {
 }
 
 #[test]
-fn polls_of_a_failing_server_become_rarer() {
+fn polling_a_failing_server_backs_off() {
     let gitlab = GitLab::start();
     gitlab.fail("POST jobs/request", [500, 503, 502, 504].map(answer));
     let home = Home::new(&gitlab, "", "");
@@ -199,7 +199,7 @@ fn polls_of_a_failing_server_become_rarer() {
 }
 
 #[test]
-fn the_servers_word_on_when_to_come_back_is_kept() {
+fn obeys_retry_after() {
     let gitlab = GitLab::start();
     let in_three_seconds = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
     let date = in_three_seconds.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
@@ -217,7 +217,7 @@ fn the_servers_word_on_when_to_come_back_is_kept() {
 }
 
 #[test]
-fn half_an_answer_and_a_late_one_are_survived() {
+fn survives_a_truncated_and_a_late_response() {
     let gitlab = GitLab::start();
     let half = Answer::json(201, &serde_json::json!({"id": 1, "token": "x", "steps": []}));
     let late = std::time::Duration::from_secs(3);
@@ -237,7 +237,7 @@ fn half_an_answer_and_a_late_one_are_survived() {
 }
 
 #[test]
-fn an_answer_that_is_no_job_uses_up_nothing_and_is_not_asked_for_at_once() {
+fn a_response_without_a_job_does_not_count_and_is_followed_by_a_pause() {
     let gitlab = GitLab::start();
     let nonsense = Answer::json(201, &serde_json::json!({"message": "maintenance"}));
     gitlab.fail("POST jobs/request", [Fault::Answer(nonsense)]);
@@ -258,9 +258,9 @@ fn an_answer_that_is_no_job_uses_up_nothing_and_is_not_asked_for_at_once() {
 /// Makes the payload of the job with this id.
 type MakePayload = fn(i64) -> Vec<u8>;
 
-/// Takes a job that cannot be decoded, in any way that is known: it is failed as long as it can be named.
+/// A job that cannot be decoded, in all known ways: it is reported as failed if its id and token can be read.
 #[test]
-fn a_job_that_cannot_be_decoded_is_failed_as_long_as_it_can_be_named() {
+fn a_job_that_cannot_be_decoded_is_failed_if_its_id_and_token_are_readable() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let payloads: [(&str, MakePayload); 13] = [
@@ -302,7 +302,7 @@ fn a_job_that_cannot_be_decoded_is_failed_as_long_as_it_can_be_named() {
     }
     for number in ["99999999999999999999999", "9223372036854775808"] {
         let id = gitlab.queue_text(|id| format!(r#"{{"id":{number},"token":"glcbt-job-{id}","steps":[]}}"#));
-        // Two jobs of one name would be one; the token tells them apart.
+        // Two jobs with the same name would be one job; the token distinguishes them.
         gitlab.name_job(id, number);
         ids.push((number, id));
     }
@@ -338,7 +338,7 @@ fn a_job_that_cannot_be_decoded_is_failed_as_long_as_it_can_be_named() {
 }
 
 #[test]
-fn a_log_is_sent_again_from_where_the_server_lost_it() {
+fn resends_the_log_from_the_offset_that_the_server_requests() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let gate = home.path("gate");
@@ -356,7 +356,7 @@ fn a_log_is_sent_again_from_where_the_server_lost_it() {
 }
 
 #[test]
-fn a_job_that_the_server_takes_back_is_not_begun() {
+fn a_job_that_the_server_withdraws_does_not_start() {
     for status in [403, 404] {
         let gitlab = GitLab::start();
         gitlab.fail("PUT job", [answer(status)]);
@@ -373,7 +373,7 @@ fn a_job_that_the_server_takes_back_is_not_begun() {
 }
 
 #[test]
-fn a_job_that_was_cancelled_before_it_began_says_so_and_runs_nothing() {
+fn a_job_cancelled_before_its_start_runs_nothing() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", [Fault::Answer(Answer::new(200).with("Job-Status", "canceling"))]);
     let home = Home::new(&gitlab, "", "");
@@ -388,7 +388,7 @@ fn a_job_that_was_cancelled_before_it_began_says_so_and_runs_nothing() {
 }
 
 #[test]
-fn a_server_that_does_not_hear_the_beginning_hears_the_rest() {
+fn a_log_is_complete_although_its_first_parts_were_refused() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", (0..5).map(|_| answer(500)));
     gitlab.fail("PATCH trace", [answer(404), answer(400), Fault::Cut]);
@@ -402,7 +402,7 @@ fn a_server_that_does_not_hear_the_beginning_hears_the_rest() {
 }
 
 #[test]
-fn a_quiet_job_gives_signs_of_life() {
+fn a_job_without_output_sends_keepalives() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let id = gitlab.queue(job(&["sleep 36"]).build());
@@ -413,7 +413,7 @@ fn a_quiet_job_gives_signs_of_life() {
 }
 
 #[test]
-fn lost_races_and_odd_answers_do_not_make_a_runner_rest() {
+fn conflicts_and_unexpected_responses_do_not_pause_a_runner() {
     let gitlab = GitLab::start();
     gitlab.fail("POST jobs/request", [409, 409, 422, 400, 418].map(answer));
     let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");

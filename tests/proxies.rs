@@ -1,4 +1,4 @@
-//! Proxies of the environment: which requests take them, and how.
+//! Proxies from the environment: which requests use them, and how.
 
 use serde_json::json;
 
@@ -60,11 +60,11 @@ fn squid_opens_tunnels_for_https() {
 }
 
 #[test]
-fn an_answer_of_the_proxy_is_not_taken_for_gitlabs() {
+fn a_proxy_error_is_not_taken_for_a_response_of_gitlab() {
     let gitlab = GitLab::start();
     let squid = Squid::start(&[]);
     let home = Home::empty();
-    // squid refuses this port (`Safe_ports`) with status 403, which would pause the runner if GitLab had sent it.
+    // squid refuses this port (`Safe_ports`) with status 403. A 403 from GitLab would pause the runner.
     home.configure("http://gitlab.test:81", "", "");
     let agent = home.start_with(&[], &[("HTTP_PROXY", &squid.url)]);
     agent.wait_for_log("the proxy answers 403: ERR_ACCESS_DENIED");

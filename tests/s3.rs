@@ -16,7 +16,7 @@ fn cache(key: &str) -> Value {
 }
 
 fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
-    // The project directory starts empty, so that only the cache can bring files.
+    // The project directory starts empty, so files can come only from the cache.
     let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
     let mut agent = home.start_with(&["--once"], environment);
     let job = gitlab.finished(id);
@@ -35,7 +35,7 @@ fn used(key: &str) -> JobBuilder {
 }
 
 #[test]
-fn machines_share_a_cache_and_unchanged_content_is_not_sent_again() {
+fn machines_share_a_cache_and_do_not_upload_unchanged_content() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let configuration = s3.configuration("Path = \"/some/path/\"", &S3::keys());
     let machines = [0, 1].map(|_| Home::new(&gitlab, "user = \"nobody\"", &configuration));
@@ -54,7 +54,7 @@ fn machines_share_a_cache_and_unchanged_content_is_not_sent_again() {
 }
 
 #[test]
-fn formats_and_encryption_go_with_the_upload() {
+fn uploads_with_the_configured_format_and_encryption() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let home =
         Home::new(&gitlab, "", &s3.configuration("Shared = true", &(S3::keys() + "\nServerSideEncryption = \"S3\"")));
@@ -63,7 +63,7 @@ fn formats_and_encryption_go_with_the_upload() {
         run(&gitlab, &home, &[], with(fill(format)));
         let content = std::fs::read(s3.bucket().join("project/9").join(format)).expect("an object");
         assert_eq!(&content[..4], magic, "{format}");
-        // Another machine has nothing but the object.
+        // Another machine has only the object in S3.
         std::fs::remove_dir_all(home.path("cache")).expect("removed");
         let other = run(&gitlab, &home, &[], with(used(format)));
         assert!(other.lines().contains(&"kept".to_owned()), "{}", other.log());
@@ -71,7 +71,7 @@ fn formats_and_encryption_go_with_the_upload() {
 }
 
 #[test]
-fn a_wrong_secret_is_refused_by_the_store_and_fails_no_job() {
+fn a_wrong_secret_key_does_not_fail_the_job() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let wrong = format!("AccessKey = \"{ACCESS_KEY}\"\nSecretKey = \"wrong\"");
     let home = Home::new(&gitlab, "", &s3.configuration("", &wrong));
@@ -84,7 +84,7 @@ fn a_wrong_secret_is_refused_by_the_store_and_fails_no_job() {
     assert!(used.lines().contains(&"kept".to_owned()), "{}", used.log());
 }
 
-/// A service that answers as `answer` says and keeps what it was asked.
+/// A service that responds with `answer` and records the requests.
 fn service(answer: impl Fn(&Request) -> Answer + Clone + Send + 'static) -> (String, Arc<Mutex<Vec<Request>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
@@ -100,7 +100,7 @@ fn service(answer: impl Fn(&Request) -> Answer + Clone + Send + 'static) -> (Str
     (url, seen)
 }
 
-/// The metadata service of an instance whose profile lends this pair of keys.
+/// The metadata service of an instance whose profile provides this key pair.
 fn instance(access_key: &'static str, secret_key: &'static str) -> (String, Arc<Mutex<Vec<Request>>>) {
     service(move |request| match (request.method.as_str(), request.path.as_str()) {
         ("PUT", "/latest/api/token") => {
@@ -118,19 +118,19 @@ fn instance(access_key: &'static str, secret_key: &'static str) -> (String, Arc<
 }
 
 #[test]
-fn the_instances_profile_signs_where_no_keys_are_configured() {
+fn without_configured_keys_the_instance_profile_signs() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let home = Home::new(&gitlab, "", &s3.configuration("", ""));
     let (metadata, _) = instance(ACCESS_KEY, SECRET_KEY);
     let environment = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.as_str())];
     let filled = run(&gitlab, &home, &environment, fill("k"));
     assert_eq!(s3.objects().len(), 1, "{}", filled.log());
-    // A job sees neither the keys nor a way to them.
+    // A job gets neither the keys nor access to them.
     assert!(!filled.log().contains(SECRET_KEY));
 }
 
 #[test]
-fn a_role_signs_where_one_is_configured() {
+fn a_configured_role_signs() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let home = Home::new(&gitlab, "", &s3.configuration("", "RoleARN = \"arn:aws:iam::123456789012:role/caches\""));
     let (metadata, _) = instance("AKIDOFTHEINSTANCE", "of the instance");
@@ -154,7 +154,7 @@ fn a_role_signs_where_one_is_configured() {
 }
 
 #[test]
-fn a_store_that_answers_nonsense_is_named_and_fails_no_job() {
+fn an_invalid_response_of_the_store_is_reported_and_does_not_fail_the_job() {
     let archive = [b"PK\x03\x04".as_slice(), &[7; 5000]].concat();
     let page = || Answer::new(200).with("Content-Type", "text/html").body("<html>sign in</html>");
     let elsewhere = || Answer::new(302).with("Location", "/caches/again");

@@ -1,5 +1,5 @@
-//! Services beside jobs: found by name, waited for, their output shown where they fail. The agent runs in the network of
-//! the engine, as it does on an instance.
+//! Services of jobs: reachable by name, awaited, their output shown on failure. The agent runs in the network namespace
+//! of the engine, as on an instance.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 
-/// Runs a job on an agent of its own, from where containers can be reached.
+/// Runs a job on an agent of its own, in the engine's network namespace.
 fn run(keys: &str, job: JobBuilder) -> Job {
     docker().within(|| {
         let gitlab = GitLab::start();
@@ -24,7 +24,7 @@ fn run(keys: &str, job: JobBuilder) -> Job {
     })
 }
 
-/// A server that answers each connection with a line, from its second second on.
+/// A server that starts to listen after a second and sends a line to each client.
 const SERVER: &str =
     "sleep 1; echo \"serving $GREETING\"; while :; do echo \"hello from $GREETING\" | nc -l -p 8080; done";
 
@@ -39,7 +39,7 @@ fn service(alias: &str, command: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_job_finds_its_services_by_name_once_they_are_up() {
+fn a_job_reaches_its_services_by_name() {
     for (network, flag) in [("the bridge", "false"), ("a network of the job's own", "true")] {
         let script = job(&[
             "until nc web 8080 </dev/null | grep hello; do sleep 0.1; done",
@@ -59,7 +59,7 @@ fn a_job_finds_its_services_by_name_once_they_are_up() {
 }
 
 #[test]
-fn a_service_that_does_not_come_up_is_told_with_its_output_and_the_job_goes_on() {
+fn a_service_that_does_not_start_is_reported_with_its_output_and_the_job_runs() {
     let services = json!([
         service("ends", "echo the port is taken >&2; exit 3"),
         service("deaf", "echo I listen to nobody; sleep 600"),
@@ -83,7 +83,7 @@ fn a_service_that_does_not_come_up_is_told_with_its_output_and_the_job_goes_on()
 }
 
 #[test]
-fn a_service_that_cannot_be_had_or_started_fails_the_job() {
+fn a_service_that_cannot_be_pulled_or_started_fails_the_job() {
     for (keys, name, command, reason, part) in [
         ("", "busybox:local", "/no/such/program", "runner_system_failure", "service busybox:local cannot be started"),
         ("", "127.0.0.1:1/none:1", "sleep", "runner_external_dependency_failure", "failed to pull image"),
@@ -99,7 +99,7 @@ fn a_service_that_cannot_be_had_or_started_fails_the_job() {
 }
 
 #[test]
-fn services_of_the_configuration_see_what_is_public_and_no_more() {
+fn configured_services_get_only_public_variables() {
     let keys = "wait_for_services_timeout = -1\nallowed_services = [\"none\"]\n[[runners.docker.services]]\n\
                 name = \"busybox:local\"\nalias = \"configured\"\nenvironment = [\"OWN=yes\"]\n\
                 entrypoint = [\"sh\", \"-c\"]\n\
@@ -115,7 +115,7 @@ fn services_of_the_configuration_see_what_is_public_and_no_more() {
 }
 
 #[test]
-fn all_output_of_services_is_shown_where_that_is_asked_for() {
+fn shows_all_output_of_services_on_request() {
     let script = job(&["until nc web 8080 </dev/null | grep hello; do sleep 0.1; done"])
         .set("services", json!([service("web", SERVER)]))
         .variable("WHO", "it")

@@ -1,4 +1,4 @@
-//! Variables and flags that steer the runner.
+//! Variables and feature flags that configure the runner.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 
-/// Runs a job on an agent that stays where it is.
+/// Runs a job on an agent that keeps its home for the next run.
 fn run_at(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
     let id = gitlab.queue(job.build());
     let mut agent = home.start(&["--once"]);
@@ -24,7 +24,7 @@ fn run(runner: &str, job: JobBuilder) -> Job {
 }
 
 #[test]
-fn settings_that_cannot_be_meant_are_told_before_anything_else() {
+fn invalid_settings_are_reported_first() {
     let job = run(
         "[runners.feature_flags]\nFF_HASH_CACHE_KEYS = true",
         job(&["echo \"flag $FF_HASH_CACHE_KEYS $FF_NETWORK_PER_BUILD $FF_CONCRETE\""])
@@ -55,7 +55,7 @@ fn settings_that_cannot_be_meant_are_told_before_anything_else() {
 }
 
 #[test]
-fn what_this_runner_cannot_do_is_said_and_not_left_out() {
+fn unsupported_features_fail_the_job_instead_of_being_ignored() {
     for (key, value, word) in [
         ("run", json!([{"name": "x"}]), "`run`"),
         ("run", json!("[{\"name\": \"x\"}]"), "`run`"),
@@ -68,7 +68,7 @@ fn what_this_runner_cannot_do_is_said_and_not_left_out() {
 }
 
 #[test]
-fn a_payload_may_be_full_of_nulls_and_numbers() {
+fn accepts_nulls_and_numbers_in_the_payload() {
     let job = run(
         "",
         job(&[])
@@ -83,7 +83,7 @@ fn a_payload_may_be_full_of_nulls_and_numbers() {
 }
 
 #[test]
-fn sources_that_take_too_long_end_the_job() {
+fn a_timeout_while_fetching_sources_ends_the_job() {
     let runner = "get_sources_timeout = \"1s\"\npre_get_sources_script = \"sleep 600\"";
     let artifact = json!([{"name": "x", "paths": ["."], "when": "always", "artifact_type": "archive",
         "artifact_format": "zip"}]);
@@ -105,7 +105,7 @@ fn sources_that_take_too_long_end_the_job() {
 }
 
 #[test]
-fn a_job_without_sources_leaves_the_checkout_of_others_alone() {
+fn a_job_without_sources_does_not_change_the_checkout() {
     let root = tempfile::tempdir().expect("a directory");
     let server = GitServer::start(root.path());
     let (url, sha) = server.repository("team/demo", &[("a.txt", "b\n")]);
@@ -120,7 +120,7 @@ fn a_job_without_sources_leaves_the_checkout_of_others_alone() {
 }
 
 #[test]
-fn a_job_may_ask_for_its_directory_to_be_cleaned_up() {
+fn cleans_the_project_directory_after_a_job_on_request() {
     let root = tempfile::tempdir().expect("a directory");
     let server = GitServer::start(root.path());
     let (url, sha) = server.repository("team/demo", &[("a.txt", "as it was\n")]);
@@ -145,7 +145,7 @@ fn a_job_may_ask_for_its_directory_to_be_cleaned_up() {
 }
 
 #[test]
-fn artifacts_are_named_by_what_scripts_handed_on() {
+fn artifact_names_can_use_variables_from_scripts() {
     let artifact = json!([{"name": "demo-$VERSION", "paths": ["$FILE"], "when": "on_success",
         "artifact_type": "archive", "artifact_format": "zip"}]);
     let script = ["echo x >out.txt", "printf 'VERSION=1.2\\nFILE=out.txt\\n' >>\"$GITLAB_ENV\""];

@@ -8,7 +8,7 @@ use crate::support::mayfly::Home;
 use crate::support::write_program;
 
 #[test]
-fn quit_finishes_the_job_and_takes_no_more() {
+fn quit_finishes_the_job_and_stops_polling() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -27,7 +27,7 @@ fn quit_finishes_the_job_and_takes_no_more() {
 }
 
 #[test]
-fn a_request_in_flight_is_never_cut_and_its_job_is_run() {
+fn a_poll_in_flight_is_awaited_and_its_job_runs() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&[]);
@@ -38,10 +38,10 @@ fn a_request_in_flight_is_never_cut_and_its_job_is_run() {
 }
 
 #[test]
-fn term_interrupts_what_takes_too_long() {
+fn term_interrupts_jobs_after_the_shutdown_timeout() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    // shutdown_timeout stands in the configuration of every test home.
+    // The configuration of every test home sets shutdown_timeout.
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
@@ -56,7 +56,7 @@ fn term_interrupts_what_takes_too_long() {
 }
 
 #[test]
-fn a_second_term_is_immediate_and_the_next_start_goes_on() {
+fn a_second_term_exits_immediately_and_the_next_agent_resumes() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -78,7 +78,7 @@ fn a_second_term_is_immediate_and_the_next_start_goes_on() {
 }
 
 #[test]
-fn hup_takes_over_a_good_configuration_and_refuses_a_broken_one() {
+fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&[]);
@@ -121,13 +121,13 @@ fn usr2_hands_over_while_a_job_runs() {
 }
 
 #[test]
-fn what_is_asked_while_one_program_becomes_another_is_heard() {
+fn a_signal_during_the_hand_over_takes_effect() {
     let gitlab = GitLab::start();
     let mut home = Home::new(&gitlab, "", "");
     let program = home.own_program();
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
-    // The next program is sent a signal before its first instruction.
+    // The next program gets a signal before its first instruction.
     let next = home.path("next");
     let text = format!("#!/bin/sh\nkill -s QUIT $$\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_mayfly"));
     write_program(&next, &text);
@@ -139,7 +139,7 @@ fn what_is_asked_while_one_program_becomes_another_is_heard() {
 }
 
 #[test]
-fn who_is_told_to_stop_hands_over_to_nobody() {
+fn a_stopping_agent_does_not_hand_over() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let go = home.path("go");
@@ -159,7 +159,7 @@ fn who_is_told_to_stop_hands_over_to_nobody() {
 }
 
 #[test]
-fn an_agent_that_was_frozen_notices_what_is_written_afterwards() {
+fn a_stopped_and_continued_agent_notices_configuration_changes() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&[]);
@@ -177,7 +177,7 @@ fn an_agent_that_was_frozen_notices_what_is_written_afterwards() {
 }
 
 #[test]
-fn an_idle_agent_leaves_and_a_busy_one_stays() {
+fn an_idle_agent_exits_and_a_busy_one_stays() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let id = gitlab.queue(job(&["sleep 3"]).build());
@@ -202,7 +202,7 @@ fn only_one_agent_uses_a_state_directory() {
 }
 
 #[test]
-fn a_token_is_replaced_before_it_dies_and_jobs_go_on() {
+fn a_token_is_rotated_before_it_expires_while_jobs_run() {
     let gitlab = GitLab::start();
     let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z # soon";
     let home = Home::new(&gitlab, "# kept", life);

@@ -1,4 +1,4 @@
-//! Sources over real git, on ground that an earlier job prepared.
+//! Sources from a real git server, in directories that an earlier job prepared.
 
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
@@ -30,7 +30,7 @@ impl Scene {
         job
     }
 
-    /// A job that must succeed.
+    /// Runs a job, which must succeed.
     fn pass(&self, job: JobBuilder) -> Vec<String> {
         let job = self.run(job);
         assert_eq!(job.state, "success", "{}", job.log());
@@ -39,7 +39,7 @@ impl Scene {
 }
 
 #[test]
-fn a_repository_is_fetched_with_the_jobs_token_and_then_reused() {
+fn fetches_a_repository_with_the_jobs_token_and_reuses_it() {
     let scene = Scene::new("user = \"nobody\"", "");
     let (url, sha) = scene.git.repository("team/demo", &[("hello.txt", "one\n")]);
     let lines = scene.pass(job(&["cat hello.txt", "echo left >untracked.txt"]).sources(&url, &sha));
@@ -53,7 +53,7 @@ fn a_repository_is_fetched_with_the_jobs_token_and_then_reused() {
 }
 
 #[test]
-fn the_token_is_nowhere_in_the_repository_but_git_still_logs_in() {
+fn the_token_is_not_stored_in_the_repository_but_git_can_log_in() {
     let scene = Scene::new("", "");
     let (url, sha) = scene.git.repository("team/demo", &[("a", "b")]);
     let script = [
@@ -75,7 +75,7 @@ fn the_token_is_nowhere_in_the_repository_but_git_still_logs_in() {
 }
 
 #[test]
-fn what_an_earlier_job_planted_neither_runs_nor_breaks_the_next() {
+fn files_planted_by_an_earlier_job_neither_run_nor_break_the_next_job() {
     let scene = Scene::new("user = \"nobody\"", "");
     let attributes = [("f.txt", "x\n"), (".gitattributes", "*.txt filter=evil diff=evil\n")];
     let (url, sha) = scene.git.repository("team/demo", &attributes);
@@ -128,7 +128,7 @@ fn strategies_and_hooks() {
 }
 
 #[test]
-fn submodules_come_with_the_token() {
+fn submodules_are_fetched_with_the_jobs_token() {
     let scene = Scene::new("", "");
     let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
     let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
@@ -147,7 +147,7 @@ fn submodules_come_with_the_token() {
 }
 
 #[test]
-fn a_missing_commit_fails_the_job_with_gits_status_after_all_tries() {
+fn a_missing_commit_fails_the_job_after_all_attempts() {
     let scene = Scene::new("", "");
     let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
     let job = scene.run(job(&["echo never"]).sources(&url, &"ab".repeat(20)).variable("GET_SOURCES_ATTEMPTS", "2"));
@@ -157,7 +157,7 @@ fn a_missing_commit_fails_the_job_with_gits_status_after_all_tries() {
 }
 
 #[test]
-fn large_files_come_unless_the_job_wants_their_pointers() {
+fn lfs_files_are_downloaded_unless_disabled() {
     let scene = Scene::new("user = \"nobody\"", "");
     let (url, _) =
         scene.git.repository("team/demo", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
@@ -173,7 +173,7 @@ fn large_files_come_unless_the_job_wants_their_pointers() {
 }
 
 #[test]
-fn without_tokens_on_the_disk_git_logs_in_everywhere() {
+fn git_logs_in_everywhere_without_tokens_on_disk() {
     let scene = Scene::new("user = \"nobody\"", "[runners.feature_flags]\nFF_GIT_URLS_WITHOUT_TOKENS = true");
     let (url, sha) = scene.git.repository("team/demo", &[("a", "b\n")]);
     let clone = format!("git clone -q {url} ../other && echo cloned; rm -rf ../other");
@@ -202,7 +202,7 @@ fn a_job_chooses_its_directory_where_the_runner_allows_it() {
 }
 
 #[test]
-fn any_name_of_a_directory_is_only_a_name() {
+fn directory_names_are_never_interpreted() {
     let scene = Scene::new("user = \"nobody\"", "[runners.custom_build_dir]\nenabled = true");
     let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
     let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
@@ -221,7 +221,7 @@ fn any_name_of_a_directory_is_only_a_name() {
 }
 
 #[test]
-fn an_address_that_moved_on_its_server_is_followed() {
+fn follows_a_redirect_on_the_same_server() {
     let scene = Scene::new("", "");
     scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
     let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
@@ -231,7 +231,7 @@ fn an_address_that_moved_on_its_server_is_followed() {
 }
 
 #[test]
-fn options_of_git_are_those_that_are_allowed() {
+fn only_allowed_git_options_are_used() {
     let scene = Scene::new("", "");
     let (url, sha) = scene.git.repository("team/demo", &[("a", "b")]);
     scene.pass(job(&["touch kept"]).sources(&url, &sha));
@@ -251,7 +251,7 @@ fn options_of_git_are_those_that_are_allowed() {
 }
 
 #[test]
-fn a_checkout_is_reused_without_being_read_again() {
+fn reuses_a_checkout_without_rereading_its_files() {
     let scene = Scene::new("user = \"nobody\"", "");
     let (url, sha) = scene.git.repository("team/demo", &[("a.txt", "one\n"), ("b.txt", "two\n")]);
     let inode = "stat -c '%n %i %Z' a.txt b.txt";
@@ -265,7 +265,7 @@ fn a_checkout_is_reused_without_being_read_again() {
 }
 
 #[test]
-fn a_job_replaces_its_directories_by_links_and_gets_nothing() {
+fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), open).expect("opened");
@@ -286,7 +286,7 @@ fn a_job_replaces_its_directories_by_links_and_gets_nothing() {
 }
 
 #[test]
-fn each_slot_has_a_user_of_its_own_and_all_share_caches() {
+fn each_slot_has_its_own_user_and_all_share_caches() {
     use crate::support::job::until_there;
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
@@ -301,7 +301,7 @@ fn each_slot_has_a_user_of_its_own_and_all_share_caches() {
     let program = scene.home.own_program();
     let real = program.with_file_name("mayfly.real");
     std::fs::rename(&program, &real).expect("renamed");
-    // Users that only this agent sees.
+    // Users that exist only for this agent.
     let script = format!(
         "#!/bin/sh\nexec unshare -m sh -c 'mount --bind {} /etc/passwd && mount --bind {} /etc/group && exec {} \"$@\"' sh \"$@\"\n",
         path("passwd"),

@@ -1,4 +1,4 @@
-//! What a service manager hears of the agent.
+//! The notifications that the agent sends to its service manager.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 
-/// The service manager's end.
+/// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
@@ -18,7 +18,7 @@ impl Manager {
         Self(socket)
     }
 
-    /// The next notice that says something of this.
+    /// The next notification with a line that starts with `wanted`.
     fn next(&self, wanted: &str) -> String {
         loop {
             let mut buffer = [0; 1024];
@@ -32,7 +32,7 @@ impl Manager {
 }
 
 #[test]
-fn the_service_manager_hears_of_every_turn_in_the_life_of_an_agent() {
+fn notifies_the_service_manager_of_each_phase() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     let manager = Manager::listen(&home.path("notify"));
@@ -68,7 +68,7 @@ fn the_service_manager_hears_of_every_turn_in_the_life_of_an_agent() {
 }
 
 #[test]
-fn a_service_manager_that_is_gone_keeps_no_agent_from_its_work() {
+fn works_without_a_service_manager() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
     drop(Manager::listen(&home.path("notify")));
@@ -81,7 +81,7 @@ fn a_service_manager_that_is_gone_keeps_no_agent_from_its_work() {
 }
 
 #[test]
-fn a_service_whose_start_fails_writes_the_error_once_and_waits_before_it_exits() {
+fn a_failed_start_is_logged_once_and_delays_the_exit() {
     let home = Home::empty();
     std::fs::write(home.config(), "concurrent = 0\n").expect("written");
     let runtime = home.path("runtime");
@@ -97,7 +97,7 @@ fn a_service_whose_start_fails_writes_the_error_once_and_waits_before_it_exits()
     assert_eq!(start(), "", "the same error within a minute");
     std::fs::write(home.config(), "concurrent = \n").expect("written");
     assert!(start().contains("line 1"), "another error");
-    // A stop of the unit must not wait for the pause of the fourth failure, which is eight seconds.
+    // Stopping the unit must not wait for the delay after the fourth failure, which is eight seconds.
     let mut agent =
         home.start_with(&[], &[("NOTIFY_SOCKET", &socket), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))]);
     let record = || std::fs::read_to_string(runtime.join("start-failures")).unwrap_or_default();

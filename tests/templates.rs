@@ -1,4 +1,4 @@
-//! The templates below `docs/fleet`: each is valid, and agrees with the user data of `cloud-init` and with the metrics.
+//! The templates below `docs/fleet` are valid, and agree with the user data in `cloud-init` and with the metrics.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ fn fleet_templates_are_valid() {
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }
 
-/// The user data of a template, with the defaults of its parameters.
+/// The user data of a template, with the default values of its parameters.
 fn user_data(template: &str) -> String {
     let text = template.split("Fn::Base64: !Sub |\n").nth(1).expect("user data");
     let lines = text.lines().take_while(|line| line.starts_with("            "));
@@ -37,13 +37,13 @@ fn user_data(template: &str) -> String {
     names.iter().fold(data, |data, name| data.replace(&format!("${{{name}}}"), &default(name)))
 }
 
-/// The configuration that user data write.
+/// The configuration that user data writes.
 fn configuration(user_data: &str) -> String {
     let text = user_data.split("    content: |\n").nth(1).expect("a file");
     text.lines().map_while(|line| line.strip_prefix("      ")).map(|line| format!("{line}\n")).collect()
 }
 
-/// Lines that are no comments, and the first.
+/// The lines that are not comments, and the first line.
 fn without_comments(text: &str) -> String {
     let (first, rest) = text.split_once('\n').expect("lines");
     let lines = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
@@ -58,7 +58,7 @@ fn fleet_templates_have_the_user_data_of_cloud_init() {
     };
     let spot = fs::read_to_string(root().join("docs/fleet/spot.yaml")).expect("a template");
     assert_eq!(user_data(&spot), example("spot.yaml"));
-    // The others say otherwise how long an instance lives, and no more.
+    // The other templates set a different lifetime of the instance, and nothing else.
     let of_the_runner = |data: &str| {
         let (frame, configuration) = data.split_once("    content: |\n").expect("a file");
         let (_, runner) = configuration.split_once("[[runners]]\n").expect("a runner");
@@ -72,14 +72,14 @@ fn fleet_templates_have_the_user_data_of_cloud_init() {
 }
 
 #[test]
-fn fleet_templates_write_good_configurations() {
+fn fleet_templates_write_valid_configurations() {
     for path in files("docs/fleet", "yaml") {
         let data = user_data(&fs::read_to_string(&path).expect("a template"));
         lint(&path.display().to_string(), &configuration(&data));
     }
 }
 
-/// What a program says; it must succeed.
+/// The output of a program, which must succeed.
 fn say(program: &str, arguments: &[&str], directory: &Path) -> String {
     let output = Command::new(program).args(arguments).current_dir(directory).output().expect(program);
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
@@ -87,7 +87,7 @@ fn say(program: &str, arguments: &[&str], directory: &Path) -> String {
     said
 }
 
-/// The names of this agent's metrics in a query, those of histograms without their endings.
+/// The names of mayfly's metrics in a query; those of histograms without their suffixes.
 fn metrics(query: &str) -> BTreeSet<String> {
     let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours =
@@ -96,7 +96,7 @@ fn metrics(query: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn alert_rules_are_valid_fire_as_they_should_and_know_the_metrics() {
+fn alert_rules_are_valid_fire_correctly_and_use_existing_metrics() {
     let directory = root().join("docs/fleet/monitoring");
     say("promtool", &["check", "rules", "alerts.yaml"], &directory);
     say("promtool", &["test", "rules", "alerts.test.yaml"], &directory);
@@ -110,7 +110,7 @@ fn alert_rules_are_valid_fire_as_they_should_and_know_the_metrics() {
 }
 
 #[test]
-fn the_dashboard_asks_for_metrics_that_are_there_in_queries_that_are_valid() {
+fn the_dashboard_uses_existing_metrics_in_valid_queries() {
     let text = fs::read_to_string(root().join("docs/fleet/monitoring/grafana.json")).expect("a dashboard");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
@@ -125,7 +125,7 @@ fn the_dashboard_asks_for_metrics_that_are_there_in_queries_that_are_valid() {
     for query in labels.iter().filter_map(|variable| variable["definition"].as_str()) {
         assert!(metrics(query).is_subset(&documented()), "{query}");
     }
-    // Grafana's variables, as Prometheus would get them.
+    // Replaces Grafana's variables by values that Prometheus would get.
     let directory = tempfile::tempdir().expect("a directory");
     let rule = |(number, query): (usize, &&str)| {
         let query = query.replace("$__rate_interval", "5m").replace("$instance", ".*").replace("$runner", ".*");

@@ -1,5 +1,5 @@
-//! The Terraform module and the Packer template below `docs/fleet`: they parse, every name in them is declared and used,
-//! and they say what the CloudFormation templates say. Providers, which `terraform validate` would take, are not needed.
+//! The Terraform module and the Packer template below `docs/fleet`: they parse, every name is declared and used, and
+//! they agree with the CloudFormation templates. `terraform validate` would need the providers; these tests do not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ fn parse(paths: &[PathBuf]) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// The blocks of a kind, by their labels, such as `aws_iam_role.agent`.
+/// The blocks of one type, by their labels, such as `aws_iam_role.agent`.
 fn blocks(documents: &[Value], kind: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for block in documents.iter().filter_map(|document| document[kind].as_array()).flatten() {
@@ -40,7 +40,7 @@ fn blocks(documents: &[Value], kind: &str) -> BTreeSet<String> {
     found
 }
 
-/// What stands behind `prefix` in a text, as far as it is a name.
+/// The names that follow `prefix` in a text.
 fn names(text: &str, prefix: &str, parts: usize) -> BTreeSet<String> {
     let is_own = |at: usize| !text[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || "_-.".contains(c));
     let found = text.match_indices(prefix).filter(|(at, _)| is_own(*at)).map(|(at, _)| {
@@ -58,7 +58,7 @@ fn text(paths: &[PathBuf]) -> String {
 }
 
 #[test]
-fn every_name_of_the_module_and_of_the_image_is_declared_and_used() {
+fn every_name_in_the_module_and_the_image_template_is_declared_and_used() {
     for (directory, ending) in [("docs/fleet/terraform", "tf"), ("docs/fleet/packer", "hcl")] {
         let paths = files(directory, ending);
         let (documents, text) = (parse(&paths), text(&paths));
@@ -95,7 +95,7 @@ fn actions(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_module_allows_what_the_templates_allow() {
+fn the_module_grants_the_permissions_of_the_templates() {
     let expected = actions(&fs::read_to_string(root().join("docs/fleet/one-job.yaml")).expect("a template"));
     assert!(expected.len() > 15, "{expected:?}");
     assert_eq!(actions(&text(&files("docs/fleet/terraform", "tf"))), expected);
@@ -104,7 +104,7 @@ fn the_module_allows_what_the_templates_allow() {
     }
 }
 
-/// What a template comes to with the conditions in it that hold and the values of the names.
+/// Renders a template with these values; evaluates its conditions.
 fn render(template: &str, values: &[(&str, &str)]) -> String {
     let (mut lines, mut shown) = (String::new(), true);
     for line in template.lines() {
@@ -143,7 +143,7 @@ fn the_module_writes_the_user_data_of_cloud_init() {
     let (first, rest) = example.split_once('\n').expect("lines");
     let rest = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
     assert_eq!(user_data, format!("{first}\n{}", rest.collect::<String>()));
-    // With everything, and with as little as can be.
+    // With all options, and with the minimum.
     let more = [("concurrent", "4"), ("max_builds", "20")];
     let of_more = [&more[..], &values[2..]].concat();
     lint("the module's configuration", &render(&template, &of_more));
@@ -153,7 +153,7 @@ fn the_module_writes_the_user_data_of_cloud_init() {
 }
 
 #[test]
-fn terraform_itself_agrees_where_it_is_installed() {
+fn terraform_validates_the_module_if_installed() {
     let Ok(version) = Command::new("terraform").arg("version").env_remove("TF_CLI_CONFIG_FILE").output() else {
         eprintln!("terraform is not installed: its formatting and its templates are not tried");
         return;

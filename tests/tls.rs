@@ -1,4 +1,4 @@
-//! Servers behind certificates: those of an authority of one's own, and those that are wrong.
+//! Servers with certificates: of a private authority, and invalid ones.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use crate::support::job::job;
 use crate::support::mayfly::Home;
 use crate::support::pki::{Chain, INTERMEDIATE, Identity, Pki};
 
-/// A GitLab behind a certificate, and a home that trusts what stands in `ca.pem`.
+/// A GitLab with a certificate, and a home that trusts the certificates in `ca.pem`.
 fn scene(pki: &Pki, identity: &Identity, chain: Chain, trusted: &str) -> (GitLab, Home) {
     let gitlab = GitLab::start_with(Some(pki.serve(identity, chain)));
     let home = Home::empty();
@@ -22,7 +22,7 @@ fn trusting(home: &Home) -> String {
     format!("tls-ca-file = \"{}\"", home.path("ca.pem").display())
 }
 
-/// Whether `mayfly check` passes, and what it says.
+/// Whether `mayfly check` passes, and its output.
 fn check(home: &Home) -> (bool, String) {
     let output = home.call(&["check", "--config", &home.config().display().to_string()]);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -30,7 +30,7 @@ fn check(home: &Home) -> (bool, String) {
 }
 
 #[test]
-fn an_authority_of_ones_own_serves_the_agent_and_the_jobs_git() {
+fn a_private_authority_works_for_the_agent_and_the_jobs_git() {
     let pki = Pki::new();
     let identity = pki.server();
     let (gitlab, home) = scene(&pki, &identity, Chain::Complete, &pki.root);
@@ -57,7 +57,7 @@ fn an_authority_of_ones_own_serves_the_agent_and_the_jobs_git() {
 }
 
 #[test]
-fn a_server_certificate_that_is_its_own_authority_serves_the_agent_and_the_jobs_git() {
+fn a_self_signed_certificate_works_for_the_agent_and_the_jobs_git() {
     let (certificate, server) = Pki::self_signed();
     let gitlab = GitLab::start_with(Some(Arc::clone(&server)));
     let home = Home::empty();
@@ -107,7 +107,7 @@ fn a_certificate_beside_the_configuration_is_trusted() {
 }
 
 #[test]
-fn jobs_get_the_chain_of_a_server_that_the_machine_trusts() {
+fn jobs_get_the_certificate_chain_of_a_trusted_server() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
     let home = Home::new(&gitlab, "", "");
@@ -124,7 +124,7 @@ fn jobs_get_the_chain_of_a_server_that_the_machine_trusts() {
 }
 
 #[test]
-fn an_incomplete_chain_is_named_and_mended_without_a_restart() {
+fn an_incomplete_chain_is_reported_and_can_be_fixed_without_a_restart() {
     let pki = Pki::new();
     let (gitlab, home) = scene(&pki, &pki.server(), Chain::WithoutIntermediate, &pki.root);
     let (passed, text) = check(&home);
@@ -156,7 +156,7 @@ fn wrong_certificates_do_not_pass_the_check() {
 }
 
 #[test]
-fn a_server_may_want_to_know_its_clients() {
+fn supports_client_certificates() {
     let pki = Pki::new();
     let (server, client) = (pki.server(), pki.server());
     let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
@@ -204,7 +204,7 @@ fn register_over_https() {
 }
 
 #[test]
-fn a_proxy_of_the_environment_is_used_but_not_for_loopback() {
+fn a_proxy_from_the_environment_is_not_used_for_loopback() {
     let gitlab = GitLab::start();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);

@@ -1,4 +1,4 @@
-//! A socket that stands between an agent and its engine, and makes of an answer what a test wants.
+//! A socket between an agent and its engine; a test can delay or replace the engine's responses.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -11,19 +11,19 @@ use std::time::Duration;
 use super::docker::Docker;
 use super::http::{Request, read_request};
 
-/// What becomes of a request.
+/// The treatment of a request.
 #[derive(Clone, Debug)]
 pub enum Fate {
-    /// The engine answers.
+    /// Forwarded to the engine.
     Pass,
-    /// The engine answers, but later.
+    /// Forwarded after a delay.
     Late(Duration),
-    /// The engine never sees it, and this is the answer, word for word.
+    /// Not forwarded; answered with this raw response.
     Answered(String),
 }
 
 impl Fate {
-    /// An error as engines tell them.
+    /// An error response in the format of the engine.
     pub fn error(status: u16, message: &str) -> Self {
         let body = format!("{{\"message\":\"{message}\"}}");
         let length = body.len();
@@ -33,11 +33,11 @@ impl Fate {
 
 type Rule = dyn Fn(&Request) -> Fate + Send + Sync;
 
-/// The socket; it is there until the process ends.
+/// The socket; served until the process ends.
 pub struct Between(tempfile::TempDir);
 
 impl Between {
-    /// Stands before an engine; `rule` decides about each request.
+    /// Serves a socket in front of an engine; `rule` decides about each request.
     pub fn start(engine: &Docker, rule: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listener = UnixListener::bind(directory.path().join("s")).expect("bound");
@@ -53,13 +53,13 @@ impl Between {
         Self(directory)
     }
 
-    /// For `host` below `[runners.docker]`.
+    /// The value for `host` below `[runners.docker]`.
     pub fn host(&self) -> String {
         format!("unix://{}", self.0.path().join("s").display())
     }
 }
 
-/// One connection of the agent's, until one side ends it.
+/// Serves one connection of the agent, until one side closes it.
 fn serve(client: &UnixStream, target: &Path, rule: &Rule) {
     let mut reader = BufReader::new(client.try_clone().expect("a descriptor"));
     let Ok(engine) = UnixStream::connect(target) else { return };

@@ -1,7 +1,7 @@
-//! A container engine of the test run's own: a dockerd in a network and mount namespace of its own, started when the
-//! first test needs it and ended with the process, however that ends.
+//! A container engine for the test run: a dockerd in its own network and mount namespaces. It starts when the first
+//! test needs it and ends with the process, however that ends.
 //!
-//! Tests share it: each makes images of its own, and finds its own containers by the labels of its job.
+//! Tests share it: each creates its own images, and finds its containers by the labels of its job.
 
 use std::fs;
 use std::io::Write;
@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use super::unique_number;
 
-/// The engine. Its directory and its processes go when its keeper's input is closed, which the end of this process does.
+/// The engine. Its keeper process removes the engine and its directory when the keeper's standard input closes, at the
+/// latest at the end of this process.
 pub struct Docker {
     directory: PathBuf,
     keeper: Mutex<Child>,
 }
 
-/// Keeps the daemon: starts it, starts it again for each line of input, and leaves nothing behind at its end. Mounts end
-/// with the namespace.
+/// The keeper: starts the daemon, restarts it for each line of input, and cleans up at the end of input. Mounts
+/// disappear with the namespace.
 const KEEPER: &str = r#"
 ip link set lo up
 [ -z "$SIZE" ] || mount -t tmpfs -o size=$SIZE none $D/data
@@ -43,30 +44,30 @@ umount -l $D/data $D/exec/netns/* 2>/dev/null
 rm -rf $D
 "#;
 
-/// The engine of this test run.
+/// The shared engine of this test run.
 pub fn docker() -> &'static Docker {
     static SHARED: OnceLock<Docker> = OnceLock::new();
     SHARED.get_or_init(Docker::start)
 }
 
 impl Docker {
-    /// An engine for one test alone, which may restart it or worse.
+    /// An engine for a single test, which may restart or break it.
     pub fn start() -> Self {
         Self::start_with("", "")
     }
 
-    /// The same on a disk of its own of this size (`48m`).
+    /// The same on its own disk of this size (`48m`).
     pub fn on_small_disk(size: &str) -> Self {
         Self::start_with(size, "")
     }
 
-    /// The same with more arguments for the daemon.
+    /// The same with further arguments for the daemon.
     pub fn with_arguments(arguments: &str) -> Self {
         Self::start_with("", arguments)
     }
 
     fn start_with(size: &str, arguments: &str) -> Self {
-        // A short path: a socket's may have 108 bytes.
+        // A short path: a socket path is limited to 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
         fs::create_dir_all(directory.join("data")).expect("made");
         let keeper = Command::new("unshare")
@@ -100,24 +101,24 @@ impl Docker {
         self.directory.join(name)
     }
 
-    /// For `host` below `[runners.docker]`, and for `DOCKER_HOST`.
+    /// The value for `host` below `[runners.docker]` and for `DOCKER_HOST`.
     pub fn host(&self) -> String {
         format!("unix://{}", self.path("s").display())
     }
 
-    /// Process number of the daemon.
+    /// The process id of the daemon.
     pub fn pid(&self) -> i32 {
         fs::read_to_string(self.path("pid")).expect("a pid").trim().parse().expect("a number")
     }
 
-    /// A program in the daemon's network namespace, not started yet.
+    /// A command in the daemon's network namespace, not yet started.
     pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args([&format!("--net=/proc/{}/ns/net", self.pid()), program]);
         command
     }
 
-    /// Does something in the daemon's network namespace, with all threads and programs that it starts.
+    /// Runs a function in the daemon's network namespace, with all threads and programs that it starts.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.pid())).expect("a namespace");
         let enter = || nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("entered");
@@ -130,14 +131,14 @@ impl Docker {
         })
     }
 
-    /// A directory of its own that goes with it.
+    /// A directory that is removed with the engine.
     pub fn private_directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).expect("made");
         path
     }
 
-    /// Puts something in place of a file or directory of the machine, for the daemon alone.
+    /// Bind-mounts a file or directory over one of the machine, visible only to the daemon.
     pub fn mount(&self, source: &Path, target: &str) {
         let target_of = format!("--target={}", self.pid());
         let mut command = Command::new("nsenter");
@@ -145,8 +146,8 @@ impl Docker {
         assert!(command.status().expect("nsenter").success(), "{target}");
     }
 
-    /// Shows the daemon a directory of this thread's at a place that the machine need not have; whatever else the machine
-    /// has beside that place the daemon does not see.
+    /// Bind-mounts a directory to a path that need not exist on the machine. The daemon does not see other entries of
+    /// the path's parent.
     pub fn share(&self, source: &Path, target: &str) {
         let parent = Path::new(target).parent().expect("a parent").display();
         let script =
@@ -157,8 +158,8 @@ impl Docker {
         assert!(done.expect("nsenter").success(), "{target}");
     }
 
-    /// The docker command line on this engine, not started yet. It has two minutes: one that waits for a process of a
-    /// container that ends meanwhile may do so for ever.
+    /// A docker command for this engine, not yet started. It is limited to two minutes, because `docker exec` can hang
+    /// for ever if the container ends meanwhile.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -170,18 +171,18 @@ impl Docker {
         command
     }
 
-    /// The same, run; it must succeed. Returns what it printed.
+    /// Runs a docker command, which must succeed; returns its output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().expect("docker");
         told(arguments, &output)
     }
 
-    /// An image of busybox with changes (`USER 1000`, `ENTRYPOINT […]`, …) under a name that nobody else has.
+    /// Creates a busybox image with changes (`USER 1000`, `ENTRYPOINT […]`, …) and a unique name.
     pub fn image(&self, changes: &[&str]) -> String {
         self.image_of(&busybox(), changes)
     }
 
-    /// An image of what is in a directory.
+    /// Creates an image from a directory.
     pub fn image_of(&self, root: &Path, changes: &[&str]) -> String {
         let name = format!("test-{}:local", unique_number());
         self.import(&name, root, changes);
@@ -203,19 +204,19 @@ impl Docker {
         told(&arguments, &output);
     }
 
-    /// Ids of containers with a label.
+    /// Ids of the containers with a label.
     pub fn containers(&self, label: &str) -> Vec<String> {
         let filter = format!("label={label}");
         self.run(&["ps", "-aq", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
     }
 
-    /// What `docker inspect` says of something.
+    /// The output of `docker inspect`.
     pub fn inspect(&self, id: &str) -> serde_json::Value {
         let mut list: serde_json::Value = serde_json::from_str(&self.run(&["inspect", id])).expect("JSON");
         list[0].take()
     }
 
-    /// Ends the daemon as a service manager would, and starts it again.
+    /// Restarts the daemon as a service manager would.
     pub fn restart(&self) {
         let before = self.pid();
         let mut keeper = self.keeper.lock().expect("no panic");
@@ -243,7 +244,7 @@ fn told(arguments: &[&str], output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The files of an image that has busybox and nothing else.
+/// A directory with the files of an image that contains only busybox.
 pub fn busybox() -> PathBuf {
     static ROOT: OnceLock<tempfile::TempDir> = OnceLock::new();
     let root = ROOT.get_or_init(|| {
@@ -254,7 +255,7 @@ pub fn busybox() -> PathBuf {
     root.path().to_owned()
 }
 
-/// Puts busybox with all its names into the root of an image.
+/// Installs busybox with all its command names into the root of an image.
 pub fn write_busybox(root: &Path) {
     let bin = root.join("bin");
     fs::create_dir_all(&bin).expect("made");

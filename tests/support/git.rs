@@ -1,4 +1,4 @@
-//! Repositories over smart HTTP: the real `git http-backend` behind a login with the job's token.
+//! Repositories over smart HTTP: the real `git http-backend`, which requires a login with a job token.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub struct GitServer {
 }
 
 impl GitServer {
-    /// Serves the repositories below `root` to whoever logs in as `gitlab-ci-token` with a token of a job.
+    /// Serves the repositories below `root`. Clients log in as `gitlab-ci-token` with a job token.
     pub fn start(root: &Path) -> Self {
         Self::start_with(root, None)
     }
@@ -31,7 +31,7 @@ impl GitServer {
         Self { url, root: root.to_owned(), authorizations }
     }
 
-    /// Makes a repository of these files on branch `main`; returns its URL and commit.
+    /// Creates a repository with these files on branch `main`; returns its URL and commit.
     pub fn repository(&self, name: &str, files: &[(&str, &str)]) -> (String, String) {
         let bare = self.root.join(format!("{name}.git"));
         let work = self.root.join(format!("{name}.work"));
@@ -43,7 +43,7 @@ impl GitServer {
         (format!("{}/{name}.git", self.url), git(&work, &["rev-parse", "HEAD"]))
     }
 
-    /// Puts a large file into a repository's store; returns the pointer that stands for it in a commit.
+    /// Stores an LFS object for a repository; returns its pointer file.
     pub fn large_file(&self, name: &str, content: &[u8]) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, content);
         let oid: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -53,7 +53,7 @@ impl GitServer {
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n", content.len())
     }
 
-    /// Adds a submodule with the library's latest commit (`team/library`), from any address; returns the commit.
+    /// Adds a submodule at the latest commit of the library (`team/library`), with any address; returns the commit.
     pub fn add_submodule(&self, name: &str, path: &str, address: &str) -> String {
         let work = self.root.join(format!("{name}.work"));
         let library = git(&self.root.join("team/library.git"), &["rev-parse", "main"]);
@@ -64,7 +64,7 @@ impl GitServer {
         self.commit(name, &[], "with a submodule")
     }
 
-    /// Adds a commit; returns it.
+    /// Adds a commit and returns its id.
     pub fn commit(&self, name: &str, files: &[(&str, &str)], message: &str) -> String {
         let work = self.root.join(format!("{name}.work"));
         for (path, content) in files {
@@ -79,23 +79,23 @@ impl GitServer {
         git(&work, &["rev-parse", "HEAD"])
     }
 
-    /// The logins that were used.
+    /// The `Authorization` headers of all requests.
     pub fn authorizations(&self) -> Vec<String> {
         self.authorizations.lock().expect("no panic").clone()
     }
 }
 
-/// Runs git; it must succeed.
+/// Runs git, which must succeed.
 pub fn git(directory: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
-    // Where git-lfs is set up for the whole machine, it would look for a server of its own.
+    // A machine-wide git-lfs set-up would push to an LFS server.
     command.args(arguments).current_dir(directory).env("GIT_LFS_SKIP_PUSH", "1");
     let output = command.output().expect("git");
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// How a login as `gitlab-ci-token` with a token that begins with `glcbt-` begins.
+/// The beginning of the `Authorization` header for `gitlab-ci-token` with a token that begins with `glcbt-`.
 const LOGIN: &str = "Basic Z2l0bGFiLWNpLXRva2VuOmdsY2J0L";
 
 fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
@@ -118,8 +118,8 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
     }
 }
 
-/// As GitLab does: an address without `.git` leads to the one with it, whoever asks. `/elsewhere/HOST/...` leads to
-/// another host.
+/// As on GitLab, an address without `.git` redirects to the one with it, for every client. `/elsewhere/HOST/...`
+/// redirects to another host.
 fn redirect(request: &Request) -> Option<String> {
     let (repository, rest) = request.path.split_once("/info/refs")?;
     if let Some(other) = repository.strip_prefix("/elsewhere/") {
@@ -128,7 +128,7 @@ fn redirect(request: &Request) -> Option<String> {
     (!repository.ends_with(".git")).then(|| format!("{repository}.git/info/refs{rest}?{}", request.query))
 }
 
-/// Git LFS (batch API, basic transfer): downloads of what lies in `<repository>.lfs`, by its SHA-256.
+/// Git LFS (batch API, basic transfer): downloads of the objects in `<repository>.lfs`, by their SHA-256.
 fn large_files(root: &Path, repository: &str, rest: &str, request: &Request) -> Answer {
     const KIND: &str = "application/vnd.git-lfs+json";
     let store = root.join(repository.trim_matches('/').trim_end_matches(".git").to_owned() + ".lfs");
@@ -152,7 +152,7 @@ fn large_files(root: &Path, repository: &str, rest: &str, request: &Request) -> 
     Answer::new(200).with("Content-Type", KIND).body(body.to_string())
 }
 
-/// One request through `git http-backend` (CGI).
+/// Runs one request through `git http-backend` (CGI).
 fn backend(root: &Path, request: &Request) -> Answer {
     let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
     let mut child = Command::new("git")

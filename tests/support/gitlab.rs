@@ -1,4 +1,4 @@
-//! A strict GitLab: it keeps the rules of the Runner API, and whoever breaks one fails the test.
+//! A strict fake GitLab: it checks the rules of the Runner API. A request that breaks a rule fails the test.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::BufReader;
@@ -14,55 +14,53 @@ pub use super::http::{Answer, Request, read_request, write_answer};
 use super::http::{Connection, listen, receive, write_half};
 use super::unique_number;
 
-/// The token of the one runner.
+/// The token of the only runner.
 pub const RUNNER_TOKEN: &str = "glrt-tokenOfTheRunner";
-/// What the runner's token is after a reset.
+/// The runner's token after a reset.
 pub const TOKEN_AFTER_RESET: &str = "glrt-tokenAfterReset";
 /// A personal access token that may create runners.
 pub const ACCESS_TOKEN: &str = "glpat-of-a-person";
 /// A legacy registration token.
 pub const REGISTRATION_TOKEN: &str = "registration-token";
 
-/// How a route misbehaves, once each.
+/// How a route misbehaves, once.
 #[derive(Clone)]
 pub enum Fault {
-    /// Another answer.
+    /// A different response.
     Answer(Answer),
-    /// The connection is cut before an answer.
+    /// The connection is closed without a response.
     Cut,
-    /// The bytes are taken, and the connection is cut before that is said.
+    /// The request takes effect, and the connection is closed without a response.
     TakeAndCut,
-    /// The connection is cut in the middle of this answer.
+    /// The connection is closed in the middle of this response.
     Half(Answer),
-    /// The right answer, late.
+    /// The correct response after a delay.
     Slow(Duration),
 }
 
-/// A job as the server sees it.
+/// A job in the server's view.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
     pub id: i64,
     pub token: String,
-    /// `pending`, `running`, `canceling`, or how it ended.
+    /// `pending`, `running`, `canceling`, or the final state.
     pub state: String,
     pub trace: Vec<u8>,
     pub failure_reason: Option<String>,
     pub exit_code: Option<i64>,
-    /// What was uploaded.
     pub artifacts: Vec<Artifact>,
-    /// When it was given out, and when its final state was taken.
+    /// When the runner got the job, and when the server accepted its final state.
     pub taken: Option<Instant>,
-    /// When something was last heard of it.
+    /// When the server got the last request about the job.
     heard: Option<Instant>,
     pub ended: Option<Instant>,
-    /// How often each state was told.
+    /// The states in all updates.
     pub updates: Vec<String>,
     payload: Vec<u8>,
-    /// What stands for the number in the paths of its calls, where that is another text.
+    /// The text that replaces the id in the paths of its requests.
     name: Option<String>,
 }
 
-/// An upload.
 #[derive(Clone, Debug, Default)]
 pub struct Artifact {
     pub kind: String,
@@ -70,13 +68,12 @@ pub struct Artifact {
     pub expire_in: String,
     pub name: String,
     pub content: Vec<u8>,
-    /// When it was taken.
     #[allow(dead_code, reason = "the bench reads it")]
     pub at: Option<SystemTime>,
 }
 
 impl Job {
-    /// A minute without a sign of life would be too much; this is one.
+    /// Whether the job sent no request for a minute, which breaks the rules.
     fn was_silent(&mut self) -> bool {
         self.heard.replace(Instant::now()).is_some_and(|heard| heard.elapsed() > Duration::from_secs(60))
     }
@@ -86,18 +83,18 @@ impl Job {
         String::from_utf8(self.trace.clone()).expect("the log is UTF-8")
     }
 
-    /// The log without stamps and colours, line by line.
+    /// The log without time stamps and colours, line by line.
     pub fn lines(&self) -> Vec<String> {
         self.log().lines().map(plain).collect()
     }
 
-    /// Whether a line of the log has this part.
+    /// Whether a line of the log contains this part.
     pub fn has(&self, part: &str) -> bool {
         self.lines().iter().any(|line| line.contains(part))
     }
 }
 
-/// A line without its stamp, colours and section markers.
+/// A line without its time stamp, colours and section markers.
 fn plain(line: &str) -> String {
     let line = match line.get(26..27) {
         Some("Z") => &line[32..],
@@ -121,14 +118,14 @@ struct State {
     queue_value: u64,
     violations: Vec<String>,
     faults: BTreeMap<String, VecDeque<Fault>>,
-    /// No answer to anybody.
+    /// The server does not respond.
     away: bool,
     requests: Vec<(String, String)>,
-    /// What a request got, and the checksum of its body.
+    /// For each request id: the status of the response, and the checksum of the request body.
     request_ids: BTreeMap<String, (u16, u32)>,
     managers: Vec<String>,
     runner_gone: bool,
-    /// The token after a reset; the first one is dead then.
+    /// The token after a reset; the first one is then invalid.
     new_token: Option<String>,
     interval: u32,
     trace_limit: Option<usize>,
@@ -142,14 +139,14 @@ struct Shared {
     hold: Duration,
 }
 
-/// The server; its threads end with the process.
+/// The server; its threads run until the process ends.
 pub struct GitLab {
     pub url: String,
     shared: Arc<Shared>,
     _verdict: Option<Verdict>,
 }
 
-/// Fails the test that broke a rule and did not look.
+/// Fails the test if a rule was broken and the test did not check.
 struct Verdict(Arc<Shared>);
 
 impl Drop for Verdict {
@@ -161,7 +158,7 @@ impl Drop for Verdict {
     }
 }
 
-/// The same server, without a say in the verdict.
+/// The same server; the clone does not fail the test.
 impl Clone for GitLab {
     fn clone(&self) -> Self {
         Self { url: self.url.clone(), shared: Arc::clone(&self.shared), _verdict: None }
@@ -199,7 +196,7 @@ impl GitLab {
         id
     }
 
-    /// Queues a job whose payload is this text, whatever it is.
+    /// Queues a job with any text as payload.
     pub fn queue_text<T: Into<Vec<u8>>>(&self, make: impl Fn(i64) -> T) -> i64 {
         let mut state = self.lock();
         let id = unique_number();
@@ -207,7 +204,7 @@ impl GitLab {
         id
     }
 
-    /// A job has another name in the paths of its calls.
+    /// Sets the text that replaces the id in the paths of a job's requests.
     pub fn name_job(&self, id: i64, name: &str) {
         let mut state = self.lock();
         state.jobs.iter_mut().find(|job| job.id == id).expect("the job").name = Some(name.to_owned());
@@ -220,85 +217,85 @@ impl GitLab {
         self.shared.changed.notify_all();
     }
 
-    /// The next requests to a route (such as `PATCH trace`) misbehave.
+    /// Makes the next requests to a route (such as `PATCH trace`) fail.
     pub fn fail(&self, route: &str, faults: impl IntoIterator<Item = Fault>) {
         self.lock().faults.entry(route.to_owned()).or_default().extend(faults);
     }
 
-    /// Goes away, or comes back.
+    /// Stops or resumes responding.
     pub fn set_away(&self, away: bool) {
         self.lock().away = away;
     }
 
-    /// The statuses of the next answers to a final state, before it is taken.
+    /// The statuses of the next responses to a final state, before one is accepted.
     pub fn answer_finals(&self, statuses: impl IntoIterator<Item = u16>) {
         self.lock().final_answers.extend(statuses);
     }
 
-    /// A log larger than this fails its job.
+    /// Limits the log size; a larger log fails the job.
     pub fn limit_trace(&self, bytes: usize) {
         self.lock().trace_limit = Some(bytes);
     }
 
-    /// A person cancels a job.
+    /// A user cancels a job.
     pub fn cancel(&self, id: i64) {
         self.set_job_state(id, "canceling");
     }
 
-    /// A job is over on the server.
+    /// Sets the state of a job on the server.
     pub fn set_job_state(&self, id: i64, to: &str) {
         let mut state = self.lock();
         let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
         job.state = to.to_owned();
     }
 
-    /// The server has lost the end of a job's log.
+    /// The server loses the end of a job's log.
     pub fn cut_trace(&self, id: i64, size: usize) {
         let mut state = self.lock();
         state.jobs.iter_mut().find(|job| job.id == id).expect("the job").trace.truncate(size);
     }
 
-    /// The runner is deleted.
+    /// The runner is deleted on the server.
     pub fn delete_runner(&self) {
         self.lock().runner_gone = true;
     }
 
-    /// A job as it is now.
+    /// The current state of a job.
     pub fn job(&self, id: i64) -> Job {
         self.lock().jobs.iter().find(|job| job.id == id).expect("the job").clone()
     }
 
-    /// How a job is, without a copy of its log.
+    /// The state of a job, without copying its log.
     pub fn job_state(&self, id: i64) -> String {
         self.lock().jobs.iter().find(|job| job.id == id).expect("the job").state.clone()
     }
 
-    /// Attributes of runners that were made.
+    /// The attributes of the created runners.
     pub fn created(&self) -> Vec<Value> {
         self.lock().created.clone()
     }
 
-    /// Runner managers that are known, by system id.
+    /// The system ids of the registered runner managers.
     pub fn managers(&self) -> Vec<String> {
         self.lock().managers.clone()
     }
 
-    /// The ids of the requests to a route, in order.
+    /// The request ids of the requests to a route, in order.
     pub fn request_ids(&self, route: &str) -> Vec<String> {
         self.lock().requests.iter().filter(|(name, _)| name == route).map(|(_, id)| id.clone()).collect()
     }
 
-    /// How often a route was asked.
+    /// The number of requests to a route.
     pub fn count(&self, route: &str) -> usize {
         self.lock().requests.iter().filter(|(name, _)| name == route).count()
     }
 
-    /// Waits until something holds; the test fails when it does not within two minutes (of a busy machine).
+    /// Waits until a condition holds; fails the test after two minutes.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         self.wait_for(Duration::from_secs(120), what, holds);
     }
 
-    /// Waits until something holds, for as long as it may take.
+    /// Waits until a condition holds; fails the test after a given time.
     pub fn wait_for(&self, timeout: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
         let until = Instant::now() + timeout;
         while !holds(self) {
@@ -308,14 +305,14 @@ impl GitLab {
         }
     }
 
-    /// Waits until an agent of one runner asks with all that it knows by now: a request that was on its way is over,
-    /// and the one after it has come.
+    /// Waits until the agent, which has one runner, polls with its current state: the poll in flight has ended, and the
+    /// next one has started.
     pub fn wait_for_fresh_request(&self) {
         let asked = self.count("POST jobs/request");
         self.wait_until("a fresh request", |server| server.count("POST jobs/request") >= asked + 2);
     }
 
-    /// Waits until a job is over, and gives it.
+    /// Waits until a job has ended, and returns it.
     pub fn finished(&self, id: i64) -> Job {
         self.wait_until("the end of the job", |server| {
             !matches!(server.job_state(id).as_str(), "pending" | "running" | "canceling")
@@ -323,13 +320,13 @@ impl GitLab {
         self.job(id)
     }
 
-    /// Waits until a job has said something: the echo of its command is not enough.
+    /// Waits until a job has printed a line; the echo of its command does not count.
     pub fn wait_for_log(&self, id: i64, text: &str) {
         let told = |line: &String| line.contains(text) && !line.starts_with("$ ");
         self.wait_until(&format!("`{text}` in the log"), |server| server.job(id).lines().iter().any(told));
     }
 
-    /// Every rule was kept.
+    /// Asserts that no rule was broken.
     pub fn assert_strict(&self) {
         let violations = self.lock().violations.clone();
         assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
@@ -412,7 +409,8 @@ impl GitLab {
         }
     }
 
-    /// A request may carry an id again only where the answer before it asked for that, and then it is the same request.
+    /// A request may reuse a request id only if the previous response asked for a retry, and then it must be the same
+    /// request.
     fn check_repetition(&self, request: &Request, status: u16) {
         let id = request.header("X-Request-Id").to_owned();
         let body = crc32fast::hash(&request.body);
@@ -457,7 +455,7 @@ impl GitLab {
                 let left = until.saturating_duration_since(Instant::now());
                 state = self.shared.changed.wait_timeout(state, left).expect("no panic").0;
             }
-            // As Workhorse does: even a change is answered with 204, and no value.
+            // As Workhorse does: the response to a change is 204, too, without a value.
             return Answer::new(204);
         }
         let Some(id) = state.queue.pop_front() else {
@@ -578,7 +576,8 @@ impl GitLab {
         Answer::json(201, &json!({"id": job.id}))
     }
 
-    /// The archive of a job, to whoever has a token for it; on request from another host, which must not see it.
+    /// The archive of a job, for a client with a valid token; on request through a redirect to another host, which must
+    /// not get the token.
     fn give_artifact(&self, request: &Request) -> Answer {
         let mut state = self.lock();
         let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
@@ -592,7 +591,7 @@ impl GitLab {
         Answer::new(302).with("Location", &self.object_store(artifact.content))
     }
 
-    /// Another host, which gives this content once.
+    /// Another host, which serves this content once.
     fn object_store(&self, content: Vec<u8>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://localhost:{}/object", listener.local_addr().expect("an address").port());
@@ -649,7 +648,7 @@ impl GitLab {
     }
 }
 
-/// The one part of a multipart body, with what the query says of it.
+/// The only part of a multipart body, with the parameters of the query.
 fn multipart(request: &Request) -> Option<Artifact> {
     let boundary = request.header("Content-Type").split_once("boundary=")?.1.to_owned();
     let head_end = request.body.windows(4).position(|window| window == b"\r\n\r\n")?;

@@ -1,4 +1,4 @@
-//! Just enough HTTP to be somebody's server: requests read, answers written, over TCP or TLS.
+//! A minimal HTTP server: reads requests and writes responses, over TCP or TLS.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,14 +9,13 @@ use std::thread;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
-/// Bytes in both directions.
+/// A bidirectional byte stream.
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// A connection to a client.
 pub type Connection = BufReader<Box<dyn Stream>>;
 
-/// Serves connections to a port of loopback, each on a thread of its own, until the process ends; returns the URL.
+/// Serves connections to a port on loopback, each in its own thread, until the process ends. Returns the URL.
 pub fn listen(tls: Option<Arc<ServerConfig>>, serve: impl Fn(Connection) + Clone + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -33,7 +32,7 @@ pub fn listen(tls: Option<Arc<ServerConfig>>, serve: impl Fn(Connection) + Clone
     url
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Connection {
     BufReader::with_capacity(
         64 * 1024,
@@ -44,7 +43,7 @@ pub fn connection(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Connecti
     )
 }
 
-/// A request as it came.
+/// A request.
 pub struct Request {
     pub method: String,
     pub path: String,
@@ -59,13 +58,13 @@ impl Request {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// A header, empty when it is not there.
+    /// The value of a header; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(&name.to_ascii_lowercase()).map_or("", String::as_str)
     }
 }
 
-/// What the server answers.
+/// A response.
 #[derive(Clone)]
 pub struct Answer {
     pub status: u16,
@@ -93,7 +92,7 @@ impl Answer {
     }
 }
 
-/// Reads one request, and says to a client that asks first that its body is welcome.
+/// Reads one request; sends `100 Continue` if the client expects it.
 pub fn receive(connection: &mut Connection) -> Option<Request> {
     let mut request = read_head(connection)?;
     if request.header("Expect") == "100-continue" {
@@ -104,7 +103,7 @@ pub fn receive(connection: &mut Connection) -> Option<Request> {
     Some(request)
 }
 
-/// Reads one request; `None` when the other side is gone.
+/// Reads one request; `None` if the client has closed the connection.
 pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     let mut request = read_head(reader)?;
     request.body = read_body(reader, &request.headers)?;
@@ -151,7 +150,7 @@ fn read_body(reader: &mut impl BufRead, headers: &BTreeMap<String, String>) -> O
     Some(body)
 }
 
-/// Writes an answer in one piece.
+/// Writes a response in one piece.
 pub fn write_answer(writer: &mut impl Write, answer: &Answer) -> std::io::Result<()> {
     let mut text = head(answer);
     text.extend_from_slice(&answer.body);
@@ -159,7 +158,7 @@ pub fn write_answer(writer: &mut impl Write, answer: &Answer) -> std::io::Result
     writer.flush()
 }
 
-/// Writes an answer and half its body.
+/// Writes a response with only half its body.
 pub fn write_half(writer: &mut impl Write, answer: &Answer) -> std::io::Result<()> {
     let mut text = head(answer);
     text.extend_from_slice(&answer.body[..answer.body.len() / 2]);

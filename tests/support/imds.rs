@@ -1,5 +1,5 @@
-//! The instance metadata service of EC2 as a machine needs it that boots: every version, directories, user data. Tokens
-//! are asked of everybody but cloud-init, which in a container cannot see that it is on EC2 and asks the old way.
+//! The EC2 instance metadata service for a booting machine: all versions, directories, user data. Clients other than
+//! cloud-init need a token. cloud-init in a container cannot detect EC2 and uses version 1.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
@@ -8,14 +8,14 @@ use std::thread;
 
 use super::http::{Answer, Request, read_request, write_answer};
 
-/// The service at 169.254.169.254 of the network that the thread is in.
+/// The service at 169.254.169.254, in the network namespace of the thread.
 #[derive(Clone)]
 pub struct Imds {
     items: Arc<BTreeMap<String, String>>,
 }
 
 impl Imds {
-    /// Begins to serve an instance with this id and user data.
+    /// Starts to serve an instance with this id and user data.
     pub fn start(instance: &str, user_data: &str) -> Self {
         let identity = format!(
             r#"{{"accountId":"123456789012","architecture":"x86_64","availabilityZone":"eu-west-1a",
@@ -83,12 +83,12 @@ impl Imds {
         if !old_way && request.header("X-aws-ec2-metadata-token") != TOKEN {
             return Answer::new(401).body("");
         }
-        // Any version of the service is as good as `latest`.
+        // All versions of the service are treated as `latest`.
         let (_, path) = request.path.trim_start_matches('/').split_once('/').unwrap_or_default();
         self.item(path).map_or_else(|| Answer::new(404).body(""), |text| Answer::new(200).body(text))
     }
 
-    /// An item, or the names below a directory.
+    /// An item, or the names in a directory.
     fn item(&self, path: &str) -> Option<String> {
         if let Some(text) = self.items.get(path) {
             return Some(text.clone());

@@ -1,16 +1,16 @@
-//! Sample jobs, as a server hands them out.
+//! Sample job payloads.
 
 use serde_json::{Value, json};
 
-/// A job to be.
+/// A payload under construction.
 pub struct JobBuilder(Value);
 
-/// A line for a shell that waits for a file, though not for ever: nothing is left behind where a test ends early.
+/// A shell command that waits for a file, with a time limit, so that no process is left if a test ends early.
 pub fn until_there(path: impl std::fmt::Display) -> String {
     format!("for i in $(seq 1200); do [ -e {path} ] && break; sleep 0.1; done")
 }
 
-/// A job with these script lines and no sources.
+/// A job with these script lines and without sources.
 pub fn job(script: &[&str]) -> JobBuilder {
     JobBuilder(json!({
         "allow_git_fetch": true,
@@ -76,7 +76,7 @@ impl JobBuilder {
         self
     }
 
-    /// Takes sources from a repository.
+    /// Sets the repository and the commit.
     pub fn sources(mut self, url: &str, sha: &str) -> Self {
         let with_login = url.replacen("://", "://gitlab-ci-token:stale@", 1);
         self.0["git_info"] = json!({

@@ -1,8 +1,8 @@
-//! Machines that boot and die: systemd-nspawn on a Debian tree with this program's package, each with a network, a
-//! metadata service and control groups of its own.
+//! Virtual machines that boot and die: systemd-nspawn on a Debian tree with the package of this program. Each has its
+//! own network, metadata service and cgroups.
 //!
-//! Mounts and networks belong to the thread of a test, processes to a PID namespace that dies with that thread: nothing
-//! is left behind, however a test ends, but empty control groups, which the next machine sweeps.
+//! Mounts and networks belong to the thread of a test, processes to a PID namespace that ends with that thread. So
+//! nothing is left behind, however a test ends, except empty cgroups, which the next machine removes.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -16,28 +16,28 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::unique_number;
 
-/// A machine has this long for whatever it is asked to do; boots take seconds, on busy cores some more.
+/// The time limit for every wait; a boot takes seconds, more on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// A machine image: the tree with the package and what a test put there.
+/// A machine image: a Debian tree with the package and the files of a test.
 pub struct Image {
-    /// Where its files are, for the thread that baked it and those that it starts.
+    /// The path of the tree, in the mount namespace of the thread that created it.
     root: PathBuf,
 }
 
-/// A machine that runs; it ends with the test.
+/// A running machine; it ends with the test.
 pub struct Machine {
     child: Child,
     name: String,
     directory: PathBuf,
 }
 
-/// Bakes an image and hands it to a test. `script` runs in the tree, as root, before.
+/// Creates an image and passes it to a test. `script` runs as root in the tree first.
 pub fn with_image(script: &str, test: impl FnOnce(&Image) + Send) {
     in_own(CloneFlags::CLONE_NEWNS, || test(&Image::bake(script)));
 }
 
-/// Runs `test` in a network of its own, in which only loopback and the metadata service's address are.
+/// Runs `test` in a network namespace with only loopback and the address of the metadata service.
 pub fn in_own_network(test: impl FnOnce() + Send) {
     in_own(CloneFlags::CLONE_NEWNET, || {
         run("ip", &["link", "set", "lo", "up"]);
@@ -46,7 +46,7 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     });
 }
 
-/// Runs `inner` in a thread with namespaces of its own.
+/// Runs `inner` in a thread with its own namespaces.
 fn in_own(namespaces: CloneFlags, inner: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -59,11 +59,11 @@ fn in_own(namespaces: CloneFlags, inner: impl FnOnce() + Send) {
     });
 }
 
-/// The package of this program, built once for a test run.
+/// The Debian package of this program, built once per test run.
 pub fn debian_package() -> &'static Path {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE.get_or_init(|| {
-        // Renamed at the end: a run beside this one, or one that was cut short, leaves no half a package.
+        // Renamed when complete: an interrupted or concurrent run leaves no partial package.
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let made = tempfile::tempdir_in(directory).expect("a directory");
         let package = build_packages(made.path(), "deb").remove(0);
@@ -73,14 +73,14 @@ pub fn debian_package() -> &'static Path {
     })
 }
 
-/// Builds packages of the program under test, without its debugging symbols; returns their files.
+/// Builds packages of the program under test, without debugging symbols; returns their files.
 pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
     fs::create_dir_all(directory).expect("made");
     let program = directory.join("mayfly");
     run("strip", &["-o", &program.display().to_string(), env!("CARGO_BIN_EXE_mayfly")]);
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/build");
     let mut build = Command::new(build);
-    // What cargo tells a test of itself would have the cargo in there build dependencies anew.
+    // With these variables of the outer cargo, the inner cargo would rebuild all dependencies.
     let told = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
     for (name, _) in std::env::vars().filter(|(name, _)| told(name) || matches!(&**name, "OUT_DIR" | "MAYFLY_REVISION"))
     {
@@ -99,7 +99,7 @@ impl Image {
         let tree = tree.expect("the script");
         assert!(tree.status.success(), "no tree: {}", String::from_utf8_lossy(&tree.stderr));
         let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
-        // In memory and in this mount namespace: gone with it.
+        // In memory and in this mount namespace; removed with it.
         let place = std::env::temp_dir().join(format!("mayfly-image-{}", unique_number()));
         fs::create_dir(&place).expect("made");
         let at = |name: &str| place.join(name).display().to_string();
@@ -117,7 +117,7 @@ impl Image {
         image
     }
 
-    /// Runs a script in the tree; it must succeed. Returns what it says.
+    /// Runs a script in the tree, which must succeed; returns its output.
     pub fn run_inside(&self, script: &str) -> String {
         let root = self.root.display();
         let all = format!(
@@ -129,12 +129,12 @@ impl Image {
         said
     }
 
-    /// Where the tree is, for this thread.
+    /// The path of the tree, for this thread.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Boots a machine in the network of this thread.
+    /// Boots a machine in the network namespace of this thread.
     pub fn boot(&self) -> Machine {
         self.boot_with(&[])
     }
@@ -146,7 +146,7 @@ impl Image {
         disk
     }
 
-    /// The same with something of this machine in it: what is there, and where it is to be.
+    /// Boots a machine with bind mounts: source on this machine, target in the booted one.
     pub fn boot_with(&self, mounts: &[(&Path, &str)]) -> Machine {
         let name = format!("mayfly-test-{}-{}", std::process::id(), unique_number());
         sweep_control_groups();
@@ -177,7 +177,7 @@ impl Image {
     }
 }
 
-/// Enters control groups of the machine's own and becomes the container manager.
+/// Enters the machine's own cgroups and becomes the container manager.
 const BOOT: &str = r#"
 for group in $GROUPS_OF_MACHINE; do mkdir "$group"; echo $$ >"$group/cgroup.procs"; done
 exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no --keep-unit --boot --machine="$NAME" \
@@ -187,7 +187,7 @@ exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // The mounts would go with the namespace, the directory that they are on would not.
+        // The mounts disappear with the namespace, but not the directory of the mount point.
         let place = self.root.with_file_name("");
         for mounted in [self.root.as_path(), &place] {
             let _ = Command::new("umount").arg("--lazy").arg(mounted).status();
@@ -197,13 +197,13 @@ impl Drop for Image {
 }
 
 impl Machine {
-    /// Waits until the machine is off; it must be by itself.
+    /// Waits until the machine has powered off by itself.
     pub fn wait_until_off(&mut self) {
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "the machine did not power off but ended by {:?}", status.signal());
     }
 
-    /// Waits until the machine goes down to come up again, which is left to whoever boots it.
+    /// Waits until the machine reboots; the caller boots it again.
     pub fn wait_until_rebooted(&mut self) {
         let status = self.wait();
         assert_eq!(status.code(), Some(133), "the machine did not reboot but ended by {:?}", status.signal());
@@ -220,7 +220,7 @@ impl Machine {
         }
     }
 
-    /// Waits until something holds.
+    /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let until = Instant::now() + TIMEOUT;
         while !holds(self) {
@@ -229,12 +229,12 @@ impl Machine {
         }
     }
 
-    /// Waits until the journal of the agent's unit holds a text `count` times.
+    /// Waits until the journal of the agent's unit contains a text `count` times.
     pub fn wait_for_journal(&self, text: &str, count: usize) {
         self.wait_until(&format!("`{text}`"), |machine| machine.unit_journal().matches(text).count() >= count);
     }
 
-    /// Runs a script inside, which must succeed; returns what it says.
+    /// Runs a script in the machine, which must succeed; returns its output.
     pub fn run(&self, script: &str) -> String {
         let output = self.try_run(script);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -243,7 +243,7 @@ impl Machine {
         said
     }
 
-    /// Runs a script inside.
+    /// Runs a script in the machine.
     pub fn try_run(&self, script: &str) -> Output {
         let init = self.init().expect("a machine that runs").to_string();
         Command::new("nsenter")
@@ -254,30 +254,30 @@ impl Machine {
             .expect("nsenter")
     }
 
-    /// Whether commands can be run inside.
+    /// Whether the machine can run commands.
     pub fn init_answers(&self) -> bool {
         self.init().is_some()
     }
 
-    /// The first process of the machine, once systemd answers there.
+    /// The init process of the machine, once systemd answers.
     fn init(&self) -> Option<u32> {
-        // setpriv became unshare, whose child became nspawn, whose child is the machine's first process.
+        // setpriv executed unshare; its child executed nspawn; the child of that is the machine's init.
         let nspawn = first_child(self.child.id())?;
         first_child(nspawn)
     }
 
-    /// What the unit of the agent said and what was said of it.
+    /// The journal of the agent's unit.
     pub fn unit_journal(&self) -> String {
         self.read_journal(&["--unit", "mayfly.service"])
     }
 
-    /// Everything that the machine said.
+    /// The whole journal of the machine.
     pub fn journal(&self) -> String {
         let console = fs::read_to_string(self.directory.join("console")).unwrap_or_default();
         format!("{console}\n{}", self.read_journal(&[]))
     }
 
-    /// The journal as journalctl shows it with these arguments.
+    /// The output of journalctl with these arguments.
     pub fn read_journal(&self, arguments: &[&str]) -> String {
         let directory = self.directory.join("journal");
         let output =
@@ -291,7 +291,7 @@ impl Drop for Machine {
         if thread::panicking() {
             eprintln!("{}", self.journal());
         }
-        // The PID namespace goes with its first process, and unshare takes that along.
+        // Killing the init of the PID namespace ends all its processes; unshare exits with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
         for root in control_group_roots() {
@@ -309,7 +309,7 @@ fn first_child(process: u32) -> Option<u32> {
     children.split_whitespace().next()?.parse().ok()
 }
 
-/// Where groups are made: the hierarchies that systemd looks at.
+/// The cgroup hierarchies that systemd uses.
 fn control_group_roots() -> Vec<PathBuf> {
     let base = Path::new("/sys/fs/cgroup");
     let hybrid = [base.join("systemd"), base.join("unified")].map(|root| root.is_dir().then_some(root));
@@ -317,7 +317,7 @@ fn control_group_roots() -> Vec<PathBuf> {
     if hybrid.is_empty() { vec![base.to_owned()] } else { hybrid }
 }
 
-/// Removes a tree of empty groups; false while something is in it.
+/// Removes a tree of empty cgroups; false if a cgroup is in use.
 fn remove_control_groups(group: &Path) -> bool {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -327,7 +327,7 @@ fn remove_control_groups(group: &Path) -> bool {
     fs::remove_dir(group).is_ok()
 }
 
-/// Removes groups that a test run left which was killed.
+/// Removes cgroups that a killed test run left.
 fn sweep_control_groups() {
     for root in control_group_roots() {
         for entry in fs::read_dir(root).into_iter().flatten().flatten() {

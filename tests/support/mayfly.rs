@@ -1,4 +1,4 @@
-//! The real program, in a directory of its own and with an environment that holds nothing else.
+//! The real program, with its own directory and a minimal environment.
 
 use std::fs;
 use std::io::Read;
@@ -12,31 +12,33 @@ use serde_json::Value;
 
 use super::gitlab::{GitLab, RUNNER_TOKEN};
 
-/// For what takes milliseconds on a machine that has nothing else to do.
+/// The time limit for waits; most take milliseconds on an idle machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Where one agent lives.
+/// The files of one agent.
 pub struct Home {
     directory: tempfile::TempDir,
     program: PathBuf,
     environment: Vec<(String, String)>,
 }
 
-/// An agent that runs; killed with the test.
+/// A running agent; killed when the test ends.
 pub struct Agent {
     child: Child,
     log: PathBuf,
 }
 
 impl Home {
-    /// A home with a configuration for one runner of `gitlab`, and more lines for it.
+    /// A home with a configuration for one runner of `gitlab`, and further lines for the configuration and for the
+    /// runner.
     pub fn new(gitlab: &GitLab, global: &str, runner: &str) -> Self {
         let home = Self::empty();
         home.configure(&gitlab.url, global, runner);
         home
     }
 
-    /// A home whose runner has its jobs in containers of busybox, with more lines for the runner and for them.
+    /// A home whose runner runs jobs in busybox containers, with further lines for the runner and for
+    /// `[runners.docker]`.
     pub fn with_containers(gitlab: &GitLab, runner: &str, docker: &str) -> Self {
         let host = super::docker::docker().host();
         Self::with_containers_of(gitlab, &host, runner, docker)
@@ -55,10 +57,9 @@ impl Home {
         home
     }
 
-    /// A home without a configuration.
     pub fn empty() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        // A job's user must be able to pass through.
+        // The user of a job must be able to traverse this directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("opened");
         Self { directory, program: env!("CARGO_BIN_EXE_mayfly").into(), environment: Vec::new() }
@@ -92,7 +93,7 @@ impl Home {
         self.directory.path().join(name)
     }
 
-    /// The record of the job in the first slot, with the latest of how far it is; null where there is none.
+    /// The journal record of the job in the first slot, with its latest progress; null if there is no job.
     pub fn record(&self) -> Value {
         let text = read(&self.path("state/slot-0/job.json"));
         let mut lines = text.lines().map_while(|line| serde_json::from_str::<Value>(line).ok());
@@ -103,12 +104,12 @@ impl Home {
         record
     }
 
-    /// Writes another record in its place.
+    /// Replaces that journal record.
     pub fn set_record(&self, record: &Value) {
         fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("written");
     }
 
-    /// What the state directory holds becomes that of an earlier boot.
+    /// Makes the state directory look like one of an earlier boot.
     pub fn reboot(&self) {
         let boot = read(Path::new("/proc/sys/kernel/random/boot_id"));
         let slots = fs::read_dir(self.path("state")).expect("a state directory").flatten();
@@ -121,26 +122,26 @@ impl Home {
         }
     }
 
-    /// What the agent's environment holds beside the usual, from its next start on.
+    /// Adds variables to the agent's environment, from its next start on.
     pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.environment = environment;
     }
 
-    /// The program becomes a file of this home, which a test may replace.
+    /// Copies the program into this home, so that a test can replace it.
     pub fn own_program(&mut self) -> PathBuf {
         let own = self.path("mayfly");
-        // By another process, as in `write_program`.
+        // Copied by another process, for the reason given at `write_program`.
         assert!(Command::new("cp").args([&self.program, &own]).status().expect("cp").success());
         self.program.clone_from(&own);
         own
     }
 
-    /// A call of the program that ends by itself.
+    /// Runs the program until it exits.
     pub fn call(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
     }
 
-    /// The program with these arguments, not started yet.
+    /// The program with these arguments, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -150,20 +151,19 @@ impl Home {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", self.directory.path())
             .env("AGENT_ONLY", "not for jobs")
-            // The stand-ins share the machine with all tests, and are not as quick as the real service.
+            // The fake services share the machine with all tests and are slower than the real ones.
             .env("AWS_METADATA_SERVICE_TIMEOUT", "10")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// Starts the agent.
     pub fn start(&self, arguments: &[&str]) -> Agent {
         self.start_with(arguments, &[])
     }
 
-    /// Starts the agent with more in its environment.
+    /// Starts the agent with further variables in its environment.
     pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Agent {
-        // A log for each agent of this home.
+        // Each agent of this home has its own log.
         let count = fs::read_dir(self.directory.path()).expect("a directory").count();
         let log = self.path(&format!("agent-{count}.log"));
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
@@ -181,8 +181,8 @@ impl Agent {
         self.child.id() as i32
     }
 
-    /// Sends a signal by its name without `SIG`. One that the agent handles waits until it does: an agent that has
-    /// just been started would be ended by it.
+    /// Sends a signal, named without `SIG`. For a signal that the agent handles, waits until its handler is installed:
+    /// without the handler, the signal would end an agent that has just started.
     pub fn signal(&self, name: &str) {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal");
         let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
@@ -194,7 +194,7 @@ impl Agent {
         kill(Pid::from_raw(self.pid()), signal).expect("sent");
     }
 
-    /// True once the agent has a handler for a signal (proc_pid_status(5), `SigCgt`), or is no more.
+    /// Whether the agent has installed a handler for a signal (proc_pid_status(5), `SigCgt`), or has exited.
     fn handles(&self, signal: Signal) -> bool {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
@@ -202,13 +202,13 @@ impl Agent {
         caught.is_none_or(|mask| mask >> (signal as u32 - 1) & 1 == 1)
     }
 
-    /// Kills the agent alone: what it started lives on.
+    /// Kills only the agent; the processes that it started continue.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("ended");
     }
 
-    /// Waits for the end.
+    /// Waits until the agent exits.
     pub fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + TIMEOUT;
         loop {
@@ -220,14 +220,14 @@ impl Agent {
         }
     }
 
-    /// What the agent said.
+    /// The agent's log.
     pub fn log(&self) -> String {
         let mut text = String::new();
         fs::File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text)).expect("a log");
         text
     }
 
-    /// Waits until the agent says something.
+    /// Waits until the agent's log contains a text.
     pub fn wait_for_log(&self, part: &str) {
         let until = Instant::now() + TIMEOUT;
         while !self.log().contains(part) {
@@ -244,18 +244,18 @@ impl Drop for Agent {
     }
 }
 
-/// A command that rests for longer than any test, and can be found by its text.
+/// A sleep command that outlasts any test; its unique argument identifies it.
 pub fn nap() -> String {
     format!("sleep {}", super::unique_number())
 }
 
-/// Kills the shims that hold steps of a job.
+/// Kills the shims of a job.
 pub fn kill_shims(job: i64) -> usize {
     let kill = |pid: &String| Command::new("kill").args(["-9", pid]).status().is_ok_and(|status| status.success());
     shims(job).iter().filter(|pid| kill(pid)).count()
 }
 
-/// The shims that hold steps of a job, and their children that do file work.
+/// The shims of a job, and their children that run file tasks.
 fn shims(job: i64) -> Vec<String> {
     let holds = |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -266,7 +266,7 @@ fn shims(job: i64) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// The most memory that any of a job's shims and their children had so far, in KiB.
+/// The highest memory use of any of a job's shims and their children so far, in KiB.
 pub fn peak_memory_of_shims(job: i64) -> u64 {
     let peak = |pid: &String| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -276,7 +276,7 @@ pub fn peak_memory_of_shims(job: i64) -> u64 {
     shims(job).iter().map(peak).max().unwrap_or(0)
 }
 
-/// True while a process with this text in its arguments lives.
+/// Whether a process with this text in its arguments runs.
 pub fn is_running(marker: &str) -> bool {
     let entries = fs::read_dir("/proc").expect("proc").flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())).any(|entry| {
@@ -285,7 +285,7 @@ pub fn is_running(marker: &str) -> bool {
     })
 }
 
-/// The text of a file.
+/// The content of a file.
 pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What makes tests read as given, when, then: a GitLab, repositories, jobs, and the real program.
+//! The tools of system tests: a fake GitLab, repositories, jobs, and the real program.
 
 pub mod between;
 pub mod cloud;
@@ -22,21 +22,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// Where `tests/setup.sh` puts what no package of the system has.
+/// The path of a program that `tests/setup.sh` installs.
 pub fn installed(name: &str) -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
     cache.join("mayfly-tests").join(name)
 }
 
-/// A number that nothing else on this machine has: processes are found by it, also with other test runs beside this one.
+/// A number that is unique on this machine, also among concurrent test runs; processes are found by it.
 pub fn unique_number() -> i64 {
     static NEXT: AtomicI64 = AtomicI64::new(0);
     i64::from(std::process::id()) * 10_000 + NEXT.fetch_add(1, Ordering::SeqCst)
 }
 
-/// Writes a script that can be started. Another process writes it: a fork of some other test would hold it open for
-/// writing, and what is open for writing cannot be started.
+/// Writes an executable script. A child process writes it: if this process did, a concurrent fork of another test could
+/// hold the file open for writing, and executing it would fail with ETXTBSY.
 pub fn write_program(path: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());

@@ -1,4 +1,4 @@
-//! A real server for the calls of AWS: moto, with its checks of signatures and policies switched on.
+//! A real server for the AWS APIs: moto, with signature and policy checks enabled.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,16 +13,16 @@ pub struct Moto {
     process: Child,
 }
 
-/// A key pair of somebody who may do what a policy says.
+/// The key pair of a user with one policy.
 pub struct User {
     pub access_key: String,
     pub secret_key: String,
 }
 
 impl Moto {
-    /// Starts a server with nothing in it. It is installed by `tests/setup.sh`.
+    /// Starts an empty server, which `tests/setup.sh` installs.
     pub fn start() -> Self {
-        // Others may take the port between the two: another one then.
+        // Another process may take the port before moto binds it; then another port is tried.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
             let process = Command::new(program("moto_server"))
@@ -56,8 +56,7 @@ impl Moto {
         false
     }
 
-    /// Runs lines of Python in which `client("ssm")` is a client of boto3 and `out` is what is printed at the end; for
-    /// setting the stage. Returns the output.
+    /// Runs Python code to set up a test. `client("ssm")` is a boto3 client; `out` is printed at the end and returned.
     pub fn python(&self, lines: &str) -> String {
         let head = format!(
             "import boto3, json\ndef client(name):\n    return boto3.client(name, endpoint_url='{}', \
@@ -70,7 +69,7 @@ impl Moto {
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
-    /// A user who may do these things (`["ssm:GetParameter"]`, on everything), and no more.
+    /// A user that may perform only these actions (`["ssm:GetParameter"]`), on all resources.
     pub fn user(&self, name: &str, actions: &[&str]) -> User {
         let policy = serde_json::json!({
             "Version": "2012-10-17",
@@ -86,7 +85,7 @@ impl Moto {
         User { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() }
     }
 
-    /// From now on signatures and policies are checked, or are not.
+    /// Enables or disables the checks of signatures and policies.
     pub fn check_rights(&self, on: bool) {
         assert!(self.post("/moto-api/reset-auth", if on { "0" } else { "inf" }), "moto does not answer");
     }
@@ -112,7 +111,7 @@ impl Drop for Moto {
     }
 }
 
-/// A program of the environment that `tests/setup.sh` makes.
+/// A program in the Python environment that `tests/setup.sh` creates.
 fn program(name: &str) -> PathBuf {
     super::installed("moto/bin").join(name)
 }

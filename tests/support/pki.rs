@@ -1,4 +1,4 @@
-//! Certificates of a small authority: root, intermediate, and servers as they are and as they should not be.
+//! Certificates of a small authority: root, intermediate, and server certificates, both valid and invalid.
 
 use std::sync::Arc;
 
@@ -14,7 +14,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 /// The name of the intermediate authority.
 pub const INTERMEDIATE: &str = "mayfly test intermediate";
 
-/// An authority.
 pub struct Pki {
     /// The root's certificate as PEM.
     pub root: String,
@@ -35,7 +34,7 @@ pub struct Identity {
     key_der: Vec<u8>,
 }
 
-/// What a server presents beside its own certificate.
+/// The certificates that a server sends besides its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Chain {
     Complete,
@@ -75,7 +74,7 @@ impl Pki {
         self.identity(&["other.test"], |_| {})
     }
 
-    /// A certificate whose time is over.
+    /// An expired certificate.
     pub fn expired(&self) -> Identity {
         self.identity(&["localhost", "127.0.0.1"], |params| {
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -83,8 +82,8 @@ impl Pki {
         })
     }
 
-    /// A certificate with `CA:TRUE` that is both authority and server certificate, as `openssl req -x509` makes it; and
-    /// a server that presents it.
+    /// A server with a certificate that is both authority and server certificate (`CA:TRUE`), as `openssl req -x509`
+    /// creates; and that certificate.
     pub fn self_signed() -> (String, Arc<ServerConfig>) {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name).display().to_string();
@@ -128,7 +127,7 @@ impl Pki {
         self.config(identity, chain, None)
     }
 
-    /// A server that lets in only who has a certificate of this authority.
+    /// A server that requires a client certificate of this authority.
     pub fn serve_known(&self, identity: &Identity) -> Arc<ServerConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root_der.clone()).expect("a root");

@@ -1,4 +1,4 @@
-//! Proxies: squid with the rules that Debian ships, and a slow one that only opens tunnels.
+//! Proxies: squid with Debian's default rules, and a slow proxy that only opens tunnels.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,10 +13,10 @@ pub struct Squid {
 }
 
 impl Squid {
-    /// Starts squid. It resolves `gitlab.test` to loopback, and opens tunnels to port 443 and to `tls_ports` only.
+    /// Starts squid. It resolves `gitlab.test` to loopback, and opens tunnels only to port 443 and to `tls_ports`.
     pub fn start(tls_ports: &[u16]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        // Started as root, squid becomes another user, who writes its logs here.
+        // squid, started as root, changes to another user, which writes its logs here.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(directory.path(), open).expect("opened");
         let at = |name: &str| directory.path().join(name).display().to_string();
@@ -36,7 +36,7 @@ impl Squid {
         std::fs::write(at("squid.conf"), config).expect("written");
         std::fs::write(at("hosts"), "127.0.0.1 gitlab.test\n").expect("written");
         let mut command = Command::new("squid");
-        // The name of its shared memory, which a squid that still runs also has.
+        // Names the shared memory; a squid that still runs would have the default name.
         let service = format!("mayfly{}", super::unique_number());
         command.args(["-N", "-n", &service, "-f", &at("squid.conf")]).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().expect("squid: run tests/setup.sh");
@@ -53,14 +53,14 @@ impl Squid {
     pub fn requests(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
         let request = |line: &str| Some(line.split_whitespace().skip(5).take(2).collect::<Vec<_>>().join(" "));
-        // The probe that finds out whether it listens makes no request.
+        // The probe of `start` is not a request.
         log.lines().filter(|line| !line.contains("error:transaction-end")).filter_map(request).collect()
     }
 }
 
 impl Drop for Squid {
     fn drop(&mut self) {
-        // It removes its shared memory on SIGTERM.
+        // On SIGTERM squid removes its shared memory.
         let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.process.wait();
@@ -71,7 +71,8 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
-/// A proxy that only opens tunnels to port 443, all of them to `to`, and pauses after each piece; returns its URL.
+/// A proxy that opens tunnels to port 443 only, connects all of them to `to`, and pauses after each piece of data.
+/// Returns its URL.
 pub fn tunnel_proxy(to: &str, pause: Duration) -> String {
     let target = to.split_once("://").map_or(to, |(_, target)| target).to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

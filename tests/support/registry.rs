@@ -1,4 +1,4 @@
-//! A registry with a password, in the network namespace of an engine of the tests' own: Debian's `docker-registry`.
+//! A registry with a password, in the network namespace of the tests' engine: Debian's `docker-registry`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use super::docker::Docker;
 use super::pki::Pki;
 use super::unique_number;
 
-/// Who may log in.
+/// The name of its user.
 pub const USER: &str = "ci";
-/// With which password.
+/// The password of that user.
 pub const PASSWORD: &str = "secret123";
-/// The same as the registry wants it (bcrypt).
+/// The htpasswd line for that user (bcrypt).
 const USERS: &str = "ci:$2b$05$WoX6iB9ngNLWmDNoZXHjKuVaQgD6CIh/LIasbc6/1W0emK5.Xh7gu\n";
-/// A host of Amazon's.
+/// The host name of an Amazon ECR registry.
 pub const AMAZON: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
-/// Who logs in there, with the token that moto gives.
+/// The login for that registry, with the token that moto returns.
 const AMAZON_LOGIN: (&str, &str) = ("AWS", "123456789012-auth-token");
-/// See above.
+/// The htpasswd line for that login.
 const AMAZON_USERS: &str = "AWS:$2b$05$YikHSR1CsldzEX/JvacEqO5WqlM4ZsCXdj..rn7ws0dSqGsXsZoB.\n";
 
 /// The registry; it ends with the test.
@@ -31,19 +31,19 @@ pub struct Registry<'a> {
     directory: tempfile::TempDir,
     process: Child,
     login: (&'static str, &'static str),
-    /// Host and port, as they stand in names of images.
+    /// Host and port, as in image names.
     pub address: String,
 }
 
 impl<'a> Registry<'a> {
     /// Starts a registry on a port of the engine's loopback.
     pub fn start(docker: &'a Docker) -> Self {
-        // Nobody else is in that namespace but other tests of this process.
+        // Only other tests of this process use that namespace.
         let address = format!("127.0.0.1:{}", 20_000 + unique_number() % 10_000);
         Self::start_at(docker, &address, &address, (USER, PASSWORD), USERS, "")
     }
 
-    /// Starts a registry that this engine, which must be the test's own, takes for one of Amazon's.
+    /// Starts a registry that an engine takes for Amazon ECR. The engine must not be shared with other tests.
     pub fn of_amazon(docker: &'a Docker) -> Self {
         let pki = Pki::new();
         let identity = pki.server_of(AMAZON);
@@ -58,18 +58,18 @@ impl<'a> Registry<'a> {
         ] {
             fs::write(directory.join(name), text).expect("written");
         }
-        // Not of loopback, where engines go on without TLS.
+        // Not a loopback address: for those, engines fall back to HTTP.
         let added = docker.inside("ip").args(["address", "add", "10.99.0.1/32", "dev", "lo"]).status();
         assert!(added.expect("ip").success());
         docker.mount(&directory.join("hosts"), "/etc/hosts");
         docker.mount(&directory.join("etc"), "/etc/docker");
-        // It keeps for some seconds what stood in the file before.
+        // The daemon caches the previous content of the file for some seconds.
         docker.restart();
         let tls = format!("  tls: {{certificate: {}, key: {}}}", path("chain.pem"), path("key.pem"));
         Self::start_at(docker, "10.99.0.1:443", AMAZON, AMAZON_LOGIN, AMAZON_USERS, &tls)
     }
 
-    /// Starts a registry that listens at one address and is called by another, with more lines below `http`.
+    /// Starts a registry that listens at one address and is named by another, with further lines below `http`.
     fn start_at(
         docker: &'a Docker,
         listen: &str,
@@ -117,7 +117,7 @@ impl<'a> Registry<'a> {
         }
     }
 
-    /// Gives an image of the engine a name here, pushes it, and forgets it again. Returns the name.
+    /// Tags an image of the engine for this registry, pushes it, and removes it from the engine. Returns the name.
     pub fn push(&self, image: &str, name: &str) -> String {
         let full = format!("{}/{name}", self.address);
         let home = self.directory.path().join("docker");
@@ -130,13 +130,13 @@ impl<'a> Registry<'a> {
         full
     }
 
-    /// Lets it answer nothing any more, and keep its connections.
+    /// Stops the registry process (SIGSTOP): it keeps its connections and does not respond.
     pub fn freeze(&self) {
         let stopped = Command::new("kill").args(["-s", "STOP", &self.process.id().to_string()]).status();
         assert!(stopped.expect("kill").success());
     }
 
-    /// Makes the largest blob end in its middle.
+    /// Truncates the largest blob to half its size.
     pub fn cut_largest_blob(&self) {
         let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
         let entries =
@@ -156,7 +156,7 @@ impl Drop for Registry<'_> {
     }
 }
 
-/// A configuration of Docker's tools with one login.
+/// A Docker configuration file with one login.
 pub fn login(registry: &str, user: &str, password: &str) -> String {
     let auth = BASE64_STANDARD.encode(format!("{user}:{password}"));
     serde_json::json!({"auths": {registry: {"auth": auth}}}).to_string()

@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The one pair of keys that the server knows.
+/// The access key of the only key pair that the server accepts.
 pub const ACCESS_KEY: &str = "AKIDOFTHETESTS";
-/// Its secret part.
+/// The secret key of that pair.
 pub const SECRET_KEY: &str = "secret+of/the=tests";
-/// The one bucket.
 pub const BUCKET: &str = "caches";
 
 /// The server; it ends with the test.
@@ -45,7 +44,7 @@ impl S3 {
         server
     }
 
-    /// What a runner's configuration says of it, with more keys below `[runners.cache]` and `[runners.cache.s3]`.
+    /// The runner's configuration for this server, with further keys below `[runners.cache]` and `[runners.cache.s3]`.
     pub fn configuration(&self, cache: &str, s3: &str) -> String {
         format!(
             "[runners.cache]\nType = \"s3\"\n{cache}\n[runners.cache.s3]\nServerAddress = \"{}\"\nInsecure = true\n\
@@ -54,12 +53,11 @@ impl S3 {
         )
     }
 
-    /// The keys, as a configuration has them.
+    /// The key pair in the form of a configuration.
     pub fn keys() -> String {
         format!("AccessKey = \"{ACCESS_KEY}\"\nSecretKey = \"{SECRET_KEY}\"")
     }
 
-    /// The names of all objects.
     pub fn objects(&self) -> Vec<String> {
         let bucket = self.bucket();
         let mut found = Vec::new();
@@ -77,7 +75,7 @@ impl S3 {
         found
     }
 
-    /// Where objects are files.
+    /// The directory of the bucket; objects are files in it.
     pub fn bucket(&self) -> PathBuf {
         self.directory.path().join(BUCKET)
     }

@@ -1,12 +1,13 @@
-//! A strict Auto Scaling service with one group: it holds instances by their hooks as AWS does, counts what ends them,
-//! and whoever asks without signing, leaves out what is mandatory, or ends an instance twice fails the test.
+//! A strict Auto Scaling service with one group. It holds instances by lifecycle hooks as AWS does, and counts
+//! terminations. A request that is unsigned, lacks a mandatory parameter, or terminates an instance twice fails the
+//! test.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::http::{Answer, Request};
 
-/// A hook that holds instances before they end.
+/// A lifecycle hook that delays termination.
 #[derive(Clone, Debug)]
 pub struct Hook {
     pub name: String,
@@ -14,13 +15,13 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// `seconds` is its time-out.
+    /// `seconds` is the heartbeat timeout.
     pub fn new(name: &str, seconds: u64) -> Self {
         Self { name: name.to_owned(), timeout: Duration::from_secs(seconds) }
     }
 }
 
-/// A call as it was made.
+/// A recorded call.
 #[allow(dead_code, reason = "shown when a test fails")]
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -29,7 +30,7 @@ pub struct Call {
     pub at: Instant,
 }
 
-/// The group, and its one instance that matters.
+/// The group, with the instance under test.
 #[derive(Debug)]
 pub struct Group {
     pub name: String,
@@ -37,20 +38,20 @@ pub struct Group {
     pub desired: u32,
     pub maximum: u32,
     pub protects_new: bool,
-    /// The other instances: id, state, and whether they are protected.
+    /// Other instances: id, state, and whether they have scale-in protection.
     pub siblings: Vec<(String, String, bool)>,
     pub hooks: Vec<Hook>,
     /// `InService`, `Terminating:Wait`, `Terminating:Proceed`, `Terminated`, …
     pub state: String,
     pub is_protected: bool,
-    /// How often the instance was ended by a call, and how often that made the group smaller.
+    /// How often a call terminated the instance, and how often that decremented the desired capacity.
     pub terminations: u32,
     pub decrements: u32,
-    /// Hooks that hold the instance now, and until when.
+    /// Hooks that currently hold the instance, with their timeouts.
     holding: Vec<(Hook, Instant)>,
-    /// Hooks that were told to go on.
+    /// Hooks that were completed.
     pub completed: Vec<String>,
-    /// Hooks that ran out.
+    /// Hooks that timed out.
     pub expired: Vec<String>,
     pub calls: Vec<Call>,
     pub violations: Vec<String>,
@@ -80,18 +81,18 @@ impl Group {
         }
     }
 
-    /// The instance is on its way out.
+    /// Whether the instance is terminating or terminated.
     pub fn is_ending(&self) -> bool {
         self.state.starts_with("Terminat")
     }
 
-    /// Ends the instance: its hooks hold it first.
+    /// Starts the termination of the instance; hooks delay it.
     pub fn end(&mut self) {
         self.holding = self.hooks.iter().map(|hook| (hook.clone(), Instant::now() + hook.timeout)).collect();
         self.state = if self.hooks.is_empty() { "Terminating" } else { "Terminating:Wait" }.to_owned();
     }
 
-    /// Lets go what has run out.
+    /// Releases hooks that have timed out.
     pub fn look_at_time(&mut self) {
         let now = Instant::now();
         let (late, held): (Vec<_>, Vec<_>) = self.holding.drain(..).partition(|(_, until)| *until < now);
@@ -106,7 +107,7 @@ impl Group {
         }
     }
 
-    /// A call whose signature was good.
+    /// Responds to a call whose signature is valid.
     pub fn answer(&mut self, instance: &str, request: &Request) -> Answer {
         let parameters = parameters(&request.body);
         let action = parameters.get("Action").cloned().unwrap_or_default();
@@ -195,7 +196,7 @@ impl Group {
         result("DescribeAutoScalingInstances", &items)
     }
 
-    /// The whole group; nothing for another one.
+    /// The whole group; an empty result for another instance.
     fn describe(&self, instance: &str, parameters: &Parameters) -> Answer {
         if parameters["AutoScalingGroupNames.member.1"] != self.name {
             return result("DescribeAutoScalingGroups", "<AutoScalingGroups/>");
@@ -284,7 +285,7 @@ impl Group {
     }
 }
 
-/// Every action, what it needs and what it may have.
+/// Every action with its mandatory and optional parameters.
 const KNOWN: [(&str, &[&str], &[&str]); 8] = [
     ("TerminateInstanceInAutoScalingGroup", &["InstanceId", "ShouldDecrementDesiredCapacity"], &[]),
     ("DescribeAutoScalingInstances", &["InstanceIds.member.1"], &[]),
@@ -307,7 +308,7 @@ fn result(action: &str, content: &str) -> Answer {
     ))
 }
 
-/// An error as the service tells it.
+/// An error response of the service.
 pub fn refusal(status: u16, code: &str, message: &str) -> Answer {
     Answer::new(status).with("Content-Type", "text/xml").body(format!(
         "<ErrorResponse xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><Error><Type>Sender</Type>\

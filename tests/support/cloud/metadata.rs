@@ -1,5 +1,5 @@
-//! A strict instance metadata service, version 2 only: whoever asks without a token, too often, or through a proxy fails
-//! the test.
+//! A strict instance metadata service, version 2 only. A request without a token, through a proxy, or above the rate
+//! limit fails the test.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpListener;
@@ -10,16 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::support::http::{Answer, Connection, Request, connection, read_request, write_answer};
 use crate::support::unique_number;
 
-/// The most that may be asked in any one second.
+/// The maximum number of requests per second.
 const REQUESTS_A_SECOND: usize = 5;
 
 #[derive(Default)]
 struct State {
     items: BTreeMap<String, String>,
     tokens: BTreeMap<String, Instant>,
-    /// How long tokens really count, whatever was asked for.
+    /// The real lifetime of tokens, regardless of the requested one.
     token_life: Option<Duration>,
-    /// When the last requests came, by their tokens: each process has its own.
+    /// The times of the latest requests, by token: each process has its own token.
     arrivals: BTreeMap<String, VecDeque<Instant>>,
     requests: Vec<String>,
     faults: VecDeque<u16>,
@@ -27,19 +27,19 @@ struct State {
     violations: Vec<String>,
 }
 
-/// The service; its threads end with the process.
+/// The service; its threads run until the process ends.
 pub struct Metadata {
     pub url: String,
     state: Arc<Mutex<State>>,
 }
 
 impl Metadata {
-    /// A service on loopback that knows nothing yet.
+    /// An empty service on loopback.
     pub fn start() -> Self {
         Self::start_at("127.0.0.1:0")
     }
 
-    /// The same at another address.
+    /// An empty service at another address.
     pub fn start_at(address: &str) -> Self {
         let listener = TcpListener::bind(address).expect("an address");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -54,44 +54,43 @@ impl Metadata {
         Self { url, state }
     }
 
-    /// Puts something below `meta-data/`.
+    /// Sets an item below `meta-data/`.
     pub fn set(&self, path: &str, value: impl Into<String>) {
         self.lock().items.insert(path.to_owned(), value.into());
     }
 
-    /// Takes it away.
+    /// Removes an item.
     pub fn remove(&self, path: &str) {
         self.lock().items.remove(path);
     }
 
-    /// The next requests with a token are answered with these statuses.
+    /// The statuses of the responses to the next requests with a token.
     pub fn fail(&self, statuses: impl IntoIterator<Item = u16>) {
         self.lock().faults.extend(statuses);
     }
 
-    /// Takes requests and never answers, or answers again.
+    /// Whether requests get no response.
     pub fn set_silent(&self, silent: bool) {
         self.lock().is_silent = silent;
     }
 
-    /// Tokens count for this long only, and those that are out no more.
+    /// Limits the lifetime of tokens; invalidates existing ones.
     pub fn shorten_tokens(&self, life: Duration) {
         let mut state = self.lock();
         state.token_life = Some(life);
         state.tokens.clear();
     }
 
-    /// What was asked so far: `PUT api/token`, `GET meta-data/instance-id`, …
+    /// The requests so far: `PUT api/token`, `GET meta-data/instance-id`, …
     pub fn requests(&self) -> Vec<String> {
         self.lock().requests.clone()
     }
 
-    /// How often something was asked.
+    /// The number of equal requests.
     pub fn count(&self, request: &str) -> usize {
         self.lock().requests.iter().filter(|known| *known == request).count()
     }
 
-    /// Rules that were broken.
     pub fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
     }
@@ -118,7 +117,7 @@ fn serve(mut connection: Connection, state: &Mutex<State>) {
             if state.is_silent { None } else { Some(state.answer(&request)) }
         };
         let Some(answer) = answer else {
-            // The other side loses its patience first.
+            // The client times out first.
             thread::sleep(Duration::from_secs(30));
             return;
         };

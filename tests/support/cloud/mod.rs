@@ -1,4 +1,4 @@
-//! One instance of EC2 in an Auto Scaling group: a metadata service and an Auto Scaling service that know of each other.
+//! One EC2 instance in an Auto Scaling group: a metadata service and an Auto Scaling service with a common state.
 
 pub mod autoscaling;
 pub mod metadata;
@@ -16,31 +16,30 @@ use crate::support::gitlab::Fault;
 use crate::support::http::{Connection, Request, listen, read_request, write_answer, write_half};
 use crate::support::unique_number;
 
-/// The region.
 pub const REGION: &str = "eu-west-1";
 
 struct State {
     group: Group,
     faults: BTreeMap<String, VecDeque<Fault>>,
-    /// Actions that are refused until they are not: status and code.
+    /// Actions that are refused: status and code.
     refused: BTreeMap<String, (u16, String)>,
     secret_key: String,
     access_key: String,
     session_token: String,
-    /// How long the metadata service does not know yet what was decided.
+    /// The delay until the metadata service shows a decision of the group.
     lag: Duration,
 }
 
-/// The cloud of one test. Fails it when a rule was broken.
+/// The cloud of one test. Fails the test if a rule was broken.
 pub struct Cloud {
-    /// The instance's id.
+    /// The id of the instance.
     pub instance: String,
     pub metadata: Arc<Metadata>,
     url: String,
     state: Arc<Mutex<State>>,
 }
 
-/// What serves requests.
+/// Serves requests.
 #[derive(Clone)]
 struct Server {
     instance: String,
@@ -49,12 +48,12 @@ struct Server {
 }
 
 impl Cloud {
-    /// A spot instance in the group `builders` (3 wanted, 0 at least, no hooks), in service.
+    /// A spot instance in service, in the group `builders` (desired capacity 3, minimum 0, no hooks).
     pub fn start() -> Self {
         Self::start_with(Metadata::start())
     }
 
-    /// The same with a metadata service that is there already.
+    /// The same with an existing metadata service.
     pub fn start_with(metadata: Metadata) -> Self {
         let instance = format!("i-{:017x}", unique_number());
         let metadata = Arc::new(metadata);
@@ -81,14 +80,14 @@ impl Cloud {
         cloud
     }
 
-    /// What the agent's environment must hold.
+    /// The variables for the agent's environment.
     pub fn environment(&self) -> Vec<(String, String)> {
         let pairs =
             [("AWS_EC2_METADATA_SERVICE_ENDPOINT", &self.metadata.url), ("AWS_ENDPOINT_URL_AUTO_SCALING", &self.url)];
         pairs.map(|(name, value)| (name.to_owned(), value.clone())).to_vec()
     }
 
-    /// The instance's profile gets other credentials; the ones before count no more.
+    /// Replaces the credentials of the instance profile; invalidates the old ones.
     pub fn rotate_credentials(&self) {
         let number = unique_number();
         let mut state = self.lock();
@@ -107,37 +106,36 @@ impl Cloud {
         self.metadata.set("iam/security-credentials/builder", lent.to_string());
     }
 
-    /// Changes the group.
     pub fn change(&self, change: impl FnOnce(&mut Group)) {
         change(&mut self.lock().group);
     }
 
-    /// Looks at the group.
+    /// Reads the state of the group.
     pub fn look<T>(&self, look: impl FnOnce(&Group) -> T) -> T {
         look(&self.lock().group)
     }
 
-    /// The next calls of an action misbehave.
+    /// Makes the next calls of an action fail.
     pub fn fail(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
         self.lock().faults.entry(action.to_owned()).or_default().extend(faults);
     }
 
-    /// An action is refused with this status and code until it is allowed.
+    /// Refuses an action with this status and code, until [`Self::allow`].
     pub fn refuse(&self, action: &str, status: u16, code: &str) {
         self.lock().refused.insert(action.to_owned(), (status, code.to_owned()));
     }
 
-    /// It is not any more.
+    /// Ends [`Self::refuse`].
     pub fn allow(&self, action: &str) {
         self.lock().refused.remove(action);
     }
 
-    /// The metadata service learns later what was decided.
+    /// Delays the metadata service's knowledge of decisions.
     pub fn set_lag(&self, lag: Duration) {
         self.lock().lag = lag;
     }
 
-    /// The group ends the instance by itself.
+    /// The group terminates the instance.
     pub fn scale_in(&self) {
         let mut state = self.lock();
         state.group.end();
@@ -145,14 +143,14 @@ impl Cloud {
         self.metadata.set("autoscaling/target-lifecycle-state", "Terminated");
     }
 
-    /// A notice that the instance is taken after this time.
+    /// Announces an interruption of the instance after this time.
     pub fn interrupt(&self, after: Duration) {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::try_from(after).expect("a duration");
         let at = at.strftime("%Y-%m-%dT%H:%M:%SZ");
         self.metadata.set("spot/instance-action", format!("{{\"action\": \"terminate\", \"time\": \"{at}\"}}"));
     }
 
-    /// A notice that the instance may be taken.
+    /// Recommends a rebalance.
     pub fn recommend_rebalance(&self) {
         let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
         self.metadata.set("events/recommendations/rebalance", format!("{{\"noticeTime\": \"{at}\"}}"));
@@ -163,7 +161,7 @@ impl Cloud {
         self.look(|group| group.calls.iter().filter(|call| call.action == action).cloned().collect())
     }
 
-    /// Waits until something holds.
+    /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Group) -> bool) {
         let until = Instant::now() + Duration::from_secs(60);
         while !self.look(&holds) {

@@ -1,10 +1,10 @@
-//! Signature Version 4 from the side that checks it, made from the manual and not from the code under test.
+//! Verification of Signature Version 4, written from the AWS documentation independently of the code under test.
 
 use ring::{digest, hmac};
 
 use crate::support::http::Request;
 
-/// Who may sign, and for what.
+/// The expected signer and scope.
 pub struct Expected<'a> {
     pub access_key: &'a str,
     pub secret_key: &'a str,
@@ -13,7 +13,7 @@ pub struct Expected<'a> {
     pub service: &'a str,
 }
 
-/// Checks the signature of a request. Errors: what is wrong with it.
+/// Verifies the signature of a request. The error says what is wrong.
 pub fn check(request: &Request, expected: &Expected<'_>) -> Result<(), String> {
     let fields = request.header("authorization").strip_prefix("AWS4-HMAC-SHA256 ").ok_or("it is not signed")?;
     let field = |name: &str| {
@@ -59,7 +59,7 @@ pub fn check(request: &Request, expected: &Expected<'_>) -> Result<(), String> {
     }
 }
 
-/// More than five minutes from now.
+/// Whether a time differs by more than five minutes from now.
 fn is_far(time: &str) -> bool {
     let Ok(moment) = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time) else { return true };
     let moment = jiff::tz::Offset::UTC.to_timestamp(moment).expect("a time");
