@@ -29,7 +29,7 @@ fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
 /// The output of `unzip` for an archive.
 fn unzipped(home: &Home, content: &[u8], file: &str) -> String {
     let path = home.path("archive.zip");
-    std::fs::write(&path, content).expect("written");
+    std::fs::write(&path, content).expect("write a file");
     let output = Command::new("unzip").arg("-p").arg(&path).arg(file).output().expect("unzip");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -62,8 +62,8 @@ fn uploads_artifacts_and_reports() {
     assert_eq!((gzip.name.as_str(), gzip.kind.as_str()), ("junit.xml.gz", "junit"));
     assert_eq!((zip.format.as_str(), gzip.format.as_str()), ("zip", "gzip"));
     let mut gunzip = Command::new("gunzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gunzip");
-    gunzip.stdin.take().expect("a pipe").write_all(&gzip.content).expect("written");
-    assert_eq!(gunzip.wait_with_output().expect("ended").stdout, b"<x/>\n<y/>\n");
+    gunzip.stdin.take().expect("a pipe").write_all(&gzip.content).expect("write a file");
+    assert_eq!(gunzip.wait_with_output().expect("must end").stdout, b"<x/>\n<y/>\n");
     assert!(job.log().contains("upload_artifacts_on_success") && job.log().contains("found 4 matching artifact files"));
 }
 
@@ -88,15 +88,15 @@ fn uploads_only_artifacts_whose_when_matches_the_result() {
 fn does_not_follow_links_out_of_the_project() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    std::fs::create_dir(home.path("outside")).expect("made");
-    std::fs::write(home.path("outside/secret.txt"), "secret of the machine").expect("written");
+    std::fs::create_dir(home.path("outside")).expect("create a file or directory");
+    std::fs::write(home.path("outside/secret.txt"), "secret of the machine").expect("write a file");
     let link = format!("ln -s {} link; echo ok >f", home.path("outside").display());
     let paths = ["link/secret.txt", "link/*.txt", "link", "../*", "/etc/passwd", "f"];
     let job = run(&gitlab, &home, job(&[&link]).set("artifacts", json!([archive(&paths)])));
     assert_eq!(job.state, "success", "{}", job.log());
     let content = &job.artifacts[0].content;
     let listed = {
-        std::fs::write(home.path("archive.zip"), content).expect("written");
+        std::fs::write(home.path("archive.zip"), content).expect("write a file");
         let output = Command::new("unzip").arg("-Z1").arg(home.path("archive.zip")).output().expect("unzip");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -298,10 +298,11 @@ fn uploads_artifacts_with_a_client_key_that_only_the_agent_can_read() {
     let (server, client) = (pki.server(), pki.server());
     let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
     let home = Home::empty();
-    std::fs::create_dir(home.path("private")).expect("made");
+    std::fs::create_dir(home.path("private")).expect("create a file or directory");
     let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    std::fs::set_permissions(home.path("private"), closed).expect("closed");
-    let write = |name: &str, content: &str| std::fs::write(home.path("private").join(name), content).expect("written");
+    std::fs::set_permissions(home.path("private"), closed).expect("close");
+    let write =
+        |name: &str, content: &str| std::fs::write(home.path("private").join(name), content).expect("write a file");
     write("ca.pem", &pki.root);
     write("client.pem", &client.chain);
     write("client.key", &client.key);
@@ -323,7 +324,7 @@ fn a_slow_transfer_reports_its_progress() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server_of("gitlab.test"), Chain::Complete)));
     let home = Home::empty();
-    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
     let trust = format!("tls-ca-file = \"{}\"", home.path("ca.pem").display());
     home.configure("https://gitlab.test", "", &trust);
     // A pause of some milliseconds after each 64 KiB makes the transfer take several seconds on any machine.

@@ -129,7 +129,7 @@ fn fetches_a_runner_token_from_its_store() {
     let mut home = Home::new(&gitlab, "", "");
     let plain = read(&home.config());
     for reference in ["aws-ssm:/ci/token", "aws-secretsmanager:ci/runner#token"] {
-        fs::write(home.config(), plain.replace(RUNNER_TOKEN, reference)).expect("written");
+        fs::write(home.config(), plain.replace(RUNNER_TOKEN, reference)).expect("write a file");
         home.set_environment(of_user(&moto, &allowed));
         let id = gitlab.queue(job(&["true"]).build());
         let mut agent = home.start(&["--once"]);
@@ -149,7 +149,7 @@ fn fetches_a_runner_token_from_its_store() {
 /// A configuration whose runner token is in Parameter Store.
 fn home_of_parameter(gitlab: &GitLab, more: &str) -> Home {
     let home = Home::new(gitlab, "", more);
-    fs::write(home.config(), read(&home.config()).replace(RUNNER_TOKEN, "aws-ssm:/ci/token")).expect("written");
+    fs::write(home.config(), read(&home.config()).replace(RUNNER_TOKEN, "aws-ssm:/ci/token")).expect("write a file");
     home
 }
 
@@ -180,13 +180,13 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
     let common = [("AWS_ENDPOINT_URL".to_owned(), moto.url.clone()), ("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
 
     // A profile that assumes a role with the keys of another profile.
-    fs::create_dir(home.path(".aws")).expect("made");
+    fs::create_dir(home.path(".aws")).expect("create a file or directory");
     let arn = "arn:aws:iam::123456789012:role/reader";
     let config = format!("[profile ci]\nrole_arn = {arn}\nsource_profile = base\n");
-    fs::write(home.path(".aws/config"), &config).expect("written");
+    fs::write(home.path(".aws/config"), &config).expect("write a file");
     let keys =
         format!("[base]\naws_access_key_id = {}\naws_secret_access_key = {}\n", changer.access_key, changer.secret_key);
-    fs::write(home.path(".aws/credentials"), keys).expect("written");
+    fs::write(home.path(".aws/credentials"), keys).expect("write a file");
     let mut environment = common.to_vec();
     environment.push(("AWS_PROFILE".to_owned(), "ci".to_owned()));
     home.set_environment(environment);
@@ -209,7 +209,7 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
 
     // A role that a web identity token may assume. moto rejects unsigned requests while it checks policies.
     moto.check_rights(false);
-    fs::write(home.path("identity"), "header.payload.signature\n").expect("written");
+    fs::write(home.path("identity"), "header.payload.signature\n").expect("write a file");
     let mut environment = common.to_vec();
     environment.push(("AWS_ROLE_ARN".to_owned(), arn.to_owned()));
     let file = home.path("identity").display().to_string();
@@ -341,7 +341,7 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
     let gitlab = GitLab::start();
     let mut home = Home::new(&gitlab, "", "");
     let config = read(&home.config()).replace("[mayfly]", "[mayfly]\nleave = \"aws-asg\"\nidle_timeout = \"2s\"");
-    fs::write(home.config(), config).expect("written");
+    fs::write(home.config(), config).expect("write a file");
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
@@ -375,7 +375,7 @@ fn a_missing_permission_is_named_and_the_machine_powers_off() {
          poweroff_command = \"echo off >> {}\"",
         home.path("power").display()
     );
-    fs::write(home.config(), read(&home.config()).replace("[mayfly]", &keys)).expect("written");
+    fs::write(home.config(), read(&home.config()).replace("[mayfly]", &keys)).expect("write a file");
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
@@ -473,7 +473,7 @@ fn replaces_expired_credentials() {
     cloud.wait_until("the protection", |group| group.is_protected);
     cloud.rotate_credentials();
     cloud.metadata.shorten_tokens(Duration::from_secs(1));
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success(), "{}", agent.log());
     assert_eq!(cloud.look(|group| (group.terminations, group.decrements)), (1, 0), "{}", agent.log());

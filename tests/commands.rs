@@ -15,8 +15,8 @@ fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("mayfly");
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
-    child.wait_with_output().expect("ended")
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("write a file");
+    child.wait_with_output().expect("must end")
 }
 
 fn text(output: &Output) -> String {
@@ -71,7 +71,7 @@ fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_option
     let gitlab = GitLab::start();
     let home = Home::empty();
     let config = home.config().display().to_string();
-    std::fs::write(home.path("pat"), ACCESS_TOKEN).expect("written");
+    std::fs::write(home.path("pat"), ACCESS_TOKEN).expect("write a file");
     let pat = home.path("pat").display().to_string();
     let base = ["register", "-n", "--config", &config, "--url", &gitlab.url, "--executor", "shell"];
     let create = [
@@ -222,7 +222,7 @@ fn check_finds_problems_that_prevent_a_start() {
     let config = read(&home.config());
     let state = format!("state_dir = \"{}\"", home.path("state").display());
     assert!(config.contains(&state));
-    std::fs::write(home.config(), config.replace(&state, "state_dir = \"/proc/x\"")).expect("written");
+    std::fs::write(home.config(), config.replace(&state, "state_dir = \"/proc/x\"")).expect("write a file");
     assert!(check(&home).contains("FAIL     state directory: /proc/x cannot be written"), "{}", check(&home));
     let home = Home::new(&gitlab, "", "");
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);

@@ -54,7 +54,7 @@ fn waiting() -> JobBuilder {
 #[test]
 fn containers_have_the_configured_limits_and_privileges() {
     let profile = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("written");
+    std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("write a file");
     let parent = format!("mayfly-test-{}", unique_number());
     let keys = format!(
         "memory = \"64m\"\nmemory_reservation = \"32m\"\ncpus = \"0.5\"\ncpu_shares = 512\ncpuset_cpus = \"0\"\n\
@@ -251,7 +251,7 @@ fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
     let between = Between::start(docker(), move |request| {
         let is = |end: &str| request.method == "POST" && request.path.ends_with(end);
         if is("/containers/create") || is("/networks/create") {
-            noted.lock().expect("no panic").push(request.json());
+            noted.lock().expect("the thread must not panic").push(request.json());
         }
         match () {
             () if is("/start") => Fate::Answered("HTTP/1.1 204 x\r\nConnection: close\r\n\r\n".to_owned()),
@@ -268,7 +268,7 @@ fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
     let job = gitlab.finished(id);
     assert!(job.has("enough"), "{}", job.log());
     assert!(agent.wait().success());
-    let wanted = wanted.lock().expect("no panic");
+    let wanted = wanted.lock().expect("the thread must not panic");
     wanted.clone()
 }
 

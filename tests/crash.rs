@@ -252,7 +252,7 @@ fn the_next_agent_reads_the_result_of_a_script_that_ended_meanwhile() {
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     std::thread::sleep(std::time::Duration::from_secs(2));
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
@@ -351,7 +351,7 @@ fn the_next_agent_sends_an_unsent_final_state() {
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     gitlab.set_away(true);
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     let record = home.path("state/slot-0/job.json");
     gitlab.wait_until("the outcome in the record", |_| read(&record).contains("\"final_state\":\"success\""));
     agent.kill();
@@ -374,7 +374,7 @@ fn max_builds_counts_across_a_crash() {
     let agent = home.start(&["--max-builds", "1"]);
     gitlab.wait_for_log(first, "begun");
     agent.kill();
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     let second = gitlab.queue(job(&["true"]).build());
     let mut next = home.start(&["--max-builds", "1"]);
     assert!(next.wait().success());

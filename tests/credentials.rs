@@ -40,7 +40,7 @@ fn ip(arguments: &str) {
 /// Sends the secret to every client.
 fn serve(address: &str, port: u16) {
     let address: IpAddr = address.parse().expect("an address");
-    let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bound");
+    let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bind");
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.write_all(SECRET.as_bytes());
@@ -100,7 +100,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
             let text = fs::read_to_string(home.config()).expect("a configuration");
             let text = text.replace("block_instance_metadata = true\n", "");
             let with = if on { "[mayfly]\nblock_instance_metadata = true\n" } else { "[mayfly]\n" };
-            fs::write(home.config(), text.replace("[mayfly]\n", with)).expect("written");
+            fs::write(home.config(), text.replace("[mayfly]\n", with)).expect("write a file");
         };
         block(true);
         for _ in 0..2 {
@@ -143,7 +143,7 @@ impl Elsewhere {
         let mut elsewhere = Self(child.expect("unshare"));
         // The process answers as soon as it is in the namespace.
         let mut echo = [0; 3];
-        elsewhere.0.stdin.as_mut().expect("a pipe").write_all(b"in\n").expect("written");
+        elsewhere.0.stdin.as_mut().expect("a pipe").write_all(b"in\n").expect("write a file");
         elsewhere.0.stdout.as_mut().expect("a pipe").read_exact(&mut echo).expect("an echo");
         elsewhere.run("ip link set lo up");
         elsewhere
@@ -199,7 +199,7 @@ fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
         let home = Home::new(&gitlab, "user = \"nobody\"", "");
         let text = fs::read_to_string(home.config()).expect("a configuration");
         let blocked = text.replace("[mayfly]\n", "[mayfly]\nblock_instance_metadata = true\n");
-        fs::write(home.config(), blocked).expect("written");
+        fs::write(home.config(), blocked).expect("write a file");
         let mut agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
         assert_eq!([ask(V4).as_str(), ask(OTHER).as_str()], ["", SECRET]);

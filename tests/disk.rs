@@ -15,7 +15,7 @@ pub struct Small(std::path::PathBuf);
 
 impl Small {
     pub fn mount(place: std::path::PathBuf) -> Self {
-        std::fs::create_dir_all(&place).expect("made");
+        std::fs::create_dir_all(&place).expect("create a file or directory");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&place).status();
         assert!(mounted.expect("mount").success(), "these tests need root");
         Self(place)
@@ -47,7 +47,7 @@ fn a_job_that_fills_the_journals_disk_still_reports_its_result() {
     let id = gitlab.queue(job(&lines).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_for_log(id, "before");
-    std::fs::write(go, "").expect("written");
+    std::fs::write(go, "").expect("write a file");
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(6)), "{}", job.log());
     let lines = job.lines();
@@ -140,7 +140,7 @@ fn a_container_that_fills_the_builds_disk_keeps_its_result_and_its_log() {
     let home = Home::with_containers_of(&gitlab, &engine.host(), "", keys);
     let text = std::fs::read_to_string(home.config()).expect("read");
     let own = format!("[runners.mayfly]\nbuilds_dir = \"{}\"\n[runners.docker]\n", builds.0.display());
-    std::fs::write(home.config(), text.replace("[runners.docker]\n", &own)).expect("written");
+    std::fs::write(home.config(), text.replace("[runners.docker]\n", &own)).expect("write a file");
     let artifact = json!([{"name": "out", "paths": ["small.txt"], "when": "always", "artifact_format": "zip",
         "artifact_type": "archive"}]);
     let cache = json!([{"key": "k", "paths": ["small.txt"], "policy": "push", "when": "always"}]);

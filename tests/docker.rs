@@ -128,7 +128,7 @@ fn fleet_executors_are_read_as_docker() {
         let home = Home::with_containers(&gitlab, "", &format!("memory = \"64m\"\n{tables}"));
         let text = std::fs::read_to_string(home.config()).expect("read");
         let text = text.replace("executor = \"docker\"", &format!("executor = \"{executor}\""));
-        std::fs::write(home.config(), text).expect("written");
+        std::fs::write(home.config(), text).expect("write a file");
         let ids = [0; 2].map(|_| gitlab.queue(job(&["cat /proc/1/comm; cat /etc/passwd | grep builder"]).build()));
         let mut agent = home.start(&[]);
         let done = gitlab.finished(ids[0]);
@@ -250,7 +250,7 @@ fn an_image_without_a_shell_is_reported() {
 fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
     let directory = tempfile::tempdir().expect("a directory");
     let odd = directory.path().join("odd.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bound");
+    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bind");
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         for mut stream in listener.incoming().flatten() {
@@ -289,7 +289,7 @@ fn an_agent_starts_without_its_engine() {
 fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("hung.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         // This engine answers pings and nothing else.
@@ -390,7 +390,7 @@ fn a_job_whose_journal_cannot_be_written_is_removed_and_the_agent_continues() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     // The journal cannot be written, so the job cannot be resumed.
-    std::fs::remove_file(home.path("state/slot-0/job.json")).expect("removed");
+    std::fs::remove_file(home.path("state/slot-0/job.json")).expect("remove");
     let container = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")).swap_remove(0);
     docker().run(&["exec", "--detach", &container, "touch", "/builds/team/demo/go"]);
     let done = gitlab.finished(id);
@@ -426,7 +426,7 @@ fn removes_orphaned_containers_and_no_foreign_ones() {
     ]);
     agent.kill();
     kill_shims(id);
-    std::fs::remove_dir_all(home.path("state/slot-0")).expect("removed");
+    std::fs::remove_dir_all(home.path("state/slot-0")).expect("remove");
     let mut next = home.start(&[]);
     next.wait_for_log("mayfly is up");
     next.signal("QUIT");
@@ -462,7 +462,7 @@ fn a_project_reuses_its_volumes_but_not_from_protected_to_unprotected_jobs() {
     let host = tempfile::tempdir().expect("a directory");
     let keys = format!("volumes = [\"/cache\", \"{}:/host:ro\"]", host.path().display());
     let home = Home::with_containers(&gitlab, "", &keys);
-    std::fs::write(host.path().join("file"), "of the machine\n").expect("written");
+    std::fs::write(host.path().join("file"), "of the machine\n").expect("write a file");
     let protected = |lines: &[&str]| job(lines).variable("CI_COMMIT_REF_PROTECTED", "true");
     let jobs = [
         job(&["echo one >/cache/x; cat /host/file; touch /host/y || echo read-only"]),
@@ -568,10 +568,10 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
     let home = Home::with_containers(&gitlab, "", "");
     let (witness, outside) = (home.path("witness"), home.path("outside"));
     for directory in [&witness, &outside] {
-        std::fs::create_dir(directory).expect("made");
-        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("opened");
+        std::fs::create_dir(directory).expect("create a file or directory");
+        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("open a file");
     }
-    std::fs::write(outside.join("precious"), "stays").expect("written");
+    std::fs::write(outside.join("precious"), "stays").expect("write a file");
     let (witness_name, outside_name) = (witness.display().to_string(), outside.display().to_string());
     let plants = plants(&witness_name, &outside_name);
     let plants: Vec<&str> = plants.iter().map(String::as_str).collect();
@@ -620,7 +620,7 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
     };
     assert_eq!(names(&witness), Vec::<String>::new(), "something was run");
     assert_eq!(names(&outside), ["precious"], "something was written");
-    assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("there"), "stays");
+    assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("must exist"), "stays");
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -700,16 +700,16 @@ fn no_part_of_a_repository_can_redirect_the_agent_outside() {
     crate::support::git::git(&work, &[&add[..], &of_sub.each_ref().map(String::as_str)].concat());
     let modules = work.join(".gitmodules");
     let text = std::fs::read_to_string(&modules).expect("read").replace(&of_sub[0], "../sub.git");
-    std::fs::write(modules, text).expect("written");
+    std::fs::write(modules, text).expect("write a file");
     let sha = git.commit("team/demo", &[], "with a submodule");
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");
     // Besides the builds directory, file tasks may write only to the caches, here those of another project.
     let outside = home.path("cache/other");
     let witness = outside.join("witness");
-    std::fs::create_dir_all(outside.join("empty")).expect("made");
-    std::fs::write(outside.join("precious"), "stays").expect("written");
-    std::fs::create_dir(outside.join("repo")).expect("made");
+    std::fs::create_dir_all(outside.join("empty")).expect("create a file or directory");
+    std::fs::write(outside.join("precious"), "stays").expect("write a file");
+    std::fs::create_dir(outside.join("repo")).expect("create a file or directory");
     let run = format!("touch {}", witness.display());
     let repository = outside.join("repo");
     crate::support::git::git(&repository, &["init", "-q", "--bare", "."]);
@@ -762,7 +762,7 @@ fn a_service_that_changes_files_while_git_runs_gains_nothing() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "wait_for_services_timeout = -1");
     let witness = home.path("witness");
-    std::fs::create_dir(&witness).expect("made");
+    std::fs::create_dir(&witness).expect("create a file or directory");
     let run = format!("touch {}/x; touch /builds/team/witness", witness.display());
     let service = format!(
         "while :; do cd /builds/team/demo/.git 2>/dev/null && {{ printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = {run}\\n\
@@ -781,5 +781,5 @@ fn a_service_that_changes_files_while_git_runs_gains_nothing() {
         gitlab.finished(id);
     }
     assert!(agent.wait().success());
-    assert_eq!(std::fs::read_dir(&witness).expect("there").count(), 0, "something was run on the machine");
+    assert_eq!(std::fs::read_dir(&witness).expect("must exist").count(), 0, "something was run on the machine");
 }

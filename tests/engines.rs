@@ -204,7 +204,7 @@ fn jobs_and_containers_from_before_a_reboot_are_reported_and_removed() {
 /// A directory for `tls_cert_path`: the trusted authority, and the client certificate.
 fn certificates(trusted: &Pki, known: Option<&Pki>) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
-    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("write a file");
     write("ca.pem", &trusted.root);
     if let Some(known) = known {
         let client = known.server();

@@ -20,9 +20,9 @@ fn checkout(file: &str) -> Home {
 /// Creates a checkout with this configuration in a home.
 fn in_checkout(home: Home, file: &str) -> Home {
     let root = home.path("checkout");
-    std::fs::create_dir(&root).expect("made");
+    std::fs::create_dir(&root).expect("create a file or directory");
     git(&root, &["init", "-q", "-b", "main"]);
-    std::fs::write(root.join(".gitlab-ci.yml"), file).expect("written");
+    std::fs::write(root.join(".gitlab-ci.yml"), file).expect("write a file");
     git(&root, &["add", "-A"]);
     git(&root, &["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", "first"]);
     home
@@ -60,7 +60,7 @@ fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     while let Some(directory) = waiting.pop() {
         for entry in std::fs::read_dir(directory).expect("read") {
             let path = entry.expect("an entry").path();
-            match path.symlink_metadata().expect("there").is_dir() {
+            match path.symlink_metadata().expect("must exist").is_dir() {
                 true => waiting.push(path),
                 false => found.push((path.clone(), std::fs::read(&path).unwrap_or_default())),
             }
@@ -103,10 +103,10 @@ two: {script: [cat tracked, 'ls -A', 'test ! -e made', 'git tag | grep job && ex
 ";
     let home = checkout(file);
     let root = home.path("checkout");
-    std::fs::write(root.join("tracked"), "first\n").expect("written");
+    std::fs::write(root.join("tracked"), "first\n").expect("write a file");
     git(&root, &["add", "tracked"]);
-    std::fs::write(root.join("tracked"), "edited\n").expect("written");
-    std::fs::write(root.join("loose"), "loose\n").expect("written");
+    std::fs::write(root.join("tracked"), "edited\n").expect("write a file");
+    std::fs::write(root.join("loose"), "loose\n").expect("write a file");
     let before = contents(&root);
     let (output, text) = exec(&home, &[]);
     assert!(output.status.success() && text.contains("\nedited\n") && !text.contains("\nloose\n"), "{text}");
@@ -182,7 +182,7 @@ fn a_closed_output_pipe_ends_the_run_quietly() {
     let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
     let mut start = [0; 64];
     child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read");
-    let output = child.wait_with_output().expect("ended");
+    let output = child.wait_with_output().expect("must end");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && !complaint.contains("panicked"), "{complaint}");
 }
@@ -234,8 +234,8 @@ fn an_interrupt_or_a_kill_ends_all_jobs_and_leaves_nothing() {
         let mut child = started(&home, &[], &[]);
         let process = std::fs::read_to_string(home.path("sign")).expect("a number");
         assert!(lives(&process));
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signalled");
-        let status = child.wait().expect("ended");
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        let status = child.wait().expect("must end");
         if signal == Signal::SIGINT {
             assert_eq!(status.code(), Some(130));
         }
@@ -322,8 +322,8 @@ use:
         };
         wait_until("the container runs", || of_run() > 0);
         let label = run_directory(&home);
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signalled");
-        child.wait().expect("ended");
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        child.wait().expect("must end");
         wait_until("the containers go", || {
             let filter = format!("label=io.mayfly.state={label}");
             let output = docker.command(&["ps", "-aq", "--filter", &filter]).output().expect("docker");
@@ -353,11 +353,11 @@ fn bad_input_is_refused_quickly_and_nothing_runs() {
     };
     let home = checkout("a: {script: echo}\n");
     let file = home.path("checkout/.gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("removed");
-    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("planted");
+    std::fs::remove_file(&file).expect("remove");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("create a pipe");
     refused(&home, &[], ".gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("removed");
-    std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("made");
+    std::fs::remove_file(&file).expect("remove");
+    std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("create a file or directory");
     refused(&home, &[], ".gitlab-ci.yml");
     for (content, word) in [
         ("a: [", ".gitlab-ci.yml:"),
@@ -369,12 +369,12 @@ fn bad_input_is_refused_quickly_and_nothing_runs() {
         ("include: [{local: /missing.yml}]\na: {script: echo}", "missing.yml"),
         ("include: {remote: 'http://127.0.0.1:1/x.yml'}\na: {script: echo}", "127.0.0.1:1"),
     ] {
-        std::fs::write(&file, content).expect("written");
+        std::fs::write(&file, content).expect("write a file");
         refused(&home, &["--offline"], word);
     }
-    std::fs::write(&file, "include: {remote: 'http://127.0.0.1:1/x.yml'}\na: {script: echo}").expect("written");
+    std::fs::write(&file, "include: {remote: 'http://127.0.0.1:1/x.yml'}\na: {script: echo}").expect("write a file");
     refused(&home, &[], "127.0.0.1:1");
-    std::fs::write(&file, "a: {script: echo}\n").expect("written");
+    std::fs::write(&file, "a: {script: echo}\n").expect("write a file");
     for (arguments, word) in [
         (&["--map-project", "x"][..], "PATH[@REF]=DIR"),
         (&["--mr", "x"], "SOURCE:TARGET"),
@@ -399,15 +399,15 @@ fn ten_thousand_jobs_are_listed() {
 #[test]
 fn options_come_from_files_and_the_command_line_wins() {
     let home = checkout("a: {script: 'echo $A $B $C'}\n");
-    std::fs::create_dir_all(home.path("config/mayfly")).expect("made");
-    std::fs::write(home.path("config/mayfly/exec.toml"), "[var]\nA = \"user\"\nB = \"user\"\n").expect("written");
-    std::fs::create_dir_all(home.path("checkout/.mayfly")).expect("made");
-    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "[var]\nB = \"project\"\n").expect("written");
+    std::fs::create_dir_all(home.path("config/mayfly")).expect("create a file or directory");
+    std::fs::write(home.path("config/mayfly/exec.toml"), "[var]\nA = \"user\"\nB = \"user\"\n").expect("write a file");
+    std::fs::create_dir_all(home.path("checkout/.mayfly")).expect("create a file or directory");
+    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "[var]\nB = \"project\"\n").expect("write a file");
     let config = home.path("config").display().to_string();
     let environment = [("XDG_CONFIG_HOME", config.as_str())];
     let (output, text) = exec_with(&home, &["--var", "C=line"], &environment);
     assert!(output.status.success() && text.contains("\nuser project line\n"), "{text}");
-    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "nonsense = 1\n").expect("written");
+    std::fs::write(home.path("checkout/.mayfly/exec.toml"), "nonsense = 1\n").expect("write a file");
     let (output, text) = exec_with(&home, &[], &environment);
     assert!(output.status.code() == Some(2) && text.contains("exec.toml") && text.contains("nonsense"), "{text}");
 }
@@ -438,7 +438,7 @@ pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello 
         ("hello.rs", "fn main() { println!(\"hello from rust\") }\n"),
         ("package.json", "{\"name\": \"hello\", \"scripts\": {\"test\": \"node -p \\\"'hello from node'\\\"\"}}\n"),
     ] {
-        std::fs::write(root.join(name), content).expect("written");
+        std::fs::write(root.join(name), content).expect("write a file");
     }
     git(&root, &["add", "-A"]);
     let own = |key: &str| std::env::var(key).unwrap_or_default();
@@ -461,16 +461,16 @@ fn watch_runs_the_pipeline_again_after_a_change() {
     let sign = home.path("sign").display().to_string();
     let home = in_checkout(home, &format!("a: {{script: 'cat word >>{sign}'}}\n"));
     let root = home.path("checkout");
-    std::fs::write(root.join("word"), "one\n").expect("written");
+    std::fs::write(root.join("word"), "one\n").expect("write a file");
     git(&root, &["add", "word"]);
     let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
     let mut child = started(&home, &["--watch"], &[]);
     wait_until("the first run", || seen() == "one\n");
     // The directory of the run disappears when the run ends; then the program watches for changes.
     wait_until("the first run ends", || run_directory(&home) == "none");
-    std::fs::write(root.join("word"), "two\n").expect("written");
+    std::fs::write(root.join("word"), "two\n").expect("write a file");
     wait_until("the second run", || seen().ends_with("two\n"));
     wait_until("the second run ends", || run_directory(&home) == "none");
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("signalled");
-    assert_eq!(child.wait().expect("ended").code(), Some(130));
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
+    assert_eq!(child.wait().expect("must end").code(), Some(130));
 }

@@ -15,7 +15,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     let home = Home::new(&gitlab, &format!("listen_address = \"{address}\""), "");
     let small = Small::mount(home.path("state"));
     let filler = small.path().join("filler");
-    fs::write(&filler, vec![0; 3 << 20]).expect("written");
+    fs::write(&filler, vec![0; 3 << 20]).expect("write a file");
     home.add_to_mayfly("min_free_space = 2000000");
     let id = gitlab.queue(job(&["echo ran"]).build());
     let mut agent = home.start(&["--once"]);
@@ -27,7 +27,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     let check = home.call(&["check", "--config", &home.config().display().to_string()]);
     let report = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(!check.status.success() && report.contains("bytes free"), "{report}");
-    fs::remove_file(filler).expect("removed");
+    fs::remove_file(filler).expect("remove");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
     assert_eq!(agent.log().matches("polling paused").count(), 1, "{}", agent.log());
@@ -46,7 +46,7 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     agent.wait_for_log("polling paused runner=test reason=container_engine");
     assert!(agent.log().contains("docker.sock does not answer"), "{}", agent.log());
     // A socket without a listener is the same as no socket.
-    drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bound"));
+    drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bind"));
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
     assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
@@ -56,7 +56,7 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
 fn a_runner_pauses_after_repeated_system_failures() {
     let gitlab = GitLab::start();
     let home = Home::empty();
-    fs::write(home.path("file"), "").expect("written");
+    fs::write(home.path("file"), "").expect("write a file");
     home.configure(&gitlab.url, "", &format!("builds_dir = \"{}\"", home.path("file/builds").display()));
     let ids: Vec<i64> = (0..5).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     let agent = home.start(&[]);
@@ -78,7 +78,7 @@ fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     ));
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(told).expect("told"), "unfit\n");
+    assert_eq!(fs::read_to_string(told).expect("must be reported"), "unfit\n");
     assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
 }
 
@@ -99,10 +99,10 @@ fn polling_starts_only_when_the_machine_is_ready() {
     let mut agent = home.start(&["--once"]);
     let (status, body) = wait_for(&agent, &address, "/healthz", "reason=not_ready");
     assert_eq!(status, 503, "{body}");
-    fs::write(own, "").expect("written");
+    fs::write(own, "").expect("write a file");
     wait_for(&agent, &address, "/healthz", "of-runner");
     assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
-    fs::write(of_runner, "").expect("written");
+    fs::write(of_runner, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
     assert!(fs::read_to_string(tries).expect("tried").lines().count() >= 2);
@@ -118,20 +118,20 @@ fn a_machine_without_runners_powers_off_after_the_configured_time() {
         home.path("state").display(),
         told.display()
     );
-    fs::write(home.config(), text).expect("written");
+    fs::write(home.config(), text).expect("write a file");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(told).expect("told"), "no_runner\n");
+    assert_eq!(fs::read_to_string(told).expect("must be reported"), "no_runner\n");
 }
 
 #[test]
 fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     let home = Home::empty();
     let (told, runtime) = (home.path("told"), home.path("runtime"));
-    fs::create_dir(&runtime).expect("made");
-    fs::write(home.config(), "runners = 1\n").expect("written");
+    fs::create_dir(&runtime).expect("create a file or directory");
+    fs::write(home.config(), "runners = 1\n").expect("write a file");
     let program = home.path("systemctl");
-    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", told.display())).expect("written");
+    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", told.display())).expect("write a file");
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let socket = home.path("notify").display().to_string();
     let path = format!("{}:/usr/bin:/bin", home.path("").display());
@@ -147,5 +147,5 @@ fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
             break;
         }
     }
-    assert_eq!(fs::read_to_string(told).expect("told"), "poweroff\n");
+    assert_eq!(fs::read_to_string(told).expect("must be reported"), "poweroff\n");
 }

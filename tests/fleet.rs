@@ -245,7 +245,7 @@ fn cut_off(phase: &str, cut: Cut) {
             fleet = Fleet::new("max_builds = 1\nleave_fallback_after = \"1s\"");
             fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
             let text = read(&fleet.home.config()).replacen("echo off", &format!("{}; echo off", wait(&fleet)), 1);
-            fs::write(fleet.home.config(), text).expect("written");
+            fs::write(fleet.home.config(), text).expect("write a file");
         }
         _ => {}
     }
@@ -279,7 +279,7 @@ fn cut_off(phase: &str, cut: Cut) {
         fleet.home.reboot();
     }
     fleet.cloud.allow(if phase == "waiting" { TERMINATE } else { "" });
-    fs::write(fleet.home.path("go"), "").expect("written");
+    fs::write(fleet.home.path("go"), "").expect("write a file");
     let waiting = fleet.queue(job(&["true"]));
     let mut next = fleet.start();
     assert!(next.wait().success(), "{phase}: {}", next.log());
@@ -467,7 +467,7 @@ fn an_instance_has_scale_in_protection_while_it_runs_a_job() {
     let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
     let mut agent = fleet.start();
     fleet.cloud.wait_until("protection", |group| group.is_protected);
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     let done = fleet.gitlab.finished(id);
     assert_eq!(done.state, "success");
     fleet.cloud.wait_until("the end of protection", |group| !group.is_protected);
@@ -599,7 +599,7 @@ fn a_job_that_ends_before_the_interruption_keeps_its_result() {
     fleet.gitlab.wait_for_log(id, "begun");
     fleet.cloud.interrupt(Duration::from_secs(60));
     agent.wait_for_log("polling stopped");
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     let job = fleet.gitlab.job(id);
     assert_eq!(job.state, "success", "{}", job.log());
@@ -680,7 +680,7 @@ fn a_rebalance_recommendation_stops_polling_and_keeps_the_desired_capacity() {
     fleet.cloud.recommend_rebalance();
     agent.wait_for_log("polling stopped reason=rebalance_recommendation");
     let waiting = fleet.queue(job(&["true"]));
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     let states = [fleet.gitlab.job_state(id), fleet.gitlab.job_state(waiting)];
     assert_eq!((states, fleet.ends()), (["success".to_owned(), "pending".to_owned()], (1, 0)));

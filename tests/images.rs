@@ -58,8 +58,8 @@ fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Hom
     let allowed = "[runners.mayfly]\nallowed_credential_helpers = [\"test\"]\n";
     let home = Home::with_containers(gitlab, &runner, &format!("pull_policy = \"always\"\n{allowed}"));
     if let Some(config) = source.file {
-        fs::create_dir(home.path(".docker")).expect("made");
-        fs::write(home.path(".docker/config.json"), config).expect("written");
+        fs::create_dir(home.path(".docker")).expect("create a file or directory");
+        fs::write(home.path(".docker/config.json"), config).expect("write a file");
     }
     let helper = home.path("docker-credential-test");
     let script = format!(
@@ -185,7 +185,7 @@ fn an_interrupted_pull_fails_the_job_and_not_the_agent() {
     // The engine does not pull layers that it already has, so the test needs a layer that no other image has.
     let root = tempfile::tempdir().expect("a directory");
     let noise: Vec<u8> = (0..1 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    fs::write(root.path().join("noise"), [&noise[..], registry.address.as_bytes()].concat()).expect("written");
+    fs::write(root.path().join("noise"), [&noise[..], registry.address.as_bytes()].concat()).expect("write a file");
     let local = docker.image_of(root.path(), &[]);
     let image = registry.push(&local, "team/app:1");
     docker.run(&["rmi", &local]);

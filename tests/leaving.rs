@@ -247,7 +247,7 @@ fn the_next_agent_resumes_an_interrupted_shutdown() {
                 agent.kill();
                 let waiting = gitlab.queue(job(&["true"]).build());
                 for file in [&end, &go] {
-                    fs::write(file, "").expect("written");
+                    fs::write(file, "").expect("write a file");
                 }
                 let mut next = home.start(&[]);
                 assert!(next.wait().success(), "{phase}: {}", next.log());
@@ -271,7 +271,7 @@ fn a_stopped_agent_resumes_its_shutdown_at_the_next_start() {
     // The agent waits for the command no longer than for jobs.
     assert!(agent.wait().success());
     assert!(agent.log().contains("the next start resumes it"), "{}", agent.log());
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     let before = polls(&gitlab);
     let mut next = home.start(&[]);
     assert!(next.wait().success());
@@ -286,9 +286,9 @@ fn an_agent_whose_start_fails_resumes_its_shutdown() {
     let agent = home.start(&[]);
     wait_for_file(&ran);
     agent.kill();
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write a file");
     let text = read(&home.config());
-    fs::write(home.config(), format!("user = \"no-such-user\"\n{text}")).expect("written");
+    fs::write(home.config(), format!("user = \"no-such-user\"\n{text}")).expect("write a file");
     let mut next = home.start(&[]);
     assert!(next.wait().success(), "{}", next.log());
     assert!(next.log().contains("no-such-user") && lines(&ran).len() == 2, "{}", next.log());
@@ -300,12 +300,12 @@ fn an_agent_whose_start_fails_resumes_its_shutdown() {
 fn the_shutdown_state_of_another_machine_is_discarded() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "", "");
-    fs::create_dir(home.path("state")).expect("made");
+    fs::create_dir(home.path("state")).expect("create a file or directory");
     let mark = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"reason\":\"max_builds\",\
                 \"taken\":false,\"ended\":false,\"phase\":\"left\",\"unregistered\":5}";
-    fs::write(home.path("state/leaving.json"), mark).expect("written");
+    fs::write(home.path("state/leaving.json"), mark).expect("write a file");
     let count = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"jobs\":9}";
-    fs::write(home.path("state/agent.json"), count).expect("written");
+    fs::write(home.path("state/agent.json"), count).expect("write a file");
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--max-builds", "1"]);
     assert!(agent.wait().success());

@@ -244,7 +244,7 @@ fn user_data_keeps_the_images_own_runners() {
             let gitlab = GitLab::start();
             let config = image.root().join("etc/mayfly/config.toml");
             let written = std::fs::read_to_string(&config).expect("read").replace(gitlab_of_the_test, &gitlab.url);
-            std::fs::write(&config, &written).expect("written");
+            std::fs::write(&config, &written).expect("write a file");
             let _imds = Imds::start("i-0abc0000000000001", &example("token.yaml", &gitlab));
             let id = gitlab.queue(job(&["true"]).build());
             let machine = image.boot();
@@ -294,8 +294,8 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         let (_, content) = text.split_once("content: |\n").expect("a configuration");
         let content = content.lines().map_while(|line| line.strip_prefix("      "));
         let home = Home::empty();
-        std::fs::write(home.config(), content.collect::<Vec<_>>().join("\n")).expect("written");
-        std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("closed");
+        std::fs::write(home.config(), content.collect::<Vec<_>>().join("\n")).expect("write a file");
+        std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
         let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
         assert!(lint.status.success() && !said.contains("warning"), "{}: {said}", file.display());

@@ -56,7 +56,7 @@ fn lint(metrics: &str) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool");
-    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("written");
+    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write a file");
     let output = promtool.wait_with_output().expect("promtool");
     assert!(output.status.success() || !output.stderr.is_empty());
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
@@ -77,7 +77,7 @@ fn metrics_count_the_agents_work_and_promtool_accepts_them() {
     assert_eq!((status, lint(&body)), (200, String::new()), "{body}");
     let failed = gitlab.queue(job(&["exit 3"]).build());
     gitlab.finished(failed);
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     gitlab.finished(id);
     let (_, body) = wait_for(&agent, &address, "/metrics", "state=\"success\",result=\"success\"} 1");
     assert_eq!(lint(&body), "", "{body}");
@@ -141,7 +141,7 @@ fn healthz_says_why_the_agent_takes_no_jobs() {
     let (status, body) = wait_for(&agent, &address, "/healthz", "draining");
     assert_eq!((status, body.as_str()), (503, "draining (signal), jobs left: 1\n"));
     assert!(get(&address, "/metrics").1.contains("mayfly_phase{phase=\"draining\"} 1"));
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     gitlab.assert_strict();
 }

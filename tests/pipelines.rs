@@ -70,7 +70,7 @@ impl Given {
     fn set_up(case: &Path, expect: &Value) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut given = Self { directory, arguments: Vec::new(), environment: Vec::new() };
-        fs::create_dir_all(given.root()).expect("made");
+        fs::create_dir_all(given.root()).expect("create a file or directory");
         given.make_repository(case, &expect["git"], &expect["pipeline"]);
         given.choose(case, expect);
         given
@@ -152,7 +152,7 @@ impl Given {
             option("--mr", format!("{source}:{target}:{}", request["iid"].as_i64().unwrap_or(1)));
         }
         let temporary = self.directory.path().join("tmp");
-        fs::create_dir_all(&temporary).expect("made");
+        fs::create_dir_all(&temporary).expect("create a file or directory");
         for (key, value) in pipeline["variables"].as_object().into_iter().flatten() {
             let value = printed(value).replace("@TMP@", &temporary.display().to_string());
             option("--var", format!("{key}={value}"));
@@ -162,7 +162,7 @@ impl Given {
         }
         if pipeline["project_variables"].is_object() {
             let file = self.directory.path().join("variables.yml");
-            fs::write(&file, pipeline["project_variables"].to_string()).expect("written");
+            fs::write(&file, pipeline["project_variables"].to_string()).expect("write a file");
             option("--vars-file", file.display().to_string());
         }
         for name in pipeline["manual"].as_array().into_iter().flatten().filter_map(Value::as_str) {
@@ -224,7 +224,7 @@ impl Given {
         while let Some(directory) = waiting.pop() {
             for entry in fs::read_dir(directory).expect("read") {
                 let path = entry.expect("an entry").path();
-                match path.symlink_metadata().expect("there").is_dir() {
+                match path.symlink_metadata().expect("must exist").is_dir() {
                     true => waiting.push(path),
                     false => found.push((path.clone(), fs::read(&path).unwrap_or_default())),
                 }
@@ -394,7 +394,7 @@ fn printed(value: &Value) -> String {
 
 /// Copies the content of a directory over another one; `is_wanted` selects top-level entries by name.
 fn copy(from: &Path, to: &Path, is_wanted: &dyn Fn(&str) -> bool) {
-    fs::create_dir_all(to).expect("made");
+    fs::create_dir_all(to).expect("create a file or directory");
     for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
         let entry = entry.expect("an entry");
         let name = entry.file_name().to_string_lossy().into_owned();

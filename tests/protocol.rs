@@ -112,7 +112,7 @@ fn a_token_is_never_sent_to_another_host() {
         for mut stream in elsewhere.incoming().flatten() {
             let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
             if let Some(request) = read_request(&mut reader) {
-                log.lock().expect("no panic").push(format!(
+                log.lock().expect("the thread must not panic").push(format!(
                     "{:?} {}",
                     request.headers,
                     String::from_utf8_lossy(&request.body)
@@ -129,7 +129,7 @@ fn a_token_is_never_sent_to_another_host() {
     let mut agent = home.start(&["--once"]);
     gitlab.finished(id);
     agent.wait();
-    let seen = seen.lock().expect("no panic").join("\n");
+    let seen = seen.lock().expect("the thread must not panic").join("\n");
     assert!(!seen.contains("tokenOfTheRunner"), "{seen}");
     assert!(agent.log().contains("tokens are not sent to another server"), "{}", agent.log());
 }
@@ -153,7 +153,7 @@ fn queued_jobs_start_without_delay_within_the_limits() {
     let gitlab = GitLab::start();
     let home = Home::new(&gitlab, "concurrent = 3", "limit = 2\nrequest_concurrency = 2");
     let marks = home.path("marks");
-    std::fs::create_dir(&marks).expect("made");
+    std::fs::create_dir(&marks).expect("create a file or directory");
     let script = format!(
         "touch {0}/$CI_JOB_ID_; ls {0} | wc -l; test $(ls {0} | wc -l) -le 2; sleep 0.3; rm {0}/$CI_JOB_ID_",
         marks.display()
@@ -347,7 +347,7 @@ fn resends_the_log_from_the_offset_that_the_server_requests() {
     let mut agent = home.start(&["--once"]);
     gitlab.wait_until("the first line", |server| server.job(id).lines().contains(&"first".to_owned()));
     gitlab.cut_trace(id, 20);
-    std::fs::write(&gate, "").expect("opened");
+    std::fs::write(&gate, "").expect("open a file");
     let job = gitlab.finished(id);
     for line in ["first", "second", "Job succeeded"] {
         assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());

@@ -46,7 +46,7 @@ fn squid_opens_tunnels_for_https() {
     let port = gitlab.url.rsplit(':').next().expect("a port").to_owned();
     let squid = Squid::start(&[port.parse().expect("a number")]);
     let home = Home::empty();
-    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
     let trust = format!("tls-ca-file = \"{}\"", home.path("ca.pem").display());
     home.configure(&format!("https://gitlab.test:{port}"), "", &trust);
     let id = gitlab.queue(with_artifacts());

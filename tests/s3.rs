@@ -64,7 +64,7 @@ fn uploads_with_the_configured_format_and_encryption() {
         let content = std::fs::read(s3.bucket().join("project/9").join(format)).expect("an object");
         assert_eq!(&content[..4], magic, "{format}");
         // Another machine has only the object in S3.
-        std::fs::remove_dir_all(home.path("cache")).expect("removed");
+        std::fs::remove_dir_all(home.path("cache")).expect("remove");
         let other = run(&gitlab, &home, &[], with(used(format)));
         assert!(other.lines().contains(&"kept".to_owned()), "{}", other.log());
     }
@@ -91,7 +91,7 @@ fn service(answer: impl Fn(&Request) -> Answer + Clone + Send + 'static) -> (Str
     let url = listen(None, move |mut connection| {
         while let Some(request) = read_request(&mut connection) {
             let written = write_answer(connection.get_mut(), &answer(&request));
-            kept.lock().expect("no panic").push(request);
+            kept.lock().expect("the thread must not panic").push(request);
             if written.is_err() {
                 return;
             }
@@ -146,7 +146,7 @@ fn a_configured_role_signs() {
         [("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.as_str()), ("AWS_ENDPOINT_URL_STS", sts.as_str())];
     let filled = run(&gitlab, &home, &environment, fill("k"));
     assert_eq!(s3.objects().len(), 1, "{}", filled.log());
-    let asked = asked.lock().expect("no panic");
+    let asked = asked.lock().expect("the thread must not panic");
     let body = String::from_utf8_lossy(&asked[0].body).into_owned();
     assert!(body.contains("Action=AssumeRole") && body.contains("role%2Fcaches"), "{body}");
     assert!(body.contains("arn%3Aaws%3As3%3A%3A%3Acaches%2Frunner%2FtokenOfTh%2F%2A"), "no more than it needs: {body}");

@@ -138,7 +138,7 @@ fn cleans_the_project_directory_after_a_job_on_request() {
         let project = std::path::Path::new(project);
         assert_eq!(project.exists(), kept, "{strategy}");
         if kept {
-            assert_eq!(std::fs::read_to_string(project.join("a.txt")).expect("there"), "as it was\n");
+            assert_eq!(std::fs::read_to_string(project.join("a.txt")).expect("must exist"), "as it was\n");
         }
         assert!(!project.join("left").exists() && !ran.exists(), "{strategy}");
     }

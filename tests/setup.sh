@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests and the static build need, on a Debian machine with Rust. Quick when all is there.
+# Installs the tools that the tests and the static build need, on a Debian machine with Rust. Skips installed ones.
 set -eu
 
 missing=
@@ -7,7 +7,7 @@ need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need git git
 need cc gcc
 need dash dash
-# The one that needs no libraries: it is the root of the tests' images.
+# The static busybox: the images of the tests contain only it.
 { command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || missing="$missing busybox-static"
 need dockerd docker.io
 need docker docker.io
@@ -41,7 +41,7 @@ if [ -n "$missing" ]; then
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
 fi
 
-# A real server for the calls of AWS.
+# A server for the AWS APIs.
 moto="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests/moto"
 if [ "$("$moto/bin/pip" show moto 2>/dev/null | sed -n 's/^Version: //p')" != 5.2.5 ]; then
     python3 -m venv "$moto"
@@ -62,7 +62,7 @@ if [ "$("$hcl/bin/pip" show python-hcl2 2>/dev/null | sed -n 's/^Version: //p')"
     "$hcl/bin/pip" --quiet install 'python-hcl2==8.1.4'
 fi
 
-# An S3 server that verifies signatures; a minute or two where it is not there yet.
+# An S3 server that verifies signatures; takes a minute or two the first time.
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/mayfly-tests"
 if [ ! -x "$tools/bin/s3s-fs" ]; then
     built=$(mktemp -d)
@@ -77,7 +77,7 @@ if command -v rustup >/dev/null 2>&1; then
         rustup --quiet target add x86_64-unknown-linux-musl
 fi
 
-# The tree that machines of the tests boot from: a minute the first time.
+# The tree from which the machines of the tests boot; takes a minute the first time.
 if [ "$(id -u)" = 0 ]; then
     "$(dirname "$0")/machine-tree.sh" >/dev/null
 fi

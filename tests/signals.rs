@@ -19,7 +19,7 @@ fn quit_finishes_the_job_and_stops_polling() {
     agent.signal("QUIT");
     agent.wait_for_log("polling stopped");
     let waiting = gitlab.queue(job(&["true"]).build());
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     assert!(gitlab.job(id).lines().contains(&"finished".to_owned()));
     assert_eq!(gitlab.job(waiting).state, "pending");
@@ -67,7 +67,7 @@ fn a_second_term_exits_immediately_and_the_next_agent_resumes() {
     agent.wait_for_log("polling stopped");
     agent.signal("TERM");
     assert!(!agent.wait().success());
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", next.log());
@@ -83,7 +83,7 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     let home = Home::new(&gitlab, "", "");
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
-    std::fs::write(home.config(), "concurrent = \"many\"\n").expect("written");
+    std::fs::write(home.config(), "concurrent = \"many\"\n").expect("write a file");
     agent.signal("HUP");
     agent.wait_for_log("the one before stays in force");
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
@@ -109,7 +109,7 @@ fn usr2_hands_over_while_a_job_runs() {
     gitlab.wait_for_log(id, "begun");
     agent.signal("USR2");
     agent.wait_for_log("job resumed from journal");
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
     for line in ["begun", "finished", "after", "Job succeeded"] {
@@ -152,7 +152,7 @@ fn a_stopping_agent_does_not_hand_over() {
     agent.signal("USR2");
     agent.wait_for_log("the new program is used by the next start");
     let waiting = gitlab.queue(job(&["true"]).build());
-    std::fs::write(&go, "").expect("written");
+    std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     assert_eq!([gitlab.job_state(id), gitlab.job_state(waiting)], ["success", "pending"]);
     gitlab.assert_strict();

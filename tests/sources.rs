@@ -268,10 +268,10 @@ fn reuses_a_checkout_without_rereading_its_files() {
 fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.path(), open).expect("opened");
+    std::fs::set_permissions(directory.path(), open).expect("open a file");
     let (theirs, victim) = (directory.path().join("theirs"), directory.path().join("victim"));
     for made in [&theirs, &victim] {
-        std::fs::create_dir(made).expect("made");
+        std::fs::create_dir(made).expect("create a file or directory");
     }
     std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).expect("given");
     let keys = format!("builds_dir = \"{0}/builds\"\ncache_dir = \"{0}/cache\"", theirs.display());
@@ -282,7 +282,7 @@ fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     scene.pass(job(&[&swap("cache"), &swap("builds")]));
     let job = scene.run(job(&["true"]));
     assert_eq!(job.state, "failed", "{}", job.log());
-    assert_eq!(std::fs::read_dir(&victim).expect("there").count(), 0, "{}", job.log());
+    assert_eq!(std::fs::read_dir(&victim).expect("must exist").count(), 0, "{}", job.log());
 }
 
 #[test]
@@ -290,10 +290,11 @@ fn each_slot_has_its_own_user_and_all_share_caches() {
     use crate::support::job::until_there;
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
-    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("opened");
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("open a file");
     let add = |name: &str, lines: &str| {
         let text = std::fs::read_to_string(format!("/etc/{name}")).expect("read");
-        std::fs::write(path(name), format!("{text}\n{lines}\n")).expect("written");
+        std::fs::write(path(name), format!("{text}\n{lines}\n")).expect("write a file");
     };
     add("passwd", "ci-0:x:65100:65100::/nonexistent:/bin/sh\nci-1:x:65101:65100::/nonexistent:/bin/sh");
     add("group", "ci:x:65100:");
@@ -321,7 +322,7 @@ fn each_slot_has_its_own_user_and_all_share_caches() {
     let second = scene.gitlab.finished(scene.gitlab.queue(second.build()));
     let lines = second.lines();
     assert!(lines.contains(&"user ci-1".to_owned()) && lines.contains(&"refused".to_owned()), "{lines:#?}");
-    std::fs::write(path("go"), "").expect("written");
+    std::fs::write(path("go"), "").expect("write a file");
     assert_eq!(scene.gitlab.finished(first).state, "success");
     let third = cached(&["echo \"user $(id -un)\"", "cat kept/file"]);
     let lines = scene.gitlab.finished(scene.gitlab.queue(third.build())).lines();

@@ -13,7 +13,7 @@ struct Manager(UnixDatagram);
 
 impl Manager {
     fn listen(path: &Path) -> Self {
-        let socket = UnixDatagram::bind(path).expect("bound");
+        let socket = UnixDatagram::bind(path).expect("bind");
         socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
         Self(socket)
     }
@@ -83,9 +83,9 @@ fn works_without_a_service_manager() {
 #[test]
 fn a_failed_start_is_logged_once_and_delays_the_exit() {
     let home = Home::empty();
-    std::fs::write(home.config(), "concurrent = 0\n").expect("written");
+    std::fs::write(home.config(), "concurrent = 0\n").expect("write a file");
     let runtime = home.path("runtime");
-    std::fs::create_dir(&runtime).expect("made");
+    std::fs::create_dir(&runtime).expect("create a file or directory");
     let socket = home.path("notify").display().to_string();
     let start = || {
         let variables = [("NOTIFY_SOCKET", socket.as_str()), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))];
@@ -95,7 +95,7 @@ fn a_failed_start_is_logged_once_and_delays_the_exit() {
     };
     assert!(start().contains("`concurrent` must be at least 1"));
     assert_eq!(start(), "", "the same error within a minute");
-    std::fs::write(home.config(), "concurrent = \n").expect("written");
+    std::fs::write(home.config(), "concurrent = \n").expect("write a file");
     assert!(start().contains("line 1"), "another error");
     // Stopping the unit must not wait for the delay after the fourth failure, which is eight seconds.
     let mut agent =

@@ -133,6 +133,6 @@ fn the_dashboard_uses_existing_metrics_in_valid_queries() {
     };
     let rules: Vec<Value> = queries.iter().enumerate().map(rule).collect();
     let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
-    fs::write(directory.path().join("rules.yaml"), groups.to_string()).expect("written");
+    fs::write(directory.path().join("rules.yaml"), groups.to_string()).expect("write a file");
     say("promtool", &["check", "rules", "rules.yaml"], directory.path());
 }

@@ -161,12 +161,12 @@ fn terraform_validates_the_module_if_installed() {
     assert!(version.status.success(), "{}", String::from_utf8_lossy(&version.stderr));
     let terraform = |arguments: &[&str], directory: &Path, input: &str| {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        fs::write(file.path(), input).expect("written");
+        fs::write(file.path(), input).expect("write a file");
         let output = Command::new("terraform")
             .args(arguments)
             .current_dir(directory)
             .env_remove("TF_CLI_CONFIG_FILE")
-            .stdin(fs::File::open(file.path()).expect("opened"))
+            .stdin(fs::File::open(file.path()).expect("open a file"))
             .output();
         let output = output.expect("terraform");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

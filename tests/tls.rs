@@ -13,7 +13,7 @@ use crate::support::pki::{Chain, INTERMEDIATE, Identity, Pki};
 fn scene(pki: &Pki, identity: &Identity, chain: Chain, trusted: &str) -> (GitLab, Home) {
     let gitlab = GitLab::start_with(Some(pki.serve(identity, chain)));
     let home = Home::empty();
-    std::fs::write(home.path("ca.pem"), trusted).expect("written");
+    std::fs::write(home.path("ca.pem"), trusted).expect("write a file");
     home.configure(&gitlab.url, "", &trusting(&home));
     (gitlab, home)
 }
@@ -65,7 +65,7 @@ fn a_self_signed_certificate_works_for_the_agent_and_the_jobs_git() {
     let (passed, text) = check(&home);
     let explained = "does not trust the root certificate `localhost`, with which the chain of localhost ends";
     assert!(!passed && text.contains(explained) && text.contains("tls-ca-file"), "{text}");
-    std::fs::write(home.path("ca.pem"), &certificate).expect("written");
+    std::fs::write(home.path("ca.pem"), &certificate).expect("write a file");
     home.configure(&gitlab.url, "", &trusting(&home));
     let (passed, text) = check(&home);
     assert!(passed, "{text}");
@@ -95,8 +95,8 @@ fn a_certificate_beside_the_configuration_is_trusted() {
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
     let home = Home::new(&gitlab, "", "");
     assert!(!check(&home).0, "nobody trusts it yet");
-    std::fs::create_dir(home.path("certs")).expect("made");
-    std::fs::write(home.path("certs/localhost.crt"), &pki.root).expect("written");
+    std::fs::create_dir(home.path("certs")).expect("create a file or directory");
+    std::fs::write(home.path("certs/localhost.crt"), &pki.root).expect("write a file");
     let (passed, text) = check(&home);
     assert!(passed && text.contains("complete (2 certificate(s) presented)"), "{text}");
     let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
@@ -111,7 +111,7 @@ fn jobs_get_the_certificate_chain_of_a_trusted_server() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
     let home = Home::new(&gitlab, "", "");
-    std::fs::write(home.path("system.pem"), &pki.root).expect("written");
+    std::fs::write(home.path("system.pem"), &pki.root).expect("write a file");
     let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
     let config = home.config().display().to_string();
     let mut agent = home.command(&["run", "--once", "--config", &config]);
@@ -133,7 +133,7 @@ fn an_incomplete_chain_is_reported_and_can_be_fixed_without_a_restart() {
     let mut agent = home.start(&["--once"]);
     agent.wait_for_log("UnknownIssuer");
     assert_eq!(gitlab.job(id).state, "pending");
-    std::fs::write(home.path("ca.pem"), pki.root.clone() + &pki.intermediate).expect("written");
+    std::fs::write(home.path("ca.pem"), pki.root.clone() + &pki.intermediate).expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
     assert!(agent.wait().success());
     let (passed, text) = check(&home);
@@ -161,12 +161,12 @@ fn supports_client_certificates() {
     let (server, client) = (pki.server(), pki.server());
     let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
     let home = Home::empty();
-    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
     home.configure(&gitlab.url, "", &trusting(&home));
     let (passed, text) = check(&home);
     assert!(!passed, "{text}");
-    std::fs::write(home.path("client.pem"), &client.chain).expect("written");
-    std::fs::write(home.path("client.key"), &client.key).expect("written");
+    std::fs::write(home.path("client.pem"), &client.chain).expect("write a file");
+    std::fs::write(home.path("client.key"), &client.key).expect("write a file");
     let more = format!(
         "{}\ntls-cert-file = \"{}\"\ntls-key-file = \"{}\"",
         trusting(&home),
@@ -189,8 +189,8 @@ fn register_over_https() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
     let home = Home::empty();
-    std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
-    std::fs::write(home.path("token"), RUNNER_TOKEN).expect("written");
+    std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
+    std::fs::write(home.path("token"), RUNNER_TOKEN).expect("write a file");
     let path = |name: &str| home.path(name).display().to_string();
     let (config, token, ca) = (path("config.toml"), path("token"), path("ca.pem"));
     let base =
@@ -210,7 +210,7 @@ fn a_proxy_from_the_environment_is_not_used_for_loopback() {
     let log = Arc::clone(&seen);
     let proxy = listen(None, move |mut connection| {
         while let Some(request) = read_request(&mut connection) {
-            log.lock().expect("no panic").push(format!("{} {}", request.method, request.path));
+            log.lock().expect("the thread must not panic").push(format!("{} {}", request.method, request.path));
             if write_answer(connection.get_mut(), &Answer::new(502)).is_err() {
                 return;
             }
@@ -220,8 +220,8 @@ fn a_proxy_from_the_environment_is_not_used_for_loopback() {
     let config = home.config().display().to_string();
     let verify = || home.command(&["verify", "--config", &config]).env("HTTP_PROXY", &proxy).output().expect("mayfly");
     assert!(verify().status.success());
-    assert!(seen.lock().expect("no panic").is_empty(), "loopback is asked directly");
+    assert!(seen.lock().expect("the thread must not panic").is_empty(), "loopback is asked directly");
     home.configure("http://gitlab.test", "", "");
     verify();
-    assert!(seen.lock().expect("no panic").iter().any(|line| line.contains("gitlab.test")));
+    assert!(seen.lock().expect("the thread must not panic").iter().any(|line| line.contains("gitlab.test")));
 }

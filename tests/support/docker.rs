@@ -69,7 +69,7 @@ impl Docker {
     fn start_with(size: &str, arguments: &str) -> Self {
         // A short path: a socket path is limited to 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
-        fs::create_dir_all(directory.join("data")).expect("made");
+        fs::create_dir_all(directory.join("data")).expect("create a file or directory");
         let keeper = Command::new("unshare")
             .args(["--net", "--mount", "setsid", "sh", "-c", KEEPER])
             .env("D", &directory)
@@ -134,7 +134,7 @@ impl Docker {
     /// A directory that is removed with the engine.
     pub fn private_directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(&path).expect("made");
+        fs::create_dir_all(&path).expect("create a file or directory");
         path
     }
 
@@ -219,8 +219,8 @@ impl Docker {
     /// Restarts the daemon as a service manager would.
     pub fn restart(&self) {
         let before = self.pid();
-        let mut keeper = self.keeper.lock().expect("no panic");
-        keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("written");
+        let mut keeper = self.keeper.lock().expect("the thread must not panic");
+        keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("write a file");
         let until = Instant::now() + Duration::from_secs(60);
         let pid = || fs::read_to_string(self.path("pid")).unwrap_or_default().trim().to_owned();
         while pid().is_empty() || pid() == before.to_string() {
@@ -258,13 +258,15 @@ pub fn busybox() -> PathBuf {
 /// Installs busybox with all its command names into the root of an image.
 pub fn write_busybox(root: &Path) {
     let bin = root.join("bin");
-    fs::create_dir_all(&bin).expect("made");
+    fs::create_dir_all(&bin).expect("create a file or directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-    fs::create_dir_all(root.join("tmp")).expect("made");
-    fs::set_permissions(root.join("tmp"), open).expect("opened");
-    fs::create_dir_all(root.join("etc")).expect("made");
+    fs::create_dir_all(root.join("tmp")).expect("create a file or directory");
+    fs::set_permissions(root.join("tmp"), open).expect("open a file");
+    fs::create_dir_all(root.join("etc")).expect("create a file or directory");
     let users = "root:x:0:0:root:/root:/bin/sh\nbuilder:x:1234:1234::/home/builder:/bin/sh\n";
-    fs::File::create(root.join("etc/passwd")).and_then(|mut file| file.write_all(users.as_bytes())).expect("written");
+    fs::File::create(root.join("etc/passwd"))
+        .and_then(|mut file| file.write_all(users.as_bytes()))
+        .expect("write a file");
     fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
     let names = Command::new("/bin/busybox").arg("--list").output().expect("busybox");
     for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {

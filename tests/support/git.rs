@@ -35,7 +35,7 @@ impl GitServer {
     pub fn repository(&self, name: &str, files: &[(&str, &str)]) -> (String, String) {
         let bare = self.root.join(format!("{name}.git"));
         let work = self.root.join(format!("{name}.work"));
-        std::fs::create_dir_all(&work).expect("made");
+        std::fs::create_dir_all(&work).expect("create a file or directory");
         git(&self.root, &["init", "-q", "--bare", "-b", "main", &bare.display().to_string()]);
         git(&bare, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
         git(&work, &["init", "-q", "-b", "main"]);
@@ -48,8 +48,8 @@ impl GitServer {
         let digest = ring::digest::digest(&ring::digest::SHA256, content);
         let oid: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let store = self.root.join(format!("{name}.lfs"));
-        std::fs::create_dir_all(&store).expect("made");
-        std::fs::write(store.join(&oid), content).expect("written");
+        std::fs::create_dir_all(&store).expect("create a file or directory");
+        std::fs::write(store.join(&oid), content).expect("write a file");
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n", content.len())
     }
 
@@ -58,9 +58,9 @@ impl GitServer {
         let work = self.root.join(format!("{name}.work"));
         let library = git(&self.root.join("team/library.git"), &["rev-parse", "main"]);
         let modules = format!("[submodule \"lib\"]\n\tpath = \"{path}\"\n\turl = \"{address}\"\n");
-        std::fs::write(work.join(".gitmodules"), modules).expect("written");
+        std::fs::write(work.join(".gitmodules"), modules).expect("write a file");
         git(&work, &["update-index", "--add", "--cacheinfo", &format!("160000,{library},{path}")]);
-        std::fs::create_dir_all(work.join(path)).expect("made");
+        std::fs::create_dir_all(work.join(path)).expect("create a file or directory");
         self.commit(name, &[], "with a submodule")
     }
 
@@ -69,8 +69,8 @@ impl GitServer {
         let work = self.root.join(format!("{name}.work"));
         for (path, content) in files {
             let path = work.join(path);
-            std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-            std::fs::write(path, content).expect("written");
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("create a file or directory");
+            std::fs::write(path, content).expect("write a file");
         }
         git(&work, &["add", "-A"]);
         git(&work, &["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", message]);
@@ -81,7 +81,7 @@ impl GitServer {
 
     /// The `Authorization` headers of all requests.
     pub fn authorizations(&self) -> Vec<String> {
-        self.authorizations.lock().expect("no panic").clone()
+        self.authorizations.lock().expect("the thread must not panic").clone()
     }
 }
 
@@ -104,7 +104,7 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
         let answer = if let Some(place) = redirect(&request) {
             Answer::new(301).with("Location", &place)
         } else if login.starts_with(LOGIN) {
-            seen.lock().expect("no panic").push(login);
+            seen.lock().expect("the thread must not panic").push(login);
             match request.path.split_once("/info/lfs/") {
                 Some((repository, rest)) => large_files(root, repository, rest, &request),
                 None => backend(root, &request),

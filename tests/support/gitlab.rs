@@ -151,7 +151,7 @@ struct Verdict(Arc<Shared>);
 
 impl Drop for Verdict {
     fn drop(&mut self) {
-        let violations = std::mem::take(&mut self.0.state.lock().expect("no panic").violations);
+        let violations = std::mem::take(&mut self.0.state.lock().expect("the thread must not panic").violations);
         if !thread::panicking() {
             assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
         }
@@ -453,7 +453,7 @@ impl GitLab {
             let until = Instant::now() + self.shared.hold;
             while state.queue_value.to_string() == value && Instant::now() < until {
                 let left = until.saturating_duration_since(Instant::now());
-                state = self.shared.changed.wait_timeout(state, left).expect("no panic").0;
+                state = self.shared.changed.wait_timeout(state, left).expect("the thread must not panic").0;
             }
             // As Workhorse does: the response to a change is 204, too, without a value.
             return Answer::new(204);

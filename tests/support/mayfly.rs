@@ -53,7 +53,7 @@ impl Home {
         let docker = format!("[runners.docker]\nhost = \"{host}\"\n{image}{policy}{docker}");
         home.configure(&gitlab.url, "", &format!("{runner}\n{docker}"));
         let text = read(&home.config()).replace("executor = \"shell\"", "executor = \"docker\"");
-        fs::write(home.config(), text).expect("written");
+        fs::write(home.config(), text).expect("write a file");
         home
     }
 
@@ -61,7 +61,7 @@ impl Home {
         let directory = tempfile::tempdir().expect("a directory");
         // The user of a job must be able to traverse this directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(directory.path(), open).expect("opened");
+        fs::set_permissions(directory.path(), open).expect("open a file");
         Self { directory, program: env!("CARGO_BIN_EXE_mayfly").into(), environment: Vec::new() }
     }
 
@@ -74,15 +74,15 @@ impl Home {
              url = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\n{runner}\n",
             state.display()
         );
-        fs::write(self.config(), text).expect("written");
+        fs::write(self.config(), text).expect("write a file");
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(self.config(), private).expect("closed");
+        fs::set_permissions(self.config(), private).expect("close");
     }
 
     /// Adds keys below `[mayfly]`.
     pub fn add_to_mayfly(&self, keys: &str) {
         let text = read(&self.config()).replacen("[mayfly]\n", &format!("[mayfly]\n{keys}\n"), 1);
-        fs::write(self.config(), text).expect("written");
+        fs::write(self.config(), text).expect("write a file");
     }
 
     pub fn config(&self) -> PathBuf {
@@ -106,7 +106,7 @@ impl Home {
 
     /// Replaces that journal record.
     pub fn set_record(&self, record: &Value) {
-        fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("written");
+        fs::write(self.path("state/slot-0/job.json"), record.to_string()).expect("write a file");
     }
 
     /// Makes the state directory look like one of an earlier boot.
@@ -118,7 +118,7 @@ impl Home {
         for file in files.filter(|file| file.is_file()) {
             let text = read(&file);
             assert!(text.contains(boot.trim()), "{}: {text}", file.display());
-            fs::write(&file, text.replace(boot.trim(), "an earlier boot")).expect("written");
+            fs::write(&file, text.replace(boot.trim(), "an earlier boot")).expect("write a file");
         }
     }
 
@@ -205,14 +205,14 @@ impl Agent {
     /// Kills only the agent; the processes that it started continue.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
-        self.child.wait().expect("ended");
+        self.child.wait().expect("must end");
     }
 
     /// Waits until the agent exits.
     pub fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + TIMEOUT;
         loop {
-            if let Some(status) = self.child.try_wait().expect("waited") {
+            if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
             assert!(Instant::now() < until, "the agent does not end:\n{}", self.log());

@@ -41,6 +41,6 @@ pub fn write_program(path: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
     let mut child = install.spawn().expect("install");
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
-    assert!(child.wait().expect("ended").success());
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write a file");
+    assert!(child.wait().expect("must end").success());
 }

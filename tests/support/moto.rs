@@ -45,7 +45,7 @@ impl Moto {
     fn is_up(&mut self) -> bool {
         let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
-            if self.process.try_wait().expect("waited").is_some() {
+            if self.process.try_wait().expect("wait").is_some() {
                 return false;
             }
             if self.post("/moto-api/reset", "") {

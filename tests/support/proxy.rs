@@ -18,7 +18,7 @@ impl Squid {
         let directory = tempfile::tempdir().expect("a directory");
         // squid, started as root, changes to another user, which writes its logs here.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(directory.path(), open).expect("opened");
+        std::fs::set_permissions(directory.path(), open).expect("open a file");
         let at = |name: &str| directory.path().join(name).display().to_string();
         let port = free_port();
         let tls: String = tls_ports.iter().map(|port| format!("acl SSL_ports port {port}\n")).collect();
@@ -33,8 +33,8 @@ impl Squid {
             at("access.log"),
             directory.path().display(),
         );
-        std::fs::write(at("squid.conf"), config).expect("written");
-        std::fs::write(at("hosts"), "127.0.0.1 gitlab.test\n").expect("written");
+        std::fs::write(at("squid.conf"), config).expect("write a file");
+        std::fs::write(at("hosts"), "127.0.0.1 gitlab.test\n").expect("write a file");
         let mut command = Command::new("squid");
         // Names the shared memory; a squid that still runs would have the default name.
         let service = format!("mayfly{}", super::unique_number());
@@ -85,11 +85,11 @@ pub fn tunnel_proxy(to: &str, pause: Duration) -> String {
                 head.push_str(&std::mem::take(&mut line));
             }
             if !(head.starts_with("CONNECT ") && head.contains(":443 HTTP/1.1\r\n")) {
-                (&client).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("written");
+                (&client).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("write a file");
                 continue;
             }
             let server = TcpStream::connect(&target).expect("the server");
-            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("written");
+            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("write a file");
             let (to_client, from_server) =
                 (client.try_clone().expect("a stream"), server.try_clone().expect("a stream"));
             std::thread::spawn(move || carry(from_server, &to_client, pause));

@@ -49,14 +49,14 @@ impl<'a> Registry<'a> {
         let identity = pki.server_of(AMAZON);
         let directory = docker.private_directory("amazon");
         let path = |name: &str| directory.join(name).display().to_string();
-        fs::create_dir_all(directory.join(format!("etc/certs.d/{AMAZON}"))).expect("made");
+        fs::create_dir_all(directory.join(format!("etc/certs.d/{AMAZON}"))).expect("create a file or directory");
         for (name, text) in [
             (format!("etc/certs.d/{AMAZON}/ca.crt").as_str(), pki.root.as_str()),
             ("hosts", &format!("127.0.0.1 localhost\n10.99.0.1 {AMAZON}\n")),
             ("chain.pem", &identity.chain),
             ("key.pem", &identity.key),
         ] {
-            fs::write(directory.join(name), text).expect("written");
+            fs::write(directory.join(name), text).expect("write a file");
         }
         // Not a loopback address: for those, engines fall back to HTTP.
         let added = docker.inside("ip").args(["address", "add", "10.99.0.1/32", "dev", "lo"]).status();
@@ -80,7 +80,7 @@ impl<'a> Registry<'a> {
     ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).display().to_string();
-        fs::write(path("users"), users).expect("written");
+        fs::write(path("users"), users).expect("write a file");
         let text = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
@@ -88,7 +88,7 @@ impl<'a> Registry<'a> {
             path("data"),
             path("users")
         );
-        fs::write(path("config.yml"), text).expect("written");
+        fs::write(path("config.yml"), text).expect("write a file");
         let process = docker
             .inside("docker-registry")
             .args(["serve", &path("config.yml")])
@@ -121,8 +121,8 @@ impl<'a> Registry<'a> {
     pub fn push(&self, image: &str, name: &str) -> String {
         let full = format!("{}/{name}", self.address);
         let home = self.directory.path().join("docker");
-        fs::create_dir_all(&home).expect("made");
-        fs::write(home.join("config.json"), login(&self.address, self.login.0, self.login.1)).expect("written");
+        fs::create_dir_all(&home).expect("create a file or directory");
+        fs::write(home.join("config.json"), login(&self.address, self.login.0, self.login.1)).expect("write a file");
         let config = home.display().to_string();
         self.docker.run(&["tag", image, &full]);
         self.docker.run(&["--config", &config, "push", "--quiet", &full]);
@@ -142,9 +142,9 @@ impl<'a> Registry<'a> {
         let entries =
             |path: PathBuf| fs::read_dir(path).expect("a directory").map(|entry| entry.expect("an entry").path());
         let all = entries(blobs).flat_map(entries).map(|blob| blob.join("data"));
-        let length = |path: &PathBuf| fs::metadata(path).expect("there").len();
+        let length = |path: &PathBuf| fs::metadata(path).expect("must exist").len();
         let largest = all.max_by_key(length).expect("a blob");
-        let file = fs::OpenOptions::new().write(true).open(&largest).expect("opened");
+        let file = fs::OpenOptions::new().write(true).open(&largest).expect("open a file");
         file.set_len(length(&largest) / 2).expect("cut");
     }
 }

@@ -25,7 +25,7 @@ impl S3 {
         let program = super::installed("bin/s3s-fs");
         assert!(program.exists(), "run tests/setup.sh: {} is missing", program.display());
         let directory = tempfile::tempdir().expect("a directory");
-        fs::create_dir(directory.path().join(BUCKET)).expect("made");
+        fs::create_dir(directory.path().join(BUCKET)).expect("create a file or directory");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
         let child = Command::new(program)
             .args(["--host", "127.0.0.1", "--port", &port.to_string()])

@@ -38,7 +38,7 @@ variable "package" {
 variable "configuration" {
   type        = string
   default     = ""
-  description = "A config.toml for the image, which user data do not replace if it has a runner; a token in it is readable for all who can start the image."
+  description = "A config.toml for the image. If it has a runner, user data do not replace it. Everyone who can start the image can read a token in it."
 }
 
 variable "subnet" {
@@ -121,7 +121,7 @@ build {
     ]
   }
 
-  # An image for a fleet powers a machine off whose agent cannot start.
+  # Power the machine off if its agent cannot start.
   provisioner "shell" {
     inline = [
       "sudo mkdir -p /etc/systemd/system/mayfly.service.d",
@@ -137,7 +137,7 @@ build {
     ]
   }
 
-  # Nothing of this machine stays in the image.
+  # Remove the state of this machine from the image.
   provisioner "shell" {
     inline = [
       "rm -f /tmp/${basename(var.package)}",

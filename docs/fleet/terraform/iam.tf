@@ -8,7 +8,7 @@ locals {
 }
 
 data "aws_iam_policy_document" "agent" {
-  # To terminate its instance, and to protect it while a job runs.
+  # To terminate the instance, and to protect it while a job runs.
   statement {
     actions = [
       "autoscaling:TerminateInstanceInAutoScalingGroup",
@@ -19,7 +19,7 @@ data "aws_iam_policy_document" "agent" {
     resources = ["${local.arn}:autoscaling:${local.place}:autoScalingGroup:*:autoScalingGroupName/${var.name}"]
   }
 
-  # To find its group and the group's hooks; AWS cannot restrict these to a resource.
+  # To detect the group and its hooks; AWS cannot restrict these to a resource.
   statement {
     actions = [
       "autoscaling:DescribeAutoScalingInstances",
@@ -28,7 +28,7 @@ data "aws_iam_policy_document" "agent" {
     resources = ["*"]
   }
 
-  # To fetch the runner's token.
+  # To fetch the runner token.
   statement {
     actions   = ["ssm:GetParameter"]
     resources = ["${local.arn}:ssm:${local.place}:parameter${var.token_parameter}"]
@@ -42,7 +42,7 @@ data "aws_iam_policy_document" "agent" {
     }
   }
 
-  # The managed policy for Session Manager would also allow every parameter to be read.
+  # The managed policy for Session Manager would also allow reading every parameter.
   dynamic "statement" {
     for_each = var.session_manager ? [true] : []
     content {

@@ -24,7 +24,7 @@ resource "aws_launch_template" "agent" {
   update_default_version = true
   tags                   = var.tags
 
-  # An instance that is powered off is terminated, and costs nothing.
+  # A power-off terminates the instance, so that it costs nothing.
   instance_initiated_shutdown_behavior = "terminate"
 
   iam_instance_profile {
@@ -34,7 +34,7 @@ resource "aws_launch_template" "agent" {
   metadata_options {
     http_endpoint = "enabled"
     http_tokens   = "required"
-    # The answer that carries the metadata token does not reach a container.
+    # With a hop limit of 1 the metadata token does not reach a container.
     http_put_response_hop_limit = 1
   }
 
@@ -64,11 +64,11 @@ resource "aws_autoscaling_group" "fleet" {
   min_size            = var.min_size
   max_size            = var.max_size
   vpc_zone_identifier = var.subnets
-  # An agent protects its instance while a job runs, so that protection tells busy from idle.
+  # An agent protects its instance while a job runs; new instances must be unprotected, or they would count as busy.
   protect_from_scale_in = false
-  # A replacement before the end would end a spot instance early: the agent reads the notices itself.
+  # With capacity rebalancing the group would terminate a spot instance before the interruption; the agent reads the notices itself.
   capacity_rebalance = false
-  # Jobs that run are finished first, which may take longer than terraform waits.
+  # The group waits for running jobs, which may take longer than terraform waits.
   wait_for_capacity_timeout = "0"
 
   mixed_instances_policy {
@@ -108,7 +108,7 @@ resource "aws_autoscaling_group" "fleet" {
   }
 }
 
-# Gives a job time that the group wants to end; the agent extends the hook, and completes it when the job is done.
+# Gives a running job time when the group terminates its instance. The agent extends the hook, and completes it when the job has ended.
 resource "aws_autoscaling_lifecycle_hook" "finish" {
   name                   = "finish"
   autoscaling_group_name = aws_autoscaling_group.fleet.name

@@ -9,7 +9,7 @@ variable "image" {
 }
 
 variable "instance_types" {
-  description = "Types of the instances, of the image's architecture. With more than one the group chooses by price and capacity."
+  description = "Instance types with the architecture of the image. If there are several, the group chooses by price and capacity."
   type        = list(string)
   default     = ["c7i.large"]
 
@@ -63,7 +63,7 @@ variable "token_kms_key_arn" {
 }
 
 variable "min_size" {
-  description = "The least number of instances. Not 0: only an instance can see that there is a job."
+  description = "The minimum number of instances, at least 1: without an instance no agent polls."
   type        = number
   default     = 1
 
@@ -80,7 +80,7 @@ variable "max_size" {
 }
 
 variable "schedules" {
-  description = "Times at which the least number of instances changes, by name."
+  description = "Times at which the minimum number of instances changes, by name."
   type = map(object({
     recurrence = string
     time_zone  = string
@@ -114,7 +114,7 @@ variable "max_age" {
 }
 
 variable "configuration" {
-  description = "The whole config.toml, instead of the one that the variables above describe. A runner in the image's file wins over both."
+  description = "The whole config.toml, instead of the one from the variables above. If the image's file has a runner, that file overrides both."
   type        = string
   default     = null
 }
@@ -132,7 +132,7 @@ variable "root_device_name" {
 }
 
 variable "tags" {
-  description = "Tags of everything, of instances and volumes too."
+  description = "Tags of all resources, including instances and volumes."
   type        = map(string)
   default     = {}
 }

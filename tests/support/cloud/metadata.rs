@@ -96,7 +96,7 @@ impl Metadata {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic")
+        self.state.lock().expect("the thread must not panic")
     }
 }
 
@@ -112,7 +112,7 @@ impl Drop for Metadata {
 fn serve(mut connection: Connection, state: &Mutex<State>) {
     while let Some(request) = read_request(&mut connection) {
         let answer = {
-            let mut state = state.lock().expect("no panic");
+            let mut state = state.lock().expect("the thread must not panic");
             state.note(&request);
             if state.is_silent { None } else { Some(state.answer(&request)) }
         };

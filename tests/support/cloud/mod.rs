@@ -171,7 +171,7 @@ impl Cloud {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().expect("no panic");
+        let mut state = self.state.lock().expect("the thread must not panic");
         state.group.look_at_time();
         state
     }
@@ -263,7 +263,7 @@ impl Server {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().expect("no panic");
+        let mut state = self.state.lock().expect("the thread must not panic");
         state.group.look_at_time();
         state
     }
