@@ -1,4 +1,4 @@
-//! The loop on an instance: take a job, run it, count it, decide to stay or leave.
+//! The agent: polls GitLab for jobs, runs and counts them, and decides when the instance shuts down.
 
 mod confinement;
 pub mod fitness;
@@ -60,56 +60,56 @@ use slots::Slots;
 use supervisor::Supervisor;
 use termination::TerminationOutcome;
 
-/// Stack of threads that do little.
+/// Stack size of threads that do little.
 pub const STACK: usize = 256 * 1024;
 
-/// How long a runner's token is tried to be fetched, where it is kept elsewhere: an instance that boots may have to wait
-/// for its network and its rights.
+/// Timeout of fetching a runner token that is stored in AWS. A booting instance may have to wait for its network and
+/// for its instance role.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the agent waits at its end for containers to be removed.
+/// How long the agent waits for the removal of containers before it exits.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the main loop hears of.
+/// An event for the main loop.
 pub enum Event {
-    /// Somebody sent a signal.
+    /// The process received a signal.
     Signal(SignalRequest),
-    /// The file was written.
+    /// The configuration file has changed.
     ConfigurationChanged,
-    /// The tokens of a configuration that was read again are there, or cannot be had.
+    /// The tokens for a reloaded configuration were fetched, or could not be fetched.
     TokensFetched(reload::FetchedTokens),
     /// GitLab rejected the token of a runner whose token is stored in AWS.
     StoredTokenRejected,
-    /// A request or a job came to its end.
+    /// A request or a job has ended.
     Changed,
-    /// The machine's cloud has something to say.
+    /// The cloud sent a notice for this instance.
     Notice(Notice),
-    /// The departure of the instance came to its end.
+    /// The termination of the instance has ended.
     Terminated(TerminationOutcome),
-    /// The machine is ready for jobs.
+    /// The readiness commands have succeeded.
     Ready,
 }
 
-/// What was asked for on the command line; it beats the configuration.
+/// The command line options; they override the configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The configuration.
+    /// Path of the configuration file.
     pub config: PathBuf,
-    /// Whom jobs run as.
+    /// The user that jobs run as.
     pub user: Option<String>,
-    /// Jobs before the agent leaves.
+    /// Number of jobs after which the agent shuts down.
     pub max_builds: Option<u32>,
-    /// Time without a job before the agent leaves.
+    /// Time without a job after which the agent shuts down.
     pub idle_timeout: Option<Duration>,
-    /// Age at which the agent leaves.
+    /// Age at which the agent shuts down.
     pub max_age: Option<Duration>,
-    /// Where metrics are served; empty for nowhere.
+    /// Address of the metrics listener; empty for none.
     pub listen_address: Option<String>,
-    /// The working directory, absolute; builds are below it unless configured.
+    /// Absolute working directory; the build directories are below it unless configured.
     pub working_directory: PathBuf,
 }
 
-/// Lives until it is time to leave. Errors: the agent cannot begin; why, and what to do.
+/// Runs the agent until it shuts down. Errors: why the agent cannot start, and what to do.
 pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let supervisor = Supervisor::from_environment();
     let state = config::state_dir(&loaded.config);
@@ -126,7 +126,8 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let earlier = shutdown::load_shutdown(&state, &*instance, loaded.config.leave.strategy);
     match (secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT), &earlier) {
         (Err(why), None) => return Err(why),
-        // Who is leaving goes on with that: a row that stays at the server is the smaller evil.
+        // A shutdown continues without a token: an instance that keeps running costs more than a runner manager that
+        // stays registered.
         (Err(why), Some(_)) => {
             log::error!("shutting down without a token, so the runner manager stays registered error={why}")
         }
@@ -139,7 +140,7 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     agent.recover(&loaded.config);
     agent.watch_instance();
     match agent.adopt_configuration(loaded) {
-        // It needs none to take jobs with, and a row that stays at a server is the smaller evil.
+        // A shutdown needs no runners, so an unusable configuration must not stop it.
         Err(why) if agent.shutdown.is_some() => {
             log::error!("shutting down without a part of the configuration error={why}")
         }
@@ -149,7 +150,7 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
 }
 
 impl Options {
-    /// The bounds of the agent's life: the command line beats the configuration.
+    /// The limits of the agent's lifetime: the command line overrides the configuration.
     fn bounds(&self, config: &Config) -> Bounds {
         let configured = config.lifetime.clone();
         Bounds {
@@ -160,7 +161,7 @@ impl Options {
     }
 }
 
-/// One agent a state directory: two would run the same jobs. Errors: there is one already.
+/// Locks the state directory, because two agents would run the same jobs. Errors: another agent holds the lock.
 fn lock(state: &Path) -> Result<File, String> {
     let path = state.join("lock");
     let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -170,14 +171,14 @@ fn lock(state: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-/// Whether the machine is ready for jobs.
+/// Whether the readiness commands have succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readiness {
-    /// Nothing has asked yet.
+    /// No configuration has been loaded yet.
     Unknown,
-    /// Commands are repeated until they succeed.
+    /// The agent repeats the commands until they succeed.
     Waiting,
-    /// It is.
+    /// The commands have succeeded, or there are none.
     Ready,
 }
 
@@ -189,7 +190,7 @@ struct Agent {
     instance: Arc<dyn Instance>,
     identity: Identity,
     parents: CgroupParents,
-    /// Whose the containers of jobs are.
+    /// Labels that mark the containers of this agent's jobs.
     owner: Owner,
     removals: ContainerRemovals,
     slots: Arc<Slots>,
@@ -202,19 +203,19 @@ struct Agent {
     supervisor: Supervisor,
     monitoring: Monitoring,
     rotation: Rotation,
-    /// How often the configuration was read again.
+    /// Number of reloads so far.
     reloads: u64,
-    /// When tokens were last fetched because GitLab rejected one.
+    /// When the agent last fetched tokens because GitLab rejected one.
     last_token_fetch: Option<Instant>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
     shutdown: Option<Shutdown>,
-    /// Which runners must not ask for jobs.
+    /// The runners that must not poll, with the reasons.
     status: Arc<fitness::FitnessStatus>,
     readiness: Readiness,
-    /// When this agent began, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// When this agent started, in nanoseconds of `CLOCK_BOOTTIME`.
     began: u64,
-    /// Jobs were asked for, or may have been by an earlier agent.
+    /// This agent has polled, or an earlier agent may have.
     has_polled: bool,
 }
 
@@ -269,8 +270,8 @@ impl Agent {
         }
     }
 
-    /// Takes over a configuration: new pollers, while requests in flight and running jobs keep what they have. Errors:
-    /// a runner that cannot be set up; nothing has changed then.
+    /// Applies a configuration: starts new pollers, while requests in flight and running jobs keep the old settings.
+    /// Errors: a runner cannot be set up; then nothing has changed.
     fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
         for finding in &loaded.findings {
             let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
@@ -312,7 +313,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the commands of the first configuration say whether the machine is ready.
+    /// Starts the readiness commands of the first configuration.
     fn start_readiness_check(&mut self) {
         if self.readiness != Readiness::Unknown {
             return;
@@ -343,7 +344,7 @@ impl Agent {
         }
     }
 
-    /// Begins to ask for jobs, unless the instance leaves or rests.
+    /// Starts the pollers, unless the instance shuts down, is in standby or is not ready.
     fn start_pollers(&mut self) {
         self.pollers.stop(&self.slots);
         self.pollers = Arc::default();
@@ -363,7 +364,8 @@ impl Agent {
         }
     }
 
-    /// The client of a runner; kept over a reload, since it knows the state of the queue.
+    /// The GitLab client of a runner. A reload keeps the client, because it holds the queue state that GitLab returned
+    /// (`last_update`).
     fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<GitLab>, String> {
         let known = self.servers.iter().find(|(known, _)| {
             known.url == runner.url
@@ -407,7 +409,7 @@ impl Agent {
         })
     }
 
-    /// How a runner's jobs are run. Errors: what the configuration says of it cannot be.
+    /// The executor of a runner. Errors: the configuration of the executor is not usable.
     fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn JobExecutor>, String> {
         let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
         if runner.executor.has_containers() {
@@ -434,14 +436,14 @@ impl Agent {
         }
     }
 
-    /// What a runner's jobs need of the machine.
+    /// What the jobs of a runner need on this machine.
     fn requirements(&self, runner: &Runner, context: &RunnerContext) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
         Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
     }
 
-    /// The main loop: events, and what is due without one.
+    /// The main loop: handles events and runs work that is due.
     fn run_loop(&mut self) -> ExitCode {
         log::info!(
             "mayfly is up version={} runners={} concurrent={} system_id={}",
@@ -458,7 +460,7 @@ impl Agent {
                 Some(code) => Some(code),
                 None => match self.next_event(timeout) {
                     Ok(event) => self.handle_event(event),
-                    // The agent itself holds a sender: there is no end of events.
+                    // The agent holds a sender itself, so the channel is never disconnected.
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
                 },
             };
@@ -468,7 +470,7 @@ impl Agent {
         }
     }
 
-    /// Does what an event asks for; the end of the agent, if that is what it asks for.
+    /// Handles an event. Returns an exit code if the agent must exit.
     fn handle_event(&mut self, event: Event) -> Option<ExitCode> {
         match event {
             Event::Signal(SignalRequest::Drain) => self.drain(),
@@ -485,7 +487,8 @@ impl Agent {
         None
     }
 
-    /// Waits for an event, for as long as nothing is due and whoever watches over the process allows.
+    /// Waits for an event, at most for `timeout` and at most until the service manager's watchdog or the health check
+    /// needs a sign of life.
     fn next_event(&mut self, timeout: Option<Duration>) -> Result<Event, RecvTimeoutError> {
         match [timeout, self.supervisor.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min() {
             Some(timeout) => self.inbox.recv_timeout(timeout),
@@ -493,7 +496,7 @@ impl Agent {
         }
     }
 
-    /// True when nothing is under way that must not be cut.
+    /// True if no job runs, no request is in flight and no token is being rotated.
     fn is_idle(&self) -> bool {
         self.slots.is_idle() && !self.rotation.is_running()
     }
@@ -514,7 +517,7 @@ impl Agent {
         self.supervisor.status(&status);
     }
 
-    /// Does what is due, and says how long nothing else will be.
+    /// Runs the work that is due. Returns the time until more work is due.
     fn run_due_work(&mut self) -> Option<Duration> {
         if self.shutdown.is_some() {
             return self.run_shutdown_deadlines();
@@ -539,7 +542,7 @@ impl Agent {
         }
     }
 
-    /// How long a machine without any runner, or one that is unfit, still stays; `None` while nothing ends it.
+    /// Time until a machine without a usable runner, or an unfit machine, shuts down; `None` if it does not.
     fn until_giving_up(&self) -> Option<(Duration, ShutdownReason)> {
         let mayfly = &self.config.mayfly;
         let without_runner = mayfly.give_up_after.filter(|_| self.servers.is_empty()).map(|after| {
@@ -555,10 +558,11 @@ impl Agent {
         without_runner.into_iter().chain(unfit).min_by_key(|(left, _)| *left)
     }
 
-    /// Becomes the program file on disk. Jobs run on under their shims, and the new program takes them up from the
-    /// journal, as after a crash; requests in flight are waited for, since one may bring a job.
+    /// Replaces this process by the program file on disk. Jobs keep running under their shims, and the new program
+    /// resumes them from the journal, as after a crash. The agent waits for requests in flight first, because each may
+    /// bring a job.
     fn hand_over(&mut self) -> Option<ExitCode> {
-        // The next program would not know that this one was told to stop.
+        // The new program would not know about the shutdown.
         if let Some(shutdown) = &self.shutdown {
             log::info!("shutting down; the new program is used by the next start reason={}", shutdown.reason());
             return None;
@@ -568,11 +572,11 @@ impl Agent {
         self.supervisor.reloading();
         loop {
             let waits = self.slots.requests() > 0 || self.rotation.is_running();
-            // What has come by now is heard: the next program would know nothing of it.
+            // The new program would not receive the events that have arrived, so they are handled now.
             let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
             match event {
                 Some(Event::Notice(notice)) => self.handle_notice(notice),
-                // Whoever is told to stop while it waits has nothing to hand over.
+                // A stop signal cancels the handover.
                 Some(event @ Event::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
                     return self.handle_event(event);
                 }
@@ -593,7 +597,7 @@ impl Agent {
     }
 }
 
-/// A client for a runner's server. Errors: its URL or certificates cannot be used.
+/// Creates the GitLab client of a runner. Errors: its URL or certificates are not usable.
 pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
     let shell = runner.shell.as_deref().unwrap_or("bash");
     let info = Info::new(runner.executor, shell, &runner.labels);
@@ -601,8 +605,8 @@ pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
         .map_err(|error| format!("runner `{}`: {error}", runner.name))
 }
 
-/// The roots of a runner's builds and local caches on the machine. The keys of `[[runners]]` itself are about what
-/// containers see, where there are some.
+/// The root directories for builds and local caches of a runner on this machine. For containers, `builds_dir` and
+/// `cache_dir` are paths inside the container, so other keys give the paths on the machine.
 pub fn directories_of(working_directory: &Path, runner: &Runner) -> [PathBuf; 2] {
     let (builds, caches) = match runner.executor.has_containers() {
         true => (&runner.container_builds_dir, &runner.container_cache_dir),
@@ -613,7 +617,7 @@ pub fn directories_of(working_directory: &Path, runner: &Runner) -> [PathBuf; 2]
     [below(builds, "builds"), below(caches, "cache")]
 }
 
-/// Where the agent works, absolute. Errors: the directory is not there.
+/// The absolute working directory. Errors: it does not exist.
 pub fn working_directory(given: Option<&Path>) -> Result<PathBuf, String> {
     let given = given.unwrap_or(Path::new("."));
     fs::canonicalize(given).map_err(|error| format!("working directory {}: {error}", given.display()))

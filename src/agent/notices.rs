@@ -1,4 +1,4 @@
-//! What the machine's cloud says while the agent works, and what comes of it.
+//! Notices from the cloud, and how the agent reacts to them.
 
 use std::time::{Duration, Instant};
 
@@ -7,37 +7,36 @@ use crate::instance::{Interruption, Notice, TargetState};
 use crate::journal::shutdown::ShutdownReason;
 use crate::sys;
 
-/// What scripts leave of the time before the machine is taken: to be killed, and for their artifacts to be handed over.
+/// Scripts are stopped this long before the machine is lost: time to kill them and to upload artifacts.
 const EVICT_BEFORE_DEADLINE: Duration = Duration::from_secs(30);
-/// What everything leaves of it: for the log and the final state.
+/// Jobs are stopped this long before the machine is lost: time to send the log and the final state.
 const INTERRUPT_BEFORE_DEADLINE: Duration = Duration::from_secs(8);
-/// How long the first word of a known cloud is waited for before the first request.
+/// How long the first poll waits for the first target lifecycle state.
 const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a machine may take to freeze.
+/// How long a machine may take to hibernate.
 const HIBERNATION_TIMEOUT: Duration = Duration::from_secs(600);
-/// Sleep that counts as such, and the rest between two looks whether there was some.
+/// Sleep of this length counts as hibernation; it is also the interval of the check.
 const SLEEP_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Whether the agent may ask for jobs, as far as the machine is concerned.
+/// Whether the state of the instance allows polling.
 pub(super) enum Availability {
-    /// It may.
     Available,
-    /// Its cloud has not said yet; until then at most.
+    /// The target lifecycle state is not known yet. The agent waits for it until this time.
     Unknown(Instant),
-    /// It rests in a warm pool or beside its group: no request to GitLab.
+    /// The instance is in standby or in a warm pool: the agent does not poll.
     Standby,
-    /// It is going to be frozen, or it is awake again: that is told by the time that it has slept, which was this.
+    /// The instance is about to hibernate, or has just woken. The agent sees that from the time the machine has slept.
     Hibernating {
-        /// See above.
+        /// The time that the machine had slept when the notice came.
         asleep: Duration,
-        /// It was not frozen by then: it works on.
+        /// If the machine has not hibernated by this time, the agent resumes work.
         until: Instant,
     },
 }
 
 impl Agent {
-    /// Begins to listen. What is known of the machine decides whether requests wait for its first word.
+    /// Starts to watch for notices. On a known cloud, polling waits for the first target lifecycle state.
     pub(super) fn watch_instance(&mut self) {
         if self.instance.cloud_id().is_some() {
             self.availability = Availability::Unknown(Instant::now() + FIRST_STATE_TIMEOUT);
@@ -49,8 +48,8 @@ impl Agent {
         }));
     }
 
-    /// How long to wait for the first word, or until the next look whether the machine slept; nothing is due while it
-    /// rests.
+    /// Checks the deadline of the first target lifecycle state and the sleep of the machine. Returns the time until the
+    /// next check; `None` if no check is due.
     pub(super) fn check_availability(&mut self) -> Option<Duration> {
         let now = Instant::now();
         match self.availability {
@@ -66,13 +65,12 @@ impl Agent {
                 self.resume_work();
                 Some(Duration::ZERO)
             }
-            // Nothing tells a program that it was frozen.
+            // The kernel does not tell a process that the machine was hibernated, so the agent compares clocks.
             Availability::Hibernating { .. } => Some(SLEEP_CHECK_INTERVAL),
             Availability::Available | Availability::Standby => None,
         }
     }
 
-    /// Takes in a notice.
     pub(super) fn handle_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Rebalance => {
@@ -105,13 +103,13 @@ impl Agent {
             Interruption::Hibernate => return self.prepare_hibernation(),
         });
         let Some(shutdown) = &mut self.shutdown else { return };
-        // A notice may come late: half of what is left is for the scripts then.
+        // A notice may come late: then scripts get half of the time that is left.
         shutdown.evict_at = Some(deadline.checked_sub(EVICT_BEFORE_DEADLINE.min(left / 2)).unwrap_or(now));
         shutdown.interrupt_at = Some(deadline.checked_sub(INTERRUPT_BEFORE_DEADLINE.min(left / 4)).unwrap_or(now));
     }
 
-    /// The machine is frozen, from now on, and goes on some day with this very process: nobody leaves. What its jobs
-    /// were talking to will be gone by then.
+    /// The machine hibernates and later wakes with this process, so the agent does not shut down. Connections of
+    /// running jobs will be lost, so their scripts are stopped.
     fn prepare_hibernation(&mut self) {
         self.jobs.evict("the machine is frozen");
         self.availability =
@@ -139,7 +137,7 @@ impl Agent {
             log::info!("the instance is in service; polling resumed");
         }
         if self.shutdown.is_none() {
-            // It may have been frozen before it rested.
+            // The machine may have hibernated before it entered standby.
             self.jobs.cancel_eviction();
         }
         if self.readiness != Readiness::Waiting {

@@ -1,5 +1,5 @@
-//! The agent's side of leaving: no more jobs, the end of those that run, then the departure of the instance. Or only of
-//! the agent, when it was told to stop.
+//! The agent's part of a shutdown: it stops polling, waits for the running jobs and starts the termination of the
+//! instance. A signal stops only the agent; the instance keeps running.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,41 +14,42 @@ use crate::instance::{Instance, TargetState};
 use crate::journal::JobCount;
 use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, ShutdownState};
 
-/// The exit status of an agent that could not end its instance (`EX_SOFTWARE`): starting it again would change nothing.
+/// Exit status of an agent that could not terminate its instance (`EX_SOFTWARE`). A restart would change nothing.
 const EXIT_NOT_TERMINATED: u8 = 70;
 
-/// The agent takes no more jobs.
+/// The state of a shutdown in this process.
 #[derive(Default)]
 pub(super) struct Shutdown {
-    /// The mark of an instance that goes; `None` while the agent is only told to stop.
+    /// The shutdown state of the instance; `None` if only the agent stops.
     pub tracker: Option<Arc<ShutdownTracker>>,
-    /// Told to stop soon: an instance that was to go stays, and a later agent goes on with that.
+    /// The agent received SIGTERM: it exits without terminating the instance, and the next start resumes the
+    /// termination.
     stopping: bool,
-    /// Told to stop when it has no job any more: it does not go back to work.
+    /// The agent received SIGQUIT: it exits after its jobs instead of resuming work.
     draining: bool,
-    /// When running jobs are stopped, if somebody is in a hurry.
+    /// When the agent stops the running jobs.
     stop_at: Option<Instant>,
-    /// Jobs were told to stop, and this is when they are left alone.
+    /// When the agent stops waiting for jobs that it told to stop.
     give_up_at: Option<Instant>,
-    /// When scripts give way to the loss of the machine, so that what they made can be handed over,
+    /// When the agent stops the scripts, because the cloud takes the machine; jobs still upload their artifacts.
     pub evict_at: Option<Instant>,
-    /// and when everything must be over.
+    /// When the agent stops the jobs, because the cloud takes the machine.
     pub interrupt_at: Option<Instant>,
-    /// The departure is on its way.
+    /// The termination thread runs.
     terminating: bool,
-    /// Told to stop meanwhile: how long it is waited for.
+    /// How long the agent waits for the termination thread after a stop signal.
     terminate_until: Option<Instant>,
 }
 
 impl Shutdown {
-    /// Why, in a word.
+    /// The reason, as a word for logs.
     pub fn reason(&self) -> &'static str {
         self.tracker.as_ref().map_or("signal", |tracker| tracker.state().reason.as_str())
     }
 }
 
-/// The mark of an instance that is to go on leaving. A machine that was switched off and on again begins a new life, and
-/// so does one that went into a warm pool instead of ending.
+/// Loads the shutdown that an earlier agent began. A machine that was powered off and on again starts afresh, and so
+/// does an instance that returned from a warm pool.
 pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Strategy) -> Option<ShutdownState> {
     let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
     let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::Left);
@@ -77,7 +78,8 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Str
     Some(earlier)
 }
 
-/// Whether a group goes on with an instance that it was asked to end. What is known of one lags behind that.
+/// Whether the group keeps the instance in service although the agent asked to terminate it. The target state lags
+/// behind a request, so it is checked twice.
 fn is_kept_by_group(instance: &dyn Instance) -> bool {
     let goes_on = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
     goes_on() && {
@@ -86,15 +88,15 @@ fn is_kept_by_group(instance: &dyn Instance) -> bool {
     }
 }
 
-/// The agent ends before its instance has left.
+/// Exits before the termination is complete.
 fn defer_to_next_start() -> ExitCode {
     log::warn!("stopped before the shutdown of the instance was complete; the next start resumes it");
     ExitCode::SUCCESS
 }
 
-/// Forgets what there was in this one.
+/// Deletes the shutdown state and the job count, so that the agent works as on a new instance.
 fn reset_shutdown_and_count(state: &Path) {
-    // The count first: left alone it would lead to the same end again.
+    // The count first: with the old count the agent would shut down again at once.
     if let Err(error) = JobCount::reset(state) {
         log::warn!("cannot reset the job count error={error}");
     }
@@ -102,7 +104,7 @@ fn reset_shutdown_and_count(state: &Path) {
 }
 
 impl Agent {
-    /// Goes on leaving where an earlier agent was.
+    /// Resumes the shutdown of an earlier agent.
     pub(super) fn resume_shutdown(&mut self, earlier: ShutdownState) {
         self.slots.close();
         self.has_polled = true;
@@ -110,13 +112,14 @@ impl Agent {
         self.shutdown = Some(Shutdown { tracker: Some(tracker), ..Shutdown::default() });
     }
 
-    /// The instance is to go: no more requests; those in flight and the jobs that they bring are seen to their end.
+    /// Begins the shutdown of the instance: stops polling. Requests in flight, the jobs they bring and running jobs
+    /// still complete.
     pub(super) fn begin_shutdown(&mut self, reason: ShutdownReason) {
         match &self.shutdown {
             Some(Shutdown { tracker: Some(tracker), .. }) => tracker.add_reason(reason),
             _ => {
                 self.stop_polling(reason.as_str());
-                // Whoever comes after this agent must not ask for jobs either.
+                // Written to disk, so that a restarted agent does not poll either.
                 let tracker =
                     Arc::new(ShutdownTracker::begin(&self.state_dir, ShutdownState::new(&self.identity, reason)));
                 self.shutdown.get_or_insert_default().tracker = Some(tracker);
@@ -124,7 +127,7 @@ impl Agent {
         }
     }
 
-    /// The agent is to stop once its jobs have ended.
+    /// Begins a drain: the agent exits when its jobs have ended.
     pub(super) fn drain(&mut self) {
         let is_new = self.shutdown.is_none();
         self.shutdown.get_or_insert_default().draining = true;
@@ -133,8 +136,8 @@ impl Agent {
         }
     }
 
-    /// The agent is to stop soon, or, told twice, at once. The step that a departure is at has as long as jobs have: a
-    /// hook that nobody completes would hold the instance for its whole time-out.
+    /// Stops the agent within `shutdown_timeout`; the second call exits at once. The current termination step has the
+    /// same time: a hook that the agent does not complete would hold the instance until the hook times out.
     pub(super) fn stop(&mut self) -> Option<ExitCode> {
         let shutdown = self.shutdown.get_or_insert_default();
         if shutdown.terminating {
@@ -161,7 +164,7 @@ impl Agent {
         log::info!("polling stopped reason={reason} running={}", self.slots.jobs());
     }
 
-    /// Does what is due while the agent leaves, and says how long nothing else will be.
+    /// Runs the deadlines of the shutdown that have passed. Returns the time until the next one.
     pub(super) fn run_shutdown_deadlines(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let due = |at: &mut Option<Instant>| at.take_if(|at| now >= *at).is_some();
@@ -184,7 +187,7 @@ impl Agent {
         jobs.into_iter().chain([shutdown.terminate_until]).flatten().min().map(|at| at.saturating_duration_since(now))
     }
 
-    /// What comes when the last job has ended: the end of the agent, or the departure of its instance.
+    /// When no job is left: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
         let until = self.shutdown.as_ref().and_then(|shutdown| shutdown.terminate_until);
         if until.is_some_and(|until| Instant::now() >= until) {
@@ -192,7 +195,8 @@ impl Agent {
         }
         let quiet = self.is_idle();
         let shutdown = self.shutdown.as_mut().filter(|shutdown| !shutdown.terminating && quiet)?;
-        // A group that ends the instance waits for its hooks, whoever else wants the agent to stop.
+        // A group that terminates the instance waits for its lifecycle hooks, so they are completed even when a signal
+        // stops the agent.
         let tracker = shutdown.tracker.clone().filter(|tracker| !shutdown.stopping || tracker.state().terminated);
         let Some(tracker) = tracker else { return Some(self.exit("signal")) };
         shutdown.terminating = true;
@@ -206,7 +210,7 @@ impl Agent {
             tracker: tracker,
             leave: self.config.leave.clone(),
             instance: Arc::clone(&self.instance),
-            // A machine that never asked for a job is known to no server.
+            // A machine that never polled is not registered as a runner manager.
             runner_managers: if self.has_polled { self.servers.iter().map(manager).collect() } else { Vec::new() },
         };
         let events = self.events.clone();
@@ -221,7 +225,7 @@ impl Agent {
         None
     }
 
-    /// What comes of the departure.
+    /// Handles the result of the termination.
     pub(super) fn handle_termination(&mut self, outcome: TerminationOutcome) -> Option<ExitCode> {
         let tracker = self.shutdown.as_ref()?.tracker.clone()?;
         let earlier = tracker.state();
@@ -238,12 +242,12 @@ impl Agent {
                         | ShutdownReason::Rebalance
                 );
                 if of_its_own && !earlier.terminated && self.config.leave.strategy == Strategy::Exit {
-                    // The machine lives on, and the next start is a new life with its own count.
+                    // The machine keeps running, and the next start of the agent counts its jobs from zero.
                     reset_shutdown_and_count(&self.state_dir);
                 }
                 Some(self.exit(reason.as_str()))
             }
-            // Its cloud takes it, which was heard since.
+            // The cloud announced the loss of the instance during the termination.
             TerminationOutcome::KeptByGroup if !tracker.may_resume_work() => {
                 self.shutdown.as_mut()?.terminating = false;
                 None

@@ -1,4 +1,4 @@
-//! The operator's commands at the end of an instance.
+//! Runs the operator's commands (`leave_command`, `poweroff_command`, readiness commands).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,20 +13,20 @@ use nix::unistd::Pid;
 use crate::journal::shutdown::ShutdownReason;
 use crate::sys;
 
-/// Runs a command of the operator at the end of an instance. Errors: as for [`run_line`].
+/// Runs a command of the shutdown with the reason in its environment. Errors: as for [`run_line`].
 pub fn run(line: &str, reason: ShutdownReason, timeout: Duration) -> Result<(), String> {
     run_line(line, &[("MAYFLY_LEAVE_REASON", reason.as_str())], timeout)
 }
 
-/// Runs a line in a shell with these variables beside the agent's own, for so long at most; its output goes where the
-/// agent's log goes. Errors: why it did not succeed.
+/// Runs a line in a shell with these variables besides the agent's environment, at most for `timeout`. Its output goes
+/// to the agent's log. Errors: why the command did not succeed.
 pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Result<(), String> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", line])
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(io::stderr())
-        // It is stopped with all that it started.
+        // A timeout kills the whole process group.
         .process_group(0)
         .spawn()
         .map_err(|error| format!("it cannot be started: {error}"))?;
@@ -47,12 +47,12 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Re
     }
 }
 
-/// True when the process ended in time.
+/// True if the process ended in time.
 fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        // Rounded up: a wait that ends too early would be repeated in small steps.
+        // Rounded up: a shorter wait would be repeated in small steps.
         let poll_timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], poll_timeout) {
             Ok(0) if until <= Instant::now() => return Ok(false),

@@ -1,9 +1,10 @@
-//! How an instance goes once it has no job any more: off its runners, then whatever the configuration says, then the
-//! group's hooks, and the power as the last means. Each step is marked before it is taken, bounded in time, and taken
-//! again by the next agent when this one dies over it; the cloud is asked how far things are before it is asked for
-//! anything twice.
+//! Terminates an instance that has no job any more: unregisters the runner managers, runs the configured strategy,
+//! completes the lifecycle hooks and powers off as a last resort.
 //!
-//! It runs in a thread of its own, so that the main loop hears signals and notices in the meantime.
+//! Each step is written to the shutdown state before it runs, has a timeout, and is repeated by the next agent if this
+//! one dies. Before the agent repeats a request to the cloud, it checks whether the earlier one took effect.
+//!
+//! The termination runs in its own thread, so that the main loop still handles signals and notices.
 
 mod command;
 mod runner_managers;
@@ -26,44 +27,45 @@ pub use command::run_line;
 pub use runner_managers::RunnerManager;
 pub use tracker::ShutdownTracker;
 
-/// How long switching the machine off may take to be accepted.
+/// How long `poweroff_command` may run.
 const POWEROFF_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is tried for when the time is over already: a machine that was down for long must still try.
+/// The timeout of a step when `leave_fallback_after` has passed already, for example because the machine was down for
+/// long: each step is still tried.
 const MIN_STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long it may take until the machine hears that its group ends it: two looks, and what the service lags behind.
+/// How long the target lifecycle state may lag behind a terminate request: two polls, and the delay of the metadata
+/// service.
 pub const TERMINATION_NOTICE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
 
-/// How leaving came out.
+/// The result of a termination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TerminationOutcome {
-    /// Nothing is left to do but to end.
+    /// The agent can exit.
     Done,
-    /// The group needs the instance: it works on.
+    /// The group is at its minimum size and keeps the instance: the agent resumes work.
     KeptByGroup,
-    /// It still runs, and nothing that could be done has ended it.
+    /// Every way to terminate the instance has failed.
     Failed,
-    /// A mistake of ours: the next start goes on.
+    /// The termination thread panicked; the next start resumes the shutdown.
     Panicked,
 }
 
-/// An instance that has no job any more and takes none.
+/// The termination of an instance that runs no job.
 pub struct Termination {
-    /// How far it is.
+    /// The shutdown state.
     pub tracker: Arc<ShutdownTracker>,
-    /// How it is to go.
+    /// The `leave` settings of the configuration.
     pub leave: Leave,
-    /// The machine.
     pub instance: Arc<dyn Instance>,
-    /// Whom it works for.
+    /// The runner managers to unregister.
     pub runner_managers: Vec<RunnerManager>,
 }
 
 impl Termination {
-    /// Takes all steps that are left.
+    /// Runs all steps that are left.
     pub fn run(&self) -> TerminationOutcome {
-        // Nobody would end an instance whose agent waits for a thread that is gone.
+        // The main loop waits for the result of this thread, so a panic must not lose it.
         catch_unwind(AssertUnwindSafe(|| self.run_steps())).unwrap_or(TerminationOutcome::Panicked)
     }
 
@@ -90,12 +92,12 @@ impl Termination {
 
     fn run_strategy(&self) -> TerminationOutcome {
         self.tracker.enter_phase(ShutdownPhase::Ending);
-        // In a later boot the clock has begun anew.
+        // Again, because the clock starts anew with each boot.
         self.tracker.set_unregistered(sys::boottime());
         let state = self.tracker.state();
         match (state.reason, self.leave.strategy) {
             _ if state.terminated => self.complete_hooks(),
-            // A machine without work to do is of no use to anybody.
+            // A machine without runners is of no use.
             (ShutdownReason::NoRunner, Strategy::Exit) => self.power_off(),
             (ShutdownReason::Stop, _) | (_, Strategy::Exit) => self.finish(),
             (reason, Strategy::Command) => self.run_leave_command(reason),
@@ -104,8 +106,8 @@ impl Termination {
         }
     }
 
-    /// An earlier agent may have asked the group already, and died before it heard of that: what came of it is waited
-    /// for before the group is asked again.
+    /// An earlier agent may have died between the terminate request and the answer, so wait for the effect of that
+    /// request before sending another one.
     fn resume_strategy(&self) -> TerminationOutcome {
         match self.leave.strategy == Strategy::AwsAsg && self.tracker.wait_for_termination(TERMINATION_NOTICE_TIMEOUT) {
             true => self.complete_hooks(),
@@ -127,14 +129,14 @@ impl Termination {
             Ok(how) => {
                 let before = if how == TerminateResult::AlreadyTerminating { " before=true" } else { "" };
                 log::info!("the Auto Scaling group terminates the instance capacity={:?}{before}", asked.get());
-                // No later agent has to ask, or to wait for a sign of it.
+                // A later agent must not send the request again.
                 self.tracker.add_reason(ShutdownReason::Terminated);
                 self.complete_hooks()
             }
             Err(Refusal::AtMinimum) if asked.get() == CapacityChange::Decrement => match self.tracker.may_resume_work()
             {
                 true => TerminationOutcome::KeptByGroup,
-                // Its cloud takes it, which was heard meanwhile: its place is not given up, and it goes.
+                // The cloud announced an interruption meanwhile: terminate without decrementing the desired capacity.
                 false => self.run_strategy(),
             },
             Err(refusal) => {
@@ -144,13 +146,13 @@ impl Termination {
         }
     }
 
-    /// The group ends the instance as soon as its hooks let go.
+    /// The group terminates the instance as soon as its lifecycle hooks are completed.
     fn complete_hooks(&self) -> TerminationOutcome {
         match self.instance.complete_hooks(self.step_timeout()) {
             Ok(()) => self.finish(),
             Err(refusal) => {
                 log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
-                // The group was not told in time that it may go on: there is nothing else to wait for.
+                // The group may still hold the instance for the hook, and no other step is left before the power off.
                 std::thread::sleep(self.announce_power_off());
                 self.power_off()
             }
@@ -169,7 +171,7 @@ impl Termination {
         }
     }
 
-    /// Somebody else may end the instance, or does already; if nobody does in time, its power is switched off.
+    /// The group or an operator may still terminate the instance; if not, power off.
     fn wait_or_power_off(&self) -> TerminationOutcome {
         match self.tracker.wait_for_termination(self.announce_power_off()) {
             true => self.complete_hooks(),
@@ -177,7 +179,7 @@ impl Termination {
         }
     }
 
-    /// How long until the power is switched off, which is said.
+    /// Logs the time until the power off, and returns it.
     fn announce_power_off(&self) -> Duration {
         let left = self.time_until_power_off();
         log::warn!("powering off in {} s unless the instance is terminated before", left.as_secs());
@@ -206,7 +208,7 @@ impl Termination {
         Some(self.time_until_power_off()).filter(|left| !left.is_zero()).unwrap_or(MIN_STEP_TIMEOUT)
     }
 
-    /// Until the power is the last means: counted from when the instance was taken off its runners.
+    /// Time until `leave_fallback_after` has passed, counted from the unregistration of the runner managers.
     fn time_until_power_off(&self) -> Duration {
         let since = self.tracker.state().unregistered_at.unwrap_or_else(sys::boottime);
         self.leave.fallback_after.saturating_sub(Duration::from_nanos(sys::boottime().saturating_sub(since)))

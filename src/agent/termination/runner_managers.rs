@@ -1,5 +1,5 @@
-//! Taking the instance off its runners: GitLab is told that this runner manager is gone, else it keeps a stale row. It
-//! may be down at that time, which must not keep the instance alive.
+//! Unregisters the runner managers of this machine, because GitLab would list them as offline otherwise. GitLab may be
+//! down; that must not keep the instance alive.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -9,23 +9,21 @@ use std::time::{Duration, Instant};
 use crate::config::Runner;
 use crate::coordinator::gitlab::{ApiError, GitLab};
 
-/// How long all runners together have.
+/// Timeout for all runner managers together.
 pub const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rest between two tries.
+/// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A runner that this machine works for.
+/// A runner manager: one runner on this machine.
 #[derive(Clone)]
 pub struct RunnerManager {
-    /// The runner.
     pub runner: Arc<Runner>,
-    /// Its server.
     pub gitlab: Arc<GitLab>,
-    /// This machine.
+    /// The system id of this machine.
     pub system_id: String,
 }
 
-/// Takes the instance off all of them at once, for [`UNREGISTER_TIMEOUT`] at most.
+/// Unregisters all runner managers in parallel, within [`UNREGISTER_TIMEOUT`].
 pub fn unregister(runner_managers: &[RunnerManager]) {
     let until = Instant::now() + UNREGISTER_TIMEOUT;
     let (done, answers) = mpsc::channel();
@@ -35,7 +33,7 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
         let thread = thread::Builder::new().name(name).stack_size(crate::agent::STACK);
         let spawned = thread.spawn(move || {
             manager.unregister(until);
-            // Nobody may be waiting any more.
+            // The receiver is gone after the timeout.
             let _ = done.send(());
         });
         if let Err(error) = spawned {
@@ -62,7 +60,7 @@ impl RunnerManager {
         loop {
             match self.gitlab.unregister_manager(&self.runner.token, &self.system_id) {
                 Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
-                // A machine that the server does not know is as good as taken off.
+                // GitLab does not know this runner manager, so nothing is left to do.
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
                 Err(error) if Instant::now() + RETRY_INTERVAL >= until => {
                     return log::warn!(

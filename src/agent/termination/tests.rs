@@ -6,15 +6,15 @@ use super::*;
 use crate::instance::{Activity, Identity, NoticeHandler, TargetState};
 use crate::journal::shutdown::{Boot, ShutdownState};
 
-/// A machine that answers as it is told, and keeps what it was asked.
+/// An instance with scripted answers that records the calls.
 #[derive(Default)]
 struct Scripted {
     terminate: Mutex<Vec<Result<TerminateResult, Refusal>>>,
     complete: Mutex<Vec<Result<(), Refusal>>>,
     asked: Mutex<Vec<String>>,
-    /// Looks at the mark whenever it is asked.
+    /// The state directory; the recorded calls include the phase that is written there.
     state: Option<std::path::PathBuf>,
-    /// Hears of something, while the group is asked to end the machine.
+    /// A notice that arrives during the terminate request.
     heard_meanwhile: Option<(Arc<ShutdownTracker>, ShutdownReason)>,
 }
 
@@ -79,7 +79,7 @@ fn denied() -> Refusal {
     }
 }
 
-/// A machine that leaves, with its state directory.
+/// An instance that shuts down, with its state directory.
 struct Case {
     directory: tempfile::TempDir,
     leave: Leave,
@@ -87,7 +87,7 @@ struct Case {
 }
 
 impl Case {
-    /// By its group, which answers like this; what it falls back to leaves a line in `off`.
+    /// Strategy `aws-asg` with these answers of the group. The fallback writes a line to `off`.
     fn new(answers: impl IntoIterator<Item = Result<TerminateResult, Refusal>>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let leave = Leave {
@@ -108,8 +108,7 @@ impl Case {
         self.directory.path()
     }
 
-    /// The whole departure for a reason; what came of it, what the machine was asked, and how often it was switched
-    /// off.
+    /// Runs the whole termination for a reason. Returns the outcome, the recorded calls, and the number of power offs.
     fn depart(self, reason: ShutdownReason) -> (TerminationOutcome, Vec<String>, usize) {
         self.go_on(ShutdownState::new(&identity(), reason))
     }
@@ -213,7 +212,7 @@ fn a_later_agent_knows_that_the_group_has_agreed() {
     let mut state = tracker.state();
     assert!(state.terminated);
     state.phase = ShutdownPhase::Ending;
-    // It waits for no sign, and asks for nothing but the hooks.
+    // The agent does not wait and only completes the hooks.
     let case = Case::new([]);
     let (outcome, asked, _) = case.go_on(state);
     assert_eq!((outcome, asked), (TerminationOutcome::Done, vec!["complete Some(Ending)".to_owned()]));
@@ -221,7 +220,7 @@ fn a_later_agent_knows_that_the_group_has_agreed() {
 
 #[test]
 fn a_mistake_of_ours_is_an_outcome_and_left_to_the_next_agent() {
-    // Nothing is scripted: what is asked panics.
+    // No answers: a call to the group panics.
     let case = Case::new([]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
     let (outcome, _, off) = case.go(&tracker);
@@ -281,7 +280,7 @@ fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
 #[test]
 fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
     let case = Case::new([]);
-    // However short the machine has been up.
+    // Works however short the machine has been up.
     let earlier = sys::boottime() / 2;
     let fallback_after = Duration::from_nanos(sys::boottime() - earlier) + Duration::from_millis(500);
     let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);

@@ -1,5 +1,4 @@
-//! The mark of leaving while it is in use: written by the thread that leaves and by the main loop, which hears what is
-//! coming in the meantime.
+//! The shutdown state in memory and on disk. The termination thread and the main loop both write it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::instance::CapacityChange;
 use crate::journal::shutdown::{ShutdownPhase, ShutdownReason, ShutdownState};
 
-/// The mark of this instance.
+/// The shutdown state of this instance.
 pub struct ShutdownTracker {
     state_dir: PathBuf,
     state: Mutex<ShutdownState>,
@@ -16,36 +15,37 @@ pub struct ShutdownTracker {
 }
 
 impl ShutdownTracker {
-    /// Writes the mark.
+    /// Writes the state to disk.
     pub fn begin(state_dir: &Path, state: ShutdownState) -> Self {
         state.save(state_dir);
         Self { state_dir: state_dir.to_owned(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// What it says now.
+    /// A copy of the current state.
     pub fn state(&self) -> ShutdownState {
         self.lock().clone()
     }
 
-    /// A step is going to be taken: that is written first.
+    /// Records a step before it runs.
     pub fn enter_phase(&self, phase: ShutdownPhase) {
         self.update(|state| state.phase = phase);
     }
 
-    /// The instance was taken off its runners, at this time of `CLOCK_BOOTTIME`.
+    /// Records when the runner managers were unregistered, in nanoseconds of `CLOCK_BOOTTIME`.
     pub fn set_unregistered(&self, at: u64) {
         self.update(|state| {
             state.unregistered_at.get_or_insert(at);
         });
     }
 
-    /// Something more has come over the instance.
+    /// Records a notice that came during the shutdown.
     pub fn add_reason(&self, reason: ShutdownReason) {
         self.update(|state| match reason {
             ShutdownReason::Rebalance => state.interrupted = true,
             ShutdownReason::Interruption | ShutdownReason::Stop => {
                 state.interrupted = true;
-                // Its own reasons count no more, unless something came of them already.
+                // The cloud's reason replaces the agent's own until the agent has asked the group to terminate the
+                // instance.
                 if state.phase < ShutdownPhase::Ending {
                     state.reason = reason;
                 }
@@ -59,7 +59,7 @@ impl ShutdownTracker {
         });
     }
 
-    /// What becomes of the group's size: only an instance that nobody missed gives its place up.
+    /// Whether the group replaces the instance: only an idle instance decrements the desired capacity.
     pub fn capacity_change(&self) -> CapacityChange {
         let state = self.lock();
         match state.reason {
@@ -68,13 +68,14 @@ impl ShutdownTracker {
         }
     }
 
-    /// Whether an instance that its group does not let go works on: not when something else takes it.
+    /// Whether the agent may resume work when the group refuses to terminate the instance: not if the cloud takes the
+    /// instance.
     pub fn may_resume_work(&self) -> bool {
         let state = self.state();
         state.reason == ShutdownReason::Idle && !state.interrupted && !state.terminated
     }
 
-    /// Waits until the group ends the instance; false when it did not for that long.
+    /// Waits until the group terminates the instance. Returns false after `timeout`.
     pub fn wait_for_termination(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         let mut state = self.lock();
