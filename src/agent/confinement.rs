@@ -1,4 +1,5 @@
-//! How well the work beside a runner's containers can be confined here: told at the start and by `mayfly check`.
+//! Which protections the sandbox for file tasks of a container runner lacks on this machine. The agent logs it at the
+//! start; `mayfly check` reports it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +7,7 @@ use crate::config::Runner;
 use crate::executor::cgroup::CgroupParents;
 use crate::shim::confine::probe;
 
-/// The walls that are missing, in words. Errors: there can be no confinement, and jobs in containers fail.
+/// The missing protections, in words. Errors: there can be no sandbox, and jobs in containers fail.
 pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupParents) -> Result<Vec<String>, String> {
     let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
     let builds = working_directory.join(builds);
@@ -22,7 +23,7 @@ pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupPa
     Ok(missing)
 }
 
-/// Says in the log what is missing.
+/// Logs the missing protections.
 pub fn warn(runner: &Runner, working_directory: &Path, parents: &CgroupParents) {
     if !runner.executor.has_containers() || !nix::unistd::Uid::effective().is_root() {
         return;

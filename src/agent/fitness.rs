@@ -1,5 +1,5 @@
-//! Whether this machine can run a runner's jobs. It is looked at before each request for a job: a machine that fails
-//! every job within a second would otherwise drain the queue of a whole fleet.
+//! Checks whether this machine can run the jobs of a runner, before each poll. A machine that fails every job within a
+//! second would otherwise drain the queue of a whole fleet.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,31 +19,28 @@ use crate::http::Address;
 use crate::monitor::metrics::RunnerLabels;
 use crate::sys;
 
-/// How long the engine may take to answer.
+/// Timeout of a ping to the container engine.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An engine that has answered is not asked again within this time.
+/// How long a successful ping counts.
 const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
-/// A git that has run is not started again within this time.
+/// How long a successful `git --version` counts.
 const GIT_VALID_FOR: Duration = Duration::from_secs(60);
-/// Between two looks at a machine that is unfit.
+/// Interval between two checks of an unfit machine.
 pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// The first pause of a runner whose jobs fail for the machine's sake; it doubles with each further failure.
+/// The first pause after too many system failures in a row; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
-/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
 
-/// What a runner's jobs need of the machine.
+/// What the jobs of a runner need on this machine.
 pub struct Requirements {
-    /// The thresholds.
+    /// The thresholds of the configuration.
     pub limits: fitness::Fitness,
-    /// Directories that need free space, each with what it is for.
+    /// Directories that need free space, each with its purpose.
     pub directories: Vec<(&'static str, PathBuf)>,
-    /// What runs the scripts.
     pub scripts: ScriptRunner,
 }
 
 impl Requirements {
-    /// What the jobs of a runner with these directories need.
     pub fn new(config: &Config, builds: PathBuf, caches: PathBuf, scripts: ScriptRunner) -> Self {
         let directories = vec![
             ("the state directory", config::state_dir(config)),
@@ -54,24 +51,24 @@ impl Requirements {
     }
 }
 
-/// What runs a runner's scripts.
+/// What runs the scripts of a runner.
 pub enum ScriptRunner {
-    /// A shell of the machine.
+    /// A shell of this machine.
     Shell {
-        /// `bash` or `sh`; `None` for whichever is there.
+        /// `bash` or `sh`; `None` for the first of the two that exists.
         shell: Option<String>,
-        /// The user of jobs, where it is another than the agent's.
+        /// The user of the jobs; `None` for the agent's user.
         user: Option<String>,
-        /// Slots, each of which may have a user of its own.
+        /// Number of slots, because each slot may have its own user.
         slots: u32,
     },
-    /// A container engine at this address.
+    /// The container engine at this address.
     Engine(Address),
 }
 
 impl ScriptRunner {
-    /// What runs the scripts of a runner whose jobs run as `user`. An engine address that makes no sense was refused
-    /// with the configuration.
+    /// The script runner of a runner whose jobs run as `user`. The configuration has rejected an invalid engine address
+    /// before.
     pub fn of(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
         match runner.executor.has_containers().then(|| host::address(&runner.docker)) {
             Some(Ok(address)) => Self::Engine(address),
@@ -83,26 +80,26 @@ impl ScriptRunner {
 /// Why a machine is unfit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unfit {
-    /// A file system is nearly full.
+    /// A file system has too little free space.
     Space { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
-    /// A file system has nearly no inodes left.
+    /// A file system has too few free inodes.
     Inodes { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
-    /// The engine does not answer.
+    /// The container engine does not answer.
     Engine { address: String, why: String },
-    /// The user of jobs does not exist.
+    /// The user of the jobs does not exist.
     User(String),
-    /// There is no shell.
+    /// The shell is not installed.
     Shell(String),
-    /// git is missing or does not run.
+    /// git is not installed or does not run.
     Git(String),
-    /// Too many jobs in a row failed for the machine's sake.
+    /// Too many jobs in a row failed with `runner_system_failure`.
     Failures { count: u32, pause: Duration },
-    /// The commands that say whether the machine is ready have not succeeded in time.
+    /// The readiness commands have not succeeded within their timeout.
     NotReady(String),
 }
 
 impl Unfit {
-    /// The word for metrics.
+    /// The reason, as a label for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Space { .. } => "disk_space",
@@ -152,7 +149,7 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// The gate of one poller.
+/// The checks of one poller, with results that still count.
 pub struct FitnessCheck {
     requirements: Requirements,
     engine_answered: Option<Instant>,
@@ -160,12 +157,11 @@ pub struct FitnessCheck {
 }
 
 impl FitnessCheck {
-    /// A gate that has looked at nothing yet.
     pub fn new(requirements: Requirements) -> Self {
         Self { requirements, engine_answered: None, git_ran: None }
     }
 
-    /// Looks at the machine. Errors: the first reason why it must not take a job.
+    /// Checks the machine. Errors: the first reason why it must not take a job.
     pub fn run(&mut self) -> Result<(), Unfit> {
         for (what, path) in &self.requirements.directories {
             check_file_system(&self.requirements.limits, what, path)?;
@@ -190,8 +186,8 @@ fn is_fresh(since: Option<Instant>, valid_for: Duration) -> bool {
     since.is_some_and(|since| since.elapsed() < valid_for)
 }
 
-/// The file system of the directory, or of its nearest ancestor that exists. One that cannot be asked is no reason to
-/// refuse jobs.
+/// Checks the file system of the directory, or of its nearest existing ancestor. If `statvfs` fails, the directory
+/// counts as fit.
 fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path) -> Result<(), Unfit> {
     let Some(stat) = path.ancestors().find_map(|path| statvfs(path).ok()) else { return Ok(()) };
     let (free, total) = (stat.blocks_available(), stat.blocks());
@@ -239,7 +235,7 @@ fn check_git() -> Result<(), Unfit> {
     }
 }
 
-/// Which runners must not ask for jobs, and why: written by the pollers, read by the main loop and the monitoring.
+/// The runners that must not poll, and why. The pollers write it; the main loop and the metrics read it.
 #[derive(Default)]
 pub struct FitnessStatus {
     inner: Mutex<Inner>,
@@ -247,14 +243,14 @@ pub struct FitnessStatus {
 
 #[derive(Default)]
 struct Inner {
-    /// Per runner: the reason, and since when by the clock of [`sys::boottime`].
+    /// By runner: the reason, and since when, in nanoseconds of `CLOCK_BOOTTIME`.
     unfit: BTreeMap<RunnerLabels, (Unfit, u64)>,
-    /// The same for the whole machine.
+    /// The same for the whole machine, while the readiness commands have timed out.
     not_ready: Option<(Unfit, u64)>,
 }
 
 impl FitnessStatus {
-    /// Notes what a look at the machine came to. A change is logged once, and true is returned.
+    /// Records the result of a check. Logs a change once, and returns true for it.
     pub fn set(&self, runner_labels: &RunnerLabels, looked: &Result<(), Unfit>) -> bool {
         let mut inner = self.lock();
         let before = inner.unfit.remove(runner_labels);
@@ -280,17 +276,17 @@ impl FitnessStatus {
         }
     }
 
-    /// Notes that the machine is not ready in time, or that it is after all.
+    /// Records that the readiness commands have timed out, or that they have succeeded.
     pub fn set_ready(&self, ready: Result<(), String>) {
         self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), sys::boottime()));
     }
 
-    /// Forgets runners that are no longer configured.
+    /// Removes runners that are no longer configured.
     pub fn keep_only(&self, runners: &[RunnerLabels]) {
         self.lock().unfit.retain(|runner_labels, _| runners.contains(runner_labels));
     }
 
-    /// All reasons, each with the runner's name; the whole machine has none.
+    /// All reasons, each with the name of the runner; `None` for the whole machine.
     pub fn reasons(&self) -> Vec<(Option<String>, Unfit)> {
         let inner = self.lock();
         let machine = inner.not_ready.iter().map(|(unfit, _)| (None, unfit.clone()));
@@ -301,7 +297,7 @@ impl FitnessStatus {
             .collect()
     }
 
-    /// How long the machine has been unfit, by the reason that has held for longest.
+    /// How long the machine has been unfit, by the oldest reason.
     pub fn unfit_for(&self) -> Option<Duration> {
         let inner = self.lock();
         let since = inner.unfit.values().chain(&inner.not_ready).map(|(_, since)| *since).min()?;
@@ -313,15 +309,15 @@ impl FitnessStatus {
     }
 }
 
-/// Counts, per runner, the jobs in a row that failed for the machine's sake.
+/// Counts the system failures in a row of each runner.
 #[derive(Default)]
 pub struct FailureStreaks {
-    /// The number of failures, and when the last one was by the clock of [`sys::boottime`].
+    /// The number of failures, and the time of the last one, in nanoseconds of `CLOCK_BOOTTIME`.
     streaks: Mutex<BTreeMap<RunnerLabels, (u32, u64)>>,
 }
 
 impl FailureStreaks {
-    /// Notes how a job ended.
+    /// Records the result of a job.
     pub fn record(&self, runner_labels: &RunnerLabels, is_system_failure: bool) {
         let mut streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
         match is_system_failure {
@@ -334,7 +330,7 @@ impl FailureStreaks {
         }
     }
 
-    /// Errors: the runner must pause, since at least `most` jobs in a row have failed and its pause is not over.
+    /// Errors: the runner must pause, because at least `most` jobs in a row have failed and the pause is not over.
     pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
         let streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
         let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
@@ -344,7 +340,7 @@ impl FailureStreaks {
     }
 }
 
-/// The pause after `count` failures in a row, of which `most` are allowed.
+/// The pause after `count` failures in a row, if fewer than `most` are allowed.
 fn pause_after(count: u32, most: u32) -> Duration {
     match count.checked_sub(most) {
         None => Duration::ZERO,

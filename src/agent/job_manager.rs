@@ -1,4 +1,4 @@
-//! Where jobs are taken in: counted, written down, run in a thread each, and told when the agent goes.
+//! Accepts jobs, counts them, writes them to the journal, runs each in a thread, and passes stop requests to them.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,13 +24,13 @@ use crate::monitor::metrics::{self, RunnerLabels};
 use crate::payload::{self, Payload, Undecodable};
 use crate::sys;
 
-/// Enough for parsing large payloads.
+/// Large enough to parse large payloads.
 const JOB_STACK: usize = 1 << 20;
 
-/// A job that was queued for longer had to wait for an instance: more than a request, and the rest before it.
+/// A job that waited longer in the queue had to wait for an instance, because a poll and its interval take less.
 const SHORT_QUEUE_TIME: Duration = Duration::from_secs(10);
 
-/// All jobs of the instance.
+/// The jobs of this instance.
 pub struct JobManager {
     state_dir: PathBuf,
     instance: Arc<dyn Instance>,
@@ -41,18 +41,18 @@ pub struct JobManager {
 
 struct State {
     count: JobCount,
-    /// By slot: two servers may count up to the same number of a job.
+    /// By slot, because jobs of two GitLab servers may have the same id.
     controls: HashMap<usize, Arc<JobControl>>,
-    /// Numbers in use (`CI_CONCURRENT_ID`), by runner; and by runner and project.
+    /// `CI_CONCURRENT_ID`s in use by runner, and `CI_CONCURRENT_PROJECT_ID`s by runner and project.
     concurrent_ids: HashMap<ConcurrentIdScope, Vec<u32>>,
-    /// Why scripts are to give way, once they are.
+    /// The reason of an eviction, which also applies to jobs that arrive later.
     evicted: Option<String>,
-    /// Why jobs are to stop, once they are.
+    /// The reason of an interruption, which also applies to jobs that arrive later.
     interrupted: Option<String>,
 }
 
 impl JobManager {
-    /// The desk of an instance whose journal is in `state`.
+    /// Manages the jobs of an instance with this state directory.
     pub fn new(state: PathBuf, instance: Arc<dyn Instance>, count: JobCount, events: Sender<Event>) -> Arc<Self> {
         if let Err(error) = count.save(&state) {
             log::error!("cannot save the job count error={error}");
@@ -68,13 +68,13 @@ impl JobManager {
         })
     }
 
-    /// The jobs in a row that failed for the machine's sake.
+    /// The system failures in a row.
     pub fn failures(&self) -> &FailureStreaks {
         &self.failures
     }
 
-    /// Takes a job that has just come. It is ours from here on: it is run, or failed at the server. False when the
-    /// answer is no job that anyone could be told of: nothing was taken then.
+    /// Accepts a job that GitLab has assigned, and runs it or fails it at GitLab. Returns false if the answer has no
+    /// job id or token: then nothing was accepted.
     pub fn accept(
         self: &Arc<Self>,
         mut permit: Permit,
@@ -115,7 +115,7 @@ impl JobManager {
             number: self.count_job(),
             progress: Progress::default(),
         };
-        // Before everything else: the server waits for an hour for a job that an agent took to its grave.
+        // Written before anything else: if the agent loses a job, GitLab waits an hour for it.
         let written = SlotDirectory::new(&self.state_dir, permit.slot).begin(&record);
         permit.begin_job();
         self.save_count();
@@ -129,7 +129,7 @@ impl JobManager {
         true
     }
 
-    /// Goes on with a job that was found in the journal.
+    /// Resumes a job from the journal.
     pub fn resume(self: &Arc<Self>, permit: Permit, context: RunnerContext, record: Record, payload: Payload) {
         let context = context.in_slot(permit.slot);
         self.assign_concurrent_ids(&context, &payload, Some(record.concurrent));
@@ -138,26 +138,26 @@ impl JobManager {
         self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed });
     }
 
-    /// Has all jobs hand over what their scripts have made so far, also those that are still coming.
+    /// Stops the scripts of all jobs, also of jobs that arrive later; the jobs upload their artifacts.
     pub fn evict(&self, why: &str) {
         let mut inner = self.lock();
         inner.evicted = Some(why.to_owned());
         inner.controls.values().for_each(|control| control.evict(why));
     }
 
-    /// Jobs that are still coming are run again.
+    /// Jobs that arrive from now on run their scripts again.
     pub fn cancel_eviction(&self) {
         self.lock().evicted = None;
     }
 
-    /// Stops all jobs, also those that are still coming.
+    /// Stops all jobs, also jobs that arrive later.
     pub fn interrupt(&self, why: &str) {
         let mut inner = self.lock();
         inner.interrupted = Some(why.to_owned());
         inner.controls.values().for_each(|control| control.interrupt(why));
     }
 
-    /// Leaves what is not delivered yet to the next agent.
+    /// Stops waiting for the delivery of logs and states; the next agent delivers them.
     pub fn abandon_all(&self) {
         let controls: Vec<Arc<JobControl>> = self.lock().controls.values().cloned().collect();
         controls.iter().for_each(|control| control.abandon());
@@ -177,7 +177,7 @@ impl JobManager {
                 control.interrupt(why);
             }
             inner.controls.insert(task.permit.slot, Arc::clone(&control));
-            // Under the lock, so that the last word is the right one.
+            // Under the lock, so that the last call reflects the current state.
             self.instance.set_activity(Activity::Busy);
         }
         let jobs = Arc::clone(self);
@@ -192,7 +192,7 @@ impl JobManager {
         let (numbers, keys) = (record.concurrent, concurrent_id_scopes(&context, &payload));
         let directory = SlotDirectory::new(&self.state_dir, permit.slot);
         let (left, name) = (directory.clone(), name_of(&payload, record.began));
-        // A mistake of ours in one job must not take the others down, nor leave this one hanging.
+        // A panic in one job must neither end the agent nor leave the job unreported.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
             Start::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
             Start::Resumed => run::resume(&context, directory, record, payload, control),
@@ -216,7 +216,7 @@ impl JobManager {
         self.release(permit, numbers, &keys);
     }
 
-    /// Fails a job that cannot even begin.
+    /// Fails a job that cannot start.
     fn fail_unstarted(&self, task: PendingJob, why: &str) {
         let name = name_of(&task.payload, task.record.began);
         let directory = SlotDirectory::new(&self.state_dir, task.permit.slot);
@@ -229,8 +229,8 @@ impl JobManager {
         self.release(task.permit, task.record.concurrent, &concurrent_id_scopes(&task.context, &task.payload));
     }
 
-    /// A payload that cannot be read is failed at the server, which would wait for an hour otherwise: in a thread of
-    /// its own, since the server may be slow and other jobs wait.
+    /// Fails a job whose payload cannot be decoded; GitLab would wait an hour for it otherwise. Runs in its own thread,
+    /// because GitLab may be slow.
     fn fail_undecodable(self: &Arc<Self>, permit: Permit, context: RunnerContext, job: JobHandle, why: &str) {
         let why = format!("the payload of this job cannot be read: {why}");
         let (jobs, told) = (Arc::clone(self), why.clone());
@@ -245,7 +245,7 @@ impl JobManager {
         }
     }
 
-    /// Counts a job; returns how many there are with it.
+    /// Counts a job. Returns the new count.
     fn count_job(&self) -> u32 {
         let mut inner = self.lock();
         inner.count.jobs += 1;
@@ -258,7 +258,7 @@ impl JobManager {
         }
     }
 
-    /// The smallest free numbers of a job, or the ones it had.
+    /// Assigns the smallest free concurrent ids, or restores those of a resumed job.
     fn assign_concurrent_ids(&self, context: &RunnerContext, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
         let mut inner = self.lock();
         let [of_runner, of_project] = concurrent_id_scopes(context, payload);
@@ -271,7 +271,8 @@ impl JobManager {
         (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
     }
 
-    /// The end of a job. Its slot is given back last: the next job in it has a control of its own.
+    /// Releases the slot of a job that has ended. The permit is dropped last, because the next job in the slot
+    /// registers its own control.
     fn release(&self, permit: Permit, numbers: (u32, u32), keys: &[ConcurrentIdScope; 2]) {
         {
             let mut inner = self.lock();
@@ -294,10 +295,10 @@ impl JobManager {
     }
 }
 
-/// What numbers are counted over: a runner, or a runner and a project.
+/// The scope of a concurrent id: a runner, or a runner and a project.
 type ConcurrentIdScope = (String, Option<i64>);
 
-/// A job, with all that its thread needs.
+/// A job with everything that its thread needs.
 struct PendingJob {
     permit: Permit,
     context: RunnerContext,
@@ -307,13 +308,13 @@ struct PendingJob {
 }
 
 enum Start {
-    /// It has just been taken, and this came of writing it down.
+    /// The job is new; the result of writing it to the journal.
     New(io::Result<()>),
-    /// It was found in the journal.
+    /// The job was found in the journal.
     Resumed,
 }
 
-/// Has a thread of a job work on something. Errors: there can be no more threads; what it was to work on comes back.
+/// Runs `work` in a job thread. Errors: no thread can be created; returns `load`.
 fn spawn_job_thread<T: Send + 'static>(
     job: impl std::fmt::Display,
     load: T,
@@ -324,7 +325,7 @@ fn spawn_job_thread<T: Send + 'static>(
     if let Err(error) = thread.spawn(move || given.recv().map_or((), work)) {
         return Err((load, error));
     }
-    // It waits for that.
+    // The thread waits for the load.
     let _ = hand.send(load);
     Ok(())
 }
@@ -346,12 +347,11 @@ fn report_outcome(runner_labels: &RunnerLabels, id: i64, ended: &JobOutcome) {
     }
 }
 
-/// Whether a job failed for the machine's sake.
 fn is_system_failure(state: &JobState) -> bool {
     matches!(state, JobState::Failed { reason: FailureReason::RunnerSystemFailure, .. })
 }
 
-/// How monitoring calls an end.
+/// The result, as a label for metrics.
 fn metric_result(ended: &JobOutcome) -> &'static str {
     match ended {
         JobOutcome::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
@@ -360,7 +360,7 @@ fn metric_result(ended: &JobOutcome) -> &'static str {
     }
 }
 
-/// Fails a job that has no engine (any more).
+/// Fails a job, with the error in its log.
 fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle, why: &str) {
     match fail_job::fail(context, directory, job, why) {
         Ok(_) => {
@@ -371,7 +371,7 @@ fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHa
     }
 }
 
-/// Fails a job for which not even a log can be kept.
+/// Fails a job whose log cannot be written.
 fn fail(context: &RunnerContext, job: &JobHandle, why: &str) {
     metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("job failed by the agent job={} error={why}", job.id);
@@ -380,12 +380,12 @@ fn fail(context: &RunnerContext, job: &JobHandle, why: &str) {
     context.coordinator.update_job(job, &state, TraceSummary::default());
 }
 
-/// Jobs that an earlier agent left: `None` for a record that cannot be read any more.
+/// The payload of a job in the journal; `None` if it cannot be decoded.
 pub fn payload_of(record: &Record) -> Option<Payload> {
     payload::decode(record.payload.as_bytes()).ok()
 }
 
-/// Makes the state directory. Errors: it cannot be made or written.
+/// Creates the state directory. Errors: it cannot be created or written.
 pub fn prepare_state(state: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)

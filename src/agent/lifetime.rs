@@ -1,8 +1,8 @@
-//! How long an agent stays: MaxBuilds, the maximum age and the idle time-out.
+//! How long an agent works: `MaxBuilds`, the maximum age and the idle timeout.
 //!
-//! Each bound has the clock that fits it. Time without a job is `CLOCK_MONOTONIC`: a machine that sleeps cannot ask for
-//! jobs, so that one that wakes up does not leave before it has asked. Age is `CLOCK_BOOTTIME`: a machine grows old in
-//! its sleep too. Neither follows when the time of day is set; only periods of the configuration do.
+//! Idle time is measured with `CLOCK_MONOTONIC`, which stops while the machine sleeps: a machine that wakes up polls
+//! before it counts as idle. The age is measured with `CLOCK_BOOTTIME`, which includes sleep. Neither clock follows
+//! changes of the time of day; only the periods of the configuration do.
 
 use std::time::Duration;
 
@@ -12,41 +12,41 @@ use super::slots::Slots;
 use crate::config::lifetime::Lifetime as Bounds;
 use crate::journal::shutdown::ShutdownReason;
 
-/// The idle time-out is longer by up to this part, and the maximum age shorter by up to half of it: siblings that began
-/// together do not leave together.
+/// Random part of the limits: the idle timeout is up to this part longer and the maximum age up to half of it shorter,
+/// so that instances that started together do not shut down together.
 const JITTER: f64 = 0.2;
-/// A request must have brought nothing before an agent calls itself idle; this is long enough for one.
+/// An agent is idle only after a poll returned no job; a poll takes less than this.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
-/// How long an agent waits at least that may not go, before it tries again.
+/// The minimum wait after the group refused to terminate the instance.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
-/// The bounds of an agent's life.
+/// The lifetime of an agent.
 #[derive(Clone, Debug)]
 pub struct Lifetime {
-    /// What the configuration and the command line say.
+    /// The limits of the configuration and the command line.
     pub bounds: Bounds,
-    /// When the first agent of this life began, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// Start of the lifetime, in nanoseconds of `CLOCK_BOOTTIME`.
     pub began: u64,
-    /// From 0 to 1: where in the spread this instance is.
+    /// The random share of [`JITTER`], from 0 to 1.
     jitter_fraction: f64,
-    /// It was idle and may not go.
+    /// The group has refused to terminate the idle instance.
     refused: bool,
 }
 
 impl Lifetime {
-    /// A life that began at `began`.
+    /// A lifetime that started at `began`.
     pub fn new(bounds: Bounds, began: u64) -> Self {
         Self { bounds, began, jitter_fraction: crate::random::fraction(), refused: false }
     }
 
-    /// The group needs the instance: it is to try again after another idle time-out.
+    /// The group keeps the instance: the agent tries again after another idle timeout.
     pub fn set_refused(&mut self) {
         self.refused = true;
         self.jitter_fraction = crate::random::fraction();
     }
 
-    /// Whether it is time to leave, or else how long until it may be; `None` for the latter when only an event can
-    /// tell. `boottime` is now in nanoseconds of `CLOCK_BOOTTIME`, and `now` is the time of day.
+    /// The reason to shut down now, or the time until there may be one; `None` if only an event can give one.
+    /// `boottime` is the current `CLOCK_BOOTTIME` in nanoseconds, `now` the time of day.
     pub fn shutdown_reason(
         &self,
         slots: &Slots,
@@ -63,7 +63,7 @@ impl Lifetime {
         if idle == Some(Duration::ZERO) {
             return Ok(ShutdownReason::Idle);
         }
-        // A period begins and ends with a minute; the time of day may be set meanwhile.
+        // Periods begin and end at full minutes, and the time of day may change.
         let minute = self.bounds.has_periods().then(|| Duration::from_secs(60 - now.as_second().rem_euclid(60) as u64));
         Err([age, idle, minute].into_iter().flatten().min())
     }
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(verdict(&idle_after(0), &slots), Ok(ShutdownReason::Idle));
     }
 
-    /// A machine whose clocks go as a test says.
+    /// A machine whose clocks a test controls.
     struct Machine {
         awake: Arc<Mutex<Duration>>,
         asleep: Duration,
@@ -256,7 +256,7 @@ mod tests {
         let at = |time: &str| lifetime.shutdown_reason(&slots, 0, time.parse().expect("a time"));
         assert_eq!(at("2026-07-10T23:59:15Z"), Err(Some(Duration::from_secs(45))));
         assert_eq!(at("2026-07-11T00:00:00Z"), Ok(ShutdownReason::Idle));
-        // The time of day is set back: the machine is not idle any more.
+        // The time of day was set back, so the machine is not idle any more.
         assert_eq!(at("2026-07-10T12:00:00Z"), Err(Some(Duration::from_secs(60))));
     }
 }

@@ -1,4 +1,4 @@
-//! Whether jobs can be kept from the instance's credentials (`block_instance_metadata`), and that they are.
+//! Applies `block_instance_metadata`, and checks that jobs cannot bypass it.
 
 use std::fs;
 use std::path::Path;
@@ -12,16 +12,16 @@ use crate::executor::user;
 use crate::instance::metadata_block::{JobUser, MetadataBlock};
 use crate::shim::spec::User;
 
-/// The file in the state directory that tells that rules were put in force.
+/// Exists in the state directory while the nftables rules are loaded.
 const MARKER_FILE: &str = "metadata-blocked";
-/// Whoever is in one of these groups can become root: by an engine of containers or machines, the disk, or `sudo`.
+/// Members of these groups can become root.
 const ROOT_GROUPS: [&str; 9] = ["docker", "podman", "lxd", "incus", "incus-admin", "libvirt", "disk", "sudo", "wheel"];
-/// Capabilities by which a container gets out of itself.
+/// With these capabilities a process can leave its container.
 const ROOT_CAPABILITIES: [&str; 7] =
     ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF"];
 
-/// Puts the rules in force that the configuration asks for, or takes away those that it asked for once. Errors: jobs
-/// cannot be kept from the metadata; the agent must take none.
+/// Loads the nftables rules, or removes them if the configuration no longer asks for them. Errors: jobs could reach the
+/// metadata service, so the agent must not take any.
 pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
     let marker = state.join(MARKER_FILE);
     if !config.mayfly.block_instance_metadata {
@@ -41,7 +41,7 @@ pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<
 
 const ERROR_PREFIX: &str = "`block_instance_metadata`: jobs cannot be kept from the instance's credentials";
 
-/// The users whose processes are to be kept from the metadata. Errors: a job would have a way around every rule.
+/// The users of the jobs, whose processes the rules block. Errors: jobs could bypass the rules.
 pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
     if !Uid::effective().is_root() {
         return Err(format!("{ERROR_PREFIX}: only root can make rules for the network; run the agent as root"));
@@ -54,10 +54,10 @@ pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, S
     };
     for runner in &config.runners {
         let cannot = |why| format!("{ERROR_PREFIX}: runner `{}`: {why}", runner.name);
-        // The rules count for every container that has a network of its own.
+        // The rules block every container in a network namespace of its own.
         if runner.executor.has_containers() {
             check_containers(&runner.docker).map_err(cannot)?;
-            // File work beside the containers, and the relay through which it reaches the network.
+            // The sandbox user also runs file tasks and the network relay.
             let uid = runner.confined.uid;
             add(JobUser { name: format!("{uid} (the sandbox)"), uid });
             continue;
@@ -69,13 +69,13 @@ pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, S
     Ok(users)
 }
 
-/// A container that is as good as the machine, or on another one, gets around every rule for it.
+/// Errors: a setting lets containers bypass the rules, or the engine is on another machine.
 fn check_containers(docker: &Docker) -> Result<(), String> {
     let root_like = |capability: &String| {
         let name = capability.to_ascii_uppercase();
         ROOT_CAPABILITIES.contains(&name.trim_start_matches("CAP_"))
     };
-    // The engine's socket is root's right to everything, and so is a directory that it is in.
+    // Access to the engine's socket is root access; so is a directory that contains it.
     let holds_the_socket = |volume: &String| {
         let source = volume.split(':').next().unwrap_or_default().trim_end_matches('/');
         let is_bound = volume.starts_with('/') && volume.contains(':');

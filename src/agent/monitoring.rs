@@ -1,4 +1,4 @@
-//! What the agent shows at `listen_address`: `/metrics` for Prometheus, `/healthz` for whoever must know whether it works.
+//! Serves `/metrics` and `/healthz` at `listen_address`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,26 +19,26 @@ use crate::monitor::write_process;
 use crate::sys;
 use crate::version::{REVISION, VERSION, architecture};
 
-/// The main loop comes round at least this often while somebody may ask.
+/// Interval of the main loop while the listener runs.
 const LOOP_INTERVAL_MAX: Duration = Duration::from_secs(15);
-/// A main loop that has not come round for this long hangs.
+/// A main loop that takes longer counts as hanging.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the agent is in its life.
+/// The phase of the agent.
 #[derive(Default)]
 pub enum AgentPhase {
-    /// It takes jobs.
+    /// The agent takes jobs.
     #[default]
     Working,
-    /// The machine rests, or its cloud has not said yet that it may work.
+    /// The instance is in standby, or its target lifecycle state is not known yet.
     Paused,
-    /// The agent was told to stop; jobs that it has are seen to their end.
+    /// The agent drains after a signal.
     Stopping,
-    /// The instance is on its way out.
+    /// The instance shuts down.
     ShuttingDown(Arc<ShutdownTracker>),
 }
 
-/// The words for the above, and for the phases of leaving.
+/// The values of the metric `mayfly_phase`.
 const PHASES: [&str; 8] =
     ["working", "resting", "draining", "unregistering", "ending", "powering_off", "left", "stranded"];
 
@@ -68,18 +68,18 @@ impl AgentPhase {
     }
 }
 
-/// The agent's end of its monitoring.
+/// The monitoring of the agent.
 pub struct Monitoring {
     pages: Arc<MonitoringPages>,
     listener: Option<Listener>,
 }
 
-/// What answers are made of.
+/// What the pages show.
 struct MonitoringPages {
     slots: Arc<Slots>,
     fitness: Arc<fitness::FitnessStatus>,
     system_id: String,
-    /// When the main loop last came round, by the clock of [`sys::boottime`].
+    /// When the main loop last ran, in nanoseconds of `CLOCK_BOOTTIME`.
     last_loop: AtomicU64,
     state: Mutex<AgentState>,
 }
@@ -89,17 +89,17 @@ struct AgentState {
     phase: AgentPhase,
     concurrent: u32,
     runners: Vec<(RunnerLabels, Option<u32>)>,
-    /// Where state, builds and caches are kept.
+    /// The state, build and cache directories, by purpose.
     directories: BTreeSet<(&'static str, PathBuf)>,
     loaded: u64,
     rejected: u64,
-    /// Whether the last configuration that was read is in force, and since when it is (seconds since the epoch).
+    /// Whether the last configuration that was read is in use, and since when (Unix time).
     current: bool,
     loaded_at: i64,
 }
 
 impl Monitoring {
-    /// Shows nothing to nobody yet.
+    /// Monitoring without a listener.
     pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::FitnessStatus>) -> Self {
         let last_loop = AtomicU64::new(sys::boottime());
         let pages = MonitoringPages {
@@ -112,7 +112,7 @@ impl Monitoring {
         Self { pages: Arc::new(pages), listener: None }
     }
 
-    /// Listens at `address` from now on, or nowhere. Errors: the address cannot be had; the one before stays.
+    /// Listens at `address`, or stops listening. Errors: the address is not available; the old listener stays.
     pub fn listen(&mut self, address: Option<&str>) -> Result<(), String> {
         let before = self.listener.as_ref().map(|listener| listener.address().to_owned());
         if before.as_deref() == address {
@@ -141,13 +141,13 @@ impl Monitoring {
         })
     }
 
-    /// The main loop has come round. Returns how soon it must come round again, if anybody may look.
+    /// Records that the main loop runs. Returns the time until the next run; `None` without a listener.
     pub fn record_loop(&self) -> Option<Duration> {
         self.pages.last_loop.store(sys::boottime(), Ordering::Relaxed);
         self.listener.as_ref().map(|_| LOOP_INTERVAL_MAX)
     }
 
-    /// A configuration is in force, and files are kept in these directories.
+    /// Records a configuration that is in use now, and its directories.
     pub fn record_configuration(&self, config: &Config, directories: BTreeSet<(&'static str, PathBuf)>) {
         let mut state = self.pages.state();
         state.directories = directories;
@@ -159,14 +159,13 @@ impl Monitoring {
         state.loaded_at = jiff::Timestamp::now().as_second();
     }
 
-    /// A configuration was read and cannot be used.
+    /// Records a configuration that cannot be used.
     pub fn record_rejected_configuration(&self) {
         let mut state = self.pages.state();
         state.rejected += 1;
         state.current = false;
     }
 
-    /// Where the agent is in its life now.
     pub fn set_phase(&self, phase: AgentPhase) {
         self.pages.state().phase = phase;
     }
@@ -181,7 +180,7 @@ impl MonitoringPages {
         Duration::from_nanos(sys::boottime().saturating_sub(self.last_loop.load(Ordering::Relaxed)))
     }
 
-    /// 200 while the agent works, or 503 and why it does not.
+    /// 200 while the agent works; otherwise 503 with the reason.
     fn health(&self) -> Answer {
         let since = self.since_last_loop();
         let state = self.state();

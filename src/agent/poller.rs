@@ -1,4 +1,5 @@
-//! One thread that asks for one runner's jobs: a permit first, then the request, then the job in a thread of its own.
+//! A thread that polls for the jobs of one runner: it acquires a permit, sends the request, and starts the job in
+//! another thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -15,13 +16,13 @@ use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
 use crate::job::context::RunnerContext;
 use crate::monitor::metrics::{self, PollResult, RunnerLabels};
 
-/// The flag that lets the number of requests at once follow what comes of them; on by default.
+/// The feature flag that adapts the number of concurrent requests to their results; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// The longest pause of a rejected runner whose token is stored in AWS.
 const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(120);
 
-/// What all pollers of one configuration share; made new at each reload.
+/// The pollers of one configuration; a reload creates a new set.
 #[derive(Default)]
 pub struct PollerSet {
     stopped: AtomicBool,
@@ -30,7 +31,7 @@ pub struct PollerSet {
 }
 
 impl PollerSet {
-    /// No further request from this generation's pollers; those in flight end by themselves.
+    /// Stops the pollers. Requests in flight still complete.
     pub fn stop(&self, slots: &Slots) {
         {
             let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,46 +41,43 @@ impl PollerSet {
         slots.wake();
     }
 
-    /// Whether it was ended.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Waits for `duration`, or until the generation ends.
+    /// Waits for `duration`, or until the set is stopped.
     fn wait(&self, duration: Duration) {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.woken.wait_timeout_while(guard, duration, |()| !self.is_stopped()));
     }
 }
 
-/// Asks for the jobs of one runner.
+/// Polls for the jobs of one runner.
 pub struct Poller {
-    /// The runner as configured.
     pub runner: Arc<Runner>,
-    /// Its server.
     pub gitlab: Arc<GitLab>,
-    /// The surroundings of its jobs.
+    /// The context of the runner's jobs.
     pub context: RunnerContext,
-    /// Rest between two requests.
+    /// Interval between two requests.
     pub check_interval: Duration,
-    /// Ends with the configuration it came from.
+    /// The set that this poller belongs to.
     pub pollers: Arc<PollerSet>,
-    /// Slots of the instance.
+    /// The slots of the instance.
     pub slots: Arc<Slots>,
-    /// Where jobs are taken in.
+    /// Accepts the jobs.
     pub jobs: Arc<JobManager>,
-    /// Hears of what changes.
+    /// Receives [`Event::Changed`] after each request.
     pub events: Sender<Event>,
-    /// Looks at the machine before each request.
+    /// Runs before each request.
     pub fitness_check: FitnessCheck,
     /// System failures in a row before the runner pauses.
     pub max_system_failures: Option<u32>,
-    /// Where it is noted that the machine is unfit.
+    /// Receives the result of the fitness check.
     pub status: Arc<fitness::FitnessStatus>,
 }
 
 impl Poller {
-    /// Starts the thread. Errors: there can be no more threads.
+    /// Starts the thread. Errors: no thread can be created.
     pub fn start(self) -> std::io::Result<()> {
         let name = format!("poll-{}", self.runner.token.short());
         thread::Builder::new().name(name).stack_size(super::STACK).spawn(move || self.run())?;
@@ -104,7 +102,7 @@ impl Poller {
                     fitness::RECHECK_INTERVAL
                 }
             };
-            // Who waits for the end of all requests looks now.
+            // The main loop may wait for the last request.
             let _ = self.events.send(Event::Changed);
             pollers.wait(rest);
         }
@@ -122,7 +120,7 @@ impl Poller {
         looked.is_ok()
     }
 
-    /// Sends one request and starts the job that comes of it; returns what it was worth and how long to rest.
+    /// Sends one request and starts the job that it returns. Returns the outcome and the wait before the next request.
     fn poll(&self, permit: Permit, health: &mut Health) -> (RequestOutcome, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
@@ -154,7 +152,7 @@ impl Poller {
                     let _ = self.events.send(Event::StoredTokenRejected);
                 }
                 if let Some(pause) = health.unhealthy() {
-                    // A rotated token may arrive in the store after GitLab rejects the old one.
+                    // The new token may appear in the store after GitLab has revoked the old one.
                     let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
                     log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
                     rest = pause;
@@ -167,7 +165,7 @@ impl Poller {
     }
 }
 
-/// How monitoring counts an outcome.
+/// The outcome, as counted by the metrics.
 fn poll_metric(outcome: &PollOutcome) -> PollResult {
     match outcome {
         PollOutcome::Job { .. } => PollResult::Job,

@@ -1,5 +1,4 @@
-//! The commands that must succeed before the agent asks for its first job: on a first boot user data may still be
-//! installing what jobs need.
+//! The commands that must succeed before the first poll. On a first boot, user data may still install what jobs need.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -11,11 +10,11 @@ use super::termination::run_line;
 use super::{Event, STACK};
 use crate::config::fitness::Ready;
 
-/// Between two tries.
+/// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Repeats the commands in a thread until all of them have succeeded, then sends [`Event::Ready`]. When they have not
-/// within their timeout, the machine counts as unfit, and they are repeated all the same. Errors: no thread.
+/// Repeats the commands in a thread until all have succeeded, then sends [`Event::Ready`]. After the timeout the
+/// machine counts as unfit, and the commands are still repeated. Errors: no thread can be created.
 pub fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event>) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;
@@ -33,7 +32,7 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
     let mut is_told = false;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        // A try has as long as all of them once the timeout is over.
+        // After the timeout, each attempt may take as long as the whole timeout.
         let timeout = if left.is_zero() { ready.timeout } else { left };
         let Err(why) = run_line(command, &[], timeout.max(Duration::from_secs(1))) else { return };
         let why = format!("`{command}`: {why}");

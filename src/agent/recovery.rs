@@ -1,5 +1,5 @@
-//! What an agent before us left: jobs that run on are taken up, jobs that died are reported, what belongs to another
-//! machine is thrown away.
+//! Resumes the jobs of an earlier agent, reports those that ended with the machine, and discards the journal of another
+//! machine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::shim;
 use crate::token::Token;
 
 impl Agent {
-    /// Looks through the journal; done before the first request.
+    /// Reads the journal. Runs before the first poll.
     pub(super) fn recover(&self, config: &Config) {
         let (mut jobs, mut directories) = (Vec::new(), Vec::new());
         for (number, directory) in journal::slots(&self.state_dir) {
             let record = directory.load();
-            // A machine that went down has ended its containers: nobody goes on with them.
+            // Containers end with the machine, so they are not resumed after a reboot.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
             let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
             let place = record.as_ref().and_then(|record| record.progress.dirs.clone());
@@ -38,7 +38,7 @@ impl Agent {
         self.sweep_containers(config, &jobs, &directories);
     }
 
-    /// Removes the containers and directories of jobs that nobody knows any more, beside everything else.
+    /// Removes the containers and directories of jobs that are not in the journal, in a thread.
     fn sweep_containers(&self, config: &Config, kept: &[String], directories: &[PathBuf]) {
         let mut swept: Vec<Address> = Vec::new();
         for runner in config.runners.iter().filter(|runner| runner.executor.has_containers()) {
@@ -48,7 +48,7 @@ impl Agent {
             if swept.contains(&docker.address) {
                 continue;
             }
-            // Looked for now: a job that is taken in a moment has a directory of its own.
+            // Listed before the first job starts, so that its directory is not among them.
             let [builds, _] = directories_of(&self.options.working_directory, runner);
             let forgotten = containers::abandoned_dirs(&builds, directories);
             let also = move || containers::remove_dirs(&forgotten);
@@ -57,7 +57,7 @@ impl Agent {
         }
     }
 
-    /// True when the job goes on.
+    /// Resumes one job. Returns false if it cannot be resumed.
     fn recover_one(&self, config: &Config, number: usize, directory: &SlotDirectory, mut record: Record) -> bool {
         if record.identity.instance != self.identity.instance {
             log::info!("discarding the journal of another machine slot={number}");
@@ -72,7 +72,7 @@ impl Agent {
                 shim::sweep(&step.id, &step.cgroups);
             }
             record.identity = self.identity.clone();
-            // The clock of deadlines started anew with the machine.
+            // `CLOCK_BOOTTIME` starts anew with each boot.
             record.began = crate::sys::boottime();
             if record.progress.final_state.is_none() {
                 record.progress.failure = Some(JobError::system("the machine went down while the job was running"));
@@ -98,7 +98,7 @@ impl Agent {
     }
 }
 
-/// The runner that took the job; one that is no longer configured is known well enough to report to its server.
+/// The runner that took the job. If it is no longer configured, the record has enough to report to GitLab.
 fn runner_of(config: &Config, record: &Record) -> Runner {
     let same = |runner: &&Runner| runner.url == record.url && runner.token.short() == record.short_token;
     if let Some(runner) = config.runners.iter().find(same) {

@@ -1,5 +1,5 @@
-//! Reloads the configuration. A thread fetches tokens that are stored in AWS: that may take long, and the main loop must
-//! not wait.
+//! Reloads the configuration. A thread fetches tokens that are stored in AWS, because that may take long and the main
+//! loop must not block.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,29 +9,29 @@ use crate::config::{Config, Loaded};
 use crate::instance::aws::secrets;
 use crate::token::Token;
 
-/// How often tokens are fetched again at most because GitLab rejects one.
+/// Minimum interval between two fetches because GitLab rejected a token.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
-/// The instances of a fleet do not ask AWS at the same moment: each waits a random part of this time first.
+/// Each instance waits a random part of this time first, so that a fleet does not call AWS at the same moment.
 const REFETCH_JITTER: Duration = Duration::from_secs(5);
 
 /// Why tokens are fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum FetchReason {
     Reload,
-    /// GitLab rejected a token: only another token makes a difference.
+    /// GitLab rejected a token; only a different token is useful.
     Rejected,
 }
 
-/// A configuration with its tokens. Errors: a token cannot be fetched.
+/// A configuration with its tokens, or the error of the fetch.
 pub struct FetchedTokens {
-    /// The number of the reload: the result of an older reload is dropped.
+    /// Number of the reload; the result of an older reload is discarded.
     number: u64,
     reason: FetchReason,
     outcome: Result<Box<Loaded>, String>,
 }
 
 impl Agent {
-    /// Reads the configuration again; one that cannot be used changes nothing.
+    /// Reloads the configuration. If it is not usable, the old one stays in use.
     pub(super) fn reload(&mut self) {
         if self.shutdown.is_some() {
             return;
@@ -46,7 +46,7 @@ impl Agent {
         }
     }
 
-    /// Fetches stored tokens again after GitLab rejected one; they may have been rotated.
+    /// Fetches the stored tokens again after GitLab rejected one, because they may have been rotated.
     pub(super) fn fetch_rejected_tokens(&mut self) {
         if self.shutdown.is_some() || self.last_token_fetch.is_some_and(|last| last.elapsed() < REFETCH_INTERVAL) {
             return;
@@ -72,7 +72,7 @@ impl Agent {
         }
     }
 
-    /// Goes on with a reload whose tokens are there.
+    /// Applies a configuration when its tokens have been fetched.
     pub(super) fn handle_fetched_tokens(&mut self, fetched: FetchedTokens) {
         if fetched.number != self.reloads {
             return;
@@ -86,7 +86,7 @@ impl Agent {
         }
     }
 
-    /// Takes over tokens that differ from those in use.
+    /// Applies the configuration if a token differs from those in use.
     fn apply_new_tokens(&mut self, outcome: Result<Loaded, String>) {
         if self.shutdown.is_some() {
             return;
@@ -110,7 +110,7 @@ impl Agent {
             Err(why) => {
                 self.monitoring.record_rejected_configuration();
                 log::error!("the configuration is not taken over, the one before stays in force: {why}");
-                // After an instance that may not leave, nobody asks for jobs yet.
+                // The pollers are stopped if the agent resumes work after the group kept the instance.
                 if self.pollers.is_stopped() {
                     self.start_pollers();
                 }

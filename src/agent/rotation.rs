@@ -1,6 +1,6 @@
-//! Tokens that die are replaced in time: after three quarters of their life, one at a time, and written to the
-//! configuration at once, since the old token is dead from then on. A thread does that: the server may be slow, and the
-//! main loop must come round.
+//! Rotates runner tokens that expire: after three quarters of their lifetime, one at a time. The new token is written
+//! to the configuration at once, because the old one is invalid from then on. Runs in a thread, because GitLab may be
+//! slow.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,31 +14,31 @@ use crate::config::Runner;
 use crate::config::edit::Editor;
 use crate::coordinator::gitlab::GitLab;
 
-/// When a replacement failed, it is tried again after this.
+/// Interval after a failed rotation.
 const RETRY_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Where the replacing of tokens stands.
+/// The state of the token rotation.
 #[derive(Default)]
 pub struct Rotation {
     running: Arc<AtomicBool>,
-    /// When the last one began.
+    /// When the last rotation started.
     last_start: Option<Instant>,
 }
 
 impl Rotation {
-    /// True while a token is being replaced: a process that ended now would lose it.
+    /// True while a token is being rotated: exiting now would lose the new token.
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// What is left of the rest after the last replacement.
+    /// Time until the next rotation may start.
     fn until_retry(&self) -> Duration {
         let since = self.last_start.map_or(RETRY_INTERVAL, |started| started.elapsed());
         RETRY_INTERVAL.saturating_sub(since)
     }
 }
 
-/// Held while tokens are replaced; the end is told however it comes.
+/// Held while tokens are rotated; its drop clears the flag, also after a panic.
 struct RotationGuard {
     flag: Arc<AtomicBool>,
     events: Sender<Event>,
@@ -59,7 +59,7 @@ impl Drop for RotationGuard {
 }
 
 impl Agent {
-    /// Begins to replace the tokens that are due; says how long until the next one is.
+    /// Starts the rotation of tokens that are due. Returns the time until the next one is due.
     pub(super) fn rotate_tokens(&mut self) -> Option<Duration> {
         if self.rotation.is_running() {
             return None;
@@ -99,7 +99,7 @@ fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
         );
         return;
     }
-    // A written configuration is noticed, and brings the new token with it.
+    // The agent reloads the changed configuration, which has the new token.
     match replace(config, runner, gitlab) {
         Ok(()) => log::info!("token rotated runner={}", runner.name),
         Err(why) => log::error!("cannot rotate the token runner={} error={why}", runner.name),
@@ -111,7 +111,7 @@ fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String
         return Err(format!("it is kept as {reference}; put a new one there, and reload"));
     }
     let unwritten = |error| format!("{}: {error}", config.display());
-    // The file first: a token that cannot be kept must not be asked for.
+    // Checks that the file is writable before requesting a token that could not be saved.
     let mut editor = Editor::open(config)?;
     if !editor.has(&runner.url, &runner.token) {
         return Err(format!("the runner is not in {} any more", config.display()));
@@ -124,7 +124,7 @@ fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String
     editor.save().map_err(unwritten)
 }
 
-/// How long until a token is to be replaced; `None` for one that lives for ever.
+/// Time until the token must be rotated; `None` if it does not expire.
 fn until_due(runner: &Runner) -> Option<Duration> {
     let (obtained, expires) = runner.token_life.as_ref()?;
     let (obtained, expires): (jiff::Timestamp, jiff::Timestamp) = (obtained.parse().ok()?, expires.parse().ok()?);

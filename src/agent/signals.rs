@@ -1,5 +1,5 @@
-//! Signals as words. SIGQUIT drains; SIGTERM and SIGINT drain for `shutdown_timeout`, a second one ends at once;
-//! SIGHUP reloads; SIGUSR2 hands over to the program file on disk.
+//! The signals of the agent. SIGQUIT drains. SIGTERM and SIGINT drain for `shutdown_timeout`; a second one exits at
+//! once. SIGHUP reloads. SIGUSR2 hands over to the program file on disk.
 
 use std::io;
 use std::sync::mpsc::Sender;
@@ -13,16 +13,16 @@ use crate::sys;
 
 const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
 
-/// What a signal asks the agent to do.
+/// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalRequest {
-    /// Take no more jobs, finish those that run, leave.
+    /// Stop polling, complete the running jobs, exit.
     Drain,
-    /// The same, but stop the jobs when `shutdown_timeout` is over; asked twice: at once.
+    /// Drain, but stop the jobs after `shutdown_timeout`. The second request exits at once.
     Stop,
-    /// Read the configuration again.
+    /// Reload the configuration.
     Reload,
-    /// Replace the process by the program file on disk; jobs run on.
+    /// Replace the process by the program file on disk; jobs keep running.
     HandOver,
 }
 
@@ -38,13 +38,13 @@ impl SignalRequest {
     }
 }
 
-/// The signals that mean something to the agent.
+/// The signals that the agent handles.
 pub fn handled() -> SigSet {
     HANDLED.into_iter().collect()
 }
 
-/// Starts the thread that turns signals into events, and lets those through that were held back while one program
-/// became another. Errors: a handler could not be installed.
+/// Starts the thread that turns signals into events, and unblocks the signals, which were blocked during a handover.
+/// Errors: a handler cannot be installed.
 pub fn listen(events: Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     thread::Builder::new().name("signals".to_owned()).stack_size(super::STACK).spawn(move || {

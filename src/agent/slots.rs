@@ -1,5 +1,5 @@
-//! Who may ask for a job, and who may run one: `concurrent`, `limit`, `request_concurrency` and what is left of
-//! MaxBuilds, all held *before* a request is sent, so that no job is ever taken that cannot be run at once.
+//! Permits for polls and slots for jobs: `concurrent`, `limit`, `request_concurrency` and `MaxBuilds`. All limits are
+//! checked *before* a request is sent, so that the agent never receives a job that it cannot run at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,71 +7,69 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// What names a runner on this instance: URL and token.
+/// Identifies a runner on this instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RunnerKey {
-    /// The server.
+    /// The URL of GitLab.
     pub url: String,
-    /// The runner's token.
     pub token: crate::token::Token,
 }
 
-/// The bounds of one runner.
+/// The limits of one runner.
 #[derive(Clone, Copy, Debug)]
 pub struct RunnerBounds {
-    /// Jobs at once; `None` for no bound of its own.
+    /// Concurrent jobs; `None` for no limit.
     pub limit: Option<u32>,
-    /// Requests at once, at least 1.
+    /// Concurrent requests, at least 1.
     pub requests: u32,
-    /// `FF_USE_ADAPTIVE_REQUEST_CONCURRENCY`: begin with one, and follow what comes of the requests.
+    /// `FF_USE_ADAPTIVE_REQUEST_CONCURRENCY`: start with one request and adapt to the results.
     pub adaptive: bool,
 }
 
-/// A clock that only goes on, such as [`sys::monotonic`].
+/// A monotonic clock such as [`sys::monotonic`].
 type Clock = Box<dyn Fn() -> Duration + Send>;
 
-/// Everything that runs or is being asked for on this instance.
+/// The running jobs and the requests in flight on this instance.
 pub struct Slots {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 struct State {
-    /// Jobs at once over all runners.
+    /// Concurrent jobs over all runners.
     concurrent: u32,
-    /// True for each slot that holds a job or a request for one; the index is the slot's number.
+    /// By slot number: true if the slot holds a job or a request.
     taken: Vec<bool>,
-    /// Jobs that may be taken in all; `None` without MaxBuilds.
+    /// Jobs that the agent may take in total (`MaxBuilds`).
     max_builds: Option<u32>,
-    /// Jobs that were taken, and requests that may bring one.
+    /// Jobs taken, plus requests in flight.
     builds: u32,
-    /// Per runner.
     runners: HashMap<RunnerKey, Usage>,
-    /// Whoever waits for a slot, first come, first served.
+    /// Pollers that wait for a permit, in the order of arrival.
     queue: Vec<QueueEntry>,
     next_queue_number: u64,
-    /// Jobs that are running.
+    /// Running jobs.
     jobs: u32,
-    /// Runners that ask for jobs.
+    /// Runners that poll.
     polling_runners: u32,
-    /// What the time without a job is measured with.
+    /// Measures the idle time.
     clock: Clock,
-    /// Since when that has been running; `None` while a job runs, and while it stands still.
+    /// Start of the current idle period; `None` while a job runs or the slots are paused.
     idle_since: Option<Duration>,
-    /// Time without a job before that.
+    /// Idle time before that.
     idle_before: Duration,
-    /// A request has brought nothing since the last job.
+    /// A request has returned no job since the last job.
     polled: bool,
-    /// No request is sent any more.
+    /// No more requests are sent.
     closed: bool,
-    /// No request is sent for now, and time without a job does not count.
+    /// No requests are sent for now, and the idle time stands still.
     paused: bool,
 }
 
 struct Usage {
     requests: u32,
     jobs: u32,
-    /// Requests at once that have been worth it of late, where that is to be followed.
+    /// Concurrent requests that recent results justify.
     request_limit: f64,
 }
 
@@ -81,14 +79,14 @@ impl Default for Usage {
     }
 }
 
-/// What a request tells of how many are worth sending at once (GitLab Runner, adaptive request concurrency).
+/// The result of a request, which adapts the number of concurrent requests (as gitlab-runner does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// It brought a job.
+    /// The request returned a job.
     Job,
-    /// It brought none.
+    /// The request returned no job.
     NoJob,
-    /// The server could not answer it at once.
+    /// GitLab is overloaded or down.
     Overloaded,
 }
 
@@ -108,33 +106,32 @@ struct QueueEntry {
     bounds: RunnerBounds,
 }
 
-/// The right to send one request, with the slot in which its job would run.
+/// The right to send one request, with the slot for its job.
 pub struct Permit {
     slots: Arc<Slots>,
     key: RunnerKey,
     /// Number of the slot.
     pub slot: usize,
-    /// True when the runners outnumber the free slots: then the server must not hold the request, or it would keep the
-    /// others from asking.
+    /// True if more runners poll than slots are free: then GitLab must not hold the request (long polling), because it
+    /// would block the other runners.
     pub contended: bool,
-    /// `false` once the request became a job.
+    /// `false` once the request has returned a job.
     requesting: bool,
 }
 
 impl Slots {
-    /// Slots for `concurrent` jobs at once. MaxBuilds is `builds_most`, and `builds` jobs were taken already. Time without
-    /// a job is `CLOCK_MONOTONIC`: that neither follows when the time of day is set nor counts the time that the machine
-    /// sleeps, in which it could not have asked for a job.
-    pub fn new(concurrent: u32, builds_most: Option<u32>, builds: u32) -> Arc<Self> {
-        Self::with_clock(concurrent, builds_most, builds, Box::new(sys::monotonic))
+    /// Slots for `concurrent` jobs, of which `builds` were taken before. Idle time is `CLOCK_MONOTONIC`: it ignores
+    /// changes of the time of day and sleep of the machine, during which the agent cannot poll.
+    pub fn new(concurrent: u32, max_builds: Option<u32>, builds: u32) -> Arc<Self> {
+        Self::with_clock(concurrent, max_builds, builds, Box::new(sys::monotonic))
     }
 
-    /// The same with another clock.
-    pub fn with_clock(concurrent: u32, builds_most: Option<u32>, builds: u32, clock: Clock) -> Arc<Self> {
+    /// The same with another clock, for tests.
+    pub fn with_clock(concurrent: u32, max_builds: Option<u32>, builds: u32, clock: Clock) -> Arc<Self> {
         let state = State {
             concurrent,
             taken: vec![false; concurrent as usize],
-            max_builds: builds_most,
+            max_builds,
             builds,
             runners: HashMap::new(),
             queue: Vec::new(),
@@ -151,8 +148,8 @@ impl Slots {
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
 
-    /// Waits until the runner may send a request; `None` when the agent takes no more jobs or `cancelled` says so.
-    /// Whoever makes `cancelled` true calls [`Slots::wake`] afterwards.
+    /// Waits until the runner may send a request. Returns `None` if the slots are closed or `cancelled` returns true;
+    /// after making it true, call [`Slots::wake`].
     pub fn acquire(
         self: &Arc<Self>,
         key: &RunnerKey,
@@ -166,7 +163,7 @@ impl Slots {
         loop {
             if state.closed || cancelled() {
                 state.queue.retain(|entry| entry.number != number);
-                // Whoever stood behind may be the first now, and may have looked already.
+                // The next poller in the queue may be eligible now.
                 self.changed.notify_all();
                 return None;
             }
@@ -183,7 +180,7 @@ impl Slots {
         Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, requesting: true })
     }
 
-    /// Takes in what came of a request.
+    /// Adapts the number of concurrent requests to the outcome of one.
     pub fn adapt_requests(&self, key: &RunnerKey, bounds: RunnerBounds, outcome: RequestOutcome) {
         let mut state = self.lock();
         let usage = state.runners.entry(key.clone()).or_default();
@@ -191,7 +188,7 @@ impl Slots {
         self.changed.notify_all();
     }
 
-    /// Takes the slot of a job that was found in the journal; it counts like any other.
+    /// Occupies the slot of a job from the journal.
     pub fn occupy(self: &Arc<Self>, key: RunnerKey, slot: usize) -> Permit {
         let mut state = self.lock();
         if state.taken.len() <= slot {
@@ -204,30 +201,30 @@ impl Slots {
         Permit { slots: Arc::clone(self), key, slot, contended: false, requesting: false }
     }
 
-    /// Takes over another number of jobs at once (reload); running jobs keep their slots.
+    /// Changes `concurrent`; running jobs keep their slots.
     pub fn set_concurrent(&self, concurrent: u32) {
         self.lock().concurrent = concurrent;
         self.changed.notify_all();
     }
 
-    /// Takes over another MaxBuilds (reload).
-    pub fn set_max_builds(&self, builds_most: Option<u32>) {
-        self.lock().max_builds = builds_most;
+    /// Changes `MaxBuilds`.
+    pub fn set_max_builds(&self, max_builds: Option<u32>) {
+        self.lock().max_builds = max_builds;
         self.changed.notify_all();
     }
 
-    /// Tells how many runners ask for jobs.
+    /// Sets the number of runners that poll.
     pub fn set_polling_runners(&self, runners: u32) {
         self.lock().polling_runners = runners;
     }
 
-    /// No request is sent from now on; those in flight end by themselves.
+    /// Stops requests. Those in flight still complete.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
     }
 
-    /// Requests are sent again, and the time without a job begins anew.
+    /// Allows requests again, and restarts the idle time.
     pub fn open(&self) {
         let mut state = self.lock();
         state.closed = false;
@@ -235,7 +232,7 @@ impl Slots {
         self.changed.notify_all();
     }
 
-    /// No request is sent for now; those in flight end by themselves. The time without a job stands still.
+    /// Stops requests for now. Those in flight still complete, and the idle time stands still.
     pub fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
@@ -243,7 +240,7 @@ impl Slots {
         state.idle_since = None;
     }
 
-    /// The end of a pause.
+    /// Ends a pause.
     pub fn unpause(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.paused) && state.jobs == 0 {
@@ -252,48 +249,48 @@ impl Slots {
         self.changed.notify_all();
     }
 
-    /// Wakes whoever waits, to look again at its reason to give up.
+    /// Wakes all waiting pollers to check `cancelled`.
     pub fn wake(&self) {
-        // Under the lock, so that nobody sits between its check and its wait.
+        // Under the lock, so that no poller is between its check and its wait.
         let _state = self.lock();
         self.changed.notify_all();
     }
 
-    /// Jobs that are running.
+    /// Number of running jobs.
     pub fn jobs(&self) -> u32 {
         self.lock().jobs
     }
 
-    /// Requests in flight.
+    /// Number of requests in flight.
     pub fn requests(&self) -> u32 {
         self.lock().runners.values().map(|usage| usage.requests).sum()
     }
 
-    /// True when no job runs and no request is in flight.
+    /// True if no job runs and no request is in flight.
     pub fn is_idle(&self) -> bool {
         let state = self.lock();
         state.jobs == 0 && state.runners.values().all(|usage| usage.requests == 0)
     }
 
-    /// True once MaxBuilds jobs were taken.
+    /// True once `MaxBuilds` jobs were taken.
     pub fn are_builds_used_up(&self) -> bool {
         let state = self.lock();
         state.are_builds_used_up() && state.runners.values().all(|usage| usage.requests == 0)
     }
 
-    /// Jobs that may still be taken; `None` without MaxBuilds.
+    /// Jobs that may still be taken; `None` without `MaxBuilds`.
     pub fn builds_left(&self) -> Option<u32> {
         let state = self.lock();
         state.max_builds.map(|most| most.saturating_sub(state.builds))
     }
 
-    /// How long no job has been running; `None` while one does.
+    /// The idle time; `None` while a job runs.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();
         (state.jobs == 0).then(|| state.idle_time())
     }
 
-    /// True when a request has brought nothing since the last job, or nobody asks.
+    /// True if a request has returned no job since the last job, or if no runner polls.
     pub fn has_polled(&self) -> bool {
         let state = self.lock();
         state.polled || state.polling_runners == 0
@@ -305,7 +302,7 @@ impl Slots {
 }
 
 impl State {
-    /// The first in the queue for whom there is a slot, and whose own bounds allow it.
+    /// The first poller in the queue that may send a request.
     fn first_eligible(&self) -> Option<u64> {
         let in_use = self.taken.iter().filter(|taken| **taken).count() as u32;
         if in_use >= self.concurrent || self.are_builds_used_up() || self.paused {
@@ -335,7 +332,7 @@ impl State {
     }
 
     fn take_slot(&mut self) -> usize {
-        // A build is used up by the request, and given back when no job comes of it.
+        // A request counts as a build until it returns no job.
         self.builds += 1;
         let free = self.taken.iter().position(|taken| !taken).unwrap_or_else(|| {
             self.taken.push(false);
@@ -347,7 +344,7 @@ impl State {
 }
 
 impl Permit {
-    /// The request brought a job, which now runs in this permit's slot until the permit is dropped.
+    /// Turns the request into a job, which occupies the slot until the permit is dropped.
     pub fn begin_job(&mut self) {
         let mut state = self.slots.lock();
         self.requesting = false;
@@ -398,7 +395,7 @@ mod tests {
         slots.acquire(&key(name), bounds, || false).expect("a permit")
     }
 
-    /// Whether a permit could be had right now.
+    /// Whether a permit is available now.
     fn is_free(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> bool {
         let mut state = slots.lock();
         state.queue.push(QueueEntry { number: u64::MAX, key: key(name), bounds });

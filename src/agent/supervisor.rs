@@ -1,5 +1,5 @@
-//! What the service manager is told (systemd's notification protocol, sd_notify(3)), and when: up, reloading, leaving,
-//! and alive. Without a service manager every call does nothing.
+//! Notifies the service manager (sd_notify(3)): ready, reloading, stopping, status and watchdog. Does nothing without a
+//! service manager.
 
 use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
@@ -12,30 +12,30 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::sys;
 
-/// Where notices go.
+/// The notification socket.
 const SOCKET: &str = "NOTIFY_SOCKET";
-/// Microseconds within which a sign of life is expected.
+/// Timeout of the watchdog in microseconds.
 const WATCHDOG: &str = "WATCHDOG_USEC";
-/// Whose signs of life those are.
+/// The process whose pings the watchdog expects.
 const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 
-/// A service manager that takes no notice for this long is done without.
+/// Timeout of a notification.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whoever started the agent as a service, if anybody did.
+/// The service manager, if one started the agent.
 pub struct Supervisor {
-    /// The variables as they were given, for the program that this one hands over to.
+    /// The original variables, for the program after a handover.
     given: Vec<(&'static str, OsString)>,
     socket: Option<(UnixDatagram, SocketAddr)>,
-    /// Between two signs of life.
+    /// Interval of the watchdog pings.
     watchdog_interval: Option<Duration>,
     last_ping: Option<Instant>,
     status: String,
 }
 
 impl Supervisor {
-    /// Takes the service manager's variables out of the environment, so that no child can speak for the agent. To be
-    /// called before the first thread is started.
+    /// Takes the variables of the service manager out of the environment, so that no child process can notify in the
+    /// agent's name. Call it before the first thread starts.
     pub fn from_environment() -> Self {
         let take = |name: &'static str| sys::take_variable(name).map(|value| (name, value));
         Self::new([SOCKET, WATCHDOG, WATCHDOG_PROCESS].into_iter().filter_map(take).collect())
@@ -57,31 +57,31 @@ impl Supervisor {
         Self { given, socket, watchdog_interval: interval, last_ping: None, status: String::new() }
     }
 
-    /// The variables that a program needs which this process becomes.
+    /// The variables that the program needs after a handover.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, &OsString)> {
         self.given.iter().map(|(name, value)| (*name, value))
     }
 
-    /// The agent takes jobs (again).
+    /// The agent is ready.
     pub fn ready(&mut self) {
-        // The number is told since the agent may have been started by a wrapper.
+        // With the process id, because a wrapper may have started the agent.
         self.send(&format!("READY=1\nMAINPID={}", process::id()));
     }
 
-    /// The configuration is read again; [`Supervisor::ready`] follows.
+    /// The agent reloads; [`Supervisor::ready`] follows.
     pub fn reloading(&mut self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| Duration::ZERO.into());
         let microseconds = Duration::from(now).as_micros();
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// The agent goes, and there is no way back. Not for one that waits for its last jobs: from here on the service
-    /// manager counts `TimeoutStopSec`.
+    /// The agent exits. Not sent while it waits for its last jobs, because `TimeoutStopSec` counts from this
+    /// notification.
     pub fn stopping(&mut self) {
         self.send("STOPPING=1");
     }
 
-    /// What the agent is doing, in words for people; told when it changes.
+    /// Sets the status text; sent if it changed.
     pub fn status(&mut self, status: &str) {
         if self.socket.is_some() && self.status != status {
             status.clone_into(&mut self.status);
@@ -89,8 +89,8 @@ impl Supervisor {
         }
     }
 
-    /// The main loop has come round; said at half the time that the watchdog allows. Returns how soon it must come
-    /// round again, if anybody watches.
+    /// Pings the watchdog if half of its timeout has passed. Returns the time until the next ping; `None` without a
+    /// watchdog.
     pub fn ping_watchdog(&mut self) -> Option<Duration> {
         let interval = self.watchdog_interval?;
         let since = self.last_ping.map(|fed| fed.elapsed());
@@ -110,8 +110,8 @@ impl Supervisor {
     }
 }
 
-/// A socket for notices, and where they go: a socket in the file system, or an abstract one (`@`). It stays unconnected,
-/// since the service manager may make its end anew.
+/// Opens a socket to a path or to an abstract address (`@`). It stays unconnected, because the service manager may
+/// recreate its socket.
 fn open(address: &[u8]) -> std::io::Result<(UnixDatagram, SocketAddr)> {
     let address = match address {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,

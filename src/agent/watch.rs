@@ -1,5 +1,6 @@
-//! Reports changes of `config.toml`: inotify for the file itself, and a slow comparison for links above it that are
-//! swapped (`current -> releases/2`, or `..data` of Kubernetes), of which inotify on the resolved directory says nothing.
+//! Reports changes of `config.toml`: with inotify for the file, and with a slow comparison for symbolic links above it
+//! that are swapped (`current -> releases/2`, or `..data` of Kubernetes), which inotify on the resolved directory does
+//! not report.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -15,10 +16,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::Event;
 
-/// How often the file is compared.
+/// Interval of the comparison.
 const COMPARE_INTERVAL_MS: u16 = 10_000;
 
-/// Which file it is and when it was written; `None` while it does not exist.
+/// Device, inode, modification time and size of the file; `None` if it does not exist.
 type FileStamp = Option<(u64, u64, SystemTime, u64)>;
 
 /// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
@@ -82,7 +83,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits for a change or for the next comparison; true if the file has changed.
+    /// Waits for a change or for the next comparison. Returns true if the file has changed.
     fn wait(&mut self) -> nix::Result<bool> {
         let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
         match poll(&mut polled, PollTimeout::from(COMPARE_INTERVAL_MS)) {
@@ -103,7 +104,7 @@ impl Watcher {
         Ok(is_ours)
     }
 
-    /// Whether the path leads to another file or content than before. Then its directory may be another one, too.
+    /// Whether the path leads to another file or content than before. Its directory may have changed, too.
     fn compare(&mut self) -> bool {
         let now = file_stamp(&self.path);
         let has_changed = now.is_some() && now != self.stamp;

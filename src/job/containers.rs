@@ -238,7 +238,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     });
     let plan = FileTask::ContainerScript(Box::new(script::ContainerScript {
         container: *container,
-        recreate_container: progress.container_used,
+        recreate_container: progress.container_interrupted,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
         start_marker: format!("mayfly-{}-{}", job.name(), progress.steps),
         script: text,

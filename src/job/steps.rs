@@ -219,7 +219,7 @@ impl StepRunner<'_> {
             }
         };
         let progress = &mut self.journal.progress;
-        progress.container_used |= status.stopped.is_some();
+        progress.container_interrupted |= status.stopped.is_some();
         let deadlines: &Deadlines = &self.job.deadlines;
         match status.stopped {
             Some(Stop::Deadline) if sys::boottime() >= deadlines.job_deadline() => {

@@ -1,8 +1,8 @@
-//! What must outlive a crash of the agent: the job in hand, and how many jobs there were.
+//! What must survive a crash of the agent: the running jobs, and the number of jobs taken.
 //!
-//! One directory a slot, with the job's record, its log and the outcomes of its steps. A record is written whole and
-//! renamed; it is bound to the machine and the boot it was written in. How the job goes on from there is added to it line
-//! by line: a file system that is asked for a whole new file each time makes short jobs wait for the disk.
+//! Each slot has a directory with the record of its job, the log and the step results. A record is written to a new
+//! file and renamed; it is bound to the machine and the boot. Progress is appended to the record as lines, because
+//! creating a file for each step would make short jobs wait for the file system.
 
 mod job;
 pub mod shutdown;
@@ -27,89 +27,88 @@ use crate::instance::Identity;
 use crate::shim;
 use crate::sys;
 
-/// Everything about a job that a later agent needs to go on with it.
+/// Everything that a later agent needs to resume a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The machine and boot it runs in.
+    /// The machine and the boot that the job runs in.
     pub identity: Identity,
-    /// The server.
+    /// The URL of GitLab.
     pub url: String,
-    /// Certificates for the server.
+    /// Certificates for GitLab.
     pub tls: TlsFiles,
-    /// Which runner, by its short token.
+    /// The short token of the runner.
     pub short_token: String,
-    /// The payload as it came.
+    /// The payload as GitLab sent it.
     pub payload: String,
-    /// Id of the request that brought it.
+    /// Id of the request that returned the job.
     pub request_id: String,
     /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
     pub concurrent: (u32, u32),
-    /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// Start of the job, in nanoseconds of `CLOCK_BOOTTIME`.
     pub began: u64,
-    /// Which job of this machine it is, counted from 1: the count is written after the record.
+    /// Number of the job on this machine, starting at 1. The job count is written after the record.
     #[serde(default)]
     pub number: u32,
-    /// How far it is.
     pub progress: Progress,
 }
 
-/// How far a job is. A field that an earlier version did not write has its default.
+/// The progress of a job. A field that an earlier version did not write gets its default.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// Where it works: the configuration may say something else by now.
+    /// The directories of the job; the configuration may have changed since.
     pub dirs: Option<JobDirs>,
-    /// The stage it is in, by its place in the list; `None` before the first.
+    /// Index of the current stage; `None` before the first.
     pub stage: Option<usize>,
-    /// Size of the log before the next thing to be said (the heading of the stage, `unsaid`, the last line): anything
-    /// more means that it was said.
+    /// Size of the log before the next line of the agent (the heading of the stage, `pending_warning`, the last line).
+    /// If the log is larger, the line was written.
     pub log_size: u64,
-    /// A warning that is to be said.
+    /// A warning that is not in the log yet.
     pub pending_warning: Option<String>,
-    /// What became of the stage is written down: the next one is to come.
+    /// The result of the stage is recorded; the next stage follows.
     pub settled: bool,
-    /// The section of the stage, and the one that was open before it.
+    /// The log section of the stage.
     pub section: Option<String>,
-    /// See `section`.
+    /// The log section that was open before it.
     pub section_before: Option<String>,
-    /// Steps of the stage that are settled.
+    /// Steps of the stage that are complete.
     pub steps_done: usize,
-    /// Tries of the stage before this one.
+    /// Attempts of the stage before this one.
     pub attempt: u32,
     /// Steps started so far, over all stages.
     pub steps: u32,
-    /// The step that runs.
+    /// The running step.
     pub step: Option<StepRecord>,
-    /// The first thing that went wrong.
+    /// The first failure.
     pub failure: Option<JobError>,
-    /// The scripts of the job have begun.
+    /// The scripts of the job have started.
     pub scripts_started: bool,
-    /// What a step was stopped for: its outcome alone does not tell.
+    /// The stop requests for which a step was stopped: its result does not tell why.
     pub stop_requests: StopRequests,
-    /// When the sources must be there (`get_sources_timeout`), over all tries.
+    /// Deadline of the sources over all attempts (`get_sources_timeout`).
     pub sources_deadline: Option<u64>,
-    /// When the scripts must be over (`RUNNER_SCRIPT_TIMEOUT`).
+    /// Deadline of the scripts (`RUNNER_SCRIPT_TIMEOUT`).
     pub scripts_deadline: Option<u64>,
-    /// Everything is over at once: no after_script.
+    /// The job was aborted: no after_script.
     pub aborted: bool,
-    /// The machine is taken: no after_script, no caches.
+    /// The cloud takes the machine: no after_script, no caches.
     pub evicted: bool,
-    /// `CI_JOB_STATUS` for after_script, once the scripts are over.
+    /// `CI_JOB_STATUS` for after_script, once the scripts have ended.
     pub status: Option<String>,
     /// The final state, once it is decided.
     pub final_state: Option<JobState>,
-    /// The job's container, once it is made.
+    /// The job's container, once it is created.
     pub container: Option<Box<PreparedContainer>>,
-    /// A script in it was stopped in the middle: the next one gets a container of its own.
-    pub container_used: bool,
-    /// How much of the log the server had.
+    /// A script in the container was stopped, so the next script needs a new container.
+    pub container_interrupted: bool,
+    /// Bytes of the log that GitLab has acknowledged.
     pub acknowledged: u64,
-    /// When agents took the job up in this stage after another had died, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// When agents resumed the job in this stage, in nanoseconds of `CLOCK_BOOTTIME`.
     pub resumed_at: Vec<u64>,
 }
 
 impl Progress {
-    /// Enters another stage, whose heading is not in the log yet.
+    /// Begins the next stage, whose heading is not in the log yet.
     pub fn begin_stage(&mut self, index: usize, section: String, log_size: u64) {
         self.section_before = self.section.replace(section);
         self.stage = Some(index);
@@ -132,13 +131,11 @@ impl Progress {
 /// A step that was started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Its name.
     pub id: String,
-    /// Its shim, once that is known.
+    /// The process of the shim, once it is known.
     pub shim: Option<shim::Identity>,
-    /// Its control groups.
     pub cgroups: Vec<PathBuf>,
-    /// When it must be over.
+    /// In nanoseconds of `CLOCK_BOOTTIME`.
     pub deadline: Option<u64>,
 }
 
@@ -152,18 +149,18 @@ impl SlotDirectory {
         Self(state.join(format!("slot-{number}")))
     }
 
-    /// A directory of another name.
+    /// A directory with another name.
     pub fn at(path: PathBuf) -> Self {
         Self(path)
     }
 
-    /// Makes it, empty. Errors: the state directory cannot be written.
+    /// Creates the directory, empty. Errors: the state directory cannot be written.
     pub fn create(&self) -> io::Result<()> {
         self.discard()?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
     }
 
-    /// Removes it with all it holds.
+    /// Removes the directory with its content.
     pub fn discard(&self) -> io::Result<()> {
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -171,31 +168,31 @@ impl SlotDirectory {
         }
     }
 
-    /// The job's log.
+    /// The log of the job.
     pub fn spool(&self) -> PathBuf {
         self.0.join("trace")
     }
 
-    /// The outcome of a step.
+    /// The result of a step.
     pub fn status(&self, step: &str) -> PathBuf {
         self.0.join(format!("{step}.status"))
     }
 
-    /// Writes down a job that has just been taken, in place of whatever the slot held. Errors: the state directory cannot
-    /// be written.
+    /// Writes the record of a new job in place of the old content. Errors: the state directory cannot be written.
     pub fn begin(&self, record: &Record) -> io::Result<()> {
         self.create()?;
         self.save(record)
     }
 
-    /// Writes the record of a job that is taken up. Errors: the disk.
+    /// Writes the whole record. Errors: the record cannot be written.
     pub fn save(&self, record: &Record) -> io::Result<()> {
         replace_file(&self.record(), &serde_json::to_vec(record)?)
     }
 
-    /// Adds to the record how far the job is now. Errors: there is no record, or the disk; then what stood there holds.
+    /// Appends the progress to the record. Errors: there is no record, or it cannot be written; then the earlier
+    /// progress stays valid.
     pub fn append_progress(&self, progress: &Progress) -> io::Result<()> {
-        // The line before may have no end: whoever wrote it died.
+        // Starts with a newline, because a crash may have left the line before incomplete.
         let mut line = vec![b'\n'];
         serde_json::to_writer(&mut line, progress)?;
         let mut file = OpenOptions::new().append(true).open(self.record())?;
@@ -203,13 +200,13 @@ impl SlotDirectory {
         file.write_all(&line).inspect_err(|_| drop(file.set_len(size)))
     }
 
-    /// Brings the record to the disk itself, for a loss of power.
+    /// Calls fsync on the record, to survive a power loss.
     pub fn sync(&self) -> io::Result<()> {
         File::open(self.record())?.sync_all()?;
         File::open(&self.0)?.sync_all()
     }
 
-    /// The record with the latest that was noted, if there is a readable one.
+    /// The record with its last progress, if there is a readable one.
     pub fn load(&self) -> Option<Record> {
         let text = fs::read(self.record()).ok()?;
         let mut lines = text.split(|byte| *byte == b'\n');
@@ -225,7 +222,7 @@ impl SlotDirectory {
     }
 }
 
-/// The slots below the state directory that hold something, by number.
+/// The existing slot directories below the state directory, by number.
 pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     let entries = fs::read_dir(state).into_iter().flatten().flatten();
     let number = |entry: &fs::DirEntry| entry.file_name().to_str()?.strip_prefix("slot-")?.parse().ok();
@@ -234,23 +231,23 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     slots
 }
 
-/// Bytes of a count in its file.
+/// Size of the file of the job count.
 const COUNT_FILE_SIZE: usize = 512;
 
-/// How many jobs agents took on this machine, and since when: MaxBuilds and the maximum age hold over restarts.
+/// The number of jobs taken on this machine, and since when: `MaxBuilds` and the maximum age apply across restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JobCount {
     identity: Identity,
-    /// Jobs taken.
     pub jobs: u32,
-    /// When the first agent of this life began, in nanoseconds of `CLOCK_BOOTTIME`; a later boot begins anew, since
-    /// a machine of a warm pool has been switched off for most of its age.
+    /// Start of the lifetime, in nanoseconds of `CLOCK_BOOTTIME`. It starts anew with each boot, because a machine of a
+    /// warm pool was powered off for most of its age.
     #[serde(default)]
     pub began: u64,
 }
 
 impl JobCount {
-    /// The count of this machine, with the jobs in hand; one from another machine (a used image) starts anew.
+    /// The count of this machine, including the jobs in the journal. The count of another machine (a used image) is
+    /// discarded.
     pub fn load(state: &Path, identity: &Identity) -> Self {
         let read = fs::read(state.join("agent.json")).ok().and_then(|text| decode::json::<Self>(&text).ok());
         let ours = read.filter(|count| count.identity.instance == identity.instance);
@@ -264,7 +261,7 @@ impl JobCount {
         Self { identity: identity.clone(), jobs, began }
     }
 
-    /// Writes it over what was there, at one go: a new file for each job would make the job wait for the file system.
+    /// Overwrites the file with one write: creating a file for each job would make the job wait for the file system.
     pub fn save(&self, state: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec(self)?;
         text.resize(text.len().max(COUNT_FILE_SIZE), b' ');
@@ -274,7 +271,7 @@ impl JobCount {
         if file.metadata()?.len() > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
     }
 
-    /// Starts from nothing: an agent that has left begins a new life.
+    /// Deletes the count.
     pub fn reset(state: &Path) -> io::Result<()> {
         match fs::remove_file(state.join("agent.json")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

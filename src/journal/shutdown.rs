@@ -1,5 +1,4 @@
-//! The mark of leaving: from it on no job is asked for, over restarts too. Each step of the way is marked before it is
-//! taken.
+//! The shutdown state on disk: while it exists, no agent polls. Each step is recorded before it runs.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,32 +10,32 @@ use super::replace_file;
 use crate::decode;
 use crate::instance::Identity;
 
-/// Why an instance goes.
+/// Why an instance shuts down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShutdownReason {
-    /// No job came for the idle time-out.
+    /// The idle timeout has passed.
     Idle,
-    /// It took MaxBuilds jobs.
+    /// The agent took `MaxBuilds` jobs.
     MaxBuilds,
-    /// It is as old as it may become.
+    /// The agent has reached its maximum age.
     MaxAge,
-    /// It has been unfit for jobs for too long.
+    /// The machine was unfit for too long.
     Unfit,
-    /// It has had no runner for too long.
+    /// The agent had no usable runner for too long.
     NoRunner,
-    /// Its cloud is likely to take it soon.
+    /// The cloud sent a rebalance recommendation.
     Rebalance,
-    /// Its cloud takes it.
+    /// The cloud interrupts the spot instance.
     Interruption,
-    /// Its cloud stops it, and may start it again.
+    /// The cloud stops the spot instance, and may start it again.
     Stop,
-    /// Its group ends it.
+    /// The Auto Scaling group terminates the instance.
     Terminated,
 }
 
 impl ShutdownReason {
-    /// The word for logs.
+    /// The reason, as a word for logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle_timeout",
@@ -52,42 +51,40 @@ impl ShutdownReason {
     }
 }
 
-/// How far an instance is on its way.
+/// The phase of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShutdownPhase {
-    /// It takes no more jobs, and those that it has are seen to their end.
+    /// The agent does not poll, and waits for its jobs.
     Draining,
-    /// It is being taken off its runners.
+    /// The agent unregisters its runner managers.
     Unregistering,
-    /// Its end is being arranged.
+    /// The agent runs the configured strategy.
     Ending,
-    /// It is being switched off.
+    /// The agent powers the machine off.
     PoweringOff,
-    /// Nothing is left to do.
+    /// The shutdown is complete.
     Left,
-    /// It could not even be switched off: nothing is left that could be done.
+    /// The machine could not be powered off; no step is left.
     Stranded,
 }
 
-/// What is known of an instance that leaves.
+/// The state of a shutdown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownState {
     identity: Identity,
-    /// Why.
     pub reason: ShutdownReason,
-    /// Its cloud takes it, or was said to: its place must not be given up with it.
+    /// The cloud takes the instance, or is likely to: the desired capacity must not be decremented.
     pub interrupted: bool,
-    /// Its group ends it, whoever wanted that.
+    /// The Auto Scaling group terminates the instance.
     pub terminated: bool,
-    /// How far.
     pub phase: ShutdownPhase,
-    /// When it was taken off its runners, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// When the runner managers were unregistered, in nanoseconds of `CLOCK_BOOTTIME`.
     pub unregistered_at: Option<u64>,
 }
 
 impl ShutdownState {
-    /// An instance that begins to leave.
+    /// The state at the begin of a shutdown.
     pub fn new(identity: &Identity, reason: ShutdownReason) -> Self {
         let taken = matches!(reason, ShutdownReason::Rebalance | ShutdownReason::Interruption);
         let ended = reason == ShutdownReason::Terminated;
@@ -101,8 +98,8 @@ impl ShutdownState {
         }
     }
 
-    /// The mark of this instance, if there is one; that of another one (a used image) is thrown away. In a later boot
-    /// the clock of [`ShutdownState::unregistered_at`] has begun anew.
+    /// Loads the state of this instance. The state of another instance (a used image) is removed. After a reboot
+    /// [`ShutdownState::unregistered_at`] is cleared, because its clock starts anew.
     pub fn load(state_dir: &Path, identity: &Identity) -> Option<(Self, Boot)> {
         let mut state: Self = decode::json(&fs::read(path(state_dir)).ok()?).ok()?;
         if state.identity.instance != identity.instance {
@@ -118,8 +115,8 @@ impl ShutdownState {
         Some((state, boot))
     }
 
-    /// Brings it to the disk, for a loss of power too. A disk that is full or broken must not keep the instance alive:
-    /// that is only said.
+    /// Writes the state with fsync, to survive a power loss. A full or broken disk must not keep the instance alive, so
+    /// an error is only logged.
     pub fn save(&self, state_dir: &Path) {
         if let Err(error) = self.try_save(state_dir) {
             log::error!("cannot write the shutdown state; shutting down without it error={error}");
@@ -132,7 +129,7 @@ impl ShutdownState {
         File::open(state_dir)?.sync_all()
     }
 
-    /// Takes it away: the instance works.
+    /// Removes the state: the instance works again.
     pub fn remove(state_dir: &Path) {
         match fs::remove_file(path(state_dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -143,16 +140,16 @@ impl ShutdownState {
     }
 }
 
-/// In which boot a mark was found.
+/// The boot that wrote a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// In the one that wrote it.
+    /// The current boot.
     Same,
-    /// The machine went down since.
+    /// An earlier boot.
     Later,
 }
 
-/// Where it stands.
+/// Path of the state file.
 pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("leaving.json")
 }

@@ -1,31 +1,31 @@
-//! What a job was told from outside, which a later agent must know.
+//! Requests to stop a job, which a later agent must know.
 
 use serde::{Deserialize, Serialize};
 
-/// Everything a job was told so far.
+/// All requests to stop the job so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StopRequests {
-    /// A person cancelled it: stop the script, run after_script.
+    /// A user canceled the job: stop the script, run after_script.
     pub cancel: bool,
-    /// It is over on the server: stop everything.
+    /// The job has ended at GitLab: stop everything.
     pub finished: bool,
-    /// The machine is taken: stop the scripts and hand over what they made, but no more than that; why.
+    /// The cloud takes the machine: stop the scripts, upload artifacts, and nothing else; the reason.
     pub evict: Option<String>,
-    /// The agent goes: stop everything; why.
+    /// The agent stops: stop everything; the reason.
     pub interrupt: Option<String>,
-    /// Not even the outcome can be waited for: a later agent delivers it, to which this does not apply.
+    /// The agent does not wait for the delivery. It does not apply to a later agent, which delivers the result.
     #[serde(skip)]
     pub abandoned: bool,
 }
 
 impl StopRequests {
-    /// Stop everything at once.
+    /// Whether everything must stop at once.
     pub fn stops_job(&self) -> bool {
         self.finished || self.interrupt.is_some()
     }
 
-    /// The scripts are not to go on.
+    /// Whether the scripts must stop.
     pub fn stops_script(&self) -> bool {
         self.stops_job() || self.cancel || self.evict.is_some()
     }
