@@ -1,13 +1,21 @@
 //! Child pipelines: planned when their trigger job starts.
 
 use super::attempt::RunContext;
-use super::options::{Options, image_of};
+use super::options::{Options, image_of, services_in_the_shell};
 use crate::pipeline::plan::{Job, Plan};
 use crate::pipeline::request::Request;
 
 /// Plans the child pipeline of a trigger job. Fails if its configuration is invalid or has no jobs.
-pub fn plan<'a>(parent: &Plan, job: &Job, request: &Request<'a>, id: u64) -> Result<(Plan, Request<'a>), String> {
-    let mut request = parent.child(job, request).ok_or("the job does not trigger a pipeline of this project")?;
+/// `dotenv` are the variables that the trigger job gets from other jobs.
+pub fn plan<'a>(
+    parent: &Plan,
+    job: &Job,
+    request: &Request<'a>,
+    id: u64,
+    dotenv: Vec<(String, String)>,
+) -> Result<(Plan, Request<'a>), String> {
+    let mut request =
+        parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
     request.facts.pipeline_id = id;
     let plan = crate::pipeline::plan(&request).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -21,6 +29,19 @@ pub fn plan<'a>(parent: &Plan, job: &Job, request: &Request<'a>, id: u64) -> Res
 
 /// Checks that the jobs of a child pipeline can run here. Fails if a job needs a container and no engine is connected.
 pub fn check(plan: &Plan, options: &Options, context: &RunContext) -> Result<(), String> {
+    let is_script = |job: &&Job| job.trigger.is_none();
+    let without_image = plan.jobs.iter().filter(is_script).find(|job| image_of(job, options).is_none());
+    if let Some(job) = without_image.filter(|_| options.docker) {
+        return Err(format!(
+            "job `{}` of the child pipeline has no image; set one with --default-image IMAGE",
+            job.name
+        ));
+    }
+    let without_services = services_in_the_shell(&plan.jobs, options);
+    if !without_services.is_empty() {
+        let names = without_services.join(", ");
+        context.screen.say(&format!("warning: {names} run in the shell without their services"));
+    }
     let wanted = plan.jobs.iter().find(|job| image_of(job, options).is_some());
     match wanted {
         Some(job) if context.containers.is_none() => Err(format!(

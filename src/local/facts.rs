@@ -187,7 +187,6 @@ impl Answers {
             iid,
             source,
             target,
-            target_sha,
             diff_base_sha: String::from_utf8_lossy(&base).trim().to_owned(),
             title: title.to_owned(),
             labels: Vec::new(),
@@ -221,4 +220,10 @@ pub fn project_path(facts: &Facts) -> String {
     let path = path.unwrap_or_default().trim_matches('/');
     let path = path.strip_suffix(".git").unwrap_or(path);
     if path.is_empty() { facts.directory.clone() } else { path.to_owned() }
+}
+
+/// The last part of the project's path, which is the name of its directory in the builds directory.
+pub fn project_name(facts: &Facts) -> String {
+    let path = project_path(facts);
+    path.rsplit('/').next().unwrap_or(&path).to_owned()
 }

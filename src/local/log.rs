@@ -18,6 +18,8 @@ pub enum Kind {
     Output,
     /// A command of the script, shown before it runs.
     Command,
+    /// The same of `after_script`.
+    AfterScriptCommand,
     /// A message of the agent that the developer should see.
     Notice,
     /// A message about the agent's work; hidden by default.
@@ -36,6 +38,8 @@ enum Part {
     Caches,
     Artifacts,
     Script,
+    /// The after_script of the job, which cannot fail it.
+    AfterScript,
 }
 
 const CLEAR: &str = "\x1b[0K";
@@ -110,9 +114,10 @@ impl Reader {
         let is_notice = text.starts_with(WARNING) || text.starts_with(ERROR);
         let kind = match self.part {
             Part::Script if text.starts_with(COMMAND) => Kind::Command,
-            Part::Script if text.starts_with("\x1b[32;1mRunning after script...") => Kind::Preamble,
-            Part::Script if text.starts_with(WARNING) => Kind::Notice,
-            Part::Script => Kind::Output,
+            Part::AfterScript if text.starts_with(COMMAND) => Kind::AfterScriptCommand,
+            Part::AfterScript if text.starts_with("\x1b[32;1mRunning after script...") => Kind::Preamble,
+            Part::Script | Part::AfterScript if text.starts_with(WARNING) => Kind::Notice,
+            Part::Script | Part::AfterScript => Kind::Output,
             Part::Sources if text.starts_with(COMMAND) => Kind::Command,
             Part::Sources if is_notice => Kind::Notice,
             Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => Kind::Preamble,
@@ -131,7 +136,7 @@ fn part_of(section: &str) -> Option<Part> {
         "get_sources" => Some(Part::Sources),
         "restore_cache" | "archive_cache" | "archive_cache_on_failure" => Some(Part::Caches),
         "download_artifacts" | "upload_artifacts_on_success" | "upload_artifacts_on_failure" => Some(Part::Artifacts),
-        "after_script" => Some(Part::Script),
+        "after_script" => Some(Part::AfterScript),
         _ if section.starts_with("step_") => Some(Part::Script),
         _ => None,
     }

@@ -45,6 +45,14 @@ pub fn image_of(job: &Job, options: &Options) -> Option<Value> {
     own.or_else(|| options.default_image.as_ref().map(|name| serde_json::json!({"name": name})))
 }
 
+/// The jobs that have services and run in the shell, where they have none.
+pub fn services_in_the_shell<'a>(jobs: &'a [Job], options: &Options) -> Vec<&'a str> {
+    let has_services = |job: &&Job| {
+        job.services.as_ref().and_then(|services| services.list()).is_some_and(|services| !services.is_empty())
+    };
+    jobs.iter().filter(has_services).filter(|job| image_of(job, options).is_none()).map(|job| &*job.name).collect()
+}
+
 /// Whether a name matches an argument of the command line, which may be a pattern with `*` and `?`.
 pub fn matches(wanted: &str, name: &str) -> bool {
     fn at(pattern: &[char], text: &[char]) -> bool {

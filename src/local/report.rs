@@ -110,6 +110,7 @@ mod tests {
             name: "t: [\"<a>\"]".to_owned(),
             stage: "test".to_owned(),
             status: Status::Failed,
+            is_blocking: false,
             exit_code: Some(1),
             duration: None,
             attempts: 1,

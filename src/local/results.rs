@@ -16,6 +16,8 @@ pub struct JobResult {
     pub name: String,
     pub stage: String,
     pub status: Status,
+    /// The pipeline waits for a person to start this job.
+    pub is_blocking: bool,
     /// The exit code of the last attempt.
     pub exit_code: Option<i32>,
     /// The duration of the last attempt.

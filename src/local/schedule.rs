@@ -271,15 +271,18 @@ impl Schedule {
         until.min()
     }
 
+    /// Whether the pipeline waits for a person to start this job.
+    pub fn is_blocking(&self, job: usize) -> bool {
+        self.states[job] == State::Manual && self.tasks[job].allow_failure != AllowFailure::Yes
+    }
+
     /// The status of the pipeline.
     pub fn status(&self) -> Status {
         let has = |wanted: Conclusion| self.states.contains(&State::Done(wanted));
-        let blocks =
-            |(task, state): (&Task, &State)| *state == State::Manual && task.allow_failure != AllowFailure::Yes;
         match () {
             () if has(Conclusion::Failed) => Status::Failed,
             () if self.canceled || has(Conclusion::Canceled) => Status::Canceled,
-            () if self.tasks.iter().zip(&self.states).any(blocks) => Status::Blocked,
+            () if (0..self.tasks.len()).any(|job| self.is_blocking(job)) => Status::Blocked,
             () => Status::Success,
         }
     }

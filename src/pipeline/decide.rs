@@ -365,14 +365,17 @@ pub fn check_on_stop(jobs: &Jobs<'_>, context: &mut Context<'_>) {
         let Some(on_stop) = draft.environment.as_ref().and_then(|node| node.get("on_stop")) else { continue };
         let name = on_stop.printed().unwrap_or_default();
         let target = jobs.drafts.iter().find(|draft| draft.job.name == name);
-        let action = target.and_then(|target| target.environment.as_ref()).and_then(|node| node.get("action"));
-        let stops = action.and_then(Node::text).is_some_and(|action| &**action == "stop");
-        let message = match target {
-            Some(_) if stops => continue,
+        let value = |draft: &Draft, key: &str| draft.environment.as_ref().and_then(|node| node.get(key)).cloned();
+        let why = match target {
             None if jobs.broken.contains(&name) => continue,
-            Some(_) => format!("`environment:on_stop` names `{name}`, which has no `environment:action: stop`"),
-            None => format!("`environment:on_stop` names `{name}`, which does not exist"),
+            None => "does not exist",
+            Some(target) if value(target, "name") != value(draft, "name") => "does not have the same `environment`",
+            Some(target) if value(target, "action").and_then(|action| action.printed()).as_deref() != Some("stop") => {
+                "has no `environment:action: stop`"
+            }
+            Some(_) => continue,
         };
+        let message = format!("`environment:on_stop` names `{name}`, which {why}");
         context.error(Class::OnStop, on_stop.at, Some(&draft.job.name), message);
     }
 }

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 /// Parses a duration; a number without a unit is in seconds. `None` for zero and for any other text.
 pub fn parse(text: &str) -> Option<Duration> {
-    let mut seconds = 0_f64;
     let mut rest = text.trim();
+    if rest.contains(':') {
+        return clock(rest);
+    }
+    let mut seconds = 0_f64;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let number: f64 = rest[..digits].parse().ok()?;
@@ -16,6 +19,19 @@ pub fn parse(text: &str) -> Option<Duration> {
         rest = rest.strip_prefix("and ").unwrap_or(rest);
     }
     (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+}
+
+/// `hours:minutes:seconds` or `minutes:seconds`.
+fn clock(text: &str) -> Option<Duration> {
+    let parts: Option<Vec<u64>> = text.split(':').map(|part| part.parse().ok()).collect();
+    let seconds = match parts?[..] {
+        [minutes, seconds] => minutes.checked_mul(60)?.checked_add(seconds)?,
+        [hours, minutes, seconds] => {
+            hours.checked_mul(60)?.checked_add(minutes)?.checked_mul(60)?.checked_add(seconds)?
+        }
+        _ => return None,
+    };
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 fn seconds_in(unit: &str) -> Option<f64> {
@@ -45,6 +61,8 @@ mod tests {
             ("3 hours 20 minutes", 12_000),
             ("1 hour, 10 minutes and 5 seconds", 4205),
             ("1.5h", 5400),
+            ("01:30:10", 5410),
+            ("2:05", 125),
             ("1 week", 604_800),
         ] {
             assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
@@ -53,7 +71,7 @@ mod tests {
 
     #[test]
     fn refuses_text_that_is_not_a_duration() {
-        for text in ["", "soon", "1 fortnight", "-5m", "0", "1h x", "1.2.3h"] {
+        for text in ["", "soon", "1 fortnight", "-5m", "0", "1h x", "1.2.3h", "1:2:3:4", "1:x", "0:00"] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -33,6 +33,26 @@ impl Plan {
         expanded.values().map(|variable| EnvVariable { value: final_value(variable), ..variable.clone() }).collect()
     }
 
+    /// [`Self::env_of_script`] for output: masked values are replaced, also inside other values.
+    pub fn printable_env(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
+        let mut variables = self.env_of_script(job, run);
+        let secrets: Vec<String> =
+            variables.iter().filter(|variable| variable.masked).map(|variable| variable.value.clone()).collect();
+        for variable in &mut variables {
+            variable.value = match variable.masked {
+                true => MASK.to_owned(),
+                false => masked(std::mem::take(&mut variable.value), secrets.iter().map(String::as_str)),
+            };
+        }
+        variables
+    }
+
+    /// Replaces the values of masked variables in a text.
+    pub fn mask(&self, text: &str) -> String {
+        let given = self.scope.project.iter().chain(self.scope.pipeline.values());
+        masked(text.to_owned(), given.filter(|variable| variable.masked).map(|variable| variable.value.as_str()))
+    }
+
     /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). Unknown
     /// names become empty.
     pub fn expand(&self, job: &Job, text: &str) -> String {
@@ -40,7 +60,12 @@ impl Plan {
     }
 
     /// The variables that a trigger job passes to the downstream pipeline; they are pipeline variables there.
-    pub fn downstream_variables(&self, job: &Job, parent: &Request<'_>) -> Vec<GivenVariable> {
+    fn downstream_variables(
+        &self,
+        job: &Job,
+        parent: &Request<'_>,
+        dotenv: Vec<(String, String)>,
+    ) -> Vec<GivenVariable> {
         let Some(Trigger::Child { forward, .. } | Trigger::Project { forward, .. }) = &job.trigger else {
             return Vec::new();
         };
@@ -50,7 +75,8 @@ impl Plan {
             out.extend(parent.pipeline_variables.iter().cloned());
         }
         if yaml_variables {
-            let levels = levels(&self.scope, job, &JobRun::default());
+            let run = JobRun { dotenv, ..JobRun::default() };
+            let levels = levels(&self.scope, job, &run);
             out.extend(job.variables.iter().map(|variable| GivenVariable {
                 key: variable.key.to_string(),
                 value: if variable.raw {
@@ -65,15 +91,15 @@ impl Plan {
         out
     }
 
-    /// The request for the child pipeline of a trigger job; `None` for any other job. The caller sets the pipeline id
-    /// of the child.
-    pub fn child<'a>(&self, job: &Job, parent: &Request<'a>) -> Option<Request<'a>> {
+    /// The request for the child pipeline of a trigger job; `None` for any other job. `dotenv` are the variables from
+    /// reports of jobs before it. The caller sets the pipeline id of the child.
+    pub fn child<'a>(&self, job: &Job, parent: &Request<'a>, dotenv: Vec<(String, String)>) -> Option<Request<'a>> {
         let Some(Trigger::Child { include, .. }) = &job.trigger else { return None };
         Some(Request {
             content: Content::Includes { include: include.clone(), files: self.files.clone() },
             source: Source { name: "parent_pipeline".to_owned(), merge_request: parent.source.merge_request.clone() },
             facts: parent.facts.clone(),
-            pipeline_variables: self.downstream_variables(job, parent),
+            pipeline_variables: self.downstream_variables(job, parent, dotenv),
             project_variables: parent.project_variables.clone(),
             predefined: parent.predefined.clone(),
             inputs: Vec::new(),
@@ -81,6 +107,21 @@ impl Plan {
             sources: parent.sources,
         })
     }
+}
+
+/// What replaces a masked value.
+const MASK: &str = "[MASKED]";
+
+/// A shorter value can occur anywhere; GitLab accepts none as the value of a masked variable.
+const MASKED_LEAST: usize = 4;
+
+fn masked<'a>(mut text: String, secrets: impl Iterator<Item = &'a str>) -> String {
+    for secret in secrets.filter(|secret| secret.len() >= MASKED_LEAST) {
+        if text.contains(secret) {
+            text = text.replace(secret, MASK);
+        }
+    }
+    text
 }
 
 /// Expands the variables of a job in a text; unknown names become empty.

@@ -1,20 +1,18 @@
 //! A plan as JSON, for `--list --json`. Other tools rely on these fields.
 
-use std::borrow::Cow;
-
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
 use super::JobRun;
-use super::plan::{AllowFailure, EnvVariable, Job, Plan, Retry, Trigger};
+use super::plan::{AllowFailure, Job, Plan, Retry, Trigger};
 use super::problem::Problem;
 use super::syntax::Node;
 
 /// A whole plan.
 pub struct Listing<'a> {
     pub plan: &'a Plan,
-    /// The facts about the run, for `env` of each job.
-    pub run: &'a JobRun,
+    /// The facts about the run of a job, with its index, for `env`.
+    pub run: &'a dyn Fn(usize, &Job) -> JobRun,
 }
 
 impl Serialize for Listing<'_> {
@@ -22,11 +20,10 @@ impl Serialize for Listing<'_> {
         let plan = self.plan;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("created", &plan.created)?;
-        map.serialize_entry("pipeline_name", &plan.pipeline_name)?;
+        map.serialize_entry("pipeline_name", &plan.pipeline_name.as_ref().map(|name| plan.mask(name)))?;
         let stages: Vec<&str> = plan.stages.iter().map(|stage| &**stage).collect();
         map.serialize_entry("stages", &stages)?;
-        let jobs: Vec<JobListing<'_>> = plan.jobs.iter().map(|job| JobListing { plan, job, run: self.run }).collect();
-        map.serialize_entry("jobs", &jobs)?;
+        map.serialize_entry("jobs", &Jobs(self))?;
         let absent: Vec<&str> = plan.absent.iter().map(|absent| &*absent.name).collect();
         map.serialize_entry("absent", &absent)?;
         let warning = |warning: &super::plan::Warning| {
@@ -43,12 +40,20 @@ impl Serialize for Listing<'_> {
     }
 }
 
-/// One job of a plan, as JSON.
-pub struct JobListing<'a> {
-    pub plan: &'a Plan,
-    pub job: &'a Job,
-    /// The facts about the run, for `env`.
-    pub run: &'a JobRun,
+struct Jobs<'a>(&'a Listing<'a>);
+
+impl Serialize for Jobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Listing { plan, run } = self.0;
+        let jobs = plan.jobs.iter().enumerate();
+        serializer.collect_seq(jobs.map(|(index, job)| JobListing { plan, job, run: run(index, job) }))
+    }
+}
+
+struct JobListing<'a> {
+    plan: &'a Plan,
+    job: &'a Job,
+    run: JobRun,
 }
 
 impl Serialize for JobListing<'_> {
@@ -68,11 +73,8 @@ impl Serialize for JobListing<'_> {
         map.serialize_entry("image", &job.image)?;
         map.serialize_entry("services", &job.services)?;
         map.serialize_entry("variables", &Pairs(job.variables.iter().map(|v| (&*v.key, &*v.value)).collect()))?;
-        let env = self.plan.env_of_script(job, self.run);
-        let secrets: Vec<&str> =
-            env.iter().filter(|v| v.masked && v.value.len() > 3).map(|v| v.value.as_str()).collect();
-        let env: Vec<(&str, Cow<'_, str>)> = env.iter().map(|variable| shown(variable, &secrets)).collect();
-        map.serialize_entry("env", &Pairs(env.iter().map(|(key, value)| (*key, &**value)).collect()))?;
+        let env = self.plan.printable_env(job, &self.run);
+        map.serialize_entry("env", &Pairs(env.iter().map(|v| (&*v.key, v.value.as_str())).collect()))?;
         map.serialize_entry("needs", &job.needs.as_ref().map(|needs| {
             let need = |need: &super::plan::Need| json!({"job": &*need.job, "artifacts": need.artifacts, "optional": need.optional});
             needs.iter().map(need).collect::<Vec<_>>()
@@ -98,20 +100,6 @@ impl Serialize for JobListing<'_> {
         map.serialize_entry("manual_confirmation", &job.manual_confirmation.as_deref())?;
         map.end()
     }
-}
-
-/// A variable for output: masked values are replaced, also inside other values.
-fn shown<'a>(variable: &'a EnvVariable, secrets: &[&str]) -> (&'a str, Cow<'a, str>) {
-    let mut value = Cow::Borrowed(variable.value.as_str());
-    if variable.masked {
-        value = Cow::Borrowed("[MASKED]");
-    }
-    for secret in secrets {
-        if value.contains(secret) {
-            value = Cow::Owned(value.replace(secret, "[MASKED]"));
-        }
-    }
-    (&variable.key, value)
 }
 
 struct Pairs<'a>(Vec<(&'a str, &'a str)>);

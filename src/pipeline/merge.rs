@@ -57,6 +57,13 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
     }
     let mut extension = Extension { mapping, done: HashMap::new(), merger: Merger::default(), report };
     let mut merged = Mapping::with_capacity(mapping.len());
+    // A problem in a chain of templates is reported with the job that it concerns.
+    for name in mapping.keys().filter(|name| !name.starts_with('.')) {
+        if extension.merger.is_exhausted() {
+            break;
+        }
+        extension.resolve(name, &mut Vec::new());
+    }
     for (name, entry) in mapping.iter() {
         if extension.merger.is_exhausted() {
             break;
@@ -152,7 +159,9 @@ impl<'a> Extension<'a> {
             return None;
         }
         if path.len() > LEVELS_LIMIT {
-            let message = format!("`extends` goes through more than {LEVELS_LIMIT} levels");
+            let chain: Vec<&str> = path.iter().copied().chain([&**parent]).collect();
+            let message =
+                format!("`extends` goes through more than {LEVELS_LIMIT} levels: {}", chain.join(" extends "));
             self.report.job_error(Class::ExtendsTooDeep, at, key, message);
             return None;
         }

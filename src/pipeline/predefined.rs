@@ -153,6 +153,7 @@ impl Variables {
         self.set("CI_PROJECT_URL", url);
         self.set("CI_PROJECT_VISIBILITY", "private");
         self.set("CI_PROJECT_REPOSITORY_LANGUAGES", "");
+        self.set("CI_PROJECT_TOPICS", "");
         self.set("CI_PROJECT_CLASSIFICATION_LABEL", "");
         let default_branch = request.facts.default_branch.as_str();
         self.set("CI_DEFAULT_BRANCH", default_branch);
@@ -165,6 +166,7 @@ impl Variables {
         let registry = format!("registry.{}", project.host);
         self.set("CI_REGISTRY_IMAGE", format!("{registry}/{}", path.to_lowercase()));
         self.set("CI_REGISTRY", registry);
+        self.set("CI_REGISTRY_USER", "gitlab-ci-token");
         let pages = format!("pages.{}", project.host);
         self.set("CI_PAGES_HOSTNAME", format!("{}.{pages}", slug(root)));
         self.set("CI_PAGES_URL", format!("{}://{}.{pages}/{name}", project.protocol, slug(root)));
@@ -176,6 +178,7 @@ impl Variables {
             format!("{proxy}/{namespace}/dependency_proxy/containers"),
         );
         self.set("CI_DEPENDENCY_PROXY_SERVER", proxy);
+        self.set("CI_DEPENDENCY_PROXY_USER", "gitlab-ci-token");
     }
 
     fn commit(&mut self, request: &Request<'_>) {
@@ -207,7 +210,9 @@ impl Variables {
             _ if merge_request.is_none() && !branch.is_empty() => self.set("CI_COMMIT_BRANCH", branch),
             _ => {}
         }
-        let before = facts.before.as_deref().filter(|_| merge_request.is_none());
+        // Only a push has a commit before it; a child pipeline gets that of its parent.
+        let is_push = ["push", "parent_pipeline"].contains(&request.source.name.as_str());
+        let before = facts.before.as_deref().filter(|_| merge_request.is_none() && is_push);
         self.set("CI_COMMIT_BEFORE_SHA", before.unwrap_or(NO_COMMIT));
         self.set("CI_COMMIT_REF_PROTECTED", facts.protected.to_string());
     }
@@ -240,22 +245,26 @@ impl Variables {
         set("EVENT_TYPE", "detached");
         set("TITLE", &merge_request.title);
         set("DESCRIPTION", "");
-        set("LABELS", &merge_request.labels.join(","));
+        set("DESCRIPTION_IS_TRUNCATED", "false");
+        if !merge_request.labels.is_empty() {
+            set("LABELS", &merge_request.labels.join(","));
+        }
         set("DRAFT", if merge_request.title.starts_with("Draft:") { "true" } else { "false" });
-        set("APPROVED", "false");
+        set("SQUASH_ON_MERGE", "false");
         set("DIFF_ID", "1");
         set("DIFF_BASE_SHA", &merge_request.diff_base_sha);
         set("PROJECT_ID", "1");
         set("PROJECT_PATH", &project.path);
         set("PROJECT_URL", &url);
         set("SOURCE_BRANCH_NAME", &merge_request.source);
-        set("SOURCE_BRANCH_SHA", &request.facts.sha);
+        // The commits of both branches are set in merged results pipelines only.
+        set("SOURCE_BRANCH_SHA", "");
         set("SOURCE_BRANCH_PROTECTED", "false");
         set("SOURCE_PROJECT_ID", "1");
         set("SOURCE_PROJECT_PATH", &project.path);
         set("SOURCE_PROJECT_URL", &url);
         set("TARGET_BRANCH_NAME", &merge_request.target);
-        set("TARGET_BRANCH_SHA", &merge_request.target_sha);
+        set("TARGET_BRANCH_SHA", "");
         let protected = if merge_request.target == request.facts.default_branch { "true" } else { "false" };
         set("TARGET_BRANCH_PROTECTED", protected);
         self.set("CI_OPEN_MERGE_REQUESTS", format!("{}!{iid}", project.path));

@@ -58,8 +58,6 @@ pub struct MergeRequest {
     pub iid: u64,
     pub source: String,
     pub target: String,
-    /// The head commit of the target branch; empty if unknown.
-    pub target_sha: String,
     /// The merge base of source and target; empty if unknown.
     pub diff_base_sha: String,
     pub title: String,

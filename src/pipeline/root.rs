@@ -40,6 +40,7 @@ pub struct Root {
     pub rules: Option<Vec<Rule>>,
     /// `workflow:auto_cancel:on_job_failure: all`
     pub cancel_on_job_failure: bool,
+    stages_are_known: bool,
     /// Visible jobs without problems.
     pub drafts: Vec<Draft>,
     /// Names of jobs with problems.
@@ -55,12 +56,15 @@ impl Root {
             name: None,
             rules: None,
             cancel_on_job_failure: false,
+            stages_are_known: true,
             drafts: Vec::new(),
             broken,
         };
         let empty = Arc::default();
         let mapping = node.mapping().unwrap_or(&empty);
-        root.stages = read_stages(node.get("stages"), context);
+        let stages = read_stages(node.get("stages"), context);
+        root.stages_are_known = stages.is_some();
+        root.stages = with_edges(stages.unwrap_or_default());
         if let Some(variables) = node.get("variables") {
             let mut reader = Reader { context, job: None };
             root.variables = reader.variables(variables, Level::Default, "variables");
@@ -92,7 +96,8 @@ impl Root {
     fn read_jobs(&mut self, mapping: &Mapping, at: Origin, defaults: &Mapping, context: &mut Context<'_>) {
         let jobs: Vec<(&Arc<str>, &Entry)> =
             mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
-        let stages: HashSet<Arc<str>> = self.stages.iter().cloned().collect();
+        // Stages that cannot be read are reported once, not for every job.
+        let stages = self.stages_are_known.then(|| self.stages.iter().cloned().collect()).unwrap_or_default();
         for (name, entry) in &jobs {
             match read_job(name, entry, defaults, &stages, context) {
                 Some(draft) => self.drafts.push(draft),
@@ -102,7 +107,8 @@ impl Root {
             }
         }
         let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
-        if !visible {
+        // Without a job because of another problem: that one is enough.
+        if !visible && context.report.problems.is_empty() {
             let message = "the configuration has no visible job; write a mapping with `script` whose name does not begin with a dot";
             context.error(Class::NoVisibleJob, at, None, message);
         }
@@ -142,7 +148,7 @@ fn read_job(
         return None;
     }
     let draft = Draft::read(name, entry, defaults, context)?;
-    if !stages.contains(&draft.job.stage) {
+    if !stages.is_empty() && !stages.contains(&draft.job.stage) {
         let mut names: Vec<&str> = stages.iter().map(|stage| &**stage).collect();
         names.sort_unstable();
         let hint = did_you_mean(&draft.job.stage, &names);
@@ -154,12 +160,16 @@ fn read_job(
     Some(draft)
 }
 
-fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Vec<Arc<str>> {
-    let mut reader = Reader { context, job: None };
-    let declared = match node {
-        Some(node) => reader.texts(node, "stages").unwrap_or_default(),
-        None => ["build", "test", "deploy"].map(Into::into).to_vec(),
-    };
+/// The declared stages; `None`: they cannot be read, which is reported.
+fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Option<Vec<Arc<str>>> {
+    match node {
+        Some(node) => Reader { context, job: None }.texts(node, "stages"),
+        None => Some(["build", "test", "deploy"].map(Into::into).to_vec()),
+    }
+}
+
+/// Puts `.pre` first and `.post` last.
+fn with_edges(declared: Vec<Arc<str>>) -> Vec<Arc<str>> {
     let mut stages: Vec<Arc<str>> = vec![".pre".into()];
     let mut seen: HashSet<Arc<str>> = [".pre".into(), ".post".into()].into();
     stages.extend(declared.into_iter().filter(|stage| seen.insert(Arc::clone(stage))));

@@ -7,7 +7,7 @@ use crate::pipeline::plan::{Decision, Job, Level, Plan};
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The explanation of a job. Fails for an unknown job.
-pub fn of(plan: &Plan, name: &str) -> Result<String, String> {
+pub fn of(plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun, name: &str) -> Result<String, String> {
     let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| *job.name == *name || *job.group == *name).collect();
     if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *name && jobs.is_empty()) {
         let text = format!("{name} ({}) is not in this pipeline: {}\n", place(plan, absent.at), absent.why);
@@ -18,7 +18,7 @@ pub fn of(plan: &Plan, name: &str) -> Result<String, String> {
     }
     match jobs.is_empty() {
         true => Err(format!("unknown job `{name}`")),
-        false => Ok(jobs.iter().map(|job| one(plan, job)).collect::<Vec<_>>().join("\n")),
+        false => Ok(jobs.iter().map(|job| one(plan, &run(0, job), job)).collect::<Vec<_>>().join("\n")),
     }
 }
 
@@ -27,7 +27,7 @@ fn place(plan: &Plan, at: Origin) -> String {
     if line > 0 { format!("{file}:{line}") } else { file.to_owned() }
 }
 
-fn one(plan: &Plan, job: &Job) -> String {
+fn one(plan: &Plan, run: &JobRun, job: &Job) -> String {
     let mut text = format!("{} ({}, stage {}, when: {})\n", job.name, place(plan, job.at), job.stage, job.when.word());
     let why = match &job.decision {
         Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", place(plan, *at)),
@@ -58,8 +58,8 @@ fn one(plan: &Plan, job: &Job) -> String {
         let _ = writeln!(text, "    {}: {}  # {}, {level}", variable.key, variable.value, place(plan, variable.at));
     }
     text.push_str("  variables of the job at run time:\n");
-    for variable in plan.env(job, &JobRun::default()) {
-        let value = if variable.masked { "[MASKED]".to_owned() } else { first_line(&variable.value) };
+    for variable in plan.printable_env(job, run) {
+        let value = first_line(&variable.value);
         let from = if variable.given { "  # given" } else { "" };
         let _ = writeln!(text, "    {}={value}{from}", variable.key);
     }

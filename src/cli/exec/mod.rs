@@ -12,7 +12,7 @@ mod watch;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -22,6 +22,7 @@ pub use options::Options;
 
 use crate::config::Runner as Configured;
 use crate::executor::cgroup::CgroupParents;
+use crate::executor::docker::BUILDS;
 use crate::executor::shell::Shell;
 use crate::instance::{Instance, Plain};
 use crate::local::attempt::RunContext;
@@ -29,7 +30,7 @@ use crate::local::checkout::{self, Checkout, Listed};
 use crate::local::color;
 use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::facts::{self, Answers};
-use crate::local::options::{Options as RunOptions, image_of};
+use crate::local::options::{self as run_options, Options as RunOptions, image_of};
 use crate::local::report;
 use crate::local::results::RunStatus;
 use crate::local::runner::{Event, Runner};
@@ -37,11 +38,11 @@ use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources};
 use crate::local::state::{self, Run};
 use crate::local::tree::{Source, Trees};
-use crate::pipeline;
 use crate::pipeline::listing::{self, Listing};
-use crate::pipeline::plan::{Plan, Warning};
+use crate::pipeline::plan::{Job, Plan, Trigger, Warning};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{Content, Facts, Request, Source as PipelineSource};
+use crate::pipeline::{self, JobRun};
 use crate::token::Token;
 
 /// Exit status for an invalid configuration or command line.
@@ -130,7 +131,8 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState) -> Result<u8, S
         Err(problems) => return refuse(options, &problems),
     };
     if only_shows {
-        return show(options, &plan);
+        let run = |index, job: &Job| job_run(options, &given.facts, &directory, index, job);
+        return show(options, &plan, &run);
     }
     let Some(run) = run else { return Ok(REFUSED) };
     if !plan.created && options.jobs.is_empty() {
@@ -192,17 +194,34 @@ fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
     Ok(REFUSED)
 }
 
-fn show(options: &Options, plan: &Plan) -> Result<u8, String> {
+/// The facts about the run of a job, as the first run of a project has them.
+fn job_run(options: &Options, facts: &Facts, directory: &Path, index: usize, job: &Job) -> JobRun {
+    let name = facts::project_name(facts);
+    let has_image = job.image.is_some() || options.default_image.is_some();
+    let builds = match has_image && !options.shell && job.trigger.is_none() {
+        true => PathBuf::from(BUILDS),
+        false => Trees::new(directory.join("trees"), &name).first_builds(),
+    };
+    let predefined = [("CI_BUILDS_DIR", builds.clone()), ("CI_PROJECT_DIR", builds.join(&name))];
+    JobRun {
+        id: index as u64 + 1,
+        started_at: facts.created_at.clone(),
+        dotenv: Vec::new(),
+        predefined: predefined.map(|(key, path)| (key.to_owned(), path.display().to_string())).into(),
+    }
+}
+
+fn show(options: &Options, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
     let text = match () {
         () if options.complete_jobs => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
         () if options.preview => pipeline::syntax::print(&plan.merged),
         () if options.list && options.json => {
-            let listing = Listing { plan, run: &pipeline::JobRun::default() };
+            let listing = Listing { plan, run };
             let text = serde_json::to_string_pretty(&listing).map_err(|error| error.to_string())?;
             format!("{text}\n")
         }
         () => match (&options.explain, options.graph) {
-            (Some(name), _) => explain::of(plan, name)?,
+            (Some(name), _) => explain::of(plan, run, name)?,
             (None, Some(format)) => graph::draw(plan, format),
             (None, None) => list::table(plan),
         },
@@ -307,8 +326,7 @@ impl<'a> Session<'a> {
         // The screen shows the log directly and needs stdout and stderr in their original order.
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
         let directory = &self.run.state;
-        let project = facts::project_path(&self.given.facts);
-        let name = project.rsplit('/').next().unwrap_or(&project).to_owned();
+        let name = facts::project_name(&self.given.facts);
         let containers = self.containers(plan, jobs, &runner, screen)?;
         // The sandbox for file work can bind only directories that exist.
         let artifacts = self.run.directory.join("artifacts");
@@ -348,7 +366,7 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Containers>, String> {
         let of_job = |job| image_of(job, jobs);
         let wanted: Vec<_> = plan.jobs.iter().filter_map(|job| Some((job, of_job(job)?))).collect();
-        let place = |job: &pipeline::plan::Job| {
+        let place = |job: &Job| {
             let (file, line) = plan.place(job.at);
             format!("{file}:{line}: job `{}`", job.name)
         };
@@ -364,8 +382,21 @@ impl<'a> Session<'a> {
                 ));
             }
         }
-        let Some((first, _)) = wanted.first() else { return Ok(None) };
+        let without = run_options::services_in_the_shell(&plan.jobs, jobs);
+        if !without.is_empty() {
+            eprint(&format!(
+                "mayfly: warning: {} run in the shell without their services; --default-image IMAGE runs them in containers\n",
+                without.join(", ")
+            ));
+        }
         let settings = ContainerOptions { objects: self.checkout.objects.clone(), run: self.run.directory.clone() };
+        let Some((first, _)) = wanted.first() else {
+            // A child pipeline may need containers; without an engine its trigger job fails.
+            let has_child = plan.jobs.iter().any(|job| matches!(job.trigger, Some(Trigger::Child { .. })));
+            let containers = has_child.then(|| Containers::connect(runner, &settings).ok()).flatten();
+            containers.iter().try_for_each(|containers| self.run.note_engine(containers.address()))?;
+            return Ok(containers);
+        };
         let containers = Containers::connect(runner, &settings).map_err(|why| {
             format!(
                 "{}: `image` needs a container engine, and none answers: {why}; no job was started. Start Docker, or add \
@@ -389,7 +420,7 @@ impl<'a> Session<'a> {
 }
 
 /// Creates an empty directory for the output of jobs.
-fn prepare_logs(report: &Path) -> Result<std::path::PathBuf, String> {
+fn prepare_logs(report: &Path) -> Result<PathBuf, String> {
     let directory = report::logs_beside(report);
     let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
     if directory.exists() {

@@ -17,7 +17,7 @@ pub struct Selection {
 /// Selects the jobs to run. Fails for an unknown name, for a job that rules exclude, and for a manual job that was not
 /// requested.
 pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection, String> {
-    for wanted in &options.manual {
+    for wanted in options.manual.iter().filter(|wanted| !is_of_child(plan, wanted)) {
         find(plan, wanted)?;
     }
     if options.jobs.is_empty() && options.stage.is_empty() {
@@ -52,6 +52,12 @@ pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection
         false => own.union(&needed).copied().collect(),
     };
     Ok(Selection { jobs, named })
+}
+
+/// Whether a name is that of a job of a child pipeline (`trigger job/job`), which is planned when its trigger job starts.
+fn is_of_child(plan: &Plan, wanted: &str) -> bool {
+    let is_trigger = |name: &str| plan.jobs.iter().any(|job| job.trigger.is_some() && matches(name, &job.name));
+    wanted.match_indices('/').any(|(at, _)| is_trigger(&wanted[..at]))
 }
 
 fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {

@@ -10,6 +10,11 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     if !screen.look().alone {
         text.push_str(&table(screen, jobs));
     }
+    for job in jobs.iter().filter(|_| screen.look().alone && !screen.look().quiet) {
+        if let Some(number) = &job.coverage {
+            let _ = writeln!(text, "coverage: {number}%");
+        }
+    }
     for job in jobs.iter().filter(|job| job.status == Status::Failed) {
         text.push_str(&failure(screen, job));
     }
@@ -19,8 +24,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     }
     match ending {
         RunStatus::Blocked => {
-            let waiting: Vec<&str> =
-                jobs.iter().filter(|job| job.status == Status::Manual).map(|job| job.name.as_str()).collect();
+            let waiting: Vec<&str> = jobs.iter().filter(|job| job.is_blocking).map(|job| job.name.as_str()).collect();
             let _ =
                 writeln!(text, "blocked by a manual job; to start it, add --manual '{}'", waiting.join("' --manual '"));
         }

@@ -35,7 +35,7 @@ use crate::shim::spec::User;
 use names::Owner;
 
 /// Where containers have their builds unless `builds_dir` says otherwise.
-const BUILDS: &str = "/builds";
+pub const BUILDS: &str = "/builds";
 
 /// The containers of one runner's jobs.
 pub struct Docker {

@@ -42,6 +42,7 @@ impl Runner<'_> {
                 results.push(JobResult {
                     stage: planned.stage.to_string(),
                     status: status_of(running.schedule.state(job)),
+                    is_blocking: running.schedule.is_blocking(job) && planned.trigger.is_none(),
                     exit_code: match failure {
                         Some((_, code)) => code,
                         None => outcome.map(|_| 0),

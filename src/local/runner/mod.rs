@@ -193,8 +193,9 @@ impl<'a> Runner<'a> {
                     self.start(pipeline, job);
                 }
             }
-            let ended = self.end_children();
-            if !started && !ended {
+            // A job that has just started can be finished already, or have added a pipeline: look at all jobs again
+            // before a pipeline counts as finished.
+            if !started && !self.end_children() {
                 return;
             }
         }
@@ -247,8 +248,7 @@ impl<'a> Runner<'a> {
         let id = self.next_id;
         self.next_id += 1;
         let dependencies = self.dependencies(pipeline, job);
-        let reports = dependencies.iter().map(|(id, _)| local_archive(&self.context.artifacts, *id, "dotenv"));
-        let dotenv = reports.filter_map(|path| dotenv::read(&path).ok()).flatten().collect();
+        let dotenv = self.dotenv(&dependencies);
         let archives = |(id, _): &(i64, String)| local_archive(&self.context.artifacts, *id, "archive").exists();
         let name = self.name(pipeline, job);
         let planned = &plan.jobs[job];
@@ -286,6 +286,12 @@ impl<'a> Runner<'a> {
             Ok(thread) => self.threads.push(thread),
             Err(error) => self.fail(pipeline, job, format!("cannot start a thread: {error}")),
         }
+    }
+
+    /// The variables of the dotenv reports of jobs.
+    fn dotenv(&self, jobs: &[(i64, String)]) -> Vec<(String, String)> {
+        let reports = jobs.iter().map(|(id, _)| local_archive(&self.context.artifacts, *id, "dotenv"));
+        reports.filter_map(|path| dotenv::read(&path).ok()).flatten().collect()
     }
 
     /// The jobs whose artifacts a job downloads, in order, with the ids of their last attempts.
@@ -347,7 +353,8 @@ impl<'a> Runner<'a> {
         let id = self.next_id.cast_unsigned();
         self.next_id += 1;
         let running = &self.pipelines[pipeline];
-        let planned = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id);
+        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
+        let planned = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv);
         let (plan, request) = match planned {
             Ok(planned) => planned,
             Err(why) => return self.fail(pipeline, job, why),
@@ -379,6 +386,9 @@ impl<'a> Runner<'a> {
             if self.pipelines[pipeline].schedule.state(job) == State::Running {
                 let well = status == schedule::Status::Success;
                 let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
+                if !well {
+                    self.pipelines[pipeline].jobs[job].message = Some("the child pipeline failed".to_owned());
+                }
                 self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
             }
         }

@@ -136,6 +136,11 @@ impl Trees {
         Err(io::Error::other(format!("all {TREES_MOST} trees below {} are in use", self.directory.display())))
     }
 
+    /// The builds directory of the first tree, which a job gets that runs alone.
+    pub fn first_builds(&self) -> PathBuf {
+        self.directory.join("0/builds")
+    }
+
     /// Locks the tree with this number; `None` if it is in use.
     fn lock(&self, number: usize) -> io::Result<Option<Tree>> {
         let home = self.directory.join(number.to_string());

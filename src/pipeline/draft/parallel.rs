@@ -29,8 +29,8 @@ impl Reader<'_, '_> {
         if let Some(count) = node.integer() {
             return match usize::try_from(count) {
                 Ok(count @ 1..=JOBS_LIMIT) => Some(Parallel::Count(count)),
-                Ok(0) => self.bad(node, "parallel", &format!("a number from 1 to {JOBS_LIMIT}")),
-                _ => self.too_big(node, "parallel", count),
+                Ok(1..) => self.too_big(node, "parallel", count),
+                _ => self.bad(node, "parallel", &format!("a number from 1 to {JOBS_LIMIT}")),
             };
         }
         if node.mapping().is_none() {

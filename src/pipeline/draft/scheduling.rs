@@ -12,7 +12,8 @@ use crate::pipeline::syntax::Node;
 
 const RETRIES_LIMIT: i64 = 2;
 
-const REASONS: [&str; 14] = [
+/// Every failure reason of the server, of which a local run has only a few.
+const REASONS: [&str; 47] = [
     "always",
     "unknown_failure",
     "script_failure",
@@ -21,12 +22,45 @@ const REASONS: [&str; 14] = [
     "runner_system_failure",
     "runner_unsupported",
     "runner_provisioning_timeout",
+    "runner_configuration_error",
+    "runner_external_dependency_failure",
+    "runner_interrupted",
+    "image_pull_failure",
+    "job_canceled",
     "stale_schedule",
     "job_execution_timeout",
+    "job_execution_server_timeout",
+    "job_router_failure",
+    "job_token_expired",
     "archived_failure",
     "unmet_prerequisites",
     "scheduler_failure",
     "data_integrity_failure",
+    "missing_dependency_failure",
+    "forward_deployment_failure",
+    "failed_outdated_deployment_job",
+    "protected_environment_failure",
+    "environment_creation_failure",
+    "deployment_rejected",
+    "user_blocked",
+    "project_deleted",
+    "ci_quota_exceeded",
+    "pipeline_loop_detected",
+    "no_matching_runner",
+    "trace_size_exceeded",
+    "builds_disabled",
+    "ip_restriction_failure",
+    "secrets_provider_not_found",
+    "duo_workflow_not_allowed",
+    "insufficient_bridge_permissions",
+    "insufficient_upstream_permissions",
+    "downstream_bridge_project_not_found",
+    "upstream_bridge_project_not_found",
+    "invalid_bridge_trigger",
+    "bridge_pipeline_is_child_pipeline",
+    "downstream_pipeline_creation_failed",
+    "reached_max_descendant_pipelines_depth",
+    "reached_max_pipeline_hierarchy_size",
 ];
 
 /// The longest delay: a week.

@@ -126,8 +126,18 @@ impl Reader<'_, '_> {
         }
         match node.get("key") {
             Some(key) if key.mapping().is_some() => self.key_of_files(key),
-            Some(key) => self.printed(key, "cache:key").map(|_| ()),
+            Some(key) => self.cache_key(key),
             None => Some(()),
+        }
+    }
+
+    /// GitLab refuses keys that are paths, also percent-encoded ones.
+    fn cache_key(&mut self, key: &Node) -> Option<()> {
+        let text = self.printed(key, "cache:key")?.to_ascii_lowercase();
+        let decoded = text.replace("%2f", "/").replace("%2e", ".");
+        match decoded.contains('/') || matches!(&*decoded, "." | "..") {
+            true => self.bad(key, "cache:key", "text without `/`, and neither `.` nor `..`"),
+            false => Some(()),
         }
     }
 
