@@ -4,18 +4,15 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::context::{Job, RunnerContext};
-use super::executors::{CleanUp, JobExecutor};
+use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
 use super::flags::OWN_NETWORK;
 use super::outcome::StageResult;
 use super::script::GITLAB_ENV_FILE;
 use super::sources::{self, Strategy, remove};
-use super::steps::{StepRunner, StopPolicy};
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
-use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
 use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
@@ -79,16 +76,14 @@ impl JobExecutor for Docker {
         wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
     }
 
-    fn prepare(&self, steps: &mut StepRunner<'_>) -> StageResult<Option<Box<PreparedContainer>>> {
-        let job = steps.job;
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>> {
         std::fs::create_dir_all(&job.context.caches).map_err(|error| {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
         let plan = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
         let plan = plan.to_text().map_err(io::Error::other)?;
-        let task = Task::File { task: plan, rights: Rights::All, output_fifos: None };
-        steps.run_for_container(task, &job.deadlines.prepare(), StopPolicy::CancelOrEviction)
+        Ok(Some(Task::File { task: plan, rights: Rights::All, output_fifos: None }))
     }
 
     /// The container alone knows which user it runs as, so its script makes the file.

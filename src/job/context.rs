@@ -1,4 +1,4 @@
-//! What a job needs to know of the agent, the runner and the machine.
+//! What a job needs to know of the agent, the runner and the machine, and what it asks of the executor that runs it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,20 +7,23 @@ use std::time::Duration;
 use super::cache::s3::S3Store;
 use super::control::JobControl;
 use super::deadlines::Deadlines;
-use super::executors::JobExecutor;
+use super::file_task::FileTask;
 use super::flags::{Flags, INPUTS, OWN_NETWORK, WITHOUT_TOKENS};
+use super::outcome::StageResult;
 use super::script::of_pair;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
+use crate::executor::Executor;
 use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
-use crate::journal::Record;
+use crate::journal::{Progress, Record};
 use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
+use crate::shim::spec::{Rights, Task};
 use crate::trace::FilterSpec;
 use crate::version::{REVISION, VERSION, architecture};
 
@@ -98,6 +101,54 @@ pub struct Job<'a> {
     pub concurrent: (u32, u32),
     /// Id of the request that brought it.
     pub request_id: String,
+}
+
+/// Removes what was made for a job, beside whatever comes next.
+pub type CleanUp = Box<dyn FnOnce()>;
+
+/// How the stages of a job are run. One implementation an executor.
+pub trait JobExecutor: Executor {
+    /// Where the job works, unless it asks for something else. `variables` are those of a job that works there.
+    fn dirs(
+        &self,
+        context: &RunnerContext,
+        payload: &Payload,
+        concurrent: u32,
+        variables: &dyn Fn(&JobDirs) -> Variables,
+    ) -> JobDirs;
+
+    /// The image of the job as it is named, with variables in it; `None` outside of containers.
+    fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str>;
+
+    /// The name of the network that is made for the job alone, if one is (`CI_BUILD_NETWORK_NAME`).
+    fn network(&self, context: &RunnerContext, payload: &Payload, own_network: bool, concurrent: u32)
+    -> Option<String>;
+
+    /// Creates the directories that the job needs on the machine. Returns the task that prepares the job's container, where
+    /// jobs have one. Errors: see [`StageError`](super::outcome::StageError).
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>>;
+
+    /// Empties the file of `GITLAB_ENV`: what an earlier job left in it is not for this one.
+    fn reset_env_file(&self, job: &Job<'_>);
+
+    /// A script as a task; `merge` sends standard error down the pipe of standard output.
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task;
+
+    /// What a file task may do.
+    fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights;
+
+    /// Whether jobs for protected and for other refs can choose the same directory.
+    fn shares_builds(&self, _: &RunnerContext) -> bool {
+        true
+    }
+
+    /// The executor for the jobs of one slot, where that is another one: each slot has a user of its own.
+    fn for_slot(&self, _slot: usize) -> Option<Arc<dyn JobExecutor>> {
+        None
+    }
+
+    /// What removes everything that was made for the job of this name, and its builds directory if that goes with it.
+    fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp>;
 }
 
 impl<'a> Job<'a> {

@@ -11,15 +11,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::containers::OUTPUT_FIFOS;
-use super::context::{Job, RunnerContext};
+use super::context::{CleanUp, Job, RunnerContext};
 use super::control::JobControl;
-use super::executors::CleanUp;
 use super::job_log::{JobLog, StagePosition};
 use super::outcome::{StageError, StageResult, abort_error, record_failure, stop_error};
 use super::script::GITLAB_ENV_FILE;
 use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
-use super::steps::StepRunner;
+use super::steps::{StepRunner, StopPolicy};
 use super::{files, get_sources, prepare, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::engine::containers::LogStart;
@@ -185,8 +184,9 @@ impl JobRun<'_> {
 
     fn prepare_executor(&mut self) -> StageResult {
         prepare::check(&self.job)?;
-        let context = self.job.context;
-        if let Some(container) = context.executor.prepare(&mut self.steps())? {
+        let Some(task) = self.job.context.executor.prepare(&self.job)? else { return Ok(()) };
+        let deadline = self.job.deadlines.prepare();
+        if let Some(container) = self.steps().run_for_container(task, &deadline, StopPolicy::CancelOrEviction)? {
             self.journal.progress.container = Some(container);
             self.follow_services(LogStart::Beginning);
         }

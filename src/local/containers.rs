@@ -21,7 +21,7 @@ use crate::executor::docker::removal::ContainerRemovals;
 use crate::executor::docker::{Docker, resolved_image};
 use crate::failure::JobError;
 use crate::http::Address;
-use crate::job::executors::JobExecutor;
+use crate::job::context::JobExecutor;
 use crate::payload::Image;
 
 /// How long the end of a run waits for the removal of containers.

@@ -1,0 +1,65 @@
+//! How a job runs in the shell of the machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
+use super::file_task::FileTask;
+use super::outcome::StageResult;
+use super::script::GITLAB_ENV_FILE;
+use crate::executor::Executor;
+use crate::executor::job_dirs::JobDirs;
+use crate::executor::shell::Shell;
+use crate::failure::JobError;
+use crate::journal::Progress;
+use crate::payload::Payload;
+use crate::payload::variables::Variables;
+use crate::shim::spec::{Rights, Task};
+
+impl JobExecutor for Shell {
+    fn dirs(
+        &self,
+        context: &RunnerContext,
+        payload: &Payload,
+        concurrent: u32,
+        _: &dyn Fn(&JobDirs) -> Variables,
+    ) -> JobDirs {
+        JobDirs::on_host(&context.builds, &context.caches, &context.runner.token.short(), concurrent, payload)
+    }
+
+    fn image<'a>(&self, _: &'a RunnerContext, _: &'a Payload) -> Option<&'a str> {
+        None
+    }
+
+    fn network(&self, _: &RunnerContext, _: &Payload, _: bool, _: u32) -> Option<String> {
+        None
+    }
+
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>> {
+        self.check()?;
+        let (dirs, caches) = (&job.settings.dirs, &job.context.caches);
+        let made = dirs.create(caches, self);
+        made.map_err(|error| JobError::system(format!("cannot create {}: {error}", dirs.builds.display())))?;
+        Ok(None)
+    }
+
+    fn reset_env_file(&self, job: &Job<'_>) {
+        job.settings.dirs.truncate_temporary(GITLAB_ENV_FILE, self.user());
+    }
+
+    fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> Task {
+        self.script_task(text, merge)
+    }
+
+    fn file_task_rights(&self, _: &Job<'_>, _: &FileTask) -> Rights {
+        Rights::User
+    }
+
+    fn for_slot(&self, slot: usize) -> Option<Arc<dyn JobExecutor>> {
+        self.of_slot(slot).map(|shell| Arc::new(shell) as Arc<dyn JobExecutor>)
+    }
+
+    fn clean_up(&self, _: String, _: Option<&Path>) -> Option<CleanUp> {
+        None
+    }
+}
