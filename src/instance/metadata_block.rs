@@ -1,9 +1,9 @@
-//! Keeps the machine's cloud credentials from jobs: what a job sends to the metadata addresses is refused by rules of
-//! our own in the kernel's packet filter (nftables).
+//! Blocks the access of jobs to the cloud credentials of the machine: nftables rules reject packets to the addresses of
+//! the metadata service.
 //!
-//! Two ways lead there: a process of the job's user on the machine, and a packet of a container that the machine
-//! forwards. The table is ours alone and replaced as a whole, so that a restart changes nothing, nobody else's rules
-//! are touched, and jobs that outlive the agent stay shut out.
+//! The rules match processes of the jobs' users and packets that the machine forwards for containers. The table belongs
+//! to the agent and is replaced as a whole, so that a restart changes nothing, other tables are not touched, and jobs
+//! that outlive the agent stay blocked.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, setfsuid};
 
-/// Where credentials of the instance are handed out: the metadata service, and the endpoints for containers.
+/// The addresses that hand out credentials: the metadata service and the container endpoints.
 const ADDRESSES: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
@@ -24,35 +24,34 @@ const ADDRESSES: [IpAddr; 5] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
 ];
 
-/// Packets of jobs that were refused are counted under these names.
+/// Names of the counters of rejected packets.
 const PROCESS_COUNTER: &str = "processes";
 const CONTAINER_COUNTER: &str = "containers";
 
-/// How long a probe waits for an answer that must not come.
+/// Timeout of a probe, which must not get an answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Where the tool may be; a service's own `PATH` need not hold it.
+/// Where `nft` may be; the `PATH` of a service need not include it.
 const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
-/// A user that jobs run as.
+/// A user that runs jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobUser {
     /// Login name.
     pub name: String,
-    /// Number.
     pub uid: u32,
 }
 
-/// The rules that are in force.
+/// The loaded rules.
 pub struct MetadataBlock {
     rules: String,
     users: Vec<JobUser>,
-    /// The table as the kernel shows it when it is as we made it.
+    /// The table as `nft` lists it right after loading.
     listing: Mutex<String>,
 }
 
 impl MetadataBlock {
-    /// Puts the rules in force and proves that they hold: for processes of `users`, and for all containers. Errors: they
-    /// cannot be put in force, or do not hold; what to do.
+    /// Loads the rules and verifies that they reject processes of `users`. Errors: the rules cannot be loaded or do not
+    /// work; what to do.
     pub fn install(users: &[JobUser]) -> Result<Self, String> {
         let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
         let rules = rules(&ranges(users, &subordinate));
@@ -61,8 +60,8 @@ impl MetadataBlock {
         Ok(block)
     }
 
-    /// Looks whether the rules are still in force, and puts them back where somebody took them away. To be called
-    /// before each job. Errors: jobs would reach the metadata.
+    /// Checks that the rules are unchanged, and restores them if not. Called before each job. Errors: jobs could reach
+    /// the metadata service.
     pub fn ensure(&self) -> Result<(), String> {
         let expected = self.listing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if list().is_ok_and(|found| found == expected) {
@@ -78,24 +77,24 @@ impl MetadataBlock {
         self.users.iter().try_for_each(verify)
     }
 
-    /// Takes the rules away, where there are any. Errors: the tool's.
+    /// Removes the rules, if there are any. Errors: `nft` failed.
     pub fn remove() -> Result<(), String> {
-        // Deleting what is not there is an error; making it first is none.
+        // Deleting a table that does not exist is an error, so it is created first.
         nft(&["-f", "-"], "table inet mayfly\ndelete table inet mayfly\n").map(drop)
     }
 
-    /// What is in force right now, without changing anything. Errors: nothing is, or nobody can tell.
+    /// Checks whether rules are loaded, without changing anything. Errors: there are none, or `nft` failed.
     pub fn check() -> Result<(), String> {
         list().map(drop)
     }
 }
 
-/// Whether rules can be made here at all. Errors: what is missing.
+/// The version of `nft`. Errors: `nft` is not usable.
 pub fn check_tool() -> Result<String, String> {
     nft(&["--version"], "").map(|version| version.trim().to_owned())
 }
 
-/// The users' numbers, and those that may stand for them in user namespaces of their own making.
+/// The user ids, and the subordinate ids that these users may map in user namespaces.
 fn ranges(users: &[JobUser], subordinate: &str) -> Vec<(u32, u32)> {
     let mut ranges: Vec<(u32, u32)> = users.iter().map(|user| (user.uid, user.uid)).collect();
     for line in subordinate.lines() {
@@ -114,7 +113,7 @@ fn ranges(users: &[JobUser], subordinate: &str) -> Vec<(u32, u32)> {
     merged(ranges)
 }
 
-/// Sorted and without overlaps, which a set of the packet filter does not take.
+/// Sorts and merges the ranges, because an nftables set rejects overlaps.
 fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     ranges.sort_unstable();
     let mut merged: Vec<(u32, u32)> = Vec::new();
@@ -127,7 +126,7 @@ fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     merged
 }
 
-/// The table, replaced as a whole. It looks at packets before addresses are translated (`mangle`).
+/// The table with its rules. They run at priority `mangle`, before addresses are translated.
 fn rules(users: &[(u32, u32)]) -> String {
     let list = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
     let (four, mut six): (Vec<IpAddr>, Vec<IpAddr>) = ADDRESSES.iter().partition(|address| address.is_ipv4());
@@ -154,10 +153,10 @@ fn rules(users: &[(u32, u32)]) -> String {
     )
 }
 
-/// Forms in which a packet of version 6 may carry an address of version 4. A socket for the first one sends packets of
-/// version 4; a translator between the machine and the cloud may take either.
+/// The IPv6 forms of an IPv4 address. A socket for the IPv4-mapped form sends IPv4 packets; a NAT64 gateway accepts the
+/// translated form.
 fn ipv6_forms(address: &IpAddr) -> Vec<IpAddr> {
-    /// The prefix that translators use (RFC 6052).
+    /// The NAT64 prefix (RFC 6052).
     const NAT64: u128 = 0x64_ff9b << 96;
     let IpAddr::V4(address) = address else { return Vec::new() };
     let translated = Ipv6Addr::from_bits(NAT64 | u128::from(address.to_bits()));
@@ -168,7 +167,7 @@ fn list() -> Result<String, String> {
     nft(&["--stateless", "list", "table", "inet", "mayfly"], "")
 }
 
-/// How many packets of processes were refused so far.
+/// The number of rejected packets of processes.
 fn refused_packets() -> Result<u64, String> {
     let text = nft(&["list", "counter", "inet", "mayfly", PROCESS_COUNTER], "")?;
     let mut words = text.split_ascii_whitespace().skip_while(|word| *word != "packets").skip(1);
@@ -201,7 +200,8 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     }
 }
 
-/// Tries to reach the metadata as a job would. Errors: it can be reached, or nothing shows that it was refused.
+/// Tries to connect to the metadata service as a job would. Errors: the connection succeeds, or no rejected packet was
+/// counted.
 fn verify(user: &JobUser) -> Result<(), String> {
     for address in ADDRESSES.iter().filter(|address| is_main(address)) {
         let before = refused_packets()?;
@@ -209,7 +209,7 @@ fn verify(user: &JobUser) -> Result<(), String> {
         if tried.is_ok() {
             return Err(format!("user {} reaches {address} in spite of the rules", user.name));
         }
-        // Without a way there, no packet sets out that could be refused.
+        // Without a route, no packet is sent that could be rejected.
         let no_way = tried.is_err_and(|error| has_no_route(&error));
         if !no_way && refused_packets()? == before {
             return Err(format!("nothing shows that user {} is kept from {address}", user.name));
@@ -218,7 +218,7 @@ fn verify(user: &JobUser) -> Result<(), String> {
     Ok(())
 }
 
-/// One of each family is enough: the others stand in the same rules.
+/// One address of each family is enough, because one rule has all addresses of a family.
 fn is_main(address: &IpAddr) -> bool {
     *address == ADDRESSES[0] || *address == ADDRESSES[3]
 }
@@ -228,13 +228,13 @@ fn has_no_route(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(ENETUNREACH | EADDRNOTAVAIL | EAFNOSUPPORT))
 }
 
-/// Connects as another user would: the packet filter goes by the user of the thread for files, which is a thread's own.
-/// Errors: the thread cannot become that user.
+/// Connects as another user. nftables matches the file system user id of the thread, which a thread can change for
+/// itself. Errors: the thread cannot change it.
 fn connect_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
     let user = Uid::from_raw(uid);
     let probe = move || {
         setfsuid(user);
-        // The call tells who it was before, and no more.
+        // `setfsuid` returns the previous id and no error.
         (setfsuid(user) == user).then(|| TcpStream::connect_timeout(&address, PROBE_TIMEOUT).map(drop))
     };
     let thread = thread::Builder::new().name("probe".to_owned()).stack_size(64 * 1024).spawn(probe);

@@ -1,6 +1,6 @@
-//! The machine the agent lives on: who it is, what is coming, how to leave it.
+//! The machine that the agent runs on: its identity, notices of its cloud, and its termination.
 //!
-//! This layer knows the machine and its cloud. It never runs a job, speaks to GitLab, or decides when to leave.
+//! This layer knows the machine and its cloud. It never runs a job, calls GitLab, or decides when to shut down.
 
 pub mod aws;
 pub mod metadata_block;
@@ -14,72 +14,72 @@ use crate::config::aws::Aws;
 use crate::config::leave::Strategy;
 pub use plain::Plain;
 
-/// What the journal is bound to: an image made from a used machine must not inherit its jobs.
+/// The machine and the boot that the journal belongs to: an image of a used machine must not resume its jobs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
-    /// The instance: its cloud id, or else the machine id of the operating system.
+    /// The instance id of the cloud, or the machine id of the operating system.
     pub instance: String,
-    /// The boot it is in.
+    /// The boot id.
     pub boot: String,
 }
 
-/// Who hears of notices; called by the thread that watches, so it must not wait for anything.
+/// Handles a notice. The watching thread calls it, so it must not block.
 pub type NoticeHandler = Box<dyn Fn(Notice) + Send + Sync>;
 
-/// A machine that an agent can live on and leave. What a machine does not have is done at once and in silence.
+/// A machine that an agent runs on. A method for a feature that the machine lacks does nothing.
 pub trait Instance: Send + Sync {
-    /// Who this machine is, and in which boot.
+    /// The machine and the current boot.
     fn identity(&self) -> Identity;
 
-    /// The id that the cloud gave it, if it is known to one. Other than a machine id it is never part of an image, so
-    /// what tells this machine from its siblings is derived from it.
+    /// The instance id of the cloud, if there is one. Unlike a machine id, it is never part of an image, so the system
+    /// id is derived from it.
     fn cloud_id(&self) -> Option<String>;
 
-    /// Looks at what the machine is and may, for people; changes nothing.
+    /// Checks the machine and its permissions for `mayfly check`; changes nothing.
     fn inspect(&self) -> Vec<CheckResult> {
         Vec::new()
     }
 
-    /// Begins to watch what is coming, in a thread of its own and until the process ends. The first [`Notice::Target`]
-    /// comes with the first look, each notice once. To be called once.
+    /// Starts a thread that watches for notices until the process exits. The first [`Notice::Target`] comes with the
+    /// first poll; each notice comes once. Call it once.
     fn watch(&self, handler: NoticeHandler);
 
-    /// What the group wants of the instance, read afresh. Errors: nobody answers.
+    /// Reads the target lifecycle state. Errors: it cannot be read.
     fn target_state(&self) -> Result<TargetState, Refusal>;
 
-    /// Keeps the group from choosing this instance when it shrinks, or lets it again. Returns at once: a thread tells
-    /// the group, the latest word counts, and what goes wrong is logged once.
-    fn set_activity(&self, work: Activity);
+    /// Protects the instance from scale-in while a job runs. Returns at once: a thread applies the last setting and
+    /// logs the first failure.
+    fn set_activity(&self, activity: Activity);
 
-    /// A job was taken: a group that is to grow with its jobs grows. Returns at once: a thread tells the group, and what
-    /// goes wrong is logged once.
+    /// The agent took a job, so the group may have to grow (`raise_on_job`). Returns at once: a thread makes the call
+    /// and logs the first failure.
     fn job_taken(&self, _: JobDemand) {}
 
-    /// Ends the instance through its group, with at most one effective call, also when an answer is lost or an earlier
-    /// agent has asked already. Tries for `timeout`; `capacity` is asked before each call, since more may come over the
-    /// instance meanwhile. Errors: it goes on living, and why.
+    /// Terminates the instance through its group, with at most one effective call, even if an answer is lost or an
+    /// earlier agent has made the call. Retries for `timeout`, and calls `capacity` before each attempt, because a
+    /// notice may change it. Errors: why the instance is not terminated.
     fn terminate(&self, capacity: &dyn Fn() -> CapacityChange, timeout: Duration) -> Result<TerminateResult, Refusal>;
 
-    /// Keeps the group's terminating hooks from running out while something still has to be finished: in a thread, at
-    /// once and then at half of each hook's time-out, until [`Instance::complete_hooks`].
+    /// Extends the terminating lifecycle hooks of the group while jobs run: a thread sends heartbeats at once and then
+    /// at half of each hook's timeout, until [`Instance::complete_hooks`].
     fn start_hook_heartbeats(&self);
 
-    /// Tells every terminating hook of the group that it may go on, once the instance is held by it; tries for
-    /// `timeout`. Errors: a hook may hold the instance until its own time-out, and why.
+    /// Completes every terminating lifecycle hook of the group, once it holds the instance; retries for `timeout`.
+    /// Errors: why a hook may hold the instance until it times out.
     fn complete_hooks(&self, timeout: Duration) -> Result<(), Refusal>;
 }
 
-/// What the agent cannot do without.
+/// What the agent requires of its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// Nothing: any machine will do.
+    /// Nothing.
     Nothing,
-    /// It leaves through its Auto Scaling group.
+    /// An Auto Scaling group, to terminate through it.
     AutoScaling,
 }
 
 impl Requirement {
-    /// What an agent with this strategy needs of its machine.
+    /// What an agent with this strategy requires.
     pub fn of(strategy: Strategy) -> Self {
         match strategy {
             Strategy::AwsAsg => Self::AutoScaling,
@@ -88,9 +88,9 @@ impl Requirement {
     }
 }
 
-/// The machine that this is. `settings` is `[mayfly.aws]`, where it is there: that alone makes an instance of EC2 be
-/// looked for. Takes no time on a machine that is none, and up to a minute on one that is to be and does not answer.
-/// Errors: what is needed is not there; why, and what to do.
+/// Identifies the machine. `settings` is `[mayfly.aws]`; with it the agent looks for an EC2 instance. Takes no time on
+/// other machines, and up to a minute if the metadata service should answer but does not. Errors: the requirement is
+/// not met: why, and what to do.
 pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
     Ok(match aws::find::member(settings, requirement)? {
         Some(member) => Arc::new(member),
@@ -98,46 +98,40 @@ pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn 
     })
 }
 
-/// What becomes of the machine when it is switched off, among what is looked at.
+/// Subject of the check that tells what a power off does.
 pub const POWER_OFF: &str = "power-off";
 
-/// Something that was looked at.
+/// The result of a check.
 pub struct CheckResult {
-    /// What it is.
+    /// What was checked.
     pub subject: &'static str,
-    /// How it stands, or what is wrong with it.
+    /// The state, or what is wrong.
     pub outcome: Result<String, String>,
 }
 
-/// What is coming.
+/// A notice of the cloud.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The instance is likely to be taken soon: no more jobs, but those that run may go on.
+    /// Rebalance recommendation: the instance is likely to be interrupted. The agent drains.
     Rebalance,
-    /// The instance is taken.
-    Interruption {
-        /// When.
-        deadline: Instant,
-        /// What is done to it.
-        action: Interruption,
-    },
-    /// What the group wants of it: at first, and whenever that changes.
+    /// The cloud interrupts the instance.
+    Interruption { deadline: Instant, action: Interruption },
+    /// The target lifecycle state: the first one, and each change.
     Target(TargetState),
 }
 
-/// What a cloud does to an instance that it takes.
+/// What an interruption does to the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interruption {
-    /// It ends.
     Terminate,
-    /// It stops, and may boot again.
+    /// The instance may boot again.
     Stop,
-    /// It is frozen, from the notice on, and may go on later.
+    /// The instance hibernates right after the notice, and may wake later.
     Hibernate,
 }
 
 impl Interruption {
-    /// The word for logs.
+    /// The action, as a word for logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Terminate => "terminate",
@@ -147,98 +141,88 @@ impl Interruption {
     }
 }
 
-/// The state that a group is bringing an instance into.
+/// The target lifecycle state of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetState {
-    /// It is in no group.
+    /// The instance is in no group.
     NoGroup,
-    /// It works.
+    /// The instance works.
     InService,
-    /// It rests beside the group, or in a warm pool: no work, and no end.
+    /// Standby, or in a warm pool: no work, and no shutdown.
     Standby,
-    /// It leaves the group and lives on.
+    /// The instance leaves the group and keeps running.
     Detached,
-    /// It ends.
+    /// The group terminates the instance.
     Terminated,
-    /// Something that is not known here, as written.
+    /// Another state, as the service writes it.
     Other(String),
 }
 
-/// Whether there is a job.
+/// Whether the agent has jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// One at least.
     Busy,
-    /// None.
     Idle,
 }
 
-/// What a job that was taken tells of others.
+/// What a job says about the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum JobDemand {
-    /// Nothing: it was given to somebody who waited for it.
+    /// The job did not wait: an agent was polling for it.
     One,
-    /// It had to wait, and so may others.
+    /// The job waited in the queue, so other jobs may wait too.
     More,
 }
 
-/// What becomes of the group's size when an instance leaves.
+/// What a termination does to the desired capacity of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapacityChange {
-    /// Another one takes its place.
+    /// The group replaces the instance.
     Keep,
-    /// The group gets smaller.
+    /// The group shrinks.
     Decrement,
 }
 
-/// The instance ends.
+/// Why the instance terminates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TerminateResult {
-    /// Because it was asked to.
+    /// This call terminated it.
     Requested,
-    /// Somebody asked before: this agent, one before it, or the group itself.
+    /// An earlier call or the group had started the termination.
     AlreadyTerminating,
 }
 
-/// Why something was not done. `action` is the permission that it takes (`autoscaling:CompleteLifecycleAction`).
+/// Why a call had no effect. `action` is its IAM permission (`autoscaling:CompleteLifecycleAction`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The group has its smallest size already.
+    /// The group is at its minimum size.
     AtMinimum,
-    /// It was said no: asking again is in vain.
+    /// The call was denied; a retry is useless.
     Denied {
-        /// The permission.
         action: String,
-        /// The code of the error, such as `AccessDenied`.
+        /// The error code, such as `AccessDenied`.
         code: String,
-        /// What was said.
         message: String,
     },
-    /// It was said "not now" until patience was over.
+    /// The call was throttled until the timeout.
     Throttled {
-        /// The permission.
         action: String,
-        /// The code of the error.
+        /// The error code.
         code: String,
     },
-    /// Nobody answered.
-    Unreachable {
-        /// The permission.
-        action: String,
-        /// What went wrong.
-        why: String,
-    },
-    /// This machine has no such thing.
+    /// The service did not answer.
+    Unreachable { action: String, why: String },
+    /// The machine is in no group.
     NotHere,
 }
 
 impl Refusal {
-    /// Whether asking again may help.
+    /// Whether a retry may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unreachable { .. })
     }
 
-    /// The word for metrics.
+    /// The kind, as a label for metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::AtMinimum => "at_minimum",

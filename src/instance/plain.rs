@@ -1,11 +1,11 @@
-//! A machine without a cloud: nothing is coming, and leaving it is ending the process.
+//! A machine without a cloud: no notices, and nothing to terminate.
 
 use std::fs;
 use std::time::Duration;
 
 use super::{Activity, CapacityChange, Identity, Instance, NoticeHandler, Refusal, TargetState, TerminateResult};
 
-/// A machine that is known by its machine id.
+/// A machine that is identified by its machine id.
 pub struct Plain;
 
 impl Instance for Plain {
@@ -37,7 +37,7 @@ impl Instance for Plain {
     }
 }
 
-/// The id of this boot.
+/// The boot id of the kernel.
 pub fn boot() -> String {
     first_line("/proc/sys/kernel/random/boot_id")
 }

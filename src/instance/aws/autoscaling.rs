@@ -1,4 +1,4 @@
-//! The calls of Auto Scaling that a member of a group makes about itself.
+//! The Auto Scaling API calls that an instance makes about itself and its group.
 
 use std::time::Duration;
 
@@ -9,57 +9,55 @@ use super::xml::{element, members};
 use crate::instance::{Activity, CapacityChange};
 
 const VERSION: &str = "2011-01-01";
-/// What AWS takes for a hook without a time-out of its own.
+/// The heartbeat timeout of a hook that has none of its own (AWS default).
 const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// A client.
 pub struct AutoScaling {
     client: Client,
 }
 
-/// An instance as its group sees it.
+/// An instance as Auto Scaling reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The group.
+    /// Name of the group.
     pub group: String,
     /// `InService`, `Terminating:Wait`, …
     pub state: String,
 }
 
-/// A group as a whole.
+/// A group as Auto Scaling reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupState {
-    /// How many instances it is to have.
+    /// The desired capacity.
     pub desired: u32,
-    /// How many it may have.
+    /// The maximum size.
     pub most: u32,
-    /// It protects every new instance from scale-in.
+    /// The group protects every new instance from scale-in.
     pub protects_new: bool,
-    /// The instances in service that are protected.
+    /// The protected instances in service: they have a job.
     pub busy: Vec<String>,
 }
 
-/// Something that holds instances of a group before they end.
+/// A lifecycle hook that holds instances before they terminate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// Its name.
     pub name: String,
-    /// How long it holds one without a sign of life.
+    /// The heartbeat timeout.
     pub timeout: Duration,
 }
 
 impl AutoScaling {
-    /// A client for a region, or for the one that this process is found to be in.
+    /// A client for this region, or for the region of the process.
     pub fn new(region: Option<&str>) -> Self {
         Self { client: Client::new(AUTO_SCALING, region) }
     }
 
-    /// Makes ready for calls. Errors: no region, or no credentials.
+    /// Resolves the region and the credentials. Errors: one of them is missing.
     pub fn prepare(&self) -> Result<(), Error> {
         self.client.prepare()
     }
 
-    /// What is known of an instance; `None` for one that is in no group. Errors: refused, or no answer.
+    /// The instance as Auto Scaling reports it; `None` if it is in no group. Errors: the call failed.
     pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<Member>, Error> {
         let action = "DescribeAutoScalingInstances";
         let answer = self.call(action, &[("InstanceIds.member.1", instance)], timeout)?;
@@ -70,15 +68,15 @@ impl AutoScaling {
         Ok(ours.find_map(|[_, group, state]| Some(Member { group: group?, state: state.unwrap_or_default() })))
     }
 
-    /// Ends an instance; asked once, since a second time may count twice. Errors: refused, or it is not known whether
-    /// it ends.
+    /// Terminates an instance. The call is not retried here, because a second one may decrement the capacity twice.
+    /// Errors: the call was refused, or its effect is unknown.
     pub fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), Error> {
         let decrement = if capacity == CapacityChange::Decrement { "true" } else { "false" };
         let parameters = [("InstanceId", instance), ("ShouldDecrementDesiredCapacity", decrement)];
         self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
     }
 
-    /// The hooks that hold an instance of the group before it ends.
+    /// The lifecycle hooks of the group that hold terminating instances.
     pub fn terminating_hooks(&self, group: &str, timeout: Duration) -> Result<Vec<Hook>, Error> {
         let action = "DescribeLifecycleHooks";
         let answer = self.call(action, &[("AutoScalingGroupName", group)], timeout)?;
@@ -97,19 +95,20 @@ impl AutoScaling {
             .collect())
     }
 
-    /// Lets an instance go that a hook holds. Errors: refused (also when the hook does not hold it), or no answer.
+    /// Completes a lifecycle hook. Errors: the call was refused (also if the hook does not hold the instance), or was
+    /// not answered.
     pub fn complete(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
         let mut parameters = of_hook(group, hook, instance).to_vec();
         parameters.push(("LifecycleActionResult", "CONTINUE"));
         self.call("CompleteLifecycleAction", &parameters, Duration::ZERO).map(drop)
     }
 
-    /// Lets a hook hold an instance for another time-out. Errors: as for [`AutoScaling::complete`].
+    /// Restarts the heartbeat timeout of a hook. Errors: as for [`AutoScaling::complete`].
     pub fn heartbeat(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
         self.call("RecordLifecycleActionHeartbeat", &of_hook(group, hook, instance), Duration::ZERO).map(drop)
     }
 
-    /// Protects an instance from scale-in, or ends that.
+    /// Sets or clears the scale-in protection of an instance.
     pub fn protect(&self, group: &str, instance: &str, activity: Activity) -> Result<(), Error> {
         let protected = if activity == Activity::Busy { "true" } else { "false" };
         let parameters =
@@ -117,7 +116,7 @@ impl AutoScaling {
         self.call("SetInstanceProtection", &parameters, Duration::ZERO).map(drop)
     }
 
-    /// A group; `None` for one that is not there. Errors: refused, or no answer.
+    /// The group as Auto Scaling reports it; `None` if it does not exist. Errors: the call failed.
     pub fn group_state(&self, group: &str, timeout: Duration) -> Result<Option<GroupState>, Error> {
         let action = "DescribeAutoScalingGroups";
         let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], timeout)?;
@@ -138,7 +137,7 @@ impl AutoScaling {
         }))
     }
 
-    /// Sets how many instances a group is to have. Errors: refused, or no answer.
+    /// Sets the desired capacity of a group. Errors: the call failed.
     pub fn set_desired(&self, group: &str, desired: u32) -> Result<(), Error> {
         let desired = desired.to_string();
         let parameters =

@@ -1,4 +1,4 @@
-//! Calls to one service, signed with what this process has, tried again while there is patience.
+//! Calls one AWS service with the credentials of this process, with retries.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,46 +12,45 @@ use super::source;
 use super::transport::{Failure, Request, Transport, retry_until};
 use crate::instance::Refusal;
 
-/// A client; shared by threads.
+/// A client of one AWS service; shared by threads.
 pub struct Client {
     service: Service,
-    /// As configured; found out where nothing is.
+    /// The configured region; `None` to resolve it.
     region: Option<String>,
     transport: Mutex<Option<Arc<Transport>>>,
 }
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// The permission that it takes: `autoscaling:SetInstanceProtection`.
+    /// The IAM permission of the call, such as `autoscaling:SetInstanceProtection`.
     pub permission: String,
-    /// What happened.
     pub cause: Cause,
 }
 
-/// What happened to a call.
+/// The cause of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The service said no.
+    /// The service refused the call.
     Refused {
         /// `AccessDenied`, `ValidationError`, …
         code: String,
-        /// What it said, in one line.
+        /// The message of the service, in one line.
         message: String,
     },
-    /// The service said "not now" to the end. What was asked for may have been done all the same.
+    /// Retries were throttled until the timeout. The call may have had its effect all the same.
     Busy {
         /// `Throttling`, `Status503`, …
         code: String,
     },
-    /// Nobody answered. What was asked for may have been done all the same.
+    /// The service did not answer. The call may have had its effect all the same.
     Silent(String),
-    /// Nothing was asked: there are no credentials, or no region.
+    /// The call was not sent: there are no credentials, or no region.
     Unprepared(String),
 }
 
 impl Error {
-    /// The code of the refusal; empty where there is none.
+    /// The error code of the service; empty if there is none.
     pub fn code(&self) -> &str {
         match &self.cause {
             Cause::Refused { code, .. } | Cause::Busy { code } => code,
@@ -85,20 +84,20 @@ impl From<Error> for Refusal {
 }
 
 impl Client {
-    /// A client of a service in a region, or in the one that this process is found to be in.
+    /// A client of a service in this region, or in the region of the process.
     pub fn new(service: Service, region: Option<&str>) -> Self {
         Self { service, region: region.map(str::to_owned), transport: Mutex::default() }
     }
 
-    /// Finds out the region and the credentials, so that the first call is quick. Errors: they are not to be had now.
+    /// Resolves the region and the credentials, so that the first call is quick. Errors: one of them is missing.
     pub fn prepare(&self) -> Result<(), Error> {
         let ready = self.transport().and_then(|_| source::current());
         let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
         ready.map(drop).map_err(error)
     }
 
-    /// Makes a call, again while it may still go well and for `timeout` at most ([`Duration::ZERO`]: once). What is
-    /// done twice by it must be as good as done once. Errors: see [`Cause`].
+    /// Makes a call, and retries temporary failures for at most `timeout` ([`Duration::ZERO`]: no retry). The call must
+    /// be idempotent. Errors: see [`Cause`].
     pub fn call(&self, request: &Request, timeout: Duration) -> Result<String, Error> {
         let error = |cause| Error { permission: format!("{}:{}", self.service.name, request.action), cause };
         let mut unprepared = None;
@@ -117,12 +116,13 @@ impl Client {
         })
     }
 
-    /// An answer to this call that makes no sense.
+    /// The error for an answer that cannot be decoded.
     pub fn unreadable_answer(&self, action: &str, why: String) -> Error {
         Error { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
     }
 
-    /// One try, and one more with new credentials when the old ones have ended. Errors: it cannot be asked.
+    /// Sends the request, and once more with new credentials if the old ones have expired. Errors: the request cannot
+    /// be sent.
     fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
         let transport = self.transport()?;
         let credentials = source::current()?;

@@ -1,30 +1,30 @@
-//! Whether this machine is one of EC2's: told by its firmware, without a request to anybody.
+//! Detects EC2 instances by their firmware, without a request.
 
 use std::fs;
 use std::path::Path;
 
-/// What the firmware tells.
+/// What the firmware says about the machine.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FirmwareInfo {
-    /// It is an instance of EC2.
+    /// The machine is an EC2 instance.
     pub is_ec2: bool,
-    /// Its id, where the firmware knows that too (Nitro).
+    /// The instance id; only the firmware of Nitro instances has it.
     pub instance: Option<String>,
 }
 
-/// Looks below `sys` (`/sys`).
+/// Reads the firmware information below `sys` (`/sys`).
 pub fn read_firmware(sys: &Path) -> FirmwareInfo {
     let line = |path: &str| fs::read_to_string(sys.join(path)).unwrap_or_default().trim().to_owned();
     let vendors = ["class/dmi/id/sys_vendor", "class/dmi/id/board_vendor", "class/dmi/id/bios_vendor"];
     let by_vendor = vendors.iter().any(|path| line(path) == "Amazon EC2");
-    // Xen: the id of the guest begins so.
+    // The guest UUID of a Xen instance starts with `ec2`.
     let by_xen = line("hypervisor/uuid").to_ascii_lowercase().starts_with("ec2");
     let is_ec2 = by_vendor || by_xen;
     let instance = Some(line("class/dmi/id/board_asset_tag")).filter(|tag| is_ec2 && is_instance_id(tag));
     FirmwareInfo { is_ec2, instance }
 }
 
-/// `i-` and some hexadecimal digits.
+/// `i-` and hexadecimal digits.
 pub fn is_instance_id(text: &str) -> bool {
     let digits = text.strip_prefix("i-").unwrap_or_default();
     (8..=32).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())

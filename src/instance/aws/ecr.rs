@@ -1,7 +1,7 @@
-//! Amazon ECR: which hosts are its registries, and tokens for them (GetAuthorizationToken).
+//! Amazon ECR: recognizes its registries and fetches tokens for them (GetAuthorizationToken).
 //!
-//! A token is good for all registries of a region that the agent's principal may read, also those of other accounts.
-//! It goes to the engine with a pull and nowhere else.
+//! A token is valid for all registries of a region that the agent's principal may read, also those of other accounts.
+//! The agent sends it to the container engine with a pull and nowhere else.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,13 +17,13 @@ use super::transport::Request;
 use crate::decode;
 use crate::token::Token;
 
-/// A token this close to its end is fetched anew: a large image takes its time.
+/// A token that expires within this time is replaced, because pulling a large image takes long.
 const MARGIN_SECONDS: i64 = 60 * 60;
 
-/// A job waits for its image, not for ever.
+/// Timeout of the call, because a job waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Domains of registries. No other host is ever told anything.
+/// Domains of the registries. No other host receives a token.
 const DOMAINS: [&str; 7] = [
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -33,10 +33,10 @@ const DOMAINS: [&str; 7] = [
     "cloud.adc-e.uk",
     "csp.hci.ic.gov",
 ];
-/// The same for IPv4 and IPv6.
+/// The domains of the dual-stack endpoints.
 const DUAL_STACK_DOMAINS: [&str; 3] = ["on.aws", "on.amazonwebservices.com.cn", "on.amazonwebservices.eu"];
 
-/// A private registry, as far as its host tells.
+/// A private registry, as its host name describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registry {
     region: String,
@@ -45,7 +45,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry that `host` is, if it is one: `ACCOUNT.dkr.ecr.REGION.DOMAIN`, `dkr.ecr-fips`, and
+    /// The registry at `host`, if it is an ECR registry: `ACCOUNT.dkr.ecr.REGION.DOMAIN`, `dkr.ecr-fips`, and
     /// `ACCOUNT.dkr-ecr.REGION.on.aws`, `dkr-ecr-fips`.
     pub fn of_host(host: &str) -> Option<Self> {
         let (account, rest) = host.split_once('.')?;
@@ -71,7 +71,7 @@ impl Registry {
     }
 }
 
-/// A user and a password for some hours.
+/// A user name and a password that expires after some hours.
 #[derive(Clone)]
 struct Authorization {
     username: String,
@@ -79,10 +79,10 @@ struct Authorization {
     expires: Timestamp,
 }
 
-/// Asks the service. Errors: what it says instead.
+/// Fetches an authorization. Errors: why the call failed.
 type Fetch = dyn Fn(&Registry) -> Result<Authorization, String> + Send + Sync;
 
-/// Tokens, kept until shortly before they expire; shared by all jobs.
+/// Tokens, cached until shortly before they expire; shared by all jobs.
 pub struct Tokens {
     fetch: Box<Fetch>,
     kept: Mutex<Vec<(Registry, Authorization)>>,
@@ -99,13 +99,13 @@ impl Tokens {
         Self { fetch, kept: Mutex::default() }
     }
 
-    /// User and password for a registry. Errors: there is no token, and no kept one that still counts.
+    /// The user name and the password for a registry. Errors: no token can be fetched, and no cached one is valid.
     pub fn login(&self, registry: &Registry) -> Result<(String, Token), String> {
         self.login_at(registry, Timestamp::now())
     }
 
     fn login_at(&self, registry: &Registry, now: Timestamp) -> Result<(String, Token), String> {
-        // Jobs that begin together wait for one answer instead of asking each.
+        // Held during the call, so that jobs that start together make one call.
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let known = kept.iter().find(|(known, _)| known == registry).map(|(_, authorization)| authorization.clone());
         let left = |authorization: &Authorization| authorization.expires.as_second() - now.as_second();

@@ -1,26 +1,27 @@
-//! Where a service of AWS is found in a region: by its usual name, or where the operator says.
+//! The endpoints of AWS services in a region: the default, or the one that the operator configures.
 
 use super::profile::Profiles;
 
-/// A service, by its names.
+/// The names of a service.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
-    /// In signatures and in the names of permissions: `autoscaling`.
+    /// In signatures and IAM permissions: `autoscaling`.
     pub name: &'static str,
     /// In host names: `api.ecr`.
     pub host: &'static str,
-    /// In host names for IPv4 and IPv6.
+    /// In host names of dual-stack endpoints.
     pub dual_host: &'static str,
-    /// In variables (`AWS_ENDPOINT_URL_AUTO_SCALING`) and, in small letters, in the `services` sections of shared files.
+    /// In variables (`AWS_ENDPOINT_URL_AUTO_SCALING`) and, in lower case, in the `services` sections of the shared
+    /// files.
     pub variable: &'static str,
-    /// With validated cryptography, also where the environment does not ask for it.
+    /// Use the FIPS endpoint, even if the environment does not ask for it.
     pub fips: bool,
-    /// By IPv4 and IPv6, likewise.
+    /// Use the dual-stack endpoint, even if the environment does not ask for it.
     pub dual_stack: bool,
 }
 
 impl Service {
-    /// One that is called the same everywhere.
+    /// A service with the same name in signatures and host names.
     const fn new(name: &'static str, variable: &'static str) -> Self {
         Self { name, host: name, dual_host: name, variable, fips: false, dual_stack: false }
     }
@@ -39,7 +40,7 @@ pub const SECRETS_MANAGER: Service = Service::new("secretsmanager", "SECRETS_MAN
 /// `ecr`
 pub const ECR: Service = Service { host: "api.ecr", ..Service::new("ecr", "ECR") };
 
-/// Names that regions of a partition begin with, its domain, and its domain for IPv4 and IPv6.
+/// Region prefix, domain, and dual-stack domain of each partition.
 const PARTITIONS: [(&str, &str, &str); 7] = [
     ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
     ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
@@ -50,7 +51,7 @@ const PARTITIONS: [(&str, &str, &str); 7] = [
     ("", "amazonaws.com", "api.aws"),
 ];
 
-/// The URL of a service, without a slash at its end. `variable` reads the environment.
+/// The endpoint URL of a service, without a trailing slash. `variable` reads the environment.
 pub fn url(service: Service, region: &str, profiles: &Profiles, variable: &dyn Fn(&str) -> Option<String>) -> String {
     let is_set = |name: &str| variable(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let configured = || {

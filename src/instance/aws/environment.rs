@@ -1,6 +1,6 @@
-//! What AWS's tools read of the environment.
+//! The environment variables of the AWS tools.
 
-/// A variable of the environment that is not empty.
+/// An environment variable that is not empty.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,4 +1,4 @@
-//! Finding out which instance this is. On a machine that is none of EC2's, nobody is asked.
+//! Identifies the EC2 instance. On other machines no request is sent.
 
 use std::path::Path;
 use std::thread;
@@ -11,14 +11,14 @@ use super::metadata::{Error, Metadata};
 use crate::config::aws::Aws as Settings;
 use crate::instance::Requirement;
 
-/// How long the service may be silent while an instance boots.
+/// How long the metadata service may not answer while an instance boots.
 const REQUIRED_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same where the agent can do without.
+/// The same if the agent can work without EC2 features.
 const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The instance; `None` on another machine. `settings` is `[mayfly.aws]`, where it is there. Errors: the agent needs
-/// Auto Scaling, and who this is cannot be told.
+/// The EC2 instance; `None` on another machine. `settings` is `[mayfly.aws]`. Errors: the agent needs Auto Scaling, but
+/// the instance cannot be identified.
 pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Member>, String> {
     let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();

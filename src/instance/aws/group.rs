@@ -1,4 +1,4 @@
-//! This instance as a member of its group: which group that is, and what is asked of it.
+//! This instance as a member of its Auto Scaling group.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,12 +9,12 @@ use super::metadata::Metadata;
 use crate::config::aws::Aws as Settings;
 use crate::instance::{Activity, CapacityChange, Refusal};
 
-/// The tag that Auto Scaling puts on the instances of a group.
+/// The instance tag that Auto Scaling sets.
 const TAG: &str = "meta-data/tags/instance/aws:autoscaling:groupName";
-/// How long a look at the group may take.
+/// Timeout of the calls that only read.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One instance, and its group.
+/// One instance and its Auto Scaling group.
 pub struct Group {
     instance: String,
     service: &'static Metadata,
@@ -30,7 +30,7 @@ impl Group {
         Self { instance: instance.to_owned(), service, api: calls, settings: settings.clone(), name }
     }
 
-    /// The group's name: configured, on the instance's tag, or as Auto Scaling knows it.
+    /// The name of the group: from the configuration, the instance tag, or Auto Scaling.
     pub fn name(&self) -> Result<String, Refusal> {
         let mut kept = self.name.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(name) = kept.as_ref() {
@@ -46,54 +46,54 @@ impl Group {
         Ok(name)
     }
 
-    /// Finds out what every call needs: the name, the region and credentials.
+    /// Resolves what every call needs: the group name, the region and the credentials.
     pub fn prepare(&self) -> Result<(), Refusal> {
         self.name()?;
         Ok(self.api.prepare()?)
     }
 
-    /// What its group brings it to, by Auto Scaling's own word; `None` where that cannot be had.
+    /// The lifecycle state that Auto Scaling reports; `None` if it is not available.
     pub fn state(&self) -> Option<String> {
         Some(self.api.member(&self.instance, Duration::ZERO).ok()??.state)
     }
 
-    /// One call that ends the instance.
+    /// Makes one call that terminates the instance.
     pub fn terminate(&self, capacity: CapacityChange) -> Result<(), Error> {
         self.api.terminate(&self.instance, capacity)
     }
 
-    /// One call that sets the protection.
+    /// Makes one call that sets the scale-in protection.
     pub fn protect(&self, activity: Activity) -> Result<(), Refusal> {
         Ok(self.api.protect(&self.name()?, &self.instance, activity)?)
     }
 
-    /// The group as a whole.
+    /// The group as Auto Scaling reports it.
     pub fn group_state(&self) -> Result<GroupState, Refusal> {
         self.api.group_state(&self.name()?, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotHere)
     }
 
-    /// One call that sets how many instances the group is to have.
+    /// Makes one call that sets the desired capacity.
     pub fn raise(&self, desired: u32) -> Result<(), Refusal> {
         Ok(self.api.set_desired(&self.name()?, desired)?)
     }
 
-    /// The hooks that hold an instance before it ends: configured (their time-outs not being known then), or as Auto
-    /// Scaling knows them.
+    /// The lifecycle hooks that hold a terminating instance: from the configuration (without their timeouts), or from
+    /// Auto Scaling.
     pub fn hooks(&self) -> Result<Vec<Hook>, Refusal> {
         if let Some(names) = &self.settings.lifecycle_hooks {
-            // The shortest that a hook may have.
+            // The minimum heartbeat timeout of a hook.
             let timeout = Duration::from_secs(30);
             return Ok(names.iter().map(|name| Hook { name: name.clone(), timeout }).collect());
         }
         Ok(self.api.terminating_hooks(&self.name()?, DESCRIBE_TIMEOUT)?)
     }
 
-    /// Keeps a hook waiting.
+    /// Restarts the heartbeat timeout of a hook.
     pub fn heartbeat(&self, hook: &Hook) -> Result<(), Refusal> {
         Ok(self.api.heartbeat(&self.name()?, &hook.name, &self.instance)?)
     }
 
-    /// Lets the instance go.
+    /// Completes a hook.
     pub fn complete(&self, hook: &Hook) -> Result<(), Refusal> {
         Ok(self.api.complete(&self.name()?, &hook.name, &self.instance)?)
     }

@@ -1,4 +1,4 @@
-//! Lifecycle hooks: kept waiting while there is work, and told at the end that the instance may go.
+//! Lifecycle hooks: extended with heartbeats while a job runs, and completed at the end.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -9,7 +9,7 @@ use super::group::Group;
 use crate::instance::Refusal;
 
 const STACK: usize = 256 * 1024;
-/// The rest before a hook is tried again that does not hold the instance yet, or a group that does not answer.
+/// Interval of retries while a hook does not hold the instance yet, or Auto Scaling does not answer.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The heartbeats of one instance.
@@ -22,7 +22,7 @@ pub struct Hooks {
 enum HookHeartbeat {
     NotStarted,
     Running,
-    /// The instance goes: no heartbeat any more.
+    /// The hooks are being completed: no more heartbeats.
     Stopped,
 }
 
@@ -31,7 +31,7 @@ impl Hooks {
         Arc::new(Self { heartbeat: Mutex::new(HookHeartbeat::NotStarted), changed: Condvar::new() })
     }
 
-    /// Begins with the heartbeats, unless they have begun.
+    /// Starts the heartbeats, once.
     pub fn start_heartbeats(self: &Arc<Self>, group: &Arc<Group>) {
         let mut heartbeat = self.lock();
         if *heartbeat != HookHeartbeat::NotStarted {
@@ -84,8 +84,8 @@ impl Hooks {
         }
     }
 
-    /// Tells each hook that the instance may go. One that does not hold it yet is waited for, unless Auto Scaling says
-    /// that none does any more.
+    /// Completes each hook. Waits for a hook that does not hold the instance yet, unless Auto Scaling reports that no
+    /// hook holds it any more.
     pub fn complete(&self, group: &Group, timeout: Duration) -> Result<(), Refusal> {
         *self.lock() = HookHeartbeat::Stopped;
         self.changed.notify_all();
@@ -116,7 +116,7 @@ impl Hooks {
         }
     }
 
-    /// Waits; true when the heartbeats are to end.
+    /// Waits. Returns true if the heartbeats must stop.
     fn is_stopped_within(&self, wait: Duration) -> bool {
         let held = |heartbeat: &mut HookHeartbeat| *heartbeat == HookHeartbeat::Running;
         let (heartbeat, _) =
@@ -129,7 +129,7 @@ impl Hooks {
     }
 }
 
-/// Tries each once; those that are done are left out. Errors: of one that is not.
+/// Tries to complete each hook, and removes the completed ones. Errors: the last failure.
 fn complete_each(group: &Group, hooks: &mut Vec<Hook>) -> Result<(), Refusal> {
     let mut outcome = Ok(());
     hooks.retain(|hook| match group.complete(hook) {
@@ -151,7 +151,7 @@ fn is_not_active(refusal: &Refusal) -> bool {
         if code == "ValidationError" && message.contains("No active Lifecycle Action"))
 }
 
-/// Whether a hook holds, or will hold, an instance in this state of its life.
+/// Whether a hook holds, or may later hold, an instance in this lifecycle state.
 fn may_still_be_held(state: &str) -> bool {
     let rests = state.starts_with("Warmed:") && !state.starts_with("Warmed:Terminat");
     state != "Terminated" && !state.ends_with(":Proceed") && !rests

@@ -1,4 +1,4 @@
-//! How an instance stands, and whether it has the rights that it will need: for people, and without changing anything.
+//! Reports the state of the instance and its permissions for `mayfly check`, without changing anything.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::transport::Request;
 use super::xml::element;
 use crate::instance::{CheckResult, POWER_OFF, Refusal, TargetState};
 
-/// Looks at the instance of this id, of which its group wants `target`.
+/// Checks the instance with this id, whose target lifecycle state is `target`.
 pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
     let place = region::find(region).map(|region| format!("{id} in {region}"));
     let mut all = vec![CheckResult { subject: "instance", outcome: place }];
@@ -40,8 +40,8 @@ fn names(hooks: &[Hook]) -> String {
     }
 }
 
-/// What becomes of the instance when its power is switched off, the last means of leaving; `None` where looking is not
-/// allowed.
+/// What a power off does to the instance, because it is the last resort of a shutdown; `None` if the agent may not read
+/// that.
 fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, String>> {
     let parameters = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
     let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);

@@ -1,4 +1,4 @@
-//! An instance of EC2 as the machine that the agent lives on.
+//! An EC2 instance as the machine of the agent.
 
 use std::sync::Arc;
 use std::thread;
@@ -20,11 +20,11 @@ use crate::instance::{
     TargetState, TerminateResult,
 };
 
-/// After a call without an answer: how long signs are looked for that it was effective, before it is made again.
+/// After a call without an answer: how long the agent waits for its effect before it repeats the call.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An instance of EC2, in an Auto Scaling group or alone.
+/// An EC2 instance, with or without an Auto Scaling group.
 pub struct Member {
     id: String,
     service: &'static Metadata,
@@ -32,24 +32,24 @@ pub struct Member {
     protection: Arc<Protection>,
     hooks: Arc<Hooks>,
     protects: bool,
-    /// Where the group is to grow with its jobs.
+    /// Set with `raise_on_job`.
     raiser: Option<Arc<CapacityRaiser>>,
     region: Option<String>,
 }
 
 impl Member {
-    /// The instance of this id.
+    /// The instance with this id.
     pub fn new(id: String, service: &'static Metadata, settings: &Settings, requirement: Requirement) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
         let raiser = settings.raise_on_job.map(|raise| CapacityRaiser::new(&id, raise));
-        // Protection is what tells the others that this one has a job.
+        // Other instances see from the protection that this one has a job.
         let protects =
             settings.protect_while_busy.unwrap_or(requirement == Requirement::AutoScaling || raiser.is_some());
         let region = settings.region.clone();
         Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, raiser, region }
     }
 
-    /// Whether the instance is on its way out, as far as anybody tells.
+    /// Whether the instance is being terminated.
     fn is_terminating(&self) -> bool {
         match self.target_state() {
             Ok(target) => target == TargetState::Terminated,
@@ -57,8 +57,7 @@ impl Member {
         }
     }
 
-    /// Looks for some time whether a call without an answer was effective all the same: what is known of an instance
-    /// lags behind what was asked.
+    /// Waits for the effect of a call that was not answered; the reported state lags behind a request.
     fn wait_until_terminating(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -141,7 +140,7 @@ impl Instance for Member {
             };
             let is_ending = match call_effect(&error) {
                 CallEffect::None => false,
-                // An instance that ends already is refused like one that is not known.
+                // Auto Scaling answers for a terminating instance as for an unknown one.
                 CallEffect::Refused => {
                     return if self.is_terminating() {
                         Ok(TerminateResult::AlreadyTerminating)
@@ -161,7 +160,7 @@ impl Instance for Member {
             }
             log::debug!("retrying the call that terminates the instance wait_ms={} error={error}", wait.as_millis());
             thread::sleep(wait);
-            // Somebody else may have asked in the meantime.
+            // The group may have started the termination meanwhile.
             if self.is_terminating() {
                 return Ok(TerminateResult::AlreadyTerminating);
             }
@@ -177,17 +176,17 @@ impl Instance for Member {
     }
 }
 
-/// What a failed call to end the instance may have done.
+/// The possible effect of a failed terminate call.
 enum CallEffect {
-    /// Nothing, and it may go well later.
+    /// None; a retry may succeed.
     None,
-    /// Nothing, for good.
+    /// None; a retry will fail.
     Refused,
-    /// Nobody knows.
+    /// The instance may terminate.
     Unknown,
 }
 
-/// Parts of codes with which a call is turned away before anything is done.
+/// Parts of error codes that guarantee that the call had no effect.
 const NO_EFFECT_CODES: [&str; 5] = ["Throttl", "LimitExceeded", "TooManyRequests", "ResourceContention", "InProgress"];
 
 fn call_effect(error: &Error) -> CallEffect {
@@ -195,12 +194,12 @@ fn call_effect(error: &Error) -> CallEffect {
         Cause::Refused { .. } => CallEffect::Refused,
         Cause::Busy { code } if NO_EFFECT_CODES.iter().any(|part| code.contains(part)) => CallEffect::None,
         Cause::Unprepared(_) => CallEffect::None,
-        // The error of a server says little about what it did before.
+        // After a server error, the call may have had its effect.
         Cause::Busy { .. } | Cause::Silent(_) => CallEffect::Unknown,
     }
 }
 
-/// The group's smallest size is told in words only.
+/// Auto Scaling reports the minimum size of the group in the message only.
 fn refusal(error: Error) -> Refusal {
     match &error.cause {
         Cause::Refused { code, message }

@@ -1,7 +1,7 @@
-//! The instance metadata service, version 2: a token first, then questions with it.
+//! The instance metadata service, version 2: requests need a session token.
 //!
-//! It is near, answers in milliseconds, and is shared by everything on the machine: it is never asked through a proxy,
-//! and never more often than its share allows.
+//! The service is link-local, answers within milliseconds, and all processes of the machine share it: the agent never
+//! uses a proxy for it and limits its own request rate.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,28 +16,28 @@ use crate::token::Token;
 
 const ADDRESS: &str = "http://169.254.169.254";
 const ADDRESS_IPV6: &str = "http://[fd00:ec2::254]";
-/// Seconds that a token counts: the most that the service allows.
+/// Lifetime of a session token: the maximum that the service allows.
 const TOKEN_SECONDS: u64 = 21_600;
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
-/// The answer with the token, and it alone, has an IP hop limit.
+/// Only the response with the token is subject to the IP hop limit.
 const HOP_LIMIT: &str = "; in a container the instance's hop limit must be 2: aws ec2 \
                          modify-instance-metadata-options --http-put-response-hop-limit 2";
-/// Requests in any one second; all instances of a machine share about a thousand packets.
+/// Requests per second; the instance as a whole may send about a thousand packets per second.
 const REQUESTS_A_SECOND: usize = 4;
 const CONNECT: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(2);
 const ATTEMPTS: u32 = 3;
-/// Bytes of an answer that are read at most.
+/// Maximum size of an answer.
 const ANSWER_MAX: u64 = 1 << 20;
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// There is no such thing: normal for notices.
+    /// The path does not exist: normal for notices.
     Absent,
-    /// The service is switched off, for the instance or for this process.
+    /// The service is disabled, for the instance or for this process.
     Off,
-    /// Nobody answers, or nothing that makes sense; why, and what to do.
+    /// No answer, or not a usable one: why, and what to do.
     Silent(String),
 }
 
@@ -56,13 +56,13 @@ impl fmt::Display for Error {
 
 /// An answer.
 pub struct Item {
-    /// The text, without the white space around it.
+    /// The trimmed text.
     pub text: String,
-    /// The time by the service's clock, where it tells.
+    /// The `Date` of the answer.
     pub at: Option<SystemTime>,
 }
 
-/// A client; shared by threads.
+/// A client of the metadata service; shared by threads.
 pub struct Metadata {
     base: String,
     is_off: bool,
@@ -73,20 +73,20 @@ pub struct Metadata {
 
 #[derive(Default)]
 struct Session {
-    /// The token, and until when it is used.
+    /// The session token, and when it must be renewed.
     token: Option<(Token, Instant)>,
-    /// When the last requests were made.
+    /// The times of the last requests.
     recent: VecDeque<Instant>,
 }
 
 impl Metadata {
-    /// The one client of this process: its share of requests is counted here.
+    /// The client of this process; there is one, because it limits the request rate.
     pub fn of_process() -> &'static Self {
         static CLIENT: OnceLock<Metadata> = OnceLock::new();
         CLIENT.get_or_init(|| Self::new(&|name| std::env::var(name).ok().filter(|value| !value.is_empty())))
     }
 
-    /// A client as the variables that AWS's own tools know describe it.
+    /// A client configured by the environment variables of the AWS tools.
     pub fn new(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let is = |name: &str, value: &str| variable(name).is_some_and(|given| given.eq_ignore_ascii_case(value));
         let address = if is("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6") { ADDRESS_IPV6 } else { ADDRESS };
@@ -111,7 +111,7 @@ impl Metadata {
         }
     }
 
-    /// Reads what is at `path` below `/latest/`; tried some times while nobody answers. Errors: see [`Error`].
+    /// Reads `path` below `/latest/`, with retries if there is no answer. Errors: see [`Error`].
     pub fn get(&self, path: &str) -> Result<Item, Error> {
         let mut attempt = 1;
         loop {
@@ -126,7 +126,7 @@ impl Metadata {
         }
     }
 
-    /// The same, tried once: for whoever comes again soon anyway.
+    /// Reads `path` without retries, for a caller that polls.
     pub fn get_once(&self, path: &str) -> Result<Item, Error> {
         if self.is_off {
             return Err(Error::Off);
@@ -137,7 +137,7 @@ impl Metadata {
         if answer.status != 401 || !had_token {
             return item_of_answer(answer);
         }
-        // The token may have died with its time (on a machine that slept), or with the service that gave it.
+        // The token may have expired while the machine slept, or the service was restarted.
         session.token = None;
         item_of_answer(self.ask(&mut session, path)?)
     }
@@ -176,7 +176,7 @@ impl Metadata {
         Ok(token)
     }
 
-    /// One request; `hint` is added when the connection is there and the answer does not come.
+    /// Sends one request. `hint` is added to the error if the connection works but no answer comes.
     fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Answer, Error> {
         let request = request.map_err(|why| Error::Silent(format!("{}: {why}", self.base)))?;
         let describe = |error: ureq::Error| {
@@ -189,14 +189,13 @@ impl Metadata {
     }
 }
 
-/// An answer as it came.
 struct Answer {
     status: u16,
     headers: http::HeaderMap,
     text: String,
 }
 
-/// What a status means.
+/// Maps the HTTP status.
 fn item_of_answer(answer: Answer) -> Result<Item, Error> {
     match answer.status {
         200 => {
@@ -210,7 +209,7 @@ fn item_of_answer(answer: Answer) -> Result<Item, Error> {
 }
 
 impl Session {
-    /// Waits until one more request is within the bound.
+    /// Waits until the request rate allows one more request.
     fn pace(&mut self) {
         if self.recent.len() == REQUESTS_A_SECOND
             && let Some(oldest) = self.recent.pop_front()

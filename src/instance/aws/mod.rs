@@ -1,4 +1,4 @@
-//! Amazon Web Services, as far as an instance needs them: what it is told of itself, who may sign a request, and calls.
+//! Amazon Web Services: instance metadata, credentials and API calls.
 
 pub mod autoscaling;
 pub mod client;

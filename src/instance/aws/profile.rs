@@ -1,34 +1,35 @@
-//! The shared files of AWS's tools: `~/.aws/config` and `~/.aws/credentials`, and the profile in force.
+//! The shared files of the AWS tools: `~/.aws/config` and `~/.aws/credentials`, and the active profile.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-/// Both files, and which profile counts.
+/// Both files, and the active profile.
 #[derive(Default)]
 pub struct Profiles {
     config: Sections,
     credentials: Sections,
-    /// The name of the profile in force.
+    /// Name of the active profile.
     pub name: String,
-    /// The name was asked for: that it is missing is a mistake.
+    /// The environment names the profile, so it must exist.
     pub is_chosen: bool,
 }
 
-/// The keys of each section by its header; a key within a block has the block's name before it (`sts.endpoint_url`).
+/// The keys of each section by its header; a key in a nested block has the name of the block as prefix
+/// (`sts.endpoint_url`).
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
 /// The keys of one profile.
 #[derive(Default)]
 pub struct Profile {
-    /// Of the file for credentials.
+    /// From the credentials file.
     pub credentials: BTreeMap<String, String>,
-    /// Of the file for everything.
+    /// From the config file.
     pub config: BTreeMap<String, String>,
 }
 
 impl Profiles {
-    /// Reads the files that the environment names, or else those below `HOME`; what is missing is empty.
+    /// Reads the files that the environment names, or those below `HOME`. A missing file counts as empty.
     pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let text = |name: &str, file: &str| {
             let path = variable(name).map(PathBuf::from).or_else(|| Some(PathBuf::from(variable("HOME")?).join(file)));
@@ -41,12 +42,12 @@ impl Profiles {
         Self { is_chosen, ..Self::of_text(&config, &credentials, chosen.as_deref().unwrap_or("default")) }
     }
 
-    /// The same from texts.
+    /// Parses the files from text.
     pub fn of_text(config: &str, credentials: &str, name: &str) -> Self {
         Self { config: parse(config), credentials: parse(credentials), name: name.to_owned(), is_chosen: false }
     }
 
-    /// A profile by name; `None` where neither file has it.
+    /// A profile by name; `None` if neither file has it.
     pub fn get(&self, name: &str) -> Option<Profile> {
         let config = self.config.get(&format!("profile {name}"));
         let config = config.or_else(|| self.config.get(name).filter(|_| name == "default"));
@@ -57,12 +58,12 @@ impl Profiles {
         })
     }
 
-    /// A key of the profile in force.
+    /// A key of the active profile.
     pub fn value(&self, key: &str) -> Option<String> {
         self.get(&self.name)?.value(key)
     }
 
-    /// The URL that the profile in force has for a service (`auto_scaling`).
+    /// The endpoint URL of a service (`auto_scaling`) in the active profile.
     pub fn endpoint(&self, service: &str) -> Option<String> {
         let services = self.value("services").and_then(|name| self.config.get(&format!("services {name}")));
         let own = services.and_then(|keys| keys.get(&format!("{service}.endpoint_url")));
@@ -71,7 +72,7 @@ impl Profiles {
 }
 
 impl Profile {
-    /// A key, wherever it stands.
+    /// A key of either file.
     pub fn value(&self, key: &str) -> Option<String> {
         let value = self.credentials.get(key).or_else(|| self.config.get(key));
         value.filter(|value| !value.is_empty()).cloned()
@@ -101,7 +102,7 @@ fn parse(text: &str) -> Sections {
     sections
 }
 
-/// A comment begins a line, or stands behind white space: secrets may hold such characters.
+/// A comment starts a line or follows white space, because secrets may contain `#` and `;`.
 fn without_comment(line: &str) -> &str {
     if line.trim_start().starts_with(['#', ';']) {
         return "";

@@ -1,4 +1,4 @@
-//! Scale-in protection: on while there is work, off while there is none; the latest word counts.
+//! Scale-in protection: on while a job runs, off otherwise; the last setting wins.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -9,7 +9,7 @@ use crate::instance::{Activity, Refusal};
 
 const STACK: usize = 256 * 1024;
 
-/// What the group is to be told; a thread tells it.
+/// The wanted protection, which a thread applies.
 pub struct Protection {
     state: Mutex<State>,
     changed: Condvar,
@@ -18,9 +18,9 @@ pub struct Protection {
 #[derive(Default)]
 struct State {
     wanted: Option<Activity>,
-    /// What the group was told last, as far as that is known.
+    /// The last setting that was applied, as far as it is known.
     applied: Option<Activity>,
-    /// It was said that it cannot be done.
+    /// A failure was logged; further ones are not.
     has_logged_failure: bool,
 }
 
@@ -29,7 +29,7 @@ impl Protection {
         Arc::new(Self { state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Starts the thread, which finds out at once what the first call will need: it must be quick then.
+    /// Starts the thread, which resolves the group and the credentials at once, so that the first call is quick.
     pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let (protection, group) = (Arc::clone(self), Arc::clone(group));
         let thread = thread::Builder::new().name("protection".to_owned()).stack_size(STACK);
@@ -44,7 +44,7 @@ impl Protection {
         }
     }
 
-    /// Notes what is wanted and returns at once.
+    /// Sets the wanted protection, without waiting.
     pub fn set_activity(&self, activity: Activity) {
         self.lock().wanted = Some(activity);
         self.changed.notify_all();
@@ -64,11 +64,11 @@ impl Protection {
             };
             state.log_failure(activity, &refusal);
             if !refusal.is_temporary() {
-                // Another word is another try.
+                // Not retried until the setting changes.
                 state.applied = Some(activity);
                 continue;
             }
-            // It may have come through all the same.
+            // The call may have had its effect.
             state.applied = None;
             let same = |state: &mut State| state.wanted == Some(activity);
             drop(self.changed.wait_timeout_while(state, retry_delay(tries), same));
@@ -76,7 +76,7 @@ impl Protection {
         }
     }
 
-    /// Waits for something that the group does not know yet.
+    /// Waits for a setting that is not applied yet.
     fn next_activity(&self) -> Activity {
         let is_told = |state: &mut State| state.wanted.is_none() || state.wanted == state.applied;
         let state = self.changed.wait_while(self.lock(), is_told).unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +89,7 @@ impl Protection {
 }
 
 impl State {
-    /// Says once that it cannot be done; that an instance on its way out has no protection to lose is no news.
+    /// Logs the first failure. A terminating instance cannot lose its protection, so that failure is ignored.
     fn log_failure(&mut self, activity: Activity, refusal: &Refusal) {
         let is_leaving = matches!(refusal, Refusal::Denied { code, .. } if code == "ValidationError");
         if activity == Activity::Idle && is_leaving {

@@ -1,8 +1,9 @@
-//! A group that grows with its jobs: whoever takes one looks how many members of the group have one, and raises what the
-//! group is to have to those and some without.
+//! `raise_on_job`: an instance that takes a job counts the busy members of its group, and raises the desired capacity
+//! to that number plus some idle instances.
 //!
-//! No member knows the queue, and none leads. Two that look at the same time may ask for one instance too few, which a
-//! look after a while makes good; nobody ever lowers anything, since instances that are one too many leave by themselves.
+//! There is no coordination between the members and no knowledge of the queue. Two members that check at the same time
+//! may set a capacity that is one too low; a later check corrects that. No member lowers the capacity, because idle
+//! instances shut down by themselves.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,12 +15,12 @@ use crate::config::aws::Raise;
 use crate::instance::{Activity, JobDemand};
 
 const STACK: usize = 256 * 1024;
-/// From a job to the next look: by chance up to twice as long.
+/// Time from a job to the next check; a random part of it is added.
 const FIRST_RECHECK: Duration = Duration::from_secs(20);
-/// Between the looks after that, while there is a job.
+/// Interval of the later checks while a job runs.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Raises one group.
+/// Raises the desired capacity of one group.
 pub struct CapacityRaiser {
     raise: Raise,
     instance: String,
@@ -29,19 +30,19 @@ pub struct CapacityRaiser {
 
 #[derive(Default)]
 struct State {
-    /// A job was taken, which nobody has looked at.
+    /// A job was taken since the last check.
     taken: Option<JobDemand>,
     is_busy: bool,
-    /// When the group is looked at again.
+    /// When the next check is due.
     next: Option<Instant>,
 }
 
-/// Why the group is looked at.
+/// Why a check runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckTrigger {
-    /// A job was taken.
+    /// The agent took a job.
     JobTaken(JobDemand),
-    /// Jobs run on.
+    /// A job is still running.
     Periodic,
 }
 
@@ -51,7 +52,6 @@ impl CapacityRaiser {
         Arc::new(Self { raise, instance: instance.to_owned(), state, changed })
     }
 
-    /// Starts the thread.
     pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let (raiser, group) = (Arc::clone(self), Arc::clone(group));
         let thread = thread::Builder::new().name("raise".to_owned()).stack_size(STACK);
@@ -60,12 +60,12 @@ impl CapacityRaiser {
         }
     }
 
-    /// A job was taken.
+    /// The agent took a job.
     pub fn job_taken(&self, demand: JobDemand) {
         self.change(|state| state.taken = Some(state.taken.map_or(demand, |before| before.max(demand))));
     }
 
-    /// Whether there is a job.
+    /// Whether a job is running.
     pub fn set_activity(&self, activity: Activity) {
         self.change(|state| match activity {
             Activity::Busy => {
@@ -95,7 +95,7 @@ impl CapacityRaiser {
         }
     }
 
-    /// Waits until the group is to be looked at.
+    /// Waits for the next check.
     fn next_check(&self) -> CheckTrigger {
         let mut state = self.lock();
         loop {
@@ -115,7 +115,7 @@ impl CapacityRaiser {
         }
     }
 
-    /// Looks at the group, and raises it. Errors: why it cannot be.
+    /// Reads the group, and raises its desired capacity if necessary. Errors: why it cannot.
     fn check(&self, group: &Group, trigger: CheckTrigger) -> Result<(), String> {
         let group_state = describe_group(group)?;
         let Some(target) = self.desired_capacity(&group_state, trigger) else { return Ok(()) };
@@ -124,14 +124,14 @@ impl CapacityRaiser {
         Ok(())
     }
 
-    /// How many instances the group is to have, when that is more than it is to have now.
+    /// The new desired capacity, if it is higher than the current one.
     fn desired_capacity(&self, group_state: &GroupState, trigger: CheckTrigger) -> Option<u32> {
         let mut busy: Vec<&str> = group_state.busy.iter().map(String::as_str).collect();
-        // It has a job, whether or not the group knows by now.
+        // Auto Scaling may not report the protection yet.
         if !busy.contains(&self.instance.as_str()) {
             busy.push(&self.instance);
         }
-        // One is enough to look again; should two think that they are it, they ask for the same.
+        // The first member checks for all; if two of them do, they set the same capacity.
         if trigger == CheckTrigger::Periodic && busy.iter().min() != Some(&self.instance.as_str()) {
             return None;
         }
@@ -147,7 +147,7 @@ impl CapacityRaiser {
     }
 }
 
-/// A group whose protection tells who has a job. Errors: it does not, or it cannot be looked at.
+/// The group, if its protection shows which members are busy. Errors: it does not, or the call failed.
 fn describe_group(group: &Group) -> Result<GroupState, String> {
     let group_state = group.group_state().map_err(|refusal| refusal.to_string())?;
     match group_state.protects_new {
@@ -159,13 +159,13 @@ fn describe_group(group: &Group) -> Result<GroupState, String> {
     }
 }
 
-/// How the group stands, for people. Errors: as for looking at it.
+/// The group, for `mayfly check`. Errors: as for a check.
 pub fn inspect(group: &Group) -> Result<String, String> {
     describe_group(group)
         .map(|group_state| format!("{} instances wanted, {} at most", group_state.desired, group_state.most))
 }
 
-/// From once to twice as long, by chance.
+/// Adds a random part, up to the same time again.
 fn jittered(rest: Duration) -> Duration {
     rest.mul_f64(1.0 + crate::random::fraction())
 }

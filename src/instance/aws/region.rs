@@ -1,4 +1,4 @@
-//! Which region this process works in.
+//! Resolves the AWS region of this process.
 
 use std::sync::OnceLock;
 
@@ -6,8 +6,7 @@ use super::environment::variable;
 use super::metadata::Metadata;
 use super::profile::Profiles;
 
-/// The region: configured, of the environment, of the shared files, or where the instance is. Errors: none of them
-/// tells.
+/// The region: from the configuration, the environment, the shared files or the instance. Errors: none of them has one.
 pub fn find(configured: Option<&str>) -> Result<String, String> {
     let told = configured.map(str::to_owned).filter(|region| !region.is_empty());
     let told = told.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
@@ -25,7 +24,7 @@ fn of_instance() -> Result<String, String> {
     check(item.text).map(|region| KNOWN.get_or_init(|| region).clone())
 }
 
-/// A region becomes part of host names.
+/// Checks the name, because it becomes part of host names.
 fn check(region: String) -> Result<String, String> {
     match !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         true => Ok(region),

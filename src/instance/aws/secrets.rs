@@ -1,4 +1,4 @@
-//! Runner tokens that are kept in AWS: read from Systems Manager or Secrets Manager with what the agent may sign with.
+//! Runner tokens that are stored in AWS: reads them from Systems Manager Parameter Store or Secrets Manager.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::decode;
 use crate::monitor::machine;
 use crate::token::Token;
 
-/// Puts the tokens into a configuration whose runners only say where theirs are; tries for `timeout` each. Errors: a
-/// token cannot be had; whose, why, and what to do.
+/// Sets the tokens of the runners that have a token reference; the timeout applies to each. Errors: a token cannot be
+/// read: whose, why, and what to do.
 pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
     let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
     let mut known: Vec<(Reference, Token)> = Vec::new();
@@ -105,7 +105,7 @@ fn ask<T: for<'de> Deserialize<'de>>(
 ) -> Result<T, String> {
     let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
     let answer = Client::new(service, region).call(&Request::json(prefix, action, body), timeout);
-    // What a parser says may hold a part of the secret.
+    // The parser's message may quote a part of the secret.
     serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
 }
 
@@ -126,7 +126,7 @@ fn region_of(id: &str) -> Option<&str> {
     Some(region).filter(|region| !region.is_empty())
 }
 
-/// One text of a JSON object.
+/// A string member of a JSON object.
 fn member(secret: &str, key: &str) -> Result<String, String> {
     let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
         decode::json(secret.as_bytes()).map_err(|_| format!("it is no JSON object, and so has no key `{key}`"))?;

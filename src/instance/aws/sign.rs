@@ -11,7 +11,7 @@ use crate::digest::{hex, sha256};
 use super::credentials::Credentials;
 use crate::http::escape;
 
-/// For which service and region a signature counts.
+/// The region and the service of a signature.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     /// Such as `eu-central-1`.
@@ -20,24 +20,24 @@ pub struct Scope<'a> {
     pub service: &'a str,
 }
 
-/// What is to be signed.
+/// A request to sign.
 #[derive(Clone, Debug)]
 pub struct SignedRequest<'a> {
     /// `GET`, `PUT`, …
     pub method: &'a str,
     /// `https` or `http`.
     pub scheme: &'a str,
-    /// With the port where it is not the scheme's own.
+    /// With the port, unless it is the default.
     pub host: &'a str,
-    /// As it is, not escaped.
+    /// Not escaped.
     pub path: &'a str,
     /// Names and values, not escaped.
     pub query: Vec<(String, String)>,
-    /// Headers that are sent and signed, beside `Host`.
+    /// Headers that are sent and signed besides `Host`.
     pub headers: Vec<(String, String)>,
 }
 
-/// A URL that holds its own signature. Whoever has it may make this one request, with these headers, until it expires.
+/// A URL with its signature. Its holder may make this request, with these headers, until it expires.
 pub fn presign(
     target: &SignedRequest<'_>,
     credentials: &Credentials,
@@ -64,7 +64,7 @@ pub fn presign(
     format!("{}://{}{path}?{query}&X-Amz-Signature={signature}", target.scheme, target.host)
 }
 
-/// The headers that authorise a request with this body, beside those of the target.
+/// The headers that authorize a request with this body, in addition to its own.
 pub fn authorize(
     target: &SignedRequest<'_>,
     body: &[u8],
@@ -94,7 +94,7 @@ pub fn authorize(
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
-/// A moment as signatures write it.
+/// A time in the formats of signatures.
 struct SigningTime {
     date: String,
     time: String,
@@ -149,7 +149,7 @@ fn canonical_query(query: &[(String, String)]) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// S3 signs the path as it is sent; every other service escapes it once more.
+/// S3 signs the path as it is sent; the other services escape it a second time.
 fn canonical_path(path: &str, scope: Scope<'_>) -> String {
     let once = escape(path, b"/");
     if scope.service == "s3" { once } else { escape(&once, b"/") }

@@ -1,5 +1,5 @@
-//! Where the right to sign comes from: environment, shared files, web identity, a container's endpoint, the instance's
-//! profile; found once, kept in one place and renewed before it ends.
+//! Finds the credentials: environment, shared files, web identity, container endpoint, instance profile. They are
+//! cached for the process and renewed before they expire.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,15 +19,15 @@ use super::sts::{self, Role};
 use crate::decode;
 use crate::token::Token;
 
-/// Endpoints of containers are near or not there at all.
+/// Container endpoints are local.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Credentials this close to their end are replaced, if there are others already.
+/// Credentials that expire within this time are renewed, if there are new ones already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
-/// What the process has.
+/// The credentials of the process.
 static CACHED: Mutex<Option<Credentials>> = Mutex::new(None);
 
-/// The credentials of this process. Errors: no source has any, or the one that is configured does not answer.
+/// The credentials of this process. Errors: no source has any, or the configured one does not answer.
 pub fn current() -> Result<Credentials, String> {
     let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Timestamp::now();
@@ -50,13 +50,13 @@ pub fn current() -> Result<Credentials, String> {
     }
 }
 
-/// A service has refused these as ended: others are looked for when they are needed next.
+/// Drops credentials that a service rejected as expired.
 pub fn discard(refused: &Credentials) {
     let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
     kept.take_if(|kept| kept.access_key == refused.access_key);
 }
 
-/// The first source that has some.
+/// The credentials of the first source that has some.
 fn find() -> Result<Credentials, String> {
     if let Some(found) = from_environment(&variable) {
         return Ok(found);
@@ -74,7 +74,7 @@ fn find() -> Result<Credentials, String> {
     from_instance(Metadata::of_process())
 }
 
-/// Reads the environment.
+/// Reads an environment variable.
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 fn from_environment(variable: Variable<'_>) -> Option<Credentials> {
@@ -83,7 +83,7 @@ fn from_environment(variable: Variable<'_>) -> Option<Credentials> {
     Some(found)
 }
 
-/// The keys of a profile, or those of the role that it takes on; the environment's web identity stands between the two.
+/// The keys of a profile, or of the role that it assumes. The web identity of the environment comes between the two.
 fn from_profile(
     profiles: &Profiles,
     name: &str,
@@ -153,7 +153,7 @@ fn of_role(
     sts::assume_role(&role, &base)
 }
 
-/// What metadata services answer.
+/// The answer of the metadata service and of container endpoints.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct TemporaryCredentials {
@@ -194,7 +194,8 @@ fn from_container(variable: Variable<'_>) -> Result<Option<Credentials>, String>
     decode(WHAT, &body).map(Some)
 }
 
-/// The endpoint gets a token: it must be over TLS, on this machine, or at an address that AWS keeps for it.
+/// Whether the authorization token may be sent to the endpoint: over TLS, to this machine, or to an address that AWS
+/// reserves for it.
 fn may_have_token(url: &str) -> bool {
     let Ok(uri) = url.parse::<Uri>() else { return false };
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -218,7 +219,7 @@ fn from_instance(service: &Metadata) -> Result<Credentials, String> {
     decode("the instance metadata service", &lent.text)
 }
 
-/// A short request to something near, never through a proxy.
+/// A request to a local endpoint, without a proxy.
 fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
     let config = crate::http::plain_config().timeout_global(Some(ENDPOINT_TIMEOUT));
     let trust = url.starts_with("https:").then(|| crate::http::tls::config(&crate::http::tls::TlsFiles::default()));

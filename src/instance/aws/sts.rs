@@ -1,4 +1,4 @@
-//! Roles: taken on with credentials that are there already, or with a token of somebody whom AWS trusts.
+//! Assumes roles with existing credentials or with a web identity token.
 
 use std::fs;
 use std::time::Duration;
@@ -12,38 +12,38 @@ use super::transport::{Request, Transport, retry_until};
 use super::xml::element;
 use crate::token::Token;
 
-/// What sessions are called in CloudTrail, where nothing else is configured.
+/// The default session name, which CloudTrail shows.
 pub const SESSION: &str = "mayfly";
 const VERSION: &str = "2011-06-15";
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Which role, and how.
+/// A role and how to assume it.
 pub struct Role {
-    /// Its name.
     pub arn: String,
-    /// What the session is called.
+    /// The session name.
     pub session: String,
-    /// A word that the role's owner asks for.
+    /// The external id that the role requires.
     pub external_id: Option<String>,
-    /// What the session may do at most; a policy.
+    /// A session policy that limits the role.
     pub policy: Option<String>,
-    /// Where STS is asked; the region of this process where none is given.
+    /// The region of STS; `None` for the region of this process.
     pub region: Option<String>,
 }
 
 impl Role {
-    /// A role without more.
+    /// A role with the default settings.
     pub fn new(arn: &str) -> Self {
         Self { arn: arn.to_owned(), session: SESSION.to_owned(), external_id: None, policy: None, region: None }
     }
 }
 
-/// Credentials of a role for an hour. Errors: refused, or no answer.
+/// Temporary credentials of a role, valid for an hour. Errors: the call failed.
 pub fn assume_role(role: &Role, with: &Credentials) -> Result<Credentials, String> {
     ask("AssumeRole", role, &[], Some(with))
 }
 
-/// Credentials of a role for the bearer of the token in this file. Errors: no token, refused, or no answer.
+/// Temporary credentials of a role for the web identity token in this file. Errors: there is no token, or the call
+/// failed.
 pub fn with_web_identity(role: &Role, file: &str) -> Result<Credentials, String> {
     let token = fs::read_to_string(file).map_err(|error| format!("the web identity token {file}: {error}"))?;
     let token = Token::new(token.trim());
@@ -57,7 +57,7 @@ fn ask(
     credentials: Option<&Credentials>,
 ) -> Result<Credentials, String> {
     let describe = |why: &dyn std::fmt::Display| format!("{action} {}: {why}", role.arn);
-    // STS knows every role in every region.
+    // Every region of STS knows every role.
     let region = role.region.clone().or_else(|| region::find(None).ok()).unwrap_or_else(|| "us-east-1".to_owned());
     let mut parameters = vec![("RoleArn", role.arn.as_str()), ("RoleSessionName", &role.session)];
     parameters.push(("DurationSeconds", "3600"));

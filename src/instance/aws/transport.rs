@@ -1,4 +1,4 @@
-//! One request to a service of AWS: addressed, signed, sent, and its answer told apart from a refusal.
+//! Sends one request to an AWS service: resolves the endpoint, signs, sends, and decodes errors.
 
 use std::fmt;
 use std::io::Read;
@@ -20,29 +20,29 @@ use crate::decode;
 use crate::http::tls::TlsFiles;
 use crate::http::{Backoff, Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_date};
 
-/// How long one request may take.
+/// The timeouts of one request.
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(15), response: Duration::from_secs(10) };
-/// Bytes of an answer that are read at most.
+/// Maximum size of an answer.
 const ANSWER_MAX: u64 = 4 << 20;
-/// Letters of a message that are shown.
+/// Maximum length of an error message.
 const MESSAGE_MAX: usize = 300;
-/// A clock that is further off than this is why a signature is refused.
+/// A signature is rejected because of the clock only if the clocks differ by more than this.
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(4 * 60);
-/// The wait between two tries is a random part of these.
+/// The delay of a retry is a random part of this back-off.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20));
 
-/// A request, before it is addressed.
+/// A request without its endpoint.
 pub struct Request {
-    /// The name of the call.
+    /// Name of the action.
     pub action: String,
     content_type: &'static str,
-    /// `X-Amz-Target`, where the protocol has it.
+    /// `X-Amz-Target`, for the JSON protocol.
     target: Option<String>,
     body: String,
 }
 
 impl Request {
-    /// A call of the query protocols, those of Auto Scaling, EC2 and STS.
+    /// A call of the query protocol (Auto Scaling, EC2, STS).
     pub fn query(version: &str, action: &str, parameters: &[(&str, &str)]) -> Self {
         let mut body = format!("Action={action}&Version={version}");
         for (name, value) in parameters {
@@ -52,32 +52,31 @@ impl Request {
         Self { action: action.to_owned(), content_type, target: None, body }
     }
 
-    /// A call of the JSON protocol, version 1.1; `prefix` is the one of its targets (`AmazonSSM`).
+    /// A call of the JSON protocol 1.1; `prefix` is the target prefix (`AmazonSSM`).
     pub fn json(prefix: &str, action: &str, body: String) -> Self {
         let target = Some(format!("{prefix}.{action}"));
         Self { action: action.to_owned(), content_type: "application/x-amz-json-1.1", target, body }
     }
 }
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The service answered with an error.
     Refused(ServiceError),
-    /// No answer that could be read. What was asked for may have been done all the same.
+    /// No usable answer. The request may have had its effect.
     Silent(String),
 }
 
-/// An error as a service tells it.
+/// An error of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceError {
-    /// Status code.
     pub status: u16,
-    /// `AccessDenied`, `Throttling`, …; `Status500` and the like where the answer names none.
+    /// `AccessDenied`, `Throttling`, …; `Status500` and the like if the answer has no code.
     pub code: String,
-    /// What it says, in one line.
+    /// The message, in one line.
     pub message: String,
-    /// The time by its clock.
+    /// The `Date` of the answer.
     at: Option<SystemTime>,
 }
 
@@ -90,7 +89,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Codes that mean "not now", whatever the status (AWS SDKs and Tools Reference Guide, retry behaviour).
+/// Error codes that allow a retry, whatever the status (AWS SDKs and Tools Reference Guide, retry behavior).
 const RETRYABLE_CODES: [&str; 19] = [
     "Throttling",
     "ThrottlingException",
@@ -108,7 +107,7 @@ const RETRYABLE_CODES: [&str; 19] = [
     "PriorRequestNotComplete",
     "RequestTimeout",
     "RequestTimeoutException",
-    // Auto Scaling's own.
+    // Codes of Auto Scaling.
     "ResourceContention",
     "ScalingActivityInProgress",
     "ScalingActivityInProgressFault",
@@ -125,17 +124,17 @@ const CLOCK_SKEW_CODES: [&str; 6] = [
 ];
 
 impl ServiceError {
-    /// Whether the same request may go well later.
+    /// Whether a retry may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self.status, 429 | 500 | 502 | 503 | 504) || RETRYABLE_CODES.contains(&self.code.as_str())
     }
 
-    /// Whether other credentials may help.
+    /// Whether new credentials may help.
     pub fn is_expiry(&self) -> bool {
         EXPIRED_CODES.contains(&self.code.as_str())
     }
 
-    /// How far the clock here is behind the service's, where the signature was refused for it.
+    /// How many seconds the local clock is behind the service's, if the signature was rejected because of that.
     fn skew(&self, now: SystemTime) -> Option<i64> {
         let at = self.at.filter(|_| CLOCK_SKEW_CODES.contains(&self.code.as_str()))?;
         let (skew, sign) = match at.duration_since(now) {
@@ -146,7 +145,7 @@ impl ServiceError {
     }
 }
 
-/// Seconds that the clock here is behind those of AWS.
+/// Seconds that the local clock is behind AWS.
 static CLOCK_OFFSET_SECONDS: AtomicI64 = AtomicI64::new(0);
 
 fn now() -> Timestamp {
@@ -154,7 +153,7 @@ fn now() -> Timestamp {
     Timestamp::now().checked_add(behind).unwrap_or_else(|_| Timestamp::now())
 }
 
-/// The way to one service in one region.
+/// Sends requests to one service in one region.
 pub struct Transport {
     service: Service,
     region: String,
@@ -163,8 +162,8 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A way, as the environment and the shared files describe it. Errors: the URL, the proxy or `AWS_CA_BUNDLE` cannot
-    /// be used.
+    /// Configures the endpoint, the proxy and the certificates from the environment and the shared files. Errors: the
+    /// URL, the proxy or `AWS_CA_BUNDLE` is not usable.
     pub fn new(service: Service, region: &str, profiles: &Profiles) -> Result<Self, String> {
         let url = endpoint::url(service, region, profiles, &variable);
         let files = TlsFiles { ca_file: variable("AWS_CA_BUNDLE").map(PathBuf::from), ..TlsFiles::default() };
@@ -172,8 +171,8 @@ impl Transport {
         Ok(Self { service, region: region.to_owned(), url, transfer })
     }
 
-    /// Sends a request once; once more when the signature was refused for a clock that is wrong here. Without
-    /// credentials it is not signed. Errors: see [`Failure`].
+    /// Sends a request, and once more if its signature was rejected because the local clock is wrong. Without
+    /// credentials the request is not signed. Errors: see [`Failure`].
     pub fn send(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
         let outcome = self.try_once(request, credentials);
         let Err(Failure::Refused(problem)) = &outcome else { return outcome };
@@ -251,7 +250,7 @@ fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) 
     let kind = kind.as_deref().and_then(|kind| kind.split(':').next()?.rsplit('#').next().map(str::to_owned));
     let code = kind.or_else(|| xml::element(body, "Code")).filter(|code| is_code(code));
     let message = json.map(|json| json.message).or_else(|| xml::element(body, "Message")).unwrap_or_default();
-    // Further lines repeat the request, in which the session token stands.
+    // Further lines repeat the request with the session token.
     let line = message.lines().next().unwrap_or_default();
     let message = match line.trim() {
         "" => format!("status {status}, and no more is said"),
@@ -265,7 +264,7 @@ fn is_code(code: &str) -> bool {
         && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Tries again while the failure may pass, for `timeout` in all; waits a random part of a time that doubles.
+/// Retries temporary failures for `timeout` in total, with exponential back-off and jitter.
 pub fn retry_until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let began = Instant::now();
     let mut tries = 0;
@@ -285,7 +284,7 @@ pub fn retry_until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T, 
     }
 }
 
-/// The wait after `tries` failures: full jitter, so that many who fail together do not come again together.
+/// The delay after `tries` failures: full jitter, so that clients that failed together do not retry together.
 pub fn retry_delay(tries: u32) -> Duration {
     BACKOFF.at(tries).mul_f64(crate::random::fraction())
 }

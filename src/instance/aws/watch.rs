@@ -1,4 +1,4 @@
-//! One thread that looks what the metadata service announces, and tells what is new.
+//! Polls the metadata service for notices, in one thread.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,9 +11,9 @@ use crate::decode;
 use crate::instance::{Interruption, Notice, NoticeHandler, TargetState};
 use crate::monitor::machine;
 
-/// Between two looks: with the time that a look takes, no notice is older than five seconds.
+/// Interval of the polls: with the time of a poll, no notice is older than five seconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(4);
-/// Looks without an answer after which that is said.
+/// Polls without an answer before a warning is logged.
 const SILENT_POLLS_MAX: u32 = 15;
 const STACK: usize = 256 * 1024;
 
@@ -21,7 +21,7 @@ pub const TARGET_PATH: &str = "meta-data/autoscaling/target-lifecycle-state";
 const ACTION_PATH: &str = "meta-data/spot/instance-action";
 const REBALANCE_PATH: &str = "meta-data/events/recommendations/rebalance";
 
-/// Starts the thread; it lives as long as the process.
+/// Starts the thread, which runs as long as the process.
 pub fn start(service: &'static Metadata, handler: NoticeHandler) {
     let mut watch = NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), silent: 0 };
     let spawned = thread::Builder::new().name("notices".to_owned()).stack_size(STACK).spawn(move || {
@@ -38,14 +38,14 @@ pub fn start(service: &'static Metadata, handler: NoticeHandler) {
 struct NoticeWatcher {
     service: &'static Metadata,
     handle: NoticeHandler,
-    /// Whether it can be taken; `None` while that is not known.
+    /// Whether this is a spot instance; `None` if not known yet.
     is_spot: Option<bool>,
     seen: SeenNotices,
-    /// Looks in a row without an answer.
+    /// Polls in a row without an answer.
     silent: u32,
 }
 
-/// What was told already.
+/// Notices that were passed on already.
 #[derive(Default)]
 struct SeenNotices {
     target: Option<TargetState>,
@@ -54,7 +54,7 @@ struct SeenNotices {
 }
 
 impl NoticeWatcher {
-    /// Looks once at everything; first at what the agent waits for before it asks for jobs.
+    /// Polls all paths; the target lifecycle state first, because the first poll for jobs waits for it.
     fn poll(&mut self) {
         let mut failure = self.poll_path(TARGET_PATH, Self::handle_target);
         if self.is_spot != Some(false) {
@@ -62,7 +62,7 @@ impl NoticeWatcher {
             failure = failure.or(self.poll_path(REBALANCE_PATH, Self::handle_rebalance));
         }
         if self.is_spot.is_none() {
-            // Some kinds of instance are never taken, and need not be asked.
+            // On-demand instances get no interruption notices.
             let life = self.service.get_once("meta-data/instance-life-cycle");
             self.is_spot = life.ok().map(|item| !matches!(item.text.as_str(), "on-demand" | "scheduled"));
         }
@@ -132,7 +132,8 @@ struct Action {
     time: String,
 }
 
-/// What is done, and how long until then: by the service's clock where it tells, since the one here may be wrong.
+/// The action, and the time until then: by the clock of the service if the answer has a date, because the local clock
+/// may be wrong.
 fn interruption(item: &Item, now: SystemTime) -> Option<(Interruption, Duration)> {
     let notice: Action = decode::json(item.text.as_bytes()).ok()?;
     let action = match notice.action.as_str() {
@@ -143,7 +144,7 @@ fn interruption(item: &Item, now: SystemTime) -> Option<(Interruption, Duration)
     Some((action, parse_time(&notice.time)?.duration_since(item.at.unwrap_or(now)).unwrap_or_default()))
 }
 
-/// A time as the service writes it.
+/// Parses a time of the service.
 fn parse_time(text: &str) -> Option<SystemTime> {
     let seconds = text.parse::<Timestamp>().ok()?.as_second();
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
@@ -160,7 +161,7 @@ fn is_rebalance(text: &str) -> bool {
     notice.is_ok_and(|notice| parse_time(&notice.notice_time).is_some())
 }
 
-/// The states that the service knows.
+/// Parses a target lifecycle state.
 pub fn parse_target_state(text: &str) -> TargetState {
     match text {
         "InService" => TargetState::InService,

@@ -1,15 +1,14 @@
-//! What is read of XML answers: elements by name, wherever they stand.
+//! Reads elements of XML answers by name, at any depth.
 
 use roxmltree::{Document, Node};
 
-/// The text of the first element of this name.
+/// The text of the first element with this name.
 pub fn element(xml: &str, name: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
     text_of(document.root(), name)
 }
 
-/// For each item (`member`) of the list in the element `list`, the texts of its elements of these names. Errors: the
-/// answer is not XML.
+/// For each `member` of the element `list`, the texts of the elements with these names. Errors: the answer is not XML.
 pub fn members<const N: usize>(xml: &str, list: &str, names: [&str; N]) -> Result<Vec<[Option<String>; N]>, String> {
     let document = Document::parse(xml).map_err(|why| format!("the answer is not XML: {why}"))?;
     let lists = document.descendants().filter(|node| node.tag_name().name() == list);
