@@ -1,4 +1,4 @@
-//! The child of a shim up to the moment it becomes the step: session, control groups, user, directories, descriptors.
+//! The child of a shim until it becomes the step: session, control groups, user, directories, descriptors.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -20,31 +20,31 @@ use super::spec::{OutputFifos, Rights, Sandbox, StepSpec, Task, TaskResult, User
 use super::{confine, groups};
 use crate::sys;
 
-/// How large pipes are made where the system lets us: fewer turns for a loud step.
+/// Size of the pipes, if the system allows it: fewer reads for a step with much output.
 const PIPE_SIZE: i32 = 1 << 20;
 
 /// A step that was started.
 pub struct Started {
-    /// Its main process.
+    /// The main process.
     pub pid: Pid,
-    /// Read end of its standard output.
+    /// Read end of standard output.
     pub stdout: OwnedFd,
-    /// Read end of its standard error, unless that goes down the same pipe.
+    /// Read end of standard error; `None` if it is merged into standard output.
     pub stderr: Option<OwnedFd>,
-    /// Says why the step could not become what it should, or closes silently.
+    /// Has the error if the step could not be started; closed without data otherwise.
     pub failure: File,
-    /// What the step reports, once it has ended.
+    /// The report of a file task, complete when the step has ended.
     pub report: File,
-    /// The process through which confined work reaches servers.
+    /// The relay process through which a sandboxed task reaches servers.
     pub relay: Option<Pid>,
 }
 
-/// The work of the layer above.
+/// Runs a file task; a function of the layer above.
 pub type FileTaskRunner = fn(&str) -> TaskResult;
 
-/// Starts the step. Errors: pipes, memory files or processes are used up.
+/// Starts the step. Errors: no pipe, memory file or process can be created.
 pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
-    // Before there are pipes: what leads to servers must not hold their ends.
+    // Before the pipes are created, because the relay must not inherit their ends.
     let confinement = match rights_of(&spec.task) {
         Rights::Sandboxed(sandbox) => confine::prepare(sandbox).map_err(io::Error::other)?,
         Rights::User | Rights::All => None,
@@ -84,7 +84,7 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     });
     match outcome {
         Ok(plan) => {
-            // What the shim waits for is the end of this descriptor; there is no exec that would close it.
+            // Closed by hand, because no exec closes it; the shim waits for that.
             drop(failure_writer);
             drop((stdout_writer, stderr_writer));
             if confinement.is_some_and(|confinement| confinement.relay.is_some()) {
@@ -99,14 +99,14 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     }
 }
 
-/// Whether the child is in its control groups from the start.
+/// Whether the child was created in its control group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CgroupMembership {
     Created,
     ToEnter,
 }
 
-/// Forks into the control group, where there is one in which processes can be born.
+/// Forks, into the control group if there is a single one of version 2.
 fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, CgroupMembership)> {
     if let [group] = groups
         && let Ok(group) = File::open(group)
@@ -124,17 +124,17 @@ fn run_file_task(work: FileTaskRunner, plan: &str, mut report: File) -> i32 {
     worked.code
 }
 
-/// A way for output to come: through a named pipe where one is wanted and can be made, else through one without a name.
+/// Opens the way for output: the named pipe if one is wanted and can be created, otherwise an anonymous pipe.
 fn output(fifo: Option<(&OutputFifos, &Path)>, user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
     match fifo.map(|(output_fifos, path)| open_fifo(&output_fifos.root, path)) {
         Some(Ok(pipe)) => Ok(pipe),
-        // Whoever looks for it sees that it is not there.
+        // The script falls back to the engine's socket if the named pipe does not exist.
         Some(Err(_)) | None => output_pipe(user),
     }
 }
 
-/// A pipe with a name that anybody may write into; whatever had the name before is gone. Errors: something stands in
-/// the way, or the file system has no pipes.
+/// Creates a named pipe that everybody may write to, and replaces an existing file. Errors: the path is not usable, or
+/// the file system has no named pipes.
 fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -160,7 +160,7 @@ fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
-/// A pipe for output that the job's user may open again (`/dev/stdout`).
+/// A pipe that the job's user may open again (`/dev/stdout`).
 fn output_pipe(user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
@@ -178,7 +178,7 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Everything between fork and the step; the error is what the user is told.
+/// The set-up between fork and exec. Errors: the message for the user.
 fn enter(
     spec: &StepSpec,
     confinement: Option<&confine::PreparedSandbox>,
@@ -191,8 +191,8 @@ fn enter(
     setsid().map_err(|error| describe("no new session", error))?;
     let rights = rights_of(&spec.task);
     for group in spec.cgroups.iter().filter(|_| membership == CgroupMembership::ToEnter) {
-        // A group that cannot be entered is no reason to fail where it only keeps processes together: the subreaper does
-        // that as well.
+        // A control group without limits only helps to find processes, and the subreaper finds them too, so a failure
+        // to enter it is no error.
         let entered = groups::enter(group);
         if matches!(rights, Rights::Sandboxed(_)) {
             entered.map_err(|error| format!("the control group {} cannot be entered: {error}", group.display()))?;
@@ -216,7 +216,7 @@ fn enter(
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
     if let Task::File { .. } = &spec.task {
-        // When the shim is killed the work is done again from its start: then this must have ended.
+        // If the shim is killed, the agent repeats the task, so this process must have ended by then.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
     Ok(())
@@ -229,12 +229,13 @@ fn rights_of(task: &Task) -> &Rights {
     }
 }
 
-/// A service may be spared when memory runs out; that goes for the agent, not for what jobs start.
+/// A service may have a lower OOM score than other processes; jobs must not inherit it.
 fn reset_oom_score() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     let score = fs::read_to_string(SCORE).ok().and_then(|text| text.trim().parse::<i32>().ok());
     if score.is_some_and(|score| score < 0) {
-        // Refused where the score itself was set without the right to: then the job keeps it.
+        // Refused if the service manager set a minimum without giving the right to change it; then the job keeps the
+        // score.
         let _ = fs::write(SCORE, "0");
     }
 }
@@ -258,7 +259,7 @@ fn become_user(user: &User) -> nix::Result<()> {
     Ok(())
 }
 
-/// Becomes the program; returns only why it could not.
+/// Executes the program. Returns only on failure, with the message.
 fn exec(argv: &[String], env: &[(String, String)], step: &str) -> String {
     let c_string = |text: &str| CString::new(text).map_err(|_| "a zero byte in an argument or variable".to_owned());
     let program = argv.first().map(String::as_str).unwrap_or_default();

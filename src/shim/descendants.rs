@@ -1,4 +1,4 @@
-//! Everything a step has started, however it detached itself, and how to end it.
+//! Finds and kills all processes of a step, however they detached themselves.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Processes below `root`, from the process table: since the shim is their subreaper, none escapes it by detaching.
+/// All descendants of `root`. The shim is their subreaper, so no process escapes by detaching.
 pub fn below(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in all() {
@@ -26,7 +26,7 @@ pub fn below(root: i32) -> Vec<i32> {
     found
 }
 
-/// Processes that carry the marker of a step in their environment, and what is below them: for what a dead shim left.
+/// Processes with the step's variable in their environment, and their descendants: what a dead shim left.
 pub fn with_step_variable(step: &str) -> Vec<i32> {
     let marker = format!("MAYFLY_STEP={step}");
     let carries = |pid: &i32| {
@@ -42,39 +42,38 @@ pub fn with_step_variable(step: &str) -> Vec<i32> {
     found
 }
 
-/// Processes in a control group.
 pub fn in_group(group: &Path) -> Vec<i32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Kills a control group: at once where the kernel can (version 2), else each process in it.
+/// Kills the processes of a control group: with `cgroup.kill` (version 2), otherwise one by one.
 pub fn kill_group(group: &Path) {
     if fs::write(group.join("cgroup.kill"), "1").is_err() {
         signal_all(&in_group(group), Signal::SIGKILL);
     }
 }
 
-/// Sends a signal to each process that still exists.
+/// Signals each process that still exists.
 pub fn signal_all(pids: &[i32], signal: Signal) {
     for pid in pids {
         let _ = kill(Pid::from_raw(*pid), signal);
     }
 }
 
-/// Removes control groups whose processes are gone.
+/// Removes control groups that are empty.
 pub fn remove_groups(groups: &[PathBuf]) {
     for group in groups {
         let _ = fs::remove_dir(group);
     }
 }
 
-/// The name of a process as the process table shows it.
+/// The name of a process (`comm`).
 pub fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// Every process of the machine.
+/// All processes of the machine.
 pub fn all() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

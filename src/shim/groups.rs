@@ -1,4 +1,4 @@
-//! The control groups of a step: made, limited, entered.
+//! The control groups of a step.
 
 use std::fs;
 use std::io;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::spec::Limits;
 
-/// Microseconds over which the use of processors is counted.
+/// The period of the CPU quota.
 const CPU_PERIOD_MICROS: u64 = 100_000;
 
-/// Makes the groups and limits each by what its hierarchy has controllers for.
+/// Creates the groups, and sets the limits that each hierarchy has controllers for.
 pub fn create(groups: &[PathBuf], limits: Limits) {
     for group in groups {
         let _ = fs::create_dir_all(group);
@@ -22,13 +22,13 @@ pub fn create(groups: &[PathBuf], limits: Limits) {
     }
 }
 
-/// Files of both versions, and what to write there.
+/// The files of both cgroup versions, with their values.
 fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     let mut settings = Vec::new();
     if let Some(memory) = limits.memory {
         settings.push(("memory.max", memory.to_string()));
         settings.push(("memory.limit_in_bytes", memory.to_string()));
-        // What was swapped out would be no limit: in version 1 it is counted with the memory, here apart.
+        // Version 1 counts swap with memory; version 2 has a limit of its own for swap.
         settings.push(("memory.swap.max", "0".to_owned()));
         settings.push(("memory.memsw.limit_in_bytes", memory.to_string()));
     }
@@ -43,8 +43,8 @@ fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// Enters a group. In version 1 as a thread, which does not wait for all processors as a process does: this one has no
-/// other thread. Errors: as write(2).
+/// Enters a group. For version 1 the thread enters, because moving a process waits for all CPUs; this process has one
+/// thread only. Errors: of write(2).
 pub fn enter(group: &Path) -> io::Result<()> {
     match fs::write(group.join("tasks"), "0") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(group.join("cgroup.procs"), "0"),

@@ -1,8 +1,8 @@
-//! The small process that holds one running step and its log, and outlives the agent.
+//! The shim: a small process that supervises one running step and its log, and outlives the agent.
 //!
-//! The agent starts itself again as `mayfly shim`, one process a step. The shim is the subreaper of everything the step
-//! starts, pumps its output through masking into the spool, keeps the deadline and the order of killing, and leaves the
-//! outcome in a file. It knows the job's secrets, never the runner's token, and nothing in it depends on the agent.
+//! The agent starts its own program as `mayfly shim`, one process per step. The shim is the subreaper of the step's
+//! processes. It copies their output, masked, to the spool, enforces the deadline, kills what is left, and writes the
+//! result to a file. It knows the job's secrets but never the runner's token, and does not depend on the agent.
 
 mod child;
 pub mod confine;

@@ -1,4 +1,4 @@
-//! A running shim as the agent sees it: waited for, stopped, found again after a restart.
+//! A running shim as the agent sees it: waits for it, stops it, and finds it again after a restart.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
@@ -20,8 +20,8 @@ use super::spec::{Status, StepSpec};
 use crate::decode;
 use crate::sys;
 
-/// What file work, and a credential helper that a job names, get of the agent's environment: how to find programs and
-/// reach servers. Scripts get their own.
+/// The variables of the agent's environment that file tasks and credential helpers of a job get: to find programs and
+/// reach servers. Scripts get an environment of their own.
 pub const PASSED_VARIABLES: [&str; 11] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
@@ -36,45 +36,44 @@ pub const PASSED_VARIABLES: [&str; 11] = [
     "no_proxy",
 ];
 
-/// What names a shim across restarts of the agent.
+/// Identifies a shim across restarts of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Its process number.
     pub pid: i32,
-    /// When it started, in clock ticks since boot.
+    /// Start time in clock ticks since boot.
     pub start_time: u64,
-    /// Device and inode of its program; an agent of another version has another one.
+    /// Device and inode of the program; they change with an upgrade.
     #[serde(default)]
     pub program: Option<(u64, u64)>,
 }
 
 impl Identity {
-    /// What names a process that runs now.
+    /// The identity of a running process.
     fn of(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: sys::start_time(pid)?, program: program_of(pid).ok() })
     }
 
-    /// Whether the process is a shim of this agent's user. A job may start a process with the same arguments, also with
-    /// a set-user-id program: that one's real user is the job's.
+    /// Whether the process is a shim of this agent's user. A job may start a process with the same arguments, also from
+    /// a set-user-id program, but the real user of that process is the job's.
     fn is_shim(self) -> bool {
         let agent = Uid::effective().as_raw();
         let is_ours = sys::users_of(self.pid).is_some_and(|users| users == [agent; 4]);
         let is_program = match program_of(self.pid) {
             Ok(program) => self.program.map_or_else(|| is_own_program(self.pid), |recorded| recorded == program),
-            // A shim is not dumpable: without CAP_SYS_PTRACE its program cannot be seen.
+            // A shim is not dumpable, so its program is hidden without CAP_SYS_PTRACE.
             Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
         };
         is_ours && is_program && sys::start_time(self.pid) == Some(self.start_time)
     }
 }
 
-/// Device and inode of the program that a process runs.
+/// Device and inode of the program of a process.
 fn program_of(pid: i32) -> io::Result<(u64, u64)> {
     let program = fs::metadata(format!("/proc/{pid}/exe"))?;
     Ok((program.dev(), program.ino()))
 }
 
-/// Whether a process runs the program that this one runs, or one that an upgrade has replaced.
+/// Whether the process runs the agent's program, or one that an upgrade has replaced.
 fn is_own_program(pid: i32) -> bool {
     let path = |process: &str| fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default().into_os_string();
     let (mut own, theirs) = (path("self"), path(&pid.to_string()));
@@ -83,11 +82,11 @@ fn is_own_program(pid: i32) -> bool {
     same.is_some_and(|(one, other)| one == other) || theirs == own
 }
 
-/// A shim that runs, or has just ended.
+/// A shim that runs or has just ended.
 pub struct Running {
     identity: Identity,
     pidfd: OwnedFd,
-    /// Ours to reap, unless it was started by an agent before us.
+    /// The child to reap; `None` if an earlier agent started the shim.
     child: Option<Child>,
     status: PathBuf,
 }
@@ -95,25 +94,24 @@ pub struct Running {
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The shim is gone.
+    /// The shim has ended.
     Ended,
     /// The other descriptor became readable.
     Woken,
-    /// Neither, for as long as was asked.
     TimedOut,
 }
 
-/// How a step came out.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The shim told.
+    /// The status that the shim wrote.
     Ended(Status),
-    /// The shim died without a word: killed, or the machine went down.
+    /// The shim ended without a status: it was killed, or the machine went down.
     Lost,
 }
 
 impl Running {
-    /// Starts a shim for a step. Errors: no memory file or process can be made.
+    /// Starts a shim for a step. Errors: no memory file or process can be created.
     pub fn start(spec: &StepSpec) -> io::Result<Self> {
         let mut input = File::from(memfd_create(c"step", MFdFlags::MFD_CLOEXEC)?);
         input.write_all(&serde_json::to_vec(spec)?)?;
@@ -132,31 +130,31 @@ impl Running {
         Ok(Self { identity, pidfd, child: Some(child), status: spec.status.clone() })
     }
 
-    /// Finds a shim again that an agent before us started; `None` when it is gone.
+    /// Finds the shim that an earlier agent started; `None` if it has ended.
     pub fn adopt(identity: Identity, status: &Path) -> Option<Self> {
         let pidfd = sys::pidfd_open(identity.pid).ok()?;
-        // Looked at after the descriptor was opened, so that it is this very process.
+        // Checked after opening the pidfd, so that the check is about this very process.
         identity.is_shim().then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
     }
 
-    /// Finds the shim of a step of which only the name is known: the agent died before it could note the process.
+    /// Finds the shim of a step by the step's name, if the agent died before it recorded the process.
     pub fn find(step: &str, status: &Path) -> Option<Self> {
         descendants::all().find_map(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
             let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
-            // Which program it must be is not known: this one, or the one before an upgrade.
+            // The program is unknown: this one, or the one before an upgrade.
             let identity = Identity { program: None, ..Identity::of(pid).filter(|_| ours)? };
             Self::adopt(identity, status)
         })
     }
 
-    /// What to write into the journal.
+    /// The identity for the journal.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Waits until the shim ends, `wake` becomes readable, or `timeout` is over.
+    /// Waits until the shim ends, `wake` becomes readable, or `timeout` has passed.
     pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> Event {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         loop {
@@ -168,7 +166,7 @@ impl Running {
             match poll(&mut polled, poll_timeout) {
                 Ok(0) => return Event::TimedOut,
                 Err(Errno::EINTR) => {}
-                // A descriptor of ours that cannot be polled: let the caller look for itself.
+                // The poll failed; the caller checks by itself.
                 Err(_) => return Event::Woken,
                 Ok(_) if polled[0].any() == Some(true) => return Event::Ended,
                 Ok(_) => return Event::Woken,
@@ -176,12 +174,12 @@ impl Running {
         }
     }
 
-    /// Asks the shim to stop its step: TERM, the grace, KILL.
+    /// Tells the shim to stop its step: TERM, grace, KILL.
     pub fn stop(&self) {
         let _ = sys::pidfd_signal(self.pidfd.as_fd(), Signal::SIGTERM as i32);
     }
 
-    /// The outcome of a shim that has ended.
+    /// The result of a shim that has ended.
     pub fn outcome(mut self) -> Outcome {
         if let Some(child) = &mut self.child {
             let _ = child.wait();
@@ -190,21 +188,21 @@ impl Running {
     }
 }
 
-/// The file that says that a step has begun.
+/// The file that exists once the step has started.
 pub fn started_marker(status: &Path) -> PathBuf {
     status.with_extension("begun")
 }
 
 impl Outcome {
-    /// What a shim that is gone has left at `path`.
+    /// Reads the status that a shim left at `path`.
     pub fn read(path: &Path) -> Self {
         let status = fs::read(path).ok().and_then(|text| decode::json(&text).ok());
         status.map_or(Self::Lost, Self::Ended)
     }
 }
 
-/// Ends what a shim that died (or a machine's earlier boot) left of a step: by its control groups and by the marker
-/// that its processes carry.
+/// Kills what a dead shim, or an earlier boot, left of a step: by its control groups and by the step's variable in the
+/// environment.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
     for _ in 0..50 {
         let marked = descendants::with_step_variable(step);
@@ -227,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that looks like a shim in the list of processes, and its end.
+    /// A process that looks like a shim in the process list.
     struct Impostor(Child);
 
     impl Impostor {
@@ -247,7 +245,7 @@ mod tests {
 
     impl Drop for Impostor {
         fn drop(&mut self) {
-            // A shell has a child, too.
+            // The shell has a child, too.
             let _ = nix::sys::signal::killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -259,13 +257,13 @@ mod tests {
         let impostor = Impostor::start(None);
         let status = Path::new("/nonexistent");
         let identity = Identity::of(impostor.pid()).expect("it runs");
-        // Whoever is recorded is recognised by everything that is recorded of it.
+        // A recorded process is recognized by its whole record.
         assert!(Running::adopt(identity, status).is_some());
         let (device, inode) = identity.program.expect("a program");
         for other in [
             Identity { start_time: identity.start_time + 1, ..identity },
             Identity { program: Some((device, inode + 1)), ..identity },
-            // An older journal names no program: it is this one, then.
+            // A journal of an older version has no program: then it is this one.
             Identity { program: None, ..identity },
         ] {
             assert!(Running::adopt(other, status).is_none(), "{other:?}");
@@ -278,7 +276,7 @@ mod tests {
             return;
         }
         let impostor = Impostor::start(Some(65_534));
-        // Until it has become that user it is ours.
+        // Until it has changed its user, it counts as the agent's process.
         while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
             std::thread::yield_now();
         }

@@ -1,5 +1,4 @@
-//! What a shim is told, and what it leaves behind: the contract between the agent and the small process that
-//! holds one running step.
+//! The contract between the agent and the shim: what the shim gets, and what it leaves.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,37 +7,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::trace::FilterSpec;
 
-/// Everything a shim needs for one step. It goes over a sealed memory file as standard input, never over arguments:
-/// it holds the job's secrets (never the runner's token).
+/// Everything that a shim needs for one step. Passed as standard input from a sealed memory file, never in arguments,
+/// because it contains the job's secrets (but never the runner's token).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepSpec {
-    /// Unique name of this step's run; also marks its processes (`MAYFLY_STEP` in their environment).
+    /// Unique name of the step; also in the environment of its processes (`MAYFLY_STEP`).
     pub id: String,
-    /// The job's spool file, to which filtered output is appended.
+    /// The spool file of the job, which gets the filtered output.
     pub spool: PathBuf,
-    /// Where the [`Status`] is written, by rename, as the shim's last act.
+    /// Where the shim writes the [`Status`] as its last act.
     pub status: PathBuf,
-    /// Masking, stamping and limits of the output.
+    /// Masking, timestamps and size limit of the output.
     pub filters: FilterSpec,
-    /// Whom the step runs as; `None` for the agent's own user.
+    /// The user of the step; `None` for the agent's user.
     pub user: Option<User>,
-    /// Control group directories to create for the step (one a hierarchy) and to empty at its end; where there is none
-    /// the subreaper alone keeps the processes together.
+    /// Control groups to create for the step, one per hierarchy, and to empty at its end. Without them only the
+    /// subreaper keeps the processes together.
     pub cgroups: Vec<PathBuf>,
-    /// From TERM to KILL.
+    /// Time from TERM to KILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
-    /// When the step must be over, in nanoseconds of `CLOCK_BOOTTIME`; the shim holds it even when the agent is gone.
+    /// Deadline in nanoseconds of `CLOCK_BOOTTIME`. The shim enforces it even without the agent.
     pub deadline: Option<u64>,
-    /// The step is stopped when this process, the agent, ends; `None` for a step that outlives the agent.
+    /// The shim stops the step when this process ends; `None` for a step that outlives the agent.
     #[serde(default)]
     pub stop_with_pid: Option<i32>,
-    /// What to run.
     pub task: Task,
 }
 
 impl StepSpec {
-    /// What the step's control groups may take.
+    /// The limits of the step's control groups.
     pub fn limits(&self) -> Limits {
         match &self.task {
             Task::File { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
@@ -47,10 +45,10 @@ impl StepSpec {
     }
 }
 
-/// What a step does.
+/// What a step runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Task {
-    /// A program, mostly a shell that reads the script from standard input.
+    /// A program, usually a shell that reads the script from standard input.
     Process {
         /// The program (absolute path) and its arguments.
         argv: Vec<String>,
@@ -58,97 +56,94 @@ pub enum Task {
         env: Vec<(String, String)>,
         /// Working directory.
         cwd: PathBuf,
-        /// What the program reads from standard input (kept in memory, seekable).
+        /// Standard input, a seekable memory file.
         stdin: String,
-        /// Send standard error down the pipe of standard output, so that their order is exact.
+        /// Send standard error to the pipe of standard output, so that their order is exact.
         merge_stderr: bool,
     },
-    /// Work of the agent's own (sources, caches, artifacts; what a container needs and does), done by a child of the shim
-    /// with the user's rights: a plan that the layer above understands.
+    /// A task of the agent's program: sources, caches, artifacts, or a container. A child of the shim runs it.
     File {
-        /// The plan as JSON.
+        /// The task as JSON, which the layer above decodes.
         task: String,
-        /// What the work may do.
         rights: Rights,
-        /// Named pipes through which its output comes as well, from whoever finds them.
+        /// Named pipes that also carry output, from the container.
         output_fifos: Option<OutputFifos>,
     },
 }
 
-/// What a child that works may do.
+/// The rights of a file task.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rights {
-    /// What its user may do.
+    /// The rights of the step's user.
     #[default]
     User,
-    /// What it takes to work on files that a container has left, and no more.
+    /// Only access to the job's files, in the sandbox.
     Sandboxed(Sandbox),
-    /// Everything, to speak with a container engine.
+    /// All rights of the agent, to use the container engine.
     All,
 }
 
-/// What work behind walls sees of the machine beside its programs, and what it may take of it.
+/// What a sandboxed task may access besides the machine's programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
-    /// Directories that it may change.
+    /// Directories that the task may change.
     pub writable: Vec<PathBuf>,
-    /// Files that it may read.
+    /// Files that the task may read.
     pub readable: Vec<PathBuf>,
-    /// What it makes is for everybody, since nobody knows whom the container runs as (gitlab-runner: umask 0).
+    /// Files are created for everybody (umask 0, as gitlab-runner does), because the user of the container is unknown.
     pub world_writable: bool,
-    /// The user that it is.
+    /// The sandbox user.
     pub uid: u32,
-    /// How it reaches servers; `None` where it works with none.
+    /// Access to servers; `None` for a task without network.
     pub network: Option<Network>,
-    /// Programs that it starts may change the files of others, as it may itself.
+    /// Programs that the task starts may change files of other users, too.
     pub ambient_capabilities: bool,
-    /// What its control group may take.
+    /// Limits of the control group.
     pub limits: Limits,
 }
 
-/// Which servers confined work reaches: all but those of the machine itself and of its link, and of these what is allowed.
+/// The servers that a sandboxed task may reach: all except the addresses of the machine and its link, plus the allowed
+/// ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// Hosts and ports that the configuration names, wherever they are.
+    /// Hosts and ports from the configuration, at any address.
     pub allowed: Vec<(String, u16)>,
-    /// Variables by which programs would choose a proxy.
+    /// Proxy variables of the job.
     pub proxies: Vec<(String, String)>,
 }
 
-/// What a control group may take; `None` for no limit.
+/// Limits of a control group; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of memory.
     pub memory: Option<u64>,
     /// Processes and threads.
     pub processes: Option<u64>,
-    /// Thousandths of a processor.
+    /// Thousandths of a CPU.
     pub cpu_millis: Option<u64>,
 }
 
-/// Named pipes that are made for a step, below a directory in which anything may have been planted.
+/// Named pipes that are created for a step, in a directory where the job may have created anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFifos {
-    /// The directory that nothing is to be reached outside of.
+    /// No path may lead out of this directory.
     pub root: PathBuf,
-    /// Standard output, below it.
+    /// Standard output, below `root`.
     pub output: PathBuf,
-    /// Standard error; `None` when that goes through the same.
+    /// Standard error; `None` if it is merged into standard output.
     pub error: Option<PathBuf>,
 }
 
-/// The user a step runs as.
+/// The user of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// Login name.
     pub name: String,
-    /// Numeric user.
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Home directory.
     pub home: PathBuf,
     /// Login shell.
     pub shell: PathBuf,
@@ -157,49 +152,48 @@ pub struct User {
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The [`StepSpec::id`] it belongs to.
+    /// The [`StepSpec::id`] of the step.
     pub id: String,
-    /// How the main process ended.
     pub end: End,
     /// Why the shim stopped the step, if it did.
     pub stopped: Option<Stop>,
-    /// Processes that were still there after the main process had ended, and were killed.
+    /// Processes that outlived the main process and were killed.
     pub killed_processes: u32,
-    /// What the work has to report beside its exit status, for the layer above; empty for nothing.
+    /// The report of a file task besides its exit status; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub report: String,
 }
 
-/// How work came out.
+/// The result of a file task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskResult {
     /// The exit status of the step.
     pub code: i32,
-    /// See [`Status::read_report`].
+    /// See [`Status::report`].
     pub report: String,
 }
 
-/// How the main process of a step ended.
+/// How the main process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
-    /// With this exit status.
+    /// Exit status.
     Exited(i32),
-    /// By this signal.
+    /// Number of the signal.
     Signaled(i32),
-    /// It could not be started (missing program, argument list too long, no such directory): why.
+    /// Could not be started (missing program, argument list too long, no such directory): why.
     NotStarted(String),
 }
 
 /// Why a shim stopped its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stop {
-    /// The deadline passed.
+    /// The deadline has passed.
     Deadline,
-    /// The agent asked for it (SIGTERM to the shim).
+    /// The agent requested it (SIGTERM to the shim).
     Requested,
 }
 
-/// Durations as seconds on the wire.
+/// Serializes durations as seconds.
 pub(crate) mod seconds {
     use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The shim's whole life: start the step, pump its output, keep its deadline, end what it left, tell the outcome.
+//! The main loop of the shim: starts the step, copies its output, enforces its deadline, kills what is left, writes the
+//! status.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -25,20 +26,20 @@ use crate::decode;
 use crate::sys;
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
-/// Bytes kept free for the outcome.
+/// Size of the status file, reserved at the start.
 const STATUS_FILE_SIZE: usize = 4096;
-/// Bytes of a report that are taken.
+/// Maximum size of a report.
 const REPORT_MAX: u64 = 1 << 20;
-/// Bytes read from a pipe at once.
+/// Bytes read from a pipe at a time.
 const READ_SIZE: usize = 128 * 1024;
-/// A line without an end is shown after this much silence.
+/// An incomplete line is written to the log after this time without output.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-/// What is left after the main process has this long to end by itself.
+/// Processes that outlive the main process have this long to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
-/// Killed processes have this long to be gone; longer takes only one that hangs in the kernel.
+/// How long killed processes may take to disappear; only one that hangs in the kernel takes longer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The hidden subcommand `shim`: a [`StepSpec`] on standard input; `work` does the plan of a work step.
+/// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs file tasks.
 pub fn main(work: FileTaskRunner) -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
     if arguments.next().is_some_and(|first| first == probe::ARGUMENT) {
@@ -68,13 +69,13 @@ pub fn main(work: FileTaskRunner) -> ExitCode {
     }
 }
 
-/// Marks the step as begun (who finds the mark, no outcome and no shim knows that it was lost), with room for the outcome:
-/// a step that fills the disk can still be told how it ended.
+/// Creates the status file at its full size. It marks the step as started (without a status and without a shim the step
+/// is lost), and lets the shim write the status even if the step fills the disk.
 fn reserve_status(path: &Path) -> io::Result<()> {
     fs::write(running::started_marker(path), [b' '; STATUS_FILE_SIZE])
 }
 
-/// Writes the outcome into the room that was kept for it.
+/// Writes the status into the reserved file.
 fn write_status(path: &Path, status: &Status) -> io::Result<()> {
     let mark = running::started_marker(path);
     let mut text = serde_json::to_vec(status)?;
@@ -92,7 +93,7 @@ fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Status> {
     groups::create(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
     let mut shim = Supervisor::new(spec, &masks, spool, started, signals);
-    // A process that is gone already cannot be opened.
+    // Opening a pidfd fails if the process has ended.
     shim.agent = spec.stop_with_pid.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
         shim.stop(Stop::Requested);
         None
@@ -105,9 +106,9 @@ fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Status> {
     Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, killed_processes: leftovers, report })
 }
 
-/// Makes the shim independent of the agent, unreadable for the job, and the parent of all that the step starts.
+/// Makes the shim independent of the agent, not readable for the job, and the subreaper of all processes of the step.
 fn become_subreaper() -> io::Result<SignalFd> {
-    // Fails only for the leader of a group, which is as good.
+    // Fails only for a process group leader, which needs no new session.
     let _ = setsid();
     set_dumpable(false)?;
     set_child_subreaper(true)?;
@@ -133,9 +134,9 @@ struct Supervisor<'a> {
     stopped: Option<Stop>,
     kill_at: Option<Instant>,
     end: Option<End>,
-    /// Output was written that may end in the middle of a line.
+    /// The last output may end with an incomplete line.
     unflushed: bool,
-    /// The process with which the step ends.
+    /// The pidfd of the process that the step stops with.
     agent: Option<OwnedFd>,
 }
 
@@ -160,7 +161,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Until the main process has ended and what it wrote is in the log.
+    /// Runs until the main process has ended and its output is in the log.
     fn run(&mut self) -> io::Result<End> {
         loop {
             if let Some(end) = self.end.take() {
@@ -189,7 +190,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// How long nothing needs to be done.
+    /// Time until the next deadline or flush.
     fn next_timeout(&self) -> Option<Duration> {
         let deadline = self.spec.deadline.filter(|_| self.stopped.is_none());
         let deadline = deadline.map(|at| Duration::from_nanos(at.saturating_sub(sys::boottime())));
@@ -214,7 +215,7 @@ impl<'a> Supervisor<'a> {
             polled.push(PollFd::new(agent.as_fd(), PollFlags::POLLIN));
             which.push(3);
         }
-        // A millisecond more, so that a rounded-down wait does not turn in circles.
+        // One millisecond more, because a rounded-down timeout would make the loop spin.
         let poll_timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
             PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
@@ -238,7 +239,7 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Collects whatever ended; the main process decides the outcome.
+    /// Reaps all children that have ended, and records how the main process ended.
     fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let main = self.started.pid;
@@ -252,7 +253,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Reads one block of a stream into the log; a closed stream is not looked at again.
+    /// Copies one block of a stream to the log. Returns false if the stream is closed.
     fn pump(&mut self, output: Output) -> bool {
         let (fd, filter) = match output {
             Output::Out => (Some(&self.started.stdout), &mut self.stdout),
@@ -285,10 +286,11 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// What the main process wrote is in the pipes: take that, and no more. Someone else may hold them open for ever.
+    /// Copies what is left in the pipes after the end of the main process. Another process may keep the pipes open
+    /// forever.
     fn drain(&mut self) {
         for output in [Output::Out, Output::Error] {
-            // A pipe holds 1 MiB at most, so a leftover that writes on and on does not keep us.
+            // A pipe holds at most 1 MiB, so a process that keeps writing cannot delay the shim.
             for _ in 0..(1 << 20) / 4096 {
                 if !self.pump(output) {
                     break;
@@ -313,7 +315,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Asks everything to end, and remembers when to insist.
+    /// Sends TERM to all processes, and sets the time for KILL.
     fn stop(&mut self, why: Stop) {
         if self.stopped.is_none() {
             self.stopped = Some(why);
@@ -339,7 +341,7 @@ impl<'a> Supervisor<'a> {
         descendants::signal_all(&descendants::below(Pid::this().as_raw()), Signal::SIGKILL);
     }
 
-    /// Ends the process through which the work reached servers.
+    /// Kills the relay.
     fn kill_relay(&mut self) {
         if let Some(relay) = self.started.relay.take() {
             let _ = kill(relay, Signal::SIGKILL);
@@ -347,9 +349,9 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Ends what the step left behind; returns how many processes that were.
+    /// Kills what the step left. Returns the number of processes.
     fn kill_leftovers(&mut self) -> u32 {
-        // The subreaper inherits every orphan, so without children there is nothing left.
+        // The subreaper inherits all orphans, so nothing is left without a child.
         if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
             return 0;
         }
@@ -361,7 +363,7 @@ impl<'a> Supervisor<'a> {
         descendants::signal_all(&left, Signal::SIGTERM);
         let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
         if !self.wait_for_children(grace) {
-            // Forks may race with the killing: again until none is left, within reason.
+            // New processes may be forked meanwhile, so repeat until none is left or the timeout has passed.
             let until = Instant::now() + KILL_TIMEOUT;
             while Instant::now() < until {
                 self.kill_all_processes();
@@ -388,7 +390,7 @@ impl<'a> Supervisor<'a> {
         let _ = self.spool.append(&lines, Claim::Result);
     }
 
-    /// Waits until no child is left; orphans become children one by one as their parents end.
+    /// Waits until the shim has no child. An orphan becomes a child when its parent ends.
     fn wait_for_children(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -409,7 +411,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// What the step reports, as far as there is room for it.
+    /// Reads the report of a file task, up to the maximum size.
     fn read_report(&mut self) -> String {
         let mut text = Vec::new();
         let report = &mut self.started.report;
@@ -417,7 +419,7 @@ impl<'a> Supervisor<'a> {
         read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Tells a step that could not be started from one that ended.
+    /// Replaces the end by `NotStarted` if the step could not be started.
     fn with_start_error(&mut self, end: End) -> End {
         let mut why = String::new();
         match self.started.failure.read_to_string(&mut why) {

@@ -1,8 +1,8 @@
-//! The system calls that confined work may make: what git, git-lfs, shells and the archivers take. Any other is answered
-//! as one that the kernel does not have, so that libraries fall back to an older one.
+//! The seccomp filter of sandboxed file tasks: allows the system calls of git, git-lfs, shells and archivers. All
+//! others fail with ENOSYS, so that libraries fall back to older calls.
 //!
-//! Not among them: mounts, namespaces, tracing, keys, kernel modules, programs for the kernel, asynchronous calls that
-//! this filter would not see (`io_uring`), files by their number (`open_by_handle_at`), sockets but those of IP and Unix.
+//! Not allowed: mounts, namespaces, tracing, keys, kernel modules, BPF programs, asynchronous calls that this filter
+//! would not see (`io_uring`), files by handle (`open_by_handle_at`), and sockets other than IP and Unix.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// Calls of every architecture, whatever their arguments.
+/// Calls of every architecture, with any arguments.
 const ALLOWED: &[i64] = &[
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -160,7 +160,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Older forms of the same that newer architectures do not have.
+/// Older variants of these calls, which newer architectures lack.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_ON_ARCH: &[i64] = &[
     libc::SYS_access,
@@ -200,7 +200,7 @@ const ALLOWED_ON_ARCH: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[i64] = &[];
 
-/// Flags of clone(2) that make namespaces.
+/// Flags of clone(2) that create namespaces.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -209,10 +209,10 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// Sockets of these families.
+/// Allowed socket families.
 const FAMILIES: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
-/// What may be asked of a descriptor (ioctl(2)): nothing by which a terminal takes input or a file system is changed.
+/// Allowed requests of ioctl(2): none that injects terminal input or changes a file system.
 #[allow(clippy::unnecessary_cast)] // Their type is another one with each C library.
 const REQUESTS: [u64; 9] = [
     libc::FIOCLEX as u64,
@@ -222,12 +222,12 @@ const REQUESTS: [u64; 9] = [
     libc::TCGETS as u64,
     libc::TIOCGPGRP as u64,
     libc::TIOCGWINSZ as u64,
-    // FICLONE and FICLONERANGE: the number of what is copied belongs to the interface.
+    // FICLONE and FICLONERANGE; their numbers are part of the kernel's interface.
     0x4004_9409,
     0x4020_940d,
 ];
 
-/// What a process may change of itself (prctl(2)).
+/// Allowed operations of prctl(2): they affect only the process itself.
 const OPERATIONS: [libc::c_int; 8] = [
     libc::PR_GET_DUMPABLE,
     libc::PR_SET_DUMPABLE,
@@ -239,10 +239,10 @@ const OPERATIONS: [libc::c_int; 8] = [
     libc::PR_CAPBSET_READ,
 ];
 
-/// How personality(2) is asked what it is, and the ordinary one.
+/// personality(2): query, and the default personality.
 const PERSONALITIES: [u64; 2] = [0xffff_ffff, 0];
 
-/// Puts the filter in force, for good and for everything that is started from here. Errors: the kernel cannot.
+/// Installs the filter for this process and its children. Errors: the kernel does not support it.
 pub fn restrict() -> Result<(), String> {
     let program = program().map_err(|error| error.to_string())?;
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
@@ -266,7 +266,7 @@ fn one_of(argument: u8, values: impl IntoIterator<Item = u64>) -> Result<Vec<Sec
     values.into_iter().map(|value| rule(argument, Compare::Eq, value)).collect()
 }
 
-/// The lower half of an argument is what the kernel takes of these calls.
+/// The kernel uses the lower half of these arguments.
 fn rule(argument: u8, compare: Compare, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(argument, Length::Dword, compare, value)?])
 }
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn the_filter_can_be_made_and_has_room() {
         let length = program().expect("a program").len();
-        // The kernel takes 4096 instructions.
+        // The kernel's limit is 4096 instructions.
         assert!(length < 2048, "{length}");
     }
 

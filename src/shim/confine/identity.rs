@@ -1,8 +1,8 @@
-//! Whom confined work runs as: a user of its own, to whom the files of root in the job's directories belong.
+//! The user of the sandbox, which owns root's files in the job's directories.
 //!
-//! Containers expect the files of their sources to be root's. A user namespace that is given to the mounts (and to no
-//! process) swaps root and the confined user there: what that user makes is root's on the disk, and what is root's on
-//! the disk is that user's behind the walls. Outside of these mounts it is nobody.
+//! Containers expect the sources to belong to root. An id-mapped mount (its user namespace has no process) swaps root
+//! and the sandbox user in these directories: files that the sandbox user creates belong to root on the disk, and
+//! root's files belong to the sandbox user inside. Outside of these mounts the user owns nothing.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -17,27 +17,27 @@ use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
 use crate::sys;
 
-/// In no range that systemd's table of users gives away (UIDS-GIDS.md).
+/// Outside of all ranges that systemd assigns (UIDS-GIDS.md).
 pub const DEFAULT_UID: u32 = 1_900_000_000;
 
-/// The kernel has no user of this number.
+/// The kernel reserves this id as invalid.
 const UNMAPPED_UID: u32 = u32::MAX;
 
-/// What it takes to read, write and give away the files of others.
+/// The capabilities to read, write and change the owner of files of others.
 const FILE_CAPABILITIES: [Capability; 3] =
     [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
-/// What becomes of the capabilities for files.
+/// Who has the capabilities for files.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum FileCapabilities {
-    /// This process has them, and no program that it starts.
+    /// This process, but no program that it starts.
     Kept,
-    /// Those programs have them, too.
+    /// This process and the programs that it starts.
     PassedOn,
 }
 
-/// A user namespace for mounts in which root and `uid` are swapped. Errors: also where not all users are mapped to the
-/// agent itself.
+/// A user namespace for id-mapped mounts that swaps root and `uid`. Errors: it cannot be created, or the agent itself
+/// runs in a user namespace that does not map all ids.
 pub fn owner_mapping(uid: u32) -> io::Result<OwnedFd> {
     let Some(keeper) = sys::fork_into_user_namespace()? else {
         nix::unistd::pause();
@@ -52,17 +52,17 @@ pub fn owner_mapping(uid: u32) -> io::Result<OwnedFd> {
     opened.map(OwnedFd::from)
 }
 
-/// Lines of `uid_map`: number on the disk, number behind the walls, how many.
+/// Lines of `uid_map`: id on the disk, id in the sandbox, count.
 fn swap_root_with(uid: u32) -> String {
     let rest = uid + 1;
     format!("0 {uid} 1\n1 1 {}\n{uid} 0 1\n{rest} {rest} {}\n", uid - 1, UNMAPPED_UID - rest)
 }
 
-/// Becomes the confined user (`None`: stays root) and gives up all capabilities for good, or all but those for files.
+/// Becomes the sandbox user (`None`: stays root) and drops all capabilities, or all but those for files.
 pub fn become_confined(uid: Option<u32>, rights: Option<FileCapabilities>) -> io::Result<()> {
     let kept: CapsHashSet = FILE_CAPABILITIES.into_iter().filter(|_| rights.is_some()).collect();
     let passed_on = if rights == Some(FileCapabilities::PassedOn) { kept.clone() } else { HashSet::new() };
-    // A program of root's has what this set holds, whatever it was given.
+    // Programs of root gain everything in the bounding set, so the set is reduced.
     for capability in caps::runtime::thread_all_supported().difference(&passed_on) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(io::Error::other)?;
     }
@@ -72,7 +72,7 @@ pub fn become_confined(uid: Option<u32>, rights: Option<FileCapabilities>) -> io
         setgid(Gid::from_raw(uid))?;
         setuid(Uid::from_raw(uid))?;
     }
-    // The ambient set ends with the inheritable one.
+    // Clearing the inheritable set clears the ambient set.
     for (set, value) in [(CapSet::Effective, &kept), (CapSet::Permitted, &kept), (CapSet::Inheritable, &passed_on)] {
         caps::set(None, set, value).map_err(io::Error::other)?;
     }

@@ -1,9 +1,9 @@
-//! Confinement of work on files that a container has left. It must hold even when the job controls the program inside:
-//! git is a large program, and services of the job may change its files while it works on them.
+//! The sandbox for file tasks beside a container. It must hold even if the job controls a program in it: git is large,
+//! and services of the job may change its files while it runs.
 //!
-//! What is inside is an unprivileged user of its own without capabilities but those of files, in namespaces of its own,
-//! sees the programs of the machine and the job's directories, makes only the system calls that file work takes, and is
-//! counted in a control group with the job's limits. No wall counts on another one.
+//! The task runs as an unprivileged user of its own with only the capabilities for files, in namespaces of its own,
+//! sees the programs of the machine and the job's directories, is limited to the system calls of file work, and is in a
+//! control group with the job's limits. No protection depends on another one.
 
 mod calls;
 mod identity;
@@ -25,23 +25,23 @@ use super::spec::Sandbox;
 pub use identity::DEFAULT_UID;
 use identity::FileCapabilities;
 
-/// What the shim makes before it forks.
+/// What the shim prepares before it forks.
 pub struct PreparedSandbox {
-    /// Gives the files of root to the confined user; `None` where the kernel cannot.
+    /// The user namespace for id-mapped mounts; `None` if the kernel does not support them.
     owners: Option<OwnedFd>,
-    /// The network namespace of the work.
+    /// The network namespace of the task.
     network: OwnedFd,
-    /// The process through which the work reaches servers.
+    /// The relay process through which the task reaches servers.
     pub relay: Option<Pid>,
 }
 
-/// Which walls a machine lacks.
+/// The protections that this machine lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MissingProtections(pub Vec<String>);
 
-/// Called by the shim before it forks: its child is then the first process of a process namespace, and whatever that
-/// starts ends with it. `None` without root: then the work has what the agent's user has. Errors: as root, what is
-/// missing.
+/// Prepares the sandbox. The shim calls this before it forks: its child becomes the first process of a new PID
+/// namespace, so everything that the child starts ends with it. Returns `None` if the agent is not root; then the task
+/// runs with the rights of the agent's user. Errors: what is missing, for root.
 pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
     if !Uid::effective().is_root() {
         return Ok(None);
@@ -52,7 +52,7 @@ pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
     Ok(Some(PreparedSandbox { owners, network, relay }))
 }
 
-/// Builds the walls around this process; returns those that are missing. Errors: what could not be built.
+/// Enters the sandbox with this process. Returns the missing protections. Errors: what could not be set up.
 pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<MissingProtections, String> {
     let mut missing = MissingProtections::default();
     if let Some(prepared) = prepared {

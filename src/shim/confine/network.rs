@@ -1,5 +1,5 @@
-//! The network namespace of confined work: empty but for a loopback of its own, so that neither the machine's services
-//! nor those of its network can be reached. Work with servers finds a [`relay`] there.
+//! The network namespace of the sandbox: it has only a loopback interface, so that no service of the machine or its
+//! network can be reached. A task that needs servers gets a [`relay`].
 
 use std::fs::File;
 use std::io;
@@ -13,11 +13,11 @@ use super::{refused, relay};
 use crate::shim::spec::Sandbox;
 use crate::sys;
 
-/// The namespace for work behind these walls, and the process that leads out of it. Errors: what the machine refuses.
+/// Creates the network namespace and its relay. Errors: what the kernel refused.
 pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
     let ours = current().map_err(|error| refused("a network namespace", error))?;
     let made = create_namespace(sandbox.network.is_some());
-    // Whatever became of it, the shim itself stays where it was.
+    // The shim returns to its own namespace in any case.
     setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
     let (namespace, listener) = made.map_err(|error| refused("a network namespace", error))?;
     let relay = match sandbox.network.as_ref().zip(listener) {

@@ -1,4 +1,4 @@
-//! What confinement comes to on this machine, tried out before a job counts on it.
+//! Tests the sandbox on this machine before a job depends on it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,11 +12,11 @@ use super::{MissingProtections, confine, prepare};
 use crate::shim::spec::{Limits, Network, Sandbox};
 use crate::sys;
 
-/// Asks the shim for a trial instead of a step.
+/// The argument with which a shim runs the test.
 pub const ARGUMENT: &str = "--try-confinement";
 
-/// Tries to confine a process that works in `directory` as `uid`, which must be nobody's. Errors: it cannot be confined,
-/// and container jobs would fail.
+/// Tests the sandbox with a process that works in `directory` as `uid`, which nobody else may use. Errors: the sandbox
+/// cannot be set up, and container jobs would fail.
 pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {
@@ -34,7 +34,7 @@ pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String>
     Ok(MissingProtections(text(&output.stdout).lines().map(str::to_owned).collect()))
 }
 
-/// Whose number it is already.
+/// The user or the range that `uid` belongs to already.
 fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
     let user = users.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -52,7 +52,7 @@ fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
     user.or_else(range)
 }
 
-/// The trial, in a process with one thread: prints the walls that are missing, a line each.
+/// Runs the test in a single-threaded process: prints each missing protection as a line.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let directory = arguments.next().unwrap_or_default();
     let uid = arguments.next().and_then(|uid| uid.to_str()?.parse().ok());

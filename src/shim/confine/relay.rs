@@ -1,9 +1,9 @@
-//! The way of confined work to servers: a process outside of the walls that opens connections for it and passes bytes.
+//! The relay between a sandboxed task and servers: a process outside of the sandbox that opens connections for the
+//! task.
 //!
-//! The work has a loopback of its own on which this process listens (SOCKS 5, RFC 1928), and nothing else. Names are
-//! looked up and addresses judged here, after every redirect and for every connection, so that neither a name that
-//! changes its address nor a program under a job's control leads to the machine's loopback or to link-local addresses,
-//! where the credentials of the instance are.
+//! It listens on the loopback interface of the task's network namespace (SOCKS 5, RFC 1928). It resolves names and
+//! checks addresses for every connection, also after a redirect, so that neither DNS rebinding nor a program of the job
+//! leads to the machine's loopback or link-local addresses, which hand out the instance's credentials.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -21,33 +21,33 @@ use crate::http::proxy;
 use crate::shim::spec::{Network, Sandbox};
 use crate::sys;
 
-/// Where it listens in the network namespace of the work.
+/// The address of the relay in the network namespace of the task.
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 
-/// Connections at a time.
+/// Maximum number of connections.
 const CONNECTIONS_MAX: usize = 256;
-/// How long the other side may take to say where to, and a server to answer.
+/// Timeout of the client's request and of the connection to a server.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes that are passed at a time.
+/// Bytes copied at a time.
 const COPY_SIZE: usize = 64 * 1024;
-/// Bytes of a proxy's answer.
+/// Maximum size of a proxy's answer.
 const ANSWER_MAX: usize = 8 * 1024;
 
-/// Answers of SOCKS 5.
+/// Reply codes of SOCKS 5.
 const DONE: u8 = 0;
 const NOT_ALLOWED: u8 = 2;
 const UNREACHABLE: u8 = 4;
 
-/// Starts the process, which ends with its parent. Errors: none can be started.
+/// Starts the relay, which ends with its parent. Errors: no process can be created.
 pub fn start(listener: TcpListener, network: &Network, sandbox: &Sandbox) -> io::Result<Pid> {
     if let Some(pid) = sys::fork_single_threaded()? {
         return Ok(pid);
     }
     let _ = set_pdeathsig(Signal::SIGKILL);
     let given_up = identity::become_confined(Some(sandbox.uid), None).is_ok() && set_no_new_privs().is_ok();
-    // The signal for the end of the parent does not outlive a change of the user.
+    // Set again, because a change of the user clears it.
     let _ = set_pdeathsig(Signal::SIGKILL);
-    // A kernel without filters is named by the probe.
+    // The sandbox test reports a kernel without seccomp.
     let _ = calls::restrict();
     if given_up {
         serve(&listener, network.clone());
@@ -65,7 +65,7 @@ fn serve(listener: &TcpListener, network: Network) {
         }
         let counted = Arc::clone(&count);
         let serve = move || {
-            // Whoever asked sees that the connection ends.
+            // The client sees the closed connection.
             let _ = connect_through(stream, &network);
             count.fetch_sub(1, Ordering::SeqCst);
         };
@@ -93,7 +93,7 @@ fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes bytes until there are no more, and says so on the other side.
+/// Copies bytes until the end of the stream, and shuts down the other side.
 fn copy(mut from: TcpStream, mut to: TcpStream) {
     let mut block = vec![0; COPY_SIZE];
     while let Ok(length @ 1..) = from.read(&mut block) {
@@ -105,7 +105,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Reads where a client wants to go. Errors: it does not speak SOCKS 5, or asks for something other than a connection.
+/// Reads the request of a client. Errors: it is not SOCKS 5, or not CONNECT.
 fn read_request(client: &mut (impl Read + Write)) -> io::Result<(String, u16)> {
     let [version, methods] = read(client)?;
     if version != 5 {
@@ -137,7 +137,7 @@ fn read<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Opens a connection, through the proxy where the job has one for the host. Errors: the answer for the client.
+/// Connects to the host, through the job's proxy if one applies. Errors: the SOCKS reply code.
 fn connect_or_code(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
     let scheme = if port == 80 { "http" } else { "https" };
     let variable = |name: &str| network.proxies.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
@@ -151,7 +151,7 @@ fn connect_or_code(host: &str, port: u16, network: &Network) -> Result<TcpStream
     Ok(stream)
 }
 
-/// Asks a proxy for a connection (RFC 9110, CONNECT).
+/// Opens a tunnel through a proxy (RFC 9110, CONNECT).
 fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) -> io::Result<()> {
     use base64::Engine;
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -164,7 +164,7 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
     stream.write_all(format!("{request}\r\n").as_bytes())?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
-        // A byte at a time: what follows is the server's.
+        // Byte by byte, because the following bytes belong to the server.
         let [byte] = read(&mut stream)?;
         answer.push(byte);
         if answer.len() > ANSWER_MAX {
@@ -192,7 +192,7 @@ fn open(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
     Err(outcome)
 }
 
-/// Addresses that mean this machine, its link, or the services of its cloud.
+/// Whether the address is of this machine, its link, or its cloud's services.
 fn is_of_the_machine(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -205,7 +205,7 @@ fn is_of_the_machine(address: IpAddr) -> bool {
         IpAddr::V6(address) => {
             let segments = address.segments();
             let last = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
-            // The forms in which an address of version 4 stands in one of version 6: mapped, compatible, NAT64, 6to4.
+            // IPv6 forms of an IPv4 address: mapped, compatible, NAT64, 6to4.
             let inner = match segments {
                 [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0, 0, high, low] => Some(last(high, low)),
                 [0, 0, 0, 0, 0xffff, 0, high, low] | [0x64, 0xff9b, .., high, low] => Some(last(high, low)),

@@ -1,4 +1,4 @@
-//! The root directory behind the walls: the programs of the machine, read-only; the job's directories; nothing else.
+//! The root directory of the sandbox: the machine's programs, read-only, and the job's directories.
 
 use std::fs;
 use std::io;
@@ -13,13 +13,13 @@ use nix::unistd::{chdir, pivot_root};
 use crate::shim::spec::Sandbox;
 use crate::sys::mounts;
 
-/// Where the new root grows: a directory that every machine has and that holds nobody's files.
+/// Where the new root is built: every machine has this directory, and no job keeps files there.
 const STAGING_DIR: &str = "/proc";
 
-/// Programs and their libraries; a link stays one.
+/// Programs and their libraries. A symbolic link stays one.
 const PROGRAMS: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 
-/// What programs need to trust servers, and the machine's settings of git.
+/// Certificates, name resolution and the machine's git configuration.
 const SETTINGS: [&str; 19] = [
     "/etc/alternatives",
     "/etc/ca-certificates",
@@ -46,15 +46,16 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 
 const NO_FS: Option<&str> = None;
 
-/// What the root came to be.
+/// The result of building the root.
 pub struct SandboxRoot {
-    /// The files of root are the confined user's.
+    /// The sandbox user owns root's files.
     pub owners_are_mapped: bool,
-    /// `/proc` is there.
+    /// `/proc` is mounted.
     pub has_process_table: bool,
 }
 
-/// Builds the root and moves this process there, whose mount namespace must be its own. Errors: what the kernel refused.
+/// Builds the root and moves this process into it; the process must be in a mount namespace of its own. Errors: what
+/// the kernel refused.
 pub fn build(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
     let before = umask(Mode::from_bits_truncate(0o022));
     let outcome = build_at_staging(sandbox, owners);
@@ -64,9 +65,9 @@ pub fn build(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxR
 
 fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
     mount(NO_FS, "/", NO_FS, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NO_FS)?;
-    // Taken before the scaffold covers anything.
+    // Cloned before the staging directory hides anything.
     let copies = owners.and_then(|owners| clone_mounts(&sandbox.writable, owners).ok());
-    // The scaffold covers what it stands on, so that no source may be below it.
+    // The staging directory hides what is below it, so no source may be there.
     let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("root"), STAGING_DIR, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
     for path in PROGRAMS {
@@ -79,7 +80,7 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
     for path in DEVICES {
         bind_mount(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     }
-    // Before the directories that may be below it.
+    // Mounted before the directories that may be below it.
     let temporary = staged(Path::new("/tmp"));
     fs::create_dir_all(&temporary)?;
     mount(Some("tmp"), &temporary, Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
@@ -106,7 +107,7 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
     Ok(SandboxRoot { owners_are_mapped: copies.is_some(), has_process_table })
 }
 
-/// The directories with their owners mapped; all, or an error.
+/// Clones the mounts of the directories with mapped owners; all, or an error.
 fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let copy = |path: &PathBuf| {
         let copy = mounts::copy_of(path)?;
@@ -116,7 +117,7 @@ fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>>
     paths.iter().map(copy).collect()
 }
 
-/// Users of its own: those of the machine are nobody's business.
+/// Writes user files for the sandbox; the machine's own are not shown.
 fn write_users(uid: u32) -> io::Result<()> {
     let etc = staged(Path::new("/etc"));
     fs::create_dir_all(&etc)?;
@@ -129,7 +130,7 @@ fn staged(path: &Path) -> PathBuf {
     Path::new(STAGING_DIR).join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Shows a path of the machine at the same place behind the walls; one that does not exist is not shown.
+/// Bind-mounts a path of the machine at the same path in the sandbox; a missing path is skipped.
 fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
     let place = staged(path);
     let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
