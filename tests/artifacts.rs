@@ -243,7 +243,7 @@ fn skips_pipes_and_devices() {
     let job = run(&gitlab, &home, job(&script).set("artifacts", json!([archive(&["*"])])));
     assert_eq!(job.state, "success", "{}", job.log());
     for name in ["pipe", "device"] {
-        let line = format!("WARNING: {name}: neither file, directory nor link; left out");
+        let line = format!("WARNING: {name}: skipped: not a file, directory or link");
         assert!(job.lines().contains(&line), "{}", job.log());
     }
     assert_eq!(unzipped(&home, &job.artifacts[0].content, "f"), "x\n");
@@ -364,14 +364,14 @@ fn names_the_entry_in_messages_about_bad_input() {
     let made = run(&gitlab, &home, job(&["echo x >f"]).set("artifacts", json!([named("first"), named("b")])));
     assert_eq!(made.state, "success", "{}", made.log());
     assert_eq!(made.artifacts.len(), 2, "what could be delivered is");
-    assert!(made.has("WARNING: [f: cannot be read as a pattern: a [ without its ]"), "{}", made.log());
+    assert!(made.has("WARNING: [f: invalid pattern: a [ without its ]"), "{}", made.log());
     let needs = json!([{"id": made.id, "name": "build", "token": made.token,
         "artifacts_file": {"filename": "out.zip", "size": 1}}]);
     let page = Answer::new(200).with("Content-Type", "text/html").body("<html>sign in</html>");
     let around = Answer::new(302).with("Location", &format!("{}/api/v4/jobs/{}/artifacts", gitlab.url, made.id));
     let loops = std::iter::repeat_n(Fault::Answer(around), 18);
     for (faults, why) in [
-        (vec![Fault::Answer(page)], "it is no zip archive that can be read"),
+        (vec![Fault::Answer(page)], "not a valid zip archive"),
         (loops.collect(), "the download failed, also when it was retried"),
     ] {
         gitlab.fail("GET artifacts", faults);

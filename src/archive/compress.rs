@@ -1,6 +1,7 @@
-//! What one thread compresses: small files as a whole, and large ones in independent pieces. A block of deflate knows the
-//! 32 KiB before it and ends on a whole byte, and frames of zstd stand for themselves, so that pieces made on several
-//! cores, put one after the other, are one stream.
+//! Compression by one thread: small files as a whole, large ones in independent pieces.
+//!
+//! A deflate block refers at most to the 32 KiB before it and ends on a whole byte; a zstd frame is independent. So
+//! pieces that several cores compressed can be concatenated to one stream.
 
 use std::io;
 
@@ -10,43 +11,42 @@ use zstd::zstd_safe::compress_bound;
 
 use super::Level;
 
-/// How much is compressed as one piece, and up to what size a file is a small one.
+/// The size of one piece, and the largest size of a small file.
 pub const BLOCK: usize = 256 * 1024;
-/// What becomes one frame of zstd: frames do not know what stands before them.
+/// The size of one zstd frame. Frames are independent of each other.
 pub const FRAME: usize = 1 << 20;
-/// How far back deflate can refer.
+/// The window size of deflate.
 const WINDOW: usize = 32 * 1024;
-/// What ends a stream after its last block: an empty block marked as final.
+/// The end of a deflate stream: an empty block with the final bit.
 pub const END: [u8; 2] = [3, 0];
-/// How much of a block is tried before all of it is.
+/// The size of the sample that is compressed to decide whether a block is compressible.
 const PROBE: usize = 16 * 1024;
 
-/// A block on its way: the same memory serves one after the other, since to map it anew each time costs a good part of what
-/// compressing does.
+/// A block and its compressed form. The buffers are reused for the next block: mapping new memory each time would cost
+/// a considerable part of the compression time.
 #[derive(Default)]
 pub struct Piece {
-    /// What stands before the block, as far back as it may refer.
+    /// The bytes before the block, up to the window size.
     pub before: Vec<u8>,
-    /// The block.
     pub block: Vec<u8>,
-    /// The bytes for the stream.
+    /// The compressed bytes.
     pub packed: Vec<u8>,
-    /// CRC-32 of the block.
+    /// The CRC-32 of the block.
     pub checksum: Hasher,
 }
 
-/// How to compress.
+/// The compression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Not at all.
+    /// No compression.
     Store,
-    /// Deflate with a level of 1 to 9.
+    /// Deflate with a level from 1 to 9.
     Deflate(u32),
     /// zstd.
     Zstd(Level),
 }
 
-/// A compressor that is used again for block after block.
+/// A compressor that is reused for many blocks.
 pub struct Compressor(Engine);
 
 enum Engine {
@@ -56,7 +56,7 @@ enum Engine {
 }
 
 impl Compressor {
-    /// Errors: no memory.
+    /// Fails if memory is exhausted.
     pub fn new(method: Method) -> io::Result<Self> {
         Ok(Self(match method {
             Method::Store => Engine::None,
@@ -66,14 +66,14 @@ impl Compressor {
             },
             Method::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.zstd())?;
-                // Neither tar nor zstd would notice another bit otherwise.
+                // Neither tar nor zstd would otherwise detect a flipped bit.
                 compressor.include_checksum(true)?;
                 Engine::Zstd(compressor)
             }
         }))
     }
 
-    /// Deflates a block, or makes it a frame of zstd, or leaves it as it is.
+    /// Compresses a block: to deflate blocks, to a zstd frame, or not at all.
     pub fn block(&mut self, piece: &mut Piece) -> io::Result<()> {
         let Piece { before, block, packed, checksum } = piece;
         *checksum = Hasher::new();
@@ -103,7 +103,7 @@ impl Compressor {
         Ok(())
     }
 
-    /// Compresses a whole small file to a complete stream; `None` when it is better stored.
+    /// Compresses a small file to a complete stream; `None` if it is better stored uncompressed.
     pub fn whole(&mut self, content: &[u8]) -> io::Result<Option<Vec<u8>>> {
         if content.is_empty() {
             return Ok(None);
@@ -125,13 +125,13 @@ impl Compressor {
     }
 }
 
-/// What the next block may refer to.
+/// The part of a block that the next block may refer to.
 pub fn window(block: &[u8]) -> &[u8] {
     &block[block.len().saturating_sub(WINDOW)..]
 }
 
-/// Whether a piece out of the middle does not get smaller: trying all of a film or a jar at full effort costs more
-/// time than anything else here and gains nothing.
+/// Whether a sample from the middle does not shrink. Compressing a whole video or jar at full effort would take the
+/// most time of all and gain nothing.
 fn looks_incompressible(probe: &mut Compress, block: &[u8], output: &mut Vec<u8>) -> io::Result<bool> {
     if block.len() < 2 * PROBE {
         return Ok(false);
@@ -151,7 +151,7 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut
         let all_read = compress.total_in() == input.len() as u64;
         let done = match flush {
             FlushCompress::Finish => status == Status::StreamEnd,
-            // Room left over means that nothing is held back.
+            // Unused output space means that the compressor holds no data back.
             _ => all_read && output.len() < output.capacity(),
         };
         if done {
@@ -161,7 +161,7 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut
     }
 }
 
-/// The block as deflate's own "stored" pieces.
+/// The block as "stored" deflate blocks.
 pub fn stored(block: &[u8], output: &mut Vec<u8>) {
     output.clear();
     output.reserve(block.len() + 5 * (block.len() / 0xffff + 1));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_put_together_are_one_stream() {
+    fn concatenated_blocks_are_one_stream() {
         let blocks = [text(BLOCK), noise(BLOCK), text(70_000), noise(100), Vec::new(), text(1)];
         let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
         let (mut stream, mut checksum, mut piece) = (Vec::new(), Hasher::new(), Piece::default());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_is_stored() {
+    fn stores_incompressible_data() {
         let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
         let mut zstd = Compressor::new(Method::Zstd(Level::Default)).unwrap();
         for compressor in [&mut compressor, &mut zstd] {

@@ -6,12 +6,11 @@ use std::path::PathBuf;
 
 use super::root::Kind;
 
-/// One file, directory or link to pack. Entries are in the order of the bytes of their names.
+/// One file, directory or link to pack. Entries are sorted by the bytes of their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Relative to the project directory.
+    /// The path relative to the project directory.
     pub path: PathBuf,
-    /// File, directory or link.
     pub kind: Kind,
 }
 

@@ -1,4 +1,4 @@
-//! Reading and compressing the files of an archive ahead of the one that writes it, in order, with bounded memory.
+//! Reads and compresses the files of an archive in advance, in order, with bounded memory.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -14,27 +14,27 @@ use super::pieces::Pieces;
 use super::pool::{Pending, Pool};
 use super::root::{Kind, Root};
 
-/// How many small files are one piece of work at most: to hand them from thread to thread one by one would cost more
-/// than to pack them.
+/// The largest number of small files in one unit of work: passing files between threads one by one would cost more than
+/// packing them.
 const BATCH_MAX: usize = 32;
 
-/// The entries of an archive in order, each loaded before it is its turn.
+/// The entries of an archive in order, each loaded in advance.
 pub struct Feed<'p, 'a> {
     pool: &'p Pool<'a>,
     root: &'a Root,
     each: FileContent,
     rest: &'a [Entry],
     ahead: VecDeque<Batch<'a>>,
-    /// How many entries make up about a block, as far as the last ones tell.
+    /// How many entries fill about one block, estimated from the latest ones.
     at_once: usize,
 }
 
-/// What becomes of small files beforehand.
+/// How small files are prepared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum FileContent {
-    /// Each is compressed by itself.
+    /// Each file is compressed separately.
     Packed,
-    /// They stay as they are: the stream that they become part of is compressed.
+    /// Files are not compressed; the stream that contains them is.
     Plain,
 }
 
@@ -44,12 +44,12 @@ struct Batch<'a> {
 }
 
 impl<'p, 'a> Feed<'p, 'a> {
-    /// Begins to load.
+    /// Starts to load.
     pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry], each: FileContent) -> Self {
         Self { pool, root, each, rest: entries, ahead: VecDeque::new(), at_once: 1 }
     }
 
-    /// Gives each entry with what came of it.
+    /// Calls `each` with every entry and its loaded content.
     pub fn for_each(mut self, mut each: impl FnMut(&'a Entry, Loaded) -> io::Result<()>) -> io::Result<()> {
         loop {
             let mut loaded = self.take()?.peekable();
@@ -62,7 +62,7 @@ impl<'p, 'a> Feed<'p, 'a> {
         }
     }
 
-    /// The next entries; none at the end.
+    /// The next entries; empty at the end.
     fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
         while self.ahead.len() < self.pool.depth(self.each.piece()) && !self.rest.is_empty() {
             let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
@@ -92,7 +92,7 @@ impl<'p, 'a> Feed<'p, 'a> {
 }
 
 impl FileContent {
-    /// The size of what is under way in the pool meanwhile, which says how much may be.
+    /// The size of a unit of work in the pool; limits the number of units in progress.
     fn piece(self) -> usize {
         match self {
             Self::Packed => BLOCK,
@@ -100,26 +100,26 @@ impl FileContent {
         }
     }
 
-    /// The compressor, where it has something to do.
+    /// The compressor, if files are compressed separately.
     fn with(self, compressor: &mut Compressor) -> Option<&mut Compressor> {
         (self == Self::Packed).then_some(compressor)
     }
 }
 
-/// An entry that has been looked at and, where it is a small file, read and compressed.
+/// A loaded entry.
 pub enum Loaded {
-    /// All of a file.
+    /// The content of a small file.
     Small(Small),
-    /// More than a block: to be streamed.
+    /// A file larger than a block, to be streamed.
     Large(File, FileStat),
-    /// It cannot be read (any more).
+    /// The file cannot be read, or no longer exists.
     Unreadable(io::Error),
-    /// No file: what it is, and where it points if it is a link.
+    /// Not a file: its metadata, and the target if it is a link.
     Other(FileStat, Option<OsString>),
 }
 
 impl Loaded {
-    /// How much of a block it makes up.
+    /// The memory that it takes, in bytes.
     fn weight(&self) -> usize {
         match self {
             Self::Small(small) => small.size,
@@ -131,27 +131,26 @@ impl Loaded {
 
 /// A file of at most one block.
 pub struct Small {
-    /// What the file was when it was opened.
+    /// The metadata when the file was opened.
     pub stat: FileStat,
-    /// How long its content is.
+    /// The length of the content.
     pub size: usize,
-    /// Its content.
     pub data: Content,
     /// CRC-32 of the content.
     pub checksum: u32,
-    /// It changed while it was read.
+    /// Whether the file changed while it was read.
     pub changed: bool,
 }
 
 /// The content of a small file.
 pub enum Content {
-    /// As it is: as it was wanted, or since it would not be shorter otherwise.
+    /// Uncompressed, as requested or because compression would not make it shorter.
     Plain(Vec<u8>),
-    /// As a complete compressed stream.
+    /// A complete compressed stream.
     Packed(Vec<u8>),
 }
 
-/// Loads entries, at least one, until they make up a block: that bounds the memory, whatever their sizes turn out to be.
+/// Loads at least one entry, and stops after about one block, which bounds the memory for any file sizes.
 fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[Entry]) -> Vec<Loaded> {
     let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
     for entry in entries {
@@ -174,7 +173,7 @@ fn look_at(root: &Root, entry: &Entry) -> io::Result<Loaded> {
     Ok(Loaded::Other(stat, target))
 }
 
-/// Opens a file and deals with it at once when it is small.
+/// Opens a file, and reads it if it is small.
 fn load(compressor: Option<&mut Compressor>, root: &Root, entry: &Entry) -> Loaded {
     let (file, stat) = match root.open_file(&entry.path) {
         Ok(opened) => opened,
@@ -200,7 +199,7 @@ fn load(compressor: Option<&mut Compressor>, root: &Root, entry: &Entry) -> Load
 }
 
 impl Content {
-    /// The bytes for the archive.
+    /// The bytes to write to the archive.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Plain(bytes) | Self::Packed(bytes) => bytes,
@@ -208,18 +207,18 @@ impl Content {
     }
 }
 
-/// What a streamed file came to.
+/// The result of streaming a file.
 pub struct Streamed {
-    /// How many bytes it gave.
+    /// The number of bytes read.
     pub size: u64,
-    /// CRC-32 of them.
+    /// The CRC-32 of those bytes.
     pub checksum: u32,
-    /// Why it is not what it was when it was opened, if so.
+    /// Why the content differs from the file at opening time.
     pub trouble: Option<String>,
 }
 
-/// Compresses a large file on the pool, in pieces of `at_once` bytes, and gives each to `write`, in order. Reads no more
-/// than the file held when it was opened, so that one that keeps growing ends; one that cannot be read further ends early.
+/// Compresses a large file on the pool, in pieces of `at_once` bytes, and passes each to `write`, in order. Reads at
+/// most the size at opening time, so a file that keeps growing ends; a read error ends the file early.
 pub fn stream(
     pool: &Pool<'_>,
     file: &File,
@@ -237,7 +236,7 @@ pub fn stream(
     while left > 0 {
         let mut piece = pieces.next(&mut put)?;
         if let Err(why) = file.take(left.min(at_once as u64)).read_to_end(&mut piece.block) {
-            trouble = Some(format!("could be read only in part: {why}"));
+            trouble = Some(format!("could only be read in part: {why}"));
         }
         if piece.block.is_empty() {
             break;
@@ -254,12 +253,12 @@ pub fn stream(
     }
     pieces.finish(&mut put)?;
     if trouble.is_none() && (left > 0 || has_changed(file, stat)) {
-        trouble = Some("changed while it was being packed".to_owned());
+        trouble = Some("changed while it was packed".to_owned());
     }
     Ok(Streamed { size, checksum: checksum.finalize(), trouble })
 }
 
-/// Whether a file is another than when it was opened.
+/// Whether the file changed since it was opened.
 pub fn has_changed(file: &File, before: &FileStat) -> bool {
     fstat(file).map_or(true, |now| {
         (now.st_size, now.st_mtime, now.st_mtime_nsec) != (before.st_size, before.st_mtime, before.st_mtime_nsec)

@@ -1,5 +1,5 @@
-//! A stream compressed with zstd on all cores: pieces of it become frames that stand for themselves, and frames one after
-//! the other are what every zstd reads as one stream.
+//! Compresses a stream with zstd on all cores: each piece becomes an independent frame, and concatenated frames are one
+//! valid stream.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use super::compress::{FRAME, Piece};
 use super::pieces::Pieces;
 use super::pool::Pool;
 
-/// The end that is written to.
+/// The writing end of the stream.
 pub struct Frames<'p, 'a, W> {
     pieces: Pieces<'p, 'a>,
     sink: W,
@@ -20,7 +20,7 @@ impl<'p, 'a, W: Write> Frames<'p, 'a, W> {
         Self { pieces: Pieces::new(pool, FRAME), sink, piece: Piece::default() }
     }
 
-    /// Writes what is left.
+    /// Compresses and writes the rest.
     pub fn finish(mut self) -> io::Result<()> {
         self.submit()?;
         let Self { pieces, mut sink, .. } = self;
@@ -46,7 +46,7 @@ impl<W: Write> Write for Frames<'_, '_, W> {
         Ok(length)
     }
 
-    /// Frames are written as they are ready.
+    /// Frames are written as soon as they are ready, so there is nothing to flush.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -1,47 +1,47 @@
-//! Patterns as authors write them in `artifacts:paths`: `*` and `?` within a name, `**` over directories,
-//! `[classes]`, `{alternatives}` (also with slashes inside), `\` before a character that is meant as itself.
+//! Patterns of `artifacts:paths`: `*` and `?` within a name, `**` across directories, `[classes]`, `{alternatives}`
+//! (also with slashes inside), `\` before a literal character.
 //!
-//! Names are bytes; a character is a UTF-8 character where the bytes allow, otherwise a byte. Dot files are files like
-//! any other. A directory that matches stands for everything below it; that is the walk's business, not the pattern's.
+//! Names are bytes; a character is a UTF-8 character if the bytes are valid, otherwise one byte. Dot files are ordinary
+//! files. A directory that matches includes everything below it; the walk implements that, not the pattern.
 
 use std::fmt;
 
-/// How many alternatives braces may multiply to, so that a pattern cannot eat the machine.
+/// The number of alternatives that braces may expand to, so that a pattern cannot exhaust the memory.
 const MAX_ALTERNATIVES: usize = 4096;
-/// How many bytes all alternatives of a pattern may have together.
+/// The total number of bytes of all alternatives of a pattern.
 const MAX_EXPANDED: usize = 256 << 10;
 
-/// A pattern: it matches what any of its alternatives matches.
+/// A pattern; it matches if one of its alternatives matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     alternatives: Vec<Vec<Segment>>,
 }
 
-/// What stands between two slashes of a pattern.
+/// The part of a pattern between two slashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
-    /// `**`: any number of directories, also none.
+    /// `**`: any number of directories, including none.
     AnyDepth,
-    /// Exactly this name.
+    /// A name without wildcards.
     Literal(Vec<u8>),
     /// A name with wildcards.
     Wild(Vec<Token>),
 }
 
-/// A piece of a [`Segment::Wild`].
+/// A part of a [`Segment::Wild`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
-    /// This character.
+    /// A literal character.
     Char(u32),
     /// `?`
     Any,
     /// `*`
     Star,
-    /// `[...]`: characters between (and with) these bounds, or all others.
+    /// `[...]`: a character within one of these inclusive ranges, or, if negated, outside all of them.
     Class { negated: bool, ranges: Vec<(u32, u32)> },
 }
 
-/// A pattern that cannot be read: why.
+/// The reason why a pattern is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadPattern(&'static str);
 
@@ -54,20 +54,20 @@ impl fmt::Display for BadPattern {
 impl std::error::Error for BadPattern {}
 
 impl Pattern {
-    /// Reads a pattern. Slashes at its ends and empty or `.` segments count for nothing.
+    /// Parses a pattern. Leading and trailing slashes and empty or `.` segments are ignored.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let mut alternatives = Vec::new();
         for text in expand_braces(text.as_bytes())? {
             let segments = split_segments(&text);
             let mut segments = segments.into_iter().map(|s| parse_segment(&s)).collect::<Result<Vec<_>, _>>()?;
-            // Any depth below any depth is any depth.
+            // Consecutive `**` are equivalent to one.
             segments.dedup_by(|one, other| *one == Segment::AnyDepth && one == other);
             alternatives.push(segments);
         }
         Ok(Self { alternatives })
     }
 
-    /// How much it holds: what its alternatives have together.
+    /// The total size of its alternatives, in bytes.
     pub fn size(&self) -> usize {
         let segment = |segment: &Segment| match segment {
             Segment::AnyDepth => 1,
@@ -77,12 +77,12 @@ impl Pattern {
         self.alternatives.iter().flatten().map(segment).sum()
     }
 
-    /// Each alternative as segments, for a walk that wants to know where to look.
+    /// Each alternative as segments, for a walk of the tree.
     pub fn alternatives(&self) -> &[Vec<Segment>] {
         &self.alternatives
     }
 
-    /// Whether the whole of a relative path matches.
+    /// Whether the whole relative path matches.
     pub fn matches(&self, path: &[u8]) -> bool {
         let names: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|name| !name.is_empty()).collect();
         self.alternatives.iter().any(|segments| matches_segments(segments, &names))
@@ -100,8 +100,8 @@ impl Segment {
     }
 }
 
-/// Matches with one step back per wildcard: after a later `**` has matched, no earlier one needs another try, so the
-/// cost is at most names times segments.
+/// Matches with one backtracking position per wildcard: after a later `**` has matched, earlier ones need no other try.
+/// So the cost is at most names times segments.
 fn matches_segments(segments: &[Segment], names: &[&[u8]]) -> bool {
     let (mut s, mut n) = (0, 0);
     let mut retry = None;
@@ -175,7 +175,7 @@ impl Token {
     }
 }
 
-/// The first character and how many bytes it takes; a byte that is no UTF-8 stands for itself, outside of Unicode.
+/// The first character and its length in bytes; an invalid UTF-8 byte is a character outside Unicode.
 fn next_char(bytes: &[u8]) -> (u32, usize) {
     const NOT_UNICODE: u32 = 0x0100_0000;
     let longest = bytes.len().min(4);
@@ -187,20 +187,20 @@ fn next_char(bytes: &[u8]) -> (u32, usize) {
     (NOT_UNICODE + u32::from(bytes[0]), 1)
 }
 
-/// Writes out every combination of `{a,b}`.
+/// Expands every combination of `{a,b}`.
 fn expand_braces(pattern: &[u8]) -> Result<Vec<Vec<u8>>, BadPattern> {
     let mut done = Vec::new();
     let mut waiting = vec![pattern.to_vec()];
     let mut size = pattern.len();
     while let Some(text) = waiting.pop() {
         if size > MAX_EXPANDED {
-            return Err(BadPattern("it is too long, or its braces multiply to too much"));
+            return Err(BadPattern("it is too long, or its braces expand to too much"));
         }
         match first_brace(&text)? {
             None => done.push(text),
             Some(brace) => {
                 size -= text.len();
-                // Pushed in reverse, so that alternatives come out in the order they stand in.
+                // Pushed in reverse, so that alternatives are popped in their order.
                 for choice in brace.choices.iter().rev() {
                     let written = [&text[..brace.start], &text[choice.clone()], &text[brace.end..]].concat();
                     size += written.len();
@@ -212,7 +212,7 @@ fn expand_braces(pattern: &[u8]) -> Result<Vec<Vec<u8>>, BadPattern> {
             }
         }
         if done.len() + waiting.len() > MAX_ALTERNATIVES {
-            return Err(BadPattern("braces multiply to too many alternatives"));
+            return Err(BadPattern("braces expand to too many alternatives"));
         }
     }
     Ok(done)
@@ -224,7 +224,7 @@ struct Brace {
     choices: Vec<std::ops::Range<usize>>,
 }
 
-/// Finds the first `{...}` that is not escaped and not inside a class.
+/// Finds the first `{...}` that is neither escaped nor inside a class.
 fn first_brace(text: &[u8]) -> Result<Option<Brace>, BadPattern> {
     let mut at = 0;
     while at < text.len() {
@@ -261,7 +261,7 @@ fn close_brace(text: &[u8], start: usize) -> Result<Brace, BadPattern> {
     Err(BadPattern("a { without its }"))
 }
 
-/// Steps over one byte, an escaped byte, or a whole class.
+/// Skips one byte, one escaped byte, or a whole class.
 fn skip_one(text: &[u8], at: usize) -> usize {
     match text[at] {
         b'\\' => at + 2,
@@ -270,7 +270,7 @@ fn skip_one(text: &[u8], at: usize) -> usize {
     }
 }
 
-/// Where the `]` of a class is. The first character of a class may be `]` itself only when escaped.
+/// The position of the `]` that ends a class. A `]` as the first character of a class must be escaped.
 fn class_end(text: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     if matches!(text.get(at), Some(b'^' | b'!')) {
@@ -336,7 +336,7 @@ fn parse_segment(text: &[u8]) -> Result<Segment, BadPattern> {
     Ok(literal_of(text, &tokens).map_or(Segment::Wild(tokens), Segment::Literal))
 }
 
-/// The name that a segment without wildcards spells.
+/// The literal name of a segment without wildcards.
 fn literal_of(text: &[u8], tokens: &[Token]) -> Option<Vec<u8>> {
     if !tokens.iter().all(|token| matches!(token, Token::Char(_))) {
         return None;
@@ -349,10 +349,10 @@ fn literal_of(text: &[u8], tokens: &[Token]) -> Option<Vec<u8>> {
     Some(name)
 }
 
-/// One character that may be escaped.
+/// One character, possibly escaped.
 fn literal_char(text: &[u8]) -> Result<(u32, usize), BadPattern> {
     match text {
-        [b'\\'] => Err(BadPattern("a \\ with nothing after it")),
+        [b'\\'] => Err(BadPattern("a \\ at the end")),
         [b'\\', rest @ ..] => {
             let (c, width) = next_char(rest);
             Ok((c, width + 1))
@@ -393,7 +393,7 @@ mod tests {
         Pattern::parse(pattern).unwrap().matches(path.as_bytes())
     }
 
-    /// Pattern, what it matches, what it does not.
+    /// Pattern, paths that match, paths that do not match.
     const TABLE: &[(&str, &[&str], &[&str])] = &[
         ("abc", &["abc"], &["ab", "abcd", "a/abc", ""]),
         ("*", &["abc", ".hidden", "a.b"], &["a/b", ""]),
@@ -458,7 +458,7 @@ mod tests {
     ];
 
     #[test]
-    fn follows_the_table() {
+    fn matches_as_in_the_table() {
         for (pattern, yes, no) in TABLE {
             for path in *yes {
                 assert!(matches(pattern, path), "{pattern:?} should match {path:?}");
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_read() {
+    fn refuses_invalid_patterns() {
         for pattern in ["[", "[^", "[a", "a[", "[]", "[^]", "a\\", "{a", "{a,{b}", "x/[a-/y"] {
             assert!(Pattern::parse(pattern).is_err(), "{pattern:?} should not parse");
         }
@@ -481,14 +481,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_names_too() {
+    fn matches_names_that_are_not_utf8() {
         let pattern = Pattern::parse("a?b*").unwrap();
         assert!(pattern.matches(b"a\xffb\xfe"));
         assert!(!Pattern::parse("a[\u{80}-\u{ff}]").unwrap().matches(b"a\xff"));
     }
 
     #[test]
-    fn many_wildcards_stay_cheap() {
+    fn many_wildcards_have_linear_cost() {
         let pattern = "**/a*a*a*a*a*a*a*a*/".repeat(12) + "x";
         let path = vec!["a".repeat(60); 40].join("/");
         assert!(!matches(&pattern, &path));

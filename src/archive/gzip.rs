@@ -1,4 +1,4 @@
-//! Writing gzip as GitLab's report files are made: one member for each file, one after the other, each with its name.
+//! Writes gzip in the format of GitLab's report files: one member per file, with its name.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -11,9 +11,9 @@ use super::pool::{Pool, with_pool};
 use super::root::{Kind, Root};
 use super::{Level, Written};
 
-/// Writes every regular file as a member. Directories are passed over, links are left out with a warning.
+/// Writes each regular file as a member. Directories are skipped; links are skipped with a warning.
 pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut sink: W) -> io::Result<Written> {
-    // There is no gzip without deflate: the lowest level is its fastest.
+    // gzip requires deflate: the level `fastest` becomes deflate's fastest level.
     let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
         let mut written = Written::default();
@@ -34,7 +34,7 @@ fn write_member(
     let path = &entry.path;
     match loaded {
         Loaded::Other(..) if entry.kind == Kind::Directory => {}
-        Loaded::Other(..) => written.warn(path, "left out: it is not a regular file"),
+        Loaded::Other(..) => written.warn(path, "skipped: not a regular file"),
         Loaded::Unreadable(why) => written.leave_out(path, &why),
         Loaded::Small(small) => {
             write_header(sink, path, small.stat.st_mtime)?;
@@ -64,7 +64,7 @@ fn write_member(
     Ok(())
 }
 
-/// The header of a member (RFC 1952): the name is the last part of the path, the comment all of it.
+/// The header of a member (RFC 1952): the name is the last part of the path, the comment is the whole path.
 fn write_header(sink: &mut impl Write, path: &Path, mtime: i64) -> io::Result<()> {
     const NAME: u8 = 8;
     const COMMENT: u8 = 16;
@@ -81,11 +81,11 @@ fn write_header(sink: &mut impl Write, path: &Path, mtime: i64) -> io::Result<()
 
 fn write_trailer(sink: &mut impl Write, checksum: u32, size: u64) -> io::Result<()> {
     sink.write_all(&checksum.to_le_bytes())?;
-    // The size counts modulo 2^32.
+    // The size is stored modulo 2^32.
     sink.write_all(&(size as u32).to_le_bytes())
 }
 
-/// gzip names are Latin text: another one is marked with `e:` and percent-encoded.
+/// gzip names are Latin-1: any other name is marked with `e:` and percent-encoded.
 fn escape(name: &[u8]) -> Vec<u8> {
     let plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && *byte != b'%';
     if name.iter().all(plain) && !name.starts_with(b"e:") {
@@ -111,14 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_tools_read_all_members_and_we_get_the_files_back() {
+    fn gzip_and_the_agent_read_all_members() {
         let project = Project::new();
         let large: Vec<u8> = (0..90_000).flat_map(|n| format!("<case id={n}/>\n").into_bytes()).collect();
         project.write("a.xml", b"<a/>\n").write("empty", b"").write("r\u{e9}/100%.xml", &large).link("link", "a.xml");
         for level in [Level::Fastest, Level::Default, Level::Slowest] {
             let out = File::create(project.beside("a.gz")).unwrap();
             let written = write_gzip(&project.root(), &project.entries(), level, out).unwrap();
-            assert_eq!(*written.warnings, ["link: left out: it is not a regular file"]);
+            assert_eq!(*written.warnings, ["link: skipped: not a regular file"]);
             let text = tool(Command::new("gzip").arg("-dc").arg(project.beside("a.gz")));
             assert_eq!(text.len(), large.len() + 5);
             let copy = Project::new_with(&project, "a.gz");

@@ -1,8 +1,8 @@
 //! zip, gzip and tar+zstd: packing and unpacking that cannot leave the project directory.
 //!
-//! Everything here works on ground that a job may have prepared: names are resolved beneath an open directory and
-//! never through a symbolic link out of it, only regular files are opened, and what changes or vanishes on the way is
-//! a warning. Nothing here knows of jobs, GitLab or the network.
+//! A job may have prepared the directory. So names are resolved below an open directory and never through a symbolic
+//! link out of it, only regular files are opened, and files that change or vanish meanwhile cause a warning. This
+//! module knows nothing of jobs, GitLab or the network.
 
 pub mod entry;
 pub mod glob;
@@ -35,24 +35,20 @@ use feed::Small;
 use root::Root;
 pub use warnings::Warnings;
 
-/// How hard to compress, in the words of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
+/// The compression level: the values of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Level {
-    /// Not at all.
+    /// Stored without compression.
     Fastest,
-    /// A little.
     Fast,
-    /// As most tools do.
     #[default]
     Default,
-    /// More.
     Slow,
-    /// As far as it goes.
     Slowest,
 }
 
 impl Level {
-    /// Reads the name of a level; `None` for a word that is none.
+    /// Parses the name of a level; `None` for an unknown name.
     pub fn parse(name: &str) -> Option<Self> {
         match name.trim().to_ascii_lowercase().as_str() {
             "fastest" => Some(Self::Fastest),
@@ -84,21 +80,20 @@ impl Level {
     }
 }
 
-/// What kind of archive to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// zip with deflate.
     Zip,
     /// zip with zstd.
     ZipZstd,
-    /// One gzip member for each file.
+    /// One gzip member per file.
     Gzip,
     /// tar compressed with zstd.
     TarZstd,
 }
 
-/// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
-/// ends it.
+/// Writes an archive of the entries to `sink`. Unreadable entries are skipped with a warning; only a write error of
+/// `sink` is an error.
 pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Level, sink: W) -> io::Result<Written> {
     match format {
         Format::Zip => zip::write_zip(root, entries, level.deflate(), sink),
@@ -108,14 +103,14 @@ pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Le
     }
 }
 
-/// What went into an archive.
+/// The result of writing an archive.
 #[derive(Debug, Default)]
 pub struct Written {
-    /// How many entries.
+    /// The number of entries.
     pub entries: u64,
-    /// How many bytes before compression.
+    /// The number of bytes before compression.
     pub bytes: u64,
-    /// What was left out or is not quite what it was, one line each.
+    /// Skipped or inexact entries, one line each.
     pub warnings: Warnings,
 }
 
@@ -128,7 +123,7 @@ impl Written {
     fn add_small(&mut self, path: &Path, small: &Small) {
         self.add(small.size as u64);
         if small.changed {
-            self.warn(path, "changed while it was being packed");
+            self.warn(path, "changed while it was packed");
         }
     }
 
@@ -137,7 +132,7 @@ impl Written {
     }
 
     fn leave_out(&mut self, path: &Path, why: &io::Error) {
-        self.warn(path, format_args!("left out: {why}"));
+        self.warn(path, format_args!("skipped: {why}"));
     }
 }
 

@@ -1,5 +1,4 @@
-//! Pieces of one stream on their way through the pool: compressed side by side, written in order, in memory that is used
-//! again.
+//! Compresses the pieces of one stream on the pool in parallel, and writes them in order; their buffers are reused.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,7 +6,7 @@ use std::io;
 use super::compress::Piece;
 use super::pool::{Pending, Pool};
 
-/// Those that are under way.
+/// The pieces in progress.
 pub struct Pieces<'p, 'a> {
     pool: &'p Pool<'a>,
     size: usize,
@@ -15,12 +14,12 @@ pub struct Pieces<'p, 'a> {
 }
 
 impl<'p, 'a> Pieces<'p, 'a> {
-    /// None yet; each will hold `size` bytes at most.
+    /// Each piece will contain at most `size` bytes.
     pub fn new(pool: &'p Pool<'a>, size: usize) -> Self {
         Self { pool, size, under_way: VecDeque::new() }
     }
 
-    /// A piece to fill. Where enough are under way, `write` gets the first one before.
+    /// An empty piece. If enough pieces are in progress, waits for the first one and passes it to `write`.
     pub fn next(&mut self, write: &mut impl FnMut(&Piece) -> io::Result<()>) -> io::Result<Piece> {
         let is_full = self.under_way.len() >= self.pool.depth(self.size);
         let done = if is_full { self.settle(write)? } else { None };
@@ -30,12 +29,12 @@ impl<'p, 'a> Pieces<'p, 'a> {
         Ok(piece)
     }
 
-    /// Has a piece compressed.
+    /// Submits a piece for compression.
     pub fn submit(&mut self, mut piece: Piece) {
         self.under_way.push_back(self.pool.submit(move |compressor| compressor.block(&mut piece).map(|()| piece)));
     }
 
-    /// Gives `write` what is left.
+    /// Passes the remaining pieces to `write`.
     pub fn finish(mut self, write: &mut impl FnMut(&Piece) -> io::Result<()>) -> io::Result<()> {
         while self.settle(write)?.is_some() {}
         Ok(())

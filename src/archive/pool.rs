@@ -1,4 +1,4 @@
-//! Threads that compress, each with a compressor of its own, for as long as one archive is being written.
+//! Threads that compress, each with its own compressor, while one archive is written.
 
 use std::io;
 use std::sync::{Mutex, mpsc};
@@ -6,34 +6,33 @@ use std::thread;
 
 use super::compress::{BLOCK, Compressor, Method};
 
-/// More threads than this bring no speed that a disk or network could use, but memory.
+/// More threads would use more memory, but disk or network would not be faster.
 const WORKERS_MAX: usize = 8;
 
 type Job<'a> = Box<dyn FnOnce(&mut Compressor) + Send + 'a>;
 
-/// A handle to the threads.
 pub struct Pool<'a> {
     jobs: mpsc::Sender<Job<'a>>,
     workers: usize,
 }
 
-/// A result that is on its way.
+/// A pending result.
 pub struct Pending<T>(mpsc::Receiver<T>);
 
 impl<'a> Pool<'a> {
-    /// Has a thread do some work. Whoever submits bounds how much is under way.
+    /// Submits work to a thread. The caller limits the amount of work in progress.
     pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> Pending<T> {
         let (done, pending) = mpsc::sync_channel(1);
         let job: Job<'a> = Box::new(move |compressor| {
-            // Nobody waits any more when the archive was given up.
+            // The receiver is gone if the archive was abandoned.
             let _ = done.send(work(compressor));
         });
-        // Fails only when every thread is gone; then `wait` says so.
+        // Fails only if all threads have ended; then `wait` reports it.
         let _ = self.jobs.send(job);
         Pending(pending)
     }
 
-    /// How many pieces of work to keep under way so that no thread idles; of large pieces fewer, for the sake of memory.
+    /// How many units of work to keep in progress so that no thread is idle; fewer if they are large, to limit memory.
     pub fn depth(&self, size: usize) -> usize {
         if size > BLOCK { self.workers + 1 } else { 2 * self.workers + 2 }
     }
@@ -42,11 +41,11 @@ impl<'a> Pool<'a> {
 impl<T> Pending<T> {
     /// Waits for the result.
     pub fn wait(self) -> io::Result<T> {
-        self.0.recv().map_err(|_| io::Error::other("a compressing thread is gone"))
+        self.0.recv().map_err(|_| io::Error::other("a compression thread has ended"))
     }
 }
 
-/// Runs `body` with one thread for each core.
+/// Runs `body` with one thread per core.
 pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let (jobs, queue) = mpsc::channel::<Job<'a>>();

@@ -1,7 +1,7 @@
-//! The directory that packing and unpacking stay beneath.
+//! The directory that packing and unpacking never leave.
 //!
-//! Every name is resolved from an open descriptor of that directory with `openat2`, so that neither `..`, nor an
-//! absolute name, nor a link planted by a job leads out of it, also when the tree changes in the meantime.
+//! Every name is resolved with `openat2` from an open descriptor of that directory. So neither `..`, nor an absolute
+//! name, nor a link that a job created leads out of it, even if the tree changes meanwhile.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
@@ -16,24 +16,24 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, o
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// An open directory, and the only way to what is in it.
+/// An open directory; all access to its content goes through this type.
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
-    /// `/proc/self/fd`, where there is one.
+    /// `/proc/self/fd`, if it exists.
     own: Option<OwnedFd>,
 }
 
-/// How links in the middle of a name are taken.
+/// How symbolic links within a name are resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// Not at all: a link on the way is an error (`ELOOP`).
+    /// Never: a link in the path is an error (`ELOOP`).
     Refused,
-    /// As long as they stay beneath the directory; one that leads out is an error (`EXDEV`).
+    /// If they stay below the directory; a link that leads out is an error (`EXDEV`).
     Inside,
 }
 
-/// What a directory entry is.
+/// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A regular file.
@@ -42,7 +42,7 @@ pub enum Kind {
     Directory,
     /// A symbolic link.
     Link,
-    /// A socket, a pipe, a device.
+    /// A socket, a pipe or a device.
     Special,
 }
 
@@ -53,8 +53,7 @@ impl Root {
         Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned(), own: open_own_descriptors() })
     }
 
-    /// Opens a directory below this one, made where it is missing. Neither it nor anything on the way may be a link: a job
-    /// may have put one there.
+    /// Opens a directory below this one; creates missing parts. No part may be a link: a job may have created it.
     pub fn descend(&self, name: &Path) -> io::Result<Self> {
         let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut fd = openat(&self.fd, ".", step, Mode::empty())?;
@@ -68,22 +67,22 @@ impl Root {
         Ok(Self { fd, path: self.path.join(name), own: open_own_descriptors() })
     }
 
-    /// A path that is this directory for as long as it is open, whatever becomes of its name.
+    /// A path that refers to this directory while it is open, even if the directory is renamed.
     pub fn own_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// The same by the path that others know it by: patterns are written with it, and messages name it.
+    /// Sets the path by which others know the directory: patterns and messages use it.
     pub fn known_as(self, path: &Path) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// The path it was opened by, or that it is known by.
+    /// The path by which it was opened, or by which others know it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens what a relative name stands for.
+    /// Opens a relative name.
     pub fn open_beneath(&self, name: &Path, flags: OFlag, links: Links) -> io::Result<OwnedFd> {
         let name = if name.as_os_str().is_empty() { Path::new(".") } else { name };
         let mut resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
@@ -93,7 +92,7 @@ impl Root {
         let flags = flags | OFlag::O_CLOEXEC;
         loop {
             match openat2(&self.fd, name, OpenHow::new().flags(flags).resolve(resolve)) {
-                // A rename somewhere in the tree made the kernel unsure; it asks to be asked again.
+                // A concurrent rename made the resolution ambiguous; the kernel asks for a retry.
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
                 Err(Errno::ENOSYS) => return self.open_by_steps(name, flags),
                 result => return Ok(result?),
@@ -101,7 +100,7 @@ impl Root {
         }
     }
 
-    /// The same without `openat2` (Linux before 5.6), one name at a time and through no link at all.
+    /// The same without `openat2` (Linux before 5.6): one path segment at a time, through no link.
     fn open_by_steps(&self, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let mut names = Vec::new();
         for component in name.components() {
@@ -120,8 +119,8 @@ impl Root {
         Ok(openat(&directory, last, flags | OFlag::O_NOFOLLOW, Mode::empty())?)
     }
 
-    /// Opens a regular file for reading, through no link. It is looked at before: to open a pipe may wait, and to open a
-    /// device may do something.
+    /// Opens a regular file for reading, through no link. Checks the type first: opening a pipe may block, and opening
+    /// a device may have side effects.
     pub fn open_file(&self, name: &Path) -> io::Result<(File, FileStat)> {
         let is_file = |stat: FileStat| match kind_of(&stat) {
             Kind::File => Ok(stat),
@@ -130,7 +129,7 @@ impl Root {
         let found = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
         let stat = is_file(fstat(&found)?)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        // Without /proc the name is the only way, and it may be another file by now.
+        // Without /proc the file must be opened by name, which may refer to another file by now.
         let Some(own) = &self.own else {
             let file = self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?;
             let stat = is_file(fstat(&file)?)?;
@@ -140,7 +139,7 @@ impl Root {
         Ok((File::from(file), stat))
     }
 
-    /// Removes a file, a link, or an empty directory, through no link.
+    /// Removes a file, a link, or an empty directory; follows no link.
     pub fn remove(&self, name: &Path, kind: Kind) -> io::Result<()> {
         let last = name.file_name().ok_or(Errno::EINVAL)?;
         let above = name.parent().unwrap_or(Path::new(""));
@@ -149,7 +148,7 @@ impl Root {
         Ok(unlinkat(&directory, last, how)?)
     }
 
-    /// Writes a file directly in the directory, in place of whatever has that name.
+    /// Writes a file directly in the directory; replaces an existing entry.
     pub fn replace_file(&self, name: &Path, content: &[u8]) -> io::Result<()> {
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
@@ -160,12 +159,12 @@ impl Root {
         file.write_all(content)
     }
 
-    /// What stands under a name, not looking through a link.
+    /// The metadata of a name; does not follow a link.
     pub fn stat(&self, name: &Path) -> io::Result<FileStat> {
         Ok(fstat(self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?)?)
     }
 
-    /// Where a symbolic link points.
+    /// The target of a symbolic link.
     pub fn read_link(&self, name: &Path) -> io::Result<OsString> {
         let link = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
         Ok(readlinkat(&link, "")?)
@@ -197,18 +196,18 @@ impl Root {
         Ok(entries)
     }
 
-    /// Whether a name is a directory once links are followed, wherever they lead. For messages only.
+    /// Whether a name refers to a directory after links are followed, even outside. For messages only.
     pub fn leads_to_directory(&self, name: &Path) -> bool {
         fstatat(AT_FDCWD, &self.path.join(name), AtFlags::empty()).is_ok_and(|stat| kind_of(&stat) == Kind::Directory)
     }
 
-    /// The directory itself, for calls that take a descriptor.
+    /// The descriptor of the directory.
     pub fn fd(&self) -> impl AsFd + '_ {
         &self.fd
     }
 }
 
-/// The names of this process's own descriptors: what is open can be opened once more by them, and nothing else.
+/// `/proc/self/fd`: allows to reopen only files that this process has open.
 fn open_own_descriptors() -> Option<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(AT_FDCWD, "/proc/self/fd", flags, Mode::empty()).ok()
@@ -218,7 +217,7 @@ fn os_string(name: &CStr) -> OsString {
     OsStr::from_bytes(name.to_bytes()).to_owned()
 }
 
-/// The kind of file that a stat tells of.
+/// The type of a file from its metadata.
 pub fn kind_of(stat: &FileStat) -> Kind {
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => Kind::File,
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outside_is_reached() {
+    fn cannot_reach_files_outside() {
         let (temp, root) = tree();
         let absolute = temp.path().join("secret");
         for name in ["../secret", "up", "out/secret", "a/../../secret", absolute.to_str().unwrap()] {
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn links_inside_are_followed_only_when_asked() {
+    fn follows_links_inside_only_on_request() {
         let (_temp, root) = tree();
         let through = Path::new("in/b/file");
         assert!(root.open_beneath(through, OFlag::O_RDONLY, Links::Inside).is_ok());
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn special_files_are_not_opened() {
+    fn does_not_open_special_files() {
         let (_temp, root) = tree();
         nix::unistd::mkfifo(&root.path().join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         assert!(root.open_file(Path::new("pipe")).is_err());
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_the_directory_is_not_followed() {
+    fn does_not_follow_a_link_that_replaces_a_directory() {
         let (temp, root) = tree();
         for name in ["out", "out/project", "in", "in/b", "../secret"] {
             assert!(root.descend(Path::new(name)).is_err(), "{name}");
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_the_link_and_not_what_it_leads_to() {
+    fn removes_the_link_and_not_its_target() {
         let (temp, root) = tree();
         assert!(root.remove(Path::new("out/secret"), Kind::File).is_err());
         root.remove(Path::new("up"), Kind::Link).unwrap();

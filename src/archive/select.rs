@@ -1,7 +1,7 @@
-//! Which files of a project the patterns of an artifact or cache mean.
+//! Selects the files of a project that match the patterns of an artifact or cache.
 //!
-//! Links are entries, never ways: nothing is looked for behind one. The result is sorted by name, so that the same
-//! files give the same archive.
+//! Symbolic links are entries and are never followed. The result is sorted by name, so that the same files give the
+//! same archive.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,43 +17,42 @@ use super::root::{Kind, Root, kind_of};
 use super::walk::{Found, walk};
 use super::warnings::LINES_MAX;
 
-/// Bytes of all patterns of what to leave out, once their braces are written out.
+/// The limit for the bytes of all exclude patterns together, after their braces are expanded.
 const EXCLUDED_MAX: usize = 4 << 20;
-/// Bytes of a name that git may tell; the system takes no longer ones.
+/// The longest name accepted from git; the system accepts no longer ones.
 const NAME_MAX: u64 = 4096;
-/// Bytes of what git may complain.
+/// The limit for error output of git, in bytes.
 const ERROR_OUTPUT_MAX: u64 = 64 << 10;
 
-/// What is asked for.
+/// The patterns of an artifact or cache.
 #[derive(Clone, Debug, Default)]
 pub struct SelectionRequest {
     /// Patterns, relative to the project directory or absolute inside it.
     pub paths: Vec<String>,
-    /// Patterns of what to leave out.
     pub exclude: Vec<String>,
-    /// Also everything that git does not track.
+    /// Whether to include files that git does not track.
     pub untracked: bool,
 }
 
-/// What was found, and what the author of the patterns should hear.
+/// The selected files, and notes for the author of the patterns.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// Files, directories and links in the order of their names.
+    /// Files, directories and links, sorted by name.
     pub entries: Vec<Entry>,
-    /// One line for each pattern and each oddity.
+    /// One line for each pattern and each problem.
     pub notes: Vec<Note>,
 }
 
-/// A line for the log.
+/// A line for the job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// As it should be.
+    /// An expected result.
     Info(String),
-    /// Not what the author can have wanted.
+    /// A result that the author probably did not intend.
     Warning(String),
 }
 
-/// Finds the files. Fails only when the project directory itself cannot be read.
+/// Selects the files.
 pub fn select(root: &Root, request: &SelectionRequest) -> Selection {
     let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new(), warnings: 0 };
     if !finder.read_excludes(&request.exclude) {
@@ -73,7 +72,7 @@ struct Finder<'a> {
     found: BTreeSet<Entry>,
     excludes: Vec<Exclude>,
     notes: Vec<Note>,
-    /// Warnings, those that are only counted among them.
+    /// The number of warnings, including those that are not shown.
     warnings: usize,
 }
 
@@ -91,13 +90,13 @@ impl Finder<'_> {
         }
     }
 
-    /// Reads the patterns of what to leave out. Without all of them nothing may be packed: returns whether they are
-    /// within the limit.
+    /// Parses the exclude patterns. Returns whether they are within the limit; otherwise nothing may be packed, because
+    /// excluded files could end up in the archive.
     fn read_excludes(&mut self, texts: &[String]) -> bool {
         let mut size = 0;
         for text in texts {
             let parsed = self.relative(text).and_then(|relative| {
-                Pattern::parse(&relative).map_err(|why| format!("{text}: cannot be read as a pattern: {why}"))
+                Pattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}"))
             });
             match parsed {
                 Ok(pattern) => {
@@ -120,9 +119,9 @@ impl Finder<'_> {
         if text.is_empty() {
             return self.warn("No matching files. Path is empty.".to_owned());
         }
-        let pattern = self.relative(text).and_then(|relative| {
-            Pattern::parse(&relative).map_err(|why| format!("{text}: cannot be read as a pattern: {why}"))
-        });
+        let pattern = self
+            .relative(text)
+            .and_then(|relative| Pattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}")));
         let pattern = match pattern {
             Ok(pattern) => pattern,
             Err(why) => return self.warn(why),
@@ -145,7 +144,7 @@ impl Finder<'_> {
         }
     }
 
-    /// Adds an entry unless it is excluded or nothing that can be packed.
+    /// Adds an entry, unless it is excluded or cannot be packed. Returns whether it was added.
     fn take(&mut self, entry: Entry) -> bool {
         let path = entry.path.as_os_str().as_bytes();
         for exclude in &mut self.excludes {
@@ -155,14 +154,14 @@ impl Finder<'_> {
             }
         }
         if entry.kind == Kind::Special {
-            self.warn(format!("{}: neither file, directory nor link; left out", entry.path.display()));
+            self.warn(format!("{}: skipped: not a file, directory or link", entry.path.display()));
             return false;
         }
         self.found.insert(entry);
         true
     }
 
-    /// A pattern as one relative to the project directory.
+    /// Makes a pattern relative to the project directory.
     fn relative(&self, text: &str) -> Result<String, String> {
         let directory = self.root.path();
         let clean = clean(text);
@@ -182,7 +181,7 @@ impl Finder<'_> {
     fn add_untracked(&mut self) {
         let (root, mut count) = (self.root, 0);
         let listed = untracked(root, |name| {
-            // A repository inside this one is listed with a slash and without its content.
+            // git lists a nested repository with a trailing slash and without its content.
             let path: PathBuf = Path::new(&name).components().collect();
             let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
             if let Some(stat) = plain.then(|| root.stat(&path).ok()).flatten() {
@@ -212,7 +211,7 @@ fn outside(text: &str) -> String {
     format!("processPath: artifact path is not a subpath of project directory: {text}")
 }
 
-/// Resolves `.`, `..` and doubled slashes in the text of a path, as far as text alone can.
+/// Resolves `.`, `..` and double slashes in a path, by text only.
 fn clean(text: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in text.split('/') {
@@ -227,8 +226,9 @@ fn clean(text: &str) -> String {
     if text.starts_with('/') { format!("/{joined}") } else { joined }
 }
 
-/// What git does not track, ignored files among it; each name goes to `take`. No configuration but the repository's own
-/// is read, and what that could make git run or fetch is switched off: a job may have written it.
+/// Passes each file that git does not track, including ignored ones, to `take`. git reads no configuration except the
+/// repository's own, and everything by which that could make git run or fetch something is switched off: a job may have
+/// written it.
 fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> {
     let mut git = Command::new("git");
     std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {
@@ -254,7 +254,7 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
             let mut said = Vec::new();
             if let Some(mut stderr) = stderr {
                 let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut said);
-                // What nobody reads would hold git up.
+                // Drain the rest, or git would block on a full pipe.
                 let _ = io::copy(&mut stderr, &mut io::sink());
             }
             said
@@ -275,7 +275,7 @@ fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> 
     }
 }
 
-/// The next of the names that git ends with a zero byte; `None` at the end, and for one that no file can have.
+/// The next of the zero-terminated names from git; `None` at the end, or for a name longer than the limit.
 fn next_name(names: &mut impl BufRead) -> Option<OsString> {
     let mut name = Vec::new();
     names.take(NAME_MAX).read_until(0, &mut name).ok()?;
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_stands_for_all_below_it() {
+    fn a_directory_includes_everything_below_it() {
         let project = Project::new(&["out/.dot", "out/a/b.txt", "other"]);
         let (names, notes) = project.select(&["out/"], &[]);
         assert_eq!(names, ["out", "out/.dot", "out/a", "out/a/b.txt"]);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stars_reach_any_depth() {
+    fn two_stars_match_any_depth() {
         let project = Project::new(&["a.xml", "x/b.xml", "x/y/c.xml", "x/y/c.txt"]);
         assert_eq!(project.select(&["**/*.xml"], &[]).0, ["a.xml", "x/b.xml", "x/y/c.xml"]);
         assert_eq!(project.select(&["x/**/{b,c}.xml"], &[]).0, ["x/b.xml", "x/y/c.xml"]);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn excluded_files_are_left_out_and_counted() {
+    fn skips_and_counts_excluded_files() {
         let project = Project::new(&["bin/a", "bin/b.o", "bin/sub/c.o"]);
         let (names, notes) = project.select(&["bin/"], &["bin/**/*.o", "bin/sub/"]);
         assert_eq!(names, ["bin", "bin/a"]);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_matches_nothing_is_named() {
+    fn names_a_pattern_without_a_match() {
         let project = Project::new(&["a"]);
         let (names, notes) = project.select(&["missing/*.log", " ", "[x"], &[]);
         assert!(names.is_empty());
@@ -361,11 +361,11 @@ mod tests {
             )
         );
         assert_eq!(notes[1], "WARNING: No matching files. Path is empty.");
-        assert_eq!(notes[2], "WARNING: [x: cannot be read as a pattern: a [ without its ]");
+        assert_eq!(notes[2], "WARNING: [x: invalid pattern: a [ without its ]");
     }
 
     #[test]
-    fn nothing_outside_the_project_is_taken() {
+    fn selects_nothing_outside_the_project() {
         let project = Project::new(&["a"]);
         fs::write(project.temp.path().join("secret"), "x").unwrap();
         for path in ["../secret", "/etc/passwd", "a/../../secret", "{..,b}/secret"] {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_reached_through_a_link() {
+    fn follows_no_link() {
         let project = Project::new(&["real/file"]);
         let secrets = project.temp.path().join("secrets");
         fs::create_dir(&secrets).unwrap();
@@ -396,16 +396,16 @@ mod tests {
     }
 
     #[test]
-    fn special_files_are_left_out_with_a_word() {
+    fn skips_special_files_with_a_warning() {
         let project = Project::new(&["d/a"]);
         nix::unistd::mkfifo(&project.path().join("d/pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
         let (names, notes) = project.select(&["d"], &[]);
         assert_eq!(names, ["d", "d/a"]);
-        assert_eq!(notes[0], "WARNING: d/pipe: neither file, directory nor link; left out");
+        assert_eq!(notes[0], "WARNING: d/pipe: skipped: not a file, directory or link");
     }
 
     #[test]
-    fn a_log_keeps_the_first_warnings_and_the_count() {
+    fn shows_the_first_warnings_and_counts_the_others() {
         let project = Project::new(&["d/a"]);
         for n in 0..250 {
             let pipe = project.path().join(format!("d/pipe{n}"));
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_packed_when_not_every_exclude_can_be_kept() {
+    fn packs_nothing_if_the_exclude_patterns_exceed_the_limit() {
         let project = Project::new(&["secret"]);
         let long = vec!["[a-z]".repeat(1000); 200];
         let long: Vec<&str> = long.iter().map(String::as_str).chain(["secret"]).collect();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn names_from_git_are_bounded() {
+    fn limits_the_length_of_names_from_git() {
         let long = "x".repeat(5000);
         let mut text = long.as_bytes();
         assert_eq!(next_name(&mut text), None);
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn untracked_files_come_from_git() {
+    fn selects_untracked_files() {
         let project = Project::new(&["tracked", "new", "dir/ignored.o", ".gitignore"]);
         fs::write(project.path().join(".gitignore"), "*.o\n").unwrap();
         for arguments in [&["init", "-q"][..], &["add", "tracked", ".gitignore"]] {

@@ -1,20 +1,20 @@
-//! An archive that is read while it is being written: what feeds a request's body, without a file in between.
+//! A pipe in memory: an archive is read as a request body while it is written, without a temporary file.
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// Pieces under way at most.
+/// The largest number of buffered pieces.
 const DEPTH: usize = 8;
-/// Size of a piece.
+/// The size of a piece, in bytes.
 const PIECE: usize = 128 * 1024;
 
-/// The end that is written to.
+/// The writing end.
 pub struct Sink {
     pieces: SyncSender<io::Result<Vec<u8>>>,
     piece: Vec<u8>,
 }
 
-/// The end that is read from.
+/// The reading end.
 pub struct Source {
     pieces: Receiver<io::Result<Vec<u8>>>,
     piece: Vec<u8>,
@@ -22,8 +22,8 @@ pub struct Source {
     ended: bool,
 }
 
-/// Two connected ends. A reader that goes away makes writing fail; a writer that goes away without [`Sink::end`] makes
-/// reading fail, so that half an archive is never taken for a whole one.
+/// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`Sink::end`], reading
+/// fails, so that half an archive is never taken for a complete one.
 pub fn pipe() -> (Sink, Source) {
     let (sender, receiver) = sync_channel(DEPTH);
     let sink = Sink { pieces: sender, piece: Vec::with_capacity(PIECE) };
@@ -31,13 +31,13 @@ pub fn pipe() -> (Sink, Source) {
 }
 
 impl Sink {
-    /// Says that all is written.
+    /// Marks the content as complete.
     pub fn end(mut self) -> io::Result<()> {
         self.flush()?;
         self.send(Vec::new())
     }
 
-    /// Says why not all is written.
+    /// Makes the reader fail with this error.
     pub fn fail(self, why: io::Error) {
         let _ = self.pieces.send(Err(why));
     }
@@ -73,7 +73,7 @@ impl Write for Sink {
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.read == self.piece.len() && !self.ended {
-            let broken = |_| io::Error::other("the archive broke off");
+            let broken = |_| io::Error::other("the archive is incomplete");
             self.piece = self.pieces.recv().map_err(broken)??;
             self.read = 0;
             self.ended = self.piece.is_empty();
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn reads_written_data() {
         let (mut sink, mut source) = pipe();
         let data: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
         let written = data.clone();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_goes_away_is_no_end() {
+    fn a_dropped_writer_is_an_error_for_the_reader() {
         let (mut sink, mut source) = pipe();
         sink.write_all(b"half").unwrap();
         drop(sink);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_goes_away_stops_the_writer() {
+    fn a_dropped_reader_is_an_error_for_the_writer() {
         let (mut sink, source) = pipe();
         drop(source);
         assert!(sink.write_all(&vec![0; 2 * PIECE]).is_err());

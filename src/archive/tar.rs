@@ -1,4 +1,4 @@
-//! Writing tar, compressed with zstd.
+//! Writes tar archives compressed with zstd.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,8 +17,8 @@ use super::pool::with_pool;
 use super::root::Root;
 use super::{Level, Written};
 
-/// Writes an archive of the entries to `sink`. What cannot be read is left out with a warning; only a sink that fails
-/// ends it.
+/// Writes an archive of the entries to `sink`. Unreadable entries are skipped with a warning; only a write error of
+/// `sink` is an error.
 pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
     with_pool(Method::Zstd(level), |pool| {
         let mut archive = Builder::new(Frames::new(pool, sink));
@@ -62,9 +62,9 @@ fn pack_large(
     append_exact_time(archive, stat)?;
     archive.append_data(&mut header, path, &mut content)?;
     if content.short {
-        written.warn(path, "could be read only in part; the rest is filled with zeros");
+        written.warn(path, "could only be read in part; the rest is filled with zeros");
     } else if has_changed(file, stat) {
-        written.warn(path, "changed while it was being packed");
+        written.warn(path, "changed while it was packed");
     }
     written.add(size);
     Ok(())
@@ -86,7 +86,8 @@ fn pack_other(
     Ok(())
 }
 
-/// Writes a link with its target byte for byte; one that is too long for a header goes before it, as GNU does it.
+/// Writes a link with the exact bytes of its target. A target that is too long for the header is written before it, as
+/// GNU tar does.
 fn pack_link(archive: &mut Builder<impl Write>, mut header: Header, path: &Path, target: &[u8]) -> io::Result<()> {
     if header.set_link_name_literal(target).is_err() {
         let mut long = Header::new_gnu();
@@ -101,8 +102,8 @@ fn pack_link(archive: &mut Builder<impl Write>, mut header: Header, path: &Path,
     archive.append_data(&mut header, path, io::empty())
 }
 
-/// Puts the time with its nanoseconds before the entry that follows, unless it is a whole second: build tools compare
-/// times below a second, and the header itself has none (POSIX pax, keyword `mtime`).
+/// Writes the time with nanoseconds as an extended header (POSIX pax, keyword `mtime`), unless it is a whole second:
+/// the ordinary header stores only seconds, but build tools compare fractions.
 fn append_exact_time(archive: &mut Builder<impl Write>, stat: &FileStat) -> io::Result<()> {
     if stat.st_mtime_nsec == 0 || stat.st_mtime < 0 {
         return Ok(());
@@ -122,7 +123,7 @@ fn header(stat: &FileStat, kind: EntryType) -> Header {
     header
 }
 
-/// Gives exactly as many bytes as the header promised, whatever becomes of the file.
+/// Reads exactly as many bytes as the header states, even if the file shrinks or grows.
 struct Exact<'a> {
     file: &'a File,
     left: u64,
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_tools_and_we_unpack_what_was_packed() {
+    fn tar_and_the_agent_unpack_the_archive() {
         let project = sample();
         let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
         project.write(&long, b"long").link("long/link", &"t/".repeat(100)).link("odd", "./a//b/.");
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_there_is_left_out_with_a_warning() {
+    fn skips_missing_files_with_a_warning() {
         let project = Project::new();
         project.write("a", b"a").write("b", b"b").write("large", &[b'x'; 3_000_000]).link("link", "a");
         let entries = project.entries();
@@ -188,14 +189,14 @@ mod tests {
         let out = File::create(project.beside("a.tar.zst")).unwrap();
         let written = write_tar_zstd(&project.root(), &entries, Level::Slowest, out).unwrap();
         assert_eq!((written.entries, written.bytes), (2, 3_000_001));
-        assert!(written.warnings[0].starts_with("a: left out: "), "{:?}", written.warnings);
-        assert!(written.warnings[1].starts_with("link: left out: "), "{:?}", written.warnings);
+        assert!(written.warnings[0].starts_with("a: skipped: "), "{:?}", written.warnings);
+        assert!(written.warnings[1].starts_with("link: skipped: "), "{:?}", written.warnings);
         let listed = tool(Command::new("tar").args(["--zstd", "-tf"]).arg(project.beside("a.tar.zst")));
         assert_eq!(listed, "b\nlarge\n");
     }
 
     #[test]
-    fn a_file_that_shrinks_leaves_the_archive_whole() {
+    fn a_shrinking_file_does_not_break_the_archive() {
         let project = Project::new();
         project.write("log", &[b'l'; 100]);
         let (file, stat) = project.root().open_file(Path::new("log")).unwrap();

@@ -1,4 +1,4 @@
-//! Trees of files for the tests of packing and unpacking.
+//! Directory trees for the tests of packing and unpacking.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, FileTimes, Permissions};
@@ -11,12 +11,12 @@ use super::entry::Entry;
 use super::root::Root;
 use super::select::{SelectionRequest, select};
 
-/// A temporary project directory, beside which there is room for archives and secrets.
+/// A temporary project directory with room for archives and secrets beside it.
 pub struct Project {
     temp: tempfile::TempDir,
 }
 
-/// What a file is, as far as an archive keeps it.
+/// The properties of a file that an archive preserves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     File { mode: u32, mtime: i64, size: usize, checksum: u32 },
@@ -29,14 +29,14 @@ impl Project {
         Self::new_in(&std::env::temp_dir())
     }
 
-    /// A project on another disk.
+    /// A project on another file system.
     pub fn new_in(place: &Path) -> Self {
         let temp = tempfile::tempdir_in(place).unwrap();
         fs::create_dir(temp.path().join("project")).unwrap();
         Self { temp }
     }
 
-    /// A new project beside which a copy of another's archive lies.
+    /// A new project with a copy of another project's archive beside it.
     pub fn new_with(other: &Self, archive: &str) -> Self {
         let project = Self::new();
         fs::copy(other.beside(archive), project.beside(archive)).unwrap();
@@ -47,7 +47,7 @@ impl Project {
         self.temp.path().join("project")
     }
 
-    /// A place outside the project.
+    /// A path outside the project.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.temp.path().join(name)
     }
@@ -74,7 +74,7 @@ impl Project {
         self
     }
 
-    /// Sets a time of a file to this many nanoseconds since 1970.
+    /// Sets the modification time of a file, in nanoseconds since 1970.
     pub fn mtime_nanoseconds(&self, name: &str, nanoseconds: u64) -> &Self {
         let times = FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_nanos(nanoseconds));
         File::open(self.path().join(name)).unwrap().set_times(times).unwrap();
@@ -95,7 +95,7 @@ impl Project {
     }
 }
 
-/// A project with one of everything.
+/// A project with every kind of entry.
 pub fn sample() -> Project {
     let project = Project::new();
     let text: Vec<u8> = (0..60_000).flat_map(|n| format!("{n} bottles of beer on the wall\n").into_bytes()).collect();
@@ -142,7 +142,7 @@ pub fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Node> {
     nodes
 }
 
-/// Asserts that two trees are the same, and names what is not.
+/// Asserts that two trees are equal, and names the differences.
 pub fn assert_same(left: &BTreeMap<PathBuf, Node>, right: &BTreeMap<PathBuf, Node>, what: &str) {
     let names: BTreeSet<_> = left.keys().chain(right.keys()).collect();
     for name in names {
@@ -150,7 +150,7 @@ pub fn assert_same(left: &BTreeMap<PathBuf, Node>, right: &BTreeMap<PathBuf, Nod
     }
 }
 
-/// Runs a tool of the machine and gives what it printed; it must succeed.
+/// Runs a tool, which must succeed, and returns its output.
 pub fn tool(command: &mut Command) -> String {
     let output = command.env("LC_ALL", "C.UTF-8").output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

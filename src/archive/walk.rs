@@ -1,7 +1,7 @@
-//! Which files of a tree a pattern matches.
+//! Finds the files of a tree that match a pattern.
 //!
-//! One walk carries the positions in all alternatives of the pattern at once, as a nondeterministic automaton does. Each
-//! directory is listed at most once, so the cost is at most entries times segments, whatever the pattern is.
+//! One walk tracks the positions in all alternatives of the pattern at once, like a nondeterministic automaton. Each
+//! directory is listed at most once, so the cost is at most entries times segments for any pattern.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -14,19 +14,19 @@ use super::glob::Segment;
 use super::root::{Kind, Root, kind_of};
 use super::warnings::Warnings;
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Default)]
 pub struct Found {
-    /// What matches, and everything below a directory that matches.
+    /// The matching entries, and everything below matching directories.
     pub matches: BTreeSet<Entry>,
-    /// What the author of the pattern should hear.
+    /// Messages for the author of the pattern.
     pub problems: Warnings,
 }
 
-/// How far a path has matched: an alternative, and its next segment.
+/// The progress of a match: an alternative, and its next segment.
 type Position = (usize, usize);
 
-/// Finds what any of the alternatives matches. No link is followed.
+/// Finds the entries that match one of the alternatives; follows no link.
 pub fn walk(root: &Root, alternatives: &[&[Segment]]) -> Found {
     let mut walk = Walk { root, alternatives, found: Found::default(), pending: Vec::new() };
     let start = walk.closed((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
@@ -41,14 +41,14 @@ struct Walk<'a> {
     root: &'a Root,
     alternatives: &'a [&'a [Segment]],
     found: Found,
-    /// Directories that are still to be visited.
+    /// The directories to visit.
     pending: Vec<(PathBuf, Vec<Position>)>,
 }
 
 impl Walk<'_> {
-    /// Looks at what is in a directory.
+    /// Processes the entries of a directory.
     fn visit(&mut self, directory: &Path, positions: &[Position]) {
-        // A directory in which only certain names count need not be listed.
+        // If only literal names can match, the directory need not be listed.
         let names: Option<BTreeSet<OsString>> = positions
             .iter()
             .map(|&(alternative, at)| match &self.alternatives[alternative][at] {
@@ -71,7 +71,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The positions behind a name.
+    /// The positions after a name.
     fn after(&self, positions: &[Position], name: &OsStr, kind: Kind) -> Vec<Position> {
         let next = positions.iter().filter_map(|&(alternative, at)| match &self.alternatives[alternative][at] {
             Segment::AnyDepth => (kind == Kind::Directory).then_some((alternative, at)),
@@ -80,7 +80,7 @@ impl Walk<'_> {
         self.closed(next.collect())
     }
 
-    /// Adds the positions that are reached without another name: `**` also stands for no directory.
+    /// Adds the positions that need no further name: `**` can match no directory.
     fn closed(&self, mut positions: Vec<Position>) -> Vec<Position> {
         let mut index = 0;
         while let Some(&(alternative, at)) = positions.get(index) {
@@ -102,14 +102,14 @@ impl Walk<'_> {
             Kind::Directory => self.pending.push((path, positions)),
             Kind::Link if self.root.leads_to_directory(&path) => {
                 let link = path.display();
-                let what = "a symbolic link is packed as a link; nothing is read through it";
+                let what = "a symbolic link is packed as a link and not followed";
                 self.found.problems.push(format!("{link}: {what}"));
             }
             _ => {}
         }
     }
 
-    /// Takes a match and, where it is a directory, everything below it.
+    /// Adds a match and, if it is a directory, everything below it.
     fn take_all(&mut self, path: PathBuf, kind: Kind) {
         let mut taken = vec![(path, kind)];
         while let Some((path, kind)) = taken.pop() {
@@ -152,12 +152,12 @@ mod tests {
         found.matches.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect()
     }
 
-    /// Each directory is visited once, however many ways through the pattern lead there: the work is counted by the
-    /// positions that it carries.
+    /// Each directory is visited once, although many ways through the pattern lead there; the number of tracked
+    /// positions is the measure.
     #[test]
-    fn many_double_stars_over_a_deep_tree_stay_cheap() {
+    fn many_double_stars_over_a_deep_tree_have_linear_cost() {
         let project = Project::new();
-        // One call would be longer than a path may be.
+        // Created step by step: the whole path is longer than a system call accepts.
         let mut here = std::fs::File::open(project.path()).unwrap();
         for _ in 0..1900 {
             nix::sys::stat::mkdirat(&here, "d", nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -177,13 +177,13 @@ mod tests {
         }
         assert!(visited <= 1901 && carried <= 1901 * (segments.len() + 1), "{visited} {carried}");
         assert!(walk.found.matches.is_empty());
-        // Standard library and `TempDir` hold a descriptor open for each level.
+        // The standard library and `TempDir` hold a descriptor open for each level.
         tool(Command::new("rm").arg("-rf").arg(project.path()));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// The walk and the pattern itself agree on every path.
+        /// The walk and the pattern agree on every path.
         #[test]
         fn finds_what_the_pattern_matches(
             files in proptest::collection::btree_set("[ab]{1,2}(/[ab]{1,2}){0,3}", 0..12),
@@ -198,7 +198,7 @@ mod tests {
             }
             let parsed = Pattern::parse(&pattern).unwrap();
             let all = names(&project, "**");
-            // A directory that matches stands for everything below it.
+            // A matching directory includes everything below it.
             let is_meant = |name: &&String| {
                 let parts: Vec<&str> = name.split('/').collect();
                 let matched = |end: usize| parsed.matches(parts[..end].join("/").as_bytes());

@@ -1,11 +1,11 @@
-//! Warnings about files, of which a job can make as many as it likes: a log keeps the first ones and the count.
+//! Warnings about files. A job can cause any number of them, so the log shows only the first ones and a count.
 
 use std::ops::Deref;
 
-/// Lines that are kept.
+/// The number of warnings that are shown.
 pub const LINES_MAX: usize = 100;
 
-/// The first warnings, and at last how many more there were.
+/// The first warnings, and the number of further ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Warnings {
     lines: Vec<String>,
@@ -13,7 +13,7 @@ pub struct Warnings {
 }
 
 impl Warnings {
-    /// Adds a warning, or counts it.
+    /// Adds a warning, or counts it if there are too many.
     pub fn push(&mut self, text: String) {
         if self.lines.len() < LINES_MAX {
             return self.lines.push(text);
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_are_shown_and_the_others_counted() {
+    fn shows_the_first_warnings_and_counts_the_others() {
         let mut warnings = Warnings::default();
         for n in 0..200_000 {
             warnings.push(format!("file {n}"));

@@ -1,4 +1,4 @@
-//! Writing zip: streamed, with modes, times, links and names as they are; Zip64 where it must be.
+//! Writes zip archives as a stream, with exact modes, times, links and names; with Zip64 where needed.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -18,8 +18,8 @@ use super::feed::{Content, Feed, FileContent, Loaded, Small, stream};
 use super::pool::{Pool, with_pool};
 use super::root::Root;
 
-/// Writes an archive of the entries to `sink`, compressing on all cores. What cannot be read is left out with a
-/// warning; only a sink that fails ends it.
+/// Writes an archive of the entries to `sink`, compressing on all cores. Unreadable entries are skipped with a warning;
+/// only a write error of `sink` is an error.
 pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink: W) -> io::Result<Written> {
     with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
@@ -117,16 +117,17 @@ fn in_zip(method: Method) -> CompressionMethod {
 
 const OWNER: ExtraFieldId = ExtraFieldId::INFO_ZIP_UNIX_UID_GID;
 const TIME: ExtraFieldId = ExtraFieldId::EXTENDED_TIMESTAMP;
-/// Build tools compare times below a second; of the registered fields only this one has room for them.
+/// The extra field for exact times: build tools compare fractions of seconds, and no other registered field stores
+/// them.
 pub const EXACT_TIME: ExtraFieldId = ExtraFieldId::NTFS;
-/// Seconds from 1601, where times of [`EXACT_TIME`] begin, to 1970.
+/// The seconds from 1601, the epoch of [`EXACT_TIME`], to 1970.
 pub const EXACT_TIME_EPOCH: u64 = 11_644_473_600;
-/// [`EXACT_TIME`] counts in units of 100 nanoseconds; so many are a second.
+/// [`EXACT_TIME`] has a resolution of 100 nanoseconds: this many units per second.
 pub const EXACT_TIME_TICKS: u64 = 10_000_000;
-/// In front of the times in [`EXACT_TIME`]: four reserved bytes, the tag of times, and the size of all three.
+/// The start of [`EXACT_TIME`]: four reserved bytes, the tag for times, and the size of the three times.
 pub const EXACT_TIME_START: [u8; 8] = [0, 0, 0, 0, 1, 0, 24, 0];
 
-/// Adds what is known about a file.
+/// Adds the metadata of a file.
 fn described<'archive, 'path, W: Write>(
     builder: ZipFileBuilder<'archive, 'path, W>,
     stat: &FileStat,
@@ -140,7 +141,7 @@ fn described<'archive, 'path, W: Write>(
     builder.extra_field(OWNER, &owner(stat), Header::default()).map_err(broken)
 }
 
-/// The content of [`EXACT_TIME`], for a file whose time is no whole second.
+/// The content of [`EXACT_TIME`]; `None` if the time is a whole second.
 fn exact_time_of(stat: &FileStat) -> Option<[u8; 32]> {
     let (seconds, nanoseconds) = (u64::try_from(stat.st_mtime).ok()?, u64::try_from(stat.st_mtime_nsec).ok()?);
     let ticks = seconds.checked_add(EXACT_TIME_EPOCH)?.checked_mul(EXACT_TIME_TICKS)? + nanoseconds / 100;
@@ -152,14 +153,14 @@ fn exact_time_of(stat: &FileStat) -> Option<[u8; 32]> {
     (nanoseconds != 0).then_some(field)
 }
 
-/// The time to the second for the local header, where unzip looks for it; the crate itself writes the central one.
+/// The time in seconds for the local header, which unzip reads; the zip crate writes the central one.
 fn time_of(stat: &FileStat) -> [u8; 5] {
     let seconds = stat.st_mtime.clamp(0, u32::MAX.into()) as u32;
     let [a, b, c, d] = seconds.to_le_bytes();
     [1, a, b, c, d]
 }
 
-/// Owner and group as Info-ZIP writes them.
+/// Owner and group in the format of Info-ZIP.
 fn owner(stat: &FileStat) -> [u8; 11] {
     let mut field = [1, 4, 0, 0, 0, 0, 4, 0, 0, 0, 0];
     field[2..6].copy_from_slice(&stat.st_uid.to_le_bytes());
@@ -171,8 +172,8 @@ fn entry_path(path: &Path) -> EntryPath<'_> {
     entry_name(path.as_os_str().as_bytes().to_vec())
 }
 
-/// The name as it is: the crate's own clean-up would turn `a:b` and `a\b` into other names. (Such a name goes without
-/// the UTF-8 flag; tools on Unix take its bytes as they are.)
+/// The exact name: the crate's normalisation would turn `a:b` and `a\b` into other names. (Such a name lacks the UTF-8
+/// flag; Unix tools use its bytes as they are.)
 fn entry_name(name: Vec<u8>) -> EntryPath<'static> {
     match String::from_utf8(name) {
         Ok(text) if is_conformant(text.as_bytes()) => EntryPath::conformant(text),
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tools_unpack_what_was_packed() {
+    fn unzip_unpacks_the_archive() {
         for level in [Level::Fastest, Level::Fast, Level::Default, Level::Slowest] {
             let project = sample();
             let written = pack(&project, level);
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn with_zstd_it_is_a_zip_archive_all_the_same() {
+    fn an_archive_with_zstd_is_a_valid_zip_archive() {
         for level in [Level::Fastest, Level::Default, Level::Slowest] {
             let project = sample();
             let archive = File::create(project.beside("a.zip")).unwrap();
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_vanishes_or_hides_is_a_warning() {
+    fn a_missing_or_unreadable_file_is_a_warning() {
         let project = Project::new();
         project.write("a", b"a").write("b", b"b").write("c", b"c");
         let entries = project.entries();
@@ -254,12 +255,12 @@ mod tests {
         let written = write(&project.root(), &entries, Format::Zip, Level::Default, archive).unwrap();
         assert_eq!(written.entries, 1);
         assert_eq!(written.warnings.len(), 2);
-        assert!(written.warnings[0].starts_with("a: left out: "), "{:?}", written.warnings);
+        assert!(written.warnings[0].starts_with("a: skipped: "), "{:?}", written.warnings);
         assert_eq!(tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip"))), "c\n");
     }
 
     #[test]
-    fn a_file_that_grows_meanwhile_ends() {
+    fn a_growing_file_is_cut_at_its_original_size() {
         struct Growing<'a>(&'a Project, Vec<u8>);
         impl Write for Growing<'_> {
             fn write(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -276,14 +277,14 @@ mod tests {
         project.write("log", &vec![b'l'; 3_000_000]);
         let mut sink = Growing(&project, Vec::new());
         let written = write(&project.root(), &project.entries(), Format::Zip, Level::Default, &mut sink).unwrap();
-        assert_eq!(*written.warnings, ["log: changed while it was being packed"]);
+        assert_eq!(*written.warnings, ["log: changed while it was packed"]);
         assert_eq!(written.bytes, 3_000_000);
         fs::write(project.beside("a.zip"), sink.1).unwrap();
         tool(Command::new("unzip").arg("-tqq").arg(project.beside("a.zip")));
     }
 
     #[test]
-    fn a_sink_that_fails_ends_it() {
+    fn a_write_error_ends_packing() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_stay_what_they_are() {
+    fn preserves_names_that_are_not_utf8() {
         let project = Project::new();
         let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
         fs::write(project.path().join(name), "x").unwrap();
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn more_entries_than_old_zip_can_count() {
+    fn packs_more_entries_than_fit_without_zip64() {
         let project = Project::new();
         project.write("file", b"");
         let entry = project.entries().remove(0);

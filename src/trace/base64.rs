@@ -1,10 +1,10 @@
-//! A secret in Base64, as scripts print it by `base64` or in an `Authorization` header.
+//! The Base64 forms of a secret, as printed by `base64` or in an `Authorization` header.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// What must stand in any Base64 text that encodes `value`, alone or amid other bytes: one form for each way in which
-/// it can lie across groups of three bytes, without the characters that its neighbours have a part in, and those forms
-/// once more in the alphabet for URLs where they differ.
+/// The texts that every Base64 encoding of `value` contains, alone or amid other bytes: one for each alignment of the
+/// value within groups of three bytes, without the characters that also encode neighbouring bytes; and their forms in
+/// the URL-safe alphabet if they differ.
 pub fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
     for before in 0..3 {
@@ -26,10 +26,10 @@ fn url_letter(letter: u8) -> u8 {
     }
 }
 
-/// The characters that depend on `value` alone when it stands behind `before` bytes.
+/// The characters that depend only on `value` if `before` bytes precede it.
 fn encode(value: &[u8], before: usize) -> Vec<u8> {
     let bit = |at: usize| value[at / 8] >> (7 - at % 8) & 1;
-    // The first character that begins within the value begins this many bits after its first.
+    // The offset in bits from the start of the value to the first character that lies completely within it.
     let skipped = (6 - before * 8 % 6) % 6;
     let whole = (value.len() * 8 - skipped) / 6;
     let sextet = |index: usize| (0..6).fold(0, |sum, at| sum << 1 | bit(skipped + index * 6 + at));
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_a_value_wherever_it_lies() {
+    fn finds_a_value_at_any_alignment() {
         for (text, value) in [
             ("czNjcjN0LXZhbHVl", "s3cr3t-value"),
             // user:s3cr3t-value, me:s3cr3t-value, "a: s3cr3t-value\n"
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_the_neighbours_have_no_part_in() {
+    fn omits_characters_that_depend_on_neighbouring_bytes() {
         let forms: Vec<String> =
             forms(b"s3cr3t-value").into_iter().map(|form| String::from_utf8(form).expect("text")).collect();
         assert_eq!(forms, ["czNjcjN0LXZhbHVl", "MzY3IzdC12YWx1Z", "zM2NyM3QtdmFsdW"]);

@@ -1,4 +1,4 @@
-//! The checksum of a log that grows: each byte is read once, whatever is sent again.
+//! The checksum of a growing log. Each byte is read once, even if it is sent repeatedly.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::coordinator::TraceSummary;
 
-/// CRC-32 over the beginning of a file.
+/// The CRC-32 of the beginning of a file.
 #[derive(Default)]
 pub struct Checksum {
     hasher: crc32fast::Hasher,
@@ -14,7 +14,8 @@ pub struct Checksum {
 }
 
 impl Checksum {
-    /// Takes in what is new of `bytes`, which stand at `start`; a gap before them is left to [`Self::summary`].
+    /// Adds the new part of `bytes`, which begin at offset `start`. If there is a gap before them, [`Self::summary`]
+    /// reads it later.
     pub fn take(&mut self, start: u64, bytes: &[u8]) {
         let known = self.covered.checked_sub(start).and_then(|known| usize::try_from(known).ok());
         if let Some(fresh) = known.and_then(|known| bytes.get(known..)) {
@@ -23,7 +24,7 @@ impl Checksum {
         }
     }
 
-    /// Size and checksum of the first `size` bytes of `file`; `buffer` is room to read into.
+    /// Size and checksum of the first `size` bytes of `file`; `buffer` is used for reading.
     pub fn summary(&mut self, file: &File, size: u64, buffer: &mut [u8]) -> io::Result<TraceSummary> {
         while self.covered < size {
             let length = usize::try_from(size - self.covered).unwrap_or(usize::MAX).min(buffer.len());

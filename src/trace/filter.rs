@@ -1,11 +1,11 @@
-//! From raw output to log: masked, valid UTF-8, stamped. One filter a stream.
+//! Turns raw output into log text: masked, valid UTF-8, with time stamps. There is one filter per stream.
 
 use super::FilterSpec;
 use super::mask::Masker;
 use super::patterns::Masks;
 use super::stamp::{Output, Stamper};
 
-/// One stream's way into the log.
+/// The filter of one stream.
 pub struct Filter<'a> {
     masker: Masker<'a>,
     text: Utf8,
@@ -14,7 +14,7 @@ pub struct Filter<'a> {
 }
 
 impl<'a> Filter<'a> {
-    /// A stream at its beginning; see [`Stamper::new`] for `stream`.
+    /// See [`Stamper::new`] for `stream`.
     pub fn new(masks: &'a Masks, spec: &FilterSpec, stream: u8, output: Output) -> Self {
         Self {
             masker: Masker::new(masks),
@@ -24,21 +24,21 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// Takes output and appends what is ready for the log to `out`.
+    /// Processes output, and appends the finished part to `out`.
     pub fn push(&mut self, output: &[u8], out: &mut Vec<u8>) {
         self.masked.clear();
         self.masker.push(output, &mut self.masked);
         stamp(&mut self.stamper, self.text.push(&self.masked), out);
     }
 
-    /// The stream is silent: shows a line that has no end yet, but never what may be the start of a secret.
+    /// The stream is silent: emits an incomplete line, but nothing that could be the start of a secret.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
         if let Some(stamper) = &mut self.stamper {
             stamper.flush(out);
         }
     }
 
-    /// The stream is over.
+    /// The stream has ended.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         self.masked.clear();
         self.masker.finish(&mut self.masked);
@@ -55,16 +55,16 @@ fn stamp(stamper: &mut Option<Stamper>, text: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// Replaces what is not UTF-8 by U+FFFD; a character split over writes stays whole.
+/// Replaces invalid UTF-8 by U+FFFD; a character that is split over several writes is kept.
 #[derive(Default)]
 struct Utf8 {
-    /// The beginning of a character, at most three bytes.
+    /// The start of an incomplete character: at most three bytes.
     begun: Vec<u8>,
     mended: String,
 }
 
 impl Utf8 {
-    /// What is text of all so far; mostly that is `bytes` itself.
+    /// The valid text so far; usually `bytes` itself.
     fn push<'t>(&'t mut self, bytes: &'t [u8]) -> &'t str {
         if self.begun.is_empty() {
             if let Ok(text) = std::str::from_utf8(bytes) {
@@ -95,7 +95,7 @@ impl Utf8 {
         }
     }
 
-    /// The stream is over: a character that was begun stays without its end.
+    /// The stream has ended: an incomplete character is replaced.
     fn finish(&mut self) -> &'static str {
         let begun = std::mem::take(&mut self.begun);
         if begun.is_empty() { "" } else { "\u{fffd}" }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_split_over_writes_stays_whole() {
+    fn keeps_a_character_split_over_several_writes() {
         let text = "größe ✓ 🦋".as_bytes();
         for cut in 0..=text.len() {
             assert_eq!(plain(&[&text[..cut], &text[cut..]]), "größe ✓ 🦋");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_utf8_is_replaced() {
+    fn replaces_invalid_utf8() {
         assert_eq!(plain(&[b"a\xffb\xc3"]), "a\u{fffd}b\u{fffd}");
     }
 }

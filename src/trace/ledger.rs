@@ -1,18 +1,18 @@
-//! What a log had to leave out, kept beside its spool: whoever appends next, in this process or another, must know.
+//! Records what a log had to leave out, in a file beside its spool: the next process that appends must know.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// What is missing from a log.
+/// The missing parts of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// The log has reached its limit, and says so.
+    /// The log has reached its limit and contains a notice of that.
     pub cut: bool,
-    /// Bytes of output that came after that.
+    /// The number of output bytes after the limit.
     pub dropped: u64,
-    /// Bytes that the disk did not take and of which the log says nothing yet.
+    /// The number of bytes that did not fit on the disk and that the log does not mention yet.
     pub lost: u64,
 }
 
@@ -37,15 +37,16 @@ impl Losses {
     }
 }
 
-/// The file of a spool's losses. Read and written only by who holds the spool's lock.
+/// The losses file of a spool. Only the holder of the spool's lock may read or write it.
 pub struct Ledger {
-    /// `None` where the disk had no room even for it: then each process knows only its own losses.
+    /// `None` if it could not be created on a full disk: then each process knows only its own losses.
     file: Option<File>,
     latest: Mutex<Losses>,
 }
 
 impl Ledger {
-    /// Opens or makes the ledger of the spool at `path`. Its block is taken at once: when it is needed, the disk is full.
+    /// Opens or creates the ledger of the spool at `path`. Allocates its disk block at once: when it is needed, the
+    /// disk is full.
     pub fn open(path: &Path) -> Self {
         let path = path.with_extension("losses");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
@@ -53,7 +54,6 @@ impl Ledger {
         Self { file: file.ok(), latest }
     }
 
-    /// What is missing so far.
     pub fn read(&self) -> Losses {
         let mut bytes = [0; Losses::SIZE];
         match &self.file {
@@ -62,7 +62,6 @@ impl Ledger {
         }
     }
 
-    /// Notes what is missing now.
     pub fn write(&self, losses: Losses) {
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = losses;
         if let Some(Err(error)) = self.file.as_ref().map(|file| file.write_all_at(&losses.encode(), 0)) {
@@ -70,7 +69,7 @@ impl Ledger {
         }
     }
 
-    /// Takes the ledger's place on the disk.
+    /// Allocates the disk block of the ledger.
     pub fn reserve(&self) {
         let made = self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|it| it.len() == 0);
         if made {

@@ -1,4 +1,4 @@
-//! The agent's own lines in a job's log, in the colours that job authors know, and the markers of sections.
+//! The agent's own lines in a job's log, in gitlab-runner's colours, and the section markers.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::spool::{Claim, Spool};
 use super::stamp::Output;
 use super::{FilterSpec, Masks};
 
-/// Streams of the log (GitLab's numbers).
+/// The stream numbers that GitLab uses.
 const AGENT: u8 = 0;
 const SERVICES: u8 = 0x0f;
 
@@ -20,12 +20,12 @@ const CYAN: &str = "\x1b[36;1m";
 const RED: &str = "\x1b[31;1m";
 const YELLOW: &str = "\x1b[0;33m";
 
-/// Writes the agent's lines of one job.
+/// Writes the agent's lines into the log of one job.
 pub struct Trace {
     spool: Spool,
     spec: FilterSpec,
     masks: Masks,
-    /// The server folds sections (`features.trace_sections`).
+    /// Whether GitLab supports collapsible sections (`features.trace_sections`).
     sections: bool,
 }
 
@@ -36,18 +36,18 @@ impl Trace {
         Ok(Self { spool, masks: spec.patterns(), spec: spec.clone(), sections })
     }
 
-    /// A yellow line: something is not as the job asked, and it goes on.
+    /// A yellow line: something is not as the job requested, but the job continues.
     pub fn warning(&self, text: &str) {
         self.write(&format!("{YELLOW}WARNING: {text}{RESET}\n"), Claim::Result);
     }
 
-    /// A line of a service.
+    /// A line of output of a service.
     pub fn service(&self, text: &str) {
         self.write_as(SERVICES, &format!("{text}\n"), Claim::Output);
     }
 
-    /// Begins a section with its heading and first lines, and ends the one before it. All of it is one piece: it is in
-    /// the log whole or not at all, which is how a later agent knows whether it was said.
+    /// Ends the previous section, and starts a section with its heading and first lines. The whole text is one atomic
+    /// append: the next agent can tell from the log whether it was written.
     pub fn turn_to(&self, before: Option<&str>, section: &str, heading: &str, lines: &[String]) {
         let end = before.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let start = self.marker("section_start", section);
@@ -55,27 +55,27 @@ impl Trace {
         self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), Claim::Output);
     }
 
-    /// Ends the last section and says how the job came out; never dropped, and one piece.
+    /// Ends the last section and writes the result of the job, as one atomic append that is never dropped.
     pub fn conclude(&self, section: Option<&str>, well: bool, text: &str) {
         let end = section.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let dropped = match self.spool.dropped() {
             0 => String::new(),
             bytes => {
-                format!("{YELLOW}WARNING: {bytes} bytes of output came after the log's limit and are lost{RESET}\n")
+                format!("{YELLOW}WARNING: {bytes} bytes of output exceeded the limit of the log and are lost{RESET}\n")
             }
         };
         let line = if well { format!("{GREEN}{text}{RESET}\n") } else { format!("{RED}ERROR: {text}{RESET}\n") };
         self.write(&format!("{end}{dropped}{line}"), Claim::Result);
     }
 
-    /// Several plain lines, and warnings below them, in one piece.
+    /// Several plain lines, followed by warnings, as one atomic append.
     pub fn header(&self, lines: &[String], warnings: &[String]) {
         let lines = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n"));
         let warnings = warnings.iter().map(|text| format!("{YELLOW}WARNING: {text}{RESET}\n"));
         self.write(&lines.chain(warnings).collect::<String>(), Claim::Output);
     }
 
-    /// Bytes of log so far.
+    /// The number of bytes in the log.
     pub fn size(&self) -> u64 {
         self.spool.size()
     }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_lines_and_sections_masked() {
+    fn masks_lines_and_sections() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { masks: vec!["hunter22".into()], limit: 1 << 20, ..FilterSpec::default() };
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_says_how_much_the_limit_kept_out() {
+    fn the_last_line_tells_how_much_the_limit_dropped() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
@@ -135,8 +135,7 @@ mod tests {
         Spool::open(&path, 8).expect("opened").append(b"1234567890", Claim::Output).expect("appended");
         trace.conclude(None, false, "Job failed");
         let text = std::fs::read_to_string(&path).expect("text");
-        let expected =
-            "WARNING: 2 bytes of output came after the log's limit and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
+        let expected = "WARNING: 2 bytes of output exceeded the limit of the log and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
         assert!(text.contains(expected), "{text}");
     }
 }

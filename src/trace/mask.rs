@@ -1,40 +1,39 @@
-//! Secrets never reach the log: one streaming filter that holds however the text is cut into writes.
+//! Masks secrets in a stream, regardless of how the text is split into writes.
 //!
-//! Each byte is either shown or hidden. Hidden is what belongs to an occurrence of a value, wherever it begins, and what
-//! runs on behind a prefix; so overlapping secrets hide all of themselves. Nothing is emitted that could still become
-//! the start of a secret: exactly the tail that is a proper prefix of a pattern is held back until more text comes or
-//! the stream ends.
+//! Each byte is either shown or hidden. A byte is hidden if it belongs to any occurrence of a value, or to the text
+//! that follows a token prefix; overlapping secrets are hidden completely. Text that may still become the start of a
+//! secret is not emitted: the filter holds back exactly the tail that is a proper prefix of a pattern, until more text
+//! arrives or the stream ends.
 
 use super::patterns::{Found, Masks, Run};
 
-/// What stands in for a secret.
+/// The replacement of a secret.
 const MASK: &[u8] = b"[MASKED]";
 
-/// One stream's way through the masks.
+/// Masks one stream.
 pub struct Masker<'a> {
     masks: &'a Masks,
-    /// The tail that may become the start of a secret.
+    /// The tail that may be the start of a secret.
     held: Vec<u8>,
-    /// How many of the next bytes belong to a value.
+    /// The number of following bytes that belong to a value.
     value: usize,
-    /// Prefixes that are going by: bytes to their end, and what runs on behind it.
+    /// Token prefixes in progress: the bytes to their end, and the kind of text that follows.
     prefixes: Vec<(usize, Run)>,
     token_runs: bool,
     parameter_runs: bool,
     last: Last,
 }
 
-/// What became of the last byte.
+/// How the last byte was treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Shown,
     Hidden,
-    /// Hidden, and the last one of a value: another value right behind gets a mask of its own.
+    /// Hidden, and the last byte of a value: if another value follows directly, it gets its own mask.
     ValueEnded,
 }
 
 impl<'a> Masker<'a> {
-    /// A stream at its beginning.
     pub fn new(masks: &'a Masks) -> Self {
         Self {
             masks,
@@ -47,7 +46,7 @@ impl<'a> Masker<'a> {
         }
     }
 
-    /// Takes `text` and appends to `out` what is certain not to be (the start of) a secret.
+    /// Processes `text`, and appends to `out` everything that is certainly not the start of a secret.
     pub fn push(&mut self, text: &[u8], out: &mut Vec<u8>) {
         if self.held.is_empty() {
             let done = self.scan(text, out, false);
@@ -61,14 +60,14 @@ impl<'a> Masker<'a> {
         self.held = joined;
     }
 
-    /// The stream is over: what was held back is no secret.
+    /// The stream has ended: the held text is not a secret.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
         self.scan(&held, out, true);
         *self = Self::new(self.masks);
     }
 
-    /// Goes over `text` and returns how much of it is settled; `last` settles all of it.
+    /// Processes `text` and returns the length of the decided part; `last` decides all of it.
     fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, last: bool) -> usize {
         let mut position = 0;
         while position < text.len() {
@@ -95,7 +94,7 @@ impl<'a> Masker<'a> {
         position
     }
 
-    /// The first position from `from` on at which something begins, or may begin if the text is not over; else the end.
+    /// The first position, at or after `from`, where a pattern begins, or may begin if more text follows; else the end.
     fn next_match(&self, text: &[u8], from: usize, last: bool) -> (usize, Option<Found>) {
         let mut at = self.masks.next_candidate(text, from);
         while at < text.len() {
@@ -108,12 +107,12 @@ impl<'a> Masker<'a> {
         (at, None)
     }
 
-    /// The next byte belongs to a value, and nothing else that began earlier reaches it.
+    /// Whether the next byte belongs to a value, and no other match that began earlier covers it.
     fn is_in_value(&self) -> bool {
         self.value > 0 && self.prefixes.is_empty() && !self.token_runs && !self.parameter_runs
     }
 
-    /// Hides the bytes of a value up to the first at which something else may begin; returns how many.
+    /// Hides the bytes of a value up to the first position where another pattern may begin; returns their number.
     fn pass_value(&mut self, text: &[u8], from: usize) -> usize {
         let end = text.len().min(from + self.value + 1);
         let passed = self.masks.next_candidate(&text[..end], from).min(from + self.value) - from;
@@ -124,12 +123,12 @@ impl<'a> Masker<'a> {
         passed
     }
 
-    /// Nothing that began earlier reaches the next byte.
+    /// Whether no match that began earlier covers the next byte.
     fn is_idle(&self) -> bool {
         self.value == 0 && self.prefixes.is_empty() && !self.token_runs && !self.parameter_runs
     }
 
-    /// Shows or hides one byte, where `found` begins.
+    /// Shows or hides one byte, at which `found` begins.
     fn step(&mut self, byte: u8, found: &Found, out: &mut Vec<u8>) {
         let adjacent = self.last == Last::ValueEnded && found.value > 0 && !found.continues;
         self.value = self.value.max(found.value);
@@ -148,7 +147,8 @@ impl<'a> Masker<'a> {
         self.value = self.value.saturating_sub(1);
     }
 
-    /// Begins the runs whose prefix is over, and ends those that do not take `byte`; a value does not interrupt them.
+    /// Starts the runs whose prefix has ended, and ends those that do not accept `byte`; a value does not interrupt a
+    /// run.
     fn advance_runs(&mut self, byte: u8) {
         self.prefixes.retain_mut(|(left, run)| {
             let begins = *left == 0;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_values_prefix_tails_and_parameters() {
+    fn masks_values_tokens_and_url_parameters() {
         for (text, expected) in [
             ("a s3cr3t b", "a [MASKED] b"),
             ("s3cr3ts3cr3t", "[MASKED][MASKED]"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_back_only_what_may_become_a_secret() {
+    fn holds_back_only_possible_starts_of_secrets() {
         let masks = Masks::new(&["secret".to_owned()], &[]);
         let mut masker = Masker::new(&masks);
         let mut out = Vec::new();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_values_and_a_long_one() {
+    fn masks_with_ten_thousand_values_and_a_long_one() {
         let mut values: Vec<String> = (0..10_000).map(|number| format!("value-{number:05}-end")).collect();
         let long: String =
             (0..1_u64 << 17).map(|number| format!("{:08x}", number.wrapping_mul(2_654_435_761) as u32)).collect();
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(String::from_utf8(out).expect("text"), "a [MASKED] b [MASKED]");
     }
 
-    /// The rule itself, byte for byte over the whole text: what is hidden, whatever begins where.
+    /// The rule for each byte of the whole text: which bytes are hidden.
     fn hidden(values: &[&str], text: &[u8]) -> Vec<bool> {
         let mut hidden = vec![false; text.len()];
         for at in 0..text.len() {
@@ -294,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_split_changes_the_outcome_and_nothing_hidden_survives(
+        fn the_result_is_the_same_for_every_split_and_hides_all_secrets(
             pieces in proptest::collection::vec("[ab-]{1,3}|&?rss_token=|custom-| ", 0..20),
             values in proptest::collection::vec("[ab]{2,5}|stom|b-a b|n=b", 0..4),
             cuts in proptest::collection::vec(0..200_usize, 0..6),
@@ -315,7 +315,7 @@ mod tests {
             let hidden = hidden(&values, text.as_bytes());
             let shown: String = text.chars().zip(&hidden).filter(|(_, hidden)| !**hidden).map(|(letter, _)| letter).collect();
             prop_assert_eq!(whole.replace("[MASKED]", ""), shown);
-            // A mask stands where something hidden begins.
+            // One mask replaces each hidden run.
             let runs = hidden.chunk_by(|a, b| a == b).filter(|run| run[0]).count();
             prop_assert!(whole.matches("[MASKED]").count() >= runs);
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
@@ -330,7 +330,7 @@ mod tests {
         }
 
         #[test]
-        fn bytes_that_are_no_text_pass_unharmed(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn bytes_that_are_not_utf8_are_unchanged(text in proptest::collection::vec(any::<u8>(), 0..200)) {
             let masks = Masks::new(&["größe".to_owned()], &[]);
             let mut masker = Masker::new(&masks);
             let mut out = Vec::new();

@@ -1,7 +1,7 @@
-//! The job's log: masked, stamped, cut into sections, kept in a spool file on disk, and uploaded from there.
+//! The job's log: masked, time-stamped, divided into sections, kept in a spool file on disk, and uploaded from there.
 //!
-//! Two processes append to one spool: the agent (its own lines) and the shim (a step's output). What stands in the
-//! spool is exactly what the server gets: size and checksum are those of the file. This layer never runs anything.
+//! Two processes append to one spool: the agent (its own lines) and the shim (the output of a step). The spool contains
+//! exactly the bytes that GitLab gets: size and checksum are those of the file. This layer never runs a process.
 
 mod base64;
 mod checksum;
@@ -24,21 +24,21 @@ pub use spool::{Claim, Spool};
 pub use stamp::Output;
 pub use upload::{Delivery, UploadOptions, Uploader};
 
-/// How output becomes log: the same for the agent's own lines and for a step's output.
+/// How output is turned into log text: the same for the agent's own lines and for the output of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterSpec {
-    /// Values to replace by `[MASKED]`, as they stand (not yet split into lines).
+    /// The values to replace by `[MASKED]`, not yet split into lines.
     pub masks: Vec<String>,
-    /// Token prefixes from the server, beside the built-in ones.
+    /// Token prefixes from GitLab, in addition to the built-in ones.
     pub token_prefixes: Vec<String>,
-    /// Stamp each line with time and stream (`FF_TIMESTAMPS`).
+    /// Begin each line with time and stream (`FF_TIMESTAMPS`).
     pub timestamps: bool,
-    /// Size of the log, in bytes, after which output is dropped.
+    /// The size of the log, in bytes, after which output is dropped.
     pub limit: u64,
 }
 
 impl FilterSpec {
-    /// The patterns to search for.
+    /// Compiles the patterns.
     pub fn patterns(&self) -> Masks {
         Masks::new(&self.masks, &self.token_prefixes)
     }

@@ -1,11 +1,11 @@
-//! What to look for in a log: secret values, prefixes of tokens, parameters of URLs; and a quick search for them.
+//! The patterns that are masked in a log (secret values, token prefixes, URL parameters), and a fast search for them.
 //!
-//! A table of first pairs of bytes passes over most of a text; where a pattern may begin, the sorted patterns are
-//! narrowed byte by byte. Neither the number of values nor their length makes ordinary text slower than that.
+//! A table of the first two bytes of all patterns skips most of the text. Where a pattern may begin, a search in the
+//! sorted patterns compares byte by byte. So ordinary text costs the same for any number and length of values.
 
 use super::{base64, quoted};
 
-/// Prefixes of GitLab's own tokens: the prefix stays, what follows is masked.
+/// The prefixes of GitLab's own tokens. The prefix is shown, the text after it is masked.
 const TOKEN_PREFIXES: [&str; 14] = [
     "glpat-",
     "gloas-",
@@ -23,7 +23,7 @@ const TOKEN_PREFIXES: [&str; 14] = [
     "gltok-",
 ];
 
-/// Parameters of URLs whose values are secrets; matched in any case.
+/// URL parameters whose values are secrets; case-insensitive.
 const URL_PARAMETERS: [&[u8]; 6] = [
     b"private_token=",
     b"authenticity_token=",
@@ -33,28 +33,29 @@ const URL_PARAMETERS: [&[u8]; 6] = [
     b"x-amz-security-token=",
 ];
 
-/// What stands before the name of a parameter.
+/// The characters before the name of a URL parameter.
 const URL_OPENERS: [u8; 2] = [b'?', b'&'];
 
-/// The lines of a secret of several lines are masked one by one from this length (bytes).
+/// The shortest line, in bytes, of a multi-line secret that is masked as a line.
 const LINE_MIN: usize = 8;
 
-/// Values from this length (bytes) are masked in Base64, too; shorter ones would hide what is none of them.
+/// The shortest value, in bytes, that is masked in Base64; a shorter one would hide unrelated text.
 const BASE64_MIN: usize = 8;
-/// Up to this length: Base64 of a longer value is mostly broken into lines, and costs memory.
+/// The longest value that is masked in Base64: longer Base64 usually contains line breaks, and the patterns would cost
+/// memory.
 const BASE64_MAX: usize = 1024;
 
-/// A longer value is looked for in pieces of this many bytes, which bounds what is held back and compared.
+/// A longer value is searched for in pieces of this many bytes, which limits the text held back and compared.
 const PIECE: usize = 128;
 
-/// What a match means.
+/// The kind of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// The text itself is the secret.
+    /// The text itself is secret.
     Value,
-    /// The text goes on a secret; right behind another piece it needs no mask of its own.
+    /// The next piece of a secret; directly after the previous piece it gets no mask of its own.
     Continuation,
-    /// The text stays; the run of token characters behind it is masked.
+    /// The text is shown, and the token characters after it are masked.
     Token,
 }
 
@@ -64,17 +65,17 @@ struct Pattern {
     kind: Kind,
 }
 
-/// What runs on behind a prefix.
+/// The kind of text that follows a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Run {
-    /// The rest of a token.
+    /// The characters of a token.
     Token,
     /// The value of a URL parameter.
     Parameter,
 }
 
 impl Run {
-    /// Whether the run goes on over `byte`.
+    /// Whether `byte` continues the run.
     pub(super) fn takes(self, byte: u8) -> bool {
         match self {
             Self::Token => byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'=' | b'-'),
@@ -83,22 +84,22 @@ impl Run {
     }
 }
 
-/// What begins at a position of the text.
+/// The patterns that begin at a position of the text.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Bytes of the longest value, 0 for none.
+    /// The length of the longest value; 0 if there is none.
     pub(super) value: usize,
-    /// The longest value goes on one that ended right before.
+    /// Whether the longest value continues one that ended directly before.
     pub(super) continues: bool,
-    /// Bytes of the longest prefix, and what runs on behind it.
+    /// The length of the longest prefix, and the kind of text that follows.
     pub(super) prefix: Option<(usize, Run)>,
-    /// The text ends before it is clear whether a (longer) pattern is there.
+    /// Whether more text is needed to decide if a (longer) pattern matches.
     pub(super) open: bool,
 }
 
 impl Found {
     fn whole(&mut self, pattern: &Pattern) {
-        // Patterns come in growing length.
+        // Patterns are passed in order of increasing length.
         match pattern.kind {
             Kind::Value | Kind::Continuation => {
                 self.value = pattern.bytes.len();
@@ -108,7 +109,7 @@ impl Found {
         }
     }
 
-    /// `pattern` is the only one left that `text` may begin with.
+    /// `pattern` is the only remaining candidate for `text`.
     fn last(&mut self, pattern: &Pattern, text: &[u8]) {
         let common = text.len().min(pattern.bytes.len());
         if text[..common] == pattern.bytes[..common] {
@@ -120,7 +121,7 @@ impl Found {
         }
     }
 
-    /// `text` begins behind a `?` or `&`.
+    /// `text` begins after a `?` or `&`.
     fn parameter(&mut self, text: &[u8]) {
         for name in URL_PARAMETERS {
             let common = text.len().min(name.len());
@@ -135,18 +136,18 @@ impl Found {
     }
 }
 
-/// The patterns of a job, ready to search.
+/// The patterns of a job, ready for searching.
 pub struct Masks {
-    /// Sorted, so that those with a common beginning stand together.
+    /// Sorted, so that patterns with a common beginning are adjacent.
     patterns: Vec<Pattern>,
-    /// For each first byte the range of its patterns; empty for most.
+    /// For each first byte, the range of its patterns; most are empty.
     buckets: [(u32, u32); 256],
     pairs: Pairs,
 }
 
 impl Masks {
-    /// Patterns for these secret values and token prefixes (beside the built-in ones). Blank values are dropped;
-    /// each long line of a value of several lines counts as a value too, and so does a value in Base64 or quoted by a shell.
+    /// Patterns for secret values and token prefixes (in addition to the built-in ones). Blank values are ignored. Each
+    /// long line of a multi-line value is a value too, as are the Base64 and shell-quoted forms of a value.
     pub fn new(values: &[String], prefixes: &[String]) -> Self {
         let mut patterns = Vec::new();
         for value in values {
@@ -163,7 +164,7 @@ impl Masks {
         let tokens = TOKEN_PREFIXES.iter().copied().chain(prefixes.iter().map(|prefix| prefix.trim()));
         let tokens = tokens.filter(|prefix| !prefix.is_empty());
         patterns.extend(tokens.map(|text| Pattern { bytes: text.as_bytes().to_vec(), kind: Kind::Token }));
-        // The same text of two kinds comes as the value first; a prefix that is a value, too, stays both.
+        // For equal texts, the value sorts first; a prefix that is also a value stays both.
         patterns.sort_unstable();
         patterns.dedup_by(|a, b| a.bytes == b.bytes && (a.kind == b.kind || a.kind != Kind::Token));
         let mut masks = Self { patterns, buckets: [(0, 0); 256], pairs: Pairs::default() };
@@ -192,12 +193,12 @@ impl Masks {
         }
     }
 
-    /// The first position from `from` on at which a pattern may begin.
+    /// The first position, at or after `from`, at which a pattern may begin.
     pub(super) fn next_candidate(&self, text: &[u8], from: usize) -> usize {
         self.pairs.next(text, from)
     }
 
-    /// What begins at the start of `text`.
+    /// The patterns that begin at the start of `text`.
     pub(super) fn find(&self, text: &[u8]) -> Found {
         let mut found = Found::default();
         let Some(first) = text.first() else { return found };
@@ -209,7 +210,7 @@ impl Masks {
         }
         let (low, high) = self.buckets[usize::from(*first)];
         let mut fitting = &self.patterns[low as usize..high as usize];
-        // Patterns are sorted: what the first and the last that still fit have in common is common to all between.
+        // Patterns are sorted: all between the first and the last remaining one share the common prefix of these two.
         let mut depth = 1;
         while let [shortest, .., last] = fitting {
             let common = common_length(&shortest.bytes[depth..], &last.bytes[depth..]);
@@ -268,10 +269,10 @@ impl Pairs {
         self.bits[usize::from(pair >> 6)] >> (pair & 63) & 1 == 1
     }
 
-    /// The first position from `from` on at which there is a pair, or where one may be once more text comes.
+    /// The first position, at or after `from`, with such a pair, or with a possible first byte at the end of the text.
     fn next(&self, text: &[u8], from: usize) -> usize {
         let mut at = from;
-        // Most of a text has none: four at a time.
+        // Most text contains none: check four positions at a time.
         while let Some(&[a, b, c, d, e]) = text[at..].first_chunk() {
             if self.has(a, b) | self.has(b, c) | self.has(c, d) | self.has(d, e) {
                 break;
@@ -284,18 +285,18 @@ impl Pairs {
             }
             at += 1;
         }
-        // The last byte has no pair yet.
+        // The last byte is not yet part of a pair.
         let may_begin = text.get(at).is_some_and(|last| self.firsts[usize::from(*last)]);
         if may_begin { at } else { text.len() }
     }
 }
 
-/// How many bytes two texts begin with in common.
+/// The length of the common prefix of two texts.
 fn common_length(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Adds a value, a long one in pieces; the last piece overlaps the one before, so that none is too short to tell.
+/// Adds a value; a long one in pieces. The last piece overlaps the one before, so that no piece is too short.
 fn add_value(patterns: &mut Vec<Pattern>, value: &[u8]) {
     if value.len() <= PIECE {
         patterns.push(Pattern { bytes: value.to_vec(), kind: Kind::Value });

@@ -1,14 +1,15 @@
-//! A secret as shells print it under `set -x`: `CI_DEBUG_TRACE` traces the exports of a job's variables.
+//! The forms in which shells print a secret under `set -x`: `CI_DEBUG_TRACE` traces the exports of a job's variables.
 
-/// What a trace of bash, dash or busybox holds in place of `value`; nothing where that is the value itself.
+/// The forms of `value` in a trace of bash, dash or busybox; empty if all are equal to the value itself.
 pub fn forms(value: &str) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
     if value.contains('\'') {
-        // bash closes the quotes, escapes one quote and opens them again; the others put a run of quotes in double ones.
+        // bash closes the quotes, escapes one quote and reopens them; the others put a run of quotes into double
+        // quotes.
         forms.push(value.replace('\'', r"'\''").into_bytes());
         forms.push(double_quoted(value).into_bytes());
     }
-    // bash writes $'…' where something cannot be printed; which characters those are depends on its locale.
+    // bash writes $'…' if a character is not printable, which depends on its locale.
     if value.chars().any(char::is_control) {
         forms.push(escaped(value, false));
     }
@@ -20,7 +21,7 @@ pub fn forms(value: &str) -> Vec<Vec<u8>> {
     forms
 }
 
-/// `a'"'"'b`: what stands before and behind the runs of quotes.
+/// `a'"'"'b`: the text before and after runs of quotes.
 fn double_quoted(value: &str) -> String {
     let mut form = String::with_capacity(value.len() + 8);
     let mut rest = value;
@@ -28,14 +29,14 @@ fn double_quoted(value: &str) -> String {
         let (plain, quotes) = rest.split_at(at);
         let after = quotes.trim_start_matches('\'');
         form.push_str(&format!("{plain}'\"{}\"", &quotes[..quotes.len() - after.len()]));
-        // At the end no quotes are opened any more.
+        // At the end no quotes are reopened.
         form.push_str(if after.is_empty() { "" } else { "'" });
         rest = after;
     }
     form + rest
 }
 
-/// The inside of `$'…'` (ANSI-C quoting of bash).
+/// The content of `$'…'` (ANSI-C quoting of bash).
 fn escaped(value: &str, ascii: bool) -> Vec<u8> {
     let mut form = Vec::with_capacity(value.len() + 8);
     for c in value.chars() {
@@ -73,7 +74,7 @@ mod tests {
     use crate::trace::mask::Masker;
     use crate::trace::patterns::Masks;
 
-    /// What a shell traces of a script that exports the value as ours do.
+    /// The trace of a shell that exports the value as the agent's scripts do.
     fn trace(shell: &[&str], value: &str, locale: &str) -> Vec<u8> {
         let quoted = value.replace('\'', r"'\''");
         let script = format!("set -o xtrace\nexport SECRET='{quoted}'\n: \"$SECRET\"\n");
@@ -105,7 +106,7 @@ mod tests {
                     masker.push(&traced, &mut shown);
                     masker.finish(&mut shown);
                     let shown = String::from_utf8_lossy(&shown).into_owned();
-                    // Nothing but quotes stands beside the mask.
+                    // Only quotes remain beside the mask.
                     let plain = shown.replace("[MASKED]", "").replace("export", "").replace("SECRET=", "");
                     let rest = plain.trim_matches(|c: char| c.is_whitespace() || "+:'\"$\\".contains(c));
                     let rest: String = rest.chars().filter(|c| !c.is_whitespace() && !"+:'\"$".contains(*c)).collect();

@@ -1,10 +1,10 @@
-//! The job's log as a file: appended to by the agent and by shims, read by the uploader.
+//! The job's log as a file: the agent and shims append to it, the uploader reads it.
 //!
-//! What stands in it is what the server gets. Each piece is appended whole or not at all: under a lock, with what a
-//! full disk cut short taken back. A log over its limit is cut there with a notice; the agent's last lines still fit.
+//! The spool contains exactly the bytes that GitLab gets. Each append is atomic: it holds a lock, and removes a part
+//! that a full disk cut short. A log over its limit is cut there with a notice; the agent's last lines still fit.
 //!
-//! Room for the agent's last lines is allocated behind the end of the file, so that a job that fills the disk still says
-//! how it ended, and that lines are missing.
+//! Space for the agent's last lines is allocated after the end of the file. So the log of a job that fills the disk
+//! still says how the job ended, and that lines are missing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -17,33 +17,33 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::ledger::{Ledger, Losses};
 
-/// Bytes allocated behind the end of the file that output never takes: for the agent's own lines on a full disk.
+/// Bytes allocated after the end of the file, reserved for the agent's own lines on a full disk.
 const RESERVE: u64 = 16 << 10;
 
-/// Bytes allocated at once for output, so that few appends have to ask the file system.
+/// Bytes allocated at a time for output, so that few appends need a system call for it.
 const ALLOCATION: u64 = 256 << 10;
 
-/// Who appends, and so what happens at the limit.
+/// Who appends; decides the behaviour at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Dropped beyond the limit.
+    /// Output of a script; dropped after the limit.
     Output,
-    /// The agent's own lines on how the job went: few, and never dropped.
+    /// The agent's lines about the result of the job: few, never dropped.
     Result,
 }
 
-/// The file, opened for appending.
+/// The spool file, opened for appending.
 pub struct Spool {
     file: File,
-    /// Bytes after which output is dropped.
+    /// The size after which output is dropped.
     limit: u64,
     ledger: Ledger,
-    /// The file's lock holds between processes only.
+    /// The lock of the file works only between processes; this one works between threads.
     turn: Mutex<()>,
 }
 
 impl Spool {
-    /// Opens or makes the file, mode 0600.
+    /// Opens or creates the file with mode 0600.
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         let spool = Self { file, limit, ledger: Ledger::open(path), turn: Mutex::default() };
@@ -55,8 +55,8 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Appends whole pieces of log. What the disk has no room for is counted, and told as soon as there is room
-    /// again: a full disk must not end the job that may be cleaning it up. Errors: the file cannot be locked or read.
+    /// Appends text atomically. Text that does not fit on the disk is counted, and reported in the log as soon as there
+    /// is space: a full disk must not end a job that may be freeing space. Fails if the file cannot be locked or read.
     pub fn append(&self, text: &[u8], claim: Claim) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
@@ -64,17 +64,17 @@ impl Spool {
         self.locked(|size| self.append_locked(text, claim, size))
     }
 
-    /// Bytes in the file.
+    /// The number of bytes in the file.
     pub fn size(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// Bytes of output that the limit kept out.
+    /// The number of output bytes that the limit dropped.
     pub fn dropped(&self) -> u64 {
         self.locked(|_| Ok(self.ledger.read().dropped)).unwrap_or(0)
     }
 
-    /// Does `work`, which gets the size of the file, while nobody else appends.
+    /// Runs `work` with the size of the file while no other process or thread appends.
     fn locked<T>(&self, work: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.file.lock()?;
@@ -106,7 +106,7 @@ impl Spool {
             piece.extend_from_slice(limit_notice(self.limit).as_bytes());
             after.cut = true;
         }
-        // First the ledger: whoever dies in between must not lead to a second notice.
+        // The ledger first: if the process dies in between, the notice must not be written twice.
         self.ledger.write(after);
         if !self.write_whole(&piece, claim, size)? {
             self.ledger.write(Losses { lost: before.lost + text.len() as u64, ..before });
@@ -114,20 +114,20 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes all of `text`, or takes back what got written and says false.
+    /// Writes all of `text`. If that fails, removes the written part and returns false.
     fn write_whole(&self, text: &[u8], claim: Claim, size: u64) -> io::Result<bool> {
         let has_room = self.has_room(text.len() as u64, size);
         if (has_room || claim == Claim::Result) && (&self.file).write_all(text).is_ok() {
             return Ok(true);
         }
-        // Cutting the file would give up what is allocated behind its end as well.
+        // Truncating the file would also release the space allocated after its end.
         if self.size() != size {
             self.file.set_len(size)?;
         }
         Ok(false)
     }
 
-    /// Whether `length` bytes of output fit behind `size` and leave [`RESERVE`] bytes allocated for the agent's lines.
+    /// Whether `length` bytes of output fit after `size` and leave [`RESERVE`] allocated bytes for the agent's lines.
     fn has_room(&self, length: u64, size: u64) -> bool {
         let wanted = length.saturating_add(RESERVE);
         let allocated = self.file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512));
@@ -138,7 +138,7 @@ impl Spool {
             .or_else(|_| allocate(&self.file, size, wanted))
         {
             Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => false,
-            // The file system allocates nothing ahead: writing tells.
+            // The file system does not support allocation: the write will show whether there is space.
             Ok(()) | Err(_) => true,
         }
     }
@@ -150,7 +150,7 @@ fn allocate(file: &File, offset: u64, length: u64) -> nix::Result<()> {
     fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, cast(offset), cast(length))
 }
 
-/// Size of the part of a spool that nobody will take back: not in the middle of an append.
+/// The size of the part of a spool that will not be removed again: waits for the end of a running append.
 pub fn settled_size(spool: &File) -> io::Result<u64> {
     spool.lock_shared()?;
     let metadata = spool.metadata();
@@ -158,13 +158,13 @@ pub fn settled_size(spool: &File) -> io::Result<u64> {
     Ok(metadata?.len())
 }
 
-/// The end of the last whole character within the first `room` bytes of `text`, which is UTF-8.
+/// The end of the last complete character within the first `room` bytes of `text`, which is UTF-8.
 fn boundary(text: &[u8], room: usize) -> usize {
     (0..=room.min(text.len())).rev().find(|at| text.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80)).unwrap_or(0)
 }
 
 fn lost_notice(lost: u64) -> String {
-    format!("\n\x1b[0;33mWARNING: {lost} bytes of the log were lost: no room on the disk.\x1b[0;m\n")
+    format!("\n\x1b[0;33mWARNING: {lost} bytes of the log were lost because the disk was full.\x1b[0;m\n")
 }
 
 fn limit_notice(limit: u64) -> String {
@@ -179,13 +179,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuts_at_the_limit_once_and_keeps_results() {
+    fn cuts_once_at_the_limit_and_keeps_the_result() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spool = Spool::open(&path, 10).expect("opened");
         spool.append("12345678ü".as_bytes(), Claim::Output).expect("appended");
         spool.append(b"more", Claim::Output).expect("appended");
-        // Another process appends to the same file.
+        // As another process would.
         Spool::open(&path, 10).expect("opened").append(b"even more", Claim::Output).expect("appended");
         spool.append(b"Job succeeded\n", Claim::Result).expect("appended");
         let text = std::fs::read_to_string(&path).expect("text");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_inside_a_character_keeps_the_text_valid() {
+    fn does_not_cut_inside_a_character() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         Spool::open(&path, 9).expect("opened").append("12345678üü".as_bytes(), Claim::Output).expect("appended");
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_never_mix_their_pieces() {
+    fn appends_of_two_writers_are_atomic() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         std::thread::scope(|scope| {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_told_though_a_result_passed_it_first() {
+    fn the_notice_is_written_even_if_a_result_exceeded_the_limit_first() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let (agent, shim) = (Spool::open(&path, 10).expect("opened"), Spool::open(&path, 10).expect("opened"));
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!((agent.dropped(), shim.dropped()), (14, 14), "each knows what both dropped");
     }
 
-    /// Runs the test `name` again in a process of its own, where `inside` is done: limits are a matter of processes.
+    /// Runs the test `name` in a separate process, in which `inside` runs: resource limits apply to a process.
     fn in_own_process(name: &str, inside: impl FnOnce()) {
         if std::env::var_os("MAYFLY_TEST_INSIDE").is_some() {
             return inside();
@@ -251,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_takes_nothing_by_halves_and_the_loss_is_told() {
+    fn on_a_full_disk_appends_are_atomic_and_the_loss_is_reported() {
         use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
         use nix::sys::signal::Signal;
-        let name = "trace::spool::tests::a_full_disk_takes_nothing_by_halves_and_the_loss_is_told";
+        let name = "trace::spool::tests::on_a_full_disk_appends_are_atomic_and_the_loss_is_reported";
         in_own_process(name, || {
             let directory = tempfile::tempdir().expect("a directory");
             let path = directory.path().join("trace");
@@ -269,7 +269,7 @@ mod tests {
             agent.append(b"after\n", Claim::Output).expect("appended");
             shim.append(b"end\n", Claim::Output).expect("appended");
             let text = std::fs::read_to_string(&path).expect("text");
-            let notice = "\n\x1b[0;33mWARNING: 400 bytes of the log were lost: no room on the disk.\x1b[0;m\n";
+            let notice = "\n\x1b[0;33mWARNING: 400 bytes of the log were lost because the disk was full.\x1b[0;m\n";
             assert_eq!(text, format!("before\n{notice}after\nend\n"));
         });
     }

@@ -1,12 +1,12 @@
-//! Time stamps of log lines (`FF_TIMESTAMPS`): each physical line begins with the time, its stream and whether it goes
-//! on an earlier one. GitLab's log viewer takes them apart again.
+//! Time stamps of log lines (`FF_TIMESTAMPS`): each physical line begins with the time, its stream, and a flag if it
+//! continues the previous line. GitLab's log viewer parses them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A line without an end is written out when it reaches this many bytes, and goes on in the next.
+/// An incomplete line of this many bytes is written out and continued in the next line.
 const PARTIAL_MAX: usize = 8 * 1024;
 
-/// Which of a stream's two outputs a line came from.
+/// The output that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Standard output.
@@ -15,31 +15,31 @@ pub enum Output {
     Error,
 }
 
-/// What stands before a line, such as `2000-01-01T00:00:00.000000Z 01O `: the time, stream and output, and a `+` where it
-/// goes on an earlier one.
+/// The header of a line, such as `2000-01-01T00:00:00.000000Z 01O `: time, stream, output, and a `+` if the line
+/// continues the previous one.
 const HEADER: [u8; 32] = *b"2000-01-01T00:00:00.000000Z 00O ";
-/// Places in it: the seconds, the microseconds, the stream, the output, the `+`.
+/// Positions in the header: seconds, microseconds, stream, output, `+`.
 const SECONDS: std::ops::Range<usize> = 0..19;
 const MICROS: std::ops::Range<usize> = 20..26;
 const STREAM: std::ops::Range<usize> = 28..30;
 const OUTPUT: usize = 30;
 const MARK: usize = 31;
 
-/// Puts stamps before the lines of one stream.
+/// Puts time stamps before the lines of one stream.
 pub struct Stamper {
-    /// Lines that were read at once share their header.
+    /// Lines that were read together share their header.
     header: [u8; HEADER.len()],
-    /// The time in it, since the epoch.
+    /// The time in the header, since the epoch.
     stamped: Option<Duration>,
-    /// A line that has no end yet.
+    /// The incomplete line.
     line: String,
-    /// When it began, since the epoch; `None` while it is empty.
+    /// When the line began, since the epoch; `None` if it is empty.
     began: Option<Duration>,
     continues: bool,
 }
 
 impl Stamper {
-    /// A stream at its beginning; `stream` is 0 for the agent's own lines and 1 for those of a step.
+    /// `stream` is 0 for the agent's own lines and 1 for the output of a step.
     pub fn new(stream: u8, output: Output) -> Self {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut header = HEADER;
@@ -48,8 +48,8 @@ impl Stamper {
         Self { header, stamped: None, line: String::new(), began: None, continues: false }
     }
 
-    /// Takes text and appends the lines that are whole to `out`. A rest with a carriage return is written at once:
-    /// progress bars and section markers must not wait for the end of their line.
+    /// Processes text, and appends complete lines to `out`. An incomplete line that contains a carriage return is
+    /// written at once: progress bars and section markers must not wait for the end of their line.
     pub fn push(&mut self, text: &str, out: &mut Vec<u8>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut rest = text;
@@ -65,14 +65,14 @@ impl Stamper {
         }
     }
 
-    /// Writes out a line that has no end yet; it goes on in the next.
+    /// Writes an incomplete line; the next line continues it.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
         if let Some(began) = self.began {
             self.emit("", began, true, out);
         }
     }
 
-    /// Writes what there is of a line, and `more` of it.
+    /// Writes the current line, followed by `more`.
     fn emit(&mut self, more: &str, now: Duration, goes_on: bool, out: &mut Vec<u8>) {
         let time = self.began.take().unwrap_or(now);
         if self.stamped != Some(time) {
@@ -89,7 +89,7 @@ impl Stamper {
         self.continues = goes_on;
     }
 
-    /// Puts a time since the epoch into the header.
+    /// Writes a time since the epoch into the header.
     fn stamp(&mut self, time: Duration) {
         if self.stamped.is_none_or(|stamped| stamped.as_secs() != time.as_secs()) {
             let text = jiff::Timestamp::from_second(time.as_secs().cast_signed()).unwrap_or_default().to_string();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_carriage_return_appears_at_once_and_the_line_goes_on() {
+    fn a_line_with_a_carriage_return_is_written_at_once_and_continued() {
         let mut stamper = Stamper::new(0, Output::Out);
         let mut out = Vec::new();
         stamper.push("section_start:1:x\r\x1b[0K", &mut out);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_or_flushed_line_goes_on_in_the_next() {
+    fn a_long_or_flushed_line_is_continued_in_the_next() {
         let mut stamper = Stamper::new(1, Output::Out);
         let mut out = Vec::new();
         stamper.push(&"x".repeat(PARTIAL_MAX), &mut out);
@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_parse_back_to_what_was_written(
+        fn parsing_the_lines_gives_the_original_text(
             text in "[ab\\r\\n]{0,80}",
             cuts in proptest::collection::vec((0..80_usize, any::<bool>()), 0..6),
         ) {
@@ -184,7 +184,7 @@ mod tests {
                 }
                 back.push_str(content);
             }
-            // Whether the last line has an end shows only with the next one.
+            // Only the next line shows whether the last one was complete.
             prop_assert_eq!(back.as_str(), text.strip_suffix('\n').unwrap_or(&text));
         }
     }

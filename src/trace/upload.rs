@@ -1,8 +1,9 @@
-//! Brings the spool to the server: pieces at the server's pace while the job runs, then everything and the final state.
-//! What fills a whole request costs the server the same at any time, so a loud log does not wait for the pace.
+//! Uploads the spool to GitLab: parts at the server's interval while the job runs, then the rest and the final state. A
+//! part that fills a whole request costs the server the same at any time, so a log with much output is sent without
+//! waiting.
 //!
-//! The spool is the only buffer, so memory stays flat however large the log or long the outage, and any offset can be
-//! asked for again until the end.
+//! The spool is the only buffer. So memory does not depend on the size of the log or the length of an outage, and any
+//! offset can be sent again until the end.
 
 mod ending;
 #[cfg(test)]
@@ -26,38 +27,39 @@ use super::checksum::Checksum;
 use super::spool::settled_size;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, UpdateOutcome, UpdateReply};
 
-/// Bytes of log in one request (GitLab Runner API).
+/// The largest part of the log in one request (GitLab Runner API).
 const CHUNK: usize = 1 << 20;
-/// Between two updates, until the server says otherwise.
+/// The interval between updates until the server sends another one.
 const INTERVAL: Duration = Duration::from_secs(3);
-/// A job of which nothing was heard for this long is told to be alive.
+/// After this time without a request, the uploader sends a keepalive for the job.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The spool is looked at this much after something was written to it: one look for many lines.
+/// After a write to the spool, the uploader waits this long before it reads: one read for many lines.
 const GATHER: Duration = Duration::from_millis(50);
-/// A job that is over by then is not followed: to end that takes the kernel longer than some jobs take.
+/// The spool of a job that ends within this time is not watched: removing an inotify watch takes the kernel longer than
+/// some jobs take.
 const SHORT: Duration = Duration::from_millis(200);
-/// First wait between two tries of the final state.
+/// The first delay between attempts to send the final state.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
-/// How a log is uploaded.
 #[derive(Clone, Copy, Debug)]
 pub struct UploadOptions {
-    /// The log may hold secrets on purpose (`CI_DEBUG_TRACE`).
+    /// The log may contain secrets on purpose (`CI_DEBUG_TRACE`).
     pub debug_trace: bool,
-    /// Where to begin: 0, or after a restart what the server had acknowledged.
+    /// The offset to start from: 0, or after a restart the acknowledged size.
     pub offset: u64,
-    /// Tries of the final state (`job_status_final_update_retry_limit`); network outages do not use them up.
+    /// The number of attempts to send the final state (`job_status_final_update_retry_limit`); network failures do not
+    /// count.
     pub final_tries: u32,
 }
 
-/// What became of the final state.
+/// The result of sending the final state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// The server has the state and the log.
+    /// GitLab has the state and the log.
     Delivered,
-    /// The server has no (such) running job any more.
+    /// GitLab has no such running job any more.
     Gone,
-    /// It could not be delivered in all the time the server would have taken it, or the agent was told to stop.
+    /// It could not be delivered within the time in which GitLab accepts it, or the agent was told to stop.
     GivenUp,
 }
 
@@ -68,7 +70,7 @@ pub struct Uploader {
 }
 
 struct Shared {
-    /// The final state, once it is known.
+    /// The final state, when it is known.
     ending: Mutex<Option<JobState>>,
     abandoned: AtomicBool,
     acknowledged: AtomicU64,
@@ -87,8 +89,8 @@ impl Shared {
 }
 
 impl Uploader {
-    /// Starts to upload the spool at `path`. `on_status` hears each change of what the server says of the job.
-    /// Errors: the spool cannot be opened, or no thread started.
+    /// Starts to upload the spool at `path`. `on_status` is called for each change of the job's status on the server.
+    /// Fails if the spool cannot be opened or the thread cannot be started.
     pub fn start(
         coordinator: Arc<dyn Coordinator>,
         job: JobHandle,
@@ -105,14 +107,14 @@ impl Uploader {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Tells the final state, and waits until the server has it and the whole log.
+    /// Sends the final state, and waits until GitLab has the state and the whole log.
     pub fn finish(mut self, state: JobState) -> Delivery {
         *self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         self.ring();
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(Delivery::GivenUp)
     }
 
-    /// A way to end a hopeless delivery from another thread.
+    /// Returns a function that ends a hopeless delivery from another thread.
     pub fn abandoner(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move || {
@@ -121,14 +123,14 @@ impl Uploader {
         }
     }
 
-    /// Tells how much of the log the server has for certain.
+    /// Returns a function that tells how much of the log GitLab has acknowledged.
     pub fn acknowledged(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
     fn ring(&self) {
-        // A full counter has rung already.
+        // If the counter is full, the bell has rung already.
         let _ = self.shared.bell.write(1);
     }
 }
@@ -158,34 +160,34 @@ struct Upload {
     last_status: JobStatus,
     shared: Arc<Shared>,
     path: PathBuf,
-    /// Tells of new output; none at first, or where the system has no more of them.
+    /// Reports new output; `None` at first, or if the system has no inotify instances left.
     follow: Option<Inotify>,
-    /// The server took the last piece: it may have the next as soon as there is a whole one.
+    /// The server accepted the last part: a further part can follow as soon as a whole request is full.
     in_step: bool,
-    /// Everything before it is on the server.
+    /// The acknowledged offset.
     offset: u64,
     checksum: Checksum,
-    /// The first `filled` bytes are a piece of the log; the rest is room.
+    /// The first `filled` bytes are a part of the log; the rest is free space.
     buffer: Vec<u8>,
     filled: usize,
     interval: Duration,
     back_off: Duration,
-    /// When the server last took something.
+    /// When the server last accepted a request.
     heard: Instant,
 }
 
-/// What ended a wait.
+/// The event that ended a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Woken {
-    /// There is something else to do.
+    /// The bell rang: there is other work.
     Bell,
-    /// Something was written to the spool.
+    /// The spool was written to.
     Output,
-    /// Nothing happened.
+    /// The time is over.
     Not,
 }
 
-/// What a piece of the log came to.
+/// The result of sending a part of the log.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Piece {
     Sent,
@@ -229,7 +231,7 @@ impl Upload {
 
     fn run(mut self) -> Delivery {
         if self.coordinator.is_interactive() {
-            // What was written before we watched.
+            // Output from before the watch began.
             self.tick();
         }
         while let Some(state) = self.next_tick() {
@@ -241,7 +243,7 @@ impl Upload {
         Delivery::GivenUp
     }
 
-    /// Waits for the next tick; the inner option is the final state, the outer is empty when nobody wants the log.
+    /// Waits for the next update. `Some(Some(state))`: the final state is known. `None`: the upload was abandoned.
     fn next_tick(&mut self) -> Option<Option<JobState>> {
         let ending = self.ending();
         if ending.is_none() {
@@ -261,8 +263,8 @@ impl Upload {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits until the interval is over or the bell rings; or for new output, if someone is watching; or for so much of
-    /// it that it fills a request.
+    /// Waits until the interval is over or the bell rings; if a user watches the log, also for new output; and for so
+    /// much output that it fills a request.
     fn wait_for_tick(&mut self) {
         let until = Instant::now() + self.interval;
         if self.follow.is_none() {
@@ -278,7 +280,7 @@ impl Upload {
             let follow = self.follow.as_ref().filter(|_| self.in_step);
             let due = match self.wait(left, follow) {
                 Woken::Output if self.coordinator.is_interactive() => true,
-                // Unless the bell rings: not for each line.
+                // Wait for more output, but not once per line, and not if the bell rings.
                 Woken::Output => self.wait(left.min(GATHER), None) == Woken::Bell || self.has_whole_piece(),
                 Woken::Bell | Woken::Not => true,
             };
@@ -288,7 +290,7 @@ impl Upload {
         }
     }
 
-    /// Waits for `duration`, for the bell, or for output that `follow` tells of.
+    /// Waits for `duration`, for the bell, or for output that `follow` reports.
     fn wait(&self, duration: Duration, follow: Option<&Inotify>) -> Woken {
         let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
         let bell = PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN);
@@ -304,8 +306,8 @@ impl Upload {
         }
     }
 
-    /// A piece of log with all that fills whole ones (all there is, if someone is watching), or a sign of life. A job
-    /// that is over gets neither.
+    /// Sends the parts of the log that fill whole requests (everything, if a user watches the log), or a keepalive.
+    /// Sends nothing for a job that has ended.
     fn tick(&mut self) {
         if self.last_status == JobStatus::Finished {
             return;
@@ -324,7 +326,7 @@ impl Upload {
         }
     }
 
-    /// What is not sent yet fills a request.
+    /// Whether the unsent output fills a request.
     fn has_whole_piece(&self) -> bool {
         let size = self.spool.metadata().map_or(0, |metadata| metadata.len());
         size.saturating_sub(self.offset) >= CHUNK as u64
@@ -362,7 +364,7 @@ impl Upload {
         }
     }
 
-    /// Reads up to a chunk from `start`, ending between characters where it can.
+    /// Reads up to one part from `start`, ending between characters if possible.
     fn read_piece(&mut self, start: u64) -> io::Result<()> {
         let size = settled_size(&self.spool)?;
         let length = usize::try_from(size.saturating_sub(start)).unwrap_or(CHUNK).min(CHUNK);
@@ -379,7 +381,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Tells a state with size and checksum of the log as it stands; `None` if the log cannot be read.
+    /// Sends a state with size and checksum of the log; `None` if the log cannot be read.
     fn tell_state(&mut self, state: &JobState) -> Option<UpdateReply> {
         if self.buffer.is_empty() {
             self.buffer.resize(64 * 1024, 0);
@@ -404,7 +406,7 @@ impl Upload {
 
     fn tell(&mut self, status: JobStatus) {
         let news = status != self.last_status && status != JobStatus::Ongoing;
-        // Nothing comes after the end.
+        // No status follows the end of the job.
         if news && self.last_status != JobStatus::Finished {
             self.last_status = status;
             (self.on_status)(status);

@@ -1,4 +1,4 @@
-//! Where unpacked files go: made beneath the project directory, whatever stands there already.
+//! Creates unpacked files below the project directory, regardless of existing files.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -20,77 +20,75 @@ use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::Warnings;
 use crate::archive::root::{Kind, Links, Root, kind_of};
 
-/// What is left on the disk for others, at most.
+/// The disk space that unpacking leaves free, in bytes.
 const RESERVE: i64 = 16 << 20;
-/// Bytes of paths and targets that are kept in memory until all files are there: a million links and directories.
+/// The limit for paths and link targets that are kept in memory until all files exist: about a million links and
+/// directories.
 const DEFERRED_BYTES_MAX: usize = 128 << 20;
 
-/// The project directory while an archive is unpacked into it; shared by threads.
+/// The project directory during unpacking; shared by threads.
 pub struct Destination<'a> {
     root: &'a Root,
-    /// Bytes that may still be written, as far as is known.
+    /// The number of bytes that may still be written, as of the last check.
     budget: AtomicI64,
     entries: AtomicU64,
     later: Mutex<DeferredMetadata>,
 }
 
-/// What waits until all files are there: links, so that nothing is written through one of the archive's own, and the
-/// modes and times of directories, so that files can still be made in them.
+/// Work that waits until all files exist: links, so that no file is written through a link of the archive; modes and
+/// times of directories, so that files can still be created in them.
 #[derive(Default)]
 struct DeferredMetadata {
     links: Vec<(PathBuf, OsString)>,
     directories: BTreeMap<PathBuf, Meta>,
     warnings: Warnings,
-    /// Bytes that the paths and targets take.
+    /// The bytes that paths and targets take.
     size: usize,
 }
 
 impl DeferredMetadata {
-    /// Asks for memory. Errors: an archive that small takes no such number of links and directories.
+    /// Accounts for memory. Fails if the archive contains too many links and directories.
     fn reserve(&mut self, path: &Path, target: &OsStr) -> io::Result<()> {
-        /// What a tree and a list keep beside the bytes.
+        /// The approximate overhead of a map and a list entry.
         const BESIDE: usize = 64;
         self.size += path.as_os_str().len() + target.len() + BESIDE;
         match self.size > DEFERRED_BYTES_MAX {
-            true => Err(unreadable(io::Error::other("the archive holds too many links and directories"))),
+            true => Err(unreadable(io::Error::other("the archive contains too many links and directories"))),
             false => Ok(()),
         }
     }
 }
 
-/// Mode and time of an entry.
+/// Mode and modification time of an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// Permission bits; others are dropped.
+    /// The permission bits; other bits are ignored.
     pub mode: u32,
-    /// When it was last changed.
     pub mtime: TimeSpec,
 }
 
 impl Meta {
-    /// Neither set-user-id nor set-group-id nor sticky: an archive has no business to hand those out.
+    /// Drops set-user-id, set-group-id and sticky bits: an archive must not grant privileges.
     fn permissions(self) -> Mode {
         Mode::from_bits_truncate(self.mode & 0o777)
     }
 }
 
-/// What a thread that writes files keeps from one to the next.
+/// The reusable state of a thread that writes files.
 pub struct Writer {
-    /// The directory that the next file is likely to go into, too.
+    /// The directory of the previous file, probably also that of the next one.
     parent: Option<(PathBuf, OwnedFd)>,
-    /// It suits both a decompressor and a disk.
+    /// A buffer size that suits both decompression and disk.
     buffer: Vec<u8>,
 }
 
 impl Writer {
-    /// Before the first file.
     pub fn new() -> Self {
         Self { parent: None, buffer: vec![0; 64 * 1024] }
     }
 }
 
 impl<'a> Destination<'a> {
-    /// Begins to unpack.
     pub fn new(root: &'a Root) -> io::Result<Self> {
         let budget = AtomicI64::new(free(root)?);
         Ok(Self { root, budget, entries: AtomicU64::new(0), later: Mutex::default() })
@@ -100,18 +98,18 @@ impl<'a> Destination<'a> {
         self.later.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that something was passed over.
+    /// Adds a warning about a skipped entry.
     pub fn warn(&self, text: String) {
         self.later().warnings.push(text);
     }
 
-    /// Asks for room for an entry of this size.
+    /// Reserves disk space for an entry of this size.
     pub fn reserve(&self, size: u64) -> io::Result<()> {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         if self.budget.fetch_sub(size.min(i64::MAX / 2), Ordering::Relaxed) >= size {
             return Ok(());
         }
-        // Files may have been replaced by smaller ones meanwhile: ask the disk again.
+        // Files may have been replaced by smaller ones meanwhile: check the disk again.
         let free = free(self.root)?;
         self.budget.store(free.saturating_sub(size), Ordering::Relaxed);
         if free >= size {
@@ -121,7 +119,7 @@ impl<'a> Destination<'a> {
         Err(io::Error::new(io::ErrorKind::StorageFull, why))
     }
 
-    /// Writes a file. Something that is no directory is replaced: never written through, whatever it links to.
+    /// Writes a file. An existing entry that is not a directory is replaced, never written through a link.
     pub fn file(&self, writer: &mut Writer, path: &Path, meta: Meta, content: &mut dyn Read) -> io::Result<()> {
         let name = file_name(path)?;
         let Writer { parent, buffer } = writer;
@@ -134,14 +132,14 @@ impl<'a> Destination<'a> {
                 .map_err(io::Error::from);
         }
         if written.is_err() {
-            // Half a file is worse than none.
+            // No partial file must remain.
             let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
         }
         self.entries.fetch_add(1, Ordering::Relaxed);
         written
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     pub fn directory(&self, path: &Path, meta: Meta) -> io::Result<()> {
         if !path.as_os_str().is_empty() {
             self.make_directories(path)?;
@@ -152,7 +150,7 @@ impl<'a> Destination<'a> {
         Ok(())
     }
 
-    /// Remembers a symbolic link. Errors: there are too many.
+    /// Records a symbolic link. Fails if there are too many.
     pub fn link(&self, path: PathBuf, target: OsString) -> io::Result<()> {
         let mut later = self.later();
         later.reserve(&path, &target)?;
@@ -161,14 +159,14 @@ impl<'a> Destination<'a> {
         Ok(())
     }
 
-    /// Gives a file that was unpacked another name.
+    /// Creates a hard link to a file that was unpacked.
     pub fn hard_link(&self, writer: &mut Writer, path: &Path, target: &Path) -> io::Result<()> {
         let name = file_name(path)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let from = self.root.open_beneath(target.parent().unwrap_or(Path::new("")), flags, Links::Inside)?;
         let from_name = file_name(target)?;
         if kind_of(&fstatat(&from, from_name, AtFlags::AT_SYMLINK_NOFOLLOW)?) != Kind::File {
-            return Err(io::Error::other("it links to something that is no file"));
+            return Err(io::Error::other("its target is not a file"));
         }
         let directory = self.open_parent(&mut writer.parent, path)?;
         if path != target {
@@ -179,7 +177,7 @@ impl<'a> Destination<'a> {
         Ok(())
     }
 
-    /// Makes what was left for the end.
+    /// Creates links, and sets modes and times of directories.
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
         let later = std::mem::take(&mut *self.later());
         let mut parent = None;
@@ -187,7 +185,7 @@ impl<'a> Destination<'a> {
             let name = path.as_os_str().as_encoded_bytes();
             self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
-        // The deepest first: a change below would touch the time of what is above.
+        // The deepest directories first: a change below a directory alters its time.
         for (path, meta) in later.directories.iter().rev() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
             if let Ok(directory) = self.root.open_beneath(path, flags, Links::Refused) {
@@ -216,7 +214,7 @@ impl<'a> Destination<'a> {
         }
     }
 
-    /// Opens a directory, made with all above it where it is missing.
+    /// Opens a directory; creates missing parts.
     fn make_directories(&self, path: &Path) -> io::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match self.root.open_beneath(path, flags, Links::Inside) {
@@ -235,7 +233,7 @@ fn file_name(path: &Path) -> io::Result<&OsStr> {
     path.file_name().ok_or_else(|| io::Error::other("it has no name"))
 }
 
-/// Spares a call where the mode is right from the start.
+/// Avoids a system call if the mode is already right.
 fn set_mode(file: &File, mode: Mode) -> nix::Result<()> {
     let now = Mode::from_bits_truncate(fstat(file)?.st_mode & 0o7777);
     if now == mode { Ok(()) } else { fchmod(file, mode) }
@@ -252,11 +250,11 @@ fn create(directory: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<File> {
     }
 }
 
-/// Removes what stands in the way, unless it is a directory.
+/// Removes an existing entry, unless it is a directory.
 fn clear(directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(Errno::EISDIR) => Err(io::Error::other("a directory stands in its place")),
+        Err(Errno::EISDIR) => Err(io::Error::other("a directory with that name exists")),
         Err(why) => Err(why.into()),
     }
 }
@@ -272,7 +270,7 @@ fn copy(from: &mut dyn Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()>
     }
 }
 
-/// Bytes that may be written to the disk of the project directory.
+/// The number of bytes that may be written to the disk of the project directory.
 fn free(root: &Root) -> io::Result<i64> {
     let stat = fstatvfs(root.fd())?;
     let size = |blocks: u64| i64::try_from(blocks.saturating_mul(stat.fragment_size())).unwrap_or(i64::MAX);

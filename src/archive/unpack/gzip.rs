@@ -1,4 +1,4 @@
-//! Reading gzip as GitLab's report files are made: one member for each file, which names it.
+//! Reads gzip in the format of GitLab's report files: one member per file, with its name.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
@@ -9,15 +9,15 @@ use nix::sys::time::TimeSpec;
 use super::destination::{Destination, Meta, Writer};
 use super::{UnpackError, relative};
 
-/// Unpacks every member of a gzip file.
+/// Unpacks all members of a gzip file.
 pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let mut input = BufReader::with_capacity(256 * 1024, file);
     let mut writer = Writer::new();
     while !input.fill_buf().map_err(UnpackError::of_archive)?.is_empty() {
         let mut member = GzDecoder::new(&mut input);
-        let header = member.header().ok_or_else(|| UnpackError::of_archive("it is no gzip file that can be read"))?;
-        // The comment has the path, the name only its end.
+        let header = member.header().ok_or_else(|| UnpackError::of_archive("not a valid gzip file"))?;
+        // The comment contains the path; the name contains only its last part.
         let name = header.comment().map(decode).or_else(|| header.filename().map(<[u8]>::to_vec));
         let name = name.ok_or_else(|| UnpackError::of_archive("a file in it has no name"))?;
         let meta = Meta { mode: 0o644, mtime: TimeSpec::new(header.mtime().into(), 0) };
@@ -29,7 +29,7 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
     Ok(())
 }
 
-/// Asks for room as it goes: gzip says the size only afterwards.
+/// Reserves disk space during decompression: gzip states the size only at the end.
 struct Bounded<'a, R> {
     content: R,
     destination: &'a Destination<'a>,
@@ -49,7 +49,7 @@ impl<R: Read> Read for Bounded<'_, R> {
     }
 }
 
-/// Undoes the escaping of a comment (`e:` and percent signs), which gzip allows only Latin text.
+/// Decodes a comment: after `e:` it is percent-encoded, because gzip allows only Latin-1.
 fn decode(comment: &[u8]) -> Vec<u8> {
     let Some(escaped) = comment.strip_prefix(b"e:") else {
         return comment.to_vec();

@@ -1,15 +1,15 @@
-//! Decompressors that are used again for file after file: to set one up takes longer than to read a small file with it.
+//! Decompressors that are reused for many files: creating one takes longer than reading a small file.
 
 use std::io::{self, BufRead, Read};
 
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
-/// Memory that a content may ask for to be decompressed, as a power of two: each core may have as much. The highest
-/// ordinary level of zstd takes 8 MiB.
+/// The memory limit of a decompressor, as a power of two; each core has one. The highest ordinary level of zstd needs 8
+/// MiB.
 const WINDOW_LOG_MAX: u32 = 25;
 
-/// What one thread decompresses with.
+/// The decompressors of one thread.
 pub struct Decompressors {
     deflate: Option<Decompress>,
     zstd: Option<DCtx<'static>>,
@@ -17,33 +17,33 @@ pub struct Decompressors {
 }
 
 impl Decompressors {
-    /// Each is made when it is first needed.
+    /// Each decompressor is created on first use.
     pub fn new() -> Self {
         Self { deflate: None, zstd: None, input: Vec::new() }
     }
 
-    /// Reads what is deflated in `source`.
+    /// Decompresses deflate data.
     pub fn deflate<R: Read>(&mut self, source: R) -> impl Read {
         let inflate = self.deflate.get_or_insert_with(|| Decompress::new(false));
         inflate.reset(false);
         Inflate { source: Input::new(source, &mut self.input), inflate }
     }
 
-    /// Reads what is compressed with zstd in `source`.
+    /// Decompresses zstd data.
     pub fn zstd<R: Read>(&mut self, source: R) -> impl Read {
         let context = self.zstd.get_or_insert_with(|| {
             let mut context = DCtx::create();
-            // Fails only for a size that the library does not know.
+            // Fails only for a parameter value that the library does not support.
             let _ = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX));
             context
         });
-        // Fails only for parameters, of which none is set.
+        // Fails only when parameters are reset, which this call does not do.
         let _ = context.reset(ResetDirective::SessionOnly);
         zstd::Decoder::with_context(Input::new(source, &mut self.input), context)
     }
 }
 
-/// A source, read in larger pieces.
+/// A buffered source.
 struct Input<'a, R> {
     source: R,
     buffer: &'a mut [u8],
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn one_after_the_other_is_read_to_its_end() {
+    fn reads_several_streams_completely() {
         let text: Vec<u8> = (0..100_000).flat_map(|n| format!("{n} green bottles\n").into_bytes()).collect();
         let mut decompressors = Decompressors::new();
         for content in [&text[..], b"", b"short", &text[..70_000]] {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_off_is_an_error_and_the_next_is_read_all_the_same() {
+    fn a_truncated_stream_is_an_error_and_does_not_affect_the_next() {
         let mut decompressors = Decompressors::new();
         let (packed, compressed) = (deflated(&[b'x'; 5000]), zstd::bulk::compress(&[b'x'; 5000], 3).unwrap());
         for length in [0, 1, packed.len() / 2, packed.len() - 1] {

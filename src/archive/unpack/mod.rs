@@ -1,5 +1,5 @@
-//! Unpacking into a project directory: whatever an archive says, nothing is written outside, no device is made, no
-//! set-user-id bit comes back, and the disk is not filled.
+//! Unpacks into a project directory. For any archive: nothing is written outside, no device is created, no set-user-id
+//! bit is restored, and the disk does not fill up.
 
 mod destination;
 mod gzip;
@@ -19,35 +19,35 @@ use super::Warnings;
 use super::root::Root;
 use destination::Destination;
 
-/// Longest path, and longest target of a link, that the system takes.
+/// The longest path and the longest link target that the system accepts.
 const PATH_MAX: usize = 4096;
 
-/// What came out of an archive.
+/// The result of unpacking.
 #[derive(Debug, Default)]
 pub struct Unpacked {
-    /// How many files, directories and links.
+    /// The number of files, directories and links.
     pub entries: u64,
-    /// What was passed over, one line each.
+    /// Skipped entries, one line each.
     pub warnings: Warnings,
 }
 
-/// Why an archive could not be unpacked, or not to its end.
+/// Why an archive could not be unpacked completely.
 #[derive(Debug)]
 pub struct UnpackError {
-    /// The entry at which it ended, where there is one.
+    /// The entry that failed.
     pub entry: Option<String>,
-    /// What was wrong.
+    /// The cause.
     pub why: String,
-    /// With what.
+    /// Whether the archive or the destination is at fault.
     pub fault: Fault,
 }
 
-/// What was wrong with: the next try with the same archive may end better, or not.
+/// The side at fault: decides whether another try with the same archive can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The archive: it is broken, or says what no archive may.
+    /// The archive is damaged or malicious.
     Archive,
-    /// The place it goes to: no room, or something in the way.
+    /// The destination: the disk is full, or another file is in the way.
     Place,
 }
 
@@ -72,19 +72,19 @@ impl UnpackError {
     }
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
-        // A name may be as long as the archive likes.
+        // A malicious archive may contain names of any length.
         let name = &name[..name.len().min(PATH_MAX)];
         Self { entry: Some(String::from_utf8_lossy(name).into_owned()), ..Self::of_archive(why) }
     }
 
-    /// What went wrong while an entry was read or written.
+    /// The error of an entry that could not be read or written.
     fn of_io(name: &[u8], why: &io::Error) -> Self {
         let fault = if why.kind() == io::ErrorKind::InvalidData { Fault::Archive } else { Fault::Place };
         Self { fault, ..Self::of_entry(name, describe(why)) }
     }
 }
 
-/// Unpacks zip, tar+zstd or gzip, whichever the first bytes say it is.
+/// Unpacks zip, tar+zstd or gzip; the first bytes tell the format.
 pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
     let mut magic = [0; 4];
     let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
@@ -98,14 +98,14 @@ pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
     destination.finish()
 }
 
-/// Whether a file begins like an archive that a cache can be: zip, also an empty one, or tar+zstd.
+/// Whether a file begins like a cache archive: zip (possibly empty) or tar+zstd.
 pub fn looks_like_cache(file: &File) -> io::Result<bool> {
     let mut magic = [0; 4];
     let length = file.read_at(&mut magic, 0)?;
     Ok(matches!(&magic[..length], [b'P', b'K', 3, 4] | [b'P', b'K', 5, 6] | [0x28, 0xb5, 0x2f, 0xfd]))
 }
 
-/// The error of a content that cannot be read, told from one of the place it goes to.
+/// Marks an error of the archive's content, as opposed to one of the destination.
 fn unreadable(why: io::Error) -> io::Error {
     match why.kind() {
         io::ErrorKind::StorageFull => why,
@@ -113,15 +113,15 @@ fn unreadable(why: io::Error) -> io::Error {
     }
 }
 
-/// The target of a link, of which nothing is asked but that it can be one.
+/// The target of a link; any valid path is accepted.
 fn link_target(target: Vec<u8>) -> io::Result<OsString> {
     if target.is_empty() || target.len() > PATH_MAX || target.contains(&0) {
-        return Err(unreadable(io::Error::other("it links to something that is no path")));
+        return Err(unreadable(io::Error::other("its target is not a valid path")));
     }
     Ok(OsString::from_vec(target))
 }
 
-/// The name of an entry as a path beneath the project directory; empty for the directory itself.
+/// The name of an entry as a path below the project directory; empty for the directory itself.
 fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     use std::os::unix::ffi::OsStrExt;
 
@@ -129,7 +129,7 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
         return Err("its name is absolute");
     }
     if name.contains(&0) || name.len() > PATH_MAX {
-        return Err("its name is none that a file can have");
+        return Err("its name is not a valid file name");
     }
     let mut path = PathBuf::new();
     for part in name.split(|&byte| byte == b'/') {
@@ -142,7 +142,7 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
-/// What a failed write or read of an entry's content means to an author.
+/// Describes a read or write error of an entry for the author of the job.
 fn describe(why: &io::Error) -> String {
     match why.raw_os_error() {
         Some(nix::libc::ENOSPC) => "the disk is full".to_owned(),

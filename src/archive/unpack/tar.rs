@@ -1,4 +1,4 @@
-//! Reading tar, compressed with zstd.
+//! Reads tar archives compressed with zstd.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -10,7 +10,6 @@ use tar::EntryType;
 use super::destination::{Destination, Meta, Writer};
 use super::{PATH_MAX, UnpackError, link_target, relative};
 
-/// Unpacks a tar archive compressed with zstd.
 pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
     let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(256 * 1024, file));
@@ -24,23 +23,23 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
         left.set(HEADER_BYTES_MAX);
         let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(|why| match &last {
-            Some(name) => UnpackError::of_archive(format_args!("it is broken after {name}: {why}")),
-            None => UnpackError::of_archive(format_args!("it is no tar archive that can be read: {why}")),
+            Some(name) => UnpackError::of_archive(format_args!("damaged after {name}: {why}")),
+            None => UnpackError::of_archive(format_args!("not a valid tar archive: {why}")),
         })?;
         left.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
         unpack_entry(&mut entry, &name, destination, &mut writer)?;
-        // What was of no interest is passed over here, so that it is not taken for a header.
+        // Skip unread content, so that it is not taken for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
         last = Some(String::from_utf8_lossy(&name[..name.len().min(PATH_MAX)]).into_owned());
     }
 }
 
-/// What stands between two contents: long names and lists of extensions are kept in memory, however long they say they
-/// are.
+/// The limit for data between two contents: the tar crate keeps long names and extended headers in memory, regardless
+/// of their size.
 const HEADER_BYTES_MAX: u64 = 4 << 20;
 
-/// A reader that gives so many bytes and then fails.
+/// A reader that fails after this number of bytes.
 struct HeaderLimit<'a, R> {
     content: R,
     left: &'a Cell<u64>,
@@ -58,14 +57,14 @@ impl<R: Read> Read for HeaderLimit<'_, R> {
     }
 }
 
-/// The time with a fraction of a second that stands before the entry (POSIX pax, keyword `mtime`).
+/// The modification time with a fraction, from the extended header of the entry (POSIX pax, keyword `mtime`).
 fn exact_time(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<TimeSpec>> {
     let Some(extensions) = entry.pax_extensions()? else { return Ok(None) };
     let times = extensions.flatten().filter(|extension| extension.key() == Ok("mtime"));
     Ok(times.filter_map(|extension| parse_time(extension.value().ok()?)).last())
 }
 
-/// A number of seconds with up to nine digits behind the point; more are cut off.
+/// Parses seconds with up to nine decimal digits; further digits are ignored.
 pub(super) fn parse_time(text: &str) -> Option<TimeSpec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -102,7 +101,7 @@ fn unpack_entry(
         }
         EntryType::XGlobalHeader => Ok(()),
         _ => {
-            destination.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name)));
+            destination.warn(format!("{}: skipped: not a file, directory or link", String::from_utf8_lossy(name)));
             Ok(())
         }
     };

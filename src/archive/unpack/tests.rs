@@ -1,4 +1,4 @@
-//! What must hold when archives are unpacked: nothing lost, nothing outside, nothing forever.
+//! Tests of unpacking: no data is lost, nothing is written outside, every archive ends.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +18,7 @@ fn unpack_into(project: &Project, archive: &str) -> Result<Unpacked, UnpackError
     unpack(&File::open(project.beside(archive)).unwrap(), &project.root())
 }
 
-/// Names, modes and contents of a zip archive that no honest tool would write.
+/// A malicious zip archive from names, modes and contents.
 fn hostile_zip(project: &Project, entries: &[(&[u8], u32, &[u8])]) {
     let mut archive = ZipArchiveWriter::new(File::create(project.beside("a.zip")).unwrap());
     for (name, mode, content) in entries {
@@ -30,7 +30,7 @@ fn hostile_zip(project: &Project, entries: &[(&[u8], u32, &[u8])]) {
     archive.finish().unwrap();
 }
 
-/// The same for tar+zstd: name, type, link target, content.
+/// A malicious tar+zstd archive from names, types, link targets and contents.
 fn hostile_tar(project: &Project, entries: &[(&str, u8, &str, &[u8])]) {
     let mut out = zstd::Encoder::new(File::create(project.beside("a.tar.zst")).unwrap(), 1).unwrap();
     for (name, kind, target, content) in entries {
@@ -51,7 +51,7 @@ fn hostile_tar(project: &Project, entries: &[(&str, u8, &str, &[u8])]) {
 }
 
 #[test]
-fn gives_back_what_was_packed() {
+fn unpacks_what_was_packed() {
     let project = sample();
     let archive = File::create(project.beside("a.zip")).unwrap();
     write(&project.root(), &project.entries(), Format::Zip, Level::Default, archive).unwrap();
@@ -102,7 +102,7 @@ fn gzip_members_become_files() {
 }
 
 #[test]
-fn a_name_that_leads_out_ends_it() {
+fn a_name_that_leads_out_is_an_error() {
     for name in ["../evil", "/tmp/evil", "a/../../evil", "..", "a/.."] {
         let project = Project::new();
         hostile_zip(&project, &[(name.as_bytes(), 0o100_644, b"x")]);
@@ -116,7 +116,7 @@ fn a_name_that_leads_out_ends_it() {
 }
 
 #[test]
-fn nothing_is_written_through_a_link_out() {
+fn writes_nothing_through_a_link_out() {
     let project = Project::new();
     let outside = project.beside("outside");
     fs::create_dir(&outside).unwrap();
@@ -131,12 +131,12 @@ fn nothing_is_written_through_a_link_out() {
     hostile_tar(&project, &[("planted/file", b'0', "", b"evil")]);
     assert!(unpack_into(&project, "a.tar.zst").is_err());
 
-    // A link of the archive's own, used by a later entry of the same archive.
+    // A link in the archive, used by a later entry of the same archive.
     let target = outside.to_str().unwrap();
     hostile_zip(&project, &[(b"own", 0o120_777, target.as_bytes()), (b"own/file", 0o100_644, b"evil")]);
     assert!(unpack_into(&project, "a.zip").is_err());
 
-    // The last part is replaced, not followed.
+    // The last part of the path is replaced, not followed.
     hostile_zip(&project, &[(b"file", 0o100_644, b"new")]);
     unpack_into(&project, "a.zip").unwrap();
     assert_eq!(fs::read(project.path().join("file")).unwrap(), b"new");
@@ -144,7 +144,7 @@ fn nothing_is_written_through_a_link_out() {
 }
 
 #[test]
-fn a_hard_link_to_the_outside_is_not_written_through() {
+fn writes_nothing_through_a_hard_link_to_the_outside() {
     let project = Project::new();
     fs::write(project.beside("victim"), "untouched").unwrap();
     fs::hard_link(project.beside("victim"), project.path().join("file")).unwrap();
@@ -163,7 +163,7 @@ fn a_hard_link_to_the_outside_is_not_written_through() {
 }
 
 #[test]
-fn devices_are_left_out_and_set_user_id_is_dropped() {
+fn skips_devices_and_drops_set_user_id() {
     let project = Project::new();
     hostile_tar(&project, &[("null", b'3', "", b""), ("pipe", b'6', "", b""), ("tool", b'0', "", b"x")]);
     let unpacked = unpack_into(&project, "a.tar.zst").unwrap();
@@ -177,7 +177,7 @@ fn devices_are_left_out_and_set_user_id_is_dropped() {
 }
 
 #[test]
-fn of_a_doubled_name_the_last_counts() {
+fn of_duplicate_names_the_last_one_wins() {
     let project = Project::new();
     let contents: Vec<Vec<u8>> = (0..40).map(|n| format!("{n}").into_bytes()).collect();
     let entries: Vec<(&[u8], u32, &[u8])> = contents.iter().map(|c| (&b"same"[..], 0o100_644, c.as_slice())).collect();
@@ -187,17 +187,17 @@ fn of_a_doubled_name_the_last_counts() {
 }
 
 #[test]
-fn a_file_where_a_directory_must_be_is_an_error_with_its_name() {
+fn a_file_in_the_place_of_a_directory_is_an_error_with_its_name() {
     let project = Project::new();
     project.write("d/inside", b"x");
     hostile_zip(&project, &[(b"d", 0o100_644, b"x")]);
-    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().to_string(), "d: a directory stands in its place");
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().to_string(), "d: a directory with that name exists");
     hostile_zip(&project, &[(b"d/inside/more", 0o100_644, b"x")]);
     assert_eq!(unpack_into(&project, "a.zip").unwrap_err().entry.as_deref(), Some("d/inside/more"));
 }
 
 #[test]
-fn a_broken_archive_names_the_entry() {
+fn names_the_damaged_entry() {
     let project = sample();
     let archive = File::create(project.beside("a.zip")).unwrap();
     write(&project.root(), &project.entries(), Format::Zip, Level::Default, archive).unwrap();
@@ -212,7 +212,7 @@ fn a_broken_archive_names_the_entry() {
     assert_eq!(error.entry.as_deref(), Some("deep/er/and deeper/large.txt"));
     assert_eq!(error.fault, Fault::Archive);
 
-    // Cut off, empty, something else.
+    // Truncated, empty, or another format.
     for content in [&whole[..whole.len() / 2], &b""[..], &b"<html>no</html>"[..], &b"PK\x03\x04"[..]] {
         fs::write(project.beside("b.zip"), content).unwrap();
         assert!(unpack_into(&Project::new_with(&project, "b.zip"), "b.zip").is_err());
@@ -220,7 +220,7 @@ fn a_broken_archive_names_the_entry() {
 }
 
 #[test]
-fn an_entry_that_is_longer_than_it_says_is_refused() {
+fn refuses_an_entry_longer_than_its_declared_size() {
     let project = Project::new();
     let mut archive = ZipArchiveWriter::new(File::create(project.beside("a.zip")).unwrap());
     let (mut entry, _) = archive.new_file("bomb").compression_method(CompressionMethod::DEFLATE).start().unwrap();
@@ -233,7 +233,7 @@ fn an_entry_that_is_longer_than_it_says_is_refused() {
     assert!(!project.path().join("bomb").exists(), "half a file is worse than none");
 }
 
-/// A small file system of its own, gone with the test.
+/// A small file system; unmounted when the test ends.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -246,7 +246,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a program that another test is just starting has our descriptors until it is another program.
+        // Lazily: a concurrent fork of another test may have our descriptors open until it executes its program.
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }
 }
@@ -275,7 +275,7 @@ fn a_bomb_does_not_fill_the_disk() {
 }
 
 #[test]
-fn names_without_end_do_not_fill_the_memory() {
+fn endless_names_do_not_exhaust_memory() {
     let project = Project::new();
     let endless = vec![b'n'; 6 << 20];
     for kind in [b'L', b'K', b'x'] {
@@ -284,13 +284,13 @@ fn names_without_end_do_not_fill_the_memory() {
         assert!(error.why.contains("after first") && error.why.contains("too long"), "{error}");
         assert_eq!(error.fault, Fault::Archive);
     }
-    // What is left out may be as long as it likes.
+    // The name of a skipped entry may have any length.
     hostile_tar(&project, &[("device", b'3', "", &endless), ("last", b'0', "", b"x")]);
     assert_eq!(unpack_into(&project, "a.tar.zst").unwrap().entries, 1);
 }
 
 #[test]
-fn what_is_wrong_with_the_place_is_not_the_archives_fault() {
+fn errors_of_the_destination_do_not_blame_the_archive() {
     let project = Project::new();
     project.write("d/inside", b"x");
     hostile_zip(&project, &[(b"d", 0o100_644, b"x")]);
@@ -300,7 +300,7 @@ fn what_is_wrong_with_the_place_is_not_the_archives_fault() {
 }
 
 #[test]
-fn files_can_be_made_in_a_directory_without_write_permission() {
+fn creates_files_in_a_directory_without_write_permission() {
     let project = Project::new();
     project.write("locked/file", b"x").mode("locked", 0o555);
     let archive = File::create(project.beside("a.zip")).unwrap();
@@ -332,7 +332,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn packing_and_unpacking_is_identity(
+    fn unpacking_is_the_inverse_of_packing(
         leaves in leaves(),
         format in prop_oneof![Just(Format::Zip), Just(Format::ZipZstd), Just(Format::TarZstd)],
     ) {
@@ -360,7 +360,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_an_error_and_never_a_panic(
+    fn random_bytes_are_an_error_and_never_a_panic(
         mut noise in prop::collection::vec(any::<u8>(), 0..3000),
         at in any::<prop::sample::Index>(),
     ) {
@@ -378,7 +378,7 @@ proptest! {
 }
 
 #[test]
-fn times_keep_their_fraction_of_a_second_for_us_and_other_tools() {
+fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
     let time = 1_234_567_890_123_456_700;
     let time_of = |path: &Path| {
         let metadata = fs::metadata(path).unwrap();
@@ -402,7 +402,7 @@ fn times_keep_their_fraction_of_a_second_for_us_and_other_tools() {
         fs::create_dir(&out).unwrap();
         tool(Command::new("bsdtar").arg("-xpf").arg(project.beside(name)).current_dir(&out));
         for name in names {
-            // Tools that do not read the fraction in zip archives must still read the second.
+            // Tools that ignore the fraction in zip archives must still read the seconds.
             let expected = if format == Format::TarZstd { time as i64 } else { 1_234_567_890_000_000_000 };
             assert!(time_of(&out.join(name)) >= expected, "{format:?} {name}");
         }
@@ -410,7 +410,7 @@ fn times_keep_their_fraction_of_a_second_for_us_and_other_tools() {
 }
 
 #[test]
-fn a_time_that_is_no_number_is_not_believed() {
+fn ignores_a_time_that_is_not_a_number() {
     for (text, time) in [
         ("1.5", Some((1, 500_000_000))),
         ("7", Some((7, 0))),
@@ -425,7 +425,7 @@ fn a_time_that_is_no_number_is_not_believed() {
     }
 }
 
-/// A tar+zstd archive of links, each by way of a GNU header with a target as long as the archive says.
+/// A tar+zstd archive of links, each with a GNU header for a target of any length.
 fn tar_of_links(project: &Project, count: usize, target: &[u8]) {
     let mut out = zstd::Encoder::new(File::create(project.beside("a.tar.zst")).unwrap(), 1).unwrap();
     let header = |kind: u8, name: &str, size: u64| {
@@ -449,15 +449,15 @@ fn tar_of_links(project: &Project, count: usize, target: &[u8]) {
 }
 
 #[test]
-fn targets_of_links_are_no_longer_than_the_system_takes() {
+fn limits_the_length_of_link_targets() {
     let project = Project::new();
     tar_of_links(&project, 3, &vec![b'x'; 3_900_000]);
     let why = unpack_into(&project, "a.tar.zst").unwrap_err();
-    assert_eq!((why.fault, why.to_string()), (Fault::Archive, "link0: it links to something that is no path".into()));
+    assert_eq!((why.fault, why.to_string()), (Fault::Archive, "link0: its target is not a valid path".into()));
 }
 
 #[test]
-fn links_in_memory_are_bounded_in_sum() {
+fn limits_the_memory_for_links() {
     let project = Project::new();
     tar_of_links(&project, 35_000, &[b'x'; 4000]);
     let why = unpack_into(&project, "a.tar.zst").unwrap_err();
@@ -466,7 +466,7 @@ fn links_in_memory_are_bounded_in_sum() {
 }
 
 #[test]
-fn entries_that_each_warn_are_counted() {
+fn counts_warnings_beyond_the_limit() {
     let project = Project::new();
     let pipes: Vec<(&str, u8, &str, &[u8])> = vec![("pipe", b'6', "", b""); 20_000];
     hostile_tar(&project, &pipes);
@@ -475,7 +475,7 @@ fn entries_that_each_warn_are_counted() {
     assert_eq!(unpacked.warnings[100], "19900 more warnings are not shown");
 }
 
-/// An archive of a small project, as bytes that may be changed: a tar archive without its compression.
+/// An archive of a small project, as bytes to be modified; a tar archive without its compression.
 fn packed(format: Format) -> Vec<u8> {
     let project = Project::new();
     project.write("a/file", b"content").write("a/other", &[b'x'; 3000]).link("link", "a/file").mode("a/file", 0o755);
@@ -492,7 +492,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn an_archive_with_changed_bytes_is_unpacked_inside_or_refused(
+    fn a_modified_archive_is_unpacked_inside_or_refused(
         format in prop_oneof![Just(Format::Zip), Just(Format::ZipZstd), Just(Format::TarZstd), Just(Format::Gzip)],
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
         names in any::<bool>(),
@@ -505,7 +505,7 @@ proptest! {
             bytes[at] = byte;
         }
         if names {
-            // The same length, somewhere else.
+            // A path of the same length that leads outside.
             for at in 0..bytes.len().saturating_sub(6) {
                 if &bytes[at..at + 6] == b"a/file" {
                     bytes[at..at + 6].copy_from_slice(b"../out");

@@ -1,4 +1,4 @@
-//! Reading zip, on all cores.
+//! Reads zip archives, on all cores.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ use super::inflate::Decompressors;
 use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 
-/// More decompressors than this outrun any disk.
+/// More decompression threads would be faster than any disk.
 const WORKERS_MAX: usize = 8;
 
 const TYPE: u32 = 0o170_000;
@@ -29,7 +29,7 @@ const LINK: u32 = 0o120_000;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 
-/// A file to be unpacked.
+/// A file to unpack.
 struct Task {
     path: PathBuf,
     name: Vec<u8>,
@@ -39,18 +39,17 @@ struct Task {
     at: ZipArchiveEntryWayfinder,
 }
 
-/// Unpacks a zip archive.
 pub fn unpack(file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     let file = file.try_clone().map_err(UnpackError::of_place)?;
     let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::from_file(file, &mut buffer)
-        .map_err(|why| UnpackError::of_archive(format_args!("it is no zip archive that can be read: {why}")))?;
+        .map_err(|why| UnpackError::of_archive(format_args!("not a valid zip archive: {why}")))?;
     let mut records = vec![0; MAX_CENTRAL_DIRECTORY_RECORD_SIZE];
     let mut entries = archive.entries(&mut records);
     let mut next = || match entries.next_entry() {
         Ok(Some(record)) => prepare(&archive, &record, destination),
         Ok(None) => Ok(Prepared::End),
-        Err(why) => Err(UnpackError::of_archive(format_args!("its list of entries is broken: {why}"))),
+        Err(why) => Err(UnpackError::of_archive(format_args!("the list of entries is damaged: {why}"))),
     };
     let mut pending = None;
     loop {
@@ -67,7 +66,7 @@ enum Prepared {
     End,
 }
 
-/// Files that are handed to a thread at once: to hand over small ones one by one would cost more than to write them.
+/// The files that are passed to a thread at once: passing small files one by one would cost more than writing them.
 #[derive(Default)]
 struct Batch {
     tasks: Vec<Task>,
@@ -88,8 +87,8 @@ impl Batch {
     }
 }
 
-/// Unpacks files on all cores up to the end, or up to one whose name was there before: the later one counts, so it has
-/// to wait for the earlier one.
+/// Unpacks files on all cores, up to the end or up to a name that was already seen: the later entry wins, so it must
+/// wait for the earlier one.
 fn unpack_batch(
     archive: &ZipArchive<FileReader>,
     destination: &Destination<'_>,
@@ -107,7 +106,7 @@ fn unpack_batch(
                 .spawn_scoped(scope, move || work(archive, destination, queue, failure))
                 .map_err(UnpackError::of_place)?;
         }
-        // When sending fails, the workers have given up; why is in `failure`.
+        // Sending fails only after a worker failed; `failure` contains the cause.
         let (mut seen, mut batch) = (HashSet::new(), Batch::default());
         let mut ready = first;
         loop {
@@ -161,7 +160,7 @@ fn work(
         });
         if let Err(why) = done {
             lock(failure).get_or_insert(why);
-            // With the queue gone, the sender and the other workers stop, too.
+            // Without the queue, the sender and the other workers stop, too.
             lock(queue).take();
             return;
         }
@@ -172,7 +171,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks at an entry: directories and links are dealt with at once.
+/// Inspects an entry; creates directories and records links at once.
 fn prepare(
     archive: &ZipArchive<FileReader>,
     record: &ZipFileHeaderRecord<'_>,
@@ -204,12 +203,12 @@ fn prepare(
             destination.link(task.path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
-        _ => destination.warn(format!("{}: neither file, directory nor link; left out", String::from_utf8_lossy(name))),
+        _ => destination.warn(format!("{}: skipped: not a file, directory or link", String::from_utf8_lossy(name))),
     }
     Ok(Prepared::Done)
 }
 
-/// When the entry was last changed, as exactly as the archive says.
+/// The modification time of an entry, as exact as the archive states it.
 fn time_of(record: &ZipFileHeaderRecord<'_>) -> TimeSpec {
     let exact = record.extra_fields().filter(|(id, _)| *id == EXACT_TIME).find_map(|(_, field)| exact_time(field));
     exact.unwrap_or_else(|| {
@@ -230,7 +229,7 @@ fn time_of(record: &ZipFileHeaderRecord<'_>) -> TimeSpec {
     })
 }
 
-/// The first of the times in the field [`EXACT_TIME`].
+/// The first time in the field [`EXACT_TIME`].
 fn exact_time(field: &[u8]) -> Option<TimeSpec> {
     let times = field.strip_prefix(&EXACT_TIME_START)?;
     let ticks = u64::from_le_bytes(*times.first_chunk()?);
@@ -247,7 +246,7 @@ fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsStri
     link_target(target)
 }
 
-/// Gives the content of an entry, no more of it than the archive says there is, and checked at its end.
+/// Passes the content of an entry to a function: at most the declared size, verified at the end.
 fn with_content(
     archive: &ZipArchive<FileReader>,
     task: &Task,
@@ -259,7 +258,7 @@ fn with_content(
         CompressionMethod::STORE => read(&mut entry.verifying_reader(entry.reader())),
         CompressionMethod::DEFLATE => read(&mut entry.verifying_reader(decompressors.deflate(entry.reader()))),
         CompressionMethod::ZSTD => read(&mut entry.verifying_reader(decompressors.zstd(entry.reader()))),
-        method => Err(unreadable(io::Error::other(format!("its compression ({method}) is not known here")))),
+        method => Err(unreadable(io::Error::other(format!("unsupported compression method {method}")))),
     }
 }
 
@@ -272,7 +271,7 @@ mod tests {
     use crate::archive::testing::{Project, tool};
     use crate::archive::{Format, Level, write};
 
-    /// A file in which long runs of zeros take no room.
+    /// A file whose long runs of zeros are holes.
     struct Sparse(File);
 
     impl Write for Sparse {
@@ -289,8 +288,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_larger_than_old_zip_can_hold() {
-        // There a hole costs neither disk nor cache.
+    fn unpacks_a_file_that_needs_zip64() {
+        // On a tmpfs a hole needs neither disk nor cache.
         let project = Project::new_in(std::path::Path::new("/dev/shm"));
         project.write("large", b"").write("later", b"x");
         let size = (4 << 30) + 12_345;

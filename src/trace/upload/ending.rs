@@ -1,27 +1,27 @@
-//! The end of an upload: the rest of the log, then the final state, for as long as the server would take them.
+//! The end of an upload: sends the rest of the log, then the final state, as long as GitLab accepts them.
 
 use std::time::{Duration, Instant};
 
 use super::{Delivery, INTERVAL, Piece, Upload};
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
-/// GitLab takes a running job for lost after an hour without a sign of life: until then a final state is worth sending.
+/// GitLab fails a running job after an hour without a request: until then sending a final state is useful.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
-/// Longest wait between two tries of the final state.
+/// The longest delay between attempts to send the final state.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// Why the end must be tried again.
 enum RetryReason {
-    /// The server is busy with the log.
+    /// The server is still processing the log.
     AfterInterval,
-    /// The server's log is not ours.
+    /// The server's log differs: send it again from the start.
     FromStart,
-    /// Nothing is settled.
+    /// The request failed.
     Failed,
 }
 
 impl Upload {
-    /// Sends the rest of the log and the final state, for as long as the server would take them.
+    /// Sends the rest of the log and the final state, as long as GitLab accepts them.
     pub(super) fn finish(&mut self, ending: &JobState) -> Delivery {
         self.interval = INTERVAL;
         let began = Instant::now();
@@ -57,7 +57,7 @@ impl Upload {
         }
     }
 
-    /// Waits, though the bell has rung for the end already.
+    /// Waits; ignores the bell, which has rung for the end already.
     fn pause(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -77,7 +77,7 @@ impl Upload {
                 Piece::Sent => {}
                 Piece::Empty | Piece::NotFound => break,
                 Piece::Over => return Ok(Delivery::Gone),
-                // The server has another size: go on from there at once, but not for ever.
+                // The server has another size: continue from there at once, but only a few times.
                 Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
                 Piece::Failed => return Err(RetryReason::Failed),
             }

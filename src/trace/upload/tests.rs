@@ -10,16 +10,15 @@ use super::*;
 use crate::coordinator::{TraceReply, TraceSummary};
 use crate::token::Token;
 
-/// What goes wrong with one piece of log.
+/// The failure of one upload request.
 #[derive(Clone, Debug)]
 enum Fault {
-    /// Nothing.
     None,
     /// The request is lost.
     Lost,
-    /// It is taken, and the answer is lost.
+    /// The request is accepted, and the response is lost.
     AnswerLost,
-    /// The server has lost all but this many bytes of its log.
+    /// The server has lost its log except for this many bytes.
     Forgot(usize),
     NotFound,
 }
@@ -29,13 +28,13 @@ struct Server {
     log: Vec<u8>,
     starts: Vec<u64>,
     faults: VecDeque<Fault>,
-    /// Answers to final states before the first good one.
+    /// The responses to final states before the first success.
     finals: VecDeque<UpdateOutcome>,
     states: Vec<(JobState, TraceSummary)>,
     status: Option<JobStatus>,
 }
 
-/// A server that keeps the rules for offsets, and times of no length.
+/// A server that follows the rules for offsets, with intervals of zero.
 #[derive(Default)]
 struct Fake {
     server: Mutex<Server>,
@@ -141,7 +140,7 @@ impl Case {
 }
 
 #[test]
-fn a_short_job_costs_one_piece_and_one_state() {
+fn a_short_job_needs_one_part_and_one_state() {
     let case = Case::new(Fake::default());
     let uploader = case.uploader();
     case.write("größe\n".as_bytes());
@@ -152,7 +151,7 @@ fn a_short_job_costs_one_piece_and_one_state() {
 }
 
 #[test]
-fn a_final_state_survives_every_answer_that_asks_for_another_try() {
+fn retries_the_final_state_after_every_retryable_response() {
     let case = Case::new(Fake::default());
     case.write(b"log\n");
     case.fake.server().finals =
@@ -164,7 +163,7 @@ fn a_final_state_survives_every_answer_that_asks_for_another_try() {
 }
 
 #[test]
-fn a_server_that_never_likes_the_log_is_left_alone_at_last() {
+fn gives_up_on_a_server_that_never_accepts_the_log() {
     let case = Case::new(Fake::default());
     case.write(b"log\n");
     case.fake.server().finals = vec![UpdateOutcome::TraceInvalid; 100].into();
@@ -173,7 +172,7 @@ fn a_server_that_never_likes_the_log_is_left_alone_at_last() {
 }
 
 #[test]
-fn each_status_is_heard_once_and_nothing_is_sent_after_the_end() {
+fn reports_each_status_once_and_sends_nothing_after_the_end() {
     let case = Case::new(Fake::default());
     let (sender, heard) = channel();
     let mut upload = case.upload(OPTIONS, Box::new(move |status| sender.send(status).expect("heard")));
@@ -192,7 +191,7 @@ fn each_status_is_heard_once_and_nothing_is_sent_after_the_end() {
 }
 
 #[test]
-fn pieces_end_between_characters() {
+fn parts_end_between_characters() {
     let case = Case::new(Fake::default());
     let text = format!("x{}", "ü".repeat(CHUNK));
     case.write(text.as_bytes());
@@ -204,7 +203,7 @@ fn pieces_end_between_characters() {
 }
 
 #[test]
-fn a_resumed_upload_goes_on_and_its_checksum_covers_the_whole_log() {
+fn a_resumed_upload_continues_and_its_checksum_covers_the_whole_log() {
     let case = Case::new(Fake::default());
     case.write(b"sent before\n");
     case.fake.server().log = b"sent before\n".to_vec();
@@ -217,9 +216,9 @@ fn a_resumed_upload_goes_on_and_its_checksum_covers_the_whole_log() {
 }
 
 #[test]
-fn someone_who_watches_sees_each_line_at_once() {
+fn a_watching_user_sees_each_line_at_once() {
     let (sender, lines) = channel();
-    // Without a look at the file itself, the second line would come in an hour.
+    // Without watching the file, the second line would arrive after an hour.
     let interval = Duration::from_secs(3600);
     let case = Case::new(Fake { watcher: Some(Mutex::new(sender)), interval, ..Fake::default() });
     case.write(b"one\n");
@@ -231,7 +230,7 @@ fn someone_who_watches_sees_each_line_at_once() {
 }
 
 #[test]
-fn a_loud_log_does_not_wait_for_the_pace() {
+fn a_log_with_much_output_does_not_wait_for_the_interval() {
     let interval = Duration::from_secs(3600);
     let case = Case::new(Fake { interval, ..Fake::default() });
     let uploader = case.uploader();
@@ -248,7 +247,7 @@ fn a_loud_log_does_not_wait_for_the_pace() {
 }
 
 #[test]
-fn a_server_that_cannot_is_not_asked_again_before_its_time() {
+fn waits_for_retry_after_of_an_overloaded_server() {
     let interval = Duration::from_secs(3600);
     let case = Case::new(Fake { interval, ..Fake::default() });
     case.fake.server().faults = [Fault::None, Fault::Lost].into();
@@ -280,7 +279,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn the_server_ends_with_the_same_bytes_whatever_goes_wrong(
+    fn the_server_gets_the_exact_log_for_any_failures(
         writes in proptest::collection::vec((0..700_000_usize, 0..3), 0..6),
         faults in proptest::collection::vec(fault(), 0..12),
         restart in 0..6_usize,
