@@ -1,13 +1,13 @@
-//! SHA-256 and hexadecimal digits.
+//! SHA-256 and hexadecimal encoding.
 
 use ring::digest::{SHA256, digest};
 
-/// The SHA-256 of `bytes` in hexadecimal digits.
+/// The SHA-256 of `bytes`, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 
-/// Two lower-case hexadecimal digits for each byte.
+/// Lower-case hexadecimal encoding.
 pub fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_leading_zeros() {
+    fn encodes_leading_zeros() {
         assert_eq!(hex(&[0, 10, 0xff]), "000aff");
         assert!(sha256(b"").starts_with("e3b0c44298fc1c14"));
     }

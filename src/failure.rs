@@ -1,35 +1,35 @@
-//! Blame as a type: an error that ends a job says, where it arises, whose fault it was.
+//! Failure reasons: an error that ends a job carries its reason from where it arises.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a job failed, in the words of the GitLab Runner API (`failure_reason` of `PUT jobs/:id`).
+/// Why a job failed, as in the GitLab Runner API (`failure_reason` of `PUT jobs/:id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureReason {
-    /// The job's own script, or a command run for the job (git, transfers), ended with an error.
+    /// The job's script, or a command that runs for the job (git, transfers), failed.
     ScriptFailure,
-    /// The fault of the agent or of the machine it runs on.
+    /// The agent or its machine failed.
     RunnerSystemFailure,
-    /// The job, or a stage with its own time-out, took too long.
+    /// The job, or a stage with its own timeout, took too long.
     JobExecutionTimeout,
-    /// The image of the job or of a service could not be pulled.
+    /// The image of the job or of a service cannot be pulled.
     ImagePullFailure,
-    /// The job asks for something, or the configuration says something, that cannot be honoured.
+    /// The job or the configuration requests something that is impossible.
     RunnerConfigurationError,
-    /// Something outside (registry, secret store, network) did not work.
+    /// An external system (registry, secret store, network) failed.
     RunnerExternalDependencyFailure,
-    /// The agent was told to stop, or its instance is being taken away.
+    /// The agent was told to stop, or the cloud interrupts its instance.
     RunnerInterrupted,
-    /// The job was cancelled by a person.
+    /// A user cancelled the job.
     JobCanceled,
-    /// GitLab knows no better word.
+    /// No other reason fits.
     UnknownFailure,
 }
 
 impl FailureReason {
-    /// The name on the wire.
+    /// The name in the Runner API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ScriptFailure => "script_failure",
@@ -44,7 +44,7 @@ impl FailureReason {
         }
     }
 
-    /// The reason to send to a server that accepts only `supported` besides the three that every server knows.
+    /// The reason to send to a server that accepts only `supported` and the three reasons that every server accepts.
     pub fn supported_by(self, supported: &[String]) -> Self {
         let known = |reason: Self| {
             matches!(reason, Self::ScriptFailure | Self::RunnerSystemFailure | Self::JobExecutionTimeout)
@@ -64,11 +64,10 @@ impl FailureReason {
 /// An error that ends a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
-    /// Whose fault it was.
     pub reason: FailureReason,
-    /// What the script or command exited with; `None` where nothing exited. Killed by a signal is -1.
+    /// The exit code of the script or command; `None` if none ran. -1 if a signal killed it.
     pub exit_code: Option<i32>,
-    /// What happened, to what, and what to do next; goes into the job's log.
+    /// What happened, to which object, and what to do; written to the job's log.
     pub message: String,
 }
 
@@ -78,12 +77,12 @@ impl JobError {
         Self { reason, exit_code: None, message: message.into() }
     }
 
-    /// The agent's or the machine's fault.
+    /// A failure of the agent or its machine.
     pub fn system(message: impl Into<String>) -> Self {
         Self::new(FailureReason::RunnerSystemFailure, message)
     }
 
-    /// The job asks for what cannot be honoured, or the configuration does.
+    /// An impossible request by the job or the configuration.
     pub fn configuration(message: impl Into<String>) -> Self {
         Self::new(FailureReason::RunnerConfigurationError, message)
     }
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn maps_a_reason_the_server_does_not_list() {
+    fn maps_a_reason_that_the_server_does_not_support() {
         let none: &[String] = &[];
         assert_eq!(FailureReason::ImagePullFailure.supported_by(none), FailureReason::RunnerSystemFailure);
         assert_eq!(FailureReason::RunnerConfigurationError.supported_by(none), FailureReason::ScriptFailure);

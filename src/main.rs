@@ -1,17 +1,17 @@
-//! mayfly runs CI jobs on the machine it lives on, and ends that machine when its work is done.
+//! mayfly runs CI jobs on the machine it is installed on, and shuts that machine down when its work is done.
 //!
-//! A fleet of CI machines usually has a manager that creates machines, connects to them, and removes them. Every job then
-//! depends on that manager. mayfly turns this around: each instance polls GitLab itself, runs its jobs, and leaves its
-//! Auto Scaling group by itself. So no port is open, no key is distributed, and no manager can fail.
+//! A fleet of CI machines usually has a manager that creates machines, connects to them, and removes them. Every job
+//! then depends on that manager. With mayfly, each instance polls GitLab itself, runs its jobs, and terminates itself
+//! through its Auto Scaling group. So no port is open, no key is distributed, and there is no manager that can fail.
 //!
-//! That only works if the agent is safe to lose. Each script runs under a [`shim`], a process that outlives the agent; the
-//! [`journal`] says where each job is, and the next agent resumes it.
+//! This requires that the agent can die at any time. Each script runs under a [`shim`], a process that outlives the
+//! agent; the [`journal`] records the stage of each job, and the next agent resumes it.
 //!
 //! Where to start reading:
 //!
 //! - [`agent`]: the loop on an instance, from the poll to the shutdown;
 //! - [`job`]: one job from its payload to its final state;
-//! - [`shim`]: what holds a running script;
+//! - [`shim`]: the process that supervises a running script;
 //! - [`instance`]: the machine and its cloud.
 //!
 //! A module uses only modules below it. `docs/architecture.md` has the layers, the life of a job and a glossary.

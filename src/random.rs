@@ -1,21 +1,20 @@
-//! Random numbers for names and waits. Where the system has none, zeros are used: a name then relies on the process
-//! number beside it, and all waits are the same.
+//! Random numbers for names and delays. If the system provides none, they are zero: names then rely on the process id
+//! beside them, and all delays are equal.
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// Random bytes.
 pub fn bytes<const LENGTH: usize>() -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     let _ = SystemRandom::new().fill(&mut bytes);
     bytes
 }
 
-/// A number from 0 to 1, which spreads what many agents do at the same time.
+/// A number from 0 to 1, to spread events of many agents over time.
 pub fn fraction() -> f64 {
     f64::from(u32::from_ne_bytes(bytes())) / f64::from(u32::MAX)
 }
 
-/// A number that another process does not have.
+/// A number that distinguishes processes.
 pub fn number() -> u32 {
     u32::from_ne_bytes(bytes())
 }

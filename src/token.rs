@@ -1,32 +1,31 @@
-//! Secrets that must not get into a log.
+//! Secrets that must not appear in a log.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A secret that names or proves something: it has no `Debug` or `Display` that shows it.
+/// A secret; it has no `Debug` or `Display` that shows it.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(String);
 
 impl Token {
-    /// Wraps the text of a token.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The token itself: for requests and configuration files only, never for logs.
+    /// The secret itself: only for requests and configuration files, never for logs.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// True for a blank token.
+    /// Whether the token is blank.
     pub fn is_empty(&self) -> bool {
         self.0.trim().is_empty()
     }
 
-    /// The short form for logs, paths and cache keys: the known prefix (`glrt-`, `glrt-t1_`, `glrtr-`, `glcbt-`,
-    /// `GR` and seven hexadecimal digits) dropped, then the first nine characters.
+    /// The short form for logs, paths and cache keys: without the known prefix (`glrt-`, `glrt-t1_`, `glrtr-`,
+    /// `glcbt-`, `GR` and seven hexadecimal digits), the first nine characters.
     pub fn short(&self) -> String {
         let mut text = self.0.as_str();
         for prefix in ["glrt-", "glrtr-", "glcbt-"] {

@@ -1,11 +1,10 @@
-//! What this program calls itself: to servers, in metrics, and in the environment of jobs.
+//! The program's name and version for servers, metrics and jobs.
 
-/// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The revision it was built from.
+/// The git revision of the build.
 pub const REVISION: &str = env!("MAYFLY_REVISION");
 
-/// The architecture as GitLab and Go spell it.
+/// The architecture in Go's spelling, which GitLab uses.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -15,7 +14,7 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// The `User-Agent` of every request.
+/// The `User-Agent` of all requests.
 pub fn user_agent() -> String {
     format!("mayfly {VERSION} ({REVISION}; rust; linux/{})", architecture())
 }

@@ -67,7 +67,7 @@ fn a_proxy_error_is_not_taken_for_a_response_of_gitlab() {
     // squid refuses this port (`Safe_ports`) with status 403. A 403 from GitLab would pause the runner.
     home.configure("http://gitlab.test:81", "", "");
     let agent = home.start_with(&[], &[("HTTP_PROXY", &squid.url)]);
-    agent.wait_for_log("the proxy answers 403: ERR_ACCESS_DENIED");
+    agent.wait_for_log("the proxy returns status 403: ERR_ACCESS_DENIED");
     agent.wait_for_log("(through the proxy http://127.0.0.1:");
     drop((agent, gitlab));
 }

@@ -152,7 +152,7 @@ fn wrong_certificates_do_not_pass_the_check() {
     }
     let (_gitlab, home) = scene(&pki, &pki.server(), Chain::Complete, "no certificate");
     let (passed, text) = check(&home);
-    assert!(!passed && text.contains("ca.pem: the file has no PEM certificate"), "{text}");
+    assert!(!passed && text.contains("ca.pem: the file contains no PEM certificate"), "{text}");
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn a_value_that_makes_no_sense_shows_its_line() {
         (format!("\nconcurrent = 0\n{RUNNER}"), "line 2", "concurrent = 0"),
         (format!("log_format = \"xml\"\n{RUNNER}"), "line 1", "runner, text, json"),
         (format!("log_level = \"loud\"\n{RUNNER}"), "line 1", "debug"),
-        (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is no port"),
+        (format!("listen_address = \":http\"\n{RUNNER}"), "line 1", "`http` is not a port"),
         (format!("{RUNNER}{}", second.replace("\"shell\"", "\"x\"")), "line 10", "runner `b`"),
         (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
         (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),

@@ -1,8 +1,8 @@
-//! JSON and TOML into types, and the one way to read either.
+//! Decodes JSON and TOML. All code uses these two functions.
 //!
-//! A type costs code anew for each kind of source that it is read from, and for each shape that it is read in. So all JSON
-//! is read from bytes, and what has named fields is read as an object only: both formats' readers would take a list of
-//! its fields as well, which nobody writes.
+//! The compiler generates a type's decoder once for each kind of source and for each accepted shape. To keep the binary
+//! small, JSON is decoded only from byte slices, and types with named fields only from objects: serde would also accept
+//! a list of the fields, which no document contains.
 
 mod named;
 
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use named::Named;
 
-/// The value that a whole JSON text is. Errors: it is none of that type; the message says where.
+/// Decodes a whole JSON text. The error names the position.
 pub fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = T::deserialize(Named(&mut reader))?;
@@ -19,7 +19,7 @@ pub fn json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, serde_json::Err
     Ok(value)
 }
 
-/// The value that a TOML document is. Errors: it is none of that type; the error knows where.
+/// Decodes a TOML document. The error has the position.
 pub fn toml<T: DeserializeOwned>(text: &str) -> Result<T, toml::de::Error> {
     T::deserialize(Named(toml::Deserializer::parse(text)?))
 }
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn decodes_what_was_encoded() {
         for (text, expected) in [
             (r#""Empty""#, Shape::Empty),
             (r#"{"Dot":{"x":1,"note":null,"more":[{}]}}"#, Shape::Dot(point(1))),
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_no_object() {
+    fn refuses_a_list_in_place_of_an_object() {
         for text in ["[1]", r#"{"Dot":[1]}"#, r#"{"Box":[{"x":1},[3,4]]}"#] {
             let (point, shape) = (json::<Point>(text.as_bytes()).is_err(), json::<Shape>(text.as_bytes()).is_err());
             assert!(point && shape, "{text}");
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_tell_where() {
+    fn errors_name_the_position() {
         let error = json::<Point>(b"{\n \"x\": true}").expect_err("no number").to_string();
         assert_eq!(error, "invalid type: boolean `true`, expected i32 at line 2 column 10");
         assert!(json::<Point>(b"{\"x\":1} {").is_err(), "something behind it");

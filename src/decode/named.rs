@@ -1,13 +1,13 @@
-//! A wrapper around any reader, and all that comes out of it, that hands types with named fields objects only.
+//! A wrapper around any deserializer that decodes types with named fields only from objects.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 
-/// Whatever takes part in reading: a reader, what it visits, the parts of a list, an object or a variant.
+/// Wraps a deserializer, a visitor, or access to the elements of a list, object or variant.
 pub struct Named<T>(pub T);
 
-/// What takes a type's fields by their names.
+/// The visitor of a type with named fields.
 struct Fields<V>(V);
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for Fields<V> {

@@ -29,7 +29,7 @@ impl fmt::Display for Address {
 /// Why a request got no response.
 #[derive(Debug)]
 pub enum ConnectionError {
-    /// An address or a certificate file that cannot be used.
+    /// An unusable address or certificate file.
     Configuration(String),
     /// An error of the connection.
     Io(io::Error),

@@ -1,5 +1,5 @@
-//! Reads from certificates what messages about them show: subject, issuer, names, dates, and where the issuer can be
-//! fetched.
+//! Parses the parts of certificates that messages show: subject, issuer, names, dates, and the URL of the issuer's
+//! certificate.
 
 use std::net::Ipv6Addr;
 
@@ -11,22 +11,22 @@ use rustls_pki_types::UnixTime;
 pub struct Certificate {
     issuer: Vec<u8>,
     subject: Vec<u8>,
-    /// Common names, for messages.
+    /// The issuer's common name, for messages.
     issuer_name: String,
     subject_name: String,
     not_before: String,
     not_after: String,
     names: Vec<String>,
-    /// Where the issuer's certificate can be fetched (Authority Information Access).
+    /// The URL of the issuer's certificate (Authority Information Access).
     issuer_url: Option<String>,
-    /// An extended key usage is there, and server authentication is not in it.
+    /// The certificate has an extended key usage without server authentication.
     is_for_other_purposes: bool,
-    /// The basic constraints say `CA:TRUE`.
+    /// Whether the basic constraints contain `CA:TRUE`.
     is_authority: bool,
 }
 
 impl Certificate {
-    /// Whether the certificate is valid at `now`. Errors: it has expired, or is not valid yet.
+    /// Fails if the certificate has expired or is not valid yet at `now`.
     pub fn check_dates(&self, now: UnixTime) -> Result<(), CertificateError> {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let now = date_of(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX));
@@ -40,14 +40,14 @@ impl Certificate {
         }
     }
 
-    /// Whether the certificate may identify a server. Errors: its extended key usage excludes that.
+    /// Fails if the extended key usage excludes server authentication.
     pub fn check_purpose(&self) -> Result<(), CertificateError> {
         if self.is_for_other_purposes { Err(CertificateError::InvalidPurpose) } else { Ok(()) }
     }
 }
 
 /// Appends the authority that issued the last certificate of a chain, unless that certificate is self-signed. Returns
-/// false if the authority is not among `roots`.
+/// false if the authority is not in `roots`.
 pub fn complete(chain: &mut Vec<Vec<u8>>, roots: &[Vec<u8>]) -> bool {
     let Some(last) = chain.last().and_then(|der| read(der)) else { return false };
     if last.issuer == last.subject {
@@ -70,7 +70,7 @@ pub fn pem(der: &[u8]) -> String {
     pem + "-----END CERTIFICATE-----\n"
 }
 
-/// Explains in one line why a chain was refused, and what to do.
+/// Explains in one line why a chain was rejected, and what to do.
 pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> String {
     use rustls::CertificateError::{
         Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidForName, NotValidForNameContext,
@@ -92,7 +92,7 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
         NotValidYet | NotValidYetContext { .. } => {
             let (whose, certificate) = at_fault(host, chain, |certificate| certificate.not_before > now);
             let from = certificate.not_before;
-            format!("{whose} is only valid from {from} on; correct the clock of this machine")
+            format!("{whose} is not valid before {from}; correct the clock of this machine")
         }
         NotValidForName | NotValidForNameContext { .. } if leaf.names.is_empty() => format!(
             "the certificate of {host} has no subject alternative name, and its common name `{}` does not count; issue it \
@@ -104,29 +104,29 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
             leaf.names.join(", ")
         ),
         UnknownIssuer => unknown_issuer(host, chain),
-        // `webpki` does not look for the issuer of an authority that is used as a server certificate.
+        // `webpki` does not search for the issuer of an authority that is used as a server certificate.
         Other(_) if leaf.is_authority => unknown_issuer(host, chain),
         InvalidPurpose | InvalidPurposeContext { .. } => format!(
             "the certificate of {host} is not for servers (its extended key usage lacks serverAuth); replace it on the \
              server"
         ),
-        other => format!("the certificate of {host} is refused: {other:?}"),
+        other => format!("the certificate of {host} is rejected: {other:?}"),
     }
 }
 
-/// The certificate of a chain that is wrong, which need not be the server's own, and a name for it.
+/// The faulty certificate of a chain, which need not be the server's own, and a name for it.
 fn at_fault(host: &str, chain: &[Certificate], is_wrong: impl Fn(&Certificate) -> bool) -> (String, Certificate) {
     match chain.iter().position(is_wrong) {
         Some(at) if at > 0 => {
-            (format!("the certificate of `{}`, which {host} presents too,", chain[at].subject_name), chain[at].clone())
+            (format!("the certificate of `{}`, which {host} also sends,", chain[at].subject_name), chain[at].clone())
         }
         _ => (format!("the certificate of {host}"), chain.first().cloned().unwrap_or_default()),
     }
 }
 
-/// A chain may end with its root, which this machine does not trust, or stop below it.
+/// A chain may end with its root, which this machine does not trust, or with a certificate below it.
 fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
-    let Some(last) = chain.last() else { return format!("{host} presents no certificate") };
+    let Some(last) = chain.last() else { return format!("{host} sends no certificate") };
     let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
     if last.issuer == last.subject {
         return format!(
@@ -150,7 +150,7 @@ fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
     )
 }
 
-/// Reads a certificate; `None` for one that is cut or of another form.
+/// Parses a certificate; `None` if it is incomplete or malformed.
 pub fn read(der: &[u8]) -> Option<Certificate> {
     let (_, certificate, _) = element(der)?;
     let (_, mut rest, _) = element(certificate)?;
@@ -159,7 +159,7 @@ pub fn read(der: &[u8]) -> Option<Certificate> {
         fields.push((tag, content));
         rest = after;
     }
-    // An explicit version comes first where it is not 1.
+    // An explicit version precedes the other fields if it is not 1.
     let skip = usize::from(fields.first()?.0 == 0xa0);
     let issuer = fields.get(skip + 2)?.1;
     let validity = fields.get(skip + 3)?.1;
@@ -248,7 +248,7 @@ fn issuer_url(mut list: &[u8]) -> Option<String> {
     None
 }
 
-/// The common name of a distinguished name, or what stands last in it.
+/// The common name of a distinguished name, or its last part.
 fn name(mut sequence: &[u8]) -> String {
     let mut best = String::new();
     while let Some((_, set, after)) = element(sequence) {
@@ -264,7 +264,7 @@ fn name(mut sequence: &[u8]) -> String {
     best
 }
 
-/// `2030-01-02 03:04:05 UTC` of a UTCTime or GeneralizedTime.
+/// Formats a UTCTime or GeneralizedTime as `2030-01-02 03:04:05 UTC`.
 fn date(tag: u8, text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let full = match tag {
@@ -276,12 +276,12 @@ fn date(tag: u8, text: &[u8]) -> String {
     format!("{}-{}-{} {}:{}:{} UTC", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14))
 }
 
-/// A time in the same form, so that the two can be compared as text.
+/// Formats a time in the same way, so that both can be compared as text.
 fn date_of(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// Tag, content and what follows of the first element of some DER.
+/// Tag, content and remaining bytes of the first DER element.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = der.split_first()?;
     let (first, rest) = rest.split_first()?;
@@ -303,7 +303,7 @@ mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair};
 
     #[test]
-    fn reads_names_and_dates() {
+    fn parses_names_and_dates() {
         let mut params =
             CertificateParams::new(vec!["gitlab.test".to_owned(), "127.0.0.1".to_owned()]).expect("params");
         params.distinguished_name.push(DnType::CommonName, "the leaf");
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_certificate_is_named_though_it_is_not_the_servers() {
+    fn names_an_expired_certificate_that_is_not_the_servers() {
         let expired = |name: &str, not_after: &str| Certificate {
             subject_name: name.to_owned(),
             not_after: not_after.to_owned(),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_certificate() {
+    fn refuses_invalid_certificates() {
         for der in [&b""[..], b"\x30\x84\xff\xff\xff\xff", b"\x30\x03\x30\x01\x00", &[0x30; 64]] {
             assert!(read(der).is_none());
         }

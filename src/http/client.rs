@@ -1,4 +1,4 @@
-//! Requests and responses of one server, over kept connections.
+//! Requests to one server over kept connections.
 
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use super::tls::TlsFiles;
 use super::url::{is_same_server, origin, parse, resolve};
 use super::{proxy_health, retry};
 
-/// The largest response body that is read, in bytes.
+/// The largest response body, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
-/// The most redirects that are followed.
+/// The number of redirects that are followed.
 const REDIRECTS_MAX: u32 = 10;
 /// Headers that are removed when a redirect leads to another server.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
@@ -25,17 +25,11 @@ const BODY_HEADERS: [&str; 2] = ["Content-Type", "Content-Range"];
 /// The methods of the Runner API and of object stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// GET
     Get,
-    /// HEAD
     Head,
-    /// POST
     Post,
-    /// PUT
     Put,
-    /// PATCH
     Patch,
-    /// DELETE
     Delete,
 }
 
@@ -55,11 +49,9 @@ impl Method {
 /// A request.
 #[derive(Clone)]
 pub struct Request<'a> {
-    /// The method.
     pub method: Method,
-    /// The absolute URL.
     pub url: String,
-    /// Names and values. Headers with tokens are only sent to the URL's server.
+    /// Names and values. Headers with tokens are sent only to the URL's own server.
     pub headers: Vec<(&'static str, String)>,
     /// The body; empty for none.
     pub body: &'a [u8],
@@ -68,27 +60,26 @@ pub struct Request<'a> {
 /// A response with any status.
 #[derive(Debug)]
 pub struct Response {
-    /// Status code.
     pub status: u16,
     headers: http::HeaderMap,
-    /// The decoded body; its beginning if it is incomplete.
+    /// The decoded body; its beginning if the response is incomplete.
     pub body: Vec<u8>,
     /// Why the body is incomplete.
     pub cut: Option<String>,
 }
 
 impl Response {
-    /// The value of a header, if it is text.
+    /// The value of a header, if it is valid text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The wait that the server asks for before the next attempt.
+    /// The delay that the server requests before the next attempt.
     pub fn asked_wait(&self) -> Option<Duration> {
         retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
     }
 
-    /// Whether `Content-Type` says JSON.
+    /// Whether `Content-Type` is JSON.
     pub fn is_json(&self) -> bool {
         self.header("Content-Type").is_some_and(|kind| {
             kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
@@ -102,15 +93,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Errors: not an http or
-    /// https URL.
+    /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Fails if the URL is not
+    /// http or https.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, Error> {
         parse(url)?;
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
-    /// Sends a request, up to [`retry::ATTEMPTS`] times while the response has a retryable status. `rest` waits between two
-    /// attempts and returns false to stop; the last response is returned. Errors: no response.
+    /// Sends a request, up to [`retry::ATTEMPTS`] times while the response has a retryable status. `rest` waits between
+    /// two attempts and returns false to stop; the last response is returned. Fails if there is no response.
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
         let mut attempt = 0;
         loop {
@@ -171,7 +162,7 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
     let response = if request.body.is_empty() && matches!(request.method, Method::Get | Method::Delete) {
         agent.run(builder.body(()).map_err(unusable)?)
     } else {
-        // The Runner API has DELETE with a body.
+        // The Runner API has DELETE requests with a body.
         let request = builder.body(request.body).map_err(unusable)?;
         let request = agent.configure_request(request).allow_non_standard_methods(true).build();
         agent.run(request)
@@ -182,7 +173,7 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
         return Err(transport(why));
     }
     let mut content = Vec::new();
-    // An incomplete body is kept: the beginning of a job payload tells whose job has to be reported as failed.
+    // An incomplete body is kept: the beginning of a payload identifies the job that must be reported as failed.
     let cut = match body.into_reader().take(ANSWER_MAX).read_to_end(&mut content) {
         Err(error) => Some(format!("{place}: the response body is incomplete: {error}")),
         Ok(length) if length as u64 == ANSWER_MAX => {

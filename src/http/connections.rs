@@ -1,7 +1,7 @@
 //! Kept connections, one pool for each route.
 //!
-//! A pool is made when the first URL needs it: the system's certificate authorities are read only where TLS is used, and
-//! a redirect to another scheme or host takes the proxy that is right for it.
+//! A pool is created for the first URL that needs it. So the system's certificate authorities are read only if TLS is
+//! used, and a redirect to another scheme or host uses the proxy for that URL.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,10 +25,10 @@ pub(super) struct Connections {
 
 #[derive(Default)]
 struct State {
-    /// The files that `trust` was read from.
+    /// The state of the files from which `trust` was read.
     stamp: Stamp,
     trust: Option<Arc<ClientConfig>>,
-    /// By route, and by whether it uses TLS.
+    /// By route, and by whether the route uses TLS.
     agents: Vec<(Route, bool, Agent)>,
 }
 
@@ -37,8 +37,8 @@ impl Connections {
         Self { files: files.clone(), user_agent: user_agent.to_owned(), idle_age, state: Mutex::default() }
     }
 
-    /// The connections for a URL, and the route they take. Errors: the URL, the proxy of the environment, or a
-    /// certificate file cannot be used.
+    /// The connections for a URL, and their route. Fails if the URL, the proxy in the environment, or a certificate
+    /// file is unusable.
     pub(super) fn agent(&self, url: &str) -> Result<(Agent, Route), Error> {
         let uri = parse(url)?;
         let route = Route::of(&uri).map_err(Error::Configuration)?;
@@ -54,8 +54,8 @@ impl Connections {
         Ok((agent, route))
     }
 
-    /// Reads the certificate files again when they have changed. Files that cannot be used, for example because they are
-    /// being written, leave the previous ones in force, so that the agent stays connected.
+    /// Reloads the certificate files when they have changed. If they are unusable, for example because they are being
+    /// written, the previous ones stay in use, so that the agent stays connected.
     fn reload(&self, state: &mut State) {
         let stamp = self.files.stamp();
         if state.stamp == stamp {
@@ -65,9 +65,7 @@ impl Connections {
             match tls::config(&self.files) {
                 Ok(trust) => (state.trust, state.agents) = (Some(trust), Vec::new()),
                 Err(why) => {
-                    log::error!(
-                        "changed certificate files cannot be used; the previous ones stay in force error={why}"
-                    );
+                    log::error!("cannot use the changed certificate files; keeping the previous ones error={why}");
                 }
             }
         }

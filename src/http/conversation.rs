@@ -1,4 +1,5 @@
-//! A connection that was taken over from HTTP: bytes in both directions, one thread, and a wait that can be woken.
+//! A connection upgraded from HTTP: bytes in both directions in one thread, with a wait that another descriptor can
+//! end.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
@@ -14,19 +15,19 @@ use super::address::{Address, ConnectionError};
 use super::socket::{self, Stream};
 use super::tls;
 
-/// Bytes of the head of an answer.
+/// The largest response head, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 
-/// What a wait brought.
+/// The event that ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadEvent {
-    /// So many bytes.
+    /// This many bytes were read.
     Bytes(usize),
-    /// The other side has said everything.
+    /// The other side has closed its direction.
     End,
     /// The other descriptor became readable.
     Woken,
-    /// Nothing, for as long as was asked.
+    /// No event occurred within the timeout.
     TimedOut,
 }
 
@@ -34,12 +35,12 @@ pub enum ReadEvent {
 pub struct Conversation {
     stream: Stream,
     tls: Option<Box<ClientConnection>>,
-    /// What came with the head of the answer.
+    /// Bytes that arrived together with the response head.
     early: Vec<u8>,
-    /// What is to be said, and how much of it was.
+    /// The unsent input, and how much of it was sent.
     input: Vec<u8>,
     sent: usize,
-    /// What becomes of our direction once everything is said.
+    /// The state of the sending direction after the input.
     end: End,
 }
 
@@ -50,8 +51,8 @@ enum End {
     Closed,
 }
 
-/// Sends the head of a request on a new connection, and takes it over when the answer says so. Errors: no answer; or,
-/// inside, another answer: its status and body.
+/// Sends a request head on a new connection, and upgrades the connection if the response accepts that. Outer error: no
+/// response. Inner error: another response, with its status and body.
 pub(super) fn open(
     address: &Address,
     head: &str,
@@ -71,7 +72,7 @@ pub(super) fn open(
             break at + 4;
         }
         if text.len() > HEAD_MAX {
-            return Err(ConnectionError::Nonsense("the head of the answer has no end".to_owned()));
+            return Err(ConnectionError::Nonsense("the response head is incomplete".to_owned()));
         }
     };
     let (status, length) =
@@ -81,12 +82,12 @@ pub(super) fn open(
         conversation.early = body;
         return Ok(Ok(conversation));
     }
-    // An explanation that is cut off is better than none.
+    // A truncated error message is better than none.
     while body.len() < length.min(HEAD_MAX) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
     Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
 }
 
-/// Status and length of the body, as the head of an answer says them.
+/// The status and the body length in a response head.
 fn read_head(head: &[u8]) -> Option<(u16, usize)> {
     let text = String::from_utf8_lossy(head);
     let mut lines = text.split("\r\n");
@@ -120,17 +121,17 @@ fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box
 }
 
 impl Conversation {
-    /// Says this, as far as the other side takes it while it is listened to.
+    /// Queues input; it is sent while the other side is read.
     pub fn write(&mut self, text: &[u8]) {
         self.input.extend_from_slice(text);
     }
 
-    /// Says nothing more than what is to be said already: the other side sees the end of its input.
+    /// Closes the sending direction after the queued input.
     pub fn finish(&mut self) {
         self.end = End::Due;
     }
 
-    /// Waits for the other side, and goes on saying what is to be said. Errors: the connection broke.
+    /// Waits for the other side, and sends queued input meanwhile. Fails if the connection breaks.
     pub fn read_event(
         &mut self,
         buffer: &mut [u8],
@@ -158,7 +159,7 @@ impl Conversation {
         }
     }
 
-    /// Waits until the connection can be read or written; says what came instead.
+    /// Waits until the connection is readable or writable; returns the event that occurred instead, if any.
     fn wait(&self, wake: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<Option<ReadEvent>> {
         let mut events = PollFlags::POLLIN;
         if self.has_unsent_input() {
@@ -182,7 +183,7 @@ impl Conversation {
         self.tls.as_ref().map_or(pending, |tls| pending || tls.wants_write())
     }
 
-    /// Says what the connection takes now. A side that listens no more is no error: it may still talk.
+    /// Sends as much input as the connection accepts. A side that no longer reads is not an error: it may still send.
     fn push(&mut self) {
         while self.sent < self.input.len() {
             let rest = &self.input[self.sent..];
@@ -206,14 +207,14 @@ impl Conversation {
                 tls.send_close_notify();
                 self.end = End::Closed;
             }
-            // An error shows itself to whoever reads.
+            // The next read returns an error of this write.
             let _ = flush(tls, &self.stream);
         } else if self.end == End::Due {
             let _ = self.stream.shutdown(Shutdown::Write);
             self.end = End::Closed;
         }
         if self.sent > 0 && self.sent == self.input.len() {
-            // A script holds secrets: no longer than it is needed.
+            // A script contains secrets: release it as soon as it is sent.
             self.input = Vec::new();
             self.sent = 0;
         }
@@ -223,7 +224,7 @@ impl Conversation {
         let Some(tls) = &mut self.tls else { return (&self.stream).read(buffer) };
         loop {
             match tls.reader().read(buffer) {
-                // The other side went away without a farewell.
+                // The other side closed the connection without a TLS close message.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => return outcome,
@@ -237,7 +238,7 @@ impl Conversation {
         }
     }
 
-    /// Appends what comes to `text`; false at the end.
+    /// Appends received bytes to `text`; false at the end.
     fn read_more(&mut self, text: &mut Vec<u8>, timeout: Duration) -> Result<bool, ConnectionError> {
         let mut block = [0; 4096];
         match self.read_event(&mut block, None, Some(timeout)) {
@@ -255,7 +256,7 @@ impl Conversation {
     }
 }
 
-/// Sends what TLS has ready.
+/// Sends the pending TLS records.
 fn flush(tls: &mut ClientConnection, mut stream: &Stream) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(&mut stream)?;
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn talks_in_both_directions_and_says_the_end() {
+    fn transfers_in_both_directions_and_closes_one() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
         let mut conversation = opened(&address).expect("an answer").expect("taken over");
         conversation.write(&b"input".repeat(50_000));
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn another_answer_is_told() {
+    fn returns_another_response() {
         let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
         let (_directory, address, _served) = serve(answer);
         let told = opened(&address).expect("an answer").err();
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart_from_silence() {
+    fn distinguishes_an_invalid_response_from_none() {
         let (_directory, address, _served) = serve(b"SSH-2.0-x\r\n\r\n");
         assert!(matches!(opened(&address), Err(ConnectionError::Nonsense(_))));
         let (_directory, address, _served) = serve(b"");

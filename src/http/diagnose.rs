@@ -1,4 +1,4 @@
-//! Explains to operators what is wrong with the certificates of a server.
+//! Explains problems with the certificates of a server to operators.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -14,25 +14,28 @@ use super::tls::{self, TlsFiles, anchors};
 use super::transfer::{Outgoing, Timeouts, Transfer};
 use super::verifier::Verifier;
 
-/// Timeout of the connection and of each read.
+/// The timeout for connecting and for each read.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest response head of a proxy, in bytes.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// Makes a TLS handshake with a server and checks its certificates. Errors: what is wrong and what to do, in one line.
+/// Makes a TLS handshake with a server and checks its certificates. The error says in one line what is wrong and what
+/// to do.
 pub fn diagnose(url: &str, files: &TlsFiles) -> Result<String, String> {
     let (host, presented) = inspect(url, files)?;
     let Some(presented) = presented else {
-        return Ok(format!("{host}: `check` cannot show the TLS chain through this proxy; requests still verify it"));
+        return Ok(format!(
+            "{host}: `check` cannot inspect the certificate chain through this proxy; requests verify it nevertheless"
+        ));
     };
     let chain: Vec<chain::Certificate> = presented.chain.iter().filter_map(|der| chain::read(der)).collect();
     match presented.verdict {
-        Ok(()) => Ok(format!("{host}: the TLS chain is complete ({} certificate(s) presented)", chain.len())),
+        Ok(()) => Ok(format!("{host}: the TLS chain is complete ({} certificate(s) sent)", chain.len())),
         Err(error) => Err(chain::explain(&host, &chain, &error)),
     }
 }
 
-/// The `https` address to which a server redirects an `http` URL, if it does.
+/// The `https` URL to which a server redirects an `http` URL.
 pub fn redirect_to_https(url: &str, files: &TlsFiles) -> Option<String> {
     if !url.starts_with("http://") {
         return None;
@@ -45,8 +48,8 @@ pub fn redirect_to_https(url: &str, files: &TlsFiles) -> Option<String> {
     target.starts_with("https://").then_some(target)
 }
 
-/// The chain of a server up to the trusted authority, as PEM. `None` without TLS, or if a proxy hides the chain. Errors:
-/// the server cannot be reached or is not trusted.
+/// The chain of a server up to the trusted authority, as PEM. `None` without TLS, or if a proxy hides the chain. Fails
+/// if the server is unreachable or not trusted.
 pub fn trusted_chain(url: &str, files: &TlsFiles) -> Result<Option<String>, String> {
     if !url.starts_with("https://") {
         return Ok(None);
@@ -58,7 +61,7 @@ pub fn trusted_chain(url: &str, files: &TlsFiles) -> Result<Option<String>, Stri
     Ok(chain::complete(&mut chain, &roots).then(|| chain.iter().map(|der| chain::pem(der)).collect()))
 }
 
-/// The host of a URL, and the chain that it presents unless the proxy cannot be used here.
+/// The host of a URL, and the chain that it sends; `None` if the proxy is not supported here.
 fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), String> {
     let origin = super::origin(url);
     let authority = origin.strip_prefix("https://").unwrap_or(&origin).to_owned();
@@ -76,7 +79,7 @@ fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), S
     Ok((host, presented))
 }
 
-/// How a server is reached.
+/// How to connect to a server.
 enum Connection {
     Direct,
     Tunnel { host: String, port: u16 },
@@ -96,7 +99,7 @@ impl Connection {
         match self {
             Self::Direct => connect(host, port),
             Self::Tunnel { host: through, port: at } => tunnel(connect(through, *at)?, host, port)
-                .map_err(|error| format!("the proxy {through}:{at} opens no tunnel to {host}:{port}: {error}")),
+                .map_err(|error| format!("the proxy {through}:{at} refuses a tunnel to {host}:{port}: {error}")),
         }
     }
 }
@@ -128,7 +131,7 @@ fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream>
     let status = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
     match status.split(' ').nth(1) {
         Some(code) if code.starts_with('2') => Ok(stream),
-        _ => Err(io::Error::other(format!("the answer is `{status}`"))),
+        _ => Err(io::Error::other(format!("the response is `{status}`"))),
     }
 }
 
@@ -137,7 +140,7 @@ struct Presented {
     verdict: Result<(), rustls::Error>,
 }
 
-/// A handshake that records the whole chain, also of a server that is not trusted.
+/// A handshake that records the whole chain, even of an untrusted server.
 fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Result<Presented, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::new(anchors(files)?)?;
@@ -156,11 +159,11 @@ fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Resul
     match (seen, handshake) {
         (Some(presented), _) => Ok(presented),
         (None, Err(error)) => Err(format!("{host}:{port}: the TLS handshake fails: {error}")),
-        (None, Ok(())) => Err(format!("{host}:{port}: the server presents no certificate")),
+        (None, Ok(())) => Err(format!("{host}:{port}: the server sends no certificate")),
     }
 }
 
-/// Records the chain that a server presents, and the verdict of the real verifier.
+/// Records the chain that a server sends, and the result of the real verifier.
 #[derive(Debug)]
 struct Recorder {
     inner: Verifier,
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_is_asked_for_and_begins_behind_the_head() {
+    fn requests_a_tunnel_that_begins_after_the_response_head() {
         let server = Server::new(&["HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nhello"]);
         let mut stream = tunnel(stream_to(&server), "::1", 443).expect("a tunnel");
         assert!(server.seen()[0].head.starts_with("connect [::1]:443 http/1.1\n"), "{:?}", server.seen());
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_refuses_is_quoted() {
+    fn quotes_the_refusal_of_a_proxy() {
         let server = Server::new(&["HTTP/1.1 403 Not for you\r\n\r\n"]);
         let error = tunnel(stream_to(&server), "h.test", 443).expect_err("refused").to_string();
         assert!(error.contains("403 Not for you"), "{error}");

@@ -5,9 +5,9 @@ use std::fmt;
 /// Why a request got no response.
 #[derive(Debug)]
 pub enum Error {
-    /// A URL that cannot be used, or a certificate file that cannot be read.
+    /// An unusable URL or certificate file.
     Configuration(String),
-    /// The network, TLS, or an invalid response.
+    /// An error of the network or of TLS, or an invalid response.
     Transport(String),
     /// The server redirects a request with a body, which may contain a secret, to another server.
     Redirected { from: String, to: String },

@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_escaped_for_queries() {
+    fn escapes_text_for_queries() {
         assert_eq!(escape("a/b:1 ü", b""), "a%2Fb%3A1%20%C3%BC");
         assert_eq!(escape("a/b~", b"/"), "a/b~");
     }

@@ -1,7 +1,7 @@
 //! Requests for `http` URLs through a proxy, in the absolute form (RFC 9112, 3.2.2): `GET http://host/path HTTP/1.1`.
 //!
-//! The HTTP library only knows tunnels (`CONNECT`). Proxies commonly refuse tunnels to port 80, as squid's default rules
-//! do.
+//! The HTTP library supports only tunnels (`CONNECT`). Proxies commonly refuse tunnels to port 80; squid's default
+//! rules do.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::proxy::Proxy;
 /// Connects to a proxy instead of the server of an `http` URL.
 pub struct Forward(Option<Target>);
 
-/// Shows no credentials.
+/// Does not show credentials.
 impl std::fmt::Debug for Forward {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Forward").field(&self.0.as_ref().map(|target| &target.proxy)).finish()
@@ -27,15 +27,16 @@ impl std::fmt::Debug for Forward {
 
 struct Target {
     proxy: Uri,
-    /// The header that authenticates the agent to the proxy, or nothing.
+    /// The `Proxy-Authorization` header, or an empty text.
     authorization: String,
 }
 
 impl Forward {
-    /// A connector for this proxy; without one it leaves connections alone. Errors: the proxy has no usable address.
+    /// A connector for this proxy; without a proxy it does not change connections. Fails if the proxy has no usable
+    /// address.
     pub fn new(proxy: Option<&Proxy>) -> Result<Self, String> {
         let target = |proxy: &Proxy| {
-            let uri = proxy.origin().parse().map_err(|_| format!("{}: not a usable proxy address", proxy.origin()))?;
+            let uri = proxy.origin().parse().map_err(|_| format!("{}: unusable proxy address", proxy.origin()))?;
             let encode = |pair: String| base64::engine::general_purpose::STANDARD.encode(pair);
             let authorization =
                 proxy.credentials().map(|pair| format!("Proxy-Authorization: Basic {}\r\n", encode(pair)));
@@ -52,7 +53,7 @@ impl<In: Transport> Connector<In> for Forward {
         if let Some(transport) = chained {
             return Ok(Some(Either::A(transport)));
         }
-        // The library runs the whole chain again for the connection to the proxy itself.
+        // The library runs the whole chain of connectors again for the connection to the proxy itself.
         let Some(target) = self.0.as_ref().filter(|target| target.proxy != *details.uri) else { return Ok(None) };
         let to_proxy = ConnectionDetails {
             uri: &target.proxy,
@@ -84,8 +85,8 @@ impl<In: Transport> Connector<In> for Forward {
 pub struct Forwarded {
     prefix: String,
     authorization: String,
-    /// The next output is the head of a request. The library asks a kept connection whether it is open before each
-    /// request, and at no time within one.
+    /// Whether the next output is the head of a request. The library checks that a kept connection is open before each
+    /// request, and never within one.
     is_head_due: bool,
     buffers: LazyBuffers,
     stream: TransportAdapter,
@@ -127,8 +128,8 @@ impl Transport for Forwarded {
     }
 }
 
-/// The request line of `head` in the absolute form, and the bytes after it. Errors: `head` does not begin with a request
-/// line.
+/// The request line of `head` in the absolute form, and the bytes after it. Fails if `head` does not begin with a
+/// request line.
 fn absolute<'a>(head: &'a [u8], prefix: &str) -> Result<(Vec<u8>, &'a [u8]), Error> {
     let method = head.windows(2).position(|bytes| bytes == b" /").filter(|at| head[..*at].is_ascii());
     let end = head.windows(2).position(|bytes| bytes == b"\r\n");

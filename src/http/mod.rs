@@ -1,6 +1,6 @@
 //! HTTP requests: TLS trust, proxies, redirects, retries.
 //!
-//! A token is never sent to a server other than the one it is for, neither in a header nor in a body.
+//! A token is never sent to another server than its own, neither in a header nor in a body.
 
 mod address;
 mod chain;

@@ -1,6 +1,7 @@
-//! Which proxy a request takes: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the agent's environment, in either case.
+//! Selects the proxy of a request: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the agent's environment, in upper or
+//! lower case.
 //!
-//! A request for an `https` URL goes through a tunnel (`CONNECT`); a request for an `http` URL is forwarded by the proxy.
+//! A request for an `https` URL goes through a tunnel (`CONNECT`); the proxy forwards a request for an `http` URL.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// The route to a URL, by the environment. Errors: the environment names a proxy that cannot be used.
+    /// The route to a URL according to the environment. Fails if the environment names an unusable proxy.
     pub fn of(url: &Uri) -> Result<Self, String> {
         Ok(match of_environment(url)? {
             None => Self::Direct,
@@ -28,7 +29,7 @@ impl Route {
         })
     }
 
-    /// The proxy on the way.
+    /// The proxy of the route.
     pub fn proxy(&self) -> Option<&Proxy> {
         match self {
             Self::Direct => None,
@@ -36,7 +37,7 @@ impl Route {
         }
     }
 
-    /// Whether a request for a URL with this scheme needs TLS, to the server or to the proxy.
+    /// Whether a request for a URL with this scheme uses TLS, to the server or to the proxy.
     pub fn needs_tls(&self, scheme: Option<&str>) -> bool {
         scheme == Some("https") || self.proxy().is_some_and(Proxy::is_tls)
     }
@@ -57,18 +58,14 @@ impl fmt::Display for Route {
 pub struct Proxy(ureq::Proxy);
 
 impl Proxy {
-    /// Reads the value of a variable. Errors: not a URL, or an unsupported protocol. The messages do not show the value,
-    /// which may hold a password.
+    /// Parses the value of a variable. Fails if it is not a URL, or for an unsupported protocol. The messages do not
+    /// show the value, which may contain a password.
     pub(super) fn read(value: &str) -> Result<Self, String> {
-        let proxy = ureq::Proxy::new(value).map_err(|_| {
-            "the proxy variable of the environment is not a URL like http://proxy.example:3128".to_owned()
-        })?;
+        let proxy = ureq::Proxy::new(value)
+            .map_err(|_| "HTTP_PROXY or HTTPS_PROXY is not a URL such as http://proxy.example:3128".to_owned())?;
         match proxy.protocol() {
             ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https => Ok(Self(proxy)),
-            _ => Err(
-                "the proxy variable of the environment does not name an http or https proxy; SOCKS is not supported"
-                    .to_owned(),
-            ),
+            _ => Err("HTTP_PROXY or HTTPS_PROXY is not an http or https proxy; SOCKS is not supported".to_owned()),
         }
     }
 
@@ -77,7 +74,7 @@ impl Proxy {
         self.0.protocol() == ureq::ProxyProtocol::Https
     }
 
-    /// The proxy in the HTTP library's form.
+    /// The proxy in the HTTP library's type.
     pub fn for_agent(&self) -> ureq::Proxy {
         self.0.clone()
     }
@@ -88,7 +85,7 @@ impl Proxy {
         format!("{scheme}://{}:{}", self.0.host(), self.0.port())
     }
 
-    /// `name:password`, if the proxy wants them.
+    /// `name:password`, if the URL contains them.
     pub fn credentials(&self) -> Option<String> {
         let (name, password) = (self.0.username(), self.0.password());
         (name.is_some() || password.is_some())
@@ -96,13 +93,13 @@ impl Proxy {
     }
 }
 
-/// The proxy that the environment names for a URL. Errors: the proxy cannot be used.
+/// The proxy in the environment for a URL. Fails if the proxy is unusable.
 fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
     let (scheme, host) = (url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default());
     for_url(scheme, host, |name| std::env::var(name).ok()).map(|value| Proxy::read(&value)).transpose()
 }
 
-/// The proxy for a URL, if any. Requests to loopback addresses never take one.
+/// The proxy for a URL. Requests to loopback addresses never use one.
 pub fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         let value = variable(name).or_else(|| variable(&name.to_ascii_lowercase()));
@@ -115,8 +112,8 @@ pub fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<Strin
     (!loopback && !exempt).then_some(proxy)
 }
 
-/// Whether an entry of `NO_PROXY` covers a host: `*`, an address, a network (`10.0.0.0/8`), a domain with everything
-/// below it.
+/// Whether an entry of `NO_PROXY` covers a host: `*`, an address, a network (`10.0.0.0/8`), or a domain with all its
+/// subdomains.
 fn covers(entry: &str, host: &str) -> bool {
     if entry.is_empty() {
         return false;
@@ -152,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chooses_by_scheme_and_exemption() {
+    fn selects_by_scheme_and_no_proxy() {
         let environment = |name: &str| match name {
             "HTTPS_PROXY" => Some("http://proxy:3128".to_owned()),
             "no_proxy" => Some("internal.test, 10.0.0.0/8 ,.example.org,fd00::/8,2001:db8::1".to_owned()),
@@ -178,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn only_proxies_that_can_be_used_are_taken() {
+    fn refuses_unsupported_proxies() {
         assert!(Proxy::read("proxy.test:3128").is_ok_and(|proxy| !proxy.is_tls()));
         assert!(Proxy::read("https://user:pass@proxy.test").is_ok_and(|proxy| proxy.is_tls()));
         for value in ["socks5://user:secret@proxy.test", "ftp://user:secret@proxy.test", "http://"] {

@@ -1,4 +1,4 @@
-//! Tells the operator about a proxy through which nothing has worked for a while.
+//! Warns the operator of a proxy through which no request has succeeded for a while.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -30,7 +30,7 @@ impl Failing {
     }
 }
 
-/// Notes how a request that began at `began` ended. `error` is why it got no answer.
+/// Records the result of a request that began at `began`; `error` says why there was no response.
 pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     let Some(proxy) = route.proxy() else { return };
     let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,13 +51,15 @@ pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     }
 }
 
-/// Whether an answer to a forwarded request comes from the proxy and not from the server: then why. A proxy says so with
-/// status 407, or with one of two headers (`Proxy-Status` is RFC 9209).
+/// The proxy's error, if the response to a forwarded request comes from the proxy and not from the server. A proxy
+/// marks it by status 407 or one of two headers (`Proxy-Status` is RFC 9209).
 pub fn refusal(route: &Route, status: u16, headers: &HeaderMap) -> Option<String> {
     let detail = ["X-Squid-Error", "Proxy-Status"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
     match route {
-        Route::Forward(_) if status == 407 => Some("the proxy wants a name and password (407)".to_owned()),
-        Route::Forward(_) if status >= 400 => detail.map(|detail| format!("the proxy answers {status}: {detail}")),
+        Route::Forward(_) if status == 407 => Some("the proxy requires a name and password (407)".to_owned()),
+        Route::Forward(_) if status >= 400 => {
+            detail.map(|detail| format!("the proxy returns status {status}: {detail}"))
+        }
         _ => None,
     }
 }

@@ -1,10 +1,10 @@
-//! Retries: which failures are retried, how long, and with which waits.
+//! Retries: the retryable failures, the time limits and the delays.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Attempts of one call while the response has a retryable status (GitLab Runner API).
+/// The number of attempts of one request while the response has a retryable status (GitLab Runner API).
 pub const ATTEMPTS: u32 = 5;
-/// The longest wait that a server can ask for.
+/// The longest delay that the agent accepts from a server.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Whether the same request may get another response later.
@@ -12,7 +12,7 @@ pub fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504) || status >= 512
 }
 
-/// The wait that a response asks for: `RateLimit-ResetTime`, else `Retry-After`.
+/// The delay that a response requests: `RateLimit-ResetTime`, else `Retry-After`.
 pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option<Duration> {
     let reset = reset_time.and_then(http_date).and_then(|at| at.duration_since(SystemTime::now()).ok());
     let after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
@@ -20,18 +20,18 @@ pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option
     asked.map(|wait| wait.min(RETRY_AFTER_MAX))
 }
 
-/// The wait before the next attempt of a call: what the response asks for, else a random time that grows.
+/// The delay before the next attempt: the requested one, else a random one that grows.
 pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
     asked_wait(reset_time, retry_after).unwrap_or_else(|| jittered(Backoff::RETRY.at(attempt)))
 }
 
-/// A time between 100 milliseconds and `most`.
+/// A random time between 100 milliseconds and `most`.
 fn jittered(most: Duration) -> Duration {
     let least = Duration::from_millis(100);
     least + most.saturating_sub(least).mul_f64(crate::random::fraction())
 }
 
-/// Waits that double.
+/// Exponential back-off.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -41,18 +41,18 @@ pub struct Backoff {
 impl Backoff {
     const RETRY: Self = Self::new(Duration::from_millis(100), Duration::from_secs(60));
 
-    /// From `first`, doubled each time, up to `most`.
+    /// Starts with `first`, doubles each time, up to `most`.
     pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most }
     }
 
-    /// The wait after `attempt` failures before it (0 for the first).
+    /// The delay after `attempt` earlier failures (0 for the first).
     pub fn at(self, attempt: u32) -> Duration {
         self.first.saturating_mul(1 << attempt.min(20)).min(self.most)
     }
 }
 
-/// A date as HTTP writes it (`Sun, 06 Nov 1994 08:49:37 GMT`, RFC 9110).
+/// Parses an HTTP date (`Sun, 06 Nov 1994 08:49:37 GMT`, RFC 9110).
 pub fn http_date(text: &str) -> Option<SystemTime> {
     let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim()).ok()?;
     Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(time.as_second()).ok()?))
@@ -67,8 +67,8 @@ pub enum Failure {
     Status(u16),
 }
 
-/// How long one operation is retried: one budget of time for all failures that may pass (no response, 408, 429, 5xx),
-/// whichever of them come in whichever order.
+/// Limits the retries of one operation: one time limit for all temporary failures (no response, 408, 429, 5xx), in any
+/// order.
 #[derive(Debug)]
 pub struct RetryBudget {
     budget: Duration,
@@ -77,12 +77,12 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// Attempts that are made even if each of them takes longer than the budget, and attempts at all when the response
-    /// is not a retryable one.
+    /// The minimum number of attempts, even if each takes longer than the time limit; and the number of attempts if the
+    /// response is not retryable.
     const LEAST: u32 = 3;
     const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
 
-    /// A budget that begins with the first failure.
+    /// The time starts with the first failure.
     pub fn new(budget: Duration) -> Self {
         Self { budget, first_failure: None, attempts: 1 }
     }
@@ -92,8 +92,7 @@ impl RetryBudget {
         self.attempts == 1
     }
 
-    /// How long to wait before the next attempt; `None` when the budget is used up. `asked` is the wait that the server
-    /// asks for.
+    /// The delay before the next attempt; `None` if the time is used up. `asked` is the delay that the server requests.
     pub fn after(&mut self, failure: Failure, asked: Option<Duration>) -> Option<Duration> {
         self.after_at(Instant::now(), failure, asked)
     }
@@ -118,7 +117,8 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// Attempts and seconds until a budget of a minute is used up, when every attempt takes `each` and fails so.
+    /// The attempts and seconds until a limit of a minute is used up, if every attempt takes `each` and fails in this
+    /// way.
     fn used_up(each: Duration, failure: impl Fn(u32) -> Failure) -> (u32, u64) {
         let began = Instant::now();
         let (mut budget, mut attempts, mut now) = (RetryBudget::new(Duration::from_secs(60)), 1, began);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_that_may_pass_is_retried_for_the_same_time() {
+    fn retries_every_temporary_failure_for_the_same_time() {
         let mixed = |attempt| [Failure::Status(500), Failure::Broken, Failure::Status(429)][attempt as usize % 3];
         for failure in [&|_| Failure::Status(500), &|_| Failure::Status(503), &|_| Failure::Broken, &mixed]
             as [&dyn Fn(u32) -> Failure; 4]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_that_the_server_asks_for_comes_first() {
+    fn the_delay_requested_by_the_server_takes_precedence() {
         let mut budget = RetryBudget::new(Duration::from_secs(60));
         assert!(budget.is_first());
         let asked = Some(Duration::from_secs(77));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_servers_word_first() {
+    fn prefers_the_delay_requested_by_the_server() {
         let soon = SystemTime::now() + Duration::from_secs(120);
         let date = jiff::fmt::rfc2822::DateTimePrinter::new()
             .timestamp_to_rfc9110_string(
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn grows_to_its_bound() {
+    fn doubles_up_to_the_limit() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         assert_eq!([0, 1, 3, 6, 40].map(|attempt| backoff.at(attempt).as_secs()), [1, 2, 8, 60, 60]);
     }

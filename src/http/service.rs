@@ -1,8 +1,8 @@
 //! A client for a local service such as a container engine, on a Unix socket or on a TCP address with its own
 //! certificates.
 //!
-//! Requests take no proxy, and redirects are not followed, so that no request reaches another server. Bodies are streamed,
-//! and a connection can be upgraded to raw bytes in both directions.
+//! Requests use no proxy, and redirects are not followed, so that no request reaches another server. Bodies are
+//! streamed, and a connection can be upgraded to raw bytes in both directions.
 
 use std::io;
 use std::time::Duration;
@@ -19,17 +19,17 @@ use super::tls;
 use super::transfer::Incoming;
 use super::url::parse;
 
-/// Timeout of connecting.
+/// The timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How long an answer may take.
+/// The timeouts of a response.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseTimeouts {
-    /// Until the answer begins.
+    /// Until the response begins.
     pub response: Duration,
-    /// Between two pieces of its body.
+    /// Between two parts of its body.
     pub idle: Duration,
 }
 
@@ -41,7 +41,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A client for the service at an address; nothing is asked yet. Errors: a certificate file cannot be used.
+    /// A client for the service at an address; does not connect yet. Fails if a certificate file is unusable.
     pub fn new(address: &Address, user_agent: &str) -> Result<Self, ConnectionError> {
         let config = socket::plain_config()
             .user_agent(user_agent)
@@ -63,12 +63,11 @@ impl Service {
         Ok(service)
     }
 
-    /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Asks for `path` (with its query), with a JSON body if there is one. Errors: no answer.
+    /// Requests `path` (with its query), with an optional JSON body. Fails if there is no response.
     pub fn send(
         &self,
         method: Method,
@@ -87,7 +86,7 @@ impl Service {
                 let request = builder.header("Content-Type", "application/json").body(body).map_err(unusable)?;
                 self.agent.run(self.patient(request, timeouts))
             }
-            // A POST without a body has a length all the same.
+            // A POST without a body still needs a `Content-Length`.
             None if method == Method::Post => {
                 let request = builder.body(&[][..]).map_err(unusable)?;
                 self.agent.run(self.patient(request, timeouts))
@@ -107,8 +106,8 @@ impl Service {
             .build()
     }
 
-    /// Asks for `path` on a connection of its own that is bytes in both directions from then on. Errors: no answer, or
-    /// an answer other than that (its status and the beginning of its body).
+    /// Requests `path` on a new connection, which is upgraded to raw bytes in both directions. Fails if there is no
+    /// response, or if the response is another one (with its status and the beginning of its body).
     pub fn take_over(
         &self,
         path: &str,

@@ -1,7 +1,7 @@
-//! TCP connections that notice when the other end is gone without a word, and Unix sockets.
+//! TCP connections that detect when the other end has silently disappeared, and Unix sockets.
 //!
-//! A request for a job is held by the server for most of a minute. When a router forgets the connection in that time
-//! nothing ever comes back, so the kernel is told to probe; the library's own sockets do not.
+//! GitLab holds a poll for most of a minute. If a router drops the connection in that time, no data ever arrives. So
+//! the kernel sends keepalive probes; the library's own sockets do not.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -27,23 +27,23 @@ use super::forward::Forward;
 use super::handshake::Tls;
 use super::proxy::Route;
 
-/// Silence after which the other end is probed, and the time between two probes (GitLab Runner: 30 s).
+/// The idle time before keepalive probes, and the time between two probes (as in gitlab-runner).
 const PROBE_EVERY_SECONDS: u32 = 30;
-/// Probes without an answer after which the connection is given up.
+/// The number of unanswered probes after which the connection is closed.
 const PROBES: u32 = 3;
-/// How long a relay may take to open a connection.
+/// The timeout for a relay to open a connection.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// The configuration that all agents share. An error status is not an `Err`, and the library follows no redirect: the
+/// The configuration of all agents (ureq). An error status is not an `Err`, and the library follows no redirect: the
 /// caller decides, because only the caller knows which token may be sent to which host.
 pub fn plain_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder().http_status_as_error(false).max_redirects(0).max_redirects_will_error(false)
 }
 
-/// Where a process without a network of its own has its connections opened.
+/// The relay that opens connections for a process without network access.
 static WAY_OUT: OnceLock<SocketAddr> = OnceLock::new();
 
-/// Has all connections of this process opened by a relay (SOCKS 5), for good.
+/// Makes a relay (SOCKS 5) open all connections of this process; permanent.
 pub fn connect_through(relay: SocketAddr) {
     let _ = WAY_OUT.set(relay);
 }
@@ -53,7 +53,7 @@ pub fn way_out() -> Option<SocketAddr> {
     WAY_OUT.get().copied()
 }
 
-/// An agent for one route. `tls` is needed for `https` URLs and proxies. Errors: the proxy has no usable address.
+/// An agent for one route. `tls` is needed for `https` URLs and proxies. Fails if the proxy has no usable address.
 pub fn agent(
     config: ConfigBuilder<AgentScope>,
     route: &Route,
@@ -69,8 +69,8 @@ pub fn agent(
     Ok(Agent::with_parts(config.proxy(tunnel).build(), connector, Later))
 }
 
-/// Knows no addresses yet. The library asks for them before each call; they are looked up when a connection is opened,
-/// so that a call over one that is kept needs neither the name server nor a thread to ask it.
+/// Resolves no addresses. The library resolves names before each request; here a name is resolved when a connection is
+/// opened, so a request on a kept connection needs neither DNS nor a thread for it.
 #[derive(Debug)]
 struct Later;
 
@@ -80,7 +80,7 @@ impl Resolver for Later {
     }
 }
 
-/// An agent whose connections all lead to the Unix socket at `path`, whatever the host of a URL.
+/// An agent that connects to the Unix socket at `path` for every URL.
 pub fn local_agent(config: Config, path: &Path) -> Agent {
     Agent::with_parts(config, Local(path.to_owned()), Nowhere)
 }
@@ -98,7 +98,7 @@ impl Connector for Local {
     }
 }
 
-/// Names need no address where all connections lead to one socket.
+/// Resolves no names: all connections lead to one socket.
 #[derive(Debug)]
 struct Nowhere;
 
@@ -110,7 +110,7 @@ impl Resolver for Nowhere {
     }
 }
 
-/// Opens probed TCP connections, unless a proxy has opened one already.
+/// Opens TCP connections with keepalive, unless a proxy connector has opened one already.
 #[derive(Debug)]
 struct Probed;
 
@@ -125,7 +125,7 @@ impl<In: Transport> Connector<In> for Probed {
     }
 }
 
-/// Looks the host up and tries its addresses in turn; each but the last gets half of the time that is left.
+/// Resolves the host and tries its addresses in order; each but the last gets half of the remaining time.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let (total, reason) = (*details.timeout.after, details.timeout.reason);
     if let Some(relay) = way_out() {
@@ -149,7 +149,7 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     Err(failure)
 }
 
-/// Asks a relay for a connection (RFC 1928).
+/// Requests a connection from a relay (RFC 1928).
 fn ask(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream> {
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let usual = if url.scheme_str() == Some("https") { 443 } else { 80 };
@@ -165,7 +165,7 @@ fn ask(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream>
     match answer[1] {
         0 => {}
         2 => {
-            let why = format!("{host} is an address of the machine or of its link, which jobs do not reach");
+            let why = format!("{host} is a loopback or link-local address, which the sandbox blocks");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         _ => return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("{host} cannot be reached"))),
@@ -257,17 +257,17 @@ struct Handle(Weak<Stream>);
 impl ShutdownHandle for Handle {
     fn shutdown(&self) {
         if let Some(stream) = self.0.upgrade() {
-            // An error means that it has ended already.
+            // An error means that the connection has ended already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// A connection with its buffers.
+/// A buffered connection.
 struct Socket {
     stream: Arc<Stream>,
     buffers: LazyBuffers,
-    /// The agent holds it weakly: it lives as long as the connection.
+    /// The agent holds a weak reference: the handle lives as long as the connection.
     _handle: Arc<dyn ShutdownHandle>,
 }
 
@@ -287,7 +287,7 @@ impl std::fmt::Debug for Socket {
     }
 }
 
-/// What is left until `deadline`; `None` for a wait without an end.
+/// The time left until `deadline`; `None` if there is no limit.
 fn left(timeout: NextTimeout, deadline: Option<Instant>) -> Result<Option<Duration>, Error> {
     match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
         Some(left) if left.is_zero() => Err(Error::Timeout(timeout.reason)),
@@ -295,7 +295,7 @@ fn left(timeout: NextTimeout, deadline: Option<Instant>) -> Result<Option<Durati
     }
 }
 
-/// A time-out too long for the clock is none.
+/// A timeout beyond the range of the clock counts as no timeout.
 fn deadline(timeout: NextTimeout) -> Option<Instant> {
     Instant::now().checked_add(*timeout.after)
 }
@@ -324,7 +324,7 @@ impl Transport for Socket {
         let amount = loop {
             self.stream.set_read_timeout(left(timeout, deadline)?)?;
             match (&*self.stream).read(self.buffers.input_append_buf()) {
-                // Reads with a time-out are not taken up again after a signal, whatever its handler asked for.
+                // Reads with a timeout are not restarted after a signal, even with SA_RESTART.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 outcome => break outcome.map_err(|error| timed_out(error, timeout))?,
             }
@@ -333,7 +333,7 @@ impl Transport for Socket {
         Ok(amount > 0)
     }
 
-    /// Bytes that nobody asked for are as bad as an end.
+    /// Unexpected bytes on an idle connection make it as unusable as an end of file.
     fn is_open(&mut self) -> bool {
         let silent = || -> io::Result<bool> {
             self.stream.set_nonblocking(true)?;
@@ -352,7 +352,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn the_kernel_probes_a_silent_connection() {
+    fn the_kernel_probes_an_idle_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
         let stream = prepare(stream).expect("prepared");

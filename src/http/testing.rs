@@ -1,4 +1,4 @@
-//! A server that answers exactly what a test says, badly if need be, and remembers what it was asked.
+//! A server that sends exactly the responses of a test, also invalid ones, and records the requests.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,7 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// A request as it came: its head, in lower case, and its body.
+/// A recorded request: its head, in lower case, and its body.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub head: String,
@@ -24,15 +24,15 @@ impl Seen {
     }
 }
 
-/// A server on loopback; it lives until the process ends.
+/// A server on loopback; runs until the process ends.
 pub struct Server {
     pub url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Server {
-    /// Answers the requests with these bytes, one after the other; closes the connection after the last and after one
-    /// that says so. An empty answer is none.
+    /// Sends these responses, one per request; closes the connection after the last one and after one with `Connection:
+    /// close`. An empty response closes it without a response.
     pub fn new(answers: &[&str]) -> Self {
         Self::start("http://127.0.0.1", None, answers)
     }
@@ -61,7 +61,7 @@ impl Server {
         Self { url, seen }
     }
 
-    /// What it was asked so far.
+    /// The requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("no panic").clone()
     }
@@ -92,7 +92,7 @@ fn read(stream: &mut impl BufRead) -> Option<Seen> {
     Some(request)
 }
 
-/// An authority that certifies servers and clients.
+/// An authority that issues certificates for servers and clients.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -106,7 +106,6 @@ impl Authority {
         Self { issuer }
     }
 
-    /// Its certificate.
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }

@@ -1,4 +1,4 @@
-//! The client against servers that do what servers should not.
+//! Tests of the client with misbehaving servers.
 
 use std::cell::RefCell;
 use std::fs;
@@ -35,7 +35,7 @@ fn redirect(status: u16, to: &str) -> String {
 }
 
 #[test]
-fn a_busy_server_is_asked_five_times_with_the_same_request() {
+fn retries_a_busy_server_five_times_with_the_same_request() {
     let server = Server::new(&[BUSY, BUSY, BUSY, BUSY, BUSY, GOOD]);
     let waits = RefCell::new(Vec::new());
     let rest = |wait| {
@@ -52,7 +52,7 @@ fn a_busy_server_is_asked_five_times_with_the_same_request() {
 }
 
 #[test]
-fn whoever_does_not_want_to_wait_gets_the_answer_that_is_there() {
+fn a_caller_that_does_not_wait_gets_the_last_response() {
     let server = Server::new(&[BUSY, GOOD]);
     let files = TlsFiles::default();
     let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"{}"), &|_| false);
@@ -60,7 +60,7 @@ fn whoever_does_not_want_to_wait_gets_the_answer_that_is_there() {
 }
 
 #[test]
-fn statuses_that_time_does_not_mend_are_not_asked_again() {
+fn does_not_retry_permanent_errors() {
     for status in [400, 403, 409, 501, 505, 511] {
         let server = Server::new(&[&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n")]);
         assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, status);
@@ -68,14 +68,14 @@ fn statuses_that_time_does_not_mend_are_not_asked_again() {
 }
 
 #[test]
-fn a_connection_that_ends_without_an_answer_is_an_error_at_once() {
+fn a_connection_closed_without_a_response_is_an_error() {
     let server = Server::new(&[""]);
     assert!(matches!(call(&server.url, Method::Post, b"{}"), Err(Error::Transport(_))));
     assert_eq!(server.seen().len(), 1);
 }
 
 #[test]
-fn an_answer_that_breaks_off_says_so_and_keeps_what_came() {
+fn an_incomplete_response_keeps_its_beginning() {
     let server = Server::new(&["HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 90\r\n\r\n{\"id\": 7"]);
     let response = call(&server.url, Method::Post, b"{}").expect("a status");
     assert_eq!((response.status, response.body.as_slice()), (201, &b"{\"id\": 7"[..]));
@@ -83,7 +83,7 @@ fn an_answer_that_breaks_off_says_so_and_keeps_what_came() {
 }
 
 #[test]
-fn a_body_is_never_repeated_to_another_server() {
+fn a_body_is_never_sent_to_another_server() {
     let other = Server::new(&[GOOD]);
     for status in [307, 308] {
         let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
@@ -106,7 +106,7 @@ fn a_redirect_to_another_server_carries_no_token() {
 }
 
 #[test]
-fn a_redirect_on_the_same_server_repeats_everything() {
+fn a_redirect_on_the_same_server_repeats_the_whole_request() {
     let server = Server::new(&[&redirect(308, "/b"), GOOD]);
     assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, 200);
     let seen = &server.seen()[1];
@@ -115,7 +115,7 @@ fn a_redirect_on_the_same_server_repeats_everything() {
 }
 
 #[test]
-fn circles_end() {
+fn ends_redirect_loops() {
     let circle = redirect(302, "/a");
     let server = Server::new(&[circle.as_str(); 20]);
     let error = call(&server.url, Method::Get, b"").expect_err("no answer").to_string();
@@ -124,7 +124,7 @@ fn circles_end() {
 }
 
 #[test]
-fn a_redirect_from_http_to_https_finds_the_authorities() {
+fn a_redirect_from_http_to_https_uses_the_certificate_authorities() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let ca_file = directory.path().join("ca.pem");
     fs::write(&ca_file, authority.pem()).expect("written");
@@ -140,7 +140,7 @@ fn a_redirect_from_http_to_https_finds_the_authorities() {
 }
 
 #[test]
-fn a_certificate_and_a_key_of_another_one_are_an_error_that_names_both() {
+fn a_key_of_another_certificate_is_an_error_that_names_both_files() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let server = Server::with_tls(&authority, &[GOOD]);
     let path = |name: &str| directory.path().join(name);
@@ -159,7 +159,7 @@ fn a_certificate_and_a_key_of_another_one_are_an_error_that_names_both() {
 }
 
 #[test]
-fn a_certificate_file_that_is_broken_later_leaves_the_old_trust_in_force() {
+fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let ca_file = directory.path().join("ca.pem");
     fs::write(&ca_file, authority.pem()).expect("written");
@@ -176,7 +176,7 @@ fn a_certificate_file_that_is_broken_later_leaves_the_old_trust_in_force() {
 }
 
 #[test]
-fn a_forwarded_request_names_the_whole_url_also_on_a_kept_connection() {
+fn a_forwarded_request_has_the_absolute_url_also_on_a_kept_connection() {
     let proxy = Server::new(&[GOOD, GOOD]);
     let address = proxy.url.replace("http://", "http://agent:p%40ss@");
     let route = super::Route::Forward(super::proxy::Proxy::read(&address).expect("a proxy"));
@@ -195,14 +195,14 @@ fn a_forwarded_request_names_the_whole_url_also_on_a_kept_connection() {
 }
 
 #[test]
-fn an_error_of_the_proxy_is_no_response_of_the_server() {
+fn an_error_of_the_proxy_is_not_a_response_of_the_server() {
     for headers in ["X-Squid-Error: ERR_ACCESS_DENIED 0\r\n", "Proxy-Status: squid; error=http_request_denied\r\n"] {
         let proxy = Server::new(&[&format!("HTTP/1.1 403 Forbidden\r\n{headers}Content-Length: 0\r\n\r\n")]);
         let route = super::Route::Forward(super::proxy::Proxy::read(&proxy.url).expect("a proxy"));
         let agent = super::agent(super::plain_config(), &route, None).expect("an agent");
         let response = agent.get("http://gitlab.test/").call().expect("a response");
         let refusal = |route| super::proxy_health::refusal(route, 403, response.headers());
-        assert!(refusal(&route).is_some_and(|why| why.contains("the proxy answers 403")));
+        assert!(refusal(&route).is_some_and(|why| why.contains("the proxy returns status 403")));
         assert_eq!(refusal(&super::Route::Direct), None);
     }
 }

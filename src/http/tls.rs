@@ -1,4 +1,4 @@
-//! Trust: the system's certificate authorities, those that the operator configures, and client certificates.
+//! TLS trust: the system's certificate authorities, the configured ones, and client certificates.
 
 use std::fmt;
 use std::fs;
@@ -24,7 +24,7 @@ pub struct TlsFiles {
     pub cert_file: Option<PathBuf>,
     /// The key of the client certificate.
     pub key_file: Option<PathBuf>,
-    /// The contents of these files, for a process that cannot read them.
+    /// The contents of these files, for a process that cannot read the files.
     #[serde(default)]
     pub contents: Contents,
 }
@@ -57,7 +57,7 @@ impl TlsFiles {
         Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
     }
 
-    /// The state of the files, to detect changes. Only compare it with another stamp, never with the clock: a file that
+    /// The state of the files, to detect changes. Compare it only with another stamp, never with the clock: a file that
     /// is moved into place may be old.
     pub fn stamp(&self) -> Stamp {
         [&self.ca_file, &self.cert_file, &self.key_file].map(|path| {
@@ -70,7 +70,7 @@ impl TlsFiles {
 /// Modification time, inode and size of each file.
 pub type Stamp = [Option<(SystemTime, u64, u64)>; 3];
 
-/// The TLS configuration of a client. Errors: a certificate or key file cannot be used.
+/// The TLS configuration of a client. Fails if a certificate or key file is unusable.
 pub fn config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -84,7 +84,7 @@ pub fn config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     let pem = content(key_file, files.contents.key.as_deref())?;
     let key = PrivateKeyDer::from_pem_slice(&pem)
         .map_err(|error| format!("{}: no usable private key in the file: {error}", key_file.display()))?;
-    // Without this check a pair that is half renewed would only fail on the server.
+    // Without this check, a certificate whose key was not renewed would fail only on the server.
     CertifiedKey::from_der(chain.clone(), key.clone_key(), &rustls::crypto::ring::default_provider()).map_err(
         |error| {
             let (cert, key) = (cert_file.display(), key_file.display());
@@ -95,14 +95,14 @@ pub fn config(files: &TlsFiles) -> Result<Arc<ClientConfig>, String> {
     config.map(Arc::new).map_err(|error| format!("{}: {error}", cert_file.display()))
 }
 
-/// The client side of a TLS connection to `host`. Errors: as [`config`], or `host` is not a valid name.
+/// The client side of a TLS connection to `host`. Fails as [`config`] does, or if `host` is not a valid name.
 pub fn connection(config: Arc<ClientConfig>, host: &str) -> Result<ClientConnection, String> {
     let host = host.trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
     ClientConnection::new(config, name).map_err(|error| error.to_string())
 }
 
-/// The certificate authorities of the system and of `ca_file`. A `ca_file` that does not exist adds none.
+/// The certificate authorities of the system and of `ca_file`. A missing `ca_file` adds none.
 pub fn anchors(files: &TlsFiles) -> Result<Vec<CertificateDer<'static>>, String> {
     let mut anchors = rustls_native_certs::load_native_certs().certs;
     let carried = files.contents.ca.as_deref();
@@ -112,7 +112,7 @@ pub fn anchors(files: &TlsFiles) -> Result<Vec<CertificateDer<'static>>, String>
     Ok(anchors)
 }
 
-/// The content of a file, or what another process passed on in its place.
+/// The content of a file, or its `carried` content from another process.
 fn content(path: &Path, carried: Option<&str>) -> Result<Vec<u8>, String> {
     match carried {
         Some(text) => Ok(text.as_bytes().to_vec()),
@@ -126,7 +126,7 @@ fn certificates(path: &Path, carried: Option<&str>) -> Result<Vec<CertificateDer
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{}: {error}", path.display()))?;
     if found.is_empty() {
-        return Err(format!("{}: the file has no PEM certificate", path.display()));
+        return Err(format!("{}: the file contains no PEM certificate", path.display()));
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! Uploads and downloads of archives, streamed, with GitLab and object stores.
+//! Streaming uploads and downloads of archives, with GitLab and object stores.
 //!
 //! Redirects are not followed: the caller decides which server may get a token.
 
@@ -16,9 +16,9 @@ use super::tls::{self, TlsFiles};
 use super::url::{origin, parse};
 use super::{proxy_health, retry, socket};
 
-/// The most bytes of an error response that are read.
+/// The part of an error response that is read, in bytes.
 const EXPLANATION_MAX: u64 = 64 << 10;
-/// Bodies larger than this are sent with `Expect: 100-continue`, so that the server can refuse them before they are sent.
+/// Larger bodies are sent with `Expect: 100-continue`, so that the server can refuse them before they are sent.
 const EXPECT_FROM: u64 = 1 << 20;
 /// How long the client waits for `100 Continue` before it sends the body.
 const EXPECT: Duration = Duration::from_millis(300);
@@ -32,7 +32,7 @@ pub struct Transfer {
 /// The timeouts of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// The whole transfer.
+    /// For the whole transfer.
     pub total: Duration,
     /// From the end of the request to the response.
     pub response: Duration,
@@ -40,7 +40,6 @@ pub struct Timeouts {
 
 /// The body of a request.
 pub enum Outgoing<'a> {
-    /// No body.
     Nothing,
     /// A stream of unknown length.
     Stream(&'a mut dyn Read),
@@ -48,16 +47,15 @@ pub enum Outgoing<'a> {
     Sized(&'a mut dyn Read, u64),
 }
 
-/// A response whose body has not been read yet.
+/// A response with an unread body.
 pub struct Incoming {
-    /// Status code.
     pub status: u16,
     headers: http::HeaderMap,
     body: ureq::Body,
 }
 
 impl Transfer {
-    /// A client for the server of `url`. Errors: a certificate file or the proxy of the environment cannot be used.
+    /// A client for the server of `url`. Fails if a certificate file or the proxy in the environment is unusable.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, timeouts: Timeouts) -> Result<Self, Error> {
         let uri = parse(url)?;
         let route = Route::of(&uri).map_err(Error::Configuration)?;
@@ -75,7 +73,7 @@ impl Transfer {
         Ok(Self { agent, route })
     }
 
-    /// Sends one request. Errors: no response.
+    /// Sends one request. Fails if there is no response.
     pub fn send(
         &self,
         method: Method,
@@ -114,8 +112,8 @@ impl Transfer {
         response.map_err(|why| Error::Transport(format!("{place}: {why}{}", self.route)))
     }
 
-    /// Asks the server to confirm that it wants the body. Not through a forwarding proxy: squid adds header fields to
-    /// `100 Continue`, which the HTTP library takes for the final response.
+    /// Asks the server to confirm the request before the body is sent. Not through a forwarding proxy: squid adds
+    /// header fields to `100 Continue`, which the HTTP library takes for the final response.
     fn with_expect(&self, builder: http::request::Builder) -> http::request::Builder {
         match self.route {
             Route::Forward(_) => builder,
@@ -134,7 +132,7 @@ impl Incoming {
         Self { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    /// The value of a header, if it is text.
+    /// The value of a header, if it is valid text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -150,12 +148,12 @@ impl Incoming {
         format!("{} {}", self.status, reason.unwrap_or("")).trim_end().to_owned()
     }
 
-    /// The wait that the server asks for before the next attempt.
+    /// The delay that the server requests before the next attempt.
     pub fn asked_wait(&self) -> Option<Duration> {
         retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
     }
 
-    /// The body as a stream. A body that ends early is an error.
+    /// The body as a stream. A truncated body is an error.
     pub fn into_reader(self) -> impl Read {
         let left = self.length();
         Whole { body: self.body.into_reader(), left }
@@ -174,7 +172,7 @@ impl Incoming {
     }
 }
 
-/// A body that ends too early is an error, not an end.
+/// Turns a premature end of the body into an error.
 struct Whole<R> {
     body: R,
     left: Option<u64>,

@@ -4,7 +4,7 @@ use ureq::http::Uri;
 
 use super::error::Error;
 
-/// An absolute http or https URL. Errors name no more of it than its origin.
+/// Parses an absolute http or https URL. Errors show only its origin.
 pub(super) fn parse(url: &str) -> Result<Uri, Error> {
     let uri: Uri = url.parse().map_err(|why| Error::Configuration(format!("`{}` is not a URL: {why}", origin(url))))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
@@ -13,7 +13,7 @@ pub(super) fn parse(url: &str) -> Result<Uri, Error> {
     Ok(uri)
 }
 
-/// Scheme, host and port of a URL, for comparison and for messages: never a path or a query, which may hold secrets.
+/// Scheme, host and port of a URL, for comparisons and messages; never path or query, which may contain secrets.
 pub fn origin(url: &str) -> String {
     let end = url.find("://").map_or(0, |at| at + 3);
     let host_end = url[end..].find(['/', '?', '#']).map_or(url.len(), |at| end + at);
@@ -22,7 +22,7 @@ pub fn origin(url: &str) -> String {
     format!("{}{}", &url[..end], host).to_ascii_lowercase()
 }
 
-/// Whether two URLs mean the same scheme, host and port.
+/// Whether two URLs have the same scheme, host and port.
 pub fn is_same_server(one: &str, other: &str) -> bool {
     let with_port = |url: &str| {
         let origin = origin(url);
@@ -32,8 +32,8 @@ pub fn is_same_server(one: &str, other: &str) -> bool {
     with_port(one) == with_port(other)
 }
 
-/// Resolves a `Location` header against `base` (RFC 3986, without dot segments, which servers do not send). Errors: not an
-/// http or https URL.
+/// Resolves a `Location` header relative to `base` (RFC 3986, without dot segments, which servers do not send). Fails
+/// if the result is not an http or https URL.
 pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
     let location = location.trim();
     let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_has_no_secrets() {
+    fn an_origin_contains_no_secrets() {
         assert_eq!(origin("https://user:pass@Host.test:8443/a?private_token=x"), "https://host.test:8443");
         assert_eq!(origin("http://h"), "http://h");
     }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_goes_without_saying_makes_no_other_server() {
+    fn an_explicit_default_port_is_the_same_server() {
         assert!(is_same_server("https://h/a", "https://H:443/b"));
         assert!(is_same_server("http://h:80", "http://h/"));
         for other in ["http://h/", "https://h:80/", "https://h.test/", "https://h@evil.test/"] {

@@ -1,5 +1,5 @@
-//! Which server certificates are accepted: those that a trusted authority issued, and a certificate that is itself one
-//! of the trust anchors.
+//! Decides which server certificates are accepted: those issued by a trusted authority, and a certificate that is
+//! itself a trust anchor.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::chain;
 
 /// Verifies servers against trust anchors.
 ///
-/// `openssl req -x509` makes one certificate with `CA:TRUE` that is both authority and server certificate. RFC 5280 has
-/// no path from such a certificate to itself, so `webpki` refuses it (`CaUsedAsEndEntity`), while OpenSSL, Git and Go
-/// accept it. A server certificate that is byte for byte a trust anchor is therefore accepted here, once its name, dates
-/// and purpose are checked; the handshake proves that the server has its key.
+/// `openssl req -x509` creates one certificate with `CA:TRUE` that is both authority and server certificate. RFC 5280
+/// has no path from such a certificate to itself, so `webpki` rejects it (`CaUsedAsEndEntity`), while OpenSSL, Git and
+/// Go accept it. Therefore a server certificate that is identical to a trust anchor is accepted here, after its name,
+/// dates and purpose are checked; the handshake proves that the server has its key.
 #[derive(Debug)]
 pub struct Verifier {
     authorities: Arc<WebPkiServerVerifier>,
@@ -25,7 +25,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier with these trust anchors. Errors: there are none.
+    /// Fails if there are no trust anchors.
     pub fn new(anchors: Vec<CertificateDer<'static>>) -> Result<Self, String> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(anchors.iter().cloned());
@@ -33,7 +33,7 @@ impl Verifier {
         let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build();
         let authorities = authorities.map_err(|error| {
             format!(
-                "no certificate authority is trusted ({error}); install the package ca-certificates or set `tls-ca-file`"
+                "no trusted certificate authority ({error}); install the package ca-certificates or set `tls-ca-file`"
             )
         })?;
         Ok(Self { authorities, anchors })
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
 
-    /// A certificate that is its own authority, for `h.test`.
+    /// A self-signed certificate with `CA:TRUE`, for `h.test`.
     fn self_signed(change: impl Fn(&mut CertificateParams)) -> CertificateDer<'static> {
         let mut params = CertificateParams::new(vec!["h.test".to_owned()]).expect("params");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,7 +1,7 @@
-//! Answers whoever asks over HTTP: one page a connection, in a thread of its own, for a bounded time.
+//! An HTTP server for metrics and health: one response per connection, each in its own thread, with a time limit.
 //!
-//! A client that is slow or hostile costs one of a few small threads for a few seconds; when all are taken, the one that
-//! has been there for longest is cut off, so that the next one is heard.
+//! A slow or hostile client occupies one of a few small threads for a few seconds. If all are occupied, the oldest
+//! connection is closed, so that a new client is served.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -14,26 +14,22 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// The port that Prometheus' list of default ports has for GitLab's runner.
+/// The port that Prometheus' list of default ports assigns to gitlab-runner.
 pub const DEFAULT_PORT: u16 = 9252;
-/// Connections at once.
+/// The number of concurrent connections.
 const CONNECTIONS_MAX: usize = 8;
-/// How long a connection may take, from its beginning to its end.
+/// The time limit of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest request with its headers.
+/// The largest request head, in bytes.
 const REQUEST_MAX: usize = 8 * 1024;
-/// What a client may still send while it is shown the door.
+/// How much unread input is discarded before the connection is closed, in bytes.
 const UNREAD_MAX: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
 
-/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
-    /// What the body is.
     pub content_type: &'static str,
-    /// What is told.
     pub body: String,
 }
 
@@ -44,10 +40,10 @@ impl Answer {
     }
 }
 
-/// Makes the page at a path; `None` where there is none.
+/// Returns the page at a path; `None` if it does not exist.
 pub type Pages = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
 
-/// Listens for as long as it lives.
+/// Listens until it is dropped.
 pub struct Listener {
     address: String,
     stop: Arc<EventFd>,
@@ -55,8 +51,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `address`: `host:port`, `:port` for every interface, or a host alone. Errors: what is wrong with the
-    /// address, or why it cannot be had.
+    /// Listens at `address`: `host:port`, `:port` for every interface, or a host alone. Fails if the address is invalid
+    /// or cannot be bound.
     pub fn start(address: &str, pages: Pages) -> Result<Self, String> {
         let refused = |error: &dyn std::fmt::Display| format!("`listen_address = \"{address}\"`: {error}");
         let socket = bind(address).map_err(|error| refused(&error))?;
@@ -68,7 +64,7 @@ impl Listener {
         Ok(Self { address: address.to_owned(), stop, thread: Some(thread) })
     }
 
-    /// The address as it was asked for.
+    /// The configured address.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -83,12 +79,12 @@ impl Drop for Listener {
     }
 }
 
-/// Whether an address can be listened at, as far as its form tells. Errors: what is wrong with it.
+/// Fails if the address is malformed.
 pub fn check_address(address: &str) -> Result<(), String> {
     split(address).map(drop)
 }
 
-/// Whether the address can be bound now. Errors: why not.
+/// Fails if the address cannot be bound now.
 pub fn probe_address(address: &str) -> Result<(), String> {
     bind(address).map(drop).map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
 }
@@ -105,7 +101,7 @@ fn split(address: &str) -> Result<(&str, u16), String> {
         None => Ok((host, DEFAULT_PORT)),
         Some(port) => match port.parse() {
             Ok(port) => Ok((host, port)),
-            Err(_) => Err(format!("`{port}` is no port; write for example \"127.0.0.1:{DEFAULT_PORT}\"")),
+            Err(_) => Err(format!("`{port}` is not a port; write for example \"127.0.0.1:{DEFAULT_PORT}\"")),
         },
     }
 }
@@ -113,7 +109,7 @@ fn split(address: &str) -> Result<(&str, u16), String> {
 fn bind(address: &str) -> io::Result<TcpListener> {
     let (host, port) = split(address).map_err(io::Error::other)?;
     if host.is_empty() {
-        // Both families where the machine has both.
+        // IPv4 and IPv6, if the machine supports both.
         let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         return TcpListener::bind(every).or_else(|error| match error.kind() {
             io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
@@ -138,14 +134,14 @@ fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
         }
         match socket.accept() {
             Ok((stream, _)) => accept(stream, &connections, pages),
-            // Descriptors may be short; the queue of the kernel waits meanwhile.
+            // File descriptors may be exhausted; meanwhile clients wait in the kernel's queue.
             Err(error) if !is_temporary(&error) => thread::sleep(Duration::from_millis(100)),
             Err(_) => {}
         }
     }
 }
 
-/// The client was gone again, or somebody else's signal came.
+/// The client has already disconnected, or a signal arrived.
 fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
@@ -156,7 +152,7 @@ fn accept(stream: TcpStream, connections: &Arc<Connections>, pages: &Pages) {
     let number = connections.add(&stream);
     let (others, pages) = (Arc::clone(connections), Arc::clone(pages));
     let spawned = thread::Builder::new().name("monitor-client".to_owned()).stack_size(STACK).spawn(move || {
-        // Whatever a client does, it is its own loss.
+        // An error affects only this client.
         let _ = handle_connection(&stream, &pages);
         others.remove(number);
     });
@@ -165,7 +161,7 @@ fn accept(stream: TcpStream, connections: &Arc<Connections>, pages: &Pages) {
     }
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Default)]
 struct Connections {
     open: Mutex<OpenConnections>,
@@ -179,7 +175,7 @@ struct OpenConnections {
 }
 
 impl Connections {
-    /// Waits for room, which whoever came first has to make.
+    /// Waits for a free thread; closes the oldest connection if there is none.
     fn add(&self, stream: &Arc<TcpStream>) -> u64 {
         let mut open = self.lock();
         while open.streams.len() >= CONNECTIONS_MAX {
@@ -210,7 +206,7 @@ impl Connections {
     }
 }
 
-/// One connection from its beginning to its end.
+/// Serves one connection.
 fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     let until = Instant::now() + CONNECTION_TIMEOUT;
@@ -220,10 +216,10 @@ fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
                 let answer = pages(&path).unwrap_or_else(|| Answer::text(404, "see /metrics and /healthz\n"));
                 (answer, method == "GET")
             }
-            _ => (Answer::text(405, "only GET and HEAD\n"), true),
+            _ => (Answer::text(405, "only GET and HEAD are supported\n"), true),
         },
         Head::TooLarge => (Answer::text(431, "the request is too large\n"), true),
-        Head::Nonsense => (Answer::text(400, "this is not HTTP\n"), true),
+        Head::Nonsense => (Answer::text(400, "the request is not valid HTTP\n"), true),
         Head::Gone => return Ok(()),
     };
     let mut text = format!(
@@ -239,7 +235,7 @@ fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     }
     write_until(stream, text.as_bytes(), until)?;
     stream.shutdown(Shutdown::Write)?;
-    // A connection that is closed over unread bytes takes the answer with it.
+    // Closing a connection with unread input would reset it and discard the response.
     let mut buffer = [0; 1024];
     let mut left = UNREAD_MAX;
     while left > 0 {
@@ -346,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_have_a_host_a_port_or_both() {
+    fn parses_addresses_with_a_host_a_port_or_both() {
         for (address, expected) in [
             ("127.0.0.1:80", Ok(("127.0.0.1", 80))),
             (":9252", Ok(("", 9252))),
@@ -358,12 +354,12 @@ mod tests {
             assert_eq!(split(address), expected, "{address}");
         }
         for address in ["h:http", "h:70000", "h:"] {
-            assert!(split(address).expect_err("refused").contains("is no port"), "{address}");
+            assert!(split(address).expect_err("refused").contains("is not a port"), "{address}");
         }
     }
 
     #[test]
-    fn answers_requests_and_says_what_is_wrong_with_others() {
+    fn serves_valid_requests_and_explains_errors_in_others() {
         let (_listener, address) = start();
         let page = ask(&address, "GET /page?x=1 HTTP/1.1\r\nHost: h\r\n\r\n");
         assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with(&"x".repeat(1000)), "{}", &page[..200]);
@@ -381,12 +377,12 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_say_nothing_keep_nobody_out() {
+    fn silent_clients_do_not_block_others() {
         let (listener, address) = start();
         let silent: Vec<TcpStream> =
             (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(&address).expect("connected")).collect();
         assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
-        // They are cut off, also when the listener goes.
+        // Dropping the listener also closes them.
         drop(listener);
         for mut stream in silent {
             stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
@@ -396,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_taken_is_said() {
+    fn reports_an_address_in_use() {
         let (listener, address) = start();
         assert_eq!(listener.address(), address);
         let pages: Pages = Arc::new(|_| None);

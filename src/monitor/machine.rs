@@ -1,4 +1,4 @@
-//! Numbers of the machine: notices of its cloud, its way out, tokens that the agent fetched, space on its disks.
+//! Metrics of the machine: notices of the cloud, refused terminations, fetched tokens, disk space.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::text::{Kind, Page};
 
-/// A counter with one label, of which all values are known: an alert on an increase needs the zero before it.
+/// A counter with one label whose values are all known: an alert on an increase needs the initial zero.
 struct Counter<const N: usize> {
     name: &'static str,
     help: &'static str,
@@ -54,30 +54,29 @@ static TOKENS_FETCHED: Counter<2> = Counter::new(
     ["success", "failure"],
 );
 
-/// The cloud announced that it takes the instance back: `terminate`, `stop`, `hibernate` or `rebalance`.
+/// Counts an interruption notice: `terminate`, `stop`, `hibernate` or `rebalance`.
 pub fn spot_notice(kind: &str) {
     NOTICES.count(kind);
 }
 
-/// The Auto Scaling group did not terminate the instance: `at_minimum`, `denied`, `throttled`, `unreachable` or
+/// Counts a refused termination of the instance: `at_minimum`, `denied`, `throttled`, `unreachable` or
 /// `not_in_a_group`.
 pub fn termination_refused(reason: &str) {
     REFUSALS.count(reason);
 }
 
-/// The agent asked a store for a runner's token.
+/// Counts a fetch of a runner token.
 pub fn token_fetched(success: bool) {
     TOKENS_FETCHED.count(if success { "success" } else { "failure" });
 }
 
-/// Writes the counters.
 pub fn write(page: &mut Page) {
     NOTICES.write(page);
     REFUSALS.write(page);
     TOKENS_FETCHED.write(page);
 }
 
-/// Writes what is free below directories, which are given with what they are for.
+/// Writes the free space of directories, which are given with their purpose.
 pub fn write_space<'a>(page: &mut Page, directories: impl Iterator<Item = (&'static str, &'a Path)>) {
     let known: Vec<_> =
         directories.filter_map(|(purpose, path)| Some((purpose, path.to_string_lossy(), space(path)?))).collect();
@@ -102,7 +101,7 @@ pub fn write_space<'a>(page: &mut Page, directories: impl Iterator<Item = (&'sta
     }
 }
 
-/// The file system of a directory, or of the nearest one above it that exists already.
+/// The file system of a directory, or of its nearest existing parent.
 fn space(path: &Path) -> Option<Statvfs> {
     path.ancestors().find_map(|path| statvfs(path).ok())
 }
@@ -112,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_what_is_known_and_shows_zeros() {
+    fn shows_all_label_values_with_zeros() {
         spot_notice("rebalance");
         spot_notice("something new");
         let mut page = Page::default();
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_yet_has_the_space_of_the_one_above() {
+    fn a_missing_directory_has_the_space_of_its_parent() {
         let directory = tempfile::tempdir().expect("a directory");
         let missing = directory.path().join("a/b");
         let mut page = Page::default();

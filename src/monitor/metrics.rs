@@ -1,4 +1,4 @@
-//! The numbers: of polls, jobs, stages, calls, logs.
+//! Metrics of polls, jobs, stages, requests and logs.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -8,32 +8,30 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::text::{Histogram, Kind, Page};
 use crate::sys;
 
-/// Upper bounds for whole jobs, in seconds.
+/// Histogram bounds for jobs, in seconds.
 const JOB_BUCKETS: &[f64] = &[30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0];
-/// Upper bounds for stages, and for what waits.
+/// Histogram bounds for stages and queue times, in seconds.
 const STAGE_BUCKETS: &[f64] = &[1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0];
-/// Upper bounds for the agent's own part in a job's start.
+/// Histogram bounds for the agent's own part of the start of a job, in seconds.
 const START_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// A runner, as monitoring knows it.
+/// The labels of a runner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunnerLabels {
     /// The short form of its token.
     pub token: String,
-    /// Its name for people.
     pub name: String,
 }
 
-/// What a request for a job came to.
+/// The result of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollResult {
-    /// A job.
     Job,
-    /// None.
+    /// No job was available.
     Nothing,
-    /// No usable answer.
+    /// No usable response.
     Failed,
-    /// The token, the URL or the certificates are no good.
+    /// The token, the URL or the certificates are invalid.
     Refused,
 }
 
@@ -47,7 +45,7 @@ const POLLS: [(PollResult, &str); 4] = [
 /// Lines of the log at these levels.
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 static WARNINGS: AtomicU64 = AtomicU64::new(0);
-/// Bytes of logs that servers took.
+/// Bytes of job logs that servers accepted.
 static TRACE_BYTES: AtomicU64 = AtomicU64::new(0);
 
 static METRICS: Mutex<Metrics> =
@@ -55,31 +53,31 @@ static METRICS: Mutex<Metrics> =
 
 struct Metrics {
     runners: BTreeMap<RunnerLabels, RunnerMetrics>,
-    /// By the job's number too: two servers may count up to the same one.
+    /// By runner and job id: two servers may use the same id.
     running: BTreeMap<(RunnerLabels, String), RunningJob>,
-    /// By what was asked and answered.
+    /// By endpoint and status.
     calls: BTreeMap<(&'static str, u16), u64>,
 }
 
 struct RunnerMetrics {
     taken: u64,
     polls: [u64; POLLS.len()],
-    /// By `success`, `dropped`, or the reason of a failure.
+    /// By `success`, `dropped`, or the failure reason.
     results: BTreeMap<&'static str, u64>,
     durations: Histogram,
     queued: Histogram,
     starts: Histogram,
     stages: BTreeMap<&'static str, Histogram>,
-    /// It was refused so often that it rests.
+    /// Whether polling is paused after rejections.
     paused: bool,
 }
 
 struct RunningJob {
-    /// When it was received, by the clock of [`sys::boottime`].
+    /// When the job was received, by [`sys::boottime`].
     began: u64,
-    /// The stage it is in, and since when.
+    /// The current stage, and when it began.
     stage: Option<(&'static str, u64)>,
-    /// It is the work of an agent before this one that goes on.
+    /// Whether an earlier agent received the job.
     resumed: bool,
 }
 
@@ -111,44 +109,44 @@ impl Metrics {
     }
 }
 
-/// A line of the log was an error.
+/// Counts an error in the log.
 pub fn error_logged() {
     ERRORS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A line of the log was a warning.
+/// Counts a warning in the log.
 pub fn warning_logged() {
     WARNINGS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A server took a piece of a job's log.
+/// Counts bytes of a job's log that a server accepted.
 pub fn trace_sent(bytes: usize) {
     TRACE_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
-/// A call to a server was answered, or not (`None`).
+/// Counts a request to a server; `None` if there was no response.
 pub fn called(endpoint: &'static str, status: Option<u16>) {
     *lock().calls.entry((endpoint, status.unwrap_or(0))).or_default() += 1;
 }
 
-/// A request for a job came to its end.
+/// Counts a poll.
 pub fn polled(runner_labels: &RunnerLabels, poll: PollResult) {
     if let Some(at) = POLLS.iter().position(|(kind, _)| *kind == poll) {
         lock().runner(runner_labels).polls[at] += 1;
     }
 }
 
-/// A runner rests since it is refused, or does not.
+/// Sets whether polling of a runner is paused after rejections.
 pub fn set_paused(runner_labels: &RunnerLabels, paused: bool) {
     lock().runner(runner_labels).paused = paused;
 }
 
-/// True when a runner rests since it is refused.
+/// Whether polling of a runner is paused after rejections.
 pub fn is_paused(runner_labels: &RunnerLabels) -> bool {
     lock().runners.get(runner_labels).is_some_and(|metrics| metrics.paused)
 }
 
-/// A job was received, after waiting for `queued` seconds at the server where that tells.
+/// Records a received job, which was queued for `queued` seconds if the server tells that.
 pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Option<f64>) {
     let mut metrics = lock();
     let of_runner = metrics.runner(runner_labels);
@@ -162,12 +160,12 @@ pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Opt
     );
 }
 
-/// A job that an earlier agent received at `began` goes on.
+/// Records a resumed job, which an earlier agent received at `began`.
 pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: u64) {
     lock().running.insert((runner_labels.clone(), job.to_string()), RunningJob { began, stage: None, resumed: true });
 }
 
-/// A job went on to a stage.
+/// Records the start of a stage.
 pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'static str) {
     let now = sys::boottime();
     let mut metrics = lock();
@@ -181,7 +179,7 @@ pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'sta
     of_runner.end_stage(before, now);
 }
 
-/// A job is over: `success`, `dropped`, or the reason of its failure.
+/// Records the end of a job: `success`, `dropped`, or the failure reason.
 pub fn job_ended(runner_labels: &RunnerLabels, job: impl Display, result: &'static str) {
     let now = sys::boottime();
     let mut metrics = lock();
@@ -204,7 +202,7 @@ fn seconds(from: u64, to: u64) -> f64 {
     to.saturating_sub(from) as f64 / 1e9
 }
 
-/// Writes all of them. `runners` are shown even when nothing was counted of them yet.
+/// Writes all metrics. `runners` are shown even if nothing was counted for them yet.
 pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = RunnerLabels>) {
     let mut metrics = lock();
     runners.for_each(|runner_labels| {
@@ -212,21 +210,21 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Run
     });
     write_jobs(page, system_id, &metrics);
     write_durations(page, system_id, &metrics);
-    let mut polls = page.metric("mayfly_polls_total", Kind::Counter, "Requests for a job, by what they came to.");
+    let mut polls = page.metric("mayfly_polls_total", Kind::Counter, "Requests for a job, by outcome.");
     for (runner_labels, of_runner) in &metrics.runners {
         for ((_, outcome), count) in POLLS.iter().zip(of_runner.polls) {
             polls
                 .sample(&[labels(runner_labels, system_id).as_slice(), &[("outcome", outcome)]].concat(), count as f64);
         }
     }
-    let help = "Calls to servers, by endpoint and status; status 0 is no answer.";
+    let help = "Requests to servers, by endpoint and status; status 0 means no response.";
     let mut calls = page.metric("gitlab_runner_api_request_statuses_total", Kind::Counter, help);
     for ((endpoint, status), count) in &metrics.calls {
         let labels = [("system_id", system_id), ("endpoint", endpoint), ("status", &status.to_string())];
         calls.sample(&labels, *count as f64);
     }
     let sent = TRACE_BYTES.load(Ordering::Relaxed) as f64;
-    page.single("mayfly_trace_bytes_total", Kind::Counter, "Bytes of job logs that servers took.", sent);
+    page.single("mayfly_trace_bytes_total", Kind::Counter, "Bytes of job logs that servers accepted.", sent);
     let mut errors = page.metric("gitlab_runner_errors_total", Kind::Counter, "Lines of the log, by level.");
     for (level, count) in [("error", &ERRORS), ("warning", &WARNINGS)] {
         errors.sample(&[("level", level)], count.load(Ordering::Relaxed) as f64);
@@ -247,17 +245,17 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
         let state = if running.stage.is_some() { "running" } else { "pending" };
         *now.entry((runner_labels, state, stage)).or_default() += 1;
     }
-    let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Jobs that are in hand, by state and stage.");
+    let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Running jobs, by state and stage.");
     for ((runner_labels, state, stage), count) in now {
         let labels = [labels(runner_labels, system_id).as_slice(), &[("state", state), ("stage", stage)]].concat();
         jobs.sample(&labels, f64::from(count));
     }
-    let mut taken = page.metric("gitlab_runner_jobs_total", Kind::Counter, "Jobs that were received.");
+    let mut taken = page.metric("gitlab_runner_jobs_total", Kind::Counter, "Received jobs.");
     for (runner_labels, of_runner) in &metrics.runners {
         taken.sample(&labels(runner_labels, system_id), of_runner.taken as f64);
     }
     let is_failure = |result: &str| !matches!(result, "success" | "dropped");
-    let mut failed = page.metric("gitlab_runner_failed_jobs_total", Kind::Counter, "Jobs that failed, by reason.");
+    let mut failed = page.metric("gitlab_runner_failed_jobs_total", Kind::Counter, "Failed jobs, by reason.");
     for (runner_labels, of_runner) in &metrics.runners {
         for (reason, count) in of_runner.results.iter().filter(|(result, _)| is_failure(result)) {
             failed.sample(
@@ -266,7 +264,7 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
             );
         }
     }
-    let help = "Jobs that are over: how they ended, or dropped since the server did not expect them any more.";
+    let help = "Finished jobs, by result; dropped: the server no longer expected the job.";
     let mut ended = page.metric("mayfly_jobs_ended_total", Kind::Counter, help);
     for (runner_labels, of_runner) in &metrics.runners {
         for (result, count) in &of_runner.results {
@@ -282,9 +280,11 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
 fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
     type Of = fn(&RunnerMetrics) -> &Histogram;
     let of_jobs: [(&'static str, &str, Of); 3] = [
-        ("gitlab_runner_job_duration_seconds", "From receiving a job to its end.", |metrics| &metrics.durations),
-        ("gitlab_runner_job_queue_duration_seconds", "How long jobs waited at the server.", |metrics| &metrics.queued),
-        ("mayfly_job_start_seconds", "From receiving a job to its first stage.", |metrics| &metrics.starts),
+        ("gitlab_runner_job_duration_seconds", "Time from receiving a job to its end.", |metrics| &metrics.durations),
+        ("gitlab_runner_job_queue_duration_seconds", "Time that jobs were queued on the server.", |metrics| {
+            &metrics.queued
+        }),
+        ("mayfly_job_start_seconds", "Time from receiving a job to its first stage.", |metrics| &metrics.starts),
     ];
     for (name, help, histogram) in of_jobs {
         let mut metric = page.metric(name, Kind::Histogram, help);
@@ -293,7 +293,7 @@ fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
         }
     }
     let name = "gitlab_runner_job_stage_duration_seconds";
-    let mut metric = page.metric(name, Kind::Histogram, "How long the stages of jobs took.");
+    let mut metric = page.metric(name, Kind::Histogram, "Duration of the stages of jobs.");
     for (runner_labels, of_runner) in &metrics.runners {
         for (stage, histogram) in &of_runner.stages {
             metric.histogram(&[labels(runner_labels, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);
@@ -305,7 +305,7 @@ fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
 mod tests {
     use super::*;
 
-    /// The numbers are the process's: each test has a runner of its own.
+    /// The metrics are global: each test uses its own runner.
     fn runner_labels(token: &str) -> RunnerLabels {
         RunnerLabels { token: token.to_owned(), name: "n".to_owned() }
     }
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_followed_from_its_poll_to_its_end() {
+    fn counts_a_job_from_its_poll_to_its_end() {
         let runner_labels = runner_labels("busy");
         polled(&runner_labels, PollResult::Job);
         job_received(&runner_labels, 71, Some(2.5));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_of_one_number_are_told_apart_by_their_runners() {
+    fn distinguishes_equal_job_ids_by_their_runners() {
         let (one, other) = (runner_labels("one"), runner_labels("other"));
         job_received(&one, 73, None);
         job_received(&other, 73, None);
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runner_that_rests_is_known() {
+    fn knows_paused_runners() {
         let runner_labels = runner_labels("refused");
         assert!(!is_paused(&runner_labels));
         set_paused(&runner_labels, true);

@@ -1,7 +1,7 @@
-//! What this process counts of its work, and how it is shown to whoever monitors it.
+//! Metrics of this process, and their HTTP server.
 //!
-//! The numbers are process-wide, as the log is: whoever does something notes it, and needs to be handed nothing for that.
-//! This layer knows numbers, their text and connections; it never asks anybody for anything, and nothing waits for it.
+//! Metrics are global, as the log is: code that does something counts it directly. This layer handles only numbers,
+//! their text format and connections; it never calls other layers, and no code waits for it.
 
 pub mod listener;
 pub mod machine;

@@ -1,4 +1,4 @@
-//! Numbers of the process itself, under the names that every Prometheus client uses.
+//! Metrics of the process, with the names of Prometheus client libraries.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::text::{Kind, Page};
 
-/// Writes them; what the machine does not tell is left out.
+/// Writes the metrics; a value that the system does not provide is left out.
 pub fn write(page: &mut Page) {
     if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
         write_stat(page, &stat);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them is for looking.
+        // One of them belongs to this listing.
         let open = open.count().saturating_sub(1);
         page.single("process_open_fds", Kind::Gauge, "Number of open file descriptors.", open as f64);
     }
@@ -23,7 +23,7 @@ pub fn write(page: &mut Page) {
 }
 
 fn write_stat(page: &mut Page, stat: &str) {
-    // The name, in parentheses, may hold anything; the third field is the first behind it.
+    // The process name, in parentheses, may contain any character; the third field follows the last parenthesis.
     let fields: Vec<f64> = stat.rfind(')').map_or_else(Vec::new, |end| {
         stat[end + 1..].split_ascii_whitespace().map(|field| field.parse().unwrap_or(f64::NAN)).collect()
     });
@@ -35,7 +35,7 @@ fn write_stat(page: &mut Page, stat: &str) {
         page.single("process_cpu_seconds_total", Kind::Counter, "User and system CPU time spent.", seconds);
     }
     if let Some((started, booted)) = field(22).zip(booted()) {
-        let help = "When the process started, since the epoch.";
+        let help = "Start time of the process, in seconds since the epoch.";
         page.single("process_start_time_seconds", Kind::Gauge, help, booted + started / ticks);
     }
     if let Some(size) = field(23) {
@@ -46,7 +46,7 @@ fn write_stat(page: &mut Page, stat: &str) {
     }
 }
 
-/// When the machine was started, in seconds since the epoch.
+/// The boot time of the machine, in seconds since the epoch.
 fn booted() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_of_this_process() {
+    fn writes_metrics_of_this_process() {
         let mut page = Page::default();
         write(&mut page);
         let text = page.finish();

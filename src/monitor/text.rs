@@ -2,17 +2,17 @@
 
 use std::fmt::Write;
 
-/// What the text is, for the answer's header.
+/// The content type of a response.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, until the process starts anew.
+    /// Only increases while the process runs.
     Counter,
-    /// What is now.
+    /// The current value.
     Gauge,
-    /// How many were up to how large.
+    /// The number of observations up to each bound.
     Histogram,
 }
 
@@ -29,22 +29,22 @@ impl Kind {
 /// Labels of one sample.
 pub type Labels<'a> = [(&'a str, &'a str)];
 
-/// How long things took, in seconds, by upper bounds.
+/// A histogram of durations in seconds.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// One more than bounds: the last is for whatever is larger than all of them.
+    /// One more than bounds: the last counts observations above all bounds.
     counts: Vec<u64>,
     sum: f64,
 }
 
 impl Histogram {
-    /// Nothing was seen yet; bounds grow.
+    /// An empty histogram; bounds must increase.
     pub fn new(bounds: &'static [f64]) -> Self {
         Self { bounds, counts: vec![0; bounds.len() + 1], sum: 0.0 }
     }
 
-    /// Takes one in.
+    /// Counts an observation.
     pub fn observe(&mut self, seconds: f64) {
         let at = self.bounds.iter().position(|bound| seconds <= *bound).unwrap_or(self.bounds.len());
         self.counts[at] += 1;
@@ -52,42 +52,39 @@ impl Histogram {
     }
 }
 
-/// The text as it grows. All samples of a metric stand together, below its head.
+/// The text under construction. All samples of a metric follow its head.
 #[derive(Default)]
 pub struct Page(String);
 
 impl Page {
-    /// Begins a metric.
+    /// Starts a metric.
     pub fn metric(&mut self, name: &'static str, kind: Kind, help: &str) -> Metric<'_> {
-        // Writing into a text cannot fail, here and below.
+        // Writing to a string cannot fail, here and below.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
         Metric { page: self, name }
     }
 
-    /// A metric that has one sample without labels.
+    /// A metric with one sample and no labels.
     pub fn single(&mut self, name: &'static str, kind: Kind, help: &str, value: f64) {
         self.metric(name, kind, help).sample(&[], value);
     }
 
-    /// The whole text.
     pub fn finish(self) -> String {
         self.0
     }
 }
 
-/// A metric whose samples are written.
+/// A metric whose samples are being written.
 pub struct Metric<'a> {
     page: &'a mut Page,
     name: &'static str,
 }
 
 impl Metric<'_> {
-    /// One sample.
     pub fn sample(&mut self, labels: &Labels<'_>, value: f64) {
         self.line("", labels, None, value);
     }
 
-    /// The samples of one histogram.
     pub fn histogram(&mut self, labels: &Labels<'_>, histogram: &Histogram) {
         let mut total = 0;
         for (at, count) in histogram.counts.iter().enumerate() {
@@ -131,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_heads_labels_and_values() {
+    fn writes_help_type_labels_and_values() {
         let mut page = Page::default();
         let mut metric = page.metric("jobs", Kind::Gauge, "Jobs now.");
         metric.sample(&[("runner", "a\"b\\c\nd"), ("state", "running")], 2.0);
@@ -142,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_counts_up_to_each_bound() {
+    fn a_histogram_counts_cumulatively() {
         let mut histogram = Histogram::new(&[0.5, 10.0]);
         [0.1, 0.5, 3.0, 60.0].into_iter().for_each(|seconds| histogram.observe(seconds));
         let mut page = Page::default();

@@ -1,6 +1,6 @@
-//! `$NAME` and `${NAME}` in values, exactly as GitLab's runner expands them: once, undefined becomes empty.
+//! Expands `$NAME` and `${NAME}` in values exactly as gitlab-runner does: once; undefined variables become empty.
 
-/// Replaces references to variables in `text`; `lookup` gives their values.
+/// Replaces references to variables in `text`; `lookup` returns their values.
 pub fn expand(text: &str, lookup: &dyn Fn(&str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -15,7 +15,7 @@ pub fn expand(text: &str, lookup: &dyn Fn(&str) -> String) -> String {
             '{' => {
                 let (name, after) = match rest[1..].split_once('}') {
                     Some((name, after)) => (name, after),
-                    // An unterminated brace is dropped, and the rest is text.
+                    // As in gitlab-runner, an unclosed brace is dropped, and the rest is text.
                     None => ("", &rest[1..]),
                 };
                 if !name.is_empty() {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_the_rules() {
+    fn expands_as_gitlab_runner_does() {
         for (text, expected) in [
             ("$A-${A}-$A_b2", "1-1-2"),
             ("x$UNDEFINED.y${UNDEFINED}z", "x.yz"),
@@ -83,12 +83,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_without_a_dollar_stays(text in "[^$]*") {
+        fn text_without_a_dollar_is_unchanged(text in "[^$]*") {
             prop_assert_eq!(expanded(&text), text);
         }
 
         #[test]
-        fn a_doubled_dollar_is_one(text in "[^$]{0,20}") {
+        fn two_dollars_become_one(text in "[^$]{0,20}") {
             prop_assert_eq!(expanded(&format!("$${text}")), format!("${text}"));
         }
     }

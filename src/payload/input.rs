@@ -1,11 +1,10 @@
-//! The inputs of a job, as they come.
+//! The inputs of a job in its payload.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::lenient;
 
-/// An input of the job.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Input {
@@ -15,7 +14,7 @@ pub struct Input {
     pub value: Typed,
 }
 
-/// Its value.
+/// The typed value of an input.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Typed {
@@ -27,7 +26,7 @@ pub struct Typed {
 }
 
 impl Typed {
-    /// Whether the content is what the type says.
+    /// Whether the content has the declared type.
     pub fn is_of_its_kind(&self) -> bool {
         match self.kind.as_str() {
             "string" => self.content.is_string(),

@@ -1,22 +1,22 @@
-//! Reading what a server sends without insisting: null is nothing, a number may come as text and text as a number.
+//! Lenient decoding of the server's JSON: null counts as absent, a number may be sent as text and text as a number.
 
 use std::fmt;
 
 use serde::de::{Error, IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Null is the zero value.
+/// Decodes null as the default value.
 pub fn value<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A list; null is an empty one, and a null in it is not there.
+/// Decodes a list; null is an empty list, and a null element is dropped.
 pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     let list: Option<Vec<Option<T>>> = Option::deserialize(deserializer)?;
     Ok(list.into_iter().flatten().flatten().collect())
 }
 
-/// Text, or a number or truth value as it would be written.
+/// Decodes text; a number or boolean becomes its text.
 pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Scalar::deserialize(deserializer).map(Scalar::into_text)
 }
@@ -27,56 +27,56 @@ pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, 
     Ok(list.into_iter().filter(|scalar| !matches!(scalar, Scalar::Null)).map(Scalar::into_text).collect())
 }
 
-/// A whole number, or text that is one.
+/// Decodes an integer, or text that contains one.
 pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     match Scalar::deserialize(deserializer)? {
         Scalar::Null => Ok(0),
         Scalar::Number(number) => Ok(number),
-        // A fraction of a second or of a commit is none.
+        // A fraction of a second or of a commit is dropped.
         Scalar::Fraction(number) => Ok(number as i64),
         Scalar::Text(text) if text.trim().is_empty() => Ok(0),
-        Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is no number")),
-        Scalar::Switch(_) => Err(D::Error::custom("a truth value that should be a number")),
+        Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is not a number")),
+        Scalar::Switch(_) => Err(D::Error::custom("a boolean instead of a number")),
     }
 }
 
-/// A whole number that is exactly what was written; anything else is an error.
+/// Decodes an integer exactly; a fraction or a rounded number is an error.
 pub fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     match Scalar::deserialize(deserializer)? {
         Scalar::Null => Ok(0),
         Scalar::Number(number) => Ok(number),
-        Scalar::Fraction(number) => whole(number).ok_or_else(|| D::Error::custom("a number that is not whole")),
-        Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is no number")),
-        Scalar::Switch(_) => Err(D::Error::custom("a truth value that should be a number")),
+        Scalar::Fraction(number) => whole(number).ok_or_else(|| D::Error::custom("a number that is not an integer")),
+        Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is not a number")),
+        Scalar::Switch(_) => Err(D::Error::custom("a boolean instead of a number")),
     }
 }
 
-/// The integer that a number is, where it can be told from its neighbours.
+/// Converts a float to an integer if it represents that integer exactly.
 pub fn whole(number: f64) -> Option<i64> {
-    /// 2^53: above it not every integer is a number of this type.
+    /// 2^53: above it, not every integer has a float representation.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
-/// A number that is not negative; anything else is none.
+/// Decodes a non-negative number; anything else gives `None`.
 pub fn fraction<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let number = serde_json::Value::deserialize(deserializer)?.as_f64();
     Ok(number.filter(|number| number.is_finite() && *number >= 0.0))
 }
 
-/// True or false, also as text or as 1 and 0.
+/// Decodes a boolean, also as text or as 1 and 0.
 pub fn switch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     match Scalar::deserialize(deserializer)? {
         Scalar::Null => Ok(false),
         Scalar::Switch(switch) => Ok(switch),
         Scalar::Number(number) => Ok(number != 0),
         Scalar::Text(text) if text.is_empty() => Ok(false),
-        Scalar::Text(text) => boolean(&text).ok_or_else(|| D::Error::custom("text that is neither true nor false")),
-        Scalar::Fraction(_) => Err(D::Error::custom("a fraction that should be a truth value")),
+        Scalar::Text(text) => boolean(&text).ok_or_else(|| D::Error::custom("text that is not a boolean")),
+        Scalar::Fraction(_) => Err(D::Error::custom("a fraction instead of a boolean")),
     }
 }
 
-/// A boolean as Go reads it.
+/// Parses a boolean as Go's `strconv.ParseBool` does.
 pub fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -85,7 +85,7 @@ pub fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// Whether there is anything: null, false and what is empty are nothing.
+/// Decodes whether a value is present: null, false and empty values are not.
 pub fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(match value {
@@ -103,13 +103,13 @@ pub fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     Ok(map.into_keys().collect())
 }
 
-/// The keys that are left over in a flattened object.
+/// The remaining keys of a flattened object.
 pub fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let map = std::collections::BTreeMap::<String, IgnoredAny>::deserialize(deserializer)?;
     Ok(map.into_keys().collect())
 }
 
-/// Anything but lists and objects.
+/// Any value except lists and objects.
 #[derive(Debug)]
 enum Scalar {
     Null,

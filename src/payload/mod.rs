@@ -1,5 +1,5 @@
-//! The payload of a job, decoded once. A 201 that nobody can read is a job that hangs for an hour, so everything but
-//! the job's number and token may be missing, null or unknown.
+//! The payload of a job, decoded once. If the agent cannot decode a payload, the job hangs for an hour, so everything
+//! except the job's id and token may be missing, null or unknown.
 
 pub mod expand;
 pub mod input;
@@ -17,10 +17,10 @@ use crate::coordinator::JobHandle;
 use crate::decode;
 use crate::token::Token;
 
-/// Seconds that a job may take when the server gives no limit.
+/// The timeout in seconds if the server sends none.
 const DEFAULT_TIMEOUT: u64 = 7200;
 
-/// A job as the server hands it out (GitLab Runner API, `POST jobs/request`).
+/// A job as the server sends it (GitLab Runner API, `POST jobs/request`).
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
@@ -46,7 +46,7 @@ pub struct Payload {
     pub hooks: Vec<Hook>,
     #[serde(deserialize_with = "lenient::value")]
     pub features: Features,
-    /// What the job's container is made of; without a name the configured one counts.
+    /// The image of the job; without a name, the configured image is used.
     #[serde(deserialize_with = "lenient::value")]
     pub image: Image,
     #[serde(deserialize_with = "lenient::list")]
@@ -59,10 +59,10 @@ pub struct Payload {
     pub cache: Vec<Cache>,
     #[serde(deserialize_with = "lenient::list")]
     pub dependencies: Vec<Dependency>,
-    /// The job is written with `run` instead of `script`.
+    /// Whether the job has `run` instead of `script`.
     #[serde(deserialize_with = "lenient::is_there")]
     pub run: bool,
-    /// What secret stores have to fill, by the names of variables.
+    /// Variables whose values secret stores must provide.
     #[serde(deserialize_with = "lenient::value")]
     pub secrets: BTreeMap<String, Option<Secret>>,
 }
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Payload {
     }
 }
 
-/// What the job is called and belongs to.
+/// The job's name and project.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct JobInfo {
@@ -85,12 +85,12 @@ pub struct JobInfo {
     pub project_id: i64,
     #[serde(deserialize_with = "lenient::text")]
     pub project_name: String,
-    /// How long it waited, where the server tells.
+    /// The time in the queue, if the server sends it.
     #[serde(deserialize_with = "lenient::fraction")]
     pub time_in_queue_seconds: Option<f64>,
 }
 
-/// What to check out.
+/// The repository and commit to check out.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GitInfo {
@@ -102,7 +102,7 @@ pub struct GitInfo {
     pub sha: String,
     #[serde(deserialize_with = "lenient::text")]
     pub before_sha: String,
-    /// The branch or tag is protected; older servers do not say.
+    /// Whether the branch or tag is protected; older servers do not send it.
     #[serde(deserialize_with = "lenient::switch")]
     pub protected: bool,
     #[serde(deserialize_with = "lenient::texts")]
@@ -113,11 +113,11 @@ pub struct GitInfo {
     pub repo_object_format: String,
 }
 
-/// What the server decided about running it.
+/// Settings for the runner.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct RunnerInfo {
-    /// Seconds for the whole job.
+    /// The timeout of the job, in seconds.
     #[serde(deserialize_with = "lenient::number")]
     pub timeout: i64,
 }
@@ -132,18 +132,18 @@ pub struct Variable {
     pub value: String,
     #[serde(deserialize_with = "lenient::switch")]
     pub public: bool,
-    /// The value goes into a file, the variable holds its path.
+    /// The value is written to a file, and the variable contains its path.
     #[serde(deserialize_with = "lenient::switch")]
     pub file: bool,
-    /// Kept out of the log.
+    /// The value must not appear in the log.
     #[serde(deserialize_with = "lenient::switch")]
     pub masked: bool,
-    /// Not expanded.
+    /// The value is not expanded.
     #[serde(deserialize_with = "lenient::switch")]
     pub raw: bool,
 }
 
-/// Lines to run in one shell.
+/// Script lines that run in one shell.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Step {
@@ -153,7 +153,7 @@ pub struct Step {
     pub script: Vec<String>,
 }
 
-/// Lines to run around the sources.
+/// Script lines that run before or after the sources are fetched.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hook {
@@ -163,13 +163,13 @@ pub struct Hook {
     pub script: Vec<String>,
 }
 
-/// The image of the job or of a service, and how to run it.
+/// The image of the job or of a service, with its settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Image {
     #[serde(deserialize_with = "lenient::text")]
     pub name: String,
-    /// Names of a service on the network, with blanks or commas between them.
+    /// Host names of a service, separated by spaces or commas.
     #[serde(deserialize_with = "lenient::text")]
     pub alias: String,
     #[serde(deserialize_with = "lenient::texts")]
@@ -178,28 +178,28 @@ pub struct Image {
     pub command: Vec<String>,
     #[serde(deserialize_with = "lenient::list")]
     pub variables: Vec<Variable>,
-    /// Tried in this order.
+    /// In the order of attempts.
     #[serde(deserialize_with = "lenient::texts")]
     pub pull_policy: Vec<String>,
     #[serde(deserialize_with = "lenient::value")]
     pub executor_opts: ExecutorOptions,
 }
 
-/// What an image asks of one kind of executor (`image:docker`, `image:kubernetes`).
+/// Settings of an image for one kind of executor (`image:docker`, `image:kubernetes`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ExecutorOptions {
     #[serde(deserialize_with = "lenient::value")]
     pub docker: DockerOptions,
-    /// Not for us, and no error.
+    /// Settings for another executor; ignored.
     #[serde(deserialize_with = "lenient::keys")]
     pub kubernetes: Vec<String>,
-    /// Kinds of executors that nobody knows.
+    /// Unknown kinds of executors.
     #[serde(flatten, deserialize_with = "lenient::names")]
     pub unknown: Vec<String>,
 }
 
-/// `image:docker`.
+/// `image:docker`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DockerOptions {
@@ -207,12 +207,12 @@ pub struct DockerOptions {
     pub platform: String,
     #[serde(deserialize_with = "lenient::text")]
     pub user: String,
-    /// Keys that cannot be honoured.
+    /// Unsupported keys.
     #[serde(flatten, deserialize_with = "lenient::names")]
     pub unknown: Vec<String>,
 }
 
-/// A login for the job's time (`type` `registry`: for pulling images).
+/// A login for the duration of the job (`type` `registry`: for pulling images).
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Credentials {
@@ -226,7 +226,7 @@ pub struct Credentials {
     pub password: String,
 }
 
-/// Files to hand to GitLab.
+/// Files to upload to GitLab.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Artifact {
@@ -266,7 +266,7 @@ pub struct Cache {
     pub fallback_keys: Vec<String>,
 }
 
-/// A job whose artifacts are needed.
+/// A job whose artifacts this job downloads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Dependency {
@@ -280,7 +280,7 @@ pub struct Dependency {
     pub artifacts_file: ArtifactsFile,
 }
 
-/// The artifacts of a [`Dependency`], if it has some.
+/// The artifacts archive of a [`Dependency`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ArtifactsFile {
@@ -290,7 +290,7 @@ pub struct ArtifactsFile {
     pub size: i64,
 }
 
-/// A variable that a secret store has to fill.
+/// A variable whose value a secret store must provide.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub struct Secret {
@@ -299,13 +299,13 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// The kind of the store, as the server calls it.
+    /// The kind of the store, as GitLab calls it.
     pub fn provider(&self) -> Option<&str> {
         self.keys.iter().map(String::as_str).find(|key| !matches!(*key, "file" | "token"))
     }
 }
 
-/// What the server understands.
+/// The features that the server supports.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Features {
@@ -317,50 +317,47 @@ pub struct Features {
     pub failure_reasons: Vec<String>,
 }
 
-/// A payload that cannot be run, and as much of it as is needed to tell the server.
+/// A payload that cannot be decoded, with the data needed to report the job as failed.
 #[derive(Debug)]
 pub struct Undecodable {
-    /// Whom to fail, where number and token could be found.
+    /// The job to fail, if its id and token were found.
     pub job: Option<JobHandle>,
-    /// What is wrong, without the payload's content.
+    /// What is wrong, without content of the payload.
     pub why: String,
 }
 
-/// Decodes a payload. Errors: it is not JSON, cut off, or has no number and token.
+/// Decodes a payload. Fails if it is not JSON, is incomplete, or has no id and token.
 pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
     let why = match decode::json::<Payload>(body) {
         Ok(payload) if payload.id > 0 && !payload.token.is_empty() => return Ok(payload),
-        Ok(_) => "it has no number or no token".to_owned(),
-        // The message of serde names positions and types; a value it quotes could be a secret.
+        Ok(_) => "no id or token".to_owned(),
+        // serde's message may quote a value, which could be a secret; only position and category are safe.
         Err(error) => format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()),
     };
     Err(Undecodable { job: salvage(body), why })
 }
 
 impl Payload {
-    /// Whether the job is for a protected branch or tag; older servers say it in a variable, or in the name of a cache.
+    /// Whether the job is for a protected branch or tag. Older servers tell it by a variable or the name of a cache.
     pub fn is_protected(&self) -> bool {
         let by_variable =
             || self.variables.iter().any(|one| one.key == "CI_COMMIT_REF_PROTECTED" && one.value == "true");
         self.git_info.protected || by_variable() || self.cache.iter().any(|cache| cache.key.ends_with("-protected"))
     }
 
-    /// Seconds that the job may take.
+    /// The timeout of the job.
     pub fn timeout_seconds(&self) -> u64 {
         u64::try_from(self.runner_info.timeout).ok().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT)
     }
 
-    /// What names the job in later calls.
     pub fn handle(&self) -> JobHandle {
         JobHandle { id: self.id.into(), token: Token::new(self.token.as_str()) }
     }
 
-    /// A step by name.
     pub fn step(&self, name: &str) -> Option<&Step> {
         self.steps.iter().find(|step| step.name == name)
     }
 
-    /// The lines of a hook.
     pub fn hook(&self, name: &str) -> &[String] {
         self.hooks.iter().find(|hook| hook.name == name).map(|hook| hook.script.as_slice()).unwrap_or_default()
     }
@@ -371,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nulls_and_unknown_keys_are_nothing() {
+    fn ignores_nulls_and_unknown_keys() {
         let payload = decode(
             br#"{"id": 7, "token": "t", "variables": null, "steps": [{"name": "script", "script": null, "x": 1}],
                 "git_info": {"depth": null, "refspecs": null}, "run": null, "features": null, "news": {}}"#,
@@ -381,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn nulls_in_lists_are_not_there() {
+    fn drops_nulls_in_lists() {
         let payload = decode(
             br#"{"id": 7, "token": "t", "variables": [null, {"key": "A", "value": null}], "hooks": [null],
                 "steps": [null, {"name": "script", "script": ["a", null, "b"]}], "cache": [{"paths": [null]}],
@@ -395,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_texts_stand_for_each_other() {
+    fn accepts_numbers_as_text_and_text_as_numbers() {
         let payload = decode(
             br#"{"id": "7", "token": "t", "allow_git_fetch": "true", "runner_info": {"timeout": "60"},
                 "git_info": {"depth": 20.0}, "variables": [{"key": "PORT", "value": 8080, "masked": 1, "raw": "false"},
@@ -411,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_seen() {
+    fn detects_unsupported_features() {
         let of = |text: &str| decode(format!(r#"{{"id": 7, "token": "t", {text}}}"#).as_bytes()).expect("decoded");
         for nothing in [r#""run": null"#, r#""run": """#, r#""run": "null""#, r#""run": []"#, r#""secrets": null"#] {
             let payload = of(nothing);
@@ -425,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_may_ask_for_what_nobody_knows() {
+    fn accepts_unknown_image_options() {
         let payload = decode(
             br#"{"id": 7, "token": "t", "image": {"name": "alpine", "entrypoint": null, "executor_opts":
                 {"docker": {"user": 1000, "platform": null, "gpus": "all"}, "kubernetes": {"user": "x"}, "podman": {}}},
@@ -440,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_whom_to_fail_in_a_broken_payload() {
+    fn finds_the_job_to_fail_in_a_broken_payload() {
         for broken in [
             r#"{"id": 7, "token": "glcbt-x", "steps": 5}"#,
             r#"{"id": 7, "token": "glcbt-x", "steps": [{"na"#,
@@ -455,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_never_taken_for_another() {
+    fn never_takes_an_id_for_another() {
         let id = |text: &str| decode(format!(r#"{{"id": {text}, "token": "t"}}"#).as_bytes());
         for (text, number) in [("7", 7), ("\"7\"", 7), ("7.0", 7), ("9223372036854775807", i64::MAX)] {
             assert_eq!(id(text).expect(text).id, number);
@@ -486,7 +483,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever bytes a payload holds: a job is decoded, or it is said whether it can be failed.
+        /// For any bytes, a job is decoded, or the error says whether it can be reported as failed.
         #[test]
         fn a_payload_with_changed_bytes_is_decoded_or_refused(
             changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..8),

@@ -1,12 +1,12 @@
-//! Number and token of a job whose payload is broken or cut off: enough to fail it at the server, which would wait for
-//! an hour otherwise.
+//! Extracts id and token from a broken or incomplete payload: enough to report the job as failed. Otherwise the job
+//! would hang for an hour.
 
 use super::lenient;
 use crate::coordinator::{JobHandle, JobId};
 use crate::decode;
 use crate::token::Token;
 
-/// Looks at the top level only: a job that this one depends on has a number and a token too, and must not be failed.
+/// Reads only the top level: a dependency also has an id and a token, and must not be failed.
 pub fn salvage(body: &[u8]) -> Option<JobHandle> {
     let (mut id, mut token) = (None, None);
     let mut scan = Scan { text: body, at: 0, depth: 0 };
@@ -20,7 +20,7 @@ pub fn salvage(body: &[u8]) -> Option<JobHandle> {
     Some(JobHandle { id: id?, token: Token::new(token?) })
 }
 
-/// Goes through text that began as JSON, as far as it goes.
+/// Scans text that began as JSON, up to its end.
 struct Scan<'a> {
     text: &'a [u8],
     at: usize,
@@ -28,7 +28,7 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// The next key of the outermost object; what follows is its value.
+    /// The next key of the outermost object; its value follows.
     fn next_key(&mut self) -> Option<String> {
         loop {
             match self.text.get(self.at)? {
@@ -40,7 +40,7 @@ impl<'a> Scan<'a> {
                     if self.depth == 1 && self.text.get(self.at) == Some(&b':') {
                         self.at += 1;
                         self.skip_blanks();
-                        // One that cannot be read is none that counts.
+                        // An unreadable key is not one of the searched keys.
                         return Some(decode::json(word).unwrap_or_default());
                     }
                     continue;
@@ -51,7 +51,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// A string with its quotes, from the quote we stand on; `None` when it has no end.
+    /// A quoted string at the current position; `None` if it has no end.
     fn word(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         self.at += 1;
@@ -74,7 +74,8 @@ impl<'a> Scan<'a> {
         (!text.is_empty()).then_some(text)
     }
 
-    /// An id: a number, or text that can stand in a path. A number that ends with the text may have been longer.
+    /// An id: a number, or text that is safe in a path. A number at the end of the text may be truncated and does not
+    /// count.
     fn id(&mut self) -> Option<JobId> {
         if self.text.get(self.at) == Some(&b'"') {
             return JobId::parse(self.string()?.trim());
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_a_job_wherever_its_payload_ends() {
+    fn finds_the_job_for_any_end_of_the_payload() {
         for text in [
             r#"{"id": 7, "token": "glcbt-x", "steps": [{"na"#,
             r#"{"id":7,"token":"glcbt-x""#,
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn never_takes_a_part_for_the_whole() {
+    fn never_takes_a_truncated_id_for_the_whole() {
         for text in [
             "<html>",
             "",
@@ -142,7 +143,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_payload_is_this_job_or_none(cut in 0_usize..120) {
+        fn a_truncated_payload_gives_this_job_or_none(cut in 0_usize..120) {
             let text = r#"{"job_info":{"id":1,"token":"no"},"id":4711,"token":"glcbt-abc","dependencies":[{"id":2,"token":"no"}]}"#;
             if let Some(job) = found(&text[..cut.min(text.len())]) {
                 prop_assert_eq!(job, ("4711".to_owned(), "glcbt-abc".to_owned()));

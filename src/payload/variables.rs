@@ -1,4 +1,4 @@
-//! A job's variables: who sets what, who wins, and what is expanded.
+//! The variables of a job: their order of precedence and their expansion.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use super::Variable;
 use super::expand::expand;
 use super::lenient::boolean;
 
-/// Names that bash keeps for itself: exporting one ends the script.
+/// Read-only variables of bash: exporting one would end the script.
 pub const READONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
 
-/// Variables in the order of their rank, lowest first: the last of a name counts.
+/// Variables in the order of precedence, lowest first: the last one of a name wins.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Variables {
     list: Vec<Variable>,
-    /// Where files of file variables stand.
+    /// The directory for file variables.
     directory: String,
 }
 
@@ -26,7 +26,7 @@ impl Variables {
         Self { list: Vec::new(), directory: directory.display().to_string() }
     }
 
-    /// Adds a public value of the agent's own, which is not expanded.
+    /// Adds a public value of the agent, which is not expanded.
     pub fn set(&mut self, key: &str, value: impl Into<String>) {
         self.list.push(Variable {
             key: key.to_owned(),
@@ -37,54 +37,54 @@ impl Variables {
         });
     }
 
-    /// Adds a variable as it is.
+    /// Adds a variable.
     pub fn push(&mut self, variable: Variable) {
         self.list.push(variable);
     }
 
-    /// Adds what scripts handed on (`GITLAB_ENV`), one `KEY=VALUE` a line; other lines are nothing.
+    /// Adds variables from scripts (`GITLAB_ENV`), one `KEY=VALUE` per line; other lines are ignored.
     pub fn push_lines(&mut self, lines: &str) {
         let pairs = lines.lines().filter_map(|line| line.split_once('='));
         pairs.filter(|(key, _)| is_usable(key)).for_each(|(key, value)| self.set(key, value));
     }
 
-    /// The value with which a variable counts: expanded, content instead of path for files; `None` when not set.
+    /// The effective value of a variable: expanded; for files the content instead of the path. `None` if it is not set.
     pub fn value(&self, key: &str) -> Option<String> {
         let variable = self.list.iter().rev().find(|variable| variable.key == key)?;
         Some(self.expanded(variable))
     }
 
-    /// Text in which references are replaced, file variables by their paths.
+    /// Replaces references in a text; file variables become their paths.
     pub fn expand(&self, text: &str) -> String {
         expand(text, &|name| self.reference(name))
     }
 
-    /// A switch; a value that is no boolean is as good as none.
+    /// The value as a boolean; `default` if it is not set or not a boolean.
     pub fn switch(&self, key: &str, default: bool) -> bool {
         self.value(key).and_then(|text| boolean(&text)).unwrap_or(default)
     }
 
-    /// How often a stage is tried: 1 to 10.
+    /// The number of attempts of a stage: 1 to 10.
     pub fn attempts(&self, key: &str) -> u32 {
         self.value(key).and_then(|text| text.trim().parse().ok()).unwrap_or(1_u32).clamp(1, 10)
     }
 
-    /// A duration such as `90s` or `1h30m`; what is none is as good as none.
+    /// The value as a duration such as `90s` or `1h30m`; `None` if it is not set or not a duration.
     pub fn duration(&self, key: &str) -> Option<Duration> {
         self.value(key).and_then(|text| crate::config::duration::parse(&text))
     }
 
-    /// Everything to keep out of the log.
+    /// All values that must not appear in the log.
     pub fn secrets(&self) -> Vec<String> {
         self.list.iter().filter(|variable| variable.masked).map(|variable| self.expanded(variable)).collect()
     }
 
-    /// What a script exports, each name once, in order: plain values, and the paths of files.
+    /// The variables to export in a script, each name once, in order; for files, their paths.
     pub fn exports(&self) -> Vec<(String, String)> {
         self.counting().map(|variable| self.export(variable)).collect()
     }
 
-    /// The same without what is not for everybody who works for the job, such as its services.
+    /// The exports without non-public variables, for services of the job.
     pub fn public_exports(&self) -> Vec<(String, String)> {
         self.counting().filter(|variable| variable.public).map(|variable| self.export(variable)).collect()
     }
@@ -100,7 +100,7 @@ impl Variables {
         files.map(|variable| (variable.key.clone(), self.expanded(variable))).collect()
     }
 
-    /// The last of each name, where its name can be one of a shell.
+    /// The last variable of each name, if a shell can export the name.
     fn counting(&self) -> impl Iterator<Item = &Variable> {
         let mut last = std::collections::HashMap::new();
         for (index, variable) in self.list.iter().enumerate() {
@@ -122,7 +122,7 @@ impl Variables {
         expand(&variable.value, &|name| self.reference(name))
     }
 
-    /// What a reference to a variable stands for: its value as written, or its path.
+    /// The replacement of a reference: the unexpanded value, or the path of a file.
     fn reference(&self, name: &str) -> String {
         match self.list.iter().rev().find(|variable| variable.key == name) {
             Some(variable) if variable.file => self.path(name),
@@ -136,7 +136,7 @@ impl Variables {
     }
 }
 
-/// True for a name that every shell can export.
+/// Whether every shell can export the name.
 fn is_usable(key: &str) -> bool {
     let first = key.bytes().next();
     first.is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_name_counts_and_is_expanded_once() {
+    fn the_last_value_wins_and_is_expanded_once() {
         let mut variables = Variables::new(Path::new("/b/p.tmp"));
         variables.push(variable("A", "$B"));
         variables.push(variable("B", "$C"));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_scripts_hand_on_wins_where_it_is_a_variable() {
+    fn variables_from_scripts_win_if_they_are_valid() {
         let mut variables = Variables::new(Path::new("/t"));
         variables.push(variable("VERSION", "0"));
         variables.push_lines("VERSION=1.2=$X\njunk\nA-B=x\nUID=0\nLAST=no line end");
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_stay_within_bounds() {
+    fn limits_the_number_of_attempts() {
         let mut variables = Variables::new(Path::new("/t"));
         for (text, attempts) in [("3", 3), ("0", 1), ("99", 10), ("x", 1)] {
             variables.push(variable("GET_SOURCES_ATTEMPTS", text));

@@ -1,4 +1,4 @@
-//! The Runner API against answers that a server, or something on the way to it, may give.
+//! Tests of the Runner API with all kinds of responses from a server or a proxy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

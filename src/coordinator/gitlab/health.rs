@@ -1,5 +1,5 @@
-//! When polling slows down: for a runner that GitLab rejects (`unhealthy_requests_limit`, `unhealthy_interval`), and for
-//! a server that does not answer.
+//! Slows down polling: for a runner that GitLab rejects (`unhealthy_requests_limit`, `unhealthy_interval`), and for a
+//! server that does not answer.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 
 use crate::http::Backoff;
 
-/// The waits of all pollers of a server while it fails. A fleet must not keep a server busy that restarts.
+/// The delays of all pollers of a failing server. A fleet must not overload a server that restarts.
 const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Failed polls in a row, by server.
 static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
-/// Notes that a server answered a poll.
+/// Records that a server answered a poll.
 pub fn server_answered(server: &str) {
     OUTAGES.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
 }
 
-/// Notes that a poll failed; returns how long to wait at least before the next one. The second half of the wait is
-/// random, so that the instances of a fleet do not poll together.
+/// Records a failed poll; returns the minimum delay before the next one. The second half of the delay is random, so
+/// that the instances of a fleet do not poll at the same time.
 pub fn server_failed(server: &str) -> Duration {
     let mut outages = OUTAGES.lock().unwrap_or_else(PoisonError::into_inner);
     let failures = outages.entry(server.to_owned()).or_default();
@@ -28,7 +28,8 @@ pub fn server_failed(server: &str) -> Duration {
     wait.mul_f64(0.5 + crate::random::fraction() / 2.0)
 }
 
-/// The health of one runner. Only a rejected token or an unusable configuration counts, not a server that is down.
+/// The health of one runner. Only a rejected token or an unusable configuration counts as unhealthy, not an unreachable
+/// server.
 #[derive(Debug)]
 pub struct Health {
     limit: u32,
@@ -38,18 +39,18 @@ pub struct Health {
 }
 
 impl Health {
-    /// A runner that rests for `interval` after `limit` unhealthy results in a row.
+    /// Polling of the runner pauses for `interval` after `limit` unhealthy results in a row.
     pub fn new(limit: u32, interval: Duration) -> Self {
         Self { limit: limit.max(1), interval, failures: 0, last_healthy: Instant::now() }
     }
 
-    /// The server answered in a way that says nothing against this runner.
+    /// Records a response that does not reject the runner.
     pub fn healthy(&mut self) {
         self.failures = 0;
         self.last_healthy = Instant::now();
     }
 
-    /// The runner was refused. Returns how long it rests now, if it does.
+    /// Records a rejection. Returns the length of the pause, if one begins.
     pub fn unhealthy(&mut self) -> Option<Duration> {
         self.failures += 1;
         if self.failures < self.limit {
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_minute_while_a_server_fails_and_start_anew_after_an_answer() {
+    fn delays_grow_to_a_minute_while_a_server_fails_and_are_reset_by_a_response() {
         let server = "http://outage.test";
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = server_failed(server);
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn rests_after_the_limit_and_starts_anew() {
+    fn pauses_after_the_limit_and_then_counts_from_zero() {
         let mut health = Health::new(3, Duration::from_secs(3600));
         assert_eq!((health.unhealthy(), health.unhealthy()), (None, None));
         health.healthy();

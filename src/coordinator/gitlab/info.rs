@@ -1,4 +1,4 @@
-//! What the agent tells GitLab of itself (`info` of the Runner API): only what it really keeps.
+//! The `info` object of the Runner API: describes the agent to GitLab. It claims only features that the agent has.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use serde::Serialize;
 use crate::config::ExecutorKind;
 use crate::version::{REVISION, VERSION, architecture};
 
-/// Labels that the server takes of one runner.
+/// The number of labels that GitLab accepts for one runner.
 const LABELS_MAX: usize = 32;
 
-/// Promises to the server; it gives out jobs by them, so each one is kept.
+/// Features of all executors. GitLab assigns jobs by them, so each must really be supported.
 const FEATURES: [&str; 19] = [
     "artifacts",
     "artifacts_exclude",
@@ -33,8 +33,8 @@ const FEATURES: [&str; 19] = [
     "variables",
 ];
 
-/// What runners with containers promise beside that; without, a job that needs one fails visibly at GitLab instead of
-/// silently here.
+/// Additional features of runners with containers. For a runner without them, GitLab itself fails a job that needs one,
+/// with a visible reason.
 const CONTAINER_FEATURES: [&str; 6] = [
     "image",
     "image_executor_opts",
@@ -44,7 +44,7 @@ const CONTAINER_FEATURES: [&str; 6] = [
     "services",
 ];
 
-/// What the others promise: jobs share the machine.
+/// Features of the other executors: jobs share the machine.
 const SHELL_FEATURES: [&str; 1] = ["shared"];
 
 /// The `info` object of a request.
@@ -65,7 +65,6 @@ pub struct Info {
 }
 
 impl Info {
-    /// The agent with this executor, shell and labels.
     pub fn new(executor: ExecutorKind, shell: &str, labels: &BTreeMap<String, String>) -> Self {
         let own: &[&str] = if executor.has_containers() { &CONTAINER_FEATURES } else { &SHELL_FEATURES };
         Self {
@@ -82,7 +81,7 @@ impl Info {
     }
 }
 
-/// The labels that the server takes; one that it does not take would make it refuse every request.
+/// The labels that GitLab accepts; a single invalid one would make it reject every request.
 fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
     for (key, _) in bad.into_iter().chain(good.iter().skip(LABELS_MAX).copied()) {
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_labels_that_the_server_takes_are_sent() {
+    fn sends_only_labels_that_the_server_accepts() {
         let long = "v".repeat(257);
         let mut labels: BTreeMap<String, String> = [
             ("zone", "a1"),
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn promises_are_those_of_the_executor() {
+    fn features_depend_on_the_executor() {
         let of = |kind| Info::new(kind, "bash", &BTreeMap::new()).features;
         let (shell, docker) = (of(ExecutorKind::Shell), of(ExecutorKind::Docker));
         assert!(shell.contains_key("shared") && !shell.contains_key("image"));
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_small_enough_for_the_server_whatever_the_labels() {
+    fn a_request_is_small_enough_for_the_server_with_any_labels() {
         let labels = (0..40).map(|number| (format!("{number:065}"), "v".repeat(256))).collect();
         let info = serde_json::to_vec(&Info::new(ExecutorKind::DockerAutoscaler, "bash", &labels)).expect("JSON");
         assert!(info.len() < 16 * 1024, "{}", info.len());

@@ -1,4 +1,4 @@
-//! The calls that carry jobs: request, log, state.
+//! The requests for jobs: polls, logs, states.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -13,43 +13,41 @@ use crate::http::{Method, Response, is_retryable};
 use crate::monitor::metrics;
 use crate::token::Token;
 
-/// Longest interval that a server may ask for.
+/// The longest interval that the agent accepts from a server.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// Who asks for a job, and how.
+/// The parameters of a poll.
 #[derive(Clone, Debug)]
 pub struct JobRequest<'a> {
-    /// The runner's token.
     pub token: &'a Token,
-    /// The machine.
+    /// The id of the machine.
     pub system_id: &'a str,
-    /// Let the server hold the request until its queue changes.
+    /// Let the server hold the request until its queue changes (long polling).
     pub hold: bool,
 }
 
-/// What came of a request for a job.
+/// The response to a poll.
 #[derive(Debug)]
 pub struct PollResponse {
-    /// The answer.
     pub outcome: PollOutcome,
-    /// The server answered that it is overloaded or down.
+    /// Whether the server reported that it is overloaded or down.
     pub server_overloaded: bool,
-    /// How long to wait at least before the next poll.
+    /// The minimum delay before the next poll.
     pub wait: Duration,
 }
 
-/// The answer to a request for a job.
+/// The result of a poll.
 #[derive(Debug)]
 pub enum PollOutcome {
-    /// The payload of a job that is now ours, and the id of the request that brought it.
+    /// The payload of a job, which the agent must now run or fail, and the id of the request.
     Job { payload: Vec<u8>, request_id: String },
-    /// There is none.
+    /// No job is available.
     NoJob,
-    /// The token is not (any longer) valid.
+    /// The token is invalid.
     Refused(String),
-    /// Lost a race, or something else that the next poll may do better.
+    /// The poll failed in a way that a later poll may not.
     Failed(String),
-    /// The URL or the certificates cannot be used.
+    /// The URL or the certificates are unusable.
     Misconfigured(String),
 }
 
@@ -85,7 +83,7 @@ struct Output<'a> {
 }
 
 impl GitLab {
-    /// Asks for a job. A job that comes is ours from then on: whoever calls runs it or fails it.
+    /// Polls for a job. Once GitLab has sent a job, the caller must run it or report it as failed.
     pub fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
         let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let body = RequestBody {
@@ -117,8 +115,9 @@ impl GitLab {
 
     fn poll_outcome(&self, response: Response) -> PollOutcome {
         match response.status {
-            // Whatever is not clearly something else is a job, even cut off or empty: the server has given it away, and is
-            // told of its failure as long as id and token can be found. A sign-in page is none.
+            // Every 201 that is not clearly something else is a job, even an incomplete or empty one: GitLab has
+            // assigned it, and the agent reports it as failed if id and token can be found. A sign-in page is not a
+            // job.
             201 if !(response.is_json() || response.body.trim_ascii_start().starts_with(b"{")) => {
                 let kind = response.header("Content-Type").unwrap_or("nothing");
                 PollOutcome::Failed(format!("status 201 with {kind} instead of a job"))
@@ -160,7 +159,7 @@ impl Coordinator for GitLab {
         let response = match self.send(Method::Patch, &path, headers, chunk) {
             Ok(response) => response,
             Err(error) => {
-                log::warn!("cannot send a piece of the job's log; retrying job={} error={error}", job.id);
+                log::warn!("cannot send a part of the job's log; retrying job={} error={error}", job.id);
                 return TraceReply { outcome: TraceOutcome::Failed, status: JobStatus::Ongoing, interval: None };
             }
         };
@@ -172,7 +171,7 @@ impl Coordinator for GitLab {
             404 => TraceOutcome::NotFound,
             416 => TraceOutcome::Resync(stored_size(&response)),
             status => {
-                log::warn!("cannot send a piece of the job's log; retrying job={} status={status}", job.id);
+                log::warn!("cannot send a part of the job's log; retrying job={} status={status}", job.id);
                 TraceOutcome::Failed
             }
         };
@@ -233,7 +232,7 @@ fn interval(response: &Response) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds).min(INTERVAL_MAX))
 }
 
-/// The second number of `Range: 0-<size>`, which is the size itself.
+/// The second number of `Range: 0-<size>`; GitLab sends the size itself.
 fn stored_size(response: &Response) -> u64 {
     let size = response.header("Range").and_then(|range| range.rsplit('-').next()?.trim().parse().ok());
     size.unwrap_or(0)

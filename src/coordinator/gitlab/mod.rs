@@ -1,4 +1,4 @@
-//! GitLab over the Runner API: one client a server and set of certificates.
+//! GitLab over the Runner API: one client per server and set of certificates.
 
 #[cfg(test)]
 mod answers;
@@ -27,7 +27,6 @@ pub use info::Info;
 pub use jobs::{JobRequest, PollOutcome};
 pub use runners::{NewRunner, Registration, TokenStatus};
 
-/// Where jobs are asked for.
 const JOBS_REQUEST: &str = "jobs/request";
 
 /// A GitLab server.
@@ -35,25 +34,24 @@ pub struct GitLab {
     base: String,
     client: Client,
     info: Info,
-    /// The opaque value that tells whether a runner's queue may have changed.
+    /// The opaque value by which GitLab tells whether a runner's queue may have changed.
     last_update: Mutex<String>,
     stopping: Mutex<bool>,
     stopped: Condvar,
-    /// What time it was on the server at its last answer.
+    /// The server's time in its last response.
     server_date: Mutex<Option<SystemTime>>,
     tls: TlsFiles,
-    /// With what the server proves itself, once that was looked at.
+    /// The server's certificate chain, after it was fetched.
     chain: OnceLock<Option<String>>,
 }
 
-/// Why a call did not do what it should.
 #[derive(Debug)]
 pub enum ApiError {
     /// The token is unknown or not allowed (401, 403).
     Refused(String),
-    /// Another answer that is no success.
+    /// Another response that is not a success.
     Answer(u16, String),
-    /// No usable answer.
+    /// No usable response.
     Unreachable(String),
 }
 
@@ -76,7 +74,7 @@ impl From<Error> for ApiError {
 }
 
 impl GitLab {
-    /// A client for the server at `url`. Errors: the URL or a certificate file cannot be used.
+    /// A client for the server at `url`. Fails if the URL or a certificate file is unusable.
     pub fn new(url: &str, tls: &TlsFiles, info: Info, connection_max_age: Duration) -> Result<Self, Error> {
         let base = api_base(url);
         let client = Client::new(&base, tls, &user_agent(), connection_max_age)?;
@@ -93,12 +91,12 @@ impl GitLab {
         })
     }
 
-    /// What time it was on the server at its last answer, if it said so.
+    /// The server's time in its last response, if it sent one.
     pub fn server_date(&self) -> Option<SystemTime> {
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The chain of the server, looked at once; a server that cannot be reached now is looked at again later.
+    /// The certificate chain of the server, fetched once; if the server is unreachable now, the next call tries again.
     fn chain(&self) -> Option<String> {
         if let Some(known) = self.chain.get() {
             return known.clone();
@@ -112,7 +110,7 @@ impl GitLab {
         }
     }
 
-    /// Ends the waits between tries: the agent is about to be gone.
+    /// Ends the delays between retries, because the agent is about to exit.
     pub fn stop_waiting(&self) {
         *self.stopping.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stopped.notify_all();
@@ -141,8 +139,8 @@ impl GitLab {
         *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
         match &response.cut {
-            // A job is ours even when its payload is not whole. Everything else can be asked again, and an answer that
-            // breaks off is no proof that anything was done.
+            // A poll response counts as a job even if its payload is incomplete. Any other request can be repeated, and
+            // an incomplete response does not prove that the request took effect.
             Some(why) if path != JOBS_REQUEST => Err(Error::Transport(why.clone())),
             _ => Ok(response),
         }
@@ -165,7 +163,7 @@ impl GitLab {
     }
 }
 
-/// How monitoring calls a call.
+/// The name of an endpoint in metrics.
 fn endpoint(method: Method, path: &str) -> &'static str {
     match (method, path) {
         (_, JOBS_REQUEST) => "request_job",
@@ -175,19 +173,19 @@ fn endpoint(method: Method, path: &str) -> &'static str {
     }
 }
 
-/// Everything of the API stands below this: the configured URL without its slashes and an old `/ci`.
+/// The base URL of the API: the configured URL without trailing slashes and an old `/ci`.
 pub fn api_base(url: &str) -> String {
     let trimmed = url.trim().trim_end_matches('/');
     let trimmed = trimmed.strip_suffix("/ci").unwrap_or(trimmed).trim_end_matches('/');
     format!("{trimmed}/api/v4/")
 }
 
-/// Thirty-two random hexadecimal digits, one value a call.
+/// Thirty-two random hexadecimal digits, different for each request.
 pub fn request_id() -> String {
     hex(&random::bytes::<16>())
 }
 
-/// Decodes an answer that must be JSON.
+/// Decodes a response that must be JSON.
 fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
     if !response.is_json() {
         let kind = response.header("Content-Type").unwrap_or("no content type");
@@ -201,7 +199,7 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<T, ApiError> {
         .map_err(|error| ApiError::Unreachable(format!("status {} with broken JSON: {error}", response.status)))
 }
 
-/// What the server says is wrong, in short; error bodies hold no secrets of ours.
+/// The server's error message, shortened; error bodies contain none of the agent's secrets.
 fn error_text(response: &Response) -> String {
     let parsed: Option<serde_json::Value> = decode::json(&response.body).ok();
     let message = parsed.as_ref().and_then(|value| value.get("message").or(value.get("error")));
@@ -217,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_base_of_the_api() {
+    fn derives_the_base_url_of_the_api() {
         for (url, base) in [
             ("https://h", "https://h/api/v4/"),
             ("https://h/gitlab//", "https://h/gitlab/api/v4/"),
@@ -228,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn request_ids_are_fresh() {
+    fn request_ids_are_unique() {
         let (a, b) = (request_id(), request_id());
         assert!(a != b && a.len() == 32 && a.bytes().all(|byte| byte.is_ascii_hexdigit()));
     }

@@ -1,4 +1,4 @@
-//! The calls that manage runners: register, create, verify, unregister, reset a token.
+//! The requests that manage runners: register, create, verify, unregister, reset a token.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -7,16 +7,16 @@ use super::{ApiError, GitLab, decode, error_text};
 use crate::http::{Method, Response};
 use crate::token::Token;
 
-/// A runner as the server knows it.
+/// A runner in a response of the server.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Registration {
-    /// Its number; old servers do not tell.
+    /// The runner's id; old servers do not send it.
     #[serde(default)]
     pub id: i64,
-    /// Its token; verifying need not repeat it.
+    /// The runner's token; the response to `verify` need not contain it.
     #[serde(default)]
     pub token: Option<Token>,
-    /// When the token dies, if ever.
+    /// When the token expires.
     #[serde(default)]
     pub token_expires_at: Option<String>,
 }
@@ -26,11 +26,11 @@ pub struct Registration {
 pub enum TokenStatus {
     /// GitLab accepts it.
     Valid(Registration),
-    /// GitLab does not know it (403).
+    /// GitLab does not know the token (403).
     Invalid,
 }
 
-/// The attributes of a runner that is to be made.
+/// The attributes of a runner to be created.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct NewRunner {
     /// `instance_type`, `group_type` or `project_type`.
@@ -42,25 +42,22 @@ pub struct NewRunner {
     /// For `project_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project_id: Option<i64>,
-    /// Its name for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// A note for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub maintenance_note: String,
-    /// Separated by commas.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tag_list: String,
-    /// Take jobs without tags.
+    /// Run jobs without tags.
     pub run_untagged: bool,
-    /// Not for other projects.
+    /// Only for the projects to which it is assigned.
     pub locked: bool,
-    /// Take no jobs yet.
+    /// Do not assign jobs yet.
     pub paused: bool,
     /// `not_protected` or `ref_protected`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub access_level: String,
-    /// Seconds; 0 for none.
+    /// Seconds; 0 for no limit.
     #[serde(skip_serializing_if = "is_zero")]
     pub maximum_timeout: u32,
 }
@@ -80,18 +77,18 @@ impl GitLab {
         registered(&self.send_json(Method::Post, "runners", secret, &body)?)
     }
 
-    /// Creates a runner on behalf of a person (`POST user/runners`, scope `create_runner`).
+    /// Creates a runner with a user's access token (`POST user/runners`, scope `create_runner`).
     pub fn create_runner(&self, access: &Token, runner: &NewRunner) -> Result<Registration, ApiError> {
         let secret = Some(("PRIVATE-TOKEN", access.reveal()));
         registered(&self.send_json(Method::Post, "user/runners", secret, runner)?)
     }
 
-    /// Asks whether a runner's token is good (`POST runners/verify`); makes the runner manager of this machine.
+    /// Verifies a runner's token (`POST runners/verify`); also creates the runner manager of this machine.
     pub fn verify(&self, token: &Token, system_id: &str) -> Result<TokenStatus, ApiError> {
         let body = json!({"token": token.reveal(), "system_id": system_id, "info": self.info});
         let response = self.send_json(Method::Post, "runners/verify", Some(("RUNNER-TOKEN", token.reveal())), &body)?;
         match response.status {
-            // Old servers answer with the bare text `200`.
+            // Old servers return the bare text `200`.
             200 if response.body.trim_ascii() == b"200" => {
                 Ok(TokenStatus::Valid(Registration { id: 0, token: None, token_expires_at: None }))
             }
@@ -101,7 +98,7 @@ impl GitLab {
         }
     }
 
-    /// Takes this machine off its runner (`DELETE runners/managers`); the runner stays.
+    /// Unregisters this machine's runner manager (`DELETE runners/managers`); the runner remains.
     pub fn unregister_manager(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
         let body = json!({"token": token.reveal(), "system_id": system_id});
         self.delete("runners/managers", token, &body)
@@ -120,13 +117,13 @@ impl GitLab {
         }
     }
 
-    /// Replaces a runner's token; the old one dies at once (`POST runners/reset_authentication_token`).
+    /// Replaces a runner's token; the old one is invalid at once (`POST runners/reset_authentication_token`).
     pub fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
         let body = json!({"token": token.reveal()});
         registered(&self.send_json(Method::Post, "runners/reset_authentication_token", None, &body)?)
     }
 
-    /// The same on behalf of a person, for the runner with this number.
+    /// Replaces the token of the runner with this id, with a user's access token.
     pub fn reset_token_of(&self, id: i64, access: &Token) -> Result<Registration, ApiError> {
         let path = format!("runners/{id}/reset_authentication_token");
         let secret = Some(("PRIVATE-TOKEN", access.reveal()));
