@@ -78,7 +78,7 @@ fn a_pending_warning_is_written_once() {
         // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
         let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();
         change(&home, |record| {
-            record["progress"]["unsaid"] = json!("only once");
+            record["progress"]["pending_warning"] = json!("only once");
             record["progress"]["log_size"] = json!(if said { size - 1 } else { size });
         });
         let next = home.start(&[]);

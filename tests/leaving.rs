@@ -302,7 +302,7 @@ fn the_shutdown_state_of_another_machine_is_discarded() {
     let home = Home::new(&gitlab, "", "");
     fs::create_dir(home.path("state")).expect("create a file or directory");
     let mark = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"reason\":\"max_builds\",\
-                \"taken\":false,\"ended\":false,\"phase\":\"left\",\"unregistered\":5}";
+                \"interrupted\":false,\"terminated\":false,\"phase\":\"left\",\"unregistered_at\":5}";
     fs::write(home.path("state/leaving.json"), mark).expect("write a file");
     let count = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"jobs\":9}";
     fs::write(home.path("state/agent.json"), count).expect("write a file");

@@ -165,7 +165,7 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     wait_for(&agent, &second, "/healthz", "working");
     assert!(!is_healthy(&first));
     home.configure(&gitlab.url, &format!("listen_address = \"{}\"", taken.0), "");
-    agent.wait_for_log("the one before stays in force");
+    agent.wait_for_log("the old one stays in use");
     let (_, body) = get(&second, "/metrics");
     assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
     assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");

@@ -85,7 +85,7 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     agent.wait_for_log("mayfly is up");
     std::fs::write(home.config(), "concurrent = \"many\"\n").expect("write a file");
     agent.signal("HUP");
-    agent.wait_for_log("the one before stays in force");
+    agent.wait_for_log("the old one stays in use");
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
     assert!(gitlab.finished(id).lines().contains(&"none".to_owned()));
     home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");

@@ -18,7 +18,7 @@ pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupPa
         false => "memory, pids, cpu (`cgroups = false`)".to_owned(),
     };
     if !unlimited.is_empty() {
-        missing.push(format!("no limits of {unlimited}: no control group can be made for it"));
+        missing.push(format!("no limits of {unlimited}: no control group can be created"));
     }
     Ok(missing)
 }

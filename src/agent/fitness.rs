@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_keeps_the_first_time_and_tells_changes() {
+    fn the_status_keeps_the_first_time_and_reports_changes() {
         let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
         let status = FitnessStatus::default();
         assert!(status.unfit_for().is_none());

@@ -166,7 +166,9 @@ impl JobManager {
     fn start(self: &Arc<Self>, task: PendingJob) {
         let control = match JobControl::new() {
             Ok(control) => Arc::new(control),
-            Err(error) => return self.fail_unstarted(task, &format!("the agent has no descriptors left: {error}")),
+            Err(error) => {
+                return self.fail_unstarted(task, &format!("the agent has no file descriptors left: {error}"));
+            }
         };
         {
             let mut inner = self.lock();
@@ -241,7 +243,7 @@ impl JobManager {
             let _ = jobs.events.send(Event::Changed);
         });
         if let Err(((_permit, context, job), error)) = refused {
-            fail(&context, &job, &format!("{why}; and no thread for it: {error}"));
+            fail(&context, &job, &format!("{why}; no thread can be created to report it: {error}"));
         }
     }
 
@@ -367,7 +369,7 @@ fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHa
             log::error!("job failed by the agent job={} error={why}", job.id);
             metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
         }
-        Err(error) => fail(context, job, &format!("{why}; and its log cannot be kept: {error}")),
+        Err(error) => fail(context, job, &format!("{why}; its log cannot be written: {error}")),
     }
 }
 

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_when_idle_for_long_enough_and_not_under_a_job() {
+    fn shuts_down_when_idle_but_not_during_a_job() {
         let slots = Slots::new(2, None, 0);
         assert_eq!(verdict(&idle_after(0), &slots), Ok(ShutdownReason::Idle));
         let job = slots.occupy(key(), 0);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn is_not_idle_before_a_request_has_brought_nothing() {
+    fn is_not_idle_before_a_request_returned_no_job() {
         let slots = Slots::new(1, None, 0);
         slots.set_polling_runners(1);
         assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= REQUEST_TIME_MAX));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_is_idle_because_its_time_of_day_is_set() {
+    fn setting_the_time_of_day_does_not_change_the_idle_time() {
         for ahead in [12 * 3600, -12 * 3600, 400 * 24 * 3600] {
             let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
             machine.pass(300);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_wakes_up_asks_for_jobs_for_as_long_as_was_left() {
+    fn after_sleep_the_rest_of_the_idle_timeout_applies() {
         let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
         machine.pass(300);
         machine.sleep(12 * HOUR);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_wakes_up_under_a_job_is_not_idle_until_long_after_it() {
+    fn sleep_during_a_job_is_no_idle_time() {
         let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(600) });
         machine.pass(300);
         let job = machine.slots.occupy(key(), 0);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_rests_and_sleeps_grows_older_and_not_idler() {
+    fn standby_and_sleep_count_for_the_age_but_not_as_idle_time() {
         let bounds = Bounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
         let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..Lifetime::new(bounds, 0) });
         machine.slots.pause();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_may_not_go_does_not_try_again_at_once() {
+    fn a_refused_shutdown_is_not_retried_at_once() {
         let slots = Slots::new(1, None, 0);
         let mut lifetime = idle_after(0);
         lifetime.set_refused();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_when_the_builds_are_spent() {
+    fn shuts_down_after_max_builds() {
         let slots = Slots::new(1, Some(1), 0);
         let lifetime = Lifetime::new(Bounds::default(), 0);
         let mut permit = slots.acquire(&key(), BOUNDS, || false).expect("a permit");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_when_it_is_old_even_under_a_job() {
+    fn shuts_down_at_the_maximum_age_even_during_a_job() {
         let max_age = Some(Duration::from_secs(10 * HOUR));
         let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, 5);
         let slots = Slots::new(1, None, 0);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_are_looked_at_with_each_minute() {
+    fn periods_are_checked_every_minute() {
         let text = "concurrent = 1\n[[runners]]\nexecutor = \"shell\"\n[runners.machine]\nIdleTime = 3600\n\
                     [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 0\n";
         let config = crate::config::Config::parse(std::path::Path::new("config.toml"), text).expect("a configuration");

@@ -39,12 +39,12 @@ pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<
     Ok(Some(Arc::new(block)))
 }
 
-const ERROR_PREFIX: &str = "`block_instance_metadata`: jobs cannot be kept from the instance's credentials";
+const ERROR_PREFIX: &str = "`block_instance_metadata`: access of jobs to the instance's credentials cannot be blocked";
 
 /// The users of the jobs, whose processes the rules block. Errors: jobs could bypass the rules.
 pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
     if !Uid::effective().is_root() {
-        return Err(format!("{ERROR_PREFIX}: only root can make rules for the network; run the agent as root"));
+        return Err(format!("{ERROR_PREFIX}: only root can load nftables rules; run the agent as root"));
     }
     let mut users: Vec<JobUser> = Vec::new();
     let mut add = |user: JobUser| {
@@ -90,7 +90,9 @@ fn check_containers(docker: &Docker) -> Result<(), String> {
         ("host", !docker.host.is_empty() && !docker.host.starts_with("unix://")),
     ];
     match ways.into_iter().find(|(_, open)| *open) {
-        Some((key, _)) => Err(format!("`{key}` below [runners.docker] lets jobs reach them; change it")),
+        Some((key, _)) => {
+            Err(format!("`{key}` below [runners.docker] lets containers bypass the block; remove or change it"))
+        }
         None => Ok(()),
     }
 }
@@ -105,7 +107,10 @@ fn users_of(config: &Config, asked: Option<&str>) -> Result<Vec<User>, String> {
         let is_in = |group: &Group| user.gid == group.gid.as_raw() || user.groups.contains(&group.gid.as_raw());
         let is_member = |name: &&str| Group::from_name(name).ok().flatten().is_some_and(|group| is_in(&group));
         if let Some(group) = ROOT_GROUPS.iter().find(|name| is_member(name)) {
-            return Err(format!("user {} is in the group {group} and can become root; take it out", user.name));
+            return Err(format!(
+                "user {} is in the group {group} and can become root; remove the user from the group",
+                user.name
+            ));
         }
     }
     Ok(users)
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_root_or_the_agent_cannot_be_kept_from_anything() {
+    fn jobs_of_root_or_of_the_agents_user_cannot_be_blocked() {
         if !Uid::effective().is_root() {
             assert!(users_with("user = \"nobody\"").expect_err("refused").contains("only root"));
             return;
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_is_as_good_as_root_is_named() {
+    fn container_settings_that_give_root_access_are_rejected() {
         let docker = |text: &str| toml::from_str::<Docker>(text).expect("a table");
         for (text, key) in [
             ("privileged = true", "privileged"),

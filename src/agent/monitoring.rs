@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn health_names_what_keeps_jobs_away() {
+    fn health_names_the_reason_without_polling() {
         let monitoring = monitoring("health");
         assert_eq!(monitoring.pages.health(), Answer::text(200, "working\n"));
         let runner_labels = RunnerLabels { token: Token::new("health").short(), name: "r".to_owned() };
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_tell_of_configuration_and_phase() {
+    fn metrics_show_configuration_and_phase() {
         let monitoring = monitoring("metrics");
         monitoring.record_rejected_configuration();
         let text = monitoring.pages.metrics();

@@ -54,7 +54,7 @@ impl Agent {
         let now = Instant::now();
         match self.availability {
             Availability::Unknown(until) if now >= until => {
-                log::warn!("the metadata service does not tell the target lifecycle state; polling starts without it");
+                log::warn!("the metadata service did not return the target lifecycle state; polling starts without it");
                 self.resume_work();
                 Some(Duration::ZERO)
             }

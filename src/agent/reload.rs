@@ -68,7 +68,7 @@ impl Agent {
             let _ = events.send(Event::TokensFetched(FetchedTokens { number, reason, outcome }));
         };
         if let Err(error) = thread::Builder::new().name("tokens".to_owned()).stack_size(STACK).spawn(fetch) {
-            self.apply_configuration(Err(format!("no thread to fetch tokens: {error}")));
+            self.apply_configuration(Err(format!("cannot start the thread that fetches tokens: {error}")));
         }
     }
 
@@ -109,7 +109,7 @@ impl Agent {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
             Err(why) => {
                 self.monitoring.record_rejected_configuration();
-                log::error!("the configuration is not taken over, the one before stays in force: {why}");
+                log::error!("cannot apply the configuration; the old one stays in use error={why}");
                 // The pollers are stopped if the agent resumes work after the group kept the instance.
                 if self.pollers.is_stopped() {
                     self.start_pollers();

@@ -108,13 +108,13 @@ fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
 
 fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
     if let Some(reference) = &runner.token_reference {
-        return Err(format!("it is kept as {reference}; put a new one there, and reload"));
+        return Err(format!("the token is stored as {reference}; store a new one there and reload"));
     }
     let unwritten = |error| format!("{}: {error}", config.display());
     // Checks that the file is writable before requesting a token that could not be saved.
     let mut editor = Editor::open(config)?;
     if !editor.has(&runner.url, &runner.token) {
-        return Err(format!("the runner is not in {} any more", config.display()));
+        return Err(format!("the runner is no longer in {}", config.display()));
     }
     editor.save().map_err(unwritten)?;
     let registration = gitlab.reset_token(&runner.token).map_err(|error| error.to_string())?;

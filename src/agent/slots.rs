@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_follow_what_comes_of_them() {
+    fn concurrent_requests_adapt_to_their_outcomes() {
         let slots = Slots::new(10, None, 0);
         let bounds = RunnerBounds { limit: None, requests: 2, adaptive: true };
         let first = acquire(&slots, "a", bounds);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_of_an_earlier_agent_count_and_another_maximum_is_taken_over() {
+    fn builds_of_an_earlier_agent_count_and_the_maximum_can_change() {
         let slots = Slots::new(4, Some(3), 2);
         let mut job = acquire(&slots, "a", FREE);
         job.begin_job();
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_without_a_job_stands_still_in_a_pause() {
+    fn the_idle_time_stands_still_in_a_pause() {
         let slots = Slots::new(1, None, 0);
         std::thread::sleep(Duration::from_millis(20));
         slots.pause();
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_ends_in_a_pause_begins_the_time_without_one() {
+    fn idle_time_restarts_when_a_job_ends_in_a_pause() {
         let slots = Slots::new(1, None, 0);
         let job = slots.occupy(key("a"), 0);
         slots.pause();
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_again_and_begins_anew() {
+    fn reopening_restarts_the_idle_time() {
         let slots = Slots::new(1, None, 0);
         std::thread::sleep(Duration::from_millis(20));
         slots.close();
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_given_in_the_order_of_asking() {
+    fn slots_are_given_in_the_order_of_the_queue() {
         let slots = Slots::new(1, None, 0);
         let first = acquire(&slots, "a", FREE);
         let (sender, receiver) = mpsc::channel();
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_gives_up_does_not_keep_the_others_waiting() {
+    fn a_cancelled_poller_does_not_block_the_queue() {
         for _ in 0..50 {
             let slots = Slots::new(1, None, 0);
             let first = acquire(&slots, "a", FREE);

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_socket_by_path_or_abstract_name() {
+    fn notifies_a_socket_by_path_or_abstract_name() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("notify");
         let name = format!("mayfly-test-{}", process::id());
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_fed_at_half_its_time_and_only_by_its_process() {
+    fn the_watchdog_is_pinged_at_half_its_timeout_and_only_by_its_process() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("notify");
         let socket = listen(&SocketAddr::from_pathname(&path).expect("an address"));

@@ -112,7 +112,7 @@ impl Watcher {
             self.stamp = now;
             if let Err(error) = self.watch_directory() {
                 log::warn!(
-                    "the directory of the configuration cannot be watched path={} error={error}",
+                    "cannot watch the directory of the configuration path={} error={error}",
                     self.path.display()
                 );
             }

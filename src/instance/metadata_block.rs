@@ -207,12 +207,12 @@ fn verify(user: &JobUser) -> Result<(), String> {
         let before = refused_packets()?;
         let tried = connect_as(user.uid, SocketAddr::new(*address, 80))?;
         if tried.is_ok() {
-            return Err(format!("user {} reaches {address} in spite of the rules", user.name));
+            return Err(format!("user {} reaches {address} although the rules are loaded", user.name));
         }
         // Without a route, no packet is sent that could be rejected.
         let no_way = tried.is_err_and(|error| has_no_route(&error));
         if !no_way && refused_packets()? == before {
-            return Err(format!("nothing shows that user {} is kept from {address}", user.name));
+            return Err(format!("no rejected packet was counted when user {} connected to {address}", user.name));
         }
     }
     Ok(())
@@ -239,7 +239,7 @@ fn connect_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
     };
     let thread = thread::Builder::new().name("probe".to_owned()).stack_size(64 * 1024).spawn(probe);
     let tried = thread.map_err(|error| format!("no thread for a probe: {error}"))?.join().ok().flatten();
-    tried.ok_or_else(|| format!("the agent cannot try as user number {uid}; run it as root"))
+    tried.ok_or_else(|| format!("the agent cannot connect as uid {uid}; run it as root"))
 }
 
 #[cfg(test)]
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn users_that_stand_for_a_user_are_shut_out_with_it() {
+    fn subordinate_ids_are_blocked_with_their_user() {
         let subordinate = "ci:100000:65536\nother:200000:65536\n1001:165536:10\nci:x:1\nci:5\n\nci:300000:0\n";
         let found = ranges(&[user("ci", 1001), user("other2", 1002)], subordinate);
         assert_eq!(found, [(1001, 1002), (100_000, 165_545)]);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_replaced_as_a_whole_and_holds_every_address() {
+    fn the_table_is_replaced_as_a_whole_and_has_every_address() {
         let rules = rules(&[(1001, 1001), (100_000, 165_535)]);
         assert!(rules.starts_with("table inet mayfly\ndelete table inet mayfly\ntable inet mayfly {"));
         for address in ADDRESSES.into_iter().chain(ADDRESSES.iter().flat_map(ipv6_forms)) {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_tries_as_somebody_else_only_as_root() {
+    fn only_root_can_connect_as_another_user() {
         let closed = SocketAddr::from(([127, 0, 0, 1], 1));
         let tried = connect_as(65_534, closed);
         assert_eq!(tried.is_ok(), Uid::effective().is_root() || Uid::effective().as_raw() == 65_534);

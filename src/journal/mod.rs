@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_written_down_is_counted() {
+    fn a_job_in_the_journal_is_counted() {
         let directory = tempfile::tempdir().expect("a directory");
         let identity = record().identity;
         let mut count = JobCount::load(directory.path(), &identity);
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_holds_the_latest_that_was_noted_whole() {
+    fn a_record_has_the_last_complete_progress() {
         let directory = tempfile::tempdir().expect("a directory");
         let slot = SlotDirectory::at(directory.path().join("slot"));
         let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage;

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn of_another_instance_is_thrown_away() {
+    fn the_state_of_another_instance_is_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         ShutdownState::new(&identity("i-1", "b-1"), ShutdownReason::MaxBuilds).save(directory.path());
         assert_eq!(ShutdownState::load(directory.path(), &identity("i-2", "b-1")), None);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_none() {
+    fn an_unreadable_state_is_ignored() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(path(directory.path()), "{\"reason\":").expect("written");
         assert_eq!(ShutdownState::load(directory.path(), &identity("i-1", "b-1")), None);

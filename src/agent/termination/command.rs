@@ -34,7 +34,7 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Re
     let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), timeout));
     let over = match ended {
         Ok(ended) => !ended,
-        Err(error) => return Err(format!("it cannot be watched: {error}")),
+        Err(error) => return Err(format!("cannot open a pidfd for it: {error}")),
     };
     if over {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
@@ -43,7 +43,7 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Re
         _ if over => Err(format!("it took longer than {} s", timeout.as_secs())),
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(describe_status(status)),
-        Err(error) => Err(format!("it cannot be waited for: {error}")),
+        Err(error) => Err(format!("cannot wait for it: {error}")),
     }
 }
 
@@ -78,18 +78,18 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_command_that_does_well_does_well() {
+    fn a_command_succeeds() {
         assert_eq!(run("test \"$MAYFLY_LEAVE_REASON\" = idle_timeout", ShutdownReason::Idle, LONG), Ok(()));
     }
 
     #[test]
-    fn what_went_wrong_is_told() {
+    fn a_failed_command_reports_its_status() {
         assert_eq!(run("exit 3", ShutdownReason::Idle, LONG), Err("it ended with status 3".to_owned()));
         assert_eq!(run("kill -9 $$", ShutdownReason::Idle, LONG), Err("it was killed by signal 9".to_owned()));
     }
 
     #[test]
-    fn a_command_that_hangs_is_stopped_with_what_it_started() {
+    fn a_timeout_kills_the_command_and_its_children() {
         let directory = tempfile::tempdir().expect("a directory");
         let mark = directory.path().join("pid");
         let line = format!("sleep 600 & echo $! >{}; wait", mark.display());

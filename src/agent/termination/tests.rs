@@ -137,7 +137,7 @@ fn phase(tracker: &ShutdownTracker) -> ShutdownPhase {
 }
 
 #[test]
-fn the_group_gets_smaller_for_an_idle_instance_and_keeps_its_size_for_others() {
+fn only_an_idle_instance_decrements_the_desired_capacity() {
     for (reason, capacity) in [
         (ShutdownReason::Idle, "Decrement"),
         (ShutdownReason::MaxBuilds, "Keep"),
@@ -152,7 +152,7 @@ fn the_group_gets_smaller_for_an_idle_instance_and_keeps_its_size_for_others() {
 }
 
 #[test]
-fn an_idle_instance_that_the_cloud_takes_meanwhile_keeps_its_place() {
+fn a_notice_for_an_idle_instance_keeps_the_desired_capacity() {
     for notice in [ShutdownReason::Rebalance, ShutdownReason::Interruption] {
         let case = Case::new([Ok(TerminateResult::AlreadyTerminating)]);
         let tracker =
@@ -164,7 +164,7 @@ fn an_idle_instance_that_the_cloud_takes_meanwhile_keeps_its_place() {
 }
 
 #[test]
-fn an_instance_that_its_group_ends_is_not_ended_again_but_completes_the_hooks() {
+fn an_instance_terminated_by_its_group_completes_the_hooks() {
     for strategy in [Strategy::AwsAsg, Strategy::Exit, Strategy::Poweroff] {
         let mut case = Case::new([]);
         case.leave.strategy = strategy;
@@ -178,7 +178,7 @@ fn an_instance_that_its_group_ends_is_not_ended_again_but_completes_the_hooks() 
 }
 
 #[test]
-fn the_smallest_size_sends_an_idle_instance_back_to_work_and_no_other() {
+fn only_an_idle_instance_resumes_work_at_the_minimum_size() {
     let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::Idle);
     assert_eq!((outcome, asked.len(), off), (TerminationOutcome::KeptByGroup, 1, 0));
     let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::MaxBuilds);
@@ -186,7 +186,7 @@ fn the_smallest_size_sends_an_idle_instance_back_to_work_and_no_other() {
 }
 
 #[test]
-fn an_instance_that_its_cloud_takes_meanwhile_does_not_go_back_to_work() {
+fn a_notice_prevents_resuming_work() {
     for (notice, then) in [
         (ShutdownReason::Rebalance, "terminate Keep Some(Ending)"),
         (ShutdownReason::Terminated, "complete Some(Ending)"),
@@ -205,7 +205,7 @@ fn an_instance_that_its_cloud_takes_meanwhile_does_not_go_back_to_work() {
 }
 
 #[test]
-fn a_later_agent_knows_that_the_group_has_agreed() {
+fn a_later_agent_knows_that_the_group_accepted_the_request() {
     let case = Case::new([Ok(TerminateResult::Requested)]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
     case.go(&tracker);
@@ -219,7 +219,7 @@ fn a_later_agent_knows_that_the_group_has_agreed() {
 }
 
 #[test]
-fn a_mistake_of_ours_is_an_outcome_and_left_to_the_next_agent() {
+fn a_panic_is_an_outcome() {
     // No answers: a call to the group panics.
     let case = Case::new([]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
@@ -228,7 +228,7 @@ fn a_mistake_of_ours_is_an_outcome_and_left_to_the_next_agent() {
 }
 
 #[test]
-fn what_the_group_does_not_end_is_switched_off_once() {
+fn powers_off_once_if_the_group_does_not_terminate() {
     let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
     let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
     for refusal in [denied(), throttled, unreachable, Refusal::NotHere] {
@@ -238,7 +238,7 @@ fn what_the_group_does_not_end_is_switched_off_once() {
 }
 
 #[test]
-fn hooks_that_cannot_be_completed_do_not_keep_the_power_on() {
+fn powers_off_if_a_hook_cannot_be_completed() {
     let case = Case::new([Ok(TerminateResult::Requested)]);
     case.instance.complete.lock().expect("no panic").push(Err(denied()));
     let (outcome, asked, off) = case.depart(ShutdownReason::Idle);
@@ -246,7 +246,7 @@ fn hooks_that_cannot_be_completed_do_not_keep_the_power_on() {
 }
 
 #[test]
-fn the_power_waits_for_somebody_else_to_end_the_instance() {
+fn the_power_off_waits_for_an_external_termination() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
@@ -265,7 +265,7 @@ fn the_power_waits_for_somebody_else_to_end_the_instance() {
 }
 
 #[test]
-fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
+fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
@@ -278,7 +278,7 @@ fn a_group_that_refuses_because_it_ends_the_instance_already_is_followed() {
 }
 
 #[test]
-fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
+fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
     let case = Case::new([]);
     // Works however short the machine has been up.
     let earlier = sys::boottime() / 2;
@@ -299,7 +299,7 @@ fn the_time_until_the_power_counts_from_the_unregistering_over_restarts() {
 }
 
 #[test]
-fn a_command_ends_the_instance_or_else_the_power_does() {
+fn the_leave_command_terminates_the_instance_or_it_powers_off() {
     for (command, off) in [("exit 0", 0), ("exit 1", 1)] {
         let mut case = Case::new([]);
         case.leave.strategy = Strategy::Command;
@@ -322,7 +322,7 @@ fn a_command_ends_the_instance_or_else_the_power_does() {
 }
 
 #[test]
-fn a_machine_that_cannot_even_be_switched_off_is_stranded_and_stays_so() {
+fn a_failed_power_off_is_final() {
     let mut case = Case::new([Err(denied())]);
     case.leave.poweroff_command = format!("echo >>{}/off; false", case.state().display());
     let tracker =
@@ -340,7 +340,7 @@ fn a_machine_that_cannot_even_be_switched_off_is_stranded_and_stays_so() {
 }
 
 #[test]
-fn a_later_agent_takes_the_steps_that_are_left() {
+fn a_later_agent_runs_the_remaining_steps() {
     for (phase, asked, off) in [
         (ShutdownPhase::Draining, 2, 0),
         (ShutdownPhase::Unregistering, 2, 0),
@@ -360,6 +360,6 @@ fn a_later_agent_takes_the_steps_that_are_left() {
 }
 
 #[test]
-fn an_instance_that_its_cloud_only_stops_is_not_ended() {
+fn a_stop_notice_does_not_terminate_the_instance() {
     assert_eq!(Case::new([]).depart(ShutdownReason::Stop), (TerminationOutcome::Done, Vec::new(), 0));
 }

@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_its_own() {
+    fn recognizes_ec2_firmware() {
         let nitro =
             [("class/dmi/id/sys_vendor", "Amazon EC2"), ("class/dmi/id/board_asset_tag", "i-0123456789abcdef0")];
         assert_eq!(machine(&nitro), FirmwareInfo { is_ec2: true, instance: Some("i-0123456789abcdef0".to_owned()) });

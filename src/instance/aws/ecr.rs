@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_the_service_answers() {
+    fn reads_an_authorization() {
         let body = br#"{"authorizationData":[{"authorizationToken":"QVdTOnB3OjE=","expiresAt":1.7e9,
             "proxyEndpoint":"https://x"}]}"#;
         let authorization = decode(body).expect("decoded");

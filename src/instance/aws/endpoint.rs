@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_tells_its_partition() {
+    fn the_region_selects_the_partition() {
         for (region, expected) in [
             ("eu-central-1", "https://ssm.eu-central-1.amazonaws.com"),
             ("us-gov-west-1", "https://ssm.us-gov-west-1.amazonaws.com"),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_word_counts() {
+    fn the_most_specific_endpoint_applies() {
         let files = "[default]\nendpoint_url = http://profile\nservices = here\n[services here]\nauto_scaling =\n  \
                      endpoint_url = http://service\n";
         let all = [("AWS_ENDPOINT_URL_AUTO_SCALING", "http://one/"), ("AWS_ENDPOINT_URL", "http://all")];

@@ -42,7 +42,7 @@ pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<O
             member(id)
         }
         (Err(error), None) if requirement == Requirement::AutoScaling => Err(format!(
-            "leaving through the Auto Scaling group needs an instance of EC2, and {error}; mend that, or set another \
+            "`leave = \"aws-asg\"` needs an EC2 instance, but {error}; correct that, or set another \
              `leave` below [mayfly]"
         )),
         (Err(Error::Off), None) => Ok(None),
@@ -67,7 +67,7 @@ fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, Error> {
         if Instant::now() + RETRY_INTERVAL >= until {
             return Err(error);
         }
-        log::debug!("the metadata service did not tell the instance id; retrying error={error}");
+        log::debug!("the metadata service did not return the instance id; retrying error={error}");
         thread::sleep(RETRY_INTERVAL);
     }
 }

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_size_is_told_from_other_refusals() {
+    fn the_minimum_size_is_distinguished_from_other_refusals() {
         let refused = |message: &str| Error {
             permission: "autoscaling:TerminateInstanceInAutoScalingGroup".to_owned(),
             cause: Cause::Refused { code: "ValidationError".to_owned(), message: message.to_owned() },

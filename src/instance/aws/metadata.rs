@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_a_token_once() {
+    fn one_session_token_serves_all_requests() {
         let server = Server::new(&[TOKEN, &answer(200, "i-1\n"), &answer(404, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("meta-data/instance-id").unwrap().text, "i-1");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_again_when_there_is_no_answer_now() {
+    fn retries_without_an_answer() {
         let server = Server::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_the_service() {
+    fn explains_errors_of_the_service() {
         let off = Server::new(&[&answer(403, "")]);
         assert_eq!(client(&off, &[]).get("x").err(), Some(Error::Off));
         let disabled = client(&off, &[("AWS_EC2_METADATA_DISABLED", "true")]);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_never_comes_gets_a_hint() {
+    fn a_missing_session_token_gets_a_hint() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
         let client = Metadata::new(&|name| match name {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_its_share() {
+    fn keeps_its_request_rate() {
         let answers: Vec<String> = (0..12).map(|_| answer(404, "")).collect();
         let all: Vec<&str> = [TOKEN].into_iter().chain(answers.iter().map(String::as_str)).collect();
         let server = Server::new(&all);

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_do_not_leak_into_their_section() {
+    fn nested_blocks_do_not_leak_into_their_section() {
         let text = "[default]\ns3 =\n  region = x\n  max = 1\noutput = json\n";
         let default = Profiles::of_text(text, "", "default").get("default").unwrap();
         assert_eq!((default.value("region"), default.value("output").as_deref()), (None, Some("json")));

@@ -152,7 +152,7 @@ fn describe_group(group: &Group) -> Result<GroupState, String> {
     let group_state = group.group_state().map_err(|refusal| refusal.to_string())?;
     match group_state.protects_new {
         true => {
-            Err("the group protects new instances from scale-in, as if all of them had a job; switch that off"
+            Err("the group protects new instances from scale-in, so busy ones cannot be distinguished; disable that protection"
                 .to_owned())
         }
         false => Ok(group_state),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_is_to_have_those_with_a_job_and_some_without() {
+    fn the_desired_capacity_covers_busy_and_idle_members() {
         assert_eq!(target("", &[], 1, ONE), Some(2), "this one has a job, whatever the group knows");
         assert_eq!(target("", &["i-5"], 2, ONE), None, "enough");
         assert_eq!(target("", &["i-5", "i-9"], 2, ONE), Some(3));
@@ -195,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_those_with_a_job_looks_again() {
+    fn only_the_first_busy_member_rechecks() {
         assert_eq!(target("", &["i-5", "i-9"], 2, CheckTrigger::Periodic), Some(3));
         assert_eq!(target("", &["i-2", "i-5"], 2, CheckTrigger::Periodic), None);
         assert_eq!(target("", &["i-2"], 2, CheckTrigger::Periodic), None);
     }
 
     #[test]
-    fn it_is_looked_at_with_each_job_and_while_there_is_one() {
+    fn checks_after_each_job_and_while_one_runs() {
         let raiser = CapacityRaiser::new("i-5", toml::from_str("").expect("a table"));
         raiser.job_taken(JobDemand::More);
         raiser.job_taken(JobDemand::One);

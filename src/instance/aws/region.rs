@@ -28,6 +28,6 @@ fn of_instance() -> Result<String, String> {
 fn check(region: String) -> Result<String, String> {
     match !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         true => Ok(region),
-        false => Err("the AWS region is not one; write for example eu-central-1".to_owned()),
+        false => Err("the AWS region is not valid; write for example eu-central-1".to_owned()),
     }
 }

@@ -25,7 +25,7 @@ pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
             None => fetch(reference, region.as_deref(), timeout)
                 .inspect(|_| machine::token_fetched(true))
                 .inspect_err(|_| machine::token_fetched(false))
-                .map_err(|why| format!("runner `{}`: the token {reference} cannot be had: {why}", runner.name))?,
+                .map_err(|why| format!("runner `{}`: cannot read the token {reference}: {why}", runner.name))?,
         };
         known.push((reference.clone(), token.clone()));
         runner.token = token;
@@ -52,7 +52,7 @@ fn fetch(reference: &Reference, region: Option<&str>, timeout: Duration) -> Resu
     let text = value.trim();
     match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(Token::new(text)),
-        false => Err("what is kept there is no token of a runner".to_owned()),
+        false => Err("the stored value is not a runner token".to_owned()),
     }
 }
 
@@ -129,7 +129,7 @@ fn region_of(id: &str) -> Option<&str> {
 /// A string member of a JSON object.
 fn member(secret: &str, key: &str) -> Result<String, String> {
     let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
-        decode::json(secret.as_bytes()).map_err(|_| format!("it is no JSON object, and so has no key `{key}`"))?;
+        decode::json(secret.as_bytes()).map_err(|_| format!("it is not a JSON object, so it has no key `{key}`"))?;
     let found = members.get(key).ok_or_else(|| format!("it has no key `{key}`"))?;
     decode::json(found.get().as_bytes()).map_err(|_| format!("its key `{key}` is no text"))
 }
@@ -139,14 +139,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_arn_tells_its_region() {
+    fn an_arn_has_its_region() {
         assert_eq!(region_of("arn:aws:ssm:eu-west-1:123456789012:parameter/ci/token"), Some("eu-west-1"));
         assert_eq!(region_of("/ci/token"), None);
         assert_eq!(region_of("arn:aws:s3:::bucket"), None);
     }
 
     #[test]
-    fn a_secret_may_be_an_object() {
+    fn a_secret_may_be_a_json_object() {
         let secret = r#"{"token":"glrt-a","n":1,"list":[{}]}"#;
         assert_eq!(member(secret, "token").as_deref(), Ok("glrt-a"));
         for (text, key) in [(secret, "n"), (secret, "other"), ("glrt-secret", "token")] {

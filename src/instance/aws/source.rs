@@ -109,7 +109,7 @@ fn from_profile(
         return Ok(Some(found));
     }
     match ["credential_process", "sso_session", "sso_start_url"].iter().find(|key| profile.value(key).is_some()) {
-        Some(key) => Err(format!("the profile `{name}` uses `{key}`, which is not spoken here")),
+        Some(key) => Err(format!("the profile `{name}` uses `{key}`, which mayfly does not support")),
         None => Ok(None),
     }
 }
@@ -137,7 +137,9 @@ fn of_role(
         return sts::with_web_identity(&role, &file);
     }
     if profile.value("mfa_serial").is_some() {
-        return Err(format!("the profile `{name}` wants an MFA code, and nobody is here to type one"));
+        return Err(format!(
+            "the profile `{name}` requires an MFA code, which the agent cannot enter; use another profile"
+        ));
     }
     let source = (profile.value("source_profile"), profile.value("credential_source"));
     let base = match (source.0.as_deref(), source.1.as_deref()) {
@@ -149,7 +151,7 @@ fn of_role(
         (None, Some(other)) => return Err(format!("the profile `{name}`: `credential_source = {other}` is unknown")),
         (None, None) => return Err(format!("the profile `{name}` has `role_arn` and no `source_profile`")),
     };
-    let base = base.ok_or_else(|| format!("the profile `{name}` finds no credentials to assume its role with"))?;
+    let base = base.ok_or_else(|| format!("the profile `{name}` has no credentials to assume its role with"))?;
     sts::assume_role(&role, &base)
 }
 
@@ -168,10 +170,10 @@ fn decode(what: &str, body: &str) -> Result<Credentials, String> {
     let lent: TemporaryCredentials = decode::json(body.as_bytes()).unwrap_or_default();
     if let Some(code) = lent.code.filter(|code| code != "Success") {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
-        return Err(format!("{what} has no credentials to give: {code}"));
+        return Err(format!("{what} refused to return credentials: {code}"));
     }
     if lent.access_key_id.is_empty() || lent.secret_access_key.is_empty() {
-        return Err(format!("{what} answered no credentials"));
+        return Err(format!("{what} returned no credentials"));
     }
     let fixed = Credentials::fixed(&lent.access_key_id, &lent.secret_access_key);
     let expires = lent.expiration.and_then(|time| time.parse().ok());
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_services_answer() {
+    fn reads_temporary_credentials() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T",
             "Expiration":"2030-01-01T00:00:00Z"}"#;
         let lent = decode("x", body).unwrap();
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containers_token_goes_to_no_stranger() {
+    fn the_container_token_is_sent_to_allowed_addresses_only() {
         for url in ["https://x.test/", "http://127.0.0.1:1/a", "http://[::1]/", "http://169.254.170.23/v1"] {
             assert!(may_have_token(url), "{url}");
         }

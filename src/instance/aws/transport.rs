@@ -253,7 +253,7 @@ fn explain(status: u16, kind: Option<&str>, body: &str, at: Option<SystemTime>) 
     // Further lines repeat the request with the session token.
     let line = message.lines().next().unwrap_or_default();
     let message = match line.trim() {
-        "" => format!("status {status}, and no more is said"),
+        "" => format!("status {status} without a message"),
         line => line.chars().take(MESSAGE_MAX).collect(),
     };
     ServiceError { status, code: code.unwrap_or_else(|| format!("Status{status}")), message, at }
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_what_may_pass() {
+    fn knows_retryable_errors() {
         let with = |status, code: &str| ServiceError { code: code.to_owned(), ..problem(status, "") };
         assert!(with(500, "ResourceContention").is_temporary() && with(400, "Throttling").is_temporary());
         assert!(with(400, "ScalingActivityInProgress").is_temporary() && with(502, "Status502").is_temporary());
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_clock_is_told_from_a_wrong_key() {
+    fn a_wrong_clock_is_distinguished_from_a_wrong_key() {
         let now = SystemTime::now();
         let refused = |at| ServiceError { code: "SignatureDoesNotMatch".to_owned(), at: Some(at), ..problem(403, "") };
         assert_eq!(refused(now + Duration::from_secs(600)).skew(now), Some(600));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn timeout_ends() {
+    fn retries_end_with_the_timeout() {
         let tries = Cell::new(0);
         let busy = || {
             tries.set(tries.get() + 1);

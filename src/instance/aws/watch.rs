@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_is_left_is_the_services() {
+    fn the_remaining_time_uses_the_clock_of_the_service() {
         let text = r#"{"action":"terminate","time":"2030-01-01T00:02:00Z"}"#;
         let wrong_clock = SystemTime::UNIX_EPOCH;
         let left = interruption(&item(text, Some("2030-01-01T00:00:10Z")), wrong_clock);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_states_of_a_group() {
+    fn parses_target_lifecycle_states() {
         for (text, expected) in [
             ("InService", TargetState::InService),
             ("Warmed:Stopped", TargetState::Standby),

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_is_somebody_and_only_two_are_swapped() {
+    fn all_ids_are_mapped_and_only_two_are_swapped() {
         let lines: Vec<Vec<u64>> = swap_root_with(DEFAULT_UID)
             .lines()
             .map(|line| line.split(' ').map(|number| number.parse().expect("a number")).collect())

@@ -77,7 +77,7 @@ pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<
     set_no_new_privs().map_err(|error| refused("no_new_privs", error.into()))?;
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Err(why) = calls::restrict() {
-        missing.0.push(format!("no filter for system calls: {why}"));
+        missing.0.push(format!("no seccomp filter: {why}"));
     }
     Ok(missing)
 }

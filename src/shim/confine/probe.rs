@@ -21,12 +21,12 @@ pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String>
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {
         return Err(format!(
-            "user {uid} is {owner}; set `confined_uid` below [runners.mayfly] to a number of nobody's"
+            "user {uid} is {owner}; set `confined_uid` below [runners.mayfly] to a user id that nobody uses"
         ));
     }
     let mut command = Command::new("/proc/self/exe");
     command.args(["shim", ARGUMENT]).arg(directory).arg(uid.to_string()).stdin(Stdio::null());
-    let output = command.output().map_err(|error| format!("confinement cannot be tried out: {error}"))?;
+    let output = command.output().map_err(|error| format!("the sandbox cannot be tested: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if !output.status.success() {
         return Err(text(&output.stderr));
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_that_is_somebodys_is_named() {
+    fn a_sandbox_uid_in_use_is_rejected() {
         let (users, subordinate) = ("root:x:0:0::/:/bin/sh\nci:x:1001:1001::/:/bin/sh\n", "ci:100000:65536\nodd\n");
         assert_eq!(owner_of(1001, users, subordinate).as_deref(), Some("`ci` in /etc/passwd"));
         assert_eq!(owner_of(165_535, users, subordinate).as_deref(), Some("one of `ci` in /etc/subuid"));

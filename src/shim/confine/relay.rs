@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_and_its_cloud_are_out_of_reach_in_every_form() {
+    fn addresses_of_the_machine_and_its_cloud_are_blocked_in_every_form() {
         for address in [
             "127.0.0.1",
             "127.9.9.9",
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_and_nonsense_is_refused() {
+    fn requests_are_parsed_and_invalid_ones_refused() {
         struct FakeStream<'a>(&'a [u8], Vec<u8>);
         impl Read for FakeStream<'_> {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
