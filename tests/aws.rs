@@ -269,6 +269,41 @@ fn fetches_a_rotated_token_when_gitlab_rejects_the_old_one() {
 }
 
 #[test]
+fn a_job_is_finished_and_reported_while_its_token_store_is_away() {
+    let moto = Moto::start();
+    moto.python(&format!(
+        "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)"
+    ));
+    let user = moto.user("agent", &["ssm:GetParameter"]);
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut home = home_of_parameter(&gitlab, "");
+    home.set_environment(of_user(&moto, &user));
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo finished"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    let away = of_user(&moto, &user).into_iter().map(|(name, value)| {
+        let is_endpoint = name.starts_with("AWS_ENDPOINT_URL");
+        (name, if is_endpoint { "http://127.0.0.1:1".to_owned() } else { value })
+    });
+    home.set_environment(away.collect());
+    let next = home.start(&[]);
+    next.wait_for_log("job resumed from journal");
+    let polls = gitlab.count("POST jobs/request");
+    fs::write(&go, "").expect("written");
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}\n{}", job.log(), next.log());
+    assert_eq!((gitlab.count("POST jobs/request"), next.log().contains(RUNNER_TOKEN)), (polls, false));
+    next.kill();
+    // The store is back, and with it the agent polls.
+    home.set_environment(of_user(&moto, &user));
+    runs_a_job(&gitlab, &home);
+    gitlab.assert_strict();
+}
+
+#[test]
 fn metadata_requests_bypass_the_proxy() {
     let inner = "aws::in_a_network_with_the_real_metadata_addresses";
     let program = std::env::current_exe().expect("the tests");

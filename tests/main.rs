@@ -38,3 +38,5 @@ mod supervision;
 mod templates;
 mod terraform;
 mod tls;
+mod unconfigured;
+mod workers;

@@ -19,7 +19,7 @@ use crate::job::context::{RunnerContext, name_of};
 use crate::job::control::JobControl;
 use crate::job::fail_job;
 use crate::job::run::{self, JobOutcome};
-use crate::journal::{JobCount, Progress, Record, SlotDirectory};
+use crate::journal::{JobCount, Predecessor, Progress, Record, SlotDirectory};
 use crate::monitor::metrics::{self, RunnerLabels};
 use crate::payload::{self, Payload, Undecodable};
 use crate::sys;
@@ -108,6 +108,8 @@ impl JobManager {
             url: context.runner.url.clone(),
             tls: context.runner.tls.clone(),
             short_token: context.runner.token.short(),
+            configuration: context.carried.to_string(),
+            key: Some(context.runner.key()),
             payload: text,
             request_id,
             concurrent: self.assign_concurrent_ids(&context, &payload, None),
@@ -130,12 +132,19 @@ impl JobManager {
     }
 
     /// Resumes a job from the journal.
-    pub fn resume(self: &Arc<Self>, permit: Permit, context: RunnerContext, record: Record, payload: Payload) {
+    pub fn resume(
+        self: &Arc<Self>,
+        permit: Permit,
+        context: RunnerContext,
+        record: Record,
+        payload: Payload,
+        predecessor: Predecessor,
+    ) {
         let context = context.in_slot(permit.slot);
         self.assign_concurrent_ids(&context, &payload, Some(record.concurrent));
         metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
-        self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed });
+        self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor) });
     }
 
     /// Stops the scripts of all jobs, also of jobs that arrive later; the jobs upload their artifacts.
@@ -197,7 +206,7 @@ impl JobManager {
         // A panic in one job must neither end the agent nor leave the job unreported.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
             Start::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
-            Start::Resumed => run::resume(&context, directory, record, payload, control),
+            Start::Resumed(predecessor) => run::resume(&context, directory, record, payload, control, predecessor),
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
@@ -313,7 +322,7 @@ enum Start {
     /// The job is new; the result of writing it to the journal.
     New(io::Result<()>),
     /// The job was found in the journal.
-    Resumed,
+    Resumed(Predecessor),
 }
 
 /// Runs `work` in a job thread. Errors: no thread can be created; returns `load`.

@@ -91,13 +91,12 @@ mod tests {
     use super::*;
     use crate::agent::slots::{RunnerBounds, RunnerKey};
     use crate::config::lifetime::IdleTimes;
-    use crate::token::Token;
 
     const HOUR: u64 = 3600;
     const BOUNDS: RunnerBounds = RunnerBounds { limit: None, requests: 1, adaptive: false };
 
     fn key() -> RunnerKey {
-        RunnerKey { url: String::new(), token: Token::new("a") }
+        RunnerKey { url: String::new(), short_token: "a".to_owned() }
     }
 
     fn idle_after(seconds: u64) -> Lifetime {

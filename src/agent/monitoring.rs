@@ -32,6 +32,8 @@ pub enum AgentPhase {
     Working,
     /// The instance is in standby, or its target lifecycle state is not known yet.
     Paused,
+    /// The agent finishes jobs of an earlier agent without a usable configuration.
+    Unconfigured,
     /// The agent drains after a signal.
     Stopping,
     /// The instance shuts down.
@@ -46,7 +48,7 @@ impl AgentPhase {
     fn phase(&self) -> &'static str {
         match self {
             Self::Working => "working",
-            Self::Paused => "resting",
+            Self::Paused | Self::Unconfigured => "resting",
             Self::Stopping => "draining",
             Self::ShuttingDown(tracker) => match tracker.state().phase {
                 ShutdownPhase::Draining => "draining",
@@ -62,6 +64,7 @@ impl AgentPhase {
     fn reason(&self) -> Option<&'static str> {
         match self {
             Self::Working | Self::Paused => None,
+            Self::Unconfigured => Some("no usable configuration"),
             Self::Stopping => Some("signal"),
             Self::ShuttingDown(tracker) => Some(tracker.state().reason.as_str()),
         }

@@ -85,7 +85,7 @@ impl Poller {
     }
 
     fn run(mut self) {
-        let key = RunnerKey { url: self.runner.url.clone(), token: self.runner.token.clone() };
+        let key = RunnerKey::of(&self.runner);
         let adaptive = self.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
         let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
         let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);

@@ -6,16 +6,61 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::fitness::FitnessStatus;
+use super::notices::Availability;
 use super::termination::run_line;
-use super::{Event, STACK};
+use super::{Agent, Event, STACK};
 use crate::config::fitness::Ready;
 
 /// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Whether the readiness commands have succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// No configuration has been loaded yet.
+    Unknown,
+    /// The agent repeats the commands until they succeed.
+    Waiting,
+    /// The commands have succeeded, or there are none.
+    Ready,
+}
+
+impl Agent {
+    /// Starts the readiness commands of the first configuration.
+    pub(super) fn start_readiness_check(&mut self) {
+        if self.readiness != Readiness::Unknown {
+            return;
+        }
+        self.readiness = Readiness::Ready;
+        let Some(ready) = self.config.mayfly.ready.clone() else { return };
+        log::info!(
+            "polling starts once {} command(s) succeed timeout={}s",
+            ready.commands.len(),
+            ready.timeout.as_secs()
+        );
+        match wait_in_thread(ready, Arc::clone(&self.status), self.events.clone()) {
+            Ok(()) => {
+                self.readiness = Readiness::Waiting;
+                self.slots.pause();
+            }
+            Err(error) => {
+                log::error!("cannot start the thread for ready_command; polling starts without it error={error}")
+            }
+        }
+    }
+
+    pub(super) fn handle_ready(&mut self) {
+        self.readiness = Readiness::Ready;
+        if self.shutdown.is_none() && matches!(self.availability, Availability::Available) {
+            self.slots.unpause();
+            self.start_pollers();
+        }
+    }
+}
+
 /// Repeats the commands in a thread until all have succeeded, then sends [`Event::Ready`]. After the timeout the
 /// machine counts as unfit, and the commands are still repeated. Errors: no thread can be created.
-pub fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event>) -> std::io::Result<()> {
+fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event>) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {

@@ -7,58 +7,70 @@ use std::sync::Arc;
 use super::job_manager::payload_of;
 use super::slots::RunnerKey;
 use super::{Agent, directories_of, gitlab};
-use crate::config::{Config, Runner};
-use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::Docker;
+use crate::config::{Config, Runner, carried};
+use crate::executor::docker::host;
 use crate::failure::JobError;
 use crate::http::Address;
 use crate::job::containers;
 use crate::job::context::name_of;
-use crate::journal::{self, Record, SlotDirectory};
+use crate::journal::{self, Predecessor, Record, SlotDirectory};
 use crate::shim;
 use crate::token::Token;
 
+/// What an earlier agent left and this one resumes.
+pub(super) struct Recovered {
+    /// Names of jobs whose containers live on.
+    jobs: Vec<String>,
+    /// Build directories of jobs.
+    directories: Vec<PathBuf>,
+}
+
 impl Agent {
     /// Reads the journal. Runs before the first poll.
-    pub(super) fn recover(&self, config: &Config) {
-        let (mut jobs, mut directories) = (Vec::new(), Vec::new());
+    pub(super) fn recover(&mut self, config: &Config, predecessor: Predecessor) {
+        let mut recovered = Recovered { jobs: Vec::new(), directories: Vec::new() };
         for (number, directory) in journal::slots(&self.state_dir) {
             let record = directory.load();
             // Containers end with the machine, so they are not resumed after a reboot.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
             let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
-            let place = record.as_ref().and_then(|record| record.progress.dirs.clone());
-            let kept = record.is_some_and(|record| self.recover_one(config, number, &directory, record));
-            jobs.extend(job.filter(|_| kept));
-            directories.extend(place.filter(|_| kept).map(|place| place.builds));
+            let dirs = record.as_ref().and_then(|record| record.progress.dirs.clone());
+            let kept = record.is_some_and(|record| self.recover_one(config, predecessor, number, &directory, record));
+            recovered.jobs.extend(job.filter(|_| kept));
+            recovered.directories.extend(dirs.filter(|_| kept).map(|dirs| dirs.builds));
             if !kept && let Err(error) = directory.discard() {
                 log::error!("cannot remove the directory of an earlier slot slot={number} error={error}");
             }
         }
-        self.sweep_containers(config, &jobs, &directories);
+        self.recovered = Some(recovered);
     }
 
     /// Removes the containers and directories of jobs that are not in the journal, in a thread.
-    fn sweep_containers(&self, config: &Config, kept: &[String], directories: &[PathBuf]) {
+    pub(super) fn sweep_containers(&self, recovered: &Recovered) {
         let mut swept: Vec<Address> = Vec::new();
-        for runner in config.runners.iter().filter(|runner| runner.executor.has_containers()) {
-            let parents = CgroupParents::default();
-            let docker = Docker::new(runner, self.owner.clone(), self.removals.clone(), parents);
-            let Ok(docker) = docker else { continue };
-            if swept.contains(&docker.address) {
+        for runner in self.config.runners.iter().filter(|runner| runner.executor.has_containers()) {
+            let Ok(address) = host::address(&runner.docker) else { continue };
+            if swept.contains(&address) {
                 continue;
             }
             // Listed before the first job starts, so that its directory is not among them.
             let [builds, _] = directories_of(&self.options.working_directory, runner);
-            let forgotten = containers::abandoned_dirs(&builds, directories);
-            let also = move || containers::remove_dirs(&forgotten);
-            self.removals.sweep(&docker.address, &docker.owner, kept.to_vec(), also);
-            swept.push(docker.address);
+            let abandoned = containers::abandoned_dirs(&builds, &recovered.directories);
+            let also = move || containers::remove_dirs(&abandoned);
+            self.removals.sweep(&address, &self.owner, recovered.jobs.clone(), also);
+            swept.push(address);
         }
     }
 
     /// Resumes one job. Returns false if it cannot be resumed.
-    fn recover_one(&self, config: &Config, number: usize, directory: &SlotDirectory, mut record: Record) -> bool {
+    fn recover_one(
+        &self,
+        config: &Config,
+        predecessor: Predecessor,
+        number: usize,
+        directory: &SlotDirectory,
+        mut record: Record,
+    ) -> bool {
         if record.identity.instance != self.identity.instance {
             log::info!("discarding the journal of another machine slot={number}");
             return false;
@@ -82,8 +94,9 @@ impl Agent {
                 log::error!("cannot write the journal slot={number} error={error}");
             }
         }
-        let runner = Arc::new(runner_of(config, &record));
-        let context = gitlab(config, &runner).map(Arc::new).and_then(|gitlab| self.context(config, &runner, &gitlab));
+        let (config, runner) = configuration_of(config, &record);
+        let runner = Arc::new(runner);
+        let context = gitlab(&config, &runner).map(Arc::new).and_then(|gitlab| self.context(&config, &runner, &gitlab));
         let context = match context {
             Ok(context) => context,
             Err(why) => {
@@ -91,20 +104,25 @@ impl Agent {
                 return false;
             }
         };
-        let key = RunnerKey { url: runner.url.clone(), token: runner.token.clone() };
-        let permit = self.slots.occupy(key, number);
-        self.jobs.resume(permit, context, record, payload);
+        let permit = self.slots.occupy(RunnerKey::of(&runner), number);
+        self.jobs.resume(permit, context, record, payload, predecessor);
         true
     }
 }
 
-/// The runner that took the job. If it is no longer configured, the record has enough to report to GitLab.
-fn runner_of(config: &Config, record: &Record) -> Runner {
+/// The configuration with which a job continues: the one in its record. The record of an earlier version has none: then
+/// the runner is taken from the file, or the record has enough to report to GitLab.
+fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
+    if let Some((carried, mut runner)) = carried::runner_of_job(&config.path, &record.configuration) {
+        runner.tls = record.tls.clone();
+        runner.key.clone_from(&record.key);
+        return (carried, runner);
+    }
     let same = |runner: &&Runner| runner.url == record.url && runner.token.short() == record.short_token;
     if let Some(runner) = config.runners.iter().find(same) {
-        return runner.clone();
+        return (config.clone(), runner.clone());
     }
     let mut runner = Runner::unnamed(&record.url, Token::new(record.short_token.as_str()));
     runner.tls = record.tls.clone();
-    runner
+    (config.clone(), runner)
 }

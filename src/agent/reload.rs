@@ -14,20 +14,34 @@ const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 /// Each instance waits a random part of this time first, so that a fleet does not call AWS at the same moment.
 const REFETCH_JITTER: Duration = Duration::from_secs(5);
 
+/// How often an agent without a usable configuration reads it again at least.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// No configuration is in force: the agent finishes what it has and does not poll.
+pub(super) struct Unconfigured {
+    /// Why there is none.
+    why: String,
+    /// When it is read again; `None` while its tokens are being fetched.
+    retry_at: Option<Instant>,
+}
+
 /// Why tokens are fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum FetchReason {
+pub(super) enum FetchReason {
+    /// The configuration was read.
     Reload,
     /// GitLab rejected a token; only a different token is useful.
     Rejected,
 }
 
-/// A configuration with its tokens, or the error of the fetch.
+/// A configuration whose tokens were fetched.
 pub struct FetchedTokens {
     /// Number of the reload; the result of an older reload is discarded.
     number: u64,
     reason: FetchReason,
-    outcome: Result<Box<Loaded>, String>,
+    loaded: Box<Loaded>,
+    /// Errors: a token cannot be fetched.
+    outcome: Result<(), String>,
 }
 
 impl Agent {
@@ -39,7 +53,7 @@ impl Agent {
         self.supervisor.reloading();
         self.reloads += 1;
         match Config::load(&self.options.config) {
-            Ok(loaded) if loaded.config.runners.iter().any(|runner| runner.token_reference.is_some()) => {
+            Ok(loaded) if loaded.config.has_stored_tokens() => {
                 self.fetch_tokens(loaded, FetchReason::Reload);
             }
             read => self.apply_configuration(read.map_err(|error| error.to_string())),
@@ -58,14 +72,18 @@ impl Agent {
         }
     }
 
-    fn fetch_tokens(&mut self, mut loaded: Loaded, reason: FetchReason) {
-        let (events, number) = (self.events.clone(), self.reloads);
+    /// Fetches stored tokens in a thread; [`Event::TokensFetched`] follows.
+    pub(super) fn fetch_tokens(&mut self, loaded: Loaded, reason: FetchReason) {
+        let (events, number, mut loaded) = (self.events.clone(), self.reloads, Box::new(loaded));
+        if let Some(unconfigured) = &mut self.unconfigured {
+            unconfigured.retry_at = None;
+        }
         let fetch = move || {
             if reason == FetchReason::Rejected {
                 thread::sleep(REFETCH_JITTER.mul_f64(crate::random::fraction()));
             }
-            let outcome = secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT).map(|()| Box::new(loaded));
-            let _ = events.send(Event::TokensFetched(FetchedTokens { number, reason, outcome }));
+            let outcome = secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT);
+            let _ = events.send(Event::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
         };
         if let Err(error) = thread::Builder::new().name("tokens".to_owned()).stack_size(STACK).spawn(fetch) {
             self.apply_configuration(Err(format!("cannot start the thread that fetches tokens: {error}")));
@@ -77,13 +95,53 @@ impl Agent {
         if fetched.number != self.reloads {
             return;
         }
-        if fetched.reason == FetchReason::Rejected {
-            return self.apply_new_tokens(fetched.outcome.map(|loaded| *loaded));
+        let FetchedTokens { reason, loaded, outcome, .. } = fetched;
+        if reason == FetchReason::Rejected {
+            return self.apply_new_tokens(outcome.map(|()| *loaded));
         }
-        match self.shutdown {
-            None => self.apply_configuration(fetched.outcome.map(|loaded| *loaded)),
-            Some(_) => self.supervisor.ready(),
+        match (&self.shutdown, &self.unconfigured) {
+            (None, _) => self.apply_configuration(outcome.map(|()| *loaded)),
+            (Some(_), None) => self.supervisor.ready(),
+            (Some(_), Some(_)) => self.shut_down_with(*loaded, outcome),
         }
+    }
+
+    /// Applies what a shutdown needs of a configuration. The shutdown continues without a token: an instance that keeps
+    /// running costs more than a runner manager that stays registered.
+    fn shut_down_with(&mut self, loaded: Loaded, tokens: Result<(), String>) {
+        if let Err(why) = tokens {
+            log::error!("shutting down without a token, so the runner manager stays registered error={why}");
+        }
+        if let Err(why) = self.adopt_configuration(loaded) {
+            log::error!("shutting down without a part of the configuration error={why}");
+            self.await_configuration(why);
+        }
+    }
+
+    /// Notes that no configuration is in force, and why. The agent reads it again when the file changes, and periodically.
+    pub(super) fn await_configuration(&mut self, why: String) {
+        self.unconfigured = Some(Unconfigured { why, retry_at: Some(Instant::now() + RETRY_INTERVAL) });
+    }
+
+    /// Reads the configuration again if that is due. Returns the time until it is.
+    pub(super) fn retry_configuration(&mut self) -> Option<Duration> {
+        let retry_at = self.unconfigured.as_ref()?.retry_at?;
+        let left = retry_at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.reload();
+        }
+        Some(left)
+    }
+
+    /// True while the tokens of the first configuration are being fetched.
+    pub(super) fn awaits_tokens(&self) -> bool {
+        self.unconfigured.as_ref().is_some_and(|unconfigured| unconfigured.retry_at.is_none())
+    }
+
+    /// The error with which the agent exits: it has no usable configuration, and has finished what it could without one.
+    pub(super) fn cannot_continue(&self) -> Option<String> {
+        let unconfigured = self.unconfigured.as_ref().filter(|_| self.shutdown.is_none() && self.is_idle())?;
+        Some(unconfigured.why.clone())
     }
 
     /// Applies the configuration if a token differs from those in use.
@@ -107,6 +165,11 @@ impl Agent {
     fn apply_configuration(&mut self, loaded: Result<Loaded, String>) {
         match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
+            Err(why) if self.unconfigured.is_some() => {
+                self.monitoring.record_rejected_configuration();
+                log::error!("the configuration cannot be used yet; polling starts once it can error={why}");
+                self.await_configuration(why);
+            }
             Err(why) => {
                 self.monitoring.record_rejected_configuration();
                 log::error!("cannot apply the configuration; the old one stays in use error={why}");

@@ -5,14 +5,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::config::Runner;
 use crate::sys;
 
-/// Identifies a runner on this instance.
+/// Identifies a runner on this instance. The journal has only the short form of a runner's token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RunnerKey {
     /// The URL of GitLab.
     pub url: String,
-    pub token: crate::token::Token,
+    /// The short form of the runner's token.
+    pub short_token: String,
+}
+
+impl RunnerKey {
+    /// The key of this runner.
+    pub fn of(runner: &Runner) -> Self {
+        Self { url: runner.url.clone(), short_token: runner.token.short() }
+    }
 }
 
 /// The limits of one runner.
@@ -380,13 +389,12 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::Token;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
     use std::thread;
 
     fn key(name: &str) -> RunnerKey {
-        RunnerKey { url: "https://gitlab.test".to_owned(), token: Token::new(name) }
+        RunnerKey { url: "https://gitlab.test".to_owned(), short_token: name.to_owned() }
     }
 
     const FREE: RunnerBounds = RunnerBounds { limit: None, requests: 8, adaptive: false };

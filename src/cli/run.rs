@@ -41,11 +41,18 @@ pub struct Options {
     /// Power the machine off when systemd has started mayfly in vain for that long, such as 30m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "GIVE_UP_AFTER")]
     give_up_after: Option<Duration>,
+    /// Check that the agent can start with this configuration, then exit
+    #[arg(long)]
+    validate: bool,
 }
 
 /// Runs the agent. Errors: it cannot begin; under systemd the error is written here and the exit is delayed, see
 /// [`StartFailures`].
 pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+    if options.validate {
+        let loaded = options.file.load()?;
+        return agent::validate(&options.of_agent()?, loaded).map(|()| ExitCode::SUCCESS);
+    }
     let Some(failures) = StartFailures::of_service() else { return run(options, logging) };
     let give_up_after = options.give_up_after.filter(|after| !after.is_zero());
     run(options, logging).or_else(|error| {
@@ -55,20 +62,27 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
 }
 
 fn run(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
-    let loaded = options.file.load()?;
-    let level = loaded.config.log_level.as_deref().unwrap_or("info");
-    let format = loaded.config.log_format.as_deref().unwrap_or("runner");
+    let loaded = options.file.load();
+    let configured = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let level = configured.and_then(|config| config.log_level.as_deref()).unwrap_or("info");
+    let format = configured.and_then(|config| config.log_format.as_deref()).unwrap_or("runner");
     logging.set_up(Some((level, format)));
-    let options = agent::Options {
-        config: options.file.path(),
-        user: options.user,
-        max_builds: if options.once { Some(1) } else { options.max_builds.filter(|builds| *builds > 0) },
-        idle_timeout: options.idle_timeout,
-        max_age: options.max_age.filter(|age| !age.is_zero()),
-        listen_address: options.listen_address,
-        working_directory: agent::working_directory(options.working_directory.as_deref())?,
-    };
-    agent::run(options, loaded)
+    agent::run(options.of_agent()?, loaded)
+}
+
+impl Options {
+    /// What the agent is told. Errors: the working directory is not there.
+    fn of_agent(&self) -> Result<agent::Options, String> {
+        Ok(agent::Options {
+            config: self.file.path(),
+            user: self.user.clone(),
+            max_builds: if self.once { Some(1) } else { self.max_builds.filter(|builds| *builds > 0) },
+            idle_timeout: self.idle_timeout,
+            max_age: self.max_age.filter(|age| !age.is_zero()),
+            listen_address: self.listen_address.clone(),
+            working_directory: agent::working_directory(self.working_directory.as_deref())?,
+        })
+    }
 }
 
 fn parse_address(text: &str) -> Result<String, String> {

@@ -11,7 +11,7 @@ use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::location::Location;
 use super::reference::Reference;
 use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
-use super::{Config, ExecutorKind, Mayfly, Runner, Unusable, expand, raw};
+use super::{Config, ExecutorKind, Mayfly, Runner, Unusable, carried, expand, raw};
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
@@ -101,6 +101,7 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> 
         },
         runners: runners.collect::<Result<_, _>>()?,
         unusable: unusable.collect(),
+        settings: toml::Table::new(),
     })
 }
 
@@ -249,6 +250,8 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         confined: confined(&raw.mayfly)?,
         docker: raw.docker,
         docker_text: String::new(),
+        written: toml::Table::new(),
+        key: None,
         container_builds_dir: given(raw.mayfly.builds_dir),
         container_cache_dir: given(raw.mayfly.cache_dir),
         ecr_login: raw.mayfly.ecr_login.unwrap_or(true),
@@ -316,13 +319,14 @@ fn positive(time: Option<Duration>) -> Option<Duration> {
     time.filter(|time| !time.is_zero())
 }
 
-/// Keeps `[runners.docker]` of each runner as it is written: the process that makes a job's containers reads it again.
-pub(super) fn note_docker_texts(text: &str, runners: &mut [Runner]) {
-    let Ok(table) = text.parse::<toml::Table>() else { return };
-    let written = table.get("runners").and_then(toml::Value::as_array);
-    for runner in runners {
-        let written = written.and_then(|tables| tables.get(runner.position));
-        if let Some(docker) = written.and_then(|written| written.get("docker")).and_then(toml::Value::as_table) {
+/// Keeps the tables as they are written, without tokens: jobs carry those of their runner, and the process that makes a
+/// job's containers reads `[runners.docker]` again.
+pub(super) fn note_written(text: &str, config: &mut Config) {
+    let (settings, tables) = carried::split(text);
+    config.settings = settings;
+    for runner in &mut config.runners {
+        runner.written = tables.get(runner.position).cloned().unwrap_or_default();
+        if let Some(docker) = runner.written.get("docker").and_then(toml::Value::as_table) {
             runner.docker_text = docker.to_string();
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod aws;
 pub mod cache;
+pub mod carried;
 pub mod docker;
 pub mod duration;
 pub mod edit;
@@ -69,6 +70,8 @@ pub struct Config {
     pub runners: Vec<Runner>,
     /// Runners that mayfly cannot run; the others work without them.
     pub unusable: Vec<Unusable>,
+    /// The file as it is written, without `[[runners]]`.
+    pub settings: toml::Table,
 }
 
 /// One of `[[runners]]` that mayfly cannot run.
@@ -142,12 +145,17 @@ impl Config {
         Ok(Loaded { config, findings })
     }
 
+    /// Whether a runner's token is stored in AWS.
+    pub fn has_stored_tokens(&self) -> bool {
+        self.runners.iter().any(|runner| runner.token_reference.is_some())
+    }
+
     /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
         let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
         let mut config = meaning::of(path, raw).map_err(|wrong| invalid(wrong.shown(text)))?;
-        meaning::note_docker_texts(text, &mut config.runners);
+        meaning::note_written(text, &mut config);
         Ok(config)
     }
 }

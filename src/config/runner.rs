@@ -99,6 +99,10 @@ pub struct Runner {
     pub docker: Docker,
     /// The text of `[runners.docker]`, for the process that talks to the engine.
     pub docker_text: String,
+    /// The table as it is written, without the token.
+    pub written: toml::Table,
+    /// What stands for the token of a runner that a job in the journal carries.
+    pub key: Option<Token>,
     /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
     pub container_builds_dir: Option<PathBuf>,
     /// Where caches of containers are kept on the machine; `None` for `cache` in the working directory.
@@ -119,6 +123,13 @@ impl Runner {
     /// The value of `token` in the file, with variables replaced.
     pub fn written_token(&self) -> String {
         self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
+    }
+
+    /// A secret that only agents with this runner's token know, for what jobs must not forge or guess. It does not give
+    /// the token away.
+    pub fn key(&self) -> Token {
+        let derived = || Token::new(crate::digest::sha256(format!("mayfly key\0{}", self.token.reveal()).as_bytes()));
+        self.key.clone().unwrap_or_else(derived)
     }
 
     /// A runner with this server and token, and defaults for the rest.
@@ -164,6 +175,8 @@ impl Runner {
             confined: Confined::default(),
             docker: Docker::default(),
             docker_text: String::new(),
+            written: toml::Table::new(),
+            key: None,
             container_builds_dir: None,
             container_cache_dir: None,
             ecr_login: true,

@@ -132,7 +132,7 @@ fn prepare_task(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, 
         host_builds: &dirs.builds,
         owner: format!(
             "{}-{}-{}-{}",
-            runner.token.reveal(),
+            runner.key().reveal(),
             job.context.system_id,
             job.payload.job_info.project_id,
             job.concurrent.1

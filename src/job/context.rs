@@ -32,6 +32,9 @@ use crate::version::{REVISION, VERSION, architecture};
 pub struct RunnerContext {
     /// The runner as configured.
     pub runner: Arc<Runner>,
+    /// What a job of this runner needs of the configuration, for an agent that resumes it: see
+    /// [`crate::config::carried`].
+    pub carried: Arc<str>,
     /// What tells this machine from others.
     pub system_id: String,
     /// The root of the build directories, absolute.

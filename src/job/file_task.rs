@@ -110,8 +110,15 @@ impl FileTask {
     }
 }
 
-/// Does a plan in its written form.
+/// Does a plan in its written form. A panic of the agent's own code is not blamed on the job.
 pub fn run(plan: &str) -> TaskResult {
+    std::panic::catch_unwind(|| run_plan(plan)).unwrap_or_else(|_| {
+        let why = "the agent's own work for this job panicked; report this as a bug of mayfly";
+        result_with_report(Err(JobError::system(why)))
+    })
+}
+
+fn run_plan(plan: &str) -> TaskResult {
     let code = match decode::json(plan.as_bytes()) {
         Ok(FileTask::Sources(plan)) => sources::run(&plan),
         Ok(FileTask::CleanUp(plan)) => sources::clean_up(&plan),

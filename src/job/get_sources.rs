@@ -85,7 +85,7 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::SourcesPlan, 
         },
         environment: context.executor.environment(),
         without_tokens: settings.flags.is_on(WITHOUT_TOKENS),
-        record_key: (!has_services(job)).then(|| sources::record_key(context.runner.token.reveal())),
+        record_key: (!has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
         reuse: !is_shared_with_unprotected(job),
     };
     let plan = sources::plan(&job.payload, &settings.variables, sources_settings)?;

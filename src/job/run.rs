@@ -23,7 +23,7 @@ use super::{files, get_sources, prepare, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
-use crate::journal::{JobJournal, Record, SlotDirectory};
+use crate::journal::{JobJournal, Predecessor, Record, SlotDirectory};
 use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
@@ -66,18 +66,22 @@ pub fn run(
     run_to_end(context, directory, record, payload, control)
 }
 
-/// Resumes a job that an earlier agent left, unless one agent after the other dies over it. Errors: as [`run`].
+/// Resumes a job that an earlier agent left, unless one agent after the other dies over it. A hand-over
+/// is no death. Errors: as [`run`].
 pub fn resume(
     context: &RunnerContext,
     directory: SlotDirectory,
     mut record: Record,
     payload: Payload,
     control: &Arc<JobControl>,
+    predecessor: Predecessor,
 ) -> io::Result<JobOutcome> {
     let now = sys::boottime();
     let deaths = &mut record.progress.resumed_at;
     deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
-    deaths.push(now);
+    if predecessor == Predecessor::Ended {
+        deaths.push(now);
+    }
     if deaths.len() > DEATHS_MAX {
         let why = format!("the agent died {} times in a row over this job", deaths.len());
         record.progress.aborted = true;

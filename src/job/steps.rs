@@ -46,6 +46,54 @@ impl StopPolicy {
     }
 }
 
+/// What runs in a step, as far as it matters when it is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StepKind {
+    /// The job's script, as a process of the machine.
+    Script,
+    /// The agent's program, which speaks for a script in a container.
+    ContainerScript,
+    /// The agent's program at work that can be done again from its start: on files, or to get a container ready.
+    Idempotent,
+}
+
+/// What a program of the job's is killed by when memory runs out, as an exit status of the work that started it.
+const EXIT_KILLED: i32 = 128 + nix::libc::SIGKILL;
+
+impl StepKind {
+    fn of(task: &Task) -> Self {
+        match task {
+            Task::Process { .. } => Self::Script,
+            Task::File { output_fifos: Some(_), .. } => Self::ContainerScript,
+            Task::File { output_fifos: None, .. } => Self::Idempotent,
+        }
+    }
+
+    /// Whether an outcome is that of the agent's own program when somebody kills it, or kills git under it: no fault of
+    /// the script. A script that is killed itself ended by a signal.
+    fn was_killed(self, outcome: &Outcome) -> bool {
+        let Outcome::Ended(status) = outcome else { return self != Self::Script };
+        let is_own = match status.end {
+            End::Signaled(_) => self != Self::Script,
+            End::Exited(code) => self == Self::Idempotent && code == EXIT_KILLED,
+            End::NotStarted(_) => false,
+        };
+        is_own && status.stopped.is_none()
+    }
+
+    fn killed(self) -> JobError {
+        JobError::system(match self {
+            Self::Script | Self::ContainerScript => {
+                "the agent's process that spoke with the container engine for the script was killed: for lack of memory, \
+                 or by somebody"
+            }
+            Self::Idempotent => {
+                "the agent's process that did this was killed again and again: for lack of memory, or by somebody"
+            }
+        })
+    }
+}
+
 /// Runs the steps of a job.
 pub struct StepRunner<'a> {
     pub job: &'a Job<'a>,
@@ -66,24 +114,24 @@ impl StepRunner<'_> {
         limit: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> StageResult<Option<Box<PreparedContainer>>> {
-        // A file task can be run again from its start; neither a script can, nor what speaks with a container engine.
-        let is_file_task = matches!(&task, Task::File { rights, .. } if *rights != Rights::All);
-        let again = is_file_task.then(|| task.clone());
+        let kind = StepKind::of(&task);
+        let again = (kind == StepKind::Idempotent).then(|| task.clone());
         let mut outcome = match self.journal.progress.step.clone() {
             Some(step) => self.resume_step(task, &step, stop_policy)?,
             None => self.begin(task, limit, stop_policy)?,
         };
         for _ in 0..RESTARTS_MAX {
-            let Some(again) = again.clone().filter(|_| outcome == Outcome::Lost) else { break };
+            let Some(again) = again.clone().filter(|_| kind.was_killed(&outcome)) else { break };
             let stop_requests = self.job.control.stop_requests();
             if stop_requests.stops_job() || stop_policy.stops(&stop_requests) {
                 break;
             }
             self.sweep();
-            self.log.warn(self.journal, "The process that did this was killed; it is done again".to_owned())?;
+            let why = "The process that did this was killed: for lack of memory, or by somebody; it is done again";
+            self.log.warn(self.journal, why.to_owned())?;
             outcome = self.begin(again, limit, stop_policy)?;
         }
-        self.result(&outcome, limit, stop_policy).map_err(StageError::Failed)
+        self.result(kind, &outcome, limit, stop_policy).map_err(StageError::Failed)
     }
 
     /// Forgets the step that has ended, before another one of the same stage begins. Errors: the journal.
@@ -198,6 +246,7 @@ impl StepRunner<'_> {
     /// Whose fault an outcome was.
     fn result(
         &mut self,
+        kind: StepKind,
         outcome: &Outcome,
         limit: &StepDeadline,
         stop_policy: StopPolicy,
@@ -218,6 +267,11 @@ impl StepRunner<'_> {
                 ));
             }
         };
+        if kind.was_killed(outcome) {
+            // The agent does not know how far a script in a container is once the process that spoke for it is gone.
+            self.journal.progress.aborted |= kind == StepKind::ContainerScript;
+            return Err(kind.killed());
+        }
         let progress = &mut self.journal.progress;
         progress.container_interrupted |= status.stopped.is_some();
         let deadlines: &Deadlines = &self.job.deadlines;
@@ -277,4 +331,29 @@ fn name_of_signal(number: i32) -> String {
         other => return format!("signal {other}"),
     };
     name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(end: End, stopped: Option<Stop>) -> Outcome {
+        Outcome::Ended(Status { id: String::new(), end, stopped, killed_processes: 0, report: String::new() })
+    }
+
+    #[test]
+    fn only_the_agents_own_program_is_taken_as_killed() {
+        let by_signal = ended(End::Signaled(9), None);
+        let git_by_signal = ended(End::Exited(137), None);
+        let stopped = ended(End::Signaled(9), Some(Stop::Deadline));
+        let failed = ended(End::Exited(1), None);
+        for (kind, expected) in [
+            (StepKind::Script, [false, false, false, false]),
+            (StepKind::ContainerScript, [true, false, false, false]),
+            (StepKind::Idempotent, [true, true, false, false]),
+        ] {
+            let killed = [&by_signal, &git_by_signal, &stopped, &failed].map(|outcome| kind.was_killed(outcome));
+            assert_eq!(killed, expected, "{kind:?}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
 use crate::shim;
 use crate::sys;
+use crate::token::Token;
 
 /// Everything that a later agent needs to resume a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,6 +39,13 @@ pub struct Record {
     pub tls: TlsFiles,
     /// The short token of the runner.
     pub short_token: String,
+    /// The configuration with which the job began: see [`crate::config::carried`]. Empty in the record of an earlier
+    /// version.
+    #[serde(default)]
+    pub configuration: String,
+    /// What stands for the runner's token: see [`crate::config::Runner::key`].
+    #[serde(default)]
+    pub key: Option<Token>,
     /// The payload as GitLab sent it.
     pub payload: String,
     /// Id of the request that returned the job.
@@ -50,6 +58,15 @@ pub struct Record {
     #[serde(default)]
     pub number: u32,
     pub progress: Progress,
+}
+
+/// How the agent that had a job before ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Predecessor {
+    /// It exited or died.
+    Ended,
+    /// It became this agent (SIGUSR2): the process is the same.
+    HandedOver,
 }
 
 /// The progress of a job. A field that an earlier version did not write gets its default.
@@ -333,6 +350,8 @@ mod tests {
             url: "https://gitlab.test".into(),
             tls: TlsFiles::default(),
             short_token: "abc".into(),
+            configuration: String::new(),
+            key: None,
             payload: "{\n}".into(),
             request_id: String::new(),
             concurrent: (0, 0),

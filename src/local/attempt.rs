@@ -208,6 +208,8 @@ impl Facts<'_> {
             url: String::new(),
             tls: Default::default(),
             short_token: String::new(),
+            configuration: String::new(),
+            key: None,
             payload: text,
             request_id: String::new(),
             concurrent: (0, 0),
@@ -235,6 +237,8 @@ impl Facts<'_> {
         };
         RunnerContext {
             runner,
+            // Nothing resumes a job of a local run.
+            carried: "".into(),
             system_id: "local".to_owned(),
             builds: tree.builds.clone(),
             caches: context.caches.clone(),

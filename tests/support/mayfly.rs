@@ -289,3 +289,14 @@ pub fn is_running(marker: &str) -> bool {
 pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
+
+/// Kills the processes of the agent's own program that work for a job under a shim. Returns how many there were.
+pub fn kill_workers(job: i64) -> usize {
+    let all = shims(job);
+    let parent = |pid: &String| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().to_owned())
+    };
+    let workers = all.iter().filter(|pid| parent(pid).is_some_and(|parent| all.contains(&parent)));
+    workers.filter(|pid| Command::new("kill").args(["-9", pid]).status().is_ok_and(|status| status.success())).count()
+}

@@ -48,7 +48,7 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Re
 }
 
 /// True if the process ended in time.
-fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+pub fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let until = Instant::now() + timeout;
     loop {
         let left = until.saturating_duration_since(Instant::now());

@@ -23,7 +23,7 @@ use crate::journal::shutdown::{ShutdownPhase, ShutdownReason};
 use crate::monitor::machine;
 use crate::sys;
 
-pub use command::run_line;
+pub use command::{run_line, wait};
 pub use runner_managers::RunnerManager;
 pub use tracker::ShutdownTracker;
 

@@ -6,7 +6,7 @@ use super::console::{JobConsole, StdoutConsole};
 use super::create;
 use super::engine::spec::CreateContainer;
 use super::engine::{Engine, EngineAddress, Error};
-use super::retry::retry_when_disk_full;
+use super::retry::create_anew;
 use super::services::RunningService;
 use crate::failure::JobError;
 
@@ -38,8 +38,7 @@ pub struct PreparedContainer {
 impl PreparedContainer {
     /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
     pub fn create(&self, engine: &Engine) -> Result<(), JobError> {
-        self.remove(engine).map_err(|error| JobError::system(error.to_string()))?;
-        match retry_when_disk_full(|| engine.create_container(&self.name, self.platform.as_deref(), &self.request)) {
+        match create_anew(engine, &self.name, self.platform.as_deref(), &self.request, self.volume_keep) {
             Ok((_, warnings)) => {
                 warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
                 Ok(())

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::engine::Error;
+use super::engine::spec::CreateContainer;
+use super::engine::{Engine, Error};
 
 /// How often it is tried (gitlab-runner: three tries of a preparation).
 const ATTEMPTS: u32 = 3;
@@ -31,4 +32,20 @@ pub fn retry<T>(
 /// removed now.
 pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
     retry(work, Error::is_disk_full, |_| {})
+}
+
+/// Creates a container in the place of one that an earlier attempt left. The engine may still be creating that one, when
+/// the attempt was killed: then the name is taken a moment later. Returns its id, and warnings.
+pub fn create_anew(
+    engine: &Engine,
+    name: &str,
+    platform: Option<&str>,
+    request: &CreateContainer,
+    keep_volumes: bool,
+) -> Result<(String, Vec<String>), Error> {
+    let create = || {
+        engine.remove_container(name, keep_volumes)?;
+        engine.create_container(name, platform, request)
+    };
+    retry(create, |error| error.is_disk_full() || error.is_conflict(), |_| {})
 }

@@ -1,5 +1,6 @@
 //! Running git: without a shell, with an environment and options that nothing in the work tree can change.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -33,7 +34,8 @@ pub fn run_in(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Resul
     let status = command(plan, directory, arguments).status()?;
     match status.code() {
         Some(0) => Ok(()),
-        code => Err(SourcesError::Git(code.unwrap_or(-1))),
+        // As a shell has it.
+        code => Err(SourcesError::Git(code.or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1))),
     }
 }
 

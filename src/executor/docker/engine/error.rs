@@ -126,6 +126,11 @@ impl Error {
         self.status() == Some(404)
     }
 
+    /// What was asked for does not go together with what there is: a name is taken, something is in use.
+    pub fn is_conflict(&self) -> bool {
+        self.status() == Some(409)
+    }
+
     /// The engine's disk is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Answer { message, .. } if message.contains("no space left on device"))

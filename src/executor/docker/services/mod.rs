@@ -13,7 +13,7 @@ use super::create::{self, ContainerSettings, NetworkMode};
 use super::engine::containers::Container;
 use super::engine::{Engine, Error};
 use super::images::ImageProvider;
-use super::retry::retry_when_disk_full;
+use super::retry::{create_anew, retry_when_disk_full};
 use crate::config::docker::Docker;
 use crate::failure::JobError;
 use plan::ServicePlan;
@@ -77,8 +77,7 @@ impl ServiceStarter<'_> {
         request.host_config.init = self.init.then_some(true);
         let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
         let platform = Some(planned.resolved.platform.as_str()).filter(|platform| !platform.is_empty());
-        self.engine.remove_container(&container_name, false).map_err(|error| failed(name, &error))?;
-        let created = retry_when_disk_full(|| self.engine.create_container(&container_name, platform, &request));
+        let created = create_anew(self.engine, &container_name, platform, &request, false);
         let (id, warnings) = created.map_err(|error| create::create_error(&format!("service {name}"), &error))?;
         warnings.iter().for_each(|warning| self.console.warning(&format!("service {name}: {warning}")));
         if let Err(error) = retry_when_disk_full(|| self.engine.start_container(&id)) {

@@ -1,0 +1,218 @@
+//! A configuration comes into force: clients for the servers, the surroundings of jobs, and pollers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::fitness::{FitnessCheck, Requirements, ScriptRunner};
+use super::notices::Availability;
+use super::poller::Poller;
+use super::readiness::Readiness;
+use super::{Agent, confinement, metadata_blocking};
+use crate::config::{Config, Loaded, Runner, Severity, carried};
+use crate::coordinator::gitlab::{GitLab, Info};
+use crate::executor::cgroup::CgroupParents;
+use crate::executor::docker::Docker;
+use crate::executor::docker::names::Owner;
+use crate::executor::docker::removal::ContainerRemovals;
+use crate::executor::roots;
+use crate::executor::shell::Shell;
+use crate::job::cache::s3::S3Store;
+use crate::job::context::{JobExecutor, RunnerContext};
+use crate::monitor::metrics::RunnerLabels;
+
+impl Agent {
+    /// Applies a configuration: starts new pollers, while requests in flight and running jobs keep the old settings.
+    /// Errors: a runner cannot be set up; then nothing has changed.
+    pub(super) fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
+        for finding in &loaded.findings {
+            let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
+            log::log!(level, "{}: {finding}", loaded.config.path.display());
+        }
+        let config = loaded.config;
+        if config.runners.is_empty() {
+            log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
+        }
+        let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;
+        let mut servers = Vec::new();
+        let mut contexts = Vec::new();
+        for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
+            let runner = Arc::new(runner.clone());
+            let gitlab = self.server(&config, &runner)?;
+            contexts.push(RunnerContext {
+                metadata_block: metadata_block.clone(),
+                ..self.context(&config, &runner, &gitlab)?
+            });
+            servers.push((runner, gitlab));
+        }
+        let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
+        self.monitoring.listen(listen_address.map(String::as_str).filter(|address| !address.is_empty()))?;
+        self.slots.set_concurrent(config.concurrent);
+        self.slots.set_polling_runners(u32::try_from(servers.len()).unwrap_or(u32::MAX));
+        self.lifetime.bounds = self.options.bounds(&config);
+        self.slots.set_max_builds(self.lifetime.bounds.max_builds);
+        self.servers = servers;
+        self.contexts = contexts;
+        self.config = config;
+        self.unconfigured = None;
+        if let Err(error) = carried::keep_settings(&self.config) {
+            log::warn!("cannot keep the settings for a start without a usable configuration error={error}");
+        }
+        if let Some(recovered) = self.recovered.take() {
+            self.sweep_containers(&recovered);
+        }
+        let of_runners =
+            self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
+        let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
+        self.monitoring.record_configuration(&self.config, directories.collect());
+        let runners: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
+        self.status.keep_only(&runners);
+        self.start_readiness_check();
+        self.start_pollers();
+        Ok(())
+    }
+
+    /// Starts the pollers, unless the instance shuts down, is in standby or is not ready.
+    pub(super) fn start_pollers(&mut self) {
+        self.pollers.stop(&self.slots);
+        self.pollers = Arc::default();
+        if self.shutdown.is_some()
+            || self.unconfigured.is_some()
+            || !matches!(self.availability, Availability::Available)
+            || self.readiness == Readiness::Waiting
+        {
+            return;
+        }
+        self.has_polled = true;
+        for ((runner, gitlab), context) in self.servers.iter().zip(&self.contexts) {
+            for _ in 0..runner.request_concurrency {
+                if let Err(error) = self.poller(runner, gitlab, context).start() {
+                    log::error!("cannot start the polling thread runner={} error={error}", runner.name);
+                }
+            }
+        }
+    }
+
+    /// The GitLab client of a runner. A reload keeps the client, because it holds the queue state that GitLab returned
+    /// (`last_update`).
+    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<GitLab>, String> {
+        let known = self.servers.iter().find(|(known, _)| {
+            known.url == runner.url
+                && known.token == runner.token
+                && known.tls == runner.tls
+                && known.labels == runner.labels
+                && known.executor == runner.executor
+        });
+        if let Some((_, gitlab)) = known {
+            return Ok(Arc::clone(gitlab));
+        }
+        gitlab(config, runner).map(Arc::new)
+    }
+
+    pub(super) fn context(
+        &self,
+        config: &Config,
+        runner: &Arc<Runner>,
+        gitlab: &Arc<GitLab>,
+    ) -> Result<RunnerContext, String> {
+        let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+        confinement::warn(runner, &self.options.working_directory, &self.parents);
+        let [builds, caches] = directories_of(&self.options.working_directory, runner);
+        if let Some(user) = executor.user() {
+            for directory in [&builds, &caches] {
+                if let Some(why) = roots::warning(directory, user) {
+                    log::warn!("runner `{}`: {why}", runner.name);
+                }
+            }
+        }
+        let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
+            log::warn!("runner `{}`: {why}", runner.name);
+            None
+        });
+        let user = self.options.user.as_deref().or(config.user.as_deref());
+        let carried = carried::of_job(runner, user, config.concurrent, [&builds, &caches]);
+        Ok(RunnerContext {
+            carried: carried.into(),
+            caches,
+            store: store.map(Arc::new),
+            runner: Arc::clone(runner),
+            system_id: self.system_id.clone(),
+            builds,
+            local: None,
+            coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
+            executor,
+            identity: self.identity.clone(),
+            metadata_block: None,
+        })
+    }
+
+    /// The executor of a runner. Errors: the configuration of the executor is not usable.
+    fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn JobExecutor>, String> {
+        let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
+        let user = self.options.user.as_deref().or(config.user.as_deref());
+        executor_of(runner, user, config.concurrent, parents, (self.owner.clone(), self.removals.clone()))
+    }
+
+    fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &RunnerContext) -> Poller {
+        Poller {
+            runner: Arc::clone(runner),
+            gitlab: Arc::clone(gitlab),
+            context: context.clone(),
+            check_interval: self.config.check_interval,
+            pollers: Arc::clone(&self.pollers),
+            slots: Arc::clone(&self.slots),
+            jobs: Arc::clone(&self.jobs),
+            events: self.events.clone(),
+            fitness_check: FitnessCheck::new(self.requirements(runner, context)),
+            max_system_failures: self.config.mayfly.fitness.max_system_failures,
+            status: Arc::clone(&self.status),
+        }
+    }
+
+    /// What the jobs of a runner need on this machine.
+    fn requirements(&self, runner: &Runner, context: &RunnerContext) -> Requirements {
+        let user = self.options.user.as_deref().or(self.config.user.as_deref());
+        let (builds, caches) = (context.builds.clone(), context.caches.clone());
+        Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
+    }
+}
+
+/// The executor of a runner, for jobs that run as `user`, in one of so many slots. Errors: the configuration of the executor is not usable.
+pub(super) fn executor_of(
+    runner: &Runner,
+    user: Option<&str>,
+    slots: u32,
+    parents: CgroupParents,
+    (owner, removals): (Owner, ContainerRemovals),
+) -> Result<Arc<dyn JobExecutor>, String> {
+    match runner.executor.has_containers() {
+        true => Ok(Arc::new(Docker::new(runner, owner, removals, parents)?)),
+        false => Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, slots, parents)?)),
+    }
+}
+
+/// Creates the GitLab client of a runner. Errors: its URL or certificates are not usable.
+pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
+    let shell = runner.shell.as_deref().unwrap_or("bash");
+    let info = Info::new(runner.executor, shell, &runner.labels);
+    GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
+        .map_err(|error| format!("runner `{}`: {error}", runner.name))
+}
+
+/// The root directories for builds and local caches of a runner on this machine. For containers, `builds_dir` and
+/// `cache_dir` are paths inside the container, so other keys give the paths on the machine.
+pub fn directories_of(working_directory: &Path, runner: &Runner) -> [PathBuf; 2] {
+    let (builds, caches) = match runner.executor.has_containers() {
+        true => (&runner.container_builds_dir, &runner.container_cache_dir),
+        false => (&runner.builds_dir, &runner.cache_dir),
+    };
+    let below =
+        |given: &Option<PathBuf>, usual: &str| working_directory.join(given.as_deref().unwrap_or(Path::new(usual)));
+    [below(builds, "builds"), below(caches, "cache")]
+}
+
+/// The absolute working directory. Errors: it does not exist.
+pub fn working_directory(given: Option<&Path>) -> Result<PathBuf, String> {
+    let given = given.unwrap_or(Path::new("."));
+    fs::canonicalize(given).map_err(|error| format!("working directory {}: {error}", given.display()))
+}

@@ -1,0 +1,186 @@
+//! SIGUSR2: the agent becomes the program file on disk, which resumes its jobs from the journal.
+//!
+//! The new program first tries whether it can start with the configuration. If it cannot, the agent stays: otherwise a
+//! broken file would end a healthy agent at an upgrade.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::signals::{self, SignalRequest};
+use super::termination::wait;
+use super::{Agent, Event, STACK};
+use crate::journal::Predecessor;
+use crate::sys;
+
+/// How long the new program may take to try the configuration: it fetches tokens, too.
+const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of its error that are read.
+const ERROR_MAX: u64 = 4096;
+
+/// The file in the state directory that tells the new program that it was handed the jobs.
+const MARK: &str = "handed-over";
+
+/// Whether the agent is about to hand over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum HandOver {
+    /// Nobody asked for it.
+    #[default]
+    None,
+    /// The new program tries the configuration.
+    Validating,
+}
+
+/// What became of the agent before this one; forgotten with the first call.
+pub(super) fn predecessor(state: &Path) -> Predecessor {
+    let mark = state.join(MARK);
+    let text = fs::read_to_string(&mark).unwrap_or_default();
+    let _ = fs::remove_file(&mark);
+    // A process that becomes another program keeps its number and its start.
+    match !text.is_empty() && Some(text) == process() {
+        true => Predecessor::HandedOver,
+        false => Predecessor::Ended,
+    }
+}
+
+/// What names this process for as long as the machine is up.
+fn process() -> Option<String> {
+    let pid = std::process::id();
+    Some(format!("{pid} {}", sys::start_time(pid.cast_signed())?))
+}
+
+fn leave_mark(state: &Path) {
+    let written = process().map_or(Ok(()), |process| fs::write(state.join(MARK), process));
+    if let Err(error) = written {
+        log::warn!("cannot note the hand-over; the new program counts it as a death of the agent error={error}");
+    }
+}
+
+/// The program file that this process was started from, or what has taken its place.
+fn program() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let text = program.display().to_string();
+    text.strip_suffix(" (deleted)").map(PathBuf::from).unwrap_or(program)
+}
+
+impl Agent {
+    /// Has the new program try whether it can start with the configuration.
+    pub(super) fn prepare_hand_over(&mut self) {
+        // The new program would not know about the shutdown.
+        if let Some(shutdown) = &self.shutdown {
+            log::info!("shutting down; the new program is used by the next start reason={}", shutdown.reason());
+            return;
+        }
+        if self.hand_over == HandOver::Validating {
+            return;
+        }
+        let events = self.events.clone();
+        let validate = move || {
+            let _ = events.send(Event::NewProgramValidated(validate(&program())));
+        };
+        match thread::Builder::new().name("validate".to_owned()).stack_size(STACK).spawn(validate) {
+            Ok(_) => self.hand_over = HandOver::Validating,
+            Err(error) => log::error!("hand-over refused: no thread to validate the new program error={error}"),
+        }
+    }
+
+    /// Replaces this process by the program file on disk, unless that cannot start. Jobs keep running under their shims,
+    /// and the new program resumes them from the journal, as after a crash. The agent waits for requests in flight first,
+    /// because each may bring a job.
+    pub(super) fn hand_over(&mut self, validated: Result<(), String>) -> Option<ExitCode> {
+        self.hand_over = HandOver::None;
+        if self.shutdown.is_some() {
+            return None;
+        }
+        if let Err(why) = validated {
+            log::error!(
+                "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
+                 path={} error={why}",
+                program().display()
+            );
+            return None;
+        }
+        log::info!("handing over to the new program on disk running={}", self.slots.jobs());
+        self.pollers.stop(&self.slots);
+        self.supervisor.reloading();
+        loop {
+            let waits = self.slots.requests() > 0 || self.rotation.is_running();
+            // The new program would not receive the events that have arrived, so they are handled now.
+            let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
+            match event {
+                Some(Event::Notice(notice)) => self.handle_notice(notice),
+                // A stop signal cancels the handover.
+                Some(event @ Event::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
+                    return self.handle_event(event);
+                }
+                None if !waits => break,
+                _ => {}
+            }
+        }
+        let program = program();
+        let mut next = Command::new(&program);
+        next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
+        leave_mark(&self.state_dir);
+        let error = sys::exec_holding(next, signals::handled());
+        let _ = fs::remove_file(self.state_dir.join(MARK));
+        log::error!(
+            "cannot start the new program on disk; continuing with this one path={} error={error}",
+            program.display()
+        );
+        self.supervisor.ready();
+        self.reload();
+        None
+    }
+}
+
+/// Has a program try whether it can start as this one was started. Errors: why it cannot.
+fn validate(program: &Path) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.args(std::env::args_os().skip(1)).arg("--validate");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let ended = sys::pidfd_open(child.id().cast_signed()).and_then(|pidfd| wait(pidfd.as_fd(), VALIDATION_TIMEOUT));
+    if !ended.unwrap_or(false) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!("it did not end within {} s", VALIDATION_TIMEOUT.as_secs()));
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    if let Some(error) = child.stderr.take() {
+        let _ = error.take(ERROR_MAX).read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let said = text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ");
+    Err(if said.is_empty() { status.to_string() } else { said.trim_start_matches("mayfly: ").to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_became_another_program_is_told_from_one_that_died() {
+        let state = tempfile::tempdir().expect("a directory");
+        assert_eq!(predecessor(state.path()), Predecessor::Ended);
+        leave_mark(state.path());
+        assert_eq!(predecessor(state.path()), Predecessor::HandedOver);
+        assert_eq!(predecessor(state.path()), Predecessor::Ended, "told once");
+        fs::write(state.path().join(MARK), "1 1").expect("written");
+        assert_eq!(predecessor(state.path()), Predecessor::Ended, "the mark of another process");
+    }
+
+    #[test]
+    fn a_program_that_cannot_start_tells_why() {
+        assert_eq!(validate(Path::new("/bin/true")), Ok(()));
+        assert_eq!(validate(Path::new("/bin/false")), Err("exit status: 1".to_owned()));
+        assert!(validate(Path::new("/nonexistent")).expect_err("missing").contains("cannot be started"));
+    }
+}

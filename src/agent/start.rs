@@ -1,0 +1,98 @@
+//! How the agent begins: what an earlier agent left comes first, then the configuration.
+//!
+//! A job in the journal has all it needs there. So it is resumed and reported also when the configuration cannot be used or
+//! a token cannot be fetched; polling starts once both are there.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use super::reload::FetchReason;
+use super::{Agent, Options, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
+use crate::config::{self, Config, Loaded, carried};
+use crate::instance::aws::secrets;
+use crate::instance::{self, Requirement};
+use crate::journal;
+use crate::journal::shutdown as shutdown_state;
+use crate::sys;
+
+/// Lives until it is time to leave. `loaded` is the configuration, or why it cannot be used. Errors: the agent cannot
+/// begin; why, and what to do.
+pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode, String> {
+    let supervisor = super::Supervisor::from_environment();
+    let (config, loaded) = match loaded {
+        Ok(loaded) => (loaded.config.clone(), Ok(loaded)),
+        Err(why) => (settings_to_finish_with(&options.config).ok_or_else(|| why.clone())?, Err(why)),
+    };
+    let state = config::state_dir(&config);
+    let unusable = |error: std::io::Error| {
+        format!("the state directory {} cannot be used: {error}; set `state_dir` below [mayfly]", state.display())
+    };
+    job_manager::prepare_state(&state).map_err(unusable)?;
+    let _lock = lock(&state)?;
+    let predecessor = hand_over::predecessor(&state);
+    let (events, inbox) = mpsc::channel();
+    signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
+    watch::watch(&options.config, events.clone());
+    let requirement = Requirement::of(config.leave.strategy);
+    let instance = instance::find(config.mayfly.aws.as_ref(), requirement)?;
+    let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
+    let mut agent = Agent::new(instance, options, &config, state, supervisor, (events, inbox));
+    if let Some(earlier) = earlier {
+        agent.resume_shutdown(earlier);
+    }
+    agent.recover(&config, predecessor);
+    agent.watch_instance();
+    agent.start_with(loaded)?;
+    agent.run_loop()
+}
+
+/// The agent's own settings when the configuration cannot be used; `None` when an earlier agent left nothing to finish.
+fn settings_to_finish_with(path: &Path) -> Option<Config> {
+    let settings = carried::last_settings(path).ok()?;
+    let state = config::state_dir(&settings);
+    let has_work = !journal::slots(&state).is_empty() || shutdown_state::path(&state).exists();
+    has_work.then_some(settings)
+}
+
+impl Agent {
+    /// Begins with a configuration, or without one as long as there are jobs to finish or a shutdown to resume. Errors:
+    /// there is nothing to do without one.
+    fn start_with(&mut self, loaded: Result<Loaded, String>) -> Result<(), String> {
+        let must_finish = self.slots.jobs() > 0 || self.shutdown.is_some();
+        let adopted = match loaded {
+            Ok(loaded) if loaded.config.has_stored_tokens() && must_finish => {
+                // What is to be finished does not wait for AWS.
+                self.await_configuration("the runner tokens are being fetched".to_owned());
+                self.fetch_tokens(loaded, FetchReason::Reload);
+                return Ok(());
+            }
+            Ok(mut loaded) => {
+                secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| self.adopt_configuration(loaded))
+            }
+            Err(why) => Err(why),
+        };
+        match adopted {
+            Err(why) if must_finish => {
+                log::error!(
+                    "the configuration cannot be used; finishing without it, polling starts once it can running={} error={why}",
+                    self.slots.jobs()
+                );
+                self.await_configuration(why);
+                Ok(())
+            }
+            adopted => adopted,
+        }
+    }
+}
+
+/// Locks the state directory, because two agents would run the same jobs. Errors: another agent holds the lock.
+fn lock(state: &Path) -> Result<File, String> {
+    let path = state.join("lock");
+    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    file.try_lock().map_err(|_| {
+        format!("another mayfly runs with the state directory {}; stop it, or set another `state_dir`", state.display())
+    })?;
+    Ok(file)
+}

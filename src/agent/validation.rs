@@ -1,0 +1,41 @@
+//! Whether an agent can start with a configuration (`mayfly run --validate`): asked by the agent that is about to hand over.
+
+use std::time::Duration;
+
+use super::configuration::executor_of;
+use super::{Options, gitlab, metadata_blocking};
+use crate::config::{self, Loaded, Severity};
+use crate::executor::cgroup::CgroupParents;
+use crate::executor::docker::names::Owner;
+use crate::executor::docker::removal::ContainerRemovals;
+use crate::instance::aws::secrets;
+use crate::instance::metadata_block::check_tool;
+use crate::instance::{self, Requirement};
+
+/// How long fetching a token may take.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Tries everything that can keep an agent from taking jobs with this configuration, and changes nothing. What the running
+/// agent holds, as its state directory and its address for metrics, is not tried. Errors: why it cannot start.
+pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
+    if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
+        log::warn!("{}: {unusable}", loaded.config.path.display());
+    }
+    let config = &mut loaded.config;
+    instance::find(config.mayfly.aws.as_ref(), Requirement::of(config.leave.strategy))?;
+    secrets::fill_in(config, TOKEN_TIMEOUT)?;
+    if config.mayfly.block_instance_metadata {
+        metadata_blocking::job_users(config, options.user.as_deref())?;
+        check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;
+    }
+    let user = options.user.as_deref().or(config.user.as_deref());
+    let owner =
+        Owner { instance: String::new(), state: config::state_dir(config).display().to_string(), life: String::new() };
+    for runner in &config.runners {
+        gitlab(config, runner)?;
+        let made_by = (owner.clone(), ContainerRemovals::default());
+        executor_of(runner, user, config.concurrent, CgroupParents::default(), made_by)
+            .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+    }
+    Ok(())
+}

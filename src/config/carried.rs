@@ -1,0 +1,178 @@
+//! Configuration that outlives its file: what a job and the agent itself need when `config.toml` cannot be used any more.
+//!
+//! A job in the journal carries the table of its runner, as a `config.toml` with that runner alone. The agent keeps its
+//! own settings, all but `[[runners]]`, in the state directory. Neither holds a runner's token.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::{Config, Runner, state_dir};
+
+/// The file in the state directory with the agent's own settings.
+const SETTINGS: &str = "settings.toml";
+
+/// Keys of a runner that tell of its token.
+const OF_TOKEN: [&str; 3] = ["token", "token_obtained_at", "token_expires_at"];
+
+/// The tables of a file without tokens: the agent's own settings, and each of `[[runners]]`.
+pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
+    let Ok(mut settings) = text.parse::<Table>() else { return Default::default() };
+    let runners = match settings.remove("runners") {
+        Some(Value::Array(runners)) => runners,
+        _ => Vec::new(),
+    };
+    let table = |runner: Value| match runner {
+        Value::Table(mut table) => {
+            OF_TOKEN.iter().for_each(|key| drop(table.remove(*key)));
+            table
+        }
+        _ => Table::new(),
+    };
+    (settings, runners.into_iter().map(table).collect())
+}
+
+/// The configuration that a job of this runner carries: it runs as `user`, with these directories, in one of `concurrent`
+/// slots.
+pub fn of_job(runner: &Runner, user: Option<&str>, concurrent: u32, [builds, caches]: [&Path; 2]) -> String {
+    let mut table = runner.written.clone();
+    let text = |text: &str| Value::String(text.to_owned());
+    // Variables in them may mean something else to a later agent.
+    table.insert("url".to_owned(), text(&runner.url));
+    table.insert("token".to_owned(), text(&runner.token.short()));
+    // A relative directory is below the working directory of the agent that took the job.
+    let directories = [("builds_dir", builds), ("cache_dir", caches)];
+    let directories = directories.map(|(key, path)| (key.to_owned(), Value::String(path.display().to_string())));
+    if runner.executor.has_containers() {
+        let own = table.entry("mayfly").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(own) = own {
+            own.extend(directories);
+        }
+    } else {
+        table.extend(directories);
+    }
+    let mut whole = Table::new();
+    whole.insert("concurrent".to_owned(), Value::Integer(concurrent.into()));
+    if let Some(user) = user {
+        whole.insert("user".to_owned(), text(user));
+    }
+    whole.insert("runners".to_owned(), Value::Array(vec![Value::Table(table)]));
+    whole.to_string()
+}
+
+/// The runner of a job, as the job carries it; `None` where it carries none, or one that this version cannot read.
+/// `path` is the configuration file, beside which certificates may be.
+pub fn runner_of_job(path: &Path, text: &str) -> Option<(Config, Runner)> {
+    let config = Config::parse(path, text).ok()?;
+    let runner = config.runners.first()?.clone();
+    Some((config, runner))
+}
+
+/// Keeps the agent's own settings for a start without a usable file. Errors: the state directory cannot be written.
+pub fn keep_settings(config: &Config) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let path = state_dir(config).join(SETTINGS);
+    let text = config.settings.to_string();
+    if fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    let draft = path.with_extension("draft");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&draft, &path)
+}
+
+/// The agent's own settings when the file at `path` cannot be used: those that were in force last, without runners; or
+/// defaults. Errors: not even these can be.
+pub fn last_settings(path: &Path) -> Result<Config, super::Error> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut defaults = Config::parse(path, "")?;
+    defaults.mayfly.state_dir = salvaged_state_dir(&text);
+    let kept = fs::read_to_string(state_dir(&defaults).join(SETTINGS)).unwrap_or_default();
+    let Ok(mut settings) = Config::parse(path, &kept) else { return Ok(defaults) };
+    settings.mayfly.state_dir = defaults.mayfly.state_dir;
+    Ok(settings)
+}
+
+/// `state_dir` in a text that is not TOML as a whole: what can be read of its table, or its line there.
+fn salvaged_state_dir(text: &str) -> Option<PathBuf> {
+    let in_lines = || {
+        let mut own = text.lines().skip_while(|line| line.trim() != "[mayfly]").skip(1);
+        let mut own = own.by_ref().take_while(|line| !line.trim_start().starts_with('['));
+        own.find_map(|line| line.parse::<Table>().ok()?.get("state_dir")?.as_str().map(str::to_owned))
+    };
+    let in_table = || {
+        let (table, _) = DeTable::parse_recoverable(text);
+        let DeValue::Table(own) = table.get_ref().get("mayfly")?.get_ref() else { return None };
+        let DeValue::String(directory) = own.get("state_dir")?.get_ref() else { return None };
+        Some(directory.to_string())
+    };
+    in_table().or_else(in_lines).filter(|directory| !directory.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ExecutorKind;
+
+    const TEXT: &str = "concurrent = 3\nuser = \"ci\"\n[mayfly]\nmax_builds = 5\n\
+        [[runners]]\nname = \"first\"\nurl = \"https://h\"\ntoken = \"glrt-first-token\"\nexecutor = \"shell\"\n\
+        environment = [\"A=1\"]\n[runners.machine]\nMaxBuilds = 7\n\
+        [[runners]]\nname = \"second\"\nurl = \"https://h\"\ntoken = \"glrt-second-token\"\nexecutor = \"docker\"\n\
+        token_expires_at = 2030-01-01T00:00:00Z\n[runners.docker]\nimage = \"i\"\nmemory = \"1g\"\n\
+        [runners.mayfly]\nconfined_uid = 777\n";
+
+    fn config() -> Config {
+        Config::parse(Path::new("/etc/x/config.toml"), TEXT).expect("a configuration")
+    }
+
+    #[test]
+    fn a_job_carries_its_runner_without_the_token() {
+        let config = config();
+        for (index, name) in ["first", "second"].into_iter().enumerate() {
+            let runner = &config.runners[index];
+            let text = of_job(runner, Some("ci"), 3, [Path::new("/w/builds"), Path::new("/w/cache")]);
+            assert!(!text.contains(runner.token.reveal()), "{text}");
+            let (carried, same) = runner_of_job(&config.path, &text).expect("readable");
+            assert_eq!((same.name.as_str(), &same.url, same.token.short()), (name, &runner.url, runner.token.short()));
+            assert_eq!((carried.concurrent, carried.user.as_deref()), (3, Some("ci")));
+            assert_eq!((same.environment.clone(), same.confined), (runner.environment.clone(), runner.confined));
+            assert_eq!((&same.docker_text, same.token_life), (&runner.docker_text, None));
+            let directories = match same.executor {
+                ExecutorKind::Docker => [same.container_builds_dir, same.container_cache_dir],
+                _ => [same.builds_dir, same.cache_dir],
+            };
+            assert_eq!(directories, [Some("/w/builds".into()), Some("/w/cache".into())]);
+        }
+        assert!(runner_of_job(&config.path, "").is_none());
+    }
+
+    #[test]
+    fn the_agents_own_settings_outlive_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, state) = (directory.path().join("config.toml"), directory.path().join("state"));
+        fs::create_dir(&state).expect("made");
+        let own = format!("[mayfly]\nstate_dir = {:?}\n", state.display().to_string());
+        let text = TEXT.replace("[mayfly]\n", &own);
+        keep_settings(&Config::parse(&path, &text).expect("a configuration")).expect("kept");
+        assert!(!fs::read_to_string(state.join(SETTINGS)).expect("kept").contains("token"));
+        for broken in [
+            text.replace("concurrent = 3", "concurrent = \"many\""),
+            text.replace("concurrent = 3", "concurrent = = 3"),
+            format!("{text}\n[runners.docker\nx"),
+            format!("[[runners]\n{text}"),
+        ] {
+            assert!(Config::parse(&path, &broken).is_err(), "{broken}");
+            fs::write(&path, &broken).expect("written");
+            let settings = last_settings(&path).expect("settings");
+            assert_eq!(settings.mayfly.state_dir.as_ref(), Some(&state), "{broken}");
+            assert_eq!((settings.lifetime.max_builds, settings.runners.len()), (Some(5), 0), "{broken}");
+        }
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(last_settings(&path).expect("defaults").lifetime.max_builds, None);
+    }
+}

@@ -1,0 +1,204 @@
+//! Jobs outlive the configuration: they are resumed, finished and reported when `config.toml` cannot be used, and a
+//! hand-over does not happen then.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::gitlab::{Fault, GitLab};
+use crate::support::job::{job, until_there};
+use crate::support::mayfly::{Agent, Home, read};
+
+/// Files that no agent can use.
+const BROKEN: [&str; 3] = ["concurrent = \"many\"\n", "concurrent = = 1\n", "[[runners]\n"];
+
+/// An agent that died over a job which waits for the file `go`.
+fn dead_agent(home: &Home, gitlab: &GitLab) -> i64 {
+    let wait = until_there(home.path("go").display());
+    let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    id
+}
+
+fn go(home: &Home) {
+    fs::write(home.path("go"), "").expect("written");
+}
+
+fn assert_finished(gitlab: &GitLab, id: i64, agent: &Agent) {
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}\n{}", job.log(), agent.log());
+    for line in ["begun", "finished", "after", "Job succeeded"] {
+        assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());
+    }
+}
+
+#[test]
+fn a_job_is_finished_and_reported_without_a_usable_configuration() {
+    std::thread::scope(|scope| {
+        for broken in BROKEN {
+            scope.spawn(move || {
+                let gitlab = GitLab::start();
+                let home = Home::new(&gitlab, "", "");
+                let id = dead_agent(&home, &gitlab);
+                let good = read(&home.config());
+                fs::write(home.config(), format!("{broken}{good}")).expect("written");
+                let waiting = gitlab.queue(job(&["true"]).build());
+                let mut next = home.start(&[]);
+                next.wait_for_log("the configuration cannot be used; finishing without it");
+                next.wait_for_log("job resumed from journal");
+                let polls = gitlab.count("POST jobs/request");
+                go(&home);
+                assert_finished(&gitlab, id, &next);
+                // There is nothing left to do without a configuration.
+                assert!(!next.wait().success(), "{}", next.log());
+                assert_eq!((gitlab.count("POST jobs/request"), gitlab.job_state(waiting).as_str()), (polls, "pending"));
+                gitlab.assert_strict();
+            });
+        }
+    });
+}
+
+#[test]
+fn polling_starts_once_the_configuration_is_mended() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "listen_address = \"127.0.0.1:0\"", "environment = [\"MARK=before\"]");
+    let id = dead_agent(&home, &gitlab);
+    let good = read(&home.config());
+    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("written");
+    let mut next = home.start(&[]);
+    next.wait_for_log("job resumed from journal");
+    fs::write(home.config(), good.replace("before", "after")).expect("written");
+    next.wait_for_log("configuration loaded");
+    go(&home);
+    assert_finished(&gitlab, id, &next);
+    let later = gitlab.queue(job(&["echo $MARK"]).build());
+    assert!(gitlab.finished(later).has("after"));
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_agent_without_work_does_not_start_with_a_broken_file() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    fs::write(home.config(), BROKEN[0]).expect("written");
+    let output = home.call(&["run", "--config", &home.config().display().to_string()]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("concurrent"));
+    assert!(!home.path("state").exists());
+}
+
+#[test]
+fn a_job_keeps_the_settings_it_began_with() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "environment = [\"MARK=before\"]\npost_build_script = \"echo $MARK the end\"");
+    let id = dead_agent(&home, &gitlab);
+    // Its runner is gone, and with it everything that was configured.
+    let other = read(&home.config()).replace("environment", "#").replace("post_build_script", "#");
+    fs::write(home.config(), other.replace("glrt-tokenOfTheRunner", "glrt-another-token")).expect("written");
+    let mut next = home.start(&[]);
+    next.wait_for_log("job resumed from journal");
+    let record = home.record();
+    assert!(!record.to_string().contains("glrt-tokenOfTheRunner"), "the token is in no journal: {record}");
+    go(&home);
+    assert_finished(&gitlab, id, &next);
+    assert!(gitlab.job(id).has("before the end"), "{}", gitlab.job(id).log());
+    next.signal("QUIT");
+    next.wait();
+}
+
+#[test]
+fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nconfined_uid = 64123\nconfined_memory = \"300m\"", "");
+    let wait = "for i in $(seq 1200); do [ -e go ] && break; sleep 0.1; done";
+    let artifacts = json!([{"name": "a", "paths": ["a.txt"], "artifact_type": "archive", "artifact_format": "zip"}]);
+    let script = job(&["echo begun; echo x >a.txt", wait, "echo finished"]).set("artifacts", artifacts);
+    let id = gitlab.queue(script.build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    let confinement = |home: &Home| {
+        let record = home.record();
+        let groups = record["progress"]["step"]["cgroups"].as_array().cloned().unwrap_or_default();
+        let limit = |group: &serde_json::Value| {
+            let group = std::path::PathBuf::from(group.as_str().expect("a path"));
+            let v1 = read(&group.join("memory.limit_in_bytes"));
+            v1 + &read(&group.join("memory.max"))
+        };
+        groups.iter().map(limit).collect::<String>()
+    };
+    fs::write(home.config(), format!("{}{}", BROKEN[0], read(&home.config()))).expect("written");
+    let mut next = home.start(&[]);
+    next.wait_for_log("job resumed from journal");
+    gitlab.fail("POST artifacts", [Fault::Slow(std::time::Duration::from_secs(5))]);
+    let project = home.path("builds");
+    let checkout = find(&project, "a.txt").expect("the project directory");
+    fs::write(checkout.with_file_name("go"), "").expect("written");
+    gitlab.wait_until("the upload", |_| home.record()["progress"]["section"] == "upload_artifacts_on_success");
+    gitlab.wait_until("limits", |_| !confinement(&home).is_empty());
+    let limits = confinement(&home);
+    assert!(limits.contains(&(300_u64 << 20).to_string()), "{limits}");
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.artifacts.len()), ("success", 1), "{}", job.log());
+    assert!(!next.wait().success(), "{}", next.log());
+}
+
+/// A file of this name below a directory.
+fn find(directory: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten();
+    entries.map(|entry| entry.path()).find_map(|path| match path.file_name()? {
+        found if found == name => Some(path.clone()),
+        _ if path.is_dir() => find(&path, name),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_hand_over_with_a_broken_file_is_refused_and_tells_why() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let wait = until_there(home.path("go").display());
+    let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    let good = read(&home.config());
+    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("written");
+    agent.wait_for_log("the one before stays in force");
+    agent.signal("USR2");
+    agent.wait_for_log("hand-over refused");
+    let refused = agent.log().lines().find(|line| line.contains("hand-over refused")).map(str::to_owned);
+    assert!(refused.is_some_and(|line| line.contains("concurrent")), "{}", agent.log());
+    assert!(!agent.log().contains("job resumed"), "{}", agent.log());
+    fs::write(home.config(), good).expect("written");
+    agent.wait_for_log("configuration loaded");
+    agent.signal("USR2");
+    agent.wait_for_log("job resumed from journal");
+    go(&home);
+    assert_finished(&gitlab, id, &agent);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn many_hand_overs_are_no_deaths_of_the_agent() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let wait = until_there(home.path("go").display());
+    let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    for round in 1..=7 {
+        agent.signal("USR2");
+        gitlab.wait_until("the next program", |_| agent.log().matches("job resumed from journal").count() == round);
+    }
+    go(&home);
+    assert_finished(&gitlab, id, &agent);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}

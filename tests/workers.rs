@@ -1,0 +1,104 @@
+//! The agent's own processes that work for a job are killed: what can be done again is, and the script is not blamed.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::docker::docker;
+use crate::support::gitlab::{Fault, GitLab};
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Home, is_running, kill_workers, nap};
+
+const AGAIN: &str = "was killed: for lack of memory, or by somebody; it is done again";
+
+/// A job whose artifacts take their time.
+fn with_artifacts(script: &[&str]) -> JobBuilder {
+    let artifact = json!({"name": "a", "paths": ["a.txt"], "artifact_type": "archive", "artifact_format": "zip"});
+    job(script).set("artifacts", json!([artifact]))
+}
+
+fn slow_uploads(gitlab: &GitLab, number: usize) {
+    gitlab.fail("POST artifacts", vec![Fault::Slow(Duration::from_secs(10)); number]);
+}
+
+fn wait_for_section(gitlab: &GitLab, home: &Home, section: &str) {
+    gitlab.wait_until(section, |_| home.record()["progress"]["section"] == section);
+}
+
+#[test]
+fn file_work_that_is_killed_is_done_again() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    slow_uploads(&gitlab, 1);
+    let id = gitlab.queue(with_artifacts(&["echo x >a.txt"]).build());
+    let mut agent = home.start(&["--once"]);
+    wait_for_section(&gitlab, &home, "upload_artifacts_on_success");
+    gitlab.wait_until("a worker", |_| kill_workers(id) > 0);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.artifacts.len()), ("success", 1), "{}", job.log());
+    assert!(job.has(AGAIN), "{}", job.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn file_work_that_is_killed_again_and_again_is_no_fault_of_the_script() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    slow_uploads(&gitlab, 10);
+    let id = gitlab.queue(with_artifacts(&["echo x >a.txt"]).build());
+    let mut agent = home.start(&["--once"]);
+    wait_for_section(&gitlab, &home, "upload_artifacts_on_success");
+    gitlab.wait_until("the end", |server| {
+        kill_workers(id);
+        server.job_state(id) == "failed"
+    });
+    let job = gitlab.job(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.has("was killed again and again"), "{}", job.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_script_that_kills_itself_is_to_blame() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let id = gitlab.queue(job(&["kill -9 $$"]).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("script_failure"), "{}", job.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_script_in_a_container_is_not_blamed_for_the_process_that_speaks_for_it() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the script", |_| is_running(&nap));
+    assert!(kill_workers(id) > 0);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.has("spoke with the container engine"), "{}", job.log());
+    assert!(agent.wait().success());
+    assert!(!is_running(&nap), "its container is removed");
+}
+
+#[test]
+fn a_container_is_got_ready_again_when_that_was_killed() {
+    let gitlab = GitLab::start();
+    let service = docker().image(&["EXPOSE 9999", "CMD [\"sleep\", \"600\"]"]);
+    let home = Home::with_containers(&gitlab, "", "wait_for_services_timeout = 10");
+    let services = json!([{"name": service, "alias": "quiet"}]);
+    let id = gitlab.queue(job(&["echo ran"]).set("services", services).build());
+    let mut agent = home.start(&["--once"]);
+    let is_preparing = || home.record()["progress"]["section"] == "prepare_executor";
+    gitlab.wait_until("a worker", |_| is_preparing() && kill_workers(id) > 0);
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(job.has(AGAIN) && job.has("ran"), "{}", job.log());
+    assert!(agent.wait().success());
+    let label = format!("label=com.gitlab.gitlab-runner.job.id={id}");
+    assert_eq!(docker().run(&["ps", "-aq", "--filter", &label]), "", "one of each, and none left");
+}
