@@ -4,20 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::contexts::{ContextFactory, OfferContexts};
 use super::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use super::notices::Availability;
 use super::poller::Poller;
 use super::readiness::Readiness;
-use super::{Agent, confinement, metadata_blocking};
-use crate::config::{Config, Loaded, Runner, Severity, carried};
+use super::server::Server;
+use super::{Agent, metadata_blocking};
+use crate::config::{Config, ExecutorKind, Loaded, Runner, Severity, carried};
+use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::Docker;
 use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::ContainerRemovals;
-use crate::executor::roots;
 use crate::executor::shell::Shell;
-use crate::job::cache::s3::S3Store;
 use crate::job::context::{JobExecutor, RunnerContext};
 use crate::monitor::metrics::RunnerLabels;
 
@@ -36,18 +37,19 @@ impl Agent {
         let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;
         let mut servers = Vec::new();
         let mut contexts = Vec::new();
+        let factory = self.factory();
         for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
             let runner = Arc::new(runner.clone());
-            let gitlab = self.server(&config, &runner)?;
-            contexts.push(RunnerContext {
-                metadata_block: metadata_block.clone(),
-                ..self.context(&config, &runner, &gitlab)?
-            });
-            servers.push((runner, gitlab));
+            let server = self.server(&config, &runner)?;
+            let coordinator = Arc::clone(&server.gitlab) as Arc<dyn Coordinator>;
+            contexts.push(factory.context(&config, &runner, coordinator, metadata_block.clone())?);
+            servers.push((runner, server));
         }
         let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
         self.monitoring.listen(listen_address.map(String::as_str).filter(|address| !address.is_empty()))?;
-        self.slots.set_concurrent(config.concurrent);
+        let of_pools = servers.iter().filter_map(|(_, server)| server.manager()?.capacity()).max();
+        let of_pools = of_pools.filter(|_| !config.concurrent_is_set);
+        self.slots.set_concurrent(of_pools.unwrap_or(config.concurrent));
         self.slots.set_polling_runners(u32::try_from(servers.len()).unwrap_or(u32::MAX));
         self.lifetime.bounds = self.options.bounds(&config);
         self.slots.set_max_builds(self.lifetime.bounds.max_builds);
@@ -84,9 +86,12 @@ impl Agent {
             return;
         }
         self.has_polled = true;
-        for ((runner, gitlab), context) in self.servers.iter().zip(&self.contexts) {
+        let config = Arc::new(self.config.clone());
+        for ((runner, server), context) in self.servers.iter().zip(&self.contexts) {
+            let block = context.metadata_block.clone();
+            let offers = Arc::new(OfferContexts::new(self.factory(), Arc::clone(&config), runner.position, block));
             for _ in 0..runner.request_concurrency {
-                if let Err(error) = self.poller(runner, gitlab, context).start() {
+                if let Err(error) = self.poller(runner, server, context, &offers).start() {
                     log::error!("cannot start the polling thread runner={} error={error}", runner.name);
                 }
             }
@@ -95,7 +100,7 @@ impl Agent {
 
     /// The GitLab client of a runner. A reload keeps the client, because it holds the queue state that GitLab returned
     /// (`last_update`).
-    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<GitLab>, String> {
+    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<Server>, String> {
         let known = self.servers.iter().find(|(known, _)| {
             known.url == runner.url
                 && known.token == runner.token
@@ -103,61 +108,39 @@ impl Agent {
                 && known.labels == runner.labels
                 && known.executor == runner.executor
         });
-        if let Some((_, gitlab)) = known {
-            return Ok(Arc::clone(gitlab));
+        if let Some((_, server)) = known {
+            return Ok(Arc::clone(server));
         }
-        gitlab(config, runner).map(Arc::new)
+        let needs_manager = runner.executor == ExecutorKind::FromManager;
+        let gitlab = Arc::new(gitlab(config, runner)?);
+        Ok(Arc::new(Server::new(gitlab, self.make_manager(config, runner), needs_manager)))
     }
 
-    pub(super) fn context(
-        &self,
-        config: &Config,
-        runner: &Arc<Runner>,
-        gitlab: &Arc<GitLab>,
-    ) -> Result<RunnerContext, String> {
-        let executor = self.executor(config, runner).map_err(|why| format!("runner `{}`: {why}", runner.name))?;
-        confinement::warn(runner, &self.options.working_directory, &self.parents);
-        let [builds, caches] = directories_of(&self.options.working_directory, runner);
-        if let Some(user) = executor.user() {
-            for directory in [&builds, &caches] {
-                if let Some(why) = roots::warning(directory, user) {
-                    log::warn!("runner `{}`: {why}", runner.name);
-                }
-            }
-        }
-        let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
-            log::warn!("runner `{}`: {why}", runner.name);
-            None
-        });
-        let user = self.options.user.as_deref().or(config.user.as_deref());
-        let carried = carried::of_job(runner, user, config.concurrent, [&builds, &caches]);
-        Ok(RunnerContext {
-            carried: carried.into(),
-            caches,
-            store: store.map(Arc::new),
-            runner: Arc::clone(runner),
+    /// What makes the surroundings of jobs.
+    pub(super) fn factory(&self) -> ContextFactory {
+        ContextFactory {
+            working_directory: self.options.working_directory.clone(),
+            user: self.options.user.clone(),
             system_id: self.system_id.clone(),
-            builds,
-            local: None,
-            coordinator: Arc::clone(gitlab) as Arc<dyn crate::coordinator::Coordinator>,
-            executor,
             identity: self.identity.clone(),
-            metadata_block: None,
-        })
+            owner: self.owner.clone(),
+            removals: self.removals.clone(),
+            parents: self.parents.clone(),
+        }
     }
 
-    /// The executor of a runner. Errors: the configuration of the executor is not usable.
-    fn executor(&self, config: &Config, runner: &Runner) -> Result<Arc<dyn JobExecutor>, String> {
-        let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
-        let user = self.options.user.as_deref().or(config.user.as_deref());
-        executor_of(runner, user, config.concurrent, parents, (self.owner.clone(), self.removals.clone()))
-    }
-
-    fn poller(&self, runner: &Arc<Runner>, gitlab: &Arc<GitLab>, context: &RunnerContext) -> Poller {
+    fn poller(
+        &self,
+        runner: &Arc<Runner>,
+        server: &Arc<Server>,
+        context: &RunnerContext,
+        offers: &Arc<OfferContexts>,
+    ) -> Poller {
         Poller {
             runner: Arc::clone(runner),
-            gitlab: Arc::clone(gitlab),
+            server: Arc::clone(server),
             context: context.clone(),
+            offers: Arc::clone(offers),
             check_interval: self.config.check_interval,
             pollers: Arc::clone(&self.pollers),
             slots: Arc::clone(&self.slots),

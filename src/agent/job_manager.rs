@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Event;
 use super::fitness::FailureStreaks;
+use super::offers::OfferedJob;
 use super::slots::Permit;
 use crate::coordinator::{JobHandle, JobState, TraceSummary};
 use crate::failure::{FailureReason, JobError};
@@ -81,6 +82,7 @@ impl JobManager {
         context: RunnerContext,
         body: Vec<u8>,
         request_id: String,
+        offered: Option<OfferedJob>,
     ) -> bool {
         let context = context.in_slot(permit.slot);
         let text = String::from_utf8_lossy(&body).into_owned();
@@ -95,11 +97,13 @@ impl JobManager {
                 return false;
             }
             Err(Undecodable { why, job: Some(job) }) => {
-                permit.begin_job();
-                self.count_job();
-                self.save_count();
-                metrics::job_received(&context.runner_labels(), &job.id, None);
-                self.fail_undecodable(permit, context, job, &why);
+                self.fail_received(
+                    permit,
+                    context,
+                    job,
+                    &format!("the payload of this job cannot be read: {why}"),
+                    offered,
+                );
                 return true;
             }
         };
@@ -115,6 +119,7 @@ impl JobManager {
             concurrent: self.assign_concurrent_ids(&context, &payload, None),
             began: sys::boottime(),
             number: self.count_job(),
+            offer: offered.as_ref().map(|offered| Box::new(offered.record())),
             progress: Progress::default(),
         };
         // Written before anything else: if the agent loses a job, GitLab waits an hour for it.
@@ -127,7 +132,7 @@ impl JobManager {
         let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
         let had_to_wait = waited.is_ok_and(|waited| waited > SHORT_QUEUE_TIME);
         self.instance.job_taken(if had_to_wait { JobDemand::More } else { JobDemand::One });
-        self.start(PendingJob { permit, context, record, payload, begin: Start::New(written) });
+        self.start(PendingJob { permit, context, record, payload, begin: Start::New(written), offered });
         true
     }
 
@@ -139,12 +144,13 @@ impl JobManager {
         record: Record,
         payload: Payload,
         predecessor: Predecessor,
+        offered: Option<OfferedJob>,
     ) {
         let context = context.in_slot(permit.slot);
         self.assign_concurrent_ids(&context, &payload, Some(record.concurrent));
         metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
-        self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor) });
+        self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor), offered });
     }
 
     /// Stops the scripts of all jobs, also of jobs that arrive later; the jobs upload their artifacts.
@@ -198,11 +204,17 @@ impl JobManager {
     }
 
     fn run_job(&self, task: PendingJob, control: &Arc<JobControl>) {
-        let PendingJob { permit, context, record, payload, begin } = task;
+        let PendingJob { permit, context, mut record, payload, mut begin, offered } = task;
         let (id, handle) = (payload.id, payload.handle());
         let (numbers, keys) = (record.concurrent, concurrent_id_scopes(&context, &payload));
         let directory = SlotDirectory::new(&self.state_dir, permit.slot);
         let (left, name) = (directory.clone(), name_of(&payload, record.began));
+        if let Some(offered) = &offered
+            && let Err(()) = self.take_over(offered, &mut record, &mut begin, &handle, &directory, control)
+        {
+            metrics::job_ended(&context.runner_labels(), id, "offer_void");
+            return self.release(permit, numbers, &keys);
+        }
         // A panic in one job must neither end the agent nor leave the job unreported.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
             Start::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
@@ -224,7 +236,80 @@ impl JobManager {
             fail_with_log(&context, &left, &handle, &why);
             self.failures.record(&context.runner_labels(), true);
         }
+        // A job whose end is not delivered is left to the next agent.
+        if let Some(offered) = offered.filter(|_| left.load().is_none()) {
+            offered.note_ended();
+        }
         self.release(permit, numbers, &keys);
+    }
+
+    /// Makes an offered job ours before anything of it runs. Errors: it is not ours, and nothing of it is left.
+    fn take_over(
+        &self,
+        offered: &OfferedJob,
+        record: &mut Record,
+        begin: &mut Start,
+        handle: &JobHandle,
+        directory: &SlotDirectory,
+        control: &JobControl,
+    ) -> Result<(), ()> {
+        let written = match begin {
+            Start::New(written) => written.as_ref().map_or_else(|error| Err(error.to_string()), |()| Ok(())),
+            Start::Resumed(_) => Ok(()),
+        };
+        if let Err(why) = &written {
+            // The manager offers it to another agent, whose disk is not full.
+            log::error!("cannot write the journal; the offered job is not accepted job={} error={why}", handle.id);
+        }
+        let accepted = match record.progress.accepted {
+            true => {
+                offered.note_accepted(handle);
+                true
+            }
+            false => written.is_ok() && offered.accept(handle, control),
+        };
+        if !accepted {
+            self.uncount_job();
+            if let Err(error) = directory.discard() {
+                log::error!("cannot remove the directory of a slot error={error}");
+            }
+            return Err(());
+        }
+        record.progress.accepted = true;
+        // The log goes on where the manager ended.
+        let trace = &offered.offer.trace;
+        if !trace.is_empty() && !directory.spool().exists() {
+            record.progress.acknowledged = trace.offset;
+            if let Err(error) = write_log_prefix(&directory.spool(), &trace.text) {
+                *begin = Start::New(Err(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// An offered job that is counted was not ours.
+    fn uncount_job(&self) {
+        {
+            let mut inner = self.lock();
+            inner.count.jobs = inner.count.jobs.saturating_sub(1);
+        }
+        self.save_count();
+    }
+
+    /// Fails a job that has just been received and cannot be run.
+    pub fn fail_received(
+        self: &Arc<Self>,
+        mut permit: Permit,
+        context: RunnerContext,
+        job: JobHandle,
+        why: &str,
+        offered: Option<OfferedJob>,
+    ) {
+        permit.begin_job();
+        self.count_job();
+        self.save_count();
+        metrics::job_received(&context.runner_labels(), &job.id, None);
+        self.fail_undecodable(permit, context, job, why, offered);
     }
 
     /// Fails a job that cannot start.
@@ -232,22 +317,41 @@ impl JobManager {
         let name = name_of(&task.payload, task.record.began);
         let directory = SlotDirectory::new(&self.state_dir, task.permit.slot);
         fail_job::stop_leftovers(&task.context, &directory, name);
-        fail(&task.context, &task.payload.handle(), why);
+        match task.offered.is_some() && !task.record.progress.accepted {
+            // The manager offers it to another agent.
+            true => log::error!("cannot start the offered job; it is not accepted job={} error={why}", task.payload.id),
+            false => fail(&task.context, &task.payload.handle(), why),
+        }
         self.failures.record(&task.context.runner_labels(), true);
         if let Err(error) = directory.discard() {
             log::error!("cannot remove the directory of a slot error={error}");
+        }
+        if let Some(offered) = &task.offered {
+            offered.note_ended();
         }
         self.release(task.permit, task.record.concurrent, &concurrent_id_scopes(&task.context, &task.payload));
     }
 
     /// Fails a job whose payload cannot be decoded; GitLab would wait an hour for it otherwise. Runs in its own thread,
     /// because GitLab may be slow.
-    fn fail_undecodable(self: &Arc<Self>, permit: Permit, context: RunnerContext, job: JobHandle, why: &str) {
-        let why = format!("the payload of this job cannot be read: {why}");
+    fn fail_undecodable(
+        self: &Arc<Self>,
+        permit: Permit,
+        context: RunnerContext,
+        job: JobHandle,
+        why: &str,
+        offered: Option<OfferedJob>,
+    ) {
+        let why = why.to_owned();
         let (jobs, told) = (Arc::clone(self), why.clone());
         let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&jobs.state_dir, permit.slot);
-            fail_with_log(&context, &directory, &job, &told);
+            if offered.as_ref().is_none_or(|offered| offered.accept_to_fail(&job)) {
+                fail_with_log(&context, &directory, &job, &told);
+            }
+            if let Some(offered) = offered {
+                offered.note_ended();
+            }
             drop(permit);
             let _ = jobs.events.send(Event::Changed);
         });
@@ -316,6 +420,8 @@ struct PendingJob {
     record: Record,
     payload: Payload,
     begin: Start,
+    /// The offer, of a job that a manager offers.
+    offered: Option<OfferedJob>,
 }
 
 enum Start {
@@ -339,6 +445,13 @@ fn spawn_job_thread<T: Send + 'static>(
     // The thread waits for the load.
     let _ = hand.send(load);
     Ok(())
+}
+
+/// Writes what a manager wrote into a job's log.
+fn write_log_prefix(spool: &std::path::Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(spool)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 fn concurrent_id_scopes(context: &RunnerContext, payload: &Payload) -> [ConcurrentIdScope; 2] {

@@ -59,6 +59,7 @@ impl Agent {
             Event::Notice(notice) => self.handle_notice(notice),
             Event::Terminated(outcome) => return self.handle_termination(outcome),
             Event::Ready => self.handle_ready(),
+            Event::Dismissed(reason) => self.handle_dismissal(&reason),
             Event::Changed => {}
         }
         None
@@ -141,6 +142,6 @@ impl Agent {
             .unfit_for()
             .filter(|_| leaves)
             .map(|unfit_for| (mayfly.fitness.unfit_timeout.saturating_sub(unfit_for), ShutdownReason::Unfit));
-        without_runner.into_iter().chain(unfit).min_by_key(|(left, _)| *left)
+        without_runner.into_iter().chain(unfit).chain(self.until_orphaned()).min_by_key(|(left, _)| *left)
     }
 }

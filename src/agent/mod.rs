@@ -4,19 +4,23 @@
 
 mod configuration;
 mod confinement;
+mod contexts;
 pub mod fitness;
 mod hand_over;
 mod job_manager;
 mod lifetime;
 mod main_loop;
+mod managers;
 pub mod metadata_blocking;
 mod monitoring;
 mod notices;
+mod offers;
 mod poller;
 mod readiness;
 mod recovery;
 mod reload;
 mod rotation;
+mod server;
 mod shutdown;
 mod signals;
 mod slots;
@@ -26,14 +30,15 @@ mod termination;
 mod validation;
 mod watch;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
 use crate::config::{self, Config, Runner};
-use crate::coordinator::gitlab::GitLab;
+use crate::coordinator::manager::ManagedJobs;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::ContainerRemovals;
@@ -53,6 +58,7 @@ use readiness::Readiness;
 use recovery::Recovered;
 use reload::Unconfigured;
 use rotation::Rotation;
+use server::Server;
 use shutdown::Shutdown;
 use signals::SignalRequest;
 use slots::Slots;
@@ -91,6 +97,8 @@ pub enum Event {
     Ready,
     /// The new program has tried whether it can start with the configuration. Errors: why it cannot.
     NewProgramValidated(Result<(), String>),
+    /// The manager wants the agent to leave, for this reason.
+    Dismissed(String),
 }
 
 /// The command line options; they override the configuration.
@@ -140,7 +148,9 @@ struct Agent {
     lifetime: Lifetime,
     availability: Availability,
     pollers: Arc<PollerSet>,
-    servers: Vec<(Arc<Runner>, Arc<GitLab>)>,
+    servers: Vec<(Arc<Runner>, Arc<Server>)>,
+    /// The jobs from managers, by their URLs.
+    managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
     supervisor: Supervisor,
     monitoring: Monitoring,
@@ -201,6 +211,7 @@ impl Agent {
             pollers: Arc::default(),
             availability: Availability::Available,
             servers: Vec::new(),
+            managed: Mutex::default(),
             contexts: Vec::new(),
             supervisor,
             rotation: Rotation::default(),

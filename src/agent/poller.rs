@@ -8,13 +8,19 @@ use std::thread;
 use std::time::Duration;
 
 use super::Event;
+use super::contexts::OfferContexts;
 use super::fitness::{self, FitnessCheck};
 use super::job_manager::JobManager;
+use super::offers::OfferedJob;
+use super::server::Server;
 use super::slots::{Permit, RequestOutcome, RunnerBounds, RunnerKey, Slots};
 use crate::config::Runner;
-use crate::coordinator::gitlab::{GitLab, Health, JobRequest, PollOutcome};
+use crate::coordinator::gitlab::Health;
+use crate::coordinator::manager::protocol::Offer;
+use crate::coordinator::source::{JobRequest, JobSource, PollOutcome};
 use crate::job::context::RunnerContext;
 use crate::monitor::metrics::{self, PollResult, RunnerLabels};
+use crate::payload::{self, Undecodable};
 
 /// The feature flag that adapts the number of concurrent requests to their results; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -55,9 +61,11 @@ impl PollerSet {
 /// Polls for the jobs of one runner.
 pub struct Poller {
     pub runner: Arc<Runner>,
-    pub gitlab: Arc<GitLab>,
+    pub server: Arc<Server>,
     /// The context of the runner's jobs.
     pub context: RunnerContext,
+    /// The surroundings of jobs that a manager offers.
+    pub offers: Arc<OfferContexts>,
     /// Interval between two requests.
     pub check_interval: Duration,
     /// The set that this poller belongs to.
@@ -117,6 +125,9 @@ impl Poller {
             .check(&runner_labels, self.max_system_failures)
             .and_then(|()| self.fitness_check.run());
         self.status.set(&runner_labels, &looked);
+        if let Some(manager) = self.server.manager() {
+            manager.jobs().set_fit(looked.is_ok());
+        }
         looked.is_ok()
     }
 
@@ -124,16 +135,16 @@ impl Poller {
     fn poll(&self, permit: Permit, health: &mut Health) -> (RequestOutcome, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
-        let polled = self.gitlab.request_job(&request);
+        let polled = self.server.request_job(&request);
         let mut outcome = RequestOutcome::NoJob;
         let mut rest = self.check_interval.max(polled.wait);
         let name = &self.runner.name;
         let (runner_labels, mut paused) = (RunnerLabels::from(&*self.runner), false);
         metrics::polled(&runner_labels, poll_metric(&polled.outcome));
         match polled.outcome {
-            PollOutcome::Job { payload, request_id } => {
+            PollOutcome::Job { payload, request_id, offer } => {
                 health.healthy();
-                if self.jobs.accept(permit, self.context.clone(), payload, request_id) {
+                if self.take(permit, payload, request_id, offer) {
                     outcome = RequestOutcome::Job;
                     if !self.runner.strict_check_interval {
                         rest = Duration::ZERO;
@@ -141,19 +152,33 @@ impl Poller {
                 }
             }
             PollOutcome::NoJob => health.healthy(),
+            PollOutcome::Leave(reason) => {
+                health.healthy();
+                let _ = self.events.send(Event::Dismissed(reason));
+            }
+            // The server would have become one.
+            PollOutcome::IsManager => {}
             PollOutcome::Failed(why) => {
                 health.healthy();
                 log::warn!("poll failed; retrying runner={name} error={why}");
             }
             PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
-                log::error!("GitLab rejected the runner; check it with `mayfly verify` runner={name} error={why}");
+                let is_managed = self.server.manager().is_some();
+                match is_managed {
+                    true => log::error!("the manager rejected the agent runner={name} error={why}"),
+                    false => {
+                        log::error!(
+                            "GitLab rejected the runner; check it with `mayfly verify` runner={name} error={why}"
+                        );
+                    }
+                }
                 let is_stored = self.runner.token_reference.is_some();
                 if is_stored {
                     let _ = self.events.send(Event::StoredTokenRejected);
                 }
                 if let Some(pause) = health.unhealthy() {
                     // The new token may appear in the store after GitLab has revoked the old one.
-                    let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
+                    let pause = if is_stored || is_managed { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
                     log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
                     rest = pause;
                     paused = true;
@@ -165,12 +190,46 @@ impl Poller {
     }
 }
 
+impl Poller {
+    /// Takes a job in, in the surroundings of its runner: this one, or the pool's for a job that a manager offers. False:
+    /// nothing was taken.
+    fn take(&self, permit: Permit, payload: Vec<u8>, request_id: String, offer: Option<Box<Offer>>) -> bool {
+        let Some((offer, manager)) = offer.zip(self.server.manager()) else {
+            return self.jobs.accept(permit, self.context.clone(), payload, request_id, None);
+        };
+        let offered = OfferedJob {
+            source: Arc::clone(&self.server),
+            manager: manager.url().to_owned(),
+            jobs: Arc::clone(manager.jobs()),
+            offer: *offer,
+        };
+        match self.offers.of(&offered.offer) {
+            Ok(context) => self.jobs.accept(permit, context, payload, request_id, Some(offered)),
+            Err(why) => {
+                let why = format!("the pool's settings cannot be used on this instance: {why}");
+                log::error!("cannot run the offered job runner={} error={why}", self.runner.name);
+                let job = match payload::decode(&payload) {
+                    Ok(payload) => payload.handle(),
+                    Err(Undecodable { job: Some(job), .. }) => job,
+                    Err(Undecodable { job: None, .. }) => return false,
+                };
+                match self.offers.bare(&offered.offer, &self.context) {
+                    Ok(context) => self.jobs.fail_received(permit, context, job, &why, Some(offered)),
+                    // Another agent gets it.
+                    Err(why) => log::error!("cannot fail the offered job runner={} error={why}", self.runner.name),
+                }
+                true
+            }
+        }
+    }
+}
+
 /// The outcome, as counted by the metrics.
 fn poll_metric(outcome: &PollOutcome) -> PollResult {
     match outcome {
         PollOutcome::Job { .. } => PollResult::Job,
-        PollOutcome::NoJob => PollResult::Nothing,
-        PollOutcome::Failed(_) => PollResult::Failed,
+        PollOutcome::NoJob | PollOutcome::Leave(_) => PollResult::Nothing,
+        PollOutcome::Failed(_) | PollOutcome::IsManager => PollResult::Failed,
         PollOutcome::Refused(_) | PollOutcome::Misconfigured(_) => PollResult::Refused,
     }
 }

@@ -9,7 +9,7 @@ use super::fitness::FitnessStatus;
 use super::notices::Availability;
 use super::termination::run_line;
 use super::{Agent, Event, STACK};
-use crate::config::fitness::Ready;
+use crate::config::fitness::{READY_TIMEOUT, Ready};
 
 /// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -71,6 +71,13 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
         let _ = events.send(Event::Ready);
     };
     thread::Builder::new().name("ready".to_owned()).stack_size(STACK).spawn(wait).map(drop)
+}
+
+/// Repeats the command of a manager's pool until it succeeds.
+pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus) {
+    let ready = Ready { commands: vec![command.to_owned()], timeout: READY_TIMEOUT };
+    wait_for(command, Instant::now() + READY_TIMEOUT, &ready, status);
+    status.set_ready(Ok(()));
 }
 
 fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus) {

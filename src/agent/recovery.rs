@@ -94,18 +94,21 @@ impl Agent {
                 log::error!("cannot write the journal slot={number} error={error}");
             }
         }
-        let (config, runner) = configuration_of(config, &record);
+        let (carried, runner) = configuration_of(config, &record);
         let runner = Arc::new(runner);
-        let context = gitlab(&config, &runner).map(Arc::new).and_then(|gitlab| self.context(&config, &runner, &gitlab));
-        let context = match context {
-            Ok(context) => context,
+        let context = gitlab(&carried, &runner)
+            .and_then(|gitlab| self.factory().context(&carried, &runner, Arc::new(gitlab), None));
+        let offered = record.offer.as_ref().map(|offered| self.offered_again(config, offered)).transpose();
+        let context = context.and_then(|context| Ok((context, offered?)));
+        let (context, offered) = match context {
+            Ok(resumed) => resumed,
             Err(why) => {
                 log::error!("cannot resume a job from the journal job={} error={why}", payload.id);
                 return false;
             }
         };
         let permit = self.slots.occupy(RunnerKey::of(&runner), number);
-        self.jobs.resume(permit, context, record, payload, predecessor);
+        self.jobs.resume(permit, context, record, payload, predecessor, offered);
         true
     }
 }

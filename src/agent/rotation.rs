@@ -9,10 +9,11 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::server::Server;
 use super::{Agent, Event, STACK};
 use crate::config::Runner;
 use crate::config::edit::Editor;
-use crate::coordinator::gitlab::GitLab;
+use crate::coordinator::source::JobSource;
 
 /// Interval after a failed rotation.
 const RETRY_INTERVAL: Duration = Duration::from_secs(600);
@@ -64,7 +65,7 @@ impl Agent {
         if self.rotation.is_running() {
             return None;
         }
-        let left = |(runner, _): &(Arc<Runner>, Arc<GitLab>)| until_due(runner);
+        let left = |(runner, _): &(Arc<Runner>, Arc<Server>)| until_due(runner);
         let next = self.servers.iter().filter_map(left).min()?;
         let rest = self.rotation.until_retry();
         if !next.is_zero() || !rest.is_zero() {
@@ -76,12 +77,12 @@ impl Agent {
         None
     }
 
-    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<GitLab>)>) {
+    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<Server>)>) {
         let running = RotationGuard::begin(&self.rotation, self.events.clone());
         let config = self.options.config.clone();
         let rotate = move || {
-            for (runner, gitlab) in &due {
-                rotate(&config, runner, gitlab);
+            for (runner, server) in &due {
+                rotate(&config, runner, server);
             }
             drop(running);
         };
@@ -91,7 +92,7 @@ impl Agent {
     }
 }
 
-fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
+fn rotate(config: &Path, runner: &Runner, server: &Server) {
     if runner.feature_flags.get("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION") == Some(&true) {
         log::warn!(
             "the token expires soon and is not rotated (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
@@ -100,13 +101,13 @@ fn rotate(config: &Path, runner: &Runner, gitlab: &GitLab) {
         return;
     }
     // The agent reloads the changed configuration, which has the new token.
-    match replace(config, runner, gitlab) {
+    match replace(config, runner, server) {
         Ok(()) => log::info!("token rotated runner={}", runner.name),
         Err(why) => log::error!("cannot rotate the token runner={} error={why}", runner.name),
     }
 }
 
-fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String> {
+fn replace(config: &Path, runner: &Runner, server: &Server) -> Result<(), String> {
     if let Some(reference) = &runner.token_reference {
         return Err(format!("the token is stored as {reference}; store a new one there and reload"));
     }
@@ -117,7 +118,7 @@ fn replace(config: &Path, runner: &Runner, gitlab: &GitLab) -> Result<(), String
         return Err(format!("the runner is no longer in {}", config.display()));
     }
     editor.save().map_err(unwritten)?;
-    let registration = gitlab.reset_token(&runner.token).map_err(|error| error.to_string())?;
+    let registration = server.reset_token(&runner.token).map_err(|error| error.to_string())?;
     let token = registration.token.ok_or("the server sent no token")?;
     let now = jiff::Timestamp::now().to_string();
     editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());

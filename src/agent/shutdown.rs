@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
 use super::{Agent, Event, REMOVAL_TIMEOUT};
 use crate::config::leave::Strategy;
+use crate::coordinator::source::JobSource;
 use crate::instance::{Instance, TargetState};
 use crate::journal::JobCount;
 use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, ShutdownState};
@@ -161,6 +162,7 @@ impl Agent {
     fn stop_polling(&self, reason: &str) {
         self.slots.close();
         self.pollers.stop(&self.slots);
+        self.tell_managers(true);
         log::info!("polling stopped reason={reason} running={}", self.slots.jobs());
     }
 
@@ -181,7 +183,7 @@ impl Agent {
         }
         if due(&mut shutdown.give_up_at) {
             self.jobs.abandon_all();
-            self.servers.iter().for_each(|(_, gitlab)| gitlab.stop_waiting());
+            self.servers.iter().for_each(|(_, server)| server.stop_waiting());
         }
         let jobs = [shutdown.stop_at, shutdown.give_up_at, shutdown.evict_at, shutdown.interrupt_at];
         jobs.into_iter().chain([shutdown.terminate_until]).flatten().min().map(|at| at.saturating_duration_since(now))
@@ -201,9 +203,9 @@ impl Agent {
         let Some(tracker) = tracker else { return Some(self.exit("signal")) };
         shutdown.terminating = true;
         shutdown.terminate_until = shutdown.stopping.then(|| Instant::now() + self.config.shutdown_timeout);
-        let manager = |(runner, gitlab): &(_, _)| RunnerManager {
+        let manager = |(runner, server): &(_, _)| RunnerManager {
             runner: Arc::clone(runner),
-            gitlab: Arc::clone(gitlab),
+            server: Arc::clone(server),
             system_id: self.system_id.clone(),
         };
         let termination = Termination {
@@ -261,6 +263,7 @@ impl Agent {
                 }
                 self.lifetime.set_refused();
                 self.slots.open();
+                self.tell_managers(false);
                 self.reload();
                 None
             }

@@ -44,7 +44,7 @@ fn reference_pages_describe_every_key_with_an_effect_and_no_other() {
             true => (DOCKER, &pages[1]),
             false => (CONFIGURATION, &pages[0]),
         };
-        let known = keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_)));
+        let known = keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_) | Support::ManagerOnly(_)));
         let known: BTreeSet<String> = known.map(|(key, _)| (*key).to_owned()).collect();
         let section = heading(table);
         assert_eq!(described(text, &section), known, "{name}, section {section}");

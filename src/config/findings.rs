@@ -13,7 +13,7 @@ use super::keys::{self, Support};
 use super::location::{Location, line_number};
 use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
-use super::{Runner, Unusable, expand};
+use super::{ExecutorKind, Role, Runner, Unusable, expand};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +47,10 @@ impl fmt::Display for Finding {
 }
 
 /// Names each key that has no effect, with its line.
-pub fn of_keys(text: &str) -> Vec<Finding> {
+pub fn of_keys(text: &str, role: Role) -> Vec<Finding> {
     let Ok(document) = Document::parse(text) else { return Vec::new() };
     let mut findings = Vec::new();
-    visit(text, "", "", document.as_table(), &mut findings);
+    visit(text, "", "", document.as_table(), role, &mut findings);
     findings.sort_by_key(|finding| finding.line);
     findings
 }
@@ -63,6 +63,19 @@ pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
         message: unusable.why.clone(),
     };
     unusable.iter().map(finding).collect()
+}
+
+/// Names the runners that say nothing of how jobs run: only a manager does that in their place.
+pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
+    let without = runners.iter().filter(|runner| runner.executor == ExecutorKind::FromManager);
+    let finding = |runner: &Runner| Finding {
+        severity: Severity::Warning,
+        line: Location { runner: Some(runner.position), key: "url" }.line(text),
+        message: "`runners.executor` is missing: `url` must be the address of a `mayfly manager`, which sends it; for \
+                  GitLab write executor = \"shell\""
+            .to_owned(),
+    };
+    without.map(finding).collect()
 }
 
 /// Tells what cannot be kept together below `[runners.docker]`, and what stands in the wrong place there.
@@ -99,7 +112,7 @@ pub fn of_mode(path: &Path) -> Option<Finding> {
     })
 }
 
-fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, findings: &mut Vec<Finding>) {
+fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Role, findings: &mut Vec<Finding>) {
     let executor = match path {
         "runners" => table.get("executor").and_then(Item::as_str).unwrap_or_default(),
         _ => executor,
@@ -145,11 +158,15 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, findings
                     tell(format!("`{full}` takes `${name}` from the environment, where it is not set"));
                 }
             }
+            Some((_, Support::ManagerOnly(_))) if role == Role::Manager => {}
+            Some((_, Support::ManagerOnly(why))) => {
+                tell(format!("`{full}` has no effect for an agent (`mayfly manager` honours it): {why}"));
+            }
             Some((_, Support::NoEffect(why))) => tell(format!("`{full}` has no effect: {why}")),
             Some((_, Support::Table)) if full == "runners.docker" && !is_of_containers(executor) => {
                 tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
             }
-            Some((_, Support::Table)) => visit_tables(text, &full, executor, item, findings),
+            Some((_, Support::Table)) => visit_tables(text, &full, executor, item, role, findings),
             None => findings.push(Finding {
                 severity: Severity::UnknownKey,
                 line,
@@ -180,11 +197,11 @@ fn oddities(text: &str, periods: &Item, findings: &mut Vec<Finding>) {
     }
 }
 
-fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, findings: &mut Vec<Finding>) {
+fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, role: Role, findings: &mut Vec<Finding>) {
     if let Some(tables) = item.as_array_of_tables() {
-        tables.iter().for_each(|table| visit(text, path, executor, table, findings));
+        tables.iter().for_each(|table| visit(text, path, executor, table, role, findings));
     } else if let Some(table) = item.as_table_like() {
-        visit(text, path, executor, table, findings);
+        visit(text, path, executor, table, role, findings);
     }
 }
 
@@ -231,7 +248,7 @@ mod tests {
     fn names_each_key_without_effect_with_its_line() {
         let text = "concurrent = 1\nchek_interval = 3\n[[runners]]\nname = \"a\"\ntoken = \"t\"\nprivileged = true\n\
                     [runners.docker]\nimage = \"x\"\n[runners.mayfly]\nkill_grace = \"1s\"\nkillgrace = \"1s\"\n";
-        let told: Vec<String> = of_keys(text).iter().map(Finding::to_string).collect();
+        let told: Vec<String> = of_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 4, "{told:#?}");
         assert!(told[1].ends_with("it belongs below [runners.docker]"), "{told:#?}");
         assert!(told[3].ends_with("did you mean `kill_grace`?"), "{told:#?}");
@@ -251,7 +268,7 @@ mod tests {
             ("[[runners]]\nBucketName = \"x\"\n", "it belongs below [runners.cache.s3]"),
             ("wholly_other_thing = 2\n", "`wholly_other_thing` is unknown and has no effect"),
         ] {
-            let told = of_keys(text);
+            let told = of_keys(text, Role::Agent);
             assert!(told[0].message.ends_with(hint), "{told:?}");
         }
     }
@@ -265,13 +282,14 @@ mod tests {
                  [runners.docker.sysctls]\n\"net.core.somaxconn\" = \"1\"\n"
             )
         };
-        let told: Vec<String> = of_keys(&text("docker-autoscaler")).iter().map(Finding::to_string).collect();
+        let told: Vec<String> =
+            of_keys(&text("docker-autoscaler"), Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 4, "{told:#?}");
         assert!(told[0].starts_with("line 4: `runners.docker.helper_image` has no effect"), "{told:#?}");
         assert!(told[1].ends_with("did you mean `image`?"), "{told:#?}");
         assert!(told[2].starts_with("line 6") && told[2].contains("belongs below [[runners]]"), "{told:#?}");
         assert!(told[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{told:#?}");
-        let told = of_keys(&text("shell"));
+        let told = of_keys(&text("shell"), Role::Agent);
         assert!(told.len() == 1 && told[0].message.starts_with("`runners.docker` has no effect"), "{told:#?}");
     }
 
@@ -295,7 +313,11 @@ mod tests {
     #[test]
     fn names_an_object_store_that_is_not_there() {
         for (kind, told) in [("s3", 0), ("gcs", 1)] {
-            assert_eq!(of_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n")).len(), told, "{kind}");
+            assert_eq!(
+                of_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n"), Role::Agent).len(),
+                told,
+                "{kind}"
+            );
         }
     }
 
@@ -303,7 +325,7 @@ mod tests {
     fn names_flags_without_effect_and_names_that_are_not_set() {
         let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
                     FF_TIMESTAMPS = false\nFF_USE_GIT_NATIVE_CLONE = true\n";
-        let told: Vec<String> = of_keys(text).iter().map(Finding::to_string).collect();
+        let told: Vec<String> = of_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 2, "{told:#?}");
         assert!(told[0].starts_with("line 2") && told[0].contains("$NO_SUCH_NAME_HERE"), "{told:#?}");
         assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_USE_GIT_NATIVE_CLONE`"), "{told:#?}");

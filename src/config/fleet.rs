@@ -211,6 +211,41 @@ pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, Str
     }
 }
 
+/// Keys of `[[runners]]` that agents do not get: secrets, the runner's bounds in the fleet, and what is of the manager's
+/// machine.
+const KEPT_FROM_AGENTS: [&str; 17] = [
+    "url",
+    "token",
+    "id",
+    "token_obtained_at",
+    "token_expires_at",
+    "tls-ca-file",
+    "tls-cert-file",
+    "tls-key-file",
+    "limit",
+    "request_concurrency",
+    "strict_check_interval",
+    "unhealthy_requests_limit",
+    "unhealthy_interval",
+    "labels",
+    "machine",
+    "autoscaler",
+    "instance",
+];
+/// The same below `[runners.mayfly]`.
+const KEPT_BELOW_MAYFLY: [&str; 3] = ["auto_scaling_group", "region", "agent_role"];
+
+/// The runner's table as agents get it: TOML without the keys of [`KEPT_FROM_AGENTS`].
+pub fn for_agents(file: &toml::Table, position: usize) -> String {
+    let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
+    let mut table = runner.and_then(toml::Value::as_table).cloned().unwrap_or_default();
+    KEPT_FROM_AGENTS.iter().for_each(|key| drop(table.remove(*key)));
+    if let Some(own) = table.get_mut("mayfly").and_then(toml::Value::as_table_mut) {
+        KEPT_BELOW_MAYFLY.iter().for_each(|key| drop(own.remove(*key)));
+    }
+    table.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +271,19 @@ mod tests {
         assert_eq!((table.idle_count, table.idle_scale_factor, table.max_growth_rate), (10, 1.5, 3));
         assert_eq!((table.autoscaling[0].idle_count, table.autoscaling[0].idle_time), (20, 0));
         assert!(matches!(of(&file, 2), Ok(None)));
+    }
+
+    #[test]
+    fn agents_get_neither_the_token_nor_the_fleets_settings() {
+        let file: toml::Table = toml::from_str(
+            "[[runners]]\nname = \"p\"\nurl = \"https://h\"\ntoken = \"glrt-secret\"\nlimit = 3\nexecutor = \"instance\"\n\
+             environment = [\"A=1\"]\n[runners.mayfly]\nkill_grace = \"5s\"\nagent_role = \"arn\"\n[runners.autoscaler]\n\
+             plugin = \"aws\"\n[runners.cache]\nType = \"s3\"\n",
+        )
+        .expect("TOML");
+        let sent: toml::Table = for_agents(&file, 0).parse().expect("TOML");
+        assert_eq!(sent.keys().collect::<Vec<_>>(), ["cache", "environment", "executor", "mayfly", "name"]);
+        assert!(!sent.to_string().contains("arn"));
     }
 
     #[test]

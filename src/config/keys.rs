@@ -9,9 +9,11 @@ pub enum Support {
     Table,
     /// It has no effect, for this reason.
     NoEffect(&'static str),
+    /// `mayfly manager` honours it; for an agent it has no effect, for this reason.
+    ManagerOnly(&'static str),
 }
 
-use Support::{Honoured, NoEffect, Table};
+use Support::{Honoured, ManagerOnly, NoEffect, Table};
 
 const MONITORING: &str = "metrics are the same for all runners; see `listen_address`";
 const BUCKETS: &str = "an agent sees its own instance only, and times no others";
@@ -63,7 +65,20 @@ const MAYFLY: &[(&str, Support)] = &[
     ("ready_command", Honoured),
     ("ready_timeout", Honoured),
     ("give_up_after", Honoured),
+    ("orphan_timeout", Honoured),
+    ("instance_id", Honoured),
+    ("manager", Table),
     ("aws", Table),
+];
+
+/// Keys below `[mayfly.manager]`.
+const MAYFLY_MANAGER: &[(&str, Support)] = &[
+    ("listen", Honoured),
+    ("certificate_file", Honoured),
+    ("key_file", Honoured),
+    ("plain_http", Honoured),
+    ("agent_token", Honoured),
+    ("state_dir", Honoured),
 ];
 
 /// Keys below `[mayfly.aws]`.
@@ -169,10 +184,10 @@ const MACHINE: &[(&str, Support)] = &[
     ("MaxBuilds", Honoured),
     ("IdleTime", Honoured),
     ("autoscaling", Table),
-    ("IdleCount", NoEffect(FLOOR)),
-    ("IdleCountMin", NoEffect(FLOOR)),
-    ("IdleScaleFactor", NoEffect(FLOOR)),
-    ("MaxGrowthRate", NoEffect(GROWTH)),
+    ("IdleCount", ManagerOnly(FLOOR)),
+    ("IdleCountMin", ManagerOnly(FLOOR)),
+    ("IdleScaleFactor", ManagerOnly(FLOOR)),
+    ("MaxGrowthRate", ManagerOnly(GROWTH)),
     ("MachineName", NoEffect(TEMPLATE)),
     ("MachineDriver", NoEffect(TEMPLATE)),
     ("MachineOptions", NoEffect(TEMPLATE)),
@@ -190,9 +205,9 @@ const MACHINE_AUTOSCALING: &[(&str, Support)] = &[
     ("Periods", Honoured),
     ("Timezone", Honoured),
     ("IdleTime", Honoured),
-    ("IdleCount", NoEffect(FLOOR)),
-    ("IdleCountMin", NoEffect(FLOOR)),
-    ("IdleScaleFactor", NoEffect(FLOOR)),
+    ("IdleCount", ManagerOnly(FLOOR)),
+    ("IdleCountMin", ManagerOnly(FLOOR)),
+    ("IdleScaleFactor", ManagerOnly(FLOOR)),
 ];
 
 /// Keys below `[runners.autoscaler]`.
@@ -200,23 +215,23 @@ const AUTOSCALER: &[(&str, Support)] = &[
     ("max_use_count", Honoured),
     ("capacity_per_instance", Honoured),
     ("policy", Table),
-    ("max_instances", NoEffect(CEILING)),
-    ("plugin", NoEffect(TEMPLATE)),
-    ("plugin_config", NoEffect(TEMPLATE)),
+    ("max_instances", ManagerOnly(CEILING)),
+    ("plugin", ManagerOnly(TEMPLATE)),
+    ("plugin_config", ManagerOnly(TEMPLATE)),
     ("connector_config", NoEffect(ON_THE_SPOT)),
     ("log_internal_ip", NoEffect(ON_THE_SPOT)),
     ("log_external_ip", NoEffect(ON_THE_SPOT)),
     ("instance_ready_command", Honoured),
-    ("instance_acquire_timeout", NoEffect("a job is only taken when there is a slot for it")),
-    ("update_interval", NoEffect(GROWTH)),
-    ("update_interval_when_expecting", NoEffect(GROWTH)),
-    ("deletion_retry_interval", NoEffect(OWN_END)),
-    ("delete_instances_on_shutdown", NoEffect(OWN_END)),
-    ("shutdown_deletion_interval", NoEffect(OWN_END)),
-    ("shutdown_deletion_retries", NoEffect(OWN_END)),
-    ("failure_threshold", NoEffect("the Auto Scaling group checks the health of its instances")),
+    ("instance_acquire_timeout", ManagerOnly("a job is only taken when there is a slot for it")),
+    ("update_interval", ManagerOnly(GROWTH)),
+    ("update_interval_when_expecting", ManagerOnly(GROWTH)),
+    ("deletion_retry_interval", ManagerOnly(OWN_END)),
+    ("delete_instances_on_shutdown", ManagerOnly(OWN_END)),
+    ("shutdown_deletion_interval", ManagerOnly(OWN_END)),
+    ("shutdown_deletion_retries", ManagerOnly(OWN_END)),
+    ("failure_threshold", ManagerOnly("the Auto Scaling group checks the health of its instances")),
     ("reservation_throttling", NoEffect("a job is only taken when there is a slot for it")),
-    ("scale_throttle", NoEffect(GROWTH)),
+    ("scale_throttle", ManagerOnly(GROWTH)),
     ("instance_operation_time_buckets", NoEffect(BUCKETS)),
     ("instance_creation_time_buckets", NoEffect(BUCKETS)),
     ("instance_is_running_time_buckets", NoEffect(BUCKETS)),
@@ -232,10 +247,10 @@ const AUTOSCALER_POLICY: &[(&str, Support)] = &[
     ("periods", Honoured),
     ("timezone", Honoured),
     ("idle_time", Honoured),
-    ("idle_count", NoEffect(FLOOR)),
-    ("scale_factor", NoEffect(FLOOR)),
-    ("scale_factor_limit", NoEffect(CEILING)),
-    ("preemptive_mode", NoEffect(FLOOR)),
+    ("idle_count", ManagerOnly(FLOOR)),
+    ("scale_factor", ManagerOnly(FLOOR)),
+    ("scale_factor_limit", ManagerOnly(CEILING)),
+    ("preemptive_mode", ManagerOnly(FLOOR)),
 ];
 
 /// Keys below `[runners.artifact]`.
@@ -367,6 +382,7 @@ const DOCKER_SERVICE: &[(&str, Support)] = &[
 pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("", GLOBAL),
     ("mayfly", MAYFLY),
+    ("mayfly.manager", MAYFLY_MANAGER),
     ("mayfly.aws", MAYFLY_AWS),
     ("mayfly.aws.raise_on_job", RAISE),
     ("runners", RUNNER),

@@ -11,7 +11,7 @@ use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
 use super::location::Location;
 use super::reference::Reference;
 use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
-use super::{Config, ExecutorKind, Mayfly, Runner, Unusable, carried, expand, raw};
+use super::{Config, ExecutorKind, Mayfly, Role, Runner, Unusable, carried, expand, raw};
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
@@ -32,7 +32,8 @@ impl InvalidValue {
 }
 
 /// What the whole file means. Errors: a value makes no sense.
-pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> {
+pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, InvalidValue> {
+    let concurrent_is_set = raw.concurrent.is_some();
     let concurrent = raw.concurrent.unwrap_or(1);
     let concurrent = u32::try_from(concurrent).ok().filter(|jobs| *jobs > 0);
     let concurrent = concurrent.ok_or_else(|| {
@@ -51,7 +52,11 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> 
     let terms = |(_, runner): &mut (usize, raw::Runner)| {
         Terms::of(&runner.executor, runner.machine.take(), runner.autoscaler.take())
     };
-    let terms: Vec<Terms> = usable.iter_mut().map(terms).collect();
+    let mut terms: Vec<Terms> = usable.iter_mut().map(terms).collect();
+    if role == Role::Manager {
+        // `concurrent` and `limit` are those of the fleet there, not of one instance.
+        terms.iter_mut().for_each(|terms| terms.capacity = None);
+    }
     if let Some(aws) = &raw.mayfly.aws
         && aws.raise_on_job.is_some()
         && aws.protect_while_busy == Some(false)
@@ -60,6 +65,8 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> 
                    one of them out";
         return Err(InvalidValue::global("mayfly.aws.protect_while_busy", why));
     }
+    let manager = raw.mayfly.manager.clone().map(super::manager::Table::meaning).transpose();
+    let manager = manager.map_err(|(key, why)| InvalidValue::global(key, format!("`{key}`: {why}")))?;
     let ready = ready(&raw.mayfly, &terms);
     let fitness = fitness(&raw.mayfly);
     let labels = raw.labels;
@@ -81,6 +88,7 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> 
     });
     Ok(Config {
         path: path.to_owned(),
+        concurrent_is_set,
         concurrent: capacity(&terms).map_or(concurrent, |capacity| capacity.min(concurrent)),
         check_interval: Duration::from_secs(interval.unwrap_or(3)),
         log_level: raw.log_level,
@@ -98,6 +106,12 @@ pub(super) fn of(path: &Path, raw: raw::Config) -> Result<Config, InvalidValue> 
             fitness,
             ready,
             give_up_after: raw.mayfly.give_up_after.filter(|after| !after.is_zero()),
+            orphan_timeout: match raw.mayfly.orphan_timeout {
+                None => Some(ORPHAN_TIMEOUT),
+                Some(timeout) => Some(timeout).filter(|timeout| !timeout.is_zero()),
+            },
+            instance_id: raw.mayfly.instance_id.map(|id| expand::expand(&id)).filter(|id| !id.trim().is_empty()),
+            manager,
         },
         runners: runners.collect::<Result<_, _>>()?,
         unusable: unusable.collect(),
@@ -163,6 +177,9 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
         }),
     }
 }
+
+/// How long an agent of a manager does without it where nothing is configured.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.
 pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", "error", "fatal", "panic"];

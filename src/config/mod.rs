@@ -18,7 +18,9 @@ mod keys;
 pub mod leave;
 pub mod lifetime;
 mod location;
+pub mod manager;
 mod meaning;
+mod offered;
 pub mod period;
 mod raw;
 pub mod reference;
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 pub use findings::{Finding, Severity};
 pub use meaning::{LOG_LEVELS, is_helper_name};
+pub use offered::OfferedRunner;
 pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;
@@ -46,6 +49,8 @@ pub struct Config {
     pub path: PathBuf,
     /// Jobs at once, at least 1.
     pub concurrent: u32,
+    /// The file says `concurrent`; an agent of a manager takes it from its pool otherwise.
+    pub concurrent_is_set: bool,
     /// Between two requests of a runner that got no job.
     pub check_interval: Duration,
     /// `debug`, `info`, `warn`, `error`, as written.
@@ -98,6 +103,12 @@ pub struct Mayfly {
     pub ready: Option<fitness::Ready>,
     /// An agent without any runner powers the machine off after this time; `None` for never.
     pub give_up_after: Option<Duration>,
+    /// An agent of a manager that does not answer for this time leaves once it has no job; `None` for never.
+    pub orphan_timeout: Option<Duration>,
+    /// The instance id that a manager knows this machine by, where it is not found out.
+    pub instance_id: Option<String>,
+    /// `[mayfly.manager]`.
+    pub manager: Option<manager::Manager>,
 }
 
 /// A configuration and what is to be said of it.
@@ -133,13 +144,28 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Who reads a configuration: some keys mean something else for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The agent on an instance.
+    Agent,
+    /// The manager of a fleet.
+    Manager,
+}
+
 impl Config {
     /// Reads the file at `path`. Errors: unreadable, not TOML, or a value that is none; the message shows the line.
     pub fn load(path: &Path) -> Result<Loaded, Error> {
+        Self::load_as(path, Role::Agent)
+    }
+
+    /// The same for `role`.
+    pub fn load_as(path: &Path, role: Role) -> Result<Loaded, Error> {
         let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
-        let config = Self::parse(path, &text)?;
+        let config = Self::parse_as(path, &text, role)?;
         let mut findings = findings::of_unusable(&text, &config.unusable);
-        findings.extend(findings::of_keys(&text));
+        findings.extend(findings::of_keys(&text, role));
+        findings.extend(findings::of_executors(&text, &config.runners));
         findings.extend(findings::of_containers(&text, &config.runners));
         findings.extend(findings::of_mode(path));
         Ok(Loaded { config, findings })
@@ -152,9 +178,13 @@ impl Config {
 
     /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        Self::parse_as(path, text, Role::Agent)
+    }
+
+    fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
         let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
-        let mut config = meaning::of(path, raw).map_err(|wrong| invalid(wrong.shown(text)))?;
+        let mut config = meaning::of(path, raw, role).map_err(|wrong| invalid(wrong.shown(text)))?;
         meaning::note_written(text, &mut config);
         Ok(config)
     }

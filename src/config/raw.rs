@@ -53,6 +53,10 @@ pub struct Mayfly {
     pub ready_timeout: Option<Duration>,
     #[serde(deserialize_with = "duration::read")]
     pub give_up_after: Option<Duration>,
+    #[serde(deserialize_with = "duration::read")]
+    pub orphan_timeout: Option<Duration>,
+    pub instance_id: Option<String>,
+    pub manager: Option<super::manager::Table>,
     pub aws: Option<super::aws::Aws>,
 }
 

@@ -221,6 +221,8 @@ pub enum ExecutorKind {
     DockerAutoscaler,
     /// The same, in fleets of the kind before.
     DockerMachine,
+    /// The manager at the runner's URL says, with each job.
+    FromManager,
 }
 
 impl ExecutorKind {
@@ -232,6 +234,7 @@ impl ExecutorKind {
             Self::Docker => "docker",
             Self::DockerAutoscaler => "docker-autoscaler",
             Self::DockerMachine => "docker+machine",
+            Self::FromManager => "manager",
         }
     }
 
@@ -254,7 +257,7 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
     match name {
         "shell" => Ok(ExecutorKind::Shell),
         "instance" => Ok(ExecutorKind::Instance),
-        "" => Err("`executor` is missing; write executor = \"shell\"".to_owned()),
+        "" => Ok(ExecutorKind::FromManager),
         "docker" => Ok(ExecutorKind::Docker),
         "docker-autoscaler" => Ok(ExecutorKind::DockerAutoscaler),
         "docker+machine" => Ok(ExecutorKind::DockerMachine),

@@ -53,7 +53,6 @@ fn a_value_that_makes_no_sense_shows_its_line() {
         (format!("{RUNNER}shell = \"pwsh\"\n"), "line 6", "pwsh"),
         (format!("{RUNNER}environment = [\n\"A=1\",\n\"hidden\"]\n"), "line 6", "number 2"),
         (format!("{RUNNER}[runners.mayfly]\nallowed_credential_helpers = [\"../x\"]\n"), "line 7", "not a name"),
-        (RUNNER.replace("executor = \"shell\"\n", ""), "line 1", "`executor` is missing"),
     ];
     for (text, line, part) in cases {
         let error = load(&text).expect_err("refused");
@@ -123,7 +122,7 @@ fn odd_periods_are_named_with_their_line() {
         "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * * * *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
          [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
     );
-    let told: Vec<String> = findings::of_keys(&text).iter().map(Finding::to_string).collect();
+    let told: Vec<String> = findings::of_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
     assert_eq!(told.len(), 3, "{told:#?}");
     assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never comes"), "{told:#?}");
     assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("names seconds")), "{told:#?}");
@@ -149,7 +148,7 @@ fn executors_that_do_not_exist_are_named() {
         assert_eq!((finding.severity, finding.line), (Severity::UnusableRunner, Some(5)));
         assert!(finding.message.contains("runner `a`") && finding.message.contains("does not exist"), "{finding}");
     }
-    for (executor, part) in [("", "missing"), ("x", "unknown")] {
+    for (executor, part) in [("x", "unknown")] {
         let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
         let error = load(&text).expect_err("refused");
         assert!(error.contains("runner `a`") && error.contains(part), "{error}");

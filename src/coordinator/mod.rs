@@ -4,6 +4,8 @@
 //! This layer implements only the protocol: it never runs a job, writes a log or decides to shut down.
 
 pub mod gitlab;
+pub mod manager;
+pub mod source;
 
 use std::fmt;
 use std::time::Duration;

@@ -57,6 +57,12 @@ impl TlsFiles {
         Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
     }
 
+    /// These certificate authorities, PEM, without a file.
+    pub fn of_authorities(pem: String) -> Self {
+        let contents = Contents { ca: Some(pem), ..Contents::default() };
+        Self { ca_file: Some(PathBuf::from("the manager's authorities")), contents, ..Self::default() }
+    }
+
     /// The state of the files, to detect changes. Compare it only with another stamp, never with the clock: a file that
     /// is moved into place may be old.
     pub fn stamp(&self) -> Stamp {

@@ -104,6 +104,8 @@ pub struct Job<'a> {
     pub concurrent: (u32, u32),
     /// Id of the request that brought it.
     pub request_id: String,
+    /// Bytes of log that a manager wrote before the agent had the job.
+    pub log_prefix: u64,
 }
 
 /// Removes what was made for a job, beside whatever comes next.
@@ -176,6 +178,7 @@ impl<'a> Job<'a> {
             began: record.began,
             concurrent: record.concurrent,
             request_id: record.request_id.clone(),
+            log_prefix: record.offer.as_ref().map_or(0, |offered| offered.offer.trace.text.len() as u64),
         };
         (job, filled_in.and(allowed))
     }

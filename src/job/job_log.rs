@@ -22,6 +22,8 @@ use crate::version::{REVISION, VERSION};
 /// The log of a job that runs.
 pub struct JobLog {
     trace: Trace,
+    /// Bytes that a manager wrote before.
+    prefix: u64,
     services: Option<Arc<ServiceLogs>>,
 }
 
@@ -29,12 +31,12 @@ impl JobLog {
     /// Opens the log. Errors: the state directory cannot be written.
     pub fn open(job: &Job<'_>, spool: &Path) -> io::Result<Self> {
         let trace = Trace::open(spool, &job.settings.filters, job.payload.features.trace_sections)?;
-        Ok(Self { trace, services: None })
+        Ok(Self { trace, prefix: job.log_prefix, services: None })
     }
 
     /// True before the first line.
     pub fn is_empty(&self) -> bool {
-        self.trace.size() == 0
+        self.trace.size() <= self.prefix
     }
 
     /// Bytes of log so far.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::job::JobJournal;
 use self::stop_requests::StopRequests;
 use crate::coordinator::JobState;
+use crate::coordinator::manager::protocol::Offer;
 use crate::decode;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::job_dirs::JobDirs;
@@ -57,6 +58,9 @@ pub struct Record {
     /// Number of the job on this machine, starting at 1. The job count is written after the record.
     #[serde(default)]
     pub number: u32,
+    /// The offer that brought the job, if a manager did.
+    #[serde(default)]
+    pub offer: Option<Box<OfferRecord>>,
     pub progress: Progress,
 }
 
@@ -69,10 +73,21 @@ pub enum Predecessor {
     HandedOver,
 }
 
+/// The offer of a manager.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OfferRecord {
+    /// The manager's URL.
+    pub manager: String,
+    /// The offer.
+    pub offer: Offer,
+}
+
 /// The progress of a job. A field that an earlier version did not write gets its default.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
+    /// The manager that offered the job has confirmed that this agent has it.
+    pub accepted: bool,
     /// The directories of the job; the configuration may have changed since.
     pub dirs: Option<JobDirs>,
     /// Index of the current stage; `None` before the first.
@@ -357,6 +372,7 @@ mod tests {
             concurrent: (0, 0),
             began: 1,
             number: 1,
+            offer: None,
             progress: Progress::default(),
         }
     }

@@ -24,6 +24,10 @@ pub enum ShutdownReason {
     Unfit,
     /// The agent had no usable runner for too long.
     NoRunner,
+    /// Its manager told it to leave, and terminates it.
+    Dismissed,
+    /// Its manager has not answered for too long.
+    Orphaned,
     /// The cloud sent a rebalance recommendation.
     Rebalance,
     /// The cloud interrupts the spot instance.
@@ -43,6 +47,8 @@ impl ShutdownReason {
             Self::MaxAge => "max_age",
             Self::Unfit => "unfit",
             Self::NoRunner => "no_runner",
+            Self::Dismissed => "dismissed",
+            Self::Orphaned => "orphaned",
             Self::Rebalance => "rebalance_recommendation",
             Self::Interruption => "spot_interruption",
             Self::Stop => "stop",

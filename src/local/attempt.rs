@@ -215,6 +215,7 @@ impl Facts<'_> {
             concurrent: (0, 0),
             began: sys::boottime(),
             number: 0,
+            offer: None,
             progress: Progress::default(),
         };
         let directory = SlotDirectory::at(context.scratch.join(format!("job-{}", self.id)));

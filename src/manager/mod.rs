@@ -8,5 +8,10 @@
 //! One `[[runners]]` of a fleet is a [`pool`]. A pool has a broker, which holds and hands over jobs, and a scaler, which
 //! sees the broker as a [`workload`].
 
+mod api;
+pub mod broker;
 pub mod pool;
+mod proof;
+pub mod server;
+pub mod store;
 pub mod workload;

@@ -16,6 +16,7 @@ const DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 const SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
 const SHUTDOWN_DELETION_RETRIES: u32 = 3;
 const FAILURE_THRESHOLD: u32 = 3;
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// How long the command engine may take to answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -26,6 +27,12 @@ pub struct PoolSettings {
     pub name: String,
     /// The runner: its server, token and bounds.
     pub runner: Arc<Runner>,
+    /// The runner's table (TOML) as agents get it: without its token and the fleet's settings.
+    pub runner_text: String,
+    /// Certificate authorities that agents need to reach GitLab, PEM.
+    pub authorities: Option<String>,
+    /// Between two requests that brought no job.
+    pub check_interval: Duration,
     /// The fleet's table as written; the policies are in it.
     pub table: FleetTable,
     /// Jobs at once on an instance, at least 1.
@@ -127,6 +134,12 @@ impl PoolSettings {
         }
     }
 
+    /// With what agents and GitLab see of it: the runner's table as agents get it, certificate authorities for GitLab, and
+    /// the rest between two requests.
+    pub fn serving(self, runner_text: String, authorities: Option<String>, check_interval: Duration) -> Self {
+        Self { runner_text, authorities, check_interval, ..self }
+    }
+
     fn of_autoscaler(
         runner: Arc<Runner>,
         table: FleetTable,
@@ -136,6 +149,9 @@ impl PoolSettings {
         let engine = engine(&read.plugin, read.plugin_config)?;
         Ok(Self {
             name: runner.name.clone(),
+            runner_text: String::new(),
+            authorities: None,
+            check_interval: CHECK_INTERVAL,
             table,
             capacity_per_instance: read.capacity_per_instance.max(1),
             max_use_count: some(read.max_use_count),
@@ -176,6 +192,9 @@ impl PoolSettings {
         let group = AwsGroup { name: group, region: runner.region.clone(), ..AwsGroup::default() };
         Ok(Self {
             name: runner.name.clone(),
+            runner_text: String::new(),
+            authorities: None,
+            check_interval: CHECK_INTERVAL,
             table,
             capacity_per_instance: 1,
             max_use_count: some(read.max_builds),

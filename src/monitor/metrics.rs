@@ -165,6 +165,12 @@ pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: u64) 
     lock().running.insert((runner_labels.clone(), job.to_string()), RunningJob { began, stage: None, resumed: true });
 }
 
+/// The stage of a running job; `None` before its first.
+pub fn stage_of(job: &str) -> Option<&'static str> {
+    let metrics = lock();
+    metrics.running.iter().find(|((_, known), _)| known == job).and_then(|(_, running)| Some(running.stage?.0))
+}
+
 /// Records the start of a stage.
 pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'static str) {
     let now = sys::boottime();

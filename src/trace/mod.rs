@@ -21,7 +21,7 @@ pub use filter::Filter;
 pub use lines::Trace;
 pub use patterns::Masks;
 pub use spool::{Claim, Spool};
-pub use stamp::Output;
+pub use stamp::{Output, Stamper};
 pub use upload::{Delivery, UploadOptions, Uploader};
 
 /// How output is turned into log text: the same for the agent's own lines and for the output of a step.

@@ -98,7 +98,9 @@ impl Termination {
         match (state.reason, self.leave.strategy) {
             _ if state.terminated => self.complete_hooks(),
             // A machine without runners is of no use.
-            (ShutdownReason::NoRunner, Strategy::Exit) => self.power_off(),
+            (ShutdownReason::NoRunner | ShutdownReason::Orphaned, Strategy::Exit) => self.power_off(),
+            // The manager ends it, and its group gets smaller by that.
+            (ShutdownReason::Dismissed, Strategy::AwsAsg) => self.finish(),
             (ShutdownReason::Stop, _) | (_, Strategy::Exit) => self.finish(),
             (reason, Strategy::Command) => self.run_leave_command(reason),
             (_, Strategy::Poweroff) => self.power_off(),

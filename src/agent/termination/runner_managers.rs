@@ -6,8 +6,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::agent::server::Server;
 use crate::config::Runner;
-use crate::coordinator::gitlab::{ApiError, GitLab};
+use crate::coordinator::gitlab::ApiError;
+use crate::coordinator::source::JobSource;
 
 /// Timeout for all runner managers together.
 pub const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,7 +20,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct RunnerManager {
     pub runner: Arc<Runner>,
-    pub gitlab: Arc<GitLab>,
+    pub server: Arc<Server>,
     /// The system id of this machine.
     pub system_id: String,
 }
@@ -58,7 +60,7 @@ impl RunnerManager {
     fn unregister(&self, until: Instant) {
         let name = &self.runner.name;
         loop {
-            match self.gitlab.unregister_manager(&self.runner.token, &self.system_id) {
+            match self.server.unregister(&self.runner.token, &self.system_id) {
                 Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
                 // GitLab does not know this runner manager, so nothing is left to do.
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,

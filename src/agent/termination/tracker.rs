@@ -55,7 +55,9 @@ impl ShutdownTracker {
             | ShutdownReason::MaxBuilds
             | ShutdownReason::MaxAge
             | ShutdownReason::Unfit
-            | ShutdownReason::NoRunner => {}
+            | ShutdownReason::NoRunner
+            | ShutdownReason::Dismissed
+            | ShutdownReason::Orphaned => {}
         });
     }
 

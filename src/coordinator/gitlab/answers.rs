@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ApiError, GitLab, Info, JobRequest, PollOutcome, TokenStatus};
+use super::{ApiError, GitLab, Info, TokenStatus};
+use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::http::testing::Server;
 use crate::http::tls::TlsFiles;

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{GitLab, JOBS_REQUEST, error_text, health};
+use super::{ApiError, GitLab, JOBS_REQUEST, Registration, error_text, health};
+use crate::coordinator::manager::protocol::{MANAGER_HEADER, Offer};
+use crate::coordinator::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
 use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
+    Coordinator, JobHandle, JobId, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
+    UpdateReply,
 };
 use crate::http::{Method, Response, is_retryable};
 use crate::monitor::metrics;
@@ -16,39 +19,17 @@ use crate::token::Token;
 /// The longest interval that the agent accepts from a server.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// The parameters of a poll.
-#[derive(Clone, Debug)]
-pub struct JobRequest<'a> {
-    pub token: &'a Token,
-    /// The id of the machine.
-    pub system_id: &'a str,
-    /// Let the server hold the request until its queue changes (long polling).
-    pub hold: bool,
-}
-
-/// The response to a poll.
-#[derive(Debug)]
-pub struct PollResponse {
-    pub outcome: PollOutcome,
-    /// Whether the server reported that it is overloaded or down.
-    pub server_overloaded: bool,
-    /// The minimum delay before the next poll.
-    pub wait: Duration,
-}
-
-/// The result of a poll.
-#[derive(Debug)]
-pub enum PollOutcome {
-    /// The payload of a job, which the agent must now run or fail, and the id of the request.
-    Job { payload: Vec<u8>, request_id: String },
-    /// No job is available.
-    NoJob,
-    /// The token is invalid.
-    Refused(String),
-    /// The poll failed in a way that a later poll may not.
-    Failed(String),
-    /// The URL or the certificates are unusable.
-    Misconfigured(String),
+/// What GitLab says to a runner that keeps a job pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// The job stays pending, and this is its status.
+    Holds(JobStatus),
+    /// This server does not know the two-phase commit: the job is running already.
+    Unknown,
+    /// The job is not this runner's (any longer).
+    Gone,
+    /// Nothing settled (network, 429, 5xx).
+    Failed,
 }
 
 #[derive(Serialize)]
@@ -104,16 +85,46 @@ impl GitLab {
         };
         let wait = match &outcome {
             PollOutcome::Failed(_) => health::server_failed(&self.base).max(asked.unwrap_or_default()),
-            PollOutcome::Job { .. } | PollOutcome::NoJob | PollOutcome::Refused(_) => {
+            PollOutcome::Misconfigured(_) => Duration::ZERO,
+            _ => {
                 health::server_answered(&self.base);
                 Duration::ZERO
             }
-            PollOutcome::Misconfigured(_) => Duration::ZERO,
         };
         PollResponse { outcome, server_overloaded: pressed, wait }
     }
 
+    /// Asks the server to keep a job pending that no script runs for yet (`two_phase_job_commit`). A server may know that
+    /// or not; its answer tells.
+    pub fn keep_pending(&self, job: &JobHandle) -> Pending {
+        let body = UpdateBody {
+            token: job.token.reveal(),
+            state: "pending",
+            failure_reason: None,
+            checksum: None,
+            output: Output { checksum: None, bytesize: None },
+            exit_code: None,
+            info: &self.info,
+        };
+        let secret = Some(("JOB-TOKEN", job.token.reveal()));
+        match self.send_json(Method::Put, &format!("jobs/{}", job.id), secret, &body) {
+            Ok(response) => match response.status {
+                200 | 202 => Pending::Holds(job_status(&response)),
+                400 | 422 => Pending::Unknown,
+                403 | 404 | 409 => Pending::Gone,
+                _ => Pending::Failed,
+            },
+            Err(error) => {
+                log::warn!("cannot keep the job pending; retrying job={} error={error}", job.id);
+                Pending::Failed
+            }
+        }
+    }
+
     fn poll_outcome(&self, response: Response) -> PollOutcome {
+        if response.header(MANAGER_HEADER).is_some() {
+            return PollOutcome::IsManager;
+        }
         match response.status {
             // Every 201 that is not clearly something else is a job, even an incomplete or empty one: GitLab has
             // assigned it, and the agent reports it as failed if id and token can be found. A sign-in page is not a
@@ -129,7 +140,7 @@ impl GitLab {
                     );
                 }
                 let request_id = response.header("X-Request-Id").unwrap_or_default().to_owned();
-                PollOutcome::Job { payload: response.body, request_id }
+                PollOutcome::Job { payload: response.body, request_id, offer: None }
             }
             204 => {
                 if let Some(value) = response.header("X-GitLab-Last-Update").filter(|value| !value.is_empty()) {
@@ -140,6 +151,33 @@ impl GitLab {
             403 => PollOutcome::Refused(error_text(&response)),
             status => PollOutcome::Failed(format!("status {status}: {}", error_text(&response))),
         }
+    }
+}
+
+impl JobSource for GitLab {
+    fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
+        Self::request_job(self, request)
+    }
+
+    /// Jobs of GitLab come without an offer.
+    fn accept(&self, _: &JobId, _: &Offer) -> AcceptOutcome {
+        AcceptOutcome::Void
+    }
+
+    fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
+        self.unregister_manager(token, system_id)
+    }
+
+    fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
+        Self::reset_token(self, token)
+    }
+
+    fn stop_waiting(&self) {
+        Self::stop_waiting(self);
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -23,8 +23,9 @@ use crate::random;
 use crate::version::user_agent;
 
 pub use health::Health;
+pub(super) use health::{server_answered, server_failed};
 pub use info::Info;
-pub use jobs::{JobRequest, PollOutcome};
+pub use jobs::Pending;
 pub use runners::{NewRunner, Registration, TokenStatus};
 
 const JOBS_REQUEST: &str = "jobs/request";

@@ -18,17 +18,23 @@ use crate::token::Token;
 pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
     let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
     let mut known: Vec<(Reference, Token)> = Vec::new();
+    let mut fetch_once = |reference: &Reference| match known.iter().find(|(had, _)| had == reference) {
+        Some((_, token)) => Ok(token.clone()),
+        None => fetch(reference, region.as_deref(), timeout)
+            .inspect(|token| known.push((reference.clone(), token.clone())))
+            .inspect(|_| machine::token_fetched(true))
+            .inspect_err(|_| machine::token_fetched(false)),
+    };
     for runner in &mut config.runners {
         let Some(reference) = &runner.token_reference else { continue };
-        let token = match known.iter().find(|(had, _)| had == reference) {
-            Some((_, token)) => token.clone(),
-            None => fetch(reference, region.as_deref(), timeout)
-                .inspect(|_| machine::token_fetched(true))
-                .inspect_err(|_| machine::token_fetched(false))
-                .map_err(|why| format!("runner `{}`: cannot read the token {reference}: {why}", runner.name))?,
-        };
-        known.push((reference.clone(), token.clone()));
-        runner.token = token;
+        let missing = |why| format!("runner `{}`: cannot read the token {reference}: {why}", runner.name);
+        runner.token = fetch_once(reference).map_err(missing)?;
+    }
+    if let Some(manager) = &mut config.mayfly.manager
+        && let Some(reference) = &manager.agent_token_reference
+    {
+        let missing = |why| format!("[mayfly.manager]: cannot read the token {reference}: {why}");
+        manager.agent_token = fetch_once(reference).map_err(missing)?;
     }
     Ok(())
 }

@@ -186,16 +186,39 @@ impl Transport {
         self.try_once(request, credentials)
     }
 
+    /// The headers of a request that somebody else is to send, signed together with these.
+    pub fn sign(
+        &self,
+        request: &Request,
+        more: Vec<(String, String)>,
+        credentials: &Credentials,
+    ) -> Vec<(String, String)> {
+        let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
+        headers.extend(more);
+        let signature = self.signature(request, &headers, credentials);
+        headers.extend(signature);
+        headers
+    }
+
+    /// Sends a request that somebody else signed. Errors: see [`Failure`].
+    pub fn send_signed(&self, request: &Request, headers: &[(String, String)]) -> Result<String, Failure> {
+        self.post(request, headers)
+    }
+
     fn try_once(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
         let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
         headers.extend(request.target.iter().map(|target| ("X-Amz-Target".to_owned(), target.clone())));
         if let Some(credentials) = credentials {
             headers.extend(self.signature(request, &headers, credentials));
         }
+        self.post(request, &headers)
+    }
+
+    fn post(&self, request: &Request, headers: &[(String, String)]) -> Result<String, Failure> {
         let mut body = request.body.as_bytes();
         let length = body.len() as u64;
         let url = if has_path(&self.url) { self.url.clone() } else { format!("{}/", self.url) };
-        let sent = self.transfer.send(Method::Post, &url, &headers, Outgoing::Sized(&mut body, length));
+        let sent = self.transfer.send(Method::Post, &url, headers, Outgoing::Sized(&mut body, length));
         read(sent.map_err(|error| Failure::Silent(error.to_string()))?)
     }
 

@@ -1,0 +1,165 @@
+//! What surrounds the jobs of a runner on this machine: executor, directories, caches. For a runner of the configuration
+//! once; for a manager's job from the runner's table that came with it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::configuration::executor_of;
+use super::{confinement, directories_of, gitlab};
+use crate::config::{Config, OfferedRunner, Runner, carried};
+use crate::coordinator::Coordinator;
+use crate::coordinator::manager::protocol::Offer;
+use crate::executor::cgroup::CgroupParents;
+use crate::executor::docker::names::Owner;
+use crate::executor::docker::removal::ContainerRemovals;
+use crate::executor::roots;
+use crate::http::tls::TlsFiles;
+use crate::instance::Identity;
+use crate::instance::metadata_block::MetadataBlock;
+use crate::job::cache::s3::S3Store;
+use crate::job::context::RunnerContext;
+use crate::token::Token;
+
+/// Tables of a manager's runners that are kept; a pool has one, and a changed one replaces it in time.
+const KEPT: usize = 8;
+
+/// Makes the surroundings of jobs.
+#[derive(Clone)]
+pub struct ContextFactory {
+    /// The working directory, absolute.
+    pub working_directory: PathBuf,
+    /// Whom jobs run as, by the command line.
+    pub user: Option<String>,
+    /// What tells this machine from others.
+    pub system_id: String,
+    /// The machine and its boot.
+    pub identity: Identity,
+    /// Whose the containers of jobs are.
+    pub owner: Owner,
+    /// Containers that are being removed.
+    pub removals: ContainerRemovals,
+    /// Control groups that jobs' groups are made in.
+    pub parents: CgroupParents,
+}
+
+impl ContextFactory {
+    /// The surroundings of the jobs of a runner. Errors: what the configuration says of it cannot be.
+    pub fn context(
+        &self,
+        config: &Config,
+        runner: &Arc<Runner>,
+        coordinator: Arc<dyn Coordinator>,
+        metadata_block: Option<Arc<MetadataBlock>>,
+    ) -> Result<RunnerContext, String> {
+        let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
+        let user = self.user.as_deref().or(config.user.as_deref());
+        let removals = (self.owner.clone(), self.removals.clone());
+        let executor = executor_of(runner, user, config.concurrent, parents, removals)
+            .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
+        confinement::warn(runner, &self.working_directory, &self.parents);
+        let [builds, caches] = directories_of(&self.working_directory, runner);
+        if let Some(user) = executor.user() {
+            for directory in [&builds, &caches] {
+                if let Some(why) = roots::warning(directory, user) {
+                    log::warn!("runner `{}`: {why}", runner.name);
+                }
+            }
+        }
+        let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
+            log::warn!("runner `{}`: {why}", runner.name);
+            None
+        });
+        let carried = carried::of_job(runner, user, config.concurrent, [&builds, &caches]);
+        Ok(RunnerContext {
+            carried: carried.into(),
+            caches,
+            store: store.map(Arc::new),
+            runner: Arc::clone(runner),
+            system_id: self.system_id.clone(),
+            builds,
+            local: None,
+            coordinator,
+            executor,
+            identity: self.identity.clone(),
+            metadata_block,
+        })
+    }
+
+    /// The surroundings of a job that a manager offers to the runner at `position` of the configuration. Errors: the
+    /// manager's table of the runner and the agent's own file do not fit together.
+    pub fn of_offer(
+        &self,
+        config: &Config,
+        position: usize,
+        offer: &Offer,
+        metadata_block: Option<Arc<MetadataBlock>>,
+    ) -> Result<RunnerContext, String> {
+        let offered = OfferedRunner {
+            url: &offer.coordinator.url,
+            authorities: offer.coordinator.authorities.as_deref(),
+            table: &offer.runner,
+            short_token: &offer.short_token,
+            capacity: offer.capacity,
+        };
+        let config = config.with_offered_runner(position, offered)?;
+        let runner = config.runners.first().cloned().ok_or("the manager's table holds no runner")?;
+        if runner.executor == crate::config::ExecutorKind::FromManager {
+            return Err("the manager's table has no `executor`".to_owned());
+        }
+        let runner = Arc::new(runner);
+        let coordinator = gitlab(&config, &runner)?;
+        self.context(&config, &runner, Arc::new(coordinator), metadata_block)
+    }
+}
+
+/// The surroundings of the jobs of one manager, made once for each table that it sends.
+pub struct OfferContexts {
+    /// Makes them.
+    pub factory: ContextFactory,
+    /// The agent's own configuration.
+    pub config: Arc<Config>,
+    /// Which of its runners has the manager's URL.
+    pub position: usize,
+    /// What keeps jobs from the instance's credentials.
+    pub metadata_block: Option<Arc<MetadataBlock>>,
+    kept: Mutex<HashMap<String, RunnerContext>>,
+}
+
+impl OfferContexts {
+    /// None yet.
+    pub fn new(
+        factory: ContextFactory,
+        config: Arc<Config>,
+        position: usize,
+        metadata_block: Option<Arc<MetadataBlock>>,
+    ) -> Self {
+        Self { factory, config, position, metadata_block, kept: Mutex::default() }
+    }
+
+    /// Surroundings that suffice to fail a job at its GitLab. Errors: the URL cannot be used.
+    pub fn bare(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
+        let mut runner = Runner::unnamed(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
+        if let Some(authorities) = &offer.coordinator.authorities {
+            runner.tls = TlsFiles::of_authorities(authorities.clone());
+        }
+        let coordinator = Arc::new(gitlab(&self.config, &runner)?);
+        Ok(RunnerContext { runner: Arc::new(runner), coordinator, ..like.clone() })
+    }
+
+    /// The surroundings of an offered job. Errors: as [`ContextFactory::of_offer`].
+    pub fn of(&self, offer: &Offer) -> Result<RunnerContext, String> {
+        let key = format!("{}\n{:?}\n{}", offer.coordinator.url, offer.coordinator.authorities, offer.runner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = kept.get(&key) {
+            return Ok(context.clone());
+        }
+        let block = self.metadata_block.clone();
+        let context = self.factory.of_offer(&self.config, self.position, offer, block)?;
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        kept.insert(key, context.clone());
+        Ok(context)
+    }
+}

@@ -1,0 +1,110 @@
+//! The agent and its managers: which jobs it has from them, when they want it to leave, and what it does without them.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::offers::OfferedJob;
+use super::server::{MakeManager, Server};
+use super::{Agent, Event, gitlab, readiness};
+use crate::config::{Config, Runner};
+use crate::coordinator::manager::protocol::Welcome;
+use crate::coordinator::manager::{AgentIdentity, ManagedJobs, ManagerClient};
+use crate::coordinator::source::JobSource;
+use crate::instance::aws::sts;
+use crate::journal::OfferRecord;
+use crate::journal::shutdown::ShutdownReason;
+use crate::token::Token;
+
+impl Agent {
+    /// The agent's jobs from the manager at this URL.
+    fn managed_jobs(&self, url: &str) -> Arc<ManagedJobs> {
+        let mut managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
+        let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
+            let jobs = Arc::<ManagedJobs>::default();
+            let events = self.events.clone();
+            jobs.set_on_leave(Box::new(move |reason| drop(events.send(Event::Dismissed(reason.to_owned())))));
+            jobs
+        });
+        Arc::clone(jobs)
+    }
+
+    /// Tells all managers whether the agent takes jobs.
+    pub(super) fn tell_managers(&self, leaving: bool) {
+        let managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
+        managed.values().for_each(|jobs| jobs.set_leaving(leaving));
+    }
+
+    /// Makes the client of the manager that a runner's URL may be of.
+    pub(super) fn make_manager(&self, config: &Config, runner: &Runner) -> MakeManager {
+        let mut identity = self.identity.clone();
+        if let Some(id) = &config.mayfly.instance_id {
+            identity.instance.clone_from(id);
+        }
+        let agent = AgentIdentity {
+            url: runner.url.clone(),
+            tls: runner.tls.clone(),
+            fleet_token: runner.token.clone(),
+            identity,
+            prove: sts::sign_caller_identity,
+            capacity: config.concurrent_is_set.then_some(config.concurrent),
+            labels: runner.labels.clone(),
+            state_dir: self.state_dir.clone(),
+            connection_max_age: config.connection_max_age,
+        };
+        let jobs = self.managed_jobs(&runner.url);
+        let (slots, status, own) = (Arc::clone(&self.slots), Arc::clone(&self.status), config.concurrent_is_set);
+        let name = runner.name.clone();
+        Box::new(move || {
+            let (slots, status) = (Arc::clone(&slots), Arc::clone(&status));
+            let on_welcome = Box::new(move |welcome: &Welcome| {
+                if !own {
+                    slots.set_concurrent(welcome.capacity);
+                }
+                if let Some(command) = &welcome.ready_command {
+                    readiness::wait_for_pool(command, &status);
+                }
+            });
+            ManagerClient::new(agent.clone(), Arc::clone(&jobs), on_welcome)
+                .map_err(|error| format!("runner `{name}`: {error}"))
+        })
+    }
+
+    /// The offer of a job in the journal, and the manager that made it. Errors: the manager's URL cannot be used.
+    pub(super) fn offered_again(&self, config: &Config, offered: &OfferRecord) -> Result<OfferedJob, String> {
+        let known = config.runners.iter().find(|runner| runner.url == offered.manager);
+        let runner = known.cloned().unwrap_or_else(|| Runner::unnamed(&offered.manager, Token::new("")));
+        let gitlab = Arc::new(gitlab(config, &runner)?);
+        let source = Server::new(gitlab, self.make_manager(config, &runner), true);
+        source.become_manager()?;
+        if let Some(manager) = source.manager() {
+            manager.start_heartbeats();
+        }
+        Ok(OfferedJob {
+            offer: offered.offer.clone(),
+            source: Arc::new(source),
+            manager: offered.manager.clone(),
+            jobs: self.managed_jobs(&offered.manager),
+        })
+    }
+
+    /// The manager wants the agent to leave.
+    pub(super) fn handle_dismissal(&mut self, reason: &str) {
+        if self.shutdown.is_none() {
+            log::info!("the manager dismisses this agent reason={reason}");
+            self.begin_shutdown(ShutdownReason::Dismissed);
+        }
+    }
+
+    /// How long an agent without a job still waits for managers that do not answer; `None` where GitLab hands out jobs.
+    pub(super) fn until_orphaned(&self) -> Option<(Duration, ShutdownReason)> {
+        let timeout = self.config.mayfly.orphan_timeout.filter(|_| self.slots.jobs() == 0)?;
+        let silences: Option<Vec<Duration>> = self.servers.iter().map(|(_, server)| server.silence()).collect();
+        let silence = silences?.into_iter().min()?;
+        // An agent that shares its machine with others only exits.
+        let reason = match self.config.mayfly.instance_id {
+            None => ShutdownReason::Orphaned,
+            Some(_) => ShutdownReason::Dismissed,
+        };
+        Some((timeout.saturating_sub(silence), reason))
+    }
+}

@@ -1,0 +1,103 @@
+//! The server of a runner: GitLab, or a manager. Which of both it is shows in its first answer.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::coordinator::JobId;
+use crate::coordinator::gitlab::{ApiError, GitLab, Registration};
+use crate::coordinator::manager::ManagerClient;
+use crate::coordinator::manager::protocol::Offer;
+use crate::coordinator::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
+use crate::token::Token;
+
+/// Makes the client of a manager. Errors: the URL or a certificate file cannot be used.
+pub type MakeManager = Box<dyn Fn() -> Result<ManagerClient, String> + Send + Sync>;
+
+/// A runner's server.
+pub struct Server {
+    /// The client of a GitLab at the runner's URL.
+    pub gitlab: Arc<GitLab>,
+    manager: OnceLock<Arc<ManagerClient>>,
+    make: MakeManager,
+    /// The runner has no executor: only a manager says how its jobs run.
+    needs_manager: bool,
+}
+
+impl Server {
+    /// A server of which nothing is known yet.
+    pub fn new(gitlab: Arc<GitLab>, make: MakeManager, needs_manager: bool) -> Self {
+        Self { gitlab, manager: OnceLock::new(), make, needs_manager }
+    }
+
+    /// The manager's client, once the server is known to be one.
+    pub fn manager(&self) -> Option<&Arc<ManagerClient>> {
+        self.manager.get()
+    }
+
+    fn source(&self) -> &dyn JobSource {
+        match self.manager.get() {
+            Some(manager) => manager,
+            None => &*self.gitlab,
+        }
+    }
+
+    /// Makes the manager's client, once. Errors: the URL or a certificate file cannot be used.
+    pub fn become_manager(&self) -> Result<(), String> {
+        if self.manager.get().is_none() {
+            let made = (self.make)()?;
+            log::info!("the server is a mayfly manager url={}", made.url());
+            let _ = self.manager.set(Arc::new(made));
+        }
+        Ok(())
+    }
+}
+
+impl JobSource for Server {
+    fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
+        let misconfigured = |why| PollResponse {
+            outcome: PollOutcome::Misconfigured(why),
+            server_overloaded: false,
+            wait: Duration::ZERO,
+        };
+        if self.needs_manager
+            && let Err(why) = self.become_manager()
+        {
+            return misconfigured(why);
+        }
+        let polled = self.source().request_job(request);
+        if !matches!(polled.outcome, PollOutcome::IsManager) {
+            return polled;
+        }
+        match self.become_manager() {
+            Ok(()) => self.source().request_job(request),
+            Err(why) => misconfigured(why),
+        }
+    }
+
+    fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome {
+        self.source().accept(job, offer)
+    }
+
+    fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
+        // An agent that leaves before its first request may have registered in an earlier life.
+        if self.needs_manager {
+            self.become_manager().map_err(ApiError::Unreachable)?;
+        }
+        self.source().unregister(token, system_id)
+    }
+
+    fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
+        self.source().reset_token(token)
+    }
+
+    fn stop_waiting(&self) {
+        self.gitlab.stop_waiting();
+        if let Some(manager) = self.manager.get() {
+            manager.stop_waiting();
+        }
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        self.source().silence()
+    }
+}

@@ -1,0 +1,116 @@
+//! `[mayfly.manager]`: how `mayfly manager` serves its agents.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::expand;
+use super::reference::Reference;
+use crate::token::Token;
+
+/// The port that agents connect to where `listen` names none.
+const DEFAULT_PORT: u16 = 9253;
+
+/// The table as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Table {
+    listen: Option<String>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    plain_http: bool,
+    agent_token: Option<Token>,
+    state_dir: Option<PathBuf>,
+}
+
+/// `[mayfly.manager]`.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    /// Where agents connect: `host:port`.
+    pub listen: String,
+    /// The files of the certificate that agents see and of its key; `None` for plain HTTP.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The token that proves membership of the fleet; empty until it is fetched, if it is stored in AWS.
+    pub agent_token: Token,
+    /// Where that token is stored, if not in the file.
+    pub agent_token_reference: Option<Reference>,
+    /// Where the durable state is kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Table {
+    /// What the table means. Errors: the key that is missing or wrong, and why.
+    pub fn meaning(self) -> Result<Manager, (&'static str, String)> {
+        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        let listen = self.listen.filter(|listen| !listen.trim().is_empty());
+        let listen = listen.unwrap_or_else(|| format!(":{DEFAULT_PORT}"));
+        let listen = if listen.contains(':') { listen } else { format!("{listen}:{DEFAULT_PORT}") };
+        crate::monitor::listener::check_address(&listen).map_err(|why| ("mayfly.manager.listen", why))?;
+        let certificate = match (given(self.certificate_file), given(self.key_file), self.plain_http) {
+            (Some(certificate), Some(key), false) => Some((certificate, key)),
+            (None, None, true) => None,
+            (None, None, false) => {
+                let why = "agents send their tokens to the manager: write `certificate_file` and `key_file`, or \
+                           `plain_http = true` where nothing else is on the network";
+                return Err(("mayfly.manager.certificate_file", why.to_owned()));
+            }
+            (_, _, true) => {
+                let why = "`plain_http = true` and a certificate exclude each other; remove one";
+                return Err(("mayfly.manager.plain_http", why.to_owned()));
+            }
+            _ => {
+                let why = "`certificate_file` and `key_file` belong together; write both";
+                return Err(("mayfly.manager.certificate_file", why.to_owned()));
+            }
+        };
+        let token = self.agent_token.map(|token| expand::expand(token.reveal())).unwrap_or_default();
+        let reference = Reference::read(&token).map_err(|why| ("mayfly.manager.agent_token", why))?;
+        if reference.is_none() && (1..16).contains(&token.trim().len()) {
+            let why = "`agent_token` is shorter than 16 characters; make one with: openssl rand -hex 24";
+            return Err(("mayfly.manager.agent_token", why.to_owned()));
+        }
+        Ok(Manager {
+            listen,
+            certificate,
+            agent_token: if reference.is_some() { Token::new("") } else { Token::new(token.trim()) },
+            agent_token_reference: reference,
+            state_dir: given(self.state_dir),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meaning(text: &str) -> Result<Manager, (&'static str, String)> {
+        toml::from_str::<Table>(text).expect("a table").meaning()
+    }
+
+    #[test]
+    fn plain_http_must_be_asked_for() {
+        let token = "agent_token = \"0123456789abcdef\"\n";
+        let files = "certificate_file = \"/c\"\nkey_file = \"/k\"\n";
+        assert!(meaning(&format!("{token}{files}")).is_ok_and(|manager| manager.certificate.is_some()));
+        let plain = meaning(&format!("{token}plain_http = true\nlisten = \"127.0.0.1\"\n")).expect("a table");
+        assert_eq!((plain.listen.as_str(), plain.certificate), ("127.0.0.1:9253", None));
+        for (text, key) in [
+            ("", "certificate_file"),
+            ("certificate_file = \"/c\"\n", "certificate_file"),
+            ("certificate_file = \"/c\"\nkey_file = \"/k\"\nplain_http = true\n", "plain_http"),
+            ("plain_http = true\nlisten = \"h:x\"\n", "listen"),
+        ] {
+            let error = meaning(&format!("{token}{text}")).expect_err(text);
+            assert!(error.0.ends_with(key), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_agents_token_may_be_stored_elsewhere() {
+        let token = |text: &str| meaning(&format!("plain_http = true\nagent_token = \"{text}\"\n"));
+        let stored = token("aws-ssm:/ci/agents").expect("a table");
+        assert!(stored.agent_token.is_empty() && stored.agent_token_reference.is_some());
+        assert!(token("short").is_err_and(|(key, why)| key.ends_with("agent_token") && !why.contains("short\"")));
+        assert!(token("").is_ok(), "pools may have another proof");
+    }
+}

@@ -1,0 +1,119 @@
+//! The runner of a manager's job: the table that the manager sends, with the agent's own file over it.
+
+use toml::{Table, Value};
+
+use super::Config;
+use crate::http::tls::TlsFiles;
+
+/// Keys of the agent's own runner that are about the manager, not about GitLab or the job.
+const OF_THE_MANAGER: [&str; 9] = [
+    "url",
+    "token",
+    "id",
+    "token_obtained_at",
+    "token_expires_at",
+    "tls-ca-file",
+    "tls-cert-file",
+    "tls-key-file",
+    "limit",
+];
+
+/// What a manager sends of the runner with a job.
+#[derive(Clone, Copy, Debug)]
+pub struct OfferedRunner<'a> {
+    /// The URL of GitLab.
+    pub url: &'a str,
+    /// Certificate authorities for it, PEM.
+    pub authorities: Option<&'a str>,
+    /// The runner's table, TOML.
+    pub table: &'a str,
+    /// The short form of the runner's token.
+    pub short_token: &'a str,
+    /// Jobs at once on an instance of the pool.
+    pub capacity: u32,
+}
+
+impl Config {
+    /// This configuration with one runner: that of an offered job. Keys in the own file win. Errors: the tables cannot be
+    /// read, or a value makes no sense.
+    pub fn with_offered_runner(&self, position: usize, offer: OfferedRunner<'_>) -> Result<Self, String> {
+        let sent: Table = offer.table.parse().map_err(|error: toml::de::Error| {
+            format!("the manager's table of the runner cannot be read: {}", error.message())
+        })?;
+        let own = self.runners.iter().find(|runner| runner.position == position);
+        let (mut over, key) = own.map_or_else(Default::default, |own| (own.written.clone(), Some(own.key())));
+        OF_THE_MANAGER.iter().for_each(|key| drop(over.remove(*key)));
+        let mut runner = sent;
+        merge(&mut runner, over);
+        runner.insert("url".to_owned(), Value::String(offer.url.to_owned()));
+        runner.insert("token".to_owned(), Value::String(offer.short_token.to_owned()));
+        let mut file = self.settings.clone();
+        file.insert("runners".to_owned(), Value::Array(vec![Value::Table(runner)]));
+        let mut config = Self::parse(&self.path, &file.to_string()).map_err(|error| error.to_string())?;
+        config.concurrent = if self.concurrent_is_set { self.concurrent } else { offer.capacity.max(1) };
+        for runner in &mut config.runners {
+            // The short token is no secret.
+            runner.key.clone_from(&key);
+            if let Some(authorities) = offer.authorities {
+                runner.tls = TlsFiles::of_authorities(authorities.to_owned());
+            }
+        }
+        if let Some(unusable) = config.unusable.first() {
+            return Err(unusable.why.clone());
+        }
+        Ok(config)
+    }
+}
+
+/// Puts `over` over `under`, table by table.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(known)), Value::Table(more)) => merge(known, more),
+            (_, value) => drop(under.insert(key, value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::ExecutorKind;
+
+    fn offer(table: &str) -> OfferedRunner<'_> {
+        OfferedRunner { url: "https://gitlab.test", authorities: None, table, short_token: "abcdefghi", capacity: 1 }
+    }
+
+    const OWN: &str = "[[runners]]\nurl = \"https://manager.test\"\ntoken = \"0123456789abcdef\"\n\
+        [runners.docker]\nmemory = \"1g\"\n";
+
+    #[test]
+    fn keys_in_the_agents_own_file_win() {
+        let own = Config::parse(Path::new("config.toml"), OWN).expect("a configuration");
+        assert_eq!(own.runners[0].executor, ExecutorKind::FromManager);
+        let sent = offer(
+            "name = \"pool\"\nexecutor = \"docker-autoscaler\"\nenvironment = [\"A=1\"]\noutput_limit = 1\n\
+             [docker]\nimage = \"busybox\"\nmemory = \"2g\"\n",
+        );
+        let config = own.with_offered_runner(0, sent).expect("a configuration");
+        let runner = &config.runners[0];
+        assert_eq!((runner.name.as_str(), runner.url.as_str()), ("pool", "https://gitlab.test"));
+        assert_eq!(runner.executor, ExecutorKind::DockerAutoscaler);
+        assert_eq!((runner.token.short().as_str(), runner.output_limit), ("abcdefghi", 1024));
+        assert_eq!(runner.environment, [("A".to_owned(), "1".to_owned())]);
+        let docker: Table = runner.docker_text.parse().expect("TOML");
+        assert_eq!((docker["image"].as_str(), docker["memory"].as_str()), (Some("busybox"), Some("1g")));
+    }
+
+    #[test]
+    fn a_table_that_makes_no_sense_is_told() {
+        let own = Config::parse(Path::new("config.toml"), OWN).expect("a configuration");
+        for (sent, part) in [("= x", "cannot be read"), ("executor = \"ssh\"", "does not exist"), ("executor = 1", "")]
+        {
+            let why = own.with_offered_runner(0, offer(sent)).expect_err(sent);
+            assert!(why.contains(part) && !why.contains("0123456789abcdef"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The jobs that an agent has from a manager, and the thread that tells the manager of them.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::protocol::{HEARTBEAT_SECONDS, Heartbeat, JobReport, Orders};
+use super::{ManagerClient, lock};
+use crate::decode;
+use crate::http::Method;
+use crate::monitor::metrics;
+use crate::token::Token;
+
+const STACK: usize = 256 * 1024;
+/// Between two attempts while the manager does not answer.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Told that the agent is to leave.
+type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The jobs that an agent has from one manager; they outlive the configuration that brought them.
+#[derive(Default)]
+pub struct ManagedJobs {
+    inner: Mutex<Inner>,
+    rung: Condvar,
+    on_leave: Mutex<Option<OnLeave>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    jobs: Vec<Job>,
+    ended: Vec<String>,
+    /// Something changed that the manager is to hear of.
+    news: bool,
+    unfit_since: Option<Instant>,
+    leaving: bool,
+}
+
+struct Job {
+    id: String,
+    offer: String,
+    token: Token,
+}
+
+impl ManagedJobs {
+    /// Who is told that the agent is to leave.
+    pub fn set_on_leave(&self, on_leave: OnLeave) {
+        *self.on_leave.lock().unwrap_or_else(PoisonError::into_inner) = Some(on_leave);
+    }
+
+    /// A job was accepted.
+    pub fn add(&self, id: String, offer: String, token: Token) {
+        let mut inner = lock(&self.inner);
+        inner.jobs.retain(|job| job.offer != offer);
+        inner.jobs.push(Job { id, offer, token });
+    }
+
+    /// A job ended, and nothing of it is left.
+    pub fn remove(&self, offer: &str) {
+        let mut inner = lock(&self.inner);
+        let ended: Vec<String> = inner.jobs.iter().filter(|job| job.offer == offer).map(|job| job.id.clone()).collect();
+        inner.jobs.retain(|job| job.offer != offer);
+        inner.ended.extend(ended);
+        inner.news = true;
+        self.rung.notify_all();
+    }
+
+    /// Whether the machine is fit for jobs.
+    pub fn set_fit(&self, fit: bool) {
+        let mut inner = lock(&self.inner);
+        if fit {
+            inner.unfit_since = None;
+        } else {
+            inner.unfit_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// The agent takes no more jobs.
+    pub fn set_leaving(&self, leaving: bool) {
+        let mut inner = lock(&self.inner);
+        inner.news |= inner.leaving != leaving;
+        inner.leaving = leaving;
+        self.rung.notify_all();
+    }
+
+    /// Has the manager told now.
+    pub(super) fn ring(&self) {
+        lock(&self.inner).news = true;
+        self.rung.notify_all();
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let mut inner = lock(&self.inner);
+        inner.news = false;
+        let report = |job: &Job| JobReport {
+            id: job.id.clone(),
+            offer: job.offer.clone(),
+            phase: phase_of(metrics::stage_of(&job.id)).to_owned(),
+            token: job.token.clone(),
+        };
+        Heartbeat {
+            jobs: inner.jobs.iter().map(report).collect(),
+            ended: inner.ended.clone(),
+            unfit_seconds: inner.unfit_since.map_or(0, |since| since.elapsed().as_secs()),
+            leaving: inner.leaving,
+        }
+    }
+
+    /// The manager has heard of the end of these jobs.
+    fn told(&self, ended: &[String]) {
+        lock(&self.inner).ended.retain(|id| !ended.contains(id));
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let inner = lock(&self.inner);
+        drop(self.rung.wait_timeout_while(inner, timeout, |inner| !inner.news));
+    }
+}
+
+/// The phase that a stage of a job belongs to.
+fn phase_of(stage: Option<&str>) -> &'static str {
+    match stage {
+        None => "accepted",
+        Some("step_script" | "step_release" | "step_other") => "script",
+        Some("after_script" | "archive_cache" | "upload_artifacts" | "cleanup_file_variables") => "finishing",
+        Some(_) => "preparing",
+    }
+}
+
+impl ManagerClient {
+    /// Starts the thread that tells the manager of the agent's jobs, once.
+    pub fn start_heartbeats(self: &Arc<Self>) {
+        let mut beating = lock(&self.beating);
+        if *beating {
+            return;
+        }
+        let client = Arc::downgrade(self);
+        let jobs = Arc::clone(&self.jobs);
+        let beat = move || {
+            let mut wait = Duration::from_secs(HEARTBEAT_SECONDS);
+            loop {
+                jobs.wait(wait);
+                let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else { return };
+                wait = if client.beat() { Duration::from_secs(HEARTBEAT_SECONDS) } else { RETRY };
+            }
+        };
+        match thread::Builder::new().name("heartbeat".to_owned()).stack_size(STACK).spawn(beat) {
+            Ok(_) => *beating = true,
+            Err(error) => log::error!("cannot start the thread that sends heartbeats error={error}"),
+        }
+        // What it has is told at once: the manager may have lost its state.
+        self.jobs.ring();
+    }
+
+    /// One heartbeat. False: the manager did not take it.
+    fn beat(&self) -> bool {
+        let Some(token) = self.token() else { return false };
+        let heartbeat = self.jobs.heartbeat();
+        let response = match self.send(Method::Post, "runners/heartbeat", &token, &heartbeat) {
+            Ok(response) => response,
+            Err(error) => {
+                log::debug!("heartbeat not delivered error={error}");
+                return false;
+            }
+        };
+        if response.status == 401 {
+            self.forget_registration(&token);
+            return self.register().is_ok();
+        }
+        if response.status != 200 {
+            return false;
+        }
+        self.jobs.told(&heartbeat.ended);
+        let orders: Orders = decode::json(&response.body).unwrap_or_default();
+        if let Some(reason) = orders.leave.filter(|_| !heartbeat.leaving)
+            && let Some(on_leave) = &*lock(&self.jobs.on_leave)
+        {
+            on_leave(&reason);
+        }
+        true
+    }
+}

@@ -1,0 +1,194 @@
+//! What agents ask the manager over HTTP, and who they are.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::de::DeserializeOwned;
+
+use super::broker::{Admission, Broker, RegistrationError};
+use super::server::request::{Request, Response};
+use super::server::{Exchange, Handler, Ticket};
+use crate::coordinator::manager::protocol::{Acceptance, Heartbeat, Introduction, PROTOCOL, VerifyBody};
+use crate::decode;
+use crate::digest::sha256;
+use crate::token::Token;
+
+/// Everything below this.
+const BASE: &str = "/api/v4/";
+
+/// The pools' agents and what they may do.
+pub struct Api {
+    brokers: RwLock<Vec<Arc<Broker>>>,
+    /// SHA-256 of the token that proves membership of the fleet; `None` where there is no such token.
+    fleet_token: RwLock<Option<String>>,
+}
+
+impl Api {
+    /// An API without pools. `token` proves membership of the fleet; empty for none.
+    pub fn new(token: &Token) -> Arc<Self> {
+        let api = Self { brokers: RwLock::default(), fleet_token: RwLock::default() };
+        api.set_fleet_token(token);
+        Arc::new(api)
+    }
+
+    /// Another token (reload); agents that have registered keep their own.
+    pub fn set_fleet_token(&self, token: &Token) {
+        let hash = (!token.is_empty()).then(|| sha256(token.reveal().as_bytes()));
+        *self.fleet_token.write().unwrap_or_else(PoisonError::into_inner) = hash;
+    }
+
+    /// Other pools.
+    pub fn set_brokers(&self, brokers: Vec<Arc<Broker>>) {
+        *self.brokers.write().unwrap_or_else(PoisonError::into_inner) = brokers;
+    }
+
+    fn brokers(&self) -> Vec<Arc<Broker>> {
+        self.brokers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The agent that sent a request. Errors: none; the response.
+    fn agent(&self, request: &Request) -> Result<(Arc<Broker>, String), Response> {
+        let token = request.header("RUNNER-TOKEN").unwrap_or_default();
+        let hash = sha256(token.as_bytes());
+        let found = self.brokers().into_iter().find_map(|broker| {
+            let instance = broker.agent_of(&hash)?;
+            Some((broker, instance))
+        });
+        found.ok_or_else(|| Response::message(401, "this manager does not know the agent; register again"))
+    }
+
+    fn verify(&self, request: &Request) -> Response {
+        let body: VerifyBody = match body(request) {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let Some(introduction) = body.mayfly else {
+            return Response::message(
+                400,
+                "this is a mayfly manager: only `mayfly run` with `protocol` and instance id can register",
+            );
+        };
+        if introduction.protocol != PROTOCOL {
+            let why = format!(
+                "the agent (version {}) speaks protocol {}, the manager {PROTOCOL}; update the older of both",
+                introduction.version, introduction.protocol
+            );
+            log::warn!("registration refused instance={} cause={why}", introduction.instance);
+            return Response::message(426, &why);
+        }
+        if !is_name(&introduction.instance) || !is_name(&introduction.boot) {
+            return Response::message(400, "instance and boot must have 1 to 128 visible characters");
+        }
+        match self.admit(&introduction, body.token.as_ref()) {
+            Ok(broker) => register(&broker, &introduction),
+            Err(response) => response,
+        }
+    }
+
+    /// The pool that the instance may work for. Errors: none; the response.
+    fn admit(&self, introduction: &Introduction, token: Option<&Token>) -> Result<Arc<Broker>, Response> {
+        let fleet = self.fleet_token.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let hash = token.map(|token| sha256(token.reveal().as_bytes()));
+        let has_token = fleet.is_some() && hash == fleet;
+        let refused = |why: &str| {
+            log::warn!("registration refused instance={} cause={why}", introduction.instance);
+            Response::message(403, why)
+        };
+        if !has_token && introduction.proof.is_none() {
+            return Err(refused("the token is not the fleet's; write `agent_token` of the manager as `token`"));
+        }
+        let brokers = self.brokers();
+        let member = brokers.iter().find(|broker| broker.admission(&introduction.instance) == Admission::Member);
+        let Some(broker) = member else {
+            // It may be newer than the last look at its group.
+            brokers.iter().for_each(|broker| broker.look_for_members());
+            let why = format!("instance {} is not a running member of a pool's group (yet)", introduction.instance);
+            log::info!("registration deferred instance={} cause=not a member", introduction.instance);
+            return Err(Response::message(404, &why).with("Retry-After", "3"));
+        };
+        match broker.settings().sts_proof.as_deref() {
+            None if has_token => Ok(Arc::clone(broker)),
+            None => Err(refused("the pool has no `agent_role`: an agent proves itself with the fleet's token")),
+            Some(role) => match super::proof::check(role, introduction) {
+                Ok(()) => Ok(Arc::clone(broker)),
+                Err(why) => Err(refused(&why)),
+            },
+        }
+    }
+
+    fn route(&self, request: &Request, exchange: Exchange) {
+        let Some(path) = request.path.strip_prefix(BASE) else {
+            return answer(exchange, Response::message(404, "this is a mayfly manager; agents use it as their `url`"));
+        };
+        if (request.method.as_str(), path) == ("POST", "runners/verify") {
+            return answer(exchange, self.verify(request));
+        }
+        let (broker, instance) = match self.agent(request) {
+            Ok(agent) => agent,
+            Err(response) => return answer(exchange, response),
+        };
+        let response = match (request.method.as_str(), path) {
+            ("POST", "jobs/request") => return broker.wait(&instance, exchange),
+            ("POST", "runners/heartbeat") => match body::<Heartbeat>(request) {
+                Ok(heartbeat) => broker.heartbeat(&instance, &heartbeat),
+                Err(response) => response,
+            },
+            ("DELETE", "runners/managers") => {
+                broker.leave(&instance);
+                Response::empty(204)
+            }
+            ("PUT", path) => match (path.strip_prefix("jobs/"), body::<Acceptance>(request)) {
+                (Some(job), Ok(acceptance)) => broker.accept(&instance, job, &acceptance),
+                (Some(_), Err(response)) => response,
+                (None, _) => Response::message(404, "no such call"),
+            },
+            _ => Response::message(404, "no such call; jobs are reported to GitLab itself"),
+        };
+        answer(exchange, response);
+    }
+}
+
+impl Handler for Api {
+    fn handle(&self, request: Request, exchange: Exchange) {
+        log::debug!("called by an agent method={} path={}", request.method, request.path);
+        self.route(&request, exchange);
+    }
+
+    fn gone(&self, ticket: Ticket) {
+        for broker in self.brokers() {
+            broker.gone(ticket);
+        }
+    }
+}
+
+fn answer(exchange: Exchange, response: Response) {
+    exchange.respond(&response);
+}
+
+fn register(broker: &Broker, introduction: &Introduction) -> Response {
+    match broker.register(introduction) {
+        Ok(welcome) => Response::json(200, &serde_json::json!({ "mayfly": welcome })),
+        Err(RegistrationError::Taken) => {
+            let why = format!(
+                "instance {} has an agent already, which registered in the same boot; if its state directory was \
+                 removed, reboot or replace the instance",
+                introduction.instance
+            );
+            log::warn!("registration refused pool={} cause={why}", broker.name);
+            Response::message(409, &why)
+        }
+        Err(RegistrationError::Store(why)) => {
+            log::error!("cannot register an agent pool={} error={why}", broker.name);
+            Response::message(503, "the manager cannot write its state").with("Retry-After", "5")
+        }
+    }
+}
+
+/// A name that can stand in a log.
+fn is_name(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
+    // What a parser says may hold a part of a token.
+    decode::json(&request.body).map_err(|_| Response::message(400, "the body is not what this call takes"))
+}

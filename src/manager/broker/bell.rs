@@ -1,0 +1,40 @@
+//! A sign that something changed, for several threads that wait for it.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Counts changes.
+#[derive(Default)]
+pub struct Bell {
+    count: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Something changed.
+    pub fn ring(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = count.wrapping_add(1);
+        drop(count);
+        self.rung.notify_all();
+    }
+
+    /// Changes so far. Taken before a look at what may change, and then waited past.
+    pub fn count(&self) -> u64 {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there are more changes than `seen`, at most `timeout`; how many there are.
+    pub fn wait_past(&self, seen: u64, timeout: Duration) -> u64 {
+        let until = Instant::now() + timeout;
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count == seen {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            count = self.rung.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *count
+    }
+}

@@ -1,0 +1,254 @@
+//! Keeps held jobs alive at GitLab, says in their logs what they wait for, hears of a cancel, and fails the jobs that
+//! must fail.
+
+use std::time::{Duration, Instant};
+
+use super::state::Phase;
+use super::{Broker, LONG};
+use crate::coordinator::gitlab::Pending;
+use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
+use crate::failure::FailureReason;
+use crate::manager::store::records::Event;
+use crate::trace::{Output, Stamper};
+
+/// A job that is held for longer says so in its log.
+pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
+/// Between two signs of life of a held job.
+const KEEP_ALIVE: Duration = Duration::from_secs(40);
+/// First and longest wait between two attempts to fail a job, and how long that is tried.
+const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+const FAIL_FOR: Duration = Duration::from_secs(3600);
+
+/// What the keeper does next.
+enum Work {
+    /// Tells GitLab that a held job lives.
+    KeepAlive(Held),
+    /// A job was held for too long.
+    Expire(String),
+    /// Fails a job at GitLab.
+    Fail { id: String, job: Failing },
+}
+
+/// A held job, as the keeper needs it.
+struct Held {
+    id: String,
+    handle: JobHandle,
+    trace: String,
+    trace_sent: u64,
+    two_phase: Option<bool>,
+    timestamps: bool,
+    left: Duration,
+}
+
+struct Failing {
+    handle: JobHandle,
+    reason: FailureReason,
+    why: String,
+    trace: String,
+    trace_sent: u64,
+    two_phase: bool,
+    timestamps: bool,
+    has_run: bool,
+    since: Instant,
+    attempts: u32,
+}
+
+impl Broker {
+    /// Looks after held and failing jobs until the broker stops.
+    pub(super) fn keep_jobs(&self) {
+        while !self.has_stopped() {
+            let seen = self.bell.count();
+            match self.next_work() {
+                Ok(Work::KeepAlive(held)) => self.keep_alive(held),
+                Ok(Work::Expire(id)) => {
+                    let waited = self.settings().instance_acquire_timeout.as_secs();
+                    let why = format!("no instance of pool {} took the job within {waited} s", self.name);
+                    self.fail(&id, FailureReason::RunnerSystemFailure, &why);
+                }
+                Ok(Work::Fail { id, job }) => self.deliver_failure(&id, job),
+                Err(left) => drop(self.bell.wait_past(seen, left)),
+            }
+        }
+    }
+
+    /// The next thing to do, or how long there is none.
+    fn next_work(&self) -> Result<Work, Duration> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let due = |job: &super::state::Job| match job.phase {
+            Phase::Held => Some(job.keep_at.min(job.hold_until)),
+            Phase::Failing { .. } => Some(job.keep_at),
+            _ => None,
+        };
+        let next = state.jobs.iter_mut().filter_map(|(id, job)| Some((due(job)?, id, job))).min_by_key(|next| next.0);
+        let Some((at, id, job)) = next else { return Err(LONG) };
+        if at > now {
+            return Err(at - now);
+        }
+        let (id, handle) = (id.clone(), job.handle.clone());
+        let (trace, trace_sent, timestamps) = (job.trace.clone(), job.trace_sent, job.timestamps);
+        match &mut job.phase {
+            Phase::Failing { reason, why, since, attempts } => {
+                let failing = Failing {
+                    handle,
+                    reason: *reason,
+                    why: why.clone(),
+                    trace,
+                    trace_sent,
+                    two_phase: job.two_phase == Some(true),
+                    timestamps,
+                    has_run: job.payload.is_none(),
+                    since: *since,
+                    attempts: *attempts,
+                };
+                *attempts += 1;
+                job.keep_at = now + FAIL_WAITS[0].saturating_mul(1 << (*attempts).min(10)).min(FAIL_WAITS[1]);
+                Ok(Work::Fail { id, job: failing })
+            }
+            _ if job.hold_until <= now => Ok(Work::Expire(id)),
+            _ => {
+                job.kept_busy = true;
+                job.keep_at = now + KEEP_ALIVE;
+                let left = job.hold_until.saturating_duration_since(now);
+                let two_phase = job.two_phase;
+                Ok(Work::KeepAlive(Held { id, handle, trace, trace_sent, two_phase, timestamps, left }))
+            }
+        }
+    }
+
+    fn keep_alive(&self, mut held: Held) {
+        let status = self.tell_that_it_waits(&mut held);
+        let changed = {
+            let mut state = self.lock();
+            let Some(job) = state.jobs.get_mut(&held.id) else { return };
+            job.kept_busy = false;
+            job.two_phase = held.two_phase;
+            let changed = job.trace_sent != held.trace_sent || job.trace.len() != held.trace.len();
+            job.trace.clone_from(&held.trace);
+            job.trace_sent = held.trace_sent;
+            changed
+        };
+        if changed {
+            let (pool, id) = (self.name.clone(), held.id.clone());
+            self.note(Event::Trace { pool, id, trace: held.trace, sent: held.trace_sent });
+        }
+        match status {
+            JobStatus::Finished => {
+                log::info!("held job dropped: GitLab no longer expects it pool={} job={}", self.name, held.id);
+                self.forget(&held.id);
+            }
+            JobStatus::Canceling => {
+                self.fail(&held.id, FailureReason::JobCanceled, "the job was canceled before an instance took it");
+            }
+            JobStatus::Ongoing => self.assign(),
+        }
+        self.bell.ring();
+    }
+
+    /// Tells GitLab that the job lives, and its log what it waits for.
+    fn tell_that_it_waits(&self, held: &mut Held) -> JobStatus {
+        let gitlab = self.gitlab();
+        if held.two_phase != Some(false) {
+            match gitlab.keep_pending(&held.handle) {
+                Pending::Holds(status) => {
+                    held.two_phase = Some(true);
+                    return status;
+                }
+                Pending::Unknown => held.two_phase = Some(false),
+                Pending::Gone => return JobStatus::Finished,
+                Pending::Failed => return JobStatus::Ongoing,
+            }
+        }
+        if held.trace.is_empty() {
+            let text = format!(
+                "mayfly manager: waiting for an instance of pool {} (at most {} s)",
+                self.name,
+                held.left.as_secs()
+            );
+            held.trace = line(&text, held.timestamps);
+        }
+        if held.trace_sent < held.trace.len() as u64 {
+            let chunk = &held.trace.as_bytes()[usize::try_from(held.trace_sent).unwrap_or(0)..];
+            let reply = gitlab.append_trace(&held.handle, held.trace_sent, chunk, false);
+            match reply.outcome {
+                TraceOutcome::Accepted => held.trace_sent = held.trace.len() as u64,
+                TraceOutcome::Resync(size) => held.trace_sent = size.min(held.trace.len() as u64),
+                TraceOutcome::NotFound | TraceOutcome::Failed => {}
+            }
+            return reply.status;
+        }
+        gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace)).status
+    }
+
+    /// One attempt to fail a job.
+    fn deliver_failure(&self, id: &str, job: Failing) {
+        let gitlab = self.gitlab();
+        if job.since.elapsed() > FAIL_FOR {
+            log::error!("cannot fail a job at GitLab; it fails there after its timeout pool={} job={id}", self.name);
+            return self.forget(id);
+        }
+        let gone = |outcome: &UpdateOutcome| *outcome == UpdateOutcome::Gone;
+        if job.two_phase && gone(&gitlab.update_job(&job.handle, &JobState::Running, TraceSummary::default()).outcome) {
+            return self.forget(id);
+        }
+        let text = line(&format!("\x1b[31;1mERROR: Job failed (system failure): {}\x1b[0;m", job.why), job.timestamps);
+        let trace = if job.has_run { self.append_to_foreign_log(&job, &text) } else { self.append(&job, &text) };
+        let state = JobState::Failed { reason: job.reason, exit_code: None };
+        let outcome = gitlab.update_job(&job.handle, &state, trace).outcome;
+        match outcome {
+            UpdateOutcome::Done | UpdateOutcome::Gone => {
+                log::info!("job failed by the manager pool={} job={id} outcome={outcome:?}", self.name);
+                self.forget(id);
+            }
+            // GitLab still moves the log, or wants it again: the next attempt does that.
+            UpdateOutcome::Accepted | UpdateOutcome::TraceInvalid | UpdateOutcome::Failed => {
+                log::debug!("job not failed yet pool={} job={id} attempts={}", self.name, job.attempts + 1);
+            }
+        }
+    }
+
+    /// Completes the log of a job that only the manager wrote to.
+    fn append(&self, job: &Failing, text: &str) -> TraceSummary {
+        let whole = format!("{}{text}", job.trace);
+        let mut start = job.trace_sent.min(whole.len() as u64);
+        for _ in 0..2 {
+            let chunk = &whole.as_bytes()[usize::try_from(start).unwrap_or(0)..];
+            if chunk.is_empty() {
+                break;
+            }
+            match self.gitlab().append_trace(&job.handle, start, chunk, false).outcome {
+                TraceOutcome::Resync(size) if size <= whole.len() as u64 => start = size,
+                _ => break,
+            }
+        }
+        summary(&whole)
+    }
+
+    /// Adds a line to a log that an agent wrote: GitLab says how long it is.
+    fn append_to_foreign_log(&self, job: &Failing, text: &str) -> TraceSummary {
+        let gitlab = self.gitlab();
+        // An attempt before this one may have written the line.
+        if job.attempts == 0
+            && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text.as_bytes(), false).outcome
+            && size > 0
+        {
+            gitlab.append_trace(&job.handle, size, text.as_bytes(), false);
+        }
+        TraceSummary::default()
+    }
+}
+
+fn summary(text: &str) -> TraceSummary {
+    TraceSummary { size: text.len() as u64, crc32: crc32fast::hash(text.as_bytes()) }
+}
+
+/// A line of a job's log.
+fn line(text: &str, timestamps: bool) -> String {
+    let text = format!("{text}\n");
+    if !timestamps {
+        return text;
+    }
+    let mut line = Vec::new();
+    Stamper::new(0, Output::Out).push(&text, &mut line);
+    String::from_utf8_lossy(&line).into_owned()
+}

@@ -1,0 +1,351 @@
+//! The broker of a pool: takes jobs from GitLab, holds them, hands each to one agent, and knows what became of it.
+//!
+//! What happens is decided in [`state`], under one lock; this module carries it out. Nothing is sent to an agent or to
+//! GitLab under the lock.
+
+mod bell;
+mod keeper;
+mod offers;
+mod register;
+pub mod state;
+mod taker;
+#[cfg(test)]
+mod tests;
+mod total;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use bell::Bell;
+use state::{Job, Phase, State};
+pub use total::Total;
+
+use super::pool::PoolSettings;
+use super::server::Responder;
+use super::store::Store;
+use super::store::records::{Event, JobRecord, Records};
+use super::workload::{Snapshot, Workload};
+use crate::coordinator::gitlab::GitLab;
+use crate::coordinator::{JobHandle, JobId};
+use crate::failure::FailureReason;
+use crate::token::Token;
+
+pub use register::{Admission, RegistrationError};
+
+/// Stack of threads that talk to GitLab.
+const STACK: usize = 512 * 1024;
+/// Stack of threads that do little.
+const SMALL_STACK: usize = 128 * 1024;
+/// How long a thread waits that waits for nothing in particular.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A pool's broker.
+pub struct Broker {
+    /// The pool's name.
+    pub name: String,
+    settings: RwLock<Arc<PoolSettings>>,
+    gitlab: RwLock<Arc<GitLab>>,
+    /// This manager, for GitLab.
+    system_id: String,
+    store: Arc<Store>,
+    total: Arc<Total>,
+    responder: Arc<dyn Responder>,
+    state: Mutex<State>,
+    bell: Arc<Bell>,
+    /// Changes that the scaler has seen.
+    seen: Mutex<u64>,
+    pace: Mutex<f64>,
+    stopped: AtomicBool,
+}
+
+/// What brokers of all pools share.
+#[derive(Clone)]
+pub struct Shared {
+    /// This manager, for GitLab.
+    pub system_id: String,
+    /// The durable state.
+    pub store: Arc<Store>,
+    /// `concurrent`.
+    pub total: Arc<Total>,
+    /// The way to requests that wait.
+    pub responder: Arc<dyn Responder>,
+}
+
+impl Broker {
+    /// A broker with what the store holds for its pool; it takes no jobs before [`Broker::start`].
+    pub fn new(settings: Arc<PoolSettings>, gitlab: Arc<GitLab>, shared: &Shared, records: &Records) -> Arc<Self> {
+        let bell = Arc::new(Bell::default());
+        shared.total.join(&bell);
+        let broker = Self {
+            name: settings.name.clone(),
+            system_id: shared.system_id.clone(),
+            store: Arc::clone(&shared.store),
+            total: Arc::clone(&shared.total),
+            responder: Arc::clone(&shared.responder),
+            state: Mutex::new(State { max_use_count: settings.max_use_count, ..State::default() }),
+            settings: RwLock::new(settings),
+            gitlab: RwLock::new(gitlab),
+            bell,
+            seen: Mutex::new(0),
+            pace: Mutex::new(1.0),
+            stopped: AtomicBool::new(false),
+        };
+        broker.restore(records);
+        Arc::new(broker)
+    }
+
+    /// Starts its threads. Errors: there can be no more threads.
+    pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let spawn = |name: &str, stack: usize, work: fn(&Self)| {
+            let broker = Arc::clone(self);
+            thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(move || work(&broker)).map(drop)
+        };
+        for _ in 0..self.settings().runner.request_concurrency.max(1) {
+            spawn("take", STACK, Self::take_jobs)?;
+        }
+        spawn("keep", STACK, Self::keep_jobs)?;
+        spawn("clock", SMALL_STACK, Self::watch_clock)
+    }
+
+    /// Takes over other settings (reload). The number of threads that ask GitLab follows at the next start.
+    pub fn reconfigure(&self, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
+        self.lock().max_use_count = settings.max_use_count;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        *self.gitlab.write().unwrap_or_else(PoisonError::into_inner) = gitlab;
+        self.bell.ring();
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<PoolSettings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn gitlab(&self) -> Arc<GitLab> {
+        Arc::clone(&self.gitlab.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// No more jobs are asked for; requests in flight are waited for by [`Broker::wait_until_quiet`].
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.bell.ring();
+    }
+
+    /// Jobs are asked for again.
+    pub fn open(&self) {
+        self.lock().closed = false;
+        self.bell.ring();
+    }
+
+    /// Waits until no request to GitLab is in flight, and, if `held` says so, no job is held. False: time is over.
+    pub fn wait_until_quiet(&self, held: bool, until: Instant) -> bool {
+        loop {
+            let seen = self.bell.count();
+            {
+                let state = self.lock();
+                let holds = state.jobs.values().any(|job| !matches!(job.phase, Phase::Running { .. }));
+                if state.polls == 0 && !(held && holds) {
+                    return true;
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.bell.wait_past(seen, left);
+        }
+    }
+
+    /// Fails all jobs that no agent has.
+    pub fn fail_held(&self, why: &str) {
+        let held: Vec<String> = {
+            let state = self.lock();
+            let held = |phase: &Phase| matches!(phase, Phase::Held | Phase::Offered(_));
+            state.jobs.iter().filter(|(_, job)| held(&job.phase)).map(|(id, _)| id.clone()).collect()
+        };
+        for id in held {
+            self.fail(&id, FailureReason::RunnerSystemFailure, why);
+        }
+    }
+
+    /// Its threads end.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.bell.ring();
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails a job at GitLab, over a restart if need be.
+    fn fail(&self, id: &str, reason: FailureReason, why: &str) {
+        log::warn!("job fails pool={} job={id} reason={} cause={why}", self.name, reason.as_str());
+        self.note(Event::Failed { pool: self.name.clone(), id: id.to_owned(), why: why.to_owned() });
+        self.lock().fail(id, reason, why.to_owned(), Instant::now());
+        self.bell.ring();
+    }
+
+    /// A job ended, or is no longer the manager's.
+    fn forget(&self, id: &str) {
+        self.note(Event::JobGone { pool: self.name.clone(), id: id.to_owned() });
+        if self.lock().remove(id, Instant::now()) {
+            self.total.give();
+        }
+        self.bell.ring();
+    }
+
+    /// Writes a change that need not survive a loss of power.
+    fn note(&self, event: Event) {
+        if let Err(error) = self.store.write(event) {
+            log::error!("cannot write the manager's state pool={} error={error}", self.name);
+        }
+    }
+
+    /// Takes up what an earlier manager left.
+    fn restore(&self, records: &Records) {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let mut state = self.lock();
+        for ((_, instance), record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
+            let agent = state::Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
+            state.agents.insert(instance.clone(), agent);
+        }
+        let mut unreadable = Vec::new();
+        for ((_, id), record) in records.jobs.iter().filter(|((pool, _), _)| *pool == self.name) {
+            match self.restored(record, now, wall) {
+                Some(job) => drop(state.jobs.insert(id.clone(), job)),
+                None => unreadable.push(id.clone()),
+            }
+        }
+        let (jobs, agents) = (state.in_hand(), state.agents.len());
+        let held = state.jobs.values().filter(|job| job.phase == Phase::Held).count();
+        drop(state);
+        self.total.take(jobs);
+        for id in unreadable {
+            log::error!(
+                "a job in the manager's state cannot be decrypted; GitLab fails it later pool={} job={id}",
+                self.name
+            );
+            self.note(Event::JobGone { pool: self.name.clone(), id });
+        }
+        if jobs > 0 || agents > 0 {
+            log::info!("state restored pool={} agents={agents} jobs={jobs} held={held}", self.name);
+        }
+    }
+
+    fn restored(&self, record: &JobRecord, now: Instant, wall: SystemTime) -> Option<Job> {
+        let purpose = |what: &str| format!("{what} {} {}", self.name, record.id);
+        let token = self.store.sealer().open(&purpose("token"), &record.token)?;
+        let handle = JobHandle { id: JobId::parse(&record.id)?, token: Token::new(String::from_utf8(token).ok()?) };
+        let payload = record.payload.as_ref().and_then(|sealed| self.store.sealer().open(&purpose("payload"), sealed));
+        let taken = SystemTime::UNIX_EPOCH + Duration::from_secs(record.taken);
+        let age = wall.duration_since(taken).unwrap_or_default();
+        let taken_at = now.checked_sub(age).unwrap_or(now);
+        let phase = match (&record.failed, &record.accepted, &payload) {
+            (Some(why), ..) => failing(why, now),
+            (None, Some(by), _) => Phase::Running { by: by.clone(), stage: "accepted", missing: 0 },
+            (None, None, Some(_)) => Phase::Held,
+            (None, None, None) => failing("the manager lost the job's payload", now),
+        };
+        Some(Job {
+            handle,
+            payload: payload.map(Into::into),
+            request_id: record.request_id.clone(),
+            project: record.project.clone(),
+            link: record.link.clone(),
+            taken,
+            taken_at,
+            hold_until: taken_at + self.settings().instance_acquire_timeout,
+            timestamps: record.timestamps,
+            trace: record.trace.clone(),
+            trace_sent: record.trace_sent,
+            kept_busy: false,
+            keep_at: now,
+            two_phase: None,
+            phase,
+        })
+    }
+
+    /// The record of a job that was just taken. Errors: encryption.
+    fn record(&self, job: &Job, id: &str) -> std::io::Result<JobRecord> {
+        let purpose = |what: &str| format!("{what} {} {id}", self.name);
+        let seal = |what: &str, text: &[u8]| self.store.sealer().seal(&purpose(what), text);
+        Ok(JobRecord {
+            id: id.to_owned(),
+            taken: seconds(job.taken),
+            token: seal("token", job.handle.token.reveal().as_bytes())?,
+            payload: job.payload.as_ref().map(|payload| seal("payload", payload)).transpose()?,
+            project: job.project.clone(),
+            link: job.link.clone(),
+            request_id: job.request_id.clone(),
+            timestamps: job.timestamps,
+            trace: job.trace.clone(),
+            trace_sent: job.trace_sent,
+            accepted: match &job.phase {
+                Phase::Running { by, .. } => Some(by.clone()),
+                _ => None,
+            },
+            failed: match &job.phase {
+                Phase::Failing { why, .. } => Some(why.clone()),
+                _ => None,
+            },
+        })
+    }
+}
+
+fn failing(why: &str, now: Instant) -> Phase {
+    let reason = FailureReason::RunnerSystemFailure;
+    Phase::Failing { reason, why: why.to_owned(), since: now, attempts: 0 }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Workload for Broker {
+    fn snapshot(&self) -> Snapshot {
+        self.lock().snapshot()
+    }
+
+    fn dismiss(&self, instance: &str, reason: &str) -> bool {
+        let Some(tickets) = self.lock().dismiss(instance, reason) else { return false };
+        log::info!("agent dismissed pool={} instance={instance} reason={reason}", self.name);
+        for ticket in tickets {
+            self.responder.respond(ticket, offers::leave(reason));
+        }
+        self.bell.ring();
+        true
+    }
+
+    fn lost(&self, instance: &str) {
+        let why = format!("instance {instance} was terminated while it had this job");
+        self.remove_agent(instance, &why);
+    }
+
+    fn set_hold_budget(&self, jobs: u32) {
+        let changed = {
+            let mut state = self.lock();
+            std::mem::replace(&mut state.hold_budget, jobs) != jobs
+        };
+        if changed {
+            self.bell.ring();
+        }
+    }
+
+    fn wait_for_change(&self, timeout: Duration) {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.bell.wait_past(seen, timeout);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn set_members(&self, members: &[String]) {
+        let members: HashSet<String> = members.iter().cloned().collect();
+        self.lock().members = Some(members);
+    }
+}

@@ -1,0 +1,263 @@
+//! From a held job to an agent that has accepted it; and what agents say of their jobs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Offered, Phase, Waiter};
+use super::{Broker, LONG, seconds};
+use crate::coordinator::manager::protocol::{
+    self, CoordinatorPart, Heartbeat, LEAVE, ORDER_HEADER, Offer, Orders, REASON_HEADER, TracePart,
+};
+use crate::coordinator::{JobHandle, JobId};
+use crate::digest::hex;
+use crate::failure::FailureReason;
+use crate::manager::server::request::Response;
+use crate::manager::server::{Exchange, Ticket};
+use crate::manager::store::records::{Accepted, Event};
+use crate::random;
+
+/// How long a request for a job waits.
+const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
+/// An agent on a machine that has been unfit for so long makes room for another.
+const UNFIT_MOST: u64 = 300;
+
+/// There is no job.
+pub fn stay() -> Response {
+    Response::empty(204).with(ORDER_HEADER, "stay")
+}
+
+/// There is no job, and the agent is to leave.
+pub fn leave(reason: &str) -> Response {
+    Response::empty(204).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
+}
+
+impl Broker {
+    /// An agent asks for a job.
+    pub fn wait(&self, instance: &str, exchange: Exchange) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if let Some(agent) = state.agents.get_mut(instance) {
+            agent.heard = now;
+        }
+        if let Some(reason) = state.leave_reason(instance) {
+            drop(state);
+            return exchange.respond(&leave(&reason));
+        }
+        // Under the lock: nobody is told that the client is gone before it is on the list.
+        let ticket = exchange.wait();
+        state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + WAIT });
+        drop(state);
+        self.assign();
+        self.bell.ring();
+    }
+
+    /// Offers held jobs to agents that wait, for as long as there are both.
+    pub(super) fn assign(&self) {
+        loop {
+            let now = Instant::now();
+            let offered = self.lock().offer(hex(&random::bytes::<16>()), now);
+            let Some((id, offered)) = offered else { return };
+            let sent = self.offer_of(&id, &offered).is_some_and(|body| {
+                let response = Response { status: 201, headers: Vec::new(), body };
+                self.responder.respond(offered.ticket, response)
+            });
+            match sent {
+                true => log::info!("job offered pool={} job={id} instance={}", self.name, offered.instance),
+                false => drop(self.lock().void(&id, &offered.id)),
+            }
+            self.bell.ring();
+        }
+    }
+
+    /// GitLab's payload with the offer in it.
+    fn offer_of(&self, id: &str, offered: &Offered) -> Option<Vec<u8>> {
+        let settings = self.settings();
+        let (payload, trace, request_id) = {
+            let state = self.lock();
+            let job = state.jobs.get(id)?;
+            (Arc::clone(job.payload.as_ref()?), TracePart::new(&job.trace, job.trace_sent), job.request_id.clone())
+        };
+        let offer = Offer {
+            offer: offered.id.clone(),
+            accept_seconds: ACCEPT_TIMEOUT.as_secs(),
+            coordinator: CoordinatorPart {
+                url: settings.runner.url.clone(),
+                authorities: settings.authorities.clone(),
+            },
+            trace,
+            runner: settings.runner_text.clone(),
+            short_token: settings.runner.token.short(),
+            capacity: settings.capacity_per_instance,
+            request_id,
+        };
+        with_offer(&payload, &offer)
+    }
+
+    /// The client of a request is gone.
+    pub fn gone(&self, ticket: Ticket) {
+        if self.lock().gone(ticket) {
+            self.assign();
+            self.bell.ring();
+        }
+    }
+
+    /// An agent is about to accept a job, or does.
+    pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> Response {
+        let offer = acceptance.offer.as_str();
+        let void = || Response::message(409, "the offer is void; do not run the job");
+        match acceptance.state.as_str() {
+            "pending" => match self.lock().prolong(instance, id, offer, Instant::now()) {
+                true => Response::message(200, "the offer holds"),
+                false => void(),
+            },
+            "running" => {
+                let decision = self.lock().accept(instance, id, offer, seconds(SystemTime::now()));
+                match decision {
+                    Acceptance::Write(by) => self.write_acceptance(id, by),
+                    Acceptance::Known => Response::message(200, "accepted before"),
+                    Acceptance::UnderWay => Response::message(503, "being accepted").with("Retry-After", "1"),
+                    Acceptance::Void => void(),
+                }
+            }
+            _ => Response::message(400, "`state` is pending or running"),
+        }
+    }
+
+    /// The acceptance is on the disk before the agent hears of it.
+    fn write_acceptance(&self, id: &str, by: Accepted) -> Response {
+        let instance = by.instance.clone();
+        let event = Event::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
+        let written = self.store.commit(event);
+        let mut state = self.lock();
+        let response = match written {
+            Ok(()) if state.accepted(id, by) => {
+                log::info!("job accepted pool={} job={id} instance={instance}", self.name);
+                Response::message(200, "accepted")
+            }
+            Ok(()) => Response::message(409, "the offer is void; do not run the job"),
+            Err(error) => {
+                log::error!("cannot write the manager's state pool={} error={error}", self.name);
+                state.not_accepted(id);
+                Response::message(503, "the manager cannot write its state").with("Retry-After", "5")
+            }
+        };
+        drop(state);
+        self.bell.ring();
+        response
+    }
+
+    /// What an agent says of its jobs.
+    pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> Response {
+        let news = self.lock().heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now());
+        for id in &news.ended {
+            log::info!("job ended pool={} job={id} instance={instance}", self.name);
+            self.forget(id);
+        }
+        for id in &news.adopted {
+            self.adopt(instance, id, heartbeat);
+        }
+        for id in &news.vanished {
+            let why = format!("the agent on instance {instance} no longer has this job");
+            self.fail(id, FailureReason::RunnerSystemFailure, &why);
+        }
+        let leave = match news.leave {
+            None if heartbeat.leaving => self.note_leaving(instance),
+            None if heartbeat.unfit_seconds > UNFIT_MOST => {
+                let reason = "the machine is unfit for jobs";
+                crate::manager::workload::Workload::dismiss(self, instance, reason).then(|| reason.to_owned())
+            }
+            leave => leave,
+        };
+        Response::json(200, &Orders { leave })
+    }
+
+    /// The agent leaves for a reason of its own.
+    fn note_leaving(&self, instance: &str) -> Option<String> {
+        let mut state = self.lock();
+        let agent = state.agents.get_mut(instance)?;
+        agent.leave.get_or_insert_with(|| "the agent leaves".to_owned());
+        let tickets = state.take_waiters(instance);
+        drop(state);
+        for ticket in tickets {
+            self.responder.respond(ticket, stay());
+        }
+        self.bell.ring();
+        None
+    }
+
+    /// Takes up a job that an agent runs and that this manager does not know: it lost its state.
+    fn adopt(&self, instance: &str, id: &str, heartbeat: &Heartbeat) {
+        let Some(report) = heartbeat.jobs.iter().find(|report| report.id == *id) else { return };
+        let Some(job) = JobId::parse(id) else { return };
+        let now = Instant::now();
+        let by =
+            Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: seconds(SystemTime::now()) };
+        let job = Job {
+            phase: Phase::Running { by, stage: "accepted", missing: 0 },
+            ..Job::new(JobHandle { id: job, token: report.token.clone() }, now, LONG)
+        };
+        let written = self.record(&job, id).and_then(|record| {
+            self.store.write(Event::Job { pool: self.name.clone(), job: Box::new(record) }).map(drop)
+        });
+        if let Err(error) = written {
+            log::error!("cannot write the manager's state pool={} error={error}", self.name);
+        }
+        self.lock().jobs.insert(id.to_owned(), job);
+        self.total.take(1);
+        log::info!("job of an agent taken up pool={} job={id} instance={instance}", self.name);
+        self.bell.ring();
+    }
+
+    /// Answers requests that have waited long enough, and takes back offers that nobody accepted in time.
+    pub(super) fn watch_clock(&self) {
+        while !self.has_stopped() {
+            let seen = self.bell.count();
+            let now = Instant::now();
+            let (late, void, next) = {
+                let mut state = self.lock();
+                let (late, stay): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut state.waiting).into_iter().partition(|waiter| waiter.until <= now);
+                state.waiting = stay;
+                let mut void = Vec::new();
+                let mut next = state.waiting.iter().map(|waiter| waiter.until).min();
+                for (id, job) in &mut state.jobs {
+                    let Phase::Offered(offered) = &job.phase else { continue };
+                    if offered.until <= now {
+                        void.push((id.clone(), offered.instance.clone()));
+                        job.phase = Phase::Held;
+                    } else {
+                        next = Some(next.map_or(offered.until, |next| next.min(offered.until)));
+                    }
+                }
+                (late, void, next)
+            };
+            for waiter in late {
+                self.responder.respond(waiter.ticket, stay());
+            }
+            for (id, instance) in &void {
+                log::warn!("offer not accepted in time pool={} job={id} instance={instance}", self.name);
+            }
+            if !void.is_empty() {
+                self.assign();
+                self.bell.ring();
+                continue;
+            }
+            let left = next.map_or(LONG, |next| next.saturating_duration_since(Instant::now()));
+            self.bell.wait_past(seen, left);
+        }
+    }
+}
+
+/// Puts the offer into a payload, which is a JSON object, and changes nothing else in it.
+fn with_offer(payload: &[u8], offer: &Offer) -> Option<Vec<u8>> {
+    let end = payload.iter().rposition(|byte| !byte.is_ascii_whitespace()).filter(|end| payload[*end] == b'}')?;
+    let is_empty = payload[..end].iter().rev().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    let mut body = Vec::with_capacity(payload.len() + 4096);
+    body.extend_from_slice(&payload[..end]);
+    body.extend_from_slice(if is_empty { b"\"" } else { b",\"" });
+    body.extend_from_slice(protocol::OFFER_KEY.as_bytes());
+    body.extend_from_slice(b"\":");
+    serde_json::to_writer(&mut body, offer).ok()?;
+    body.push(b'}');
+    Some(body)
+}

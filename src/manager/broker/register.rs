@@ -1,0 +1,144 @@
+//! Agents come and go. An agent's token is bound to its instance and to the boot in which it registered.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::state::{Agent, Phase};
+use super::{Broker, seconds};
+use crate::coordinator::manager::protocol::{Introduction, Welcome};
+use crate::digest::{hex, sha256};
+use crate::failure::FailureReason;
+use crate::manager::store::records::{AgentRecord, Event};
+use crate::manager::workload::Workload;
+use crate::random;
+use crate::token::Token;
+
+/// What every agent's token begins with.
+const PREFIX: &str = "mfa-";
+
+/// Whether an instance is a member of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is.
+    Member,
+    /// It is not, as far as is known.
+    Stranger,
+    /// The engine has not said yet who is.
+    Unknown,
+}
+
+/// Why an agent may not register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationError {
+    /// The instance has an agent in this boot.
+    Taken,
+    /// The state cannot be written.
+    Store(String),
+}
+
+impl Broker {
+    /// Whether an instance is a member of the pool's group.
+    pub fn admission(&self, instance: &str) -> Admission {
+        match &self.lock().members {
+            None => Admission::Unknown,
+            Some(members) if members.contains(instance) => Admission::Member,
+            Some(_) => Admission::Stranger,
+        }
+    }
+
+    /// Has the scaler look at the group: an instance that is not known as a member came.
+    pub fn look_for_members(&self) {
+        self.bell.ring();
+    }
+
+    /// Registers an agent whose proof and membership are established. Errors: see [`RegistrationError`].
+    pub fn register(&self, introduction: &Introduction) -> Result<Welcome, RegistrationError> {
+        let settings = self.settings();
+        let token = Token::new(format!("{PREFIX}{}", hex(&random::bytes::<24>())));
+        let instance = introduction.instance.clone();
+        let record = {
+            let mut state = self.lock();
+            let known = state.agents.get(&instance).map(|agent| agent.record.boot.clone());
+            if known.is_some_and(|boot| boot == introduction.boot) {
+                return Err(RegistrationError::Taken);
+            }
+            let record = AgentRecord {
+                instance: instance.clone(),
+                boot: introduction.boot.clone(),
+                token_hash: sha256(token.reveal().as_bytes()),
+                version: introduction.version.clone(),
+                capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).max(1),
+                registered: seconds(SystemTime::now()),
+                builds: 0,
+            };
+            let now = Instant::now();
+            let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
+            state.agents.insert(instance.clone(), agent);
+            record
+        };
+        let capacity = record.capacity;
+        if let Err(error) = self.store.commit(Event::Agent { pool: self.name.clone(), agent: record }) {
+            self.lock().agents.remove(&instance);
+            return Err(RegistrationError::Store(error.to_string()));
+        }
+        log::info!(
+            "agent registered pool={} instance={instance} version={} capacity={capacity}",
+            self.name,
+            introduction.version
+        );
+        self.bell.ring();
+        Ok(Welcome {
+            token,
+            pool: self.name.clone(),
+            capacity: settings.capacity_per_instance,
+            ready_command: settings.instance_ready_command.clone(),
+        })
+    }
+
+    /// The instance of the agent with this token.
+    pub fn agent_of(&self, token_hash: &str) -> Option<String> {
+        let state = self.lock();
+        let found = state.agents.values().find(|agent| agent.record.token_hash == token_hash);
+        found.map(|agent| agent.record.instance.clone())
+    }
+
+    /// An agent said farewell.
+    pub fn leave(&self, instance: &str) {
+        self.remove_agent(instance, &format!("the agent on instance {instance} left while it had this job"));
+    }
+
+    /// Removes an agent: its offers are void, and its jobs fail.
+    pub(super) fn remove_agent(&self, instance: &str, why: &str) {
+        let (tickets, jobs, known) = {
+            let mut state = self.lock();
+            let tickets = state.take_waiters(instance);
+            let mut jobs = Vec::new();
+            for (id, job) in &mut state.jobs {
+                match &job.phase {
+                    Phase::Offered(offered) if offered.instance == instance => job.phase = Phase::Held,
+                    Phase::Accepting(offered) if offered.instance == instance => jobs.push(id.clone()),
+                    Phase::Running { by, .. } if by.instance == instance => jobs.push(id.clone()),
+                    _ => {}
+                }
+            }
+            (tickets, jobs, state.agents.remove(instance).is_some())
+        };
+        for ticket in tickets {
+            self.responder.respond(ticket, super::offers::stay());
+        }
+        for id in jobs {
+            self.fail(&id, FailureReason::RunnerSystemFailure, why);
+        }
+        if known {
+            self.note(Event::AgentGone { pool: self.name.clone(), instance: instance.to_owned() });
+            log::info!("agent removed pool={} instance={instance}", self.name);
+        }
+        self.assign();
+        self.bell.ring();
+    }
+
+    /// The broker as the scaler sees it.
+    pub fn workload(self: &Arc<Self>) -> Arc<dyn Workload> {
+        Arc::clone(self) as Arc<dyn Workload>
+    }
+}

@@ -1,0 +1,219 @@
+//! Takes jobs from GitLab: only while an agent waits for one, or instances may be started for it.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::state::{Job, Phase};
+use super::{Broker, LONG, failing};
+use crate::coordinator::JobHandle;
+use crate::coordinator::gitlab::Health;
+use crate::coordinator::source::{JobRequest, PollOutcome};
+use crate::manager::store::records::Event;
+use crate::payload::{self, Payload, Undecodable};
+
+/// The flag that lets the number of requests at once follow what comes of them; on by default.
+const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
+
+impl Job {
+    /// A job that was just taken.
+    pub fn new(handle: JobHandle, now: Instant, hold: Duration) -> Self {
+        Self {
+            handle,
+            payload: None,
+            request_id: String::new(),
+            project: String::new(),
+            link: String::new(),
+            taken: SystemTime::now(),
+            taken_at: now,
+            hold_until: now + hold,
+            timestamps: true,
+            trace: String::new(),
+            trace_sent: 0,
+            kept_busy: false,
+            keep_at: now,
+            two_phase: None,
+            phase: Phase::Held,
+        }
+    }
+}
+
+impl Broker {
+    /// Asks GitLab for jobs until the broker stops.
+    pub(super) fn take_jobs(&self) {
+        let runner = self.settings().runner.clone();
+        let mut health = Health::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
+        while self.wait_for_room() {
+            let settings = self.settings();
+            let runner = &settings.runner;
+            let hold = !self.total.is_contended();
+            let request = JobRequest { token: &runner.token, system_id: &self.system_id, hold };
+            let polled = self.gitlab().request_job(&request);
+            let mut rest = settings.check_interval.max(polled.wait);
+            let mut factor = if polled.server_overloaded { 0.5 } else { 0.95 };
+            let mut took = false;
+            match polled.outcome {
+                PollOutcome::Job { payload, request_id, .. } => {
+                    health.healthy();
+                    took = self.take(payload, request_id);
+                    if took && !runner.strict_check_interval {
+                        rest = Duration::ZERO;
+                    }
+                    factor = 1.1;
+                }
+                PollOutcome::NoJob => health.healthy(),
+                PollOutcome::Leave(_) | PollOutcome::IsManager => {
+                    log::error!("the pool's `url` is a mayfly manager; write the URL of GitLab pool={}", self.name);
+                    rest = Duration::from_secs(60);
+                }
+                PollOutcome::Failed(why) => {
+                    health.healthy();
+                    log::warn!("poll failed; retrying pool={} error={why}", self.name);
+                }
+                PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
+                    log::error!(
+                        "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
+                        self.name
+                    );
+                    if let Some(pause) = health.unhealthy() {
+                        log::error!(
+                            "rejected too often; polling paused pool={} seconds={}",
+                            self.name,
+                            pause.as_secs()
+                        );
+                        rest = pause;
+                    }
+                }
+            }
+            self.end_request(took, factor);
+            self.rest(rest);
+        }
+    }
+
+    /// Waits until a job may be asked for. False: the broker stops.
+    fn wait_for_room(&self) -> bool {
+        loop {
+            let seen = self.bell.count();
+            if self.has_stopped() {
+                return false;
+            }
+            let settings = self.settings();
+            let adaptive = settings.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
+            let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let requests = if adaptive { pace.ceil() as u32 } else { settings.runner.request_concurrency };
+            {
+                let mut state = self.lock();
+                if state.polls < requests && state.room(settings.runner.limit) > 0 && self.total.try_take() {
+                    state.polls += 1;
+                    return true;
+                }
+            }
+            self.bell.wait_past(seen, LONG);
+        }
+    }
+
+    /// A request came to its end; the job that it brought keeps the room that was taken for it.
+    fn end_request(&self, took: bool, factor: f64) {
+        {
+            let most = f64::from(self.settings().runner.request_concurrency.max(1));
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            *pace = (*pace * factor).clamp(1.0, most);
+        }
+        self.lock().polls -= 1;
+        if !took {
+            self.total.give();
+        }
+        self.bell.ring();
+    }
+
+    /// Waits before the next request, unless the broker stops.
+    fn rest(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        loop {
+            let seen = self.bell.count();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.has_stopped() || self.lock().closed {
+                return;
+            }
+            self.bell.wait_past(seen, left);
+        }
+    }
+
+    /// Takes a job in: it is handed to an agent, or failed at GitLab, whatever happens to this process. False: the
+    /// answer is no job that anyone could be told of.
+    pub(super) fn take(&self, body: Vec<u8>, request_id: String) -> bool {
+        let settings = self.settings();
+        let now = Instant::now();
+        let job = match payload::decode(&body) {
+            Ok(payload) => Job {
+                project: project_of(&payload),
+                link: variable(&payload, "CI_JOB_URL").unwrap_or_default(),
+                timestamps: has_timestamps(&payload, &settings.runner.feature_flags),
+                request_id,
+                payload: Some(body.into()),
+                // A job that finds an agent at once needs no line in its log.
+                keep_at: now + super::keeper::ANNOUNCE_AFTER,
+                ..Job::new(payload.handle(), now, settings.instance_acquire_timeout)
+            },
+            Err(Undecodable { why, job: Some(handle) }) => Job {
+                phase: failing(&format!("the payload of this job cannot be read: {why}"), now),
+                ..Job::new(handle, now, Duration::ZERO)
+            },
+            Err(Undecodable { why, job: None }) => {
+                log::error!(
+                    "GitLab sent a job that cannot be decoded (no id or token); it cannot be reported pool={} error={why}",
+                    self.name
+                );
+                return false;
+            }
+        };
+        self.insert(job)
+    }
+
+    fn insert(&self, mut job: Job) -> bool {
+        let id = job.handle.id.to_string();
+        log::info!("job received pool={} job={id}", self.name);
+        // Written before anything else, and brought to the disk while the agent hears of the job: its acceptance comes
+        // after it in the same file.
+        let written = self
+            .record(&job, &id)
+            .and_then(|record| self.store.write(Event::Job { pool: self.name.clone(), job: Box::new(record) }));
+        if let Err(error) = &written {
+            log::error!("cannot write the manager's state pool={} error={error}", self.name);
+            job.phase = failing(&format!("the manager cannot write its state: {error}"), Instant::now());
+            job.keep_at = Instant::now();
+        }
+        {
+            let mut state = self.lock();
+            if state.jobs.contains_key(&id) {
+                log::warn!("GitLab sent a job that this manager has already pool={} job={id}", self.name);
+                return false;
+            }
+            state.jobs.insert(id, job);
+        }
+        self.assign();
+        self.bell.ring();
+        if let Ok(position) = written
+            && let Err(error) = self.store.sync(position)
+        {
+            log::error!("cannot sync the manager's state pool={} error={error}", self.name);
+        }
+        true
+    }
+}
+
+fn variable(payload: &Payload, key: &str) -> Option<String> {
+    payload.variables.iter().rev().find(|variable| variable.key == key).map(|variable| variable.value.clone())
+}
+
+fn project_of(payload: &Payload) -> String {
+    variable(payload, "CI_PROJECT_PATH").unwrap_or_else(|| payload.job_info.project_name.clone())
+}
+
+/// Whether the agent will begin the lines of the job's log with a time.
+fn has_timestamps(payload: &Payload, flags: &std::collections::BTreeMap<String, bool>) -> bool {
+    const FLAG: &str = "FF_TIMESTAMPS";
+    match flags.get(FLAG) {
+        Some(on) => *on,
+        None => variable(payload, FLAG).is_none_or(|value| matches!(value.as_str(), "1" | "true")),
+    }
+}

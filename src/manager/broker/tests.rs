@@ -1,0 +1,259 @@
+//! The state of a pool, step by step.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::state::{ACCEPT_TIMEOUT, Acceptance, Agent, Job, Phase, State, Waiter};
+use crate::coordinator::JobHandle;
+use crate::coordinator::manager::protocol::JobReport;
+use crate::failure::FailureReason;
+use crate::manager::server::Ticket;
+use crate::manager::store::records::AgentRecord;
+use crate::manager::workload::AgentState;
+use crate::token::Token;
+
+struct Pool {
+    state: State,
+    now: Instant,
+    tickets: u64,
+}
+
+impl Pool {
+    fn new() -> Self {
+        Self { state: State::default(), now: Instant::now(), tickets: 0 }
+    }
+
+    fn agent(&mut self, instance: &str) {
+        let record = AgentRecord {
+            instance: instance.to_owned(),
+            boot: "b".to_owned(),
+            token_hash: instance.to_owned(),
+            version: "1".to_owned(),
+            capacity: 2,
+            registered: 1,
+            builds: 0,
+        };
+        let agent = Agent { record, heard: self.now, idle_since: self.now, leave: None };
+        self.state.agents.insert(instance.to_owned(), agent);
+    }
+
+    fn waits(&mut self, instance: &str) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket::of_test(self.tickets);
+        let until = self.now + Duration::from_secs(50);
+        self.state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until });
+        ticket
+    }
+
+    fn job(&mut self, id: i64) -> String {
+        self.now += Duration::from_secs(1);
+        let handle = JobHandle { id: id.into(), token: Token::new("t") };
+        let mut job = Job::new(handle, self.now, Duration::from_secs(900));
+        job.payload = Some(b"{}".to_vec().into());
+        self.state.jobs.insert(id.to_string(), job);
+        id.to_string()
+    }
+
+    /// Offers the next job; to whom.
+    fn offer(&mut self, offer: &str) -> Option<(String, String)> {
+        let (job, offered) = self.state.offer(offer.to_owned(), self.now)?;
+        assert_eq!(offered.until, self.now + ACCEPT_TIMEOUT);
+        Some((job, offered.instance))
+    }
+
+    fn accept(&mut self, instance: &str, job: &str, offer: &str) -> Acceptance {
+        let acceptance = self.state.accept(instance, job, offer, 1);
+        if let Acceptance::Write(by) = &acceptance {
+            assert!(self.state.accepted(job, by.clone()));
+        }
+        acceptance
+    }
+
+    fn idle(&self) -> HashMap<String, AgentState> {
+        self.state.snapshot().agents.into_iter().map(|agent| (agent.instance, agent.state)).collect()
+    }
+}
+
+fn report(id: &str, offer: &str) -> JobReport {
+    JobReport { id: id.to_owned(), offer: offer.to_owned(), phase: "script".to_owned(), token: Token::new("t") }
+}
+
+#[test]
+fn a_job_is_offered_accepted_and_ends() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let job = pool.job(7);
+    assert_eq!(pool.offer("a"), None, "nobody waits");
+    pool.waits("i-1");
+    assert_eq!(pool.offer("a"), Some((job.clone(), "i-1".to_owned())));
+    assert_eq!(pool.offer("b"), None, "offered once");
+    assert_eq!(pool.idle()["i-1"], AgentState::Busy, "an offer is as good as a job");
+    assert!(matches!(pool.accept("i-1", &job, "a"), Acceptance::Write(_)));
+    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Known, "the answer was lost");
+    let snapshot = pool.state.snapshot();
+    assert_eq!((snapshot.held, snapshot.running, snapshot.agents[0].builds), (0, 1, 1));
+    let heard = pool.state.heartbeat("i-1", &[], std::slice::from_ref(&job), pool.now);
+    assert_eq!(heard.ended, [job.clone()]);
+    assert!(pool.state.remove(&job, pool.now) && !pool.state.remove(&job, pool.now));
+    assert_eq!(pool.idle()["i-1"], AgentState::Idle { since: pool.now });
+}
+
+#[test]
+fn only_the_agent_with_the_offer_may_accept_and_only_once() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    pool.agent("i-2");
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    for (instance, offer) in [("i-2", "a"), ("i-1", "b"), ("i-1", "")] {
+        assert_eq!(pool.accept(instance, &job, offer), Acceptance::Void, "{instance} {offer}");
+    }
+    assert!(pool.state.void(&job, "a"));
+    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Void, "too late");
+    pool.waits("i-2");
+    pool.offer("c");
+    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Void, "another has the offer");
+    assert!(matches!(pool.accept("i-2", &job, "c"), Acceptance::Write(_)));
+    assert!(!pool.state.void(&job, "c"), "an accepted job is not offered again");
+    assert_eq!(pool.accept("i-1", "8", "a"), Acceptance::Void, "no such job");
+}
+
+#[test]
+fn an_acceptance_that_cannot_be_written_did_not_happen() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    assert!(matches!(pool.state.accept("i-1", &job, "a", 1), Acceptance::Write(_)));
+    assert_eq!(pool.state.accept("i-1", &job, "a", 1), Acceptance::UnderWay);
+    pool.state.not_accepted(&job);
+    assert_eq!(pool.state.accept("i-1", &job, "a", 1), Acceptance::Void);
+    pool.waits("i-1");
+    assert!(pool.offer("b").is_some());
+}
+
+#[test]
+fn a_job_of_a_lost_instance_is_not_accepted_any_more() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    let Acceptance::Write(by) = pool.state.accept("i-1", &job, "a", 1) else { panic!("not accepted") };
+    pool.state.fail(&job, FailureReason::RunnerSystemFailure, "lost".to_owned(), pool.now);
+    assert!(!pool.state.accepted(&job, by));
+    assert!(matches!(pool.state.jobs[&job].phase, Phase::Failing { .. }));
+}
+
+#[test]
+fn a_client_that_is_gone_gives_its_offer_back() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let (job, ticket) = (pool.job(7), pool.waits("i-1"));
+    pool.offer("a");
+    assert!(pool.state.gone(ticket) && !pool.state.gone(ticket));
+    assert_eq!(pool.state.jobs[&job].phase, Phase::Held);
+    let ticket = pool.waits("i-1");
+    assert!(pool.state.gone(ticket));
+    assert_eq!(pool.offer("b"), None, "nobody waits");
+}
+
+#[test]
+fn jobs_go_to_agents_that_have_some_and_then_to_those_that_worked_last() {
+    let mut pool = Pool::new();
+    for instance in ["i-1", "i-2", "i-3"] {
+        pool.agent(instance);
+    }
+    for (instance, idle) in [("i-1", 5), ("i-2", 1), ("i-3", 9)] {
+        let since = pool.now + Duration::from_secs(idle);
+        pool.state.agents.get_mut(instance).expect("an agent").idle_since = since;
+        pool.waits(instance);
+    }
+    pool.job(1);
+    pool.job(2);
+    pool.job(3);
+    assert_eq!(pool.offer("a"), Some(("1".to_owned(), "i-3".to_owned())));
+    pool.waits("i-3");
+    assert_eq!(pool.offer("b"), Some(("2".to_owned(), "i-3".to_owned())), "it has one already");
+    assert_eq!(pool.offer("c"), Some(("3".to_owned(), "i-1".to_owned())));
+}
+
+#[test]
+fn an_agent_leaves_after_its_number_of_jobs() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    pool.state.max_use_count = Some(1);
+    let job = pool.job(7);
+    pool.job(8);
+    pool.waits("i-1");
+    pool.waits("i-1");
+    assert_eq!(pool.state.room(None), 0, "two jobs are held for the two requests");
+    pool.offer("a");
+    assert_eq!(pool.offer("b"), None, "the one job is on its way");
+    pool.accept("i-1", &job, "a");
+    assert_eq!(pool.state.leave_reason("i-1").as_deref(), Some("max_use_count"));
+}
+
+#[test]
+fn only_an_idle_agent_is_dismissed() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    assert_eq!(pool.state.dismiss("i-1", "idle"), None, "it has an offer");
+    pool.accept("i-1", &job, "a");
+    assert_eq!(pool.state.dismiss("i-1", "idle"), None, "it has a job");
+    pool.state.remove(&job, pool.now);
+    let ticket = pool.waits("i-1");
+    assert_eq!(pool.state.dismiss("i-1", "idle"), Some(vec![ticket]));
+    assert_eq!(pool.idle()["i-1"], AgentState::Leaving);
+    pool.job(8);
+    pool.waits("i-1");
+    assert_eq!(pool.offer("b"), None, "it leaves");
+    assert_eq!(pool.state.dismiss("i-2", "idle"), None, "nobody");
+}
+
+#[test]
+fn jobs_are_asked_for_as_agents_wait_and_holds_are_allowed() {
+    let mut pool = Pool::new();
+    assert_eq!(pool.state.room(None), 0);
+    pool.agent("i-1");
+    pool.waits("i-1");
+    assert_eq!(pool.state.room(None), 1);
+    pool.state.polls = 1;
+    assert_eq!(pool.state.room(None), 0, "it is being asked for");
+    pool.state.hold_budget = 3;
+    assert_eq!((pool.state.room(None), pool.state.room(Some(2))), (3, 1));
+    pool.state.polls = 0;
+    pool.job(1);
+    pool.job(2);
+    assert_eq!((pool.state.room(None), pool.state.room(Some(2))), (2, 0));
+    pool.state.closed = true;
+    assert_eq!(pool.state.room(None), 0);
+}
+
+#[test]
+fn a_job_that_an_agent_forgets_is_noticed_and_one_that_the_manager_forgot_is_taken_up() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    pool.accept("i-1", &job, "a");
+    for _ in 0..2 {
+        assert!(pool.state.heartbeat("i-1", &[], &[], pool.now).vanished.is_empty());
+    }
+    pool.state.heartbeat("i-1", &[report("7", "a")], &[], pool.now);
+    assert_eq!(pool.state.snapshot().agents[0].jobs[0].phase, "script");
+    for number in 0..3 {
+        let vanished = pool.state.heartbeat("i-1", &[], &[], pool.now).vanished;
+        assert_eq!(vanished.is_empty(), number < 2, "heartbeat {number}");
+    }
+    let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &[], pool.now);
+    assert_eq!(heard.adopted, ["9"]);
+    let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &["9".to_owned()], pool.now);
+    assert!(heard.adopted.is_empty(), "it ended");
+}

@@ -1,0 +1,360 @@
+//! The server that agents speak to. An agent waits up to 50 s for a job, and a thousand of them may: so a connection that
+//! waits is only an entry in a table and a descriptor in an epoll set, and few threads serve those that have something to
+//! say.
+//!
+//! The server knows HTTP and TLS. What a request means is the [`Handler`]'s business.
+
+pub mod certificate;
+mod connection;
+pub mod request;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustls::ServerConfig;
+
+use connection::{Connection, NoRequest};
+use request::{Request, Response};
+use workers::{Task, Workers};
+
+/// How long a client may take to send a request or to take a response.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an unused connection is kept: longer than agents keep theirs.
+const IDLE: Duration = Duration::from_secs(20 * 60);
+/// Between two looks for unused connections.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Connections at once.
+const CONNECTIONS: usize = 8192;
+/// Numbers in the epoll set that are no connections.
+const LISTENER: u64 = 0;
+const BELL: u64 = 1;
+/// The number of the first connection.
+const FIRST: u64 = 2;
+const STACK: usize = 128 * 1024;
+
+/// A request that waits for its response; the number of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(u64);
+
+#[cfg(test)]
+impl Ticket {
+    /// A ticket of no server.
+    pub fn of_test(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// What requests mean.
+pub trait Handler: Send + Sync {
+    /// Answers a request, now or later.
+    fn handle(&self, request: Request, exchange: Exchange);
+
+    /// A client whose request waited is gone, or did not take its response.
+    fn gone(&self, ticket: Ticket);
+}
+
+/// The server; it serves for as long as it lives.
+pub struct Server {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    handler: Weak<dyn Handler>,
+    tls: RwLock<Option<Arc<ServerConfig>>>,
+    listener: TcpListener,
+    epoll: Epoll,
+    bell: EventFd,
+    next: AtomicU64,
+    table: Mutex<HashMap<u64, Entry>>,
+    workers: Workers,
+}
+
+struct Entry {
+    connection: Connection,
+    /// A request waits on it.
+    waits: bool,
+}
+
+/// Answers requests that wait.
+pub trait Responder: Send + Sync {
+    /// Sends the response of a request that waits. False: the client is gone.
+    fn respond(&self, ticket: Ticket, response: Response) -> bool;
+}
+
+/// A request's way back.
+pub struct Exchange {
+    shared: Arc<Shared>,
+    number: u64,
+    connection: Connection,
+}
+
+impl Server {
+    /// Serves on a socket that listens already; plain HTTP without a TLS configuration. Errors: no descriptors or threads
+    /// are left.
+    pub fn start(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        handler: Weak<dyn Handler>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        let shared = Arc::new(Shared {
+            handler,
+            tls: RwLock::new(tls),
+            listener,
+            epoll,
+            bell,
+            next: AtomicU64::new(FIRST),
+            table: Mutex::default(),
+            workers: Workers::default(),
+        });
+        let inner = Arc::clone(&shared);
+        let thread =
+            thread::Builder::new().name("agents".to_owned()).stack_size(STACK).spawn(move || inner.listen())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Uses another certificate for new connections.
+    pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
+        *self.shared.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    /// Answers requests that wait.
+    pub fn responder(&self) -> Arc<dyn Responder> {
+        Arc::new(Line(Arc::clone(&self.shared)))
+    }
+
+    /// The socket that listens, for the program that takes over.
+    pub fn listener(&self) -> &TcpListener {
+        &self.shared.listener
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.shared.bell.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The way to requests that wait.
+struct Line(Arc<Shared>);
+
+impl Responder for Line {
+    fn respond(&self, ticket: Ticket, response: Response) -> bool {
+        let entry = {
+            let mut table = self.0.lock();
+            match table.remove(&ticket.0) {
+                Some(entry) if entry.waits => entry,
+                Some(entry) => {
+                    table.insert(ticket.0, entry);
+                    return false;
+                }
+                None => return false,
+            }
+        };
+        let shared = Arc::clone(&self.0);
+        self.0.workers.put(Task::Respond { shared, ticket, connection: entry.connection, response });
+        true
+    }
+}
+
+impl Exchange {
+    /// Sends the response.
+    pub fn respond(mut self, response: &Response) {
+        if self.connection.write(response, Instant::now() + PATIENCE).is_ok() {
+            self.shared.keep(self.number, self.connection);
+        }
+    }
+
+    /// Lets the request wait for its response. Before the number is used, the client may be gone already:
+    /// [`Handler::gone`] tells so.
+    pub fn wait(self) -> Ticket {
+        let ticket = Ticket(self.number);
+        self.shared.insert(self.number, Entry { connection: self.connection, waits: true });
+        ticket
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handler(&self) -> Option<Arc<dyn Handler>> {
+        self.handler.upgrade()
+    }
+
+    /// Accepts connections, and has those served that have something to say.
+    fn listen(self: Arc<Self>) {
+        let mut events = [EpollEvent::empty(); 64];
+        let mut swept = Instant::now();
+        loop {
+            let timeout = EpollTimeout::try_from(SWEEP).unwrap_or(EpollTimeout::NONE);
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(error) => {
+                    log::error!("cannot wait for agents error={error}");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    BELL => return self.stop(),
+                    LISTENER => self.accept(),
+                    number => self.wake(number),
+                }
+            }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                self.sweep();
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>) {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_passing(&error) => continue,
+                Err(error) => {
+                    log::warn!("cannot accept an agent's connection error={error}");
+                    // Descriptors may be short; the queue of the kernel waits meanwhile.
+                    thread::sleep(Duration::from_millis(100));
+                    return;
+                }
+            };
+            if self.lock().len() >= CONNECTIONS {
+                log::warn!("connection refused: too many agents connections={CONNECTIONS}");
+                continue;
+            }
+            let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+            match Connection::new(stream, tls) {
+                Ok(connection) => {
+                    let number = self.next.fetch_add(1, Ordering::Relaxed);
+                    self.insert(number, Entry { connection, waits: false });
+                }
+                Err(error) => log::debug!("connection refused error={error}"),
+            }
+        }
+    }
+
+    /// Waits until the connection has something to say. Under the table's lock, so that an event finds its entry.
+    fn insert(&self, number: u64, entry: Entry) {
+        let mut table = self.lock();
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
+        let mut event = EpollEvent::new(flags, number);
+        let armed = match self.epoll.modify(&entry.connection, &mut event) {
+            Err(nix::errno::Errno::ENOENT) => self.epoll.add(&entry.connection, event),
+            armed => armed,
+        };
+        match armed {
+            Ok(()) => drop(table.insert(number, entry)),
+            Err(error) => log::warn!("cannot wait for an agent error={error}"),
+        }
+    }
+
+    /// A connection has something to say.
+    fn wake(self: &Arc<Self>, number: u64) {
+        let Some(entry) = self.lock().remove(&number) else { return };
+        match entry.waits {
+            // Whoever waits for a response has nothing to say: the client is gone.
+            true => {
+                drop(entry);
+                if let Some(handler) = self.handler() {
+                    handler.gone(Ticket(number));
+                }
+            }
+            false => {
+                let (shared, connection) = (Arc::clone(self), entry.connection);
+                self.workers.put(Task::Serve { shared, number, connection });
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        let mut unused = Vec::new();
+        let mut table = self.lock();
+        let numbers: Vec<u64> = table
+            .iter()
+            .filter(|(_, entry)| !entry.waits && now.saturating_duration_since(entry.connection.used) > IDLE)
+            .map(|(number, _)| *number)
+            .collect();
+        unused.extend(numbers.iter().filter_map(|number| table.remove(number)));
+        drop(table);
+        unused.into_iter().for_each(|entry| entry.connection.close());
+    }
+
+    fn stop(&self) {
+        let entries: Vec<Entry> = self.lock().drain().map(|(_, entry)| entry).collect();
+        entries.into_iter().for_each(|entry| entry.connection.close());
+        self.workers.stop();
+    }
+
+    /// Reads one request and has it answered.
+    fn serve(self: Arc<Self>, number: u64, mut connection: Connection) {
+        match connection.read(Instant::now() + PATIENCE) {
+            Ok(request) => {
+                let Some(handler) = self.handler() else { return connection.close() };
+                handler.handle(request, Exchange { shared: self, number, connection });
+            }
+            Err(NoRequest::Refused(status, why)) => {
+                let _ = connection.write(&Response::message(status, why), Instant::now() + PATIENCE);
+                connection.close();
+            }
+            Err(NoRequest::Gone(error)) => log::debug!("connection closed error={error}"),
+        }
+    }
+
+    /// Sends the response of a request that waited.
+    fn send(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &Response) {
+        match connection.write(response, Instant::now() + PATIENCE) {
+            Ok(()) => self.keep(ticket.0, connection),
+            Err(error) => {
+                log::debug!("cannot send a response error={error}");
+                if let Some(handler) = self.handler() {
+                    handler.gone(ticket);
+                }
+            }
+        }
+    }
+
+    /// Waits for the next request of a connection.
+    fn keep(self: &Arc<Self>, number: u64, mut connection: Connection) {
+        if !connection.is_kept() {
+            return connection.close();
+        }
+        if connection.has_more() {
+            let shared = Arc::clone(self);
+            return self.workers.put(Task::Serve { shared, number, connection });
+        }
+        // A number stands for one request: a late word about the last must not reach the next.
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.insert(number, Entry { connection, waits: false });
+    }
+}
+
+/// The client was gone again, or a signal came.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,208 @@
+//! HTTP/1.1 as agents speak it: requests with a length, one after the other on a connection.
+
+use std::fmt::Write;
+
+/// Longest head of a request.
+const HEAD_MAX: usize = 16 << 10;
+/// Longest body: an agent sends what it is and which jobs it has.
+const BODY_MAX: usize = 256 << 10;
+
+/// A request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// The path without its query.
+    pub path: String,
+    /// Names in lower case, and values.
+    headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The client keeps the connection.
+    pub keep: bool,
+}
+
+impl Request {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What bytes are so far.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// More bytes are needed.
+    Incomplete,
+    /// A request, and how many bytes it takes.
+    Request(Request, usize),
+    /// It cannot be answered but with this status.
+    Refused(u16, &'static str),
+}
+
+/// Reads a request from the bytes of a connection.
+pub fn parse(bytes: &[u8]) -> Parsed {
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return if bytes.len() > HEAD_MAX { Parsed::Refused(431, "the head is too long") } else { Parsed::Incomplete };
+    };
+    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Parsed::Refused(400, "this is not HTTP") };
+    let mut lines = head.split("\r\n");
+    let Some((method, path, version)) = lines.next().and_then(request_line) else {
+        return Parsed::Refused(400, "this is not HTTP");
+    };
+    let headers: Option<Vec<(String, String)>> = lines
+        .map(|line| {
+            let (name, value) = line.split_once(':')?;
+            Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+        })
+        .collect();
+    let Some(headers) = headers else { return Parsed::Refused(400, "a header has no colon") };
+    let mut request = Request { method: method.to_owned(), path: path.to_owned(), headers, ..Request::default() };
+    if request.header("transfer-encoding").is_some() {
+        return Parsed::Refused(411, "send a Content-Length");
+    }
+    let length = match request.header("content-length").map(str::parse::<usize>) {
+        None => 0,
+        Some(Ok(length)) if length <= BODY_MAX => length,
+        Some(Ok(_)) => return Parsed::Refused(413, "the body is too long"),
+        Some(Err(_)) => return Parsed::Refused(400, "the Content-Length is not a number"),
+    };
+    let whole = end + 4 + length;
+    if bytes.len() < whole {
+        return Parsed::Incomplete;
+    }
+    request.body = bytes[end + 4..whole].to_vec();
+    request.keep = match request.header("connection") {
+        Some(word) => !word.eq_ignore_ascii_case("close"),
+        None => version == "HTTP/1.1",
+    };
+    Parsed::Request(request, whole)
+}
+
+fn request_line(line: &str) -> Option<(&str, &str, &str)> {
+    let mut words = line.split(' ');
+    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+    let is_sane = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
+    is_sane.then(|| (method, target.split(['?', '#']).next().unwrap_or_default(), version))
+}
+
+/// A response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// Headers beside those of every response.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON, or nothing.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A response without a body.
+    pub fn empty(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// A response with a JSON body.
+    pub fn json(status: u16, body: &impl serde::Serialize) -> Self {
+        // Our own types always become JSON.
+        Self { status, headers: Vec::new(), body: serde_json::to_vec(body).unwrap_or_default() }
+    }
+
+    /// What is wrong, in GitLab's form.
+    pub fn message(status: u16, why: &str) -> Self {
+        Self::json(status, &serde_json::json!({ "message": why }))
+    }
+
+    /// With another header.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The response as bytes.
+    pub fn encode(&self, keep: bool) -> Vec<u8> {
+        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        for (name, value) in &self.headers {
+            // Writing into a text cannot fail.
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        if !self.body.is_empty() {
+            head.push_str("Content-Type: application/json\r\n");
+        }
+        if self.status != 204 {
+            let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
+        }
+        head.push_str(if keep { "\r\n" } else { "Connection: close\r\n\r\n" });
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(&self.body);
+        bytes
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        _ => "Service Unavailable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_request_when_it_is_whole() {
+        let text = b"PUT /api/v4/jobs/7?x HTTP/1.1\r\nRunner-Token: t\r\nContent-Length: 4\r\n\r\n{\"a\"rest";
+        for length in 0..text.len() - 4 {
+            assert_eq!(parse(&text[..length]), Parsed::Incomplete, "{length}");
+        }
+        let Parsed::Request(request, length) = parse(text) else { panic!("no request") };
+        assert_eq!((request.method.as_str(), request.path.as_str(), request.keep), ("PUT", "/api/v4/jobs/7", true));
+        assert_eq!((request.header("RUNNER-TOKEN"), request.body.as_slice()), (Some("t"), &b"{\"a\""[..]));
+        assert_eq!(&text[length..], b"rest");
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_read() {
+        for (text, status) in [
+            ("nonsense\r\n\r\n".to_owned(), 400),
+            ("GET http://h/ HTTP/1.1\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), 400),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), 411),
+            ("POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
+            (format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", BODY_MAX + 1), 413),
+            ("x".repeat(HEAD_MAX + 1), 431),
+        ] {
+            assert!(matches!(parse(text.as_bytes()), Parsed::Refused(found, _) if found == status), "{text:.60}");
+        }
+    }
+
+    #[test]
+    fn keeps_a_connection_unless_told_otherwise() {
+        for (head, keep) in [
+            ("GET / HTTP/1.1\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", false),
+        ] {
+            assert!(matches!(parse(head.as_bytes()), Parsed::Request(request, _) if request.keep == keep), "{head}");
+        }
+        let text = Response::message(409, "too late").with("X-A", "b").encode(false);
+        let text = String::from_utf8(text).expect("text");
+        assert!(
+            text.starts_with("HTTP/1.1 409 Conflict\r\nX-A: b\r\n") && text.ends_with("{\"message\":\"too late\"}")
+        );
+    }
+}

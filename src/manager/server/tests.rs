@@ -1,0 +1,144 @@
+//! The server with real connections.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use super::*;
+
+struct Recorder {
+    tickets: Mutex<Sender<Ticket>>,
+    gone: Mutex<Sender<Ticket>>,
+}
+
+impl Handler for Recorder {
+    fn handle(&self, request: Request, exchange: Exchange) {
+        match request.path.as_str() {
+            "/wait" => {
+                let ticket = exchange.wait();
+                self.tickets.lock().expect("lock").send(ticket).expect("sent");
+            }
+            path => exchange.respond(&Response::message(200, path)),
+        }
+    }
+
+    fn gone(&self, ticket: Ticket) {
+        self.gone.lock().expect("lock").send(ticket).expect("sent");
+    }
+}
+
+struct Running {
+    server: Server,
+    _handler: Arc<dyn Handler>,
+    tickets: Receiver<Ticket>,
+    gone: Receiver<Ticket>,
+}
+
+impl Running {
+    fn start() -> Self {
+        let (tickets, their_tickets) = mpsc::channel();
+        let (gone, their_gone) = mpsc::channel();
+        let handler: Arc<dyn Handler> = Arc::new(Recorder { tickets: Mutex::new(tickets), gone: Mutex::new(gone) });
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let server = Server::start(listener, None, Arc::downgrade(&handler)).expect("started");
+        Self { server, _handler: handler, tickets: their_tickets, gone: their_gone }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.server.listener().local_addr().expect("an address")).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        stream
+    }
+}
+
+fn ask(stream: &mut TcpStream, path: &str) {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).expect("sent");
+}
+
+fn answer(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while !text.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).expect("an answer");
+        text.push(byte[0]);
+    }
+    let head = String::from_utf8(text).expect("text");
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).expect("a body");
+    head + &String::from_utf8(body).expect("text")
+}
+
+#[test]
+fn answers_one_request_after_the_other_on_a_connection() {
+    let running = Running::start();
+    let mut stream = running.connect();
+    for path in ["/a", "/b", "/c"] {
+        ask(&mut stream, path);
+        let text = answer(&mut stream);
+        assert!(text.starts_with("HTTP/1.1 200") && text.contains(path), "{text}");
+    }
+    stream.write_all(b"GET /d HTTP/1.1\r\n\r\nGET /e HTTP/1.1\r\nConnection: close\r\n\r\n").expect("sent");
+    assert!(answer(&mut stream).contains("/d"));
+    assert!(answer(&mut stream).contains("/e"), "it came with the one before");
+    assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+}
+
+#[test]
+fn a_request_waits_without_a_thread_and_gets_its_response() {
+    let running = Running::start();
+    let mut streams: Vec<TcpStream> = (0..200).map(|_| running.connect()).collect();
+    for stream in &mut streams {
+        ask(stream, "/wait");
+    }
+    let tickets: Vec<Ticket> = streams.iter().map(|_| running.tickets.recv().expect("it waits")).collect();
+    let responder = running.server.responder();
+    for ticket in &tickets {
+        assert!(responder.respond(*ticket, Response::empty(204)));
+        assert!(!responder.respond(*ticket, Response::empty(204)), "once");
+    }
+    for stream in &mut streams {
+        assert!(answer(stream).starts_with("HTTP/1.1 204"));
+        ask(stream, "/again");
+        assert!(answer(stream).contains("/again"));
+    }
+}
+
+#[test]
+fn tells_when_a_client_that_waited_is_gone() {
+    let running = Running::start();
+    let mut stream = running.connect();
+    ask(&mut stream, "/wait");
+    let ticket = running.tickets.recv().expect("it waits");
+    drop(stream);
+    assert_eq!(running.gone.recv().expect("told"), ticket);
+    assert!(!running.server.responder().respond(ticket, Response::empty(204)));
+}
+
+#[test]
+fn tls_shows_the_certificate_and_carries_requests() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    std::fs::write(&certificate, made.cert.pem()).expect("written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    let running = Running::start();
+    running.server.set_tls(Some(certificate::load(&certificate, &key).expect("loaded")));
+    let port = running.server.listener().local_addr().expect("an address").port();
+    let files = crate::http::tls::TlsFiles { ca_file: Some(certificate.clone()), ..Default::default() };
+    let url = format!("https://localhost:{port}");
+    let client = crate::http::Client::new(&url, &files, "test", Duration::from_secs(60)).expect("a client");
+    for path in ["/one", "/two"] {
+        let request = crate::http::Request {
+            method: crate::http::Method::Post,
+            url: format!("{url}{path}"),
+            headers: Vec::new(),
+            body: &[b'x'; 10_000],
+        };
+        let response = client.call(&request, &|_| false).expect("a response");
+        assert_eq!(response.status, 200);
+        assert!(String::from_utf8_lossy(&response.body).contains(path));
+    }
+    std::fs::write(&key, "nonsense").expect("written");
+    assert!(certificate::load(&certificate, &key).is_err_and(|why| why.contains("no usable private key")));
+}

@@ -1,0 +1,122 @@
+//! The threads that serve connections: as many as there is work, and no more than a few.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::request::Response;
+use super::{Shared, Ticket};
+
+/// Threads at once: a client that is slow takes one for a few seconds.
+const THREADS: usize = 64;
+/// A thread without work ends after this.
+const IDLE: Duration = Duration::from_secs(10);
+/// Room for a TLS handshake.
+const STACK: usize = 256 * 1024;
+
+/// Something to do for a connection.
+pub enum Task {
+    /// It has something to say.
+    Serve { shared: Arc<Shared>, number: u64, connection: Connection },
+    /// It gets the response it waits for.
+    Respond { shared: Arc<Shared>, ticket: Ticket, connection: Connection, response: Response },
+}
+
+impl Task {
+    fn run(self) {
+        match self {
+            Self::Serve { shared, number, connection } => shared.serve(number, connection),
+            Self::Respond { shared, ticket, connection, response } => shared.send(ticket, connection, &response),
+        }
+    }
+}
+
+/// The threads and what they have to do.
+#[derive(Default)]
+pub struct Workers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: VecDeque<Task>,
+    threads: usize,
+    idle: usize,
+    stopped: bool,
+}
+
+impl Workers {
+    /// Has something done.
+    pub fn put(&self, task: Task) {
+        let mut state = self.inner.lock();
+        if state.stopped {
+            return;
+        }
+        state.tasks.push_back(task);
+        if state.tasks.len() <= state.idle || state.threads >= THREADS {
+            self.inner.work.notify_one();
+            return;
+        }
+        state.threads += 1;
+        drop(state);
+        let inner = Arc::clone(&self.inner);
+        let thread = thread::Builder::new().name("agent-request".to_owned()).stack_size(STACK);
+        if let Err(error) = thread.spawn(move || inner.work()) {
+            log::error!("cannot start a thread for agents error={error}");
+            self.inner.lock().threads -= 1;
+        }
+    }
+
+    /// Drops what is to be done; threads end.
+    pub fn stop(&self) {
+        let mut state = self.inner.lock();
+        state.stopped = true;
+        let tasks = std::mem::take(&mut state.tasks);
+        drop(state);
+        drop(tasks);
+        self.inner.work.notify_all();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(task) = self.next() {
+            // A mistake of ours in one request must not take the others down.
+            let _ = catch_unwind(AssertUnwindSafe(|| task.run()));
+        }
+    }
+
+    fn next(&self) -> Option<Task> {
+        let mut state = self.lock();
+        loop {
+            if let Some(task) = state.tasks.pop_front() {
+                return Some(task);
+            }
+            if state.stopped {
+                state.threads -= 1;
+                return None;
+            }
+            state.idle += 1;
+            let (next, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            state.idle -= 1;
+            if waited.timed_out() && state.tasks.is_empty() {
+                state.threads -= 1;
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The manager's durable state: a file of changes that is only appended to, one line each with a checksum, and written
+//! anew when most of it is history. A line that a crash cut short is the last one, and counts for nothing.
+//!
+//! A change that is written survives the end of the process; one that is synced survives a loss of power. Changes of
+//! several threads share a sync.
+
+pub mod records;
+mod seal;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use records::{Event, Records};
+pub use seal::Sealer;
+
+/// The file is written anew when it holds this many bytes, most of which are history.
+const COMPACT_AT: u64 = 1 << 20;
+
+/// The store; threads share it.
+pub struct Store {
+    directory: PathBuf,
+    sealer: Sealer,
+    inner: Mutex<Inner>,
+    /// Changes that a sync has covered.
+    synced: Mutex<u64>,
+    _lock: File,
+}
+
+struct Inner {
+    file: File,
+    records: Records,
+    /// Changes so far.
+    written: u64,
+    size: u64,
+    /// Size after it was last written anew.
+    compact_size: u64,
+}
+
+/// A change that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(u64);
+
+impl Store {
+    /// Opens the store in a directory, which is made if it is not there. Errors: it cannot be used; why, and what to do.
+    pub fn open(directory: &Path) -> Result<Self, String> {
+        let unusable = |error: &dyn std::fmt::Display| {
+            format!(
+                "the manager's state directory {} cannot be used: {error}; set `state_dir` below [mayfly.manager]",
+                directory.display()
+            )
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| unusable(&error))?;
+        let lock = File::create(directory.join("lock")).map_err(|error| unusable(&error))?;
+        lock.try_lock().map_err(|_| unusable(&"another manager runs with it"))?;
+        let sealer = Sealer::load(&directory.join("key")).map_err(|error| unusable(&format!("key: {error}")))?;
+        let records = read(&directory.join("state")).map_err(|error| unusable(&error))?;
+        let (file, size) = rewrite(directory, &records).map_err(|error| unusable(&error))?;
+        let inner = Inner { file, records, written: 0, size, compact_size: size };
+        Ok(Self {
+            directory: directory.to_owned(),
+            sealer,
+            inner: Mutex::new(inner),
+            synced: Mutex::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// What holds now.
+    pub fn records(&self) -> Records {
+        self.lock().records.clone()
+    }
+
+    /// Encrypts secrets.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// Writes a change. Errors: the disk; then it counts for nothing.
+    pub fn write(&self, event: Event) -> io::Result<Position> {
+        let line = encode(&event)?;
+        let mut inner = self.lock();
+        if inner.size > COMPACT_AT && inner.size > 2 * inner.compact_size {
+            match rewrite(&self.directory, &inner.records) {
+                Ok((file, size)) => (inner.file, inner.size, inner.compact_size) = (file, size, size),
+                // What is there goes on to hold; it is tried again with twice the size.
+                Err(error) => {
+                    log::warn!("cannot compact the manager's state error={error}");
+                    inner.compact_size = inner.size;
+                }
+            }
+        }
+        if let Err(error) = inner.file.write_all(&line) {
+            // A line that is cut short must not swallow the next.
+            inner.file.set_len(inner.size)?;
+            return Err(error);
+        }
+        inner.size += line.len() as u64;
+        inner.written += 1;
+        inner.records.apply(event);
+        Ok(Position(inner.written))
+    }
+
+    /// Brings a change to the disk, with all before it. Errors: the disk.
+    pub fn sync(&self, position: Position) -> io::Result<()> {
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if *synced >= position.0 {
+            return Ok(());
+        }
+        let (file, written) = {
+            let inner = self.lock();
+            (inner.file.try_clone()?, inner.written)
+        };
+        file.sync_data()?;
+        *synced = written;
+        Ok(())
+    }
+
+    /// Writes a change and brings it to the disk. Errors: the disk.
+    pub fn commit(&self, event: Event) -> io::Result<()> {
+        let position = self.write(event)?;
+        self.sync(position)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn encode(event: &Event) -> io::Result<Vec<u8>> {
+    let text = serde_json::to_vec(event)?;
+    let mut line = format!("{:08x} ", crc32fast::hash(&text)).into_bytes();
+    line.extend_from_slice(&text);
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn decode(line: &[u8]) -> Option<Event> {
+    let (sum, text) = line.split_at_checked(9)?;
+    let sum = u32::from_str_radix(std::str::from_utf8(sum).ok()?.trim_end(), 16).ok()?;
+    (sum == crc32fast::hash(text)).then(|| crate::decode::json(text).ok()).flatten()
+}
+
+fn read(path: &Path) -> io::Result<Records> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
+        text => text?,
+    };
+    let mut records = Records::default();
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    for (index, line) in lines.iter().enumerate() {
+        match decode(line) {
+            Some(event) => records.apply(event),
+            None if index + 1 == lines.len() => log::warn!("the last change was cut short by a crash and is dropped"),
+            None => log::error!("a change in the manager's state cannot be read line={}", index + 1),
+        }
+    }
+    Ok(records)
+}
+
+/// Writes what holds into a new file, which takes the place of the old one; returns it opened for appending.
+fn rewrite(directory: &Path, records: &Records) -> io::Result<(File, u64)> {
+    let (path, draft) = (directory.join("state"), directory.join("state.draft"));
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    let mut writer = BufWriter::new(&file);
+    for event in records.events() {
+        writer.write_all(&encode(&event)?)?;
+    }
+    writer.flush()?;
+    drop(writer);
+    file.sync_all()?;
+    fs::rename(&draft, &path)?;
+    File::open(directory)?.sync_all()?;
+    let file = OpenOptions::new().append(true).open(&path)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::records::{Accepted, AgentRecord, JobRecord};
+    use super::*;
+
+    fn job(id: &str) -> JobRecord {
+        JobRecord {
+            id: id.to_owned(),
+            taken: 1,
+            token: "t".to_owned(),
+            payload: Some("p".repeat(1000)),
+            project: String::new(),
+            link: String::new(),
+            request_id: String::new(),
+            timestamps: true,
+            trace: String::new(),
+            trace_sent: 0,
+            accepted: None,
+            failed: None,
+        }
+    }
+
+    fn agent(instance: &str) -> AgentRecord {
+        AgentRecord {
+            instance: instance.to_owned(),
+            boot: "b".to_owned(),
+            token_hash: "h".to_owned(),
+            version: "1".to_owned(),
+            capacity: 1,
+            registered: 1,
+            builds: 0,
+        }
+    }
+
+    fn taken(id: &str) -> Event {
+        Event::Job { pool: "p".to_owned(), job: Box::new(job(id)) }
+    }
+
+    fn accepted(id: &str) -> Event {
+        let by = Accepted { offer: "o".to_owned(), instance: "i-1".to_owned(), at: 2 };
+        Event::Accepted { pool: "p".to_owned(), id: id.to_owned(), by }
+    }
+
+    #[test]
+    fn holds_what_was_written_over_a_crash() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("opened");
+        assert!(Store::open(directory.path()).is_err_and(|why| why.contains("another manager")));
+        for event in [
+            Event::Agent { pool: "p".to_owned(), agent: agent("i-1") },
+            taken("1"),
+            taken("2"),
+            accepted("1"),
+            Event::Trace { pool: "p".to_owned(), id: "2".to_owned(), trace: "wait".to_owned(), sent: 4 },
+        ] {
+            store.commit(event).expect("committed");
+        }
+        let before = store.records();
+        drop(store);
+        let store = Store::open(directory.path()).expect("opened");
+        assert_eq!(store.records(), before);
+        let jobs = before.jobs;
+        assert_eq!(jobs[&("p".to_owned(), "1".to_owned())].payload, None, "the agent has it");
+        assert_eq!(jobs[&("p".to_owned(), "2".to_owned())].trace, "wait");
+        assert_eq!(before.agents.values().next().expect("an agent").builds, 1);
+    }
+
+    #[test]
+    fn a_line_that_is_cut_short_counts_for_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("opened");
+        store.commit(taken("1")).expect("committed");
+        let before = store.records();
+        drop(store);
+        let whole = fs::read(directory.path().join("state")).expect("read");
+        for length in 0..whole.len() - 1 {
+            let more: Vec<u8> = whole.iter().chain(&whole[..length]).copied().collect();
+            fs::write(directory.path().join("state"), more).expect("written");
+            let store = Store::open(directory.path()).expect("opened");
+            assert_eq!(store.records(), before);
+            store.commit(taken("2")).expect("committed");
+            drop(store);
+            let store = Store::open(directory.path()).expect("opened");
+            assert_eq!(store.records().jobs.len(), 2, "what comes after it is read");
+            drop(store);
+        }
+    }
+
+    #[test]
+    fn history_does_not_fill_the_disk() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("opened");
+        for number in 0..5000 {
+            let id = number.to_string();
+            store.write(taken(&id)).expect("written");
+            store.write(Event::JobGone { pool: "p".to_owned(), id }).expect("written");
+        }
+        let size = fs::metadata(directory.path().join("state")).expect("a file").len();
+        assert!(size <= COMPACT_AT + 4096, "{size}");
+        assert!(store.records().jobs.is_empty());
+    }
+}

@@ -1,0 +1,135 @@
+//! What the manager must still know after a crash.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A registered agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Its instance.
+    pub instance: String,
+    /// The boot in which it registered.
+    pub boot: String,
+    /// SHA-256 of its token.
+    pub token_hash: String,
+    /// Its version.
+    pub version: String,
+    /// Jobs that it runs at once.
+    pub capacity: u32,
+    /// When it registered, in seconds since the epoch.
+    pub registered: u64,
+    /// Jobs that it accepted.
+    pub builds: u32,
+}
+
+/// A job that was taken from GitLab and has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its id in GitLab.
+    pub id: String,
+    /// When it was taken, in seconds since the epoch.
+    pub taken: u64,
+    /// Its token, encrypted.
+    pub token: String,
+    /// Its payload, encrypted; `None` once an agent accepted it.
+    pub payload: Option<String>,
+    /// Its project and page, for people.
+    pub project: String,
+    /// See `project`.
+    pub link: String,
+    /// The id of the request that brought it.
+    pub request_id: String,
+    /// Whether lines of its log begin with a time.
+    #[serde(default)]
+    pub timestamps: bool,
+    /// What the manager wrote into its log.
+    #[serde(default)]
+    pub trace: String,
+    /// How much of that GitLab has for certain.
+    #[serde(default)]
+    pub trace_sent: u64,
+    /// The agent that accepted it.
+    #[serde(default)]
+    pub accepted: Option<Accepted>,
+    /// It is to be failed at GitLab, for this reason.
+    #[serde(default)]
+    pub failed: Option<String>,
+}
+
+/// Who accepted a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The offer.
+    pub offer: String,
+    /// The instance.
+    pub instance: String,
+    /// When, in seconds since the epoch.
+    pub at: u64,
+}
+
+/// A change; one line of the file each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// An agent registered, or changed.
+    Agent { pool: String, agent: AgentRecord },
+    /// An agent left or was lost.
+    AgentGone { pool: String, instance: String },
+    /// A job was taken, or is known anew.
+    Job { pool: String, job: Box<JobRecord> },
+    /// The manager wrote into a job's log.
+    Trace { pool: String, id: String, trace: String, sent: u64 },
+    /// An agent accepted a job.
+    Accepted { pool: String, id: String, by: Accepted },
+    /// A job is to be failed at GitLab.
+    Failed { pool: String, id: String, why: String },
+    /// A job ended, or is no longer the manager's.
+    JobGone { pool: String, id: String },
+}
+
+/// Everything that holds after all changes, by pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Agents by pool and instance.
+    pub agents: BTreeMap<(String, String), AgentRecord>,
+    /// Jobs by pool and id.
+    pub jobs: BTreeMap<(String, String), JobRecord>,
+}
+
+impl Records {
+    /// Takes a change in.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Agent { pool, agent } => drop(self.agents.insert((pool, agent.instance.clone()), agent)),
+            Event::AgentGone { pool, instance } => drop(self.agents.remove(&(pool, instance))),
+            Event::Job { pool, job } => drop(self.jobs.insert((pool, job.id.clone()), *job)),
+            Event::Trace { pool, id, trace, sent } => {
+                self.change(pool, id, |job| (job.trace, job.trace_sent) = (trace, sent));
+            }
+            Event::Accepted { pool, id, by } => {
+                if let Some(agent) = self.agents.get_mut(&(pool.clone(), by.instance.clone())) {
+                    agent.builds += 1;
+                }
+                self.change(pool, id, |job| (job.payload, job.accepted) = (None, Some(by)));
+            }
+            Event::Failed { pool, id, why } => self.change(pool, id, |job| job.failed = Some(why)),
+            Event::JobGone { pool, id } => drop(self.jobs.remove(&(pool, id))),
+        }
+    }
+
+    fn change(&mut self, pool: String, id: String, change: impl FnOnce(&mut JobRecord)) {
+        if let Some(job) = self.jobs.get_mut(&(pool, id)) {
+            change(job);
+        }
+    }
+
+    /// The changes that make up what holds.
+    pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
+        let agents =
+            self.agents.iter().map(|((pool, _), agent)| Event::Agent { pool: pool.clone(), agent: agent.clone() });
+        let jobs =
+            self.jobs.iter().map(|((pool, _), job)| Event::Job { pool: pool.clone(), job: Box::new(job.clone()) });
+        agents.chain(jobs)
+    }
+}
