@@ -117,7 +117,17 @@ fn metrics_count_the_agents_work_and_promtool_accepts_them() {
 /// The metrics that the documentation names.
 pub fn documented() -> BTreeSet<String> {
     let text = include_str!("../docs/reference/metrics.md");
-    let (_, section) = text.split_once("\n## Metrics\n").expect("the section");
+    rows_of(text.split_once("\n## Metrics\n").expect("the section").1)
+}
+
+/// The metrics of a manager that the documentation names.
+pub fn documented_of_manager() -> BTreeSet<String> {
+    let text = include_str!("../docs/reference/metrics.md");
+    rows_of(text.split_once("\n## Metrics of a manager\n").expect("the section").1)
+}
+
+fn rows_of(section: &str) -> BTreeSet<String> {
+    let section = section.split("\n## ").next().expect("a section");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.map(str::to_owned).collect()
 }

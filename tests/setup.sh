@@ -34,6 +34,8 @@ need squid squid
 python3 -c "import ensurepip" >/dev/null 2>&1 || missing="$missing python3-venv"
 need nft nftables
 need nsenter util-linux
+# Shows the status page of the manager.
+need chromium chromium
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update

@@ -59,7 +59,9 @@ fn text(paths: &[PathBuf]) -> String {
 
 #[test]
 fn every_name_in_the_module_and_the_image_template_is_declared_and_used() {
-    for (directory, ending) in [("docs/fleet/terraform", "tf"), ("docs/fleet/packer", "hcl")] {
+    for (directory, ending) in
+        [("docs/fleet/terraform", "tf"), ("docs/fleet/terraform-manager", "tf"), ("docs/fleet/packer", "hcl")]
+    {
         let paths = files(directory, ending);
         let (documents, text) = (parse(&paths), text(&paths));
         assert_eq!(names(&text, "var.", 1), blocks(&documents, "variable"), "variables of {directory}");
@@ -83,7 +85,7 @@ fn every_name_in_the_module_and_the_image_template_is_declared_and_used() {
 }
 
 /// The permissions in a text, such as `ssm:GetParameter`.
-fn actions(text: &str) -> BTreeSet<String> {
+pub fn actions(text: &str) -> BTreeSet<String> {
     let services = ["autoscaling", "ssm", "ssmmessages", "kms", "cloudwatch", "ec2", "logs"];
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != ':');
     let of_service = |word: &&str| {

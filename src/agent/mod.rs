@@ -25,6 +25,7 @@ mod shutdown;
 mod signals;
 mod slots;
 mod start;
+pub mod status;
 mod supervisor;
 mod termination;
 mod validation;

@@ -1,4 +1,4 @@
-//! Serves `/metrics` and `/healthz` at `listen_address`.
+//! Serves `/metrics`, `/healthz` and `/status` at `listen_address`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use super::fitness;
 use super::slots::Slots;
+use super::status::{AgentStatus, RunningJob};
 use super::termination::ShutdownTracker;
 use crate::config::Config;
+use crate::config::lifetime::Lifetime as Bounds;
 use crate::journal::shutdown::ShutdownPhase;
 use crate::monitor::listener::{Answer, Listener, Pages};
 use crate::monitor::machine;
@@ -91,6 +93,8 @@ struct MonitoringPages {
 struct AgentState {
     phase: AgentPhase,
     concurrent: u32,
+    /// The limits of the agent's lifetime.
+    bounds: Bounds,
     runners: Vec<(RunnerLabels, Option<u32>)>,
     /// The state, build and cache directories, by purpose.
     directories: BTreeSet<(&'static str, PathBuf)>,
@@ -140,6 +144,10 @@ impl Monitoring {
         Arc::new(move |path| match path {
             "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: pages.metrics() }),
             "/healthz" => Some(pages.health()),
+            "/status" => {
+                let body = serde_json::to_string(&pages.status()).unwrap_or_default();
+                Some(Answer { status: 200, content_type: "application/json", body })
+            }
             _ => None,
         })
     }
@@ -153,6 +161,7 @@ impl Monitoring {
     /// Records a configuration that is in use now, and its directories.
     pub fn record_configuration(&self, config: &Config, directories: BTreeSet<(&'static str, PathBuf)>) {
         let mut state = self.pages.state();
+        state.bounds = config.lifetime.clone();
         state.directories = directories;
         state.concurrent = config.concurrent;
         state.runners = config.runners.iter().map(|runner| (RunnerLabels::from(runner), runner.limit)).collect();
@@ -200,6 +209,38 @@ impl MonitoringPages {
             Answer::text(503, "every runner is refused; check them with `mayfly verify`\n")
         } else {
             Answer::text(200, format!("{}\n", state.phase.phase()))
+        }
+    }
+
+    fn status(&self) -> AgentStatus {
+        let state = self.state();
+        let now = jiff::Timestamp::now();
+        let (idle, timeout) = (self.slots.idle_for(), state.bounds.idle_timeout(now));
+        let unfit = |(runner, unfit): (Option<String>, fitness::Unfit)| match runner {
+            Some(runner) => format!("{runner}: {unfit}"),
+            None => unfit.to_string(),
+        };
+        let job = |job: metrics::JobProgress| RunningJob {
+            id: job.job,
+            runner: job.runner,
+            seconds: job.seconds as u64,
+            stage: job.stage.map(|(stage, _)| stage.to_owned()).unwrap_or_default(),
+            stage_seconds: job.stage.map_or(0, |(_, seconds)| seconds as u64),
+        };
+        AgentStatus {
+            kind: "agent".to_owned(),
+            version: VERSION.to_owned(),
+            system_id: self.system_id.clone(),
+            phase: state.phase.phase().to_owned(),
+            reason: state.phase.reason().map(str::to_owned),
+            unfit: self.fitness.reasons().into_iter().map(unfit).collect(),
+            concurrent: state.concurrent,
+            builds_left: self.slots.builds_left(),
+            idle_seconds: idle.map(|idle| idle.as_secs()),
+            idle_timeout_seconds: timeout.map(|timeout| timeout.as_secs()),
+            idle_left_seconds: idle.zip(timeout).map(|(idle, timeout)| timeout.saturating_sub(idle).as_secs()),
+            policies: state.bounds.policies(now),
+            jobs: metrics::running_jobs().into_iter().map(job).collect(),
         }
     }
 

@@ -4,10 +4,13 @@ mod check;
 mod exec;
 mod logging;
 mod manage;
+mod manager;
 mod permission;
 mod register;
 mod run;
+mod simulate;
 mod start_failures;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +66,10 @@ enum Command {
     List(ConfigFile),
     /// Replace the token of a runner
     ResetToken(manage::ResetToken),
+    /// Scale a fleet from zero: hand jobs of GitLab to agents on instances, and size their group
+    Manager(Box<manager::Options>),
+    /// Show what the agent or the manager on this machine does
+    Status(status::Options),
     /// Check that jobs can run on this machine; report each problem with its remedy
     Check(check::Options),
     /// Check the configuration file; fail on unknown keys and unusable runners
@@ -122,6 +129,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
         Command::Unregister(options) => manage::unregister(&options),
         Command::List(file) => manage::list(&file),
         Command::ResetToken(options) => manage::reset_token(&options),
+        Command::Manager(options) => manager::main(&options),
+        Command::Status(options) => status::main(&options),
         Command::Check(options) => check::main(&options),
         Command::Lint(file) => lint(&file),
     }

@@ -32,6 +32,11 @@ impl Lifetime {
     pub fn has_periods(&self) -> bool {
         self.idle.iter().any(|times| !times.windows.is_empty())
     }
+
+    /// The period that decides the idle timeout at this time, of each runner that has periods.
+    pub fn policies(&self, now: Timestamp) -> Vec<String> {
+        self.idle.iter().filter(|times| !times.windows.is_empty()).map(|times| times.policy(now)).collect()
+    }
 }
 
 /// Which idle time holds when.
@@ -57,11 +62,22 @@ impl IdleTimes {
 
     /// The last window that holds wins, as in gitlab-runner.
     fn at(&self, now: Timestamp) -> Option<Duration> {
+        self.window(now).map_or(self.otherwise, |window| Some(window.idle_time))
+    }
+
+    fn window(&self, now: Timestamp) -> Option<&Window> {
         let holds = |window: &&Window| {
             let clock = window.zone.clock(now);
             window.periods.iter().any(|period| period.contains(clock))
         };
-        self.windows.iter().rev().find(holds).map_or(self.otherwise, |window| Some(window.idle_time))
+        self.windows.iter().rev().find(holds)
+    }
+
+    /// The window that holds, in the words of the file.
+    fn policy(&self, now: Timestamp) -> String {
+        let Some(window) = self.window(now) else { return "outside of all periods".to_owned() };
+        let periods: Vec<String> = window.periods.iter().map(|period| format!("`{period}`")).collect();
+        format!("{} ({})", periods.join(" "), window.zone)
     }
 }
 

@@ -181,7 +181,8 @@ impl Config {
         Self::parse_as(path, text, Role::Agent)
     }
 
-    fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, Error> {
+    /// The same for `role`. Errors: as for [`Config::load`].
+    pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, Error> {
         let invalid = |why: String| Error::Invalid(path.to_owned(), why);
         let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
         let mut config = meaning::of(path, raw, role).map_err(|wrong| invalid(wrong.shown(text)))?;

@@ -10,8 +10,13 @@
 
 mod api;
 pub mod broker;
+pub mod engine;
+pub mod findings;
 pub mod pool;
 mod proof;
+pub mod scaling;
 pub mod server;
+pub mod simulation;
+pub mod status;
 pub mod store;
 pub mod workload;

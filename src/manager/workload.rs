@@ -80,6 +80,9 @@ pub trait Workload: Send + Sync {
     /// Blocks until something changed since the last call, at most `timeout`.
     fn wait_for_change(&self, timeout: Duration);
 
+    /// Makes [`Workload::wait_for_change`] return now.
+    fn wake(&self);
+
     /// The instances that may register: members of the pool's group that run.
     fn set_members(&self, members: &[String]);
 }

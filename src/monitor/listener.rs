@@ -81,7 +81,7 @@ impl Drop for Listener {
 
 /// Fails if the address is malformed.
 pub fn check_address(address: &str) -> Result<(), String> {
-    split(address).map(drop)
+    split_address(address).map(drop)
 }
 
 /// Fails if the address cannot be bound now.
@@ -89,7 +89,9 @@ pub fn probe_address(address: &str) -> Result<(), String> {
     bind(address).map(drop).map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
 }
 
-fn split(address: &str) -> Result<(&str, u16), String> {
+/// Host and port of an address: an empty host for every interface, [`DEFAULT_PORT`] where it names no port. Errors: what
+/// is wrong with it.
+pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = match address.rsplit_once(':') {
         // The colons of an IPv6 address without a port.
         Some((host, _)) if host.contains(':') && !host.ends_with(']') => (address, None),
@@ -107,7 +109,7 @@ fn split(address: &str) -> Result<(&str, u16), String> {
 }
 
 fn bind(address: &str) -> io::Result<TcpListener> {
-    let (host, port) = split(address).map_err(io::Error::other)?;
+    let (host, port) = split_address(address).map_err(io::Error::other)?;
     if host.is_empty() {
         // IPv4 and IPv6, if the machine supports both.
         let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -351,10 +353,10 @@ mod tests {
             ("[::1]", Ok(("::1", 9252))),
             ("::1", Ok(("::1", 9252))),
         ] {
-            assert_eq!(split(address), expected, "{address}");
+            assert_eq!(split_address(address), expected, "{address}");
         }
         for address in ["h:http", "h:70000", "h:"] {
-            assert!(split(address).expect_err("refused").contains("is not a port"), "{address}");
+            assert!(split_address(address).expect_err("refused").contains("is not a port"), "{address}");
         }
     }
 

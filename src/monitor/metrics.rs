@@ -196,6 +196,31 @@ pub fn job_ended(runner_labels: &RunnerLabels, job: impl Display, result: &'stat
     *of_runner.results.entry(result).or_default() += 1;
 }
 
+/// A running job, for the status of the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobProgress {
+    /// The job's number.
+    pub job: String,
+    /// The name of the runner that took it.
+    pub runner: String,
+    /// Seconds since the agent received it.
+    pub seconds: f64,
+    /// The stage and the seconds since it began; `None` before the first one.
+    pub stage: Option<(&'static str, f64)>,
+}
+
+/// The running jobs.
+pub fn running_jobs() -> Vec<JobProgress> {
+    let now = sys::boottime();
+    let progress = |((runner_labels, job), running): (&(RunnerLabels, String), &RunningJob)| JobProgress {
+        job: job.clone(),
+        runner: runner_labels.name.clone(),
+        seconds: seconds(running.began, now),
+        stage: running.stage.map(|(stage, began)| (stage, seconds(began, now))),
+    };
+    lock().running.iter().map(progress).collect()
+}
+
 impl RunnerMetrics {
     fn end_stage(&mut self, stage: Option<(&'static str, u64)>, now: u64) {
         if let Some((stage, began)) = stage {

@@ -1,5 +1,7 @@
 //! The time zone in which periods are meant.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -34,6 +36,12 @@ impl Zone {
     /// What the clocks of the zone show.
     pub fn clock(&self, at: Timestamp) -> DateTime {
         self.0.to_datetime(at)
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.iana_name().unwrap_or("local time"))
     }
 }
 

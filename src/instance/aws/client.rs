@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::endpoint::Service;
-use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::source;
+use super::source::Source;
 use super::transport::{Failure, Request, Transport, retry_until};
 use crate::instance::Refusal;
 
@@ -17,6 +16,8 @@ pub struct Client {
     service: Service,
     /// The configured region; `None` to resolve it.
     region: Option<String>,
+    /// Where its credentials come from; `None` for the process's.
+    source: Option<Arc<Source>>,
     transport: Mutex<Option<Arc<Transport>>>,
 }
 
@@ -86,12 +87,21 @@ impl From<Error> for Refusal {
 impl Client {
     /// A client of a service in this region, or in the region of the process.
     pub fn new(service: Service, region: Option<&str>) -> Self {
-        Self { service, region: region.map(str::to_owned), transport: Mutex::default() }
+        Self { service, region: region.map(str::to_owned), source: None, transport: Mutex::default() }
+    }
+
+    /// The same with other credentials than the process's.
+    pub fn with_source(service: Service, region: Option<&str>, source: &Arc<Source>) -> Self {
+        Self { source: Some(Arc::clone(source)), ..Self::new(service, region) }
+    }
+
+    fn source(&self) -> &Source {
+        self.source.as_deref().unwrap_or_else(|| Source::of_process())
     }
 
     /// Resolves the region and the credentials, so that the first call is quick. Errors: one of them is missing.
     pub fn prepare(&self) -> Result<(), Error> {
-        let ready = self.transport().and_then(|_| source::current());
+        let ready = self.transport().and_then(|_| self.source().current());
         let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
         ready.map(drop).map_err(error)
     }
@@ -125,12 +135,12 @@ impl Client {
     /// be sent.
     fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
         let transport = self.transport()?;
-        let credentials = source::current()?;
+        let credentials = self.source().current()?;
         let outcome = transport.send(request, Some(&credentials));
         match &outcome {
             Err(Failure::Refused(problem)) if problem.is_expiry() => {
-                source::discard(&credentials);
-                Ok(transport.send(request, Some(&source::current()?)))
+                self.source().discard(&credentials);
+                Ok(transport.send(request, Some(&self.source().current()?)))
             }
             _ => Ok(outcome),
         }
@@ -141,7 +151,8 @@ impl Client {
         if let Some(transport) = kept.as_ref() {
             return Ok(Arc::clone(transport));
         }
-        let region = region::find(self.region.as_deref())?;
+        let variable = |name: &str| self.source().variable(name);
+        let region = region::find_with(self.region.as_deref(), &variable)?;
         let transport = Arc::new(Transport::new(self.service, &region, &Profiles::read(&variable))?);
         *kept = Some(Arc::clone(&transport));
         Ok(transport)

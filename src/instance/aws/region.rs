@@ -8,9 +8,14 @@ use super::profile::Profiles;
 
 /// The region: from the configuration, the environment, the shared files or the instance. Errors: none of them has one.
 pub fn find(configured: Option<&str>) -> Result<String, String> {
+    find_with(configured, &variable)
+}
+
+/// The same with another environment.
+pub fn find_with(configured: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let told = configured.map(str::to_owned).filter(|region| !region.is_empty());
     let told = told.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-    let told = told.or_else(|| Profiles::read(&variable).value("region"));
+    let told = told.or_else(|| Profiles::read(variable).value("region"));
     told.map_or_else(of_instance, check)
 }
 

@@ -24,54 +24,99 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Credentials that expire within this time are renewed, if there are new ones already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
-/// The credentials of the process.
-static CACHED: Mutex<Option<Credentials>> = Mutex::new(None);
+/// Where one set of credentials comes from, and the credentials while they last.
+pub struct Source {
+    /// Instead of the environment's variables of these names.
+    overrides: Vec<(&'static str, String)>,
+    cached: Mutex<Option<Credentials>>,
+}
+
+/// The source of the process.
+static PROCESS: Source = Source { overrides: Vec::new(), cached: Mutex::new(None) };
 
 /// The credentials of this process. Errors: no source has any, or the configured one does not answer.
 pub fn current() -> Result<Credentials, String> {
-    let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Timestamp::now();
-    if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
-        return Ok(good.clone());
-    }
-    match (find(), kept.as_ref().filter(|kept| kept.last(now, 0))) {
-        (Ok(found), _) => {
-            if !found.last(now, 0) {
-                log::warn!("the AWS credentials have expired and no others were found; using them");
-            }
-            *kept = Some(found.clone());
-            Ok(found)
-        }
-        (Err(why), Some(old)) => {
-            log::warn!("cannot renew the AWS credentials; using the old ones, which are still valid error={why}");
-            Ok(old.clone())
-        }
-        (Err(why), None) => Err(why),
-    }
+    PROCESS.current()
 }
 
-/// Drops credentials that a service rejected as expired.
+/// Drops credentials of this process that a service rejected as expired.
 pub fn discard(refused: &Credentials) {
-    let mut kept = CACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.take_if(|kept| kept.access_key == refused.access_key);
+    PROCESS.discard(refused);
 }
 
-/// The credentials of the first source that has some.
-fn find() -> Result<Credentials, String> {
-    if let Some(found) = from_environment(&variable) {
-        return Ok(found);
+impl Source {
+    /// The source of the process.
+    pub fn of_process() -> &'static Self {
+        &PROCESS
     }
-    let profiles = Profiles::read(&variable);
-    if let Some(found) = from_profile(&profiles, &profiles.name, &mut BTreeSet::new(), &variable)? {
-        return Ok(found);
+
+    /// A profile of the shared files, and other files than the usual ones.
+    pub fn of_profile(profile: Option<&str>, config_file: Option<&str>, credentials_file: Option<&str>) -> Self {
+        let pairs = [
+            ("AWS_PROFILE", profile),
+            ("AWS_CONFIG_FILE", config_file),
+            ("AWS_SHARED_CREDENTIALS_FILE", credentials_file),
+        ];
+        let overrides = pairs.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned())));
+        Self { overrides: overrides.collect(), cached: Mutex::default() }
     }
-    if profiles.is_chosen {
-        return Err(format!("the profile `{}` is in no shared file, or holds no credentials", profiles.name));
+
+    /// A variable of the environment, as this source sees it.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        // A profile that the configuration names has priority over keys in the environment, as in the SDKs of AWS.
+        const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+        let own = self.overrides.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+        let hides = KEYS.contains(&name) && self.overrides.iter().any(|(known, _)| *known == "AWS_PROFILE");
+        own.or_else(|| if hides { None } else { variable(name) })
     }
-    if let Some(found) = from_container(&variable)? {
-        return Ok(found);
+
+    /// The credentials. Errors: no source has any, or the configured one does not answer.
+    pub fn current(&self) -> Result<Credentials, String> {
+        let mut kept = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Timestamp::now();
+        if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
+            return Ok(good.clone());
+        }
+        match (self.find(), kept.as_ref().filter(|kept| kept.last(now, 0))) {
+            (Ok(found), _) => {
+                if !found.last(now, 0) {
+                    log::warn!("the AWS credentials have expired and no others were found; using them");
+                }
+                *kept = Some(found.clone());
+                Ok(found)
+            }
+            (Err(why), Some(old)) => {
+                log::warn!("cannot renew the AWS credentials; using the old ones, which are still valid error={why}");
+                Ok(old.clone())
+            }
+            (Err(why), None) => Err(why),
+        }
     }
-    from_instance(Metadata::of_process())
+
+    /// Drops credentials that a service rejected as expired.
+    pub fn discard(&self, refused: &Credentials) {
+        let mut kept = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.take_if(|kept| kept.access_key == refused.access_key);
+    }
+
+    /// The credentials of the first place that has some.
+    fn find(&self) -> Result<Credentials, String> {
+        let variable = |name: &str| self.variable(name);
+        if let Some(found) = from_environment(&variable) {
+            return Ok(found);
+        }
+        let profiles = Profiles::read(&variable);
+        if let Some(found) = from_profile(&profiles, &profiles.name, &mut BTreeSet::new(), &variable)? {
+            return Ok(found);
+        }
+        if profiles.is_chosen {
+            return Err(format!("the profile `{}` is in no shared file, or holds no credentials", profiles.name));
+        }
+        if let Some(found) = from_container(&variable)? {
+            return Ok(found);
+        }
+        from_instance(Metadata::of_process())
+    }
 }
 
 /// Reads an environment variable.
@@ -307,5 +352,19 @@ mod tests {
         for url in ["http://x.test/", "http://169.254.169.254/", "ftp://localhost/", "nonsense"] {
             assert!(!may_have_token(url), "{url}");
         }
+    }
+
+    #[test]
+    fn a_profile_that_is_named_has_priority_over_keys_of_the_environment() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "[pool]\naws_access_key_id = A\naws_secret_access_key = S\n").expect("written");
+        let source = Source::of_profile(Some("pool"), None, file.path().to_str());
+        assert_eq!(source.current().expect("credentials").access_key, "A");
+        assert_eq!(
+            (source.variable("AWS_ACCESS_KEY_ID"), source.variable("AWS_PROFILE").as_deref()),
+            (None, Some("pool"))
+        );
+        let missing = Source::of_profile(Some("other"), None, file.path().to_str());
+        assert!(missing.current().is_err_and(|why| why.contains("the profile `other`")));
     }
 }

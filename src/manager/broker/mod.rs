@@ -344,6 +344,10 @@ impl Workload for Broker {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
+    fn wake(&self) {
+        self.bell.ring();
+    }
+
     fn set_members(&self, members: &[String]) {
         let members: HashSet<String> = members.iter().cloned().collect();
         self.lock().members = Some(members);

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Engine for `mayfly manager`: instances are servers of Hetzner Cloud. Needs hcloud, and HCLOUD_TOKEN in the environment.
+# Arguments: a name for the fleet, the server type, the image, the file with the user data.
+fleet=$1 type=$2 image=$3 user_data=$4
+
+servers() { hcloud server list -l "fleet=$fleet" -o noheader -o columns=name,status; }
+text() { printf '%s\n' "$request" | sed -n "s/.*\"$1\":\"\([A-Za-z0-9_-]*\)\".*/\1/p"; }
+number() { printf '%s\n' "$request" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
+create() {
+    hcloud server create --name "$fleet-$(od -An -N6 -tx1 /dev/urandom | tr -d ' ')" --type "$type" --image "$image" \
+        --label "fleet=$fleet" --user-data-from-file "$user_data" >&2
+}
+answer() { if "$@"; then echo '{}'; else echo '{"error":"hcloud failed, see the log","temporary":true}'; fi; }
+
+# Starts servers until there are as many as wanted.
+grow() {
+    missing=$(($(number instances) - $(servers | wc -l)))
+    while [ "$missing" -gt 0 ]; do create || return 1; missing=$((missing - 1)); done
+}
+terminate() { hcloud server delete "$(text instance)" >&2 && case $request in *'"decrement":false'*) create ;; esac; }
+group() {
+    members=$(servers | while read -r name status; do
+        case $status in running) ;; stopping | deleting) status=terminating ;; *) status=creating ;; esac
+        printf ',{"instance":"%s","state":"%s"}' "$name" "$status"
+    done)
+    printf '{"members":[%s]}\n' "${members#,}"
+}
+
+while read -r request; do
+    case $(text call) in
+        group) group ;;
+        set_target) answer grow ;;
+        terminate) answer terminate ;;
+        *) echo '{}' ;;
+    esac
+done

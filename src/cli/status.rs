@@ -1,0 +1,260 @@
+//! `status`: what the agent or the manager on this machine does, in a terminal.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::ConfigFile;
+use crate::agent::status::AgentStatus;
+use crate::manager::status::view::{InstanceView, ManagerView, PoolView, duration};
+use crate::monitor::listener::split_address;
+
+/// How long the process may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of an answer that are read at most.
+const ANSWER_MAX: usize = 16 << 20;
+/// Decisions that are shown.
+const DECISIONS: usize = 10;
+
+/// What `status` takes.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Ask this address instead of the `listen_address` of the configuration
+    #[arg(short, long, value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the process, and prints its answer.
+pub fn main(options: &Options) -> Result<ExitCode, String> {
+    let address = match &options.address {
+        Some(address) => address.clone(),
+        None => options.file.load()?.config.listen_address.ok_or_else(|| {
+            format!(
+                "{} has no `listen_address`, so nothing answers; write for example listen_address = \"127.0.0.1:9252\"",
+                options.file.path().display()
+            )
+        })?,
+    };
+    let body = get(&address)?;
+    let unreadable = |why: serde_json::Error| {
+        format!("the answer of {address} is not the status of mayfly ({why}); is another program at this address?")
+    };
+    let value: serde_json::Value = serde_json::from_str(&body).map_err(unreadable)?;
+    if options.json {
+        println!("{value:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = match value.get("kind").and_then(serde_json::Value::as_str) {
+        Some("manager") => manager(&serde_json::from_value(value).map_err(unreadable)?),
+        _ => agent(&serde_json::from_value(value).map_err(unreadable)?),
+    };
+    print!("{}", printable(&text));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn get(address: &str) -> Result<String, String> {
+    let (host, port) = split_address(address)?;
+    // An address of every interface is this machine.
+    let host = if matches!(host, "" | "0.0.0.0" | "::") { "localhost" } else { host };
+    let error = |what: &str, why: &dyn std::fmt::Display| {
+        format!("cannot {what} {host}:{port}: {why}; is `mayfly run` or `mayfly manager` running here?")
+    };
+    let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|why| error("find", &why))?.collect();
+    let mut failure = error("reach", &"the name has no address");
+    for address in found {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => return request(stream, host).map_err(|why| error("ask", &why)),
+            Err(why) => failure = error("reach", &why),
+        }
+    }
+    Err(failure)
+}
+
+fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
+    let io = |why: std::io::Error| why.to_string();
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(io)?;
+    stream.set_write_timeout(Some(TIMEOUT)).map_err(io)?;
+    stream
+        .write_all(format!("GET /status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+        .map_err(io)?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    // A server may keep the connection open.
+    while !is_whole(&answer) && answer.len() < ANSWER_MAX {
+        match stream.read(&mut buffer).map_err(io)? {
+            0 => break,
+            length => answer.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        status => Err(format!("status {} for /status", status.unwrap_or("?"))),
+    }
+}
+
+/// Whether an answer has all bytes that its `Content-Length` names.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= end + 4 + length)
+}
+
+/// Without characters that move the cursor or change colours: some of the text comes from jobs.
+fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter }).collect()
+}
+
+// Writing into a text cannot fail, here and below.
+fn agent(agent: &AgentStatus) -> String {
+    let mut text = format!("mayfly agent {}, system id {}\n", agent.version, agent.system_id);
+    let reason = agent.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let _ = writeln!(text, "phase          {}{reason}", agent.phase);
+    for unfit in &agent.unfit {
+        let _ = writeln!(text, "unfit          {unfit}");
+    }
+    let _ = writeln!(text, "jobs           {} of {} at once", agent.jobs.len(), agent.concurrent);
+    if let Some(left) = agent.builds_left {
+        let _ = writeln!(text, "builds left    {left}");
+    }
+    if let Some(idle) = agent.idle_seconds {
+        let _ = writeln!(text, "idle for       {}", duration(idle));
+    }
+    match (agent.idle_timeout_seconds, agent.idle_left_seconds) {
+        (Some(timeout), Some(left)) => {
+            let _ = writeln!(text, "idle time left {} of {}", duration(left), duration(timeout));
+        }
+        (Some(timeout), None) => {
+            let _ = writeln!(text, "idle timeout   {}", duration(timeout));
+        }
+        (None, _) => text.push_str("idle timeout   none\n"),
+    }
+    for policy in &agent.policies {
+        let _ = writeln!(text, "policy         {policy}");
+    }
+    if !agent.jobs.is_empty() {
+        let rows = agent.jobs.iter().map(|job| {
+            let stage = format!("{} ({})", job.stage, duration(job.stage_seconds));
+            [job.id.clone(), job.runner.clone(), duration(job.seconds), stage]
+        });
+        text.push('\n');
+        text.push_str(&table(["JOB", "RUNNER", "RUNNING FOR", "STAGE"], rows));
+    }
+    text
+}
+
+fn manager(manager: &ManagerView) -> String {
+    let mut text = format!("mayfly manager {}, running since {}\n", manager.version, manager.started);
+    for view in &manager.pools {
+        text.push('\n');
+        pool(&mut text, view);
+    }
+    if manager.pools.is_empty() {
+        text.push_str("no pool\n");
+    }
+    text
+}
+
+fn pool(text: &mut String, pool: &PoolView) {
+    let _ = writeln!(text, "pool {}", pool.name);
+    let _ = writeln!(text, "  {}", pool.reason);
+    if let Some(group) = &pool.group {
+        let most = group.maximum.map_or_else(|| "no limit".to_owned(), |most| most.to_string());
+        let _ = writeln!(text, "  group {}: desired {}, limits {} to {most}", group.name, group.desired, group.minimum);
+    }
+    let _ = writeln!(text, "  policy in force: {} ({})", pool.policy, pool.intake);
+    let _ = writeln!(
+        text,
+        "  jobs: {} waiting, {} running; {} more may be held",
+        pool.held, pool.running, pool.hold_budget
+    );
+    if let Some(why) = &pool.stopped {
+        let _ = writeln!(text, "  growth is stopped: {why}");
+    }
+    if let Some(why) = &pool.engine_error {
+        let _ = writeln!(text, "  an engine call fails: {why}");
+    }
+    if !pool.instances.is_empty() {
+        let row = |instance: &InstanceView| {
+            let jobs: Vec<String> =
+                instance.jobs.iter().map(|job| format!("#{} {} ({})", job.id, job.project, job.phase)).collect();
+            [
+                instance.instance.clone(),
+                instance.state.clone(),
+                duration(instance.age_seconds),
+                instance.idle_seconds.map(duration).unwrap_or_default(),
+                instance.builds.to_string(),
+                jobs.join(", "),
+            ]
+        };
+        let table = table(["INSTANCE", "STATE", "AGE", "IDLE", "BUILDS", "JOBS"], pool.instances.iter().map(row));
+        table.lines().for_each(|line| {
+            let _ = writeln!(text, "  {line}");
+        });
+    }
+    for decision in pool.decisions.iter().take(DECISIONS) {
+        let _ = writeln!(text, "  {} {}", decision.time, decision.text);
+    }
+}
+
+/// Columns as wide as their longest text.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::status::RunningJob;
+
+    #[test]
+    fn an_agent_shows_its_jobs_and_the_time_that_is_left() {
+        let job = RunningJob {
+            id: "42".to_owned(),
+            runner: "fleet".to_owned(),
+            seconds: 90,
+            stage: "step_script".to_owned(),
+            stage_seconds: 61,
+        };
+        let status = AgentStatus {
+            version: "1".to_owned(),
+            system_id: "s_1".to_owned(),
+            phase: "draining".to_owned(),
+            reason: Some("max_builds".to_owned()),
+            concurrent: 2,
+            builds_left: Some(3),
+            idle_timeout_seconds: Some(600),
+            jobs: vec![job],
+            ..AgentStatus::default()
+        };
+        let expected = "mayfly agent 1, system id s_1\nphase          draining (max_builds)\njobs           1 of 2 at once\n\
+                        builds left    3\nidle timeout   10m\n\nJOB  RUNNER  RUNNING FOR  STAGE\n\
+                        42   fleet   1m           step_script (1m)\n";
+        assert_eq!(agent(&status), expected);
+        let idle = AgentStatus { jobs: Vec::new(), idle_seconds: Some(60), idle_left_seconds: Some(540), ..status };
+        assert!(agent(&idle).contains("idle for       1m\nidle time left 9m of 10m\n"), "{}", agent(&idle));
+    }
+
+    #[test]
+    fn a_terminal_is_not_controlled_by_the_text_of_others() {
+        assert_eq!(printable("a\u{1b}[31mb\nc\r"), "a\u{fffd}[31mb\nc\u{fffd}");
+    }
+}

@@ -1,0 +1,212 @@
+//! Whether a group is set up for a manager: `mayfly check` prints what this finds.
+
+use super::{Aws, EC2_VERSION, EngineError, LOOK, hooks, of_call};
+use crate::instance::aws::transport::Request;
+use crate::instance::aws::xml::{element, members};
+use crate::manager::engine::{ErrorKind, Examined, Verdict};
+
+/// Processes of a group that end instances on their own account.
+const DISTURBING: [&str; 1] = ["AZRebalance"];
+/// Processes without which a group starts or ends nothing.
+const NEEDED: [&str; 2] = ["Launch", "Terminate"];
+
+/// Looks at everything; what cannot be looked at is part of the result.
+pub fn examine(aws: &Aws) -> Vec<Examined> {
+    let answer = match aws.describe() {
+        Ok(answer) => answer,
+        Err(error) => return vec![bad("group", error.to_string())],
+    };
+    let Some(limits) = limits(&answer) else { return vec![bad("group", aws.no_group().why)] };
+    let mut found = vec![limits];
+    let is_protected = element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true");
+    found.extend(processes(&answer, is_protected));
+    found.push(protection(is_protected));
+    found.extend(capacity_rebalance(&answer));
+    found.push(policies(aws));
+    found.push(looked(aws, "lifecycle hooks", hooks_of(aws)));
+    found.push(looked(aws, "scaling activities", activities(aws)));
+    found.push(looked(aws, "launch template", template(aws, &answer)));
+    found.extend(rights(aws, &answer));
+    found
+}
+
+/// Whether the manager may do what it must do, as far as that can be found out without doing it.
+fn rights(aws: &Aws, answer: &str) -> Vec<Examined> {
+    let what = "permissions";
+    let mut found = Vec::new();
+    if let Some(most) = element(answer, "MaxSize").and_then(|most| most.parse::<u32>().ok()) {
+        // Above the maximum AWS refuses the call of whoever may make it with `ValidationError`.
+        let outcome = super::Engine::set_target(aws, most.saturating_add(1));
+        found.push(match outcome {
+            Err(error) if error.why.contains("AccessDenied") => bad(what, error.to_string()),
+            Err(error) if error.kind == ErrorKind::Temporary => doubtful(what, format!("cannot be examined: {error}")),
+            _ => good(what, "autoscaling:SetDesiredCapacity is allowed"),
+        });
+    }
+    match super::Engine::ended(aws, &["i-00000000000000000".to_owned()]) {
+        Err(error) if error.why.contains("UnauthorizedOperation") || error.why.contains("AccessDenied") => {
+            found.push(doubtful(what, format!("a lost instance cannot be told from a detached one: {error}")));
+        }
+        _ => found.push(good(what, "ec2:DescribeInstances is allowed")),
+    }
+    found
+}
+
+fn good(what: &'static str, text: impl Into<String>) -> Examined {
+    Examined { what, verdict: Verdict::Good, text: text.into() }
+}
+
+fn doubtful(what: &'static str, text: impl Into<String>) -> Examined {
+    Examined { what, verdict: Verdict::Doubtful, text: text.into() }
+}
+
+fn bad(what: &'static str, text: impl Into<String>) -> Examined {
+    Examined { what, verdict: Verdict::Bad, text: text.into() }
+}
+
+/// A question that was refused: the manager works without it only if it never asks it.
+fn looked(aws: &Aws, what: &'static str, outcome: Result<Examined, EngineError>) -> Examined {
+    outcome.unwrap_or_else(|error| match error.kind {
+        ErrorKind::NoGroup => bad(what, aws.no_group().why),
+        _ => doubtful(what, format!("cannot be read: {error}")),
+    })
+}
+
+fn limits(answer: &str) -> Option<Examined> {
+    let number = |name: &str| element(answer, name).and_then(|number| number.parse::<u32>().ok());
+    let (least, most, desired) = (number("MinSize")?, number("MaxSize")?, number("DesiredCapacity")?);
+    let text = format!("minimum {least}, maximum {most}, desired {desired}");
+    Some(if most == 0 {
+        bad("group", format!("{text}; nothing can start: raise the maximum to max_instances"))
+    } else if least > 0 {
+        doubtful("group", format!("{text}; the fleet never gets to 0: set the minimum to 0"))
+    } else {
+        good("group", text)
+    })
+}
+
+fn processes(answer: &str, is_protected: bool) -> Vec<Examined> {
+    let suspended: Vec<String> = members(answer, "SuspendedProcesses", ["ProcessName"])
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|[name]| name)
+        .collect();
+    let is_suspended = |name: &str| suspended.iter().any(|suspended| suspended == name);
+    let mut found: Vec<Examined> = NEEDED
+        .into_iter()
+        .filter(|name| is_suspended(name))
+        .map(|name| bad("suspended processes", format!("{name} is suspended; resume it, or the group does not change")))
+        .collect();
+    // Rebalancing leaves protected instances alone.
+    found.extend(DISTURBING.into_iter().filter(|name| !is_suspended(name) && !is_protected).map(|name| {
+        doubtful(
+            "suspended processes",
+            format!("{name} is not suspended: it terminates instances while jobs run; suspend it"),
+        )
+    }));
+    if found.is_empty() {
+        let suspended = if suspended.is_empty() { "none".to_owned() } else { suspended.join(", ") };
+        found.push(good("suspended processes", suspended));
+    }
+    found
+}
+
+fn protection(is_protected: bool) -> Examined {
+    match is_protected {
+        true => good("scale-in protection", "new instances are protected"),
+        false => doubtful(
+            "scale-in protection",
+            "new instances are not protected: if something lowers the desired capacity, AWS chooses the instance to \
+             terminate, even one with a job; switch on protection of new instances",
+        ),
+    }
+}
+
+fn capacity_rebalance(answer: &str) -> Option<Examined> {
+    (element(answer, "CapacityRebalance").as_deref() == Some("true")).then(|| {
+        doubtful(
+            "capacity rebalance",
+            "it is on: AWS replaces spot instances before they get a notice, even with a job; switch it off",
+        )
+    })
+}
+
+/// Whatever else moves the desired capacity.
+fn policies(aws: &Aws) -> Examined {
+    let names = |action: &str, list: &str, name: &'static str| -> Result<Vec<String>, EngineError> {
+        let answer = aws.of_group(action)?;
+        let all = members(&answer, list, [name]).map_err(|why| aws.nonsense(action, why))?;
+        Ok(all.into_iter().filter_map(|[name]| name).collect())
+    };
+    let found = names("DescribePolicies", "ScalingPolicies", "PolicyName").and_then(|mut policies| {
+        policies.extend(names("DescribeScheduledActions", "ScheduledUpdateGroupActions", "ScheduledActionName")?);
+        Ok(policies)
+    });
+    match found {
+        Ok(found) if found.is_empty() => {
+            good("scaling policies", "none, so the manager alone sets the desired capacity")
+        }
+        Ok(found) => bad(
+            "scaling policies",
+            format!("{} also set the desired capacity, against the manager; delete them", found.join(", ")),
+        ),
+        Err(error) => doubtful("scaling policies", format!("cannot be read: {error}")),
+    }
+}
+
+fn hooks_of(aws: &Aws) -> Result<Examined, EngineError> {
+    let hooks = hooks::read(aws)?;
+    if let Some(hook) = hooks.iter().find(|hook| hook.launching) {
+        let text = format!(
+            "`{}` holds each new instance for up to {} s unless something completes it; the agent does not: remove it, or \
+             complete it in user data",
+            hook.name,
+            hook.timeout.as_secs()
+        );
+        return Ok(doubtful("lifecycle hooks", text));
+    }
+    let names: Vec<&str> = hooks.iter().map(|hook| hook.name.as_str()).collect();
+    Ok(match names.is_empty() {
+        true => good("lifecycle hooks", "none"),
+        false => good("lifecycle hooks", format!("{}; the manager extends and completes them", names.join(", "))),
+    })
+}
+
+fn activities(aws: &Aws) -> Result<Examined, EngineError> {
+    const RECENT: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+    let since = jiff::Timestamp::now().checked_sub(RECENT).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let failed = super::Engine::failed_starts(aws, since)?;
+    Ok(match failed.last() {
+        None => good("scaling activities", "no start failed in the last hour"),
+        Some(last) => bad(
+            "scaling activities",
+            format!("{} start(s) failed in the last hour: {}; {}", failed.len(), last.cause, last.kind.remedy()),
+        ),
+    })
+}
+
+/// The template's shutdown behaviour: an instance that powers itself off must not stay as a stopped one, and the
+/// metadata service must ask for tokens.
+fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
+    let what = "launch template";
+    let version = element(answer, "Version").unwrap_or_else(|| "$Default".to_owned());
+    let Some(id) = element(answer, "LaunchTemplateId") else {
+        return Ok(doubtful(what, "the group has none that can be examined; use a launch template"));
+    };
+    let parameters = [("LaunchTemplateId", id.as_str()), ("LaunchTemplateVersion.1", &version)];
+    let request = Request::query(EC2_VERSION, "DescribeLaunchTemplateVersions", &parameters);
+    let answer = aws.ec2.call(&request, LOOK).map_err(of_call)?;
+    let shutdown = element(&answer, "instanceInitiatedShutdownBehavior");
+    let tokens = element(&answer, "httpTokens");
+    Ok(if shutdown.as_deref() != Some("terminate") {
+        doubtful(
+            what,
+            "an instance that powers itself off is stopped first and billed for its disks; set \
+             InstanceInitiatedShutdownBehavior to terminate",
+        )
+    } else if tokens.as_deref() != Some("required") {
+        doubtful(what, "metadata is served without a token (IMDSv1); set HttpTokens to required")
+    } else {
+        good(what, format!("{id} version {version}: terminates on power-off, IMDSv2"))
+    })
+}

@@ -1,0 +1,110 @@
+//! Instances that a group could not start, from its scaling activities.
+
+use jiff::Timestamp;
+
+use crate::instance::aws::xml::members;
+use crate::manager::engine::{FailedStart, FailureKind};
+
+/// Words of messages, by kind; the first that fits counts.
+const WORDS: [(&str, FailureKind); 16] = [
+    ("InstanceLimitExceeded", FailureKind::Quota),
+    ("VcpuLimitExceeded", FailureKind::Quota),
+    ("vCPU capacity", FailureKind::Quota),
+    ("MaxSpotInstanceCountExceeded", FailureKind::Quota),
+    ("You have requested more", FailureKind::Quota),
+    ("limit exceeded", FailureKind::Quota),
+    ("InsufficientInstanceCapacity", FailureKind::Capacity),
+    ("do not have sufficient", FailureKind::Capacity),
+    ("no Spot capacity", FailureKind::Capacity),
+    ("InsufficientFreeAddressesInSubnet", FailureKind::Capacity),
+    ("InvalidAMIID", FailureKind::Image),
+    ("AMI", FailureKind::Image),
+    ("image id", FailureKind::Image),
+    ("launch template", FailureKind::LaunchTemplate),
+    ("Launch template", FailureKind::LaunchTemplate),
+    ("LaunchTemplate", FailureKind::LaunchTemplate),
+];
+
+/// Failed launches of an answer of `DescribeScalingActivities`, the oldest first. Errors: the answer is not XML.
+pub fn since(answer: &str, since: Timestamp) -> Result<Vec<FailedStart>, String> {
+    let names = ["StatusCode", "StatusMessage", "StartTime", "Description", "Cause"];
+    let all = members(answer, "Activities", names)?;
+    let mut failed: Vec<FailedStart> = all
+        .into_iter()
+        .filter(|[status, _, _, description, _]| {
+            let launches = description.as_deref().is_none_or(|text| text.starts_with("Launching"));
+            matches!(status.as_deref(), Some("Failed" | "Cancelled")) && launches
+        })
+        .filter_map(|[_, message, at, description, cause]| {
+            let at: Timestamp = at?.parse().ok()?;
+            let text = [message, description, cause].into_iter().flatten().find(|text| !text.is_empty())?;
+            (at >= since).then(|| FailedStart { at, kind: kind(&text), cause: one_line(&text) })
+        })
+        .collect();
+    failed.sort_by_key(|failed| failed.at);
+    Ok(failed)
+}
+
+fn kind(text: &str) -> FailureKind {
+    WORDS.iter().find(|(word, _)| text.contains(word)).map_or(FailureKind::Other, |(_, kind)| *kind)
+}
+
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_aws_have_their_kind() {
+        for (text, expected) in [
+            (
+                "You have requested more vCPU capacity than your current vCPU limit of 32 allows for the instance bucket \
+                 that the specified instance type belongs to. Launching EC2 instance failed.",
+                FailureKind::Quota,
+            ),
+            (
+                "Could not launch Spot Instances. MaxSpotInstanceCountExceeded - Max spot instance count exceeded.",
+                FailureKind::Quota,
+            ),
+            (
+                "We currently do not have sufficient c7i.large capacity in the Availability Zone you requested \
+                 (eu-west-1a). Launching EC2 instance failed.",
+                FailureKind::Capacity,
+            ),
+            ("The image id '[ami-1]' does not exist. Launching EC2 instance failed.", FailureKind::Image),
+            (
+                "You must use a valid fully-formed launch template. Launching EC2 instance failed.",
+                FailureKind::LaunchTemplate,
+            ),
+            ("Authentication Failure. Launching EC2 instance failed.", FailureKind::Other),
+        ] {
+            assert_eq!(kind(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_failed_launches_after_a_time_count() {
+        let activity = |status: &str, at: &str, description: &str| {
+            format!(
+                "<member><Description>{description}</Description><StatusCode>{status}</StatusCode><StartTime>{at}</StartTime>\
+                 <StatusMessage>Because\n  of {at}</StatusMessage></member>"
+            )
+        };
+        let xml = format!(
+            "<R><Activities>{}{}{}{}</Activities></R>",
+            activity("Failed", "2026-01-02T00:00:05Z", "Launching a new EC2 instance"),
+            activity("Failed", "2026-01-02T00:00:03Z", "Launching a new EC2 instance: i-1"),
+            activity("Successful", "2026-01-02T00:00:04Z", "Launching a new EC2 instance: i-2"),
+            activity("Failed", "2026-01-01T00:00:00Z", "Launching a new EC2 instance"),
+        );
+        let failed = since(&xml, "2026-01-02T00:00:00Z".parse().expect("a time")).expect("XML");
+        let causes: Vec<&str> = failed.iter().map(|failed| failed.cause.as_str()).collect();
+        assert_eq!(causes, ["Because of 2026-01-02T00:00:03Z", "Because of 2026-01-02T00:00:05Z"]);
+        assert!(since("nonsense", Timestamp::UNIX_EPOCH).is_err());
+    }
+}

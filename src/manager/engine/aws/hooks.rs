@@ -1,0 +1,97 @@
+//! Lifecycle hooks that hold an instance before it ends: the manager extends them while a job runs there, since the
+//! instance itself has no rights, and completes them when the agent is gone.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Aws, EngineError};
+use crate::instance::aws::xml::members;
+
+/// What AWS takes for a hook without a timeout of its own.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The group's hooks are read again after this time.
+const FRESH: Duration = Duration::from_secs(300);
+
+/// The hooks of one group, and when each was last extended.
+#[derive(Default)]
+pub struct Hooks(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    hooks: Vec<Hook>,
+    read: Option<Instant>,
+    /// By instance and hook.
+    beats: BTreeMap<(String, String), Instant>,
+}
+
+#[derive(Clone)]
+pub struct Hook {
+    pub name: String,
+    pub launching: bool,
+    pub timeout: Duration,
+}
+
+impl Hooks {
+    /// Extends the hooks that hold an instance, each at half of its timeout.
+    pub fn beat(&self, aws: &Aws, instance: &str) -> Result<(), EngineError> {
+        for hook in self.terminating(aws)? {
+            let key = (instance.to_owned(), hook.name.clone());
+            let due = self.lock().beats.get(&key).is_none_or(|last| last.elapsed() >= hook.timeout / 2);
+            if due {
+                aws.call("RecordLifecycleActionHeartbeat", &of_hook(aws, &hook, instance), super::LOOK)?;
+                self.lock().beats.insert(key, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the instance end.
+    pub fn complete(&self, aws: &Aws, instance: &str) -> Result<(), EngineError> {
+        for hook in self.terminating(aws)? {
+            let mut parameters = of_hook(aws, &hook, instance).to_vec();
+            parameters.push(("LifecycleActionResult", "CONTINUE"));
+            match aws.call("CompleteLifecycleAction", &parameters, super::LOOK) {
+                // Each hook holds the instance at its own time.
+                Err(error) if error.why.contains("No active Lifecycle Action") => {}
+                outcome => outcome.map(drop)?,
+            }
+            self.lock().beats.remove(&(instance.to_owned(), hook.name));
+        }
+        Ok(())
+    }
+
+    fn terminating(&self, aws: &Aws) -> Result<Vec<Hook>, EngineError> {
+        if self.lock().read.is_none_or(|read| read.elapsed() > FRESH) {
+            let hooks = read(aws)?;
+            let mut known = self.lock();
+            known.hooks = hooks;
+            known.read = Some(Instant::now());
+        }
+        Ok(self.lock().hooks.iter().filter(|hook| !hook.launching).cloned().collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The group's hooks, as AWS has them now.
+pub fn read(aws: &Aws) -> Result<Vec<Hook>, EngineError> {
+    let answer = aws.of_group("DescribeLifecycleHooks")?;
+    let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];
+    let all = members(&answer, "LifecycleHooks", names).map_err(|why| aws.nonsense("DescribeLifecycleHooks", why))?;
+    let hook = |[name, transition, timeout]: [Option<String>; 3]| {
+        let seconds = timeout.and_then(|seconds| seconds.parse().ok());
+        Some(Hook {
+            name: name?,
+            launching: transition?.ends_with("EC2_INSTANCE_LAUNCHING"),
+            timeout: seconds.map_or(HOOK_TIMEOUT, Duration::from_secs),
+        })
+    };
+    Ok(all.into_iter().filter_map(hook).collect())
+}
+
+fn of_hook<'a>(aws: &'a Aws, hook: &'a Hook, instance: &'a str) -> [(&'static str, &'a str); 3] {
+    [("AutoScalingGroupName", &aws.group), ("LifecycleHookName", &hook.name), ("InstanceId", instance)]
+}

@@ -1,0 +1,147 @@
+//! A program that runs, and one line to and from it at a time.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// Bytes of an answer.
+const LONGEST: usize = 1 << 20;
+/// Letters of a line on standard error that are logged.
+const LOGGED: usize = 500;
+const STACK: usize = 128 * 1024;
+
+/// A program and the pipes to it. It is killed with its process group when this is dropped.
+pub struct Conversation {
+    child: Child,
+    input: ChildStdin,
+    output: ChildStdout,
+    /// Bytes after the last answer.
+    rest: Vec<u8>,
+}
+
+/// Why no answer came.
+pub enum Broken {
+    /// Not within the time limit.
+    Silent,
+    /// The program ended, with this status.
+    Ended(String),
+    /// The line does not end.
+    TooLong,
+    /// The pipe failed.
+    Io(String),
+}
+
+impl Conversation {
+    /// Starts the program. Errors: why it does not start.
+    pub fn start(program: &str, args: &[String]) -> Result<Self, String> {
+        let mut child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| format!("{program}: {error}"))?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err("no pipes".to_owned());
+        };
+        if let Some(errors) = child.stderr.take() {
+            let name = program.to_owned();
+            let thread = thread::Builder::new().name("engine-errors".to_owned()).stack_size(STACK);
+            if let Err(error) = thread.spawn(move || log_errors(&name, errors)) {
+                log::warn!("cannot read the standard error of the engine program program={program} error={error}");
+            }
+        }
+        log::info!("engine program started program={program} pid={}", child.id());
+        Ok(Self { child, input, output, rest: Vec::new() })
+    }
+
+    /// True while the program runs.
+    pub fn is_alive(conversation: &Self) -> bool {
+        // A child that cannot be asked about is asked by the next line.
+        std::fs::read_to_string(format!("/proc/{}/stat", conversation.child.id()))
+            .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    }
+
+    /// Sends a line, and waits for one.
+    pub fn ask(&mut self, line: &str, timeout: Duration) -> Result<String, Broken> {
+        let until = Instant::now() + timeout;
+        let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
+        if sent.is_err() {
+            return Err(self.ended());
+        }
+        let mut buffer = vec![0; 16 * 1024];
+        let mut searched = 0;
+        loop {
+            if let Some(end) = self.rest[searched..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=searched + end).collect();
+                return Ok(String::from_utf8_lossy(&line).trim().to_owned());
+            }
+            searched = self.rest.len();
+            if searched >= LONGEST {
+                return Err(Broken::TooLong);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Broken::Silent);
+            }
+            let mut polled = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
+            // Rounded up: a poll of 0 ms would spin.
+            let wait = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut polled, wait) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(Broken::Io(error.to_string())),
+            }
+            match self.output.read(&mut buffer) {
+                Ok(0) => return Err(self.ended()),
+                Ok(length) => self.rest.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Broken::Io(error.to_string())),
+            }
+        }
+    }
+
+    /// The program closed its pipe: it has ended or is about to.
+    fn ended(&mut self) -> Broken {
+        let until = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Broken::Ended(status.to_string()),
+                Ok(None) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
+                Ok(None) => return Broken::Ended("it closed its output".to_owned()),
+                Err(error) => return Broken::Io(error.to_string()),
+            }
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        // The group is the program's own; what it started and detached lives on.
+        let group = i32::try_from(self.child.id()).map(Pid::from_raw);
+        if let Ok(group) = group {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn log_errors(program: &str, errors: impl Read) {
+    use std::io::BufRead;
+    let mut reader = std::io::BufReader::new(errors);
+    let mut line = Vec::new();
+    // A line without an end is cut, not kept.
+    while let Ok(1..) = (&mut reader).take(LONGEST as u64).read_until(b'\n', &mut line) {
+        let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(LOGGED).collect();
+        log::warn!("engine program: {text} program={program}");
+        line.clear();
+    }
+}

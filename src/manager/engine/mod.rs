@@ -1,0 +1,232 @@
+//! What runs the instances of a pool: a small trait, Auto Scaling of AWS, and an operator's own program.
+//!
+//! An engine lists, sizes and terminates. It never decides anything, and it knows nothing of jobs.
+
+mod aws;
+mod command;
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::pool::EngineSettings;
+use crate::instance::CapacityChange;
+
+/// The instances of a pool, and how many there are to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The group's name, or the program.
+    pub name: String,
+    /// How many instances the group is to have.
+    pub desired: u32,
+    /// How many it must have at least.
+    pub least: u32,
+    /// How many it may have; `None` for no limit.
+    pub most: Option<u32>,
+    /// New instances are protected from scale-in: the group chooses no victim when it is made smaller.
+    pub protects_new: bool,
+    /// The instances.
+    pub members: Vec<Member>,
+}
+
+/// An instance of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub instance: String,
+    /// Where it is in its life.
+    pub state: State,
+    /// The group calls it healthy.
+    pub healthy: bool,
+    /// It is protected from scale-in.
+    pub protected: bool,
+    /// In the engine's own word, for people.
+    pub detail: String,
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It starts.
+    Creating,
+    /// It is there.
+    Running,
+    /// It ends, or the group is taking it away.
+    Terminating,
+    /// It ends as soon as the manager lets it go: a lifecycle hook waits.
+    Held,
+    /// It exists and does not count: in a warm pool, on standby, detached.
+    Aside,
+}
+
+/// An instance that a group could not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedStart {
+    /// When.
+    pub at: Timestamp,
+    /// The cause, in one line.
+    pub cause: String,
+    /// What kind of cause it is.
+    pub kind: FailureKind,
+}
+
+/// Why an instance cannot be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// A quota of the account is reached.
+    Quota,
+    /// The cloud has none of this type at this time.
+    Capacity,
+    /// The launch template cannot be used.
+    LaunchTemplate,
+    /// The image is missing or not allowed.
+    Image,
+    /// Anything else.
+    Other,
+}
+
+/// Something that was looked at, for `mayfly check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// What.
+    pub what: &'static str,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found, and what to do.
+    pub text: String,
+}
+
+/// How something is that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// In order.
+    Good,
+    /// It works, with a drawback.
+    Doubtful,
+    /// The pool cannot work like this.
+    Bad,
+}
+
+/// Why a call of an engine failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineError {
+    /// The kind, on which a caller can act.
+    pub kind: ErrorKind,
+    /// What failed: "autoscaling:SetDesiredCapacity", "set_target".
+    pub call: String,
+    /// Why, in one line, and what to do.
+    pub why: String,
+}
+
+/// What can be done about a failed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The same call may succeed later.
+    Temporary,
+    /// The group does not exist.
+    NoGroup,
+    /// The group must not get smaller.
+    AtMinimum,
+    /// The instance does not exist any more.
+    NoInstance,
+    /// The call was refused; an operator must change something.
+    Refused,
+    /// The answer makes no sense.
+    Nonsense,
+}
+
+/// What a pool's instances come from.
+pub trait Engine: Send + Sync {
+    /// The group and its members.
+    fn group(&self) -> Result<Group, EngineError>;
+
+    /// Sets how many instances there are to be.
+    fn set_target(&self, instances: u32) -> Result<(), EngineError>;
+
+    /// Terminates one instance.
+    fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError>;
+
+    /// Which of these instances, which the group does not list any more, have ended for certain.
+    fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError>;
+
+    /// Instances that could not be started since this time, the oldest first.
+    fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError>;
+
+    /// Keeps an instance that ends (see [`State::Held`]) from ending while its job runs.
+    fn keep_held(&self, instance: &str) -> Result<(), EngineError>;
+
+    /// Lets such an instance end.
+    fn release_held(&self, instance: &str) -> Result<(), EngineError>;
+
+    /// Looks at the group's settings.
+    fn examine(&self) -> Vec<Examined>;
+}
+
+/// The engine of a pool. A program of the operator is told the pool's name and started with the first call.
+pub fn of(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
+    match settings {
+        EngineSettings::Aws(group) => Arc::new(aws::Aws::new(group)),
+        EngineSettings::Command(program) => Arc::new(command::Command::new(program, pool)),
+    }
+}
+
+impl Group {
+    /// A member by its id.
+    pub fn member(&self, instance: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.instance == instance)
+    }
+}
+
+impl State {
+    /// Whether an instance in this state counts against the group's size.
+    pub fn counts(self) -> bool {
+        matches!(self, Self::Creating | Self::Running)
+    }
+
+    /// The word for metrics and pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Terminating => "terminating",
+            Self::Held => "held",
+            Self::Aside => "aside",
+        }
+    }
+}
+
+impl FailureKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Quota, Self::Capacity, Self::LaunchTemplate, Self::Image, Self::Other];
+
+    /// The word for metrics and pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quota => "quota",
+            Self::Capacity => "capacity",
+            Self::LaunchTemplate => "launch_template",
+            Self::Image => "image",
+            Self::Other => "other",
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Quota => "raise the quota of the account, or lower max_instances",
+            Self::Capacity => "allow more instance types or availability zones",
+            Self::LaunchTemplate => "correct the group's launch template",
+            Self::Image => "correct the image of the launch template, and the account's right to use it",
+            Self::Other => "see the scaling activities of the group",
+        }
+    }
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.why)
+    }
+}
+
+impl std::error::Error for EngineError {}

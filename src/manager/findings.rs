@@ -1,0 +1,115 @@
+//! What is odd in the settings of a pool: warnings of `lint` and `check`.
+
+use super::pool::PoolSettings;
+use super::scaling::{REGISTRATION_TIMEOUT, Sizing};
+use crate::config::fleet::FleetTable;
+
+/// Warnings, each with what to do.
+pub fn of(pool: &PoolSettings) -> Vec<String> {
+    let sizing = Sizing::of(pool);
+    let mut found = Vec::new();
+    let room = pool.max_instances.map(|most| most.saturating_mul(sizing.capacity));
+    for policy in sizing.policies.all() {
+        if let Some(room) = room.filter(|room| policy.idle.floor > *room) {
+            found.push(format!(
+                "{}: the idle capacity is {} jobs, but {room} is the most that the pool can have; raise {}, or lower the \
+                 idle capacity",
+                policy.label,
+                policy.idle.floor,
+                limit_name(pool)
+            ));
+        }
+        if policy.idle_time.is_zero() && policy.idle.floor == 0 {
+            found.push(format!(
+                "{}: the idle time is 0, so that each instance leaves right after its jobs; write an idle time to reuse \
+                 instances",
+                policy.label
+            ));
+        }
+    }
+    match &pool.table {
+        FleetTable::Autoscaler(table) => {
+            for (at, policy) in table.policy.iter().enumerate() {
+                if policy.preemptive_mode == Some(true) && policy.idle_count == 0 {
+                    found.push(format!(
+                        "policy {}: `preemptive_mode = true` without `idle_count` would never start an instance; jobs are \
+                         held instead",
+                        at + 1
+                    ));
+                }
+                if policy.scale_factor_limit > 0 && policy.scale_factor <= 0.0 {
+                    found.push(format!("policy {}: `scale_factor_limit` has no effect without `scale_factor`", at + 1));
+                }
+            }
+            if table.capacity_per_instance == 0 {
+                found.push("`capacity_per_instance` is missing; an instance runs one job at a time".to_owned());
+            }
+        }
+        FleetTable::Machine(table) => {
+            if table.idle_count_min > 0 && table.idle_scale_factor <= 0.0 {
+                found.push("`IdleCountMin` has no effect without `IdleScaleFactor`".to_owned());
+            }
+        }
+    }
+    if pool.instance_acquire_timeout < REGISTRATION_TIMEOUT {
+        found.push(format!(
+            "`instance_acquire_timeout` is {} s, shorter than the {} s in which an instance may register: a held job may \
+             fail while its instance boots",
+            pool.instance_acquire_timeout.as_secs(),
+            REGISTRATION_TIMEOUT.as_secs()
+        ));
+    }
+    if let Some(room) = room.filter(|room| sizing.max_jobs < *room) {
+        found.push(format!(
+            "`concurrent` or `limit` allows {} jobs, but the instances have room for {room}; raise them, or lower {}",
+            sizing.max_jobs,
+            limit_name(pool)
+        ));
+    }
+    found
+}
+
+fn limit_name(pool: &PoolSettings) -> &'static str {
+    match pool.table {
+        FleetTable::Autoscaler(_) => "`max_instances`",
+        FleetTable::Machine(_) => "`limit`",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::scaling::testing::pool;
+
+    fn warnings(executor: &str, runner: &str, table: &str) -> String {
+        of(&pool(executor, runner, table)).join("\n")
+    }
+
+    #[test]
+    fn a_usual_pool_has_none() {
+        let table = "capacity_per_instance = 1\nmax_instances = 10\n[[runners.autoscaler.policy]]\nidle_count = 2\n";
+        assert_eq!(warnings("docker-autoscaler", "", table), "");
+        assert_eq!(warnings("docker+machine", "limit = 10\n", "IdleCount = 2\nIdleTime = 600\n"), "");
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_named() {
+        let table = "max_instances = 2\ninstance_acquire_timeout = \"1m\"\n\
+                     [[runners.autoscaler.policy]]\nidle_count = 5\nscale_factor_limit = 3\n\
+                     [[runners.autoscaler.policy]]\npreemptive_mode = true\nidle_time = \"0s\"\n";
+        let said = warnings("docker-autoscaler", "", table);
+        for part in [
+            "the idle capacity is 5 jobs, but 2 is the most",
+            "`preemptive_mode = true` without `idle_count` would never start an instance",
+            "policy 1: `scale_factor_limit` has no effect",
+            "`capacity_per_instance` is missing",
+            "`instance_acquire_timeout` is 60 s",
+            "the idle time is 0",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let said = warnings("docker+machine", "limit = 50\n", "IdleCountMin = 3\nIdleTime = 60\n");
+        assert!(said.contains("`IdleCountMin` has no effect"), "{said}");
+        assert!(said.contains("allows 40 jobs, but the instances have room for 50"), "{said}");
+    }
+}

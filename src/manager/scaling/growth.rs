@@ -1,0 +1,90 @@
+//! How fast a fleet may grow: instances that start at the same time, and new instances a second.
+
+use std::time::Duration;
+
+/// The limits of growth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// Instances that may be starting at the same time (`MaxGrowthRate`); `None` for no limit.
+    pub in_flight: Option<u32>,
+    /// New instances a second (`scale_throttle.limit`); `None` for no limit.
+    pub rate: Option<f64>,
+    /// New instances at once (`scale_throttle.burst`).
+    pub burst: u32,
+}
+
+/// A token bucket over the time that its caller names.
+#[derive(Clone, Debug)]
+pub struct Throttle {
+    growth: Growth,
+    tokens: f64,
+    filled: Duration,
+}
+
+impl Growth {
+    /// No limit.
+    pub const FREE: Self = Self { in_flight: None, rate: None, burst: u32::MAX };
+}
+
+impl Throttle {
+    /// A full bucket.
+    pub fn new(growth: Growth) -> Self {
+        Self { growth, tokens: f64::from(growth.burst), filled: Duration::ZERO }
+    }
+
+    /// Other limits from now on; what is in the bucket stays.
+    pub fn change(&mut self, growth: Growth) {
+        self.tokens = self.tokens.min(f64::from(growth.burst));
+        self.growth = growth;
+    }
+
+    /// How many instances may be added now, while `starting` have not registered yet.
+    pub fn allowed(&mut self, now: Duration, starting: u32) -> u32 {
+        let in_flight = self.growth.in_flight.map_or(u32::MAX, |most| most.saturating_sub(starting));
+        let Some(rate) = self.growth.rate else { return in_flight };
+        let passed = now.saturating_sub(self.filled).as_secs_f64();
+        self.filled = now;
+        self.tokens = (self.tokens + passed * rate).min(f64::from(self.growth.burst.max(1)));
+        // A cast cuts the fraction off.
+        in_flight.min((self.tokens + 1e-9) as u32)
+    }
+
+    /// Instances were added.
+    pub fn take(&mut self, instances: u32) {
+        if self.growth.rate.is_some() {
+            self.tokens = (self.tokens - f64::from(instances)).max(0.0);
+        }
+    }
+
+    /// When the next instance may be added, if time alone brings that about.
+    pub fn next(&self) -> Option<Duration> {
+        let rate = self.growth.rate.filter(|rate| *rate > 0.0)?;
+        let missing = (1.0 - self.tokens).max(0.0);
+        (missing > 0.0).then(|| Duration::try_from_secs_f64(missing / rate).unwrap_or(Duration::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_empties_and_fills_again() {
+        let mut throttle = Throttle::new(Growth { in_flight: None, rate: Some(0.5), burst: 3 });
+        assert_eq!(throttle.allowed(Duration::ZERO, 100), 3);
+        throttle.take(3);
+        assert_eq!(throttle.allowed(Duration::from_secs(1), 0), 0);
+        assert_eq!(throttle.next(), Some(Duration::from_secs(1)));
+        assert_eq!(throttle.allowed(Duration::from_secs(2), 0), 1);
+        assert_eq!(throttle.allowed(Duration::from_secs(3600), 0), 3);
+    }
+
+    #[test]
+    fn instances_that_start_count_against_the_growth_rate() {
+        let mut throttle = Throttle::new(Growth { in_flight: Some(2), ..Growth::FREE });
+        assert_eq!([0, 1, 2, 9].map(|starting| throttle.allowed(Duration::ZERO, starting)), [2, 1, 0, 0]);
+        throttle.take(2);
+        assert_eq!(throttle.allowed(Duration::ZERO, 0), 2);
+        assert_eq!(throttle.next(), None);
+    }
+}

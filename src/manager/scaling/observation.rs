@@ -1,0 +1,82 @@
+//! What the planner sees of a pool at one moment.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::wanted::Jobs;
+use crate::manager::engine::Group;
+use crate::manager::workload::{AgentState, Snapshot};
+
+/// A moment: on a clock that only advances, and by the time of day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Since the planner began.
+    pub elapsed: Duration,
+    /// For policies.
+    pub time: Timestamp,
+}
+
+/// Everything that a decision is made of.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// When.
+    pub now: Now,
+    /// The pool's jobs.
+    pub jobs: Jobs,
+    /// The registered agents.
+    pub agents: Vec<Agent>,
+    /// The group; `None` while the engine does not answer.
+    pub group: Option<Group>,
+}
+
+/// An agent, as far as the pool's size depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Its instance.
+    pub instance: String,
+    /// What it does.
+    pub work: Work,
+    /// Jobs that it accepted.
+    pub builds: u32,
+    /// How long nothing was heard of it.
+    pub silent: Duration,
+}
+
+/// What an agent does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// It has had no job for this long.
+    Idle(Duration),
+    /// It has one.
+    Busy,
+    /// It leaves.
+    Leaving,
+}
+
+impl Observation {
+    /// Of the workload at `at`, which is the instant of `now`.
+    pub fn new(now: Now, at: Instant, snapshot: &Snapshot, group: Option<Group>) -> Self {
+        let agent = |view: &crate::manager::workload::AgentView| Agent {
+            instance: view.instance.clone(),
+            work: match view.state {
+                AgentState::Idle { since } => Work::Idle(at.saturating_duration_since(since)),
+                AgentState::Busy => Work::Busy,
+                AgentState::Leaving => Work::Leaving,
+            },
+            builds: view.builds,
+            silent: at.saturating_duration_since(view.last_heard),
+        };
+        Self {
+            now,
+            jobs: Jobs { held: snapshot.held, running: snapshot.running },
+            agents: snapshot.agents.iter().map(agent).collect(),
+            group,
+        }
+    }
+
+    /// An agent by its instance.
+    pub fn agent(&self, instance: &str) -> Option<&Agent> {
+        self.agents.iter().find(|agent| agent.instance == instance)
+    }
+}

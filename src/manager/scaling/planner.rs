@@ -1,0 +1,477 @@
+//! Decides the next steps of a pool: grow, dismiss idle agents, terminate instances whose agents are gone.
+//!
+//! The planner never terminates an instance with a job, and it lowers the desired capacity only together with a
+//! termination that it names, so that the cloud never chooses.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Sizing;
+use super::growth::Throttle;
+use super::observation::{Agent, Observation, Work};
+use super::policy::{Intake, Policy};
+use super::removal::Removals;
+use super::wanted::{Bounds, Wanted, wanted};
+use super::watchdog::{Breaker, Overdue, Watchdog};
+use crate::instance::CapacityChange;
+use crate::manager::engine::{FailedStart, FailureKind, Group, State};
+
+/// A desired capacity that differs from the last call is somebody else's after this time; until then the engine may
+/// answer with an older state.
+const SETTLING: Duration = Duration::from_secs(15);
+/// An idle agent that is silent for this long is replaced.
+const SILENT: Duration = Duration::from_secs(5 * 60);
+
+/// The decisions of one pool.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    sizing: Sizing,
+    throttle: Throttle,
+    watchdog: Watchdog,
+    removals: Removals,
+    expected: Option<Expected>,
+    policy: Option<String>,
+    last_failure: Option<Timestamp>,
+}
+
+/// The desired capacity after the manager's own calls.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    desired: u32,
+    since: Duration,
+}
+
+/// What is to be done, and why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// How many instances the pool needs.
+    pub wanted: Wanted,
+    /// The policy that applies.
+    pub policy: String,
+    /// How it requests jobs.
+    pub intake: Option<Intake>,
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// Jobs that may be held beyond what idle agents take.
+    pub hold_budget: u32,
+    /// What an operator should know.
+    pub notes: Vec<Note>,
+    /// Why growth is stopped, if it is.
+    pub stopped: Option<String>,
+    /// The next decision is due after this time, even if nothing changes.
+    pub again: Option<Duration>,
+    /// How long instances took to register that have just done so.
+    pub boots: Vec<Duration>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What.
+    pub action: Action,
+    /// Why.
+    pub reason: String,
+}
+
+/// What can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Set the desired capacity.
+    SetTarget {
+        /// What it was.
+        from: u32,
+        /// What it is to be.
+        to: u32,
+    },
+    /// Tell an idle agent to leave.
+    Dismiss(String),
+    /// Terminate an instance that has no agent.
+    Terminate(String, CapacityChange),
+}
+
+/// What an operator should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// In order.
+    Info(String),
+    /// Something is wrong.
+    Warning(String),
+}
+
+impl Planner {
+    /// Nothing is known yet.
+    pub fn new(sizing: Sizing) -> Self {
+        Self {
+            throttle: Throttle::new(sizing.growth),
+            watchdog: Watchdog::new(sizing.registration_timeout, sizing.failure_threshold),
+            removals: Removals::default(),
+            sizing,
+            expected: None,
+            policy: None,
+            last_failure: None,
+        }
+    }
+
+    /// Other settings from now on; what is known of instances stays.
+    pub fn change(&mut self, sizing: Sizing) {
+        self.throttle.change(sizing.growth);
+        self.watchdog.change(sizing.registration_timeout, sizing.failure_threshold);
+        self.sizing = sizing;
+    }
+
+    /// What is to be done now.
+    pub fn plan(&mut self, seen: &Observation) -> Plan {
+        let policy = self.sizing.policies.at(seen.now.time).clone();
+        let bounds = Bounds {
+            capacity: self.sizing.capacity,
+            max_instances: self.sizing.max_instances,
+            group: seen.group.as_ref().map(|group| (group.least, group.most.unwrap_or(u32::MAX))),
+        };
+        let mut plan = Plan {
+            wanted: wanted(&policy, seen.jobs, bounds),
+            policy: policy.label.clone(),
+            intake: Some(policy.intake),
+            ..Plan::default()
+        };
+        self.announce(&policy, &mut plan);
+        let Some(group) = &seen.group else {
+            // Without the group no instance can be added: hold-ahead is off, and idle agents go on taking jobs.
+            return plan;
+        };
+        self.follow_registrations(seen, group, &mut plan);
+        self.adopt(seen, group, &mut plan);
+        let mut counted = self.count(seen, group);
+        self.terminate_gone(seen, group, &mut counted, &mut plan);
+        self.terminate_overdue(seen, group, &mut counted, &mut plan);
+        self.terminate_silent(seen, group, &mut counted, &mut plan);
+        self.grow(seen, group, counted, &mut plan);
+        self.dismiss(seen, group, &policy, counted, &mut plan);
+        plan.hold_budget = self.hold_budget(seen, &policy, bounds, counted);
+        plan.stopped = match self.watchdog.breaker(seen.now.elapsed) {
+            Breaker::Closed => None,
+            Breaker::Open { cause, .. } => Some(cause.clone()),
+            Breaker::HalfOpen { cause } => Some(format!("{cause}; one instance is tried")),
+        };
+        plan.again = self.again(seen, &policy, &plan);
+        plan
+    }
+
+    /// The group could not start instances. Returns what an operator should know of it.
+    pub fn failed_starts(&mut self, failed: &[FailedStart], now: Duration) -> Vec<Note> {
+        let mut notes = Vec::new();
+        let last = self.last_failure;
+        for start in failed.iter().filter(|start| last.is_none_or(|last| start.at > last)) {
+            self.last_failure = Some(start.at);
+            let fatal = !matches!(start.kind, FailureKind::Capacity | FailureKind::Other);
+            let cause = format!("{} ({}); {}", start.cause, start.kind.as_str(), start.kind.remedy());
+            if self.watchdog.not_started(now, fatal, cause.clone()) {
+                notes.push(Note::Warning(format!("growth stopped: the group cannot start instances: {cause}")));
+            }
+        }
+        notes
+    }
+
+    /// A step was carried out.
+    pub fn done(&mut self, action: &Action, now: Duration) {
+        match action {
+            Action::SetTarget { from, to } => {
+                self.throttle.take(to.saturating_sub(*from));
+                self.expected = Some(Expected { desired: *to, since: now });
+            }
+            Action::Dismiss(instance) => self.removals.dismissed(instance, now),
+            Action::Terminate(instance, change) => {
+                self.removals.terminated(instance);
+                if let (CapacityChange::Decrement, Some(expected)) = (change, &mut self.expected) {
+                    *expected = Expected { desired: expected.desired.saturating_sub(1), since: now };
+                }
+            }
+        }
+    }
+
+    /// A step could not be carried out.
+    pub fn failed(&mut self, action: &Action, now: Duration) {
+        if let Action::Terminate(instance, _) = action {
+            self.removals.retry(instance, now + self.sizing.deletion_retry);
+        }
+    }
+
+    fn announce(&mut self, policy: &Policy, plan: &mut Plan) {
+        if self.policy.as_ref() != Some(&policy.label) {
+            let text = format!(
+                "policy in force: {}, idle target {}, idle time {} s, {}",
+                policy.label,
+                policy.idle,
+                policy.idle_time.as_secs(),
+                policy.intake
+            );
+            plan.notes.push(Note::Info(text));
+            self.policy = Some(policy.label.clone());
+        }
+    }
+
+    fn follow_registrations(&mut self, seen: &Observation, group: &Group, plan: &mut Plan) {
+        let now = seen.now.elapsed;
+        for agent in &seen.agents {
+            if self.removals.registered(&agent.instance, agent.builds, agent.work == Work::Leaving) {
+                plan.boots.extend(self.watchdog.registered(&agent.instance, now));
+            }
+        }
+        for member in group.members.iter().filter(|member| member.state.counts()) {
+            if !self.removals.has_registered(&member.instance) {
+                self.watchdog.starting(&member.instance, member.state == State::Running, now);
+            }
+        }
+        let is_there = |instance: &str| {
+            group.member(instance).is_some_and(|member| member.state.counts() || member.state == State::Held)
+        };
+        self.watchdog.retain(is_there);
+        self.removals.retain(|instance| is_there(instance) || seen.agent(instance).is_some());
+    }
+
+    /// A desired capacity that is not the manager's own is taken as the new base.
+    fn adopt(&mut self, seen: &Observation, group: &Group, plan: &mut Plan) {
+        let now = seen.now.elapsed;
+        match self.expected {
+            Some(expected) if expected.desired == group.desired => {}
+            Some(expected) if now.saturating_sub(expected.since) < SETTLING => {}
+            Some(expected) => {
+                plan.notes.push(Note::Warning(format!(
+                    "something else changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
+                     manager set it",
+                    group.name, expected.desired, group.desired
+                )));
+                self.expected = Some(Expected { desired: group.desired, since: now });
+            }
+            None => self.expected = Some(Expected { desired: group.desired, since: now }),
+        }
+    }
+
+    /// Instances whose agent has left are terminated: with decrement if the pool can do without them.
+    fn terminate_gone(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
+        let now = seen.now.elapsed;
+        let most = self.sizing.max_use_count;
+        for member in group.members.iter().filter(|member| member.state == State::Running) {
+            let agent = seen.agent(&member.instance);
+            let Some(why) = self.removals.is_due(&member.instance, agent, most, now) else { continue };
+            let change = match self.is_going(&member.instance, seen) {
+                true => counted.remove_going(plan.wanted.instances, group.least),
+                false => counted.remove_staying(plan.wanted.instances, group.least),
+            };
+            let reason = format!("{why}; {} ({})", effect(change), plan.wanted.reason);
+            plan.steps.push(Step { action: Action::Terminate(member.instance.clone(), change), reason });
+        }
+    }
+
+    /// Instances that do not register are replaced, until there are too many in a row.
+    fn terminate_overdue(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
+        let now = seen.now.elapsed;
+        for (instance, late) in self.watchdog.overdue(now) {
+            let cause = format!(
+                "{} instances in a row did not register within {} s; check the image, the user data and the network \
+                 between instances and the manager",
+                self.sizing.failure_threshold,
+                self.sizing.registration_timeout.as_secs()
+            );
+            let (change, effect) = match self.watchdog.failed(&instance, now, cause.clone()) {
+                Overdue::Replace => {
+                    let change = counted.remove_staying(plan.wanted.instances, group.least);
+                    (change, effect(change))
+                }
+                Overdue::Stop => {
+                    plan.notes.push(Note::Warning(format!("growth stopped: {cause}")));
+                    (counted.remove_staying(0, group.least), "growth is stopped")
+                }
+            };
+            plan.steps.push(Step {
+                action: Action::Terminate(instance, change),
+                reason: format!("it has not registered for {} s; {effect}", late.as_secs()),
+            });
+        }
+    }
+
+    /// An agent without a job that is not heard of is dead, unless the manager hears of nobody.
+    fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
+        let is_silent = |agent: &&Agent| agent.silent >= SILENT;
+        let silent: Vec<&Agent> = seen.agents.iter().filter(is_silent).collect();
+        if silent.is_empty() || silent.len() * 2 > seen.agents.len() {
+            return;
+        }
+        for agent in silent.into_iter().filter(|agent| matches!(agent.work, Work::Idle(_))) {
+            let runs = group.member(&agent.instance).is_some_and(|member| member.state == State::Running);
+            let stays = !self.is_going(&agent.instance, seen);
+            if runs && stays && self.removals.may_try(&agent.instance, seen.now.elapsed) {
+                let change = counted.remove_staying(plan.wanted.instances, group.least);
+                plan.steps.push(Step {
+                    action: Action::Terminate(agent.instance.clone(), change),
+                    reason: format!(
+                        "its agent has no job and has been silent for {} s; {}",
+                        agent.silent.as_secs(),
+                        effect(change)
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Whether an instance is on its way out, and its agent may still be there.
+    fn is_going(&self, instance: &str, seen: &Observation) -> bool {
+        self.removals.is_dismissed(instance) || seen.agent(instance).is_some_and(|agent| agent.work == Work::Leaving)
+    }
+
+    fn count(&self, seen: &Observation, group: &Group) -> Counted {
+        let members = group.members.iter().filter(|member| member.state.counts());
+        let live: Vec<&str> =
+            members.map(|member| member.instance.as_str()).filter(|id| !self.removals.is_terminated(id)).collect();
+        let going = live.iter().filter(|id| self.is_going(id, seen)).count();
+        let ready = live.iter().filter(|id| !self.is_going(id, seen) && seen.agent(id).is_some()).count();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (live, going, ready) = (number(live.len()), number(going), number(ready));
+        let desired = match self.expected {
+            // The engine's answer may be older than the last call.
+            Some(expected) if seen.now.elapsed.saturating_sub(expected.since) < SETTLING => expected.desired,
+            _ => group.desired,
+        };
+        Counted { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
+    }
+
+    fn grow(&mut self, seen: &Observation, group: &Group, counted: Counted, plan: &mut Plan) {
+        let now = seen.now.elapsed;
+        let need = plan.wanted.instances.saturating_sub(counted.base);
+        let breaker = match self.watchdog.breaker(now) {
+            Breaker::Closed => u32::MAX,
+            Breaker::HalfOpen { .. } => 1_u32.saturating_sub(counted.starting()),
+            Breaker::Open { .. } => 0,
+        };
+        let allowed = self.throttle.allowed(now, counted.starting()).min(breaker);
+        let most = group.most.unwrap_or(u32::MAX).min(self.sizing.max_instances.unwrap_or(u32::MAX));
+        let more = need.min(allowed);
+        let grown = counted.base.saturating_add(more).saturating_add(counted.going).min(most);
+        let kept = counted.live.min(plan.wanted.instances.saturating_add(counted.going)).min(most);
+        let (to, reason) = if more > 0 && grown > counted.desired {
+            let limited = match more < need {
+                true => format!(", {more} of {need} now by the limit on growth"),
+                false => String::new(),
+            };
+            (grown, format!("{}{limited}", plan.wanted.reason))
+        } else if counted.desired < kept {
+            (kept, format!("{kept} instances that exist are needed; {}", plan.wanted.reason))
+        } else if breaker == 0 && group.protects_new && counted.desired > counted.live.max(group.least) {
+            // No instance is chosen: all that exist stay. What cannot be started is not asked for any more.
+            (
+                counted.live.max(group.least),
+                format!("growth is stopped; the {} instances that exist stay", counted.live),
+            )
+        } else {
+            return;
+        };
+        plan.steps.push(Step { action: Action::SetTarget { from: counted.desired, to }, reason });
+    }
+
+    /// Surplus agents that are idle for long enough, the longest idle first.
+    fn dismiss(&self, seen: &Observation, group: &Group, policy: &Policy, counted: Counted, plan: &mut Plan) {
+        let mut surplus = counted.base.saturating_sub(plan.wanted.instances);
+        surplus = surplus.min(counted.base.saturating_sub(group.least));
+        let mut idle: Vec<(Duration, &Agent)> = seen
+            .agents
+            .iter()
+            .filter(|agent| group.member(&agent.instance).is_some_and(|member| member.state == State::Running))
+            .filter(|agent| {
+                !self.removals.is_dismissed(&agent.instance) && !self.removals.is_terminated(&agent.instance)
+            })
+            .filter_map(|agent| match agent.work {
+                Work::Idle(time) if time >= policy.idle_time => Some((time, agent)),
+                _ => None,
+            })
+            .collect();
+        idle.sort_by(|(one, a), (other, b)| other.cmp(one).then_with(|| a.instance.cmp(&b.instance)));
+        for (time, agent) in idle.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX)) {
+            plan.steps.push(Step {
+                action: Action::Dismiss(agent.instance.clone()),
+                reason: format!("idle for {} s; {}", time.as_secs(), plan.wanted.reason),
+            });
+        }
+    }
+
+    /// As many jobs as instances can be added for.
+    fn hold_budget(&mut self, seen: &Observation, policy: &Policy, bounds: Bounds, counted: Counted) -> u32 {
+        if policy.intake == Intake::Relay {
+            return 0;
+        }
+        let room = bounds.most().saturating_sub(counted.ready).saturating_sub(counted.going);
+        let in_flight = self.sizing.growth.in_flight.unwrap_or(u32::MAX);
+        let instances = match self.watchdog.breaker(seen.now.elapsed) {
+            Breaker::Closed => room.min(in_flight),
+            Breaker::HalfOpen { .. } => room.min(1),
+            // Instances that start already may still register.
+            Breaker::Open { .. } => 0,
+        };
+        instances.saturating_mul(self.sizing.capacity).min(self.sizing.max_jobs)
+    }
+
+    fn again(&self, seen: &Observation, policy: &Policy, plan: &Plan) -> Option<Duration> {
+        let now = seen.now.elapsed;
+        let idle = seen.agents.iter().filter_map(|agent| match agent.work {
+            Work::Idle(time) if time < policy.idle_time => Some(policy.idle_time - time),
+            _ => None,
+        });
+        let grows = plan.steps.iter().any(|step| matches!(step.action, Action::SetTarget { .. }));
+        let throttled = grows.then(|| self.throttle.next()).flatten();
+        idle.chain(self.watchdog.next(now)).chain(self.removals.next(now)).chain(throttled).min()
+    }
+}
+
+fn effect(change: CapacityChange) -> &'static str {
+    match change {
+        CapacityChange::Decrement => "the pool can do without it",
+        CapacityChange::Keep => "another one takes its place",
+    }
+}
+
+/// The instances of a group, counted; kept up to date while steps are planned.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    /// The desired capacity.
+    desired: u32,
+    /// That start or run, and are not terminated yet.
+    live: u32,
+    /// Of these, those whose agent leaves.
+    going: u32,
+    /// Of these, those with an agent that stays.
+    ready: u32,
+    /// That stay, with those that the group is about to start.
+    base: u32,
+}
+
+impl Counted {
+    /// Of the base, those without an agent.
+    fn starting(&self) -> u32 {
+        self.base.saturating_sub(self.ready)
+    }
+
+    /// One whose agent leaves, which is not part of the base, is terminated.
+    fn remove_going(&mut self, wanted: u32, least: u32) -> CapacityChange {
+        self.live = self.live.saturating_sub(1);
+        self.going = self.going.saturating_sub(1);
+        if self.base >= wanted && self.desired > least {
+            self.desired = self.desired.saturating_sub(1);
+            return CapacityChange::Decrement;
+        }
+        self.base = self.base.saturating_add(1);
+        CapacityChange::Keep
+    }
+
+    /// One of the base is terminated.
+    fn remove_staying(&mut self, wanted: u32, least: u32) -> CapacityChange {
+        self.live = self.live.saturating_sub(1);
+        if self.base > wanted && self.desired > least {
+            self.base = self.base.saturating_sub(1);
+            self.desired = self.desired.saturating_sub(1);
+            return CapacityChange::Decrement;
+        }
+        CapacityChange::Keep
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,434 @@
+use super::*;
+use crate::manager::engine::Member;
+use crate::manager::scaling::observation::Now;
+use crate::manager::scaling::testing::pool;
+use crate::manager::scaling::wanted::Jobs;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A pool and its world: what was done to it shows in the next observation.
+struct World {
+    planner: Planner,
+    now: Duration,
+    jobs: Jobs,
+    agents: Vec<Agent>,
+    group: Group,
+    answers: bool,
+}
+
+impl World {
+    fn new(executor: &str, keys: &str) -> Self {
+        let group = Group { name: "group".to_owned(), most: Some(20), protects_new: true, ..Group::default() };
+        let planner = Planner::new(Sizing::of(&pool(executor, "", keys)));
+        Self { planner, now: Duration::ZERO, jobs: Jobs::default(), agents: Vec::new(), group, answers: true }
+    }
+
+    fn plan(&mut self) -> Plan {
+        let observation = Observation {
+            now: Now { elapsed: self.now, time: "2026-07-06T12:00:00Z".parse().expect("a time") },
+            jobs: self.jobs,
+            agents: self.agents.clone(),
+            group: self.answers.then(|| self.group.clone()),
+        };
+        self.planner.plan(&observation)
+    }
+
+    /// Plans, and carries the steps out.
+    fn step(&mut self) -> Plan {
+        let plan = self.plan();
+        for step in &plan.steps {
+            self.planner.done(&step.action, self.now);
+            match &step.action {
+                Action::SetTarget { to, .. } => self.group.desired = *to,
+                Action::Dismiss(instance) => self.agent(instance).work = Work::Leaving,
+                Action::Terminate(instance, change) => {
+                    let member = self.group.members.iter_mut().find(|member| member.instance == *instance);
+                    member.expect("a member").state = State::Terminating;
+                    if *change == CapacityChange::Decrement {
+                        self.group.desired -= 1;
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for agent in &mut self.agents {
+            if let Work::Idle(idle) = &mut agent.work {
+                *idle += time;
+            }
+        }
+    }
+
+    fn agent(&mut self, instance: &str) -> &mut Agent {
+        self.agents.iter_mut().find(|agent| agent.instance == instance).expect("an agent")
+    }
+
+    fn member(&mut self, instance: &str, state: State) {
+        self.group.members.retain(|member| member.instance != instance);
+        let instance = instance.to_owned();
+        self.group.members.push(Member { instance, state, healthy: true, protected: true, detail: String::new() });
+    }
+
+    /// An instance that runs and has registered, with no job for this long.
+    fn idle(&mut self, instance: &str, idle: Duration) {
+        self.member(instance, State::Running);
+        let work = Work::Idle(idle);
+        self.agents.push(Agent { instance: instance.to_owned(), work, builds: 0, silent: Duration::ZERO });
+    }
+
+    fn busy(&mut self, instance: &str) {
+        self.idle(instance, Duration::ZERO);
+        self.agent(instance).work = Work::Busy;
+        self.jobs.running += 1;
+    }
+
+    fn gone(&mut self, instance: &str) {
+        self.agents.retain(|agent| agent.instance != instance);
+    }
+}
+
+fn actions(plan: &Plan) -> Vec<Action> {
+    plan.steps.iter().map(|step| step.action.clone()).collect()
+}
+
+fn set(from: u32, to: u32) -> Action {
+    Action::SetTarget { from, to }
+}
+
+fn dismiss(instance: &str) -> Action {
+    Action::Dismiss(instance.to_owned())
+}
+
+fn terminate(instance: &str, change: CapacityChange) -> Action {
+    Action::Terminate(instance.to_owned(), change)
+}
+
+const HOLD: &str = "max_instances = 10\n[[runners.autoscaler.policy]]\nidle_time = \"5m\"\n";
+
+#[test]
+fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.hold_budget), (vec![], 10));
+    world.jobs.held = 1;
+    let plan = world.step();
+    assert_eq!(actions(&plan), [set(0, 1)]);
+    assert!(plan.steps[0].reason.starts_with("1 wanted: 1 held + 0 running + 0 idle;"), "{}", plan.steps[0].reason);
+    // Whatever changes before the instance is there: it is not asked for twice.
+    assert_eq!(actions(&world.step()), []);
+    world.member("a", State::Creating);
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), []);
+    world.jobs.held = 0;
+    world.busy("a");
+    world.pass(MINUTE);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.boots), (vec![], vec![MINUTE]));
+    world.jobs.running = 0;
+    world.agent("a").work = Work::Idle(Duration::ZERO);
+    assert_eq!(world.step().again, Some(5 * MINUTE));
+    world.pass(5 * MINUTE);
+    let plan = world.step();
+    assert_eq!(actions(&plan), [dismiss("a")]);
+    assert!(plan.steps[0].reason.starts_with("idle for 300 s; 0 wanted:"), "{}", plan.steps[0].reason);
+    // It is terminated once its agent has gone, and not before.
+    assert_eq!(actions(&world.step()), []);
+    world.gone("a");
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+    assert_eq!((actions(&world.step()), world.group.desired), (vec![], 0));
+    world.group.members.clear();
+    world.pass(MINUTE);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.notes), (vec![], vec![]));
+}
+
+#[test]
+fn the_longest_idle_leave_first_and_only_the_surplus() {
+    let mut world =
+        World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 1\nidle_time = \"1m\"\n");
+    world.group.desired = 4;
+    world.idle("a", 2 * MINUTE);
+    world.idle("b", 4 * MINUTE);
+    world.idle("c", 3 * MINUTE);
+    world.busy("d");
+    assert_eq!(actions(&world.step()), [dismiss("b"), dismiss("c")]);
+    assert_eq!(actions(&world.step()), []);
+}
+
+#[test]
+fn an_instance_with_a_job_is_never_terminated() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 2;
+    world.busy("a");
+    world.busy("b");
+    world.jobs = Jobs::default();
+    world.agent("a").silent = 60 * MINUTE;
+    for _ in 0..10 {
+        world.pass(10 * MINUTE);
+        assert_eq!(actions(&world.step()), []);
+    }
+}
+
+#[test]
+fn demand_that_comes_back_keeps_the_place_of_one_that_leaves() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 1;
+    world.idle("a", 6 * MINUTE);
+    assert_eq!(actions(&world.step()), [dismiss("a")]);
+    world.gone("a");
+    world.jobs.held = 1;
+    // The group starts another one by itself: no second call.
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
+    assert_eq!((actions(&world.step()), world.group.desired), (vec![], 1));
+}
+
+#[test]
+fn an_agent_that_spent_its_builds_is_replaced_while_it_leaves() {
+    let mut world = World::new("docker-autoscaler", &format!("max_use_count = 1\n{HOLD}"));
+    world.group.desired = 1;
+    world.busy("a");
+    world.step();
+    world.jobs = Jobs { held: 1, running: 0 };
+    world.agent("a").work = Work::Leaving;
+    world.agent("a").builds = 1;
+    assert_eq!(actions(&world.step()), [set(1, 2)]);
+    world.gone("a");
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+    assert_eq!(world.group.desired, 1);
+}
+
+#[test]
+fn at_the_maximum_an_agent_that_left_is_replaced_by_its_termination() {
+    let mut world = World::new("docker-autoscaler", "max_use_count = 1\nmax_instances = 1\n");
+    world.group.desired = 1;
+    world.busy("a");
+    world.step();
+    world.jobs = Jobs { held: 1, running: 0 };
+    world.agent("a").work = Work::Leaving;
+    world.agent("a").builds = 1;
+    assert_eq!(actions(&world.step()), []);
+    world.gone("a");
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
+}
+
+#[test]
+fn an_agent_that_restarts_keeps_its_instance_and_one_that_is_gone_does_not() {
+    let mut world = World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 1\n");
+    world.group.desired = 1;
+    world.idle("a", Duration::ZERO);
+    world.step();
+    world.gone("a");
+    assert_eq!(actions(&world.step()), []);
+    world.pass(MINUTE / 2);
+    world.idle("a", Duration::ZERO);
+    assert_eq!(actions(&world.step()), []);
+    world.gone("a");
+    world.step();
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
+}
+
+#[test]
+fn nothing_is_terminated_because_the_manager_restarted() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 3;
+    for instance in ["a", "b", "c"] {
+        world.member(instance, State::Running);
+    }
+    world.jobs.running = 2;
+    assert_eq!(actions(&world.step()), []);
+    world.pass(4 * MINUTE);
+    assert_eq!(actions(&world.step()), []);
+    world.jobs = Jobs::default();
+    world.busy("a");
+    world.busy("b");
+    world.idle("c", Duration::ZERO);
+    world.pass(2 * MINUTE);
+    assert_eq!(actions(&world.step()), []);
+}
+
+#[test]
+fn instances_that_do_not_register_are_replaced_until_there_are_three_in_a_row() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 1;
+    world.step();
+    for (number, instance) in ["a", "b", "c"].into_iter().enumerate() {
+        world.member(instance, State::Running);
+        assert_eq!(actions(&world.step()), []);
+        world.pass(5 * MINUTE);
+        let plan = world.step();
+        let last = number == 2;
+        let change = if last { CapacityChange::Decrement } else { CapacityChange::Keep };
+        assert_eq!(actions(&plan), [terminate(instance, change)]);
+        assert_eq!(plan.stopped.is_some(), last);
+        assert_eq!(plan.hold_budget == 0, last);
+    }
+    assert_eq!(world.group.desired, 0);
+    assert_eq!(actions(&world.step()), []);
+    // After a pause one instance is tried, and no more.
+    world.jobs.held = 5;
+    world.pass(5 * MINUTE);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.hold_budget), (vec![set(0, 1)], 1));
+    world.idle("d", Duration::ZERO);
+    assert_eq!(actions(&world.step()), [set(1, 5)]);
+}
+
+#[test]
+fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 4;
+    assert_eq!(actions(&world.step()), [set(0, 4)]);
+    world.busy("a");
+    let failed = FailedStart {
+        at: "2026-07-06T12:00:00Z".parse().expect("a time"),
+        cause: "vCPU limit of 2".to_owned(),
+        kind: FailureKind::Quota,
+    };
+    let notes = world.planner.failed_starts(std::slice::from_ref(&failed), world.now);
+    let Some(Note::Warning(note)) = notes.first() else { panic!("no warning") };
+    assert!(note.contains("vCPU limit of 2 (quota); raise the quota"), "{note}");
+    assert_eq!(world.planner.failed_starts(&[failed], world.now), []);
+    world.jobs = Jobs { held: 3, running: 1 };
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.hold_budget), (vec![set(4, 1)], 0));
+    // Without protection of new instances AWS would choose one: the number stays.
+    world.group.protects_new = false;
+    world.group.desired = 4;
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), []);
+}
+
+#[test]
+fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
+    let mut world = World::new(
+        "docker-autoscaler",
+        "max_instances = 10\n[runners.autoscaler.scale_throttle]\nlimit = 1\nburst = 2\n",
+    );
+    world.jobs.held = 5;
+    let plan = world.step();
+    assert_eq!(actions(&plan), [set(0, 2)]);
+    assert!(plan.steps[0].reason.ends_with(", 2 of 5 now by the limit on growth"), "{}", plan.steps[0].reason);
+    assert_eq!(plan.again.map(|again| again.as_secs()), None, "the bucket was not taken from yet");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(actions(&world.step()), [set(2, 3)]);
+    let mut world = World::new("docker+machine", "MaxGrowthRate = 1\nIdleTime = 300\n");
+    world.jobs.held = 5;
+    assert_eq!((actions(&world.step()), world.plan().hold_budget), (vec![set(0, 1)], 1));
+    world.member("a", State::Creating);
+    assert_eq!(actions(&world.step()), []);
+    world.jobs.held = 4;
+    world.busy("a");
+    let plan = world.step();
+    assert_eq!(actions(&plan), [set(1, 2)], "{plan:?}");
+}
+
+#[test]
+fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 2;
+    world.step();
+    world.pass(MINUTE);
+    world.group.desired = 6;
+    let plan = world.step();
+    assert!(matches!(&plan.notes[..], [Note::Warning(note)] if note.contains("from 2 to 6")), "{:?}", plan.notes);
+    assert_eq!(actions(&plan), []);
+    // Once.
+    world.pass(MINUTE);
+    assert_eq!(world.step().notes, []);
+    // Instances that are needed are not lost to a desired capacity that is too low.
+    world.busy("a");
+    world.busy("b");
+    world.jobs = Jobs { held: 0, running: 2 };
+    world.group.desired = 0;
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [set(0, 2)]);
+}
+
+#[test]
+fn an_old_answer_of_the_engine_does_not_repeat_a_step() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 2;
+    let plan = world.plan();
+    world.planner.done(&plan.steps[0].action, world.now);
+    // The group still says 0.
+    let plan = world.plan();
+    assert_eq!((actions(&plan), plan.notes), (vec![], vec![]));
+}
+
+#[test]
+fn an_idle_agent_that_is_silent_is_replaced_unless_all_are() {
+    let mut world =
+        World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 3\nidle_time = \"1h\"\n");
+    world.group.desired = 3;
+    for instance in ["a", "b", "c"] {
+        world.idle(instance, MINUTE);
+        world.agent(instance).silent = 10 * MINUTE;
+    }
+    assert_eq!(actions(&world.step()), []);
+    world.agent("a").silent = Duration::ZERO;
+    world.agent("b").silent = Duration::ZERO;
+    assert_eq!(actions(&world.step()), [terminate("c", CapacityChange::Keep)]);
+}
+
+#[test]
+fn without_an_answer_of_the_engine_nothing_is_held_and_nothing_is_terminated() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.answers = false;
+    world.jobs.held = 3;
+    world.idle("a", 60 * MINUTE);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.hold_budget, plan.wanted.instances), (vec![], 0, 3));
+}
+
+#[test]
+fn the_minimum_of_the_group_is_kept() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.least = 1;
+    world.group.desired = 2;
+    world.idle("a", 60 * MINUTE);
+    world.idle("b", 50 * MINUTE);
+    assert_eq!(actions(&world.step()), [dismiss("a")]);
+    world.gone("a");
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+    assert_eq!(actions(&world.step()), []);
+}
+
+#[test]
+fn a_failed_termination_is_tried_again_later() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 1;
+    world.idle("a", 6 * MINUTE);
+    world.step();
+    world.gone("a");
+    let plan = world.plan();
+    world.planner.failed(&plan.steps[0].action, world.now);
+    assert_eq!(actions(&world.plan()), []);
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+}
+
+#[test]
+fn members_that_do_not_count_are_left_alone() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.member("warm", State::Aside);
+    world.member("held", State::Held);
+    world.member("ending", State::Terminating);
+    world.jobs.held = 1;
+    assert_eq!(actions(&world.step()), [set(0, 1)]);
+    world.pass(60 * MINUTE);
+    let terminated = actions(&world.step()).into_iter().any(|action| matches!(action, Action::Terminate(..)));
+    assert!(!terminated);
+}
+
+#[test]
+fn relay_holds_nothing_and_keeps_idle_capacity() {
+    let mut world =
+        World::new("docker-autoscaler", "max_instances = 10\n[[runners.autoscaler.policy]]\nidle_count = 5\n");
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.hold_budget), (vec![set(0, 5)], 0));
+    assert!(matches!(&plan.notes[..], [Note::Info(note)] if note.starts_with("policy in force: policy 1")));
+}

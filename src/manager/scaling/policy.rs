@@ -1,0 +1,152 @@
+//! Which idle target applies when: the policies of both dialects of gitlab-runner, normalised into one list.
+//!
+//! One formula serves both dialects: `clamp(round(factor x active), floor, cap)`. The dialect decides the rounding and
+//! the bounds (see [`super::tables`]).
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::config::period::{Period, Zone};
+
+/// The result of a multiplication may be off by this much before it is rounded: 1.1 x 10 is 11, not 12.
+const EPSILON: f64 = 1e-9;
+
+/// The policies of a pool. The last one whose period contains the current minute applies.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// Applies when no other policy does.
+    pub otherwise: Policy,
+    /// In the order of the configuration file.
+    pub windows: Vec<Window>,
+}
+
+/// A policy and the periods in which it applies.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Any of them is enough.
+    pub periods: Vec<Period>,
+    /// The clock by which the periods are meant.
+    pub zone: Zone,
+    /// What applies then.
+    pub policy: Policy,
+}
+
+/// How much idle capacity is kept, for how long, and when jobs are requested.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Which one it is, for logs and pages: "policy 2 (`* 9-17 * * mon-fri`, Europe/Amsterdam)".
+    pub label: String,
+    /// How much idle capacity.
+    pub idle: IdleTarget,
+    /// How long a surplus idle instance stays.
+    pub idle_time: Duration,
+    /// When jobs are requested.
+    pub intake: Intake,
+}
+
+/// When the manager requests jobs from GitLab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Only while an idle agent waits.
+    Relay,
+    /// Also when there is none: the job is held, and an instance is started for it.
+    HoldAhead,
+}
+
+/// How a fraction of an idle slot counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// As docker+machine does.
+    Down,
+    /// As the autoscaler does.
+    Up,
+}
+
+/// Idle capacity, in jobs, by the number of active jobs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IdleTarget {
+    /// At least this much.
+    pub floor: u32,
+    /// Multiple of the active jobs; 0 for none.
+    pub factor: f64,
+    /// The factor's result counts up to here; `None` for no bound.
+    pub cap: Option<u32>,
+    /// Of the factor's result.
+    pub rounding: Rounding,
+}
+
+impl Policies {
+    /// The policy that applies at this time.
+    pub fn at(&self, now: Timestamp) -> &Policy {
+        let applies = |window: &&Window| {
+            let clock = window.zone.clock(now);
+            window.periods.iter().any(|period| period.contains(clock))
+        };
+        self.windows.iter().rev().find(applies).map_or(&self.otherwise, |window| &window.policy)
+    }
+
+    /// All of them, the one that applies outside of all periods first.
+    pub fn all(&self) -> impl Iterator<Item = &Policy> {
+        std::iter::once(&self.otherwise).chain(self.windows.iter().map(|window| &window.policy))
+    }
+}
+
+impl IdleTarget {
+    /// No idle capacity.
+    pub const NONE: Self = Self { floor: 0, factor: 0.0, cap: None, rounding: Rounding::Up };
+
+    /// The idle capacity, in jobs, while `active` jobs run or wait for an instance.
+    pub fn at(&self, active: u32) -> u32 {
+        if self.factor <= 0.0 {
+            return self.floor;
+        }
+        let scaled = self.factor * f64::from(active);
+        let scaled = match self.rounding {
+            Rounding::Down => (scaled + EPSILON).floor(),
+            Rounding::Up => (scaled - EPSILON).ceil(),
+        };
+        // A cast saturates: a factor beyond all sense is the largest number.
+        self.floor.max((scaled as u32).min(self.cap.unwrap_or(u32::MAX)))
+    }
+}
+
+impl fmt::Display for IdleTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.factor <= 0.0 {
+            return write!(f, "{}", self.floor);
+        }
+        write!(f, "{} x active, at least {}", self.factor, self.floor)?;
+        self.cap.map_or(Ok(()), |cap| write!(f, ", at most {cap}"))
+    }
+}
+
+impl fmt::Display for Intake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Relay => "relay",
+            Self::HoldAhead => "hold-ahead",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fraction_is_rounded_by_dialect_and_noise_is_not() {
+        let target = |factor, rounding| IdleTarget { floor: 0, factor, cap: None, rounding };
+        assert_eq!((target(1.5, Rounding::Down).at(5), target(1.5, Rounding::Up).at(5)), (7, 8));
+        assert_eq!((target(1.1, Rounding::Down).at(10), target(1.1, Rounding::Up).at(10)), (11, 11));
+        assert_eq!((target(0.7, Rounding::Down).at(10), target(0.7, Rounding::Up).at(10)), (7, 7));
+        assert_eq!(target(1e30, Rounding::Up).at(3), u32::MAX);
+    }
+
+    #[test]
+    fn the_floor_is_above_the_cap() {
+        let target = IdleTarget { floor: 5, factor: 2.0, cap: Some(3), rounding: Rounding::Up };
+        assert_eq!((target.at(0), target.at(10)), (5, 5));
+    }
+}

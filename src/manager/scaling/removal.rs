@@ -1,0 +1,120 @@
+//! Instances on their way out: whose agent was told to leave, left by itself, or vanished.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::observation::{Agent, Work};
+
+/// An agent that leaves and is silent for this long has gone.
+const GONE: Duration = Duration::from_secs(60);
+/// An agent that vanished without a reason may be restarting.
+const RESTART: Duration = Duration::from_secs(60);
+
+/// The agents that a pool has had.
+#[derive(Clone, Debug, Default)]
+pub struct Removals(BTreeMap<String, Known>);
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    builds: u32,
+    leaving: bool,
+    /// The manager told it to leave.
+    dismissed: Option<Duration>,
+    /// Since when there has been no agent.
+    missing: Option<Duration>,
+    terminated: bool,
+    /// A failed termination is tried again then.
+    retry: Option<Duration>,
+}
+
+impl Removals {
+    /// An agent is there. True if it was not known before.
+    pub fn registered(&mut self, instance: &str, builds: u32, leaving: bool) -> bool {
+        let is_new = !self.0.contains_key(instance);
+        let known = self.0.entry(instance.to_owned()).or_default();
+        if known.missing.take().is_some() {
+            // It came back: whatever it was told before was for the one that left.
+            *known = Known::default();
+        }
+        known.builds = builds;
+        known.leaving = leaving;
+        is_new
+    }
+
+    /// Whether an instance has had an agent.
+    pub fn has_registered(&self, instance: &str) -> bool {
+        self.0.contains_key(instance)
+    }
+
+    /// An agent was told to leave.
+    pub fn dismissed(&mut self, instance: &str, now: Duration) {
+        self.0.entry(instance.to_owned()).or_default().dismissed = Some(now);
+    }
+
+    /// An instance was terminated.
+    pub fn terminated(&mut self, instance: &str) {
+        self.0.entry(instance.to_owned()).or_default().terminated = true;
+    }
+
+    /// A termination failed.
+    pub fn retry(&mut self, instance: &str, at: Duration) {
+        self.0.entry(instance.to_owned()).or_default().retry = Some(at);
+    }
+
+    /// Whether an instance was terminated, which the group need not show yet.
+    pub fn is_terminated(&self, instance: &str) -> bool {
+        self.0.get(instance).is_some_and(|known| known.terminated)
+    }
+
+    /// Whether the manager told the agent to leave.
+    pub fn is_dismissed(&self, instance: &str) -> bool {
+        self.0.get(instance).is_some_and(|known| known.dismissed.is_some() && !known.terminated)
+    }
+
+    /// Whether an instance may be terminated now: it was not yet, and no retry is pending.
+    pub fn may_try(&self, instance: &str, now: Duration) -> bool {
+        self.0.get(instance).is_none_or(|known| !known.terminated && known.retry.is_none_or(|retry| retry <= now))
+    }
+
+    /// Why an instance is to be terminated now, if it is: its agent is gone.
+    pub fn is_due(
+        &mut self,
+        instance: &str,
+        agent: Option<&Agent>,
+        max_use_count: Option<u32>,
+        now: Duration,
+    ) -> Option<&'static str> {
+        if !self.may_try(instance, now) {
+            return None;
+        }
+        let known = self.0.get_mut(instance)?;
+        if let Some(agent) = agent {
+            let leaves = agent.work == Work::Leaving;
+            return (leaves && agent.silent >= GONE).then_some("its agent leaves and is silent");
+        }
+        let missing = *known.missing.get_or_insert(now);
+        if known.dismissed.is_some() {
+            return Some("its agent has left as told");
+        }
+        if known.leaving || max_use_count.is_some_and(|most| known.builds >= most) {
+            return Some("its agent has left");
+        }
+        (now.saturating_sub(missing) >= RESTART).then_some("its agent is gone")
+    }
+
+    /// When something may become due.
+    pub fn next(&self, now: Duration) -> Option<Duration> {
+        let due = |known: &Known| match (known.terminated, known.retry, known.missing) {
+            (true, ..) => None,
+            (_, Some(retry), _) => Some(retry),
+            (_, _, Some(missing)) => Some(missing + RESTART),
+            (_, _, None) => known.leaving.then_some(now + GONE),
+        };
+        self.0.values().filter_map(due).min().map(|due| due.saturating_sub(now).max(Duration::from_secs(1)))
+    }
+
+    /// Forgets instances that are not there any more.
+    pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.0.retain(|instance, _| is_there(instance));
+    }
+}

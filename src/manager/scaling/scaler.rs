@@ -1,0 +1,470 @@
+//! The thread that keeps the size of one pool: looks at the group, asks the planner, and carries out its steps.
+//!
+//! One refused or throttled call never stops it: the next round decides anew.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::Sizing;
+use super::observation::{Now, Observation};
+use super::planner::{Action, Note, Plan, Planner, Step};
+use crate::instance::CapacityChange;
+use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, State};
+use crate::manager::pool::PoolSettings;
+use crate::manager::status::StatusBoard;
+use crate::manager::workload::{AgentState, Snapshot, Workload};
+
+const STACK: usize = 512 * 1024;
+/// A decision is due this often at least: periods begin with a minute.
+const EACH_MINUTE: Duration = Duration::from_secs(60);
+/// The group as it was last seen is good for decisions for this long while the engine does not answer.
+const STALE: Duration = Duration::from_secs(150);
+/// Between two looks at failed starts while instances are awaited.
+const FAILED_STARTS: Duration = Duration::from_secs(20);
+/// Agents reconnect within this time after a restart of the manager.
+const RECONNECT: Duration = Duration::from_secs(120);
+
+/// The scaler of one pool; its thread ends with [`Scaler::stop`].
+pub struct Scaler {
+    shared: Arc<Shared>,
+    workload: Arc<dyn Workload>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    stop: AtomicBool,
+    settings: Mutex<(PoolSettings, bool)>,
+}
+
+impl Scaler {
+    /// Starts the thread. Errors: the system has none left.
+    pub fn start(
+        pool: PoolSettings,
+        workload: Arc<dyn Workload>,
+        engine: Arc<dyn Engine>,
+        board: Arc<StatusBoard>,
+    ) -> Result<Self, String> {
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), settings: Mutex::new((pool.clone(), false)) });
+        let name = format!("scale-{}", pool.name);
+        let mut rounds = Rounds::new(pool, Arc::clone(&workload), engine, board, Arc::clone(&shared));
+        let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(move || rounds.run());
+        let thread = thread.map_err(|error| format!("cannot start the thread that scales the pool: {error}"))?;
+        Ok(Self { shared, workload, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Other settings from the next round on; what is known of instances stays.
+    pub fn reload(&self, pool: PoolSettings) {
+        *self.shared.settings() = (pool, true);
+        self.workload.wake();
+    }
+
+    /// Ends the thread after its current round.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.workload.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Scaler {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn settings(&self) -> MutexGuard<'_, (PoolSettings, bool)> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Terminates the instances of a pool that have no job, as `delete_instances_on_shutdown` asks for. Returns how many
+/// could not be terminated.
+pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &dyn Engine) -> usize {
+    let (interval, retries) = pool.shutdown_deletion;
+    let mut left: BTreeSet<String> = BTreeSet::new();
+    for attempt in 0..=retries {
+        if attempt > 0 {
+            thread::sleep(interval);
+        }
+        let group = match engine.group() {
+            Ok(group) => group,
+            Err(error) => {
+                log::warn!("cannot list the instances to terminate pool={} error=\"{error}\"", pool.name);
+                continue;
+            }
+        };
+        let snapshot = workload.snapshot();
+        let busy = |instance: &str| {
+            snapshot.agents.iter().any(|agent| agent.instance == instance && agent.state == AgentState::Busy)
+        };
+        left = group
+            .members
+            .iter()
+            .filter(|member| member.state.counts() && !busy(&member.instance))
+            .map(|member| member.instance.clone())
+            .collect();
+        left.retain(|instance| {
+            let outcome = engine.terminate(instance, CapacityChange::Decrement);
+            match &outcome {
+                Ok(()) => log::info!("instance terminated at shutdown pool={} instance={instance}", pool.name),
+                Err(error) => {
+                    log::warn!("instance not terminated pool={} instance={instance} error=\"{error}\"", pool.name);
+                }
+            }
+            outcome.is_err_and(|error| error.kind != ErrorKind::NoInstance)
+        });
+        if left.is_empty() {
+            return 0;
+        }
+    }
+    left.len()
+}
+
+/// What the thread knows.
+struct Rounds {
+    pool: PoolSettings,
+    workload: Arc<dyn Workload>,
+    engine: Arc<dyn Engine>,
+    board: Arc<StatusBoard>,
+    shared: Arc<Shared>,
+    planner: Planner,
+    began: Instant,
+    began_at: Timestamp,
+    /// The group as it was last seen, with the manager's own steps since.
+    group: Option<(Group, Instant)>,
+    looked: Option<Instant>,
+    looked_for_failures: Option<Instant>,
+    /// Calls that fail and were logged.
+    failing: BTreeSet<&'static str>,
+    /// Instances that have had an agent, as far as this process knows.
+    known: BTreeSet<String>,
+    wanted: Option<u32>,
+}
+
+impl Rounds {
+    fn new(
+        pool: PoolSettings,
+        workload: Arc<dyn Workload>,
+        engine: Arc<dyn Engine>,
+        board: Arc<StatusBoard>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let planner = Planner::new(Sizing::of(&pool));
+        Self {
+            pool,
+            workload,
+            engine,
+            board,
+            shared,
+            planner,
+            began: Instant::now(),
+            began_at: Timestamp::now(),
+            group: None,
+            looked: None,
+            looked_for_failures: None,
+            failing: BTreeSet::new(),
+            known: BTreeSet::new(),
+            wanted: None,
+        }
+    }
+
+    fn run(&mut self) {
+        while !self.shared.stop.load(Ordering::Acquire) {
+            self.take_settings();
+            let wait = self.round();
+            self.workload.wait_for_change(wait);
+        }
+    }
+
+    fn take_settings(&mut self) {
+        let mut settings = self.shared.settings();
+        if std::mem::replace(&mut settings.1, false) {
+            self.pool = settings.0.clone();
+            self.planner.change(Sizing::of(&self.pool));
+        }
+    }
+
+    /// One decision and its steps. Returns when the next one is due.
+    fn round(&mut self) -> Duration {
+        if self.is_look_due() {
+            self.look();
+        }
+        let snapshot = self.workload.snapshot();
+        self.known.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
+        self.look_for_failures(&snapshot);
+        let at = Instant::now();
+        let now = Now { elapsed: at.saturating_duration_since(self.began), time: Timestamp::now() };
+        let group = self.group.as_ref().filter(|(_, seen)| seen.elapsed() < STALE).map(|(group, _)| group.clone());
+        let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
+        self.tell(&plan);
+        for step in &plan.steps {
+            self.carry_out(step, now.elapsed);
+        }
+        self.workload.set_hold_budget(plan.hold_budget);
+        self.board.decided(&self.pool.name, &plan, &snapshot, self.group.as_ref().map(|(group, _)| group));
+        self.wait(&plan, &snapshot)
+    }
+
+    /// Until the next look or decision.
+    fn wait(&self, plan: &Plan, snapshot: &Snapshot) -> Duration {
+        let interval = self.interval(snapshot);
+        let look = self.looked.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
+        let seconds = Timestamp::now().as_second().rem_euclid(60);
+        let minute = EACH_MINUTE.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        let least = Duration::from_millis(200);
+        plan.again.into_iter().chain([look, minute]).min().unwrap_or(EACH_MINUTE).max(least)
+    }
+
+    fn interval(&self, snapshot: &Snapshot) -> Duration {
+        match self.expects(snapshot) {
+            true => self.pool.update_interval_when_expecting,
+            false => self.pool.update_interval,
+        }
+    }
+
+    /// Whether instances come or go.
+    fn expects(&self, snapshot: &Snapshot) -> bool {
+        let Some((group, _)) = &self.group else { return false };
+        let registered = |instance: &str| snapshot.agents.iter().any(|agent| agent.instance == instance);
+        let listed = group.members.iter().filter(|member| member.state.counts()).count();
+        usize::try_from(group.desired).is_ok_and(|desired| desired != listed)
+            || group.members.iter().any(|member| match member.state {
+                State::Running => !registered(&member.instance),
+                State::Creating | State::Terminating | State::Held => true,
+                State::Aside => false,
+            })
+            || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
+    }
+
+    fn is_look_due(&self) -> bool {
+        let interval = self.interval(&self.workload.snapshot());
+        self.looked.is_none_or(|looked| looked.elapsed() >= interval)
+    }
+
+    /// Asks for the group, and tells the workload who may register and who is gone.
+    fn look(&mut self) {
+        self.looked = Some(Instant::now());
+        let group = match self.engine.group() {
+            Ok(group) => group,
+            Err(error) => return self.complain("list", &error),
+        };
+        self.succeeded("list");
+        self.board.engine_answered(&self.pool.name);
+        let may_register = |state: State| matches!(state, State::Creating | State::Running | State::Held);
+        let members: Vec<String> = group
+            .members
+            .iter()
+            .filter(|member| may_register(member.state))
+            .map(|member| member.instance.clone())
+            .collect();
+        self.workload.set_members(&members);
+        let snapshot = self.workload.snapshot();
+        self.report_lost(&group, &snapshot);
+        self.attend_held(&group, &snapshot);
+        self.known.retain(|instance| group.member(instance).is_some());
+        self.group = Some((group, Instant::now()));
+    }
+
+    /// Agents whose instance is not in the group any more: the engine says whether it has ended.
+    fn report_lost(&mut self, group: &Group, snapshot: &Snapshot) {
+        let missing: Vec<String> = snapshot
+            .agents
+            .iter()
+            .map(|agent| agent.instance.clone())
+            .filter(|instance| group.member(instance).is_none())
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        match self.engine.ended(&missing) {
+            Ok(ended) => {
+                self.succeeded("ended");
+                for instance in ended {
+                    let text = format!("instance lost: it is terminated instance={instance}");
+                    log::warn!("{text} pool={}", self.pool.name);
+                    self.board.happened(&self.pool.name, &text);
+                    self.workload.lost(&instance);
+                }
+            }
+            Err(error) => self.complain("ended", &error),
+        }
+    }
+
+    /// Instances that end and that a lifecycle hook holds: for as long as their job runs.
+    fn attend_held(&mut self, group: &Group, snapshot: &Snapshot) {
+        for member in group.members.iter().filter(|member| member.state == State::Held) {
+            let instance = member.instance.as_str();
+            let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
+            let outcome = match agent.map(|agent| agent.state) {
+                Some(AgentState::Busy | AgentState::Leaving) => self.engine.keep_held(instance),
+                Some(AgentState::Idle { .. }) => {
+                    self.workload.dismiss(instance, "the group terminates the instance");
+                    Ok(())
+                }
+                // After a restart of the manager its agent may not have reconnected yet.
+                None if !self.known.contains(instance) && self.began.elapsed() < RECONNECT => Ok(()),
+                None => self.engine.release_held(instance),
+            };
+            match outcome {
+                Ok(()) => self.succeeded("hook"),
+                Err(error) => self.complain("hook", &error),
+            }
+        }
+    }
+
+    /// While instances are awaited, the engine is asked why they do not come.
+    fn look_for_failures(&mut self, snapshot: &Snapshot) {
+        let due = self.looked_for_failures.is_none_or(|looked| looked.elapsed() >= FAILED_STARTS);
+        if due && self.expects(snapshot) {
+            self.looked_for_failures = Some(Instant::now());
+            let failed = self.failed_starts();
+            let notes = self.planner.failed_starts(&failed, self.began.elapsed());
+            for start in &failed {
+                self.board.start_failed(&self.pool.name, start);
+            }
+            notes.iter().for_each(|note| self.note(note));
+        }
+    }
+
+    fn failed_starts(&mut self) -> Vec<FailedStart> {
+        match self.engine.failed_starts(self.began_at) {
+            Ok(failed) => {
+                self.succeeded("failures");
+                failed
+            }
+            Err(error) => {
+                self.complain("failures", &error);
+                Vec::new()
+            }
+        }
+    }
+
+    fn tell(&mut self, plan: &Plan) {
+        if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
+            log::info!("wanted instances: {} pool={}", plan.wanted.reason, self.pool.name);
+        }
+        let stops =
+            plan.notes.iter().any(|note| matches!(note, Note::Warning(text) if text.starts_with("growth stop")));
+        plan.notes.iter().for_each(|note| self.note(note));
+        if stops {
+            let failed = self.failed_starts();
+            let cause = failed.last().map_or_else(
+                || "no start failed in the group's scaling activities".to_owned(),
+                |start| format!("{}; {}", start.cause, start.kind.remedy()),
+            );
+            self.note(&Note::Warning(format!("scaling activities: {cause}")));
+        }
+        for boot in &plan.boots {
+            self.board.booted(&self.pool.name, *boot);
+        }
+    }
+
+    fn note(&self, note: &Note) {
+        let text = match note {
+            Note::Info(text) => {
+                log::info!("{text} pool={}", self.pool.name);
+                text
+            }
+            Note::Warning(text) => {
+                log::warn!("{text} pool={}", self.pool.name);
+                text
+            }
+        };
+        self.board.happened(&self.pool.name, text);
+    }
+
+    /// One step; the planner learns how it went.
+    fn carry_out(&mut self, step: &Step, now: Duration) {
+        let pool = self.pool.name.clone();
+        let outcome = match &step.action {
+            Action::SetTarget { to, .. } => self.engine.set_target(*to),
+            Action::Dismiss(instance) => {
+                // An agent that has taken a job meanwhile stays.
+                if !self.workload.dismiss(instance, &step.reason) {
+                    return;
+                }
+                Ok(())
+            }
+            Action::Terminate(instance, change) => {
+                let outcome = self.engine.terminate(instance, *change);
+                match outcome {
+                    // What is gone need not be terminated.
+                    Err(error) if error.kind == ErrorKind::NoInstance => Ok(()),
+                    Err(error) if error.kind == ErrorKind::AtMinimum => {
+                        self.engine.terminate(instance, CapacityChange::Keep)
+                    }
+                    outcome => outcome,
+                }
+            }
+        };
+        let call = match &step.action {
+            Action::SetTarget { .. } => "set_target",
+            Action::Dismiss(_) => "dismiss",
+            Action::Terminate(..) => "terminate",
+        };
+        let text = match &step.action {
+            Action::SetTarget { from, to } => format!("desired capacity set from={from} to={to}"),
+            Action::Dismiss(instance) => format!("agent told to leave instance={instance}"),
+            Action::Terminate(instance, change) => {
+                let decrement = *change == CapacityChange::Decrement;
+                format!("instance terminated instance={instance} decrement={decrement}")
+            }
+        };
+        match outcome {
+            Ok(()) => {
+                self.succeeded(call);
+                log::info!("{text} pool={pool} reason=\"{}\"", step.reason);
+                self.board.happened(&pool, &format!("{text}: {}", step.reason));
+                self.planner.done(&step.action, now);
+                self.note_in_group(&step.action);
+            }
+            Err(error) => {
+                self.planner.failed(&step.action, now);
+                self.complain(call, &error);
+            }
+        }
+    }
+
+    /// The group as it is after a step, until it is looked at again.
+    fn note_in_group(&mut self, action: &Action) {
+        let Some((group, _)) = &mut self.group else { return };
+        match action {
+            Action::SetTarget { to, .. } => group.desired = *to,
+            Action::Dismiss(_) => {}
+            Action::Terminate(instance, change) => {
+                if let Some(member) = group.members.iter_mut().find(|member| member.instance == *instance) {
+                    member.state = State::Terminating;
+                }
+                if *change == CapacityChange::Decrement {
+                    group.desired = group.desired.saturating_sub(1);
+                }
+            }
+        }
+    }
+
+    /// Each kind of call that fails is logged once, until it succeeds.
+    fn complain(&mut self, call: &'static str, error: &EngineError) {
+        self.board.engine_failed(&self.pool.name, call, error);
+        if self.failing.insert(call) {
+            log::warn!("engine call failed; the next round tries again pool={} error=\"{error}\"", self.pool.name);
+        }
+    }
+
+    fn succeeded(&mut self, call: &'static str) {
+        if self.failing.remove(call) {
+            log::info!("engine call succeeded again pool={} call={call}", self.pool.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

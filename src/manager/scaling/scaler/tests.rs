@@ -1,0 +1,269 @@
+use std::collections::VecDeque;
+use std::sync::Condvar;
+use std::time::SystemTime;
+
+use super::*;
+use crate::manager::engine::{Examined, Member};
+use crate::manager::scaling::testing::pool;
+use crate::manager::workload::AgentView;
+
+/// A pool's jobs and agents, as a test sets them.
+#[derive(Default)]
+struct Jobs {
+    snapshot: Mutex<Snapshot>,
+    changes: Mutex<u32>,
+    changed: Condvar,
+    budget: Mutex<Option<u32>>,
+    lost: Mutex<Vec<String>>,
+    members: Mutex<Vec<String>>,
+}
+
+impl Jobs {
+    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        change(&mut self.snapshot.lock().expect("no panic"));
+        self.wake();
+    }
+}
+
+impl Workload for Jobs {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot.lock().expect("no panic").clone()
+    }
+
+    fn dismiss(&self, instance: &str, _reason: &str) -> bool {
+        self.change(|snapshot| snapshot.agents.retain(|agent| agent.instance != instance));
+        true
+    }
+
+    fn lost(&self, instance: &str) {
+        self.lost.lock().expect("no panic").push(instance.to_owned());
+        self.change(|snapshot| snapshot.agents.retain(|agent| agent.instance != instance));
+    }
+
+    fn set_hold_budget(&self, jobs: u32) {
+        *self.budget.lock().expect("no panic") = Some(jobs);
+    }
+
+    fn wait_for_change(&self, timeout: Duration) {
+        let changes = self.changes.lock().expect("no panic");
+        let (mut changes, _) =
+            self.changed.wait_timeout_while(changes, timeout, |changes| *changes == 0).expect("no panic");
+        *changes = 0;
+    }
+
+    fn wake(&self) {
+        *self.changes.lock().expect("no panic") += 1;
+        self.changed.notify_all();
+    }
+
+    fn set_members(&self, members: &[String]) {
+        *self.members.lock().expect("no panic") = members.to_vec();
+    }
+}
+
+/// A group that does at once what it is told, and fails as a test says.
+#[derive(Default)]
+struct TestGroup {
+    group: Mutex<Group>,
+    calls: Mutex<Vec<String>>,
+    failures: Mutex<VecDeque<&'static str>>,
+    started: Mutex<u32>,
+    changed: Condvar,
+    refuses_starts: bool,
+}
+
+impl TestGroup {
+    fn new() -> Self {
+        let group = Group { most: Some(10), protects_new: true, ..Group::default() };
+        Self { group: Mutex::new(group), ..Self::default() }
+    }
+
+    fn call(&self, call: String) -> Result<(), EngineError> {
+        let name = call.split(' ').next().unwrap_or_default().to_owned();
+        self.calls.lock().expect("no panic").push(call);
+        self.changed.notify_all();
+        let mut failures = self.failures.lock().expect("no panic");
+        match failures.front() {
+            Some(next) if *next == name => {
+                failures.pop_front();
+                Err(EngineError { kind: ErrorKind::Temporary, call: name, why: "throttled".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wait_until(&self, what: &str, is_true: impl Fn(&[String]) -> bool) {
+        let calls = self.calls.lock().expect("no panic");
+        let limit = Duration::from_secs(60);
+        let (calls, timeout) =
+            self.changed.wait_timeout_while(calls, limit, |calls| !is_true(calls)).expect("no panic");
+        assert!(!timeout.timed_out(), "{what}: {calls:?}");
+    }
+}
+
+impl Engine for TestGroup {
+    fn group(&self) -> Result<Group, EngineError> {
+        self.call("group".to_owned())?;
+        Ok(self.group.lock().expect("no panic").clone())
+    }
+
+    fn set_target(&self, instances: u32) -> Result<(), EngineError> {
+        let mut group = self.group.lock().expect("no panic");
+        let outcome = self.call(format!("set_target {instances}"));
+        outcome?;
+        group.desired = instances;
+        let listed = u32::try_from(group.members.len()).expect("few");
+        for _ in listed..if self.refuses_starts { listed } else { instances } {
+            let mut started = self.started.lock().expect("no panic");
+            *started += 1;
+            let instance = format!("i-{started}");
+            group.members.push(Member {
+                instance,
+                state: State::Running,
+                healthy: true,
+                protected: true,
+                detail: String::new(),
+            });
+        }
+        Ok(())
+    }
+
+    fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError> {
+        let mut group = self.group.lock().expect("no panic");
+        self.call(format!("terminate {instance} {capacity:?}"))?;
+        group.members.retain(|member| member.instance != instance);
+        if capacity == CapacityChange::Decrement {
+            group.desired -= 1;
+        }
+        Ok(())
+    }
+
+    fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
+        Ok(instances.to_vec())
+    }
+
+    fn failed_starts(&self, _since: Timestamp) -> Result<Vec<FailedStart>, EngineError> {
+        let failed = FailedStart {
+            at: Timestamp::now(),
+            cause: "vCPU limit".to_owned(),
+            kind: crate::manager::engine::FailureKind::Quota,
+        };
+        Ok(if self.refuses_starts { vec![failed] } else { Vec::new() })
+    }
+
+    fn keep_held(&self, _instance: &str) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn release_held(&self, instance: &str) -> Result<(), EngineError> {
+        self.call(format!("release_held {instance}"))
+    }
+
+    fn examine(&self) -> Vec<Examined> {
+        Vec::new()
+    }
+}
+
+fn agent(instance: &str, state: AgentState) -> AgentView {
+    AgentView {
+        instance: instance.to_owned(),
+        state,
+        registered: SystemTime::now(),
+        version: String::new(),
+        capacity: 1,
+        builds: 0,
+        jobs: Vec::new(),
+        last_heard: Instant::now(),
+    }
+}
+
+fn settings() -> PoolSettings {
+    pool(
+        "docker-autoscaler",
+        "",
+        "update_interval = \"1s\"\nupdate_interval_when_expecting = \"50ms\"\ndeletion_retry_interval = \"50ms\"\n\
+         [[runners.autoscaler.policy]]\nidle_time = \"1s\"\n",
+    )
+}
+
+fn start(engine: &Arc<TestGroup>) -> (Arc<Jobs>, Arc<StatusBoard>, Scaler) {
+    let (jobs, board) = (Arc::new(Jobs::default()), Arc::new(StatusBoard::new()));
+    let workload: Arc<dyn Workload> = jobs.clone();
+    let scaler = Scaler::start(settings(), workload, engine.clone(), Arc::clone(&board)).expect("a thread");
+    (jobs, board, scaler)
+}
+
+fn has(call: &str) -> impl Fn(&[String]) -> bool {
+    move |calls| calls.iter().any(|other| other == call)
+}
+
+#[test]
+fn a_pool_grows_and_shrinks_to_nothing_whatever_call_fails_in_between() {
+    let engine = Arc::new(TestGroup::new());
+    engine.failures.lock().expect("no panic").extend(["group", "set_target", "group", "terminate", "group"]);
+    let (jobs, _board, scaler) = start(&engine);
+    jobs.change(|snapshot| snapshot.held = 1);
+    engine.wait_until("growth", |calls| calls.iter().filter(|call| *call == "set_target 1").count() == 2);
+    jobs.change(|snapshot| {
+        *snapshot = Snapshot { held: 0, running: 1, agents: vec![agent("i-1", AgentState::Busy)] };
+    });
+    jobs.change(|snapshot| {
+        *snapshot =
+            Snapshot { agents: vec![agent("i-1", AgentState::Idle { since: Instant::now() })], ..Snapshot::default() };
+    });
+    let end = "terminate i-1 Decrement";
+    engine.wait_until("an empty group", |calls| calls.iter().filter(|call| *call == end).count() == 2);
+    scaler.stop();
+    let group = engine.group.lock().expect("no panic");
+    assert_eq!((group.desired, group.members.len()), (0, 0));
+}
+
+#[test]
+fn an_instance_that_vanished_is_reported_lost() {
+    let engine = Arc::new(TestGroup::new());
+    let (jobs, _board, scaler) = start(&engine);
+    jobs.change(|snapshot| snapshot.agents = vec![agent("i-9", AgentState::Busy)]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while jobs.lost.lock().expect("no panic").is_empty() {
+        assert!(Instant::now() < until, "not reported");
+        thread::sleep(Duration::from_millis(10));
+    }
+    scaler.stop();
+    assert_eq!(*jobs.lost.lock().expect("no panic"), ["i-9"]);
+}
+
+#[test]
+fn a_group_that_cannot_start_instances_ends_hold_ahead() {
+    let engine = Arc::new(TestGroup { refuses_starts: true, ..TestGroup::new() });
+    let (jobs, _board, scaler) = start(&engine);
+    jobs.change(|snapshot| snapshot.held = 2);
+    engine.wait_until("growth that is withdrawn", has("set_target 0"));
+    let until = Instant::now() + Duration::from_secs(60);
+    while *jobs.budget.lock().expect("no panic") != Some(0) {
+        assert!(Instant::now() < until, "jobs are still held");
+        thread::sleep(Duration::from_millis(10));
+    }
+    scaler.stop();
+}
+
+#[test]
+fn a_reload_changes_the_policy_and_keeps_the_instances() {
+    let engine = Arc::new(TestGroup::new());
+    let (_jobs, _board, scaler) = start(&engine);
+    engine.wait_until("the first look", has("group"));
+    scaler.reload(pool("docker-autoscaler", "", "[[runners.autoscaler.policy]]\nidle_count = 2\n"));
+    engine.wait_until("growth by the new policy", has("set_target 2"));
+    scaler.stop();
+}
+
+#[test]
+fn instances_without_a_job_are_deleted_at_shutdown() {
+    let engine = TestGroup::new();
+    engine.set_target(3).expect("set");
+    let jobs = Jobs::default();
+    jobs.change(|snapshot| snapshot.agents = vec![agent("i-2", AgentState::Busy)]);
+    assert_eq!(delete_instances(&settings(), &jobs, &engine), 0);
+    let left: Vec<String> =
+        engine.group().expect("a group").members.into_iter().map(|member| member.instance).collect();
+    assert_eq!(left, ["i-2"]);
+}

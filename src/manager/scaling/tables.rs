@@ -1,0 +1,184 @@
+//! The meaning of `[runners.autoscaler]` and `[runners.machine]` of gitlab-runner, as far as they decide about a fleet's
+//! size.
+
+use std::time::Duration;
+
+use super::growth::Growth;
+use super::policy::{IdleTarget, Intake, Policies, Policy, Rounding, Window};
+use crate::config::fleet::{AutoscalerTable, FleetTable, MachinePolicyTable, MachineTable, PolicyTable};
+use crate::config::period::{Period, Zone};
+use crate::manager::pool::PoolSettings;
+
+/// The idle time of a policy that names none.
+const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
+/// New instances a second where `scale_throttle` names no limit.
+const THROTTLE: f64 = 100.0;
+
+impl Policies {
+    /// The policies of a pool's table.
+    pub fn of(table: &FleetTable) -> Self {
+        match table {
+            FleetTable::Autoscaler(table) => Self::of_autoscaler(table),
+            FleetTable::Machine(table) => Self::of_machine(table),
+        }
+    }
+
+    /// Without any policy, and outside of all periods, jobs are held and instances are started for them.
+    fn of_autoscaler(table: &AutoscalerTable) -> Self {
+        let otherwise = Policy {
+            label: "no policy applies".to_owned(),
+            idle: IdleTarget::NONE,
+            idle_time: POLICY_IDLE_TIME,
+            intake: Intake::HoldAhead,
+        };
+        let windows = table.policy.iter().enumerate().map(|(number, policy)| window_of_policy(number + 1, policy));
+        Self { otherwise, windows: windows.collect() }
+    }
+
+    /// The root values, and a block of values for each period.
+    fn of_machine(table: &MachineTable) -> Self {
+        let root = MachineIdle {
+            count: table.idle_count,
+            count_min: table.idle_count_min,
+            factor: table.idle_scale_factor,
+            seconds: table.idle_time,
+        };
+        let window = |(at, period): (usize, &MachinePolicyTable)| {
+            let idle = MachineIdle {
+                count: period.idle_count,
+                count_min: period.idle_count_min,
+                factor: period.idle_scale_factor,
+                seconds: period.idle_time,
+            };
+            Window {
+                periods: period.periods.clone(),
+                zone: period.timezone.clone(),
+                policy: idle.policy(label("autoscaling", at + 1, &period.periods, &period.timezone)),
+            }
+        };
+        Self {
+            otherwise: root.policy("root values".to_owned()),
+            windows: table.autoscaling.iter().enumerate().map(window).collect(),
+        }
+    }
+}
+
+impl Growth {
+    /// The limits of a pool.
+    pub fn of(pool: &PoolSettings) -> Self {
+        let Some(throttle) = pool.scale_throttle else {
+            return Self { in_flight: pool.max_growth, ..Self::FREE };
+        };
+        let burst = Some(throttle.burst).filter(|burst| *burst > 0).or(pool.max_instances).or(pool.runner.limit);
+        let rate = match throttle.limit {
+            ..0 => None,
+            0 => Some(THROTTLE),
+            limit => Some(limit as f64),
+        };
+        Self { in_flight: None, rate, burst: burst.unwrap_or(u32::MAX) }
+    }
+}
+
+fn window_of_policy(number: usize, table: &PolicyTable) -> Window {
+    let idle = IdleTarget {
+        floor: table.idle_count,
+        factor: table.scale_factor,
+        cap: Some(table.scale_factor_limit).filter(|limit| *limit > 0),
+        rounding: Rounding::Up,
+    };
+    // Without idle capacity, a pool that waits for an idle agent would wait for ever.
+    let relays = table.idle_count > 0 && table.preemptive_mode != Some(false);
+    let policy = Policy {
+        label: label("policy", number, &table.periods, &table.timezone),
+        idle,
+        idle_time: table.idle_time.unwrap_or(POLICY_IDLE_TIME),
+        intake: if relays { Intake::Relay } else { Intake::HoldAhead },
+    };
+    Window { periods: table.periods.clone(), zone: table.timezone.clone(), policy }
+}
+
+/// The four idle values of docker+machine, which a period replaces as a block.
+struct MachineIdle {
+    count: u32,
+    count_min: u32,
+    factor: f64,
+    seconds: u64,
+}
+
+impl MachineIdle {
+    fn policy(&self, label: String) -> Policy {
+        let idle = match self.factor > 0.0 {
+            // `IdleCount` bounds the result, and a minimum below 1 counts as 1.
+            true => IdleTarget {
+                floor: self.count_min.max(1).min(self.count),
+                factor: self.factor,
+                cap: Some(self.count),
+                rounding: Rounding::Down,
+            },
+            false => IdleTarget { floor: self.count, rounding: Rounding::Down, ..IdleTarget::NONE },
+        };
+        let intake = if self.count == 0 { Intake::HoldAhead } else { Intake::Relay };
+        Policy { label, idle, idle_time: Duration::from_secs(self.seconds), intake }
+    }
+}
+
+fn label(word: &str, number: usize, periods: &[Period], zone: &Zone) -> String {
+    let periods: Vec<String> = periods.iter().map(|period| format!("`{period}`")).collect();
+    format!("{word} {number} ({}, {zone})", periods.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::scaling::testing::{autoscaler, machine, pool};
+
+    #[test]
+    fn keys_of_the_autoscaler_have_their_meaning() {
+        let policies = autoscaler(
+            "[[policy]]\nidle_count = 4\nscale_factor = 0.5\nscale_factor_limit = 7\nidle_time = \"20m0s\"\n\
+             [[policy]]\nperiods = [\"* 22-6 * * *\"]\ntimezone = \"UTC\"\npreemptive_mode = true\n",
+        );
+        let day = policies.at("2026-07-06T12:00:00Z".parse().expect("a time"));
+        assert_eq!((day.intake, day.idle_time), (Intake::Relay, Duration::from_secs(1200)));
+        assert_eq!([0, 8, 9, 100].map(|active| day.idle.at(active)), [4, 4, 5, 7]);
+        let night = policies.at("2026-07-06T23:00:00Z".parse().expect("a time"));
+        // Without idle capacity no agent would ever wait.
+        assert_eq!((night.intake, night.idle.at(9), night.idle_time), (Intake::HoldAhead, 0, POLICY_IDLE_TIME));
+        assert_eq!(night.label, "policy 2 (`* 22-6 * * *`, UTC)");
+    }
+
+    #[test]
+    fn the_throttle_and_its_defaults() {
+        let growth = |keys: &str| Growth::of(&pool("docker-autoscaler", "limit = 4\n", keys));
+        let limits = |rate, burst| Growth { in_flight: None, rate, burst };
+        assert_eq!(growth("[runners.autoscaler.scale_throttle]\nlimit = 2\nburst = 5\n"), limits(Some(2.0), 5));
+        assert_eq!(growth("max_instances = 9\n"), limits(Some(100.0), 9));
+        assert_eq!(growth(""), limits(Some(100.0), 4));
+        assert_eq!(growth("[runners.autoscaler.scale_throttle]\nlimit = -1\n").rate, None);
+        let machine = Growth::of(&pool("docker+machine", "", "MaxGrowthRate = 3\n"));
+        assert_eq!(machine, Growth { in_flight: Some(3), ..Growth::FREE });
+    }
+
+    #[test]
+    fn preemptive_mode_off_holds_jobs_in_spite_of_idle_capacity() {
+        let policies = autoscaler("[[policy]]\nidle_count = 2\npreemptive_mode = false");
+        assert_eq!(policies.windows[0].policy.intake, Intake::HoldAhead);
+    }
+
+    #[test]
+    fn a_period_of_docker_machine_replaces_all_idle_values() {
+        let policies = machine(
+            "IdleCount = 10\nIdleCountMin = 2\nIdleScaleFactor = 1.5\nIdleTime = 600\nMaxBuilds = 9\n\
+             [[autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 120\n",
+        );
+        let (root, weekend) = (&policies.otherwise, &policies.windows[0].policy);
+        assert_eq!([0, 2, 5, 50].map(|active| root.idle.at(active)), [2, 3, 7, 10]);
+        assert_eq!((weekend.idle.at(30), weekend.intake), (0, Intake::HoldAhead));
+        assert_eq!(root.intake, Intake::Relay);
+        // The minimum counts only with a factor, and is at least 1 then.
+        let of = |text: &str| machine(text).otherwise.idle.at(0);
+        assert_eq!(of("IdleCount = 3\nIdleCountMin = 9"), 3);
+        assert_eq!(of("IdleCount = 3\nIdleScaleFactor = 1"), 1);
+        assert_eq!(of("IdleCountMin = 2\nIdleScaleFactor = 1.0"), 0, "IdleCount is the upper bound");
+    }
+}

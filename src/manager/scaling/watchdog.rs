@@ -1,0 +1,234 @@
+//! Whether instances that start do register: an instance that does not is replaced, and growth stops after several in a
+//! row (a circuit breaker).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long growth is stopped at first, before one instance is tried; doubled with each failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// An instance may be starting for this many times the time in which a running one must register.
+const STARTING: u32 = 3;
+
+/// Watches the instances of one pool, over the time that its caller names.
+#[derive(Clone, Debug)]
+pub struct Watchdog {
+    timeout: Duration,
+    /// Failures in a row after which growth stops.
+    threshold: u32,
+    boots: BTreeMap<String, Boot>,
+    /// Instances that did not register, or could not be started, in a row.
+    failures: u32,
+    breaker: Breaker,
+    /// When the breaker last opened.
+    opened: Duration,
+    pause: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Boot {
+    seen: Duration,
+    running: Option<Duration>,
+}
+
+/// Whether the pool may grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Breaker {
+    /// It may.
+    Closed,
+    /// It may not, until then.
+    Open {
+        /// Time of the next try.
+        until: Duration,
+        /// Why.
+        cause: String,
+    },
+    /// One instance is tried.
+    HalfOpen {
+        /// Why growth was stopped.
+        cause: String,
+    },
+}
+
+/// What became of an instance that did not register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// Another one is to take its place.
+    Replace,
+    /// It is one too many in a row.
+    Stop,
+}
+
+impl Watchdog {
+    /// Nothing has started yet. A running instance must register within `timeout`; growth
+    /// stops after `threshold` failures in a row.
+    pub fn new(timeout: Duration, threshold: u32) -> Self {
+        Self {
+            timeout,
+            threshold,
+            boots: BTreeMap::new(),
+            failures: 0,
+            breaker: Breaker::Closed,
+            opened: Duration::ZERO,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// Other limits from now on.
+    pub fn change(&mut self, timeout: Duration, threshold: u32) {
+        self.timeout = timeout;
+        self.threshold = threshold;
+    }
+
+    /// An instance is there that has not registered.
+    pub fn starting(&mut self, instance: &str, is_running: bool, now: Duration) {
+        let boot = self.boots.entry(instance.to_owned()).or_insert(Boot { seen: now, running: None });
+        if is_running {
+            boot.running.get_or_insert(now);
+        }
+    }
+
+    /// An instance registered. Returns how long that took, if it was seen starting.
+    pub fn registered(&mut self, instance: &str, now: Duration) -> Option<Duration> {
+        let boot = self.boots.remove(instance);
+        // One that started before the breaker opened says nothing about the next one.
+        let closes = match &self.breaker {
+            Breaker::Closed => true,
+            Breaker::HalfOpen { .. } => boot.is_none_or(|boot| boot.seen >= self.opened),
+            Breaker::Open { .. } => boot.is_some_and(|boot| boot.seen >= self.opened),
+        };
+        if closes {
+            self.failures = 0;
+            self.breaker = Breaker::Closed;
+            self.pause = FIRST_PAUSE;
+        }
+        boot.map(|boot| now.saturating_sub(boot.seen))
+    }
+
+    /// Forgets instances that are not there any more.
+    pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.boots.retain(|instance, _| is_there(instance));
+    }
+
+    /// Instances that should have registered by now, and since when they run.
+    pub fn overdue(&self, now: Duration) -> Vec<(String, Duration)> {
+        let late = |boot: &Boot| match boot.running {
+            Some(since) => (now.saturating_sub(since) >= self.timeout).then(|| now.saturating_sub(since)),
+            None => (now.saturating_sub(boot.seen) >= self.timeout * STARTING).then(|| now.saturating_sub(boot.seen)),
+        };
+        self.boots.iter().filter_map(|(instance, boot)| Some((instance.clone(), late(boot)?))).collect()
+    }
+
+    /// When the next one will be overdue.
+    pub fn next(&self, now: Duration) -> Option<Duration> {
+        let due = |boot: &Boot| boot.running.map_or(boot.seen + self.timeout * STARTING, |since| since + self.timeout);
+        let breaker = match &self.breaker {
+            Breaker::Open { until, .. } => Some(*until),
+            _ => None,
+        };
+        self.boots.values().map(due).chain(breaker).min().map(|due| due.saturating_sub(now))
+    }
+
+    /// An instance did not register, and is terminated.
+    pub fn failed(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
+        self.boots.remove(instance);
+        self.failures += 1;
+        if self.failures < self.threshold && self.breaker == Breaker::Closed {
+            return Overdue::Replace;
+        }
+        self.open(now, cause);
+        Overdue::Stop
+    }
+
+    /// The group could not start an instance. Returns true if that opened the breaker. `fatal`: no retry of the group
+    /// will help.
+    pub fn not_started(&mut self, now: Duration, fatal: bool, cause: String) -> bool {
+        self.failures += 1;
+        let opens = fatal || self.failures >= self.threshold || self.breaker != Breaker::Closed;
+        if opens && !matches!(self.breaker, Breaker::Open { .. }) {
+            self.open(now, cause);
+            return true;
+        }
+        false
+    }
+
+    fn open(&mut self, now: Duration, cause: String) {
+        if let Breaker::HalfOpen { .. } = self.breaker {
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+        self.opened = now;
+        self.breaker = Breaker::Open { until: now + self.pause, cause };
+    }
+
+    /// The breaker, which goes half open when its pause is over.
+    pub fn breaker(&mut self, now: Duration) -> &Breaker {
+        if let Breaker::Open { until, cause } = &self.breaker
+            && *until <= now
+        {
+            self.breaker = Breaker::HalfOpen { cause: cause.clone() };
+        }
+        &self.breaker
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn fails(watchdog: &mut Watchdog, instance: &str, now: Duration) -> Overdue {
+        watchdog.starting(instance, true, now);
+        assert_eq!(watchdog.overdue(now + 4 * MINUTE), []);
+        assert_eq!(watchdog.overdue(now + 5 * MINUTE), [(instance.to_owned(), 5 * MINUTE)]);
+        watchdog.failed(instance, now + 5 * MINUTE, "the image is broken".to_owned())
+    }
+
+    #[test]
+    fn the_third_in_a_row_opens_the_breaker() {
+        let mut watchdog = Watchdog::new(5 * MINUTE, 3);
+        assert_eq!(fails(&mut watchdog, "a", Duration::ZERO), Overdue::Replace);
+        assert_eq!(fails(&mut watchdog, "b", 5 * MINUTE), Overdue::Replace);
+        assert_eq!(fails(&mut watchdog, "c", 10 * MINUTE), Overdue::Stop);
+        let open = Breaker::Open { until: 20 * MINUTE, cause: "the image is broken".to_owned() };
+        assert_eq!(watchdog.breaker(15 * MINUTE), &open);
+        // After the pause one is tried; it fails: the next pause is twice as long.
+        assert!(matches!(watchdog.breaker(20 * MINUTE), Breaker::HalfOpen { .. }));
+        assert_eq!(fails(&mut watchdog, "d", 20 * MINUTE), Overdue::Stop);
+        assert!(matches!(watchdog.breaker(25 * MINUTE), Breaker::Open { until, .. } if *until == 35 * MINUTE));
+        // One that registers ends it.
+        watchdog.starting("e", false, 35 * MINUTE);
+        assert_eq!(watchdog.registered("e", 36 * MINUTE), Some(MINUTE));
+        assert_eq!(watchdog.breaker(36 * MINUTE), &Breaker::Closed);
+        assert_eq!(fails(&mut watchdog, "f", 40 * MINUTE), Overdue::Replace);
+    }
+
+    #[test]
+    fn a_registration_between_two_failures_resets_the_count() {
+        let mut watchdog = Watchdog::new(5 * MINUTE, 3);
+        for _ in 0..5 {
+            assert_eq!(fails(&mut watchdog, "a", Duration::ZERO), Overdue::Replace);
+            watchdog.registered("b", MINUTE);
+        }
+    }
+
+    #[test]
+    fn a_quota_opens_it_at_once_and_a_lack_of_capacity_at_the_third_time() {
+        let mut watchdog = Watchdog::new(MINUTE, 3);
+        assert!(watchdog.not_started(Duration::ZERO, true, "quota".to_owned()));
+        assert!(!watchdog.not_started(Duration::ZERO, true, "quota".to_owned()), "told once");
+        let mut watchdog = Watchdog::new(MINUTE, 3);
+        let times = [0, 1, 2].map(|_| watchdog.not_started(Duration::ZERO, false, "capacity".to_owned()));
+        assert_eq!(times, [false, false, true]);
+    }
+
+    #[test]
+    fn an_instance_may_start_for_longer_than_it_may_run_unregistered() {
+        let mut watchdog = Watchdog::new(MINUTE, 3);
+        watchdog.starting("a", false, Duration::ZERO);
+        assert_eq!((watchdog.overdue(2 * MINUTE), watchdog.next(2 * MINUTE)), (vec![], Some(MINUTE)));
+        assert_eq!(watchdog.overdue(3 * MINUTE).len(), 1);
+        watchdog.retain(|_| false);
+        assert_eq!(watchdog.overdue(3 * MINUTE), []);
+    }
+}

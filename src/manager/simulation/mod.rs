@@ -1,0 +1,35 @@
+//! What a fleet would do over a day: the manager's own decision code in virtual time, against a group that starts
+//! instances after a boot time and a GitLab that has jobs when a load says so.
+
+pub mod at;
+pub mod load;
+pub mod report;
+mod world;
+
+pub use world::{Day, Sample, simulate};
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::manager::scaling::Sizing;
+use load::Job;
+
+/// What is simulated.
+pub struct Scenario {
+    /// The pool.
+    pub sizing: Sizing,
+    /// Largest number of instances of the group.
+    pub group_maximum: Option<u32>,
+    /// When the day begins.
+    pub begins: Timestamp,
+    /// How long it lasts.
+    pub length: Duration,
+    /// From the start of an instance to the registration of its agent.
+    pub boot: Duration,
+    /// The jobs, by the time at which they come.
+    pub jobs: Vec<Job>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! A simulated day for people: a table by the hour, totals, and a chart.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::load::Job;
+use super::{Day, Sample};
+use crate::manager::status::chart::{Series, Tick, draw};
+
+/// Minutes of one line of the table.
+const LINE: usize = 60;
+
+/// Table and totals. Times are by the clock of `zone`.
+pub fn table(day: &Day, jobs: &[Job], begins: Timestamp, zone: &TimeZone) -> String {
+    let mut text = String::new();
+    // Writing into a text cannot fail, here and below.
+    let _ = writeln!(
+        text,
+        "time       jobs waiting  running   instances wanted  starting  idle  busy   wait mean  longest"
+    );
+    for (number, samples) in day.samples.chunks(LINE).enumerate() {
+        let from = Duration::from_secs(number as u64 * LINE as u64 * 60);
+        let until = from + Duration::from_secs(LINE as u64 * 60);
+        let waits: Vec<Duration> = jobs
+            .iter()
+            .zip(&day.waits)
+            .filter(|(job, _)| job.start >= from && job.start < until)
+            .filter_map(|(_, wait)| *wait)
+            .collect();
+        let most = |of: fn(&Sample) -> u32| samples.iter().map(of).max().unwrap_or(0);
+        let (mean, longest) = match waits.is_empty() {
+            true => ("-".to_owned(), "-".to_owned()),
+            false => (short(mean(&waits)), short(waits.iter().copied().max().unwrap_or_default())),
+        };
+        let _ = writeln!(
+            text,
+            "{:<9} {:>13} {:>8} {:>18} {:>9} {:>5} {:>5} {:>11} {:>8}",
+            clock(begins, from, zone),
+            most(|sample| sample.queued + sample.held),
+            most(|sample| sample.running),
+            most(|sample| sample.wanted),
+            most(|sample| sample.starting),
+            most(|sample| sample.idle),
+            most(|sample| sample.busy),
+            mean,
+            longest
+        );
+    }
+    text.push_str(&totals(day));
+    text
+}
+
+fn totals(day: &Day) -> String {
+    let mut waits: Vec<Duration> = day.waits.iter().flatten().copied().collect();
+    waits.sort_unstable();
+    let part = |percent: usize| waits.get((waits.len() * percent / 100).min(waits.len().saturating_sub(1))).copied();
+    let shown = |wait: Option<Duration>| wait.map_or_else(|| "-".to_owned(), short);
+    let hours = |time: Duration| time.as_secs_f64() / 3600.0;
+    let (all, busy) = (hours(day.instance_time), hours(day.busy_time));
+    let share = if all > 0.0 { busy / all * 100.0 } else { 0.0 };
+    let most = day.samples.iter().map(|sample| sample.starting + sample.idle + sample.busy).max().unwrap_or(0);
+    let mut text = format!(
+        "\njobs             {} created, {} started\nwaiting time     median {}, 95 % {}, longest {}\n\
+         instances        {} started, at most {most} at once\ninstance hours   {all:.1}, with a job {busy:.1} ({share:.0} %)\n",
+        day.waits.len(),
+        waits.len(),
+        shown(part(50)),
+        shown(part(95)),
+        shown(waits.last().copied()),
+        day.started
+    );
+    if waits.len() < day.waits.len() {
+        let _ = writeln!(text, "not started      {} jobs had no instance at the end", day.waits.len() - waits.len());
+    }
+    text
+}
+
+/// Two charts below each other as one SVG document.
+pub fn chart(day: &Day, begins: Timestamp, zone: &TimeZone) -> String {
+    let series = |of: fn(&Sample) -> u32| -> Vec<u32> { day.samples.iter().map(of).collect() };
+    let (waiting, running) = (series(|sample| sample.queued + sample.held), series(|sample| sample.running));
+    let (busy, idle) = (series(|sample| sample.busy), series(|sample| sample.idle));
+    let (starting, wanted) = (series(|sample| sample.starting), series(|sample| sample.wanted));
+    let minutes = day.samples.len() as u64;
+    let tick =
+        |part: u64| -> Tick { (part as f64 / 8.0, clock(begins, Duration::from_secs(minutes * 60 * part / 8), zone)) };
+    let ticks: Vec<Tick> = (0..=8).map(tick).collect();
+    let jobs = [
+        Series { name: "running jobs", colour: "#2f80c8", values: &running, filled: true },
+        Series { name: "waiting jobs", colour: "#d9822b", values: &waiting, filled: false },
+    ];
+    let instances = [
+        Series { name: "busy instances", colour: "#3d9a50", values: &busy, filled: true },
+        Series { name: "idle instances", colour: "#9a6bc4", values: &idle, filled: false },
+        Series { name: "starting instances", colour: "#888", values: &starting, filled: false },
+        Series { name: "wanted instances", colour: "#c33", values: &wanted, filled: false },
+    ];
+    let place =
+        |svg: String, y: u32| svg.replacen("<svg ", &format!("<svg y=\"{y}\" width=\"860\" height=\"220\" "), 1);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 450\" width=\"860\" height=\"450\">\
+         <rect width=\"860\" height=\"450\" fill=\"#fff\"/>{}{}</svg>\n",
+        place(draw("Jobs over the day", &jobs, &ticks), 0),
+        place(draw("Instances over the day", &instances, &ticks), 230)
+    )
+}
+
+fn mean(waits: &[Duration]) -> Duration {
+    let sum: Duration = waits.iter().sum();
+    sum.checked_div(u32::try_from(waits.len()).unwrap_or(u32::MAX)).unwrap_or_default()
+}
+
+fn clock(begins: Timestamp, after: Duration, zone: &TimeZone) -> String {
+    let after = jiff::SignedDuration::try_from(after).unwrap_or_default();
+    begins.checked_add(after).map(|time| zone.to_datetime(time).strftime("%a %H:%M").to_string()).unwrap_or_default()
+}
+
+/// `0s`, `45s`, `1m30s`, `2h05m`.
+fn short(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match () {
+        () if seconds < 60 => format!("{seconds}s"),
+        () if seconds < 3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        () => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}

@@ -1,0 +1,316 @@
+//! The simulated world: a queue, a group and its instances, moved from one event to the next.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::Scenario;
+use crate::instance::CapacityChange;
+use crate::manager::engine::{Group, Member, State};
+use crate::manager::scaling::observation::{Agent, Now, Observation, Work};
+use crate::manager::scaling::planner::{Action, Planner};
+use crate::manager::scaling::wanted::Jobs;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Decisions at one moment; each carries out the steps of the one before.
+const ROUNDS: usize = 20;
+
+/// What a day was like.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Day {
+    /// One each minute.
+    pub samples: Vec<Sample>,
+    /// How long each job waited, in the order of their creation; `None` for one that had not started at the end.
+    pub waits: Vec<Option<Duration>>,
+    /// Instances that were started.
+    pub started: u32,
+    /// Time of all instances together.
+    pub instance_time: Duration,
+    /// Of that, with a job.
+    pub busy_time: Duration,
+    /// What the manager would have logged of its policies, with its time.
+    pub policies: Vec<(Duration, String)>,
+}
+
+/// One minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Jobs that GitLab has and no manager took.
+    pub queued: u32,
+    /// Jobs that the manager holds.
+    pub held: u32,
+    /// Jobs that run.
+    pub running: u32,
+    /// Instances wanted.
+    pub wanted: u32,
+    /// Instances that start.
+    pub starting: u32,
+    /// Instances without a job.
+    pub idle: u32,
+    /// Instances with a job.
+    pub busy: u32,
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    planner: Planner,
+    now: Duration,
+    group: Group,
+    instances: Vec<Instance>,
+    next_job: usize,
+    queued: VecDeque<usize>,
+    held: VecDeque<usize>,
+    budget: u32,
+    again: Option<Duration>,
+    wanted: u32,
+    policy: String,
+    day: Day,
+}
+
+struct Instance {
+    name: String,
+    ready: Duration,
+    began: Duration,
+    idle_since: Duration,
+    builds: u32,
+    /// When each of its jobs ends.
+    jobs: Vec<Duration>,
+    /// Its agent has left.
+    left: bool,
+}
+
+/// Runs a day.
+pub fn simulate(scenario: &Scenario) -> Day {
+    let group =
+        Group { name: "simulated".to_owned(), most: scenario.group_maximum, protects_new: true, ..Group::default() };
+    let mut world = World {
+        scenario,
+        planner: Planner::new(scenario.sizing.clone()),
+        now: Duration::ZERO,
+        group,
+        instances: Vec::new(),
+        next_job: 0,
+        queued: VecDeque::new(),
+        held: VecDeque::new(),
+        budget: 0,
+        again: None,
+        wanted: 0,
+        policy: String::new(),
+        day: Day { waits: vec![None; scenario.jobs.len()], ..Day::default() },
+    };
+    let mut sampled = Duration::ZERO;
+    while world.now < scenario.length {
+        world.happen();
+        while sampled <= world.now {
+            let sample = world.sample();
+            world.day.samples.push(sample);
+            sampled += MINUTE;
+        }
+        let next = world.next_event(sampled);
+        world.pass(next.min(scenario.length));
+    }
+    world.day
+}
+
+impl World<'_> {
+    /// Everything that is due now.
+    fn happen(&mut self) {
+        let now = self.now;
+        for instance in &mut self.instances {
+            let before = instance.jobs.len();
+            instance.jobs.retain(|end| *end > now);
+            if before > 0 && instance.jobs.is_empty() {
+                instance.idle_since = now;
+            }
+        }
+        while let Some(job) = self.scenario.jobs.get(self.next_job).filter(|job| job.start <= now) {
+            let _ = job;
+            self.queued.push_back(self.next_job);
+            self.next_job += 1;
+        }
+        for _ in 0..ROUNDS {
+            self.leave();
+            self.take_jobs();
+            if !self.decide() {
+                break;
+            }
+        }
+    }
+
+    /// Agents that have spent their builds leave.
+    fn leave(&mut self) {
+        let Some(most) = self.scenario.sizing.max_use_count else { return };
+        for instance in &mut self.instances {
+            instance.left |= instance.builds >= most && instance.jobs.is_empty();
+        }
+    }
+
+    /// Held jobs go to agents first, then queued ones; others are held as far as the budget allows.
+    fn take_jobs(&mut self) {
+        loop {
+            let running: usize = self.instances.iter().map(|instance| instance.jobs.len()).sum();
+            let active = u32::try_from(running + self.held.len()).unwrap_or(u32::MAX);
+            let may_take = active < self.scenario.sizing.max_jobs;
+            let free = self.free_agent();
+            let from_held = !self.held.is_empty();
+            match free {
+                Some(at) if from_held || may_take && !self.queued.is_empty() => {
+                    let job = if from_held { self.held.pop_front() } else { self.queued.pop_front() };
+                    if let Some(job) = job {
+                        self.start(at, job);
+                    }
+                }
+                None if may_take
+                    && !self.queued.is_empty()
+                    && u32::try_from(self.held.len()).is_ok_and(|held| held < self.budget) =>
+                {
+                    self.held.extend(self.queued.pop_front());
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// The agent that gets the next job: the one with the most jobs that has room, so that others can leave.
+    fn free_agent(&self) -> Option<usize> {
+        let sizing = &self.scenario.sizing;
+        let has_room = |instance: &Instance| {
+            let jobs = u32::try_from(instance.jobs.len()).unwrap_or(u32::MAX);
+            let builds_left = sizing.max_use_count.is_none_or(|most| instance.builds < most);
+            instance.ready <= self.now && !instance.left && jobs < sizing.capacity && builds_left
+        };
+        let candidates = self.instances.iter().enumerate().filter(|(_, instance)| has_room(instance));
+        candidates.max_by_key(|(at, instance)| (instance.jobs.len(), std::cmp::Reverse(*at))).map(|(at, _)| at)
+    }
+
+    fn start(&mut self, at: usize, job: usize) {
+        let of = self.scenario.jobs[job];
+        self.day.waits[job] = Some(self.now - of.start);
+        let instance = &mut self.instances[at];
+        instance.builds += 1;
+        instance.jobs.push(self.now + of.length);
+    }
+
+    /// One decision. True if it changed anything.
+    fn decide(&mut self) -> bool {
+        let elapsed = self.now;
+        let time = SignedDuration::try_from(elapsed)
+            .ok()
+            .and_then(|elapsed| self.scenario.begins.checked_add(elapsed).ok())
+            .unwrap_or(self.scenario.begins);
+        self.group.members = self.instances.iter().map(|instance| member(instance, elapsed)).collect();
+        let agents = self.instances.iter().filter(|instance| instance.ready <= elapsed && !instance.left);
+        let running: usize = self.instances.iter().map(|instance| instance.jobs.len()).sum();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let observation = Observation {
+            now: Now { elapsed, time },
+            jobs: Jobs { held: number(self.held.len()), running: number(running) },
+            agents: agents.map(|instance| agent(instance, elapsed)).collect(),
+            group: Some(self.group.clone()),
+        };
+        let plan = self.planner.plan(&observation);
+        for step in &plan.steps {
+            self.carry_out(&step.action);
+            self.planner.done(&step.action, elapsed);
+        }
+        if self.policy != plan.policy {
+            self.day.policies.push((elapsed, plan.policy.clone()));
+            self.policy.clone_from(&plan.policy);
+        }
+        let changed = !plan.steps.is_empty() || self.budget != plan.hold_budget;
+        self.budget = plan.hold_budget;
+        self.wanted = plan.wanted.instances;
+        self.again = plan.again.map(|again| elapsed + again.max(Duration::from_secs(1)));
+        changed
+    }
+
+    fn carry_out(&mut self, action: &Action) {
+        match action {
+            Action::SetTarget { to, .. } => self.group.desired = *to,
+            Action::Dismiss(name) => {
+                if let Some(instance) = self.instances.iter_mut().find(|instance| instance.name == *name) {
+                    instance.left = true;
+                }
+            }
+            Action::Terminate(name, change) => {
+                self.instances.retain(|instance| instance.name != *name);
+                if *change == CapacityChange::Decrement {
+                    self.group.desired = self.group.desired.saturating_sub(1);
+                }
+            }
+        }
+        while usize::try_from(self.group.desired).is_ok_and(|desired| self.instances.len() < desired) {
+            self.day.started += 1;
+            self.instances.push(Instance {
+                name: format!("instance-{:05}", self.day.started),
+                began: self.now,
+                ready: self.now + self.scenario.boot,
+                idle_since: self.now + self.scenario.boot,
+                builds: 0,
+                jobs: Vec::new(),
+                left: false,
+            });
+        }
+    }
+
+    fn next_event(&self, sample: Duration) -> Duration {
+        let jobs = self.scenario.jobs.get(self.next_job).map(|job| job.start);
+        let ends = self.instances.iter().flat_map(|instance| instance.jobs.iter().copied());
+        let ready = self.instances.iter().map(|instance| instance.ready).filter(|ready| *ready > self.now);
+        let later = |time: &Duration| *time > self.now;
+        jobs.into_iter()
+            .chain(ends)
+            .chain(ready)
+            .chain(self.again)
+            .chain([sample])
+            .filter(later)
+            .min()
+            .unwrap_or(sample)
+    }
+
+    fn pass(&mut self, until: Duration) {
+        let passed = until.saturating_sub(self.now);
+        let busy = self.instances.iter().filter(|instance| !instance.jobs.is_empty()).count();
+        let times = |count: usize| passed.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+        self.day.instance_time += times(self.instances.len());
+        self.day.busy_time += times(busy);
+        self.now = until;
+    }
+
+    fn sample(&self) -> Sample {
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let starting = self.instances.iter().filter(|instance| instance.ready > self.now).count();
+        let busy = self.instances.iter().filter(|instance| !instance.jobs.is_empty()).count();
+        Sample {
+            queued: number(self.queued.len()),
+            held: number(self.held.len()),
+            running: number(self.instances.iter().map(|instance| instance.jobs.len()).sum()),
+            wanted: self.wanted,
+            starting: number(starting),
+            idle: number(self.instances.len() - starting - busy),
+            busy: number(busy),
+        }
+    }
+}
+
+fn member(instance: &Instance, now: Duration) -> Member {
+    Member {
+        instance: instance.name.clone(),
+        // A slow boot is no fault here, however long it is: only a running instance can be overdue.
+        state: if instance.ready <= now { State::Running } else { State::Creating },
+        healthy: true,
+        protected: true,
+        detail: String::new(),
+    }
+}
+
+fn agent(instance: &Instance, now: Duration) -> Agent {
+    let idle = now.saturating_sub(instance.idle_since.max(instance.began));
+    Agent {
+        instance: instance.name.clone(),
+        work: if instance.jobs.is_empty() { Work::Idle(idle) } else { Work::Busy },
+        builds: instance.builds,
+        silent: Duration::ZERO,
+    }
+}

@@ -1,0 +1,332 @@
+//! What the scalers and brokers of a manager report, and what is made of it for those who look.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+
+use super::Workloads;
+use super::history::{History, INTERVAL, Point};
+use super::view::{DecisionView, GroupView, HistoryView, InstanceView, JobView, ManagerView, PoolView};
+use crate::manager::engine::{EngineError, FailedStart, Group, State};
+use crate::manager::scaling::planner::Plan;
+use crate::manager::workload::{AgentState, AgentView, Snapshot};
+use crate::monitor::listener::Answer;
+use crate::monitor::text::Histogram;
+use crate::version::VERSION;
+
+/// Decisions that are kept of each pool.
+const DECISIONS: usize = 50;
+/// A scaler that has not decided for this long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(300);
+/// Bounds of waiting and boot times, in seconds.
+pub const SECONDS: &[f64] = &[1.0, 5.0, 15.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0];
+/// Bounds of the hand-over's latency, in seconds.
+pub const LATENCIES: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The status of all pools.
+pub struct StatusBoard {
+    started: Timestamp,
+    pools: Mutex<BTreeMap<String, PoolStatus>>,
+}
+
+/// The status of one pool.
+pub struct PoolStatus {
+    pub plan: Plan,
+    pub decided: Option<Instant>,
+    pub group: Option<Group>,
+    pub engine_error: Option<String>,
+    decisions: VecDeque<(Timestamp, String)>,
+    history: History,
+    /// When the manager first saw each instance.
+    seen: BTreeMap<String, Instant>,
+    pub counts: Counts,
+}
+
+/// What only grows.
+pub struct Counts {
+    /// Failed calls, by what they ask for.
+    pub api_errors: BTreeMap<String, u64>,
+    /// Instances that could not be started, by kind.
+    pub failed_starts: BTreeMap<&'static str, u64>,
+    last_failed_start: Option<Timestamp>,
+    pub waiting: Histogram,
+    pub boot: Histogram,
+    pub hand_over: Histogram,
+}
+
+impl Default for PoolStatus {
+    fn default() -> Self {
+        Self {
+            plan: Plan::default(),
+            decided: None,
+            group: None,
+            engine_error: None,
+            decisions: VecDeque::new(),
+            history: History::default(),
+            seen: BTreeMap::new(),
+            counts: Counts {
+                api_errors: BTreeMap::new(),
+                failed_starts: BTreeMap::new(),
+                last_failed_start: None,
+                waiting: Histogram::new(SECONDS),
+                boot: Histogram::new(SECONDS),
+                hand_over: Histogram::new(LATENCIES),
+            },
+        }
+    }
+}
+
+impl Default for StatusBoard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl StatusBoard {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self { started: Timestamp::now(), pools: Mutex::default() }
+    }
+
+    /// A scaler made a decision.
+    pub fn decided(&self, pool: &str, plan: &Plan, snapshot: &Snapshot, group: Option<&Group>) {
+        self.change(pool, |status| {
+            status.plan = plan.clone();
+            status.decided = Some(Instant::now());
+            status.group = group.cloned();
+            let now = Instant::now();
+            let instances = all_instances(group, snapshot);
+            status.seen.retain(|instance, _| instances.contains(&instance.as_str()));
+            for instance in instances {
+                status.seen.entry(instance.to_owned()).or_insert(now);
+            }
+            status.history.note(Timestamp::now(), point(group, snapshot));
+        });
+    }
+
+    /// Something happened that the page shows among the decisions.
+    pub fn happened(&self, pool: &str, text: &str) {
+        self.change(pool, |status| {
+            status.decisions.push_front((Timestamp::now(), text.to_owned()));
+            status.decisions.truncate(DECISIONS);
+        });
+    }
+
+    /// A call of the engine failed.
+    pub fn engine_failed(&self, pool: &str, call: &str, error: &EngineError) {
+        self.change(pool, |status| {
+            *status.counts.api_errors.entry(call.to_owned()).or_default() += 1;
+            if call == "list" || status.engine_error.as_deref() != Some(&error.to_string()) {
+                status.engine_error = Some(error.to_string());
+            }
+        });
+    }
+
+    /// The engine answers.
+    pub fn engine_answered(&self, pool: &str) {
+        self.change(pool, |status| status.engine_error = None);
+    }
+
+    /// A call to another service failed: `gitlab`, `sts`.
+    pub fn api_error(&self, pool: &str, service: &str) {
+        self.change(pool, |status| *status.counts.api_errors.entry(service.to_owned()).or_default() += 1);
+    }
+
+    /// The group could not start an instance. One that was reported before is not counted again.
+    pub fn start_failed(&self, pool: &str, failed: &FailedStart) {
+        self.change(pool, |status| {
+            if status.counts.last_failed_start.is_none_or(|last| failed.at > last) {
+                status.counts.last_failed_start = Some(failed.at);
+                *status.counts.failed_starts.entry(failed.kind.as_str()).or_default() += 1;
+                status.decisions.push_front((Timestamp::now(), format!("instance not started: {}", failed.cause)));
+                status.decisions.truncate(DECISIONS);
+            }
+        });
+    }
+
+    /// An instance registered this long after the manager first saw it.
+    pub fn booted(&self, pool: &str, time: Duration) {
+        self.change(pool, |status| status.counts.boot.observe(time.as_secs_f64()));
+    }
+
+    /// A job waited this long for an instance.
+    pub fn waited(&self, pool: &str, time: Duration) {
+        self.change(pool, |status| status.counts.waiting.observe(time.as_secs_f64()));
+    }
+
+    /// An agent accepted an offer after this time.
+    pub fn handed_over(&self, pool: &str, time: Duration) {
+        self.change(pool, |status| status.counts.hand_over.observe(time.as_secs_f64()));
+    }
+
+    /// A pool is not configured any more.
+    pub fn remove(&self, pool: &str) {
+        self.lock().remove(pool);
+    }
+
+    /// 200 while every scaler decides, or 503 and which one does not.
+    pub fn health(&self) -> Answer {
+        let pools = self.lock();
+        let hanging =
+            pools.iter().find(|(_, status)| status.decided.is_some_and(|decided| decided.elapsed() > HANGS_AFTER));
+        match hanging {
+            Some((pool, _)) => Answer::text(503, format!("the scaler hangs pool={pool}\n")),
+            None => Answer::text(200, "working\n"),
+        }
+    }
+
+    /// Everything, for those who look.
+    pub fn view(&self, workloads: &Workloads) -> ManagerView {
+        let snapshots: Vec<(&str, Snapshot)> =
+            workloads.iter().map(|(pool, workload)| (pool.as_str(), workload.snapshot())).collect();
+        let pools = self.lock();
+        let empty = PoolStatus::default();
+        let view = |(name, snapshot): &(&str, Snapshot)| pool_view(name, pools.get(*name).unwrap_or(&empty), snapshot);
+        ManagerView {
+            kind: "manager".to_owned(),
+            version: VERSION.to_owned(),
+            time: seconds(Timestamp::now()),
+            started: seconds(self.started),
+            pools: snapshots.iter().map(view).collect(),
+        }
+    }
+
+    /// The status of a pool, for metrics.
+    pub fn with<T>(&self, pool: &str, look: impl FnOnce(&PoolStatus) -> T) -> T {
+        look(self.lock().entry(pool.to_owned()).or_default())
+    }
+
+    fn change(&self, pool: &str, change: impl FnOnce(&mut PoolStatus)) {
+        change(self.lock().entry(pool.to_owned()).or_default());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PoolStatus>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The instances of the group, and those that only have an agent.
+fn all_instances<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<&'a str> {
+    let mut all: Vec<&str> =
+        group.map(|group| group.members.iter().map(|member| member.instance.as_str()).collect()).unwrap_or_default();
+    for agent in &snapshot.agents {
+        if !all.contains(&agent.instance.as_str()) {
+            all.push(&agent.instance);
+        }
+    }
+    all
+}
+
+fn point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
+    let states = states(group, snapshot);
+    let count = |wanted: &[&str]| states.iter().filter(|(_, state)| wanted.contains(state)).count();
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Point {
+        waiting: snapshot.held,
+        running: snapshot.running,
+        idle: number(count(&["creating", "starting", "idle"])),
+        busy: number(count(&["busy"])),
+    }
+}
+
+/// Every state that an instance may have on the page and in the metrics.
+pub const STATES: [&str; 9] =
+    ["creating", "starting", "idle", "busy", "leaving", "held", "terminating", "aside", "missing"];
+
+/// Each instance and its state, from the group's and the agent's.
+pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
+    let state = |instance: &str| {
+        let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
+        let member = group.and_then(|group| group.member(instance)).map(|member| member.state);
+        match (member, agent.map(|agent| agent.state)) {
+            (Some(State::Terminating), _) => "terminating",
+            (Some(State::Held), _) => "held",
+            (Some(State::Aside), _) => "aside",
+            (_, Some(AgentState::Busy)) => "busy",
+            (_, Some(AgentState::Leaving)) => "leaving",
+            (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
+            (_, Some(AgentState::Idle { .. })) => "idle",
+            (Some(State::Creating), None) => "creating",
+            (Some(State::Running), None) | (None, None) => "starting",
+        }
+    };
+    all_instances(group, snapshot).into_iter().map(|instance| (instance, state(instance))).collect()
+}
+
+fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
+    let plan = &status.plan;
+    let group = status.group.as_ref();
+    let instances = states(group, snapshot).into_iter().map(|(instance, state)| {
+        let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
+        let age = status.seen.get(instance).map_or(Duration::ZERO, Instant::elapsed);
+        instance_view(instance, state, age, agent)
+    });
+    let (points, end) = status.history.points();
+    let series = |of: fn(&Point) -> u32| points.iter().map(of).collect();
+    PoolView {
+        name: name.to_owned(),
+        policy: plan.policy.clone(),
+        intake: plan.intake.map(|intake| intake.to_string()).unwrap_or_default(),
+        wanted: plan.wanted.instances,
+        reason: plan.wanted.reason.clone(),
+        hold_budget: plan.hold_budget,
+        stopped: plan.stopped.clone(),
+        held: snapshot.held,
+        running: snapshot.running,
+        group: group.map(|group| GroupView {
+            name: group.name.clone(),
+            desired: group.desired,
+            minimum: group.least,
+            maximum: group.most,
+        }),
+        engine_error: status.engine_error.clone(),
+        instances: instances.collect(),
+        decisions: status
+            .decisions
+            .iter()
+            .map(|(time, text)| DecisionView { time: seconds(*time), text: text.clone() })
+            .collect(),
+        history: HistoryView {
+            interval_seconds: INTERVAL.as_secs(),
+            end,
+            waiting: series(|point| point.waiting),
+            running: series(|point| point.running),
+            idle: series(|point| point.idle),
+            busy: series(|point| point.busy),
+        },
+    }
+}
+
+fn instance_view(instance: &str, state: &str, age: Duration, agent: Option<&AgentView>) -> InstanceView {
+    let since = |time: SystemTime| SystemTime::now().duration_since(time).unwrap_or_default();
+    let age = agent.map_or(age, |agent| age.max(since(agent.registered)));
+    let idle = agent.and_then(|agent| match agent.state {
+        AgentState::Idle { since } => Some(since.elapsed().as_secs()),
+        _ => None,
+    });
+    let job = |job: &crate::manager::workload::JobView| JobView {
+        id: job.id.clone(),
+        project: job.project_url_or_name.clone(),
+        link: job.link.clone(),
+        seconds: since(job.since).as_secs(),
+        phase: job.phase.to_owned(),
+    };
+    InstanceView {
+        instance: instance.to_owned(),
+        state: state.to_owned(),
+        age_seconds: age.as_secs(),
+        idle_seconds: idle,
+        version: agent.map(|agent| agent.version.clone()).unwrap_or_default(),
+        capacity: agent.map_or(0, |agent| agent.capacity),
+        builds: agent.map_or(0, |agent| agent.builds),
+        silent_seconds: agent.map(|agent| agent.last_heard.elapsed().as_secs()),
+        jobs: agent.map(|agent| agent.jobs.iter().map(job).collect()).unwrap_or_default(),
+    }
+}
+
+/// Without a fraction of a second.
+fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}

@@ -1,0 +1,184 @@
+//! Charts as SVG: steps over time, on one axis of numbers, with a legend. No script and no style sheet is needed.
+
+use std::fmt::Write;
+
+const WIDTH: f64 = 860.0;
+const HEIGHT: f64 = 220.0;
+const LEFT: f64 = 44.0;
+const RIGHT: f64 = 8.0;
+const TOP: f64 = 30.0;
+const BOTTOM: f64 = 24.0;
+/// More points than this are merged: no screen shows them.
+const COLUMNS: usize = 800;
+
+/// One line of a chart.
+pub struct Series<'a> {
+    /// Its name in the legend.
+    pub name: &'a str,
+    /// Its colour.
+    pub colour: &'a str,
+    /// The numbers at equal distances.
+    pub values: &'a [u32],
+    /// The area below it is filled.
+    pub filled: bool,
+}
+
+/// Text below the axis of time, at a part (0 to 1) of the width.
+pub type Tick = (f64, String);
+
+/// Draws lines over each other. `title` is for people who hear the page.
+pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
+    let merged: Vec<Vec<u32>> = series.iter().map(|series| merge(series.values)).collect();
+    let highest = merged.iter().flatten().copied().max().unwrap_or(0);
+    let top = nice(highest);
+    let plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
+    let y = |value: u32| TOP + plot.1 * (1.0 - f64::from(value) / f64::from(top));
+    let mut svg = String::new();
+    // Writing into a text cannot fail, here and below.
+    let _ = write!(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" font-family=\"sans-serif\" \
+         font-size=\"11\"><title>{}</title>",
+        escape(title)
+    );
+    for step in 0..=4 {
+        let value = top * step / 4;
+        if step > 0 && value == top * (step - 1) / 4 {
+            continue;
+        }
+        let at = y(value);
+        let _ = write!(
+            svg,
+            "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" stroke=\"#8884\"/><text x=\"{:.1}\" y=\"{:.1}\" \
+             text-anchor=\"end\" fill=\"#888\">{value}</text>",
+            WIDTH - RIGHT,
+            LEFT - 6.0,
+            at + 4.0
+        );
+    }
+    for (part, text) in ticks {
+        let at = LEFT + plot.0 * part;
+        let anchor = match *part {
+            part if part < 0.03 => "start",
+            part if part > 0.97 => "end",
+            _ => "middle",
+        };
+        let _ = write!(
+            svg,
+            "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#888\">{}</text>",
+            HEIGHT - 6.0,
+            escape(text)
+        );
+    }
+    for (series, values) in series.iter().zip(&merged) {
+        let path = steps(values, plot.0, y);
+        if series.filled && !path.is_empty() {
+            let base = y(0);
+            let _ = write!(
+                svg,
+                "<path d=\"{path} V{base:.1} H{LEFT:.1} Z\" fill=\"{}\" fill-opacity=\"0.25\" stroke=\"none\"/>",
+                series.colour
+            );
+        }
+        let _ = write!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>", series.colour);
+    }
+    let mut at = LEFT;
+    for series in series {
+        let _ = write!(
+            svg,
+            "<rect x=\"{at:.1}\" y=\"8\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{:.1}\" y=\"17\" fill=\"#888\">{}</text>",
+            series.colour,
+            at + 14.0,
+            escape(series.name)
+        );
+        at += 30.0 + 6.5 * series.name.chars().count() as f64;
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// A line that keeps each value until the next one. Points on a level are left out.
+fn steps(values: &[u32], width: f64, y: impl Fn(u32) -> f64) -> String {
+    let Some(first) = values.first() else { return String::new() };
+    let distance = width / values.len() as f64;
+    let mut path = format!("M{LEFT:.1} {:.1}", y(*first));
+    for (at, pair) in values.windows(2).enumerate() {
+        if pair[0] != pair[1] {
+            let _ = write!(path, " H{:.1} V{:.1}", LEFT + distance * (at + 1) as f64, y(pair[1]));
+        }
+    }
+    let _ = write!(path, " H{:.1}", LEFT + width);
+    path
+}
+
+/// At most as many points as can be seen; a peak survives.
+fn merge(values: &[u32]) -> Vec<u32> {
+    let group = values.len().div_ceil(COLUMNS).max(1);
+    values.chunks(group).map(|chunk| chunk.iter().copied().max().unwrap_or(0)).collect()
+}
+
+/// The end of the axis of numbers: 4, 8, 20, 40, 80, 200, …
+fn nice(highest: u32) -> u32 {
+    let mut top: u32 = 4;
+    for factor in [2.0, 2.5, 2.0].into_iter().cycle() {
+        if top >= highest {
+            return top;
+        }
+        match (f64::from(top) * factor).round() {
+            next if next < f64::from(u32::MAX) => top = next as u32,
+            _ => return u32::MAX,
+        }
+    }
+    top
+}
+
+/// Text that stands in HTML, XML, or between quotation marks there.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            // XML has no place for them.
+            control if control.is_control() && !matches!(control, '\n' | '\t') => escaped.push('\u{fffd}'),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_is_xml_with_a_step_where_a_number_changes() {
+        let series = [
+            Series { name: "running <jobs>", colour: "#07c", values: &[0, 0, 3, 3], filled: true },
+            Series { name: "none", colour: "#c70", values: &[], filled: false },
+        ];
+        let svg = draw("a \"chart\" & more", &series, &[(0.0, "12:00".to_owned()), (1.0, "now".to_owned())]);
+        let document = roxmltree::Document::parse(&svg).expect("XML");
+        let paths: Vec<&str> = document.descendants().filter_map(|node| node.attribute("d")).collect();
+        assert_eq!(paths.len(), 3);
+        assert_eq!(paths[1], "M44.0 196.0 H448.0 V71.5 H852.0");
+        assert!(svg.contains("running &lt;jobs&gt;"));
+    }
+
+    #[test]
+    fn a_long_chart_is_short_and_keeps_its_peak() {
+        let mut values = vec![1; 100_000];
+        values[51_234] = 700;
+        let svg = draw("t", &[Series { name: "n", colour: "#000", values: &values, filled: false }], &[]);
+        assert!(svg.len() < 5000, "{}", svg.len());
+        assert!(svg.contains(">800<"), "{svg}");
+    }
+
+    #[test]
+    fn the_axis_ends_at_a_round_number() {
+        assert_eq!([0, 4, 5, 8, 9, 21, 41, 81, u32::MAX].map(nice), [4, 4, 8, 8, 20, 40, 80, 200, u32::MAX]);
+    }
+}

@@ -1,0 +1,103 @@
+//! Jobs and instances over the last hours, for the chart.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// One point each.
+pub const INTERVAL: Duration = Duration::from_secs(30);
+/// Points that are kept: 12 hours.
+const POINTS: usize = 12 * 120;
+
+/// The numbers of one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Point {
+    /// Jobs that wait for an instance.
+    pub waiting: u32,
+    /// Jobs that run.
+    pub running: u32,
+    /// Instances without a job, starting ones among them.
+    pub idle: u32,
+    /// Instances with a job.
+    pub busy: u32,
+}
+
+/// Points at equal distances. Between two of them the largest numbers count, so that a short peak shows.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    points: VecDeque<Point>,
+    /// The interval that the last point is of.
+    last: Option<i64>,
+}
+
+impl History {
+    /// Notes the numbers of now.
+    pub fn note(&mut self, now: Timestamp, point: Point) {
+        let interval = now.as_second().div_euclid(INTERVAL.as_secs() as i64);
+        match self.last {
+            // A clock that is set back adds to the last point.
+            Some(last) if interval <= last => {
+                if let Some(peak) = self.points.back_mut() {
+                    *peak = Point {
+                        waiting: peak.waiting.max(point.waiting),
+                        running: peak.running.max(point.running),
+                        idle: peak.idle.max(point.idle),
+                        busy: peak.busy.max(point.busy),
+                    };
+                }
+                return;
+            }
+            Some(last) => {
+                // Nothing changed in between, or it would have been noted.
+                let before = self.points.back().copied().unwrap_or_default();
+                let missed = usize::try_from(interval - last - 1).unwrap_or(POINTS).min(POINTS);
+                self.points.extend(std::iter::repeat_n(before, missed));
+            }
+            None => {}
+        }
+        self.points.push_back(point);
+        self.last = Some(interval);
+        while self.points.len() > POINTS {
+            self.points.pop_front();
+        }
+    }
+
+    /// All points, the oldest first, and when the last one began (seconds since the epoch).
+    pub fn points(&self) -> (Vec<Point>, i64) {
+        let end = self.last.unwrap_or_default() * INTERVAL.as_secs() as i64;
+        (self.points.iter().copied().collect(), end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_020 + seconds).expect("a time")
+    }
+
+    #[test]
+    fn keeps_peaks_and_fills_gaps() {
+        let mut history = History::default();
+        let running = |running| Point { running, ..Point::default() };
+        for (time, number) in [(0, 1), (10, 5), (20, 2), (100, 3)] {
+            history.note(at(time), running(number));
+        }
+        let (points, end) = history.points();
+        let numbers: Vec<u32> = points.iter().map(|point| point.running).collect();
+        assert_eq!(numbers, [5, 5, 5, 3]);
+        assert_eq!(end, 1_000_110);
+        history.note(at(-500), running(9));
+        assert_eq!(history.points().0.last(), Some(&running(9)));
+    }
+
+    #[test]
+    fn is_bounded() {
+        let mut history = History::default();
+        history.note(at(0), Point::default());
+        history.note(at(10_000_000), Point::default());
+        assert_eq!(history.points().0.len(), POINTS);
+    }
+}

@@ -1,0 +1,44 @@
+//! What a manager shows: a page for people, the same as JSON, and metrics for Prometheus.
+//!
+//! Everything is read-only. No secret is here to be shown: the board knows no token, and a job only by its number, project
+//! and link. All text from elsewhere is escaped.
+
+mod board;
+pub mod chart;
+mod history;
+mod html;
+mod metrics;
+pub mod view;
+
+pub use board::StatusBoard;
+
+use std::sync::Arc;
+
+use crate::manager::workload::Workload;
+use crate::monitor::listener::{Answer, Pages};
+use crate::monitor::text::CONTENT_TYPE;
+
+/// The pools of a manager as the pages see them; a reload may change the list.
+pub type Workloads = Vec<(String, Arc<dyn Workload>)>;
+
+/// The pages of `listen_address`: `/`, `/status`, `/metrics`, `/healthz`. `workloads` names the pools of now.
+pub fn pages(board: Arc<StatusBoard>, workloads: impl Fn() -> Workloads + Send + Sync + 'static) -> Pages {
+    Arc::new(move |path| match path {
+        "/" | "/index.html" => {
+            let body = html::page(&board.view(&workloads()));
+            Some(Answer { status: 200, content_type: "text/html; charset=utf-8", body })
+        }
+        "/status" => {
+            let body = serde_json::to_string(&board.view(&workloads())).unwrap_or_default();
+            Some(Answer { status: 200, content_type: "application/json", body })
+        }
+        "/metrics" => {
+            Some(Answer { status: 200, content_type: CONTENT_TYPE, body: metrics::write(&board, &workloads()) })
+        }
+        "/healthz" => Some(board.health()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::*;
+use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
+use crate::manager::scaling::planner::Plan;
+use crate::manager::scaling::wanted::{Jobs, Wanted};
+use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
+
+/// Jobs and agents that do not change.
+struct Fixed(Mutex<Snapshot>);
+
+impl Workload for Fixed {
+    fn snapshot(&self) -> Snapshot {
+        self.0.lock().expect("no panic").clone()
+    }
+    fn dismiss(&self, _instance: &str, _reason: &str) -> bool {
+        false
+    }
+    fn lost(&self, _instance: &str) {}
+    fn set_hold_budget(&self, _jobs: u32) {}
+    fn wait_for_change(&self, _timeout: Duration) {}
+    fn wake(&self) {}
+    fn set_members(&self, _members: &[String]) {}
+}
+
+const EVIL: &str = "<script>alert('x')</script>\"&";
+
+fn agent(instance: &str, state: AgentState, jobs: Vec<JobView>) -> AgentView {
+    AgentView {
+        instance: instance.to_owned(),
+        state,
+        registered: SystemTime::now(),
+        version: EVIL.to_owned(),
+        capacity: 1,
+        builds: 3,
+        jobs,
+        last_heard: Instant::now(),
+    }
+}
+
+fn job(link: &str) -> JobView {
+    JobView {
+        id: "42".to_owned(),
+        project_url_or_name: EVIL.to_owned(),
+        link: link.to_owned(),
+        since: SystemTime::now(),
+        phase: "script",
+    }
+}
+
+fn member(instance: &str, state: State) -> Member {
+    Member { instance: instance.to_owned(), state, healthy: true, protected: true, detail: String::new() }
+}
+
+/// A pool in which everything is there that can be shown, some of it from a hostile source.
+fn shown() -> (Arc<StatusBoard>, Pages) {
+    let (board, pages, _) = shown_with_jobs();
+    (board, pages)
+}
+
+fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
+    let snapshot = Snapshot {
+        held: 2,
+        running: 2,
+        agents: vec![
+            agent(
+                "i-busy",
+                AgentState::Busy,
+                vec![job("https://gitlab.example.com/-/jobs/42"), job("javascript:alert(1)")],
+            ),
+            agent("i-idle", AgentState::Idle { since: Instant::now() }, Vec::new()),
+            agent("i-leaving", AgentState::Leaving, Vec::new()),
+        ],
+    };
+    let members = [
+        member("i-busy", State::Running),
+        member("i-idle", State::Running),
+        member("i-leaving", State::Running),
+        member("i-starting", State::Running),
+        member("i-creating", State::Creating),
+        member("i-held", State::Held),
+    ];
+    let group =
+        Group { name: EVIL.to_owned(), desired: 6, most: Some(9), members: members.to_vec(), ..Group::default() };
+    let plan = Plan {
+        wanted: Wanted {
+            instances: 6,
+            jobs: Jobs { held: 2, running: 2 },
+            idle: 2,
+            reason: "6 wanted: because".to_owned(),
+        },
+        policy: EVIL.to_owned(),
+        stopped: Some(EVIL.to_owned()),
+        hold_budget: 5,
+        ..Plan::default()
+    };
+    let board = Arc::new(StatusBoard::new());
+    board.decided("fleet", &plan, &snapshot, Some(&group));
+    board.happened("fleet", EVIL);
+    let error = EngineError { kind: ErrorKind::Temporary, call: "x".to_owned(), why: EVIL.to_owned() };
+    board.engine_failed("fleet", "list", &error);
+    let failed = FailedStart { at: jiff::Timestamp::now(), cause: EVIL.to_owned(), kind: FailureKind::Quota };
+    board.start_failed("fleet", &failed);
+    board.start_failed("fleet", &failed);
+    board.booted("fleet", Duration::from_secs(70));
+    board.waited("fleet", Duration::from_secs(80));
+    board.handed_over("fleet", Duration::from_millis(3));
+    board.api_error("fleet", "gitlab");
+    let jobs = Arc::new(Fixed(Mutex::new(snapshot)));
+    let workload: Arc<dyn Workload> = jobs.clone();
+    let pages = pages(Arc::clone(&board), move || vec![("fleet".to_owned(), Arc::clone(&workload))]);
+    (board, pages, jobs)
+}
+
+/// What a browser makes of the page, and what it complains of. It is installed by `tests/setup.sh`.
+fn browse(address: &str, arguments: &[&str]) -> (String, String) {
+    let profile = tempfile::tempdir().expect("a directory");
+    let output = std::process::Command::new("chromium")
+        .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .args(["--enable-logging=stderr", "--window-size=1200,1400", "--hide-scrollbars"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(arguments)
+        .arg(format!("http://{address}"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("chromium");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// Pages that are served, and how often `/` was asked for.
+fn serve(pages: Pages, asked: impl Fn() + Send + Sync + 'static) -> (crate::monitor::listener::Listener, String) {
+    let counted: Pages = Arc::new(move |path| {
+        if path == "/" {
+            asked();
+        }
+        let frame = "<iframe sandbox src=\"/\" width=\"1180\" height=\"1300\"></iframe>";
+        let framed = Answer { status: 200, content_type: "text/html", body: frame.to_owned() };
+        if path == "/frame" { Some(framed) } else { pages(path) }
+    });
+    for _ in 0..20 {
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let address = format!("127.0.0.1:{port}");
+        if let Ok(listener) = crate::monitor::listener::Listener::start(&address, Arc::clone(&counted)) {
+            return (listener, address);
+        }
+    }
+    panic!("no port is free");
+}
+
+#[test]
+fn a_browser_shows_the_page_and_keeps_it_live() {
+    let (_, pages, jobs) = shown_with_jobs();
+    // The second answer has another number of waiting jobs: a live page shows that one.
+    let count = std::sync::atomic::AtomicU32::new(0);
+    let (_listener, address) = serve(pages, move || {
+        if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0 {
+            jobs.0.lock().expect("no panic").held = 77;
+        }
+    });
+    let (page, said) = browse(&address, &["--dump-dom", "--virtual-time-budget=9000"]);
+    assert!(page.contains("· live"), "{page}\n{said}");
+    assert!(page.contains("<dt>jobs waiting</dt><dd>77</dd>"), "{page}\n{said}");
+    assert!(page.contains("&lt;script&gt;alert('x')") && !page.contains("<script>alert"), "{page}");
+    assert_eq!(page.matches("<svg").count(), 2, "{page}");
+    for complaint in ["Content Security Policy", "Uncaught", "SyntaxError", "TypeError"] {
+        assert!(!said.contains(complaint), "{said}");
+    }
+}
+
+#[test]
+fn a_browser_without_scripts_shows_the_whole_page() {
+    let (_, pages) = shown();
+    let (_listener, address) = serve(pages, || {});
+    let directory = tempfile::tempdir().expect("a directory");
+    let picture = |name: &str, path: &str| {
+        let file = directory.path().join(name);
+        let (_, said) = browse(&format!("{address}{path}"), &[&format!("--screenshot={}", file.display())]);
+        (std::fs::metadata(&file).unwrap_or_else(|error| panic!("{error}: {said}")).len(), said)
+    };
+    // Scripts do not run in a sandboxed frame. A page with little on it is a small picture.
+    let (whole, said) = picture("page.png", "/frame");
+    assert!(said.contains("Blocked script execution"), "{said}");
+    let (empty, _) = picture("empty.png", "/nowhere");
+    assert!(whole > 5 * empty, "{whole} and {empty} bytes");
+}
+
+#[test]
+fn text_from_elsewhere_is_never_part_of_the_page() {
+    let (_, pages) = shown();
+    let page = pages("/").expect("a page").body;
+    assert_eq!(page.matches("<script").count(), 1, "{page}");
+    assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)"), "{page}");
+    assert!(page.contains("<a href=\"https://gitlab.example.com/-/jobs/42\""), "{page}");
+    assert!(!page.contains("href=\"javascript:"), "{page}");
+    for external in ["src=", "@import", "url(", "<link"] {
+        assert!(!page.contains(external), "{external}");
+    }
+}
+
+#[test]
+fn each_instance_has_its_state() {
+    let (_, pages) = shown();
+    let status: view::ManagerView = serde_json::from_str(&pages("/status").expect("JSON").body).expect("a status");
+    let pool = &status.pools[0];
+    let states: Vec<&str> = pool.instances.iter().map(|instance| instance.state.as_str()).collect();
+    assert_eq!(states, ["busy", "idle", "leaving", "starting", "creating", "held"]);
+    assert_eq!(pool.instances[0].jobs.len(), 2);
+    assert_eq!((pool.wanted, pool.held, pool.running, pool.hold_budget), (6, 2, 2, 5));
+    assert_eq!((pool.history.busy.clone(), pool.history.idle.clone()), (vec![1], vec![3]));
+    assert_eq!(pool.group.as_ref().map(|group| group.desired), Some(6));
+    assert_eq!(pool.decisions.len(), 2);
+}
+
+#[test]
+fn metrics_have_every_state_and_component() {
+    let (_, pages) = shown();
+    let text = pages("/metrics").expect("metrics").body;
+    for line in [
+        "mayfly_manager_instances{pool=\"fleet\",state=\"busy\"} 1",
+        "mayfly_manager_instances{pool=\"fleet\",state=\"missing\"} 0",
+        "mayfly_manager_jobs{pool=\"fleet\",state=\"held\"} 2",
+        "mayfly_manager_wanted_instances{pool=\"fleet\"} 6",
+        "mayfly_manager_wanted_jobs{pool=\"fleet\",component=\"idle\"} 2",
+        "mayfly_manager_growth_stopped{pool=\"fleet\"} 1",
+        "mayfly_manager_failed_starts_total{pool=\"fleet\",cause=\"quota\"} 1",
+        "mayfly_manager_failed_starts_total{pool=\"fleet\",cause=\"image\"} 0",
+        "mayfly_manager_api_errors_total{pool=\"fleet\",call=\"list\"} 1",
+        "mayfly_manager_api_errors_total{pool=\"fleet\",call=\"gitlab\"} 1",
+        "mayfly_manager_boot_seconds_count{pool=\"fleet\"} 1",
+        "mayfly_manager_job_waiting_seconds_sum{pool=\"fleet\"} 80",
+        "mayfly_manager_hand_over_seconds_bucket{pool=\"fleet\",le=\"0.005\"} 1",
+        "mayfly_manager_group_maximum{pool=\"fleet\"} 9",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn the_documentation_names_every_metric() {
+    let (_, pages) = shown();
+    let text = pages("/metrics").expect("metrics").body;
+    let heads = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
+    let served: std::collections::BTreeSet<&str> = heads.filter(|name| !name.starts_with("process_")).collect();
+    let page = include_str!("../../../docs/reference/metrics.md");
+    let section = page.split("\n## Metrics of a manager\n").nth(1).expect("a section");
+    let section = section.split("\n## ").next().expect("a section");
+    let documented = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(served, documented.collect());
+}
+
+#[test]
+fn a_manager_works_until_a_scaler_hangs() {
+    let (board, pages) = shown();
+    assert_eq!(pages("/healthz").expect("health").status, 200);
+    board.engine_answered("fleet");
+    assert!(pages("/").expect("a page").body.contains("Growth is stopped"));
+    assert!(!pages("/").expect("a page").body.contains("An engine call fails"));
+    assert!(pages("/nowhere").is_none());
+}

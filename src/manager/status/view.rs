@@ -1,0 +1,148 @@
+//! The status of a manager as data: what the page, the JSON and the terminal show.
+
+use serde::{Deserialize, Serialize};
+
+/// A manager.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ManagerView {
+    /// `manager`.
+    pub kind: String,
+    /// The version of the program.
+    pub version: String,
+    /// When this was made (RFC 3339).
+    pub time: String,
+    /// Since when the manager has been running (RFC 3339).
+    pub started: String,
+    /// The pools.
+    pub pools: Vec<PoolView>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// The policy in force.
+    pub policy: String,
+    /// `relay` or `hold-ahead`.
+    pub intake: String,
+    /// Instances wanted.
+    pub wanted: u32,
+    /// Why.
+    pub reason: String,
+    /// Jobs that may be held beyond what idle agents take.
+    pub hold_budget: u32,
+    /// Why growth is stopped, if it is.
+    pub stopped: Option<String>,
+    /// Jobs that wait for an instance.
+    pub held: u32,
+    /// Jobs that run.
+    pub running: u32,
+    /// The group; nothing while it has not answered yet.
+    pub group: Option<GroupView>,
+    /// Why the engine does not answer, if it does not.
+    pub engine_error: Option<String>,
+    /// The instances.
+    pub instances: Vec<InstanceView>,
+    /// What was decided and what happened, the newest first.
+    pub decisions: Vec<DecisionView>,
+    /// Over the last hours.
+    pub history: HistoryView,
+}
+
+/// A group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Its name.
+    pub name: String,
+    /// The desired capacity.
+    pub desired: u32,
+    /// The minimum.
+    pub minimum: u32,
+    /// The maximum, if there is one.
+    pub maximum: Option<u32>,
+}
+
+/// An instance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// Its id.
+    pub instance: String,
+    /// `creating`, `starting`, `idle`, `busy`, `leaving`, `terminating`, `held`, `aside`, `lost`.
+    pub state: String,
+    /// How long the manager has known it.
+    pub age_seconds: u64,
+    /// How long it has had no job, if it has none.
+    pub idle_seconds: Option<u64>,
+    /// The version of its agent.
+    pub version: String,
+    /// Jobs at once.
+    pub capacity: u32,
+    /// Jobs that it accepted.
+    pub builds: u32,
+    /// How long nothing was heard of its agent.
+    pub silent_seconds: Option<u64>,
+    /// Its jobs.
+    pub jobs: Vec<JobView>,
+}
+
+/// A job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its number.
+    pub id: String,
+    /// Its project.
+    pub project: String,
+    /// Its page in GitLab; empty if unknown.
+    pub link: String,
+    /// How long it has been running.
+    pub seconds: u64,
+    /// Where it is.
+    pub phase: String,
+}
+
+/// Something that was decided, or that happened.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// When (RFC 3339).
+    pub time: String,
+    /// What, and why.
+    pub text: String,
+}
+
+/// Jobs and instances over time, at equal distances, the oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HistoryView {
+    /// The distance.
+    pub interval_seconds: u64,
+    /// When the last point began, in seconds since the epoch.
+    pub end: i64,
+    /// Jobs that wait.
+    pub waiting: Vec<u32>,
+    /// Jobs that run.
+    pub running: Vec<u32>,
+    /// Instances without a job.
+    pub idle: Vec<u32>,
+    /// Instances with a job.
+    pub busy: Vec<u32>,
+}
+
+/// A duration for people: `45s`, `12m`, `3h 20m`, `2d 4h`.
+pub fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match () {
+        () if seconds < 60 => format!("{seconds}s"),
+        () if minutes < 60 => format!("{minutes}m"),
+        () if hours < 24 => format!("{hours}h {}m", minutes % 60),
+        () => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn durations_have_two_units_at_most() {
+        let texts = [0, 59, 60, 3599, 3600, 86399, 90_000].map(super::duration);
+        assert_eq!(texts, ["0s", "59s", "1m", "59m", "1h 0m", "23h 59m", "1d 1h"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! `mayfly status`: an agent in a terminal.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use crate::metrics::{free_address, wait_for};
+use crate::support::gitlab::GitLab;
+use crate::support::job::{job, until_there};
+use crate::support::mayfly::Home;
+
+fn status(home: &Home, arguments: &[&str]) -> (bool, String) {
+    let config = home.config().display().to_string();
+    let output = home.call(&[&["status", "--config", &config], arguments].concat());
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "");
+    home.add_to_mayfly("idle_timeout = \"1h\"\nmax_builds = 7");
+    let end = home.path("end");
+    let id = gitlab.queue(job(&[&until_there(end.display())]).build());
+    let agent = home.start(&[]);
+    wait_for(&agent, &address, "/status", "step_script");
+    let (success, said) = status(&home, &[]);
+    assert!(success, "{said}");
+    for part in ["phase          working", "jobs           1 of 2 at once", "builds left    6", "idle timeout   1h 0m"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let row = said.lines().last().expect("a job");
+    assert!(row.starts_with(&id.to_string()) && row.contains("step_script"), "{said}");
+    fs::write(&end, "").expect("write a file");
+    gitlab.finished(id);
+    wait_for(&agent, &address, "/status", "\"jobs\":[]");
+    let (_, said) = status(&home, &[]);
+    assert!(said.contains("idle time left 59m of 1h 0m") || said.contains("idle time left 1h 0m of 1h 0m"), "{said}");
+    let (_, json) = status(&home, &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["kind"], &json["builds_left"]), (&"agent".into(), &6.into()), "{json}");
+}
+
+#[test]
+fn says_what_is_missing() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let (success, said) = status(&home, &[]);
+    assert!(!success && said.contains("has no `listen_address`"), "{said}");
+    let (success, said) = status(&home, &["--address", &free_address()]);
+    assert!(!success && said.contains("is `mayfly run` or `mayfly manager` running here?"), "{said}");
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = other.local_addr().expect("an address").to_string();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = other.accept().expect("a connection");
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").expect("write an answer");
+        // Open until the other side closes it.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let (success, said) = status(&home, &["--address", &address]);
+    assert!(!success && said.contains("status 404 for /status"), "{said}");
+    server.join().expect("no panic");
+}
