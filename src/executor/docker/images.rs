@@ -106,7 +106,7 @@ impl<'a> ImageProvider<'a> {
         self.pull(resolved)
     }
 
-    /// Pulls, up to [`ATTEMPTS`] times where the network is at fault.
+    /// Pulls, up to [`PULL_ATTEMPTS`] times where the network is at fault.
     fn pull(&self, resolved: &ResolvedImage) -> Result<Result<Image, JobError>, JobError> {
         let login = match &resolved.reference {
             Reference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),

@@ -94,7 +94,7 @@ impl ContainerRemovals {
 
 type Labels = std::collections::BTreeMap<String, String>;
 
-/// Tries until it is done, or for [`PATIENCE`]. The same trouble is told once.
+/// Tries until it is done, or for [`REMOVAL_TIMEOUT`]. The same trouble is told once.
 fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
     let (mut rest, mut told) = (FIRST_RETRY_DELAY, String::new());
