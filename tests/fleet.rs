@@ -521,9 +521,10 @@ fn queued_jobs_raise_the_desired_capacity() {
 
 #[test]
 fn a_group_that_cannot_grow_is_logged_once_and_jobs_run() {
-    for (refused, told) in
-        [(true, ["autoscaling:SetDesiredCapacity", "AccessDenied"]), (false, ["protects new", "disable that protection"])]
-    {
+    for (refused, told) in [
+        (true, ["autoscaling:SetDesiredCapacity", "AccessDenied"]),
+        (false, ["protects new", "disable that protection"]),
+    ] {
         let fleet = Fleet::new("max_builds = 3\naws = { raise_on_job = { idle_count = 5 } }");
         match refused {
             true => fleet.cloud.refuse("SetDesiredCapacity", 403, "AccessDenied"),
