@@ -3,26 +3,26 @@
 
 use std::fs::File;
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 
-use super::{refused, relay};
-use crate::shim::spec::Sandbox;
+use super::refused;
+use super::relay::{self, Listeners};
+use crate::shim::spec::{Network, Sandbox};
 use crate::sys;
 
 /// Creates the network namespace and its relay. Errors: what the kernel refused.
 pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
     let ours = current().map_err(|error| refused("a network namespace", error))?;
-    let made = create_namespace(sandbox.network.is_some());
+    let made = create_namespace(sandbox.network.as_ref());
     // The shim returns to its own namespace in any case.
     setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
-    let (namespace, listener) = made.map_err(|error| refused("a network namespace", error))?;
-    let relay = match sandbox.network.as_ref().zip(listener) {
-        Some((network, listener)) => {
-            let relay = relay::start(listener, network, sandbox);
+    let (namespace, listeners) = made.map_err(|error| refused("a network namespace", error))?;
+    let relay = match sandbox.network.as_ref().zip(listeners) {
+        Some((network, listeners)) => {
+            let relay = relay::start(listeners, network, sandbox);
             Some(relay.map_err(|error| refused("the way to servers", error))?)
         }
         None => None,
@@ -30,14 +30,12 @@ pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
     Ok((namespace, relay))
 }
 
-fn create_namespace(has_way_out: bool) -> io::Result<(OwnedFd, Option<TcpListener>)> {
+fn create_namespace(network: Option<&Network>) -> io::Result<(OwnedFd, Option<Listeners>)> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let namespace = current()?;
-    if !has_way_out {
-        return Ok((namespace, None));
-    }
+    let Some(network) = network else { return Ok((namespace, None)) };
     sys::bring_up_loopback()?;
-    Ok((namespace, Some(TcpListener::bind(relay::ADDRESS)?)))
+    Ok((namespace, Some(Listeners::bind(network)?)))
 }
 
 fn current() -> io::Result<OwnedFd> {

@@ -38,8 +38,36 @@ const DONE: u8 = 0;
 const NOT_ALLOWED: u8 = 2;
 const UNREACHABLE: u8 = 4;
 
+/// The sockets of a relay, in the network namespace of the task.
+pub struct Listeners {
+    socks: TcpListener,
+    /// Servers on the machine's loopback interface, at the same addresses: Git LFS uses no proxy for these.
+    loopback: Vec<(TcpListener, String, u16)>,
+}
+
+impl Listeners {
+    /// Binds the sockets in the network namespace of this thread. Errors: [`ADDRESS`] is not free.
+    pub fn bind(network: &Network) -> io::Result<Self> {
+        let socks = TcpListener::bind(ADDRESS)?;
+        let loopback = network.allowed.iter().filter_map(|(host, port)| {
+            let address = loopback_address(host)?;
+            // The port of the relay itself is taken; a server there is reached through the relay.
+            Some((TcpListener::bind((address, *port)).ok()?, host.clone(), *port))
+        });
+        Ok(Self { loopback: loopback.collect(), socks })
+    }
+}
+
+/// The loopback address that a host of the configuration means.
+fn loopback_address(host: &str) -> Option<IpAddr> {
+    match host {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        host => host.parse().ok().filter(IpAddr::is_loopback),
+    }
+}
+
 /// Starts the relay, which ends with its parent. Errors: no process can be created.
-pub fn start(listener: TcpListener, network: &Network, sandbox: &Sandbox) -> io::Result<Pid> {
+pub fn start(listeners: Listeners, network: &Network, sandbox: &Sandbox) -> io::Result<Pid> {
     if let Some(pid) = sys::fork_single_threaded()? {
         return Ok(pid);
     }
@@ -50,15 +78,33 @@ pub fn start(listener: TcpListener, network: &Network, sandbox: &Sandbox) -> io:
     // The sandbox test reports a kernel without seccomp.
     let _ = calls::restrict();
     if given_up {
-        serve(&listener, network.clone());
+        serve(listeners, network.clone());
     }
     sys::exit_now(1)
 }
 
-fn serve(listener: &TcpListener, network: Network) {
+fn serve(listeners: Listeners, network: Network) {
     let (network, count) = (Arc::new(network), Arc::new(AtomicUsize::new(0)));
-    for stream in listener.incoming().flatten() {
+    for (listener, host, port) in listeners.loopback {
         let (network, count) = (Arc::clone(&network), Arc::clone(&count));
+        let connect = move |client| connect_directly(client, &host, port, &network);
+        // Without this thread the server is reached through the relay only.
+        let _ = spawn(move || accept(&listener, &count, connect));
+    }
+    accept(&listeners.socks, &count, move |client| connect_through(client, &network));
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("relay".to_owned()).stack_size(256 * 1024).spawn(work)
+}
+
+/// Serves each connection in its own thread.
+fn accept<F>(listener: &TcpListener, count: &Arc<AtomicUsize>, serve: F)
+where
+    F: Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static,
+{
+    for stream in listener.incoming().flatten() {
+        let (serve, count) = (serve.clone(), Arc::clone(count));
         if count.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
             count.fetch_sub(1, Ordering::SeqCst);
             continue;
@@ -66,13 +112,19 @@ fn serve(listener: &TcpListener, network: Network) {
         let counted = Arc::clone(&count);
         let serve = move || {
             // The client sees the closed connection.
-            let _ = connect_through(stream, &network);
+            let _ = serve(stream);
             count.fetch_sub(1, Ordering::SeqCst);
         };
-        if thread::Builder::new().name("relay".to_owned()).stack_size(256 * 1024).spawn(serve).is_err() {
+        if spawn(serve).is_err() {
             counted.fetch_sub(1, Ordering::SeqCst);
         }
     }
+}
+
+fn connect_directly(client: TcpStream, host: &str, port: u16, network: &Network) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let server = open(host, port, network).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+    copy_both(client, server)
 }
 
 fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
@@ -84,10 +136,14 @@ fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
         Err(answer) => return client.write_all(&[5, answer, 0, 1, 0, 0, 0, 0, 0, 0]),
     };
     client.write_all(&[5, DONE, 0, 1, 0, 0, 0, 0, 0, 0])?;
+    copy_both(client, server)
+}
+
+fn copy_both(client: TcpStream, server: TcpStream) -> io::Result<()> {
     client.set_read_timeout(None)?;
     server.set_read_timeout(None)?;
     let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
-    let up = thread::Builder::new().stack_size(256 * 1024).spawn(move || copy(from_client, to_server))?;
+    let up = spawn(move || copy(from_client, to_server))?;
     copy(server, client);
     let _ = up.join();
     Ok(())
@@ -260,6 +316,16 @@ mod tests {
             ["10.0.0.1", "192.168.1.1", "100.64.0.1", "8.8.8.8", "2001:db8::1", "fd12::1", "64:ff9b::8.8.8.8"]
         {
             assert!(!is_of_the_machine(address.parse().expect("an address")), "{address}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_hosts_of_the_configuration_get_a_listener() {
+        for host in ["localhost", "127.0.0.1", "127.9.9.9", "::1"] {
+            assert!(loopback_address(host).is_some(), "{host}");
+        }
+        for host in ["gitlab.test", "10.0.0.1", "0.0.0.0", "localhost.test", "169.254.169.254", ""] {
+            assert!(loopback_address(host).is_none(), "{host}");
         }
     }
 

@@ -123,7 +123,8 @@ fn write_users(uid: u32) -> io::Result<()> {
     fs::create_dir_all(&etc)?;
     let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
     fs::write(etc.join("passwd"), users)?;
-    fs::write(etc.join("group"), format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))
+    fs::write(etc.join("group"), format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))?;
+    fs::write(etc.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
 }
 
 fn staged(path: &Path) -> PathBuf {
