@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat, futimens, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, linkat, symlinkat, unlinkat};
 
 use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::Warnings;
@@ -41,6 +42,8 @@ pub struct Destination<'a> {
 struct DeferredMetadata {
     links: Vec<(PathBuf, OsString)>,
     directories: BTreeMap<PathBuf, Meta>,
+    /// Directories that were there and that their owner could not write to, with their modes.
+    read_only: BTreeMap<PathBuf, u32>,
     warnings: Warnings,
     /// The bytes that paths and targets take.
     size: usize,
@@ -179,11 +182,17 @@ impl<'a> Destination<'a> {
 
     /// Creates links, and sets modes and times of directories.
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
-        let later = std::mem::take(&mut *self.later());
+        let mut later = std::mem::take(&mut *self.later());
         let mut parent = None;
         for (path, target) in &later.links {
             let name = path.as_os_str().as_encoded_bytes();
             self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
+        }
+        // Links may have opened further ones.
+        let read_only =
+            std::mem::take(&mut later.read_only).into_iter().chain(std::mem::take(&mut self.later().read_only));
+        for (path, mode) in read_only {
+            later.directories.entry(path).or_insert(Meta { mode, mtime: TimeSpec::UTIME_OMIT });
         }
         // The deepest directories first: a change below a directory alters its time.
         for (path, meta) in later.directories.iter().rev() {
@@ -206,7 +215,9 @@ impl<'a> Destination<'a> {
     fn open_parent<'p>(&self, parent: &'p mut Option<(PathBuf, OwnedFd)>, path: &Path) -> io::Result<&'p OwnedFd> {
         let wanted = path.parent().unwrap_or(Path::new(""));
         if parent.as_ref().is_none_or(|(open, _)| open != wanted) {
-            *parent = Some((wanted.to_owned(), self.make_directories(wanted)?));
+            let directory = self.make_directories(wanted)?;
+            self.make_writable(&directory, wanted)?;
+            *parent = Some((wanted.to_owned(), directory));
         }
         match parent {
             Some((_, directory)) => Ok(directory),
@@ -219,13 +230,33 @@ impl<'a> Destination<'a> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match self.root.open_beneath(path, flags, Links::Inside) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+            // Above it is a directory that its owner may not enter.
+            Err(why) if why.kind() == io::ErrorKind::PermissionDenied && !path.as_os_str().is_empty() => {}
             result => return result,
         }
-        let above = self.make_directories(path.parent().unwrap_or(Path::new("")))?;
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let above = self.make_directories(parent)?;
+        self.make_writable(&above, parent)?;
         match mkdirat(&above, file_name(path)?, Mode::from_bits_truncate(0o777)) {
             Ok(()) | Err(Errno::EEXIST) => self.root.open_beneath(path, flags, Links::Inside),
             Err(why) => Err(why.into()),
         }
+    }
+}
+
+impl Destination<'_> {
+    /// Lets the owner write to a directory that is there, such as one of Go's module cache; its mode is restored at the
+    /// end. Directories of others are left as they are.
+    fn make_writable(&self, directory: &OwnedFd, path: &Path) -> io::Result<()> {
+        let (stat, user) = (fstat(directory)?, geteuid());
+        let mode = stat.st_mode & 0o7777;
+        if mode & 0o700 == 0o700 || user.is_root() || stat.st_uid != user.as_raw() {
+            return Ok(());
+        }
+        let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        fs::set_permissions(own_path, fs::Permissions::from_mode(mode | 0o700))?;
+        self.later().read_only.entry(path.to_owned()).or_insert(mode);
+        Ok(())
     }
 }
 
