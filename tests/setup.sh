@@ -36,6 +36,11 @@ need nft nftables
 need nsenter util-linux
 # Shows the status page of the manager.
 need chromium chromium
+need podman podman
+need newuidmap uidmap
+need slirp4netns slirp4netns
+[ -e /usr/lib/podman/netavark ] || missing="$missing netavark"
+[ -e /usr/lib/podman/aardvark-dns ] || missing="$missing aardvark-dns"
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update

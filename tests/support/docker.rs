@@ -25,11 +25,40 @@ pub struct Docker {
 const KEEPER: &str = r#"
 ip link set lo up
 [ -z "$SIZE" ] || mount -t tmpfs -o size=$SIZE none $D/data
-begin() {
-    rm -f $D/pid
-    dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn $MORE >>$D/log 2>&1 </dev/null &
-    daemon=$!
-}
+case $ENGINE in
+docker)
+    begin() {
+        rm -f $D/pid
+        dockerd --data-root $D/data --exec-root $D/exec -H unix://$D/s -p $D/pid --log-level=warn $MORE >>$D/log 2>&1 </dev/null &
+        daemon=$!
+    };;
+podman)
+    begin() {
+        rm -f $D/pid
+        CONTAINERS_CONF=$D/containers.conf podman --root $D/data --runroot $D/exec --network-config-dir $D/networks \
+            --volumepath $D/volumes --tmpdir $D/exec/tmp system service --time=0 unix://$D/s >>$D/log 2>&1 </dev/null &
+        daemon=$!
+        echo $daemon >$D/pid
+    };;
+rootless)
+    # A user with subordinate ids, and the device for its networks.
+    cp /etc/passwd $D/passwd; echo "podman:x:$ROOTLESS:$ROOTLESS::$D/home:/bin/sh" >>$D/passwd
+    cp /etc/group $D/group; echo "podman:x:$ROOTLESS:" >>$D/group
+    echo "podman:700000:65536" >$D/subuid; cp $D/subuid $D/subgid
+    touch /etc/subuid /etc/subgid
+    for name in passwd group subuid subgid; do mount --bind $D/$name /etc/$name; done
+    mkdir -p $D/home $D/run
+    mknod -m 666 $D/tun c 10 200; mount --bind $D/tun /dev/net/tun
+    chown $ROOTLESS:$ROOTLESS $D $D/home $D/run
+    begin() {
+        rm -f $D/pid
+        cd $D/home
+        setpriv --reuid $ROOTLESS --regid $ROOTLESS --clear-groups env -i PATH="$PATH" HOME=$D/home XDG_RUNTIME_DIR=$D/run \
+            CONTAINERS_CONF=$D/containers.conf podman system service --time=0 unix://$D/s >>$D/log 2>&1 </dev/null &
+        daemon=$!
+        echo $daemon >$D/pid
+    };;
+esac
 end() {
     kill $daemon
     # Containers that ignore TERM have 10 s, one after the other.
@@ -40,9 +69,42 @@ begin
 while read -r _; do end; begin; done
 for id in $(docker ps -q 2>/dev/null); do docker kill $id >/dev/null 2>&1; done
 end
+# The process that keeps the user namespace of rootless Podman.
+[ ! -e $D/run/libpod/tmp/pause.pid ] || kill $(cat $D/run/libpod/tmp/pause.pid)
 umount -l $D/data $D/exec/netns/* 2>/dev/null
 rm -rf $D
 "#;
+
+/// Podman without higher limits than this process has, and with a runtime that supports cgroups of both versions at once.
+const CONTAINERS_CONF: &str = r#"
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+"#;
+
+/// The user that rootless Podman runs as; it exists in the engine's mount namespace only.
+pub const ROOTLESS_UID: u32 = 64100;
+
+/// The program that serves the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    Docker,
+    Podman,
+    RootlessPodman,
+}
+
+impl EngineKind {
+    /// The engine of all tests: `MAYFLY_TEST_ENGINE=podman` replaces dockerd with the service of Podman.
+    fn of_run() -> Self {
+        match std::env::var("MAYFLY_TEST_ENGINE").as_deref() {
+            Ok("podman") => Self::Podman,
+            _ => Self::Docker,
+        }
+    }
+}
 
 /// The shared engine of this test run.
 pub fn docker() -> &'static Docker {
@@ -53,26 +115,39 @@ pub fn docker() -> &'static Docker {
 impl Docker {
     /// An engine for a single test, which may restart or break it.
     pub fn start() -> Self {
-        Self::start_with("", "")
+        Self::start_with(EngineKind::of_run(), "", "")
+    }
+
+    /// The same of this kind, whatever the other tests use.
+    pub fn of_kind(kind: EngineKind) -> Self {
+        Self::start_with(kind, "", "")
     }
 
     /// The same on its own disk of this size (`48m`).
     pub fn on_small_disk(size: &str) -> Self {
-        Self::start_with(size, "")
+        Self::start_with(EngineKind::of_run(), size, "")
     }
 
     /// The same with further arguments for the daemon.
     pub fn with_arguments(arguments: &str) -> Self {
-        Self::start_with("", arguments)
+        Self::start_with(EngineKind::Docker, "", arguments)
     }
 
-    fn start_with(size: &str, arguments: &str) -> Self {
+    fn start_with(kind: EngineKind, size: &str, arguments: &str) -> Self {
         // A short path: a socket path is limited to 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
         fs::create_dir_all(directory.join("data")).expect("create a file or directory");
+        fs::write(directory.join("containers.conf"), CONTAINERS_CONF).expect("write a file");
+        let engine = match kind {
+            EngineKind::Docker => "docker",
+            EngineKind::Podman => "podman",
+            EngineKind::RootlessPodman => "rootless",
+        };
         let keeper = Command::new("unshare")
             .args(["--net", "--mount", "setsid", "sh", "-c", KEEPER])
             .env("D", &directory)
+            .env("ENGINE", engine)
+            .env("ROOTLESS", ROOTLESS_UID.to_string())
             .env("SIZE", size)
             .env("MORE", arguments)
             .env("DOCKER_HOST", format!("unix://{}/s", directory.display()))

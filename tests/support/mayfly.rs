@@ -20,6 +20,7 @@ pub struct Home {
     directory: tempfile::TempDir,
     program: PathBuf,
     environment: Vec<(String, String)>,
+    user: Option<u32>,
 }
 
 /// A running agent; killed when the test ends.
@@ -62,7 +63,7 @@ impl Home {
         // The user of a job must be able to traverse this directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("open a file");
-        Self { directory, program: env!("CARGO_BIN_EXE_mayfly").into(), environment: Vec::new() }
+        Self { directory, program: env!("CARGO_BIN_EXE_mayfly").into(), environment: Vec::new(), user: None }
     }
 
     /// Writes the configuration.
@@ -141,6 +142,15 @@ impl Home {
         self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
     }
 
+    /// The agent runs as this user, who owns everything in this home from now on.
+    pub fn run_as(&mut self, uid: u32) {
+        self.own_program();
+        let mut chown = Command::new("chown");
+        let status = chown.arg("-R").arg(format!("{uid}:{uid}")).arg(self.directory.path()).status();
+        assert!(status.expect("chown").success());
+        self.user = Some(uid);
+    }
+
     /// The program with these arguments, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
@@ -154,6 +164,10 @@ impl Home {
             // The fake services share the machine with all tests and are slower than the real ones.
             .env("AWS_METADATA_SERVICE_TIMEOUT", "10")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(uid) = self.user {
+            use std::os::unix::process::CommandExt;
+            command.uid(uid).gid(uid);
+        }
         command
     }
 

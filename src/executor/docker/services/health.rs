@@ -175,7 +175,9 @@ fn check(container: &Container, address: &str) -> HealthCheck {
     if !state.running {
         return HealthCheck::Decided(ServiceHealth::Down(format!("it has ended with exit code {}", state.exit_code)));
     }
+    // Without a health check Docker has no status or `none`, and Podman an empty one.
     let health = state.health.as_ref().map(|health| health.status.as_str());
+    let health = health.filter(|status| !matches!(*status, "" | "none"));
     if health == Some("healthy") {
         return HealthCheck::Decided(ServiceHealth::Up);
     }
@@ -183,7 +185,7 @@ fn check(container: &Container, address: &str) -> HealthCheck {
     let address: Option<IpAddr> = address.parse().ok();
     match (address, ports.is_empty(), health) {
         (Some(address), false, _) => try_ports(address, &ports),
-        (_, _, Some(status)) if status != "none" => HealthCheck::Undecided(format!("its own check says `{status}`")),
+        (_, _, Some(status)) => HealthCheck::Undecided(format!("its own check says `{status}`")),
         (_, true, _) => {
             HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no check of its own"))
         }
@@ -259,7 +261,9 @@ mod tests {
         let (starting, healthy) = (",\"Health\": {\"Status\": \"starting\"}", ",\"Health\": {\"Status\": \"healthy\"}");
         assert_eq!(decided(running("", starting), "127.0.0.1"), None);
         assert_eq!(decided(running(&exposing(1), healthy), "127.0.0.1"), Some(ServiceHealth::Up));
-        assert!(matches!(decided(running("", ""), "127.0.0.1"), Some(ServiceHealth::Unknown(_))));
+        for none in ["", ",\"Health\": {\"Status\": \"\"}", ",\"Health\": {\"Status\": \"none\"}"] {
+            assert!(matches!(decided(running("", none), "127.0.0.1"), Some(ServiceHealth::Unknown(_))), "{none}");
+        }
         assert!(matches!(decided(running(&exposing(open), ""), ""), Some(ServiceHealth::Unknown(_))));
         let ended = container(r#"{"State": {"Running": false, "ExitCode": 3}}"#);
         assert!(matches!(decided(ended, "127.0.0.1"), Some(ServiceHealth::Down(why)) if why.contains("exit code 3")));

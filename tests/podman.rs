@@ -1,0 +1,65 @@
+//! Podman as the container engine: its Docker-compatible socket, served as root and by an ordinary user.
+//!
+//! These are smoke tests. `MAYFLY_TEST_ENGINE=podman` runs the other tests of containers on Podman as well.
+
+use serde_json::json;
+
+use crate::support::docker::{Docker, EngineKind, ROOTLESS_UID};
+use crate::support::git::GitServer;
+use crate::support::gitlab::{GitLab, Job};
+use crate::support::job::job;
+use crate::support::mayfly::Home;
+
+/// Sources, a service, caches, artifacts, the status of a script, and nothing left: twice, so that a checkout is reused.
+fn run_whole_jobs(engine: &Docker, uid: Option<u32>) {
+    let root = tempfile::tempdir().expect("a directory");
+    let (gitlab, git) = (GitLab::start(), GitServer::start(root.path()));
+    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
+    let mut home = Home::with_containers_of(&gitlab, &engine.host(), "", "wait_for_services_timeout = 30\n");
+    if let Some(uid) = uid {
+        home.run_as(uid);
+    }
+    let service = "while :; do echo 'from the service' | nc -l -p 8080; done";
+    let script = [
+        "cat file.txt; cat kept/x || true; cat out/y || true",
+        "until nc side 8080 </dev/null | grep service; do sleep 0.1; done",
+        "mkdir -p kept out; echo cached >kept/x; echo made >out/y; echo \"to $CI_JOB_STATUS\"",
+        "exit 7",
+    ];
+    let asked = || {
+        let asked = job(&script).sources(&url, &sha).after_script(&["echo \"after $CI_JOB_STATUS\"; ls /builds/team"]);
+        let asked = asked
+            .set("services", json!([{"name": "busybox:local", "alias": "side", "command": ["sh", "-c", service]}]));
+        let asked =
+            asked.set("cache", json!([{"key": "k", "paths": ["kept"], "policy": "pull-push", "when": "always"}]));
+        let artifact = json!([{"name": "out", "paths": ["out"], "artifact_format": "zip", "when": "always"}]);
+        asked.set("artifacts", artifact).variable("FF_NETWORK_PER_BUILD", "true")
+    };
+    let ids = [gitlab.queue(asked().build()), gitlab.queue(asked().build())];
+    let mut agent = home.start(&["--max-builds", "2"]);
+    for (index, id) in ids.into_iter().enumerate() {
+        let job: Job = gitlab.finished(id);
+        assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(7)), "{}\n{}", job.log(), agent.log());
+        for part in ["from git", "from the service", "to running", "after failed"] {
+            assert!(job.has(part), "{part} in {}", job.log());
+        }
+        assert_eq!(job.lines().contains(&"cached".to_owned()), index == 1, "{}", job.log());
+        assert!(!job.has("WARNING"), "{}", job.log());
+        assert_eq!(job.artifacts.len(), 1, "{}", job.log());
+    }
+    assert!(agent.wait().success(), "{}", agent.log());
+    gitlab.assert_strict();
+    let label = "label=com.gitlab.gitlab-runner.managed=true";
+    let left = engine.run(&["ps", "-aq", "--filter", label]) + &engine.run(&["network", "ls", "-q", "--filter", label]);
+    assert_eq!(left, "", "{}", agent.log());
+}
+
+#[test]
+fn podman_runs_jobs_as_root() {
+    run_whole_jobs(&Docker::of_kind(EngineKind::Podman), None);
+}
+
+#[test]
+fn podman_runs_jobs_of_an_ordinary_user() {
+    run_whole_jobs(&Docker::of_kind(EngineKind::RootlessPodman), Some(ROOTLESS_UID));
+}
