@@ -31,10 +31,11 @@ const WAITING: usize = 1000;
 type Measure = fn(&Path);
 
 /// What can be measured, by the names that choose it.
-const FIGURES: [(&str, Measure); 8] = [
+const FIGURES: [(&str, Measure); 9] = [
     ("start", start_to_request),
     ("empty", empty_job),
     ("clone", clone),
+    ("checkout", checkout),
     ("queue", queue),
     ("log", log_speed),
     ("artifact", artifact),
@@ -159,6 +160,57 @@ fn clone(program: &Path) {
     tell("limit: git clone", cloned);
     tell("job with a clone", job);
     tell_ratio("  times git clone and the empty job", job, cloned + empty);
+}
+
+/// A repository of 5,000 files: cloned, and updated by a commit that changes 50 of them. The agent verifies what it reuses.
+fn checkout(program: &Path) {
+    const FILES: usize = 5000;
+    const CHANGED: usize = 50;
+    let scene = Scene::start(program, 1);
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let content = |index: usize, round: usize| format!("{index} {round}\n{}", "a line of a source file\n".repeat(100));
+    let files = |range: std::ops::Range<usize>, round: usize| -> Vec<(String, String)> {
+        range.map(|index| (format!("d{}/f{index}", index % 100), content(index, round))).collect()
+    };
+    let first = files(0..FILES, 0);
+    let pairs: Vec<(&str, &str)> = first.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let (url, mut sha) = git.repository("team/large", &pairs);
+    let url_with_token = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
+    let work = root.path().join("plain");
+    let run = |directory: &Path, arguments: &[&str]| {
+        let status = Command::new("git").args(arguments).current_dir(directory).status().expect("git");
+        assert!(status.success(), "{arguments:?}");
+    };
+    let (mut clones, mut jobs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS / 4 {
+        let _ = fs::remove_dir_all(&work);
+        let began = Instant::now();
+        run(root.path(), &["clone", "-q", "--depth", "20", &url_with_token, &work.display().to_string()]);
+        clones.push(began.elapsed());
+        jobs.push(scene.job(job(&["true"]).sources(&url, &sha).variable("GIT_STRATEGY", "clone").build()));
+    }
+    let (mut updates, mut reuses, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    scene.job(job(&["true"]).sources(&url, &sha).build());
+    for round in 1..=ROUNDS {
+        let changed = files(0..CHANGED, round);
+        let pairs: Vec<(&str, &str)> = changed.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        sha = git.commit("team/large", &pairs, "next");
+        let began = Instant::now();
+        run(&work, &["fetch", "-q", "--depth", "20", "origin", "main"]);
+        run(&work, &["checkout", "-q", "-f", "--detach", "FETCH_HEAD"]);
+        run(&work, &["clean", "-ffdxq"]);
+        updates.push(began.elapsed());
+        reuses.push(scene.job(job(&["true"]).sources(&url, &sha).build()));
+        empty.push(scene.job(job(&["true"]).build()));
+    }
+    let (cloned, updated, empty) = (median(clones), median(updates), median(empty));
+    tell("limit: git clone of 5,000 files", cloned);
+    tell_ratio("  job with it, times that and the empty job", median(jobs), cloned + empty);
+    tell("limit: git fetch, checkout and clean", updated);
+    let reused = median(reuses);
+    tell("job that reuses the checkout", reused);
+    tell_ratio("  times that and the empty job", reused, updated + empty);
 }
 
 /// Jobs that wait, one after the other.
