@@ -5,23 +5,34 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 
-struct Scene {
-    gitlab: GitLab,
-    home: Home,
-    git: GitServer,
+/// An agent with a git server.
+pub struct Scene {
+    pub gitlab: GitLab,
+    pub home: Home,
+    pub git: GitServer,
     _root: tempfile::TempDir,
 }
 
 impl Scene {
-    fn new(global: &str, runner: &str) -> Self {
+    /// Jobs run on the machine.
+    pub fn new(global: &str, runner: &str) -> Self {
+        Self::of(|gitlab| Home::new(gitlab, global, runner))
+    }
+
+    /// Jobs run in containers.
+    pub fn in_containers(runner: &str, docker: &str) -> Self {
+        Self::of(|gitlab| Home::with_containers(gitlab, runner, docker))
+    }
+
+    fn of(home: impl FnOnce(&GitLab) -> Home) -> Self {
         let root = tempfile::tempdir().expect("a directory");
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, global, runner);
+        let home = home(&gitlab);
         let git = GitServer::start(root.path());
         Self { gitlab, home, git, _root: root }
     }
 
-    fn run(&self, job: JobBuilder) -> Job {
+    pub fn run(&self, job: JobBuilder) -> Job {
         let id = self.gitlab.queue(job.build());
         let mut agent = self.home.start(&["--once"]);
         let job = self.gitlab.finished(id);
@@ -30,8 +41,8 @@ impl Scene {
         job
     }
 
-    /// Runs a job, which must succeed.
-    fn pass(&self, job: JobBuilder) -> Vec<String> {
+    /// A job that must succeed.
+    pub fn pass(&self, job: JobBuilder) -> Vec<String> {
         let job = self.run(job);
         assert_eq!(job.state, "success", "{}", job.log());
         job.lines()

@@ -63,7 +63,7 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.local.is_some() {
         return Ok(());
     }
-    let plan = get_sources::plan(job, &steps.journal.progress).ok();
+    let plan = get_sources::plan(job).ok();
     let cleaned = run(steps, plan.map(FileTask::CleanUp), StopPolicy::Never);
     if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
 }

@@ -5,14 +5,23 @@ use super::file_step::file_step;
 use super::file_task;
 use super::flags::WITHOUT_TOKENS;
 use super::outcome::StageResult;
-use super::script::LineGroup;
+use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
-use super::sources::{self, Strategy};
+use super::sources::{self, Strategy, settings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::failure::JobError;
-use crate::journal::Progress;
-use crate::shim::spec::Task;
 use crate::sys;
+
+/// The steps of the stage.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Scripts before git.
+    Before,
+    /// Git.
+    Sources,
+    /// Scripts after git.
+    After,
+}
 
 /// One attempt; steps that an earlier agent saw to their end are not run again.
 pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
@@ -20,13 +29,76 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     if is_skipped(job) {
         return Ok(());
     }
-    let tasks = tasks(job, &steps.journal.progress)?;
+    let plan = plan(job)?;
+    let hooks = Hooks::of(job, plan.strategy);
     let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, sys::boottime());
-    for (index, task) in tasks.into_iter().enumerate().skip(steps.journal.progress.steps_done) {
+    let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
+    let has_script_before = has_lines(&hooks.before);
+    let wanted = [(Step::Before, has_script_before), (Step::Sources, true), (Step::After, has_lines(&hooks.after))];
+    let wanted = wanted.into_iter().filter_map(|(step, is_wanted)| is_wanted.then_some(step));
+    for (index, step) in wanted.enumerate().skip(steps.journal.progress.steps_done) {
+        let progress = &steps.journal.progress;
+        let task = match step {
+            Step::Before => script_task(job, progress, &hooks.before, None, &list_settings(job)),
+            Step::Sources => {
+                let mut plan = plan.clone();
+                if has_script_before {
+                    take_settings(job, &mut plan);
+                }
+                file_step(job, &file_task::FileTask::Sources(plan))?
+            }
+            Step::After => {
+                script_task(job, progress, &hooks.after, Some(job.project_directory()), &AgentText::default())
+            }
+        };
         steps.run(task, &limit, StopPolicy::CancelOrEviction)?;
         steps.settle_step(index + 1)?;
     }
     Ok(())
+}
+
+/// What the agent adds to the scripts before git: their git settings are listed for [`take_settings`].
+fn list_settings(job: &Job<'_>) -> AgentText {
+    let temporary = job.settings.dirs.as_seen_by_job(&job.settings.dirs.temporary).display().to_string();
+    let after = settings::after_script(&temporary, lists_user_settings(job));
+    AgentText { before: settings::before_script(&temporary), after }
+}
+
+/// Takes the git settings that the scripts before git made.
+fn take_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
+    let (dirs, user) = (&job.settings.dirs, job.context.executor.user());
+    let of_user = if lists_user_settings(job) { dirs.read_temporary(settings::USER_LIST, user) } else { String::new() };
+    plan.take_settings(&dirs.read_temporary(settings::TEMPLATE_LIST, user), &of_user);
+}
+
+/// Whether the agent's git does not read the settings of the user by itself: outside of the container, or where they are
+/// written to a file of the job.
+fn lists_user_settings(job: &Job<'_>) -> bool {
+    job.settings.dirs.container_builds.is_some() || job.settings.flags.is_on(WITHOUT_TOKENS)
+}
+
+/// Scripts before and after git.
+struct Hooks<'a> {
+    before: [LineGroup<'a>; 2],
+    after: [LineGroup<'a>; 2],
+}
+
+impl Hooks<'_> {
+    fn of(job: &Job<'_>, strategy: Strategy) -> Self {
+        let runner = &job.context.runner;
+        let has_hooks = strategy != Strategy::Empty;
+        let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };
+        let of_job = |name: &str| if has_hooks { job.payload.hook(name).to_vec() } else { Vec::new() };
+        let before = [
+            LineGroup { origin: "pre_clone_script", lines: of_runner(&runner.pre_get_sources_script) },
+            LineGroup { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
+        ];
+        let after = [
+            LineGroup { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
+            LineGroup { origin: "post_clone_script", lines: of_runner(&runner.post_get_sources_script) },
+        ];
+        Self { before, after }
+    }
 }
 
 /// True when there is nothing to fetch, nothing to remove and no hook to run.
@@ -39,34 +111,8 @@ pub fn is_skipped(job: &Job<'_>) -> bool {
     !has_hooks && !job.settings.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
 }
 
-fn tasks(job: &Job<'_>, progress: &Progress) -> StageResult<Vec<Task>> {
-    let plan = plan(job, progress)?;
-    let runner = &job.context.runner;
-    let has_hooks = plan.strategy != Strategy::Empty;
-    let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };
-    let of_job = |name: &str| if has_hooks { job.payload.hook(name).to_vec() } else { Vec::new() };
-    let before = [
-        LineGroup { origin: "pre_clone_script", lines: of_runner(&runner.pre_get_sources_script) },
-        LineGroup { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
-    ];
-    let after = [
-        LineGroup { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
-        LineGroup { origin: "post_clone_script", lines: of_runner(&runner.post_get_sources_script) },
-    ];
-    let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
-    let mut tasks = Vec::new();
-    if has_lines(&before) {
-        tasks.push(script_task(job, progress, &before, None, None));
-    }
-    tasks.push(file_step(job, &file_task::FileTask::Sources(plan))?);
-    if has_lines(&after) {
-        tasks.push(script_task(job, progress, &after, Some(job.project_directory()), None));
-    }
-    Ok(tasks)
-}
-
 /// What git has to do. Errors: what the job asks for cannot be done.
-pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::SourcesPlan, JobError> {
+pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
     let (settings, context) = (&job.settings, job.context);
     let sources_settings = sources::SourcesSettings {
         project: settings.dirs.project.clone(),
@@ -88,8 +134,7 @@ pub fn plan(job: &Job<'_>, progress: &Progress) -> Result<sources::SourcesPlan, 
         record_key: (!has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
         reuse: !is_shared_with_unprotected(job),
     };
-    let plan = sources::plan(&job.payload, &settings.variables, sources_settings)?;
-    Ok(sources::SourcesPlan { clear_worktree: progress.attempt == 1, ..plan })
+    sources::plan(&job.payload, &settings.variables, sources_settings)
 }
 
 /// Whether services of the job could change files of the checkout while git works on it.

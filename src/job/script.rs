@@ -42,8 +42,17 @@ pub struct LineGroup<'a> {
     pub lines: Vec<String>,
 }
 
+/// Shell text that the agent adds to the job's lines; the log does not show it.
+#[derive(Clone, Debug, Default)]
+pub struct AgentText {
+    /// Before the lines.
+    pub before: String,
+    /// After the lines, when none of them failed.
+    pub after: String,
+}
+
 /// The whole script.
-pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], greeting: Option<&str>) -> String {
+pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentText) -> String {
     let mut text = String::from("trap 'exit 1' TERM\n");
     if settings.trace {
         text.push_str("set -o xtrace\n");
@@ -66,7 +75,7 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], greeting: Opt
     if let Some(directory) = &settings.directory {
         text.push_str(&format!("cd {}\n", quote(directory)));
     }
-    let body = body(settings, groups, greeting);
+    let body = format!("{}{}{}", own.before, body(settings, groups), own.after);
     // A login shell runs `.bash_logout` at its end: what fails in there is no failure of the job.
     text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nset +o errexit\nexit 0\n", quote(&body)));
     text
@@ -119,11 +128,13 @@ fn export_gitlab_env(settings: &ScriptSettings, text: &mut String) {
     ));
 }
 
-fn body(settings: &ScriptSettings, groups: &[LineGroup<'_>], greeting: Option<&str>) -> String {
+/// Shell text that prints a line of the agent.
+pub fn print_line(line: &str) -> String {
+    format!("printf '%s\\n' {}\n", quote(&format!("{GREEN}{line}{RESET}")))
+}
+
+fn body(settings: &ScriptSettings, groups: &[LineGroup<'_>]) -> String {
     let mut body = String::new();
-    if let Some(greeting) = greeting {
-        body.push_str(&format!("printf '%s\\n' {}\n", quote(&format!("{GREEN}{greeting}{RESET}"))));
-    }
     for group in groups {
         for (index, line) in group.lines.iter().enumerate() {
             echo(settings, group.origin, index, line.trim(), &mut body);
@@ -213,7 +224,7 @@ mod tests {
             let (mut settings, lines, _directory) =
                 of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
             settings.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
-            let (output, code) = run(shell, &script(&settings, &lines, None));
+            let (output, code) = run(shell, &script(&settings, &lines, &AgentText::default()));
             let expected = "\x1b[32;1m$ echo \"it's $A\"\x1b[0;m\nit's a 'quoted'\nvalue\n\
                             \x1b[32;1m$ echo one # collapsed multi-line command\x1b[0;m\none\ntwo\n\n\
                             \x1b[32;1m$ cat; exit 7\x1b[0;m\n";
@@ -224,11 +235,11 @@ mod tests {
     #[test]
     fn stops_at_the_first_failure_but_runs_what_stands_before_a_mistake() {
         let (settings, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
-        let (output, code) = run("bash", &script(&settings, &lines, None));
+        let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
         assert!(output.contains("before\n") && !output.contains("\nafter"), "{output}");
         assert_ne!(code, 0);
         let (settings, lines, _directory) = of(&["false | cat", "echo after"]);
-        let (output, code) = run("bash", &script(&settings, &lines, None));
+        let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
         assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
     }
 
@@ -243,7 +254,12 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("a shell");
-        child.stdin.take().expect("a pipe").write_all(script(&settings, &lines, None).as_bytes()).expect("written");
+        child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(script(&settings, &lines, &AgentText::default()).as_bytes())
+            .expect("written");
         let output = child.wait_with_output().expect("ended");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && shown.ends_with("done\nbye\n"), "{shown}");
@@ -257,10 +273,10 @@ mod tests {
                 "printf '%s\\n' junk =x 1A=x A-B=x 'UID=7' '$(touch /never)=x' '' EMPTY= >>\"$GITLAB_ENV\"",
                 "printf 'LAST=no line end' >>\"$GITLAB_ENV\"",
             ]);
-            assert_eq!(run(shell, &script(&settings, &lines, None)).1, 0);
+            assert_eq!(run(shell, &script(&settings, &lines, &AgentText::default())).1, 0);
             let show = "echo \"$GREETING|${EMPTY-unset}|$LAST\"".to_owned();
             let lines = vec![LineGroup { origin: "script_step", lines: vec![show] }];
-            let (output, code) = run(shell, &script(&settings, &lines, None));
+            let (output, code) = run(shell, &script(&settings, &lines, &AgentText::default()));
             assert!(code == 0 && output.ends_with("\nhello world=||no line end\n"), "{shell}: {output}");
         }
     }
@@ -272,7 +288,10 @@ mod tests {
         for shell in SHELLS {
             let (mut settings, lines, directory) = of(&["true"]);
             settings.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
-            assert_eq!(run(shell, &script(&settings, &lines, None)), ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0));
+            assert_eq!(
+                run(shell, &script(&settings, &lines, &AgentText::default())),
+                ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0)
+            );
             let temporary = directory.path().join("p.tmp");
             assert_eq!(std::fs::read_to_string(temporary.join("KEY")).expect("text"), "line1\nline2");
             assert_eq!((mode(&temporary), mode(&temporary.join("KEY"))), (0o700, 0o600), "{shell}");
@@ -313,7 +332,7 @@ mod tests {
             let outside = directory.path().join("outside");
             std::fs::create_dir(&outside).expect("made");
             plant(&directory.path().join("p.tmp"), &outside);
-            let (output, code) = run("dash", &script(&settings, &lines, None));
+            let (output, code) = run("dash", &script(&settings, &lines, &AgentText::default()));
             assert_eq!(code, 0, "{what}: {output}");
             assert_eq!(std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("text"), "secret", "{what}");
             assert_eq!(std::fs::read_dir(&outside).expect("a directory").count(), 0, "{what}");
@@ -324,7 +343,7 @@ mod tests {
     fn sections_hold_commands_of_several_lines() {
         let (mut settings, lines, _directory) = of(&["echo a\necho b"]);
         settings.sections = true;
-        let (output, _) = run("bash", &script(&settings, &lines, None));
+        let (output, _) = run("bash", &script(&settings, &lines, &AgentText::default()));
         assert!(
             output.contains(
                 ":section_script_step_0[hide_duration=true,collapsed=true]\r\x1b[0K\x1b[32;1m$ echo a\necho b"

@@ -2,7 +2,7 @@
 
 use super::context::Job;
 use super::outcome::StageResult;
-use super::script::{self, LineGroup, ScriptSettings};
+use super::script::{self, AgentText, LineGroup, ScriptSettings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::journal::Progress;
 use crate::shim::spec::Task;
@@ -23,7 +23,7 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
         LineGroup { origin: "script_step", lines },
         LineGroup { origin: "post_build_script", lines: own(&runner.post_build_script) },
     ];
-    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), None);
+    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
     let limit = job.deadlines.scripts(&mut steps.journal.progress.scripts_deadline, sys::boottime());
     steps.run(task, &limit, StopPolicy::CancelOrEviction)
 }
@@ -33,8 +33,8 @@ pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let lines = job.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
     let groups = [LineGroup { origin: "after_script_step", lines }];
-    let greeting = Some("Running after script...");
-    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), greeting);
+    let text = AgentText { before: script::print_line("Running after script..."), after: String::new() };
+    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &text);
     let limit = job.deadlines.after_script(sys::boottime());
     steps.run(task, &limit, StopPolicy::EvictionOnly)
 }
@@ -45,7 +45,7 @@ pub fn script_task(
     progress: &Progress,
     groups: &[LineGroup<'_>],
     directory: Option<String>,
-    greeting: Option<&str>,
+    own: &AgentText,
 ) -> Task {
     let settings = &job.settings;
     let script_settings = ScriptSettings {
@@ -60,6 +60,6 @@ pub fn script_task(
     // A timestamp tells which stream a line came from. Without timestamps, or with the shell's trace between the output,
     // the exact order of the two streams matters more.
     let merge = settings.debug || !settings.filters.timestamps;
-    let text = script::script(&script_settings, groups, greeting);
+    let text = script::script(&script_settings, groups, own);
     job.context.executor.script(job, progress, text, merge)
 }

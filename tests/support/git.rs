@@ -8,13 +8,33 @@ use std::thread;
 
 use rustls::ServerConfig;
 
-use super::http::{Answer, Connection, Request, listen, read_request, write_answer};
+use super::http::{Answer, Connection, Request, listen, read_request, write_answer, write_half};
 
 /// A server for the repositories below a directory.
 pub struct GitServer {
     pub url: String,
     root: PathBuf,
-    authorizations: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Seen>,
+}
+
+/// What the server has seen, and how it is to fail.
+#[derive(Default)]
+struct Seen {
+    authorizations: Mutex<Vec<String>>,
+    /// Values of the header `X-Test`.
+    marks: Mutex<Vec<String>>,
+    failure: Mutex<Option<(String, Failure)>>,
+}
+
+/// How requests fail.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// With this status.
+    Status(u16),
+    /// The connection is closed without an answer.
+    Reset,
+    /// The connection is closed in the middle of the answer.
+    Cut,
 }
 
 impl GitServer {
@@ -25,10 +45,30 @@ impl GitServer {
 
     /// The same over HTTPS.
     pub fn start_with(root: &Path, tls: Option<Arc<ServerConfig>>) -> Self {
-        let authorizations = Arc::new(Mutex::new(Vec::new()));
-        let (served, seen) = (root.to_owned(), Arc::clone(&authorizations));
-        let url = listen(tls, move |connection| serve(connection, &served, &seen));
-        Self { url, root: root.to_owned(), authorizations }
+        let seen = Arc::new(Seen::default());
+        let (served, shared) = (root.to_owned(), Arc::clone(&seen));
+        let url = listen(tls, move |connection| serve(connection, &served, &shared));
+        Self { url, root: root.to_owned(), seen }
+    }
+
+    /// Has requests fail whose method and path contain this (`GET /team/demo.git`), until [`GitServer::heal`].
+    pub fn fail(&self, part: &str, failure: Failure) {
+        *self.seen.failure.lock().expect("the thread must not panic") = Some((part.to_owned(), failure));
+    }
+
+    /// Has all requests succeed again.
+    pub fn heal(&self) {
+        *self.seen.failure.lock().expect("the thread must not panic") = None;
+    }
+
+    /// The values of the header `X-Test` that requests had.
+    pub fn marks(&self) -> Vec<String> {
+        self.seen.marks.lock().expect("the thread must not panic").clone()
+    }
+
+    /// Names the latest commit a branch of a bare repository.
+    pub fn branch(&self, name: &str, branch: &str) {
+        git(&self.root.join(format!("{name}.git")), &["branch", "-f", branch, "main"]);
     }
 
     /// Creates a repository with these files on branch `main`; returns its URL and commit.
@@ -55,9 +95,14 @@ impl GitServer {
 
     /// Adds a submodule at the latest commit of the library (`team/library`), with any address; returns the commit.
     pub fn add_submodule(&self, name: &str, path: &str, address: &str) -> String {
+        self.add_submodule_of(name, "team/library", path, address, "")
+    }
+
+    /// The same with another repository, and with more lines for `.gitmodules`.
+    pub fn add_submodule_of(&self, name: &str, library: &str, path: &str, address: &str, lines: &str) -> String {
         let work = self.root.join(format!("{name}.work"));
-        let library = git(&self.root.join("team/library.git"), &["rev-parse", "main"]);
-        let modules = format!("[submodule \"lib\"]\n\tpath = \"{path}\"\n\turl = \"{address}\"\n");
+        let library = git(&self.root.join(format!("{library}.git")), &["rev-parse", "main"]);
+        let modules = format!("[submodule \"lib\"]\n\tpath = \"{path}\"\n\turl = \"{address}\"\n{lines}");
         std::fs::write(work.join(".gitmodules"), modules).expect("write a file");
         git(&work, &["update-index", "--add", "--cacheinfo", &format!("160000,{library},{path}")]);
         std::fs::create_dir_all(work.join(path)).expect("create a file or directory");
@@ -81,7 +126,7 @@ impl GitServer {
 
     /// The `Authorization` headers of all requests.
     pub fn authorizations(&self) -> Vec<String> {
-        self.authorizations.lock().expect("the thread must not panic").clone()
+        self.seen.authorizations.lock().expect("the thread must not panic").clone()
     }
 }
 
@@ -98,13 +143,21 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
 /// The beginning of the `Authorization` header for `gitlab-ci-token` with a token that begins with `glcbt-`.
 const LOGIN: &str = "Basic Z2l0bGFiLWNpLXRva2VuOmdsY2J0L";
 
-fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
+fn serve(mut connection: Connection, root: &Path, seen: &Seen) {
     while let Some(request) = read_request(&mut connection) {
+        seen.marks.lock().expect("the thread must not panic").extend(request.headers.get("x-test").cloned());
+        let failure = seen.failure.lock().expect("the thread must not panic").clone();
+        let line = format!("{} {}", request.method, request.path);
+        let failure = failure.filter(|(part, _)| line.contains(part.as_str())).map(|(_, failure)| failure);
         let login = request.header("Authorization").to_owned();
-        let answer = if let Some(place) = redirect(&request) {
+        let answer = if let Some(Failure::Status(status)) = failure {
+            Answer::new(status).with("WWW-Authenticate", "Basic realm=\"git\"")
+        } else if let Some(Failure::Reset) = failure {
+            return;
+        } else if let Some(place) = redirect(&request) {
             Answer::new(301).with("Location", &place)
         } else if login.starts_with(LOGIN) {
-            seen.lock().expect("the thread must not panic").push(login);
+            seen.authorizations.lock().expect("the thread must not panic").push(login);
             match request.path.split_once("/info/lfs/") {
                 Some((repository, rest)) => large_files(root, repository, rest, &request),
                 None => backend(root, &request),
@@ -112,6 +165,10 @@ fn serve(mut connection: Connection, root: &Path, seen: &Mutex<Vec<String>>) {
         } else {
             Answer::new(401).with("WWW-Authenticate", "Basic realm=\"git\"")
         };
+        if let Some(Failure::Cut) = failure {
+            let _ = write_half(connection.get_mut(), &answer);
+            return;
+        }
         if write_answer(connection.get_mut(), &answer).is_err() {
             return;
         }

@@ -4,6 +4,8 @@
 //! another repository and those that print headers or bodies of HTTP into the log. Beside a container git gets only
 //! variables from a list: how to reach a server, and nothing by which git starts a program, reads a file or writes one.
 
+use super::settings::{self, Setting};
+
 /// Who runs git.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GitContext {
@@ -76,129 +78,62 @@ const REFUSED_VARIABLES: [&str; 27] = [
     "GIT_WORK_TREE",
 ];
 
-/// Settings (`GIT_CONFIG_KEY_n`) that a job in a container may give to git: the section, and the last parts of the names.
-/// None of them names a program or a file, or sends git to a server that was not asked for.
-const ALLOWED_SETTINGS: [(&str, &[&str]); 7] = [
-    ("checkout", &["defaultremote", "guess", "thresholdforparallelism", "workers"]),
-    (
-        "fetch",
-        &[
-            "fsckobjects",
-            "negotiationalgorithm",
-            "output",
-            "parallel",
-            "prune",
-            "prunetags",
-            "showforcedupdates",
-            "unpacklimit",
-        ],
-    ),
-    (
-        "http",
-        &[
-            "emptyauth",
-            "extraheader",
-            "lowspeedlimit",
-            "lowspeedtime",
-            "maxrequests",
-            "minsessions",
-            "noepsv",
-            "postbuffer",
-            "proxy",
-            "sslcipherlist",
-            "sslverify",
-            "sslversion",
-            "version",
-        ],
-    ),
-    (
-        "lfs",
-        &[
-            "access",
-            "activitytimeout",
-            "basictransfersonly",
-            "concurrenttransfers",
-            "dialtimeout",
-            "fetchexclude",
-            "fetchinclude",
-            "fetchrecentalways",
-            "fetchrecentcommitsdays",
-            "fetchrecentrefsdays",
-            "fetchrecentremoterefs",
-            "keepalive",
-            "locksverify",
-            "maxretries",
-            "maxretrydelay",
-            "maxverifies",
-            "skipdownloaderrors",
-            "tlstimeout",
-            "tustransfers",
-            "url",
-        ],
-    ),
-    ("pack", &["threads", "windowmemory"]),
-    ("transfer", &["credentialsinurl", "fsckobjects", "unpacklimit"]),
-    ("url", &["insteadof", "pushinsteadof"]),
-];
-
-/// Settings that are a number of threads, processes or connections, and how many there may be.
-const COUNT_SETTINGS: [&str; 6] =
-    ["concurrenttransfers", "maxrequests", "minsessions", "parallel", "threads", "workers"];
-const COUNT_MAX: u32 = 64;
-
-/// The variables of a job that git gets.
-pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> Vec<(String, String)> {
+/// The variables of a job that git gets, and lines for the log about settings in them that git does not get.
+pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> (Vec<(String, String)>, Vec<String>) {
     if context == GitContext::AsJob {
         let kept = |key: &str| {
             !REFUSED_VARIABLES.contains(&key) && (!key.starts_with("GIT_TRACE") || TRACE_VARIABLES.contains(&key))
         };
-        return exports.into_iter().filter(|(key, _)| kept(key)).collect();
+        return (exports.into_iter().filter(|(key, _)| kept(key)).collect(), Vec::new());
     }
     let is_switch = |value: &str| matches!(value, "0" | "1" | "2" | "true" | "false");
     let harmless = |(key, value): &&(String, String)| {
         ALLOWED_VARIABLES.contains(&key.as_str()) || (TRACE_VARIABLES.contains(&key.as_str()) && is_switch(value))
     };
     let mut kept: Vec<(String, String)> = exports.iter().filter(harmless).cloned().collect();
-    kept.extend(settings(&exports));
-    kept
+    let judged = settings::judge_all(settings_in(&exports), true, true);
+    write_settings(&mut kept, &judged.honoured);
+    (kept, judged.ignored)
 }
 
-/// `GIT_CONFIG_COUNT`, `GIT_CONFIG_KEY_n`, `GIT_CONFIG_VALUE_n`, counted anew.
-fn settings(exports: &[(String, String)]) -> Vec<(String, String)> {
-    let value = |key: &str| exports.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+/// The settings in `GIT_CONFIG_COUNT`, `GIT_CONFIG_KEY_n`, `GIT_CONFIG_VALUE_n`.
+fn settings_in(variables: &[(String, String)]) -> Vec<Setting> {
+    let value = |key: &str| variables.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
     let count = value("GIT_CONFIG_COUNT").and_then(|count| count.parse::<u16>().ok()).unwrap_or(0);
     let pair = |number: u16| {
         let key = value(&format!("GIT_CONFIG_KEY_{number}"))?;
         let value = value(&format!("GIT_CONFIG_VALUE_{number}"))?;
-        is_allowed_setting(key, value).then_some((key, value))
+        Some((key.to_owned(), value.to_owned()))
     };
-    let kept: Vec<(&str, &str)> = (0..count).filter_map(pair).collect();
-    let mut variables = vec![("GIT_CONFIG_COUNT".to_owned(), kept.len().to_string())];
-    for (number, (key, value)) in kept.iter().enumerate() {
-        variables.push((format!("GIT_CONFIG_KEY_{number}"), (*key).to_owned()));
-        variables.push((format!("GIT_CONFIG_VALUE_{number}"), (*value).to_owned()));
-    }
-    variables
+    (0..count).filter_map(pair).collect()
 }
 
-fn is_allowed_setting(key: &str, value: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    let (Some((section, _)), Some((before, last))) = (key.split_once('.'), key.rsplit_once('.')) else { return false };
-    if section == "advice" {
-        return true;
+fn write_settings(variables: &mut Vec<(String, String)>, settings: &[Setting]) {
+    let prefixes = ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"];
+    variables.retain(|(key, _)| !prefixes.iter().any(|prefix| key.starts_with(prefix)));
+    variables.push(("GIT_CONFIG_COUNT".to_owned(), settings.len().to_string()));
+    for (number, (key, value)) in settings.iter().enumerate() {
+        variables.push((format!("GIT_CONFIG_KEY_{number}"), key.clone()));
+        variables.push((format!("GIT_CONFIG_VALUE_{number}"), value.clone()));
     }
-    let known = ALLOWED_SETTINGS.iter().any(|(name, parts)| *name == section && parts.contains(&last));
-    let fits = match last {
-        _ if COUNT_SETTINGS.contains(&last) => value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX),
-        // What an address is replaced with.
-        "insteadof" | "pushinsteadof" => {
-            let base = before.strip_prefix("url.").unwrap_or_default();
-            ["http://", "https://", "ssh://", "git@"].iter().any(|scheme| base.starts_with(scheme))
-        }
-        _ => true,
-    };
-    // `lfs.customtransfer.<name>.path` and `lfs.extension.<name>.clean` name programs.
-    known && fits && !key.starts_with("lfs.customtransfer.") && !key.starts_with("lfs.extension.")
+}
+
+/// Adds settings that count less than those that are there.
+pub fn add_settings(variables: &mut Vec<(String, String)>, settings: &[Setting]) {
+    let all: Vec<Setting> = settings.iter().cloned().chain(settings_in(variables)).collect();
+    write_settings(variables, &all);
+}
+
+/// Git beside a container reaches servers through a relay, which takes the proxy of the variables: a proxy that settings
+/// name (`http.proxy`) becomes that. `repository`: settings of the repository, which count less than variables.
+pub fn use_proxy_of_settings(variables: &mut Vec<(String, String)>, repository: &[Setting]) {
+    let all: Vec<Setting> = repository.iter().cloned().chain(settings_in(variables)).collect();
+    let Some((_, proxy)) = all.into_iter().rfind(|(key, _)| key.eq_ignore_ascii_case("http.proxy")) else { return };
+    let is_proxy = |key: &str| PROXIES.contains(&key) && !key.eq_ignore_ascii_case("no_proxy");
+    variables.retain(|(key, _)| !is_proxy(key));
+    if !proxy.is_empty() {
+        variables.extend(["http_proxy", "https_proxy"].map(|key| (key.to_owned(), proxy.clone())));
+    }
 }
 
 #[cfg(test)]
@@ -207,7 +142,7 @@ mod tests {
 
     fn kept(context: GitContext, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         let exports: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        of_job(exports, context)
+        of_job(exports, context).0
     }
 
     #[test]
@@ -285,6 +220,8 @@ mod tests {
             exports.push((format!("GIT_CONFIG_KEY_{number}"), (*key).to_owned()));
             exports.push((format!("GIT_CONFIG_VALUE_{number}"), (*value).to_owned()));
         }
+        let (variables, ignored) = of_job(exports, GitContext::BesideContainer);
+        assert_eq!(ignored.len(), settings.len() - 2, "{ignored:?}");
         let expected = [
             ("GIT_CONFIG_COUNT", "2"),
             ("GIT_CONFIG_KEY_0", "http.extraHeader"),
@@ -292,9 +229,22 @@ mod tests {
             ("GIT_CONFIG_KEY_1", "url.https://mirror/.insteadOf"),
             ("GIT_CONFIG_VALUE_1", "https://h/"),
         ];
-        assert_eq!(
-            of_job(exports, GitContext::BesideContainer),
-            expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
-        );
+        assert_eq!(variables, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn settings_of_scripts_count_less_than_those_of_variables() {
+        let own = |pairs: &[(&str, &str)]| -> Vec<Setting> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let mut variables = own(&[("A", "b"), ("HTTPS_PROXY", "http://old"), ("no_proxy", "h")]);
+        write_settings(&mut variables, &own(&[("lfs.url", "of-variable")]));
+        add_settings(&mut variables, &own(&[("lfs.url", "of-script"), ("http.proxy", "http://of-script")]));
+        let settings = own(&[("lfs.url", "of-script"), ("http.proxy", "http://of-script"), ("lfs.url", "of-variable")]);
+        assert_eq!(settings_in(&variables), settings);
+        use_proxy_of_settings(&mut variables, &own(&[("http.proxy", "http://of-repository")]));
+        let of = |key: &str| variables.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        assert_eq!((of("https_proxy"), of("HTTPS_PROXY")), (Some("http://of-script"), None));
+        assert_eq!((of("no_proxy"), of("A")), (Some("h"), Some("b")));
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{SourcesPlan, make_directory, remove, repository::value};
+use super::{SourcesPlan, make_directory, remove, repository::value, settings};
 
 /// What git's configuration for all repositories of a job is called, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
@@ -16,7 +16,8 @@ pub const EXTERNAL_CONFIG: &str = "mayfly.gitconfig";
 pub const CA_CERTIFICATES: &str = "mayfly.ca.crt";
 
 /// Files in the job's temporary directory that must not outlive the job.
-pub const SECRET_FILES: [&str; 3] = [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES];
+pub const SECRET_FILES: [&str; 5] =
+    [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES, settings::TEMPLATE_LIST, settings::USER_LIST];
 
 /// Answers git's question for a password from the environment (gitcredentials(7)).
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
@@ -47,7 +48,8 @@ pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<
             value(LOGIN_HELPER)
         ));
         let global = format!(
-            "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n[include]\n\tpath = {}\n",
+            "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n{}[include]\n\tpath = {}\n",
+            settings::to_file(&plan.user_settings),
             value(&plan.path_in_container(EXTERNAL_CONFIG).display().to_string())
         );
         write_private(plan, GLOBAL_CONFIG, &global)?;

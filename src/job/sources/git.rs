@@ -1,8 +1,11 @@
 //! Running git: without a shell, with an environment and options that nothing in the work tree can change.
 
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
 use super::environment::PROXIES;
 use super::{SourcesError, SourcesPlan};
@@ -31,12 +34,76 @@ pub fn run(plan: &SourcesPlan, arguments: &[&str]) -> Result<(), SourcesError> {
 
 /// Runs git in a directory of the checkout.
 pub fn run_in(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<(), SourcesError> {
-    let status = command(plan, directory, arguments).status()?;
-    match status.code() {
-        Some(0) => Ok(()),
-        // As a shell has it.
-        code => Err(SourcesError::Git(code.or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1))),
+    match code(command(plan, directory, arguments).status()?) {
+        0 => Ok(()),
+        code => Err(SourcesError::Git(code)),
     }
+}
+
+/// The exit status as a shell has it: 128 and its number for a signal.
+pub fn code(status: ExitStatus) -> i32 {
+    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+}
+
+/// Whether messages of git go to the job's log as they come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    Yes,
+    No,
+}
+
+/// How a git command ended.
+pub struct Ended {
+    /// The exit status, as a shell has it.
+    pub code: i32,
+    /// Whether a signal ended it.
+    pub was_killed: bool,
+    /// The start of what it wrote to standard error, in the C locale.
+    pub messages: String,
+}
+
+impl Ended {
+    /// Whether it succeeded.
+    pub fn is_ok(&self) -> bool {
+        self.code == 0
+    }
+}
+
+/// Runs git in a directory of the checkout and keeps its messages, which tell whose fault a failure is.
+pub fn listen(plan: &SourcesPlan, directory: &Path, arguments: &[&str], echo: Echo) -> io::Result<Ended> {
+    const MESSAGES_MAX: usize = 64 << 10;
+    let mut child = command(plan, directory, arguments).env("LC_ALL", "C").stderr(Stdio::piped()).spawn()?;
+    let mut messages = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let mut buffer = [0; 8 << 10];
+        loop {
+            let length = stderr.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            if echo == Echo::Yes {
+                io::stderr().write_all(&buffer[..length])?;
+            }
+            let room = MESSAGES_MAX.saturating_sub(messages.len());
+            messages.extend_from_slice(&buffer[..length.min(room)]);
+        }
+    }
+    let status = child.wait()?;
+    let messages = String::from_utf8_lossy(&messages).into_owned();
+    Ok(Ended { code: code(status), was_killed: status.signal().is_some(), messages })
+}
+
+/// The paths of a list that ends each with a zero byte.
+pub fn paths(list: &[u8]) -> Vec<PathBuf> {
+    let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
+}
+
+/// The repository of a directory of the checkout. Errors: it has none.
+pub fn directory(plan: &SourcesPlan, directory: &Path) -> Result<PathBuf, SourcesError> {
+    let output = command(plan, directory, &["rev-parse", "--absolute-git-dir"]).output()?;
+    let path = output.stdout.strip_suffix(b"\n").filter(|path| !path.is_empty());
+    path.map(|path| PathBuf::from(OsStr::from_bytes(path))).ok_or(SourcesError::Git(code(output.status)))
 }
 
 /// A command of git for a directory of the checkout.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -37,6 +37,14 @@ pub struct IndexEntry {
     pub oid: String,
     /// Below the checkout.
     pub path: Vec<u8>,
+}
+
+impl IndexEntry {
+    /// The path, if it is one below the checkout.
+    pub fn path_below(&self) -> Option<PathBuf> {
+        let path = Path::new(OsStr::from_bytes(&self.path));
+        path.components().all(|part| matches!(part, Component::Normal(_))).then(|| path.to_owned())
+    }
 }
 
 /// What is known of a file whose content is that of its object.
@@ -97,7 +105,7 @@ pub fn rebuild(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<Option
     }
     let Some(entries) = list(plan)? else { return Ok(None) };
     let known = find_unchanged(plan, &entries, record)?;
-    write(plan, &entries, &known)?;
+    write(plan, &index, &entries, &known)?;
     Ok(Some(known))
 }
 
@@ -193,11 +201,8 @@ pub fn hash_of(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read)
 }
 
 /// Writes an index of version 2 (gitformat-index(5)); files that are not known have no times in it.
-fn write(plan: &SourcesPlan, entries: &[IndexEntry], known: &KnownFiles) -> io::Result<()> {
-    let mut file = BufWriter::new(HashingWriter {
-        file: files::create(&plan.project.join(".git/index"))?,
-        context: Context::new(algorithm(plan)),
-    });
+pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &KnownFiles) -> io::Result<()> {
+    let mut file = BufWriter::new(HashingWriter { file: files::create(path)?, context: Context::new(algorithm(plan)) });
     let count = u32::try_from(entries.len()).map_err(io::Error::other)?;
     file.write_all(b"DIRC")?;
     file.write_all(&2_u32.to_be_bytes())?;

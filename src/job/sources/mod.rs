@@ -4,25 +4,30 @@
 //! prints goes into the job's log. The job's token stands in one file outside the repository, which `.git/config`
 //! includes: so the job's own `git fetch` works, and neither the repository, a remote nor an argument holds it.
 
+mod clean;
 pub mod environment;
 mod external;
+mod fault;
 mod files;
 mod git;
 mod index;
+mod large_files;
 mod options;
 mod plan;
 mod record;
 mod redirect;
 pub mod remove;
 mod repository;
+pub mod settings;
+mod submodule_trees;
 mod submodules;
+mod update;
 mod verify;
 mod worktree;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +36,6 @@ pub use external::{GLOBAL_CONFIG, SECRET_FILES};
 pub use plan::{SourcesSettings, plan, strategy, without_credentials};
 pub use record::key as record_key;
 
-use index::KnownFiles;
-use record::CheckoutRecord;
 use repository::RepositoryOrigin;
 
 const GREEN: &str = "\x1b[32;1m";
@@ -100,8 +103,12 @@ pub struct SourcesPlan {
     pub environment: Vec<(String, String)>,
     /// What the record of the checkout is signed with; `None` where others can change files while git works.
     pub record_key: Option<String>,
-    /// An earlier try failed: remove tracked and untracked files first.
-    pub clear_worktree: bool,
+    /// Git settings for the repository that the job's scripts made.
+    pub settings: Vec<settings::Setting>,
+    /// Git settings for all repositories that they made.
+    pub user_settings: Vec<settings::Setting>,
+    /// Lines for the log about settings that are ignored.
+    pub ignored_settings: Vec<String>,
 }
 
 /// What to do about submodules.
@@ -123,8 +130,10 @@ enum SourcesError {
     Git(i32),
     /// The directory could not be worked on.
     Io(io::Error),
-    /// The repository of an earlier job does not hold what it says.
-    Damaged(String),
+    /// The repository of an earlier job is damaged.
+    Repository(String),
+    /// The files of an earlier job cannot be replaced or removed.
+    WorkTree(String),
 }
 
 impl From<io::Error> for SourcesError {
@@ -133,7 +142,35 @@ impl From<io::Error> for SourcesError {
     }
 }
 
+impl SourcesError {
+    /// Errors of the machine: it lacks disk space, memory, processes or git, and a new clone would need them as well.
+    fn is_of_machine(error: &io::Error) -> bool {
+        use io::ErrorKind::{NotFound, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock};
+        matches!(error.kind(), NotFound | OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull | WouldBlock)
+    }
+}
+
 impl SourcesPlan {
+    /// Takes the settings that scripts before the sources made, as their git lists them: for the repository, and for all
+    /// repositories of the user.
+    pub fn take_settings(&mut self, of_template: &str, of_user: &str) {
+        let is_confined = self.temporary_in_container.is_some();
+        let template = settings::judge_all(settings::parse(of_template), is_confined, true);
+        let user = settings::judge_all(settings::parse(of_user), is_confined, false);
+        (self.settings, self.user_settings) = (template.honoured, user.honoured);
+        self.ignored_settings.extend(template.ignored);
+        self.ignored_settings.extend(user.ignored);
+        if is_confined {
+            environment::add_settings(&mut self.environment, &self.user_settings);
+            environment::use_proxy_of_settings(&mut self.environment, &self.settings);
+        }
+    }
+
+    /// Whether objects are fetched when git needs them (`--filter`).
+    fn is_partial(&self) -> bool {
+        self.fetch_flags.iter().any(|flag| flag.starts_with("--filter"))
+    }
+
     fn external_config(&self) -> PathBuf {
         self.temporary.join(EXTERNAL_CONFIG)
     }
@@ -176,7 +213,7 @@ fn status(plan: &SourcesPlan, outcome: Result<(), SourcesError>, what: &str) -> 
         Ok(()) => return 0,
         Err(SourcesError::Git(code)) => return code,
         Err(SourcesError::Io(error)) => eprintln!("cannot {what} {project}: {error}"),
-        Err(SourcesError::Damaged(why)) => eprintln!("cannot {what} {project}: {why}"),
+        Err(SourcesError::Repository(why) | SourcesError::WorkTree(why)) => eprintln!("cannot {what} {project}: {why}"),
     }
     1
 }
@@ -189,8 +226,7 @@ fn tidy(plan: &SourcesPlan) -> Result<(), SourcesError> {
             RepositoryOrigin::Created => Ok(remove::empty(&plan.project)?),
             RepositoryOrigin::Reused => {
                 worktree::sanitise(&plan.project)?;
-                let flags = plan.clean_flags.iter().map(String::as_str);
-                git::run(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
+                clean::clean(plan, &plan.project)?;
                 git::run(plan, &["reset", "--hard", "--quiet"])
             }
         },
@@ -198,6 +234,13 @@ fn tidy(plan: &SourcesPlan) -> Result<(), SourcesError> {
 }
 
 fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
+    for line in &plan.ignored_settings {
+        println!("{YELLOW}WARNING: {line}{RESET}");
+    }
+    // They may hold passwords. What cannot be removed now is removed before the next script.
+    for name in [settings::TEMPLATE_DIRECTORY, settings::TEMPLATE_LIST, settings::USER_LIST] {
+        let _ = remove::remove(&plan.temporary.join(name));
+    }
     if plan.login.is_some() {
         external::write(plan, &[])?;
     }
@@ -214,11 +257,12 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
         Strategy::Clone => {
             remove::remove(&plan.project)?;
             make_directory(&plan.project)?;
-            return update(plan);
+            return update::update(plan);
         }
         Strategy::Fetch => {
             make_directory(&plan.project)?;
-            return update(plan);
+            clean::open_parents(&plan.project, [])?;
+            return update::update(plan);
         }
     }
     println!("{GREEN}Skipping Git checkout{RESET}\n{GREEN}Skipping Git submodules setup{RESET}");
@@ -231,127 +275,4 @@ fn make_directory(path: &Path) -> io::Result<()> {
         remove::remove(path)?;
     }
     fs::create_dir_all(path)
-}
-
-fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
-    let before = repository::prepare(plan)?;
-    external::write(plan, &[])?;
-    match try_update(plan, before) {
-        Err(failure) if before == RepositoryOrigin::Reused => {
-            let why = match failure {
-                SourcesError::Damaged(why) => format!(" ({why})"),
-                SourcesError::Io(error) => format!(" ({error})"),
-                SourcesError::Git(_) => String::new(),
-            };
-            println!("{YELLOW}WARNING: the repository of an earlier job cannot be used{why}; starting afresh{RESET}");
-            remove::empty(&plan.project)?;
-            let before = repository::prepare(plan)?;
-            try_update(plan, before)
-        }
-        outcome => outcome,
-    }
-}
-
-fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), SourcesError> {
-    match plan.depth {
-        1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
-        _ => println!("{GREEN}Fetching changes...{RESET}"),
-    }
-    let known = if before == RepositoryOrigin::Created {
-        println!("{GREEN}Created fresh repository.{RESET}");
-        // The work tree may be that of an earlier job all the same.
-        worktree::sanitise(&plan.project)?;
-        None
-    } else {
-        Some(reuse(plan)?)
-    };
-    fetch_refs(plan)?;
-    repository::mark(plan)?;
-    check_out(plan, known.as_ref())?;
-    submodules::update(plan)?;
-    if plan.checkout && plan.strategy == Strategy::Fetch {
-        CheckoutRecord::write(plan)?;
-    }
-    Ok(())
-}
-
-/// Makes what an earlier job left usable; returns the files of the work tree that are what the index says.
-fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
-    worktree::sanitise(&plan.project)?;
-    let record = CheckoutRecord::read(plan);
-    record::remove_unknown_large_files(plan, &record)?;
-    let known = index::rebuild(plan, &record)?;
-    let known = known.ok_or_else(|| SourcesError::Damaged("its index cannot be read".to_owned()))?;
-    if plan.clear_worktree {
-        println!("{GREEN}Deleting all tracked and untracked files due to source fetch failure{RESET}");
-        git::run(plan, &["rm", "-rf", "--ignore-unmatch", "--quiet", "."])?;
-        git::run(plan, &["clean", "-ffdx", "-q"])?;
-        return Ok(KnownFiles::new());
-    }
-    Ok(known)
-}
-
-fn fetch_refs(plan: &SourcesPlan) -> Result<(), SourcesError> {
-    let agent = format!("http.userAgent={}", plan.user_agent);
-    let depth = plan.depth.to_string();
-    let mut arguments = vec!["-c", &agent, "fetch", "origin", "--no-recurse-submodules"];
-    arguments.extend(plan.refspecs.iter().map(String::as_str));
-    if plan.depth > 0 {
-        arguments.extend(["--depth", &depth]);
-    } else if plan.project.join(".git/shallow").exists() {
-        arguments.push("--unshallow");
-    }
-    arguments.extend(plan.fetch_flags.iter().map(String::as_str));
-    match git::run(plan, &arguments) {
-        Err(SourcesError::Git(_)) if redirect::follow(plan, &[])? => git::run(plan, &arguments),
-        outcome => outcome,
-    }
-}
-
-fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), SourcesError> {
-    if !plan.checkout {
-        println!("{GREEN}Skipping Git checkout{RESET}");
-        return Ok(());
-    }
-    let short: String = plan.sha.chars().take(8).collect();
-    println!("{GREEN}Checking out {short} as detached HEAD (ref is {})...{RESET}", plan.reference);
-    let check_out = ["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha];
-    match known {
-        // What has just come from the server was hashed as it came.
-        None => git::run(plan, &check_out)?,
-        Some(known) => {
-            let entries = verify::commit(plan)?;
-            git::run(plan, &check_out)?;
-            verify::blobs(plan, entries, known)?;
-        }
-    }
-    // A fresh repository in an empty directory has nothing to clean.
-    let was_empty = plan.strategy == Strategy::Clone && known.is_none();
-    if !was_empty && !plan.clean_flags.is_empty() {
-        let flags = plan.clean_flags.iter().map(String::as_str);
-        git::run(plan, &["clean"].into_iter().chain(flags).collect::<Vec<_>>())?;
-    }
-    if plan.lfs && crate::executor::shell::find_program("git-lfs").is_some() && uses_lfs(plan) {
-        pull_large_files(plan)?;
-    }
-    Ok(())
-}
-
-fn pull_large_files(plan: &SourcesPlan) -> Result<(), SourcesError> {
-    let mut command = git::command(plan, &plan.project, &["lfs", "pull"]);
-    if plan.temporary_in_container.is_some() {
-        for name in environment::LFS_TRACE_VARIABLES {
-            command.env_remove(name);
-        }
-    }
-    match command.status()?.code() {
-        Some(0) => Ok(()),
-        code => Err(SourcesError::Git(code.unwrap_or(-1))),
-    }
-}
-
-/// Whether an attribute file of the checkout asks for large files: `git lfs` itself costs a multiple of this question.
-fn uses_lfs(plan: &SourcesPlan) -> bool {
-    let patterns = ["grep", "-q", "filter=lfs", "HEAD", "--", ":(glob)**/.gitattributes"];
-    git::command(plan, &plan.project, &patterns).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }

@@ -77,7 +77,11 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
     let mut environment = settings.environment;
     let context =
         if settings.temporary_in_container.is_some() { GitContext::BesideContainer } else { GitContext::AsJob };
-    environment.extend(environment::of_job(variables.exports(), context));
+    let (variables_of_git, ignored_settings) = environment::of_job(variables.exports(), context);
+    environment.extend(variables_of_git);
+    if context == GitContext::BesideContainer {
+        environment::use_proxy_of_settings(&mut environment, &[]);
+    }
     Ok(SourcesPlan {
         strategy,
         project: settings.project,
@@ -101,7 +105,9 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
         user_agent: format!("mayfly {} linux/{}", env!("CARGO_PKG_VERSION"), crate::version::architecture()),
         environment,
         record_key: settings.record_key,
-        clear_worktree: false,
+        settings: Vec::new(),
+        user_settings: Vec::new(),
+        ignored_settings,
     })
 }
 

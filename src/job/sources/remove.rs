@@ -44,6 +44,18 @@ pub fn empty(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes everything in the directory at `path` except one entry. Errors: as [`remove`].
+pub fn empty_but(path: &Path, kept: &str) -> io::Result<()> {
+    open_up(&nix::fcntl::AT_FDCWD, path)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() != kept {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens a directory, also one that its owner may not read.
 fn enter<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

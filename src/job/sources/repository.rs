@@ -10,11 +10,24 @@ use std::io;
 use std::path::Path;
 
 use super::files::{read_small, replace};
-use super::{SourcesPlan, remove};
+use super::{SourcesPlan, remove, settings, submodule_trees};
 
 /// What a repository may hold below `.git` from an earlier job; all else is removed.
-const KEPT_ENTRIES: [&str; 9] =
-    ["HEAD", "config", "index", "lfs", super::record::NAME, "objects", "packed-refs", "refs", "shallow"];
+const KEPT_ENTRIES: [&str; 10] = [
+    "HEAD",
+    "config",
+    "index",
+    "lfs",
+    super::record::NAME,
+    submodule_trees::NAME,
+    "objects",
+    "packed-refs",
+    "refs",
+    "shallow",
+];
+
+/// Which of these are directories.
+const DIRECTORIES: [&str; 4] = ["lfs", submodule_trees::NAME, "objects", "refs"];
 
 /// Refs that are kept; others replace objects, or belong to commands that a job left in the middle.
 const KEPT_REFS: [&str; 7] = ["environments", "heads", "keep-around", "merge-requests", "pipelines", "remotes", "tags"];
@@ -45,8 +58,7 @@ pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
     let is_usable = is_directory && sanitise(&git).is_ok() && is_sound(&git, plan);
     let before = if is_usable { RepositoryOrigin::Reused } else { RepositoryOrigin::Created };
     if before == RepositoryOrigin::Created {
-        remove::remove(&git)?;
-        create(&git)?;
+        make_anew(&git, is_directory)?;
     }
     replace(&git.join("config"), configuration(plan).as_bytes())?;
     Ok(before)
@@ -62,7 +74,9 @@ fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
 
 /// Removes whatever git would run, follow, wait for or take for the truth.
 fn sanitise(git: &Path) -> io::Result<()> {
-    clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&["lfs", "objects", "refs"], name))?;
+    clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&DIRECTORIES, name))?;
+    let is_tree = |name: &str, kind| kind == Kind::Directory && submodule_trees::is_name(name);
+    clear(&git.join(submodule_trees::NAME), &is_tree)?;
     for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
         if size_of(&git.join(name)).is_some_and(|size| size > max) {
             remove::remove(&git.join(name))?;
@@ -209,63 +223,21 @@ pub fn is_hex(text: &str, lengths: &[usize]) -> bool {
     lengths.contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Removes the git directories and links of submodules from a work tree: they are fetched anew, since what an earlier
-/// job wrote into them would be run.
-pub fn forget_submodules(project: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(project)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() && entry.file_name() != ".git" {
-            remove_below(&entry.path(), &|name, _| name == ".git")?;
-        }
+/// Makes an empty repository. Files of submodules that wait there stay: the work tree stays as well.
+fn make_anew(git: &Path, is_directory: bool) -> io::Result<()> {
+    if !is_directory || remove::empty_but(git, submodule_trees::NAME).is_err() {
+        remove::remove(git)?;
     }
-    Ok(())
+    let trees = git.join(submodule_trees::NAME);
+    if trees.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+        remove::remove(&trees)?;
+    }
+    create(git)
 }
 
-/// Empties the directories of submodules, whose repositories are gone: git makes none where files are. A link on the way
-/// to one is removed, and not followed.
-pub fn empty_submodules<'a>(project: &Path, paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
-    for path in paths {
-        let mut place = project.to_owned();
-        let mut exists = true;
-        for part in path.components() {
-            place.push(part);
-            exists = match place.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => true,
-                Ok(_) => remove::remove(&place).map(|()| false)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                Err(error) => return Err(error),
-            };
-            if !exists {
-                break;
-            }
-        }
-        if exists {
-            remove::empty(&place)?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes everything below `directory` that `unwanted` names; directories that stay are entered, links never.
-fn remove_below(directory: &Path, unwanted: &dyn Fn(&str, bool) -> bool) -> io::Result<()> {
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(next) = waiting.pop() {
-        let entries = match fs::read_dir(&next) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if unwanted(&entry.file_name().to_string_lossy(), kind.is_symlink()) {
-                remove::remove(&entry.path())?;
-            } else if kind.is_dir() {
-                waiting.push(entry.path());
-            }
-        }
-    }
-    Ok(())
+/// Has the next [`prepare`] make the repository anew.
+pub fn discard(plan: &SourcesPlan) -> io::Result<()> {
+    remove::remove(&plan.project.join(".git/objects"))
 }
 
 fn create(git: &Path) -> io::Result<()> {
@@ -288,8 +260,9 @@ fn configuration(plan: &SourcesPlan) -> String {
         "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
          {extension}[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
          [fetch]\n\trecurseSubmodules = false\n[credential]\n\tinteractive = never\n[gc]\n\tautoDetach = false\n\
-         [include]\n\tpath = {}\n",
+         {}[include]\n\tpath = {}\n",
         value(&plan.url),
+        settings::to_file(&plan.settings),
         value(&plan.path_in_container(super::EXTERNAL_CONFIG).display().to_string()),
     )
 }

@@ -1,4 +1,5 @@
-//! Submodules of the checkout: fetched anew for each job, since git would run what an earlier job wrote into theirs.
+//! Submodules of the checkout. Their repositories are fetched anew for each job, since git would run what an earlier job
+//! wrote into them; their files stay ([`super::submodule_trees`]).
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -7,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 
 use super::external::EXTERNAL_CONFIG;
-use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, redirect, repository};
+use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, large_files, redirect, submodule_trees};
 
 /// The list of a work tree's files is not read without end.
 const LIST_MAX: u64 = 512 << 20;
@@ -15,77 +16,150 @@ const LIST_MAX: u64 = 512 << 20;
 /// Submodules whose addresses are looked at for redirects.
 const ADDRESSES_MAX: usize = 200;
 
-/// Brings the submodules that the job asks for.
+/// Submodules in submodules.
+const LEVELS_MAX: usize = 32;
+
+/// Brings the submodules that the job asks for. Errors: none of them is a fault of the checkout.
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
-    if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
-        let paths = paths(plan, &plan.project)?;
-        repository::empty_submodules(&plan.project, paths.iter().map(PathBuf::as_path))?;
-    }
     let Some(wanted) = plan.submodules.as_ref().filter(|_| plan.checkout) else {
+        if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
+            submodule_trees::set_aside(plan, &plan.project, &paths(plan, &plan.project)?)?;
+        }
         println!("{GREEN}Skipping Git submodules setup{RESET}");
         return Ok(());
     };
     let how = if wanted.recursive { " recursively" } else { "" };
     let depth = if wanted.depth > 0 { format!(" with git depth set to {}", wanted.depth) } else { String::new() };
     println!("{GREEN}Updating/initializing submodules{how}{depth}...{RESET}");
-    repository::forget_submodules(&plan.project)?;
-    let sync = with_paths(&["submodule", "sync"], wanted.recursive.then_some("--recursive"), wanted);
-    git::run(plan, &with_paths(&["submodule", "init"], None, wanted))?;
-    git::run(plan, &sync)?;
-    let include = format!("include.path={}", plan.external_config().display());
+    let mut links = Vec::new();
+    let mut waiting = vec![(plan.project.clone(), 1)];
+    while let Some((directory, level)) = waiting.pop() {
+        let inner = update_level(plan, wanted, &directory, &mut links)?;
+        if wanted.recursive && level < LEVELS_MAX {
+            waiting.extend(inner.into_iter().map(|inner| (inner, level + 1)));
+        }
+    }
+    submodule_trees::forget_others(plan, &links)?;
+    println!("{GREEN}Updated submodules{RESET}\n{GREEN}Configuring submodules to use parent git credentials...{RESET}");
+    let external = plan.path_in_container(EXTERNAL_CONFIG).display().to_string();
+    for directory in populated(plan, &plan.project, true)? {
+        git::run_in(plan, &directory, &["config", "--replace-all", "include.path", &external])?;
+        large_files::pull_of_submodule(plan, &directory)?;
+    }
+    Ok(())
+}
+
+/// Brings the submodules of one repository, in the checkout or in a submodule; returns their directories. `links` gets
+/// the directories of all, wanted or not.
+fn update_level(
+    plan: &SourcesPlan,
+    wanted: &Submodules,
+    directory: &Path,
+    links: &mut Vec<PathBuf>,
+) -> Result<Vec<PathBuf>, SourcesError> {
+    let own = paths(plan, directory)?;
+    if own.is_empty() {
+        return Ok(Vec::new());
+    }
+    links.extend(own.iter().map(|link| directory.join(link)));
+    submodule_trees::set_aside(plan, directory, &own)?;
+    fetch(plan, wanted, directory)?;
+    let inner = populated(plan, directory, false)?;
+    for submodule in &inner {
+        submodule_trees::put_back(plan, submodule)?;
+    }
+    Ok(inner)
+}
+
+/// Has git fetch the submodules of one repository into empty directories.
+fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<(), SourcesError> {
+    // Patterns of the job are about the repository itself.
+    let patterns = if directory == plan.project { wanted.paths.as_slice() } else { &[] };
+    let patterns = || patterns.iter().map(String::as_str);
+    let with_patterns =
+        |words: &[&'static str]| words.iter().copied().chain(["--"]).chain(patterns()).collect::<Vec<_>>();
+    let sync = with_patterns(&["submodule", "sync"]);
+    git::run_in(plan, directory, &with_patterns(&["submodule", "init"]))?;
+    git::run_in(plan, directory, &sync)?;
+    let include = include_option(plan);
     let number = wanted.depth.to_string();
     // The server of a submodule may be anybody's: it must not name other addresses to fetch from.
     let options = ["-c", &include, "-c", "transfer.bundleURI=false"];
     let mut update: Vec<&str> = options.into_iter().chain(["submodule", "update", "--init", "--force"]).collect();
-    update.extend(wanted.recursive.then_some("--recursive"));
     if wanted.depth > 0 {
         update.extend(["--depth", &number]);
     }
     update.extend(wanted.update_flags.iter().map(String::as_str));
     update.push("--");
-    update.extend(wanted.paths.iter().map(String::as_str));
-    update_with_redirects(plan, &sync, &update)?;
-    println!("{GREEN}Updated submodules{RESET}");
-    for directory in populated(plan, wanted.recursive)? {
-        git::run_in(plan, &directory, &["clean", "-ffdxq"])?;
-        git::run_in(plan, &directory, &["reset", "--hard", "--quiet"])?;
+    update.extend(patterns());
+    if git::run_in(plan, directory, &update).is_ok() {
+        return Ok(());
     }
-    println!("{GREEN}Configuring submodules to use parent git credentials...{RESET}");
-    let external = plan.path_in_container(EXTERNAL_CONFIG).display().to_string();
-    for directory in populated(plan, true)? {
-        git::run_in(plan, &directory, &["config", "--replace-all", "include.path", &external])?;
+    println!("{YELLOW}Updating submodules failed. Retrying...{RESET}");
+    // An address may have moved on its host.
+    redirect::follow(plan, &addresses(plan)?)?;
+    git::run_in(plan, directory, &sync)?;
+    if wanted.update_flags.iter().any(|flag| flag == "--remote") {
+        fetch_branches(plan, wanted, directory)?;
+    }
+    git::run_in(plan, directory, &update)
+}
+
+fn include_option(plan: &SourcesPlan) -> String {
+    format!("include.path={}", plan.external_config().display())
+}
+
+/// Fetches the branches that `.gitmodules` names: a shallow clone of a submodule has its main branch only.
+fn fetch_branches(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<(), SourcesError> {
+    let (include, depth) = (include_option(plan), wanted.depth.to_string());
+    let branches = branches(plan, directory)?;
+    for submodule in populated(plan, directory, false)? {
+        let path = submodule.strip_prefix(directory).unwrap_or(&submodule);
+        let Some((_, branch)) = branches.iter().find(|(known, _)| Path::new(known) == path) else { continue };
+        let refspec = format!("+refs/heads/{branch}:refs/remotes/origin/{branch}");
+        let mut fetch = vec!["-c", &include, "-c", "transfer.bundleURI=false", "fetch", "--no-recurse-submodules"];
+        if wanted.depth > 0 {
+            fetch.extend(["--depth", &depth]);
+        }
+        fetch.extend(["origin", &refspec]);
+        git::run_in(plan, &submodule, &fetch)?;
     }
     Ok(())
 }
 
-fn with_paths<'a>(words: &[&'a str], option: Option<&'a str>, wanted: &'a Submodules) -> Vec<&'a str> {
-    let paths = wanted.paths.iter().map(String::as_str);
-    words.iter().copied().chain(option).chain(["--"]).chain(paths).collect()
+/// Paths of submodules and the branches that `.gitmodules` of the commit names for them.
+fn branches(plan: &SourcesPlan, directory: &Path) -> Result<Vec<(String, String)>, SourcesError> {
+    let question = ["config", "--blob", "HEAD:.gitmodules", "-z", "--get-regexp", r"^submodule\..*\.(path|branch)$"];
+    let answer = output(plan, directory, &question)?;
+    Ok(parse_branches(&String::from_utf8_lossy(&answer)))
 }
 
-/// Tries again where it failed: an address may have moved on its host, and those of submodules in submodules are known
-/// only once these are there.
-fn update_with_redirects(plan: &SourcesPlan, sync: &[&str], update: &[&str]) -> Result<(), SourcesError> {
-    if git::run(plan, update).is_ok() {
-        return Ok(());
+fn parse_branches(list: &str) -> Vec<(String, String)> {
+    let entries: Vec<(&str, &str)> = list.split('\0').filter_map(|entry| entry.split_once('\n')).collect();
+    let find = |name: &str, last: &str| {
+        let key = format!("{name}{last}");
+        entries.iter().rev().find(|(known, _)| *known == key).map(|(_, value)| *value)
+    };
+    let paths = entries.iter().filter_map(|(key, path)| Some((key.strip_suffix("path")?, *path)));
+    let with_branch = paths.filter_map(|(name, path)| {
+        // `.` means the branch of the repository itself, which a checkout of a commit does not have.
+        let branch = find(name, "branch").filter(|branch| *branch != "." && is_branch(branch))?;
+        Some((path.to_owned(), branch.to_owned()))
+    });
+    with_branch.collect()
+}
+
+/// Whether a name can stand in a refspec.
+fn is_branch(name: &str) -> bool {
+    !name.is_empty() && !name.contains("..") && !name.contains([':', '*', '?', '[', '\\', '^', '~', ' ']) && {
+        !name.contains(char::is_control)
     }
-    println!("{YELLOW}Updating submodules failed. Retrying...{RESET}");
-    const LEVELS: usize = 8;
-    for _ in 0..LEVELS {
-        let moved = redirect::follow(plan, &addresses(plan)?)?;
-        git::run(plan, sync)?;
-        match git::run(plan, update) {
-            Err(SourcesError::Git(_)) if moved => {}
-            outcome => return outcome,
-        }
-    }
-    git::run(plan, update)
 }
 
 /// The addresses of submodules that are known so far.
 fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     let mut found = Vec::new();
-    for directory in [plan.project.clone()].into_iter().chain(populated(plan, true)?) {
+    for directory in [plan.project.clone()].into_iter().chain(populated(plan, &plan.project, true)?) {
         let question = ["config", "--local", "-z", "--get-regexp", r"^submodule\..*\.url$"];
         let answer = output(plan, &directory, &question)?;
         let values = answer.split(|byte| *byte == 0).filter_map(|entry| entry.splitn(2, |byte| *byte == b'\n').nth(1));
@@ -97,10 +171,10 @@ fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     Ok(found)
 }
 
-/// The directories of submodules that hold a repository, those of submodules in them after them.
-pub fn populated(plan: &SourcesPlan, recursive: bool) -> Result<Vec<PathBuf>, SourcesError> {
+/// The directories of submodules below one that hold a repository, those of submodules in them after them.
+fn populated(plan: &SourcesPlan, directory: &Path, recursive: bool) -> Result<Vec<PathBuf>, SourcesError> {
     let mut found = Vec::new();
-    let mut waiting = vec![plan.project.clone()];
+    let mut waiting = vec![directory.to_owned()];
     while let Some(directory) = waiting.pop() {
         for path in paths(plan, &directory)? {
             if let Some(inner) = enter(&directory, &path) {
@@ -142,4 +216,16 @@ fn output(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<Ve
     child.wait()?;
     read.transpose()?;
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branches_are_those_of_the_submodules_at_their_paths() {
+        let list = "submodule.a.b.path\nlibs/ab\0submodule.a.b.branch\ndevelop\0submodule.c.path\nc\0\
+                    submodule.d.path\nd\0submodule.d.branch\n.\0submodule.e.path\ne\0submodule.e.branch\nx:refs/heads/y";
+        assert_eq!(parse_branches(list), [("libs/ab".to_owned(), "develop".to_owned())]);
+    }
 }

@@ -24,7 +24,8 @@ const TREES_MAX: u64 = 1 << 30;
 
 /// The files of a commit, from objects that are what their names say. Errors: one is missing or is something else.
 pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
-    let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha])?;
+    let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha]);
+    let listed = listed.map_err(|failure| why_missing(plan, failure))?;
     let of_tree = |line: &[u8]| {
         let words = std::str::from_utf8(line.split(|byte| *byte == b'\t').next()?).ok()?;
         words.strip_prefix("040000 tree ").filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
@@ -37,10 +38,28 @@ pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
         let line = content.strip_prefix(b"tree ")?.split(|byte| *byte == b'\n').next()?;
         std::str::from_utf8(line).ok().filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
     });
-    let top = top.ok_or_else(|| SourcesError::Damaged(format!("commit {} names no tree", plan.sha)))?;
+    let top = top.ok_or_else(|| SourcesError::Repository(format!("commit {} names no tree", plan.sha)))?;
     wanted.push(top.clone());
     let trees = read(plan, &wanted, "tree")?;
     walk(&trees, top, plan)
+}
+
+/// Why the trees of the commit cannot be listed: the commit is not in what was fetched, or the repository is damaged.
+fn why_missing(plan: &SourcesPlan, failure: SourcesError) -> SourcesError {
+    let is_ok = |arguments: &[&str]| {
+        let mut command = git::command(plan, &plan.project, arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    let is_there = is_ok(&["cat-file", "-e", &format!("{}^{{commit}}", plan.sha)]);
+    // All commits that refs lead to are there: the server did not send this one.
+    if !is_there && is_ok(&["rev-list", "--quiet", "--all"]) {
+        println!(
+            "commit {} is not in what was fetched: it was removed from its branch, or is deeper than GIT_DEPTH",
+            plan.sha
+        );
+        return failure;
+    }
+    SourcesError::Repository(format!("commit {} or one of its trees cannot be read", plan.sha))
 }
 
 /// The files of a tree and of those in it.
@@ -49,7 +68,7 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Re
     let mut entries = Vec::new();
     let mut waiting = vec![(top, Vec::new())];
     while let Some((oid, above)) = waiting.pop() {
-        let damaged = || SourcesError::Damaged(format!("tree {oid} is not there or cannot be read"));
+        let damaged = || SourcesError::Repository(format!("tree {oid} is not there or cannot be read"));
         let mut rest = trees.get(&oid).ok_or_else(damaged)?.as_slice();
         while !rest.is_empty() {
             // `<mode> <name>\0<object>`
@@ -89,7 +108,7 @@ pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -
 fn check(oid: &str, hash: &str, kind: &str) -> Result<(), SourcesError> {
     match oid == hash {
         true => Ok(()),
-        false => Err(SourcesError::Damaged(format!("{kind} {oid} was replaced with other content"))),
+        false => Err(SourcesError::Repository(format!("{kind} {oid} was replaced with other content"))),
     }
 }
 
@@ -99,7 +118,7 @@ fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<Strin
     let mut left = TREES_MAX;
     for_each_object(plan, oids, kind, &mut |oid, size, reader| {
         if size > OBJECT_MAX.min(left) {
-            return Err(SourcesError::Damaged(format!("{kind} {oid} is too large: {size} bytes")));
+            return Err(SourcesError::Repository(format!("{kind} {oid} is too large: {size} bytes")));
         }
         left -= size;
         let mut content = Vec::new();
@@ -152,7 +171,7 @@ fn answers(
         let mut header = String::new();
         reader.by_ref().take(HEADER_MAX).read_line(&mut header)?;
         let size = header.trim_end().strip_prefix(&format!("{oid} {kind} ")).and_then(|size| size.parse().ok());
-        let size: u64 = size.ok_or_else(|| SourcesError::Damaged(format!("{kind} {oid} is missing")))?;
+        let size: u64 = size.ok_or_else(|| SourcesError::Repository(format!("{kind} {oid} is missing")))?;
         let mut content = reader.by_ref().take(size);
         each(oid, size, &mut content)?;
         if content.limit() > 0 {

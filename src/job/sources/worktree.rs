@@ -8,6 +8,9 @@ use crate::archive::root::{Kind, Root};
 /// What git and Git LFS read from the work tree.
 const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
 
+/// What git reads of other repositories in the work tree, or of what is named as one.
+const OF_REPOSITORY: [&str; 4] = [".git", "HEAD", "commondir", "config"];
+
 /// Git itself reads no more of a file of attributes.
 const SIZE_MAX: i64 = 100 << 20;
 
@@ -22,13 +25,29 @@ pub fn sanitise(project: &Path) -> io::Result<()> {
         for (name, kind) in entries {
             let path = directory.join(&name);
             let is_read = READ.iter().any(|read| name == *read);
+            if kind == Kind::Directory && name == ".git" && !directory.as_os_str().is_empty() {
+                sanitise_nested(&root, &path)?;
+            }
             let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
             match kind {
                 Kind::Directory if name != ".git" => waiting.push(path),
-                Kind::Special if is_read || name == ".git" => root.remove(&path, kind)?,
+                Kind::Special if is_read || OF_REPOSITORY.iter().any(|read| name == *read) => {
+                    root.remove(&path, kind)?
+                }
                 Kind::File if is_read && is_huge() => root.remove(&path, kind)?,
                 _ => {}
             }
+        }
+    }
+    Ok(())
+}
+
+/// The checkout of another tool below the project stays, without what git would wait for when it looks whether this is a
+/// repository.
+fn sanitise_nested(root: &Root, git: &Path) -> io::Result<()> {
+    for (name, kind) in root.list(git).unwrap_or_default() {
+        if kind == Kind::Special {
+            root.remove(&git.join(name), kind)?;
         }
     }
     Ok(())
@@ -45,7 +64,9 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         fs::create_dir_all(path("a/b")).expect("made");
         fs::write(path(".gitignore"), "x").expect("written");
-        for name in [".gitattributes", "a/b/.gitignore", "a/pipe"] {
+        fs::create_dir_all(path("a/nested/.git")).expect("made");
+        fs::write(path("a/nested/.git/config"), "x").expect("written");
+        for name in [".gitattributes", "a/b/.gitignore", "a/pipe", "a/nested/.git/HEAD", "a/HEAD"] {
             nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).expect("made");
         }
         File::create(path("a/.lfsconfig")).and_then(|file| file.set_len(4 << 30)).expect("made");
@@ -56,6 +77,9 @@ mod tests {
             ("a/b/.gitignore", false),
             ("a/.lfsconfig", false),
             ("a/pipe", true),
+            ("a/nested/.git/HEAD", false),
+            ("a/nested/.git/config", true),
+            ("a/HEAD", false),
         ] {
             assert_eq!(path(name).symlink_metadata().is_ok(), stays, "{name}");
         }

@@ -1,0 +1,230 @@
+//! Removing what earlier jobs left in a checkout, with `git clean` and the job's options.
+//!
+//! Build tools leave directories without write permission (Go's module cache). Git cannot empty them where the job's user
+//! is not root: they are made writable, and nothing but the directories whose files are to go.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+
+use super::git::{Echo, Ended};
+use super::{RESET, SourcesError, SourcesPlan, YELLOW, fault, git};
+use crate::archive::root::{Kind, Links, Root};
+
+/// The list of files is not read without end.
+const LIST_MAX: u64 = 512 << 20;
+
+/// Cleans a directory of the checkout with `GIT_CLEAN_FLAGS`. Errors: something stays that should go.
+pub fn clean(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
+    if plan.clean_flags.is_empty() {
+        return Ok(());
+    }
+    let flags = plan.clean_flags.iter().map(String::as_str);
+    let arguments: Vec<&str> = ["clean"].into_iter().chain(flags).collect();
+    let first = git::listen(plan, directory, &arguments, Echo::No)?;
+    if first.is_ok() {
+        eprint!("{}", first.messages);
+        return Ok(());
+    }
+    let opened = open_unreadable(directory)? + open_parents(directory, untracked(plan, directory)?)?;
+    warn_of_opened(opened);
+    let second = if opened > 0 { git::listen(plan, directory, &arguments, Echo::No)? } else { first };
+    if second.is_ok() { Ok(()) } else { Err(remains(&second)) }
+}
+
+fn remains(ended: &Ended) -> SourcesError {
+    SourcesError::WorkTree(fault::last_line(&ended.messages))
+}
+
+/// One line for all of them.
+pub fn warn_of_opened(opened: usize) {
+    if opened > 0 {
+        println!("{YELLOW}WARNING: made {opened} read-only directories writable to clean the checkout{RESET}");
+    }
+}
+
+/// The files that `git clean` removes; a path that ends with a slash is another repository, with all that is in it.
+fn untracked(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
+    let arguments = list_arguments(&plan.clean_flags);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut child = git::command(plan, directory, &arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut list = Vec::new();
+    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut list));
+    if list.len() as u64 == LIST_MAX {
+        child.kill()?;
+    }
+    child.wait()?;
+    read.transpose()?;
+    Ok(git::paths(&list))
+}
+
+/// The arguments by which `git ls-files` lists what `git clean` with these options removes.
+fn list_arguments(flags: &[String]) -> Vec<String> {
+    let (mut ignored_too, mut ignored_only, mut excluded, mut paths) = (false, false, Vec::new(), Vec::new());
+    let mut words = flags.iter();
+    while let Some(word) = words.next() {
+        if word == "--" {
+            paths.extend(words.by_ref().cloned());
+        } else if let Some(long) = word.strip_prefix("--") {
+            match long.strip_prefix("exclude") {
+                Some("") => excluded.extend(words.next().cloned()),
+                Some(value) => excluded.push(value.trim_start_matches('=').to_owned()),
+                None => {}
+            }
+        } else if let Some(letters) = word.strip_prefix('-') {
+            let (letters, pattern) = letters.split_once('e').map_or((letters, None), |(l, rest)| (l, Some(rest)));
+            ignored_too |= letters.contains('x');
+            ignored_only |= letters.contains('X');
+            match pattern {
+                Some("") => excluded.extend(words.next().cloned()),
+                pattern => excluded.extend(pattern.map(str::to_owned)),
+            }
+        } else {
+            paths.push(word.clone());
+        }
+    }
+    let mut arguments: Vec<String> = ["ls-files", "-z", "--others"].map(str::to_owned).to_vec();
+    if ignored_only {
+        arguments.push("--ignored".to_owned());
+    }
+    if !ignored_too {
+        arguments.push("--exclude-standard".to_owned());
+    }
+    arguments.extend(excluded.into_iter().map(|pattern| format!("--exclude={pattern}")));
+    arguments.push("--".to_owned());
+    arguments.extend(paths);
+    arguments
+}
+
+/// Gives the owner all rights in the directories that hold these files, and in those above them up to `top`; returns how
+/// many had less. A link on the way is not followed.
+pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io::Result<usize> {
+    let root = Root::open(top)?;
+    let mut opened = open_up(&root, Path::new("")).map_or(0, usize::from);
+    let mut seen = BTreeSet::new();
+    let mut repositories = Vec::new();
+    for file in files {
+        if file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            repositories.push(file.clone());
+        }
+        let mut above: Vec<&Path> = file.ancestors().skip(1).collect();
+        // The outermost first: a directory can be opened once those above it are.
+        above.reverse();
+        for directory in above {
+            if !directory.as_os_str().is_empty() && seen.insert(directory.to_owned()) {
+                opened += open_up(&root, directory).map_or(0, usize::from);
+            }
+        }
+    }
+    for repository in repositories {
+        opened += walk(&root, repository, 0o700)?;
+    }
+    Ok(opened)
+}
+
+/// Gives the owner all rights in directories that cannot be read or entered: git cannot tell what is in them.
+fn open_unreadable(top: &Path) -> io::Result<usize> {
+    walk(&Root::open(top)?, PathBuf::new(), 0o500)
+}
+
+/// Goes through the directories below `from` and opens those without all of these rights of the owner.
+fn walk(root: &Root, from: PathBuf, wanted: u32) -> io::Result<usize> {
+    let mut opened = 0;
+    let mut waiting = vec![from];
+    while let Some(directory) = waiting.pop() {
+        opened += usize::from(ensure(root, &directory, wanted).unwrap_or(false));
+        // What cannot be listed even so is too deep to be named, or belongs to somebody else.
+        let Ok(entries) = root.list(&directory) else { continue };
+        let inner = entries.into_iter().filter(|(name, kind)| *kind == Kind::Directory && name != ".git");
+        waiting.extend(inner.map(|(name, _)| directory.join(name)));
+    }
+    Ok(opened)
+}
+
+fn open_up(root: &Root, directory: &Path) -> io::Result<bool> {
+    ensure(root, directory, 0o700)
+}
+
+/// Gives the owner all rights in a directory that lacks some of these. True where it did.
+fn ensure(root: &Root, directory: &Path, wanted: u32) -> io::Result<bool> {
+    let fd = root.open_beneath(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Links::Refused)?;
+    let mode = fstat(&fd)?.st_mode & 0o7777;
+    if mode & wanted == wanted {
+        return Ok(false);
+    }
+    let own_path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    fs::set_permissions(own_path, fs::Permissions::from_mode(mode | 0o700))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_listed_is_what_would_be_cleaned() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let git = |arguments: &[&str]| {
+            let output = std::process::Command::new("git").args(arguments).current_dir(directory.path()).output();
+            let output = output.expect("git");
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            output.stdout
+        };
+        git(&["init", "-q"]);
+        for name in ["a/b/x.o", "a/b/y", "build/dep/z", "kept/k", "e"] {
+            fs::create_dir_all(path(name).parent().expect("a parent")).expect("made");
+            fs::write(path(name), "").expect("written");
+        }
+        fs::write(path(".gitignore"), "*.o\n").expect("written");
+        git(&["add", ".gitignore"]);
+        for (flags, expected) in [
+            ("-ffdx", "a/b/x.o a/b/y build/dep/z e kept/k"),
+            ("-ffd", "a/b/y build/dep/z e kept/k"),
+            ("-ffdX", "a/b/x.o"),
+            ("-ffdx -e kept/ --exclude=build", "a/b/x.o a/b/y e"),
+            ("-ffdxekept", "a/b/x.o a/b/y build/dep/z e"),
+            ("-ffdx --exclude kept -- a build", "a/b/x.o a/b/y build/dep/z"),
+            ("-q -d -f -x a", "a/b/x.o a/b/y"),
+        ] {
+            let flags: Vec<String> = flags.split(' ').map(str::to_owned).collect();
+            let arguments = list_arguments(&flags);
+            let listed = git(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+            let listed: Vec<String> = git::paths(&listed).iter().map(|path| path.display().to_string()).collect();
+            assert_eq!(listed.join(" "), expected, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn directories_of_files_become_writable_and_links_are_not_followed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let mode = |name: &str| fs::metadata(path(name)).expect("there").permissions().mode() & 0o777;
+        for name in ["top/a/b", "top/other", "top/repo/inner", "outside"] {
+            fs::create_dir_all(path(name)).expect("made");
+        }
+        std::os::unix::fs::symlink("../outside", path("top/link")).expect("linked");
+        for name in ["top/a/b", "top/a", "top/other", "top/repo/inner", "top/repo", "outside"] {
+            fs::set_permissions(path(name), fs::Permissions::from_mode(0o555)).expect("closed");
+        }
+        let files = ["a/b/file", "link/file", "repo/"].map(PathBuf::from);
+        assert_eq!(open_parents(&path("top"), files).expect("opened"), 4);
+        for (name, expected) in [
+            ("top/a/b", 0o755),
+            ("top/a", 0o755),
+            ("top/other", 0o555),
+            ("top/repo", 0o755),
+            ("top/repo/inner", 0o755),
+            ("outside", 0o555),
+        ] {
+            assert_eq!(mode(name), expected, "{name}");
+        }
+    }
+}

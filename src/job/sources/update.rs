@@ -1,0 +1,170 @@
+//! Brings a checkout to the commit of a job: fetch, checkout, cleaning, large files, submodules.
+//!
+//! What an earlier job left is reused as far as it is sound. A damaged repository is fetched again; files that cannot be
+//! replaced or removed cost the whole directory; a server that fails costs nothing.
+
+use super::fault::{self, Fault};
+use super::git::Echo;
+use super::index::{self, IndexEntry, KnownFiles};
+use super::record::{self, CheckoutRecord};
+use super::repository::{self, RepositoryOrigin};
+use super::{GREEN, RESET, SourcesError, SourcesPlan, Strategy, YELLOW};
+use super::{clean, external, git, large_files, redirect, remove, submodules, verify, worktree};
+
+/// Brings the project directory to the commit. Errors: see [`SourcesError`].
+pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
+    let mut before = repository::prepare(plan)?;
+    external::write(plan, &[])?;
+    let mut is_emptied = false;
+    loop {
+        let why = match try_update(plan, before) {
+            Ok(()) => break,
+            // In a partial clone it is the server that has the missing objects.
+            Err(SourcesError::Repository(_)) if plan.is_partial() && !server_answers(plan) => {
+                return Err(SourcesError::Git(128));
+            }
+            Err(SourcesError::Repository(why)) if before == RepositoryOrigin::Reused => {
+                println!(
+                    "{YELLOW}WARNING: the repository of an earlier job is damaged ({why}); fetching it anew{RESET}"
+                );
+                repository::discard(plan)?;
+                before = repository::prepare(plan)?;
+                continue;
+            }
+            Err(SourcesError::WorkTree(why)) if !is_emptied => why,
+            Err(SourcesError::Io(error)) if !is_emptied && !SourcesError::is_of_machine(&error) => error.to_string(),
+            Err(failure) => return Err(failure),
+        };
+        println!("{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting afresh{RESET}");
+        is_emptied = true;
+        remove::empty(&plan.project)?;
+        before = repository::prepare(plan)?;
+    }
+    if plan.checkout {
+        large_files::pull(plan, &plan.project)?;
+    }
+    submodules::update(plan)?;
+    if plan.checkout && plan.strategy == Strategy::Fetch {
+        CheckoutRecord::write(plan)?;
+    }
+    Ok(())
+}
+
+/// Brings the checkout to the commit, without large files and submodules. Errors: [`SourcesError::Repository`] and
+/// [`SourcesError::WorkTree`] only where the repository or the files of an earlier job are at fault.
+fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), SourcesError> {
+    match plan.depth {
+        1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
+        _ => println!("{GREEN}Fetching changes...{RESET}"),
+    }
+    let known = if before == RepositoryOrigin::Created {
+        println!("{GREEN}Created fresh repository.{RESET}");
+        // The work tree may be that of an earlier job all the same.
+        worktree::sanitise(&plan.project)?;
+        None
+    } else {
+        Some(reuse(plan)?)
+    };
+    fetch_refs(plan, before)?;
+    repository::mark(plan)?;
+    check_out(plan, known.as_ref())
+}
+
+/// Makes what an earlier job left usable; returns the files of the work tree that are what the index says.
+fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
+    worktree::sanitise(&plan.project)?;
+    let record = CheckoutRecord::read(plan);
+    record::remove_unknown_large_files(plan, &record)?;
+    let known = index::rebuild(plan, &record)?;
+    known.ok_or_else(|| SourcesError::Repository("its index cannot be read".to_owned()))
+}
+
+fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), SourcesError> {
+    let agent = format!("http.userAgent={}", plan.user_agent);
+    let depth = plan.depth.to_string();
+    let mut arguments = vec!["-c", &agent, "fetch", "origin", "--no-recurse-submodules"];
+    arguments.extend(plan.refspecs.iter().map(String::as_str));
+    if plan.depth > 0 {
+        arguments.extend(["--depth", &depth]);
+    } else if plan.project.join(".git/shallow").exists() {
+        arguments.push("--unshallow");
+    }
+    arguments.extend(plan.fetch_flags.iter().map(String::as_str));
+    let fetch = || git::listen(plan, &plan.project, &arguments, Echo::Yes);
+    let mut ended = fetch()?;
+    if !ended.is_ok() && redirect::follow(plan, &[])? {
+        ended = fetch()?;
+    }
+    if ended.is_ok() {
+        return Ok(());
+    }
+    let is_damaged = before == RepositoryOrigin::Reused
+        && !ended.was_killed
+        && match fault::of(&ended.messages) {
+            Fault::Outside => false,
+            Fault::Repository | Fault::WorkTree => true,
+            Fault::Unknown => server_answers(plan),
+        };
+    Err(match is_damaged {
+        true => SourcesError::Repository(fault::last_line(&ended.messages)),
+        false => SourcesError::Git(ended.code),
+    })
+}
+
+/// Whether the server gives the job a list of refs.
+fn server_answers(plan: &SourcesPlan) -> bool {
+    let asked = git::listen(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
+    asked.is_ok_and(|ended| ended.is_ok())
+}
+
+fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), SourcesError> {
+    if !plan.checkout {
+        println!("{GREEN}Skipping Git checkout{RESET}");
+        return Ok(());
+    }
+    let short: String = plan.sha.chars().take(8).collect();
+    println!("{GREEN}Checking out {short} as detached HEAD (ref is {})...{RESET}", plan.reference);
+    match known {
+        // What has just come from the server was hashed as it came.
+        None => write_files(plan, &[], known)?,
+        Some(known) => {
+            let entries = verify::commit(plan)?;
+            write_files(plan, &entries, Some(known))?;
+            verify::blobs(plan, entries, known)?;
+        }
+    }
+    // A fresh repository in an empty directory has nothing to clean.
+    let was_empty = plan.strategy == Strategy::Clone && known.is_none();
+    if was_empty { Ok(()) } else { clean::clean(plan, &plan.project) }
+}
+
+/// Has git write the files of the commit. `entries`: its files, where they are known.
+fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownFiles>) -> Result<(), SourcesError> {
+    let arguments = ["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha];
+    let check_out = |echo| git::listen(plan, &plan.project, &arguments, echo);
+    let mut ended = check_out(Echo::No)?;
+    if fault::of(&ended.messages) == Fault::WorkTree && !ended.is_ok() {
+        // Directories of the files that stand there, and of those that are to be there.
+        let present = index::list(plan)?.unwrap_or_default();
+        let tracked = present.iter().chain(entries).filter_map(IndexEntry::path_below);
+        let opened = clean::open_parents(&plan.project, tracked)?;
+        clean::warn_of_opened(opened);
+        if opened > 0 {
+            ended = check_out(Echo::No)?;
+        }
+    }
+    eprint!("{}", ended.messages);
+    if ended.is_ok() {
+        return Ok(());
+    }
+    let why = fault::last_line(&ended.messages);
+    Err(match fault::of(&ended.messages) {
+        _ if ended.was_killed => SourcesError::Git(ended.code),
+        Fault::Outside => SourcesError::Git(ended.code),
+        Fault::Repository => SourcesError::Repository(why),
+        Fault::WorkTree => SourcesError::WorkTree(why),
+        // A commit that is not there is no fault of the checkout.
+        Fault::Unknown if known.is_none() => SourcesError::Git(ended.code),
+        Fault::Unknown => SourcesError::WorkTree(why),
+    })
+}
