@@ -1,4 +1,4 @@
-//! `mayfly check`: checks that jobs can run on this machine, without requesting one. Warnings do not fail it.
+//! `mayfly check`: tests whether jobs can run on this machine, without polling for one. Warnings do not make it fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,18 +28,18 @@ use crate::instance::metadata_block::{self, MetadataBlock};
 use crate::instance::{self, CheckResult, POWER_OFF, Plain, Requirement};
 use crate::monitor::listener::probe_address;
 
-/// A clock that is further off than this breaks certificates and tokens.
+/// A larger clock error breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 
-/// How long GitLab and AWS may take to answer.
+/// The timeout for responses of GitLab and AWS.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What `check` takes.
+/// The options of `check`.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// The working directory, in which relative `builds_dir` and `cache_dir` are
+    /// The working directory: the base of a relative `builds_dir` and `cache_dir`
     #[arg(short = 'd', long, value_name = "DIR")]
     working_directory: Option<PathBuf>,
     /// Run jobs as this user
@@ -47,7 +47,7 @@ pub struct Options {
     user: Option<String>,
 }
 
-/// Counts and prints the results.
+/// Prints and counts the results.
 #[derive(Default)]
 struct Report {
     failures: usize,
@@ -70,7 +70,7 @@ impl Report {
     }
 }
 
-/// Runs all checks. Never fails itself: problems are in the report and in the exit status.
+/// Runs all checks. Problems are in the report and in the exit status; the function itself never fails.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let mut report = Report::default();
     let path = options.file.path();
@@ -105,10 +105,10 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     } else {
         report.warn(
             "control groups",
-            "the agent cannot create any; only the subreaper keeps track of the processes of a script",
+            "the agent cannot create control groups; it finds the processes of a script only as their subreaper",
         );
     }
-    // The agent refuses to start without what its `leave` needs.
+    // The agent refuses to start if a requirement of its `leave` is not met.
     let found = instance::find(config.mayfly.aws.as_ref(), Requirement::of(config.leave.strategy));
     let instance = found.unwrap_or_else(|why| {
         report.fail("instance", &why);
@@ -130,7 +130,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     }
     let config = &config;
     check_metadata(report, options, config);
-    // `check` does not create the system id.
+    // `check` never creates the system id.
     let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
         let place = format!("runner `{}`", runner.name);
@@ -154,13 +154,13 @@ fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
     let tool = || metadata_block::check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"));
     match metadata_blocking::job_users(config, options.user.as_deref()).and_then(|_| tool()) {
         Err(why) => report.fail("metadata", &why),
-        Ok(_) if MetadataBlock::check().is_ok() => report.ok("metadata", "jobs cannot reach it"),
-        Ok(tool) => report.ok("metadata", &format!("jobs cannot reach it once the agent runs ({tool})")),
+        Ok(_) if MetadataBlock::check().is_ok() => report.ok("metadata", "access of jobs is blocked"),
+        Ok(tool) => report.ok("metadata", &format!("the agent will block access of jobs when it starts ({tool})")),
     }
 }
 
 fn check_programs(report: &mut Report) {
-    // By the agent's PATH, as the agent itself starts it.
+    // Looked up in the agent's PATH, as the agent itself does.
     match Command::new("git").arg("--version").output() {
         Ok(output) if output.status.success() => report.ok("git", String::from_utf8_lossy(&output.stdout).trim()),
         _ => report.fail(
@@ -174,8 +174,8 @@ fn check_programs(report: &mut Report) {
     }
 }
 
-/// Creates and removes a directory where the agent will create its state directory, or files in it: permission bits do
-/// not tell that of /proc.
+/// Creates and removes a directory where the agent will create its state directory or files in it. Permission bits
+/// would not be enough: those of /proc, for example, are misleading.
 fn check_state(report: &mut Report, state: &Path) {
     let probe = |directory: PathBuf| probe_directory(&directory);
     match first_existing(state).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
@@ -192,7 +192,7 @@ fn probe_directory(directory: &Path) -> Result<(), String> {
     fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(|error| error.to_string())
 }
 
-/// Binds the address as the agent does. While an agent runs with this state directory, it holds the address itself.
+/// Binds the address as the agent does. If an agent with this state directory runs, it uses the address itself.
 fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
     let Some(address) = &config.listen_address else { return };
     let is_running = fs::File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
@@ -203,7 +203,7 @@ fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
     }
 }
 
-/// Whether the engine that makes the containers of jobs answers, and how well work beside them is confined.
+/// Checks that the container engine answers, and which layers the sandbox beside containers has.
 fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
     let address = match host::address(&runner.docker) {
         Ok(address) => address,
@@ -219,12 +219,12 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
     if !nix::unistd::Uid::effective().is_root() {
         report.warn(
             place,
-            "the agent does not run as root, so git works on the files of jobs without a sandbox: run mayfly as root",
+            "the agent does not run as root, so git accesses files of jobs without a sandbox; run mayfly as root",
         );
     }
 }
 
-/// Whether work beside containers can be confined, and which walls the machine lacks.
+/// Checks whether the sandbox for work beside containers works, and which layers the machine lacks.
 fn check_confinement(report: &mut Report, place: &str, options: &Options, runner: &Runner) {
     let directory = match agent::working_directory(options.working_directory.as_deref()) {
         Ok(directory) => directory,
@@ -232,8 +232,10 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
     };
     match agent::confinement(runner, &directory, &CgroupParents::find()) {
         Err(why) => report.fail(place, &why),
-        Ok(missing) if missing.is_empty() => report.ok(place, "work beside containers is confined"),
-        Ok(missing) => missing.iter().for_each(|wall| report.warn(place, &format!("work beside containers: {wall}"))),
+        Ok(missing) if missing.is_empty() => report.ok(place, "the sandbox for work beside containers is complete"),
+        Ok(missing) => missing
+            .iter()
+            .for_each(|wall| report.warn(place, &format!("the sandbox for work beside containers: {wall}"))),
     }
 }
 
@@ -271,9 +273,9 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         }
     }
     let usable = match shell.user() {
-        // Below it each user has a directory that the agent makes.
+        // Below it, the agent creates a directory for each user.
         Some(user) if shell.shares_caches() => permission::can_reach(user, &builds.join(&user.name)),
-        // The agent makes it for the user; what stands above it stays as it is.
+        // The agent creates it for the user, but does not change its parent directories.
         Some(user) if !builds.exists() && ours() => permission::can_reach(user, &builds),
         Some(user) => permission::can_write(user, &builds),
         None if ours() => Ok(()),
@@ -285,7 +287,7 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
     }
 }
 
-/// The look that the agent takes before each request for a job.
+/// The fitness check that the agent makes before each poll.
 fn check_fitness(report: &mut Report, place: &str, options: &Options, config: &Config, runner: &Runner) {
     let Ok(working_directory) = agent::working_directory(options.working_directory.as_deref()) else { return };
     let user = options.user.as_deref().or(config.user.as_deref());
@@ -293,7 +295,7 @@ fn check_fitness(report: &mut Report, place: &str, options: &Options, config: &C
     let requirements = Requirements::new(config, builds, caches, ScriptRunner::of(runner, user, config.concurrent));
     match FitnessCheck::new(requirements).run() {
         Ok(()) => report.ok(place, "the machine is fit for its jobs: disk space, shell or engine, git"),
-        Err(unfit) => report.fail(place, &format!("the agent would not ask for jobs: {unfit}")),
+        Err(unfit) => report.fail(place, &format!("the agent would not poll for jobs: {unfit}")),
     }
 }
 
@@ -339,7 +341,7 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     };
     match (handshake, &verdict) {
         (Some(Ok(text)), _) => report.ok(place, &text),
-        // GitLab answered over TLS, so the handshake failed because of the proxy.
+        // GitLab answered over TLS, so the failed handshake is due to the proxy.
         (Some(Err(why)), Ok(_)) => report.warn(place, &format!("the TLS chain could not be checked: {why}")),
         (Some(Err(why)), Err(_)) => return report.fail(place, &why),
         (None, _) if is_loopback(&runner.url) => {}
@@ -363,12 +365,12 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     }
 }
 
-/// Asks for the verdict on the token; `None` when the server is silent for too long. The agent would wait for minutes.
+/// Verifies the token; `None` if GitLab does not answer in time. The agent itself would wait for minutes.
 fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<TokenStatus, ApiError>> {
     let (sender, verdict) = mpsc::channel();
     let (asking, token, system_id) = (Arc::clone(gitlab), runner.token.clone(), system_id.to_owned());
     let asked = thread::Builder::new().name("verify".to_owned()).spawn(move || {
-        // Nobody listens any more when it took too long.
+        // The receiver is gone after the timeout.
         let _ = sender.send(asking.verify(&token, &system_id));
     });
     asked.ok()?;

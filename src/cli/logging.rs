@@ -1,4 +1,5 @@
-//! The agent's log on standard error: one line an event, in a format for terminals, systemd's journal, or log collectors.
+//! The agent's log on standard error: one line per event, in a format for terminals, systemd's journal, or log
+//! collectors.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -29,21 +30,20 @@ pub struct Options {
     debug: bool,
 }
 
-/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// The message, with the level before it unless it is info
+    /// The message, with the level before it unless the level is info
     Runner,
     /// time, level and msg as key=value
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
-    /// As `Runner`, with the priority that systemd's journal reads from the head of a line
+    /// As `Runner`, with the priority prefix that systemd's journal reads
     #[value(skip)]
     Journal,
 }
 
-/// The format in force: the configuration is read only after the first lines may have been logged.
+/// The current format. The configuration is read only after the first lines may have been logged.
 static FORMAT: AtomicU8 = AtomicU8::new(Format::Runner as u8);
 
 fn format_in_force() -> Format {
@@ -53,7 +53,7 @@ fn format_in_force() -> Format {
 }
 
 impl Options {
-    /// Sets up the log, or changes it. Flags and environment take precedence over the configuration (`configured`).
+    /// Initialises or changes the log. Flags and environment take precedence over the configuration (`configured`).
     pub fn set_up(&self, configured: Option<(&str, &str)>) {
         let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");
         let filter = if self.debug { LevelFilter::Debug } else { filter(level) };
@@ -69,7 +69,7 @@ impl Options {
             count(record.level());
             write(format_in_force(), out, record)
         });
-        // The second time, only level and format change.
+        // Fails on the second call, which changes only level and format.
         let _ = builder.try_init();
         log::set_max_level(filter);
     }
@@ -83,8 +83,8 @@ fn count(level: Level) {
     }
 }
 
-/// Whether standard error is the socket that systemd names. The variable is inherited also where standard error is
-/// redirected.
+/// Whether standard error is the socket that systemd names. The variable is also inherited by processes whose standard
+/// error is redirected.
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stderr) = nix::sys::stat::fstat(std::io::stderr().as_fd()) else { return false };
@@ -105,7 +105,7 @@ fn write(format: Format, out: &mut Formatter, record: &Record<'_>) -> std::io::R
     writeln!(out, "{}", line(format, record.level(), &record.args().to_string(), time))
 }
 
-/// The text of an event: one line in the formats for programs.
+/// The line of an event; exactly one line in the formats for programs.
 fn line(format: Format, level: Level, message: &str, time: impl Fn() -> String) -> String {
     let (name, priority) = match level {
         Level::Error => ("error", 3),
@@ -118,7 +118,7 @@ fn line(format: Format, level: Level, message: &str, time: impl Fn() -> String) 
         Format::Json => serde_json::json!({"level": name, "msg": message, "time": time()}).to_string(),
         Format::Runner if level == Level::Info => message.replace('\n', "\n    "),
         Format::Runner => format!("{}: {}", name.to_ascii_uppercase(), message.replace('\n', "\n    ")),
-        // Each line of the journal is an entry of its own.
+        // In the journal each line is an entry.
         Format::Journal => format!("<{priority}>{}", message.replace('\n', &format!("\n<{priority}>    "))),
     }
 }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_line_in_each_format() {
+    fn writes_an_event_as_one_line_in_each_format() {
         let time = || "T".to_owned();
         for (format, level, expected) in [
             (Format::Runner, Level::Info, "a \"b\""),

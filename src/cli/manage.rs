@@ -1,4 +1,4 @@
-//! `list`, `verify`, `unregister` and `reset-token`: commands for the runners of the configuration.
+//! `list`, `verify`, `unregister` and `reset-token`: commands for the runners in the configuration.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use crate::token::Token;
 pub struct Verify {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only the runner of this name
+    /// Only the runner with this name
     #[arg(short, long)]
     name: Option<String>,
     /// Only runners of this server
@@ -25,7 +25,7 @@ pub struct Verify {
     /// Only the runner with this token
     #[arg(short, long)]
     token: Option<String>,
-    /// Remove runners from the file whose token GitLab does not know
+    /// Remove runners from the file if GitLab does not know their token
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
     #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
     #[arg(value_parser = super::boolean)]
@@ -37,13 +37,13 @@ pub struct Verify {
 pub struct Unregister {
     #[command(flatten)]
     file: ConfigFile,
-    /// The runner of this name
+    /// The runner with this name
     #[arg(short, long)]
     name: Option<String>,
     /// Only runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// The runner with this token; without --name, --token and --all-runners, that of CI_SERVER_TOKEN
+    /// The runner with this token [default: CI_SERVER_TOKEN, if no runner is named]
     #[arg(short, long)]
     token: Option<String>,
     /// All runners
@@ -58,7 +58,7 @@ pub struct Unregister {
 pub struct ResetToken {
     #[command(flatten)]
     file: ConfigFile,
-    /// The runner of this name
+    /// The runner with this name
     #[arg(short, long)]
     name: Option<String>,
     /// Only runners of this server
@@ -72,15 +72,15 @@ pub struct ResetToken {
     #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
     #[arg(value_parser = super::boolean)]
     all_runners: bool,
-    /// A personal access token to reset with (better: --access-token-file)
+    /// A personal access token with the right to reset (prefer --access-token-file)
     #[arg(long, value_name = "TOKEN")]
     pat: Option<String>,
-    /// A file with a personal access token to reset with, - for standard input
+    /// A file with that personal access token; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "pat")]
     access_token_file: Option<String>,
 }
 
-/// Shows the runners. Errors: the configuration cannot be read.
+/// Lists the runners. Fails if the configuration cannot be read.
 pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
     let config = file.load()?.config;
     for runner in &config.runners {
@@ -90,7 +90,7 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the servers. Errors: the configuration cannot be read or written.
+/// Verifies the tokens with GitLab. Fails if the configuration cannot be read or written.
 pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     let config = options.file.load_with_tokens()?;
     let wanted =
@@ -124,14 +124,14 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     Ok(if gone.is_empty() && unknown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Unregisters runners. A runner stays in the file unless GitLab confirms. Errors: no runner matches, or the
+/// Unregisters runners. A runner stays in the file unless GitLab confirms. Fails if no runner matches, or if the
 /// configuration cannot be written.
 pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     let is_named = options.name.is_some() || options.token.is_some() || options.all_runners;
     let of_environment = |name: &str| std::env::var(name).ok().filter(|value| !is_named && !value.is_empty());
     let token = options.token.clone().or_else(|| of_environment("CI_SERVER_TOKEN"));
     if !is_named && token.is_none() {
-        return Err("name the runner: --name NAME, --token TOKEN (or CI_SERVER_TOKEN), or --all-runners".to_owned());
+        return Err("select a runner with --name NAME, --token TOKEN (or CI_SERVER_TOKEN), or --all-runners".to_owned());
     }
     let wanted = Wanted { name: options.name.clone(), url: options.url.clone(), token, id: None };
     let config = options.file.load_with_tokens()?;
@@ -148,7 +148,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
             false => gitlab.unregister(&runner.token),
         };
         match outcome {
-            // This machine is not registered any more.
+            // 404: this machine is already unregistered.
             Ok(()) | Err(ApiError::Answer(404, _)) => done.push(runner),
             Err(error) => {
                 let name = &runner.name;
@@ -168,7 +168,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Which runners a command is for. What is not given matches every runner.
+/// Selects runners. An empty field matches every runner.
 #[derive(Default)]
 struct Wanted {
     name: Option<String>,
@@ -185,7 +185,7 @@ impl Wanted {
             && is_at(runner, self.url.as_deref())
     }
 
-    /// The error when no runner matches: what was looked for, and where.
+    /// The error when no runner matches: the criteria and the file.
     fn not_found(&self, config: &Config) -> String {
         let parts = [
             self.name.as_ref().map(|name| format!("the name `{name}`")),
@@ -199,7 +199,7 @@ impl Wanted {
     }
 }
 
-/// True for any server, or this one: a slash at the end does not make it another.
+/// Whether a runner is at this server, or whether any server matches; a trailing slash is ignored.
 fn is_at(runner: &Runner, url: Option<&str>) -> bool {
     url.is_none_or(|url| url.trim_end_matches('/') == runner.url.trim_end_matches('/'))
 }
@@ -210,10 +210,10 @@ fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
     editor.save().map_err(|error| format!("{}: {error}", config.path.display()))
 }
 
-/// Replaces tokens. Errors: no runner fits, the server refuses, or the configuration cannot be written.
+/// Replaces tokens. Fails if no runner matches, if the server refuses, or if the configuration cannot be written.
 pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
     if options.name.is_none() && options.id.is_none() && !options.all_runners {
-        return Err("name the runner: --name NAME, --id NUMBER or --all-runners".to_owned());
+        return Err("select a runner with --name NAME, --id NUMBER or --all-runners".to_owned());
     }
     let config = options.file.load()?.config;
     let access = match &options.access_token_file {
@@ -231,14 +231,14 @@ pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
         }
         let mut editor = Editor::open(&config.path)?;
         if !editor.has(&runner.url, &runner.token) {
-            return Err(format!("{}: is not in {} any more", runner.name, config.path.display()));
+            return Err(format!("{}: is no longer in {}", runner.name, config.path.display()));
         }
-        // The old token is dead once the server has answered: be sure that the new one can be kept.
+        // The server's response invalidates the old token: check first that the file can be written.
         editor.save().map_err(|error| format!("{}: {error}", config.path.display()))?;
         let gitlab = agent::gitlab(&config, runner)?;
         let registration = match (&access, runner.id) {
             (Some(access), Some(id)) => gitlab.reset_token_of(id, access),
-            (Some(_), None) => return Err(format!("{}: its number (`id`) is not in the configuration", runner.name)),
+            (Some(_), None) => return Err(format!("{}: the configuration has no `id` of this runner", runner.name)),
             (None, _) => gitlab.reset_token(&runner.token),
         };
         let registration = registration.map_err(|error| format!("{}: {error}", runner.name))?;

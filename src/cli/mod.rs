@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand. Names follow gitlab-runner where it has them.
+//! The command line: one file per subcommand. Names follow gitlab-runner where it has an equivalent.
 
 mod check;
 mod exec;
@@ -29,10 +29,10 @@ use crate::local::guard;
 use crate::shim;
 use crate::token::Token;
 
-/// The version and the revision it was built from.
+/// The version and the git revision of the build.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MAYFLY_REVISION"), ")");
 
-/// A CI agent for instances: requests jobs from GitLab and runs them on this machine.
+/// A CI agent for instances: polls GitLab for jobs and runs them on this machine.
 #[derive(Parser)]
 #[command(name = "mayfly", version = VERSION, disable_help_subcommand = true)]
 struct Cli {
@@ -42,27 +42,27 @@ struct Cli {
     command: Command,
 }
 
-/// How long fetching a token from AWS may take.
+/// The timeout for fetching a token from AWS.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The instance id, if this machine is an instance of a known cloud.
+/// The instance id, if this machine is an instance of a supported cloud.
 fn cloud_id(config: &Config) -> Option<String> {
     instance::find(config.mayfly.aws.as_ref(), Requirement::Nothing).ok()?.cloud_id()
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Request jobs from GitLab and run them
+    /// Poll GitLab for jobs and run them
     Run(run::Options),
-    /// Run jobs of the .gitlab-ci.yml in this checkout, without a server
+    /// Run the jobs of the .gitlab-ci.yml in this checkout, without a server
     Exec(Box<exec::Options>),
     /// Add a runner to the configuration
     Register(Box<register::Options>),
-    /// Check the tokens of the runners with GitLab
+    /// Verify the tokens of the runners with GitLab
     Verify(manage::Verify),
-    /// Unregister runners in GitLab and remove them from the configuration
+    /// Unregister runners from GitLab and remove them from the configuration
     Unregister(manage::Unregister),
-    /// Show the runners of the configuration
+    /// List the runners of the configuration
     List(ConfigFile),
     /// Replace the token of a runner
     ResetToken(manage::ResetToken),
@@ -76,7 +76,7 @@ enum Command {
     Lint(ConfigFile),
 }
 
-/// Which configuration.
+/// Selects the configuration.
 #[derive(Args, Clone, Debug)]
 struct ConfigFile {
     /// The configuration file
@@ -95,7 +95,7 @@ impl ConfigFile {
         Config::load(&self.path()).map_err(|error| error.to_string())
     }
 
-    /// The configuration, with tokens that are stored in AWS fetched.
+    /// The configuration, including tokens that are stored in AWS.
     fn load_with_tokens(&self) -> Result<Config, String> {
         let mut config = self.load()?.config;
         secrets::fill_in(&mut config, TOKEN_TIMEOUT)?;
@@ -103,9 +103,9 @@ impl ConfigFile {
     }
 }
 
-/// Parses the arguments and runs the subcommand they name.
+/// Parses the arguments and runs the subcommand.
 pub fn main() -> ExitCode {
-    // A shim is started for each step: it must not pay for a parser.
+    // A shim is started for every step; parsing arguments with clap would slow it down.
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
         return shim::main(file_task::run);
     }
@@ -144,22 +144,22 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command()).exit())
 }
 
-/// The whole command line. Help never shows what the environment holds: tokens are there, and URLs with passwords.
+/// The whole command line. Help never shows values of the environment: they may contain tokens and passwords.
 fn command() -> clap::Command {
     let command = Cli::command().mut_args(|arg| arg.hide_env_values(true));
     command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
 }
 
-/// Reads a boolean as gitlab-runner does.
+/// Parses a boolean as gitlab-runner does.
 fn boolean(text: &str) -> Result<bool, String> {
     match text.trim() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("write true or false".to_owned()),
+        _ => Err("expected true or false".to_owned()),
     }
 }
 
-/// Checks the file alone. `check` also checks this machine and the server.
+/// Checks only the file. `check` also checks the machine and the server.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load()?;
     let path = loaded.config.path.display();
@@ -172,7 +172,7 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Reads a token from a file, `-` for standard input, so that it is not in the arguments of a process.
+/// Reads a token from a file (`-` for standard input), so that it is not in the arguments of a process.
 fn token_from(path: &str) -> Result<Token, String> {
     let text = if path == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     let text = text.map_err(|error| format!("the token file {path}: {error}"))?;

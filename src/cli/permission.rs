@@ -1,4 +1,5 @@
-//! Whether another user can enter and write a directory, by owner and mode, so that `check` reports it before a job fails.
+//! Whether another user can enter and write a directory, by owner and mode, so that `check` reports a problem before a
+//! job fails.
 //!
 //! Access control lists are not considered.
 
@@ -11,7 +12,7 @@ use crate::shim::spec::User;
 const WRITE: u32 = 0o2;
 const ENTER: u32 = 0o1;
 
-/// Whether a user can enter every existing directory above this one. Errors: the directory that the user cannot enter.
+/// Whether a user can enter every existing parent of a directory. The error names the one that the user cannot enter.
 pub fn can_reach(user: &User, directory: &Path) -> Result<(), String> {
     for above in directory.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
         let Ok(metadata) = fs::metadata(above) else { continue };
@@ -22,7 +23,7 @@ pub fn can_reach(user: &User, directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a user can create files in a directory. Errors: the directory that the user cannot enter or write.
+/// Whether a user can create files in a directory. The error names the directory that the user cannot enter or write.
 pub fn can_write(user: &User, directory: &Path) -> Result<(), String> {
     can_reach(user, directory)?;
     let refused = || format!("user {} cannot write {}", user.name, directory.display());
@@ -31,7 +32,7 @@ pub fn can_write(user: &User, directory: &Path) -> Result<(), String> {
     usable.then_some(()).ok_or_else(refused)
 }
 
-/// The first class that matches (owner, group, others) decides, as in the kernel.
+/// As in the kernel, the first matching class (owner, group, others) decides.
 fn allows(user: &User, metadata: &Metadata, wanted: u32) -> bool {
     let mode = metadata.mode();
     let bits = if user.uid == metadata.uid() {
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn owner_group_and_others_each_have_their_bits() {
+    fn checks_the_bits_of_owner_group_and_others() {
         let root = tempfile::tempdir().expect("a directory");
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set");
         let directory = root.path().join("builds");

@@ -1,4 +1,4 @@
-//! `mayfly run`: requests jobs and runs them until the agent leaves.
+//! `mayfly run`: polls for jobs and runs them until the agent shuts down.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::monitor::listener::check_address;
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// The working directory, in which relative `builds_dir` and `cache_dir` are
+    /// The working directory: the base of a relative `builds_dir` and `cache_dir`
     #[arg(short = 'd', long, value_name = "DIR")]
     working_directory: Option<PathBuf>,
     /// Run jobs as this user
@@ -26,19 +26,19 @@ pub struct Options {
     /// Serve metrics on this address, for example :9252
     #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
     listen_address: Option<String>,
-    /// Run one job, then leave
+    /// Run one job, then shut down
     #[arg(long, conflicts_with = "max_builds")]
     once: bool,
-    /// Leave after this number of jobs
+    /// Shut down after this number of jobs
     #[arg(long, value_name = "JOBS")]
     max_builds: Option<u32>,
-    /// Leave after this time without a job, for example 10m
+    /// Shut down after this time without a job, for example 10m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
-    /// Leave when the instance has run for this time, for example 24h
+    /// Shut down when the instance has run for this time, for example 24h
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_age: Option<Duration>,
-    /// Power the machine off when systemd has started mayfly in vain for that long, such as 30m
+    /// Power the machine off if mayfly cannot start for this time under systemd, for example 30m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "GIVE_UP_AFTER")]
     give_up_after: Option<Duration>,
     /// Check that the agent can start with this configuration, then exit
@@ -46,8 +46,7 @@ pub struct Options {
     validate: bool,
 }
 
-/// Runs the agent. Errors: it cannot begin; under systemd the error is written here and the exit is delayed, see
-/// [`StartFailures`].
+/// Runs the agent. A start failure under systemd is reported and delayed by [`StartFailures`].
 pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
     if options.validate {
         let loaded = options.file.load()?;

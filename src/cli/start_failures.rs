@@ -1,8 +1,8 @@
-//! Back-off for a service whose start fails again and again.
+//! Back-off for a service whose start fails repeatedly.
 //!
-//! systemd starts the agent anew after each failure. Versions before 254 do so at a fixed pace, and each start writes the
-//! same error into the journal. So a start that fails under systemd waits before it exits, longer each time, and an error
-//! that was written within the last minute is not written again.
+//! systemd restarts the agent after each failure; versions before 254 do so at a fixed interval, and each start would
+//! write the same error to the journal. So a failed start under systemd waits before it exits, longer each time, and
+//! does not repeat an error that was written within the last minute.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,48 +16,47 @@ use serde::{Deserialize, Serialize};
 use crate::decode;
 use crate::sys;
 
-/// Wait after the first failure; it doubles with each further one.
+/// The delay after the first failure; doubled after each further one.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
-/// Longest wait.
+/// The longest delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// The same error is written once in this time.
+/// The same error is written at most once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
-/// Failures this far apart do not belong together: the service ran in between.
+/// Failures this far apart are unrelated: the service ran in between.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// The record of failed starts of a service, in its runtime directory.
+/// Records the failed starts of a service in its runtime directory.
 pub struct StartFailures {
     record: PathBuf,
 }
 
-/// What is known of the failures so far.
+/// The recorded failures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    /// Failures in a row.
+    /// The number of failures in a row.
     count: u32,
-    /// When the first one was, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// The time of the first one, in nanoseconds of `CLOCK_BOOTTIME`.
     first_at: u64,
-    /// When the last one was, in nanoseconds of `CLOCK_BOOTTIME`. The runtime directory does not outlive the boot.
+    /// The time of the last one, on the same clock. The runtime directory does not survive a reboot.
     failed_at: u64,
-    /// When the error was last written, by the same clock.
+    /// When the error was last written, on the same clock.
     written_at: u64,
-    /// The error.
     error: String,
 }
 
 impl StartFailures {
-    /// The record of this service; `None` for a process that systemd did not start as one. To be called before the
-    /// agent takes systemd's variables out of the environment.
+    /// The record of this service; `None` if systemd did not start this process as a service. Must be called before the
+    /// agent removes systemd's variables from the environment.
     pub fn of_service() -> Option<Self> {
         std::env::var_os("NOTIFY_SOCKET")?;
-        // Several directories are separated by colons; the first one is ours.
+        // The value may list several directories, separated by colons; the first one is the agent's.
         let directories = std::env::var("RUNTIME_DIRECTORY").ok()?;
         let directory = directories.split(':').next().filter(|directory| !directory.is_empty())?;
         Some(Self { record: Path::new(directory).join("start-failures") })
     }
 
-    /// Writes the error unless it was written within a minute, then waits before the process may exit. A signal that
-    /// ends a process ends the wait. When starts have failed for `give_up_after`, the machine is powered off.
+    /// Writes the error unless it was written within a minute, then delays the exit. A termination signal ends the
+    /// delay. If starts have failed for `give_up_after`, powers the machine off.
     pub fn fail(&self, error: &str, give_up_after: Option<Duration>) {
         let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
         let (record, is_due, delay) = next(&before, error, sys::boottime());
@@ -66,10 +65,10 @@ impl StartFailures {
             eprintln!("mayfly: {error}{attempts}");
         }
         if let Ok(text) = serde_json::to_vec(&record) {
-            // Without a record the pace is that of the first failure.
+            // Without a record, every delay is that of the first failure.
             let _ = fs::write(&self.record, text);
         }
-        // The agent may have set up handlers that wait for a main loop.
+        // The agent may have installed handlers that wait for a main loop.
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
             let _ = sys::default_action(signal);
         }
@@ -93,7 +92,7 @@ fn power_off(failing_for: Duration) {
     }
 }
 
-/// The record after one more failure, whether its error is to be written, and how long to wait.
+/// The record after one more failure, whether to write its error, and the delay.
 fn next(before: &Record, error: &str, now: u64) -> (Record, bool, Duration) {
     let since = |at: u64| Duration::from_nanos(now.saturating_sub(at));
     let is_same_series = before.count > 0 && since(before.failed_at) < FORGET_AFTER;
@@ -112,7 +111,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn waits_longer_each_time_and_writes_the_same_error_once_a_minute() {
+    fn delays_grow_and_the_same_error_is_written_once_a_minute() {
         let (mut record, mut now, mut written, mut delays) = (Record::default(), 5 * SECOND, Vec::new(), Vec::new());
         for _ in 0..10 {
             let (after, is_due, delay) = next(&record, "no such user", now);

@@ -1,35 +1,32 @@
-//! `[mayfly.aws]`: what the agent is told of its instance in Amazon Web Services instead of finding it out.
+//! `[mayfly.aws]`: settings of the instance in AWS that the agent otherwise detects.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-/// The table; each key that is not there is found out.
+/// The table; the agent detects each missing value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Aws {
-    /// The region.
     pub region: Option<String>,
-    /// The Auto Scaling group.
     pub auto_scaling_group: Option<String>,
-    /// The hooks of the group that hold an instance before it ends.
+    /// The terminating lifecycle hooks of the group.
     pub lifecycle_hooks: Option<Vec<String>>,
-    /// Scale-in protection while a job runs; on where the agent leaves through the group.
+    /// Whether to set scale-in protection while a job runs; on by default if the agent terminates through the group.
     pub protect_while_busy: Option<bool>,
-    /// The group grows with its jobs; it does not where this is not there.
+    /// Raises the desired capacity when jobs start; off if the table is missing.
     pub raise_on_job: Option<Raise>,
 }
 
-/// How many instances without a job a group is to have beside those that have one: the words of the autoscaler's policies,
-/// counted in instances.
+/// The number of idle instances to keep beside busy ones: the keys of autoscaler policies, counted in instances.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Raise {
-    /// At least.
+    /// The minimum.
     pub idle_count: u32,
-    /// For each instance that has a job.
+    /// The number for each busy instance.
     #[serde(deserialize_with = "scale_factor")]
     pub scale_factor: f64,
-    /// The most that the factor may ask for; 0 for no bound.
+    /// The maximum for the factor; 0 for no limit.
     pub scale_factor_limit: u32,
 }
 
@@ -48,10 +45,10 @@ fn scale_factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Er
 }
 
 impl Raise {
-    /// Instances without a job beside so many that have one.
+    /// The number of idle instances for a number of busy ones.
     pub fn idle(&self, busy: u32) -> u32 {
         let limit = if self.scale_factor_limit == 0 { u32::MAX } else { self.scale_factor_limit };
-        // The conversion ends at the largest number.
+        // The conversion saturates.
         let by_factor = (f64::from(busy) * self.scale_factor).ceil() as u32;
         self.idle_count.max(by_factor.min(limit))
     }
@@ -62,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idle_instances_are_counted_as_policies_do() {
+    fn computes_idle_instances_as_policies_do() {
         let raise = |text: &str| toml::from_str::<Raise>(text).map_err(|error| error.to_string());
         let idle = |text: &str, busy| raise(text).expect("a table").idle(busy);
         assert_eq!([idle("", 0), idle("", 9)], [1, 1]);

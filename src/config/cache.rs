@@ -1,71 +1,67 @@
-//! `[runners.cache]`: where caches are kept besides this machine.
+//! `[runners.cache]`: the object store for caches.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// An object store for caches; without a type there is none.
+/// An object store for caches; without `Type` there is none.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Cache {
-    /// `s3`; `gcs` and `azure` are known to gitlab-runner.
+    /// `s3`; gitlab-runner also supports `gcs` and `azure`.
     #[serde(rename = "Type")]
     pub kind: String,
-    /// Prefix of all object names.
+    /// The prefix of all object names.
     pub path: String,
-    /// Leave out the part of the name that is this runner's own.
+    /// Whether object names omit the part that is specific to the runner.
     pub shared: bool,
-    /// Bytes of an archive that are uploaded at most; 0 for no limit.
+    /// The largest archive to upload, in bytes; 0 for no limit.
     pub max_uploaded_archive_size: u64,
-    /// Settings of S3.
     #[serde(rename = "s3")]
     pub s3: S3,
 }
 
-/// `[runners.cache.s3]`.
+/// `[runners.cache.s3]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct S3 {
-    /// Host and port; Amazon's own where empty.
+    /// Host and port; empty for Amazon S3.
     pub server_address: String,
-    /// Public part of a key pair.
     pub access_key: String,
-    /// Secret part of it.
     pub secret_key: String,
-    /// Belongs to keys that are lent for a time.
+    /// The session token of temporary keys.
     pub session_token: String,
-    /// The bucket.
     pub bucket_name: String,
-    /// Its region; `us-east-1` where empty.
+    /// The region; empty for `us-east-1`.
     pub bucket_location: String,
-    /// Plain http.
+    /// Use http.
     pub insecure: bool,
-    /// `access-key` or `iam`; by whether keys are there where empty.
+    /// `access-key` or `iam`; if empty, `access-key` if keys are set.
     pub authentication_type: String,
     /// `S3`, `AES256`, `KMS` or `DSSE-KMS`.
     pub server_side_encryption: String,
-    /// Key for the latter two.
+    /// The key for the latter two.
     #[serde(rename = "ServerSideEncryptionKeyID")]
     pub server_side_encryption_key_id: String,
-    /// Amazon's addresses for IPv4 and IPv6; on where nothing is said.
+    /// Use Amazon's dual-stack (IPv4 and IPv6) endpoints; on by default.
     pub dual_stack: Option<bool>,
-    /// The bucket in the path rather than in the host; by the host where nothing is said.
+    /// Put the bucket in the path instead of the host name; by default decided by the host.
     pub path_style: Option<bool>,
-    /// Amazon's transfer acceleration.
+    /// Use S3 Transfer Acceleration.
     pub accelerate: bool,
     /// A role to assume.
     #[serde(rename = "RoleARN")]
     pub role_arn: String,
-    /// The same, by its older name.
+    /// The older name of `role_arn`.
     #[serde(rename = "UploadRoleARN")]
     pub upload_role_arn: String,
 }
 
-/// What the local store may grow to; `None` without bound.
+/// The limits of local caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheLimits {
-    /// Bytes of all archives.
+    /// The total size of all archives, in bytes.
     pub size: Option<u64>,
-    /// Time since an archive was last used.
+    /// The time since an archive was last used.
     pub age: Option<Duration>,
 }

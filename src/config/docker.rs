@@ -1,7 +1,7 @@
-//! `[runners.docker]`: what containers are made of and what they may do, as types.
+//! `[runners.docker]`: the settings of containers.
 //!
-//! A value that makes no sense by itself does not get in, and its line is shown. What makes no sense together
-//! ([`Docker::contradictions`]) is told at start-up and fails the jobs that it would be used for.
+//! A value that is invalid by itself is refused with its line. Values that contradict each other
+//! ([`Docker::contradictions`]) are reported at the start and fail the jobs that would use them.
 
 mod contradictions;
 mod list;
@@ -20,79 +20,76 @@ pub use list::Patterns;
 pub use service::Service;
 pub use values::{Cpus, Device, Gpus, Host, LogOptions, MacAddress, PullPolicy, Size, Swap, Ulimit};
 
-/// How long services have to come up unless the configuration says so.
+/// The default timeout for services to start.
 const WAIT_FOR_SERVICES: Duration = Duration::from_secs(30);
 
-/// `[runners.docker]`, by gitlab-runner's names.
+/// `[runners.docker]`, with gitlab-runner's names.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Docker {
-    /// `unix://…`, `tcp://…`; `DOCKER_HOST` or the usual socket where empty.
+    /// `unix://…` or `tcp://…`; if empty, `DOCKER_HOST` or the default socket.
     pub host: String,
     /// A directory with `ca.pem`, `cert.pem` and `key.pem`.
     pub tls_cert_path: Option<PathBuf>,
-    /// Check the engine's certificate.
+    /// Whether to verify the engine's certificate.
     pub tls_verify: bool,
 
-    /// For jobs that name none.
+    /// For jobs without an image.
     pub image: String,
-    /// Tried in this order; `always` where empty.
+    /// In the order of attempts; `always` if empty.
     #[serde(deserialize_with = "values::policies")]
     pub pull_policy: Vec<PullPolicy>,
-    /// What jobs may choose from; the above where empty.
+    /// The policies that jobs may request; `pull_policy` if empty.
     #[serde(deserialize_with = "values::policies")]
     pub allowed_pull_policies: Vec<PullPolicy>,
-    /// What jobs may take for their image.
+    /// The images that jobs may use.
     pub allowed_images: Patterns,
-    /// What jobs may take for their services.
+    /// The images that services of jobs may use.
     pub allowed_services: Patterns,
-    /// Which of them `privileged` counts for.
+    /// The images to which `privileged` applies.
     pub allowed_privileged_images: Patterns,
-    /// Which of them `services_privileged` counts for.
+    /// The service images to which `services_privileged` applies.
     pub allowed_privileged_services: Patterns,
     /// Jobs cannot replace the image's entrypoint.
     pub disable_entrypoint_overwrite: bool,
 
-    /// Whom the job's container runs as.
+    /// The user of the job's container.
     pub user: String,
-    /// Whom jobs may choose.
+    /// The users that jobs may request.
     pub allowed_users: Vec<String>,
-    /// More groups of that user.
+    /// Supplementary groups of that user.
     pub group_add: Vec<String>,
-    /// Everything is allowed in the container.
+    /// Run the job's container privileged.
     pub privileged: bool,
-    /// The same for services; as `privileged` where nothing is said.
+    /// Run services privileged; as `privileged` if not set.
     pub services_privileged: Option<bool>,
-    /// Capabilities beside the engine's usual ones.
+    /// Capabilities to add to the engine's default.
     pub cap_add: Vec<String>,
-    /// Capabilities that are taken away.
+    /// Capabilities to drop.
     pub cap_drop: Vec<String>,
     /// `no-new-privileges`, `seccomp=FILE`, …
     pub security_opt: Vec<String>,
     /// The same for services.
     pub services_security_opt: Vec<String>,
-    /// `host` to be outside the engine's user namespace.
+    /// `host` for no user namespace.
     pub userns_mode: String,
-    /// Kernel settings of the container.
     pub sysctls: BTreeMap<String, String>,
 
-    /// Most memory.
+    /// Memory limit.
     pub memory: Option<Size>,
-    /// Most memory and swap together.
+    /// Limit of memory and swap together.
     #[serde(deserialize_with = "values::optional")]
     pub memory_swap: Option<Swap>,
-    /// Memory that is left to it when memory is scarce.
+    /// Soft memory limit.
     pub memory_reservation: Option<Size>,
-    /// Most processor time.
+    /// CPU limit.
     #[serde(deserialize_with = "values::optional")]
     pub cpus: Option<Cpus>,
-    /// Weight when processors are scarce.
+    /// Relative CPU weight.
     pub cpu_shares: i64,
-    /// Which processors.
     pub cpuset_cpus: String,
-    /// Which memory nodes.
     pub cpuset_mems: String,
-    /// Parent of the container's control group.
+    /// The parent cgroup of the container.
     pub cgroup_parent: String,
     /// See `memory`, for services.
     pub service_memory: Option<Size>,
@@ -110,101 +107,98 @@ pub struct Docker {
     pub service_cpuset_cpus: String,
     /// See `cgroup_parent`, for services.
     pub service_cgroup_parent: String,
-    /// Processes wait instead of dying when memory is used up.
+    /// On memory exhaustion, pause processes instead of killing them.
     pub oom_kill_disable: Option<bool>,
-    /// Which processes die first.
+    /// The preference of the kernel's OOM killer.
     pub oom_score_adjust: i64,
-    /// Bytes of `/dev/shm`.
+    /// The size of `/dev/shm`, in bytes.
     pub shm_size: Size,
-    /// Limits of processes.
+    /// Resource limits of processes.
     #[serde(deserialize_with = "values::ulimits")]
     pub ulimit: Vec<Ulimit>,
     /// Devices of the machine.
     #[serde(deserialize_with = "values::list")]
     pub devices: Vec<Device>,
-    /// The same for services, by the image's name.
+    /// Devices for services, by the image's name.
     #[serde(deserialize_with = "list::devices")]
     pub services_devices: Vec<(Patterns, Vec<Device>)>,
-    /// Which devices may be used, as the kernel writes it.
+    /// Rules of the kernel's device cgroup.
     pub device_cgroup_rules: Vec<String>,
-    /// Graphics processors.
+    /// GPUs for jobs.
     #[serde(deserialize_with = "values::optional")]
     pub gpus: Option<Gpus>,
-    /// The same for services.
+    /// GPUs for services.
     #[serde(deserialize_with = "values::optional")]
     pub service_gpus: Option<Gpus>,
-    /// What runs containers.
+    /// The container runtime.
     pub runtime: String,
-    /// Always the usual one on Linux.
+    /// Only `default` on Linux.
     #[serde(deserialize_with = "values::isolation")]
     pub isolation: String,
 
     /// `[source:]destination[:mode]`.
     pub volumes: Vec<String>,
-    /// Containers whose volumes are used.
+    /// Containers whose volumes are mounted.
     pub volumes_from: Vec<String>,
-    /// Makes volumes.
     pub volume_driver: String,
-    /// Options for it.
     pub volume_driver_ops: BTreeMap<String, String>,
-    /// Anonymous volumes outlive the job.
+    /// Whether anonymous volumes are kept after the job.
     pub volume_keep: bool,
     /// A directory of the machine for volumes without a source.
     pub cache_dir: String,
-    /// Volumes without a source do not outlive the job.
+    /// Whether volumes without a source are removed after the job.
     pub disable_cache: bool,
-    /// Directories in memory: where, and options of the mount.
+    /// In-memory file systems: path and mount options.
     pub tmpfs: BTreeMap<String, String>,
     /// The same for services.
     pub services_tmpfs: BTreeMap<String, String>,
 
     /// `bridge`, `host`, `none`, `container:NAME`, or a network's name.
     pub network_mode: String,
-    /// Bytes of a packet in the job's own network.
+    /// The MTU of the job's own network.
     pub network_mtu: u32,
-    /// IPv6 in the job's own network.
+    /// Enable IPv6 in the job's own network.
     pub enable_ipv6: bool,
-    /// Name servers.
+    /// DNS servers.
     pub dns: Vec<IpAddr>,
-    /// Domains in which names are looked for.
+    /// DNS search domains.
     pub dns_search: Vec<String>,
     /// `NAME:ADDRESS`.
     #[serde(deserialize_with = "values::list")]
     pub extra_hosts: Vec<Host>,
     /// `CONTAINER:ALIAS`.
     pub links: Vec<String>,
-    /// The container's name for itself.
     pub hostname: String,
-    /// Its hardware address.
+    /// The MAC address of the container.
     #[serde(deserialize_with = "values::optional")]
     pub mac_address: Option<MacAddress>,
-    /// `host` to see all processes of the machine.
+    /// `host` for the machine's PID namespace.
     pub pid_mode: String,
-    /// `host` to share memory with the machine.
+    /// `host` for the machine's IPC namespace.
     pub ipcmode: String,
 
-    /// Services of every job.
+    /// Services for every job.
     pub services: Vec<Service>,
-    /// How many services a job may have in all; none below 0.
+    /// The largest number of services of a job; negative for no limit.
     pub services_limit: Option<i64>,
-    /// Seconds; below 0 services are not waited for.
+    /// In seconds; negative to not wait for services.
     pub wait_for_services_timeout: i64,
 
-    /// Labels of every container.
+    /// Additional labels of every container.
     pub container_labels: BTreeMap<String, String>,
-    /// For the engine's log of a container.
+    /// Options of the engine's log of a container.
     pub log_options: LogOptions,
-    /// Belongs below `[[runners]]`, and counts as if it stood there.
+    /// Belongs below `[[runners]]`; has the same effect here.
     pub environment: Vec<String>,
 }
 
 impl Docker {
-    /// The policies of a job that names none.
+    /// The pull policies of a job that requests none.
     pub fn default_policies(&self) -> Vec<PullPolicy> {
         if self.pull_policy.is_empty() { vec![PullPolicy::Always] } else { self.pull_policy.clone() }
     }
 
-    /// What jobs may choose from.
+    /// The policies that jobs may request.
     pub fn permitted_policies(&self) -> Vec<PullPolicy> {
         match self.allowed_pull_policies.is_empty() {
             true => self.default_policies(),
@@ -212,13 +206,13 @@ impl Docker {
         }
     }
 
-    /// Whether a job that names no policy has one that is allowed.
+    /// Whether a job that requests no policy has an allowed one.
     pub fn permits_a_default_policy(&self) -> bool {
         let permitted = self.permitted_policies();
         self.default_policies().iter().any(|policy| permitted.contains(policy))
     }
 
-    /// How long services have to come up; `None` when they are not waited for.
+    /// The timeout for services to start; `None` to not wait.
     pub fn services_timeout(&self) -> Option<Duration> {
         match u64::try_from(self.wait_for_services_timeout) {
             Ok(0) => Some(WAIT_FOR_SERVICES),
@@ -227,7 +221,7 @@ impl Docker {
         }
     }
 
-    /// How many services a job may have; `None` without bound.
+    /// The largest number of services of a job; `None` for no limit.
     pub fn most_services(&self) -> Option<usize> {
         self.services_limit.and_then(|limit| usize::try_from(limit).ok())
     }

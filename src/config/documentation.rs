@@ -1,7 +1,7 @@
-//! The pages that describe `config.toml` agree with the table of keys.
+//! Tests that the documentation of `config.toml` agrees with the table of keys.
 //!
-//! A key with an effect is described by hand, in the section of its table. Keys without effect are generated: run
-//! `UPDATE_DOCS=1 cargo test --bin mayfly reference_page` after a change of a reason.
+//! A key with an effect is described by hand, in the section of its table. The table of keys without effect is
+//! generated: after a change of a reason, run `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use super::keys::{Support, TABLES};
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
 const DOCKER: &str = "docs/reference/docker.md";
-/// Begins the generated part of [`CONFIGURATION`], which ends at an empty line.
+/// The start of the generated part of [`CONFIGURATION`]; it ends at an empty line.
 const GENERATED: &str = "| Key | Table | Why |\n|---|---|---|\n";
 
 fn page(name: &str) -> String {
@@ -25,7 +25,7 @@ fn described(page: &str, heading: &str) -> BTreeSet<String> {
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
 }
 
-/// How a section is called that describes a table.
+/// The heading of the section for a table.
 fn heading(table: &str) -> String {
     match table {
         "" => "Top level".to_owned(),
@@ -54,7 +54,7 @@ fn reference_pages_describe_every_key_with_an_effect_and_no_other() {
 #[test]
 fn the_reference_page_lists_the_keys_without_effect() {
     let mut expected = GENERATED.to_owned();
-    // Those of fleets are in the page on migration.
+    // Keys of fleets are documented in the migration guide.
     let is_of_fleets = |table: &str| table.starts_with("runners.machine") || table.starts_with("runners.autoscaler");
     for (table, keys) in TABLES.iter().filter(|(table, _)| !is_of_fleets(table)) {
         for (key, support) in *keys {

@@ -1,10 +1,10 @@
-//! Durations as Go writes them: `90s`, `1h30m`, `1.5h`, `100ms`.
+//! Durations in Go's syntax: `90s`, `1h30m`, `1.5h`, `100ms`.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-/// Parses a duration; negative ones and bare numbers are none.
+/// Parses a duration; `None` for a negative one or a bare number.
 pub fn parse(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     if rest == "0" {
@@ -34,7 +34,7 @@ pub fn parse(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Reads one from a configuration; an empty text is as good as none.
+/// Decodes a duration from a configuration; an empty text counts as not set.
 pub fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_go_writes() {
+    fn parses_durations_in_the_syntax_of_go() {
         for (text, millis) in [("90s", 90_000), ("1h30m", 5_400_000), ("1.5h", 5_400_000), ("100ms", 100), ("0", 0)] {
             assert_eq!(parse(text), Some(Duration::from_millis(millis)), "{text}");
         }

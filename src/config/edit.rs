@@ -1,4 +1,4 @@
-//! Changes of `config.toml` that keep its comments, its order and keys we do not know. Written whole, then renamed.
+//! Edits `config.toml` and keeps its comments, its order and unknown keys. The file is replaced atomically by rename.
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,16 +11,15 @@ use super::Runner;
 use super::expand::expand;
 use crate::token::Token;
 
-/// The file, open for changes.
 pub struct Editor {
     path: PathBuf,
     document: DocumentMut,
-    /// Something that could not be changed as asked: such a file must not pass for a changed one.
+    /// A change that failed: such a file must not be saved.
     problem: Option<String>,
 }
 
 impl Editor {
-    /// Reads the file; one that does not exist is empty. Errors: unreadable, or not TOML.
+    /// Opens the file; a missing one counts as empty. Fails if it is unreadable or not TOML.
     pub fn open(path: &Path) -> Result<Self, String> {
         let describe = |why: String| format!("{}: {why}", path.display());
         let text = match fs::read_to_string(path) {
@@ -32,17 +31,17 @@ impl Editor {
         Ok(Self { path: path.to_owned(), document, problem: None })
     }
 
-    /// True for a file without any key yet.
+    /// Whether the file has no key.
     pub fn is_empty(&self) -> bool {
         self.document.as_table().is_empty()
     }
 
-    /// Sets a key at the top level.
+    /// Sets a top-level key.
     pub fn set_global(&mut self, key: &str, number: i64) {
         self.document[key] = value(number);
     }
 
-    /// Adds a runner at the end.
+    /// Appends a runner.
     pub fn add_runner(&mut self, runner: Table) -> Result<(), String> {
         let runners = self.document.entry("runners").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
         let runners = runners.as_array_of_tables_mut();
@@ -50,7 +49,7 @@ impl Editor {
         Ok(())
     }
 
-    /// True when a runner with this token at this server is in the file.
+    /// Whether the file has a runner with this token and server.
     pub fn has(&self, url: &str, token: &Token) -> bool {
         let inline = self.document.get("runners").and_then(Item::as_array);
         let inline = inline.into_iter().flatten().filter_map(toml_edit::Value::as_inline_table);
@@ -65,7 +64,7 @@ impl Editor {
         tables.any(|table| is(table, "token", token.reveal()) && is(table, "url", url))
     }
 
-    /// Removes runners; those that are not in the file are gone already.
+    /// Removes runners; those that are no longer in the file are ignored.
     pub fn remove_runners(&mut self, gone: &[&Runner]) {
         let fits = |table: &dyn TableLike| {
             gone.iter().any(|gone| is(table, "token", &gone.written_token()) && is(table, "url", &gone.url))
@@ -79,8 +78,8 @@ impl Editor {
         }
     }
 
-    /// Replaces a runner's token, with when it was obtained and when it dies (RFC 3339). A token that is not in the
-    /// file makes the file refuse to be saved: the new one would be lost.
+    /// Replaces a runner's token, with the times when it was obtained and expires (RFC 3339). If the old token is not
+    /// in the file, saving will fail, because the new one would be lost.
     pub fn replace_token(&mut self, old: &Token, new: &Token, obtained: &str, expires: Option<&str>) {
         let mut replaced = false;
         let mut replace = |table: &mut dyn TableLike| {
@@ -100,12 +99,12 @@ impl Editor {
             _ => {}
         }
         if !replaced {
-            self.problem = Some("the runner whose token was replaced is not in the file any more".to_owned());
+            self.problem = Some("the runner whose token was replaced is no longer in the file".to_owned());
         }
     }
 
-    /// Writes the file, mode 0600, by rename; a link stays a link, and the owner the owner. Errors: the directory
-    /// cannot be written, or something could not be changed as asked.
+    /// Writes the file by rename, with mode 0600. A link stays a link, and the owner is kept. Fails if the directory is
+    /// not writable or an earlier change failed.
     pub fn save(&self) -> io::Result<()> {
         if let Some(problem) = &self.problem {
             return Err(io::Error::other(problem.clone()));
@@ -125,11 +124,11 @@ impl Editor {
     }
 
     fn write(&self, draft: &Path, target: &Path) -> io::Result<()> {
-        // What a killed process left would keep its mode.
+        // A draft that a killed process left would keep its mode.
         let _ = fs::remove_file(draft);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
         if let Ok(old) = fs::metadata(target) {
-            // Only root can, and only root needs to.
+            // Only root can change the owner, and only root needs to.
             let _ = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
         }
         file.write_all(self.document.to_string().as_bytes())?;
@@ -137,9 +136,9 @@ impl Editor {
     }
 }
 
-/// The file that a name means, also where links lead to one that does not exist yet.
+/// The target of a path after links are followed; the target need not exist.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    // As many as the kernel follows.
+    // As in the kernel.
     const LINKS_MAX: usize = 40;
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
@@ -149,12 +148,12 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many links"))
 }
 
-/// True when a key means this value, by the environment where it names a variable.
+/// Whether a key has this value, after environment variables are replaced.
 fn is(table: &dyn TableLike, key: &str, wanted: &str) -> bool {
     table.get(key).and_then(Item::as_str).is_some_and(|text| text == wanted || expand(text) == wanted)
 }
 
-/// Sets a key; what stands around the old value stays.
+/// Sets a key; comments and spaces around the old value are kept.
 fn put(table: &mut dyn TableLike, key: &str, mut new: Item) {
     if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), new.as_value_mut()) {
         *new.decor_mut() = old.decor().clone();
@@ -167,7 +166,7 @@ fn put(table: &mut dyn TableLike, key: &str, mut new: Item) {
     }
 }
 
-/// A time, as a time where it is one.
+/// A TOML datetime, or text if it cannot be parsed.
 pub fn time(text: &str) -> Item {
     text.parse::<toml_edit::Datetime>().map_or_else(|_| value(text), value)
 }
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_from_the_environment_is_found() {
+    fn finds_a_token_from_the_environment() {
         let path = Token::new(std::env::var("PATH").expect("a path"));
         let text = "[[runners]]\nurl = \"https://h\"\ntoken = \"$PATH\"\n";
         let changed =
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_token_at_another_server_stays() {
+    fn keeps_the_same_token_of_another_server() {
         let text = "[[runners]]\nurl = \"https://a\"\ntoken = \"t\"\n[[runners]]\nurl = \"https://b\"\ntoken = \"t\"\n";
         let gone = Runner::unnamed("https://a", Token::new("t"));
         let changed = edited(text, |editor| editor.remove_runners(&[&gone])).expect("saved");
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn runners_on_one_line_are_edited_too() {
+    fn edits_runners_in_an_inline_array() {
         let text = "runners = [{ url = \"https://h\", token = \"t\" }] # one\n";
         let changed = edited(text, |editor| {
             assert!(editor.has("https://h", &Token::new("t")));
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_through_links_even_to_a_file_that_is_not_there_yet() {
+    fn writes_through_links_even_to_a_missing_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let (link, target) = (directory.path().join("config.toml"), directory.path().join("real.toml"));
         std::os::unix::fs::symlink("real.toml", &link).expect("a link");

@@ -1,9 +1,9 @@
-//! `$NAME` and `${NAME}` in `url` and `token`: taken from the agent's environment, so that a configuration in an image
-//! need not hold a secret.
+//! Replaces `$NAME` and `${NAME}` in `url` and `token` by variables of the agent's environment, so that a configuration
+//! in an image need not contain a secret.
 
 use std::env;
 
-/// The text with what its names stand for; a name that is not set stands for nothing.
+/// Replaces variables; unset ones become empty.
 pub fn expand(text: &str) -> String {
     let mut expanded = String::new();
     for part in parts(text) {
@@ -15,7 +15,7 @@ pub fn expand(text: &str) -> String {
     expanded
 }
 
-/// The names in a text that are not set.
+/// The unset variables in a text.
 pub fn unset(text: &str) -> Vec<&str> {
     let name = |part| match part {
         Part::Name(name) if env::var_os(name).is_none() => Some(name),
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_taken_from_the_environment_wherever_they_stand() {
+    fn replaces_variables_anywhere_in_a_text() {
         let home = env::var("PATH").expect("a path");
         assert_eq!(expand("a-$PATH-${PATH}b"), format!("a-{home}-{home}b"));
         for text in ["", "plain", "100$", "$-", "${", "${}", "${a b}"] {

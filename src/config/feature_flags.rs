@@ -1,31 +1,31 @@
-//! Feature flags (`FF_…`) by gitlab-runner's names: default and effect of each, in one table.
+//! Feature flags (`FF_…`) with gitlab-runner's names: default and effect of each.
 
-/// What becomes of a flag.
+/// The effect of a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
-    /// As in gitlab-runner.
+    /// Has the same effect as in gitlab-runner.
     Honoured,
-    /// As in gitlab-runner for jobs in containers; no effect on other jobs.
+    /// Has the same effect as in gitlab-runner, only for jobs in containers.
     InContainers,
-    /// No effect: mayfly always behaves as if the flag had this value.
+    /// Has no effect: mayfly always behaves as if the flag had this value.
     Always(bool),
-    /// No effect, for this reason.
+    /// Has no effect, for this reason.
     NoEffect(&'static str),
 }
 
 use Support::{Always, Honoured, InContainers, NoEffect};
 
-const STEPS: &str = "scripts run without the step runner";
-const WINDOWS: &str = "it is about Windows and PowerShell";
-const KUBERNETES: &str = "it is about the Kubernetes executor";
+const STEPS: &str = "mayfly does not use the step runner";
+const WINDOWS: &str = "it applies to Windows and PowerShell only";
+const KUBERNETES: &str = "it applies to the Kubernetes executor only";
 const LOCAL: &str = "the agent runs on the instance itself";
-const FETCH: &str = "sources are always fetched in one way";
+const FETCH: &str = "mayfly has only one way to fetch sources";
 const STREAM: &str = "archives are streamed in one request";
 
 /// A flag: name, default, effect.
 pub type Flag = (&'static str, bool, Support);
 
-/// All flags, in the order of their names. Jobs get each of them as a variable.
+/// All flags, sorted by name. Each is exported to jobs as a variable.
 pub const FLAGS: &[Flag] = &[
     ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Honoured),
     ("FF_CONCRETE", false, NoEffect(STEPS)),
@@ -36,7 +36,7 @@ pub const FLAGS: &[Flag] = &[
     ("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, Honoured),
     ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
     ("FF_ENABLE_JOB_INPUTS_INTERPOLATION", true, Honoured),
-    ("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, NoEffect("metrics have no labels of single jobs")),
+    ("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, NoEffect("mayfly's metrics have no labels for single jobs")),
     ("FF_GIT_URLS_WITHOUT_TOKENS", false, Honoured),
     ("FF_HASH_CACHE_KEYS", false, Honoured),
     ("FF_KUBERNETES_HONOR_ENTRYPOINT", false, NoEffect(KUBERNETES)),
@@ -49,8 +49,8 @@ pub const FLAGS: &[Flag] = &[
     ("FF_SCRIPT_SECTIONS", false, Honoured),
     ("FF_SCRIPT_TO_STEP_MIGRATION", false, NoEffect(STEPS)),
     ("FF_SECRET_RESOLVING_FAILS_IF_MISSING", true, Always(true)),
-    ("FF_SUSPENDABLE_ENVIRONMENTS", false, NoEffect("environments are not suspended")),
-    ("FF_TEST_FEATURE", false, NoEffect("it only exists for the tests of gitlab-runner")),
+    ("FF_SUSPENDABLE_ENVIRONMENTS", false, NoEffect("mayfly does not suspend environments")),
+    ("FF_TEST_FEATURE", false, NoEffect("it exists only for the tests of gitlab-runner")),
     ("FF_TIMESTAMPS", true, Honoured),
     ("FF_USE_ADAPTIVE_REQUEST_CONCURRENCY", true, Honoured),
     ("FF_USE_ADVANCED_POD_SPEC_CONFIGURATION", false, NoEffect(KUBERNETES)),
@@ -66,11 +66,11 @@ pub const FLAGS: &[Flag] = &[
     ("FF_USE_GIT_NATIVE_CLONE", false, NoEffect(FETCH)),
     ("FF_USE_GIT_PROACTIVE_AUTH", false, NoEffect(FETCH)),
     ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, InContainers),
-    ("FF_USE_JOB_ROUTER", false, NoEffect("jobs are requested from GitLab itself")),
-    ("FF_USE_LEGACY_BASH_EVAL", false, NoEffect("scripts are never evaluated by `eval`")),
-    ("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, NoEffect("caches are kept on the instance and in S3")),
+    ("FF_USE_JOB_ROUTER", false, NoEffect("mayfly polls GitLab directly")),
+    ("FF_USE_LEGACY_BASH_EVAL", false, NoEffect("mayfly never runs scripts with `eval`")),
+    ("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, NoEffect("mayfly stores caches only on the instance and in S3")),
     ("FF_USE_LEGACY_KUBERNETES_EXECUTION_STRATEGY", false, NoEffect(KUBERNETES)),
-    ("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, NoEffect("there is one S3 client")),
+    ("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, NoEffect("mayfly has only one S3 client")),
     ("FF_USE_NATIVE_CONTAINER_STOP", false, InContainers),
     ("FF_USE_PARALLEL_ARTIFACT_TRANSFER", false, NoEffect(STREAM)),
     ("FF_USE_PARALLEL_CACHE_TRANSFER", false, NoEffect(STREAM)),
@@ -81,19 +81,18 @@ pub const FLAGS: &[Flag] = &[
     ("FF_WAIT_FOR_POD_TO_BE_REACHABLE", false, NoEffect(KUBERNETES)),
 ];
 
-/// The flag with this name.
 pub fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|(known, ..)| *known == name)
 }
 
-/// Why a flag that is set to `value` changes nothing for the jobs of a runner; `None` if it does what it says.
+/// Why a flag with this value has no effect on the jobs of a runner; `None` if it has one.
 pub fn idle_reason((_, _, effect): &Flag, value: bool, has_containers: bool) -> Option<String> {
     match effect {
         Honoured => None,
         InContainers if has_containers => None,
-        InContainers => Some("it is about jobs in containers".to_owned()),
+        InContainers => Some("it applies to jobs in containers only".to_owned()),
         Always(ours) if value == *ours => None,
-        Always(ours) => Some(format!("mayfly always behaves as with {ours}")),
+        Always(ours) => Some(format!("mayfly always behaves as if it were {ours}")),
         NoEffect(why) => Some((*why).to_owned()),
     }
 }
@@ -103,12 +102,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_in_its_place_and_once() {
+    fn flags_are_sorted_and_unique() {
         assert!(FLAGS.windows(2).all(|pair| pair[0].0 < pair[1].0));
     }
 
     #[test]
-    fn a_flag_that_changes_nothing_has_a_reason() {
+    fn a_flag_without_effect_has_a_reason() {
         let reason = |name, value, has_containers| idle_reason(find(name).expect("known"), value, has_containers);
         assert_eq!(reason("FF_ENABLE_JOB_CLEANUP", true, false), None);
         assert_eq!(reason("FF_POSIXLY_CORRECT_ESCAPES", true, false), None, "what mayfly does anyway");

@@ -1,4 +1,4 @@
-//! Messages about a configuration that can be used: keys without effect, unknown keys, the mode of the file.
+//! Messages about a usable configuration: keys without effect, unknown keys, the mode of the file.
 
 use std::fmt;
 use std::fs;
@@ -15,25 +15,24 @@ use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
 use super::{ExecutorKind, Role, Runner, Unusable, expand};
 
-/// How much a finding matters.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// The agent works; something has no effect, or should be changed.
+    /// The agent works, but a key has no effect or should be changed.
     Warning,
-    /// A key that mayfly does not know, probably a misspelling. `run` goes on, `lint` fails.
+    /// An unknown key, probably a spelling mistake. `run` continues, `lint` fails.
     UnknownKey,
-    /// A runner that cannot be used. `run` goes on with the others, `lint` and `check` fail.
+    /// An unusable runner. `run` continues with the others, `lint` and `check` fail.
     UnusableRunner,
 }
 
 /// A message about a line of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// How much it matters.
     pub severity: Severity,
-    /// Line of the file, from 1; `None` for the file as a whole.
+    /// The line in the file, from 1; `None` for the whole file.
     pub line: Option<usize>,
-    /// What is there, and what to do about it.
+    /// The problem, and what to do.
     pub message: String,
 }
 
@@ -55,7 +54,7 @@ pub fn of_keys(text: &str, role: Role) -> Vec<Finding> {
     findings
 }
 
-/// Names the runners that mayfly cannot run.
+/// Finds runners that mayfly cannot use.
 pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
     let finding = |unusable: &Unusable| Finding {
         severity: Severity::UnusableRunner,
@@ -102,13 +101,16 @@ pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     runners.iter().flat_map(of_runner).collect()
 }
 
-/// Says when others may read the file, in which the runners' tokens stand.
+/// Warns if other users can read the file, which contains runner tokens.
 pub fn of_mode(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| Finding {
         severity: Severity::Warning,
         line: None,
-        message: format!("others can read the runners' tokens (mode {mode:04o}); run: chmod 600 {}", path.display()),
+        message: format!(
+            "other users can read the runner tokens in this file (mode {mode:04o}); run: chmod 600 {}",
+            path.display()
+        ),
     })
 }
 
@@ -121,7 +123,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
     if path == "runners.machine.autoscaling" && !table.contains_key("IdleTime") {
         let first =
             table.iter().find_map(|(name, item)| table.key(name).and_then(toml_edit::Key::span).or(item.span()));
-        let message = "`runners.machine.autoscaling` has no `IdleTime`, which is 0 then and not taken from above: the \
+        let message = "`runners.machine.autoscaling` has no `IdleTime`, so it is 0 there and not inherited: the \
                        instance leaves as soon as no job waits";
         let line = first.map(|span| line_number(text, span.start));
         findings.push(Finding { severity: Severity::Warning, line, message: message.to_owned() });
@@ -146,7 +148,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
                 other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
             }
             Some((_, Support::Honoured)) if full == "runners.docker.environment" => {
-                tell(format!("`{full}` is honoured, but belongs below [[runners]]; move it there"));
+                tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
             }
             Some((_, Support::Honoured)) if keys::PERIODS.contains(&full.as_str()) => {
                 oddities(text, item, findings);
@@ -155,7 +157,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
                 let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
                 for name in names {
-                    tell(format!("`{full}` takes `${name}` from the environment, where it is not set"));
+                    tell(format!("`{full}` uses the environment variable `${name}`, which is not set"));
                 }
             }
             Some((_, Support::ManagerOnly(_))) if role == Role::Manager => {}
@@ -176,7 +178,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
     }
 }
 
-/// Why a feature flag changes nothing, if so.
+/// The reason why a feature flag has no effect, if so.
 fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Severity, String)> {
     let Some(flag) = feature_flags::find(name) else {
         let near = nearest(name, feature_flags::FLAGS.iter().map(|(name, ..)| *name));
@@ -187,7 +189,7 @@ fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Sev
     Some((Severity::Warning, format!("has no effect: {reason}")))
 }
 
-/// Names periods that cannot mean what they say.
+/// Finds periods that never match or are misleading.
 fn oddities(text: &str, periods: &Item, findings: &mut Vec<Finding>) {
     let today = Zone::default().clock(jiff::Timestamp::now()).date();
     for value in periods.as_array().into_iter().flatten() {
@@ -205,7 +207,7 @@ fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, role: Role,
     }
 }
 
-/// What an unknown key probably means: a similar key of the same table, or the same key of another table.
+/// A suggestion for an unknown key: a similar key of the same table, or the same key of another table.
 fn hint(path: &str, name: &str) -> String {
     if let Some(key) = nearest(name, keys::of(path).iter().map(|(key, _)| *key)) {
         return format!("; did you mean `{key}`?");
@@ -214,14 +216,13 @@ fn hint(path: &str, name: &str) -> String {
     home.map(|(table, _)| format!("; it belongs {}", keys::place_of(table))).unwrap_or_default()
 }
 
-/// The known word that is most similar to `name`, if at most a third of its letters differ.
+/// The most similar known word, if at most a third of its letters differ.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let near = known.map(|word| (distance(word, name), word));
     near.filter(|(distance, word)| *distance * 3 <= word.len().max(name.len())).min().map(|(_, word)| word)
 }
 
-/// How many letters must be put in, left out, replaced or swapped to make one word of the other; case, dashes and
-/// underscores do not count.
+/// The edit distance of two words, with swaps of adjacent letters; case, dashes and underscores are ignored.
 fn distance(one: &str, other: &str) -> usize {
     let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "").chars().collect::<Vec<_>>();
     let (one, other) = (plain(one), plain(other));
@@ -258,7 +259,7 @@ mod tests {
         assert!(told[3].starts_with("line 11: `runners.mayfly.killgrace` is unknown"));
     }
     #[test]
-    fn tells_where_a_key_belongs_or_what_it_may_mean() {
+    fn suggests_the_right_table_or_spelling() {
         for (text, hint) in [
             ("limit = 2\n", "it belongs below [[runners]]"),
             ("conurent = 2\n", "did you mean `concurrent`?"),
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_told_of_where_there_are_some() {
+    fn reports_docker_keys_only_for_executors_with_containers() {
         let text = |executor: &str| {
             format!(
                 "[[runners]]\nexecutor = \"{executor}\"\n[runners.docker]\nhelper_image = \"x\"\nimgae = \"x\"\n\
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_that_are_not_used_are_told() {
+    fn reports_unused_certificates() {
         let text = |verify: &str| {
             format!(
                 "[[runners]]\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"docker\"\n[runners.docker]\n{verify}\
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn names_an_object_store_that_is_not_there() {
+    fn names_an_unsupported_object_store() {
         for (kind, told) in [("s3", 0), ("gcs", 1)] {
             assert_eq!(
                 of_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n"), Role::Agent).len(),
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn names_flags_without_effect_and_names_that_are_not_set() {
+    fn names_flags_without_effect_and_unset_variables() {
         let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
                     FF_TIMESTAMPS = false\nFF_USE_GIT_NATIVE_CLONE = true\n";
         let told: Vec<String> = of_keys(text, Role::Agent).iter().map(Finding::to_string).collect();

@@ -1,53 +1,52 @@
-//! When a machine is fit to run jobs, and what the agent does while it is not.
+//! The requirements for a machine to run jobs, and the reaction if it does not meet them.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Free space that is wanted where nothing is configured: a twentieth of the file system,
+/// The default for free space: this fraction of the file system,
 const SPACE_DIVISOR: u64 = 20;
-/// but not more than this many bytes. So an 8 GB disk keeps 400 MB, a 500 GB disk 1 GiB.
+/// but at most this many bytes. So an 8 GB disk keeps 400 MB free, a 500 GB disk 1 GiB.
 const MOST_SPACE: u64 = 1 << 30;
-/// Free inodes that are wanted where nothing is configured: a hundredth of the file system's,
+/// The default for free inodes: this fraction of the file system's inodes,
 const INODES_DIVISOR: u64 = 100;
-/// but not more than this many.
+/// but at most this many.
 const MOST_INODES: u64 = 10_000;
 
-/// What the agent does with a machine that stays unfit (`[mayfly] unfit`).
+/// The reaction to a machine that stays unfit (`[mayfly] unfit`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenUnfit {
-    /// It waits until the machine is fit again.
+    /// Wait until the machine is fit again.
     #[default]
     Wait,
-    /// After `unfit_timeout` it shuts the instance down as `leave` says; a group replaces it.
+    /// After `unfit_timeout`, shut the instance down as `leave` configures; a group replaces it.
     Leave,
 }
 
-/// How long the commands that say whether a machine is ready are repeated where nothing is configured.
+/// The default timeout of the readiness commands.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What must succeed before the agent asks for its first job.
+/// The readiness commands, which must succeed before the first poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Lines for a shell, in order: `ready_command`, then each runner's `instance_ready_command`.
+    /// Shell commands in order: `ready_command`, then each runner's `instance_ready_command`.
     pub commands: Vec<String>,
-    /// How long they are repeated before the start fails.
+    /// How long they are repeated before the machine counts as unfit.
     pub timeout: Duration,
 }
 
 /// The fitness keys of `[mayfly]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fitness {
-    /// Free bytes wanted in the state, builds and cache directories; `None` for the default of the file system's size.
+    /// Free bytes required in the state, builds and cache directories; `None` for the default by file system size.
     pub min_free_space: Option<u64>,
-    /// Free inodes wanted there; `None` for the default.
+    /// Free inodes required there; `None` for the default.
     pub min_free_inodes: Option<u64>,
-    /// System failures in a row before a runner pauses; `None` for no pause.
+    /// The number of system failures in a row before a runner pauses; `None` for no pause.
     pub max_system_failures: Option<u32>,
-    /// What happens to a machine that stays unfit.
     pub when_unfit: WhenUnfit,
-    /// How long an unfit machine is given before [`WhenUnfit::Leave`].
+    /// The time before [`WhenUnfit::Leave`] takes effect.
     pub unfit_timeout: Duration,
 }
 
@@ -64,12 +63,12 @@ impl Default for Fitness {
 }
 
 impl Fitness {
-    /// Free bytes wanted on a file system of `total` bytes.
+    /// The free bytes required on a file system of `total` bytes.
     pub fn wanted_space(&self, total: u64) -> u64 {
         self.min_free_space.unwrap_or_else(|| (total / SPACE_DIVISOR).min(MOST_SPACE))
     }
 
-    /// Free inodes wanted on a file system that has `total` of them; some have no fixed number and say 0.
+    /// The free inodes required on a file system with `total` inodes; 0 if the file system has no fixed number.
     pub fn wanted_inodes(&self, total: u64) -> u64 {
         match total {
             0 => 0,

@@ -1,5 +1,5 @@
-//! What a `[[runners]]` says about a fleet: the tables of docker-autoscaler, instance and docker+machine, as written.
-//! Only `mayfly manager` reads them; an agent takes from the same tables how long its instance lives (`lifetime`).
+//! The fleet tables of a `[[runners]]` as written: docker-autoscaler, instance and docker+machine. Only `mayfly
+//! manager` reads them; an agent takes the lifetime of its instance from the same tables (`lifetime`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,38 +26,38 @@ pub struct AutoscalerTable {
     pub plugin: String,
     /// Jobs at once on an instance.
     pub capacity_per_instance: u32,
-    /// Jobs before an instance leaves; 0 for no limit.
+    /// The number of jobs before an instance terminates; 0 for no limit.
     pub max_use_count: u32,
     /// Instances in every state; 0 for no limit.
     pub max_instances: u32,
-    /// A drain of the manager terminates all instances.
+    /// Whether draining the manager terminates all instances.
     pub delete_instances_on_shutdown: bool,
-    /// Between two attempts to terminate them.
+    /// The delay between two attempts to terminate them.
     #[serde(deserialize_with = "duration::read")]
     pub shutdown_deletion_interval: Option<Duration>,
-    /// How often that is tried.
+    /// The number of these attempts.
     pub shutdown_deletion_retries: Option<u32>,
-    /// Must succeed on an instance before its first job.
+    /// A command that must succeed on an instance before its first job.
     pub instance_ready_command: Option<String>,
-    /// Longest wait of a held job.
+    /// The longest time that a job is held for an instance.
     #[serde(deserialize_with = "duration::read")]
     pub instance_acquire_timeout: Option<Duration>,
-    /// Between two looks at the group.
+    /// The interval between two reads of the group's state.
     #[serde(deserialize_with = "duration::read")]
     pub update_interval: Option<Duration>,
     /// The same while instances start or terminate.
     #[serde(deserialize_with = "duration::read")]
     pub update_interval_when_expecting: Option<Duration>,
-    /// Before a failed termination is tried again.
+    /// The delay before a failed termination is retried.
     #[serde(deserialize_with = "duration::read")]
     pub deletion_retry_interval: Option<Duration>,
-    /// Instances in a row that fail before growth stops.
+    /// The number of consecutive instance failures after which growth stops.
     pub failure_threshold: Option<u32>,
     /// New instances per second.
     pub scale_throttle: ScaleThrottle,
-    /// What the engine needs.
+    /// The settings of the engine.
     pub plugin_config: PluginConfig,
-    /// When how many idle jobs are kept ready.
+    /// The idle capacity, by time.
     pub policy: Vec<PolicyTable>,
 }
 
@@ -75,21 +75,21 @@ pub struct ScaleThrottle {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct PluginConfig {
-    /// AWS: the Auto Scaling group.
+    /// AWS: the name of the Auto Scaling group.
     pub name: Option<String>,
     /// AWS: the region.
     pub region: Option<String>,
     /// AWS: the profile of the configuration files.
     pub profile: Option<String>,
-    /// AWS: instead of `~/.aws/config`.
+    /// AWS: the file to use instead of `~/.aws/config`.
     pub config_file: Option<String>,
-    /// AWS: instead of `~/.aws/credentials`.
+    /// AWS: the file to use instead of `~/.aws/credentials`.
     pub credentials_file: Option<String>,
     /// Command: the program.
     pub command: Option<String>,
     /// Command: its arguments.
     pub args: Vec<String>,
-    /// Command: longest wait for one answer.
+    /// Command: the timeout of one call.
     #[serde(deserialize_with = "duration::read")]
     pub timeout: Option<Duration>,
     /// Every other key.
@@ -97,10 +97,10 @@ pub struct PluginConfig {
     pub others: BTreeMap<String, toml::Value>,
 }
 
-/// `[[runners.autoscaler.policy]]`. The last policy whose periods contain the current minute holds.
+/// `[[runners.autoscaler.policy]]`. The last policy whose periods contain the current minute applies.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PolicyTable {
-    /// When it holds; five fields each.
+    /// When it applies; five fields each.
     #[serde(default = "every_minute", deserialize_with = "super::lifetime::periods_of_policy")]
     pub periods: Vec<Period>,
     /// The time zone of `periods`.
@@ -115,10 +115,10 @@ pub struct PolicyTable {
     /// Idle capacity as a multiple of the capacity in use.
     #[serde(default, deserialize_with = "factor")]
     pub scale_factor: f64,
-    /// The most that `scale_factor` may ask for; 0 for no limit.
+    /// The maximum for `scale_factor`; 0 for no limit.
     #[serde(default)]
     pub scale_factor_limit: u32,
-    /// Ask for a job only while idle capacity exists; the default is true where `idle_count` is more than 0.
+    /// Poll for a job only while idle capacity exists; true by default if `idle_count` is more than 0.
     #[serde(default)]
     pub preemptive_mode: Option<bool>,
 }
@@ -136,11 +136,11 @@ pub struct MachineTable {
     pub idle_count_min: u32,
     /// Seconds that a surplus idle machine lives.
     pub idle_time: u64,
-    /// Jobs before a machine leaves; 0 for no limit.
+    /// The number of jobs before a machine is removed; 0 for no limit.
     pub max_builds: u32,
-    /// Machines that start at once; 0 for no limit.
+    /// The number of machines that may start at the same time; 0 for no limit.
     pub max_growth_rate: u32,
-    /// Windows with values of their own. The last one that holds wins; what it leaves out is 0.
+    /// Sections for certain times. The last one that applies wins; a missing key is 0 in it.
     #[serde(rename = "autoscaling")]
     pub autoscaling: Vec<MachinePolicyTable>,
 }
@@ -149,7 +149,7 @@ pub struct MachineTable {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct MachinePolicyTable {
-    /// When it holds.
+    /// When it applies.
     #[serde(default)]
     pub periods: Vec<Period>,
     /// The time zone of `Periods`.
@@ -191,8 +191,7 @@ fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     }
 }
 
-/// The fleet table of the runner at `position` of a configuration; `None` for an executor that is not of a fleet.
-/// Errors: what is wrong in the table.
+/// The fleet table of the runner at `position` of a configuration; `None` for an executor without a fleet.
 pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, String> {
     let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
     let Some(runner) = runner.and_then(toml::Value::as_table) else { return Ok(None) };
@@ -251,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_both_dialects() {
+    fn reads_both_kinds_of_tables() {
         let file: toml::Table = toml::from_str(
             "[[runners]]\nexecutor = \"docker-autoscaler\"\n[runners.autoscaler]\nplugin = \"aws:latest\"\n\
              capacity_per_instance = 2\ninstance_acquire_timeout = \"10m\"\n[runners.autoscaler.scale_throttle]\nlimit = -1\n\

@@ -1,11 +1,11 @@
-//! Every key of `config.toml`: whether it has an effect, and if not, why. No key is ignored silently.
+//! All keys of `config.toml`, with the reason for those that have no effect. No key is ignored silently.
 
 /// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
     /// It has the effect that the documentation describes.
     Honoured,
-    /// A table with entries of its own.
+    /// A table with its own entries.
     Table,
     /// It has no effect, for this reason.
     NoEffect(&'static str),
@@ -16,16 +16,16 @@ pub enum Support {
 use Support::{Honoured, ManagerOnly, NoEffect, Table};
 
 const MONITORING: &str = "metrics are the same for all runners; see `listen_address`";
-const BUCKETS: &str = "an agent sees its own instance only, and times no others";
-const SESSION: &str = "web terminals are not offered";
-const MANAGER: &str = "the cloud's Auto Scaling group makes and removes instances, not this agent";
-/// Said of the object stores that are not S3.
-pub const KIND: &str = "this build keeps caches on the instance and in S3";
-/// Said of `[runners.docker]` where jobs run without containers.
+const BUCKETS: &str = "an agent measures only its own instance";
+const SESSION: &str = "mayfly has no web terminals";
+const MANAGER: &str = "the Auto Scaling group creates and removes instances, not the agent";
+/// The reason for object stores other than S3.
+pub const KIND: &str = "mayfly stores caches only on the instance and in S3";
+/// The reason for `[runners.docker]` if jobs do not run in containers.
 pub const WITHOUT_CONTAINERS: &str = "this executor runs jobs in the instance's shell";
-const HELPER: &str = "the agent does the work of the helper image itself";
+const HELPER: &str = "the agent needs no helper image";
 const OTHER_EXECUTOR: &str = "this executor does not exist in mayfly";
-const USAGE: &str = "mayfly reports to no one but GitLab";
+const USAGE: &str = "mayfly sends no usage or error reports";
 
 /// Keys at the top level.
 const GLOBAL: &[(&str, Support)] = &[
@@ -129,13 +129,13 @@ const RUNNER: &[(&str, Support)] = &[
     ("custom_build_dir", Table),
     ("feature_flags", Table),
     ("mayfly", Table),
-    ("safe_directory_checkout", NoEffect("sources are fetched as the user that owns them")),
-    ("clean_git_config", NoEffect("git's configuration is always written anew")),
-    ("pre_clone_script", NoEffect("it is called pre_get_sources_script now")),
-    ("post_clone_script", NoEffect("it is called post_get_sources_script now")),
-    ("proxy_exec", NoEffect("the shim does what it did")),
-    ("use_slot_cgroups", NoEffect("each script has a control group of its own")),
-    ("slot_cgroup_template", NoEffect("each script has a control group of its own")),
+    ("safe_directory_checkout", NoEffect("the user that owns the sources fetches them")),
+    ("clean_git_config", NoEffect("the agent always rewrites git's configuration")),
+    ("pre_clone_script", NoEffect("it was renamed to pre_get_sources_script")),
+    ("post_clone_script", NoEffect("it was renamed to post_get_sources_script")),
+    ("proxy_exec", NoEffect("the shim replaces it")),
+    ("use_slot_cgroups", NoEffect("each script has its own control group")),
+    ("slot_cgroup_template", NoEffect("each script has its own control group")),
     ("artifact", Table),
     ("cache", Table),
     ("docker", Table),
@@ -148,7 +148,7 @@ const RUNNER: &[(&str, Support)] = &[
     ("parallels", NoEffect(OTHER_EXECUTOR)),
     ("virtualbox", NoEffect(OTHER_EXECUTOR)),
     ("monitoring", NoEffect(MONITORING)),
-    ("referees", NoEffect("numbers of a job's machine are not handed in with the job")),
+    ("referees", NoEffect("mayfly does not upload machine metrics with a job")),
     ("experimental", NoEffect(USAGE)),
 ];
 
@@ -171,13 +171,13 @@ const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("agent_role", Honoured),
 ];
 
-const FLOOR: &str = "the Auto Scaling group's MinSize is the floor, and every instance asks for jobs by itself";
-const CEILING: &str = "the Auto Scaling group's MaxSize is the bound";
-const GROWTH: &str = "the Auto Scaling group starts instances, by its desired capacity";
-const TEMPLATE: &str = "the Auto Scaling group's launch template says what an instance is";
-const ON_THE_SPOT: &str = "the agent is on the instance: nothing connects to it";
-const OFF_PEAK: &str = "it is gone since gitlab-runner 14.0: write [[runners.machine.autoscaling]]";
-const OWN_END: &str = "an instance ends itself, and leave_fallback_after is the bound";
+const FLOOR: &str = "MinSize of the Auto Scaling group is the minimum, and every instance polls by itself";
+const CEILING: &str = "MaxSize of the Auto Scaling group is the limit";
+const GROWTH: &str = "the Auto Scaling group starts instances according to its desired capacity";
+const TEMPLATE: &str = "the launch template of the Auto Scaling group defines the instances";
+const ON_THE_SPOT: &str = "the agent runs on the instance; nothing connects to it";
+const OFF_PEAK: &str = "gitlab-runner 14.0 removed it; use [[runners.machine.autoscaling]]";
+const OWN_END: &str = "an instance terminates itself, within leave_fallback_after";
 
 /// Keys below `[runners.machine]`.
 const MACHINE: &[(&str, Support)] = &[
@@ -238,8 +238,8 @@ const AUTOSCALER: &[(&str, Support)] = &[
     ("instance_deletion_time_buckets", NoEffect(BUCKETS)),
     ("instance_readiness_time_buckets", NoEffect(BUCKETS)),
     ("instance_life_duration_buckets", NoEffect(BUCKETS)),
-    ("vm_isolation", NoEffect("an instance runs no other machines")),
-    ("state_storage", NoEffect("the journal below state_dir is always kept")),
+    ("vm_isolation", NoEffect("mayfly runs no virtual machines inside an instance")),
+    ("state_storage", NoEffect("the journal below state_dir is always on")),
 ];
 
 /// Keys below `[[runners.autoscaler.policy]]`.
@@ -284,8 +284,11 @@ const CACHE_S3: &[(&str, Support)] = &[
     ("Accelerate", Honoured),
     ("RoleARN", Honoured),
     ("UploadRoleARN", Honoured),
-    ("AssumeRoleMaxConcurrency", NoEffect("roles are assumed one at a time")),
-    ("DisableAssumeRoleCredentialsCaching", NoEffect("lent credentials are used until shortly before they expire")),
+    ("AssumeRoleMaxConcurrency", NoEffect("the agent assumes one role at a time")),
+    (
+        "DisableAssumeRoleCredentialsCaching",
+        NoEffect("the agent always caches credentials until shortly before they expire"),
+    ),
 ];
 
 /// Keys below `[runners.docker]`.
@@ -366,7 +369,7 @@ const DOCKER: &[(&str, Support)] = &[
     ("services", Table),
     ("helper_image", NoEffect(HELPER)),
     ("helper_image_flavor", NoEffect(HELPER)),
-    ("service_slot_cgroup_template", NoEffect("services have control groups of their own")),
+    ("service_slot_cgroup_template", NoEffect("services have their own control groups")),
 ];
 
 /// Keys below `[[runners.docker.services]]`.
@@ -378,7 +381,7 @@ const DOCKER_SERVICE: &[(&str, Support)] = &[
     ("environment", Honoured),
 ];
 
-/// Every table with its keys, by path.
+/// All tables with their keys, by path.
 pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("", GLOBAL),
     ("mayfly", MAYFLY),
@@ -388,7 +391,7 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners", RUNNER),
     ("runners.mayfly", RUNNER_MAYFLY),
     ("runners.custom_build_dir", CUSTOM_BUILD_DIR),
-    // Its keys are in `feature_flags::FLAGS`.
+    // The keys of this table are in `feature_flags::FLAGS`.
     ("runners.feature_flags", &[]),
     ("runners.docker", DOCKER),
     ("runners.docker.services", DOCKER_SERVICE),
@@ -401,7 +404,7 @@ pub const TABLES: &[(&str, &[(&str, Support)])] = &[
     ("runners.cache.s3", CACHE_S3),
 ];
 
-/// The keys that hold periods, with the tables they are in.
+/// The keys with periods, and their tables.
 pub const PERIODS: [&str; 2] = ["runners.machine.autoscaling.Periods", "runners.autoscaler.policy.periods"];
 
 /// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
@@ -409,10 +412,10 @@ pub fn of(path: &str) -> &'static [(&'static str, Support)] {
     TABLES.iter().find(|(table, _)| *table == path).map_or(&[], |(_, known)| known)
 }
 
-/// Where the keys of a table are written, in words.
+/// The place of a table's keys in the file, in words.
 pub fn place_of(path: &str) -> String {
     match path {
-        "" => "at the top, before every table".to_owned(),
+        "" => "at the top level, before all tables".to_owned(),
         "runners" | "runners.docker.services" | "runners.machine.autoscaling" | "runners.autoscaler.policy" => {
             format!("below [[{path}]]")
         }
@@ -425,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_on_migration_says_what_becomes_of_every_setting_of_a_fleet() {
+    fn the_migration_guide_lists_every_fleet_setting() {
         let page = include_str!("../../docs/guides/migration.md");
         let fleet = |path: &str| ["runners.machine", "runners.autoscaler"].iter().any(|table| path.starts_with(table));
         let keys = TABLES.iter().filter(|(path, _)| fleet(path)).flat_map(|(_, keys)| keys.iter());

@@ -1,17 +1,16 @@
-//! `leave`: what happens to the instance when the agent has drained.
+//! `leave`: what the agent does with the instance after the drain.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// What the agent does with its instance at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// The agent exits; the instance keeps running.
     #[default]
     Exit,
-    /// The agent runs a command that ends the instance.
+    /// The agent runs a command that terminates the instance.
     Command,
     /// The agent powers the instance off.
     Poweroff,
@@ -20,7 +19,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The word in the configuration and in logs.
+    /// The value in the configuration and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exit => "exit",

@@ -1,4 +1,4 @@
-//! How long an instance lives: our own keys, and what fleets have in the tables of docker+machine and of the autoscaler.
+//! The lifetime of an instance: the keys of `[mayfly]`, and the tables of docker+machine and docker-autoscaler.
 
 use std::time::Duration;
 
@@ -8,27 +8,27 @@ use serde::{Deserialize, Deserializer};
 use super::duration;
 use super::period::{Period, Zone};
 
-/// The idle time of a policy that names none.
+/// The idle time of a policy that sets none.
 const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
 
-/// The bounds of an instance's life.
+/// The limits of an instance's lifetime.
 #[derive(Clone, Debug, Default)]
 pub struct Lifetime {
-    /// Jobs before it goes.
+    /// The number of jobs.
     pub max_builds: Option<u32>,
-    /// Age at which it goes.
+    /// The age.
     pub max_age: Option<Duration>,
-    /// What runners say of its time without a job: it stays as long as one of them wants that.
+    /// The idle times of the runners; the longest one applies.
     pub idle: Vec<IdleTimes>,
 }
 
 impl Lifetime {
-    /// How long it may be without a job at this time; `None` for ever.
+    /// The idle timeout at this time; `None` for no limit.
     pub fn idle_timeout(&self, now: Timestamp) -> Option<Duration> {
         self.idle.iter().filter_map(|times| times.at(now)).max()
     }
 
-    /// True when the time of day has a say.
+    /// Whether the idle timeout depends on the time of day.
     pub fn has_periods(&self) -> bool {
         self.idle.iter().any(|times| !times.windows.is_empty())
     }
@@ -39,10 +39,10 @@ impl Lifetime {
     }
 }
 
-/// Which idle time holds when.
+/// The idle times by period.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdleTimes {
-    /// Outside of all windows; `None` for ever.
+    /// The idle time outside all periods; `None` for no limit.
     otherwise: Option<Duration>,
     windows: Vec<Window>,
 }
@@ -55,12 +55,12 @@ struct Window {
 }
 
 impl IdleTimes {
-    /// The same at all times.
+    /// The same idle time at all times.
     pub fn always(idle_time: Duration) -> Self {
         Self { otherwise: Some(idle_time), windows: Vec::new() }
     }
 
-    /// The last window that holds wins, as in gitlab-runner.
+    /// As in gitlab-runner, the last matching section wins.
     fn at(&self, now: Timestamp) -> Option<Duration> {
         self.window(now).map_or(self.otherwise, |window| Some(window.idle_time))
     }
@@ -81,21 +81,21 @@ impl IdleTimes {
     }
 }
 
-/// What one runner's tables say.
+/// The limits from one runner's tables.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
-    /// Jobs before the instance goes.
+    /// The number of jobs.
     pub max_builds: Option<u32>,
-    /// Jobs on the instance at once.
+    /// The number of jobs at the same time.
     pub capacity: Option<u32>,
-    /// Time without a job.
+    /// The idle times.
     pub idle: Option<IdleTimes>,
-    /// Says whether the instance is ready for jobs.
+    /// The command that tells whether the instance is ready for jobs.
     pub ready_command: Option<String>,
 }
 
 impl Terms {
-    /// Of a runner that is executed by `executor`. Where both tables are there, the executor tells which one counts.
+    /// The limits of a runner with this executor. If both tables exist, the executor decides which one applies.
     pub fn of(executor: &str, machine: Option<Machine>, autoscaler: Option<Autoscaler>) -> Self {
         let by_machine = executor == "docker+machine";
         let mut terms = match (machine, autoscaler) {
@@ -104,14 +104,14 @@ impl Terms {
             _ => Self::default(),
         };
         if by_machine {
-            // One machine runs one job at a time there, whatever `concurrent` is for all machines together.
+            // A docker+machine machine runs one job at a time; `concurrent` counts the jobs of all machines.
             terms.capacity = Some(1);
         }
         terms
     }
 }
 
-/// Jobs on the instance at once, where every runner has a bound for that.
+/// The number of jobs at the same time, if every runner limits it.
 pub fn capacity(terms: &[Terms]) -> Option<u32> {
     let capacities: Option<Vec<u32>> = terms.iter().map(|terms| terms.capacity).collect();
     capacities?.into_iter().max()
@@ -123,13 +123,13 @@ pub fn capacity(terms: &[Terms]) -> Option<u32> {
 pub struct Machine {
     #[serde(rename = "MaxBuilds")]
     max_builds: u32,
-    /// Seconds.
+    /// In seconds.
     #[serde(rename = "IdleTime")]
     idle_time: Option<u64>,
     autoscaling: Vec<MachineWindow>,
 }
 
-/// `[[runners.machine.autoscaling]]`: what it leaves out is 0, and not taken from the table above.
+/// `[[runners.machine.autoscaling]]`: a missing key is 0 and not inherited from the table above.
 #[derive(Debug, Deserialize)]
 struct MachineWindow {
     #[serde(rename = "Periods", default)]
@@ -185,9 +185,9 @@ fn every_minute() -> Vec<Period> {
     vec![Period::always()]
 }
 
-/// Periods have five fields here.
+/// Periods with five fields.
 pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
-    /// A period of five fields.
+    /// A period with five fields.
     struct Five(Period);
 
     impl<'de> Deserialize<'de> for Five {
@@ -244,13 +244,13 @@ mod tests {
         lifetime.idle_timeout(at.parse().expect("a time")).map(|time| time.as_secs())
     }
 
-    /// A fleet that keeps more machines in office hours and none at the weekend.
+    /// A fleet with more machines in office hours and none at the weekend.
     const DYNAMIC: &str = "MaxBuilds = 250\nIdleCount = 10\nIdleTime = 600\n\
         [[autoscaling]]\nPeriods = [\"* * 9-17 * * mon-fri *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 3600\n\
         [[autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 120\n";
 
     #[test]
-    fn the_last_window_that_holds_wins() {
+    fn the_last_matching_section_wins() {
         let terms = machine(DYNAMIC);
         assert_eq!((terms.max_builds, terms.capacity), (Some(250), None));
         for (at, expected) in [
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_window_leaves_out_is_not_inherited() {
+    fn a_missing_key_of_a_section_is_not_inherited() {
         let terms = machine("IdleTime = 600\n[[autoscaling]]\nPeriods = [\"* * * * * sun *\"]\nIdleCount = 5\n");
         assert_eq!(idle_seconds(&terms, "2026-07-12T08:00:00Z"), Some(0));
         assert_eq!(idle_seconds(&terms, "2026-07-13T08:00:00Z"), Some(600));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_of_the_autoscaler() {
+    fn reads_policies_of_the_autoscaler() {
         let terms = autoscaler(
             "max_use_count = 4\ncapacity_per_instance = 2\nmax_instances = 10\n\
              [[policy]]\nidle_count = 5\n\
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_executor_tells_which_table_counts() {
+    fn the_executor_decides_which_table_applies() {
         let machine = || toml::from_str("MaxBuilds = 1\n").ok();
         let autoscaler = || toml::from_str("max_use_count = 2\n").ok();
         let builds = |executor: &str| Terms::of(executor, machine(), autoscaler()).max_builds;
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_stays_as_long_as_one_runner_wants_it() {
+    fn the_longest_idle_time_of_all_runners_applies() {
         let of = |seconds| IdleTimes::always(Duration::from_secs(seconds));
         let lifetime = Lifetime { idle: vec![of(10), of(30)], ..Lifetime::default() };
         assert_eq!(lifetime.idle_timeout(Timestamp::now()), Some(Duration::from_secs(30)));

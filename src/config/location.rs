@@ -4,14 +4,14 @@ use toml_edit::{Document, Item, TableLike};
 
 /// A key with an invalid value, or a missing key.
 pub struct Location {
-    /// Which of `[[runners]]`, from 0; `None` for the top level.
+    /// The index of the `[[runners]]`, from 0; `None` for the top level.
     pub runner: Option<usize>,
-    /// The key, with the names of inner tables before it (`docker.user`).
+    /// The key, with the names of nested tables before it (`docker.user`).
     pub key: &'static str,
 }
 
 impl Location {
-    /// The message with the line; that of the table where the key is missing.
+    /// The message with the line of the key; if the key is missing, with the line of its table.
     pub fn show(&self, text: &str, why: &str) -> String {
         match self.offset(text) {
             Some(offset) => show(text, offset, why),
@@ -49,13 +49,13 @@ pub fn of_error(text: &str, error: &toml::de::Error) -> String {
     let offset = error.span().map_or(text.len(), |span| span.start);
     let line = line_at(text, offset);
     match is_secret(line.1) {
-        // The message may repeat the value.
+        // The parser's message may contain the value.
         true => show(text, offset, "the value is invalid; it is not shown, because it may be confidential"),
         false => show(text, offset, error.message()),
     }
 }
 
-/// Line number (from 1) of a place in the text.
+/// The line number (from 1) of an offset.
 pub fn line_number(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
@@ -70,12 +70,12 @@ fn show(text: &str, offset: usize, why: &str) -> String {
 }
 
 fn line_at(text: &str, offset: usize) -> (usize, &str) {
-    // An end of file stands behind the last line.
+    // An error at the end of the file has an offset after the last line.
     let number = line_number(text, offset).min(text.lines().count().max(1));
     (number, text.lines().nth(number - 1).unwrap_or_default())
 }
 
-/// True for a line whose key names a secret, and for one that may belong to a value of several lines.
+/// Whether the line's key names a secret, or the line may belong to a multi-line value.
 fn is_secret(line: &str) -> bool {
     let Some((key, _)) = line.split_once('=') else { return !line.trim_start().starts_with('[') };
     let key = key.to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! What is written becomes what counts: values are checked, and defaults stand in for those that are missing.
+//! Converts the raw file to the configuration: checks values and fills in defaults.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::{Config, ExecutorKind, Mayfly, Role, Runner, Unusable, carried, expan
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
-/// A value that TOML allows and that makes no sense.
+/// A value that is valid TOML but not a valid setting.
 pub(super) struct InvalidValue {
     place: Location,
     why: String,
@@ -61,7 +61,7 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
         && aws.raise_on_job.is_some()
         && aws.protect_while_busy == Some(false)
     {
-        let why = "`protect_while_busy = false`: `raise_on_job` tells instances with a job by their protection; leave \
+        let why = "`protect_while_busy = false`: `raise_on_job` recognises busy instances by their protection; leave \
                    one of them out";
         return Err(InvalidValue::global("mayfly.aws.protect_while_busy", why));
     }
@@ -119,7 +119,7 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
     })
 }
 
-/// How long the instance lives: what our own keys say, or else the runners' tables.
+/// The lifetime of the instance: from `[mayfly]`, else from the runners' tables.
 fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
     let of_runners = || terms.iter().filter_map(|terms| terms.idle.clone()).collect();
     Lifetime {
@@ -132,7 +132,7 @@ fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
     }
 }
 
-/// When the machine is fit for jobs.
+/// The fitness requirements.
 fn fitness(own: &raw::Mayfly) -> Fitness {
     let usual = Fitness::default();
     Fitness {
@@ -146,7 +146,7 @@ fn fitness(own: &raw::Mayfly) -> Fitness {
     }
 }
 
-/// What must succeed before the first request for a job.
+/// The readiness commands.
 fn ready(own: &raw::Mayfly, terms: &[Terms]) -> Option<Ready> {
     let all = own.ready_command.iter().chain(terms.iter().filter_map(|terms| terms.ready_command.as_ref()));
     let mut commands: Vec<String> = Vec::new();
@@ -159,7 +159,7 @@ fn ready(own: &raw::Mayfly, terms: &[Terms]) -> Option<Ready> {
     (!commands.is_empty()).then_some(Ready { commands, timeout })
 }
 
-/// How the instance goes. Errors: the key whose value makes no sense, and why.
+/// The settings of `leave`. The error has the invalid key and the reason.
 fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
     let usual = Leave::default();
     let given = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
@@ -168,7 +168,7 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
         (true, false) => {
             Err(("mayfly.leave", "`leave = \"command\"` needs a `leave_command`, which ends the instance"))
         }
-        (false, true) => Err(("mayfly.leave_command", "`leave_command` is run with `leave = \"command\"` only")),
+        (false, true) => Err(("mayfly.leave_command", "`leave_command` has an effect only with `leave = \"command\"`")),
         _ => Ok(Leave {
             strategy,
             command,
@@ -183,7 +183,7 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.
 pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", "error", "fatal", "panic"];
-/// What `log_format` may be.
+/// The values of `log_format`.
 const LOG_FORMATS: [&str; 3] = ["runner", "text", "json"];
 
 fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Result<(), InvalidValue> {
@@ -195,14 +195,14 @@ fn check_one_of(key: &'static str, given: Option<&str>, allowed: &[&str]) -> Res
     }
 }
 
-/// Fills in defaults. Errors: the key whose value is wrong, and why.
+/// Converts a runner. The error has the invalid key and the reason.
 fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> Result<Runner, (&'static str, String)> {
     let executor = executor(&raw.executor).map_err(|why| ("executor", why))?;
     if let Some(shell) = raw.shell.as_deref().filter(|shell| !matches!(*shell, "" | "bash" | "sh")) {
-        return Err(("shell", format!("`shell = \"{shell}\"`: this build knows bash and sh")));
+        return Err(("shell", format!("`shell = \"{shell}\"`: mayfly supports bash and sh")));
     }
     let url = expand::expand(&raw.url);
-    // What stands in the right place counts.
+    // `environment` below `[[runners]]` takes precedence over `[runners.docker]`.
     let mut environment = match is_of_containers(&raw.executor) {
         true => pairs("docker.environment", &raw.docker.environment)?,
         false => Vec::new(),
@@ -279,7 +279,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
     })
 }
 
-/// Names of credential helpers. Errors: one is a path, or the name of the whole program.
+/// Checks names of credential helpers. A path or the full program name is an error.
 fn helpers(names: Vec<String>) -> Result<Vec<String>, (&'static str, String)> {
     const KEY: &str = "mayfly.allowed_credential_helpers";
     match names.iter().find(|name| !is_helper_name(name) || name.starts_with("docker-credential-")) {
@@ -288,13 +288,13 @@ fn helpers(names: Vec<String>) -> Result<Vec<String>, (&'static str, String)> {
     }
 }
 
-/// Whether a text can name a credential helper: what follows `docker-credential-` in the name of a program, and no path.
+/// Whether a text can be the name of a credential helper, without `docker-credential-` and without a path.
 pub fn is_helper_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     !name.is_empty() && name.bytes().all(is_plain)
 }
 
-/// `KEY=VALUE` each. Errors: one is not; its text may be a secret that lost its name, and is not shown.
+/// Parses `KEY=VALUE` entries. An invalid entry may be a secret, so messages do not show it.
 fn pairs(key: &'static str, texts: &[String]) -> Result<Vec<(String, String)>, (&'static str, String)> {
     let pair = |(index, text): (usize, &String)| match text.split_once('=').filter(|(name, _)| !name.is_empty()) {
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
@@ -308,17 +308,17 @@ pub(super) fn is_of_containers(executor: &str) -> bool {
     super::executor(executor).is_ok_and(ExecutorKind::has_containers)
 }
 
-/// Errors: a user or a limit that cannot be.
+/// Checks the settings of the sandbox.
 fn confined(raw: &super::raw::RunnerMayfly) -> Result<Confined, (&'static str, String)> {
     let usual = Confined::default();
     let uid = raw.confined_uid.unwrap_or(usual.uid);
     if uid == 0 || uid >= u32::MAX - 1 {
-        return Err(("confined_uid", format!("`confined_uid = {uid}` is no unprivileged user; leave it out")));
+        return Err(("confined_uid", format!("`confined_uid = {uid}` is not an unprivileged user; remove the key")));
     }
     let memory = match raw.confined_memory.map(|size| u64::try_from(size.0)) {
         None => usual.memory,
         Some(Ok(0) | Err(_)) => {
-            return Err(("confined_memory", "`confined_memory` must be more than nothing".to_owned()));
+            return Err(("confined_memory", "`confined_memory` must be greater than 0".to_owned()));
         }
         Some(Ok(bytes)) => Some(bytes),
     };
@@ -326,12 +326,12 @@ fn confined(raw: &super::raw::RunnerMayfly) -> Result<Confined, (&'static str, S
     Ok(Confined { uid, memory, processes })
 }
 
-/// An empty path means that the key is not set.
+/// An empty path counts as not set.
 fn given(path: Option<PathBuf>) -> Option<PathBuf> {
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Zero means that the key is not set.
+/// Zero counts as not set.
 fn positive(time: Option<Duration>) -> Option<Duration> {
     time.filter(|time| !time.is_zero())
 }
@@ -349,7 +349,7 @@ pub(super) fn note_written(text: &str, config: &mut Config) {
     }
 }
 
-/// The certificate files that are configured, or those beside the configuration that carry the server's name.
+/// The configured certificate files, or those beside the configuration that are named after the server
 /// (`certs/HOST.crt`, `HOST.auth.crt`, `HOST.auth.key`).
 pub(super) fn tls_files(
     path: &Path,

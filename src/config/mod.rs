@@ -1,7 +1,7 @@
-//! `config.toml` as types; defaults in one place.
+//! `config.toml` as types; all defaults are in one place.
 //!
-//! The file is gitlab-runner's: a fleet moves over by swapping the binary. What is ours alone stands below `[mayfly]`
-//! and `[runners.mayfly]`. This layer reads and edits the file; it asks no server and runs nothing.
+//! The format is gitlab-runner's, so that a fleet migrates by replacing the binary. mayfly's own keys are below
+//! `[mayfly]` and `[runners.mayfly]`. This layer reads and edits the file; it contacts no server and runs nothing.
 
 pub mod aws;
 pub mod cache;
@@ -42,12 +42,11 @@ use crate::decode;
 use leave::Leave;
 use lifetime::Lifetime;
 
-/// What the whole agent does.
+/// The configuration of the agent.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file.
     pub path: PathBuf,
-    /// Jobs at once, at least 1.
+    /// The number of jobs at the same time, at least 1.
     pub concurrent: u32,
     /// The file says `concurrent`; an agent of a manager takes it from its pool otherwise.
     pub concurrent_is_set: bool,
@@ -57,51 +56,47 @@ pub struct Config {
     pub log_level: Option<String>,
     /// `runner`, `text` or `json`.
     pub log_format: Option<String>,
-    /// Whom jobs run as; `None` for the agent's own user.
+    /// The user that runs jobs; `None` for the agent's own user.
     pub user: Option<String>,
-    /// Where metrics are served, if anywhere.
+    /// The address for metrics and health.
     pub listen_address: Option<String>,
-    /// How long jobs may go on after SIGTERM.
+    /// The time that running jobs get after SIGTERM.
     pub shutdown_timeout: Duration,
     /// How long an unused connection is kept.
     pub connection_max_age: Duration,
-    /// The bounds of the instance's life.
     pub lifetime: Lifetime,
-    /// How the instance goes.
     pub leave: Leave,
-    /// Our own keys.
+    /// `[mayfly]`
     pub mayfly: Mayfly,
-    /// Where jobs come from.
     pub runners: Vec<Runner>,
-    /// Runners that mayfly cannot run; the others work without them.
+    /// Runners that mayfly cannot use; the others work without them.
     pub unusable: Vec<Unusable>,
     /// The file as it is written, without `[[runners]]`.
     pub settings: toml::Table,
 }
 
-/// One of `[[runners]]` that mayfly cannot run.
+/// A `[[runners]]` that mayfly cannot use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable {
-    /// Which of `[[runners]]` it is, from 0.
+    /// Its index, from 0.
     pub position: usize,
-    /// Its name, why it cannot be used, and what to do.
+    /// Its name, the reason, and what to do.
     pub why: String,
 }
 
-/// `[mayfly]`.
+/// `[mayfly]`
 #[derive(Clone, Debug, Default)]
 pub struct Mayfly {
-    /// Where the journal and the logs of running jobs are kept.
+    /// The directory of the journal and the logs of running jobs.
     pub state_dir: Option<PathBuf>,
-    /// What is told of the instance in AWS; being there, it says that this is one.
+    /// Settings for AWS. If the table exists, the machine counts as an EC2 instance.
     pub aws: Option<aws::Aws>,
-    /// Jobs are kept from the instance's metadata, and from its credentials with that.
+    /// Block access of jobs to the instance metadata service, and so to the instance's credentials.
     pub block_instance_metadata: bool,
-    /// When the machine is fit for jobs.
     pub fitness: fitness::Fitness,
-    /// What must succeed before the first request for a job.
+    /// The readiness commands.
     pub ready: Option<fitness::Ready>,
-    /// An agent without any runner powers the machine off after this time; `None` for never.
+    /// The time after which an agent without any runner powers the machine off; `None` for never.
     pub give_up_after: Option<Duration>,
     /// An agent of a manager that does not answer for this time leaves once it has no job; `None` for never.
     pub orphan_timeout: Option<Duration>,
@@ -111,21 +106,19 @@ pub struct Mayfly {
     pub manager: Option<manager::Manager>,
 }
 
-/// A configuration and what is to be said of it.
+/// A configuration and the findings about it.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The configuration.
     pub config: Config,
     /// Keys without effect, unknown keys, a file that others can read.
     pub findings: Vec<Finding>,
 }
 
-/// Why a configuration cannot be used.
 #[derive(Debug)]
 pub enum Error {
     /// The file cannot be read.
     Unreadable(PathBuf, std::io::Error),
-    /// What is wrong in it, with its line.
+    /// The error in the file, with its line.
     Invalid(PathBuf, String),
 }
 
@@ -134,7 +127,7 @@ impl fmt::Display for Error {
         match self {
             Self::Unreadable(path, error) => write!(
                 f,
-                "{}: {error}; make it with `mayfly register`, or name another file with --config",
+                "{}: {error}; create it with `mayfly register`, or select another file with --config",
                 path.display()
             ),
             Self::Invalid(path, why) => write!(f, "{}: {why}", path.display()),
@@ -154,7 +147,8 @@ pub enum Role {
 }
 
 impl Config {
-    /// Reads the file at `path`. Errors: unreadable, not TOML, or a value that is none; the message shows the line.
+    /// Reads the file at `path`. Fails if it is unreadable, not TOML, or has an invalid value; the message shows the
+    /// line.
     pub fn load(path: &Path) -> Result<Loaded, Error> {
         Self::load_as(path, Role::Agent)
     }
@@ -191,7 +185,7 @@ impl Config {
     }
 }
 
-/// The file that is used when none is named: mayfly's own, or gitlab-runner's if only that exists.
+/// The default file: mayfly's own, or gitlab-runner's if only that exists.
 pub fn default_path() -> PathBuf {
     let files = default_paths();
     files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone()
@@ -207,8 +201,8 @@ fn default_paths() -> [PathBuf; 2] {
     directories.map(|directory| directory.join("config.toml"))
 }
 
-/// Where the journal is kept: configured, given by systemd, or usual for the user. A configuration file that is not the
-/// default one has a directory of its own below, so that two agents on one machine do not share one.
+/// The state directory: configured, given by systemd, or the user's default. A configuration file other than the
+/// default one has its own directory below it, so that two agents on one machine never share one.
 pub fn state_dir(config: &Config) -> PathBuf {
     if let Some(configured) = &config.mayfly.state_dir {
         return configured.clone();

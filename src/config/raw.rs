@@ -1,4 +1,4 @@
-//! `config.toml` as it is written, before defaults: types for serde.
+//! `config.toml` as written, without defaults: types for serde.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -118,10 +118,10 @@ pub struct CustomBuildDir {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Artifact {
-    /// Of one upload, from its start to the server's answer.
+    /// The timeout of one upload, from its start to the response.
     #[serde(deserialize_with = "duration::read")]
     pub upload_timeout: Option<Duration>,
-    /// From the end of an upload to the server's answer.
+    /// The timeout from the end of an upload to the response.
     #[serde(deserialize_with = "duration::read")]
     pub response_header_timeout: Option<Duration>,
 }
@@ -135,19 +135,19 @@ pub struct RunnerMayfly {
     pub builds_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
     pub ecr_login: Option<bool>,
-    /// Whom work beside a container runs as.
+    /// The uid of the sandbox for work beside containers.
     pub confined_uid: Option<u32>,
-    /// Memory of that work where `[runners.docker]` has no limit.
+    /// The memory limit of the sandbox if `[runners.docker]` has none.
     pub confined_memory: Option<super::docker::values::Size>,
-    /// Processes of that work.
+    /// The process limit of the sandbox.
     pub confined_processes: Option<u64>,
     pub allowed_credential_helpers: Vec<String>,
-    /// The group of a docker+machine pool, and its region.
+    /// The Auto Scaling group of a docker+machine pool, and its region.
     pub auto_scaling_group: Option<String>,
     pub region: Option<String>,
     /// The role whose signature admits agents to the pool.
     pub agent_role: Option<String>,
-    /// Bytes of the local caches.
+    /// The size limit of local caches, in bytes.
     pub cache_max_size: Option<u64>,
     /// How long an unused local cache is kept.
     #[serde(deserialize_with = "duration::read")]

@@ -1,5 +1,5 @@
-//! A runner token that is stored in AWS (`aws-ssm:NAME` or `aws-secretsmanager:ID`), so that neither the image nor user
-//! data contains it.
+//! References to runner tokens in AWS (`aws-ssm:NAME` or `aws-secretsmanager:ID`), so that neither the image nor the
+//! user data contains the token.
 
 use std::fmt;
 
@@ -12,17 +12,17 @@ pub enum Reference {
     Secret {
         /// Name or ARN.
         id: String,
-        /// The key in it, for a secret that is a JSON object.
+        /// The key, if the secret is a JSON object.
         key: Option<String>,
     },
 }
 
 impl Reference {
-    /// Reads a value of `token`; `None` for a token itself. Errors: the name or the key is missing.
+    /// Parses a value of `token`; `None` if it is a token itself. Fails if the name or the key is missing.
     pub fn read(text: &str) -> Result<Option<Self>, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         let missing = |example: &str| {
-            format!("`token = \"{text}\"` has no name of a parameter or secret; write for example \"{example}\"")
+            format!("`token = \"{text}\"` lacks the name of a parameter or secret; write for example \"{example}\"")
         };
         match kind {
             "aws-ssm" if rest.is_empty() => Err(missing("aws-ssm:/ci/runner-token")),
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_is_told_from_a_token() {
+    fn distinguishes_references_from_tokens() {
         for text in ["aws-ssm:/ci/token", "aws-secretsmanager:arn:aws:secretsmanager:r:1:secret:x#token"] {
             let reference = Reference::read(text).unwrap().unwrap();
             assert_eq!(reference.to_string(), text);

@@ -1,4 +1,4 @@
-//! One of `[[runners]]`: where its jobs come from, and how they run.
+//! One of `[[runners]]`: the source of its jobs, and the settings for running them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,23 +11,23 @@ use crate::http::tls::TlsFiles;
 use crate::monitor::metrics::RunnerLabels;
 use crate::token::Token;
 
-/// How long one upload of artifacts may take where `[runners.artifact]` says nothing else.
+/// The default timeout of one upload of artifacts.
 pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
-/// How long the server may think then, where `[runners.artifact]` says nothing else.
+/// The default timeout for the response after an upload.
 pub(super) const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One of `[[runners]]`.
 #[derive(Clone, Debug)]
 pub struct Runner {
-    /// Which of `[[runners]]` it is, from 0.
+    /// Its index among `[[runners]]`, from 0.
     pub position: usize,
     /// The name in logs and commands.
     pub name: String,
     /// The URL of GitLab.
     pub url: String,
-    /// The authentication token; empty until it is fetched, if it is stored in AWS.
+    /// The authentication token; empty until it is fetched if it is stored in AWS.
     pub token: Token,
-    /// Where the token is stored, if not in the file.
+    /// Where the token is stored, if it is not in the file.
     pub token_reference: Option<Reference>,
     /// The id of the runner in GitLab, if known.
     pub id: Option<i64>,
@@ -35,21 +35,21 @@ pub struct Runner {
     pub token_life: Option<(String, String)>,
     /// Certificate files.
     pub tls: TlsFiles,
-    /// How jobs are run.
+    /// The executor.
     pub executor: ExecutorKind,
     /// `bash` or `sh`; `None` for bash if it is installed, else sh.
     pub shell: Option<String>,
     /// Maximum number of concurrent jobs of this runner; `None` for no limit.
     pub limit: Option<u32>,
-    /// Maximum number of concurrent requests for jobs, at least 1.
+    /// Maximum number of concurrent polls, at least 1.
     pub request_concurrency: u32,
-    /// Wait `check_interval` also after a request that brought a job.
+    /// Wait for `check_interval` even after a poll that returned a job.
     pub strict_check_interval: bool,
-    /// Maximum size of a job's log in bytes.
+    /// Maximum size of a job's log, in bytes.
     pub output_limit: u64,
-    /// Rejected requests in a row after which polling pauses.
+    /// Number of consecutive rejected polls after which polling pauses.
     pub unhealthy_requests_limit: u32,
-    /// How long polling pauses.
+    /// Length of the pause.
     pub unhealthy_interval: Duration,
     /// Attempts to report the final state of a job.
     pub final_tries: u32,
@@ -69,35 +69,35 @@ pub struct Runner {
     pub clone_url: Option<String>,
     /// Variables for every job.
     pub environment: Vec<(String, String)>,
-    /// Lines before the sources.
+    /// Script before the sources are fetched.
     pub pre_get_sources_script: Option<String>,
-    /// Lines after the sources.
+    /// Script after the sources are fetched.
     pub post_get_sources_script: Option<String>,
-    /// Lines before the job's script, in its shell.
+    /// Script before the job's script, in the same shell.
     pub pre_build_script: Option<String>,
-    /// Lines after the job's script, in its shell.
+    /// Script after the job's script, in the same shell.
     pub post_build_script: Option<String>,
-    /// Timeout of the preparation before the sources.
+    /// Timeout of the preparation before the sources are fetched.
     pub prepare_timeout: Option<Duration>,
     /// Timeout of fetching the sources.
     pub get_sources_timeout: Option<Duration>,
-    /// `CI_DEBUG_TRACE` is refused.
+    /// Ignore `CI_DEBUG_TRACE`.
     pub debug_trace_disabled: bool,
     /// Labels of this runner manager in GitLab.
     pub labels: BTreeMap<String, String>,
-    /// `GIT_CLONE_PATH` is allowed.
+    /// Whether `GIT_CLONE_PATH` is allowed.
     pub custom_build_dir: bool,
-    /// Feature flags that jobs cannot change.
+    /// Feature flags, which jobs cannot change.
     pub feature_flags: BTreeMap<String, bool>,
     /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// Give each script a control group.
+    /// Create a control group for each script.
     pub cgroups: bool,
-    /// How work beside containers is confined.
+    /// The sandbox for work beside containers.
     pub confined: Confined,
     /// `[runners.docker]`.
     pub docker: Docker,
-    /// The text of `[runners.docker]`, for the process that talks to the engine.
+    /// The text of `[runners.docker]`, for the process that uses the engine.
     pub docker_text: String,
     /// The table as it is written, without the token.
     pub written: toml::Table,
@@ -105,15 +105,15 @@ pub struct Runner {
     pub key: Option<Token>,
     /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
     pub container_builds_dir: Option<PathBuf>,
-    /// Where caches of containers are kept on the machine; `None` for `cache` in the working directory.
+    /// The cache directory on the machine for jobs in containers; `None` for `cache` in the working directory.
     pub container_cache_dir: Option<PathBuf>,
-    /// Fetch a login for Amazon's registries where no other is configured.
+    /// Fetch a login for Amazon ECR if no other is configured.
     pub ecr_login: bool,
-    /// Credential helpers (`docker-credential-NAME`) that a job may name.
+    /// Credential helpers (`docker-credential-NAME`) that jobs may use.
     pub allowed_credential_helpers: Vec<String>,
     /// For `mayfly manager`: the Auto Scaling group of a docker+machine pool.
     pub auto_scaling_group: Option<String>,
-    /// The region of that group; `None` to find out.
+    /// The region of that group; `None` to detect it.
     pub region: Option<String>,
     /// For `mayfly manager`: the role whose signature admits agents to the pool.
     pub agent_role: Option<String>,
@@ -188,19 +188,19 @@ impl Runner {
     }
 }
 
-/// How work beside containers is confined.
+/// The settings of the sandbox for work beside containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confined {
-    /// Whom it runs as.
+    /// The uid.
     pub uid: u32,
-    /// Most memory, where containers have no limit.
+    /// The memory limit, if containers have none.
     pub memory: Option<u64>,
-    /// Most processes and threads.
+    /// The limit of processes and threads.
     pub processes: u64,
 }
 
 impl Default for Confined {
-    /// Half of the machine's memory, at least what a large repository takes.
+    /// Half of the machine's memory, but at least enough for a large repository.
     fn default() -> Self {
         const LEAST: u64 = 1 << 30;
         let half = nix::sys::sysinfo::sysinfo().ok().map(|machine| (machine.ram_total() / 2).max(LEAST));
@@ -208,18 +208,17 @@ impl Default for Confined {
     }
 }
 
-/// Executors of this build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecutorKind {
-    /// The shell of the instance.
+    /// The instance's shell.
     Shell,
-    /// The same, in fleets.
+    /// The instance's shell, in a fleet.
     Instance,
     /// Containers.
     Docker,
-    /// The same, in fleets.
+    /// Containers, in a fleet of docker-autoscaler.
     DockerAutoscaler,
-    /// The same, in fleets of the kind before.
+    /// Containers, in a fleet of docker+machine.
     DockerMachine,
     /// The manager at the runner's URL says, with each job.
     FromManager,
@@ -238,7 +237,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Jobs run in containers.
+    /// Whether jobs run in containers.
     pub fn has_containers(self) -> bool {
         matches!(self, Self::Docker | Self::DockerAutoscaler | Self::DockerMachine)
     }
@@ -252,7 +251,7 @@ pub fn is_unsupported(name: &str) -> bool {
     UNSUPPORTED.contains(&name)
 }
 
-/// The executor by name. Errors: the name is missing, unknown, or that of an executor that mayfly does not have.
+/// The executor with a name. Fails if the name is missing, unknown, or of an unsupported executor.
 pub fn executor(name: &str) -> Result<ExecutorKind, String> {
     match name {
         "shell" => Ok(ExecutorKind::Shell),
@@ -269,7 +268,7 @@ pub fn executor(name: &str) -> Result<ExecutorKind, String> {
     }
 }
 
-/// How monitoring calls a runner.
+/// The labels of a runner in metrics.
 impl From<&Runner> for RunnerLabels {
     fn from(runner: &Runner) -> Self {
         Self { token: runner.token.short(), name: runner.name.clone() }

@@ -1,4 +1,4 @@
-//! What tells this machine from others that share a runner (`system_id` of the Runner API).
+//! The `system_id` of the Runner API, which distinguishes machines that share a runner.
 
 use std::fs;
 use std::io::Write;
@@ -9,9 +9,9 @@ use crate::digest::hex;
 use crate::random;
 use ring::hmac;
 
-/// Reads `.runner_system_id` beside the configuration, or makes it: from the id that the cloud gave the machine, which
-/// also replaces one that came with the image, or else from the machine id where there is one. A file that cannot be
-/// written is only a warning.
+/// Reads `.runner_system_id` beside the configuration, or creates it: from the instance id of the cloud, which also
+/// replaces an id from the image, else from the machine id if there is one. A failure to write the file is only a
+/// warning.
 pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     let file = file_of(config);
     let own = cloud_id.map(of_machine);
@@ -32,7 +32,7 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     made
 }
 
-/// The same, but writes nothing: for commands that only look.
+/// The same without writing, for commands that only inspect.
 pub fn peek(config: &Path, cloud_id: Option<&str>) -> String {
     cloud_id.map(of_machine).or_else(|| kept(&file_of(config))).unwrap_or_else(generate)
 }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_made_once_and_kept() {
+    fn is_created_once_and_kept() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
         assert!(is_valid(&peek(&config, None)));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copied_image_does_not_bring_it_along() {
+    fn an_id_from_an_image_is_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
         let first = load(&config, Some("i-0123456789abcdef0"));

@@ -1,4 +1,4 @@
-//! What is read from a file, and what is said of one that cannot be.
+//! Tests of loading a configuration file, and of messages about invalid ones.
 
 use super::leave::Strategy;
 use super::meaning::tls_files;
@@ -24,7 +24,7 @@ fn fills_in_the_defaults() {
 }
 
 #[test]
-fn uploads_have_the_time_that_is_configured() {
+fn uploads_have_the_configured_timeouts() {
     let artifact = "[runners.artifact]\nupload_timeout = \"2h\"\nresponse_header_timeout = \"0s\"\n";
     let loaded = load(&format!("{RUNNER}{artifact}")).expect("loaded");
     let runner = &loaded.config.runners[0];
@@ -33,7 +33,7 @@ fn uploads_have_the_time_that_is_configured() {
 }
 
 #[test]
-fn a_wrong_value_shows_its_line() {
+fn an_invalid_type_shows_its_line() {
     let error = load(&format!("concurrent = \"two\"\n{RUNNER}")).expect_err("wrong");
     assert!(error.contains("line 1") && error.contains("concurrent"), "{error}");
     let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("wrong");
@@ -42,7 +42,7 @@ fn a_wrong_value_shows_its_line() {
 }
 
 #[test]
-fn a_value_that_makes_no_sense_shows_its_line() {
+fn an_invalid_value_shows_its_line() {
     let second = RUNNER.replace("\"a\"", "\"b\"");
     let cases = [
         (format!("\nconcurrent = 0\n{RUNNER}"), "line 2", "concurrent = 0"),
@@ -62,7 +62,7 @@ fn a_value_that_makes_no_sense_shows_its_line() {
 }
 
 #[test]
-fn a_bad_period_or_zone_shows_its_line() {
+fn an_invalid_period_or_time_zone_shows_its_line() {
     let table = format!("{RUNNER}[runners.machine]\nMaxBuilds = 3\n[[runners.machine.autoscaling]]\n");
     let policy = format!("{RUNNER}[[runners.autoscaler.policy]]\n");
     for (text, line, part) in [
@@ -79,7 +79,7 @@ fn a_bad_period_or_zone_shows_its_line() {
 }
 
 #[test]
-fn the_tables_of_a_fleet_are_taken_over_and_our_own_keys_beat_them() {
+fn mayfly_keys_override_the_tables_of_a_fleet() {
     let tables = "limit = 10\n[runners.machine]\nMaxBuilds = 250\nIdleTime = 600\n\
                   [runners.autoscaler]\nmax_use_count = 9\ncapacity_per_instance = 2\n\
                   [[runners.autoscaler.policy]]\nidle_time = \"7m\"\n";
@@ -98,7 +98,7 @@ fn the_tables_of_a_fleet_are_taken_over_and_our_own_keys_beat_them() {
 }
 
 #[test]
-fn how_an_instance_goes_must_make_sense() {
+fn refuses_contradictory_leave_settings() {
     let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
     assert_eq!(leave("").expect("loaded").strategy, Strategy::Exit);
     let raise = "aws = { raise_on_job = {}, protect_while_busy = false }";
@@ -117,7 +117,7 @@ fn how_an_instance_goes_must_make_sense() {
 }
 
 #[test]
-fn odd_periods_are_named_with_their_line() {
+fn names_misleading_periods_with_their_line() {
     let text = format!(
         "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * * * *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
          [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
@@ -130,7 +130,7 @@ fn odd_periods_are_named_with_their_line() {
 }
 
 #[test]
-fn a_broken_line_with_a_secret_is_not_shown() {
+fn does_not_show_an_invalid_line_with_a_secret() {
     for line in
         ["token = glrt-secret", "token = \"glrt-secret", "token = 4711", "SecretKey = \"secret", "\"token\" = secret"]
     {
@@ -141,7 +141,7 @@ fn a_broken_line_with_a_secret_is_not_shown() {
 }
 
 #[test]
-fn executors_that_do_not_exist_are_named() {
+fn names_unknown_executors() {
     for executor in ["docker-windows", "kubernetes", "ssh", "custom"] {
         let loaded = load(&RUNNER.replace("shell", executor)).expect("loaded");
         let finding = &loaded.findings[0];
@@ -156,7 +156,7 @@ fn executors_that_do_not_exist_are_named() {
 }
 
 #[test]
-fn certificates_are_looked_for_beside_the_file() {
+fn finds_certificates_beside_the_file() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::create_dir(directory.path().join("certs")).expect("made");
     fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("written");
@@ -181,7 +181,7 @@ fn a_runner_with_an_unsupported_executor_leaves_the_others_usable() {
 }
 
 #[test]
-fn an_empty_directory_is_not_set_and_a_relative_one_is_refused_for_containers() {
+fn an_empty_directory_counts_as_unset_and_a_relative_one_is_refused_for_containers() {
     let parse = |directory: &str| {
         let text = format!(
             "[[runners]]\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"docker\"\nbuilds_dir = \"{directory}\"\n"
@@ -197,7 +197,7 @@ fn an_empty_directory_is_not_set_and_a_relative_one_is_refused_for_containers() 
 }
 
 #[test]
-fn each_configuration_file_has_a_state_directory_of_its_own() {
+fn each_configuration_file_has_its_own_state_directory() {
     let directory = |path: &str| {
         let text = "[[runners]]\nurl = \"http://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n";
         state_dir(&Config::parse(Path::new(path), text).expect("a configuration"))

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-/// The given value, or else the answer to a question. Errors: there is neither.
+/// The given value, else the answer to a question. Fails if there is neither.
 pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, question: &str) -> Result<String, String> {
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
@@ -14,7 +14,7 @@ pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, questi
     Some(ask(question)?).filter(|answer| !answer.is_empty()).ok_or_else(missing)
 }
 
-/// The name of the runner: given, answered, or the machine's.
+/// The name of the runner: given, answered, or the host name.
 pub fn name(given: Option<String>, is_silent: bool) -> Result<String, String> {
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
@@ -38,7 +38,7 @@ pub fn ask(question: &str) -> Result<String, String> {
     let mut line = String::new();
     flushed
         .and_then(|()| io::stdin().lock().read_line(&mut line))
-        .map_err(|error| format!("the answer cannot be read: {error}"))?;
+        .map_err(|error| format!("cannot read the answer: {error}"))?;
     if line.is_empty() {
         return Err(format!(
             "standard input ended before the answer to `{question}`; use --non-interactive with flags"

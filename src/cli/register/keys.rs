@@ -1,4 +1,4 @@
-//! Flags for keys of the configuration that are only written there: gitlab-runner has one for each key.
+//! Flags of `register` that only write keys to the configuration; gitlab-runner has one for each key.
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
@@ -7,21 +7,21 @@ use toml_edit::{Array, Item, Table, Value};
 use crate::cli::boolean;
 use crate::decode;
 
-/// How a value is written.
+/// The type of a value.
 #[derive(Clone, Copy)]
 enum Kind {
     Text,
     Number,
     Bool,
-    /// The flag may be given again.
+    /// The flag is repeatable.
     List,
-    /// `NAME:true`, or an object of JSON.
+    /// `NAME:true`, or a JSON object.
     Flags,
 }
 
 use Kind::{Bool, Flags, List, Number, Text};
 
-/// A flag: its name, its variable (empty for none), the table below `[[runners]]` (empty for none), key and kind.
+/// A flag: its name, its environment variable (or empty), the table below `[[runners]]` (or empty), key and type.
 type Key = (&'static str, &'static str, &'static str, &'static str, Kind);
 
 const RUNNER: &[Key] = &[
@@ -87,7 +87,7 @@ const CACHE: &[Key] = &[
     ("cache-azure-storage-domain", "CACHE_AZURE_STORAGE_DOMAIN", "cache.azure", "StorageDomain", Text),
 ];
 
-/// Their variables (`DOCKER_HOST`, …) are also those of the Docker client: only the flags count here.
+/// Their environment variables (`DOCKER_HOST`, …) also configure the Docker client, so only the flags are read.
 const DOCKER: &[Key] = &[
     ("docker-host", "", "docker", "host", Text),
     ("docker-cert-path", "", "docker", "tls_cert_path", Text),
@@ -162,12 +162,12 @@ fn all() -> impl Iterator<Item = &'static Key> {
     RUNNER.iter().chain(CACHE).chain(DOCKER)
 }
 
-/// What these flags say.
+/// The values of these flags.
 #[derive(Default)]
 pub struct OtherKeys(Vec<(&'static str, &'static str, Value)>);
 
 impl OtherKeys {
-    /// Writes the keys into the table of a runner.
+    /// Writes the keys to the table of a runner.
     pub fn write(&self, runner: &mut Table) {
         for (section, key, value) in &self.0 {
             let mut table = &mut *runner;
@@ -206,7 +206,7 @@ impl FromArgMatches for OtherKeys {
 fn argument((flag, variable, _, _, kind): &Key) -> Arg {
     let argument = Arg::new(*flag).long(*flag).hide(true);
     let argument = if variable.is_empty() { argument } else { argument.env(*variable) };
-    // These two have underscores in gitlab-runner.
+    // gitlab-runner spells these two with underscores.
     let argument = match *flag {
         "cache-max-uploaded-archive-size" => argument.alias("cache-max_uploaded_archive_size"),
         "cache-s3-authentication-type" => argument.alias("cache-s3-authentication_type"),
@@ -235,9 +235,9 @@ fn given(matches: &ArgMatches, (flag, _, _, _, kind): &Key) -> Option<Value> {
     }
 }
 
-/// Feature flags as `{"FF_A": true}` or `FF_A:true,FF_B:false`. Errors: neither.
+/// Parses feature flags: `{"FF_A": true}` or `FF_A:true,FF_B:false`.
 fn flags(text: &str) -> Result<toml_edit::InlineTable, String> {
-    let wrong = |_| "write FF_NAME:true, or an object of JSON".to_owned();
+    let wrong = |_| "write FF_NAME:true, or a JSON object".to_owned();
     if text.trim_start().starts_with('{') {
         let flags: std::collections::BTreeMap<String, bool> =
             decode::json(text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_flag_becomes_a_key_of_its_table() {
+    fn writes_each_type_of_flag_to_its_table() {
         let text = written(&[
             "--docker-volumes=/cache",
             "--docker-volumes",
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_another_kind_is_refused() {
+    fn refuses_a_value_of_another_type() {
         for flag in
             ["--docker-shm-size=big", "--docker-privileged=maybe", "--feature-flags=FF_A", "--docker-colour=red"]
         {

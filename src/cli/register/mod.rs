@@ -1,7 +1,7 @@
-//! `mayfly register`: a runner for this machine, on the server and in the configuration.
+//! `mayfly register`: registers a runner on the server and adds it to the configuration.
 //!
-//! With an authentication token (`glrt-…`) the runner is there already and is only verified; a registration token
-//! makes one the old way; a personal access token creates one on behalf of a person.
+//! An authentication token (`glrt-…`) belongs to an existing runner, which is only verified. A registration token
+//! creates a runner in the deprecated way. A personal access token creates one for its user.
 
 mod ask;
 mod keys;
@@ -22,17 +22,17 @@ use crate::token::Token;
 use options::Attributes;
 pub use options::{Options, conflict};
 
-/// How the runner comes to be.
+/// How the runner is obtained.
 enum Way {
-    /// It is there: verify its token.
+    /// It exists: verify its token.
     Verify(Token),
-    /// Make it with a registration token.
+    /// Create it with a registration token.
     Register(Token),
-    /// Make it on behalf of a person.
+    /// Create it with a personal access token.
     Create(Token),
 }
 
-/// Registers a runner. Errors: a value is missing or refused, or the configuration cannot be written.
+/// Registers a runner. Fails if a value is missing or refused, or if the configuration cannot be written.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let path = options.file.path();
     let mut editor = Editor::open(&path)?;
@@ -58,13 +58,13 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     if config::executor(&executor).is_ok_and(ExecutorKind::has_containers) {
         complete_docker(&mut table, non_interactive)?;
     }
-    // A configuration that could not be read again must not cost a runner.
+    // Check that the new configuration is valid before a runner is created on the server.
     let config = Config::parse(&path, &table::document(&table))
-        .map_err(|error| format!("the new runner would not work: {error}"))?;
+        .map_err(|error| format!("the configuration of the new runner is invalid: {error}"))?;
     if let Some(unusable) = config.unusable.first() {
-        return Err(format!("the new runner would not work: {}", unusable.why));
+        return Err(format!("the configuration of the new runner is invalid: {}", unusable.why));
     }
-    let runner = config.runners.first().ok_or("the new runner would not work")?;
+    let runner = config.runners.first().ok_or("the configuration of the new runner is invalid")?;
     let gitlab = agent::gitlab(&config, runner)?;
     let existing = Config::load(&path).ok();
     let system_id =
@@ -72,7 +72,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     let (registration, token) = obtain(&gitlab, &way, options, &name, &system_id)?;
     let is_new = !editor.has(&runner.url, &token);
     if !is_new {
-        eprintln!("mayfly: warning: this runner is in {} already, and will be there twice", path.display());
+        eprintln!("mayfly: warning: {} already contains this runner; it will be there twice", path.display());
     }
     table::identify(&mut table, &registration, &token);
     if editor.is_empty() {
@@ -91,8 +91,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What gitlab-runner asks for and adds for executors with containers: an image for jobs that name none, and a volume
-/// at `/cache`.
+/// As gitlab-runner does, asks for the default image of an executor with containers, and adds a volume at `/cache`.
 fn complete_docker(table: &mut Table, non_interactive: bool) -> Result<(), String> {
     let docker = table.entry("docker").or_insert_with(|| Item::Table(Table::new()));
     let docker = docker.as_table_like_mut().ok_or("`docker` of the template is not a table")?;
@@ -135,7 +134,7 @@ fn way(options: &Options) -> Result<Way, String> {
     if registration.is_empty() {
         return Err("a token is missing".to_owned());
     }
-    // An authentication token works in either place; scripts of old give attributes along with it.
+    // An authentication token works in both places; old scripts also pass attributes, which have no effect.
     if !registration.starts_with("glrt-") {
         return Ok(Way::Register(Token::new(registration)));
     }
@@ -146,16 +145,16 @@ fn way(options: &Options) -> Result<Way, String> {
     Ok(Way::Verify(Token::new(registration)))
 }
 
-const FIXED: &str = "the runner of an authentication token is there already; change it on the server";
+const FIXED: &str = "an authentication token belongs to an existing runner; change its attributes on the server";
 
-/// What was given that is settled on the server for a runner that is there.
+/// The given attributes that cannot be changed for an existing runner.
 fn fixed_attributes(options: &Options) -> Vec<&'static str> {
     let attributes = &options.attributes;
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let given = [
         ("--tag-list", text(&attributes.tag_list)),
         ("--run-untagged", attributes.run_untagged == Some(true)),
-        // True is what gitlab-runner takes for granted.
+        // gitlab-runner's default is true.
         ("--locked", attributes.locked == Some(false)),
         ("--paused", attributes.paused == Some(true)),
         ("--access-level", text(&attributes.access_level)),
@@ -165,7 +164,7 @@ fn fixed_attributes(options: &Options) -> Vec<&'static str> {
     given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
 }
 
-/// The runner on the server, and its token. A runner that was made and does not verify is taken back.
+/// The runner on the server, and its token. A created runner that cannot be verified is removed again.
 fn obtain(
     gitlab: &GitLab,
     way: &Way,
@@ -206,18 +205,18 @@ fn obtain(
     Err(why)
 }
 
-/// Undoes what was done on the server.
+/// Removes a created runner from the server.
 fn take_back(gitlab: &GitLab, way: &Way, token: &Token, system_id: &str) {
     let undone = match way {
         Way::Verify(_) => gitlab.unregister_manager(token, system_id),
         Way::Register(_) | Way::Create(_) => gitlab.unregister(token),
     };
     if let Err(error) = undone {
-        eprintln!("mayfly: the runner stays on the server, remove it there: {error}");
+        eprintln!("mayfly: cannot remove the new runner from the server; remove it there: {error}");
     }
 }
 
-/// The runner that is to be made. Errors: it is not said whose it is.
+/// The attributes of the runner to create. Fails if its scope is missing.
 fn new_runner(options: &Options, name: &str) -> Result<NewRunner, String> {
     let attributes = &options.attributes;
     let tag_list = attributes.tag_list.clone().unwrap_or_default();
@@ -228,7 +227,7 @@ fn new_runner(options: &Options, name: &str) -> Result<NewRunner, String> {
         project_id: attributes.project_id,
         description: name.to_owned(),
         maintenance_note: attributes.maintenance_note.clone().unwrap_or_default(),
-        // A runner without tags that takes no untagged jobs would never have one.
+        // A runner without tags that refuses untagged jobs would never get one.
         run_untagged: tag_list.is_empty() || attributes.run_untagged.unwrap_or(false),
         tag_list,
         locked: attributes.locked.unwrap_or(legacy),
@@ -238,7 +237,7 @@ fn new_runner(options: &Options, name: &str) -> Result<NewRunner, String> {
     })
 }
 
-/// Whose runner it is to be; a group or a project says it too. Errors: nothing says it, or two things differ.
+/// The scope of the runner; a group or project id implies it. Fails if the scope is missing or contradictory.
 fn runner_type(attributes: &Attributes) -> Result<String, String> {
     let by_id = match (attributes.group_id, attributes.project_id) {
         (Some(_), _) => Some("group_type"),
@@ -248,11 +247,14 @@ fn runner_type(attributes: &Attributes) -> Result<String, String> {
     match (attributes.runner_type.as_deref(), by_id) {
         (Some("group_type"), None) => Err("--runner-type group_type needs --group-id".to_owned()),
         (Some("project_type"), None) => Err("--runner-type project_type needs --project-id".to_owned()),
-        (Some(given), Some(by_id)) if given != by_id => Err(format!("--runner-type {given} has no such number")),
+        (Some(given), Some(by_id)) if given != by_id => {
+            Err(format!("--runner-type {given} does not match the given id"))
+        }
         (Some(given), _) => Ok(given.to_owned()),
         (None, Some(by_id)) => Ok(by_id.to_owned()),
         (None, None) => {
-            Err("whose runner is it? add --runner-type instance_type, group_type or project_type".to_owned())
+            Err("the scope of the runner is missing; add --runner-type instance_type, group_type or project_type"
+                .to_owned())
         }
     }
 }

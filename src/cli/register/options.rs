@@ -1,4 +1,4 @@
-//! The flags of `register`, by gitlab-runner's names where it has them.
+//! The flags of `register`, with gitlab-runner's names where it has an equivalent.
 
 use std::path::PathBuf;
 
@@ -8,16 +8,15 @@ use clap::{ArgAction, ArgMatches, Args};
 use super::keys::OtherKeys;
 use crate::cli::{ConfigFile, boolean};
 
-/// What `register` takes.
 #[derive(Args)]
 #[command(
-    after_help = "gitlab-runner's flags for other keys (--cache-s3-bucket-name, --docker-image, …) are taken too, \
+    after_help = "gitlab-runner's flags for other keys (--cache-s3-bucket-name, --docker-image, …) are also accepted, \
                         and written to the configuration."
 )]
 pub struct Options {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// A configuration file with one runner; its keys apply where no flag is given
+    /// A configuration file with one runner; provides keys for which no flag is given
     #[arg(long, value_name = "FILE", env = "TEMPLATE_CONFIG_FILE")]
     pub template_config: Option<PathBuf>,
     /// Do not ask for missing values
@@ -26,7 +25,7 @@ pub struct Options {
           value_name = "true|false",
           default_value = "false", default_missing_value = "true", hide_default_value = true, value_parser = boolean)]
     pub non_interactive: bool,
-    /// Keep the runner on the server when a later step fails
+    /// Keep the runner on the server if a later step fails
     #[arg(long, env = "REGISTER_LEAVE_RUNNER", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false",
           default_value = "false", default_missing_value = "true", hide_default_value = true, value_parser = boolean)]
@@ -44,24 +43,24 @@ pub struct Options {
     pub others: OtherKeys,
 }
 
-/// The token that registers the runner.
+/// The token to register with.
 #[derive(Args)]
 pub struct Tokens {
-    /// The runner's authentication token (better: --token-file)
+    /// The runner's authentication token (prefer --token-file)
     #[arg(short, long, env = "CI_SERVER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// A file with the authentication token, - for standard input
+    /// A file with the authentication token; - for standard input
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<String>,
     /// A registration token (deprecated by GitLab)
     #[arg(short, long, env = "REGISTRATION_TOKEN", hide_env_values = true)]
     pub registration_token: Option<String>,
-    /// A file with a personal access token that may create runners, - for standard input
+    /// A file with a personal access token that may create runners; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
     pub access_token_file: Option<String>,
 }
 
-/// Attributes of a runner that is made by this command.
+/// Attributes of a runner to create.
 #[derive(Args)]
 pub struct Attributes {
     /// The scope of the new runner
@@ -92,7 +91,7 @@ pub struct Attributes {
     /// not_protected or ref_protected
     #[arg(long, env = "REGISTER_ACCESS_LEVEL")]
     pub access_level: Option<String>,
-    /// Maximum time of a job in seconds
+    /// Maximum job timeout in seconds
     #[arg(long, env = "REGISTER_MAXIMUM_TIMEOUT")]
     pub maximum_timeout: Option<u32>,
     /// A maintenance note
@@ -100,7 +99,6 @@ pub struct Attributes {
     pub maintenance_note: Option<String>,
 }
 
-/// Keys of the configuration.
 #[derive(Args)]
 pub struct Settings {
     /// The name of the runner
@@ -127,7 +125,7 @@ pub struct Settings {
     /// The URL that git clones from, instead of the server's
     #[arg(long, env = "CLONE_URL")]
     pub clone_url: Option<String>,
-    /// KEY=VALUE for every job; may be given again
+    /// KEY=VALUE for every job; repeatable
     #[arg(long = "env", value_name = "KEY=VALUE", env = "RUNNER_ENV")]
     pub environment: Vec<String>,
     /// Commands to run before the sources are fetched
@@ -153,8 +151,8 @@ pub struct Settings {
     pub tls_key_file: Option<String>,
 }
 
-/// Says which flags of a command line exclude each other. A token of the environment gives way to a file: what is typed
-/// beats what is exported.
+/// The first pair of conflicting flags. A token in the environment is ignored if a file is given: the command line
+/// takes precedence.
 pub fn conflict(matches: &ArgMatches) -> Option<String> {
     let typed = |flag: &&str| matches.value_source(flag) == Some(ValueSource::CommandLine);
     let file = ["token_file", "access_token_file"].into_iter().find(typed)?;

@@ -10,10 +10,10 @@ use crate::config::edit::time;
 use crate::coordinator::gitlab::Registration;
 use crate::token::Token;
 
-/// How a time that never comes is written.
+/// The value for a time that never comes.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// The table that the flags describe; its token is still to come.
+/// The table for the flags; the token is added later.
 pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
     let settings = &options.settings;
     let mut table = Table::new();
@@ -58,7 +58,7 @@ pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
     table
 }
 
-/// Puts in what the server says of the runner.
+/// Adds the server's data of the runner.
 pub fn identify(table: &mut Table, registration: &Registration, token: &Token) {
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_default();
     table["id"] = value(registration.id);
@@ -67,7 +67,7 @@ pub fn identify(table: &mut Table, registration: &Registration, token: &Token) {
     table["token_expires_at"] = time(registration.token_expires_at.as_deref().unwrap_or(NEVER));
 }
 
-/// A whole configuration with this runner alone.
+/// A complete configuration with only this runner.
 pub fn document(runner: &Table) -> String {
     let mut document = DocumentMut::new();
     let mut runners = ArrayOfTables::new();
@@ -76,12 +76,12 @@ pub fn document(runner: &Table) -> String {
     document.to_string()
 }
 
-/// A text of a table.
+/// A string value of a table.
 pub fn text(table: &Table, key: &str) -> Option<String> {
     table.get(key).and_then(Item::as_str).map(str::to_owned)
 }
 
-/// The one runner of a template. Errors: unreadable, or not exactly one.
+/// The only runner of a template. Fails if the file is unreadable or does not have exactly one.
 pub fn template(path: &Path) -> Result<Table, String> {
     let describe = |why: String| format!("template {}: {why}", path.display());
     let text = fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
@@ -93,7 +93,7 @@ pub fn template(path: &Path) -> Result<Table, String> {
     }
 }
 
-/// Tables remember where they stood in their file, and would be written there in another one.
+/// Tables remember their position in their file, and would be written at that position in another file.
 fn without_places(mut table: Table) -> Table {
     table.set_position(None);
     for (_, item) in table.iter_mut() {
@@ -108,7 +108,7 @@ fn without_places(mut table: Table) -> Table {
     table
 }
 
-/// Fills in what is not there yet, in tables of tables too; never what the server gives.
+/// Adds missing keys from a template, also in nested tables; never those that the server provides.
 pub fn fill_from(table: &mut Table, template: &Table) {
     let given = ["id", "token", "token_obtained_at", "token_expires_at"];
     for (key, item) in template.iter().filter(|(key, _)| !given.contains(key)) {
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_fills_in_only_what_is_missing_and_stays_with_its_runner() {
+    fn a_template_provides_only_missing_keys() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("template.toml");
         let text = "[[runners]]\ntoken = \"template\"\nlimit = 3\nname = \"x\"\n\

@@ -1,5 +1,5 @@
-//! The man pages and shell completions of the packages, made from the command line itself. Here rather than in the
-//! program, which does not pay for them: `packages/build` runs this test with a directory to write into.
+//! Generates the man pages and shell completions of the packages from the command line. A test does this, so that the
+//! program does not contain the generators: `packages/build` runs this test with a target directory.
 
 use std::fs;
 use std::path::Path;
@@ -8,17 +8,17 @@ use clap_complete::aot::{Shell, generate_to};
 
 use super::command;
 
-/// The directory that the documents are for; a temporary one when it is not set.
+/// The target directory; a temporary one by default.
 const DIRECTORY: &str = "MAYFLY_DOCUMENTS";
-/// Names of jobs, which only the pipeline of a checkout knows, for the completions of each shell.
+/// Shell code that completes the names of jobs, which depend on the checkout.
 const BASH_JOBS: &str = include_str!("../../../packages/completions/jobs.bash");
 const ZSH_JOBS: &str = include_str!("../../../packages/completions/jobs.zsh");
 const FISH_JOBS: &str = include_str!("../../../packages/completions/jobs.fish");
-/// What the command line does not know: signals, files, further reading.
+/// Man page sections that the command line does not provide: signals, files, see also.
 const MORE: &str = include_str!("../../../packages/mayfly.1.more");
 
 #[test]
-fn documents_tell_of_every_subcommand() {
+fn documents_every_subcommand() {
     let temporary = tempfile::tempdir().expect("a directory");
     let wanted = std::env::var_os(DIRECTORY).map(std::path::PathBuf::from);
     let directory = wanted.as_deref().unwrap_or(temporary.path());
@@ -38,7 +38,7 @@ fn documents_tell_of_every_subcommand() {
 }
 
 fn write(directory: &Path) -> std::io::Result<()> {
-    // The revision would make each build's pages differ.
+    // With the revision, the pages would differ in every build.
     let mut command = command().version(env!("CARGO_PKG_VERSION"));
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut command, "mayfly", directory)?;
@@ -60,7 +60,7 @@ fn write(directory: &Path) -> std::io::Result<()> {
 }
 
 #[test]
-fn bash_completes_the_names_of_jobs() {
+fn bash_completes_job_names() {
     let directory = tempfile::tempdir().expect("a directory");
     write(directory.path()).expect("written");
     let script = "mayfly() { printf '%s\\n' build 'build: [a, b]' test; }\n. ./mayfly.bash\n\

@@ -1,4 +1,4 @@
-//! The subcommands that manage runners, against a server of canned answers.
+//! Tests of the subcommands that manage runners, with a fake server.
 
 mod documents;
 mod server;
@@ -7,7 +7,7 @@ use super::*;
 
 const VALID: &str = r#"{"id": 7, "token": "glrt-made", "token_expires_at": null}"#;
 
-/// Runs a command on a configuration and gives its outcome with what is in the file then.
+/// Runs a command on a configuration; returns its result and the content of the file.
 fn outcome(text: &str, arguments: &[&str]) -> (Result<bool, String>, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("config.toml");
@@ -67,7 +67,7 @@ fn register_verifies_an_authentication_token_and_writes_the_runner() {
 }
 
 #[test]
-fn register_refuses_what_is_settled_on_the_server() {
+fn register_refuses_attributes_that_belong_to_the_server() {
     let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, VALID)]);
     let common = ["register", "-n", "--url", &server.url, "--executor", "shell", "--tag-list", "a,b"];
     let (refused, text) = outcome("", &[&common[..], &["--token", "glrt-given"]].concat());
@@ -78,7 +78,7 @@ fn register_refuses_what_is_settled_on_the_server() {
 }
 
 #[test]
-fn register_creates_a_runner_on_behalf_of_a_person() {
+fn register_creates_a_runner_with_an_access_token() {
     let server = server::Server::start(&[
         ("POST /api/v4/user/runners", 201, VALID),
         ("POST /api/v4/runners/verify", 200, VALID),
@@ -113,7 +113,7 @@ fn register_creates_a_runner_on_behalf_of_a_person() {
 }
 
 #[test]
-fn register_takes_back_a_runner_that_does_not_verify() {
+fn register_removes_a_created_runner_that_cannot_be_verified() {
     let access = file("glpat-person");
     let access = access.path().display().to_string();
     for (leave, last) in [(&[][..], "DELETE /api/v4/runners"), (&["--leave-runner"][..], "POST /api/v4/runners/verify")]
@@ -142,7 +142,7 @@ fn register_takes_back_a_runner_that_does_not_verify() {
 }
 
 #[test]
-fn a_runner_that_would_not_work_is_never_made() {
+fn a_runner_with_an_invalid_configuration_is_never_created() {
     let server = server::Server::start(&[("POST /api/v4/user/runners", 201, VALID)]);
     let access = file("glpat-person");
     let access = access.path().display().to_string();
@@ -173,13 +173,13 @@ fn verify_deletes_only_runners_that_the_server_does_not_know() {
 }
 
 #[test]
-fn verify_of_a_runner_that_is_not_there_fails() {
+fn verify_of_an_unknown_runner_fails() {
     let (outcome, _) = outcome(&runner("http://127.0.0.1:9", "one", "glrt-a"), &["verify", "--name", "two"]);
     assert!(outcome.expect_err("none").contains("has no runner with the name `two`"));
 }
 
 #[test]
-fn unregister_takes_off_the_machine_or_the_whole_runner_by_its_token() {
+fn the_kind_of_token_decides_whether_the_runner_manager_or_the_runner_is_unregistered() {
     for (token, line) in [("glrt-a", "DELETE /api/v4/runners/managers"), ("old", "DELETE /api/v4/runners")] {
         let server = server::Server::start(&[("DELETE /api/v4/runners", 204, "")]);
         let (outcome, text) =
@@ -201,7 +201,7 @@ fn a_runner_stays_in_the_file_unless_gitlab_confirms_that_it_is_unregistered() {
 }
 
 #[test]
-fn a_runner_that_is_not_in_the_file_is_named() {
+fn an_unknown_runner_is_named() {
     let text = runner("http://127.0.0.1:9", "one", "glrt-t");
     for command in ["unregister", "verify"] {
         let why = outcome(&text, &[command, "--name", "two", "--token", "glrt-other"]).0.expect_err("not there");
@@ -211,7 +211,7 @@ fn a_runner_that_is_not_in_the_file_is_named() {
 }
 
 #[test]
-fn a_page_is_not_taken_for_the_answer_of_gitlab() {
+fn an_html_page_is_not_taken_for_a_response_of_gitlab() {
     let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, "<html>sign in</html>")]);
     let arguments = ["register", "-n", "--url", &server.url, "--token", "glrt-t", "--executor", "shell"];
     let (result, text) = outcome("", &arguments);
@@ -236,7 +236,7 @@ fn lint_fails_on_unknown_keys_and_unusable_runners_only() {
 }
 
 #[test]
-fn reset_token_keeps_everything_else_of_the_file() {
+fn reset_token_changes_only_the_token_in_the_file() {
     let server = server::Server::start(&[(
         "POST /api/v4/runners/reset_authentication_token",
         201,
@@ -250,7 +250,7 @@ fn reset_token_keeps_everything_else_of_the_file() {
 }
 
 #[test]
-fn check_passes_or_fails_with_the_token_and_writes_nothing() {
+fn check_verifies_the_token_and_writes_nothing() {
     for (status, passes) in [(200, true), (403, false), (500, false)] {
         let server = server::Server::start(&[("POST /api/v4/runners/verify", status, VALID)]);
         let directory = tempfile::tempdir().expect("a directory");
@@ -265,7 +265,7 @@ fn check_passes_or_fails_with_the_token_and_writes_nothing() {
         let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
         assert_eq!(outcome.map(|code| code == ExitCode::SUCCESS), Ok(passes), "{status}");
         assert_eq!(std::fs::read_dir(&there).expect("a directory").count(), 1, "something was written");
-        // After a failure it also asks whether the server redirects to https.
+        // After a failure, `check` also tests whether the server redirects to https.
         assert!(server.lines().iter().all(|line| line == "POST /api/v4/runners/verify" || line == "GET /"));
     }
 }
@@ -288,12 +288,12 @@ fn a_token_file_and_a_token_exclude_each_other() {
 }
 
 #[test]
-fn the_command_line_holds_together() {
+fn the_command_line_is_consistent() {
     command().debug_assert();
 }
 
 #[test]
-fn help_never_shows_what_the_environment_holds() {
+fn help_never_shows_values_of_the_environment() {
     let command = command();
     let shown = command.get_subcommands().chain([&command]).flat_map(clap::Command::get_arguments);
     let shown: Vec<_> = shown.filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set()).collect();
@@ -301,7 +301,7 @@ fn help_never_shows_what_the_environment_holds() {
 }
 
 #[test]
-fn booleans_are_given_bare_or_with_a_value() {
+fn accepts_booleans_with_and_without_a_value() {
     for (arguments, debug) in
         [(&["--debug"][..], true), (&["--debug=true"], true), (&["--debug=0"], false), (&[], false)]
     {

@@ -1,4 +1,4 @@
-//! A server of canned answers for the tests of this folder; what was asked is kept.
+//! A fake server with fixed responses that records its requests.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,14 +12,14 @@ pub struct Asked {
     pub body: serde_json::Value,
 }
 
-/// Listens until the test is over.
+/// Runs until the test ends.
 pub struct Server {
     pub url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Server {
-    /// Answers requests whose line begins as given with a status and a body; others with 404.
+    /// Responds with a status and a body to requests whose first line begins as given; with 404 to others.
     pub fn start(answers: &[(&str, u16, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -44,12 +44,12 @@ impl Server {
         Self { url, asked }
     }
 
-    /// What was asked so far.
+    /// The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("the list").clone()
     }
 
-    /// The first lines of what was asked so far.
+    /// The first lines of the requests so far.
     pub fn lines(&self) -> Vec<String> {
         self.asked().into_iter().map(|asked| asked.line).collect()
     }

@@ -1,18 +1,18 @@
-//! What is wrong only together.
+//! Contradictions between keys that are valid by themselves.
 
 use super::{Docker, Size, Swap};
 
-/// Two keys that cannot both be kept.
+/// Two keys that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contradiction {
-    /// The key that is best changed, below `[[runners]]`.
+    /// The key to change, below `[[runners]]`.
     pub key: &'static str,
-    /// Why, and what to do.
+    /// The reason, and what to do.
     pub why: String,
 }
 
 impl Docker {
-    /// Everything that the engine would refuse, or that would leave no job to run.
+    /// All combinations that the engine would refuse, or that no job could use.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();
         let mut tell = |key, why| found.push(Contradiction { key, why });
@@ -33,7 +33,7 @@ impl Docker {
             }
         }
         if !self.user.is_empty() && !self.allowed_users.is_empty() && !self.allowed_users.contains(&self.user) {
-            let why = format!("`user = \"{}\"` is not among `allowed_users`; add it there", self.user);
+            let why = format!("`user = \"{}\"` is not in `allowed_users`; add it there", self.user);
             tell("docker.allowed_users", why);
         }
         self.network(&mut tell);
@@ -53,7 +53,7 @@ impl Docker {
             ("docker.hostname", of_container && !self.hostname.is_empty()),
         ];
         for (key, _) in given.into_iter().filter(|(_, wrong)| *wrong) {
-            tell(key, format!("a container with `network_mode = \"{mode}\"` has none of its own; leave it out"));
+            tell(key, format!("a container with `network_mode = \"{mode}\"` cannot have its own; remove the key"));
         }
     }
 }
@@ -76,7 +76,7 @@ fn memory(
             ),
         )),
         (None, Some(Swap::UpTo(swap))) if swap.0 > 0 => {
-            found.push((key, format!("`{prefix}memory_swap` needs `{prefix}memory` beside it")));
+            found.push((key, format!("`{prefix}memory_swap` requires `{prefix}memory`")));
         }
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! Lists of patterns for image names.
+//! Lists of patterns for image names, and of devices.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,24 +9,24 @@ use serde::{Deserialize, Deserializer};
 use super::Device;
 use crate::archive::glob::Pattern;
 
-/// Patterns as in `allowed_images`: `*` within a part of a name, `**` over parts.
+/// Patterns such as those of `allowed_images`: `*` matches within one part of a name, `**` across parts.
 #[derive(Clone, Debug, Default)]
 pub struct Patterns(Vec<(String, Pattern)>);
 
 impl Patterns {
-    /// True without any pattern.
+    /// Whether there are no patterns.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether one of the patterns matches the whole name as it is written.
+    /// Whether a pattern matches the whole name as written.
     pub fn match_name(&self, name: &str) -> bool {
-        // A pattern cuts names at slashes and forgets empty parts: `a//b` is no `a/b`.
+        // A pattern splits names at slashes and ignores empty parts, but `a//b` must not match `a/b`.
         let parts_are_named = name.split('/').all(|part| !part.is_empty());
         parts_are_named && self.0.iter().any(|(_, pattern)| pattern.matches(name.as_bytes()))
     }
 
-    /// Reads patterns. Errors: what is wrong with one.
+    /// Parses patterns.
     pub fn parse(texts: Vec<String>) -> Result<Self, String> {
         let pattern = |text: String| match Pattern::parse(&text) {
             Ok(pattern) => Ok((text, pattern)),
@@ -49,7 +49,7 @@ impl<'de> Deserialize<'de> for Patterns {
     }
 }
 
-/// A table from a pattern to devices.
+/// A table that maps patterns to devices.
 pub fn devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Patterns, Vec<Device>)>, D::Error> {
     let table = BTreeMap::<String, Vec<String>>::deserialize(deserializer)?;
     let entry = |(text, list): (String, Vec<String>)| {

@@ -3,24 +3,22 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-/// One of them.
+/// A service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Service {
-    /// Its image.
     pub name: String,
-    /// Its names on the network, with blanks or commas between them.
+    /// Host names of the service, separated by spaces or commas.
     pub alias: String,
-    /// Instead of the image's.
+    /// Overrides the image's command.
     pub command: Vec<String>,
-    /// Instead of the image's.
+    /// Overrides the image's entrypoint.
     pub entrypoint: Vec<String>,
-    /// Its environment.
     #[serde(deserialize_with = "pairs")]
     pub environment: Vec<(String, String)>,
 }
 
-/// `KEY=VALUE` each; the text of one that is not may be a secret, and is not shown.
+/// Parses `KEY=VALUE` entries. An invalid entry may be a secret, so messages do not show it.
 fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
     let pair = |(index, text): (usize, String)| match text.split_once('=').filter(|(key, _)| !key.is_empty()) {
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),

@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::config::Config;
 
-/// The table with these lines in it, as the whole file is read. Errors: the message, with its line.
+/// Parses the table with these lines as part of a whole file. The error is the message with its line.
 fn read(lines: &str) -> Result<Docker, String> {
     let text = format!(
         "[[runners]]\nname = \"a\"\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n[runners.docker]\n{lines}\n"
@@ -41,7 +41,7 @@ fn reads_what_gitlab_runner_reads() {
 }
 
 #[test]
-fn graphics_processors_are_named_as_on_the_command_line() {
+fn parses_gpus_as_the_docker_command_line_does() {
     let gpus = |text: &str| text.parse::<Gpus>().map(|gpus| (gpus.count, gpus.devices, gpus.capabilities.len()));
     assert_eq!(gpus("all"), Ok((-1, vec![], 1)));
     assert_eq!(gpus("2"), Ok((2, vec![], 1)));
@@ -54,7 +54,7 @@ fn graphics_processors_are_named_as_on_the_command_line() {
 }
 
 #[test]
-fn a_wrong_value_shows_its_line() {
+fn an_invalid_value_shows_its_line() {
     for (line, part) in [
         ("memory = \"much\"", "is not a size"),
         ("memory = \"-5m\"", "is not a size"),
@@ -82,7 +82,7 @@ fn a_wrong_value_shows_its_line() {
 }
 
 #[test]
-fn what_cannot_be_kept_together_is_told() {
+fn reports_contradictions() {
     for (lines, key) in [
         ("memory = \"2g\"\nmemory_swap = \"1g\"", "docker.memory_swap"),
         ("memory_swap = \"1g\"", "docker.memory_swap"),
@@ -98,7 +98,7 @@ fn what_cannot_be_kept_together_is_told() {
 }
 
 #[test]
-fn the_manuals_example_is_good() {
+fn the_example_of_the_documentation_is_valid() {
     let manual = include_str!("../../../docs/reference/docker.md");
     let example = manual.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let config = Config::parse(Path::new("config.toml"), example).unwrap_or_else(|error| panic!("{error}"));

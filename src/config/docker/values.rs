@@ -1,4 +1,4 @@
-//! Values of `[runners.docker]` that are written in a small language of their own.
+//! Values of `[runners.docker]` with their own syntax.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,19 +8,18 @@ use std::str::FromStr;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Where an image is taken from.
+/// A pull policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicy {
-    /// The registry is asked each time.
+    /// Always pull from the registry.
     Always,
-    /// The registry is asked where the image is not here.
+    /// Pull if the machine does not have the image.
     IfNotPresent,
-    /// What is here, or nothing.
+    /// Never pull.
     Never,
 }
 
 impl PullPolicy {
-    /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Always => "always",
@@ -40,19 +39,19 @@ impl FromStr for PullPolicy {
     }
 }
 
-/// A text; an empty one says nothing.
+/// Parses a text; an empty one counts as not set.
 pub fn optional<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
 }
 
-/// A list of texts.
+/// Parses a list of texts.
 pub fn list<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
-/// One policy, or several in a list.
+/// One policy, or a list.
 pub fn policies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PullPolicy>, D::Error> {
     struct OneOrMore;
     impl<'de> Visitor<'de> for OneOrMore {
@@ -77,7 +76,7 @@ pub fn policies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PullPo
     deserializer.deserialize_any(OneOrMore)
 }
 
-/// Bytes, written as a number or as `512m`; never more than the engine can be told.
+/// A size in bytes, written as a number or as `512m`; at most the engine's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub i64);
 
@@ -109,7 +108,7 @@ impl FromStr for Size {
             _ => return Err(wrong()),
         };
         let bytes = number * factor as f64;
-        // All sizes up to this one are whole numbers in this type.
+        // Up to this size, floats represent integers exactly.
         if bytes > 9e15 { Err(wrong()) } else { Ok(Self(bytes as i64)) }
     }
 }
@@ -136,12 +135,11 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// Memory and swap together.
+/// The limit of memory and swap together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
-    /// As much as there is.
+    /// No limit.
     Unlimited,
-    /// Up to this.
     UpTo(Size),
 }
 
@@ -153,7 +151,7 @@ impl FromStr for Swap {
     }
 }
 
-/// Billionths of a processor's time.
+/// CPU time in billionths of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpus(pub i64);
 
@@ -165,25 +163,24 @@ impl FromStr for Cpus {
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
         let ratio = number(part).zip(number(whole)).map(|(part, whole)| part / whole * 1e9);
         let nanos = ratio.filter(|nanos| (1.0..1e15).contains(nanos));
-        // Half a billionth is an error of the arithmetic, not of the text.
-        nanos.map(|nanos| Cpus(nanos.round() as i64)).ok_or_else(|| {
-            format!("`{text}` is not a number of processors; write for example \"2\", \"0.5\" or \"1/3\"")
-        })
+        // Rounding corrects floating-point errors.
+        nanos
+            .map(|nanos| Cpus(nanos.round() as i64))
+            .ok_or_else(|| format!("`{text}` is not a number of CPUs; write for example \"2\", \"0.5\" or \"1/3\""))
     }
 }
 
-/// A limit of processes (`nofile`, `nproc`, …).
+/// A resource limit (`nofile`, `nproc`, …).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ulimit {
-    /// Its name.
     pub name: String,
-    /// What counts at first; -1 for none.
+    /// The soft limit; -1 for none.
     pub soft: i64,
-    /// What it can be raised to.
+    /// The hard limit.
     pub hard: i64,
 }
 
-/// A table of `name = "soft:hard"`.
+/// Parses a table of `name = "soft:hard"`.
 pub fn ulimits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ulimit>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(deserializer)?;
     let limit = |(name, text): (String, String)| {
@@ -199,14 +196,13 @@ pub fn ulimits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ulimit>
     table.into_iter().map(limit).collect()
 }
 
-/// A device of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its path there.
+    /// The path on the machine.
     pub host: String,
-    /// Its path in the container.
+    /// The path in the container.
     pub container: String,
-    /// Of `r`, `w` and `m`.
+    /// A combination of `r`, `w` and `m`.
     pub permissions: String,
 }
 
@@ -233,16 +229,16 @@ impl FromStr for Device {
     }
 }
 
-/// Graphics processors, as `docker run --gpus` takes them.
+/// GPUs, in the syntax of `docker run --gpus`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gpus {
-    /// How many; -1 for all, 0 where they are named.
+    /// The number; -1 for all, 0 if devices are named.
     pub count: i64,
-    /// Which ones.
+    /// The names of devices.
     pub devices: Vec<String>,
-    /// Whose they must be; any where empty.
+    /// The required driver; empty for any.
     pub driver: String,
-    /// What they must be able to do.
+    /// The required capabilities.
     pub capabilities: Vec<String>,
 }
 
@@ -254,8 +250,7 @@ impl FromStr for Gpus {
             "all" => Ok(-1),
             number => number.parse().ok().filter(|count| *count > 0).ok_or(()),
         };
-        let wrong =
-            || format!("`{text}` names no graphics processors; write for example \"all\", \"2\" or \"device=0,1\"");
+        let wrong = || format!("`{text}` does not name GPUs; write for example \"all\", \"2\" or \"device=0,1\"");
         let mut gpus = Gpus { capabilities: vec!["gpu".to_owned()], ..Gpus::default() };
         let mut list: Option<&mut Vec<String>> = None;
         for word in text.replace(['"', '\''], "").split(',').map(str::trim) {
@@ -279,13 +274,15 @@ impl FromStr for Gpus {
         }
         match (gpus.count, gpus.devices.is_empty()) {
             (0, true) => Ok(Gpus { count: -1, ..gpus }),
-            (count, false) if count != 0 => Err(format!("`{text}` counts graphics processors and names them; do one")),
+            (count, false) if count != 0 => {
+                Err(format!("`{text}` has both a number of GPUs and their names; write only one"))
+            }
             _ => Ok(gpus),
         }
     }
 }
 
-/// A name and its address, for the container's hosts file.
+/// A name and its address for the container's hosts file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host(pub String);
 
@@ -302,7 +299,7 @@ impl FromStr for Host {
     }
 }
 
-/// A hardware address.
+/// A MAC address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacAddress(pub String);
 
@@ -312,12 +309,12 @@ impl FromStr for MacAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split([':', '-']).collect();
         let good = parts.len() == 6 && parts.iter().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok());
-        let wrong = || format!("`{text}` is not a hardware address; write for example \"92:d0:c6:0a:29:33\"");
+        let wrong = || format!("`{text}` is not a MAC address; write for example \"92:d0:c6:0a:29:33\"");
         good.then(|| MacAddress(parts.join(":").to_ascii_lowercase())).ok_or_else(wrong)
     }
 }
 
-/// Options of the engine's log of a container: it is always a JSON file, so that its text can be read back.
+/// Options of the engine's log of a container. The log driver is always json-file, so that the agent can read the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogOptions(pub BTreeMap<String, String>);
 
@@ -325,13 +322,13 @@ impl<'de> Deserialize<'de> for LogOptions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let options = BTreeMap::<String, String>::deserialize(deserializer)?;
         match options.keys().find(|name| !matches!(name.as_str(), "env" | "labels")) {
-            Some(other) => Err(D::Error::custom(format!("`{other}` is not an option here: only env and labels are"))),
+            Some(other) => Err(D::Error::custom(format!("`{other}` is not a supported log option; use env or labels"))),
             None => Ok(Self(options)),
         }
     }
 }
 
-/// What Windows knows is an error here.
+/// Refuses values that only Windows supports.
 pub fn isolation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     match text.as_str() {

@@ -1,13 +1,13 @@
-//! Which days a period means: by day of month, by day of week, or by either.
+//! The days of a period: by day of month, by day of week, or by either.
 
 use jiff::civil::{Date, Weekday};
 
 use super::field::{self, Set};
 
-/// The days of the fields day of month and day of week.
+/// The days of the fields day-of-month and day-of-week.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Days {
-    /// `None` where the field leaves it open.
+    /// `None` if the field matches every day.
     of_month: Option<OfMonth>,
     of_week: Option<OfWeek>,
 }
@@ -15,17 +15,17 @@ pub struct Days {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfMonth {
     days: Set,
-    /// `L`.
+    /// `L`
     last: bool,
-    /// `LW`.
+    /// `LW`
     last_working: bool,
-    /// `15W`: the working day next to the 15th, in the same month.
+    /// `15W`: the working day nearest to the 15th, in the same month.
     nearest_working: Set,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfWeek {
-    /// From Sunday, 0.
+    /// From Sunday (0).
     days: Set,
     /// `5L`: the last Friday.
     last: Set,
@@ -34,7 +34,7 @@ struct OfWeek {
 }
 
 impl Days {
-    /// Reads the two fields. Errors: what is wrong with them.
+    /// Parses the two fields.
     pub fn read(of_month: &str, of_week: &str) -> Result<Self, String> {
         let open = |text: &str| field::is_any(text);
         Ok(Self {
@@ -43,12 +43,11 @@ impl Days {
         })
     }
 
-    /// Every day.
     pub fn any() -> Self {
         Self { of_month: None, of_week: None }
     }
 
-    /// Whether a day is meant: where both fields are set, either is enough.
+    /// Whether a day matches. If both fields are set, one match is enough.
     pub fn contains(&self, date: Date) -> bool {
         match (&self.of_month, &self.of_week) {
             (None, None) => true,
@@ -87,7 +86,7 @@ impl OfMonth {
     }
 }
 
-/// The day of the month of `date` that is a working day and nearest to `wanted`; it never leaves the month.
+/// The working day nearest to `wanted` in the month of `date`; never in another month.
 fn working_day_next_to(date: Date, wanted: i8) -> Option<i8> {
     let last = date.days_in_month();
     let day = Date::new(date.year(), date.month(), wanted).ok()?;
@@ -107,7 +106,7 @@ impl OfWeek {
             if let Some((day, which)) = entry.split_once('#') {
                 let which = which.parse().ok().filter(|which| (1..=5).contains(which));
                 let which: u32 =
-                    which.ok_or_else(|| format!("the day of week `{entry}`: the number after # is none of 1-5"))?;
+                    which.ok_or_else(|| format!("the day of week `{entry}`: the number after # must be 1-5"))?;
                 read.nth.insert(field::WEEKDAY.number(day)? % 7 * 6 + which);
             } else if let Some(day) = entry.strip_suffix(['L', 'l']).filter(|day| !day.is_empty()) {
                 read.last.insert(field::WEEKDAY.number(day)? % 7);

@@ -1,34 +1,32 @@
-//! One field of a period: lists, ranges that may wrap around, steps, names.
+//! One field of a period: lists, ranges (also wrapping ones), steps, names.
 
-/// Numbers from 0 on, as bits: enough for the years of a century and more, counted from their first.
+/// A set of small numbers as bits: enough for more than a century of years, counted from the first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Set([u64; 3]);
 
 impl Set {
-    /// Puts a number in.
     pub fn insert(&mut self, number: u32) {
         self.0[number as usize / 64] |= 1 << (number % 64);
     }
 
-    /// Whether a number is in.
     pub fn contains(&self, number: u32) -> bool {
         self.0.get(number as usize / 64).is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 }
 
-/// What a field may hold.
+/// The values of a field.
 pub struct Kind {
-    /// Its name in messages.
+    /// The name in messages.
     pub name: &'static str,
-    /// The smallest number.
+    /// The smallest value.
     pub first: u32,
-    /// The largest number.
+    /// The largest value.
     pub last: u32,
-    /// How many there are: fewer than the numbers for the days of a week, where 7 is 0 again.
+    /// The number of distinct values; smaller for days of the week, where 7 is the same as 0.
     pub count: u32,
-    /// Names for the numbers from `first` on, in full; three letters are enough.
+    /// Full names of the values from `first`; three letters are enough.
     pub names: &'static [&'static str],
-    /// Whether a range may go over the end and on from the beginning.
+    /// Whether a range may wrap around.
     pub wraps: bool,
 }
 
@@ -71,13 +69,13 @@ pub const WEEKDAY: Kind = Kind {
 /// 1970 to 2099.
 pub const YEAR: Kind = Kind { wraps: false, ..numbers("year", 1970, 2099) };
 
-/// True for a field that leaves everything open.
+/// Whether the field matches every value.
 pub fn is_any(text: &str) -> bool {
     matches!(text, "*" | "?")
 }
 
 impl Kind {
-    /// Reads a field. Errors: what is wrong with it.
+    /// Parses a field.
     pub fn read(&self, text: &str) -> Result<Set, String> {
         let mut set = Set::default();
         for entry in text.split(',') {
@@ -86,12 +84,12 @@ impl Kind {
         Ok(set)
     }
 
-    /// Whether a number of this kind is in a set that [`Kind::read`] made.
+    /// Whether a set from [`Kind::read`] contains a value.
     pub fn is_in(&self, set: &Set, number: u32) -> bool {
         number.checked_sub(self.first).is_some_and(|offset| set.contains(offset))
     }
 
-    /// Reads one number or name. Errors: it is none.
+    /// Parses one number or name.
     pub fn number(&self, text: &str) -> Result<u32, String> {
         let lower = text.to_ascii_lowercase();
         let named = self.names.iter().position(|name| lower == *name || lower.len() == 3 && name.starts_with(&lower));
@@ -100,10 +98,10 @@ impl Kind {
         }
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse().ok().filter(|number| digits && (self.first..=self.last).contains(number));
-        number.ok_or_else(|| format!("the {} `{text}` is none of {}-{}", self.name, self.first, self.last))
+        number.ok_or_else(|| format!("the {} `{text}` must be {}-{}", self.name, self.first, self.last))
     }
 
-    /// Reads one entry of a list: `*`, `a`, `a-b`, each with `/step`.
+    /// Parses one entry of a list: `*`, `a`, `a-b`, each optionally with `/step`.
     pub fn read_entry(&self, entry: &str, set: &mut Set) -> Result<(), String> {
         let (range, step) = match entry.split_once('/') {
             Some((range, step)) => (range, Some(self.step(step)?)),
@@ -112,7 +110,7 @@ impl Kind {
         let (from, to) = match range.split_once('-') {
             _ if is_any(range) => (self.first, self.end()),
             Some((from, to)) => (self.number(from)?, self.number(to)?),
-            // `a/n` goes on to the end.
+            // `a/n` continues to the end.
             None => {
                 let number = self.number(range)?;
                 (number, if step.is_some() { number.max(self.end()) } else { number })
@@ -128,13 +126,13 @@ impl Kind {
         Ok(())
     }
 
-    /// The last number of the cycle.
+    /// The last value of the cycle.
     fn end(&self) -> u32 {
         self.first + self.count - 1
     }
 
     fn step(&self, text: &str) -> Result<usize, String> {
         let step = text.parse().ok().filter(|step| *step > 0 && !text.starts_with('+'));
-        step.ok_or_else(|| format!("the step `{text}` of the {} is no number above 0", self.name))
+        step.ok_or_else(|| format!("the step `{text}` of the {} is not a number above 0", self.name))
     }
 }

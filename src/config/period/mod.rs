@@ -1,8 +1,8 @@
-//! Periods: which minutes of the year something holds for, in gitlab-runner's words.
+//! Periods: recurring minutes, in gitlab-runner's syntax.
 //!
-//! `[second] minute hour day-of-month month day-of-week [year]`: five fields, six with a year, seven with both. A period
-//! holds for whole minutes of the clock in its time zone: an hour that a zone leaves out never comes, one that it
-//! repeats comes twice.
+//! `[second] minute hour day-of-month month day-of-week [year]`: five fields, six with a year, seven with both. A
+//! period matches whole minutes of the clock in its time zone: an hour that daylight saving time skips never matches,
+//! one that it repeats matches twice.
 
 mod days;
 mod field;
@@ -18,7 +18,7 @@ use field::{HOUR, MINUTE, MONTH, SECOND, Set, YEAR};
 
 pub use zone::Zone;
 
-/// Minutes that recur.
+/// Recurring minutes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Period {
     text: String,
@@ -27,12 +27,12 @@ pub struct Period {
     days: Days,
     months: Set,
     years: Option<Set>,
-    /// It names seconds, which say nothing about minutes.
+    /// Whether the period sets seconds, which have no effect.
     names_seconds: bool,
 }
 
 impl Period {
-    /// Reads a period of five, six or seven fields, or `@daily` and the like. Errors: what is wrong with it.
+    /// Parses a period of five, six or seven fields, or `@daily` and similar.
     pub fn read(text: &str) -> Result<Self, String> {
         let fields: Vec<&str> = match text.trim() {
             "@yearly" | "@annually" => vec!["0", "0", "1", "1", "*"],
@@ -41,7 +41,7 @@ impl Period {
             "@daily" => vec!["0", "0", "*", "*", "*"],
             "@hourly" => vec!["0", "*", "*", "*", "*"],
             text if text.starts_with('@') => {
-                return Err(format!("`{text}` is none of @yearly, @annually, @monthly, @weekly, @daily, @hourly"));
+                return Err(format!("`{text}` must be one of @yearly, @annually, @monthly, @weekly, @daily, @hourly"));
             }
             text => text.split_whitespace().collect(),
         };
@@ -68,7 +68,6 @@ impl Period {
         })
     }
 
-    /// Every minute.
     pub fn always() -> Self {
         let every = |kind: &field::Kind| {
             (0..kind.count).fold(Set::default(), |mut set, number| {
@@ -87,26 +86,26 @@ impl Period {
         }
     }
 
-    /// Whether the minute that a clock shows is one of them.
+    /// Whether the period contains the minute of a clock time.
     pub fn contains(&self, at: DateTime) -> bool {
         MINUTE.is_in(&self.minutes, small(at.minute()))
             && HOUR.is_in(&self.hours, small(at.hour()))
             && self.contains_day(at.date())
     }
 
-    /// Whether there is such a minute on the day `from` or later.
+    /// Whether the period contains a minute on the day `from` or later.
     pub fn comes_after(&self, from: Date) -> bool {
-        // An hour and a minute are always among them; days repeat within 40 years, years end.
+        // Hours and minutes always match at some time of a day. Days repeat within 40 years, and years are limited.
         from.series(jiff::Span::new().days(1)).take_while(|day| day.year() < 2100).any(|day| self.contains_day(day))
     }
 
-    /// What is odd about it, for people: `None` when nothing is.
+    /// A warning about a period that never matches or sets seconds.
     pub fn oddity(&self, today: Date) -> Option<String> {
         if !self.comes_after(today) {
-            return Some(format!("the period `{self}` never comes"));
+            return Some(format!("the period `{self}` never matches"));
         }
         self.names_seconds.then(|| {
-            format!("the period `{self}` names seconds; whole minutes hold here, as if there were * in their place")
+            format!("the period `{self}` sets seconds; they have no effect, because periods match whole minutes")
         })
     }
 

@@ -65,7 +65,7 @@ fn reads_lists_ranges_steps_and_names() {
 }
 
 #[test]
-fn ranges_go_over_the_end_and_on_from_the_beginning() {
+fn ranges_wrap_around() {
     // 2026-03-06 is a Friday.
     let days = |period: &str| -> String {
         (1..=7).map(|day| if holds(period, &format!("2026-03-0{day}T12:00:00")) { 'x' } else { '-' }).collect()
@@ -97,7 +97,7 @@ fn ranges_go_over_the_end_and_on_from_the_beginning() {
 }
 
 #[test]
-fn knows_last_nearest_and_numbered_days() {
+fn matches_last_nearest_and_numbered_days() {
     for (period, when, expected) in [
         ("* * L * *", "2028-02-29T12:00:00", true),
         ("* * L * *", "2028-02-28T12:00:00", false),
@@ -126,7 +126,7 @@ fn knows_last_nearest_and_numbered_days() {
 }
 
 #[test]
-fn day_of_month_or_day_of_week_is_enough_where_both_are_set() {
+fn one_of_day_of_month_and_day_of_week_is_enough() {
     for (when, expected) in [
         ("2026-03-13T12:00:00", true), // a Friday, the 13th
         ("2026-03-20T12:00:00", true), // a Friday
@@ -138,7 +138,7 @@ fn day_of_month_or_day_of_week_is_enough_where_both_are_set() {
 }
 
 #[test]
-fn what_is_no_period_is_refused_with_its_field() {
+fn refuses_an_invalid_period_and_names_the_field() {
     for (period, part) in [
         ("", "0 field(s)"),
         ("* * * *", "4 field(s)"),
@@ -169,7 +169,7 @@ fn what_is_no_period_is_refused_with_its_field() {
 }
 
 #[test]
-fn periods_that_never_come_are_known() {
+fn detects_periods_that_never_match() {
     let today = date(2026, 3, 2);
     for (period, expected) in [
         ("* * * * *", true),
@@ -191,19 +191,19 @@ fn periods_that_never_come_are_known() {
 }
 
 #[test]
-fn every_minute_is_every_minute() {
+fn always_matches_every_minute() {
     let (always, read) = (Period::always(), Period::read("* * * * *").expect("a period"));
     assert_eq!(always, read);
 }
 
-/// Whether a period holds in a zone at a time of UTC.
+/// Whether a period matches in a time zone at a UTC time.
 fn holds_in(zone: &str, period: &str, utc: &str) -> bool {
     let clock = Zone::read(zone).expect("a zone").clock(utc.parse::<Timestamp>().expect("a time"));
     Period::read(period).expect("a period").contains(clock)
 }
 
 #[test]
-fn a_period_means_the_clocks_of_its_zone() {
+fn a_period_uses_the_clock_of_its_time_zone() {
     let office = "* * 9-17 * * mon-fri *";
     for (zone, utc, expected) in [
         ("Europe/Amsterdam", "2026-01-05T08:00:00Z", true),
@@ -222,8 +222,8 @@ fn a_period_means_the_clocks_of_its_zone() {
 }
 
 #[test]
-fn an_hour_that_is_left_out_never_comes_and_one_that_is_repeated_comes_twice() {
-    // On 2026-03-29 the clocks of Amsterdam go from 02:00 to 03:00, on 2026-10-25 from 03:00 to 02:00.
+fn a_skipped_hour_never_matches_and_a_repeated_one_matches_twice() {
+    // In Amsterdam, clocks change from 02:00 to 03:00 on 2026-03-29, and from 03:00 to 02:00 on 2026-10-25.
     let minutes = |day: &str, hour: &str| -> usize {
         let start: Timestamp = format!("{day}T00:00:00+01:00").parse().expect("a time");
         let zone = Zone::read("Europe/Amsterdam").expect("a zone");

@@ -1,4 +1,4 @@
-//! The time zone in which periods are meant.
+//! The time zone of periods.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer};
 
-/// A time zone; the machine's own by default.
+/// A time zone; the machine's by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone(TimeZone);
 
@@ -18,8 +18,8 @@ impl Default for Zone {
 }
 
 impl Zone {
-    /// The zone of a name such as `Europe/Amsterdam`; empty or `Local` is the machine's own. Errors: the machine does
-    /// not know it.
+    /// The time zone with a name such as `Europe/Amsterdam`; an empty name or `Local` is the machine's. Fails if the
+    /// machine does not have it.
     pub fn read(name: &str) -> Result<Self, String> {
         match name.trim() {
             "" | "Local" => Ok(Self::default()),
@@ -33,7 +33,7 @@ impl Zone {
         }
     }
 
-    /// What the clocks of the zone show.
+    /// The local time in the zone.
     pub fn clock(&self, at: Timestamp) -> DateTime {
         self.0.to_datetime(at)
     }
