@@ -87,7 +87,7 @@ fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_option
         (Some("project_type"), Some(9))
     );
     let refused = [
-        (vec!["--token", RUNNER_TOKEN, "--tag-list", "x"], "change it on the server"),
+        (vec!["--token", RUNNER_TOKEN, "--tag-list", "x"], "change its attributes on the server"),
         (vec!["--token", RUNNER_TOKEN, "--token-file", "x"], "cannot be used with"),
         (vec!["--token", "glrt-unknown"], "does not know this token"),
         (vec![], "a token is missing"),

@@ -259,7 +259,7 @@ fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
         }
     });
     let missing = directory.path().join("none.sock");
-    for (socket, part) in [(&missing, "install or start it"), (&odd, "is no container engine")] {
+    for (socket, part) in [(&missing, "install or start it"), (&odd, "should be a container engine")] {
         let gitlab = GitLab::start();
         let home = Home::with_containers_of(&gitlab, &format!("unix://{}", socket.display()), "", "");
         let id = gitlab.queue(job(&["echo never"]).build());

@@ -113,8 +113,8 @@ fn an_engine_error_fails_only_its_job_and_is_quoted_in_the_log() {
     let cut = Fate::Answered("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"Id\":".to_owned());
     for (end, fate, part) in [
         ("/containers/create", Fate::error(500, "out of paper"), "out of paper"),
-        ("/containers/create", nonsense, "is no container engine, or a broken one"),
-        ("/containers/create", cut, "the answer breaks off"),
+        ("/containers/create", nonsense, "should be a container engine"),
+        ("/containers/create", cut, "the response is incomplete"),
         ("/attach", Fate::error(503, "too many streams"), "too many streams"),
         ("/start", Fate::error(500, "no cgroup left"), "no cgroup left"),
         ("/start", Fate::Answered(String::new()), "broke"),
@@ -165,7 +165,7 @@ fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
         assert_eq!(job.state, state, "{}", job.log());
         assert_eq!(job.has("run 2 of script"), attempts == "2", "{}", job.log());
         let told =
-            if attempts == "2" { "(attempt 2 of 2)" } else { "something else on this machine removes containers" };
+            if attempts == "2" { "(attempt 2 of 2)" } else { "another program on this machine removes containers" };
         assert!(job.has(told), "{}", job.log());
         assert!(agent.wait().success());
     }

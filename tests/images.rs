@@ -125,7 +125,7 @@ fn a_failed_pull_gives_the_cause_and_the_failure_reason() {
         ("", with(PASSWORD, &image.replace(":1", ":2")), configuration, "check the name and the tag"),
         ("", of("Not A Name"), "image_pull_failure", "is not the name of an image"),
         ("allowed_images = [\"alpine:*\"]", of(&image), system, "allowed_images"),
-        (ALWAYS, never("no-such:local"), system, "not on this machine"),
+        (ALWAYS, never("no-such:local"), system, "the machine does not have it"),
         ("", never(&image), configuration, "no pull policy is left"),
         ("memory = \"8m\"\nmemory_swap = \"6m\"", of(""), configuration, "memory_swap"),
         ("cpus = \"4096\"", of(""), configuration, "CPUs"),

@@ -113,7 +113,7 @@ fn the_last_matching_period_sets_the_idle_time() {
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
     assert!(agent.log().contains("reason=idle_timeout"), "{}", agent.log());
-    assert!(agent.log().contains("the period `* * * * * * 1999` never comes"), "{}", agent.log());
+    assert!(agent.log().contains("the period `* * * * * * 1999` never matches"), "{}", agent.log());
 }
 
 #[test]

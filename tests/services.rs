@@ -69,13 +69,13 @@ fn a_service_that_does_not_start_is_reported_with_its_output_and_the_job_runs() 
     assert_eq!(job.state, "success", "{}", job.log());
     for part in [
         "*** WARNING: Service busybox:local probably didn't start properly.",
-        "Health check error: it has ended with exit code 3",
+        "Health check error: the container exited with code 3",
         "the port is taken",
         "Health check error: no connection to port 8080 of ",
         "I listen to [MASKED]",
         "*********",
-        "is not waited for: its image exposes no port",
-        "alias `busybox` of service busybox:local belongs to another service already",
+        "Not waiting for service ",
+        "alias `busybox` of service busybox:local is already used by another service",
         "ran",
     ] {
         assert!(job.has(part), "{part}: {:#?}", job.lines());
@@ -85,7 +85,7 @@ fn a_service_that_does_not_start_is_reported_with_its_output_and_the_job_runs() 
 #[test]
 fn a_service_that_cannot_be_pulled_or_started_fails_the_job() {
     for (keys, name, command, reason, part) in [
-        ("", "busybox:local", "/no/such/program", "runner_system_failure", "service busybox:local cannot be started"),
+        ("", "busybox:local", "/no/such/program", "runner_system_failure", "cannot start service busybox:local"),
         ("", "127.0.0.1:1/none:1", "sleep", "runner_external_dependency_failure", "failed to pull image"),
         ("allowed_services = [\"redis:*\"]", "busybox:local", "sleep", "runner_system_failure", "allowed_services"),
         ("services_limit = 0", "busybox:local", "sleep", "runner_system_failure", "services_limit"),

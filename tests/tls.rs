@@ -98,7 +98,7 @@ fn a_certificate_beside_the_configuration_is_trusted() {
     std::fs::create_dir(home.path("certs")).expect("create a file or directory");
     std::fs::write(home.path("certs/localhost.crt"), &pki.root).expect("write a file");
     let (passed, text) = check(&home);
-    assert!(passed && text.contains("complete (2 certificate(s) presented)"), "{text}");
+    assert!(passed && text.contains("complete (2 certificate(s) sent)"), "{text}");
     let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);

@@ -243,7 +243,7 @@ mod tests {
     fn a_replaced_token_is_never_lost_silently() {
         let text = "[[runners]]\ntoken = \"t\"\n";
         let lost = edited(text, |editor| editor.replace_token(&Token::new("x"), &Token::new("new"), "", None));
-        assert!(lost.expect_err("refused").to_string().contains("not in the file"));
+        assert!(lost.expect_err("refused").to_string().contains("no longer in the file"));
     }
 
     #[test]

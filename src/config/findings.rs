@@ -264,7 +264,7 @@ mod tests {
             ("limit = 2\n", "it belongs below [[runners]]"),
             ("conurent = 2\n", "did you mean `concurrent`?"),
             ("check-interval = 2\n", "did you mean `check_interval`?"),
-            ("[[runners]]\nconcurrent = 2\n", "it belongs at the top, before every table"),
+            ("[[runners]]\nconcurrent = 2\n", "it belongs at the top level, before all tables"),
             ("[[runners]]\nuotput_limit = 2\n", "did you mean `output_limit`?"),
             ("[[runners]]\nBucketName = \"x\"\n", "it belongs below [runners.cache.s3]"),
             ("wholly_other_thing = 2\n", "`wholly_other_thing` is unknown and has no effect"),

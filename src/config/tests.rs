@@ -124,8 +124,8 @@ fn names_misleading_periods_with_their_line() {
     );
     let told: Vec<String> = findings::of_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
     assert_eq!(told.len(), 3, "{told:#?}");
-    assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never comes"), "{told:#?}");
-    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("names seconds")), "{told:#?}");
+    assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never matches"), "{told:#?}");
+    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("sets seconds")), "{told:#?}");
     assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("`IdleTime`")), "{told:#?}");
 }
 

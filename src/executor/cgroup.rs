@@ -1,34 +1,35 @@
-//! Control groups for steps: version 2 where it is mounted, with its way to kill a whole group at once, else the
-//! `pids` or `systemd` hierarchy of version 1. Steps get groups below the agent's own, which is what systemd delegates.
+//! Control groups for steps: cgroup v2 if it is mounted, which can kill a whole group at once, else the `pids` or
+//! `systemd` hierarchy of version 1. Groups of steps are below the agent's own group, which systemd delegates.
 //!
-//! Confined work gets groups with limits. In version 2 a group that has processes of its own, as the agent's has, gives
-//! its children no controllers: then they stand below a group at the top, where container engines have theirs.
+//! File tasks in the sandbox get groups with limits. In version 2 a group that contains processes, such as the agent's
+//! own, cannot enable controllers for its children. Then the groups with limits are below a top-level group, as those
+//! of container engines are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What confined work is limited by.
+/// The controllers that limit the sandbox.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
-/// The group at the top of version 2.
+/// The top-level group in version 2.
 const TOP: &str = "mayfly";
 
-/// The groups below which the agent makes others.
+/// The parent groups of the agent's control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupParents {
     of_steps: Option<PathBuf>,
     of_confined: Vec<PathBuf>,
-    /// Controllers that confined work is not limited by.
+    /// Controllers that are not available for the sandbox.
     missing: Vec<&'static str>,
 }
 
 impl CgroupParents {
-    /// Finds the hierarchies in which the agent may make groups; none is an answer too.
+    /// Finds the hierarchies in which the agent may create groups; there may be none.
     pub fn find() -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let of_steps = candidates(&mounts, &own).into_iter().find(|group| is_writable(group));
-        // The best hierarchy for each purpose may be another one.
+        // Each purpose may have a different best hierarchy.
         let unified = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own));
         if let Some(parent) = unified {
             return Self { of_steps, of_confined: vec![parent], missing: Vec::new() };
@@ -45,22 +46,22 @@ impl CgroupParents {
         Self { of_steps, of_confined, missing }
     }
 
-    /// The groups of a step.
+    /// The control groups of a step.
     pub fn of_step(&self, step: &str) -> Vec<PathBuf> {
         below(&self.of_steps, step)
     }
 
-    /// The groups of a step that is confined.
+    /// The control groups, with limits, of a step in the sandbox.
     pub fn of_confined(&self, step: &str) -> Vec<PathBuf> {
         below(&self.of_confined, step)
     }
 
-    /// True where steps get a group.
+    /// Whether steps get a control group.
     pub fn exist(&self) -> bool {
         self.of_steps.is_some()
     }
 
-    /// What confined work is not limited by.
+    /// The controllers that are not available for the sandbox.
     pub fn missing(&self) -> &[&'static str] {
         &self.missing
     }
@@ -70,7 +71,7 @@ fn below<'a>(parents: impl IntoIterator<Item = &'a PathBuf>, step: &str) -> Vec<
     parents.into_iter().map(|parent| parent.join(format!("mayfly-{step}"))).collect()
 }
 
-/// The top of version 2 and the agent's own group there.
+/// The root of version 2, and the agent's own group in it.
 fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     let group = in_hierarchy(mounts, own, "cgroup2", "").next()?;
     let top =
@@ -78,7 +79,7 @@ fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     Some((PathBuf::from(*top?.get(1)?), group))
 }
 
-/// A group of version 2 whose children have all controllers.
+/// A version 2 group that provides all controllers to its children.
 fn with_controllers(top: &Path, own: &Path) -> Option<PathBuf> {
     if gives_controllers(own) && is_writable(own) {
         return Some(own.to_owned());
@@ -88,7 +89,7 @@ fn with_controllers(top: &Path, own: &Path) -> Option<PathBuf> {
     (gives_controllers(top) && gives_controllers(&parent) && is_writable(&parent)).then_some(parent)
 }
 
-/// Whether the children of a group have all controllers, now at the latest.
+/// Whether a group provides all controllers to its children; enables them if possible.
 fn gives_controllers(group: &Path) -> bool {
     let control = group.join("cgroup.subtree_control");
     let has = || {
@@ -98,13 +99,13 @@ fn gives_controllers(group: &Path) -> bool {
     has() || (fs::write(&control, CONTROLLERS.map(|controller| format!("+{controller}")).join(" ")).is_ok() && has())
 }
 
-/// The agent's group in each hierarchy that keeps processes together, the best one first.
+/// The agent's group in each hierarchy that can track processes, the best one first.
 fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
     let kinds = [("cgroup2", ""), ("cgroup", "pids"), ("cgroup", "name=systemd")];
     kinds.into_iter().flat_map(|(kind, controller)| in_hierarchy(mounts, own, kind, controller)).collect()
 }
 
-/// The agent's group wherever a hierarchy of this kind with this controller is mounted.
+/// The agent's group in each mounted hierarchy of this type with this controller.
 fn in_hierarchy<'a>(
     mounts: &'a str,
     own: &'a str,

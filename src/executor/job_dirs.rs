@@ -1,4 +1,4 @@
-//! Where a job works on the disk.
+//! The directories of a job.
 
 use std::fs;
 use std::io::{self, Read};
@@ -18,31 +18,31 @@ use crate::payload::Payload;
 use crate::shim::spec::User;
 use crate::sys;
 
-/// A name on the disk has 255 bytes at most, with `-empty.tmp` at its end.
+/// File names are limited to 255 bytes, including the suffix `-empty.tmp`.
 const NAME_MAX: usize = 245;
 
-/// A job's own file is not read for ever.
+/// The part of a job's file that is read, in bytes.
 const READ_MAX: u64 = 1 << 20;
 
 /// The directories of one job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobDirs {
-    /// `CI_BUILDS_DIR`: everything is below it.
+    /// `CI_BUILDS_DIR`, the parent of the others.
     pub builds: PathBuf,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`: file variables, credentials.
     pub temporary: PathBuf,
-    /// The project's own directory for local caches.
+    /// The project's directory for local caches.
     pub cache: PathBuf,
-    /// What the job sees in the place of `builds`, where that is something else: it runs in a container.
+    /// The path at which a container sees `builds`; `None` for jobs in the shell.
     #[serde(default)]
     pub container_builds: Option<PathBuf>,
 }
 
 impl JobDirs {
-    /// The usual place: builds root, runner, concurrent number, project. No unprotected job prepares what a protected one
-    /// finds.
+    /// The default directories: builds directory, runner, concurrent id, project. Protected and unprotected jobs have
+    /// separate directories.
     pub fn on_host(builds: &Path, caches: &Path, short_token: &str, concurrent: u32, payload: &Payload) -> Self {
         let protected = if payload.is_protected() { "-protected" } else { "" };
         let project = builds.join(short_token).join(format!("{concurrent}{protected}")).join(slug(payload));
@@ -56,7 +56,7 @@ impl JobDirs {
         }
     }
 
-    /// The place of a job that sees the machine's directory `host_builds` as `inside`.
+    /// The directories of a job whose container sees the machine's directory `host_builds` as `inside`.
     pub fn in_container(host_builds: &Path, inside: &Path, caches: &Path, payload: &Payload) -> Self {
         let project = host_builds.join(slug(payload));
         let cache = caches.join(slug(payload));
@@ -70,23 +70,24 @@ impl JobDirs {
         }
     }
 
-    /// A path below the builds directory as the job sees it.
+    /// A path below the builds directory, as the job sees it.
     pub fn as_seen_by_job(&self, path: &Path) -> PathBuf {
         match (&self.container_builds, path.strip_prefix(&self.builds)) {
-            // A join with nothing would end with a slash.
+            // Joining an empty path would append a slash.
             (Some(inside), Ok(below)) if below.as_os_str().is_empty() => inside.clone(),
             (Some(inside), Ok(below)) => inside.join(below),
             _ => path.to_owned(),
         }
     }
 
-    /// The place of a job without sources (`GIT_STRATEGY` `empty`): it must not cost the next job its checkout.
+    /// The directories of a job without sources (`GIT_STRATEGY` `empty`); separate, so that the next job keeps its
+    /// checkout.
     pub fn without_checkout(&self) -> Self {
         let (project, cache) = (with_suffix(&self.project, "-empty"), with_suffix(&self.cache, "-empty"));
         Self { temporary: with_suffix(&project, ".tmp"), project, cache, ..self.clone() }
     }
 
-    /// Another project directory, below the builds root (`GIT_CLONE_PATH`). Errors: it is not below it.
+    /// Sets another project directory below the builds directory (`GIT_CLONE_PATH`). Fails if it is not below.
     pub fn with_project(&self, path: &str) -> Result<Self, JobError> {
         let outside = || {
             JobError::configuration(format!(
@@ -108,8 +109,8 @@ impl JobDirs {
         Ok(Self { temporary: with_suffix(&project, ".tmp"), project, ..self.clone() })
     }
 
-    /// Makes the roots of builds and caches, for the job's user where that is another than the agent's; nobody else enters
-    /// them. Errors: they cannot be made.
+    /// Creates the directories for builds and caches, for the job's user if it is not the agent's; other users cannot
+    /// enter them.
     pub fn create(&self, caches: &Path, executor: &dyn Executor) -> io::Result<()> {
         let Some(user) = executor.user() else {
             roots::make(&self.builds, None, 0o700)?;
@@ -135,8 +136,8 @@ impl JobDirs {
         });
     }
 
-    /// Makes an empty file in the temporary directory, readable by the job's user only, in the place of whatever has its
-    /// name. Nothing where there is no such directory yet, or a directory has the name.
+    /// Creates an empty file in the temporary directory, readable only by the job's user; replaces an existing entry.
+    /// Does nothing if the temporary directory does not exist, or a directory has the name.
     pub fn truncate_temporary(&self, name: &str, user: Option<&User>) {
         let _ = as_job(user, || {
             let Some(directory) = self.open_directory() else { return };
@@ -146,13 +147,13 @@ impl JobDirs {
         });
     }
 
-    /// The start of a file in the temporary directory, which must belong to the job's user and have no other name; nothing
-    /// where there is no such file.
+    /// The beginning of a file in the temporary directory, which must belong to the job's user and have only one hard
+    /// link; empty if there is no such file.
     pub fn read_temporary(&self, name: &str, user: Option<&User>) -> String {
         let is_own = |metadata: &fs::Metadata| {
             metadata.is_file() && metadata.nlink() == 1 && user.is_none_or(|user| metadata.uid() == user.uid)
         };
-        // A pipe in its place would keep us waiting.
+        // Opening a pipe in its place would block.
         let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK;
         let file = as_job(user, || self.open_temporary(name, flags).map(fs::File::from)).ok().flatten();
         let file = file.filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)));
@@ -163,7 +164,7 @@ impl JobDirs {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// The temporary directory, opened also where the job has closed it.
+    /// Opens the temporary directory, even if the job removed its permissions.
     fn open_directory(&self) -> Option<OwnedFd> {
         let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
         self.open_temporary("", flags).or_else(|| {
@@ -172,7 +173,7 @@ impl JobDirs {
         })
     }
 
-    /// Lets the owner of the directories down to the temporary one into them again.
+    /// Restores the owner's permissions for the directories down to the temporary one.
     fn restore_permissions(&self) -> Option<()> {
         let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
@@ -190,7 +191,7 @@ impl JobDirs {
         Some(())
     }
 
-    /// Opens the temporary directory, or a file in it. A job may have put a link in its place: none is followed.
+    /// Opens the temporary directory, or a file in it; follows no link, because a job may have planted one.
     fn open_temporary(&self, name: &str, flags: i32) -> Option<OwnedFd> {
         let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
@@ -203,14 +204,14 @@ impl JobDirs {
     }
 }
 
-/// A path whose last part ends with `suffix`.
+/// A path with `suffix` appended to its last part.
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// The path of the repository on its server, where it can be one here.
+/// The path of the repository on its server, if it is valid as a local path.
 fn slug(payload: &Payload) -> PathBuf {
     let url = &payload.git_info.repo_url;
     let path = match url.split_once("://") {
@@ -222,7 +223,7 @@ fn slug(payload: &Payload) -> PathBuf {
     let usable = !path.is_empty()
         && !path.contains(char::is_control)
         && !path.contains("..")
-        // The directory of secrets of the project without the ending.
+        // A project path that ends in `.tmp` would be the temporary directory of another project.
         && !path.ends_with(".tmp")
         && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < NAME_MAX);
     match usable {
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_the_repository_and_refuses_to_leave() {
+    fn derives_the_project_directory_and_stays_below_builds() {
         for (url, project) in [
             ("https://u:t@h/group/sub/demo.git", "/builds/abc/0/group/sub/demo"),
             ("git@h:group/demo.git", "/builds/abc/0/group/demo"),
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_sees_the_machines_directory_elsewhere() {
+    fn maps_paths_to_those_in_the_container() {
         let mut payload = Payload::default();
         payload.git_info.repo_url = "https://h/a/b.git".to_owned();
         let dirs = JobDirs::in_container(Path::new("/var/b/1"), Path::new("/builds"), Path::new("/c"), &payload);
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_path_stays_below_the_builds_directory() {
+    fn a_clone_path_must_be_below_the_builds_directory() {
         let dirs = of("https://h/a/b.git");
         assert_eq!(dirs.with_project("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
         for path in ["/builds/it's", "/builds/a b", "/builds/[x]*?", "/builds/-n", "/builds/\u{fc}"] {
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_file_and_nothing_that_stands_in_its_place() {
+    fn reads_only_a_regular_file_of_the_user() {
         let directory = tempfile::tempdir().expect("a directory");
         let builds = directory.path().to_owned();
         fs::create_dir(builds.join("p.tmp")).expect("made");
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_link_is_not_followed_when_secrets_are_removed() {
+    fn follows_no_planted_link_when_it_removes_secrets() {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
         fs::create_dir(&outside).expect("made");
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_anew_whatever_an_earlier_job_left_in_its_place() {
+    fn replaces_anything_that_an_earlier_job_left() {
         use std::os::unix::fs::symlink;
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");

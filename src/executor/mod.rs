@@ -1,4 +1,4 @@
-//! Where scripts run: the shell of the instance, or containers.
+//! Where scripts run: in the instance's shell, or in containers.
 
 pub mod cgroup;
 pub mod docker;
@@ -11,21 +11,21 @@ use std::path::PathBuf;
 
 use crate::shim::spec::User;
 
-/// How one job's steps are run on this machine.
+/// How the steps of one job run on this machine.
 pub trait Executor: Send + Sync {
-    /// The line under the heading of the first section, unless it is said later.
+    /// The line under the heading of the first section; `None` if another process writes it.
     fn greeting(&self) -> Option<String>;
 
-    /// Whom steps run as; `None` for the agent's own user.
+    /// The user that runs steps; `None` for the agent's own user.
     fn user(&self) -> Option<&User>;
 
-    /// The environment a step starts with, before the job's variables.
+    /// The initial environment of a step, before the job's variables.
     fn environment(&self) -> Vec<(String, String)>;
 
-    /// Control groups for a step of this name.
+    /// The control groups for a step with this name.
     fn cgroups(&self, step: &str) -> Vec<PathBuf>;
 
-    /// Control groups with limits, for a step of this name that is confined.
+    /// The control groups, with limits, for a step in the sandbox.
     fn confined_cgroups(&self, step: &str) -> Vec<PathBuf> {
         self.cgroups(step)
     }

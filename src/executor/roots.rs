@@ -1,8 +1,9 @@
-//! The roots of builds and caches: made such that no job can have the agent make or give away anything else.
+//! Creates the directories for builds and caches so that no job can make the agent create or give away other
+//! directories.
 //!
-//! As long as a directory belongs to root and nobody else can write it, what stands in it is what an administrator wants,
-//! links included. Below a directory that somebody else can write, the rest of the path is made and opened with the rights
-//! of the job's user: whatever a job puts in the way, it can do with that only what it could do by itself.
+//! In a directory that belongs to root and that only root can write, every entry, including links, was created by an
+//! administrator. Below a directory that other users can write, the rest of the path is created and opened with the
+//! permissions of the job's user: anything that a job plants there gives it only access that it already has.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,13 +18,13 @@ use nix::unistd::{Gid, Uid, fchown};
 use super::user::as_job;
 use crate::shim::spec::User;
 
-/// Links on the way that are followed, as the kernel has it.
+/// The number of links that are followed, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Makes a directory with this mode, for the job's user where that is another than the agent's; one that exists stays as it
-/// is. Errors: it cannot be made, or something else has its name.
+/// Creates a directory with this mode, for the job's user if it is not the agent's; an existing one is not changed.
+/// Fails if a file has its name.
 pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     match user {
         Some(user) => make_for(path, user, user, mode),
@@ -31,12 +32,12 @@ pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Makes a directory in which several users, of which this is one, have directories of their own.
+/// Creates a directory in which several users, including this one, have their own directories.
 pub fn make_common(path: &Path, user: &User) -> io::Result<()> {
     make_for(path, user, &User { uid: 0, gid: 0, ..user.clone() }, 0o711)
 }
 
-/// Makes a directory that all users of the user's group share.
+/// Creates a directory that all users of the user's group share.
 pub fn make_shared(path: &Path, user: &User) -> io::Result<()> {
     make_for(path, user, &User { uid: 0, ..user.clone() }, 0o2770)
 }
@@ -62,7 +63,7 @@ fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// The first directory on the way to `path` in which a user can put something else in the place of what is there.
+/// The first directory on the way to `path` in which a user can replace entries.
 pub fn writable_above(path: &Path, user: &User) -> Option<PathBuf> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
@@ -70,7 +71,7 @@ pub fn writable_above(path: &Path, user: &User) -> Option<PathBuf> {
     above.into_iter().find(is_held).map(Path::to_owned)
 }
 
-/// What to say of a directory that jobs of the user can replace.
+/// The warning about a directory that jobs of the user can replace.
 pub fn warning(path: &Path, user: &User) -> Option<String> {
     let above = writable_above(path, user)?;
     let (path, above, name) = (path.display(), above.display(), &user.name);
@@ -80,16 +81,15 @@ pub fn warning(path: &Path, user: &User) -> Option<String> {
     ))
 }
 
-/// Where a path leads.
+/// The end of a walk along a path.
 enum WalkEnd {
-    /// To a directory, along directories of root only.
+    /// The directory; all its parents belong to root.
     Directory,
-    /// To a directory that others can write, and this is left of the path.
+    /// A directory that other users can write, and the remaining path.
     Writable(OwnedFd, PathBuf),
 }
 
-/// Follows a path as long as nobody but root can change it; makes what is missing; the last part gets
-/// an owner and a mode.
+/// Follows a path while only root can change it; creates missing parts; the last part gets an owner and a mode.
 fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
     let mut left = components(path);
     let mut directory = root()?;
@@ -116,7 +116,7 @@ fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
             }
             Ok(_) => directory = openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty())?,
             Err(Errno::ENOENT) => match make_in(&directory, &name, left.is_empty().then_some(last)) {
-                // Another job that begins at the same time was faster.
+                // A concurrent job created it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
                 made => directory = made?,
             },
@@ -126,7 +126,7 @@ fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
     Ok(WalkEnd::Directory)
 }
 
-/// Makes a directory in one that only root can write.
+/// Creates a directory in one that only root can write.
 fn make_in(directory: &OwnedFd, name: &OsString, last: Option<(&User, u32)>) -> io::Result<OwnedFd> {
     let mode = Mode::from_bits_truncate(last.map_or(0o755, |(_, mode)| mode));
     mkdirat(directory, name.as_os_str(), Mode::S_IRWXU)?;
@@ -143,7 +143,8 @@ fn root() -> io::Result<OwnedFd> {
     Ok(open("/", DIRECTORY, Mode::empty())?)
 }
 
-/// The parts of a path, the last one first. `..` is a part like any other: what is above a directory of root is root's.
+/// The parts of a path, the last one first. `..` needs no special case: the parent of a directory of root belongs to
+/// root.
 fn components(path: &Path) -> Vec<OsString> {
     let parts = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -155,14 +156,13 @@ fn components(path: &Path) -> Vec<OsString> {
     parts
 }
 
-/// What a user can do to the entries of a directory.
+/// A user's access to the entries of a directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WriteAccess {
-    /// Nothing.
     None,
-    /// Make new ones, and change those that are the user's own (sticky).
+    /// Create new ones, and change the user's own (sticky directory).
     Own,
-    /// Put others in their place.
+    /// Replace any.
     All,
 }
 
@@ -182,7 +182,7 @@ fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// A path that is this directory for as long as it is open.
+/// A path that refers to this directory while it is open.
 fn own_path(directory: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
@@ -205,7 +205,7 @@ mod tests {
         }
     }
 
-    /// A directory of the user in one of root.
+    /// A directory of the user inside one of root.
     fn home() -> Option<(tempfile::TempDir, PathBuf)> {
         if !Uid::effective().is_root() {
             return None;
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_for_the_user_along_links_of_root() {
+    fn creates_directories_for_the_user_through_links_of_root() {
         let Some((directory, _)) = home() else { return };
         symlink("real", directory.path().join("link")).expect("linked");
         fs::create_dir(directory.path().join("real")).expect("made");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_the_user_gives_nothing_away() {
+    fn a_link_of_the_user_gains_nothing() {
         let Some((directory, home)) = home() else { return };
         let closed = directory.path().join("closed");
         fs::create_dir(&closed).expect("made");
@@ -250,9 +250,9 @@ mod tests {
         assert_eq!(writable_above(&home.join("other/builds"), &nobody()), Some(home));
     }
 
-    /// The user swaps a directory and a link to one of root's while the agent makes the last part of the path.
+    /// The user swaps a directory with a link to one of root while the agent creates the last part of the path.
     #[test]
-    fn a_race_of_renames_gives_nothing_away() {
+    fn a_race_of_renames_gains_nothing() {
         let Some((directory, home)) = home() else { return };
         let victim = directory.path().join("victim");
         fs::create_dir(&victim).expect("made");

@@ -7,29 +7,30 @@ use super::{Executor, user};
 use crate::failure::JobError;
 use crate::shim::spec::{Task, User};
 
-/// Where the programs of jobs, and those that work for them, are found.
+/// The PATH for jobs, and for programs that the agent runs for jobs.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Scripts in a login shell, directly on the machine.
+/// Runs scripts in a login shell directly on the machine.
 #[derive(Clone)]
 pub struct Shell {
-    /// Name for the job's log.
+    /// The name of the shell, for the job's log.
     shell: String,
     program: Option<PathBuf>,
-    /// Set when jobs run as somebody else than the agent.
+    /// The configured user, if it is not the agent's.
     user: Option<User>,
-    /// Whoever they run as.
+    /// The user that runs scripts.
     whom: User,
     parents: CgroupParents,
-    /// `user` as it is configured, where it stands for a user for each slot.
+    /// The configured `user` with its placeholder, if it means one user per slot.
     pool: Option<String>,
-    /// Why there is no user to run as.
+    /// Why the user of this slot is missing.
     missing_user: Option<String>,
 }
 
 impl Shell {
-    /// Scripts in `shell` (`bash` or `sh`; `None` takes bash where it is installed) as `user` (`None`: as the agent), which
-    /// may stand for a user for each of the slots. Errors: a user does not exist, or the agent may not become it.
+    /// Runs scripts with `shell` (`bash` or `sh`; `None` for bash if it is installed) as `user` (`None` for the agent's
+    /// user), which may be a pattern for one user per slot. Fails if a user does not exist or the agent may not switch
+    /// to it.
     pub fn new(shell: Option<&str>, user: Option<&str>, slots: u32, parents: CgroupParents) -> Result<Self, String> {
         let current = user::current();
         let pool = user.filter(|name| user::is_pattern(name)).map(str::to_owned);
@@ -58,23 +59,23 @@ impl Shell {
         })
     }
 
-    /// Errors: the machine lacks what jobs need.
+    /// Fails if the machine lacks what jobs need.
     pub fn check(&self) -> Result<(), JobError> {
         if let Some(why) = &self.missing_user {
             return Err(JobError::system(why.clone()));
         }
         if self.program.is_none() {
-            return Err(JobError::system(format!("there is no `{}` in {PATH}; install it in the image", self.shell)));
+            return Err(JobError::system(format!("`{}` was not found in {PATH}; install it in the image", self.shell)));
         }
         Ok(())
     }
 
-    /// The shell of one slot; `None` where all slots have the same user.
+    /// The executor of one slot; `None` if all slots have the same user.
     pub fn of_slot(&self, slot: usize) -> Option<Self> {
         let name = user::of_slot(self.pool.as_ref()?, slot);
         Some(match user::look_up(&name) {
             Ok(user) => Self { user: Some(user.clone()), whom: user, ..self.clone() },
-            // Nothing runs: the job fails before anything is made.
+            // The job fails before anything is created.
             Err(why) => Self { missing_user: Some(why), ..self.clone() },
         })
     }
@@ -85,7 +86,7 @@ impl Shell {
         Task::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],
             env: self.environment(),
-            // A home that is missing must not stop a job: its scripts enter the project directory by themselves.
+            // A missing home directory must not stop a job: its scripts change to the project directory themselves.
             cwd: if self.whom.home.is_dir() { self.whom.home.clone() } else { PathBuf::from("/") },
             stdin: text,
             merge_stderr,
@@ -127,12 +128,12 @@ impl Executor for Shell {
     }
 }
 
-/// A program in the directories that jobs start with.
+/// Finds a program in the PATH of jobs.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
-/// Quotes text for any POSIX shell; a zero byte, which no shell can hold, is left out.
+/// Quotes text for any POSIX shell; drops zero bytes, which no shell supports.
 pub fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
 }

@@ -9,16 +9,16 @@ use nix::unistd::{Uid, getgrouplist};
 use crate::shim::spec::User;
 use crate::sys::identity::as_user;
 
-/// Looks up a user by login name. Errors: there is none, or the machine's user data cannot be read.
+/// Looks up a user by login name. Fails if there is none, or if the user database is unreadable.
 pub fn look_up(name: &str) -> Result<User, String> {
     let found = nix::unistd::User::from_name(name).map_err(|error| format!("user `{name}`: {}", error.desc()))?;
     found.map(with_groups).ok_or_else(|| format!("user `{name}` does not exist on this machine"))
 }
 
-/// What stands for the number of the slot in `user`.
+/// The placeholder for the number of the slot in `user`.
 const SLOT: &str = "%n";
 
-/// Whether a configured user stands for one user for each slot (`ci-%n`).
+/// Whether a configured user means one user per slot (`ci-%n`).
 pub fn is_pattern(name: &str) -> bool {
     name.contains(SLOT)
 }
@@ -28,8 +28,8 @@ pub fn of_slot(name: &str, slot: usize) -> String {
     name.replace(SLOT, &slot.to_string())
 }
 
-/// The users of all slots: one, or, for a pattern, as many as there are slots. Errors: one does not exist, or two of them
-/// have no common primary group, which they share caches by.
+/// The users of all slots: one user, or one per slot for a pattern. Fails if one does not exist, or if they have no
+/// common primary group, through which they share caches.
 pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
     if !is_pattern(name) {
         return Ok(vec![look_up(name)?]);
@@ -37,7 +37,7 @@ pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
     let names = (0..slots.max(1)).map(|slot| of_slot(name, usize::try_from(slot).unwrap_or(usize::MAX)));
     let users: Vec<User> = names.map(|name| look_up(&name)).collect::<Result<_, _>>().map_err(|why| {
         format!(
-            "{why}; `user = \"{name}\"` needs a user for each of the {slots} slots (`concurrent`), from number 0 on"
+            "{why}; `user = \"{name}\"` needs one user for each of the {slots} slots (`concurrent`), starting with number 0"
         )
     })?;
     match users.iter().find(|user| user.gid != users[0].gid) {
@@ -50,7 +50,7 @@ pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
     }
 }
 
-/// The user this process runs as, at home where its own environment says so.
+/// The user of this process; its home directory is taken from the environment.
 pub fn current() -> User {
     let uid = Uid::effective();
     let found = nix::unistd::User::from_uid(uid).ok().flatten();
@@ -68,8 +68,8 @@ pub fn current() -> User {
     user
 }
 
-/// Does something on files with the rights of the job's user, where that is another than the agent's. Errors: these rights
-/// cannot be taken; nothing was done.
+/// Accesses files with the permissions of the job's user, if it is not the agent's. Fails, without calling `act`, if
+/// the permissions cannot be changed.
 pub fn as_job<T>(user: Option<&User>, act: impl FnOnce() -> T) -> io::Result<T> {
     match user {
         Some(user) => as_user(user.uid, user.gid, &user.groups, act),
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_a_user_for_each_slot() {
+    fn a_pattern_gives_one_user_per_slot() {
         assert!(is_pattern("ci-%n") && !is_pattern("ci-0"));
         assert_eq!(of_slot("ci-%n", 12), "ci-12");
         let why = of_slots("no-such-%n", 2).expect_err("none");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_root_and_not_nobody_else() {
+    fn looks_up_existing_users_only() {
         let root = look_up("root").expect("root");
         assert_eq!((root.uid, root.gid), (0, 0));
         assert!(look_up("no-such-user").expect_err("none").contains("does not exist"));

@@ -1,4 +1,4 @@
-//! Acting on files with the rights of another user, in one thread of the agent.
+//! File access with the permissions of another user, in one thread of the agent.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,30 +6,30 @@ use std::io;
 use nix::libc;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
-/// Does something on files with the rights of a user and of that user's groups, if this process is root; then the thread
-/// has its own rights again. Errors: the thread cannot take these rights; nothing was done.
+/// Accesses files with the permissions of a user and its groups, if this process is root; then restores the thread's
+/// own. Fails, without calling `act`, if the permissions cannot be changed.
 ///
-/// The calls of the C library would change all threads: those of the kernel, which this uses, change only the one that
-/// calls (setfsuid(2), setgroups(2) on "C library/kernel differences").
+/// The C library's functions would change all threads. The system calls used here change only the calling thread
+/// (setfsuid(2) and setgroups(2), "C library/kernel differences").
 pub fn as_user<T>(uid: u32, gid: u32, groups: &[u32], act: impl FnOnce() -> T) -> io::Result<T> {
     if !Uid::effective().is_root() {
         return Ok(act());
     }
     let before: Vec<u32> = nix::unistd::getgroups()?.into_iter().map(Gid::as_raw).collect();
-    // Dropped last, whatever happens.
+    // Dropped last, so the groups are restored in every case.
     let _own = Restore(before);
     set_groups(groups)?;
     setfsgid(Gid::from_raw(gid));
     setfsuid(Uid::from_raw(uid));
-    // The calls tell the rights before, and a value that no user has changes nothing.
+    // The calls return the previous ids; an invalid id changes nothing.
     let (now_user, now_group) = (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX)));
     if (now_user.as_raw(), now_group.as_raw()) != (uid, gid) {
-        return Err(io::Error::other("the rights of the job's user cannot be taken"));
+        return Err(io::Error::other("cannot switch to the permissions of the job's user"));
     }
     Ok(act())
 }
 
-/// The groups that a thread had.
+/// The previous groups of a thread.
 struct Restore(Vec<u32>);
 
 impl Drop for Restore {
@@ -54,7 +54,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
-    fn files_are_made_and_read_as_the_user() {
+    fn creates_and_reads_files_as_the_user() {
         if !Uid::effective().is_root() {
             return;
         }

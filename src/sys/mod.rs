@@ -1,4 +1,4 @@
-//! Calls of the operating system that `nix` lacks, each behind one small safe function.
+//! System calls that `nix` lacks, each behind a small safe function.
 #![allow(unsafe_code)]
 
 pub mod identity;
@@ -18,25 +18,26 @@ use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid};
 
-/// Nanoseconds since boot, sleep included: the clock of deadlines, which no one can set and every process shares.
+/// Nanoseconds since boot, including suspend (`CLOCK_BOOTTIME`): the clock for deadlines. It cannot be set, and all
+/// processes share it.
 pub fn boottime() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME)
         .map_or(0, |time| (time.tv_sec().unsigned_abs()) * 1_000_000_000 + time.tv_nsec().unsigned_abs())
 }
 
-/// How long the machine has been asleep in this boot: what only `CLOCK_BOOTTIME` counts.
+/// The time in this boot during which the machine was suspended.
 pub fn asleep() -> Duration {
     Duration::from_nanos(boottime()).saturating_sub(monotonic())
 }
 
-/// Time that the machine has been awake in this boot, whatever the time of day is set to.
+/// The time in this boot during which the machine was awake.
 pub fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-/// A descriptor that stands for the process and becomes readable when it ends.
+/// A descriptor for a process; it becomes readable when the process ends.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two integers and gives a new descriptor that nobody else owns, or -1.
+    // SAFETY: the call takes two integers and returns a new descriptor, owned by this function only, or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -45,7 +46,7 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Sends a signal to exactly the process that the descriptor stands for, even if its number was given away.
+/// Sends a signal to the process of a descriptor; safe even if its pid was reused.
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo is allowed and means a plain kill; the descriptor is borrowed for the call.
@@ -53,8 +54,8 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Forks a process that has a single thread. Errors: as fork(2); a process with more threads is refused, because what
-/// the others held (locks, half-written memory) would be lost in the child.
+/// Forks a single-threaded process. A process with several threads is refused, because locks and memory of the other
+/// threads would be inconsistent in the child.
 pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     refuse_threads()?;
     // SAFETY: there is one thread, so the child's memory is consistent.
@@ -64,27 +65,27 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
     }
 }
 
-/// The same, with a child that is born in a control group of version 2: to be moved there it would have to wait for all
-/// processors. Errors: also a group of version 1, or a kernel that cannot (before 5.7).
+/// Forks into a control group of version 2: moving the child there later would wait for all CPUs. Also fails for a
+/// group of version 1, and on kernels before 5.7.
 pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     fork_with(CLONE_INTO_CGROUP, Some(group))
 }
 
-/// The same, with a child that is the first process of a user namespace, in which nobody is mapped yet.
+/// Forks; the child is the first process of a user namespace without id mappings.
 pub fn fork_into_user_namespace() -> io::Result<Option<Pid>> {
     fork_with(libc::CLONE_NEWUSER as u64, None)
 }
 
 fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     refuse_threads()?;
-    // SAFETY: clone_args holds integers only, for which zero is a value.
+    // SAFETY: clone_args contains only integers, for which zero is valid.
     let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
     how.flags = flags;
     how.exit_signal = libc::SIGCHLD as u64;
     how.cgroup = group.map_or(0, |group| group.as_raw_fd() as u64);
-    // SAFETY: there is one thread, so the child's memory is consistent, and it goes on with a copy of the stack. The C
-    // library is not told and takes the child's thread for the parent's, which matters to nothing but abort(3).
+    // SAFETY: there is one thread, so the child's memory is consistent, and it continues with a copy of the stack. The
+    // C library's cached thread id is wrong in the child; only abort(3) uses it.
     let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
     match forked {
         0 => Ok(None),
@@ -93,7 +94,7 @@ fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid
     }
 }
 
-/// Brings up the loopback of the network namespace that this thread is in.
+/// Brings up the loopback interface in the network namespace of this thread.
 pub fn bring_up_loopback() -> io::Result<()> {
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
@@ -101,7 +102,7 @@ pub fn bring_up_loopback() -> io::Result<()> {
         nix::sys::socket::SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    // SAFETY: ifreq holds integers only, for which zero is a value.
+    // SAFETY: ifreq contains only integers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
@@ -113,16 +114,16 @@ pub fn bring_up_loopback() -> io::Result<()> {
 fn refuse_threads() -> io::Result<()> {
     match fs::read_dir("/proc/self/task")?.count() {
         1 => Ok(()),
-        _ => Err(io::Error::other("fork in a process with several threads")),
+        _ => Err(io::Error::other("cannot fork a process with several threads")),
     }
 }
 
-/// Takes a variable out of the environment of this process, for good. A process with several threads keeps it: another
-/// could be reading the environment at that moment.
+/// Removes a variable from the environment of this process. A process with several threads keeps it: another thread
+/// could be reading the environment.
 pub fn take_variable(name: &str) -> Option<OsString> {
     let value = std::env::var_os(name)?;
     if fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
-        // SAFETY: there is one thread, so nobody reads the environment meanwhile.
+        // SAFETY: there is one thread, so no other thread reads the environment.
         unsafe { std::env::remove_var(name) };
     }
     Some(value)
@@ -130,33 +131,33 @@ pub fn take_variable(name: &str) -> Option<OsString> {
 
 /// Restores the default action of a signal.
 pub fn default_action(number: Signal) -> nix::Result<()> {
-    // SAFETY: the default action is no handler of ours.
+    // SAFETY: the default action is not a handler in this program.
     unsafe { nix::sys::signal::signal(number, SigHandler::SigDfl) }.map(drop)
 }
 
 /// Ignores a signal.
 pub fn ignore(number: Signal) -> nix::Result<()> {
-    // SAFETY: ignoring is no handler of ours.
+    // SAFETY: ignoring is not a handler in this program.
     unsafe { nix::sys::signal::signal(number, SigHandler::SigIgn) }.map(drop)
 }
 
-/// Becomes another program, which begins with these signals held back: they wait until it handles them
-/// ([`let_through`]), where they would have ended it before. Returns only what kept it from being started.
+/// Executes another program with these signals blocked: they stay pending until the program handles them
+/// ([`let_through`]); unblocked, they would end it before. Returns only if the program cannot be started.
 pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {
-    // SAFETY: between fork (there is none) and exec runs one call that is async-signal-safe.
+    // SAFETY: there is no fork; before exec, one async-signal-safe call runs.
     unsafe { program.pre_exec(move || Ok(signals.thread_block()?)) };
     let error = program.exec();
     let_through(signals);
     error
 }
 
-/// Lets signals through to this thread again, those that came meanwhile at once.
+/// Unblocks signals in this thread; pending ones are delivered at once.
 pub fn let_through(signals: SigSet) {
-    // The only error is for an unknown way to change the mask.
+    // Fails only for an invalid operation.
     let _ = signals.thread_unblock();
 }
 
-/// Ends this process at TERM, also where it is the first of a namespace, for which the default action is none.
+/// Exits on SIGTERM, also in the first process of a PID namespace, where the default action has no effect.
 pub fn exit_on_term() -> nix::Result<()> {
     extern "C" fn exit(_: libc::c_int) {
         // SAFETY: async-signal-safe, and never returns.
@@ -166,20 +167,20 @@ pub fn exit_on_term() -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(Signal::SIGTERM, SigHandler::Handler(exit)) }.map(drop)
 }
 
-/// Ends the process at once, without running what was registered for its exit (a fork shares it with its parent).
+/// Exits at once, without exit handlers (which a forked child shares with its parent).
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: never returns and touches no memory.
     unsafe { libc::_exit(code) }
 }
 
-/// Opens `path` below `directory` such that no symbolic link is followed on the way and nothing outside is reached.
+/// Opens `path` below `directory`; follows no symbolic link and never leaves the directory.
 pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     let mut how: libc::open_how = zeroed_how();
     how.flags = (flags | libc::O_CLOEXEC) as u64;
     how.mode = u64::from(if flags & (libc::O_CREAT | libc::O_TMPFILE) != 0 { mode } else { 0 });
     how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
-    // SAFETY: the text ends in a zero byte and `how` is a whole open_how, both alive for the call.
+    // SAFETY: the text is zero-terminated, `how` is a complete open_how, and both live for the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_openat2,
@@ -192,12 +193,12 @@ pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: i32, mode: u3
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor, owned by this function only.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Opens a regular file whose name a job may have given to something else: no link is followed, and nothing waits for
-/// the other end of a pipe. Errors: also, it is no regular file.
+/// Opens a regular file at a name that a job may have replaced: follows no link, and does not block on a pipe. Fails if
+/// it is not a regular file.
 pub fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
 
@@ -210,18 +211,18 @@ pub fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<Fi
 }
 
 fn zeroed_how() -> libc::open_how {
-    // SAFETY: open_how holds integers only, for which zero is a value.
+    // SAFETY: open_how contains only integers, for which zero is valid.
     unsafe { std::mem::zeroed() }
 }
 
-/// When a process started, in clock ticks since boot: with its number it names the process for good.
+/// The start time of a process in clock ticks since boot; together with the pid, it identifies the process uniquely.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; the start is the twentieth field behind it.
+    // The process name, in parentheses, may contain any character; the start time is the twentieth field after it.
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Real, effective, saved and file system user of a process.
+/// The real, effective, saved and file system uid of a process.
 pub fn users_of(pid: i32) -> Option<[u32; 4]> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pidfd_hears_of_the_end() {
+    fn a_pidfd_becomes_readable_at_the_end() {
         let mut child = Command::new("sleep").arg("60").spawn().expect("started");
         let pidfd = pidfd_open(child.id().cast_signed()).expect("opened");
         assert!(start_time(child.id().cast_signed()).is_some());

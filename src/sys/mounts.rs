@@ -1,4 +1,4 @@
-//! Mounts that show a directory with other owners (mount_setattr(2), Linux 5.12).
+//! Mounts that show a directory with mapped owners (mount_setattr(2), Linux 5.12).
 
 use std::ffi::CString;
 use std::io;
@@ -11,21 +11,21 @@ const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
-/// A copy of the mount at `path` that stands nowhere yet. Errors: also a kernel that cannot (before 5.2).
+/// A detached copy of the mount at `path`. Also fails on kernels before 5.2.
 pub fn copy_of(path: &Path) -> io::Result<OwnedFd> {
     let path = text(path)?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-    // SAFETY: the text ends in a zero byte and lives for the call.
+    // SAFETY: the text is zero-terminated and lives for the call.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor, owned by this function only.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Shows the files of a copy with the owners that the user namespace gives them. Errors: also a kernel or a file system
-/// that cannot.
+/// Maps the owners of files in a copy according to a user namespace. Also fails if the kernel or the file system does
+/// not support that.
 pub fn map_owners(copy: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let how = libc::mount_attr {
         attr_set: MOUNT_ATTR_IDMAP,
@@ -33,7 +33,7 @@ pub fn map_owners(copy: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result
         propagation: 0,
         userns_fd: namespace.as_raw_fd() as u64,
     };
-    // SAFETY: the empty text ends in a zero byte and `how` is a whole mount_attr, both alive for the call.
+    // SAFETY: the empty text is zero-terminated, `how` is a complete mount_attr, and both live for the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -47,10 +47,10 @@ pub fn map_owners(copy: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Puts a copy in place.
+/// Attaches a copy at `place`.
 pub fn put(copy: BorrowedFd<'_>, place: &Path) -> io::Result<()> {
     let place = text(place)?;
-    // SAFETY: both texts end in a zero byte and live for the call.
+    // SAFETY: both texts are zero-terminated and live for the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_move_mount,

@@ -143,7 +143,7 @@ fn refuses_an_invalid_period_and_names_the_field() {
         ("", "0 field(s)"),
         ("* * * *", "4 field(s)"),
         ("* * * * * * * *", "8 field(s)"),
-        ("60 * * * *", "the minute `60` is none of 0-59"),
+        ("60 * * * *", "the minute `60` must be 0-59"),
         ("* 24 * * *", "the hour `24`"),
         ("* * 0 * *", "the day of month `0`"),
         ("* * 32W * *", "the day of month `32`"),
@@ -160,7 +160,7 @@ fn refuses_an_invalid_period_and_names_the_field() {
         ("+1 * * * *", "the minute `+1`"),
         ("-1 * * * *", "the minute ``"),
         ("61 * * * * * *", "the second `61`"),
-        ("@often", "none of @yearly"),
+        ("@often", "must be one of @yearly"),
         ("5000000000 * * * *", "the minute `5000000000`"),
     ] {
         let error = Period::read(period).expect_err(period);
@@ -185,8 +185,8 @@ fn detects_periods_that_never_match() {
         assert_eq!(Period::read(period).expect("a period").comes_after(today), expected, "{period}");
     }
     let oddity = |period: &str| Period::read(period).expect("a period").oddity(today).unwrap_or_default();
-    assert!(oddity("* * 30 2 *").contains("never comes"));
-    assert!(oddity("0 * 9-17 * * * *").contains("names seconds"));
+    assert!(oddity("* * 30 2 *").contains("never matches"));
+    assert!(oddity("0 * 9-17 * * * *").contains("sets seconds"));
     assert!(oddity("* * 9-17 * * * *").is_empty());
 }
 

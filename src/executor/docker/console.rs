@@ -1,4 +1,4 @@
-//! Who attends to a job while its containers are prepared.
+//! The console of a job while its containers are prepared.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -8,19 +8,20 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::JobError;
 
-/// Says things in the job's log, and knows when the job is over.
+/// Writes to the job's log, and knows when the job must stop.
 pub trait JobConsole: Sync {
-    /// A plain line.
+    /// Writes a plain line.
     fn line(&self, text: &str);
 
-    /// A line that warns.
+    /// Writes a warning.
     fn warning(&self, text: &str);
 
-    /// Waits until `ready` can be read (true), or `timeout` is over (false). Errors: the job is to stop.
+    /// Waits until `ready` is readable (true) or `timeout` is over (false). Fails if the job must stop.
     fn wait(&self, ready: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError>;
 }
 
-/// A process of its own that prepares: what it prints is the job's log, and the end of the job is its end.
+/// The console of a separate process that prepares containers: its output is the job's log, and the shim kills it when
+/// the job must stop.
 pub struct StdoutConsole;
 
 impl JobConsole for StdoutConsole {

@@ -1,5 +1,5 @@
-//! From configuration and choice to the request that makes a container. Nothing is asked here: what the engine is told
-//! follows from what is written.
+//! Builds the request that creates a container from the configuration and the resolved image. Pure functions: nothing
+//! contacts the engine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,24 +13,24 @@ use crate::config::docker::{self, Docker, Gpus, Size, Swap};
 use crate::decode;
 use crate::failure::JobError;
 
-/// The first version of the API in which a hardware address belongs to a network.
+/// The first API version in which the MAC address belongs to a network endpoint.
 const MAC_OF_NETWORK: Revision = Revision(1, 44);
 
 /// The network that the containers of a job share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkMode {
-    /// The engine's own bridge, in which containers have no names: addresses are written into their hosts files.
+    /// The engine's default bridge, which has no DNS: addresses are written to the containers' hosts files.
     Bridge,
-    /// The machine's.
+    /// The machine's network.
     Host,
-    /// A network in which containers have names.
+    /// A network with DNS for container names.
     Named(String),
-    /// None, or that of another container.
+    /// No network, or that of another container.
     Other(String),
 }
 
 impl NetworkMode {
-    /// The configured network, or the job's own where it has one.
+    /// The configured network, or the job's own network.
     pub fn of(docker: &Docker, of_job: Option<&str>) -> Self {
         match (docker.network_mode.as_str(), of_job) {
             ("", Some(name)) => Self::Named(name.to_owned()),
@@ -50,48 +50,48 @@ impl NetworkMode {
     }
 }
 
-/// What a container gets beside what is configured.
+/// The settings of a container beyond the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerSettings {
-    /// The image as it was found, by digest or identifier.
+    /// The image, by digest or id.
     pub image: String,
-    /// Its name for itself; what is configured goes before.
+    /// The host name; a configured one takes precedence.
     pub hostname: String,
     /// `KEY=VALUE`
     pub environment: Vec<String>,
-    /// Labels of the job and of the agent.
+    /// Labels for the job and the agent.
     pub labels: BTreeMap<String, String>,
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
-    /// `NAME:ADDRESS` of services.
+    /// `NAME:ADDRESS` entries for services.
     pub hosts: Vec<String>,
-    /// Its names in a network that has names.
+    /// Network aliases, if the network has DNS.
     pub aliases: Vec<String>,
 }
 
-/// Says what cannot be kept together in the configuration. Errors: there is something.
+/// Fails if the configuration contradicts itself; names the contradictions.
 pub fn check(docker: &Docker) -> Result<(), JobError> {
     let told = docker.contradictions();
     if told.is_empty() {
         return Ok(());
     }
     let told: Vec<String> = told.iter().map(|one| format!("`{}`: {}", one.key, one.why)).collect();
-    Err(JobError::configuration(format!("the configuration of this runner contradicts itself: {}", told.join("; "))))
+    Err(JobError::configuration(format!("the configuration of this runner is contradictory: {}", told.join("; "))))
 }
 
-/// The failure of a job whose container the engine does not make. What it finds wrong with the request is in the
-/// configuration, or asked for by the job.
+/// The failure of a job whose container the engine does not create. If the engine rejects the request, the cause is in
+/// the configuration or in the job.
 pub fn create_error(what: &str, error: &Error) -> JobError {
     match error.status() {
         Some(400) => JobError::configuration(format!(
             "the container engine refuses to make the container of {what}: {error}: change what the job asks for, or \
              [runners.docker]"
         )),
-        _ => JobError::system(format!("the container of {what} cannot be made: {error}")),
+        _ => JobError::system(format!("cannot create the container of {what}: {error}")),
     }
 }
 
-/// The job's container. Errors: a file that the configuration names cannot be read.
+/// The job's container. Fails if a file that the configuration names is unreadable.
 pub fn of_job(
     docker: &Docker,
     resolved: &ResolvedImage,
@@ -128,7 +128,7 @@ pub fn of_job(
     host.volume_driver.clone_from(&docker.volume_driver);
     host.links.clone_from(&docker.links);
     if docker.log_options.0.is_empty() {
-        // What the job prints goes into its log; the engine need not keep it as well.
+        // The job's output goes directly to the job's log; the engine need not store it as well.
         host.log_config = LogConfig { kind: "none".to_owned(), ..LogConfig::default() };
     }
     host.ipc_mode.clone_from(&docker.ipcmode);
@@ -141,7 +141,7 @@ pub fn of_job(
     Ok(container)
 }
 
-/// The container of a service. Errors: as for [`of_job`].
+/// The container of a service. Fails as [`of_job`] does.
 pub fn of_service(
     docker: &Docker,
     resolved: &ResolvedImage,
@@ -164,7 +164,7 @@ pub fn of_service(
     Ok(from_image(resolved, network, settings, host))
 }
 
-/// What counts for every container.
+/// The settings that all containers share.
 fn shared(docker: &Docker, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
     let has_hosts = !matches!(network, NetworkMode::Other(mode) if mode.starts_with("container:"));
     let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(settings.hosts.iter().cloned());
@@ -181,9 +181,9 @@ fn shared(docker: &Docker, network: &NetworkMode, settings: &ContainerSettings) 
         isolation: docker.isolation.clone(),
         userns_mode: docker.userns_mode.clone(),
         shm_size: docker.shm_size.0,
-        // Whoever starts containers again is the agent.
+        // Only the agent starts containers again.
         restart_policy: RestartPolicy { name: "no".to_owned() },
-        // In files, so that the output of services can be read back.
+        // As JSON files, so that the agent can read the output of services.
         log_config: LogConfig { kind: "json-file".to_owned(), config: docker.log_options.0.clone() },
         ..HostConfig::default()
     }
@@ -246,7 +246,7 @@ fn device_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
-/// The engine wants the content of a profile, not its path, which is on the agent's machine.
+/// The engine needs the content of a seccomp profile, not its path on the agent's machine.
 fn security_options(options: &[String]) -> Result<Vec<String>, JobError> {
     let inlined = |option: &String| {
         let Some(path) = option.strip_prefix("seccomp=").filter(|profile| !is_built_in(profile)) else {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_network_is_the_configured_one_or_the_jobs() {
+    fn uses_the_configured_network_or_the_jobs_own() {
         for (mode, of_job, expected) in [
             ("", None, NetworkMode::Bridge),
             ("", Some("mine"), NetworkMode::Named("mine".to_owned())),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_without_any_setting_has_no_rights_and_no_socket() {
+    fn a_container_with_default_settings_has_no_privileges_and_no_socket() {
         let docker = docker("");
         let host = &json(&job(&docker, &NetworkMode::Bridge))["HostConfig"];
         for key in ["Binds", "Privileged", "CapAdd", "Devices", "SecurityOpt", "PidMode", "UsernsMode", "VolumesFrom"] {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_jobs_and_of_services_are_kept_apart() {
+    fn settings_of_jobs_do_not_apply_to_services() {
         let docker = docker(
             "memory = \"1g\"\ncpus = \"1.5\"\nservice_memory = \"256m\"\nservice_cpus = \"0.5\"\ncap_add = [\"NET_ADMIN\"]\n\
              dns = [\"10.0.0.1\"]\nshm_size = 1024\nhostname = \"own\"\nservices_security_opt = [\"no-new-privileges\"]\n\
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn names_go_where_the_network_has_them() {
+    fn sets_aliases_in_networks_with_dns() {
         let docker = docker("extra_hosts = [\"x:10.0.0.9\"]");
         let bridge = job(&docker, &NetworkMode::Bridge);
         assert_eq!(bridge.host_config.extra_hosts, ["x:10.0.0.9", "db:172.17.0.2"]);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hardware_address_stands_where_the_engine_looks_for_it() {
+    fn sets_the_mac_address_where_the_engine_expects_it() {
         let docker = docker("mac_address = \"92:d0:c6:0a:29:33\"");
         let old = json(&job(&docker, &NetworkMode::Bridge));
         assert_eq!(old["MacAddress"], "92:d0:c6:0a:29:33");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_sent_by_its_content() {
+    fn sends_the_content_of_a_profile() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("profile.json");
         fs::write(&path, "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}\n").expect("written");

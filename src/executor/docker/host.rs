@@ -1,4 +1,4 @@
-//! Where the engine is: configured, given by the environment as for docker's own command line, or at the usual place.
+//! The engine's address: configured, from the environment as for the docker command line, or the default socket.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use crate::config::docker::Docker;
 use crate::http::Address;
 use crate::http::tls::TlsFiles;
 
-/// The usual place.
+/// The default address.
 const USUAL: &str = "unix:///var/run/docker.sock";
 
-/// The engine's address. Errors: what is written is none.
+/// Fails if the configured address is invalid.
 pub fn address(docker: &Docker) -> Result<Address, String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if !docker.host.is_empty() {
@@ -32,26 +32,26 @@ pub fn address(docker: &Docker) -> Result<Address, String> {
 
 fn parse(text: &str, tls: bool, certificates: Option<&Path>, place: &str) -> Result<Address, String> {
     let wrong = |why: &str| format!("{place}: `{text}` {why}; write unix:///path or tcp://host:port");
-    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("is no address"))?;
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("is not an address"))?;
     match scheme {
         "unix" if rest.starts_with('/') => Ok(Address::Unix(PathBuf::from(rest))),
         "tcp" | "http" | "https" => {
             let rest = rest.trim_end_matches('/');
             let tls = tls || scheme == "https";
             if rest.is_empty() || rest.contains('/') {
-                return Err(wrong("is no address"));
+                return Err(wrong("is not an address"));
             }
             let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
             let port = if tls { 2376 } else { 2375 };
             let place = if has_port { rest.to_owned() } else { format!("{rest}:{port}") };
             Ok(Address::Tcp(place, tls.then(|| files(certificates))))
         }
-        "ssh" | "npipe" | "fd" => Err(wrong("is reached in a way that mayfly does not go")),
-        _ => Err(wrong("is no address")),
+        "ssh" | "npipe" | "fd" => Err(wrong("has a scheme that mayfly does not support")),
+        _ => Err(wrong("is not an address")),
     }
 }
 
-/// What a directory of certificates holds; an engine need not want to know its clients.
+/// The files in a certificate directory; the client certificate is optional.
 fn files(directory: Option<&Path>) -> TlsFiles {
     let file = |name: &str| directory.map(|directory| directory.join(name));
     let (cert_file, key_file) = (file("cert.pem"), file("key.pem"));
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_docker() {
+    fn parses_addresses_as_docker_does() {
         let of = |host: &str, tls_verify| address(&Docker { host: host.to_owned(), tls_verify, ..Docker::default() });
         assert_eq!(of("unix:///run/x.sock", false), Ok(Address::Unix("/run/x.sock".into())));
         assert_eq!(of("tcp://10.0.0.1", false), Ok(Address::Tcp("10.0.0.1:2375".into(), None)));

@@ -1,4 +1,4 @@
-//! Getting images onto the machine: by which policy, with which login, again when the network was at fault.
+//! Provides images: applies pull policies and logins, and retries after network failures.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,38 +20,37 @@ use super::resolved_image::ResolvedImage;
 use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
 
-/// Tries of a pull that fails on the way to the registry.
+/// The number of attempts of a pull that cannot reach the registry.
 const PULL_ATTEMPTS: u32 = 3;
-/// Between them.
+/// The delays between them.
 const RETRY_DELAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-/// A pull that goes on says so this often.
+/// How often a running pull reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// An image that is here.
+/// An image on the machine.
 #[derive(Clone)]
 pub struct LocalImage {
-    /// What containers are made of: no tag that may move meanwhile.
+    /// The exact image for containers: not a tag, which may move meanwhile.
     pub pinned: String,
-    /// What its containers are by default.
+    /// The defaults for its containers.
     pub config: ImageConfig,
 }
 
-/// Gets the images of one job.
+/// Provides the images of one job.
 pub struct ImageProvider<'a> {
     engine: &'a Arc<Engine>,
     logins: &'a RegistryLogins<'a>,
     console: &'a dyn JobConsole,
-    /// What was pulled for this job, by name and platform: it is not pulled again.
+    /// Images that were pulled for this job, by name and platform; they are not pulled again.
     provided: RefCell<BTreeMap<(String, String), LocalImage>>,
 }
 
 impl<'a> ImageProvider<'a> {
-    /// Images of an engine, with these logins.
     pub fn new(engine: &'a Arc<Engine>, logins: &'a RegistryLogins<'a>, console: &'a dyn JobConsole) -> Self {
         Self { engine, logins, console, provided: RefCell::default() }
     }
 
-    /// Gets an image by the first of its policies that can. Errors: none can; why the last one could not.
+    /// Provides an image by the first pull policy that succeeds. The error is that of the last one.
     pub fn provide(&self, resolved: &ResolvedImage) -> Result<LocalImage, JobError> {
         let name = &resolved.name;
         let policies = policy::in_words(&resolved.policies);
@@ -60,7 +59,7 @@ impl<'a> ImageProvider<'a> {
         if let Some(had) = self.provided.borrow().get(&key) {
             return Ok(had.clone());
         }
-        let mut failure = JobError::system(format!("there is no pull policy for `{name}`"));
+        let mut failure = JobError::system(format!("no pull policy applies to `{name}`"));
         for (index, policy) in resolved.policies.iter().enumerate() {
             let word = policy.as_str();
             if index > 0 {
@@ -81,7 +80,7 @@ impl<'a> ImageProvider<'a> {
         Err(JobError { message: what, ..failure })
     }
 
-    /// One try of a policy. Errors: the job is to stop, or the engine is away; inside, the policy does not do.
+    /// Tries one policy. Outer error: the job must stop, or the engine is unreachable. Inner error: the policy failed.
     fn by_policy(&self, resolved: &ResolvedImage, policy: PullPolicy) -> Result<Result<Image, JobError>, JobError> {
         let is_id = matches!(resolved.reference, Reference::Id(_));
         if policy != PullPolicy::Always || is_id {
@@ -100,13 +99,13 @@ impl<'a> ImageProvider<'a> {
             }
         }
         if policy == PullPolicy::Never || is_id {
-            let why = "it is not on this machine: load it there, or let it be pulled by another policy";
+            let why = "the machine does not have it; load it there, or use another pull policy";
             return Ok(Err(JobError::system(why)));
         }
         self.pull(resolved)
     }
 
-    /// Pulls, up to [`PULL_ATTEMPTS`] times where the network is at fault.
+    /// Pulls an image, up to [`PULL_ATTEMPTS`] times if the network fails.
     fn pull(&self, resolved: &ResolvedImage) -> Result<Result<Image, JobError>, JobError> {
         let login = match &resolved.reference {
             Reference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),
@@ -131,14 +130,14 @@ impl<'a> ImageProvider<'a> {
                 return Ok(Err(cause.error(&error, login.is_some())));
             }
             let delay = RETRY_DELAY.0 + (RETRY_DELAY.1 - RETRY_DELAY.0).mul_f64(crate::random::fraction());
-            let text = format!("{} is not pulled yet: {}; again in {} s", resolved.name, error.trim(), delay.as_secs());
+            let text = format!("cannot pull {}: {}; retrying in {} s", resolved.name, error.trim(), delay.as_secs());
             self.console.warning(&text);
             self.console.wait(None, delay)?;
         }
     }
 
-    /// One pull, in a thread of its own, so that the end of the job need not wait for it: the engine goes on alone then,
-    /// and the next job finds the image. Errors: the job is to stop.
+    /// Pulls once, in its own thread: if the job must stop, it need not wait. The engine then finishes the pull, and
+    /// the next job finds the image. Fails if the job must stop.
     fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), Error>, JobError> {
         let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", resolved.name));
         let pulling = Arc::new(Pulling::new().map_err(system)?);
@@ -170,7 +169,7 @@ impl<'a> ImageProvider<'a> {
     }
 }
 
-/// Whether a digest is one of the image that was asked for: an engine knows an image by all names it ever had.
+/// Whether a digest belongs to the requested image: an engine knows an image by all its names.
 fn is_of(digest: &str, reference: &Reference) -> bool {
     match (Reference::parse(digest), reference) {
         (Ok(Reference::Named(one)), Reference::Named(other)) => one.normalized() == other.normalized(),
@@ -182,21 +181,21 @@ fn platform(resolved: &ResolvedImage) -> Option<&str> {
     Some(resolved.platform.as_str()).filter(|platform| !platform.is_empty())
 }
 
-/// The policy that was tried before.
+/// The previous policy.
 fn before(resolved: &ResolvedImage, index: usize) -> &'static str {
     resolved.policies.get(index - 1).map_or("", |policy| policy.as_str())
 }
 
-/// A pull that goes on in its thread.
+/// A pull that runs in its thread.
 struct Pulling {
-    /// Rings at its end.
+    /// Rings when the pull ends.
     bell: EventFd,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Layers, and whether they are done.
+    /// The layers, and whether each is complete.
     layers: BTreeMap<String, bool>,
     outcome: Option<Result<(), Error>>,
 }
@@ -210,7 +209,7 @@ impl Pulling {
     fn run(&self, engine: &Engine, reference: &str, platform: Option<&str>, header: Option<&str>) -> Result<(), Error> {
         let mut pull = engine.pull(reference, platform, header)?;
         while let Some(progress) = pull.next_progress()? {
-            // Lines without a layer, or about the tag itself, are of no interest.
+            // Only messages about layers are of interest.
             if let Some(done) = layer_is_done(&progress.status) {
                 self.state().layers.insert(progress.id, done);
             }
@@ -231,8 +230,8 @@ impl Pulling {
         let state = self.state();
         let done = state.layers.values().filter(|done| **done).count();
         match state.layers.len() {
-            0 => "the registry has not answered yet".to_owned(),
-            all => format!("{done} of {all} layers are here"),
+            0 => "waiting for the registry".to_owned(),
+            all => format!("{done} of {all} layers pulled"),
         }
     }
 
@@ -241,7 +240,7 @@ impl Pulling {
     }
 }
 
-/// What a status says of its layer, if it is about one.
+/// Whether a status means that its layer is complete; `None` if it is not about a layer.
 fn layer_is_done(status: &str) -> Option<bool> {
     match status {
         "Pull complete" | "Already exists" => Some(true),

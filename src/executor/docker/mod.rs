@@ -1,8 +1,8 @@
-//! Jobs in containers, through the Engine API: no docker command line, no helper image.
+//! Jobs in containers, through the Engine API: without the docker command line and without a helper image.
 //!
-//! One container a job: made before the first script and started for each. Its processes are the engine's, so a child of
-//! the shim stands for them: as long as it lives the script does. File work is done beside the container, in a directory
-//! of the machine that the container sees as its builds directory.
+//! Each job has one container, which is created before the first script and started for each script. Its processes are
+//! children of the engine, so a child process of the shim represents the script: it lives as long as the script runs.
+//! File tasks run beside the container, in a directory of the machine that the container sees as its builds directory.
 
 pub mod console;
 pub mod create;
@@ -34,27 +34,27 @@ use crate::instance::aws::ecr::Tokens;
 use crate::shim::spec::User;
 use names::Owner;
 
-/// Where containers have their builds unless `builds_dir` says otherwise.
+/// The builds directory in containers unless `builds_dir` is set.
 pub const BUILDS: &str = "/builds";
 
-/// The containers of one runner's jobs.
+/// The container executor of one runner.
 pub struct Docker {
-    /// The engine.
+    /// The engine's address.
     pub address: Address,
-    /// Whose they are.
+    /// The owner of the containers.
     pub owner: Owner,
-    /// Where containers have their builds.
+    /// The builds directory in containers.
     pub builds: PathBuf,
-    /// Those that are being removed.
+    /// The running removals.
     pub removals: removal::ContainerRemovals,
-    /// For Amazon's registries.
+    /// Tokens for Amazon ECR.
     pub tokens: Tokens,
     home: PathBuf,
     parents: CgroupParents,
 }
 
 impl Docker {
-    /// Containers as a runner's configuration has them. Errors: the engine's address is none.
+    /// Fails if the engine's address is invalid.
     pub fn new(
         runner: &Runner,
         owner: Owner,
@@ -76,7 +76,7 @@ impl Docker {
 
 impl Executor for Docker {
     fn greeting(&self) -> Option<String> {
-        // The image is said by whoever chooses it.
+        // The process that resolves the image writes this line.
         None
     }
 

@@ -1,29 +1,29 @@
-//! What the containers, networks and volumes of a job are called and labelled: gitlab-runner's names, by which tools
-//! around it find them, and ours, by which we find what is left of a job.
+//! Names and labels of a job's containers, networks and volumes: gitlab-runner's, which other tools use, and mayfly's
+//! own, by which the agent finds objects of its jobs.
 
 use std::collections::BTreeMap;
 
 use crate::payload::Payload;
 
-/// Labels as gitlab-runner has them.
+/// The prefix of gitlab-runner's labels.
 const GITLAB_RUNNER_PREFIX: &str = "com.gitlab.gitlab-runner";
-/// The machine.
+/// The label with the id of the machine.
 pub const INSTANCE: &str = "io.mayfly.instance";
-/// The state directory of the agent: several may live on a machine.
+/// The label with the agent's state directory: a machine may run several agents.
 pub const STATE: &str = "io.mayfly.state";
-/// The life of the agent that took the job.
+/// The label with the run of the agent that took the job.
 pub const LIFE: &str = "io.mayfly.life";
-/// The job, with the time at which it began: another server may have one of this number.
+/// The label with the job id and its start time: different servers may use the same id.
 pub const JOB: &str = "io.mayfly.job";
-/// The anonymous volumes of a container outlive it (`volume_keep`).
+/// The label of a container whose anonymous volumes are kept (`volume_keep`).
 pub const VOLUME_KEEP: &str = "io.mayfly.volume-keep";
-/// What goes with the job.
+/// The label of objects that are removed with the job.
 pub const LIFETIME: &str = "io.mayfly.temporary";
 
-/// Characters of a container's name before what makes it unique.
+/// The longest prefix of a container's name before its unique part.
 const NAME_MAX: usize = 63;
 
-/// Who made something.
+/// The owner of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// See [`INSTANCE`].
@@ -34,9 +34,8 @@ pub struct Owner {
     pub life: String,
 }
 
-/// The job that something is for.
+/// The job that an object belongs to.
 pub struct JobNames<'a> {
-    /// What the server says of it.
     pub payload: &'a Payload,
     /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
     pub concurrent: (u32, u32),
@@ -44,12 +43,12 @@ pub struct JobNames<'a> {
     pub job: &'a str,
     /// The runner's short token.
     pub runner: &'a str,
-    /// What tells this machine from others.
+    /// The machine's `system_id`.
     pub system_id: &'a str,
 }
 
 impl JobNames<'_> {
-    /// The name of the job's machine for itself, and the beginning of all names.
+    /// The host name of the job's containers, and the prefix of all names.
     pub fn host_name(&self) -> String {
         let project = self.payload.job_info.project_id;
         let name = format!("runner-{}-project-{project}-concurrent-{}", self.runner, self.concurrent.1);
@@ -57,14 +56,14 @@ impl JobNames<'_> {
         name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(NAME_MAX).collect()
     }
 
-    /// The beginning of the names of this job's containers: no other job has it, and it is the same for every agent that
-    /// takes up the job.
+    /// The prefix of the names of this job's containers: unique to the job, and the same for every agent that resumes
+    /// the job.
     pub fn prefix(&self, owner: &Owner) -> String {
         let unique = digest(&format!("{}\0{}\0{}", self.job, owner.instance, owner.state));
         format!("{}-{}", self.host_name(), &unique[..16])
     }
 
-    /// Labels of everything that is made for the job; `kind` is `build`, `cache`, …
+    /// The labels of an object of the job; `kind` is `build`, `cache`, …
     pub fn labels(&self, owner: &Owner, kind: &str) -> BTreeMap<String, String> {
         let (git, job) = (&self.payload.git_info, &self.payload.job_info);
         let variable = |key: &str| {
@@ -98,7 +97,7 @@ impl JobNames<'_> {
     }
 }
 
-/// A short text that stands for a longer one: hexadecimal digits of its SHA-256.
+/// A short identifier for a text: hexadecimal digits of its SHA-256.
 pub fn digest(text: &str) -> String {
     crate::digest::sha256(text.as_bytes())
 }
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_belong_to_one_job_and_stay_the_same() {
+    fn names_are_unique_to_a_job_and_stable() {
         let mut payload = Payload { id: 7, ..Payload::default() };
         payload.job_info.project_id = 9;
         let owner = Owner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };

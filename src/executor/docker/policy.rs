@@ -1,10 +1,10 @@
-//! Which pull policies count for an image, and what a failed pull means.
+//! Selects the pull policies for an image, and classifies failed pulls.
 
 use crate::config::docker::{Docker, PullPolicy};
 use crate::failure::{FailureReason, JobError};
 
-/// The policies for an image that itself names `wanted`, in the order in which they are tried. Errors: it names one
-/// that does not exist, or none that is allowed.
+/// The policies for an image that requests `wanted`, in the order of attempts. Fails if a requested policy does not
+/// exist or none is allowed.
 pub fn of_image(wanted: &[String], docker: &Docker) -> Result<Vec<PullPolicy>, JobError> {
     let (asked, whose) = match wanted.is_empty() {
         true => (docker.default_policies(), "of the runner (`pull_policy`)"),
@@ -32,20 +32,20 @@ pub fn in_words(policies: &[PullPolicy]) -> String {
     format!("[{}]", words.join(" "))
 }
 
-/// Where the cause of a failed pull lies.
+/// The cause of a failed pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullFailure {
-    /// On the way to the registry: another try may do.
+    /// The registry cannot be reached; another attempt may succeed.
     Network,
-    /// The registry does not know the image, or not to us.
+    /// The registry does not have the image or denies access.
     Refused,
     /// The image does not exist for this platform.
     Platform,
-    /// Something else.
+    /// Another cause.
     Other,
 }
 
-/// What the engine says when the network is at fault (gitlab-runner tells failures apart by these, too).
+/// Parts of the engine's messages for network failures (gitlab-runner uses the same).
 const NETWORK_MESSAGES: [&str; 10] = [
     "dial tcp",
     "connection refused",
@@ -58,7 +58,7 @@ const NETWORK_MESSAGES: [&str; 10] = [
     "unexpected eof",
     "toomanyrequests",
 ];
-/// And what when the registry does not give the image out.
+/// Parts of the engine's messages if the registry refuses the image.
 const REFUSED_MESSAGES: [&str; 8] = [
     "not found",
     "manifest unknown",
@@ -72,7 +72,7 @@ const REFUSED_MESSAGES: [&str; 8] = [
 const PLATFORM_MESSAGES: [&str; 2] = ["no matching manifest", "no match for platform"];
 
 impl PullFailure {
-    /// The cause, by the engine's text: it answers 500 to nearly everything.
+    /// The cause according to the engine's message: the engine returns status 500 for most causes.
     pub fn of(message: &str) -> Self {
         let text = message.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -92,14 +92,14 @@ impl PullFailure {
             Self::Platform | Self::Other => FailureReason::ImagePullFailure,
         };
         let advice = match (self, logged_in) {
-            (Self::Network, _) => "the container engine cannot reach the registry; look at its network, proxy and DNS",
-            (Self::Refused, true) => "check the name and the tag of the image, and what the login may read",
+            (Self::Network, _) => "the container engine cannot reach the registry; check its network, proxy and DNS",
+            (Self::Refused, true) => "check the name and the tag of the image, and the permissions of the login",
             (Self::Refused, false) => {
                 "check the name and the tag of the image; if it is private, give a login with DOCKER_AUTH_CONFIG or in \
                  the agent's ~/.docker/config.json"
             }
             (Self::Platform, _) => "the image does not exist for this platform; choose another image or `platform`",
-            (Self::Other, _) => "look at the container engine's log (journalctl -u docker)",
+            (Self::Other, _) => "see the container engine's log (journalctl -u docker)",
         };
         JobError::new(reason, format!("{}: {advice}", message.trim()))
     }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_of_the_job_counts_without_a_default_that_is_allowed() {
+    fn a_policy_of_the_job_is_used_even_if_the_default_is_not_allowed() {
         let text = "pull_policy = \"always\"\nallowed_pull_policies = [\"never\", \"if-not-present\"]";
         let docker: Docker = toml::from_str(text).expect("a table");
         assert!(super::super::create::check(&docker).is_ok(), "jobs are not failed for the runner's default");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_job_asks_for_must_be_allowed() {
+    fn the_requested_policy_must_be_allowed() {
         assert_eq!(of(&[], &docker(&[], &[])), Ok(vec![Always]));
         assert_eq!(of(&[], &docker(&[Never, Always], &[])), Ok(vec![Never, Always]));
         assert_eq!(of(&["if-not-present"], &docker(&[], &[Never, IfNotPresent])), Ok(vec![IfNotPresent]));
@@ -146,9 +146,9 @@ mod tests {
         assert!(of(&["sometimes"], &docker(&[], &[])).expect_err("refused").contains("`sometimes`"));
     }
 
-    /// Texts of engines 20.10 to 28.
+    /// Messages of engines 20.10 to 28.
     #[test]
-    fn tells_causes_apart_by_the_engines_text() {
+    fn classifies_causes_by_the_engines_message() {
         for (text, cause) in [
             ("Get \"https://r.test/v2/\": dial tcp: lookup r.test: no such host", PullFailure::Network),
             ("Get \"https://r.test/v2/\": net/http: TLS handshake timeout", PullFailure::Network),

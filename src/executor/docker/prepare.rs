@@ -1,4 +1,4 @@
-//! Everything a job's container needs, made before the first script: directories, network, volumes, image, and the
+//! Prepares everything for a job's container before the first script: directories, network, volumes, image, and the
 //! container itself, which is started for each script.
 
 use std::path::PathBuf;
@@ -24,30 +24,27 @@ use crate::http::Address;
 use crate::payload;
 use crate::payload::variables::Variables;
 
-/// What is to be prepared.
+/// The input of the preparation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PrepareTask {
-    /// The engine.
     pub address: Address,
-    /// `[runners.docker]` as it is written.
+    /// The text of `[runners.docker]`.
     pub docker: String,
-    /// The job as the server gave it out.
+    /// The payload of the job.
     pub payload: String,
-    /// The job's variables.
     pub variables: Variables,
-    /// The beginning of all names.
+    /// The prefix of all names.
     pub prefix: String,
-    /// The container's name for itself.
+    /// The host name of the container.
     pub host_name: String,
-    /// Labels of the container.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// A network of the job's own.
+    /// The job's own network, if it has one.
     pub network: Option<CreateNetwork>,
-    /// Volumes to be made.
+    /// Volumes to create.
     pub volumes: Vec<CreateVolume>,
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
-    /// What the agent has for logging in at registries.
+    /// The agent's sources of registry logins.
     pub access: LoginSources,
     /// The runner's `shell`.
     pub shell: Option<String>,
@@ -55,15 +52,15 @@ pub struct PrepareTask {
     pub init: bool,
     /// `FF_USE_NATIVE_CONTAINER_STOP`.
     pub native_stop: bool,
-    /// Below which the job's directories are.
+    /// The builds directory of the job on the machine.
     pub root: PathBuf,
-    /// The project's directory and the one for temporary files.
+    /// The project directory and the directory for temporary files.
     pub directories: [PathBuf; 2],
 }
 
-/// Prepares; says in the job's log what it does. Errors: whose fault it is that the container is not ready.
+/// Prepares the container; writes its progress to the job's log.
 pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
-    let unread = |what: &str, why: String| JobError::system(format!("{what} cannot be read: {why}"));
+    let unread = |what: &str, why: String| JobError::system(format!("cannot read {what}: {why}"));
     let docker: Docker = decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
     let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
     let expand = |text: &str| plan.variables.expand(text);
@@ -124,16 +121,15 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
     Ok(prepared)
 }
 
-/// An engine that is being started again has a few seconds to come up.
+/// Connects to the engine; waits some seconds for one that is restarting.
 fn connect(address: &Address) -> Result<Engine, JobError> {
-    // One that hangs was waited for long enough.
+    // A hanging engine has already used up its time.
     let may_come_up = |error: &Error| error.is_unreachable() && !matches!(error, Error::Silent { .. });
-    let tell =
-        |error: &Error| StdoutConsole.warning(&format!("{error}; trying again in {} s", RETRY_INTERVAL.as_secs()));
+    let tell = |error: &Error| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
     retry(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
 }
 
-/// A container that is started for each script and gets it on standard input.
+/// The request for a container that gets a script on standard input each time it starts.
 fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateContainer {
     let mut request = CreateContainer {
         cmd: Some(script::command(plan.shell.as_deref())),
@@ -148,7 +144,7 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
     request
 }
 
-/// Whether the container runs as the machine's root, so that nobody else has to reach what is the job's.
+/// Whether the container runs as root of the machine, so that no other user needs access to the job's files.
 fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &Engine) -> bool {
     let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
@@ -158,11 +154,11 @@ fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &E
     docker.userns_mode == "host" || !engine.info().is_ok_and(|info| info.security_options.iter().any(is_mapped))
 }
 
-/// The directory that containers see as their builds directory; on the machine nobody else enters it.
+/// Creates the directory that containers see as their builds directory; other users of the machine cannot enter it.
 fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
     use std::os::unix::fs::DirBuilderExt;
     let unusable = |error: std::io::Error| {
-        JobError::system(format!("the directory of builds {} cannot be made: {error}", plan.root.display()))
+        JobError::system(format!("cannot create the builds directory {}: {error}", plan.root.display()))
     };
     if let Some(parent) = plan.root.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(unusable)?;
@@ -172,10 +168,10 @@ fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
     std::fs::set_permissions(&plan.root, open).map_err(unusable)
 }
 
-/// The directories of the job, so that the container's user can work in them.
+/// Creates the job's directories so that the container's user can work in them.
 fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError> {
     let unusable = |error: std::io::Error| {
-        JobError::system(format!("the job's directories below {} cannot be made: {error}", plan.root.display()))
+        JobError::system(format!("cannot create the job's directories below {}: {error}", plan.root.display()))
     };
     let [project, temporary] = &plan.directories;
     safe_dirs::create(&plan.root, project, 0o777).map_err(unusable)?;
@@ -183,7 +179,7 @@ fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError>
 }
 
 fn create_network_and_volumes(plan: &PrepareTask, engine: &Engine) -> Result<(), JobError> {
-    let failed = |what: &str, error: Error| JobError::system(format!("{what} cannot be made: {error}"));
+    let failed = |what: &str, error: Error| JobError::system(format!("cannot create {what}: {error}"));
     for volume in &plan.volumes {
         engine.create_volume(volume).map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }

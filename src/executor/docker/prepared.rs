@@ -1,4 +1,4 @@
-//! A container with all that belongs to it, as the journal keeps it.
+//! A prepared container with its network, volumes and services, as stored in the journal.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,33 +10,31 @@ use super::retry::create_anew;
 use super::services::RunningService;
 use crate::failure::JobError;
 
-/// A container that is ready.
+/// A prepared container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreparedContainer {
-    /// Its engine.
     pub engine: EngineAddress,
-    /// Its name.
     pub name: String,
-    /// The image as the job names it.
+    /// The image as named by the job.
     pub image: String,
-    /// For another machine than this one.
+    /// The platform, if it is not the machine's.
     pub platform: Option<String>,
-    /// How it is made.
+    /// The request that creates it.
     pub request: CreateContainer,
-    /// What runs beside it.
+    /// Its services.
     pub services: Vec<RunningService>,
-    /// Its processes are its own, not those of the machine or of another container.
+    /// Whether it has its own PID namespace.
     pub has_own_processes: bool,
-    /// Only its first process is asked to end.
+    /// Whether only its first process gets SIGTERM.
     pub native_stop: bool,
-    /// Its anonymous volumes outlive it.
+    /// Whether its anonymous volumes are kept.
     pub volume_keep: bool,
-    /// It runs as root: nobody else has to reach the job's secrets.
+    /// Whether it runs as root: then no other user needs access to the job's secrets.
     pub is_root: bool,
 }
 
 impl PreparedContainer {
-    /// Makes the container; one that an earlier try left is removed. Errors: the engine does not make it.
+    /// Creates the container; removes one that an earlier attempt left.
     pub fn create(&self, engine: &Engine) -> Result<(), JobError> {
         match create_anew(engine, &self.name, self.platform.as_deref(), &self.request, self.volume_keep) {
             Ok((_, warnings)) => {
@@ -47,12 +45,12 @@ impl PreparedContainer {
         }
     }
 
-    /// Removes the container, if there is one.
+    /// Removes the container if it exists.
     pub fn remove(&self, engine: &Engine) -> Result<(), Error> {
         engine.remove_container(&self.name, self.volume_keep)
     }
 
-    /// Bytes of memory it may use; 0 for all.
+    /// Its memory limit in bytes; 0 for none.
     pub fn memory_limit(&self) -> i64 {
         self.request.host_config.memory
     }

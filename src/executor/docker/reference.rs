@@ -1,42 +1,42 @@
-//! Names of images as authors write them, and what they stand for.
+//! Parses image names.
 //!
-//! `alpine` is `docker.io/library/alpine:latest`; `registry.test:5000/team/app:1@sha256:…` says everything itself. What
-//! no engine would take as a name is found here, before anything is asked.
+//! `alpine` means `docker.io/library/alpine:latest`; `registry.test:5000/team/app:1@sha256:…` is complete. Invalid
+//! names are detected here, before the engine is asked.
 
 use std::fmt;
 
-/// The registry of names without one.
+/// The registry of names without a registry.
 pub const DOCKER_HUB: &str = "docker.io";
 
-/// How many characters a name may have (distribution's rule).
+/// The longest name, in characters (rule of the distribution project).
 const NAME_MAX: usize = 255;
 
-/// The name of an image, taken apart.
+/// A parsed image name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
-    /// An image that is here, by its identifier.
+    /// A local image, by its id.
     Id(String),
-    /// An image of a registry.
+    /// An image in a registry.
     Named(Name),
 }
 
-/// An image of a registry.
+/// An image in a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
-    /// As it was written, without tag and digest.
+    /// The name as written, without tag and digest.
     pub written: String,
-    /// Host, with its port where it has one; `docker.io` where none was written.
+    /// The host, with a port if there is one; `docker.io` by default.
     pub registry: String,
-    /// The path in it; Docker Hub's own images are below `library/`.
+    /// The path in the registry; Docker Hub's own images are below `library/`.
     pub repository: String,
-    /// `latest` where neither tag nor digest was written.
+    /// `latest` if neither tag nor digest is written.
     pub tag: Option<String>,
     /// `sha256:…`
     pub digest: Option<String>,
 }
 
 impl Reference {
-    /// Takes a name apart. Errors: it is none; the message says why.
+    /// Parses a name. The error says what is wrong.
     pub fn parse(text: &str) -> Result<Self, BadReference> {
         let bad = |why| BadReference { name: text.to_owned(), why };
         if text.is_empty() {
@@ -48,7 +48,7 @@ impl Reference {
         parse_name(text).map(Self::Named).map_err(bad)
     }
 
-    /// What the engine is asked for: with a tag or a digest.
+    /// The name for the engine: with a tag or a digest.
     pub fn full(&self) -> String {
         match self {
             Self::Id(id) => id.clone(),
@@ -58,14 +58,14 @@ impl Reference {
 }
 
 impl Name {
-    /// As written, with the tag that goes without saying.
+    /// The name as written, with the default tag.
     fn full(&self) -> String {
         let tag = self.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
         let digest = self.digest.as_ref().map(|digest| format!("@{digest}")).unwrap_or_default();
         format!("{}{tag}{digest}", self.written)
     }
 
-    /// Registry and path, for finding credentials.
+    /// Registry and path, for finding logins.
     pub fn normalized(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
@@ -77,7 +77,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// A text that is no image's name.
+/// A text that is not a valid image name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadReference {
     name: String,
@@ -88,7 +88,7 @@ impl fmt::Display for BadReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = self.why;
         match self.name.is_empty() {
-            true => write!(f, "no image is named: set `image` for the job, or in [runners.docker]"),
+            true => write!(f, "the image is missing; set `image` for the job, or in [runners.docker]"),
             false => write!(
                 f,
                 "`{}` is not the name of an image: {why}; names look like registry.example.com/team/app:1.2",
@@ -100,7 +100,7 @@ impl fmt::Display for BadReference {
 
 impl std::error::Error for BadReference {}
 
-/// `sha256:` and 64 hexadecimal digits, or those digits alone: what cannot be a name.
+/// `sha256:` and 64 hexadecimal digits, or the digits alone; neither can be a name.
 fn is_id(text: &str) -> bool {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     digits.len() == 64 && is_lower_hex(digits)
@@ -116,7 +116,7 @@ fn parse_name(text: &str) -> Result<Name, &'static str> {
         None => (text, None),
     };
     if digest.is_some_and(|digest| !is_digest(digest)) {
-        return Err("what follows the `@` is not a digest");
+        return Err("the part after `@` is not a digest");
     }
     // A colon before the last slash belongs to the registry's port.
     let (path, tag) = match rest.rsplit_once(':') {
@@ -124,23 +124,23 @@ fn parse_name(text: &str) -> Result<Name, &'static str> {
         _ => (rest, None),
     };
     if tag.is_some_and(|tag| !is_tag(tag)) {
-        return Err("what follows the `:` is not a tag");
+        return Err("the part after `:` is not a tag");
     }
     if path.contains("://") {
-        return Err("it is a URL; leave out what stands before the `//`, and that too");
+        return Err("it is a URL; remove the scheme and `//`");
     }
     let (registry, repository) = match path.split_once('/') {
         Some((host, repository)) if is_host_of_registry(host) => (Some(host), repository),
         _ => (None, path),
     };
     if registry.is_some_and(|host| !is_host(host)) {
-        return Err("what stands before the first `/` is not a host");
+        return Err("the part before the first `/` is not a host");
     }
     if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err("names of images have no upper-case letters");
+        return Err("image names cannot have upper-case letters");
     }
     if path.len() > NAME_MAX || !repository.split('/').all(is_part) {
-        return Err("it has a character or a length that names do not have");
+        return Err("it has an invalid character or length");
     }
     let (registry, repository) = normalized(registry, repository);
     let tag = tag.or(if digest.is_some() { None } else { Some("latest") });
@@ -154,7 +154,7 @@ fn normalized(registry: Option<&str>, repository: &str) -> (String, String) {
     (registry, if is_official { format!("library/{repository}") } else { repository.to_owned() })
 }
 
-/// One name for all forms of a registry's address: no scheme, no path of Docker Hub's, lower case.
+/// Normalises a registry's address: no scheme, no path of Docker Hub's API, lower case.
 pub fn normalized_registry(address: &str) -> String {
     let lower = address.trim().to_ascii_lowercase();
     let plain = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://")).unwrap_or(&lower);
@@ -166,7 +166,7 @@ pub fn normalized_registry(address: &str) -> String {
     }
 }
 
-/// The first part of a path is a host where it looks like one (distribution's rule).
+/// Whether the first part of a path is a host (rule of the distribution project).
 fn is_host_of_registry(part: &str) -> bool {
     part.contains(['.', ':']) || part == "localhost" || part.bytes().any(|byte| byte.is_ascii_uppercase())
 }
@@ -195,7 +195,7 @@ fn is_port(port: Option<&str>) -> bool {
     port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
-/// Lower-case letters and digits, with `.`, `_`, `__` or any number of `-` between them.
+/// Lower-case letters and digits, separated by `.`, `_`, `__` or any number of `-`.
 fn is_part(part: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_written_goes_without_saying() {
+    fn fills_in_default_registry_path_and_tag() {
         let digest = format!("sha256:{}", "a".repeat(64));
         let with_digest = format!("alpine@{digest}");
         let with_both = format!("localhost/a:1@{digest}");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_is_no_name() {
+    fn an_id_is_not_a_name() {
         for id in [format!("sha256:{}", "0".repeat(64)), "f".repeat(64)] {
             assert_eq!(Reference::parse(&id), Ok(Reference::Id(id)));
         }
@@ -261,9 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn says_why_a_text_is_no_name() {
+    fn says_why_a_name_is_invalid() {
         for (text, why) in [
-            ("", "no image is named"),
+            ("", "the image is missing"),
             ("Alpine", "upper-case"),
             ("https://registry.test/a", "URL"),
             ("a:", "tag"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_has_one_name() {
+    fn normalises_registry_addresses() {
         for text in ["docker.io", "https://index.docker.io/v1/", "registry-1.docker.io", "HTTPS://Docker.io/"] {
             assert_eq!(normalized_registry(text), DOCKER_HUB, "{text}");
         }
@@ -295,12 +295,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_back(text in "[a-z0-9]{1,5}(\\.[a-z]{1,4}(:[1-9][0-9]{0,3})?)?/[a-z0-9]{1,5}(-[a-z0-9]{1,3})?:[a-z0-9]{1,5}") {
+        fn parsing_and_printing_gives_the_same_name(text in "[a-z0-9]{1,5}(\\.[a-z]{1,4}(:[1-9][0-9]{0,3})?)?/[a-z0-9]{1,5}(-[a-z0-9]{1,3})?:[a-z0-9]{1,5}") {
             prop_assert_eq!(name(&text).full(), text);
         }
 
         #[test]
-        fn no_text_makes_it_stumble(text in "\\PC*") {
+        fn any_text_is_parsed_without_a_panic(text in "\\PC*") {
             let _ = Reference::parse(&text);
         }
     }

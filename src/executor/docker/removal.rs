@@ -1,6 +1,7 @@
-//! Removing what was made for jobs: beside the next job after each, and at the start of an agent what another left.
+//! Removes the objects of jobs: in the background after each job, and at the start of an agent those that an earlier
+//! agent left.
 //!
-//! Everything is found by labels. What carries none of ours is nobody's business here.
+//! Objects are found by labels. An object without mayfly's labels is never touched.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -10,20 +11,20 @@ use super::engine::{Engine, Error};
 use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
 use crate::http::Address;
 
-/// Waits between two tries while the engine is away.
+/// The first delay between attempts while the engine is unreachable.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// See above.
+/// The longest delay.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
-/// After that long the next start of an agent does it.
+/// After this time, the removal is left to the next start of an agent.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
-/// Enough for requests to the engine.
+/// Enough stack for requests to the engine.
 const STACK: usize = 512 * 1024;
 
-/// Removals that go on.
+/// Counts the running removals.
 #[derive(Clone, Default)]
 pub struct ContainerRemovals(Arc<(Mutex<usize>, Condvar)>);
 
-/// Counts a removal for as long as it goes on.
+/// A running removal; counted until it is dropped.
 struct RemovalGuard(ContainerRemovals);
 
 impl Drop for RemovalGuard {
@@ -40,7 +41,7 @@ impl ContainerRemovals {
         RemovalGuard(self.clone())
     }
 
-    /// Waits until none goes on, at most for `timeout`.
+    /// Waits until no removal runs, at most for `timeout`.
     pub fn wait(&self, timeout: Duration) {
         let (count, changed) = &*self.0;
         let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,7 +51,7 @@ impl ContainerRemovals {
         }
     }
 
-    /// Removes everything of a job and then `also`, in a thread of its own.
+    /// Removes everything of a job and then calls `also`, in its own thread.
     pub fn start(&self, address: &Address, owner: &Owner, job: &str, also: impl FnOnce() + Send + 'static) {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
@@ -67,14 +68,14 @@ impl ContainerRemovals {
         }
     }
 
-    /// Removes everything that agents before this one made for jobs which are not in `kept` and then `also`, in a thread
-    /// of its own.
+    /// Removes everything that earlier agents created for jobs that are not in `kept`, and then calls `also`, in its
+    /// own thread.
     pub fn sweep(&self, address: &Address, owner: &Owner, kept: Vec<String>, also: impl FnOnce() + Send + 'static) {
-        // An agent that ends waits for the sweep only while the engine answers: the next one sweeps again.
+        // An agent that exits waits for this only while the engine responds: the next agent does it again.
         let (mut begun, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());
         let spawned = thread::Builder::new().name("sweep".to_owned()).stack_size(STACK).spawn(move || {
-            // An engine that is not there yet may come up with containers of the boot before.
+            // An engine that is not running yet may start with containers of the previous boot.
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state)];
             let is_left = |labels: &Labels| {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
@@ -94,13 +95,13 @@ impl ContainerRemovals {
 
 type Labels = std::collections::BTreeMap<String, String>;
 
-/// Tries until it is done, or for [`REMOVAL_TIMEOUT`]. The same trouble is told once.
+/// Retries until success or for [`REMOVAL_TIMEOUT`]. The same error is logged once.
 fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
     let (mut rest, mut told) = (FIRST_RETRY_DELAY, String::new());
     while let Err(error) = work() {
         let trouble = error.to_string();
-        // What is wrong with our side of the connection stays so until somebody changes it.
+        // A configuration error persists until the configuration changes.
         if Instant::now() + rest > until || matches!(error, Error::Configuration(_)) {
             log::error!(
                 "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={trouble}"
@@ -116,7 +117,7 @@ fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     }
 }
 
-/// Containers first: they hold networks and volumes.
+/// Containers first, because they use networks and volumes.
 fn remove_all(engine: &Engine, labels: &[(&str, &str)], is_meant: &dyn Fn(&Labels) -> bool) -> Result<(), Error> {
     let mut outcome = Ok(());
     let mut note = |done: Result<(), Error>| {

@@ -1,5 +1,5 @@
-//! What a job may choose of its containers: image, entrypoint, user, platform, policy, within what the configuration
-//! allows.
+//! Resolves the image of a job or service: name, entrypoint, user, platform, pull policies, within the limits of the
+//! configuration.
 
 use super::policy;
 use super::reference::Reference;
@@ -7,17 +7,17 @@ use crate::config::docker::{Docker, Patterns, PullPolicy, Service};
 use crate::failure::{FailureReason, JobError};
 use crate::payload::{Image, Payload};
 
-/// What a job fails with whose images ask for what cannot be honoured (gitlab-runner's exit code).
+/// The exit code of a job whose image has unsupported options, as in gitlab-runner.
 const UNSUPPORTED_OPTIONS: i32 = 3;
 
-/// An image that was chosen, and how its container is run.
+/// An image with the settings of its container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedImage {
-    /// As it was written, variables replaced.
+    /// The name as written, with variables replaced.
     pub name: String,
-    /// The same, taken apart.
+    /// The parsed name.
     pub reference: Reference,
-    /// `None` for the image's own; what is empty starts none.
+    /// `None` for the image's own; empty for no entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// `None` for the image's own.
     pub command: Option<Vec<String>>,
@@ -25,16 +25,16 @@ pub struct ResolvedImage {
     pub user: String,
     /// Empty for the machine's own.
     pub platform: String,
-    /// Tried in this order.
+    /// In the order of attempts.
     pub policies: Vec<PullPolicy>,
-    /// Everything is allowed in the container.
+    /// Whether the container is privileged.
     pub privileged: bool,
 }
 
 /// Replaces variables in a text.
 pub type Expand<'a> = &'a dyn Fn(&str) -> String;
 
-/// Says which options of the job's images nobody knows here. Errors: there are some.
+/// Fails if the job's images have unknown options; names them.
 pub fn check_options(payload: &Payload) -> Result<(), JobError> {
     let mut unknown = Vec::new();
     let images = std::iter::once(("image", &payload.image));
@@ -48,11 +48,11 @@ pub fn check_options(payload: &Payload) -> Result<(), JobError> {
     if unknown.is_empty() {
         return Ok(());
     }
-    let message = format!("options that this runner does not know ({}): leave them out", unknown.join("; "));
+    let message = format!("unsupported image options ({}); remove them", unknown.join("; "));
     Err(JobError { exit_code: Some(UNSUPPORTED_OPTIONS), ..JobError::system(message) })
 }
 
-/// All images that a job needs, as far as their names are some.
+/// All valid image names of a job.
 pub fn references(docker: &Docker, payload: &Payload, expand: Expand<'_>) -> Vec<Reference> {
     let own = if payload.image.name.is_empty() { &docker.image } else { &payload.image.name };
     let configured = docker.services.iter().map(|service| &service.name);
@@ -60,14 +60,14 @@ pub fn references(docker: &Docker, payload: &Payload, expand: Expand<'_>) -> Vec
     names.filter_map(|name| Reference::parse(&expand(name)).ok()).collect()
 }
 
-/// The job's image and how it is run, and what is not as the job asked. Errors: there is none, its name is none, or
-/// something about it is not allowed.
+/// The job's image, and warnings about overridden settings. Fails if the image is missing, its name is invalid, or a
+/// setting is not allowed.
 pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(ResolvedImage, Vec<String>), JobError> {
     let own = expand(&image.name);
     let configured = expand(&docker.image);
     let name = if own.is_empty() { configured.clone() } else { own };
     if name.is_empty() {
-        let message = "no image is named: set `image` for the job, or below [runners.docker]";
+        let message = "the image is missing; set `image` for the job, or below [runners.docker]";
         return Err(JobError::system(message));
     }
     if name != configured {
@@ -88,7 +88,7 @@ pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Res
     Ok((resolved, warnings))
 }
 
-/// A service of the job. Errors: as for the job's image.
+/// A service of the job. Fails as for the job's image.
 pub fn of_service(
     docker: &Docker,
     image: &Image,
@@ -112,7 +112,7 @@ pub fn of_service(
     Ok((resolved, warnings))
 }
 
-/// A service of the configuration, which may be what it likes. Errors: its name is none.
+/// A service in the configuration, which is always allowed. Fails if its name is invalid.
 pub fn of_configured_service(
     docker: &Docker,
     service: &Service,
@@ -149,20 +149,25 @@ fn check_allowed(kind: &str, key: &str, name: &str, allowed: &Patterns) -> Resul
     )))
 }
 
-/// `[""]` starts nothing before the command; an empty list leaves the image's own.
+/// `[""]` means no entrypoint; an empty list means the image's own.
 fn entrypoint(docker: &Docker, name: &str, wanted: &[String], warnings: &mut Vec<String>) -> Option<Vec<String>> {
     let wanted = given(wanted)?;
     if docker.disable_entrypoint_overwrite {
-        warnings.push(format!("the entrypoint of `{name}` stays its own: the runner has disable_entrypoint_overwrite"));
+        warnings.push(format!(
+            "the image's own entrypoint of `{name}` is used, because the runner has disable_entrypoint_overwrite"
+        ));
         return None;
     }
     Some(wanted)
 }
 
-/// The configured user counts, whatever the job asks for.
+/// A configured user overrides the user of the job.
 fn user(docker: &Docker, wanted: &str, warnings: &mut Vec<String>) -> Result<String, JobError> {
     if !docker.user.is_empty() && !wanted.is_empty() && wanted != docker.user {
-        warnings.push(format!("the job asks for user `{wanted}`; this runner has `user = \"{}\"`", docker.user));
+        warnings.push(format!(
+            "the user `{wanted}` of the job is ignored, because this runner has `user = \"{}\"`",
+            docker.user
+        ));
     }
     let user = if docker.user.is_empty() { wanted } else { &docker.user };
     let allowed = &docker.allowed_users;
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configured_image_counts_where_the_job_names_none() {
+    fn the_configured_image_is_used_if_the_job_has_none() {
         let docker = Docker {
             image: "configured:$TAG".to_owned(),
             allowed_images: patterns(&["r.test/*:*"]),
@@ -228,13 +233,13 @@ mod tests {
         let error = choose(&docker, &image("alpine")).expect_err("refused");
         assert_eq!(error.reason, FailureReason::RunnerSystemFailure);
         assert!(error.message.contains("r.test/*:*") && error.message.contains("allowed_images"), "{error}");
-        assert!(choose(&Docker::default(), &image("")).expect_err("none").message.contains("no image is named"));
+        assert!(choose(&Docker::default(), &image("")).expect_err("none").message.contains("the image is missing"));
         let error = choose(&Docker::default(), &image("Not A Name")).expect_err("no name");
         assert_eq!(error.reason, FailureReason::ImagePullFailure);
     }
 
     #[test]
-    fn an_entrypoint_is_the_jobs_where_it_may_be() {
+    fn the_jobs_entrypoint_is_used_unless_disabled() {
         let mut docker = Docker::default();
         let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
         let resolved = |docker: &Docker, entrypoint: &[&str]| {
@@ -250,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_user_is_the_configured_one_or_an_allowed_one() {
+    fn the_user_is_configured_or_allowed() {
         let docker = |user: &str, allowed: &[&str]| Docker {
             user: user.to_owned(),
             allowed_users: texts(allowed),
@@ -276,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn privileges_are_for_those_images_alone_that_are_listed() {
+    fn only_listed_images_are_privileged() {
         let docker = Docker {
             privileged: true,
             allowed_privileged_images: patterns(&["docker:*"]),
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_nobody_knows_fail_the_job() {
+    fn unknown_options_fail_the_job() {
         let mut payload = Payload { image: as_user("x"), ..Payload::default() };
         assert!(check_options(&payload).is_ok());
         payload.services.push(image("db"));

@@ -1,16 +1,16 @@
-//! Work of an engine that may come off after a while.
+//! Retries of engine requests that may succeed later.
 
 use std::time::Duration;
 
 use super::engine::spec::CreateContainer;
 use super::engine::{Engine, Error};
 
-/// How often it is tried (gitlab-runner: three tries of a preparation).
+/// The number of attempts, as gitlab-runner makes for a preparation.
 const ATTEMPTS: u32 = 3;
-/// Between two tries.
+/// The delay between two attempts.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Does something again while what went wrong is worth it, of which `tell` hears.
+/// Retries while the error is retryable; `tell` gets each error.
 pub fn retry<T>(
     work: impl Fn() -> Result<T, Error>,
     is_worth_it: impl Fn(&Error) -> bool,
@@ -28,8 +28,7 @@ pub fn retry<T>(
     work()
 }
 
-/// Does what needs room on the engine's disk: when it is full, that may be what the job before has left and what is being
-/// removed now.
+/// Retries a request while the engine's disk is full: the containers of the previous job may still be in removal.
 pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
     retry(work, Error::is_disk_full, |_| {})
 }

@@ -1,5 +1,5 @@
-//! Directories below a root in which a job may have planted anything: no link is followed, and what stands in the way of
-//! a directory is removed.
+//! Creates directories below a root in which a job may have planted files: no link is followed, and anything in the
+//! place of a directory is removed.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,8 +15,8 @@ use crate::sys;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Makes all directories from `root`, which exists, down to `path` below it; the new ones and the last get `mode`.
-/// Errors: `path` is not below `root`, or the disk.
+/// Creates all directories from `root`, which exists, down to `path` below it; new ones and the last one get `mode`.
+/// Fails if `path` is not below `root`.
 pub fn create(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut directory = open(root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -24,7 +24,7 @@ pub fn create(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
         let Component::Normal(name) = part else { return Err(io::ErrorKind::InvalidInput.into()) };
         directory = enter(&directory, Path::new(name), mode)?;
     }
-    // An earlier job may have closed it.
+    // An earlier job may have removed the permissions.
     fchmod(&directory, Mode::from_bits_truncate(mode))?;
     Ok(())
 }
@@ -39,16 +39,16 @@ fn enter(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<OwnedFd> {
     }
     mkdirat(directory, name, mode)?;
     let made = openat(directory, name, DIRECTORY, Mode::empty())?;
-    // Whatever the umask says.
+    // Regardless of the umask.
     fchmod(&made, mode)?;
     Ok(made)
 }
 
-/// Directories in directories that are followed: each costs a descriptor.
+/// The deepest nesting that is followed: each level needs a descriptor.
 const DEPTH_MAX: usize = 256;
 
-/// Gives everything below `path`, which is below `root`, to a user: links themselves instead of what they point at.
-/// Errors: the first thing that cannot be given; all others are.
+/// Changes the owner of everything below `path`, which is below `root`; of links themselves, not of their targets. On
+/// failure continues, and returns the first error.
 pub fn change_owner(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -91,7 +91,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn what_stands_in_the_way_is_replaced_and_links_lead_nowhere() {
+    fn replaces_obstacles_and_follows_no_link() {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
         let root = directory.path().join("root");

@@ -1,9 +1,9 @@
-//! One script in the job's container, held by a child of the shim: the container is started, the script goes to its
-//! standard input, and its end is the end of the step.
+//! Runs one script in the job's container, in a child process of the shim: starts the container, sends the script to
+//! its standard input, and ends with it.
 //!
-//! What the script prints does not pass through the engine, which mixes up the order of the two streams and is slow: the
-//! script opens named pipes in the job's directory whose other ends are the shim's. What comes before that, say of an
-//! entrypoint, comes over the engine's socket, and so does everything where the pipes cannot be opened.
+//! The script's output does not go through the engine, which is slow and mixes up the order of the two streams. Instead
+//! the script opens named pipes in the job's directory, which the shim reads. Output before that, such as that of an
+//! entrypoint, comes over the engine's socket; so does all output if the pipes cannot be opened.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -24,30 +24,30 @@ use super::safe_dirs;
 use crate::failure::{FailureReason, JobError};
 use crate::http::conversation::ReadEvent;
 
-/// Bytes taken from the engine at once.
+/// The buffer size for reading from the engine.
 const READ_SIZE: usize = 256 * 1024;
-/// A silent engine is asked whether it lives after this long,
+/// An engine without output is pinged after this time,
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(20);
-/// has this long to say so,
+/// must respond within this time,
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// is asked again after this long when it does not,
+/// is pinged again after this time if it does not,
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// and is given up after so many questions.
+/// and is given up after this number of pings.
 const PINGS_MAX: u32 = 3;
-/// How long an engine may take to end what it was told to kill.
+/// The time limit for an engine to end a container after a kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-/// An engine that is started again has this long to come up.
+/// The time limit for an engine to come back after a restart.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How much later than of an end the engine may hear that it came from a lack of memory.
+/// The engine may report that memory ran out this much later than the end of the process.
 const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The exit status of what was ended by SIGKILL.
+/// The exit status of a process killed by SIGKILL.
 const EXIT_CODE_KILLED: i64 = 128 + 9;
 
-/// Starts the best shell of the image.
+/// Finds and starts the best shell of the image.
 const FIND_SHELL: &str = "for shell in /usr/local/bin/bash /usr/bin/bash /bin/bash /usr/local/bin/sh /usr/bin/sh \
                           /bin/sh /busybox/sh; do if [ -x $shell ]; then exec $shell; fi; done; echo shell not found; \
                           exit 1";
-/// The same without bash, for runners whose `shell` is `sh`.
+/// The same without bash, for runners with `shell = "sh"`.
 const FIND_SH: &str = "for shell in /usr/local/bin/sh /usr/bin/sh /bin/sh /busybox/sh; do if [ -x $shell ]; then exec \
                        $shell; fi; done; echo shell not found; exit 1";
 
@@ -57,40 +57,37 @@ pub fn command(shell: Option<&str>) -> Vec<String> {
     ["sh", "-c", find].map(str::to_owned).to_vec()
 }
 
-/// A script and where it runs.
+/// A script and its container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerScript {
-    /// The container.
     pub container: PreparedContainer,
-    /// Make it anew: the one before was stopped in the middle.
+    /// Recreate the container: an earlier run of it was interrupted.
     pub recreate_container: bool,
-    /// How often the script is run at most when its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
+    /// How often the script may run if its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
     pub attempts: u32,
-    /// Names this run of this script; no output says it by chance.
+    /// Identifies this run of the script; random, so that no output contains it.
     pub start_marker: String,
-    /// The script.
     pub script: String,
-    /// The named pipes, as the container sees them: output, and error unless that goes through the same.
+    /// The named pipes for output and, if separate, error output, as the container sees them.
     pub output_fifos: (String, Option<String>),
-    /// From TERM to KILL.
+    /// The time between SIGTERM and SIGKILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
-    /// Files to give to the container's user first, below the first of them (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
+    /// Directories to give to the container's user first (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
     pub chown: Option<ChownDirs>,
 }
 
-/// Files that are given to the container's user.
+/// Directories whose owner changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChownDirs {
-    /// The directory that nothing is to be reached outside of.
+    /// The directory outside which nothing may be changed.
     pub root: PathBuf,
-    /// Directories below it.
     pub directories: Vec<PathBuf>,
 }
 
-/// Runs the script; success is the script's. Errors: its failure, with its exit status, or why it did not run.
+/// Runs the script. The error has the script's exit status, or says why it did not run.
 pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
-    let signals = term_signals().map_err(|error| JobError::system(format!("signals cannot be handled: {error}")))?;
+    let signals = term_signals().map_err(|error| JobError::system(format!("cannot create a signalfd: {error}")))?;
     let engine = Engine::at(&plan.container.engine).map_err(engine_error)?;
     wait_for_engine(&engine).map_err(engine_error)?;
     let (name, attempts) = (&plan.container.name, plan.attempts);
@@ -108,7 +105,7 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     run_once(plan, renew, &engine, &signals).map_err(|failure| failure.into_job_error(name))
 }
 
-/// Waits for an engine that is being started again. Errors: it stays away, or it hangs.
+/// Waits for an engine that is restarting. Fails if it stays unreachable or hangs.
 fn wait_for_engine(engine: &Engine) -> Result<(), Error> {
     let until = Instant::now() + RETURN_TIMEOUT;
     loop {
@@ -134,11 +131,11 @@ fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &Sign
     step.result(end)
 }
 
-/// Why a script did not come to a good end.
+/// Why a script did not succeed.
 enum Failure {
-    /// Its container is gone.
+    /// Its container has disappeared.
     Vanished,
-    /// Everything else.
+    /// Any other failure.
     Job(JobError),
 }
 
@@ -151,7 +148,7 @@ impl Failure {
         match self {
             Self::Job(error) => error,
             Self::Vanished => JobError::system(format!(
-                "the job's container {name} is gone: something else on this machine removes containers while jobs run"
+                "the job's container {name} was removed; another program on this machine removes containers while jobs run"
             )),
         }
     }
@@ -163,7 +160,7 @@ impl From<JobError> for Failure {
     }
 }
 
-/// TERM, as something to wait for.
+/// A descriptor that becomes readable on SIGTERM.
 fn term_signals() -> io::Result<SignalFd> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -171,16 +168,16 @@ fn term_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-/// How far a script is.
+/// The phase of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The image's entrypoint has not handed over to our shell yet.
+    /// The image's entrypoint has not started the shell yet.
     Entrypoint,
     /// The script runs.
     Script,
 }
 
-/// What is done to end a script.
+/// How far the stop of a script is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopPhase {
     No,
@@ -197,9 +194,9 @@ struct ScriptRun<'a> {
     marker: MarkerFilter,
     phase: Phase,
     stopping: StopPhase,
-    /// Questions in a row to which the engine gave no answer.
+    /// Consecutive pings without a response.
     failed_pings: u32,
-    /// The last of them, when it was given up.
+    /// The error of the last ping, when the engine was given up.
     engine_failure: Option<Error>,
     began: SystemTime,
 }
@@ -222,7 +219,7 @@ impl<'a> ScriptRun<'a> {
         }
     }
 
-    /// Until the container says nothing more. Errors: the connection broke, or the engine is past help.
+    /// Relays output until the container ends. Fails if the connection breaks or the engine is given up.
     fn relay_output(&mut self) -> io::Result<()> {
         let mut block = vec![0; READ_SIZE];
         loop {
@@ -281,7 +278,7 @@ impl<'a> ScriptRun<'a> {
         Ok(())
     }
 
-    /// Gives the job's files to the user that the container runs as.
+    /// Changes the owner of the job's files to the container's user.
     fn chown_directories(&self, told: &str) {
         let mut numbers = told.split_ascii_whitespace().map(|text| text.parse::<u32>().ok());
         let (Some(Some(user)), Some(Some(group))) = (numbers.next(), numbers.next()) else { return };
@@ -291,15 +288,18 @@ impl<'a> ScriptRun<'a> {
         let Some(chown) = &self.plan.chown else { return };
         for path in &chown.directories {
             if let Err(error) = safe_dirs::change_owner(&chown.root, path, user, group) {
-                eprintln!("WARNING: not all files in {} are given to {user}:{group}: {error}", path.display());
+                eprintln!(
+                    "WARNING: cannot change the owner of all files in {} to {user}:{group}: {error}",
+                    path.display()
+                );
             }
         }
     }
 
-    /// An engine that hangs would keep the job until its time is over.
+    /// Without this check, a hanging engine would delay the job until its timeout.
     fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
-            // One that answers with an error answers.
+            // An error response is also a sign of life.
             Ok(()) | Err(Error::Answer { .. }) => self.failed_pings = 0,
             Err(error) => {
                 self.failed_pings += 1;
@@ -312,12 +312,13 @@ impl<'a> ScriptRun<'a> {
         Ok(())
     }
 
-    /// TERM to every process in the container.
+    /// Sends SIGTERM to all processes in the container.
     fn send_term(&mut self) {
         let _ = self.signals.read_signal();
         self.stopping = StopPhase::TermSent { insist: Instant::now() + self.plan.grace };
         let (container, name) = (&self.plan.container, &self.plan.container.name);
-        // The first process alone hears what the engine sends; -1 are all the others, unless they are those of the machine.
+        // The engine signals only the first process; `kill -1` reaches all others, unless the container shares the
+        // machine's PID namespace.
         if container.has_own_processes && !container.native_stop {
             for user in ["0", ""] {
                 let asked = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
@@ -329,7 +330,7 @@ impl<'a> ScriptRun<'a> {
         let _ = self.engine.kill_container(name, "TERM");
     }
 
-    /// KILL, once the grace is over; and what if that does not help.
+    /// Sends SIGKILL after the grace period, and gives up if that does not help.
     fn enforce_stop(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.stopping {
@@ -339,25 +340,24 @@ impl<'a> ScriptRun<'a> {
                 Ok(())
             }
             StopPhase::KillSent { give_up } if now >= give_up => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not end the container"))
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not stop the container"))
             }
             _ => Ok(()),
         }
     }
 
-    /// What the end of the output means.
+    /// Derives the result from the end of the output.
     fn result(&mut self, end: io::Result<()>) -> Result<(), Failure> {
         if let Some(error) = self.engine_failure.take() {
-            return Err(JobError::system(format!(
-                "{error}; how the script came out is not known, so run the job again"
-            ))
-            .into());
+            return Err(
+                JobError::system(format!("{error}; the result of the script is unknown; run the job again")).into()
+            );
         }
         let name = &self.plan.container.name;
         let (state, was_away) = match self.wait_for_end() {
             Ok(known) => known,
             Err(error) if self.stopping == StopPhase::No => return Err(Failure::of_engine(error)),
-            // A script that is to end is not run again.
+            // A script that is being stopped is not run again.
             Err(error) => return Err(Failure::Job(engine_error(error))),
         };
         if state.is_being_removed() && self.stopping == StopPhase::No {
@@ -382,14 +382,14 @@ impl<'a> ScriptRun<'a> {
         Ok(self.exit_result(&state)?)
     }
 
-    /// Whether a signal ended it that neither we nor its own processes sent.
+    /// Whether a signal ended it that neither the agent nor its own processes sent.
     fn was_stopped_by_others(&self, state: &ContainerState) -> bool {
-        // A script that hears TERM may end with any status.
+        // A script that handles SIGTERM may exit with any status.
         let failed = state.exit_code != 0 && !state.oom_killed;
         failed && self.engine.was_signalled(&self.plan.container.name, self.began).unwrap_or(false)
     }
 
-    /// The state after the end, and whether the engine was away; one that is being started again is waited for.
+    /// The state after the end, and whether the engine was unreachable; waits for an engine that is restarting.
     fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
         let name = &self.plan.container.name;
         let until = Instant::now() + RETURN_TIMEOUT;
@@ -408,8 +408,8 @@ impl<'a> ScriptRun<'a> {
         }
     }
 
-    /// The engine hears from the kernel that memory ran out by another way than of the end, and may hear it later: whoever
-    /// was killed below a limit is looked at again for a moment.
+    /// The engine learns of exhausted memory and of the end separately, so the former may arrive later: a killed
+    /// container with a memory limit is inspected again for a moment.
     fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
         let until = Instant::now() + OOM_EVENT_TIMEOUT;
         let may_be = self.stopping == StopPhase::No && self.plan.container.memory_limit() > 0;
@@ -455,7 +455,7 @@ impl<'a> ScriptRun<'a> {
     }
 }
 
-/// Says that the shell is there, and whom it runs as, before the script is handed to it.
+/// A command that reports the shell and its user before the script is sent.
 fn prologue(marker: &str) -> String {
     format!("printf '\\036%s %s\\036\\n' {marker} \"$(id -u 2>/dev/null) $(id -g 2>/dev/null)\"\n")
 }
@@ -472,12 +472,12 @@ fn script(plan: &ContainerScript) -> String {
     format!("if {opened}; then exec >{output} {redirect}; else {merged}; fi\n{}", plan.script)
 }
 
-/// Finds the mark in what comes, wherever it is cut, and takes it out.
+/// Finds the marker in the output, in any pieces, and removes it.
 struct MarkerFilter {
     begin: Vec<u8>,
     held: Vec<u8>,
     found: Option<String>,
-    /// The line of the mark is gone, too.
+    /// Whether the marker's line has been removed.
     over: bool,
 }
 
@@ -490,7 +490,7 @@ impl MarkerFilter {
         self.found.clone()
     }
 
-    /// Hands on what cannot be part of the mark.
+    /// Passes on everything that cannot be part of the marker.
     fn filter(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.over {
             out.extend_from_slice(bytes);
@@ -523,7 +523,7 @@ fn engine_error(error: Error) -> JobError {
     JobError::system(error.to_string())
 }
 
-/// Whose fault it is that a container cannot be started: an image without a shell is the job's.
+/// The failure if a container cannot be started: an image without a shell is the job's fault.
 fn start_error(error: &Error, container: &PreparedContainer) -> JobError {
     let text = error.to_string();
     if text.contains("executable file not found") || text.contains("no such file or directory") {
@@ -537,7 +537,7 @@ fn start_error(error: &Error, container: &PreparedContainer) -> JobError {
             ),
         );
     }
-    JobError::system(format!("the job's container cannot be started: {}", text.trim()))
+    JobError::system(format!("cannot start the job's container: {}", text.trim()))
 }
 
 #[cfg(test)]
@@ -545,7 +545,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_found_wherever_it_is_cut_and_never_shown() {
+    fn finds_and_hides_the_marker_in_any_pieces() {
         let text = b"banner \x1e of\x1emark-2 nothing\n\x1emark-1 1000 50\x1e\nfirst\x1emark-1 again\n";
         for cut in 0..text.len() {
             let (mut marker, mut out) = (MarkerFilter::new("mark-1"), Vec::new());

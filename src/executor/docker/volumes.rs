@@ -1,5 +1,5 @@
-//! Volumes of a job: directories of the machine, caches that later jobs of the same project find again, and those that go
-//! with the job.
+//! The volumes of a job: directories of the machine, caches that later jobs of the same project reuse, and temporary
+//! volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -9,40 +9,37 @@ use super::names::digest;
 use crate::config::docker::Docker;
 use crate::failure::JobError;
 
-/// What volumes follow from.
+/// The input for planning volumes.
 pub struct VolumeSettings<'a> {
-    /// What is configured.
     pub docker: &'a Docker,
-    /// The job's directories, as its containers see them: where builds are, and the project's.
+    /// The builds directory, as containers see it.
     pub builds: &'a Path,
-    /// See `builds`.
+    /// The project directory, as containers see it.
     pub project: &'a Path,
-    /// Where builds are on the machine.
+    /// The builds directory on the machine.
     pub host_builds: &'a Path,
-    /// Tells runners, machines, projects and concurrent jobs apart: caches are found by it.
+    /// Identifies runner, machine, project and concurrent job; part of the names of caches.
     pub owner: String,
-    /// The beginning of the names of what goes with the job.
+    /// The prefix of the names of temporary volumes.
     pub prefix: &'a str,
-    /// The job is for a protected branch or tag: others must not reach its caches.
+    /// Whether the job is for a protected branch or tag: other jobs must not access its caches.
     pub protected: bool,
-    /// Labels of volumes.
     pub labels: &'a BTreeMap<String, String>,
-    /// Replaces variables.
     pub expand: &'a dyn Fn(&str) -> String,
 }
 
-/// What containers get.
+/// The volumes of a job's containers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Volumes {
     /// `source:destination[:mode]`
     pub binds: Vec<String>,
-    /// To be made before.
+    /// Volumes to create first.
     pub to_create: Vec<CreateVolume>,
-    /// Names of those that go with the job.
+    /// The names of volumes that are removed with the job.
     pub temporary: Vec<String>,
 }
 
-/// `[source:]destination[:mode]`, taken apart.
+/// A parsed `[source:]destination[:mode]`.
 struct VolumeSpec<'a> {
     source: Option<&'a str>,
     destination: &'a str,
@@ -63,14 +60,14 @@ impl<'a> VolumeSpec<'a> {
     }
 }
 
-/// Whether a word is a mode and no place.
+/// Whether a word is a mount mode.
 fn is_mode(text: &str) -> bool {
     const MODES: [&str; 13] =
         ["ro", "rw", "O", "z", "Z", "shared", "slave", "private", "rshared", "rslave", "rprivate", "nocopy", "cached"];
     text.split(',').all(|word| MODES.contains(&word))
 }
 
-/// The volumes of a job. Errors: a place that is none, or that is given twice.
+/// The volumes of a job. Fails for an invalid or duplicate destination.
 pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
     let mut volumes = Volumes::default();
     let mut taken = BTreeSet::new();
@@ -88,7 +85,7 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
         let mode = spec.mode.map(|mode| format!(":{mode}")).unwrap_or_default();
         let source = match spec.source {
             Some(source) => source.to_owned(),
-            // The machine's own directory of builds, whatever the volume for it would be.
+            // The builds directory on the machine, regardless of a volume for it.
             None if destination == settings.builds => settings.host_builds.display().to_string(),
             None => cache(settings, &destination, &mut volumes),
         };
@@ -100,8 +97,8 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
     Ok(volumes)
 }
 
-/// The directory of the machine that is configured for builds, if there is one: `src:dest` with the builds directory for
-/// `dest`.
+/// The configured directory of the machine for builds: the source of a volume whose destination is the builds
+/// directory.
 pub fn configured_builds(docker: &Docker, builds: &Path) -> Option<PathBuf> {
     let of = docker.volumes.iter().map(|text| VolumeSpec::parse(text));
     let found = of.filter(|spec| Path::new(spec.destination) == builds).find_map(|spec| spec.source);
@@ -110,7 +107,7 @@ pub fn configured_builds(docker: &Docker, builds: &Path) -> Option<PathBuf> {
 
 fn destination(settings: &VolumeSettings<'_>, text: &str) -> Result<PathBuf, JobError> {
     let expanded = (settings.expand)(text);
-    // A join with an absolute path is that path.
+    // Joining an absolute path gives that path.
     let path = settings.project.join(&expanded);
     let mut plain = PathBuf::from("/");
     for part in path.components() {
@@ -121,18 +118,19 @@ fn destination(settings: &VolumeSettings<'_>, text: &str) -> Result<PathBuf, Job
         }
     }
     if plain == Path::new("/") || expanded.contains([':', '\0']) {
-        let message = format!("`volumes` below [runners.docker]: `{text}` is no place for a volume");
+        let message = format!("`volumes` below [runners.docker]: `{text}` is not a valid destination for a volume");
         return Err(JobError::configuration(message));
     }
     Ok(plain)
 }
 
-/// A directory as the engine wants it, which takes anything else for the name of a volume.
+/// An absolute path: the engine takes anything else for the name of a volume.
 fn absolute(directory: &str) -> PathBuf {
     std::path::absolute(directory).unwrap_or_else(|_| PathBuf::from(directory))
 }
 
-/// What later jobs of the same project find again at this place, unless that is not wanted.
+/// The volume for a destination without a source: a cache for later jobs of the project, or a temporary one if caches
+/// are disabled.
 fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volumes) -> String {
     let place = &digest(&destination.display().to_string())[..32];
     let owner = format!("runner-{}", &digest(&settings.owner)[..32]);
@@ -151,7 +149,7 @@ fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volume
         volumes.temporary.push(name.clone());
         labels.insert(super::names::LIFETIME.to_owned(), "true".to_owned());
     } else {
-        // It outlives the job, and what sweeps for the job must not find it.
+        // The cache outlives the job, so it must not have the labels by which the job's objects are removed.
         labels.retain(|key, _| !key.starts_with("io.mayfly."));
     }
     labels.insert("com.gitlab.gitlab-runner.destination".to_owned(), destination.display().to_string());
@@ -188,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_the_machine_is_bound_as_it_is_written() {
+    fn binds_a_directory_of_the_machine_as_written() {
         let volumes = of(&with(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]), false).expect("volumes");
         assert_eq!(volumes.binds, ["/var/builds/1:/builds", "/srv/data:/data:ro", "named:/named", "/x:/where:rw,z"]);
         assert!(volumes.to_create.is_empty());
     }
 
     #[test]
-    fn a_cache_is_found_again_by_the_same_project_and_by_no_unprotected_job() {
+    fn a_cache_is_reused_by_the_same_project_and_protection() {
         let docker = with(&["/cache", "relative"]);
         let volumes = of(&docker, false).expect("volumes");
         assert_eq!(volumes.to_create.len(), 2);
@@ -213,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn places_that_are_none_are_refused() {
+    fn refuses_invalid_destinations() {
         for volumes in [&["/"][..], &["/src:/"], &["/a", "/a"], &["../../../.."]] {
             assert!(of(&with(volumes), false).is_err(), "{volumes:?}");
         }
     }
 
     #[test]
-    fn builds_may_be_configured() {
+    fn the_builds_directory_can_be_configured() {
         let docker = with(&["/srv/builds:/builds", "/cache"]);
         assert_eq!(configured_builds(&docker, Path::new("/builds")), Some(PathBuf::from("/srv/builds")));
         assert_eq!(configured_builds(&with(&["/builds", "named:/builds"]), Path::new("/builds")), None);

@@ -1,4 +1,4 @@
-//! The configuration file of Docker's own tools, as far as it is about logins.
+//! The logins in a Docker configuration file (`config.json`).
 
 use std::collections::BTreeMap;
 
@@ -10,22 +10,22 @@ use super::{Secret, path_of_key};
 use crate::decode;
 use crate::token::Token;
 
-/// What a file says of logins. Paths are those that images have.
+/// The logins in a file. Paths are registry hosts with an optional repository prefix.
 #[derive(Default)]
 pub struct ConfigFile {
     /// `auths`
     pub passwords: Vec<(String, Secret)>,
-    /// `credsStore`: the helper for every registry.
+    /// `credsStore`: the credential helper for all registries.
     pub store: Option<String>,
     /// `credHelpers`
     pub helpers: Vec<Helper>,
 }
 
-/// A helper for one registry.
+/// A credential helper for one registry.
 pub struct Helper {
-    /// The registry, or a path in it.
+    /// The registry, with an optional repository prefix.
     pub path: String,
-    /// What follows `docker-credential-` in the program's name.
+    /// The program's name without `docker-credential-`.
     pub name: String,
 }
 
@@ -47,7 +47,7 @@ struct Entry {
 }
 
 impl ConfigFile {
-    /// Reads a file of today's form or of the first one. Errors: it is not JSON, or no such file; without its content.
+    /// Parses a file of the current or of the original format. Messages do not show its content.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |error: serde_json::Error| format!("not a Docker configuration: line {} is wrong", error.line());
         let raw: RawConfigFile = decode::json(text.as_bytes()).map_err(wrong)?;
@@ -68,7 +68,7 @@ impl ConfigFile {
         Ok(Self { passwords, store: raw.creds_store.filter(|name| !name.is_empty()), helpers })
     }
 
-    /// What a file with these registries, users and passwords would say.
+    /// A file with these registries, users and passwords.
     pub fn of_passwords<'a>(given: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
         let password = |(key, username, password): (&str, &str, &str)| {
             let secret = Secret::Password { username: username.to_owned(), password: Token::new(password) };
@@ -79,7 +79,7 @@ impl ConfigFile {
 }
 
 impl Entry {
-    /// What is in an entry; a store leaves empty ones. Errors: `auth` is not what it must be.
+    /// The secret of an entry; a credential store leaves empty entries. Fails if `auth` is malformed.
     fn secret(self) -> Result<Option<Secret>, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         if let Some(token) = given(self.identitytoken) {

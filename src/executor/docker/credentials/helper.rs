@@ -1,7 +1,7 @@
-//! Credential helpers: programs `docker-credential-NAME` on the agent's machine, asked by their protocol.
+//! Credential helpers: programs `docker-credential-NAME` on the agent's machine.
 //!
-//! A job may name only those that the configuration allows, and they run without the rights and the environment of the
-//! agent. A name is only ever looked for in the agent's path, and has a time limit.
+//! A job may name only helpers that the configuration allows, and those run without the agent's privileges and
+//! environment. A helper is searched for only in the agent's PATH, and has a time limit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -22,29 +22,29 @@ use crate::decode;
 use crate::shim::PASSED_VARIABLES;
 use crate::token::Token;
 
-/// Bytes of an answer that are read.
+/// The largest response, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
-/// Letters of a helper's complaint that are told.
+/// The longest part of an error message that is shown, in characters.
 const ERROR_TEXT_MAX: usize = 200;
 
-/// Who named a helper.
+/// Who configured a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NamedBy {
-    /// Who configures the machine.
+    /// The administrator of the machine.
     Administrator,
     /// The author of a job.
     Job,
 }
 
-/// How helpers are run.
+/// The settings for running helpers.
 pub(super) struct CredentialHelpers<'a> {
-    /// Their environment; its `PATH` is where they are looked for.
+    /// Their environment; helpers are searched for in its `PATH`.
     pub environment: &'a [(String, String)],
-    /// Those that a job may name.
+    /// The helpers that a job may name.
     pub allowed: &'a [String],
-    /// User and group of those that a job named.
+    /// User and group of helpers that a job named.
     pub unprivileged: Option<(u32, u32)>,
-    /// A helper that takes longer is ended.
+    /// The time limit.
     pub timeout: Duration,
 }
 
@@ -56,8 +56,8 @@ struct HelperAnswer {
 }
 
 impl CredentialHelpers<'_> {
-    /// Asks a helper for the login at a server; `None` when it knows none. Errors: there is no such helper, or it
-    /// answers nonsense, or not in time.
+    /// Gets the login for a server from a helper; `None` if the helper has none. Fails if the helper does not exist, or
+    /// returns an invalid response, or exceeds the time limit.
     pub fn get(&self, name: &str, named_by: NamedBy, server: &str) -> Result<Option<Secret>, String> {
         if !is_helper_name(name) {
             return Err(format!("`{name}` is not the name of a credential helper"));
@@ -70,19 +70,24 @@ impl CredentialHelpers<'_> {
         let program = format!("docker-credential-{name}");
         let mut child = self.start(&program, named_by)?;
         let outcome = converse(&mut child, server, Instant::now() + self.timeout);
-        // What it started itself goes with it; a group that is gone already is no error.
+        // Also kills the helper's children; the group may already be gone.
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
         let status = child.wait().map_err(|error| format!("{program}: {error}"))?;
         let text = match outcome {
             Ok(Some(text)) => text,
-            Ok(None) => return Err(format!("{program} took longer than {} s and was ended", self.timeout.as_secs())),
+            Ok(None) => {
+                return Err(format!(
+                    "{program} exceeded the time limit of {} s and was killed",
+                    self.timeout.as_secs()
+                ));
+            }
             Err(error) => return Err(format!("{program}: {error}")),
         };
         if !status.success() {
             return error_answer(&program, text.trim());
         }
         let answer: HelperAnswer =
-            decode::json(text.as_bytes()).map_err(|_| format!("{program} answers something that is no login"))?;
+            decode::json(text.as_bytes()).map_err(|_| format!("{program} returned an invalid response"))?;
         Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
             (_, true) => None,
             ("<token>", false) => Some(Secret::Identity(Token::new(answer.secret))),
@@ -97,7 +102,7 @@ impl CredentialHelpers<'_> {
         if named_by == NamedBy::Job {
             command.env("HOME", "/").current_dir("/");
             if let Some((user, group)) = self.unprivileged {
-                // The standard library drops the supplementary groups as well.
+                // The standard library also drops the supplementary groups.
                 command.uid(user).gid(group);
             }
         }
@@ -109,10 +114,10 @@ impl CredentialHelpers<'_> {
     }
 }
 
-/// Sends the question and reads the answer; `None` when the time is over.
+/// Sends the server and reads the response; `None` if the time limit is exceeded.
 fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<Option<String>> {
     if let Some(mut input) = child.stdin.take() {
-        // One that ends without reading has its reasons in its answer.
+        // A helper that exits without reading explains that in its response.
         let _ = input.write_all(format!("{server}\n").as_bytes());
     }
     let Some(output) = child.stdout.take() else { return Ok(None) };
@@ -129,17 +134,17 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
             length => answer.extend_from_slice(&piece[..length]),
         }
         if answer.len() > ANSWER_MAX {
-            return Err(std::io::Error::other("the answer is too long"));
+            return Err(std::io::Error::other("the response is too long"));
         }
     }
     Ok(Some(String::from_utf8_lossy(&answer).into_owned()))
 }
 
-/// What a helper says when it has none, and what it says when it cannot look.
+/// The helper's error: `None` if it has no credentials for the server.
 fn error_answer(program: &str, text: &str) -> Result<Option<Secret>, String> {
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }
     let line: String = text.lines().next().unwrap_or_default().chars().take(ERROR_TEXT_MAX).collect();
-    Err(format!("{program} fails: {}", if line.is_empty() { "it does not say why" } else { &line }))
+    Err(format!("{program} failed: {}", if line.is_empty() { "no reason given" } else { &line }))
 }

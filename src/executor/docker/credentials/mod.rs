@@ -1,9 +1,9 @@
-//! Logins at registries: which one counts for an image.
+//! Registry logins: selects the login for an image.
 //!
-//! Sources in GitLab's documented order: `DOCKER_AUTH_CONFIG` of the job, that of the runner's environment, the agent's
-//! own `~/.docker/config.json`, the job's payload; at last a token for Amazon's registries, which the agent fetches
-//! itself. The longest path that fits an image wins, and for the same path the first source. What one does not have is
-//! looked for in the next. No login is ever shown or written anywhere: it goes to the engine with the pull.
+//! The sources, in GitLab's documented order: `DOCKER_AUTH_CONFIG` of the job, that of the runner's environment, the
+//! agent's own `~/.docker/config.json`, the job's payload; last a token for Amazon ECR, which the agent fetches itself.
+//! The longest path that matches an image wins; for the same path, the first source. If a source has no login, the next
+//! one is tried. A login is never shown or stored: it is sent to the engine with the pull.
 
 mod file;
 mod helper;
@@ -31,29 +31,28 @@ use crate::token::Token;
 use file::ConfigFile;
 use helper::{CredentialHelpers, NamedBy};
 
-/// Where jobs and runners put a configuration file of Docker's tools.
+/// The variable with a Docker configuration file, for jobs and runners.
 pub const VARIABLE: &str = "DOCKER_AUTH_CONFIG";
-/// A credential helper that takes longer is ended.
+/// The time limit of a credential helper.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
-/// By this address helpers know Docker Hub.
+/// The address of Docker Hub for credential helpers.
 const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 
-/// What the engine is to log in with.
+/// A login for the engine.
 pub struct Login {
-    /// For people: where it comes from.
+    /// The source, for messages.
     pub source: String,
     registry: String,
     secret: Secret,
 }
 
-/// What proves who one is.
 #[derive(Clone)]
 pub(super) enum Secret {
     Password {
         username: String,
         password: Token,
     },
-    /// What helpers give for the user `<token>`.
+    /// An identity token: helpers return it for the user `<token>`.
     Identity(Token),
 }
 
@@ -70,7 +69,7 @@ struct RegistryAuth<'a> {
 }
 
 impl Login {
-    /// The header that goes with a pull.
+    /// The `X-Registry-Auth` header of a pull.
     pub fn header(&self) -> Token {
         let secret = match &self.secret {
             Secret::Password { username, password } => {
@@ -78,35 +77,35 @@ impl Login {
             }
             Secret::Identity(token) => RegistryAuth { identitytoken: token.reveal(), ..RegistryAuth::default() },
         };
-        // Texts can always be written as JSON.
+        // Serialising text to JSON cannot fail.
         let json = serde_json::to_vec(&RegistryAuth { serveraddress: &self.registry, ..secret }).unwrap_or_default();
         Token::new(BASE64_URL_SAFE.encode(json))
     }
 }
 
-/// Everything a job can log in with.
+/// All logins that are available to a job.
 pub struct RegistryLogins<'a> {
     sources: Vec<LoginSource>,
     helpers: CredentialHelpers<'a>,
     ecr_logins: &'a [EcrLogin],
-    /// Sources that cannot be read, for warnings.
+    /// Warnings about unreadable sources.
     pub warnings: Vec<String>,
 }
 
-/// What the agent has for logging in, on its way to the process that pulls.
+/// The agent's login sources, passed to the process that pulls.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct LoginSources {
     /// `DOCKER_AUTH_CONFIG` of the runner's `environment`.
     pub runner: Option<String>,
-    /// Docker's own files of the agent's user: the first that is there counts.
+    /// Docker's own files of the agent's user, in order of precedence.
     pub files: Vec<PathBuf>,
     /// The agent's environment, for credential helpers.
     pub environment: Vec<(String, String)>,
-    /// Helpers that a job may name.
+    /// The helpers that a job may name.
     pub allowed: Vec<String>,
-    /// User and group of helpers that a job named; `None` where the agent cannot become another user.
+    /// User and group of helpers that a job named; `None` if the agent cannot change to another user.
     pub unprivileged: Option<(u32, u32)>,
-    /// Tokens for Amazon's registries.
+    /// Logins for Amazon ECR.
     pub ecr_logins: Vec<EcrLogin>,
 }
 
@@ -116,18 +115,18 @@ impl fmt::Debug for LoginSources {
     }
 }
 
-/// What the agent got for one of Amazon's registries.
+/// A login for one Amazon ECR registry.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct EcrLogin {
-    /// The registry's host.
+    /// The host of the registry.
     host: String,
-    /// User and password, or why there are none.
+    /// User and password, or why there is no login.
     login: Result<(String, String), String>,
 }
 
 impl LoginSources {
-    /// What there is for the jobs of a runner on these images. Tokens are fetched where the runner wants that; several
-    /// jobs ask once, since `tokens` keeps them.
+    /// The sources for a runner's jobs on these images. Fetches ECR tokens if the runner's configuration allows it;
+    /// `tokens` caches them for all jobs.
     pub fn of_agent(runner: &Runner, images: &[Reference], tokens: &Tokens) -> Self {
         let configured = runner.environment.iter().rev().find(|(key, _)| key == VARIABLE);
         let text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
@@ -142,9 +141,9 @@ impl LoginSources {
     }
 }
 
-/// The user with no rights at all.
+/// The user `nobody`.
 fn nobody() -> (u32, u32) {
-    /// What the kernel calls users that it has no number for.
+    /// The kernel's overflow uid.
     const OVERFLOW: u32 = 65_534;
     user::look_up("nobody").map_or((OVERFLOW, OVERFLOW), |user| (user.uid, user.gid))
 }
@@ -163,7 +162,7 @@ fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<EcrLogin> {
     fetched
 }
 
-/// Where Docker's own tools keep the logins of a user at home in `home`: the first file that is there counts.
+/// The files in which Docker tools store logins, for the home directory `home`, in order of precedence.
 fn default_files(home: &Path) -> Vec<PathBuf> {
     match env::var_os("DOCKER_CONFIG").filter(|directory| !directory.is_empty()) {
         Some(directory) => vec![PathBuf::from(directory).join("config.json")],
@@ -171,30 +170,30 @@ fn default_files(home: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Where logins are looked for.
+/// A source of logins.
 struct LoginSource {
-    /// For people.
+    /// The name in messages.
     name: String,
-    /// Who named the credential helpers in it.
+    /// Who configured its credential helpers.
     named_by: NamedBy,
     file: ConfigFile,
 }
 
-/// A login that may fit, still to be asked for where a helper has it.
+/// A login that may match; one from a helper is not fetched yet.
 enum LoginCandidate<'a> {
     Known(&'a Secret),
     Ask { helper: &'a str, named_by: NamedBy, server: String },
 }
 
 impl<'a> RegistryLogins<'a> {
-    /// Reads all sources, `job` being the job's own `DOCKER_AUTH_CONFIG` and `given` what the server sent with it. What
-    /// cannot be read is a trouble, and no more.
+    /// Reads all sources. `job` is the job's own `DOCKER_AUTH_CONFIG`, `given` are the credentials in the payload. An
+    /// unreadable source is only a warning.
     pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a LoginSources) -> Self {
         let mut sources = Vec::new();
         let mut warnings = Vec::new();
         let mut add = |name: String, named_by, text: &str| match ConfigFile::parse(text) {
             Ok(file) => sources.push(LoginSource { name, named_by, file }),
-            Err(why) => warnings.push(format!("no registry login is taken from {name}: {why}")),
+            Err(why) => warnings.push(format!("cannot read registry logins from {name}: {why}")),
         };
         let runner = access.runner.clone();
         let variables = [
@@ -209,7 +208,7 @@ impl<'a> RegistryLogins<'a> {
         if let Some(path) = access.files.iter().find(|path| path.exists()) {
             match fs::read_to_string(path) {
                 Ok(text) => add(path.display().to_string(), NamedBy::Administrator, &text),
-                Err(error) => warnings.push(format!("no registry login is taken from {}: {error}", path.display())),
+                Err(error) => warnings.push(format!("cannot read registry logins from {}: {error}", path.display())),
             }
         }
         let given = given.iter().filter(|given| given.kind == "registry");
@@ -225,7 +224,7 @@ impl<'a> RegistryLogins<'a> {
         Self { sources, helpers: programs, ecr_logins: &access.ecr_logins, warnings }
     }
 
-    /// The login for an image; `trouble` hears of helpers and services that do not answer as they should.
+    /// The login for an image. `warn` is called for helpers and services that fail.
     pub fn find(&self, image: &Name, warn: &mut dyn FnMut(String)) -> Option<Login> {
         let registry = registry_address(image);
         for (source, candidate) in self.candidates(image) {
@@ -236,7 +235,7 @@ impl<'a> RegistryLogins<'a> {
             match secret {
                 Ok(Some(secret)) => return Some(Login { source: source.to_owned(), registry, secret }),
                 Ok(None) => {}
-                Err(why) => warn(format!("no registry login comes from {source}: {why}")),
+                Err(why) => warn(format!("no registry login from {source}: {why}")),
             }
         }
         let fetched = self.ecr_logins.iter().find(|fetched| fetched.host == image.registry)?;
@@ -252,7 +251,7 @@ impl<'a> RegistryLogins<'a> {
         }
     }
 
-    /// What may fit, the best first.
+    /// The candidates, the best one first.
     fn candidates(&self, image: &Name) -> Vec<(&str, LoginCandidate<'_>)> {
         let path = image.normalized();
         let fits = |key: &str| path == key || path.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
@@ -274,23 +273,23 @@ impl<'a> RegistryLogins<'a> {
                 found.push((key.len(), source, LoginCandidate::Known(secret)));
             }
         }
-        // Those of the same length stay in the order of their sources.
+        // A stable sort: candidates of the same length stay in the order of their sources.
         found.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
         found.into_iter().map(|(_, source, candidate)| (source.as_str(), candidate)).collect()
     }
 }
 
-/// What engine and helpers call the registry of an image.
+/// The address of an image's registry for the engine and for helpers.
 fn registry_address(image: &Name) -> String {
     if image.registry == DOCKER_HUB { DOCKER_HUB_SERVER.to_owned() } else { image.registry.clone() }
 }
 
-/// A key of a configuration file as a path that images have: the registry's one name, then what may follow.
+/// Normalises a key of a configuration file to the form of image paths.
 fn path_of_key(key: &str) -> String {
     let registry = normalized_registry(key);
     let plain = key.trim().split_once("://").map_or(key.trim(), |(_, rest)| rest).trim_end_matches('/');
     match plain.split_once('/') {
-        // The API's version belongs to no image.
+        // The API version in a URL is not part of image names.
         Some((_, "v1" | "v2")) | None => registry,
         Some((_, path)) => format!("{registry}/{path}"),
     }

@@ -24,14 +24,14 @@ fn name(text: &str) -> Name {
     }
 }
 
-/// A machine with credential helpers and files of the agent's user.
+/// A machine with credential helpers, and Docker files of the agent's user.
 struct Machine {
     directory: tempfile::TempDir,
     timeout: Duration,
     allowed: Vec<String>,
 }
 
-/// Where a login is looked for.
+/// The sources of a test.
 struct TestSources<'a> {
     job: Option<String>,
     runner: Option<String>,
@@ -54,8 +54,8 @@ impl Machine {
 
     fn helper(&self, name: &str, script: &str) {
         let path = self.directory.path().join(format!("docker-credential-{name}"));
-        // Written by another process: who forks in another test meanwhile would have the file open for writing, and a
-        // program that is open for writing cannot be started.
+        // A child process writes the file: a concurrent fork of another test could hold it open for writing, and
+        // executing it would fail with ETXTBSY.
         let line = format!("printf '%s\\n' '#!/bin/sh' \"$1\" >{0} && chmod 755 {0}", path.display());
         assert!(Command::new("sh").args(["-c", &line, "sh", script]).status().expect("sh").success());
     }
@@ -73,7 +73,7 @@ impl Machine {
     }
 }
 
-/// Who logs in from where, and what went wrong on the way.
+/// The user and the source of the selected login, and the warnings.
 fn found(places: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
     let access = LoginSources {
         runner: places.runner,
@@ -101,7 +101,7 @@ fn user(places: TestSources<'_>, image: &str) -> Option<String> {
 }
 
 #[test]
-fn sources_count_in_the_documented_order() {
+fn sources_have_the_documented_order() {
     let machine = Machine::new();
     let file = machine.file(&auths(&[("r.test", "file"), ("other.test", "file")]));
     let payload = ["r.test", "other.test", "own.test:5050"].map(|url| payload::Credentials {
@@ -127,7 +127,7 @@ fn sources_count_in_the_documented_order() {
 }
 
 #[test]
-fn the_longest_path_wins_wherever_it_stands() {
+fn the_longest_path_wins_in_any_source() {
     let machine = Machine::new();
     let places = || TestSources {
         job: Some(auths(&[("r.test", "host"), ("r.test/a", "group")])),
@@ -155,7 +155,7 @@ fn docker_hub_has_many_names() {
 }
 
 #[test]
-fn helpers_come_before_the_store_and_the_store_before_passwords() {
+fn helpers_win_over_the_store_and_the_store_over_passwords() {
     let machine = Machine::new();
     machine.helper("one", "read server; printf '{\"ServerURL\":\"%s\",\"Username\":\"one %s %s\",\"Secret\":\"s\"}' \"$server\" \"$server\" \"$1\"");
     machine.helper("all", "read server; printf '{\"Username\":\"all %s\",\"Secret\":\"s\"}' \"$server\"");
@@ -171,7 +171,7 @@ fn helpers_come_before_the_store_and_the_store_before_passwords() {
 }
 
 #[test]
-fn a_helper_that_has_none_leaves_it_to_the_next_source() {
+fn the_next_source_is_used_if_a_helper_has_no_login() {
     let machine = Machine::new();
     machine.helper("empty", "echo '{\"ServerURL\":\"\",\"Username\":\"\",\"Secret\":\"\"}'");
     machine.helper("none", "echo 'credentials not found in native keychain'; exit 1");
@@ -186,7 +186,7 @@ fn a_helper_that_has_none_leaves_it_to_the_next_source() {
 }
 
 #[test]
-fn a_helper_that_fails_is_told_and_passed_over() {
+fn a_failing_helper_is_a_warning_and_the_next_source_is_used() {
     let mut machine = Machine::new();
     machine.helper("broken", "echo 'the vault is sealed'; exit 3");
     machine.helper("nonsense", "echo secret");
@@ -196,11 +196,11 @@ fn a_helper_that_fails_is_told_and_passed_over() {
     machine.timeout = Duration::from_millis(500);
     for (helper, part) in [
         ("broken", "the vault is sealed"),
-        ("nonsense", "no login"),
+        ("nonsense", "invalid response"),
         ("missing", "not installed"),
         ("../../bin/sh", "not the name"),
         ("/bin/sh", "not the name"),
-        ("hangs", "was ended"),
+        ("hangs", "was killed"),
         ("endless", "docker-credential-endless"),
     ] {
         let places = TestSources {
@@ -216,7 +216,7 @@ fn a_helper_that_fails_is_told_and_passed_over() {
 }
 
 #[test]
-fn a_job_names_no_helper_but_those_that_are_allowed() {
+fn a_job_can_use_only_allowed_helpers() {
     let mut machine = Machine::new();
     machine.helper("one", "echo '{\"Username\":\"one\",\"Secret\":\"s\"}'");
     machine.helper(
@@ -236,7 +236,7 @@ fn a_job_names_no_helper_but_those_that_are_allowed() {
         user(TestSources { job: store("own"), ..places() }, "r.test/a").as_deref(),
         Some(&*format!("{user_id} / / "))
     );
-    // One that the administrator chose has what the agent has.
+    // A helper of the administrator gets the agent's environment.
     let of_runner = user(TestSources { runner: store("own"), ..places() }, "r.test/a").expect("a login");
     assert!(
         of_runner.starts_with(&format!("{} ", Uid::effective())) && of_runner.ends_with(" hunter22"),
@@ -251,7 +251,7 @@ fn user_of_job_is_refused(places: TestSources<'_>, job: Option<String>) -> bool 
 }
 
 #[test]
-fn a_source_that_cannot_be_read_is_told_without_its_content() {
+fn reports_an_unreadable_source_without_its_content() {
     let machine = Machine::new();
     for text in ["hunter22", "{\"auths\": 5}", "{\"auths\": {\"r.test\": {\"auth\": \"hunter22\"}}}"] {
         let (login, warnings) = found(TestSources { job: Some(text.to_owned()), ..machine.places() }, "r.test/a");
@@ -263,7 +263,7 @@ fn a_source_that_cannot_be_read_is_told_without_its_content() {
 }
 
 #[test]
-fn the_first_form_of_the_file_is_read_too() {
+fn reads_the_original_file_format() {
     let machine = Machine::new();
     let text = format!("{{\"r.test\": {{\"auth\": {:?}, \"email\": \"x\"}}}}", auth("old"));
     let places = TestSources { files: vec![machine.file(&text)], ..machine.places() };
@@ -271,7 +271,7 @@ fn the_first_form_of_the_file_is_read_too() {
 }
 
 #[test]
-fn a_fetched_token_counts_where_no_other_login_does() {
+fn an_ecr_token_is_used_if_there_is_no_other_login() {
     let machine = Machine::new();
     let of = |host: &str, login| EcrLogin { host: host.to_owned(), login };
     let fetched =
@@ -285,7 +285,7 @@ fn a_fetched_token_counts_where_no_other_login_does() {
 }
 
 #[test]
-fn the_header_holds_what_the_engine_needs() {
+fn the_header_contains_the_fields_that_the_engine_needs() {
     let access = LoginSources::default();
     let logins = RegistryLogins::read(Some(auths(&[("docker.io", "me")])), &[], &access);
     let header = logins.find(&name("alpine"), &mut |_| ()).expect("a login").header();

@@ -1,5 +1,5 @@
-//! The standard streams of a container. What it prints comes in frames: eight bytes, of which the first says which
-//! stream it is and the last four, the highest first, how long it is.
+//! The standard streams of a container. Output comes in frames: an eight-byte header with the stream in the first byte
+//! and the big-endian length in the last four, then the data.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::http::conversation::{Conversation, ReadEvent};
 
-/// Bytes of a frame's head.
+/// The length of a frame header.
 const HEAD: usize = 8;
 
-/// Which stream a piece is of.
+/// The stream of a piece of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Standard output.
@@ -19,18 +19,18 @@ pub enum Output {
     Error,
 }
 
-/// Takes frames apart, however they are cut.
+/// Parses frames that arrive in arbitrary pieces.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     head: [u8; HEAD],
     have: usize,
-    /// Bytes of the frame that are still to come.
+    /// The remaining bytes of the current frame.
     left: usize,
     error: bool,
 }
 
 impl FrameReader {
-    /// Takes bytes and hands on what they hold. Errors: they are no frames.
+    /// Parses bytes and passes their content to `sink`. Fails if they are not frames.
     pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(Output, &[u8])) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.left == 0 {
@@ -54,9 +54,9 @@ impl FrameReader {
 
     fn open(&mut self) -> io::Result<()> {
         let [stream, zeros @ .., a, b, c, d] = self.head;
-        // 3 is what the engine itself has to say of the streams.
+        // Stream 3 carries error messages of the engine itself.
         if stream > 3 || zeros != [0; 3] {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the output comes in no frames"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the output is not in frames"));
         }
         self.error = stream >= 2;
         self.left = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -65,7 +65,7 @@ impl FrameReader {
     }
 }
 
-/// The streams.
+/// The attached streams of a container.
 pub struct Attached(Conversation);
 
 impl Attached {
@@ -73,18 +73,18 @@ impl Attached {
         Self(conversation)
     }
 
-    /// Gives the container some of its standard input.
+    /// Writes to the container's standard input.
     pub fn write(&mut self, input: &[u8]) {
         self.0.write(input);
     }
 
-    /// Gives the container the rest of its standard input.
+    /// Writes the rest of the container's standard input, and closes it.
     pub fn write_last(&mut self, input: &[u8]) {
         self.0.write(input);
         self.0.finish();
     }
 
-    /// The next bytes of frames, or what came instead. Errors: the connection broke.
+    /// Reads the next bytes, or returns another event. Fails if the connection breaks.
     pub fn read(
         &mut self,
         buffer: &mut [u8],
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_apart_wherever_they_are_cut() {
+    fn parses_frames_in_any_pieces() {
         let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\x05error\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x03two";
         let expected =
             [(Output::Out, b"one".to_vec()), (Output::Error, b"error".to_vec()), (Output::Out, b"two".to_vec())];
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_an_error() {
+    fn invalid_frames_are_an_error() {
         assert!(taken(&[b"hello world, no frame"]).is_err());
     }
 }

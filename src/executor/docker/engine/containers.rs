@@ -1,4 +1,4 @@
-//! Containers: made, started, stopped, looked at, removed.
+//! Containers: create, start, stop, inspect, remove.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,58 +12,54 @@ use super::{Call, Engine, Error, QUICK_CALL_TIMEOUTS, SLOW_CALL_TIMEOUTS, lenien
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Method, escape};
 
-/// A container as it is (`GET /containers/ID/json`).
+/// A container (`GET /containers/ID/json`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Container {
-    /// Its full id.
     pub id: String,
-    /// Its name, with a slash in front.
+    /// The name, with a leading slash.
     pub name: String,
-    /// The id of its image.
+    /// The image id.
     pub image: String,
-    /// What it does.
     pub state: ContainerState,
-    /// How it was made.
+    /// The configuration at creation.
     pub config: ContainerConfig,
-    /// What of it is part of the machine's file system.
     #[serde(deserialize_with = "lenient")]
     pub mounts: Vec<Mount>,
-    /// Its addresses.
     pub network_settings: NetworkSettings,
 }
 
-/// What a container does (`State`).
+/// The state of a container (`State`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerState {
     /// `created`, `running`, `exited`, …
     pub status: String,
-    /// A process runs.
+    /// Whether a process runs.
     pub running: bool,
-    /// The kernel killed a process of it for lack of memory.
+    /// Whether the kernel killed one of its processes because memory ran out.
     #[serde(rename = "OOMKilled")]
     pub oom_killed: bool,
-    /// The status of its first process.
+    /// The exit code of its first process.
     pub exit_code: i64,
-    /// Why it could not be started.
+    /// The error of the last start.
     pub error: String,
-    /// When it was started last, as the engine writes times.
+    /// When it was last started, in the engine's format.
     pub started_at: String,
-    /// When it ended last.
+    /// When it last ended.
     pub finished_at: String,
-    /// The image's own check of it.
+    /// The result of the image's health check.
     pub health: Option<Health>,
 }
 
 impl ContainerState {
-    /// Somebody removes it.
+    /// Whether it is being removed.
     pub fn is_being_removed(&self) -> bool {
         matches!(self.status.as_str(), "removing" | "dead")
     }
 }
 
-/// The verdict of an image's own check.
+/// The result of an image's health check.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Health {
@@ -71,19 +67,16 @@ pub struct Health {
     pub status: String,
 }
 
-/// How a container was made (`Config`).
+/// The configuration of a container (`Config`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
-    /// Whom it runs as.
     pub user: String,
-    /// Its environment.
     #[serde(deserialize_with = "lenient")]
     pub env: Vec<String>,
-    /// Ports its image exposes, such as `80/tcp`.
+    /// Exposed ports, such as `80/tcp`.
     #[serde(deserialize_with = "lenient")]
     pub exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
-    /// Its labels.
     #[serde(deserialize_with = "lenient")]
     pub labels: BTreeMap<String, String>,
 }
@@ -97,9 +90,9 @@ pub struct Mount {
     pub kind: String,
     /// The name of a volume.
     pub name: String,
-    /// Where it is on the machine.
+    /// The path on the machine.
     pub source: String,
-    /// Where it is in the container.
+    /// The path in the container.
     pub destination: String,
 }
 
@@ -112,14 +105,14 @@ pub struct NetworkSettings {
     pub networks: BTreeMap<String, Attachment>,
 }
 
-/// A container's place in a network.
+/// A container's endpoint in a network.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Attachment {
-    /// Its address; empty while it does not run.
+    /// The IPv4 address; empty while it does not run.
     #[serde(rename = "IPAddress")]
     pub ip_address: String,
-    /// Its address of version 6.
+    /// The IPv6 address.
     #[serde(rename = "GlobalIPv6Address")]
     pub ipv6_address: String,
 }
@@ -128,24 +121,22 @@ pub struct Attachment {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSummary {
-    /// Its full id.
     pub id: String,
-    /// Its names, each with a slash in front.
+    /// The names, each with a leading slash.
     #[serde(deserialize_with = "lenient")]
     pub names: Vec<String>,
-    /// Its labels.
     #[serde(deserialize_with = "lenient")]
     pub labels: BTreeMap<String, String>,
     /// `created`, `running`, `exited`, …
     pub state: String,
 }
 
-/// Where in the output of a container to begin.
+/// Where to start in the output of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogStart {
-    /// At its beginning.
+    /// At the beginning.
     Beginning,
-    /// At its end: what is printed from now on.
+    /// At the end: only new output.
     Now,
 }
 
@@ -153,7 +144,7 @@ pub enum LogStart {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Exit {
-    /// Its status; 128 and the number of the signal that ended it.
+    /// The exit code; 128 plus the signal number if a signal killed it.
     pub status_code: i64,
 }
 
@@ -166,8 +157,8 @@ struct Created {
 }
 
 impl Engine {
-    /// Makes a container; returns its id, and what the engine warns of. `platform` is `os/architecture[/variant]`.
-    /// Errors: 404 for a missing image, 409 for a name that is taken, 400 for what cannot be.
+    /// Creates a container; returns its id and the engine's warnings. `platform` is `os/architecture[/variant]`. Fails
+    /// with 404 for a missing image, 409 for a name in use, 400 for an invalid request.
     pub fn create_container(
         &self,
         name: &str,
@@ -182,20 +173,21 @@ impl Engine {
             return Err(Error::unreadable_answer(
                 self.service.address(),
                 "/containers/create",
-                "the container has no id",
+                "the response has no container id",
             ));
         }
         Ok((created.id, created.warnings))
     }
 
-    /// Starts a container; one that runs already is fine.
+    /// Starts a container; it may already run.
     pub fn start_container(&self, id: &str) -> Result<(), Error> {
         self.call_without_result(
             &Call::new(Method::Post, format!("/containers/{id}/start")).timeouts(SLOW_CALL_TIMEOUTS),
         )
     }
 
-    /// Takes the standard streams of a container: to be done before it is started, so that nothing is missed.
+    /// Attaches to the standard streams of a container. Must be called before the container starts, so that no output
+    /// is missed.
     pub fn attach(&self, id: &str) -> Result<Attached, Error> {
         let path = self.path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
@@ -206,24 +198,24 @@ impl Engine {
         }
     }
 
-    /// Waits until a container does not run, within `timeout`; running on is [`Error::Silent`].
+    /// Waits until a container has ended, within `timeout`; [`Error::Silent`] if it still runs.
     pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, Error> {
         let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
         self.call_json(&Call::new(Method::Post, format!("/containers/{id}/wait")).timeouts(timeouts))
     }
 
-    /// What a container is and does.
+    /// Inspects a container.
     pub fn container(&self, id: &str) -> Result<Container, Error> {
         self.call_json(&Call::new(Method::Get, format!("/containers/{}/json", escape(id, b""))))
     }
 
-    /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Errors: 409 when it does not run.
+    /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Fails with 409 if it does not run.
     pub fn kill_container(&self, id: &str, signal: &str) -> Result<(), Error> {
         self.call_without_result(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
-    /// Removes a container by force, with its anonymous volumes unless they are to be kept; none is fine. One that
-    /// somebody else is removing is waited for.
+    /// Removes a container by force, with its anonymous volumes unless `keep_volumes` is set; it need not exist. If
+    /// another client is removing it, waits for that.
     pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), Error> {
         let volumes = if keep_volumes { 0 } else { 1 };
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
@@ -244,13 +236,13 @@ impl Engine {
         }
     }
 
-    /// Containers with all of these labels, also those that do not run.
+    /// Lists containers with all these labels, including those that do not run.
     pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, Error> {
         self.call_json(&Call::new(Method::Get, format!("/containers/json?all=1&filters={}", with_labels(labels))))
     }
 
-    /// What a container printed, frame by frame (see [`Attached`]), at most `most` bytes; `timestamps` puts the engine's
-    /// own in front of each line.
+    /// The output of a container in frames (see [`Attached`]), at most `most` bytes; with `timestamps`, each line
+    /// begins with the engine's time stamp.
     pub fn logs(&self, id: &str, timestamps: bool, most: u64) -> Result<Vec<u8>, Error> {
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps={}", u8::from(timestamps));
         let mut text = Vec::new();
@@ -262,7 +254,7 @@ impl Engine {
         Ok(text)
     }
 
-    /// The same as it comes, until the container ends. Reads time out after `silence`.
+    /// Follows the output until the container ends. A read times out after `silence`.
     pub fn follow_logs(
         &self,
         id: &str,

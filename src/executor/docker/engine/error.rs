@@ -1,4 +1,4 @@
-//! What goes wrong between us and an engine, in words that say what to do.
+//! Errors of requests to an engine, with messages that say what to do.
 
 use std::fmt;
 use std::io;
@@ -9,66 +9,45 @@ use super::Revision;
 use crate::decode;
 use crate::http::{Address, ConnectionError};
 
-/// Why the engine did not do what it was asked.
+/// Why a request to the engine failed.
 #[derive(Debug)]
 pub enum Error {
-    /// There is no socket at the place, or no such host.
-    Missing {
-        /// Address of the engine.
-        address: String,
-    },
-    /// The socket is not for us.
-    NotPermitted {
-        /// See above.
-        address: String,
-    },
-    /// Nobody listens.
-    NotRunning {
-        /// See above.
-        address: String,
-    },
-    /// Nothing comes.
+    /// The socket or the host does not exist.
+    Missing { address: String },
+    /// The agent's user may not use the socket.
+    NotPermitted { address: String },
+    /// The engine does not listen.
+    NotRunning { address: String },
+    /// The engine does not respond in time.
     Silent {
-        /// See above.
         address: String,
-        /// What was asked.
+        /// The request.
         what: String,
     },
     /// The connection broke.
     Cut {
-        /// See above.
         address: String,
-        /// See above.
         what: String,
-        /// The system's word.
+        /// The system's error.
         why: String,
     },
-    /// It speaks an API that lacks what jobs need.
+    /// The engine's API version is too old.
     TooOld {
-        /// See above.
         address: String,
-        /// What it speaks.
+        /// The engine's version.
         has: Revision,
-        /// What it must speak.
+        /// The required version.
         needs: Revision,
     },
-    /// It answered with an error.
+    /// The engine returned an error.
     Answer {
-        /// HTTP status.
         status: u16,
-        /// Its explanation.
+        /// The engine's message.
         message: String,
     },
-    /// Something answers that is no engine, or that is broken.
-    Nonsense {
-        /// See above.
-        address: String,
-        /// See above.
-        what: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// An address or a certificate file that cannot be used.
+    /// The response is invalid: another server, or a broken engine.
+    Nonsense { address: String, what: String, why: String },
+    /// An unusable address or certificate file.
     Configuration(String),
 }
 
@@ -99,7 +78,7 @@ impl Error {
 
     pub(super) fn answer(address: &Address, what: &str, status: u16, body: &str) -> Self {
         if (300..400).contains(&status) {
-            return Self::unreadable_answer(address, what, "it redirects, which no engine does and nobody follows");
+            return Self::unreadable_answer(address, what, "it redirects, which an engine never does");
         }
         let message = match decode::json::<Explanation>(body.as_bytes()) {
             Ok(explanation) => explanation.message,
@@ -113,7 +92,7 @@ impl Error {
         Self::Nonsense { address: address.to_string(), what: what.to_owned(), why: why.to_owned() }
     }
 
-    /// The status of an answer that is an error.
+    /// The status of an error response.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Answer { status, .. } => Some(*status),
@@ -121,7 +100,7 @@ impl Error {
         }
     }
 
-    /// What was asked for does not exist (any more).
+    /// Whether the object does not exist.
     pub fn is_missing(&self) -> bool {
         self.status() == Some(404)
     }
@@ -136,13 +115,13 @@ impl Error {
         matches!(self, Self::Answer { message, .. } if message.contains("no space left on device"))
     }
 
-    /// The engine is away, not the thing that was asked for: a later try may do.
+    /// Whether the engine itself is unreachable, so that a later attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::NotRunning { .. } | Self::Silent { .. } | Self::Cut { .. })
     }
 }
 
-/// What is wrong between our certificates and the engine's, if that is what is wrong.
+/// The certificate problem, if the error is one.
 fn of_certificates(address: &str, error: &io::Error) -> Option<String> {
     let why = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     match why {
@@ -172,7 +151,7 @@ impl fmt::Display for Error {
                  group `docker`"
             ),
             Self::NotRunning { address } => {
-                write!(f, "the container engine at {address} does not run: start it (systemctl start docker)")
+                write!(f, "the container engine at {address} does not run; start it (systemctl start docker)")
             }
             Self::Silent { address, what } => write!(
                 f,
@@ -186,7 +165,7 @@ impl fmt::Display for Error {
             ),
             Self::TooOld { address, has, needs } => write!(
                 f,
-                "the container engine at {address} speaks version {has} of its API and jobs need {needs}: update it"
+                "the container engine at {address} has API version {has}, but jobs need {needs}; update the engine"
             ),
             Self::Answer { message, .. } if self.is_disk_full() => write!(
                 f,
@@ -195,7 +174,7 @@ impl fmt::Display for Error {
             ),
             Self::Answer { message, .. } => f.write_str(message),
             Self::Nonsense { address, what, why } => {
-                write!(f, "what answers at {address} is no container engine, or a broken one ({what}): {why}")
+                write!(f, "invalid response from {address}, which should be a container engine ({what}): {why}")
             }
             Self::Configuration(why) => f.write_str(why),
         }

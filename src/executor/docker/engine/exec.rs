@@ -1,4 +1,4 @@
-//! Commands in a container that runs.
+//! Commands in a running container.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,8 @@ struct Created {
 }
 
 impl Engine {
-    /// Runs a command in a container as `user` (empty: the container's), without waiting for it and without its output.
-    /// Errors: as the engine says; 409 when the container does not run.
+    /// Starts a command in a container as `user` (empty: the container's user), without waiting for it and without its
+    /// output. Fails with 409 if the container does not run.
     pub fn exec_detached(&self, container: &str, user: &str, command: &[&str]) -> Result<(), Error> {
         let create = CreateExec { cmd: command, user, attach_stdout: false, attach_stderr: false };
         let created: Created =

@@ -1,4 +1,4 @@
-//! Images: looked at, pulled.
+//! Images: inspect and pull.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,11 +11,11 @@ use crate::decode;
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Incoming, Method, escape};
 
-/// A registry may take its time between two signs of life.
+/// The longest time between two progress messages; registries can be slow.
 const PULL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// A line of progress is short.
+/// The longest progress line, in bytes.
 const LINE_MAX: usize = 1 << 20;
-/// The first version of the API in which an image can be looked at for one platform.
+/// The first API version that can inspect an image for one platform.
 const INSPECT_PLATFORM: Revision = Revision(1, 49);
 
 /// An image (`GET /images/NAME/json`).
@@ -24,58 +24,56 @@ const INSPECT_PLATFORM: Revision = Revision(1, 49);
 pub struct Image {
     /// Its id (`sha256:…`).
     pub id: String,
-    /// The names with digests under which registries have it.
+    /// Names with digests, by registry.
     #[serde(deserialize_with = "lenient")]
     pub repo_digests: Vec<String>,
-    /// The names with tags.
+    /// Names with tags.
     #[serde(deserialize_with = "lenient")]
     pub repo_tags: Vec<String>,
     /// Such as `amd64`.
     pub architecture: String,
-    /// What its containers are by default.
+    /// The defaults for its containers.
     #[serde(deserialize_with = "lenient")]
     pub config: ImageConfig,
 }
 
-/// What an image's containers are by default.
+/// The defaults for containers of an image.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageConfig {
-    /// Whom they run as; empty for root.
+    /// The user; empty for root.
     pub user: String,
-    /// The program that is started, and what goes in front of its arguments.
     #[serde(deserialize_with = "lenient")]
     pub entrypoint: Vec<String>,
-    /// Arguments, or the command.
+    /// The arguments, or the command.
     #[serde(deserialize_with = "lenient")]
     pub cmd: Vec<String>,
-    /// Environment.
     #[serde(deserialize_with = "lenient")]
     pub env: Vec<String>,
-    /// Where the command runs.
+    /// The working directory.
     pub working_dir: String,
     /// Anonymous volumes, by their path.
     #[serde(deserialize_with = "lenient")]
     pub volumes: BTreeMap<String, serde::de::IgnoredAny>,
-    /// Ports, such as `80/tcp`.
+    /// Exposed ports, such as `80/tcp`.
     #[serde(deserialize_with = "lenient")]
     pub exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
 }
 
-/// A pull that is going on. Dropping it ends the pull.
+/// A running pull. Dropping it cancels the pull.
 pub struct Pull {
     lines: BufReader<Box<dyn std::io::Read>>,
     address: crate::http::Address,
 }
 
-/// A line of progress.
+/// A progress message.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PullProgress {
-    /// What happens.
+    /// The operation.
     #[serde(deserialize_with = "lenient")]
     pub status: String,
-    /// To which layer.
+    /// The layer.
     #[serde(deserialize_with = "lenient")]
     pub id: String,
     /// Why the pull failed.
@@ -84,15 +82,16 @@ pub struct PullProgress {
 }
 
 impl Engine {
-    /// An image by name, digest or id, for one platform where the engine can tell. Errors: 404 when it is not here.
+    /// Inspects an image by name, digest or id, for one platform if the engine supports that. Fails with 404 if the
+    /// machine does not have it.
     pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, Error> {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
         let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
         self.call_json(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
     }
 
-    /// Pulls an image; `reference` is its name with a tag or digest, `auth` the value of `X-Registry-Auth`. Errors: what
-    /// the engine says before it begins; what goes wrong later is in the progress.
+    /// Starts a pull. `reference` has a tag or a digest, `auth` is the value of `X-Registry-Auth`. Later errors are in
+    /// the progress messages.
     pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, Error> {
         let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
         let path = format!("/images/create?fromImage={}{platform}", escape(reference, b""));
@@ -105,7 +104,7 @@ impl Engine {
 }
 
 impl Pull {
-    /// The next line of progress; `None` at the end. Errors: the pull failed, or broke off.
+    /// The next progress message; `None` at the end. Fails if the pull failed or the connection broke.
     pub fn next_progress(&mut self) -> Result<Option<PullProgress>, Error> {
         let mut line = Vec::new();
         let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
@@ -132,7 +131,7 @@ impl Pull {
     }
 }
 
-/// A platform as newer calls want it.
+/// A platform in the format of newer API versions.
 fn as_json(platform: &str) -> Option<String> {
     let mut parts = platform.split('/');
     let (os, architecture, variant) = (parts.next()?, parts.next()?, parts.next());

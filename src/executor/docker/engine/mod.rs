@@ -1,7 +1,7 @@
-//! The Docker Engine API, as far as jobs need it, over the engine's socket. Podman's socket works as far as its own
-//! version of this API goes.
+//! The part of the Docker Engine API that jobs need, over the engine's socket. Podman's socket works as far as it
+//! implements this API.
 //!
-//! This layer knows what can be asked of an engine and what its answers mean; it knows no jobs.
+//! This layer knows requests to an engine and their responses; it knows nothing of jobs.
 
 pub mod attached;
 pub mod containers;
@@ -24,22 +24,22 @@ use crate::http::{Address, Incoming, Method, escape};
 
 pub use error::Error;
 
-/// The newest version of the API whose answers are known.
+/// The newest supported API version.
 const NEWEST: Revision = Revision(1, 47);
-/// The oldest one that has all that jobs need (Docker 17.09).
+/// The oldest API version that has everything jobs need (Docker 17.09).
 const OLDEST: Revision = Revision(1, 32);
 
-/// An answer that takes no work.
+/// For requests that need no work by the engine.
 const QUICK_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(60), idle: Duration::from_secs(60) };
-/// An answer that takes work: images are unpacked, devices set up, other jobs keep the engine busy.
+/// For requests that need work: unpacking images, setting up devices, while other jobs keep the engine busy.
 const SLOW_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(300), idle: Duration::from_secs(300) };
 
-/// Bytes of an answer that are read at most.
+/// The largest response, in bytes.
 const ANSWER_MAX: u64 = 32 << 20;
 
-/// A version of the API.
+/// An API version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Revision(pub u32, pub u32);
 
@@ -56,12 +56,11 @@ impl Revision {
     }
 }
 
-/// Where an engine is and which version of the API it speaks: enough to talk to it again.
+/// The address of an engine and its API version: enough to connect again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineAddress {
-    /// Its address.
     pub address: Address,
-    /// The version to speak.
+    /// The API version to use.
     pub revision: Revision,
 }
 
@@ -71,10 +70,10 @@ pub struct Engine {
     revision: Revision,
 }
 
-/// A request on its way.
+/// A request.
 struct Call<'a> {
     method: Method,
-    /// Below the version.
+    /// The path after the API version.
     path: String,
     headers: Vec<(&'static str, &'a str)>,
     body: Option<Vec<u8>>,
@@ -87,7 +86,7 @@ impl<'a> Call<'a> {
     }
 
     fn json(mut self, body: &impl Serialize) -> Self {
-        // What is sent has no maps with odd keys, and nothing else can fail.
+        // These types always serialise.
         self.body = Some(serde_json::to_vec(body).unwrap_or_default());
         self
     }
@@ -104,8 +103,8 @@ impl<'a> Call<'a> {
 }
 
 impl Engine {
-    /// Asks the engine at an address for its version. Errors: none is there, it does not let us in, does not answer, or
-    /// is too old.
+    /// Connects to the engine at an address and negotiates the API version. Fails if there is none, access is denied,
+    /// it does not respond, or it is too old.
     pub fn connect(address: &Address) -> Result<Self, Error> {
         let service = open(address)?;
         let answer = service
@@ -123,7 +122,7 @@ impl Engine {
                      [runners.docker]"
                 )));
             }
-            _ => return Err(Error::unreadable_answer(address, "_ping", "it says no `Api-Version`")),
+            _ => return Err(Error::unreadable_answer(address, "_ping", "the response has no `Api-Version`")),
         };
         if revision < OLDEST {
             return Err(Error::TooOld { address: address.to_string(), has: revision, needs: OLDEST });
@@ -131,17 +130,17 @@ impl Engine {
         Ok(Self { service, revision: revision.min(NEWEST) })
     }
 
-    /// The engine at a place that was found before; nothing is asked yet. Errors: a certificate file cannot be read.
+    /// The engine at a known address; does not connect yet. Fails if a certificate file is unreadable.
     pub fn at(address: &EngineAddress) -> Result<Self, Error> {
         Ok(Self { service: open(&address.address)?, revision: address.revision })
     }
 
-    /// Where it is, for another process.
+    /// The address, for another process.
     pub fn engine_address(&self) -> EngineAddress {
         EngineAddress { address: self.service.address().clone(), revision: self.revision }
     }
 
-    /// The version of the API that is spoken.
+    /// The API version in use.
     pub fn revision(&self) -> Revision {
         self.revision
     }
@@ -150,7 +149,7 @@ impl Engine {
         format!("/v{}{path}", self.revision)
     }
 
-    /// Makes a call; answers other than success are errors, and so are redirects.
+    /// Sends a request; a response other than success is an error, as is a redirect.
     fn call(&self, call: &Call<'_>) -> Result<Incoming, Error> {
         let what = call.path.split('?').next().unwrap_or_default();
         let address = self.service.address();
@@ -164,9 +163,9 @@ impl Engine {
         }
     }
 
-    /// The same, for an answer whose body says nothing.
+    /// Sends a request whose response has no content.
     fn call_without_result(&self, call: &Call<'_>) -> Result<(), Error> {
-        // Read to its end, so that the connection can be used again.
+        // Read the body to its end, so that the connection can be reused.
         self.call(call).map(|answer| drop(answer.explanation()))
     }
 
@@ -177,7 +176,7 @@ impl Engine {
         let what = call.path.split('?').next().unwrap_or_default();
         let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
         let nonsense = |why: String| Error::unreadable_answer(self.service.address(), what, &why);
-        read.map_err(|error| nonsense(format!("the answer breaks off: {error}")))?;
+        read.map_err(|error| nonsense(format!("the response is incomplete: {error}")))?;
         decode::json(&body).map_err(|error| nonsense(error.to_string()))
     }
 }
@@ -186,14 +185,14 @@ fn open(address: &Address) -> Result<Service, Error> {
     Service::new(address, &crate::version::user_agent()).map_err(|error| Error::from_connection(address, "", error))
 }
 
-/// A filter on labels, as the engine's lists take it: all of them must be there.
+/// A filter for lists: all these labels must be present.
 fn with_labels(labels: &[(&str, &str)]) -> String {
     let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let filter = std::collections::BTreeMap::from([("label", labels)]);
     escape(&serde_json::to_string(&filter).unwrap_or_default(), b"")
 }
 
-/// Lists and maps that may be `null`.
+/// Decodes lists and maps that may be `null`.
 fn lenient<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -216,21 +215,24 @@ mod tests {
     }
 
     #[test]
-    fn speaks_the_version_that_both_know() {
+    fn negotiates_the_newest_common_version() {
         assert_eq!(engine(&[PING]).expect("an engine").revision(), Revision(1, 41));
         let newer = PING.replace("1.41", "1.99");
         assert_eq!(engine(&[&newer]).expect("an engine").revision(), NEWEST);
         let older = PING.replace("1.41", "1.24");
         let why = engine(&[&older]).err().expect("refused").to_string();
-        assert!(why.contains("speaks version 1.24") && why.contains("update it"), "{why}");
+        assert!(why.contains("has API version 1.24") && why.contains("update the engine"), "{why}");
     }
 
     #[test]
-    fn what_is_no_engine_is_told() {
+    fn reports_a_server_that_is_not_an_engine() {
         for (answer, part) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwhat", "no container engine"),
-            ("HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\nContent-Length: 0\r\n\r\n", "no container engine"),
-            ("SSH-2.0-x\r\n\r\n", "no container engine"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwhat", "should be a container engine"),
+            (
+                "HTTP/1.1 302 Found\r\nLocation: http://evil.test/\r\nContent-Length: 0\r\n\r\n",
+                "should be a container engine",
+            ),
+            ("SSH-2.0-x\r\n\r\n", "should be a container engine"),
             ("HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy", "busy"),
         ] {
             let why = engine(&[answer]).err().expect("refused").to_string();
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_engine_is_the_advice_says_what_to_do() {
+    fn says_what_to_do_without_an_engine() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("docker.sock");
         let connect = || Engine::connect(&Address::Unix(path.clone())).err().expect("refused").to_string();
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_explanation_of_the_engine_is_handed_on() {
+    fn passes_on_error_messages_of_the_engine() {
         let engine = engine(&[
             PING,
             &json("409 Conflict", r#"{"message":"the name is taken"}"#),
@@ -262,13 +264,13 @@ mod tests {
         assert_eq!((taken.status(), taken.to_string().as_str()), (Some(409), "the name is taken"));
         assert!(engine.container("x").expect_err("none").is_missing());
         let redirected = engine.start_container("x").expect_err("refused");
-        assert!(redirected.to_string().contains("nobody follows"), "{redirected}");
+        assert!(redirected.to_string().contains("an engine never does"), "{redirected}");
         let odd = engine.container("x").expect_err("refused");
         assert!(matches!(odd, Error::Nonsense { .. }), "{odd}");
     }
 
     #[test]
-    fn a_pull_that_fails_in_the_middle_is_an_error() {
+    fn a_pull_that_fails_halfway_is_an_error() {
         let body = "{\"status\":\"Pulling\",\"id\":\"x\"}\r\n{\"errorDetail\":{},\"error\":\"manifest unknown\"}\r\n";
         let engine = engine(&[PING, &json("200 OK", body)]).expect("an engine");
         let mut pull = engine.pull("a/b:1", None, Some("e30=")).expect("begun");
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_are_escaped_for_queries() {
+    fn escapes_filters_in_queries() {
         assert_eq!(with_labels(&[("a", "b")]), "%7B%22label%22%3A%5B%22a%3Db%22%5D%7D");
     }
 }

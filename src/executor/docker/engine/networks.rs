@@ -1,4 +1,4 @@
-//! Networks: made, looked at, removed.
+//! Networks: create, inspect, remove.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,11 @@ use crate::http::{Method, escape};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Network {
-    /// Its id.
     pub id: String,
-    /// Its name.
     pub name: String,
-    /// Its labels.
     #[serde(deserialize_with = "lenient")]
     pub labels: BTreeMap<String, String>,
-    /// Containers in it, by id (in the answer about one network only).
+    /// Containers in it, by id (only when a single network is inspected).
     #[serde(deserialize_with = "lenient")]
     pub containers: BTreeMap<String, serde::de::IgnoredAny>,
 }
@@ -31,24 +28,24 @@ struct Created {
 }
 
 impl Engine {
-    /// Makes a network; returns its id. Errors: 409 for a name that is taken.
+    /// Creates a network; returns its id. Fails with 409 if the name is in use.
     pub fn create_network(&self, network: &CreateNetwork) -> Result<String, Error> {
         let created: Created =
             self.call_json(&Call::new(Method::Post, "/networks/create").json(network).timeouts(SLOW_CALL_TIMEOUTS))?;
         Ok(created.id)
     }
 
-    /// A network by name or id.
+    /// Inspects a network by name or id.
     pub fn network(&self, name: &str) -> Result<Network, Error> {
         self.call_json(&Call::new(Method::Get, format!("/networks/{}", escape(name, b""))))
     }
 
-    /// Networks with all of these labels.
+    /// Lists networks with all these labels.
     pub fn networks(&self, labels: &[(&str, &str)]) -> Result<Vec<Network>, Error> {
         self.call_json(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
     }
 
-    /// Removes a network; none is fine. Errors: 403 while containers are in it.
+    /// Removes a network; it need not exist. Fails with 403 while it has containers.
     pub fn remove_network(&self, name: &str) -> Result<(), Error> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),

@@ -1,11 +1,11 @@
-//! The request that makes a container (`POST /containers/create`), in the engine's words. What has its default value is
+//! The request that creates a container (`POST /containers/create`), with the engine's field names. Default values are
 //! not sent.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A container to be.
+/// A container to create.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CreateContainer {
@@ -14,10 +14,10 @@ pub struct CreateContainer {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
     pub image: String,
-    /// `None` for the image's own; empty for none.
+    /// `None` for the image's entrypoint; empty for no entrypoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
-    /// `None` for the image's own.
+    /// `None` for the image's command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -26,7 +26,7 @@ pub struct CreateContainer {
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
-    /// Engines before 1.44 only; see [`Endpoint::mac_address`].
+    /// Only for API versions before 1.44; see [`Endpoint::mac_address`].
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac_address: String,
     pub attach_stdin: bool,
@@ -40,11 +40,11 @@ pub struct CreateContainer {
     pub networking_config: Option<NetworkingConfig>,
 }
 
-/// What the container gets of the machine. Sizes are bytes.
+/// Resources of the machine for the container. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HostConfig {
-    /// `source:destination[:mode]`, a path or the name of a volume.
+    /// `source:destination[:mode]`; the source is a path or the name of a volume.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -64,7 +64,7 @@ pub struct HostConfig {
     pub memory_swap: i64,
     #[serde(skip_serializing_if = "is_default")]
     pub memory_reservation: i64,
-    /// Billionths of a processor.
+    /// CPU time in billionths of a CPU.
     #[serde(skip_serializing_if = "is_default")]
     pub nano_cpus: i64,
     #[serde(skip_serializing_if = "is_default")]
@@ -123,7 +123,7 @@ pub struct HostConfig {
     pub dns_search: Vec<String>,
 }
 
-/// Where the engine itself keeps what a container prints.
+/// The log driver for the container's output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct LogConfig {
@@ -134,7 +134,7 @@ pub struct LogConfig {
     pub config: BTreeMap<String, String>,
 }
 
-/// What the engine does when a container ends.
+/// Whether the engine restarts a container that ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RestartPolicy {
@@ -147,7 +147,7 @@ impl RestartPolicy {
     }
 }
 
-/// A limit of the processes.
+/// A resource limit of processes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Ulimit {
@@ -165,7 +165,7 @@ pub struct Device {
     pub cgroup_permissions: String,
 }
 
-/// Devices that a driver hands out, such as GPUs.
+/// Devices from a driver, such as GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DeviceRequest {
@@ -180,14 +180,14 @@ pub struct DeviceRequest {
     pub capabilities: Vec<Vec<String>>,
 }
 
-/// The networks a container is born into.
+/// The networks of a new container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkingConfig {
     pub endpoints_config: BTreeMap<String, Endpoint>,
 }
 
-/// A container's place in a network.
+/// A container's endpoint in a network.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Endpoint {
@@ -197,7 +197,7 @@ pub struct Endpoint {
     pub mac_address: String,
 }
 
-/// A network to be (`POST /networks/create`).
+/// A network to create (`POST /networks/create`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CreateNetwork {
@@ -210,11 +210,11 @@ pub struct CreateNetwork {
     pub options: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Refuse a second network of this name (engines before 1.44 allow them).
+    /// Refuse a second network with this name (API versions before 1.44 allow it).
     pub check_duplicate: bool,
 }
 
-/// A volume to be (`POST /volumes/create`).
+/// A volume to create (`POST /volumes/create`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CreateVolume {

@@ -1,4 +1,4 @@
-//! Volumes: made, looked at, removed.
+//! Volumes: create, list, remove.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,9 @@ use crate::http::{Method, escape};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Volume {
-    /// Its name.
     pub name: String,
-    /// Where it is on the machine, for the local driver.
+    /// The path on the machine, for the local driver.
     pub mountpoint: String,
-    /// Its labels.
     #[serde(deserialize_with = "lenient")]
     pub labels: BTreeMap<String, String>,
 }
@@ -29,19 +27,19 @@ struct List {
 }
 
 impl Engine {
-    /// Makes a volume, or finds the one of that name.
+    /// Creates a volume, or returns the existing one with that name.
     pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, Error> {
         self.call_json(&Call::new(Method::Post, "/volumes/create").json(volume).timeouts(SLOW_CALL_TIMEOUTS))
     }
 
-    /// Volumes with all of these labels.
+    /// Lists volumes with all these labels.
     pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
         let list: List =
             self.call_json(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
         Ok(list.volumes)
     }
 
-    /// Removes a volume; none is fine. Errors: 409 while a container has it.
+    /// Removes a volume; it need not exist. Fails with 409 while a container uses it.
     pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),

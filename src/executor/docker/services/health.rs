@@ -1,4 +1,4 @@
-//! Whether services are up: the agent itself tries their ports, at the container's address.
+//! Health of services: the agent itself connects to their ports, at the container's address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -14,38 +14,38 @@ use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::failure::JobError;
 
-/// How many ports of a service are tried.
+/// The number of ports of a service that are tried.
 const PORTS_MAX: usize = 20;
-/// How long one connection may take.
+/// The timeout of one connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two rounds: the first rest and the longest.
+/// The delay between two checks: the first and the longest.
 const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// Says which port of a service tells that it is up.
+/// The variable that names the port to check.
 const PORT_VARIABLE: &str = "HEALTHCHECK_TCP_PORT=";
 
-/// How it stands with a service.
+/// The health of a service.
 #[derive(Debug, PartialEq, Eq)]
 enum ServiceHealth {
-    /// It takes connections, or its image's own check says that it is well.
+    /// It accepts connections, or its image's health check succeeds.
     Up,
-    /// There is nothing by which one could know; why.
+    /// It cannot be checked; why.
     Unknown(&'static str),
-    /// It does not; why.
+    /// It is not up; why.
     Down(String),
 }
 
-/// Threads that try ports, and how they are told to stop.
+/// Threads that check services, and their stop signal.
 struct HealthWaiter {
     stopped: Mutex<bool>,
     change: Condvar,
-    /// Rings with each verdict.
+    /// Rings after each result.
     checked: EventFd,
     until: Instant,
 }
 
 impl ServiceStarter<'_> {
-    /// Waits until services are up. One that does not come up is told with its output, and the job goes on. Errors: the
-    /// job is to stop.
+    /// Waits until services are up. A service that does not come up is reported with its output, and the job continues.
+    /// Fails if the job must stop.
     pub fn wait(&self, services: &[RunningService]) -> Result<(), JobError> {
         let Some(timeout) = self.docker.services_timeout().filter(|_| !services.is_empty()) else {
             return Ok(());
@@ -79,7 +79,7 @@ impl ServiceStarter<'_> {
             waiter.stop();
             let joined = threads.into_iter().map(|thread| match thread.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(health)) => health,
-                _ => ServiceHealth::Down("no thread could look at it".to_owned()),
+                _ => ServiceHealth::Down("cannot start a thread to check it".to_owned()),
             });
             let results: Vec<ServiceHealth> = joined.collect();
             waited.map(|()| results)
@@ -92,7 +92,7 @@ impl ServiceStarter<'_> {
         match health {
             ServiceHealth::Up => {}
             ServiceHealth::Unknown(why) => {
-                self.console.line(&format!("Service {} is not waited for: {why}", service.name));
+                self.console.line(&format!("Not waiting for service {}: {why}", service.name));
             }
             ServiceHealth::Down(why) => {
                 let name = &service.name;
@@ -105,14 +105,14 @@ impl ServiceStarter<'_> {
         }
     }
 
-    /// What a service printed, for whoever has to find out why it does not work.
+    /// Shows the output of a service, to explain why it does not work.
     pub(super) fn show_output(&self, service: &RunningService) {
         match self.engine.logs(&service.id, true, OUTPUT_MAX) {
             Ok(frames) => {
                 self.console.line("Service container logs:");
                 log::text(&frames).lines().for_each(|line| self.console.line(line));
             }
-            Err(error) => self.console.line(&format!("Service container logs cannot be read: {error}")),
+            Err(error) => self.console.line(&format!("Cannot read the service container logs: {error}")),
         }
     }
 }
@@ -128,7 +128,7 @@ impl HealthWaiter {
         })
     }
 
-    /// Looks at a service until it can be told how it stands.
+    /// Checks a service until its health is known.
     fn wait_until_decided(&self, engine: &Engine, service: &RunningService) -> ServiceHealth {
         let mut rest = CHECK_INTERVAL.0;
         loop {
@@ -152,7 +152,7 @@ impl HealthWaiter {
         self.change.notify_all();
     }
 
-    /// Waits for a while; false when there is no more time.
+    /// Sleeps; false if the time is over.
     fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +164,7 @@ impl HealthWaiter {
     }
 }
 
-/// What one look at a service says.
+/// The result of one check.
 enum HealthCheck {
     Decided(ServiceHealth),
     Undecided(String),
@@ -173,7 +173,10 @@ enum HealthCheck {
 fn check(container: &Container, address: &str) -> HealthCheck {
     let state = &container.state;
     if !state.running {
-        return HealthCheck::Decided(ServiceHealth::Down(format!("it has ended with exit code {}", state.exit_code)));
+        return HealthCheck::Decided(ServiceHealth::Down(format!(
+            "the container exited with code {}",
+            state.exit_code
+        )));
     }
     // Without a health check Docker has no status or `none`, and Podman an empty one.
     let health = state.health.as_ref().map(|health| health.status.as_str());
@@ -189,7 +192,10 @@ fn check(container: &Container, address: &str) -> HealthCheck {
         (_, true, _) => {
             HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no check of its own"))
         }
-        (None, ..) => HealthCheck::Decided(ServiceHealth::Unknown("it has no address of its own")),
+        (_, true, _) => {
+            HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
+        }
+        (None, ..) => HealthCheck::Decided(ServiceHealth::Unknown("it has no IP address")),
     }
 }
 
@@ -204,7 +210,7 @@ fn try_ports(address: IpAddr, ports: &[u16]) -> HealthCheck {
     HealthCheck::Undecided(last)
 }
 
-/// The port that the environment names, or else the lowest of those that the image exposes.
+/// The port that the environment names, else the lowest exposed ports.
 fn ports(container: &Container) -> Vec<u16> {
     let named = container.config.env.iter().find_map(|variable| variable.strip_prefix(PORT_VARIABLE)?.parse().ok());
     if let Some(port) = named {
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_the_named_one_or_the_lowest_exposed_ones() {
+    fn selects_the_named_port_or_the_lowest_exposed_ones() {
         let exposed =
             container(r#"{"Config": {"ExposedPorts": {"443/tcp": {}, "80/tcp": {}, "53/udp": {}, "9": {}}}}"#);
         assert_eq!(ports(&exposed), [9, 80, 443]);
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn one_look_tells_what_can_be_told() {
+    fn one_check_gives_the_health_if_it_is_known() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let open = listener.local_addr().expect("an address").port();
         let running = |config: &str, health: &str| {

@@ -1,4 +1,4 @@
-//! What services print, in the job's log: all of it as it comes with `CI_DEBUG_SERVICES`.
+//! Writes the output of services to the job's log while they run (`CI_DEBUG_SERVICES`).
 
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,24 +10,24 @@ use super::super::engine::containers::LogStart;
 use super::super::engine::{Engine, EngineAddress};
 use super::RunningService;
 
-/// A service may be silent for as long as the longest of jobs.
+/// A service may be silent as long as the longest job runs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A line that is longer is cut.
+/// Longer lines are cut.
 const LINE_MAX: usize = 16 << 10;
 
 const GREY: &str = "\x1b[0;37m";
 const RESET: &str = "\x1b[0;m";
 
-/// Takes a line.
+/// Receives a line.
 pub type LogWriter = Box<dyn FnMut(&str) + Send>;
 
-/// Threads that bring the output of services into the job's log, until the services end or nobody listens any more.
+/// Threads that copy the output of services to the job's log, until the services end or this is dropped.
 pub struct ServiceLogs {
     writer: Arc<Mutex<Option<LogWriter>>>,
 }
 
 impl ServiceLogs {
-    /// Follows services from their beginning, or from now on where an earlier agent followed them already.
+    /// Follows services from their beginning; or from now on, if an earlier agent already followed them.
     pub fn start(engine: &EngineAddress, services: &[RunningService], from: LogStart, write: LogWriter) -> Self {
         let write = Arc::new(Mutex::new(Some(write)));
         for service in services {
@@ -48,13 +48,13 @@ impl ServiceLogs {
         Self { writer: write }
     }
 
-    /// No line comes while this is kept.
+    /// Holds back lines until the result is dropped.
     pub fn pause(&self) -> impl Drop + '_ {
         lock(&self.writer)
     }
 }
 
-/// No line comes any more. The threads end with their services.
+/// No line is written after this. The threads end with their services.
 impl Drop for ServiceLogs {
     fn drop(&mut self) {
         *lock(&self.writer) = None;
@@ -71,7 +71,7 @@ fn follow(engine: &Engine, service: &RunningService, from: LogStart, write: &mut
     let mut frames = FrameReader::default();
     let mut piece = vec![0; 16 * 1024];
     let Ok(mut output) = engine.follow_logs(&service.id, true, from, IDLE_TIMEOUT) else { return };
-    // An error is the end as well: the container is removed under it.
+    // An error also ends the output: the container was removed meanwhile.
     while let Ok(length @ 1..) = output.read(&mut piece) {
         if frames.push(&piece[..length], &mut |_, bytes| lines.push(bytes, write)).is_err() {
             break;
@@ -80,7 +80,7 @@ fn follow(engine: &Engine, service: &RunningService, from: LogStart, write: &mut
     lines.finish(write);
 }
 
-/// Cuts output into lines.
+/// Splits output into lines.
 struct LineBuffer {
     name: String,
     line: Vec<u8>,
@@ -109,10 +109,10 @@ impl LineBuffer {
     }
 }
 
-/// All that frames hold, of both streams, as text.
+/// The text of all frames of both streams.
 pub fn text(bytes: &[u8]) -> String {
     let mut text = Vec::new();
-    // What comes before nonsense is as good as it was.
+    // The text before an invalid frame is kept.
     let _ = FrameReader::default().push(bytes, &mut |_, piece| text.extend_from_slice(piece));
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_becomes_lines_with_the_names_of_the_service() {
+    fn prefixes_lines_with_the_name_of_the_service() {
         let mut said = Vec::new();
         let mut write = |line: &str| said.push(line.to_owned());
         let mut lines = LineBuffer { name: "postgres-db".to_owned(), line: Vec::new() };

@@ -1,4 +1,5 @@
-//! Services: containers beside the job's, known by name, waited for, their output shown where they fail.
+//! Services: containers beside the job's container, reachable by name, checked for health, their output shown on
+//! failure.
 
 mod health;
 pub mod log;
@@ -18,47 +19,44 @@ use crate::config::docker::Docker;
 use crate::failure::JobError;
 use plan::ServicePlan;
 
-/// Bytes of a service's output that are shown when it fails.
+/// The part of a failed service's output that is shown, in bytes.
 const OUTPUT_MAX: u64 = 64 << 10;
-/// Letters of a container's identifier by which it is known on the network.
+/// The length of a short container id, which is also a network alias.
 const SHORT_ID: usize = 12;
 
-/// A service that was started.
+/// A running service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningService {
-    /// Its image as the job names it.
+    /// Its image as named by the job.
     pub name: String,
-    /// The container's identifier.
+    /// The container id.
     pub id: String,
-    /// Its names on the network.
+    /// Its network aliases.
     pub aliases: Vec<String>,
-    /// The container's address in the job's network; empty where it has none of its own.
+    /// The container's address in the job's network; empty if it has none.
     pub address: String,
 }
 
-/// What services are made with.
+/// Starts services.
 pub struct ServiceStarter<'a> {
-    /// The engine.
     pub engine: &'a Arc<Engine>,
-    /// What is configured.
     pub docker: &'a Docker,
-    /// Gets their images.
+    /// Provides their images.
     pub images: &'a ImageProvider<'a>,
-    /// Hears of them.
     pub console: &'a dyn JobConsole,
-    /// The network they share with the job.
+    /// The network shared with the job.
     pub network: &'a NetworkMode,
-    /// What all containers of the job are called at first (`runner-…-project-…`).
+    /// The prefix of the names of the job's containers (`runner-…-project-…`).
     pub prefix: &'a str,
-    /// Labels and binds of all of them.
+    /// The settings that all containers of the job share.
     pub common: &'a ContainerSettings,
-    /// Each has the engine's own first process (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
+    /// Run an init process in each (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
     pub init: bool,
 }
 
 impl ServiceStarter<'_> {
-    /// Starts services, one after the other, so that each finds those before it started. Errors: one cannot be pulled,
-    /// made or started; its output is in the job's log.
+    /// Starts services one after another, so that each can reach the earlier ones. Fails if one cannot be pulled,
+    /// created or started; its output is then in the job's log.
     pub fn start(&self, planned: &[ServicePlan]) -> Result<Vec<RunningService>, JobError> {
         let start = |(index, planned)| self.start_one(index, planned);
         planned.iter().enumerate().map(start).collect()
@@ -103,7 +101,7 @@ impl ServiceStarter<'_> {
     }
 }
 
-/// `NAME:ADDRESS` of all services, for hosts files in networks that have no names.
+/// `NAME:ADDRESS` entries of all services, for hosts files in networks without DNS.
 pub fn hosts(services: &[RunningService], network: &NetworkMode) -> Vec<String> {
     if matches!(network, NetworkMode::Named(_) | NetworkMode::Other(_)) {
         return Vec::new();
@@ -113,10 +111,10 @@ pub fn hosts(services: &[RunningService], network: &NetworkMode) -> Vec<String> 
 }
 
 fn failed(name: &str, error: &Error) -> JobError {
-    JobError::system(format!("service {name} cannot be started: {error}"))
+    JobError::system(format!("cannot start service {name}: {error}"))
 }
 
-/// Labels of services beside those of all containers of a job.
+/// Additional labels of services.
 fn of_service(name: &str) -> [(String, String); 3] {
     let version = name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("latest", |(_, tag)| tag);
     let label = |key: &str, value: &str| (format!("com.gitlab.gitlab-runner.{key}"), value.to_owned());

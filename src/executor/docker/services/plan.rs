@@ -1,4 +1,4 @@
-//! Which services a job has, by which names, with which environment.
+//! Plans the services of a job: images, aliases, environment.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,18 @@ use crate::config::docker::Docker;
 use crate::failure::JobError;
 use crate::payload::Image;
 
-/// A service to be.
+/// A service to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePlan {
-    /// Its image and how it is run.
     pub resolved: ResolvedImage,
-    /// Its names on the network.
+    /// Its network aliases.
     pub aliases: Vec<String>,
     /// `KEY=VALUE`
     pub environment: Vec<String>,
 }
 
-/// The services of the configuration, then those of the job; and what is not as the job asked. `public` variables are in
-/// the environment of each. Errors: there are too
-/// many, or one is not allowed.
+/// The services of the configuration, then those of the job; and warnings. `public` variables are in the environment of
+/// each. Fails if there are too many, or one is not allowed.
 pub fn plan(
     docker: &Docker,
     of_job: &[Image],
@@ -62,7 +60,7 @@ fn assignments(pairs: &[(String, String)]) -> Vec<String> {
     pairs.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// Two names that follow from the image, and those that were asked for; each belongs to the first service that has it.
+/// The two aliases derived from the image, and the configured ones. An alias belongs to the first service that has it.
 fn aliases(
     resolved: &ResolvedImage,
     wanted: &str,
@@ -77,7 +75,7 @@ fn aliases(
         if taken.insert(alias.clone()) {
             aliases.push(alias);
         } else if !aliases.contains(&alias) {
-            warnings.push(format!("alias `{alias}` of service {} belongs to another service already", resolved.name));
+            warnings.push(format!("alias `{alias}` of service {} is already used by another service", resolved.name));
         }
     }
     aliases
@@ -90,7 +88,7 @@ pub fn path_of_image(name: &str) -> String {
     name.split('/').map(without).collect::<Vec<_>>().join("/")
 }
 
-/// What can stand in the name of a service's container.
+/// Replaces characters that a container's name cannot have.
 pub fn in_a_name(name: &str) -> String {
     path_of_image(name).replace('/', "__")
 }
@@ -116,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_from_the_image_and_the_alias() {
+    fn derives_aliases_from_image_and_alias() {
         let digest = format!("redis@sha256:{}", "a".repeat(64));
         for (name, alias, expected) in [
             ("postgres:16", "", vec!["postgres"]),
@@ -134,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_belongs_to_the_first_that_has_it() {
+    fn an_alias_belongs_to_the_first_service_that_has_it() {
         let (aliases, warnings) = names(&Docker::default(), &[image("redis:6", "one"), image("redis:7", "one,two")]);
         assert_eq!(aliases[1], ["two"]);
         assert_eq!(warnings.len(), 2, "{warnings:?}");
     }
 
     #[test]
-    fn services_see_what_is_public_and_their_own() {
+    fn services_get_public_and_their_own_variables() {
         let docker = Docker {
             services: vec![Service {
                 name: "first".to_owned(),
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn there_may_not_be_more_than_the_runner_allows() {
+    fn limits_the_number_of_services() {
         let two = [image("a", ""), image("b", "")];
         for (limit, allowed) in [(None, true), (Some(-1), true), (Some(2), true), (Some(1), false), (Some(0), false)] {
             let docker = Docker { services_limit: limit, ..Docker::default() };
