@@ -111,7 +111,7 @@ mod tests {
         let reason = |name, value, has_containers| idle_reason(find(name).expect("known"), value, has_containers);
         assert_eq!(reason("FF_ENABLE_JOB_CLEANUP", true, false), None);
         assert_eq!(reason("FF_POSIXLY_CORRECT_ESCAPES", true, false), None, "what mayfly does anyway");
-        assert!(reason("FF_USE_FASTZIP", false, false).is_some_and(|why| why.contains("as with true")));
+        assert!(reason("FF_USE_FASTZIP", false, false).is_some_and(|why| why.contains("as if it were true")));
         assert!(reason("FF_NETWORK_PER_BUILD", true, false).is_some());
         assert_eq!(reason("FF_NETWORK_PER_BUILD", true, true), None);
         assert!(reason("FF_USE_GIT_NATIVE_CLONE", true, true).is_some());

@@ -229,3 +229,6 @@ fn usual_state_dir() -> PathBuf {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod documentation;

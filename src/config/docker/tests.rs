@@ -72,7 +72,7 @@ fn an_invalid_value_shows_its_line() {
         ("isolation = \"hyperv\"", "Windows"),
         ("log_options = { max-size = \"1m\" }", "max-size"),
         ("allowed_images = [\"a{\"]", "is not a pattern"),
-        ("gpus = \"some\"", "graphics"),
+        ("gpus = \"some\"", "GPUs"),
         ("services = [{ name = \"x\", environment = [\"A\"] }]", "entry number 1"),
         ("privileged = \"yes\"", "boolean"),
     ] {

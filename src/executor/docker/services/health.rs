@@ -272,6 +272,6 @@ mod tests {
         }
         assert!(matches!(decided(running(&exposing(open), ""), ""), Some(ServiceHealth::Unknown(_))));
         let ended = container(r#"{"State": {"Running": false, "ExitCode": 3}}"#);
-        assert!(matches!(decided(ended, "127.0.0.1"), Some(ServiceHealth::Down(why)) if why.contains("exit code 3")));
+        assert!(matches!(decided(ended, "127.0.0.1"), Some(ServiceHealth::Down(why)) if why.contains("code 3")));
     }
 }
