@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use super::feature_flags::{FLAGS, Support as Effect};
 use super::keys::{Support, TABLES};
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
@@ -44,8 +45,14 @@ fn reference_pages_describe_every_key_with_an_effect_and_no_other() {
             true => (DOCKER, &pages[1]),
             false => (CONFIGURATION, &pages[0]),
         };
-        let known = keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_) | Support::ManagerOnly(_)));
-        let known: BTreeSet<String> = known.map(|(key, _)| (*key).to_owned()).collect();
+        let known =
+            keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_) | Support::ManagerOnly(_)));
+        let known = known.map(|(key, _)| *key);
+        let flags = FLAGS.iter().filter(|(_, _, effect)| matches!(effect, Effect::Honoured | Effect::InContainers));
+        let known: BTreeSet<String> = match *table {
+            "runners.feature_flags" => flags.map(|(flag, ..)| (*flag).to_owned()).collect(),
+            _ => known.map(str::to_owned).collect(),
+        };
         let section = heading(table);
         assert_eq!(described(text, &section), known, "{name}, section {section}");
     }
