@@ -188,9 +188,9 @@ fn check(container: &Container, address: &str) -> HealthCheck {
     let address: Option<IpAddr> = address.parse().ok();
     match (address, ports.is_empty(), health) {
         (Some(address), false, _) => try_ports(address, &ports),
-        (_, _, Some(status)) => HealthCheck::Undecided(format!("its own check says `{status}`")),
+        (_, _, Some(status)) => HealthCheck::Undecided(format!("its health check reports `{status}`")),
         (_, true, _) => {
-            HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no check of its own"))
+            HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
         }
         (_, true, _) => {
             HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
