@@ -1,4 +1,4 @@
-//! A configuration comes into force: clients for the servers, the surroundings of jobs, and pollers.
+//! Applies a configuration: creates the clients of the servers, the contexts of the jobs, and the pollers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,8 +98,8 @@ impl Agent {
         }
     }
 
-    /// The GitLab client of a runner. A reload keeps the client, because it holds the queue state that GitLab returned
-    /// (`last_update`).
+    /// The client of a runner's server. A reload keeps the client, because it holds the queue state that GitLab
+    /// returned (`last_update`).
     fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<Server>, String> {
         let known = self.servers.iter().find(|(known, _)| {
             known.url == runner.url
@@ -116,7 +116,7 @@ impl Agent {
         Ok(Arc::new(Server::new(gitlab, self.make_manager(config, runner), needs_manager)))
     }
 
-    /// What makes the surroundings of jobs.
+    /// Creates the contexts of jobs.
     pub(super) fn factory(&self) -> ContextFactory {
         ContextFactory {
             working_directory: self.options.working_directory.clone(),
@@ -160,7 +160,8 @@ impl Agent {
     }
 }
 
-/// The executor of a runner, for jobs that run as `user`, in one of so many slots. Errors: the configuration of the executor is not usable.
+/// The executor of a runner whose jobs run as `user`, with `slots` slots. Errors: the configuration of the executor is
+/// not usable.
 pub(super) fn executor_of(
     runner: &Runner,
     user: Option<&str>,

@@ -1,5 +1,5 @@
-//! What surrounds the jobs of a runner on this machine: executor, directories, caches. For a runner of the configuration
-//! once; for a manager's job from the runner's table that came with it.
+//! The context of a runner's jobs on this machine: executor, directories, caches. It is created once for a runner of
+//! the configuration; for a job from a manager, it follows from the runner table in the offer.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,30 +21,30 @@ use crate::job::cache::s3::S3Store;
 use crate::job::context::RunnerContext;
 use crate::token::Token;
 
-/// Tables of a manager's runners that are kept; a pool has one, and a changed one replaces it in time.
-const KEPT: usize = 8;
+/// Runner tables of a manager that are cached. A pool has one; a changed table replaces it.
+const CACHED_TABLES_MAX: usize = 8;
 
-/// Makes the surroundings of jobs.
+/// Creates the contexts of jobs.
 #[derive(Clone)]
 pub struct ContextFactory {
-    /// The working directory, absolute.
+    /// The absolute working directory.
     pub working_directory: PathBuf,
-    /// Whom jobs run as, by the command line.
+    /// The user of the jobs from the command line.
     pub user: Option<String>,
-    /// What tells this machine from others.
+    /// The system id of this machine.
     pub system_id: String,
     /// The machine and its boot.
     pub identity: Identity,
-    /// Whose the containers of jobs are.
+    /// Labels that mark the containers of this agent's jobs.
     pub owner: Owner,
-    /// Containers that are being removed.
+    /// The removals that are in progress.
     pub removals: ContainerRemovals,
-    /// Control groups that jobs' groups are made in.
+    /// The parents of the jobs' control groups.
     pub parents: CgroupParents,
 }
 
 impl ContextFactory {
-    /// The surroundings of the jobs of a runner. Errors: what the configuration says of it cannot be.
+    /// The context of the jobs of a runner. Errors: the configuration of the runner is not usable.
     pub fn context(
         &self,
         config: &Config,
@@ -86,8 +86,8 @@ impl ContextFactory {
         })
     }
 
-    /// The surroundings of a job that a manager offers to the runner at `position` of the configuration. Errors: the
-    /// manager's table of the runner and the agent's own file do not fit together.
+    /// The context of a job that a manager offers to the runner at `position` of the configuration. Errors: the
+    /// manager's runner table contradicts the agent's own configuration.
     pub fn of_offer(
         &self,
         config: &Config,
@@ -113,21 +113,19 @@ impl ContextFactory {
     }
 }
 
-/// The surroundings of the jobs of one manager, made once for each table that it sends.
+/// The contexts of the jobs of one manager, cached by the runner table in the offer.
 pub struct OfferContexts {
-    /// Makes them.
     pub factory: ContextFactory,
     /// The agent's own configuration.
     pub config: Arc<Config>,
-    /// Which of its runners has the manager's URL.
+    /// The position of the runner that has the manager's URL.
     pub position: usize,
-    /// What keeps jobs from the instance's credentials.
+    /// Blocks the access of jobs to the instance metadata, if configured.
     pub metadata_block: Option<Arc<MetadataBlock>>,
     kept: Mutex<HashMap<String, RunnerContext>>,
 }
 
 impl OfferContexts {
-    /// None yet.
     pub fn new(
         factory: ContextFactory,
         config: Arc<Config>,
@@ -137,7 +135,7 @@ impl OfferContexts {
         Self { factory, config, position, metadata_block, kept: Mutex::default() }
     }
 
-    /// Surroundings that suffice to fail a job at its GitLab. Errors: the URL cannot be used.
+    /// A context that is only used to fail a job at its GitLab. Errors: the URL is not usable.
     pub fn bare(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
         let mut runner = Runner::unnamed(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
         if let Some(authorities) = &offer.coordinator.authorities {
@@ -147,7 +145,7 @@ impl OfferContexts {
         Ok(RunnerContext { runner: Arc::new(runner), coordinator, ..like.clone() })
     }
 
-    /// The surroundings of an offered job. Errors: as [`ContextFactory::of_offer`].
+    /// The context of an offered job. Errors: as [`ContextFactory::of_offer`].
     pub fn of(&self, offer: &Offer) -> Result<RunnerContext, String> {
         let key = format!("{}\n{:?}\n{}", offer.coordinator.url, offer.coordinator.authorities, offer.runner);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +154,7 @@ impl OfferContexts {
         }
         let block = self.metadata_block.clone();
         let context = self.factory.of_offer(&self.config, self.position, offer, block)?;
-        if kept.len() >= KEPT {
+        if kept.len() >= CACHED_TABLES_MAX {
             kept.clear();
         }
         kept.insert(key, context.clone());

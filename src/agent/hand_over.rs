@@ -1,7 +1,7 @@
-//! SIGUSR2: the agent becomes the program file on disk, which resumes its jobs from the journal.
+//! The handover (SIGUSR2): the program file on disk replaces the process, and resumes the jobs from the journal.
 //!
-//! The new program first tries whether it can start with the configuration. If it cannot, the agent stays: otherwise a
-//! broken file would end a healthy agent at an upgrade.
+//! The new program first validates the configuration. If that fails, the agent keeps running: otherwise an invalid file
+//! would end a working agent at an upgrade.
 
 use std::fs;
 use std::io::Read;
@@ -17,50 +17,50 @@ use super::{Agent, Event, STACK};
 use crate::journal::Predecessor;
 use crate::sys;
 
-/// How long the new program may take to try the configuration: it fetches tokens, too.
+/// Timeout of the validation, which also fetches tokens.
 const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of its error that are read.
+/// Bytes of the validation's error that are read.
 const ERROR_MAX: u64 = 4096;
 
-/// The file in the state directory that tells the new program that it was handed the jobs.
-const MARK: &str = "handed-over";
+/// The file in the state directory that identifies the process which handed over.
+const MARKER_FILE: &str = "handed-over";
 
-/// Whether the agent is about to hand over.
+/// The state of a handover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum HandOver {
-    /// Nobody asked for it.
+    /// No handover was requested.
     #[default]
     None,
-    /// The new program tries the configuration.
+    /// The new program validates the configuration.
     Validating,
 }
 
-/// What became of the agent before this one; forgotten with the first call.
+/// How the earlier agent ended. The first call removes the marker file.
 pub(super) fn predecessor(state: &Path) -> Predecessor {
-    let mark = state.join(MARK);
+    let mark = state.join(MARKER_FILE);
     let text = fs::read_to_string(&mark).unwrap_or_default();
     let _ = fs::remove_file(&mark);
-    // A process that becomes another program keeps its number and its start.
+    // exec keeps the process id and the start time.
     match !text.is_empty() && Some(text) == process() {
         true => Predecessor::HandedOver,
         false => Predecessor::Ended,
     }
 }
 
-/// What names this process for as long as the machine is up.
+/// Identifies this process until the machine reboots.
 fn process() -> Option<String> {
     let pid = std::process::id();
     Some(format!("{pid} {}", sys::start_time(pid.cast_signed())?))
 }
 
 fn leave_mark(state: &Path) {
-    let written = process().map_or(Ok(()), |process| fs::write(state.join(MARK), process));
+    let written = process().map_or(Ok(()), |process| fs::write(state.join(MARKER_FILE), process));
     if let Err(error) = written {
         log::warn!("cannot note the hand-over; the new program counts it as a death of the agent error={error}");
     }
 }
 
-/// The program file that this process was started from, or what has taken its place.
+/// Path of the program that this process was started from; an upgrade may have replaced the file.
 fn program() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let text = program.display().to_string();
@@ -68,7 +68,7 @@ fn program() -> PathBuf {
 }
 
 impl Agent {
-    /// Has the new program try whether it can start with the configuration.
+    /// Starts the validation by the new program.
     pub(super) fn prepare_hand_over(&mut self) {
         // The new program would not know about the shutdown.
         if let Some(shutdown) = &self.shutdown {
@@ -126,7 +126,7 @@ impl Agent {
         next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
         leave_mark(&self.state_dir);
         let error = sys::exec_holding(next, signals::handled());
-        let _ = fs::remove_file(self.state_dir.join(MARK));
+        let _ = fs::remove_file(self.state_dir.join(MARKER_FILE));
         log::error!(
             "cannot start the new program on disk; continuing with this one path={} error={error}",
             program.display()
@@ -137,7 +137,7 @@ impl Agent {
     }
 }
 
-/// Has a program try whether it can start as this one was started. Errors: why it cannot.
+/// Runs `program` with the arguments of this process and `--validate`. Errors: why the program cannot start.
 fn validate(program: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--validate");
@@ -173,7 +173,7 @@ mod tests {
         leave_mark(state.path());
         assert_eq!(predecessor(state.path()), Predecessor::HandedOver);
         assert_eq!(predecessor(state.path()), Predecessor::Ended, "told once");
-        fs::write(state.path().join(MARK), "1 1").expect("written");
+        fs::write(state.path().join(MARKER_FILE), "1 1").expect("written");
         assert_eq!(predecessor(state.path()), Predecessor::Ended, "the mark of another process");
     }
 

@@ -236,14 +236,15 @@ impl JobManager {
             fail_with_log(&context, &left, &handle, &why);
             self.failures.record(&context.runner_labels(), true);
         }
-        // A job whose end is not delivered is left to the next agent.
+        // If the job's result is not delivered yet, the next agent delivers it.
         if let Some(offered) = offered.filter(|_| left.load().is_none()) {
             offered.note_ended();
         }
         self.release(permit, numbers, &keys);
     }
 
-    /// Makes an offered job ours before anything of it runs. Errors: it is not ours, and nothing of it is left.
+    /// Takes over an offered job before any of it runs. Errors: the job belongs to another agent, and everything local
+    /// is removed.
     fn take_over(
         &self,
         offered: &OfferedJob,
@@ -258,7 +259,7 @@ impl JobManager {
             Start::Resumed(_) => Ok(()),
         };
         if let Err(why) = &written {
-            // The manager offers it to another agent, whose disk is not full.
+            // The manager then offers the job to an agent whose disk is not full.
             log::error!("cannot write the journal; the offered job is not accepted job={} error={why}", handle.id);
         }
         let accepted = match record.progress.accepted {
@@ -276,7 +277,7 @@ impl JobManager {
             return Err(());
         }
         record.progress.accepted = true;
-        // The log goes on where the manager ended.
+        // The agent appends to the log that the manager has started.
         let trace = &offered.offer.trace;
         if !trace.is_empty() && !directory.spool().exists() {
             record.progress.acknowledged = trace.offset;
@@ -287,7 +288,7 @@ impl JobManager {
         Ok(())
     }
 
-    /// An offered job that is counted was not ours.
+    /// Takes back the count of an offered job that another agent got.
     fn uncount_job(&self) {
         {
             let mut inner = self.lock();
@@ -296,7 +297,7 @@ impl JobManager {
         self.save_count();
     }
 
-    /// Fails a job that has just been received and cannot be run.
+    /// Fails a job that was received but cannot run here.
     pub fn fail_received(
         self: &Arc<Self>,
         mut permit: Permit,
@@ -318,7 +319,7 @@ impl JobManager {
         let directory = SlotDirectory::new(&self.state_dir, task.permit.slot);
         fail_job::stop_leftovers(&task.context, &directory, name);
         match task.offered.is_some() && !task.record.progress.accepted {
-            // The manager offers it to another agent.
+            // The manager offers the job to another agent.
             true => log::error!("cannot start the offered job; it is not accepted job={} error={why}", task.payload.id),
             false => fail(&task.context, &task.payload.handle(), why),
         }
@@ -420,7 +421,7 @@ struct PendingJob {
     record: Record,
     payload: Payload,
     begin: Start,
-    /// The offer, of a job that a manager offers.
+    /// Set for a job that a manager offers.
     offered: Option<OfferedJob>,
 }
 
@@ -447,7 +448,7 @@ fn spawn_job_thread<T: Send + 'static>(
     Ok(())
 }
 
-/// Writes what a manager wrote into a job's log.
+/// Writes the manager's part of the log.
 fn write_log_prefix(spool: &std::path::Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(spool)?;

@@ -15,8 +15,7 @@ use crate::journal::shutdown::ShutdownReason;
 use crate::sys;
 
 impl Agent {
-    /// The main loop: handles events and runs work that is due. Errors: there is no usable configuration, and nothing left to
-    /// finish without one.
+    /// Runs the main loop. Errors: there is no usable configuration, and nothing is left to finish without one.
     pub(super) fn run_loop(&mut self) -> Result<ExitCode, String> {
         log::info!(
             "mayfly is up version={} runners={} concurrent={} system_id={}",

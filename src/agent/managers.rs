@@ -1,4 +1,5 @@
-//! The agent and its managers: which jobs it has from them, when they want it to leave, and what it does without them.
+//! The managers that the agent has jobs from: what the agent reports to them, their request to shut down, and what the
+//! agent does if they do not answer.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::journal::shutdown::ShutdownReason;
 use crate::token::Token;
 
 impl Agent {
-    /// The agent's jobs from the manager at this URL.
+    /// The jobs from the manager at this URL.
     fn managed_jobs(&self, url: &str) -> Arc<ManagedJobs> {
         let mut managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
         let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
@@ -28,13 +29,13 @@ impl Agent {
         Arc::clone(jobs)
     }
 
-    /// Tells all managers whether the agent takes jobs.
+    /// Reports to all managers whether the agent takes jobs.
     pub(super) fn tell_managers(&self, leaving: bool) {
         let managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
         managed.values().for_each(|jobs| jobs.set_leaving(leaving));
     }
 
-    /// Makes the client of the manager that a runner's URL may be of.
+    /// The function that creates the client of the manager at a runner's URL.
     pub(super) fn make_manager(&self, config: &Config, runner: &Runner) -> MakeManager {
         let mut identity = self.identity.clone();
         if let Some(id) = &config.mayfly.instance_id {
@@ -69,7 +70,7 @@ impl Agent {
         })
     }
 
-    /// The offer of a job in the journal, and the manager that made it. Errors: the manager's URL cannot be used.
+    /// Restores the offer of a job from the journal. Errors: the manager's URL is not usable.
     pub(super) fn offered_again(&self, config: &Config, offered: &OfferRecord) -> Result<OfferedJob, String> {
         let known = config.runners.iter().find(|runner| runner.url == offered.manager);
         let runner = known.cloned().unwrap_or_else(|| Runner::unnamed(&offered.manager, Token::new("")));
@@ -87,7 +88,7 @@ impl Agent {
         })
     }
 
-    /// The manager wants the agent to leave.
+    /// A manager requested the shutdown of this agent.
     pub(super) fn handle_dismissal(&mut self, reason: &str) {
         if self.shutdown.is_none() {
             log::info!("the manager dismisses this agent reason={reason}");
@@ -95,12 +96,13 @@ impl Agent {
         }
     }
 
-    /// How long an agent without a job still waits for managers that do not answer; `None` where GitLab hands out jobs.
+    /// Time until an agent without jobs shuts down because its managers do not answer; `None` if GitLab assigns jobs
+    /// directly.
     pub(super) fn until_orphaned(&self) -> Option<(Duration, ShutdownReason)> {
         let timeout = self.config.mayfly.orphan_timeout.filter(|_| self.slots.jobs() == 0)?;
         let silences: Option<Vec<Duration>> = self.servers.iter().map(|(_, server)| server.silence()).collect();
         let silence = silences?.into_iter().min()?;
-        // An agent that shares its machine with others only exits.
+        // An agent with `instance_id` shares the machine with other agents, so only the agent exits.
         let reason = match self.config.mayfly.instance_id {
             None => ShutdownReason::Orphaned,
             Some(_) => ShutdownReason::Dismissed,

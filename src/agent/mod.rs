@@ -1,6 +1,6 @@
-//! The agent: polls GitLab for jobs, runs and counts them, and decides when the instance shuts down.
+//! The agent: polls for jobs, runs and counts them, and decides when the instance shuts down.
 //!
-//! `start` starts it, `main_loop` is its loop, and each other file has one of its duties.
+//! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
 
 mod configuration;
 mod confinement;
@@ -96,9 +96,9 @@ pub enum Event {
     Terminated(TerminationOutcome),
     /// The readiness commands have succeeded.
     Ready,
-    /// The new program has tried whether it can start with the configuration. Errors: why it cannot.
+    /// The result of the validation by the new program. Errors: why it cannot start.
     NewProgramValidated(Result<(), String>),
-    /// The manager wants the agent to leave, for this reason.
+    /// A manager requested the shutdown of this agent, for this reason.
     Dismissed(String),
 }
 
@@ -150,16 +150,16 @@ struct Agent {
     availability: Availability,
     pollers: Arc<PollerSet>,
     servers: Vec<(Arc<Runner>, Arc<Server>)>,
-    /// The jobs from managers, by their URLs.
+    /// The jobs from managers, by the URL of the manager.
     managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
     supervisor: Supervisor,
     monitoring: Monitoring,
     rotation: Rotation,
     hand_over: HandOver,
-    /// Set while no configuration is in force.
+    /// Set while the agent has no usable configuration.
     unconfigured: Option<Unconfigured>,
-    /// What an earlier agent left, until the containers that nobody knows any more are removed.
+    /// The jobs of an earlier agent, until the abandoned containers are removed.
     recovered: Option<Recovered>,
     /// Number of reloads so far.
     reloads: u64,

@@ -34,7 +34,7 @@ pub enum AgentPhase {
     Working,
     /// The instance is in standby, or its target lifecycle state is not known yet.
     Paused,
-    /// The agent finishes jobs of an earlier agent without a usable configuration.
+    /// The agent has no usable configuration, and finishes the jobs of an earlier agent.
     Unconfigured,
     /// The agent drains after a signal.
     Stopping,

@@ -1,5 +1,5 @@
-//! A job that a manager offers: it is in the journal before the agent accepts it, and nothing of it runs before the
-//! manager has confirmed that.
+//! Jobs that a manager offers. The agent writes such a job to the journal, accepts it at the manager, and runs it only
+//! after the manager has confirmed that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,25 +13,24 @@ use crate::http::Backoff;
 use crate::job::control::JobControl;
 use crate::journal::OfferRecord;
 
-/// Between two attempts to accept while the manager does not answer.
+/// Interval of retries while the manager does not answer.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
-/// An offered job.
+/// An offered job and its manager.
 #[derive(Clone)]
 pub struct OfferedJob {
-    /// The offer.
     pub offer: Offer,
-    /// Who offers it.
+    /// The server that offers the job.
     pub source: Arc<Server>,
-    /// Its URL.
+    /// URL of the manager.
     pub manager: String,
-    /// The jobs that the agent has from this manager.
+    /// The agent's jobs from this manager.
     pub jobs: Arc<ManagedJobs>,
 }
 
 impl OfferedJob {
-    /// Accepts the job, however long the manager takes to answer. False: the job is not ours, or was not accepted when
-    /// the agent had to stop.
+    /// Accepts the job at the manager; retries until the manager answers. Returns false if another agent has the job,
+    /// or if the agent stops before the manager answers.
     pub fn accept(&self, job: &JobHandle, control: &JobControl) -> bool {
         let mut attempts = 0;
         loop {
@@ -63,17 +62,17 @@ impl OfferedJob {
         }
     }
 
-    /// Has the manager hear of the job from now on.
+    /// Includes the job in the reports to the manager.
     pub fn note_accepted(&self, job: &JobHandle) {
         self.jobs.add(job.id.to_string(), self.offer.offer.clone(), job.token.clone());
     }
 
-    /// Has the manager hear that the job ended.
+    /// Reports the end of the job to the manager.
     pub fn note_ended(&self) {
         self.jobs.remove(&self.offer.offer);
     }
 
-    /// Has the manager hear that the job, which cannot be run here, is failed by this agent. False: it is not ours.
+    /// Accepts the job only to fail it, because it cannot run here. Returns false if another agent has the job.
     pub fn accept_to_fail(&self, job: &JobHandle) -> bool {
         let accepted = self.source.accept(&job.id, &self.offer) == AcceptOutcome::Accepted;
         if accepted {
@@ -82,7 +81,7 @@ impl OfferedJob {
         accepted
     }
 
-    /// What the journal keeps of it.
+    /// The record of the offer for the journal.
     pub fn record(&self) -> OfferRecord {
         OfferRecord { manager: self.manager.clone(), offer: self.offer.clone() }
     }

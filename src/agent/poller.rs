@@ -64,7 +64,7 @@ pub struct Poller {
     pub server: Arc<Server>,
     /// The context of the runner's jobs.
     pub context: RunnerContext,
-    /// The surroundings of jobs that a manager offers.
+    /// The contexts of jobs that a manager offers.
     pub offers: Arc<OfferContexts>,
     /// Interval between two requests.
     pub check_interval: Duration,
@@ -156,7 +156,7 @@ impl Poller {
                 health.healthy();
                 let _ = self.events.send(Event::Dismissed(reason));
             }
-            // The server would have become one.
+            // Answered by `Server`, which then switches to the manager's client.
             PollOutcome::IsManager => {}
             PollOutcome::Failed(why) => {
                 health.healthy();
@@ -191,8 +191,8 @@ impl Poller {
 }
 
 impl Poller {
-    /// Takes a job in, in the surroundings of its runner: this one, or the pool's for a job that a manager offers. False:
-    /// nothing was taken.
+    /// Accepts a job with its context: the runner's own, or that of the pool for a job from a manager. Returns false if
+    /// nothing was accepted.
     fn take(&self, permit: Permit, payload: Vec<u8>, request_id: String, offer: Option<Box<Offer>>) -> bool {
         let Some((offer, manager)) = offer.zip(self.server.manager()) else {
             return self.jobs.accept(permit, self.context.clone(), payload, request_id, None);
@@ -215,7 +215,7 @@ impl Poller {
                 };
                 match self.offers.bare(&offered.offer, &self.context) {
                     Ok(context) => self.jobs.fail_received(permit, context, job, &why, Some(offered)),
-                    // Another agent gets it.
+                    // The manager offers the job to another agent.
                     Err(why) => log::error!("cannot fail the offered job runner={} error={why}", self.runner.name),
                 }
                 true

@@ -73,7 +73,7 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
     thread::Builder::new().name("ready".to_owned()).stack_size(STACK).spawn(wait).map(drop)
 }
 
-/// Repeats the command of a manager's pool until it succeeds.
+/// Repeats the readiness command of a manager's pool until it succeeds.
 pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus) {
     let ready = Ready { commands: vec![command.to_owned()], timeout: READY_TIMEOUT };
     wait_for(command, Instant::now() + READY_TIMEOUT, &ready, status);

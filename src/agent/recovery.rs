@@ -17,11 +17,11 @@ use crate::journal::{self, Predecessor, Record, SlotDirectory};
 use crate::shim;
 use crate::token::Token;
 
-/// What an earlier agent left and this one resumes.
+/// The jobs of an earlier agent that this agent resumes.
 pub(super) struct Recovered {
-    /// Names of jobs whose containers live on.
+    /// Names of the jobs whose containers stay.
     jobs: Vec<String>,
-    /// Build directories of jobs.
+    /// Build directories of these jobs.
     directories: Vec<PathBuf>,
 }
 
@@ -113,8 +113,8 @@ impl Agent {
     }
 }
 
-/// The configuration with which a job continues: the one in its record. The record of an earlier version has none: then
-/// the runner is taken from the file, or the record has enough to report to GitLab.
+/// The configuration of a resumed job: the one in its record. The record of an earlier version has none; then the
+/// runner comes from the configuration file, or is built from what the record has to report to GitLab.
 fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
     if let Some((carried, mut runner)) = carried::runner_of_job(&config.path, &record.configuration) {
         runner.tls = record.tls.clone();

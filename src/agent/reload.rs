@@ -14,21 +14,21 @@ const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 /// Each instance waits a random part of this time first, so that a fleet does not call AWS at the same moment.
 const REFETCH_JITTER: Duration = Duration::from_secs(5);
 
-/// How often an agent without a usable configuration reads it again at least.
+/// Interval of the retries while the agent has no usable configuration.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// No configuration is in force: the agent finishes what it has and does not poll.
+/// The agent has no usable configuration: it finishes its jobs and does not poll.
 pub(super) struct Unconfigured {
-    /// Why there is none.
+    /// Why the configuration is not usable.
     why: String,
-    /// When it is read again; `None` while its tokens are being fetched.
+    /// When the agent loads the configuration again; `None` while it fetches the tokens.
     retry_at: Option<Instant>,
 }
 
 /// Why tokens are fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchReason {
-    /// The configuration was read.
+    /// The configuration was loaded.
     Reload,
     /// GitLab rejected a token; only a different token is useful.
     Rejected,
@@ -106,8 +106,8 @@ impl Agent {
         }
     }
 
-    /// Applies what a shutdown needs of a configuration. The shutdown continues without a token: an instance that keeps
-    /// running costs more than a runner manager that stays registered.
+    /// Applies the parts of a configuration that a shutdown needs. The shutdown continues without a token: an instance
+    /// that keeps running costs more than a runner manager that stays registered.
     fn shut_down_with(&mut self, loaded: Loaded, tokens: Result<(), String>) {
         if let Err(why) = tokens {
             log::error!("shutting down without a token, so the runner manager stays registered error={why}");
@@ -118,12 +118,13 @@ impl Agent {
         }
     }
 
-    /// Notes that no configuration is in force, and why. The agent reads it again when the file changes, and periodically.
+    /// Records that the configuration is not usable, and why. The agent loads it again when the file changes, and
+    /// periodically.
     pub(super) fn await_configuration(&mut self, why: String) {
         self.unconfigured = Some(Unconfigured { why, retry_at: Some(Instant::now() + RETRY_INTERVAL) });
     }
 
-    /// Reads the configuration again if that is due. Returns the time until it is.
+    /// Loads the configuration again if a retry is due. Returns the time until it is.
     pub(super) fn retry_configuration(&mut self) -> Option<Duration> {
         let retry_at = self.unconfigured.as_ref()?.retry_at?;
         let left = retry_at.saturating_duration_since(Instant::now());
@@ -138,7 +139,7 @@ impl Agent {
         self.unconfigured.as_ref().is_some_and(|unconfigured| unconfigured.retry_at.is_none())
     }
 
-    /// The error with which the agent exits: it has no usable configuration, and has finished what it could without one.
+    /// The error to exit with, if the agent has no usable configuration and nothing left to finish without one.
     pub(super) fn cannot_continue(&self) -> Option<String> {
         let unconfigured = self.unconfigured.as_ref().filter(|_| self.shutdown.is_none() && self.is_idle())?;
         Some(unconfigured.why.clone())

@@ -1,4 +1,4 @@
-//! The server of a runner: GitLab, or a manager. Which of both it is shows in its first answer.
+//! The server of a runner: GitLab or a manager. The first answer tells which.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,26 +10,26 @@ use crate::coordinator::manager::protocol::Offer;
 use crate::coordinator::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
 use crate::token::Token;
 
-/// Makes the client of a manager. Errors: the URL or a certificate file cannot be used.
+/// Creates the client of a manager. Errors: the URL or a certificate file is not usable.
 pub type MakeManager = Box<dyn Fn() -> Result<ManagerClient, String> + Send + Sync>;
 
-/// A runner's server.
+/// The server of a runner.
 pub struct Server {
-    /// The client of a GitLab at the runner's URL.
+    /// The client for a GitLab at this URL.
     pub gitlab: Arc<GitLab>,
     manager: OnceLock<Arc<ManagerClient>>,
     make: MakeManager,
-    /// The runner has no executor: only a manager says how its jobs run.
+    /// The runner has no executor, so it needs a manager that sends one.
     needs_manager: bool,
 }
 
 impl Server {
-    /// A server of which nothing is known yet.
+    /// A server whose kind is not known yet.
     pub fn new(gitlab: Arc<GitLab>, make: MakeManager, needs_manager: bool) -> Self {
         Self { gitlab, manager: OnceLock::new(), make, needs_manager }
     }
 
-    /// The manager's client, once the server is known to be one.
+    /// The client of the manager, once the server has turned out to be one.
     pub fn manager(&self) -> Option<&Arc<ManagerClient>> {
         self.manager.get()
     }
@@ -41,7 +41,7 @@ impl Server {
         }
     }
 
-    /// Makes the manager's client, once. Errors: the URL or a certificate file cannot be used.
+    /// Creates the client of the manager, once. Errors: the URL or a certificate file is not usable.
     pub fn become_manager(&self) -> Result<(), String> {
         if self.manager.get().is_none() {
             let made = (self.make)()?;
@@ -79,7 +79,7 @@ impl JobSource for Server {
     }
 
     fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
-        // An agent that leaves before its first request may have registered in an earlier life.
+        // An earlier agent may have registered with the manager, so this one unregisters even if it never polled.
         if self.needs_manager {
             self.become_manager().map_err(ApiError::Unreachable)?;
         }

@@ -1,7 +1,7 @@
-//! How the agent begins: what an earlier agent left comes first, then the configuration.
+//! Starts the agent: first it resumes what an earlier agent left, then it applies the configuration.
 //!
-//! A job in the journal has all it needs there. So it is resumed and reported also when the configuration cannot be used or
-//! a token cannot be fetched; polling starts once both are there.
+//! A job in the journal has everything it needs there, so the agent resumes and reports it even if the configuration is
+//! not usable or a token cannot be fetched. Polling starts once both are available.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,8 +17,8 @@ use crate::journal;
 use crate::journal::shutdown as shutdown_state;
 use crate::sys;
 
-/// Lives until it is time to leave. `loaded` is the configuration, or why it cannot be used. Errors: the agent cannot
-/// begin; why, and what to do.
+/// Runs the agent until it shuts down. `loaded` is the configuration, or why it is not usable. Errors: why the agent
+/// cannot start, and what to do.
 pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode, String> {
     let supervisor = super::Supervisor::from_environment();
     let (config, loaded) = match loaded {
@@ -48,7 +48,7 @@ pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode,
     agent.run_loop()
 }
 
-/// The agent's own settings when the configuration cannot be used; `None` when an earlier agent left nothing to finish.
+/// The agent's own settings if the configuration is not usable; `None` if an earlier agent left nothing to finish.
 fn settings_to_finish_with(path: &Path) -> Option<Config> {
     let settings = carried::last_settings(path).ok()?;
     let state = config::state_dir(&settings);
@@ -57,13 +57,13 @@ fn settings_to_finish_with(path: &Path) -> Option<Config> {
 }
 
 impl Agent {
-    /// Begins with a configuration, or without one as long as there are jobs to finish or a shutdown to resume. Errors:
-    /// there is nothing to do without one.
+    /// Starts with the configuration, or without one if there are jobs to finish or a shutdown to resume. Errors: there
+    /// is nothing to do without one.
     fn start_with(&mut self, loaded: Result<Loaded, String>) -> Result<(), String> {
         let must_finish = self.slots.jobs() > 0 || self.shutdown.is_some();
         let adopted = match loaded {
             Ok(loaded) if loaded.config.has_stored_tokens() && must_finish => {
-                // What is to be finished does not wait for AWS.
+                // Resumed jobs do not wait for AWS.
                 self.await_configuration("the runner tokens are being fetched".to_owned());
                 self.fetch_tokens(loaded, FetchReason::Reload);
                 return Ok(());

@@ -1,33 +1,33 @@
-//! The status of an agent as data: `/status` at `listen_address`, and `mayfly status`.
+//! The status of an agent as JSON: `/status` at `listen_address`, and `mayfly status`.
 
 use serde::{Deserialize, Serialize};
 
-/// An agent.
+/// The status of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// `agent`.
     pub kind: String,
-    /// The version of the program.
+    /// Version of the program.
     pub version: String,
-    /// The system id by which GitLab or the manager knows the agent.
+    /// The system id of the agent.
     pub system_id: String,
-    /// The phase: `working`, or a phase of the shutdown.
+    /// `working`, or the phase of the shutdown.
     pub phase: String,
-    /// Why the agent shuts down, if it does.
+    /// The reason of the shutdown.
     pub reason: Option<String>,
-    /// Why the machine cannot run jobs, by runner.
+    /// Why the machine is unfit, by runner.
     pub unfit: Vec<String>,
-    /// Jobs at once.
+    /// Maximum number of concurrent jobs.
     pub concurrent: u32,
-    /// Jobs that may still be taken before the instance shuts down; `None` for no limit.
+    /// Jobs that the agent may still take; `None` for no limit.
     pub builds_left: Option<u32>,
-    /// How long no job has been running; `None` while one is.
+    /// Idle time; `None` while a job runs.
     pub idle_seconds: Option<u64>,
-    /// The idle timeout in force; `None` for none.
+    /// The current idle timeout.
     pub idle_timeout_seconds: Option<u64>,
-    /// Until the instance may shut down as idle; `None` while a job runs or without an idle timeout.
+    /// Time until the idle timeout; `None` while a job runs or without an idle timeout.
     pub idle_left_seconds: Option<u64>,
-    /// The period that decides the idle timeout, by runner.
+    /// The period of each runner that determines the idle timeout.
     pub policies: Vec<String>,
     /// The running jobs.
     pub jobs: Vec<RunningJob>,
@@ -36,14 +36,14 @@ pub struct AgentStatus {
 /// A running job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunningJob {
-    /// Its number.
+    /// Id of the job.
     pub id: String,
-    /// The runner that took it.
+    /// Name of the runner.
     pub runner: String,
-    /// How long it has been running.
+    /// Time since the job started.
     pub seconds: u64,
-    /// The stage; empty before the first one.
+    /// The current stage; empty before the first one.
     pub stage: String,
-    /// How long the stage has been running.
+    /// Time since the stage started.
     pub stage_seconds: u64,
 }

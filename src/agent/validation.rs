@@ -1,4 +1,5 @@
-//! Whether an agent can start with a configuration (`mayfly run --validate`): asked by the agent that is about to hand over.
+//! Validates whether an agent can start with a configuration (`mayfly run --validate`); the running agent calls it
+//! before a handover.
 
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use crate::instance::aws::secrets;
 use crate::instance::metadata_block::check_tool;
 use crate::instance::{self, Requirement};
 
-/// How long fetching a token may take.
+/// Timeout of fetching a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Tries everything that can keep an agent from taking jobs with this configuration, and changes nothing. What the running
-/// agent holds, as its state directory and its address for metrics, is not tried. Errors: why it cannot start.
+/// Checks everything that could keep an agent from polling with this configuration, without changing anything. Skips
+/// what the running agent holds: the state directory and the address of the metrics listener. Errors: why the agent
+/// cannot start.
 pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
     if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
         log::warn!("{}: {unusable}", loaded.config.path.display());

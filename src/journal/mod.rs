@@ -40,11 +40,11 @@ pub struct Record {
     pub tls: TlsFiles,
     /// The short token of the runner.
     pub short_token: String,
-    /// The configuration with which the job began: see [`crate::config::carried`]. Empty in the record of an earlier
+    /// The configuration that the job started with; see [`crate::config::carried`]. Empty in the record of an earlier
     /// version.
     #[serde(default)]
     pub configuration: String,
-    /// What stands for the runner's token: see [`crate::config::Runner::key`].
+    /// Identifies the runner's token; see [`crate::config::Runner::key`].
     #[serde(default)]
     pub key: Option<Token>,
     /// The payload as GitLab sent it.
@@ -58,27 +58,26 @@ pub struct Record {
     /// Number of the job on this machine, starting at 1. The job count is written after the record.
     #[serde(default)]
     pub number: u32,
-    /// The offer that brought the job, if a manager did.
+    /// The offer, for a job from a manager.
     #[serde(default)]
     pub offer: Option<Box<OfferRecord>>,
     pub progress: Progress,
 }
 
-/// How the agent that had a job before ended.
+/// How the earlier agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Predecessor {
-    /// It exited or died.
+    /// The process ended.
     Ended,
-    /// It became this agent (SIGUSR2): the process is the same.
+    /// The process handed over to this program (SIGUSR2).
     HandedOver,
 }
 
-/// The offer of a manager.
+/// The offer of a job by a manager.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OfferRecord {
-    /// The manager's URL.
+    /// URL of the manager.
     pub manager: String,
-    /// The offer.
     pub offer: Offer,
 }
 
@@ -86,7 +85,7 @@ pub struct OfferRecord {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// The manager that offered the job has confirmed that this agent has it.
+    /// The manager has confirmed that this agent has the job.
     pub accepted: bool,
     /// The directories of the job; the configuration may have changed since.
     pub dirs: Option<JobDirs>,

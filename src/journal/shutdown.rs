@@ -24,9 +24,9 @@ pub enum ShutdownReason {
     Unfit,
     /// The agent had no usable runner for too long.
     NoRunner,
-    /// Its manager told it to leave, and terminates it.
+    /// A manager requested the shutdown, and terminates the instance.
     Dismissed,
-    /// Its manager has not answered for too long.
+    /// The managers have not answered for too long.
     Orphaned,
     /// The cloud sent a rebalance recommendation.
     Rebalance,

@@ -99,7 +99,7 @@ impl Termination {
             _ if state.terminated => self.complete_hooks(),
             // A machine without runners is of no use.
             (ShutdownReason::NoRunner | ShutdownReason::Orphaned, Strategy::Exit) => self.power_off(),
-            // The manager ends it, and its group gets smaller by that.
+            // The manager terminates the instance and decrements the desired capacity of the group.
             (ShutdownReason::Dismissed, Strategy::AwsAsg) => self.finish(),
             (ShutdownReason::Stop, _) | (_, Strategy::Exit) => self.finish(),
             (reason, Strategy::Command) => self.run_leave_command(reason),

@@ -16,7 +16,7 @@ pub struct Client {
     service: Service,
     /// The configured region; `None` to resolve it.
     region: Option<String>,
-    /// Where its credentials come from; `None` for the process's.
+    /// The source of the credentials; `None` for that of the process.
     source: Option<Arc<Source>>,
     transport: Mutex<Option<Arc<Transport>>>,
 }
@@ -90,7 +90,7 @@ impl Client {
         Self { service, region: region.map(str::to_owned), source: None, transport: Mutex::default() }
     }
 
-    /// The same with other credentials than the process's.
+    /// A client with another source of credentials.
     pub fn with_source(service: Service, region: Option<&str>, source: &Arc<Source>) -> Self {
         Self { source: Some(Arc::clone(source)), ..Self::new(service, region) }
     }

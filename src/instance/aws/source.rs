@@ -24,9 +24,9 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Credentials that expire within this time are renewed, if there are new ones already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
-/// Where one set of credentials comes from, and the credentials while they last.
+/// A source of credentials, with a cache.
 pub struct Source {
-    /// Instead of the environment's variables of these names.
+    /// Values that replace environment variables.
     overrides: Vec<(&'static str, String)>,
     cached: Mutex<Option<Credentials>>,
 }
@@ -50,7 +50,7 @@ impl Source {
         &PROCESS
     }
 
-    /// A profile of the shared files, and other files than the usual ones.
+    /// A source that uses a profile or other shared files than the environment.
     pub fn of_profile(profile: Option<&str>, config_file: Option<&str>, credentials_file: Option<&str>) -> Self {
         let pairs = [
             ("AWS_PROFILE", profile),
@@ -61,9 +61,9 @@ impl Source {
         Self { overrides: overrides.collect(), cached: Mutex::default() }
     }
 
-    /// A variable of the environment, as this source sees it.
+    /// An environment variable or its replacement.
     pub fn variable(&self, name: &str) -> Option<String> {
-        // A profile that the configuration names has priority over keys in the environment, as in the SDKs of AWS.
+        // As in the AWS SDKs, an explicitly configured profile has priority over keys in the environment.
         const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
         let own = self.overrides.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         let hides = KEYS.contains(&name) && self.overrides.iter().any(|(known, _)| *known == "AWS_PROFILE");
@@ -99,7 +99,7 @@ impl Source {
         kept.take_if(|kept| kept.access_key == refused.access_key);
     }
 
-    /// The credentials of the first place that has some.
+    /// Finds the credentials in the first place that has some.
     fn find(&self) -> Result<Credentials, String> {
         let variable = |name: &str| self.variable(name);
         if let Some(found) = from_environment(&variable) {

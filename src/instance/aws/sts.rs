@@ -75,16 +75,16 @@ fn ask(
     decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
 }
 
-/// A request that asks who signed it (`GetCallerIdentity`), for somebody else to send.
+/// A signed `GetCallerIdentity` request that another party sends to verify the signer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SignedIdentity {
     /// The region of STS.
     pub region: String,
-    /// The headers, signature included.
+    /// The headers with the signature.
     pub headers: Vec<(String, String)>,
 }
 
-/// Signs a request that asks who this process is, for somebody else to send; it holds for `binding` alone. Errors: no
+/// Signs a `GetCallerIdentity` request for another party; `binding` limits it to one purpose. Errors: there are no
 /// credentials, or no region.
 pub fn sign_caller_identity(binding: &str) -> Result<SignedIdentity, String> {
     let region = region::find(None)?;
@@ -94,10 +94,10 @@ pub fn sign_caller_identity(binding: &str) -> Result<SignedIdentity, String> {
     Ok(SignedIdentity { headers: transport.sign(&caller_identity_request(), more, &credentials), region })
 }
 
-/// Sends such a request; returns the ARN of whoever signed it. Errors: it is not what it should be, refused, or there is
-/// no answer.
+/// Sends a signed `GetCallerIdentity` request. Returns the ARN of the signer. Errors: the request is not the expected
+/// one, was refused or not answered.
 pub fn caller_identity(signed: &SignedIdentity, binding: &str) -> Result<String, String> {
-    // The signer chooses the region and nothing else of the address.
+    // The signer may choose only the region of the endpoint.
     let is_region = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if !(1..=32).contains(&signed.region.len()) || !is_region(&signed.region) {
         return Err("the proof names no region".to_owned());
@@ -118,9 +118,9 @@ pub fn caller_identity(signed: &SignedIdentity, binding: &str) -> Result<String,
     element(&answer, "Arn").ok_or_else(|| "the answer of STS holds no ARN".to_owned())
 }
 
-/// The header that binds a signature.
+/// The signed header with the binding.
 const BINDING: &str = "X-Mayfly-Binding";
-/// The headers of a signed request that are passed on.
+/// The headers that are passed to the other party.
 const PASSED_ON: [&str; 5] = ["Content-Type", BINDING, "X-Amz-Date", "X-Amz-Security-Token", "Authorization"];
 
 fn caller_identity_request() -> Request {

@@ -186,7 +186,7 @@ impl Transport {
         self.try_once(request, credentials)
     }
 
-    /// The headers of a request that somebody else is to send, signed together with these.
+    /// Signs a request that another party sends, together with these headers. Returns the headers to send.
     pub fn sign(
         &self,
         request: &Request,
@@ -200,7 +200,7 @@ impl Transport {
         headers
     }
 
-    /// Sends a request that somebody else signed. Errors: see [`Failure`].
+    /// Sends a request that another party signed. Errors: see [`Failure`].
     pub fn send_signed(&self, request: &Request, headers: &[(String, String)]) -> Result<String, Failure> {
         self.post(request, headers)
     }
