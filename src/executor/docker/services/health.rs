@@ -192,9 +192,6 @@ fn check(container: &Container, address: &str) -> HealthCheck {
         (_, true, _) => {
             HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
         }
-        (_, true, _) => {
-            HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
-        }
         (None, ..) => HealthCheck::Decided(ServiceHealth::Unknown("it has no IP address")),
     }
 }
