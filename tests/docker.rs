@@ -361,6 +361,26 @@ fn the_next_agent_resumes_a_job_whose_container_is_being_created() {
 }
 
 #[test]
+fn the_timeout_of_a_job_in_a_container_applies_while_no_agent_runs() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).after_script(&[&nap]).timeout(10).build());
+    let agent = home.start(&[]);
+    gitlab.wait_until("the script", |_| is_running(&nap));
+    agent.kill();
+    assert!(is_running(&nap), "the engine runs the script");
+    gitlab.wait_until("the end of the script", |_| !is_running(&nap));
+    let mut next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
+    next.signal("QUIT");
+    assert!(next.wait().success());
+    gitlab.assert_strict();
+    assert_nothing_left(id, &next.log());
+}
+
+#[test]
 fn a_job_whose_shim_died_is_reported_and_its_container_removed() {
     let gitlab = GitLab::start();
     let home = Home::with_containers(&gitlab, "", "");

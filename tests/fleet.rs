@@ -697,3 +697,62 @@ fn a_notice_during_the_shutdown_of_an_idle_instance_keeps_the_desired_capacity()
     assert!(agent.wait().success());
     assert_eq!(fleet.ends(), (1, 0), "{}", agent.log());
 }
+
+/// An instance whose configuration does not say how it shuts down.
+fn without_leave(keys: &str) -> Fleet {
+    let fleet = Fleet::new(keys);
+    let text = read(&fleet.home.config());
+    fs::write(fleet.home.config(), text.replace("leave = \"aws-asg\"\n", "")).expect("written");
+    fleet
+}
+
+#[test]
+fn inside_a_group_the_agent_terminates_its_instance_unless_told_otherwise() {
+    let fleet = without_leave("max_builds = 1");
+    let id = fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert!(!fleet.cloud.calls("SetInstanceProtection").is_empty(), "protected while busy: {}", agent.log());
+    assert_eq!((fleet.ends(), fleet.gitlab.job_state(id).as_str()), ((1, 0), "success"), "{}", agent.log());
+    fleet.assert_that_it_is_over();
+}
+
+#[test]
+fn outside_a_group_the_agent_only_exits_and_warns_that_the_instance_keeps_running() {
+    let fleet = without_leave("max_builds = 1");
+    fleet.cloud.metadata.remove("autoscaling/target-lifecycle-state");
+    fleet.queue(job(&["true"]));
+    let mut agent = fleet.start();
+    assert!(agent.wait().success());
+    assert_eq!((fleet.ends(), fleet.times_off()), ((0, 0), 0), "{}", agent.log());
+    let warning = "`leave = \"exit\"` with `max_builds`: the agent exits, but the EC2 instance keeps running";
+    assert_eq!(lines_with(&agent.log(), &[warning]), 1, "{}", agent.log());
+}
+
+#[test]
+fn what_is_likely_a_mistake_in_a_shutdown_is_a_warning_of_every_command() {
+    for (keys, is_in_group, warning) in [
+        ("leave = \"exit\"\nidle_timeout = \"1h\"", true, "keeps running without taking jobs"),
+        ("leave = \"exit\"\nidle_timeout = \"1h\"", false, "set `leave = \"poweroff\"`"),
+        ("leave = \"poweroff\"", true, "the group replaces each instance that powers off"),
+    ] {
+        let fleet = without_leave(keys);
+        if !is_in_group {
+            fleet.cloud.metadata.remove("autoscaling/target-lifecycle-state");
+        }
+        let config = fleet.home.config().display().to_string();
+        let lint = fleet.home.call(&["lint", "--config", &config]);
+        assert!(lint.status.success(), "a warning is no error: {lint:?}");
+        for output in [lint, fleet.home.call(&["check", "--config", &config])] {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.lines().any(|line| line.contains("warning") && line.contains(warning)), "{keys}: {text}");
+        }
+        let mut agent = fleet.start();
+        agent.wait_for_log(warning);
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+    }
+    let fleet = without_leave("leave = \"exit\"");
+    let lint = fleet.home.call(&["lint", "--config", &fleet.home.config().display().to_string()]);
+    assert!(!String::from_utf8_lossy(&lint.stdout).contains("keeps running"), "nothing ends this agent");
+}

@@ -251,3 +251,45 @@ fn hostile_payloads_fail_their_job_and_not_the_agent() {
     assert!(agent.wait().success(), "{}", agent.log());
     gitlab.assert_strict();
 }
+
+#[test]
+fn the_end_of_a_job_is_one_line_of_facts() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let artifact = serde_json::json!({"name": "a", "paths": ["a.txt"], "artifact_type": "archive",
+        "artifact_format": "zip", "when": "always"});
+    let script = job(&["echo some >a.txt", "exit 3"]).variable("CI_PROJECT_PATH", "team/demo project");
+    let id = gitlab.queue(script.set("artifacts", serde_json::json!([artifact])).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success());
+    let log = agent.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("job ended")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    let fact = |key: &str| {
+        let value = lines[0].split(' ').find_map(|word| word.strip_prefix(&format!("{key}=")));
+        value.unwrap_or_else(|| panic!("no {key} in {}", lines[0])).to_owned()
+    };
+    assert_eq!(
+        (fact("job"), fact("project"), fact("runner")),
+        (id.to_string(), "team/demo_project".into(), "test".into())
+    );
+    assert_eq!(
+        (fact("state"), fact("reason"), fact("exit_code")),
+        ("failed".into(), "script_failure".into(), "3".into())
+    );
+    assert!(fact("duration").ends_with('s') && fact("delivery") == "Delivered", "{}", lines[0]);
+    let stages = fact("stages");
+    let names: Vec<&str> = stages.split(',').map(|stage| stage.split(':').next().unwrap_or_default()).collect();
+    let expected = [
+        "prepare_executor",
+        "prepare_script",
+        "get_sources",
+        "step_script",
+        "upload_artifacts",
+        "cleanup_file_variables",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(fact("log_bytes"), job.trace.len().to_string());
+    assert_eq!(fact("artifact_bytes"), job.artifacts[0].content.len().to_string());
+}

@@ -110,7 +110,10 @@ fn the_last_matching_period_sets_the_idle_time() {
         [[runners.machine.autoscaling]]\nPeriods = [\"* * * * *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 1\n\
         [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * * 1999\"]\nIdleTime = 7200\n";
     let home = Home::new(&gitlab, "", windows);
+    // A new instance of a fleet waits longer for its first job.
+    let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
+    assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
     assert!(agent.log().contains("reason=idle_timeout"), "{}", agent.log());
     assert!(agent.log().contains("the period `* * * * * * 1999` never matches"), "{}", agent.log());
@@ -311,4 +314,17 @@ fn the_shutdown_state_of_another_machine_is_discarded() {
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
     assert!(agent.log().contains("discarding the shutdown state of another machine"), "{}", agent.log());
+}
+
+#[test]
+fn a_new_instance_is_not_idle_before_its_first_job() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "[[runners.autoscaler.policy]]\nidle_time = \"0s\"\n");
+    let mut agent = home.start(&[]);
+    gitlab.wait_until("empty answers", |server| polls(server) >= 3);
+    assert!(!agent.log().contains("polling stopped"), "{}", agent.log());
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("reason=idle_timeout"), "{}", agent.log());
 }

@@ -167,7 +167,7 @@ fn a_hand_over_with_a_broken_file_is_refused_and_tells_why() {
     gitlab.wait_for_log(id, "begun");
     let good = read(&home.config());
     fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("written");
-    agent.wait_for_log("the one before stays in force");
+    agent.wait_for_log("cannot apply the configuration");
     agent.signal("USR2");
     agent.wait_for_log("hand-over refused");
     let refused = agent.log().lines().find(|line| line.contains("hand-over refused")).map(str::to_owned);

@@ -10,7 +10,7 @@ use super::notices::Availability;
 use super::poller::Poller;
 use super::readiness::Readiness;
 use super::server::Server;
-use super::{Agent, metadata_blocking};
+use super::{Agent, advice, metadata_blocking};
 use crate::config::{Config, ExecutorKind, Loaded, Runner, Severity, carried};
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{GitLab, Info};
@@ -30,7 +30,8 @@ impl Agent {
             let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
             log::log!(level, "{}: {finding}", loaded.config.path.display());
         }
-        let config = loaded.config;
+        let mut config = loaded.config;
+        config.leave.apply_default(self.instance.is_in_group());
         if config.runners.is_empty() {
             log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
         }
@@ -55,6 +56,9 @@ impl Agent {
         self.slots.set_max_builds(self.lifetime.bounds.max_builds);
         self.servers = servers;
         self.contexts = contexts;
+        if let Some(advice) = advice::of_shutdown(&self.lifetime.bounds, &config.leave, &*self.instance) {
+            log::warn!("{}: {advice}", config.path.display());
+        }
         self.config = config;
         self.unconfigured = None;
         if let Err(error) = carried::keep_settings(&self.config) {

@@ -223,7 +223,7 @@ impl JobManager {
         let trouble = match outcome {
             Ok(Ok(ended)) => {
                 report_outcome(&context.runner_labels(), id, &ended);
-                if let JobOutcome::Reported(state, _) = &ended {
+                if let JobOutcome::Reported { state, .. } = &ended {
                     self.failures.record(&context.runner_labels(), is_system_failure(state));
                 }
                 None
@@ -460,15 +460,23 @@ fn concurrent_id_scopes(context: &RunnerContext, payload: &Payload) -> [Concurre
     [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
 }
 
-fn report_outcome(runner_labels: &RunnerLabels, id: i64, ended: &JobOutcome) {
-    metrics::job_ended(runner_labels, id, metric_result(ended));
-    match ended {
-        JobOutcome::Reported(JobState::Failed { reason, exit_code }, delivery) => {
-            let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
-            log::info!("job ended job={id} state=failed reason={}{code} delivery={delivery:?}", reason.as_str());
+fn report_outcome(runner: &RunnerLabels, id: i64, outcome: &JobOutcome) {
+    metrics::job_ended(runner, id, metric_result(outcome));
+    let name = &runner.name;
+    match outcome {
+        JobOutcome::Reported { state, delivery, summary } => {
+            let result = match state {
+                JobState::Failed { reason, exit_code } => {
+                    let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
+                    format!("failed reason={}{code}", reason.as_str())
+                }
+                _ => "success".to_owned(),
+            };
+            log::info!("job ended job={id} runner={name} state={result} {summary} delivery={delivery:?}");
         }
-        JobOutcome::Reported(_, delivery) => log::info!("job ended job={id} state=success delivery={delivery:?}"),
-        JobOutcome::Dropped => log::info!("job dropped: GitLab no longer expects it from this runner job={id}"),
+        JobOutcome::Dropped => {
+            log::info!("job dropped: GitLab no longer expects it from this runner job={id} runner={name}");
+        }
     }
 }
 
@@ -479,8 +487,8 @@ fn is_system_failure(state: &JobState) -> bool {
 /// The result, as a label for metrics.
 fn metric_result(ended: &JobOutcome) -> &'static str {
     match ended {
-        JobOutcome::Reported(JobState::Failed { reason, .. }, _) => reason.as_str(),
-        JobOutcome::Reported(..) => "success",
+        JobOutcome::Reported { state: JobState::Failed { reason, .. }, .. } => reason.as_str(),
+        JobOutcome::Reported { .. } => "success",
         JobOutcome::Dropped => "dropped",
     }
 }

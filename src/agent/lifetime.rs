@@ -17,6 +17,8 @@ use crate::journal::shutdown::ShutdownReason;
 const JITTER: f64 = 0.2;
 /// An agent is idle only after a poll returned no job; a poll takes less than this.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
+/// How long a new instance waits for its first job at least where the idle time comes from the tables of a fleet.
+const FIRST_JOB_TIMEOUT: Duration = Duration::from_secs(120);
 /// The minimum wait after the group refused to terminate the instance.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
@@ -76,6 +78,10 @@ impl Lifetime {
     fn until_idle(&self, slots: &Slots, now: Timestamp) -> Option<Duration> {
         let (timeout, idle) = (self.bounds.idle_timeout(now)?, slots.idle_for()?);
         let left = |timeout: Duration| timeout.saturating_sub(idle);
+        // An instance that has just booted was started for a job, and `IdleTime = 0` of a fleet's tables means the time
+        // after a job.
+        let is_new = self.bounds.idle_is_of_fleet && !slots.has_had_job();
+        let timeout = if is_new { timeout.max(FIRST_JOB_TIMEOUT) } else { timeout };
         if self.refused && timeout < Duration::from_secs(1) {
             return Some(left(RETRY_AFTER_REFUSAL));
         }
@@ -246,12 +252,28 @@ mod tests {
     }
 
     #[test]
+    fn a_new_instance_of_a_fleet_waits_for_its_first_job() {
+        let (mut machine, mut lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..idle_after(0) });
+        assert_eq!(machine.verdict(&lifetime), Ok(ShutdownReason::Idle), "an own `idle_timeout` means what it says");
+        lifetime.bounds.idle_is_of_fleet = true;
+        machine.pass(100);
+        assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(20))));
+        let mut job = machine.slots.acquire(&key(), BOUNDS, || false).expect("a permit");
+        assert_eq!(machine.verdict(&lifetime), Err(Some(Duration::from_secs(20))), "a request is no job");
+        job.begin_job();
+        assert_eq!(machine.verdict(&lifetime), Err(None));
+        drop(job);
+        machine.slots.set_polling_runners(0);
+        assert_eq!(machine.verdict(&lifetime), Ok(ShutdownReason::Idle));
+    }
+
+    #[test]
     fn periods_are_checked_every_minute() {
         let text = "concurrent = 1\n[[runners]]\nexecutor = \"shell\"\n[runners.machine]\nIdleTime = 3600\n\
                     [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 0\n";
         let config = crate::config::Config::parse(std::path::Path::new("config.toml"), text).expect("a configuration");
         let lifetime = Lifetime::new(config.lifetime, 0);
-        let slots: Arc<Slots> = Slots::new(1, None, 0);
+        let slots: Arc<Slots> = Slots::new(1, None, 1);
         let at = |time: &str| lifetime.shutdown_reason(&slots, 0, time.parse().expect("a time"));
         assert_eq!(at("2026-07-10T23:59:15Z"), Err(Some(Duration::from_secs(45))));
         assert_eq!(at("2026-07-11T00:00:00Z"), Ok(ShutdownReason::Idle));

@@ -2,6 +2,7 @@
 //!
 //! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
 
+pub mod advice;
 mod configuration;
 mod confinement;
 mod contexts;
@@ -129,6 +130,7 @@ impl Options {
             max_builds: self.max_builds.or(configured.max_builds),
             max_age: self.max_age.or(configured.max_age),
             idle: self.idle_timeout.map_or(configured.idle, |timeout| vec![IdleTimes::always(timeout)]),
+            idle_is_of_fleet: self.idle_timeout.is_none() && configured.idle_is_of_fleet,
         }
     }
 }

@@ -104,8 +104,8 @@ impl Agent {
         });
         let Some(shutdown) = &mut self.shutdown else { return };
         // A notice may come late: then scripts get half of the time that is left.
-        shutdown.evict_at = Some(deadline.checked_sub(EVICT_BEFORE_DEADLINE.min(left / 2)).unwrap_or(now));
-        shutdown.interrupt_at = Some(deadline.checked_sub(INTERRUPT_BEFORE_DEADLINE.min(left / 4)).unwrap_or(now));
+        let evict_at = deadline.checked_sub(EVICT_BEFORE_DEADLINE.min(left / 2)).unwrap_or(now);
+        shutdown.interrupt(evict_at, deadline.checked_sub(INTERRUPT_BEFORE_DEADLINE.min(left / 4)).unwrap_or(now));
     }
 
     /// The machine hibernates and later wakes with this process, so the agent does not shut down. Connections of

@@ -287,6 +287,13 @@ impl Slots {
         state.are_builds_used_up() && state.runners.values().all(|usage| usage.requests == 0)
     }
 
+    /// True if a job was taken on this instance, by this agent or an earlier one.
+    pub fn has_had_job(&self) -> bool {
+        let state = self.lock();
+        let requests: u32 = state.runners.values().map(|usage| usage.requests).sum();
+        state.builds > requests
+    }
+
     /// Jobs that may still be taken; `None` without `MaxBuilds`.
     pub fn builds_left(&self) -> Option<u32> {
         let state = self.lock();

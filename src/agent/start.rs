@@ -21,7 +21,7 @@ use crate::sys;
 /// cannot start, and what to do.
 pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode, String> {
     let supervisor = super::Supervisor::from_environment();
-    let (config, loaded) = match loaded {
+    let (mut config, loaded) = match loaded {
         Ok(loaded) => (loaded.config.clone(), Ok(loaded)),
         Err(why) => (settings_to_finish_with(&options.config).ok_or_else(|| why.clone())?, Err(why)),
     };
@@ -35,8 +35,8 @@ pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode,
     let (events, inbox) = mpsc::channel();
     signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, events.clone());
-    let requirement = Requirement::of(config.leave.strategy);
-    let instance = instance::find(config.mayfly.aws.as_ref(), requirement)?;
+    let instance = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
+    config.leave.apply_default(instance.is_in_group());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
     let mut agent = Agent::new(instance, options, &config, state, supervisor, (events, inbox));
     if let Some(earlier) = earlier {

@@ -24,7 +24,7 @@ pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
         log::warn!("{}: {unusable}", loaded.config.path.display());
     }
     let config = &mut loaded.config;
-    instance::find(config.mayfly.aws.as_ref(), Requirement::of(config.leave.strategy))?;
+    instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
     secrets::fill_in(config, TOKEN_TIMEOUT)?;
     if config.mayfly.block_instance_metadata {
         metadata_blocking::job_users(config, options.user.as_deref())?;

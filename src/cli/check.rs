@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{ConfigFile, permission};
 use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
-use crate::agent::{self, metadata_blocking};
+use crate::agent::{self, advice, metadata_blocking};
 use crate::config::leave::Strategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, TokenStatus};
@@ -109,12 +109,17 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         );
     }
     // The agent refuses to start if a requirement of its `leave` is not met.
-    let found = instance::find(config.mayfly.aws.as_ref(), Requirement::of(config.leave.strategy));
+    let found = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave));
     let instance = found.unwrap_or_else(|why| {
         report.fail("instance", &why);
         Arc::new(Plain)
     });
-    let is_left_on = config.leave.strategy == Strategy::Exit;
+    let mut leave = config.leave.clone();
+    leave.apply_default(instance.is_in_group());
+    if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
+        report.warn("leave", &advice);
+    }
+    let is_left_on = leave.strategy == Strategy::Exit;
     for CheckResult { subject: what, outcome } in instance.inspect() {
         if is_left_on && what == POWER_OFF {
             continue;

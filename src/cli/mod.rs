@@ -21,6 +21,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::agent::advice;
 use crate::config::{self, Config, Finding, Loaded, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
@@ -159,13 +160,21 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Checks only the file. `check` also checks the machine and the server.
+/// Checks the file, and of this machine only whether it is an instance that keeps running. `check` also checks the rest
+/// of the machine, and the server.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load()?;
     let path = loaded.config.path.display();
     let is_error = |finding: &&Finding| finding.severity != Severity::Warning;
     for finding in &loaded.findings {
         println!("{path}: {}: {finding}", if is_error(&finding) { "error" } else { "warning" });
+    }
+    let mut leave = loaded.config.leave.clone();
+    if let Ok(instance) = instance::find(loaded.config.mayfly.aws.as_ref(), Requirement::Nothing) {
+        leave.apply_default(instance.is_in_group());
+        if let Some(advice) = advice::of_shutdown(&loaded.config.lifetime, &leave, &*instance) {
+            println!("{path}: warning: {advice}");
+        }
     }
     let errors = loaded.findings.iter().filter(is_error).count();
     println!("{path}: {} usable runner(s), {errors} error(s)", loaded.config.runners.len());

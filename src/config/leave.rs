@@ -33,7 +33,9 @@ impl Strategy {
 /// The settings of `leave`.
 #[derive(Clone, Debug)]
 pub struct Leave {
-    /// The strategy.
+    /// The strategy as configured; `None` for the default, which depends on the instance.
+    pub configured: Option<Strategy>,
+    /// The strategy that applies; see [`Leave::apply_default`].
     pub strategy: Strategy,
     /// The shell command for [`Strategy::Command`].
     pub command: Option<String>,
@@ -46,10 +48,19 @@ pub struct Leave {
 impl Default for Leave {
     fn default() -> Self {
         Self {
+            configured: None,
             strategy: Strategy::Exit,
             command: None,
             poweroff_command: "systemctl poweroff".to_owned(),
             fallback_after: Duration::from_secs(300),
         }
+    }
+}
+
+impl Leave {
+    /// Applies the default where nothing is configured: `aws-asg` inside an Auto Scaling group, `exit` outside.
+    pub fn apply_default(&mut self, is_in_group: bool) {
+        let default = if is_in_group { Strategy::AwsAsg } else { Strategy::Exit };
+        self.strategy = self.configured.unwrap_or(default);
     }
 }

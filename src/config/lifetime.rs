@@ -20,6 +20,8 @@ pub struct Lifetime {
     pub max_age: Option<Duration>,
     /// The idle times of the runners; the longest one applies.
     pub idle: Vec<IdleTimes>,
+    /// `idle` comes from the tables of docker+machine or docker-autoscaler.
+    pub idle_is_of_fleet: bool,
 }
 
 impl Lifetime {

@@ -129,6 +129,7 @@ fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
         },
         max_age: own.max_age.filter(|age| !age.is_zero()),
         idle: own.idle_timeout.map_or_else(of_runners, |timeout| vec![IdleTimes::always(timeout)]),
+        idle_is_of_fleet: own.idle_timeout.is_none(),
     }
 }
 
@@ -170,6 +171,7 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
         }
         (false, true) => Err(("mayfly.leave_command", "`leave_command` has an effect only with `leave = \"command\"`")),
         _ => Ok(Leave {
+            configured: own.leave,
             strategy,
             command,
             poweroff_command: given(&own.poweroff_command).unwrap_or(usual.poweroff_command),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::aws::Aws;
-use crate::config::leave::Strategy;
+use crate::config::leave::{Leave, Strategy};
 pub use plain::Plain;
 
 /// The machine and the boot that the journal belongs to: an image of a used machine must not resume its jobs.
@@ -34,6 +34,16 @@ pub trait Instance: Send + Sync {
     /// The instance id of the cloud, if there is one. Unlike a machine id, it is never part of an image, so the system
     /// id is derived from it.
     fn cloud_id(&self) -> Option<String>;
+
+    /// Whether the instance is in an Auto Scaling group, as the metadata service told at the start.
+    fn is_in_group(&self) -> bool {
+        false
+    }
+
+    /// The cloud whose instance this is, if it is one of a known cloud: an instance that keeps running costs money.
+    fn cloud(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Checks the machine and its permissions for `mayfly check`; changes nothing.
     fn inspect(&self) -> Vec<CheckResult> {
@@ -74,16 +84,19 @@ pub trait Instance: Send + Sync {
 pub enum Requirement {
     /// Nothing.
     Nothing,
+    /// Nothing; but if the instance is in an Auto Scaling group, the agent terminates it through the group.
+    GroupIfMember,
     /// An Auto Scaling group, to terminate through it.
     AutoScaling,
 }
 
 impl Requirement {
-    /// What an agent with this strategy requires.
-    pub fn of(strategy: Strategy) -> Self {
-        match strategy {
-            Strategy::AwsAsg => Self::AutoScaling,
-            Strategy::Exit | Strategy::Command | Strategy::Poweroff => Self::Nothing,
+    /// What an agent requires that shuts down in this way.
+    pub fn of(leave: &Leave) -> Self {
+        match leave.configured {
+            None => Self::GroupIfMember,
+            Some(Strategy::AwsAsg) => Self::AutoScaling,
+            Some(Strategy::Exit | Strategy::Command | Strategy::Poweroff) => Self::Nothing,
         }
     }
 }

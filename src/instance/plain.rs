@@ -1,6 +1,7 @@
 //! A machine without a cloud: no notices, and nothing to terminate.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Activity, CapacityChange, Identity, Instance, NoticeHandler, Refusal, TargetState, TerminateResult};
@@ -16,6 +17,10 @@ impl Instance for Plain {
 
     fn cloud_id(&self) -> Option<String> {
         None
+    }
+
+    fn cloud(&self) -> Option<&'static str> {
+        cloud_of_firmware(Path::new("/sys/class/dmi/id"))
     }
 
     fn watch(&self, _: NoticeHandler) {}
@@ -37,6 +42,25 @@ impl Instance for Plain {
     }
 }
 
+/// The cloud that the firmware names: the strings by which cloud-init finds its data sources (ds-identify).
+fn cloud_of_firmware(dmi: &Path) -> Option<&'static str> {
+    const CLOUDS: [(&str, &str, &str); 11] = [
+        ("sys_vendor", "Google", "Google Cloud"),
+        ("product_name", "Google Compute Engine", "Google Cloud"),
+        ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77", "Azure"),
+        ("chassis_asset_tag", "OracleCloud.com", "Oracle Cloud"),
+        ("sys_vendor", "Hetzner", "Hetzner Cloud"),
+        ("sys_vendor", "DigitalOcean", "DigitalOcean"),
+        ("sys_vendor", "Vultr", "Vultr"),
+        ("sys_vendor", "Scaleway", "Scaleway"),
+        ("product_name", "Exoscale", "Exoscale"),
+        ("product_name", "Alibaba Cloud ECS", "Alibaba Cloud"),
+        ("product_name", "OpenStack Nova", "OpenStack"),
+    ];
+    let text = |file: &str| fs::read_to_string(dmi.join(file)).unwrap_or_default();
+    CLOUDS.iter().find(|(file, value, _)| text(file).trim() == *value).map(|(_, _, cloud)| *cloud)
+}
+
 /// The boot id of the kernel.
 pub fn boot() -> String {
     first_line("/proc/sys/kernel/random/boot_id")
@@ -44,4 +68,24 @@ pub fn boot() -> String {
 
 fn first_line(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clouds_are_known_by_their_firmware() {
+        let dmi = tempfile::tempdir().expect("a directory");
+        assert_eq!(cloud_of_firmware(dmi.path()), None);
+        for (file, text, cloud) in [
+            ("product_name", "Standard PC (Q35 + ICH9, 2009)", None),
+            ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77", Some("Azure")),
+            ("sys_vendor", "Hetzner", Some("Hetzner Cloud")),
+        ] {
+            fs::write(dmi.path().join(file), format!("{text}\n")).expect("written");
+            assert_eq!(cloud_of_firmware(dmi.path()), cloud, "{text}");
+            fs::remove_file(dmi.path().join(file)).expect("removed");
+        }
+    }
 }

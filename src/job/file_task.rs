@@ -55,9 +55,16 @@ pub enum TaskReport {
     Failed(JobError),
     /// The container that is ready.
     Prepared(Box<PreparedContainer>),
+    /// Bytes of artifacts that GitLab accepted.
+    Uploaded(u64),
 }
 
 impl TaskReport {
+    /// The text that [`TaskReport::parse`] reads; empty where there can be none.
+    fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// The report of work that has ended; `None` where there is none.
     pub fn parse(text: &str) -> Option<Self> {
         decode::json(text.as_bytes()).ok()
@@ -125,7 +132,10 @@ fn run_plan(plan: &str) -> TaskResult {
         Ok(FileTask::RestoreCache(plan)) => cache::restore(&plan),
         Ok(FileTask::DownloadArtifacts(plan)) => artifacts::download(&plan),
         Ok(FileTask::SaveCache(plan)) => cache::save(&plan),
-        Ok(FileTask::UploadArtifacts(plan)) => artifacts::upload(&plan),
+        Ok(FileTask::UploadArtifacts(plan)) => {
+            let (code, bytes) = artifacts::upload(&plan);
+            return TaskResult { code, report: TaskReport::Uploaded(bytes).to_text() };
+        }
         Ok(FileTask::PrepareContainer(plan)) => {
             return result_with_report(prepare::run(&plan).map(|made| Some(Box::new(made))));
         }

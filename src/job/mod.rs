@@ -24,6 +24,7 @@ mod shell;
 pub mod sources;
 mod stages;
 mod steps;
+mod summary;
 #[cfg(test)]
 mod testing;
 mod transfer;

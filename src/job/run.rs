@@ -19,6 +19,7 @@ use super::script::GITLAB_ENV_FILE;
 use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
 use super::steps::{StepRunner, StopPolicy};
+use super::summary::Summary;
 use super::{files, get_sources, prepare, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::engine::containers::LogStart;
@@ -47,8 +48,15 @@ const DEATHS_WITHIN: u64 = 60_000_000_000;
 /// How a job came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// It ran; its state, and what the server took of it.
-    Reported(JobState, Delivery),
+    /// It ran.
+    Reported {
+        /// The final state.
+        state: JobState,
+        /// What GitLab took of it.
+        delivery: Delivery,
+        /// Facts for the agent's log.
+        summary: Summary,
+    },
     /// The server no longer expected it from this runner when it began.
     Dropped,
 }
@@ -125,6 +133,7 @@ fn run_to_end(
     };
     run.log.conclude(&run.journal.progress);
     let clean_up = run.executor_clean_up();
+    let summary = Summary::new(&run.job, &run.journal.progress, run.log.size(), sys::boottime());
     let delivery = uploader.finish(state.clone());
     // Neither this job's outcome nor the next job waits for it.
     if let Some(clean_up) = clean_up {
@@ -134,7 +143,7 @@ fn run_to_end(
     if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
         run.journal.directory.discard()?;
     }
-    Ok(JobOutcome::Reported(state, delivery))
+    Ok(JobOutcome::Reported { state, delivery, summary })
 }
 
 /// A job that runs.
@@ -245,6 +254,9 @@ impl JobRun<'_> {
             }
             _ => Vec::new(),
         };
+        if !at.resumed {
+            self.journal.progress.stage_starts.push((stage.kind().to_owned(), sys::boottime()));
+        }
         self.log.begin_stage(&mut self.journal, stage, at, context.runner.executor.as_str(), &lines)
     }
 

@@ -290,6 +290,10 @@ impl StepRunner<'_> {
             _ => match TaskReport::parse(&status.report) {
                 Some(TaskReport::Failed(error)) => Err(error),
                 Some(TaskReport::Prepared(container)) => Ok(Some(container)),
+                Some(TaskReport::Uploaded(bytes)) => {
+                    progress.artifact_bytes += bytes;
+                    end_result(&status.end).map(|()| None)
+                }
                 None => end_result(&status.end).map(|()| None),
             },
         }

@@ -132,6 +132,10 @@ pub struct Progress {
     pub container: Option<Box<PreparedContainer>>,
     /// A script in the container was stopped, so the next script needs a new container.
     pub container_interrupted: bool,
+    /// The stages so far, with the start of each in nanoseconds of `CLOCK_BOOTTIME`.
+    pub stage_starts: Vec<(String, u64)>,
+    /// Bytes of artifacts that GitLab has accepted.
+    pub artifact_bytes: u64,
     /// Bytes of the log that GitLab has acknowledged.
     pub acknowledged: u64,
     /// When agents resumed the job in this stage, in nanoseconds of `CLOCK_BOOTTIME`.

@@ -116,8 +116,8 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     };
     let mut taken = recorder.taken();
     let failure = match ended {
-        Ok(JobOutcome::Reported(JobState::Failed { reason, exit_code }, _)) => Some((reason, exit_code)),
-        Ok(JobOutcome::Reported(..)) => None,
+        Ok(JobOutcome::Reported { state: JobState::Failed { reason, exit_code }, .. }) => Some((reason, exit_code)),
+        Ok(JobOutcome::Reported { .. }) => None,
         Ok(JobOutcome::Dropped) => Some((FailureReason::RunnerInterrupted, None)),
         Err(error) => {
             taken.message = Some(error.to_string());

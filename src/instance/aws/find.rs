@@ -22,14 +22,14 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Member>, String> {
     let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
-    if requirement == Requirement::Nothing && !is_told && !firmware.is_ec2 {
+    if requirement != Requirement::AutoScaling && !is_told && !firmware.is_ec2 {
         return Ok(None);
     }
     let service = Metadata::of_process();
     let timeout = match (requirement, firmware.instance.is_some()) {
         (_, true) => Duration::ZERO,
         (Requirement::AutoScaling, false) => REQUIRED_TIMEOUT,
-        (Requirement::Nothing, false) => OPTIONAL_TIMEOUT,
+        (Requirement::Nothing | Requirement::GroupIfMember, false) => OPTIONAL_TIMEOUT,
     };
     let settings = settings.cloned().unwrap_or_default();
     let member = |id| Ok(Some(Member::new(id, service, &settings, requirement)));

@@ -23,6 +23,8 @@ use crate::instance::{
 /// After a call without an answer: how long the agent waits for its effect before it repeats the call.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the metadata service is asked for the group before the instance counts as one without.
+const GROUP_ATTEMPTS: u32 = 3;
 
 /// An EC2 instance, with or without an Auto Scaling group.
 pub struct Member {
@@ -32,6 +34,7 @@ pub struct Member {
     protection: Arc<Protection>,
     hooks: Arc<Hooks>,
     protects: bool,
+    is_in_group: bool,
     /// Set with `raise_on_job`.
     raiser: Option<Arc<CapacityRaiser>>,
     region: Option<String>,
@@ -42,11 +45,17 @@ impl Member {
     pub fn new(id: String, service: &'static Metadata, settings: &Settings, requirement: Requirement) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
         let raiser = settings.raise_on_job.map(|raise| CapacityRaiser::new(&id, raise));
+        let is_in_group = has_target_state(service);
+        let is_terminated_by_group = match requirement {
+            Requirement::AutoScaling => true,
+            Requirement::GroupIfMember => is_in_group,
+            Requirement::Nothing => false,
+        };
         // Other instances see from the protection that this one has a job.
-        let protects =
-            settings.protect_while_busy.unwrap_or(requirement == Requirement::AutoScaling || raiser.is_some());
+        let protects = settings.protect_while_busy.unwrap_or(is_terminated_by_group || raiser.is_some());
         let region = settings.region.clone();
-        Self { id, service, group, protection: Protection::new(), hooks: Hooks::new(), protects, raiser, region }
+        let (protection, hooks) = (Protection::new(), Hooks::new());
+        Self { id, service, group, protection, hooks, protects, is_in_group, raiser, region }
     }
 
     /// Whether the instance is being terminated.
@@ -73,7 +82,31 @@ impl Member {
     }
 }
 
+/// Whether the metadata service has a target lifecycle state, as it does for every member of an Auto Scaling group. A
+/// service that does not answer is asked a few times.
+fn has_target_state(service: &Metadata) -> bool {
+    for _ in 0..GROUP_ATTEMPTS {
+        match service.get(watch::TARGET_PATH) {
+            Ok(_) => return true,
+            Err(metadata::Error::Absent | metadata::Error::Off) => return false,
+            Err(error) => {
+                log::debug!("the metadata service does not tell whether there is an Auto Scaling group error={error}");
+            }
+        }
+        thread::sleep(EFFECT_POLL_INTERVAL);
+    }
+    false
+}
+
 impl Instance for Member {
+    fn is_in_group(&self) -> bool {
+        self.is_in_group
+    }
+
+    fn cloud(&self) -> Option<&'static str> {
+        Some("EC2")
+    }
+
     fn identity(&self) -> Identity {
         Identity { instance: self.id.clone(), boot: boot() }
     }

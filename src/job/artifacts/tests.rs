@@ -7,6 +7,11 @@ use std::path::Path;
 use super::*;
 use crate::job::testing::{Answer, Server as Fake, answer};
 
+/// The exit status of an upload.
+fn upload(plan: &UploadPlan) -> i32 {
+    super::upload(plan).0
+}
+
 struct Project {
     temp: tempfile::TempDir,
 }

@@ -1,5 +1,6 @@
 //! Uploading: an archive goes over the wire while it is being made.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -18,22 +19,26 @@ use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_befo
 use crate::random;
 use crate::token::Token;
 
-/// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage.
-pub fn run(plan: &UploadPlan) -> i32 {
+/// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage, and how many bytes
+/// GitLab accepted.
+pub fn run(plan: &UploadPlan) -> (i32, u64) {
     let root = match plan.project.open() {
         Ok(root) => root,
-        Err(why) => return fatal(why),
+        Err(why) => return (fatal(why), 0),
     };
+    let mut accepted = 0;
     for upload in &plan.uploads {
         heading("Uploading artifacts...");
-        if let Err(why) = upload_one(plan, upload, &root) {
-            return fatal(format_args!("{} ({}): {why}", file_name(upload), upload.kind));
+        match upload_one(plan, upload, &root) {
+            Ok(bytes) => accepted += bytes,
+            Err(why) => return (fatal(format_args!("{} ({}): {why}", file_name(upload), upload.kind)), accepted),
         }
     }
-    0
+    (0, accepted)
 }
 
-fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), String> {
+/// Returns the bytes that GitLab accepted.
+fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, String> {
     let request =
         SelectionRequest { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
     let mut selection = select(root, &request);
@@ -44,7 +49,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
     }
     if selection.entries.is_empty() {
         error("No files to upload");
-        return Ok(());
+        return Ok(0);
     }
     if let (Some(statement), UploadFormat::Archive(Format::Zip)) = (&plan.statement, upload.format) {
         match statement.write(root, &selection.entries, &upload.name) {
@@ -67,7 +72,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<(), Str
 }
 
 /// Writes an archive to the directory that takes the server's place.
-fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], directory: &Path) -> Result<(), String> {
+fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], directory: &Path) -> Result<u64, String> {
     let path = local_archive(directory, plan.job, &upload.kind);
     let failed = |why: io::Error| format!("{}: {why}", path.display());
     let UploadFormat::Archive(format) = upload.format else {
@@ -78,20 +83,21 @@ fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], dire
     let written = archive::write(root, entries, format, plan.level, &mut sink).map_err(failed)?;
     sink.flush().map_err(failed)?;
     print_warnings(&written);
-    Ok(())
+    Ok(written.bytes)
 }
 
 /// Tries until the server has it or will not.
-fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<(), String> {
+fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<u64, String> {
     let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRY_TIMEOUT));
+    let sent = Cell::new(0);
     loop {
-        let (line, wait) = match attempt(plan, &server, upload, root, entries) {
+        let (line, wait) = match attempt(plan, &server, upload, root, entries, &sent) {
             Ok(answer) => {
                 let line = describe(upload, &answer, plan);
                 match classify(&answer, &server) {
                     UploadAnswer::Done => {
                         println!("{line}");
-                        return Ok(());
+                        return Ok(sent.get());
                     }
                     UploadAnswer::Final(why) => {
                         error(line);
@@ -177,13 +183,14 @@ fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
     )
 }
 
-/// One request.
+/// One request; `sent` becomes the bytes of its content.
 fn attempt(
     plan: &UploadPlan,
     server: &ArtifactServer,
     upload: &Upload,
     root: &Root,
     entries: &[Entry],
+    sent: &Cell<u64>,
 ) -> Result<Incoming, Error> {
     let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
     let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
@@ -198,7 +205,9 @@ fn attempt(
     let send = |content: &mut dyn Read| {
         let mut content = Meter::new(content, "Uploading artifacts", plan.meter, None);
         let mut body = head.as_bytes().chain(&mut content).chain(tail.as_bytes());
-        transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body))
+        let answer = transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body));
+        sent.set(content.done());
+        answer
     };
     match upload.format {
         UploadFormat::Raw => {

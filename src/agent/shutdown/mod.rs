@@ -1,11 +1,16 @@
 //! The agent's part of a shutdown: it stops polling, waits for the running jobs and starts the termination of the
 //! instance. A signal stops only the agent; the instance keeps running.
 
+mod state;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+pub(super) use state::Shutdown;
+use state::{Due, StopOutcome, WhenIdle};
 
 use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
 use super::{Agent, Event, REMOVAL_TIMEOUT};
@@ -17,37 +22,6 @@ use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, Shutdo
 
 /// Exit status of an agent that could not terminate its instance (`EX_SOFTWARE`). A restart would change nothing.
 const EXIT_NOT_TERMINATED: u8 = 70;
-
-/// The state of a shutdown in this process.
-#[derive(Default)]
-pub(super) struct Shutdown {
-    /// The shutdown state of the instance; `None` if only the agent stops.
-    pub tracker: Option<Arc<ShutdownTracker>>,
-    /// The agent received SIGTERM: it exits without terminating the instance, and the next start resumes the
-    /// termination.
-    stopping: bool,
-    /// The agent received SIGQUIT: it exits after its jobs instead of resuming work.
-    draining: bool,
-    /// When the agent stops the running jobs.
-    stop_at: Option<Instant>,
-    /// When the agent stops waiting for jobs that it told to stop.
-    give_up_at: Option<Instant>,
-    /// When the agent stops the scripts, because the cloud takes the machine; jobs still upload their artifacts.
-    pub evict_at: Option<Instant>,
-    /// When the agent stops the jobs, because the cloud takes the machine.
-    pub interrupt_at: Option<Instant>,
-    /// The termination thread runs.
-    terminating: bool,
-    /// How long the agent waits for the termination thread after a stop signal.
-    terminate_until: Option<Instant>,
-}
-
-impl Shutdown {
-    /// The reason, as a word for logs.
-    pub fn reason(&self) -> &'static str {
-        self.tracker.as_ref().map_or("signal", |tracker| tracker.state().reason.as_str())
-    }
-}
 
 /// Loads the shutdown that an earlier agent began. A machine that was powered off and on again starts afresh, and so
 /// does an instance that returned from a warm pool.
@@ -109,8 +83,7 @@ impl Agent {
     pub(super) fn resume_shutdown(&mut self, earlier: ShutdownState) {
         self.slots.close();
         self.has_polled = true;
-        let tracker = Arc::new(ShutdownTracker::begin(&self.state_dir, earlier));
-        self.shutdown = Some(Shutdown { tracker: Some(tracker), ..Shutdown::default() });
+        self.shutdown = Some(Shutdown::of_instance(ShutdownTracker::begin(&self.state_dir, earlier)));
     }
 
     /// Begins the shutdown of the instance: stops polling. Requests in flight, the jobs they bring and running jobs
@@ -131,7 +104,7 @@ impl Agent {
     /// Begins a drain: the agent exits when its jobs have ended.
     pub(super) fn drain(&mut self) {
         let is_new = self.shutdown.is_none();
-        self.shutdown.get_or_insert_default().draining = true;
+        self.shutdown.get_or_insert_default().drain();
         if is_new {
             self.stop_polling("signal");
         }
@@ -141,22 +114,21 @@ impl Agent {
     /// same time: a hook that the agent does not complete would hold the instance until the hook times out.
     pub(super) fn stop(&mut self) -> Option<ExitCode> {
         let shutdown = self.shutdown.get_or_insert_default();
-        if shutdown.terminating {
-            if shutdown.stopping || shutdown.terminate_until.is_some() {
-                return Some(defer_to_next_start());
+        match shutdown.stop(Instant::now(), self.config.shutdown_timeout) {
+            StopOutcome::WaitForJobs => {
+                self.stop_polling("signal");
+                None
             }
-            log::info!("signal received while the instance shuts down");
-            shutdown.terminate_until = Some(Instant::now() + self.config.shutdown_timeout);
-            return None;
+            StopOutcome::WaitForTermination => {
+                log::info!("signal received while the instance shuts down");
+                None
+            }
+            StopOutcome::ExitNow => {
+                log::warn!("second stop signal: exiting now; the next start reports the running jobs");
+                Some(ExitCode::FAILURE)
+            }
+            StopOutcome::DeferTermination => Some(defer_to_next_start()),
         }
-        if shutdown.stopping {
-            log::warn!("second stop signal: exiting now; the next start reports the running jobs");
-            return Some(ExitCode::FAILURE);
-        }
-        shutdown.stopping = true;
-        shutdown.stop_at = Some(Instant::now() + self.config.shutdown_timeout);
-        self.stop_polling("signal");
-        None
     }
 
     fn stop_polling(&self, reason: &str) {
@@ -168,48 +140,40 @@ impl Agent {
 
     /// Runs the deadlines of the shutdown that have passed. Returns the time until the next one.
     pub(super) fn run_shutdown_deadlines(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        let due = |at: &mut Option<Instant>| at.take_if(|at| now >= *at).is_some();
+        let (now, timeout) = (Instant::now(), self.config.shutdown_timeout);
         let shutdown = self.shutdown.as_mut()?;
-        if due(&mut shutdown.evict_at) {
-            self.jobs.evict("the machine is taken away");
+        let due = shutdown.due(now, timeout);
+        let next = shutdown.next_due().map(|at| at.saturating_duration_since(now));
+        for due in due {
+            match due {
+                Due::Evict => self.jobs.evict("the machine is taken away"),
+                Due::Interrupt => self.jobs.interrupt("the machine is taken away"),
+                Due::Stop => self.jobs.interrupt("the runner was told to stop"),
+                Due::GiveUp => {
+                    self.jobs.abandon_all();
+                    self.servers.iter().for_each(|(_, server)| server.stop_waiting());
+                }
+            }
         }
-        if due(&mut shutdown.interrupt_at) {
-            self.jobs.interrupt("the machine is taken away");
-        }
-        if due(&mut shutdown.stop_at) {
-            shutdown.give_up_at = Some(now + self.config.shutdown_timeout);
-            self.jobs.interrupt("the runner was told to stop");
-        }
-        if due(&mut shutdown.give_up_at) {
-            self.jobs.abandon_all();
-            self.servers.iter().for_each(|(_, server)| server.stop_waiting());
-        }
-        let jobs = [shutdown.stop_at, shutdown.give_up_at, shutdown.evict_at, shutdown.interrupt_at];
-        jobs.into_iter().chain([shutdown.terminate_until]).flatten().min().map(|at| at.saturating_duration_since(now))
+        next
     }
 
     /// When no job is left: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
-        let until = self.shutdown.as_ref().and_then(|shutdown| shutdown.terminate_until);
-        if until.is_some_and(|until| Instant::now() >= until) {
-            return Some(defer_to_next_start());
-        }
-        let quiet = self.is_idle();
-        let shutdown = self.shutdown.as_mut().filter(|shutdown| !shutdown.terminating && quiet)?;
-        // A group that terminates the instance waits for its lifecycle hooks, so they are completed even when a signal
-        // stops the agent.
-        let tracker = shutdown.tracker.clone().filter(|tracker| !shutdown.stopping || tracker.state().terminated);
-        let Some(tracker) = tracker else { return Some(self.exit("signal")) };
-        shutdown.terminating = true;
-        shutdown.terminate_until = shutdown.stopping.then(|| Instant::now() + self.config.shutdown_timeout);
+        let (is_idle, timeout) = (self.is_idle(), self.config.shutdown_timeout);
+        let tracker = match self.shutdown.as_mut()?.when_idle(Instant::now(), timeout, is_idle) {
+            WhenIdle::Wait => return None,
+            WhenIdle::Exit => return Some(self.exit("signal")),
+            WhenIdle::DeferTermination => return Some(defer_to_next_start()),
+            WhenIdle::Terminate(tracker) => tracker,
+        };
         let manager = |(runner, server): &(_, _)| RunnerManager {
             runner: Arc::clone(runner),
             server: Arc::clone(server),
             system_id: self.system_id.clone(),
         };
         let termination = Termination {
-            tracker: tracker,
+            tracker,
             leave: self.config.leave.clone(),
             instance: Arc::clone(&self.instance),
             // A machine that never polled is not registered as a runner manager.
@@ -251,14 +215,13 @@ impl Agent {
             }
             // The cloud announced the loss of the instance during the termination.
             TerminationOutcome::KeptByGroup if !tracker.may_resume_work() => {
-                self.shutdown.as_mut()?.terminating = false;
+                self.shutdown.as_mut()?.restart_termination();
                 None
             }
             TerminationOutcome::KeptByGroup => {
                 log::info!("the Auto Scaling group is at its minimum size; polling resumed");
                 ShutdownState::remove(&self.state_dir);
-                if self.shutdown.take().is_some_and(|shutdown| shutdown.draining || shutdown.terminate_until.is_some())
-                {
+                if self.shutdown.take().is_some_and(|shutdown| shutdown.must_exit()) {
                     return Some(self.exit("signal"));
                 }
                 self.lifetime.set_refused();

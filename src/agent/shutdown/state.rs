@@ -1,0 +1,287 @@
+//! The state of a shutdown in this process: what was asked for, and how far it is. Nothing here waits or acts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::agent::termination::ShutdownTracker;
+
+/// A shutdown in this process.
+#[derive(Default)]
+pub struct Shutdown {
+    /// The shutdown state of the instance; `None` if only the agent stops.
+    pub tracker: Option<Arc<ShutdownTracker>>,
+    exit: ExitRequest,
+    jobs: JobDeadline,
+    interruption: Interruption,
+    termination: TerminationStage,
+}
+
+/// What signals asked of the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum ExitRequest {
+    /// Nothing: the instance shuts down by itself, and may resume work.
+    #[default]
+    None,
+    /// SIGQUIT: the agent exits after its jobs instead of resuming work.
+    AfterJobs,
+    /// SIGTERM: the agent exits soon without terminating the instance. The next start resumes the termination.
+    Soon,
+}
+
+/// What comes next for jobs that do not end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum JobDeadline {
+    /// Nothing.
+    #[default]
+    None,
+    /// The agent stops them.
+    StopAt(Instant),
+    /// The agent does not wait for them any longer.
+    GiveUpAt(Instant),
+}
+
+/// When the cloud takes the instance.
+#[derive(Clone, Copy, Debug, Default)]
+struct Interruption {
+    /// When the agent stops the scripts; jobs still upload their artifacts.
+    evict_at: Option<Instant>,
+    /// When the agent stops the jobs.
+    interrupt_at: Option<Instant>,
+}
+
+/// How far the termination of the instance is. A deadline comes from SIGTERM: after it, the next start resumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TerminationStage {
+    /// It has not started, or starts once more.
+    Pending(Option<Instant>),
+    /// Its thread runs.
+    Running(Option<Instant>),
+}
+
+impl Default for TerminationStage {
+    fn default() -> Self {
+        Self::Pending(None)
+    }
+}
+
+/// What a stop signal leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopOutcome {
+    /// The agent stops polling and waits for its jobs.
+    WaitForJobs,
+    /// The agent waits for the termination, for a time.
+    WaitForTermination,
+    /// The agent exits; the next start reports the running jobs.
+    ExitNow,
+    /// The agent exits; the next start resumes the termination.
+    DeferTermination,
+}
+
+/// Something whose time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Stop the scripts, because the cloud takes the instance.
+    Evict,
+    /// Stop the jobs, because the cloud takes the instance.
+    Interrupt,
+    /// Stop the jobs, because of a signal.
+    Stop,
+    /// Do not wait for jobs any longer.
+    GiveUp,
+}
+
+/// What an agent without jobs does.
+pub enum WhenIdle {
+    /// Nothing: the termination runs.
+    Wait,
+    /// It exits.
+    Exit,
+    /// It exits; the next start resumes the termination.
+    DeferTermination,
+    /// It terminates the instance.
+    Terminate(Arc<ShutdownTracker>),
+}
+
+impl Shutdown {
+    /// A shutdown of the instance.
+    pub fn of_instance(tracker: ShutdownTracker) -> Self {
+        Self { tracker: Some(Arc::new(tracker)), ..Self::default() }
+    }
+
+    /// The reason, as a word for logs.
+    pub fn reason(&self) -> &'static str {
+        self.tracker.as_ref().map_or("signal", |tracker| tracker.state().reason.as_str())
+    }
+
+    /// SIGQUIT came.
+    pub fn drain(&mut self) {
+        self.exit = self.exit.max(ExitRequest::AfterJobs);
+    }
+
+    /// SIGTERM came. A second one exits at once. The current step of the termination has the same time as jobs: a hook
+    /// that the agent does not complete would hold the instance until the hook times out.
+    pub fn stop(&mut self, now: Instant, timeout: Duration) -> StopOutcome {
+        match (self.termination, self.exit) {
+            (TerminationStage::Running(Some(_)), _) | (TerminationStage::Running(None), ExitRequest::Soon) => {
+                StopOutcome::DeferTermination
+            }
+            (TerminationStage::Running(None), _) => {
+                self.termination = TerminationStage::Running(Some(now + timeout));
+                StopOutcome::WaitForTermination
+            }
+            (TerminationStage::Pending(_), ExitRequest::Soon) => StopOutcome::ExitNow,
+            (TerminationStage::Pending(_), _) => {
+                self.exit = ExitRequest::Soon;
+                self.jobs = JobDeadline::StopAt(now + timeout);
+                StopOutcome::WaitForJobs
+            }
+        }
+    }
+
+    /// The cloud takes the instance.
+    pub fn interrupt(&mut self, evict_at: Instant, interrupt_at: Instant) {
+        self.interruption = Interruption { evict_at: Some(evict_at), interrupt_at: Some(interrupt_at) };
+    }
+
+    /// What is due by now; each comes once.
+    pub fn due(&mut self, now: Instant, timeout: Duration) -> Vec<Due> {
+        let mut due = Vec::new();
+        if self.interruption.evict_at.take_if(|at| now >= *at).is_some() {
+            due.push(Due::Evict);
+        }
+        if self.interruption.interrupt_at.take_if(|at| now >= *at).is_some() {
+            due.push(Due::Interrupt);
+        }
+        match self.jobs {
+            JobDeadline::StopAt(at) if now >= at => {
+                self.jobs = JobDeadline::GiveUpAt(now + timeout);
+                due.push(Due::Stop);
+            }
+            JobDeadline::GiveUpAt(at) if now >= at => {
+                self.jobs = JobDeadline::None;
+                due.push(Due::GiveUp);
+            }
+            _ => {}
+        }
+        due
+    }
+
+    /// When something is due next.
+    pub fn next_due(&self) -> Option<Instant> {
+        let jobs = match self.jobs {
+            JobDeadline::None => None,
+            JobDeadline::StopAt(at) | JobDeadline::GiveUpAt(at) => Some(at),
+        };
+        let Interruption { evict_at, interrupt_at } = self.interruption;
+        [jobs, evict_at, interrupt_at, self.termination.deadline()].into_iter().flatten().min()
+    }
+
+    /// What the agent does now; `is_idle` tells whether it has no jobs. A termination that is to start counts as started.
+    pub fn when_idle(&mut self, now: Instant, timeout: Duration, is_idle: bool) -> WhenIdle {
+        let deadline = self.termination.deadline();
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            return WhenIdle::DeferTermination;
+        }
+        if !is_idle || matches!(self.termination, TerminationStage::Running(_)) {
+            return WhenIdle::Wait;
+        }
+        let is_soon = self.exit == ExitRequest::Soon;
+        // A group that terminates the instance waits for its lifecycle hooks, so they are completed even when a signal
+        // stops the agent.
+        match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().terminated) {
+            None => WhenIdle::Exit,
+            Some(tracker) => {
+                self.termination = TerminationStage::Running(deadline.or(is_soon.then(|| now + timeout)));
+                WhenIdle::Terminate(tracker)
+            }
+        }
+    }
+
+    /// The termination starts once more, because the cloud takes an instance that its group keeps. The deadline of a
+    /// signal stays.
+    pub fn restart_termination(&mut self) {
+        self.termination = TerminationStage::Pending(self.termination.deadline());
+    }
+
+    /// Whether a signal asked the agent to exit, so that it does not resume work.
+    pub fn must_exit(&self) -> bool {
+        self.exit != ExitRequest::None || self.termination.deadline().is_some()
+    }
+}
+
+impl TerminationStage {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Pending(deadline) | Self::Running(deadline) => deadline,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::Identity;
+    use crate::journal::shutdown::{ShutdownReason, ShutdownState};
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    fn of_instance(state: &std::path::Path, reason: ShutdownReason) -> Shutdown {
+        let identity = Identity { instance: "i-1".to_owned(), boot: "b-1".to_owned() };
+        Shutdown::of_instance(ShutdownTracker::begin(state, ShutdownState::new(&identity, reason)))
+    }
+
+    #[test]
+    fn jobs_have_their_time_after_a_stop_signal_and_the_second_signal_exits() {
+        let (mut shutdown, now) = (Shutdown::default(), Instant::now());
+        assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::WaitForJobs);
+        assert_eq!(shutdown.next_due(), Some(now + TIMEOUT));
+        assert_eq!(shutdown.due(now, TIMEOUT), []);
+        assert_eq!(shutdown.due(now + TIMEOUT, TIMEOUT), [Due::Stop]);
+        assert_eq!(shutdown.due(now + 2 * TIMEOUT, TIMEOUT), [Due::GiveUp]);
+        assert_eq!((shutdown.due(now + 9 * TIMEOUT, TIMEOUT), shutdown.next_due()), (vec![], None));
+        assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::ExitNow);
+        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Exit));
+    }
+
+    #[test]
+    fn the_deadline_of_a_signal_outlives_a_termination_that_starts_once_more() {
+        let state = tempfile::tempdir().expect("a directory");
+        let (mut shutdown, now) = (of_instance(state.path(), ShutdownReason::Idle), Instant::now());
+        assert!(matches!(shutdown.when_idle(now, TIMEOUT, false), WhenIdle::Wait), "there are jobs");
+        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Terminate(_)));
+        assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::WaitForTermination);
+        shutdown.restart_termination();
+        assert!(shutdown.must_exit());
+        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Terminate(_)));
+        assert_eq!(shutdown.next_due(), Some(now + TIMEOUT));
+        assert!(matches!(shutdown.when_idle(now + TIMEOUT, TIMEOUT, true), WhenIdle::DeferTermination));
+        assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::DeferTermination);
+    }
+
+    #[test]
+    fn only_an_instance_that_its_group_ends_is_terminated_after_a_stop_signal() {
+        let state = tempfile::tempdir().expect("a directory");
+        for (reason, terminates) in [(ShutdownReason::Idle, false), (ShutdownReason::Terminated, true)] {
+            let (mut shutdown, now) = (of_instance(state.path(), reason), Instant::now());
+            assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::WaitForJobs);
+            let next = shutdown.when_idle(now, TIMEOUT, true);
+            assert_eq!(matches!(next, WhenIdle::Terminate(_)), terminates);
+            assert_eq!(
+                shutdown.stop(now, TIMEOUT),
+                match terminates {
+                    true => StopOutcome::DeferTermination,
+                    false => StopOutcome::ExitNow,
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn a_drain_keeps_the_agent_from_resuming_work() {
+        let state = tempfile::tempdir().expect("a directory");
+        let mut shutdown = of_instance(state.path(), ShutdownReason::Idle);
+        assert!(!shutdown.must_exit());
+        shutdown.drain();
+        assert!(shutdown.must_exit());
+    }
+}
