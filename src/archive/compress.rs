@@ -47,9 +47,9 @@ pub enum Method {
 }
 
 /// A compressor that is reused for many blocks.
-pub struct Compressor(Engine);
+pub struct Compressor(Encoder);
 
-enum Engine {
+enum Encoder {
     None,
     Deflate { compress: Box<Compress>, probe: Box<Compress> },
     Zstd(zstd::bulk::Compressor<'static>),
@@ -59,8 +59,8 @@ impl Compressor {
     /// Fails if memory is exhausted.
     pub fn new(method: Method) -> io::Result<Self> {
         Ok(Self(match method {
-            Method::Store => Engine::None,
-            Method::Deflate(level) => Engine::Deflate {
+            Method::Store => Encoder::None,
+            Method::Deflate(level) => Encoder::Deflate {
                 compress: Box::new(Compress::new(Compression::new(level), false)),
                 probe: Box::new(Compress::new(Compression::fast(), false)),
             },
@@ -68,7 +68,7 @@ impl Compressor {
                 let mut compressor = zstd::bulk::Compressor::new(level.zstd())?;
                 // Neither tar nor zstd would otherwise detect a flipped bit.
                 compressor.include_checksum(true)?;
-                Engine::Zstd(compressor)
+                Encoder::Zstd(compressor)
             }
         }))
     }
@@ -79,8 +79,8 @@ impl Compressor {
         *checksum = Hasher::new();
         checksum.update(block);
         match &mut self.0 {
-            Engine::None => std::mem::swap(block, packed),
-            Engine::Deflate { compress, probe } => {
+            Encoder::None => std::mem::swap(block, packed),
+            Encoder::Deflate { compress, probe } => {
                 if looks_incompressible(probe, block, packed)? {
                     stored(block, packed);
                     return Ok(());
@@ -94,7 +94,7 @@ impl Compressor {
                     stored(block, packed);
                 }
             }
-            Engine::Zstd(compressor) => {
+            Encoder::Zstd(compressor) => {
                 packed.clear();
                 packed.reserve(compress_bound(block.len()));
                 compressor.compress_to_buffer(block, packed)?;
@@ -109,8 +109,8 @@ impl Compressor {
             return Ok(None);
         }
         let data = match &mut self.0 {
-            Engine::None => return Ok(None),
-            Engine::Deflate { compress, probe } => {
+            Encoder::None => return Ok(None),
+            Encoder::Deflate { compress, probe } => {
                 let mut data = Vec::new();
                 if looks_incompressible(probe, content, &mut data)? {
                     return Ok(None);
@@ -119,7 +119,7 @@ impl Compressor {
                 run(compress, content, FlushCompress::Finish, &mut data)?;
                 data
             }
-            Engine::Zstd(compressor) => compressor.compress(content)?,
+            Encoder::Zstd(compressor) => compressor.compress(content)?,
         };
         Ok((data.len() < content.len()).then_some(data))
     }

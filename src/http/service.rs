@@ -34,13 +34,13 @@ pub struct ResponseTimeouts {
 }
 
 /// A client for one service.
-pub struct Service {
+pub struct LocalService {
     address: Address,
     agent: Agent,
     user_agent: String,
 }
 
-impl Service {
+impl LocalService {
     /// A client for the service at an address; does not connect yet. Fails if a certificate file is unusable.
     pub fn new(address: &Address, user_agent: &str) -> Result<Self, ConnectionError> {
         let config = socket::plain_config()

@@ -105,7 +105,7 @@ impl Requirement {
 /// other machines, and up to a minute if the metadata service should answer but does not. Errors: the requirement is
 /// not met: why, and what to do.
 pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
-    Ok(match aws::find::member(settings, requirement)? {
+    Ok(match aws::find::ec2_instance(settings, requirement)? {
         Some(member) => Arc::new(member),
         None => Arc::new(Plain),
     })

@@ -8,7 +8,7 @@ use crate::decode;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
-use crate::shim::spec::{Network, TaskResult};
+use crate::shim::spec::{NetworkAccess, TaskResult};
 
 /// Host and port that a URL means.
 fn host_and_port(url: &str) -> Option<(String, u16)> {
@@ -73,7 +73,7 @@ impl TaskReport {
 
 impl FileTask {
     /// How confined work reaches servers; `None` where it needs none. `servers`: URLs of the configuration.
-    pub fn network(&self, servers: &[&str]) -> Option<Network> {
+    pub fn network(&self, servers: &[&str]) -> Option<NetworkAccess> {
         let own: Vec<&str> = match self {
             Self::Sources(plan) => match plan.strategy {
                 sources::Strategy::Clone | sources::Strategy::Fetch => vec![plan.url.as_str()],
@@ -99,7 +99,7 @@ impl FileTask {
             _ => &[],
         };
         let proxies = variables.iter().filter(|(name, _)| PROXIES.contains(&name.as_str())).cloned().collect();
-        Some(Network { allowed, proxies })
+        Some(NetworkAccess { allowed, proxies })
     }
 
     /// Whether the programs that the work starts meet files that a container has made, for whomever it ran as.

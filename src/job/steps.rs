@@ -15,7 +15,7 @@ use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
 use crate::journal::{JobJournal, StepRecord};
 use crate::shim::spec::{End, Rights, Status, StepSpec, Stop, Task};
-use crate::shim::{self, Event, Outcome, Running};
+use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
 use crate::sys;
 
 /// A file task whose shim is killed this often fails the stage.
@@ -71,8 +71,8 @@ impl StepKind {
 
     /// Whether an outcome is that of the agent's own program when somebody kills it, or kills git under it: no fault of
     /// the script. A script that is killed itself ended by a signal.
-    fn was_killed(self, outcome: &Outcome) -> bool {
-        let Outcome::Ended(status) = outcome else { return self != Self::Script };
+    fn was_killed(self, outcome: &StepOutcome) -> bool {
+        let StepOutcome::Ended(status) = outcome else { return self != Self::Script };
         let is_own = match status.end {
             End::Signaled(_) => self != Self::Script,
             End::Exited(code) => self == Self::Idempotent && code == EXIT_KILLED,
@@ -149,7 +149,7 @@ impl StepRunner<'_> {
     }
 
     /// Notes that a step is about to run, and runs it.
-    fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<Outcome> {
+    fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         self.journal.progress.steps += 1;
@@ -164,7 +164,7 @@ impl StepRunner<'_> {
         self.start(task, &step, stop_policy)
     }
 
-    fn start(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<Outcome> {
+    fn start(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let spec = StepSpec {
             id: step.id.clone(),
             spool: self.journal.directory.spool(),
@@ -178,12 +178,12 @@ impl StepRunner<'_> {
             stop_with_pid: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
             task,
         };
-        let running = match Running::start(&spec) {
+        let running = match RunningShim::start(&spec) {
             Ok(running) => running,
             // Processes or memory are used up: the job fails with its log, as if the shim had found that.
             Err(error) => {
                 let end = End::NotStarted(format!("no process can be started for the script: {error}"));
-                return Ok(Outcome::Ended(Status {
+                return Ok(StepOutcome::Ended(Status {
                     id: spec.id,
                     end,
                     stopped: None,
@@ -208,24 +208,24 @@ impl StepRunner<'_> {
         }
     }
 
-    fn resume_step(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<Outcome> {
+    fn resume_step(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let status = self.journal.directory.status(&step.id);
         let running = match step.shim {
-            Some(identity) => Running::adopt(identity, &status),
-            None => Running::find(&step.id, &status),
+            Some(identity) => RunningShim::adopt(identity, &status),
+            None => RunningShim::find(&step.id, &status),
         };
         if let Some(running) = running {
             return self.wait(running, stop_policy);
         }
-        match Outcome::read(&status) {
-            Outcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stop_policy),
+        match StepOutcome::read(&status) {
+            StepOutcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stop_policy),
             outcome => Ok(outcome),
         }
     }
 
     /// Waits for the end of a step, and stops it when an order asks for that. The order is noted in the journal first:
     /// the outcome of a stopped step does not tell why it was stopped.
-    fn wait(&mut self, running: Running, stop_policy: StopPolicy) -> io::Result<Outcome> {
+    fn wait(&mut self, running: RunningShim, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let control = &self.job.control;
         loop {
             let stop_requests = control.stop_requests();
@@ -237,8 +237,8 @@ impl StepRunner<'_> {
                 running.stop();
             }
             match running.wait(control.wake_fd(), None) {
-                Event::Ended => return Ok(running.outcome()),
-                Event::Woken | Event::TimedOut => control.clear_wake(),
+                ShimEvent::Ended => return Ok(running.outcome()),
+                ShimEvent::Woken | ShimEvent::TimedOut => control.clear_wake(),
             }
         }
     }
@@ -247,7 +247,7 @@ impl StepRunner<'_> {
     fn result(
         &mut self,
         kind: StepKind,
-        outcome: &Outcome,
+        outcome: &StepOutcome,
         limit: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> Result<Option<Box<PreparedContainer>>, JobError> {
@@ -257,8 +257,8 @@ impl StepRunner<'_> {
             return Err(abort_error(&stop_requests));
         }
         let status = match outcome {
-            Outcome::Ended(status) => status,
-            Outcome::Lost => {
+            StepOutcome::Ended(status) => status,
+            StepOutcome::Lost => {
                 self.sweep();
                 self.journal.progress.aborted = true;
                 return Err(JobError::system(
@@ -341,8 +341,8 @@ fn name_of_signal(number: i32) -> String {
 mod tests {
     use super::*;
 
-    fn ended(end: End, stopped: Option<Stop>) -> Outcome {
-        Outcome::Ended(Status { id: String::new(), end, stopped, killed_processes: 0, report: String::new() })
+    fn ended(end: End, stopped: Option<Stop>) -> StepOutcome {
+        StepOutcome::Ended(Status { id: String::new(), end, stopped, killed_processes: 0, report: String::new() })
     }
 
     #[test]

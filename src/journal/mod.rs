@@ -168,7 +168,7 @@ impl Progress {
 pub struct StepRecord {
     pub id: String,
     /// The process of the shim, once it is known.
-    pub shim: Option<shim::Identity>,
+    pub shim: Option<shim::ShimIdentity>,
     pub cgroups: Vec<PathBuf>,
     /// In nanoseconds of `CLOCK_BOOTTIME`.
     pub deadline: Option<u64>,

@@ -12,5 +12,5 @@ mod running;
 pub mod spec;
 mod supervise;
 
-pub use running::{Event, Identity, Outcome, PASSED_VARIABLES, Running, started_marker, sweep};
+pub use running::{PASSED_VARIABLES, RunningShim, ShimEvent, ShimIdentity, StepOutcome, started_marker, sweep};
 pub use supervise::main;

@@ -38,7 +38,7 @@ pub const PASSED_VARIABLES: [&str; 11] = [
 
 /// Identifies a shim across restarts of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct ShimIdentity {
     pub pid: i32,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
@@ -47,7 +47,7 @@ pub struct Identity {
     pub program: Option<(u64, u64)>,
 }
 
-impl Identity {
+impl ShimIdentity {
     /// The identity of a running process.
     fn of(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: sys::start_time(pid)?, program: program_of(pid).ok() })
@@ -83,8 +83,8 @@ fn is_own_program(pid: i32) -> bool {
 }
 
 /// A shim that runs or has just ended.
-pub struct Running {
-    identity: Identity,
+pub struct RunningShim {
+    identity: ShimIdentity,
     pidfd: OwnedFd,
     /// The child to reap; `None` if an earlier agent started the shim.
     child: Option<Child>,
@@ -93,7 +93,7 @@ pub struct Running {
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ShimEvent {
     /// The shim has ended.
     Ended,
     /// The other descriptor became readable.
@@ -103,14 +103,14 @@ pub enum Event {
 
 /// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// The status that the shim wrote.
     Ended(Status),
     /// The shim ended without a status: it was killed, or the machine went down.
     Lost,
 }
 
-impl Running {
+impl RunningShim {
     /// Starts a shim for a step. Errors: no memory file or process can be created.
     pub fn start(spec: &StepSpec) -> io::Result<Self> {
         let mut input = File::from(memfd_create(c"step", MFdFlags::MFD_CLOEXEC)?);
@@ -126,12 +126,12 @@ impl Running {
             .spawn()?;
         let pid = child.id().cast_signed();
         let pidfd = sys::pidfd_open(pid)?;
-        let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0, program: None });
+        let identity = ShimIdentity::of(pid).unwrap_or(ShimIdentity { pid, start_time: 0, program: None });
         Ok(Self { identity, pidfd, child: Some(child), status: spec.status.clone() })
     }
 
     /// Finds the shim that an earlier agent started; `None` if it has ended.
-    pub fn adopt(identity: Identity, status: &Path) -> Option<Self> {
+    pub fn adopt(identity: ShimIdentity, status: &Path) -> Option<Self> {
         let pidfd = sys::pidfd_open(identity.pid).ok()?;
         // Checked after opening the pidfd, so that the check is about this very process.
         identity.is_shim().then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
@@ -144,18 +144,18 @@ impl Running {
             let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
             let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
             // The program is unknown: this one, or the one before an upgrade.
-            let identity = Identity { program: None, ..Identity::of(pid).filter(|_| ours)? };
+            let identity = ShimIdentity { program: None, ..ShimIdentity::of(pid).filter(|_| ours)? };
             Self::adopt(identity, status)
         })
     }
 
     /// The identity for the journal.
-    pub fn identity(&self) -> Identity {
+    pub fn identity(&self) -> ShimIdentity {
         self.identity
     }
 
     /// Waits until the shim ends, `wake` becomes readable, or `timeout` has passed.
-    pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> Event {
+    pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> ShimEvent {
         let until = timeout.map(|timeout| Instant::now() + timeout);
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -164,12 +164,12 @@ impl Running {
             });
             let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(wake, PollFlags::POLLIN)];
             match poll(&mut polled, poll_timeout) {
-                Ok(0) => return Event::TimedOut,
+                Ok(0) => return ShimEvent::TimedOut,
                 Err(Errno::EINTR) => {}
                 // The poll failed; the caller checks by itself.
-                Err(_) => return Event::Woken,
-                Ok(_) if polled[0].any() == Some(true) => return Event::Ended,
-                Ok(_) => return Event::Woken,
+                Err(_) => return ShimEvent::Woken,
+                Ok(_) if polled[0].any() == Some(true) => return ShimEvent::Ended,
+                Ok(_) => return ShimEvent::Woken,
             }
         }
     }
@@ -180,11 +180,11 @@ impl Running {
     }
 
     /// The result of a shim that has ended.
-    pub fn outcome(mut self) -> Outcome {
+    pub fn outcome(mut self) -> StepOutcome {
         if let Some(child) = &mut self.child {
             let _ = child.wait();
         }
-        Outcome::read(&self.status)
+        StepOutcome::read(&self.status)
     }
 }
 
@@ -193,7 +193,7 @@ pub fn started_marker(status: &Path) -> PathBuf {
     status.with_extension("begun")
 }
 
-impl Outcome {
+impl StepOutcome {
     /// Reads the status that a shim left at `path`.
     pub fn read(path: &Path) -> Self {
         let status = fs::read(path).ok().and_then(|text| decode::json(&text).ok());
@@ -256,17 +256,17 @@ mod tests {
     fn only_the_program_that_was_started_is_adopted() {
         let impostor = Impostor::start(None);
         let status = Path::new("/nonexistent");
-        let identity = Identity::of(impostor.pid()).expect("it runs");
+        let identity = ShimIdentity::of(impostor.pid()).expect("it runs");
         // A recorded process is recognized by its whole record.
-        assert!(Running::adopt(identity, status).is_some());
+        assert!(RunningShim::adopt(identity, status).is_some());
         let (device, inode) = identity.program.expect("a program");
         for other in [
-            Identity { start_time: identity.start_time + 1, ..identity },
-            Identity { program: Some((device, inode + 1)), ..identity },
+            ShimIdentity { start_time: identity.start_time + 1, ..identity },
+            ShimIdentity { program: Some((device, inode + 1)), ..identity },
             // A journal of an older version has no program: then it is this one.
-            Identity { program: None, ..identity },
+            ShimIdentity { program: None, ..identity },
         ] {
-            assert!(Running::adopt(other, status).is_none(), "{other:?}");
+            assert!(RunningShim::adopt(other, status).is_none(), "{other:?}");
         }
     }
 
@@ -280,8 +280,8 @@ mod tests {
         while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
             std::thread::yield_now();
         }
-        let identity = Identity::of(impostor.pid()).expect("it runs");
-        assert!(Running::adopt(identity, Path::new("/nonexistent")).is_none());
+        let identity = ShimIdentity::of(impostor.pid()).expect("it runs");
+        assert!(RunningShim::adopt(identity, Path::new("/nonexistent")).is_none());
     }
 
     #[test]
@@ -299,12 +299,12 @@ mod tests {
         while descendants::all().find(looks_like_it).is_none() {
             std::thread::yield_now();
         }
-        assert!(Running::find(&step, Path::new("/nonexistent")).is_none());
+        assert!(RunningShim::find(&step, Path::new("/nonexistent")).is_none());
     }
 
     #[test]
     fn a_journal_of_an_older_version_is_read() {
-        let identity: Identity = decode::json(br#"{"pid":7,"start_time":9}"#).expect("read");
-        assert_eq!(identity, Identity { pid: 7, start_time: 9, program: None });
+        let identity: ShimIdentity = decode::json(br#"{"pid":7,"start_time":9}"#).expect("read");
+        assert_eq!(identity, ShimIdentity { pid: 7, start_time: 9, program: None });
     }
 }

@@ -95,7 +95,7 @@ pub struct Sandbox {
     /// The sandbox user.
     pub uid: u32,
     /// Access to servers; `None` for a task without network.
-    pub network: Option<Network>,
+    pub network: Option<NetworkAccess>,
     /// Programs that the task starts may change files of other users, too.
     pub ambient_capabilities: bool,
     /// Limits of the control group.
@@ -105,7 +105,7 @@ pub struct Sandbox {
 /// The servers that a sandboxed task may reach: all except the addresses of the machine and its link, plus the allowed
 /// ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
+pub struct NetworkAccess {
     /// Hosts and ports from the configuration, at any address.
     pub allowed: Vec<(String, u16)>,
     /// Proxy variables of the job.

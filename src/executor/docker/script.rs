@@ -15,7 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
 use super::console::{JobConsole, StdoutConsole};
-use super::engine::attached::{Attached, FrameReader, Output};
+use super::engine::attached::{Attached, ContainerStream, FrameReader};
 use super::engine::containers::ContainerState;
 use super::engine::{Engine, Error};
 use super::prepared::PreparedContainer;
@@ -94,7 +94,7 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     let mut renew = plan.recreate_container;
     for attempt in 2..=attempts {
         match run_once(plan, renew, &engine, &signals) {
-            Err(Failure::Vanished) => StdoutConsole.warning(&format!(
+            Err(ScriptFailure::Vanished) => StdoutConsole.warning(&format!(
                 "the job's container {name} is gone; the script is run again in a new one (attempt {attempt} of \
                  {attempts})"
             )),
@@ -118,13 +118,13 @@ fn wait_for_engine(engine: &Engine) -> Result<(), Error> {
     }
 }
 
-fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), Failure> {
+fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), ScriptFailure> {
     let container = &plan.container;
     if renew {
         container.remove(engine).map_err(engine_error)?;
         container.create(engine)?;
     }
-    let attached = engine.attach(&container.name).map_err(Failure::of_engine)?;
+    let attached = engine.attach(&container.name).map_err(ScriptFailure::of_engine)?;
     retry_when_disk_full(|| engine.start_container(&container.name)).map_err(|error| start_error(&error, container))?;
     let mut step = ScriptRun::new(plan, engine, attached, signals);
     let end = step.relay_output();
@@ -132,14 +132,14 @@ fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &Sign
 }
 
 /// Why a script did not succeed.
-enum Failure {
+enum ScriptFailure {
     /// Its container has disappeared.
     Vanished,
     /// Any other failure.
     Job(JobError),
 }
 
-impl Failure {
+impl ScriptFailure {
     fn of_engine(error: Error) -> Self {
         if error.is_missing() { Self::Vanished } else { Self::Job(engine_error(error)) }
     }
@@ -154,7 +154,7 @@ impl Failure {
     }
 }
 
-impl From<JobError> for Failure {
+impl From<JobError> for ScriptFailure {
     fn from(error: JobError) -> Self {
         Self::Job(error)
     }
@@ -252,12 +252,12 @@ impl<'a> ScriptRun<'a> {
         let mut written = Ok(());
         self.frames.push(bytes, &mut |output, text| {
             let outcome = match output {
-                Output::Out => {
+                ContainerStream::Out => {
                     out.clear();
                     marker.filter(text, &mut out);
                     stdout.lock().write_all(&out).and_then(|()| stdout.lock().flush())
                 }
-                Output::Error => {
+                ContainerStream::Error => {
                     error.clear();
                     error.extend_from_slice(text);
                     stderr.lock().write_all(&error)
@@ -347,7 +347,7 @@ impl<'a> ScriptRun<'a> {
     }
 
     /// Derives the result from the end of the output.
-    fn result(&mut self, end: io::Result<()>) -> Result<(), Failure> {
+    fn result(&mut self, end: io::Result<()>) -> Result<(), ScriptFailure> {
         if let Some(error) = self.engine_failure.take() {
             return Err(
                 JobError::system(format!("{error}; the result of the script is unknown; run the job again")).into()
@@ -356,12 +356,12 @@ impl<'a> ScriptRun<'a> {
         let name = &self.plan.container.name;
         let (state, was_away) = match self.wait_for_end() {
             Ok(known) => known,
-            Err(error) if self.stopping == StopPhase::No => return Err(Failure::of_engine(error)),
+            Err(error) if self.stopping == StopPhase::No => return Err(ScriptFailure::of_engine(error)),
             // A script that is being stopped is not run again.
-            Err(error) => return Err(Failure::Job(engine_error(error))),
+            Err(error) => return Err(ScriptFailure::Job(engine_error(error))),
         };
         if state.is_being_removed() && self.stopping == StopPhase::No {
-            return Err(Failure::Vanished);
+            return Err(ScriptFailure::Vanished);
         }
         if state.running {
             let why = end.err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());

@@ -18,7 +18,7 @@ pub struct AutoScaling {
 
 /// An instance as Auto Scaling reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct GroupMember {
     /// Name of the group.
     pub group: String,
     /// `InService`, `Terminating:Wait`, …
@@ -58,14 +58,14 @@ impl AutoScaling {
     }
 
     /// The instance as Auto Scaling reports it; `None` if it is in no group. Errors: the call failed.
-    pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<Member>, Error> {
+    pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<GroupMember>, Error> {
         let action = "DescribeAutoScalingInstances";
         let answer = self.call(action, &[("InstanceIds.member.1", instance)], timeout)?;
         let names = ["InstanceId", "AutoScalingGroupName", "LifecycleState"];
         let all = members(&answer, "AutoScalingInstances", names)
             .map_err(|why| self.client.unreadable_answer(action, why))?;
         let mut ours = all.into_iter().filter(|[id, ..]| id.as_deref() == Some(instance));
-        Ok(ours.find_map(|[_, group, state]| Some(Member { group: group?, state: state.unwrap_or_default() })))
+        Ok(ours.find_map(|[_, group, state]| Some(GroupMember { group: group?, state: state.unwrap_or_default() })))
     }
 
     /// Terminates an instance. The call is not retried here, because a second one may decrement the capacity twice.

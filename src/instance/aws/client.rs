@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::endpoint::Service;
+use super::endpoint::AwsService;
 use super::profile::Profiles;
 use super::region;
 use super::source::Source;
-use super::transport::{Failure, Request, Transport, retry_until};
+use super::transport::{Request, RequestFailure, Transport, retry_until};
 use crate::instance::Refusal;
 
 /// A client of one AWS service; shared by threads.
 pub struct Client {
-    service: Service,
+    service: AwsService,
     /// The configured region; `None` to resolve it.
     region: Option<String>,
     /// The source of the credentials; `None` for that of the process.
@@ -86,12 +86,12 @@ impl From<Error> for Refusal {
 
 impl Client {
     /// A client of a service in this region, or in the region of the process.
-    pub fn new(service: Service, region: Option<&str>) -> Self {
+    pub fn new(service: AwsService, region: Option<&str>) -> Self {
         Self { service, region: region.map(str::to_owned), source: None, transport: Mutex::default() }
     }
 
     /// A client with another source of credentials.
-    pub fn with_source(service: Service, region: Option<&str>, source: &Arc<Source>) -> Self {
+    pub fn with_source(service: AwsService, region: Option<&str>, source: &Arc<Source>) -> Self {
         Self { source: Some(Arc::clone(source)), ..Self::new(service, region) }
     }
 
@@ -115,14 +115,18 @@ impl Client {
             unprepared = None;
             self.send(request).unwrap_or_else(|why| {
                 unprepared = Some(why.clone());
-                Err(Failure::Silent(why))
+                Err(RequestFailure::Silent(why))
             })
         });
         outcome.map_err(|failure| match (failure, unprepared) {
             (_, Some(why)) => error(Cause::Unprepared(why)),
-            (Failure::Refused(problem), _) if problem.is_temporary() => error(Cause::Busy { code: problem.code }),
-            (Failure::Refused(problem), _) => error(Cause::Refused { code: problem.code, message: problem.message }),
-            (Failure::Silent(why), _) => error(Cause::Silent(why)),
+            (RequestFailure::Refused(problem), _) if problem.is_temporary() => {
+                error(Cause::Busy { code: problem.code })
+            }
+            (RequestFailure::Refused(problem), _) => {
+                error(Cause::Refused { code: problem.code, message: problem.message })
+            }
+            (RequestFailure::Silent(why), _) => error(Cause::Silent(why)),
         })
     }
 
@@ -133,12 +137,12 @@ impl Client {
 
     /// Sends the request, and once more with new credentials if the old ones have expired. Errors: the request cannot
     /// be sent.
-    fn send(&self, request: &Request) -> Result<Result<String, Failure>, String> {
+    fn send(&self, request: &Request) -> Result<Result<String, RequestFailure>, String> {
         let transport = self.transport()?;
         let credentials = self.source().current()?;
         let outcome = transport.send(request, Some(&credentials));
         match &outcome {
-            Err(Failure::Refused(problem)) if problem.is_expiry() => {
+            Err(RequestFailure::Refused(problem)) if problem.is_expiry() => {
                 self.source().discard(&credentials);
                 Ok(transport.send(request, Some(&self.source().current()?)))
             }

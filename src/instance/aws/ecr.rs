@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::client::Client;
-use super::endpoint::{ECR, Service};
+use super::endpoint::{AwsService, ECR};
 use super::transport::Request;
 use crate::decode;
 use crate::token::Token;
@@ -132,7 +132,7 @@ impl Tokens {
 }
 
 fn fetch(registry: &Registry) -> Result<Authorization, String> {
-    let service = Service { fips: registry.fips, dual_stack: registry.dual_stack, ..ECR };
+    let service = AwsService { fips: registry.fips, dual_stack: registry.dual_stack, ..ECR };
     let request = Request::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
     let answer = Client::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;

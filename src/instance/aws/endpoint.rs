@@ -4,7 +4,7 @@ use super::profile::Profiles;
 
 /// The names of a service.
 #[derive(Clone, Copy, Debug)]
-pub struct Service {
+pub struct AwsService {
     /// In signatures and IAM permissions: `autoscaling`.
     pub name: &'static str,
     /// In host names: `api.ecr`.
@@ -20,7 +20,7 @@ pub struct Service {
     pub dual_stack: bool,
 }
 
-impl Service {
+impl AwsService {
     /// A service with the same name in signatures and host names.
     const fn new(name: &'static str, variable: &'static str) -> Self {
         Self { name, host: name, dual_host: name, variable, fips: false, dual_stack: false }
@@ -28,17 +28,17 @@ impl Service {
 }
 
 /// `autoscaling`
-pub const AUTO_SCALING: Service = Service::new("autoscaling", "AUTO_SCALING");
+pub const AUTO_SCALING: AwsService = AwsService::new("autoscaling", "AUTO_SCALING");
 /// `ec2`
-pub const EC2: Service = Service::new("ec2", "EC2");
+pub const EC2: AwsService = AwsService::new("ec2", "EC2");
 /// `sts`
-pub const STS: Service = Service::new("sts", "STS");
+pub const STS: AwsService = AwsService::new("sts", "STS");
 /// `ssm`
-pub const SSM: Service = Service::new("ssm", "SSM");
+pub const SSM: AwsService = AwsService::new("ssm", "SSM");
 /// `secretsmanager`
-pub const SECRETS_MANAGER: Service = Service::new("secretsmanager", "SECRETS_MANAGER");
+pub const SECRETS_MANAGER: AwsService = AwsService::new("secretsmanager", "SECRETS_MANAGER");
 /// `ecr`
-pub const ECR: Service = Service { host: "api.ecr", ..Service::new("ecr", "ECR") };
+pub const ECR: AwsService = AwsService { host: "api.ecr", ..AwsService::new("ecr", "ECR") };
 
 /// Region prefix, domain, and dual-stack domain of each partition.
 const PARTITIONS: [(&str, &str, &str); 7] = [
@@ -52,7 +52,12 @@ const PARTITIONS: [(&str, &str, &str); 7] = [
 ];
 
 /// The endpoint URL of a service, without a trailing slash. `variable` reads the environment.
-pub fn url(service: Service, region: &str, profiles: &Profiles, variable: &dyn Fn(&str) -> Option<String>) -> String {
+pub fn url(
+    service: AwsService,
+    region: &str,
+    profiles: &Profiles,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> String {
     let is_set = |name: &str| variable(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let configured = || {
         variable(&format!("AWS_ENDPOINT_URL_{}", service.variable))
@@ -76,7 +81,7 @@ pub fn url(service: Service, region: &str, profiles: &Profiles, variable: &dyn F
 mod tests {
     use super::*;
 
-    fn with(set: &[(&str, &str)], files: &str, service: Service, region: &str) -> String {
+    fn with(set: &[(&str, &str)], files: &str, service: AwsService, region: &str) -> String {
         let variable = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         url(service, region, &Profiles::of_text(files, "", "default"), &variable)
     }
@@ -95,9 +100,9 @@ mod tests {
         let dual = [("AWS_USE_DUALSTACK_ENDPOINT", "true"), ("AWS_USE_FIPS_ENDPOINT", "true")];
         assert_eq!(with(&dual, "", STS, "us-east-1"), "https://sts-fips.us-east-1.api.aws");
         assert_eq!(with(&[], "", ECR, "eu-west-1"), "https://api.ecr.eu-west-1.amazonaws.com");
-        let fips = Service { fips: true, ..ECR };
+        let fips = AwsService { fips: true, ..ECR };
         assert_eq!(with(&[], "", fips, "us-east-1"), "https://api.ecr-fips.us-east-1.amazonaws.com");
-        let both = Service { dual_stack: true, ..fips };
+        let both = AwsService { dual_stack: true, ..fips };
         assert_eq!(with(&[], "", both, "us-east-1"), "https://ecr-fips.us-east-1.api.aws");
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::detect::{is_instance_id, read_firmware};
 use super::environment::variable;
-use super::member::Member;
+use super::member::Ec2Instance;
 use super::metadata::{Error, Metadata};
 use crate::config::aws::Aws as Settings;
 use crate::instance::Requirement;
@@ -19,7 +19,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The EC2 instance; `None` on another machine. `settings` is `[mayfly.aws]`. Errors: the agent needs Auto Scaling, but
 /// the instance cannot be identified.
-pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Member>, String> {
+pub fn ec2_instance(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Ec2Instance>, String> {
     let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
     if requirement != Requirement::AutoScaling && !is_told && !firmware.is_ec2 {
@@ -32,7 +32,7 @@ pub fn member(settings: Option<&Settings>, requirement: Requirement) -> Result<O
         (Requirement::Nothing | Requirement::GroupIfMember, false) => OPTIONAL_TIMEOUT,
     };
     let settings = settings.cloned().unwrap_or_default();
-    let member = |id| Ok(Some(Member::new(id, service, &settings, requirement)));
+    let member = |id| Ok(Some(Ec2Instance::new(id, service, &settings, requirement)));
     match (instance_id(service, timeout), firmware.instance) {
         (Ok(id), _) => member(id),
         (Err(error), Some(id)) => {

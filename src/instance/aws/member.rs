@@ -27,7 +27,7 @@ const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 const GROUP_ATTEMPTS: u32 = 3;
 
 /// An EC2 instance, with or without an Auto Scaling group.
-pub struct Member {
+pub struct Ec2Instance {
     id: String,
     service: &'static Metadata,
     group: Arc<Group>,
@@ -40,7 +40,7 @@ pub struct Member {
     region: Option<String>,
 }
 
-impl Member {
+impl Ec2Instance {
     /// The instance with this id.
     pub fn new(id: String, service: &'static Metadata, settings: &Settings, requirement: Requirement) -> Self {
         let group = Arc::new(Group::new(&id, service, settings));
@@ -98,7 +98,7 @@ fn has_target_state(service: &Metadata) -> bool {
     false
 }
 
-impl Instance for Member {
+impl Instance for Ec2Instance {
     fn is_in_group(&self) -> bool {
         self.is_in_group
     }

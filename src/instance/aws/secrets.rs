@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::{Client, Error};
-use super::endpoint::{SECRETS_MANAGER, SSM, Service};
+use super::endpoint::{AwsService, SECRETS_MANAGER, SSM};
 use super::transport::Request;
 use crate::config::Config;
 use crate::config::reference::Reference;
@@ -102,7 +102,7 @@ fn secret(id: &str, region: Option<&str>, timeout: Duration) -> Result<String, S
 }
 
 fn ask<T: for<'de> Deserialize<'de>>(
-    service: Service,
+    service: AwsService,
     prefix: &str,
     action: &str,
     question: &impl Serialize,

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::credentials::Credentials;
-use super::endpoint::{self, Service};
+use super::endpoint::{self, AwsService};
 use super::environment::variable;
 use super::profile::Profiles;
 use super::sign::{Scope, SignedRequest, authorize};
@@ -61,7 +61,7 @@ impl Request {
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum RequestFailure {
     /// The service answered with an error.
     Refused(ServiceError),
     /// No usable answer. The request may have had its effect.
@@ -80,7 +80,7 @@ pub struct ServiceError {
     at: Option<SystemTime>,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(problem) => write!(f, "{}: {}", problem.code, problem.message),
@@ -155,7 +155,7 @@ fn now() -> Timestamp {
 
 /// Sends requests to one service in one region.
 pub struct Transport {
-    service: Service,
+    service: AwsService,
     region: String,
     url: String,
     transfer: Transfer,
@@ -164,7 +164,7 @@ pub struct Transport {
 impl Transport {
     /// Configures the endpoint, the proxy and the certificates from the environment and the shared files. Errors: the
     /// URL, the proxy or `AWS_CA_BUNDLE` is not usable.
-    pub fn new(service: Service, region: &str, profiles: &Profiles) -> Result<Self, String> {
+    pub fn new(service: AwsService, region: &str, profiles: &Profiles) -> Result<Self, String> {
         let url = endpoint::url(service, region, profiles, &variable);
         let files = TlsFiles { ca_file: variable("AWS_CA_BUNDLE").map(PathBuf::from), ..TlsFiles::default() };
         let transfer = Transfer::new(&url, &files, "mayfly", TIMEOUTS).map_err(|error| error.to_string())?;
@@ -172,10 +172,10 @@ impl Transport {
     }
 
     /// Sends a request, and once more if its signature was rejected because the local clock is wrong. Without
-    /// credentials the request is not signed. Errors: see [`Failure`].
-    pub fn send(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
+    /// credentials the request is not signed. Errors: see [`RequestFailure`].
+    pub fn send(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
         let outcome = self.try_once(request, credentials);
-        let Err(Failure::Refused(problem)) = &outcome else { return outcome };
+        let Err(RequestFailure::Refused(problem)) = &outcome else { return outcome };
         let Some(behind) = problem.skew(SystemTime::now()) else { return outcome };
         if CLOCK_OFFSET_SECONDS.swap(behind, Ordering::Relaxed) == behind {
             return outcome;
@@ -200,12 +200,12 @@ impl Transport {
         headers
     }
 
-    /// Sends a request that another party signed. Errors: see [`Failure`].
-    pub fn send_signed(&self, request: &Request, headers: &[(String, String)]) -> Result<String, Failure> {
+    /// Sends a request that another party signed. Errors: see [`RequestFailure`].
+    pub fn send_signed(&self, request: &Request, headers: &[(String, String)]) -> Result<String, RequestFailure> {
         self.post(request, headers)
     }
 
-    fn try_once(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, Failure> {
+    fn try_once(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
         let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
         headers.extend(request.target.iter().map(|target| ("X-Amz-Target".to_owned(), target.clone())));
         if let Some(credentials) = credentials {
@@ -214,12 +214,12 @@ impl Transport {
         self.post(request, &headers)
     }
 
-    fn post(&self, request: &Request, headers: &[(String, String)]) -> Result<String, Failure> {
+    fn post(&self, request: &Request, headers: &[(String, String)]) -> Result<String, RequestFailure> {
         let mut body = request.body.as_bytes();
         let length = body.len() as u64;
         let url = if has_path(&self.url) { self.url.clone() } else { format!("{}/", self.url) };
         let sent = self.transfer.send(Method::Post, &url, headers, Outgoing::Sized(&mut body, length));
-        read(sent.map_err(|error| Failure::Silent(error.to_string()))?)
+        read(sent.map_err(|error| RequestFailure::Silent(error.to_string()))?)
     }
 
     fn signature(
@@ -243,7 +243,7 @@ fn has_path(url: &str) -> bool {
     url.split_once("://").is_some_and(|(_, rest)| rest.contains('/'))
 }
 
-fn read(answer: Incoming) -> Result<String, Failure> {
+fn read(answer: Incoming) -> Result<String, RequestFailure> {
     let status = answer.status;
     let at = answer.header("Date").and_then(http_date);
     let kind = answer.header("x-amzn-ErrorType").map(str::to_owned);
@@ -252,8 +252,8 @@ fn read(answer: Incoming) -> Result<String, Failure> {
     let text = String::from_utf8_lossy(&bytes).into_owned();
     match (status, outcome) {
         (200..=299, Ok(_)) => Ok(text),
-        (200..=299, Err(error)) => Err(Failure::Silent(format!("the answer breaks off: {error}"))),
-        _ => Err(Failure::Refused(explain(status, kind.as_deref(), &text, at))),
+        (200..=299, Err(error)) => Err(RequestFailure::Silent(format!("the answer breaks off: {error}"))),
+        _ => Err(RequestFailure::Refused(explain(status, kind.as_deref(), &text, at))),
     }
 }
 
@@ -288,13 +288,18 @@ fn is_code(code: &str) -> bool {
 }
 
 /// Retries temporary failures for `timeout` in total, with exponential back-off and jitter.
-pub fn retry_until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+pub fn retry_until<T>(
+    timeout: Duration,
+    mut attempt: impl FnMut() -> Result<T, RequestFailure>,
+) -> Result<T, RequestFailure> {
     let began = Instant::now();
     let mut tries = 0;
     loop {
         let failure = match attempt() {
             Ok(answer) => return Ok(answer),
-            Err(Failure::Refused(problem)) if !problem.is_temporary() => return Err(Failure::Refused(problem)),
+            Err(RequestFailure::Refused(problem)) if !problem.is_temporary() => {
+                return Err(RequestFailure::Refused(problem));
+            }
             Err(failure) => failure,
         };
         let wait = retry_delay(tries);
@@ -387,12 +392,12 @@ mod tests {
         let tries = Cell::new(0);
         let busy = || {
             tries.set(tries.get() + 1);
-            Err::<(), _>(Failure::Refused(problem(503, "")))
+            Err::<(), _>(RequestFailure::Refused(problem(503, "")))
         };
         assert!(retry_until(Duration::ZERO, busy).is_err());
         assert_eq!(tries.get(), 1);
         let second = || match tries.replace(tries.get() + 1) {
-            1 => Err(Failure::Silent("cut".to_owned())),
+            1 => Err(RequestFailure::Silent("cut".to_owned())),
             _ => Ok(tries.get()),
         };
         assert_eq!(retry_until(Duration::from_secs(60), second), Ok(3));

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::refused;
 use super::relay::{self, Listeners};
-use crate::shim::spec::{Network, Sandbox};
+use crate::shim::spec::{NetworkAccess, Sandbox};
 use crate::sys;
 
 /// Creates the network namespace and its relay. Errors: what the kernel refused.
@@ -30,7 +30,7 @@ pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
     Ok((namespace, relay))
 }
 
-fn create_namespace(network: Option<&Network>) -> io::Result<(OwnedFd, Option<Listeners>)> {
+fn create_namespace(network: Option<&NetworkAccess>) -> io::Result<(OwnedFd, Option<Listeners>)> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let namespace = current()?;
     let Some(network) = network else { return Ok((namespace, None)) };

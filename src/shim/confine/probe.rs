@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 
 use super::{MissingProtections, confine, prepare};
-use crate::shim::spec::{Limits, Network, Sandbox};
+use crate::shim::spec::{Limits, NetworkAccess, Sandbox};
 use crate::sys;
 
 /// The argument with which a shim runs the test.
@@ -62,7 +62,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         readable: Vec::new(),
         world_writable: false,
         uid,
-        network: Some(Network::default()),
+        network: Some(NetworkAccess::default()),
         ambient_capabilities: false,
         limits: Limits::default(),
     };

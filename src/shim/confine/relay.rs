@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use super::{calls, identity};
 use crate::http::proxy;
-use crate::shim::spec::{Network, Sandbox};
+use crate::shim::spec::{NetworkAccess, Sandbox};
 use crate::sys;
 
 /// The address of the relay in the network namespace of the task.
@@ -47,7 +47,7 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds the sockets in the network namespace of this thread. Errors: [`ADDRESS`] is not free.
-    pub fn bind(network: &Network) -> io::Result<Self> {
+    pub fn bind(network: &NetworkAccess) -> io::Result<Self> {
         let socks = TcpListener::bind(ADDRESS)?;
         let loopback = network.allowed.iter().filter_map(|(host, port)| {
             let address = loopback_address(host)?;
@@ -67,7 +67,7 @@ fn loopback_address(host: &str) -> Option<IpAddr> {
 }
 
 /// Starts the relay, which ends with its parent. Errors: no process can be created.
-pub fn start(listeners: Listeners, network: &Network, sandbox: &Sandbox) -> io::Result<Pid> {
+pub fn start(listeners: Listeners, network: &NetworkAccess, sandbox: &Sandbox) -> io::Result<Pid> {
     if let Some(pid) = sys::fork_single_threaded()? {
         return Ok(pid);
     }
@@ -83,7 +83,7 @@ pub fn start(listeners: Listeners, network: &Network, sandbox: &Sandbox) -> io::
     sys::exit_now(1)
 }
 
-fn serve(listeners: Listeners, network: Network) {
+fn serve(listeners: Listeners, network: NetworkAccess) {
     let (network, count) = (Arc::new(network), Arc::new(AtomicUsize::new(0)));
     for (listener, host, port) in listeners.loopback {
         let (network, count) = (Arc::clone(&network), Arc::clone(&count));
@@ -121,13 +121,13 @@ where
     }
 }
 
-fn connect_directly(client: TcpStream, host: &str, port: u16, network: &Network) -> io::Result<()> {
+fn connect_directly(client: TcpStream, host: &str, port: u16, network: &NetworkAccess) -> io::Result<()> {
     client.set_nodelay(true)?;
     let server = open(host, port, network).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
     copy_both(client, server)
 }
 
-fn connect_through(mut client: TcpStream, network: &Network) -> io::Result<()> {
+fn connect_through(mut client: TcpStream, network: &NetworkAccess) -> io::Result<()> {
     client.set_read_timeout(Some(IDLE_TIMEOUT))?;
     client.set_nodelay(true)?;
     let (host, port) = read_request(&mut client)?;
@@ -194,7 +194,7 @@ fn read<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 /// Connects to the host, through the job's proxy if one applies. Errors: the SOCKS reply code.
-fn connect_or_code(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
+fn connect_or_code(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, u8> {
     let scheme = if port == 80 { "http" } else { "https" };
     let variable = |name: &str| network.proxies.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let Some(upstream) = proxy::for_url(scheme, host, variable) else { return open(host, port, network) };
@@ -231,7 +231,7 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
     if is_open { Ok(()) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
 }
 
-fn open(host: &str, port: u16, network: &Network) -> Result<TcpStream, u8> {
+fn open(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, u8> {
     let is_configured = network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port);
     let addresses = (host, port).to_socket_addrs().map_err(|_| UNREACHABLE)?;
     let mut outcome = UNREACHABLE;
@@ -334,7 +334,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let other = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let network = Network { allowed: vec![("127.0.0.1".to_owned(), port)], proxies: Vec::new() };
+        let network = NetworkAccess { allowed: vec![("127.0.0.1".to_owned(), port)], proxies: Vec::new() };
         assert!(open("127.0.0.1", port, &network).is_ok());
         assert_eq!(open("127.0.0.1", other, &network).err(), Some(NOT_ALLOWED));
         assert_eq!(open("localhost", port, &network).err(), Some(NOT_ALLOWED), "the name is another host");

@@ -12,7 +12,7 @@ const HEAD: usize = 8;
 
 /// The stream of a piece of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum ContainerStream {
     /// Standard output.
     Out,
     /// Standard error.
@@ -31,7 +31,7 @@ pub struct FrameReader {
 
 impl FrameReader {
     /// Parses bytes and passes their content to `sink`. Fails if they are not frames.
-    pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(Output, &[u8])) -> io::Result<()> {
+    pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(ContainerStream, &[u8])) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.left == 0 {
                 let wanted = (HEAD - self.have).min(bytes.len());
@@ -45,7 +45,7 @@ impl FrameReader {
                 continue;
             }
             let length = self.left.min(bytes.len());
-            sink(if self.error { Output::Error } else { Output::Out }, &bytes[..length]);
+            sink(if self.error { ContainerStream::Error } else { ContainerStream::Out }, &bytes[..length]);
             self.left -= length;
             bytes = &bytes[length..];
         }
@@ -99,8 +99,8 @@ impl Attached {
 mod tests {
     use super::*;
 
-    fn taken(pieces: &[&[u8]]) -> io::Result<Vec<(Output, Vec<u8>)>> {
-        let (mut frames, mut found) = (FrameReader::default(), Vec::<(Output, Vec<u8>)>::new());
+    fn taken(pieces: &[&[u8]]) -> io::Result<Vec<(ContainerStream, Vec<u8>)>> {
+        let (mut frames, mut found) = (FrameReader::default(), Vec::<(ContainerStream, Vec<u8>)>::new());
         for piece in pieces {
             frames.push(piece, &mut |output, bytes| match found.last_mut() {
                 Some((last, text)) if *last == output => text.extend_from_slice(bytes),
@@ -113,8 +113,11 @@ mod tests {
     #[test]
     fn parses_frames_in_any_pieces() {
         let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\x05error\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x03two";
-        let expected =
-            [(Output::Out, b"one".to_vec()), (Output::Error, b"error".to_vec()), (Output::Out, b"two".to_vec())];
+        let expected = [
+            (ContainerStream::Out, b"one".to_vec()),
+            (ContainerStream::Error, b"error".to_vec()),
+            (ContainerStream::Out, b"two".to_vec()),
+        ];
         for cut in 0..=bytes.len() {
             assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]).expect("frames"), expected, "{cut}");
         }

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::decode;
-use crate::http::service::{ResponseTimeouts, Service};
+use crate::http::service::{LocalService, ResponseTimeouts};
 use crate::http::{Address, Incoming, Method, escape};
 
 pub use error::Error;
@@ -66,7 +66,7 @@ pub struct EngineAddress {
 
 /// An engine.
 pub struct Engine {
-    service: Service,
+    service: LocalService,
     revision: Revision,
 }
 
@@ -181,8 +181,9 @@ impl Engine {
     }
 }
 
-fn open(address: &Address) -> Result<Service, Error> {
-    Service::new(address, &crate::version::user_agent()).map_err(|error| Error::from_connection(address, "", error))
+fn open(address: &Address) -> Result<LocalService, Error> {
+    LocalService::new(address, &crate::version::user_agent())
+        .map_err(|error| Error::from_connection(address, "", error))
 }
 
 /// A filter for lists: all these labels must be present.
