@@ -23,7 +23,7 @@ use crate::instance::{
 /// After a call without an answer: how long the agent waits for its effect before it repeats the call.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the metadata service is asked for the group before the instance counts as one without.
+/// Attempts to read the target lifecycle state before the instance counts as one without a group.
 const GROUP_ATTEMPTS: u32 = 3;
 
 /// An EC2 instance, with or without an Auto Scaling group.
@@ -82,8 +82,8 @@ impl Ec2Instance {
     }
 }
 
-/// Whether the metadata service has a target lifecycle state, as it does for every member of an Auto Scaling group. A
-/// service that does not answer is asked a few times.
+/// Whether the metadata service has a target lifecycle state, which it has for every member of an Auto Scaling group.
+/// Retries a few times if the service does not answer.
 fn has_target_state(service: &Metadata) -> bool {
     for _ in 0..GROUP_ATTEMPTS {
         match service.get(watch::TARGET_PATH) {
