@@ -1,10 +1,10 @@
-//! Warnings of settings that are likely to be mistakes on this machine.
+//! Warnings about settings that are likely mistakes on this machine.
 
 use crate::config::leave::{Leave, Strategy};
 use crate::config::lifetime::Lifetime as Bounds;
 use crate::instance::Instance;
 
-/// What is wrong with the way in which the instance shuts down. `leave` has its default applied.
+/// A warning if `leave` (with its defaults applied) does not suit the machine.
 pub fn of_shutdown(bounds: &Bounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
     let bound = [
         ("max_builds", bounds.max_builds.is_some()),

@@ -17,7 +17,7 @@ use crate::journal::shutdown::ShutdownReason;
 const JITTER: f64 = 0.2;
 /// An agent is idle only after a poll returned no job; a poll takes less than this.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
-/// How long a new instance waits for its first job at least where the idle time comes from the tables of a fleet.
+/// Minimum time that a new instance waits for its first job, if the idle time comes from the tables of a fleet.
 const FIRST_JOB_TIMEOUT: Duration = Duration::from_secs(120);
 /// The minimum wait after the group refused to terminate the instance.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);

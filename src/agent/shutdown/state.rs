@@ -1,4 +1,5 @@
-//! The state of a shutdown in this process: what was asked for, and how far it is. Nothing here waits or acts.
+//! The state of a shutdown in this process: what was requested, and how far it is. This file only decides; it neither
+//! waits nor acts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ pub struct Shutdown {
     termination: TerminationStage,
 }
 
-/// What signals asked of the agent.
+/// What a signal requested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum ExitRequest {
     /// Nothing: the instance shuts down by itself, and may resume work.
@@ -77,7 +78,7 @@ pub enum StopOutcome {
     DeferTermination,
 }
 
-/// Something whose time has come.
+/// A deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Stop the scripts, because the cloud takes the instance.
