@@ -13,12 +13,12 @@ use crate::support::docker::docker;
 use crate::support::git::git;
 use crate::support::mayfly::Home;
 
-fn checkout(file: &str) -> Home {
+pub fn checkout(file: &str) -> Home {
     in_checkout(Home::empty(), file)
 }
 
 /// Creates a checkout with this configuration in a home.
-fn in_checkout(home: Home, file: &str) -> Home {
+pub fn in_checkout(home: Home, file: &str) -> Home {
     let root = home.path("checkout");
     std::fs::create_dir(&root).expect("create a file or directory");
     git(&root, &["init", "-q", "-b", "main"]);
@@ -28,18 +28,18 @@ fn in_checkout(home: Home, file: &str) -> Home {
     home
 }
 
-fn exec(home: &Home, arguments: &[&str]) -> (Output, String) {
+pub fn exec(home: &Home, arguments: &[&str]) -> (Output, String) {
     exec_with(home, arguments, &[])
 }
 
-fn command(home: &Home, arguments: &[&str]) -> Command {
+pub fn command(home: &Home, arguments: &[&str]) -> Command {
     let mut command = home.command(&[&["exec"], arguments].concat());
     command.current_dir(home.path("checkout")).env("XDG_CACHE_HOME", home.path("cache")).stdin(Stdio::null());
     command
 }
 
 /// Asserts that no directory of a finished run exists.
-fn assert_nothing_left(home: &Home) {
+pub fn assert_nothing_left(home: &Home) {
     for project in std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read") {
         let runs = project.expect("an entry").path().join("runs");
         let left = std::fs::read_dir(runs).into_iter().flatten().count();
@@ -47,7 +47,7 @@ fn assert_nothing_left(home: &Home) {
     }
 }
 
-fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String) {
+pub fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String) {
     let output = command(home, arguments).envs(environment.iter().copied()).output().expect("mayfly");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output, text)
@@ -199,7 +199,7 @@ fn the_pipeline_of_this_project_succeeds() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < until, "{what}");
@@ -208,7 +208,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Starts a run, and waits until its job has created the file `sign`.
-fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+pub fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
     let mut command = command(home, arguments);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().expect("mayfly");
@@ -217,7 +217,7 @@ fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Chi
 }
 
 /// Whether a process with this id exists and is not a zombie.
-fn lives(process: &str) -> bool {
+pub fn lives(process: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/stat", process.trim())).unwrap_or_default();
     status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
@@ -333,7 +333,7 @@ use:
 }
 
 /// The directory of the only run.
-fn run_directory(home: &Home) -> String {
+pub fn run_directory(home: &Home) -> String {
     let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).into_iter().flatten().flatten();
     let runs =
         projects.flat_map(|project| std::fs::read_dir(project.path().join("runs")).into_iter().flatten().flatten());

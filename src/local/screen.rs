@@ -1,7 +1,7 @@
 //! Shows running jobs. On a terminal: the output of all jobs, each line prefixed with the job name, and a status line
 //! for each running job. Elsewhere: plain groups of lines, one job after another.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -205,7 +205,7 @@ impl Screen {
         let most = LONGEST_NAME.min(width() / 4).max(6);
         let widest = state.running.iter().map(|job| job.name.chars().count()).max().unwrap_or(0).min(most);
         let name = state.running.iter().find(|job| job.key == key).map_or("", |job| &job.name);
-        let name = self.paint(NAMES[key % NAMES.len()], &format!("{:<widest$}", cut(name, most)));
+        let name = self.paint(NAMES[key % NAMES.len()], &format!("{:<widest$}", shorten(name, most)));
         format!("{name} {} ", self.paint(DIM, "|"))
     }
 
@@ -258,6 +258,17 @@ fn cut(text: &str, most: usize) -> String {
     }
 }
 
+/// Shortens a name in its middle: names of a matrix differ at their ends.
+fn shorten(name: &str, most: usize) -> String {
+    let length = name.chars().count();
+    if length <= most {
+        return name.to_owned();
+    }
+    let tail = most.saturating_sub(1) * 2 / 5;
+    let head = most.saturating_sub(1 + tail);
+    name.chars().take(head).chain(['~']).chain(name.chars().skip(length - tail)).collect()
+}
+
 /// Columns and rows of the terminal.
 fn size() -> (usize, usize) {
     terminal_size::terminal_size().map_or((80, 24), |(columns, rows)| (usize::from(columns.0), usize::from(rows.0)))
@@ -268,7 +279,14 @@ pub fn width() -> usize {
     size().0
 }
 
-/// Aligns cells in columns, each as wide as its widest cell; trailing empty cells are dropped.
+/// The narrowest first column of a table.
+const NARROWEST: usize = 12;
+
+/// The part of the last column that a table keeps free for it.
+const LAST: usize = 16;
+
+/// Aligns cells in columns, each as wide as its widest cell; trailing empty cells are dropped. On a terminal, the first
+/// column leaves room for the others.
 pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let mut widths = [0; COLUMNS];
     for row in rows {
@@ -276,11 +294,40 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
             *width = (*width).max(cell.chars().count());
         }
     }
+    if io::stdout().is_terminal() {
+        let others: usize = widths[1..]
+            .iter()
+            .enumerate()
+            .map(|(at, width)| {
+                let is_last = at + 2 == COLUMNS;
+                2 + if is_last { LAST.min(*width) } else { *width }
+            })
+            .sum();
+        widths[0] = widths[0].min(width().saturating_sub(others).max(NARROWEST));
+    }
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let first = shorten(&row[0], widths[0]);
+        let cells = [&first].into_iter().chain(&row[1..]).zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_keep_both_ends() {
+        for (name, most, expected) in [
+            ("short", 6, "short"),
+            ("matrix: [one, two]", 11, "matrix~two]"),
+            ("é".repeat(20).as_str(), 6, "ééé~éé"),
+            ("abc", 1, "~"),
+        ] {
+            assert_eq!(shorten(name, most), expected);
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The state that all planning steps share.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::hash::Map;
 use super::predefined::{self, Project};
 use super::problem::{Class, Report};
 use super::request::Request;
@@ -31,7 +31,7 @@ pub struct Context<'a> {
     pub budget: Budget,
     /// Cached lists of files, for `changes` and `exists`.
     pub files: Files<'a>,
-    expressions: HashMap<Arc<str>, Result<Arc<Expression>, String>>,
+    expressions: Map<Arc<str>, Result<Arc<Expression>, String>>,
     items: usize,
     pattern_bytes: usize,
 }
@@ -48,7 +48,7 @@ impl<'a> Context<'a> {
             report: Report::new(request.lax),
             budget: Budget::default(),
             files: Files::new(request.sources),
-            expressions: HashMap::new(),
+            expressions: Map::default(),
             items: ITEMS_LIMIT,
             pattern_bytes: 0,
         }

@@ -1,9 +1,9 @@
 //! Detects variables that cannot be expanded: those that form a cycle, and those whose expanded value exceeds the
 //! limit.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::hash::Map;
 use super::variables::{DEPTH_LIMIT, VALUE_LIMIT, collect_names, has_reference};
 
 /// Variables that refer to each other in a cycle, in the order of the references.
@@ -13,14 +13,14 @@ pub struct Cycle(pub Vec<Arc<str>>);
 /// Finds a cycle among variables. A variable that refers only to itself is not a cycle: the reference to its own name
 /// is not expanded.
 pub fn find_cycle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Cycle> {
-    let mut done: HashMap<&str, bool> = HashMap::new();
+    let mut done: Map<&str, bool> = Map::default();
     names.iter().find_map(|name| visit(name, value_of, &mut done, &mut Vec::new()))
 }
 
 fn visit<'a>(
     name: &'a str,
     value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>,
-    done: &mut HashMap<&'a str, bool>,
+    done: &mut Map<&'a str, bool>,
     path: &mut Vec<&'a str>,
 ) -> Option<Cycle> {
     match done.get(name) {
@@ -52,14 +52,14 @@ fn visit<'a>(
 /// The first variable whose expanded value would be longer than the limit. The caller has checked that there is no
 /// cycle.
 pub fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
-    let mut lengths = HashMap::new();
+    let mut lengths = Map::default();
     names.iter().copied().find(|name| length(name, value_of, &mut lengths) > VALUE_LIMIT)
 }
 
 fn length<'a>(
     name: &'a str,
     value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>,
-    lengths: &mut HashMap<&'a str, usize>,
+    lengths: &mut Map<&'a str, usize>,
 ) -> usize {
     if let Some(length) = lengths.get(name) {
         return *length;

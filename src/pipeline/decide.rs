@@ -1,9 +1,6 @@
 //! Evaluates `workflow:rules` and the rules of each job: turns expanded jobs into the jobs of the plan.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-use indexmap::IndexMap;
 
 use super::context::Context;
 use super::cycle::{find_cycle, find_too_long};
@@ -13,6 +10,7 @@ use super::draft::variables::overlay;
 use super::draft::{Draft, Inherit};
 use super::env;
 use super::expand::{self, Expanded, Jobs};
+use super::hash::{Index, Map, Set};
 use super::plan::{Absent, AllowFailure, Decision, Environment, Job, Need, Variable, When};
 use super::predefined::nodes;
 use super::problem::Class;
@@ -130,7 +128,7 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
 
 /// If all jobs of a `parallel` are excluded, lists them once, by their common name.
 fn merge_absent(decided: &mut Decided, jobs: &Jobs<'_>) {
-    let mut left: HashMap<&Arc<str>, usize> = HashMap::new();
+    let mut left: Map<&Arc<str>, usize> = Map::default();
     for absent in &decided.absent {
         let expanded = &jobs.all[&absent.name];
         if expanded.instance.is_some() {
@@ -181,8 +179,9 @@ fn effects<'d>(
         let why = if count == 0 { "`rules` is empty".to_owned() } else { format!("none of its {count} rules matches") };
         return Ok(RuleEffects { decision: Decision::Left(why), rule: None });
     };
-    let why = reasons.explain(view);
-    let decision = if rule.when == Some(None) {
+    let is_left = rule.when == Some(None);
+    let why = if is_left || context.request.explains { reasons.explain(view) } else { String::new() };
+    let decision = if is_left {
         Decision::Left(format!("rule {number} says {}: {why}", rule::result(rule)))
     } else {
         Decision::Rule { number, at: rule.at, why }
@@ -298,7 +297,7 @@ fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
     if names.is_empty() {
         return;
     }
-    let own: HashMap<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
+    let own: Map<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
     let value = |name: &str| {
         let given = scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
         given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
@@ -318,7 +317,7 @@ fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
 
 /// Checks that the needed jobs are in the pipeline, drops optional needs that are not, and checks for cycles.
 pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Context<'_>) {
-    let present: HashSet<Arc<str>> = decided.jobs.iter().map(|job| Arc::clone(&job.name)).collect();
+    let present: Set<Arc<str>> = decided.jobs.iter().map(|job| Arc::clone(&job.name)).collect();
     for job in &mut decided.jobs {
         let Some(mut needs) = job.needs.take() else { continue };
         let missing = needs.iter().find(|need| !need.optional && !present.contains(&need.job));
@@ -334,7 +333,7 @@ pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Contex
         needs.retain(|need| present.contains(&need.job));
         job.needs = Some(needs);
     }
-    let graph: IndexMap<Arc<str>, Vec<Arc<str>>> = decided
+    let graph: Index<Arc<str>, Vec<Arc<str>>> = decided
         .jobs
         .iter()
         .filter_map(|job| Some((Arc::clone(&job.name), job.needs.as_ref()?)))

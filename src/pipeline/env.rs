@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
-
 use super::JobRun;
+use super::hash::Index;
 use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
 use super::predefined::nodes;
 use super::request::{Content, GivenVariable, Request, Source};
@@ -14,7 +13,7 @@ use super::variables::{Scope, Unknown, expand_all, expand_text};
 /// `CI_JOB_TIMEOUT` in seconds for a job without a timeout.
 const TIMEOUT: u64 = 3600;
 
-type Levels = IndexMap<Arc<str>, EnvVariable>;
+type Levels = Index<Arc<str>, EnvVariable>;
 
 impl Plan {
     /// All variables of a job, predefined ones included, after the server's expansion. References to file variables and
@@ -104,6 +103,7 @@ impl Plan {
             predefined: parent.predefined.clone(),
             inputs: Vec::new(),
             lax: parent.lax,
+            explains: false,
             sources: parent.sources,
         })
     }
@@ -134,7 +134,7 @@ pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
 
 /// The unexpanded variables of all levels; for each name, the value of the strongest level.
 fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
-    let mut levels = Levels::with_capacity(scope.predefined.len() + 48);
+    let mut levels = Levels::with_capacity_and_hasher(scope.predefined.len() + 48, Default::default());
     for (key, value) in &scope.predefined {
         predefined(&mut levels, Arc::clone(key), value.to_string());
     }

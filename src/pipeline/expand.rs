@@ -1,15 +1,14 @@
 //! Turns jobs as written into the jobs of a pipeline: expands `parallel`, then resolves `needs` and `dependencies` to
 //! full names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-
-use indexmap::IndexMap;
 
 use super::context::Context;
 use super::draft::Draft;
 use super::draft::needs::{Needs, WrittenNeed};
 use super::draft::parallel::{Combination, Matrix, Parallel, combination_name, combinations};
+use super::hash::{Index, Map, Set};
 use super::plan::{Instance, Need, Variable};
 use super::problem::Class;
 use super::suggest::did_you_mean;
@@ -42,13 +41,13 @@ pub struct Expanded {
 pub struct Jobs<'d> {
     pub drafts: &'d [Draft],
     /// By full name, in the order of the file.
-    pub all: IndexMap<Arc<str>, Expanded>,
+    pub all: Index<Arc<str>, Expanded>,
     /// Full names by the name in the file.
-    groups: HashMap<Arc<str>, Vec<Arc<str>>>,
+    groups: Map<Arc<str>, Vec<Arc<str>>>,
     /// Names of jobs with reported problems; later checks skip them.
     pub broken: HashSet<Arc<str>>,
     /// The index of each stage.
-    pub stages: HashMap<Arc<str>, usize>,
+    pub stages: Map<Arc<str>, usize>,
 }
 
 impl<'d> Jobs<'d> {
@@ -57,8 +56,8 @@ impl<'d> Jobs<'d> {
         let stages = stages.iter().enumerate().map(|(index, name)| (Arc::clone(name), index)).collect();
         let mut jobs = Self {
             drafts,
-            all: IndexMap::with_capacity(drafts.len()),
-            groups: HashMap::with_capacity(drafts.len()),
+            all: Index::with_capacity_and_hasher(drafts.len(), Default::default()),
+            groups: Map::with_capacity_and_hasher(drafts.len(), Default::default()),
             broken,
             stages,
         };
@@ -225,7 +224,7 @@ impl<'d> Jobs<'d> {
         let draft = self.draft(job);
         let group = &draft.job.name;
         let written = draft.dependencies.as_ref()?;
-        let needed: Option<HashSet<Arc<str>>> =
+        let needed: Option<Set<Arc<str>>> =
             draft.needs.as_ref().filter(|needs| !needs.only_other_pipelines).map(|needs| {
                 let names = needs.jobs.iter().flat_map(|need| self.full_names(&need.job).unwrap_or_default());
                 names.collect()
@@ -282,10 +281,10 @@ fn filled(matrix: &Matrix, combination: &Combination) -> Result<Matrix, String> 
 }
 
 /// A cycle among needs.
-pub fn cycle(needs: &IndexMap<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
+pub fn cycle(needs: &Index<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
     // Iterative, because a chain of needs can be as long as the pipeline.
-    let mut done: HashSet<&str> = HashSet::with_capacity(needs.len());
-    let mut on_path: HashSet<&str> = HashSet::new();
+    let mut done: Set<&str> = Set::with_capacity_and_hasher(needs.len(), Default::default());
+    let mut on_path: Set<&str> = Set::default();
     for start in needs.keys() {
         let mut path: Vec<(&Arc<str>, usize)> = vec![(start, 0)];
         while let Some((name, next)) = path.last().copied() {
@@ -335,21 +334,20 @@ mod tests {
 
     #[test]
     fn finds_cycles_in_long_chains() {
-        let chain = |length: usize, last: usize| -> IndexMap<Arc<str>, Vec<Arc<str>>> {
+        let chain = |length: usize, last: usize| -> Index<Arc<str>, Vec<Arc<str>>> {
             let target = |n: usize| if n + 1 < length { n + 1 } else { last };
             (0..length).map(|n| (n.to_string().into(), vec![target(n).to_string().into()])).collect()
         };
         assert_eq!(cycle(&chain(50_000, 60_000)), None);
         let found = cycle(&chain(50_000, 49_998)).expect("a cycle");
         assert_eq!(found.iter().map(|name| &**name).collect::<Vec<_>>(), ["49998", "49999"]);
-        let own: IndexMap<Arc<str>, Vec<Arc<str>>> = [("a".into(), vec!["a".into()])].into();
+        let own: Index<Arc<str>, Vec<Arc<str>>> = Index::from_iter([("a".into(), vec!["a".into()])]);
         assert_eq!(cycle(&own).map(|path| path.len()), Some(1));
-        let diamond: IndexMap<Arc<str>, Vec<Arc<str>>> = [
+        let diamond: Index<Arc<str>, Vec<Arc<str>>> = Index::from_iter([
             ("d".into(), vec!["b".into(), "c".into()]),
             ("b".into(), vec!["a".into()]),
             ("c".into(), vec!["a".into()]),
-        ]
-        .into();
+        ]);
         assert_eq!(cycle(&diamond), None);
     }
 }

@@ -1,8 +1,8 @@
 //! Deep merge and `extends`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::hash::Map;
 use super::problem::{Class, Report};
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Value};
@@ -55,8 +55,8 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
     if !mapping.values().any(extends) {
         return root.clone();
     }
-    let mut extension = Extension { mapping, done: HashMap::new(), merger: Merger::default(), report };
-    let mut merged = Mapping::with_capacity(mapping.len());
+    let mut extension = Extension { mapping, done: Map::default(), merger: Merger::default(), report };
+    let mut merged = Mapping::with_capacity_and_hasher(mapping.len(), Default::default());
     // A problem in a chain of templates is reported with the job that it concerns.
     for name in mapping.keys().filter(|name| !name.starts_with('.')) {
         if extension.merger.is_exhausted() {
@@ -78,7 +78,7 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
 struct Extension<'a> {
     mapping: &'a Mapping,
     /// For each name, the merged entry and its number of `extends` levels; `None`: a reported problem.
-    done: HashMap<&'a str, Option<(Node, usize)>>,
+    done: Map<&'a str, Option<(Node, usize)>>,
     merger: Merger,
     report: &'a mut Report,
 }
@@ -99,7 +99,7 @@ impl<'a> Extension<'a> {
         let Some(parents) = entry.node.get("extends") else { return Some((entry.node.clone(), 0)) };
         let at = parents.at;
         let single = std::slice::from_ref(parents);
-        let mut merged = Node::mapping_at(Mapping::new(), entry.node.at);
+        let mut merged = Node::mapping_at(Mapping::default(), entry.node.at);
         let mut levels = 0;
         path.push(name);
         for parent in parents.list().unwrap_or(single) {

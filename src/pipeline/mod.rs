@@ -12,6 +12,7 @@ mod env;
 mod expand;
 mod file;
 mod glob;
+mod hash;
 mod include;
 pub mod listing;
 mod merge;

@@ -319,7 +319,8 @@ pub enum Decision {
         /// Its number, from 1.
         number: usize,
         at: Origin,
-        /// Why it matched: its `if` with values, or the file that changed or exists.
+        /// Why it matched: its `if` with values, or the file that changed or exists. Empty unless the request asks for
+        /// explanations.
         why: String,
     },
     /// The job has no rules, and the pipeline includes such jobs.

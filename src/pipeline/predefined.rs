@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
-
+use super::hash::Index;
 use super::plan::Instance;
 use super::request::{Content, MergeRequest, Request};
 use super::slug::slug;
@@ -85,8 +84,8 @@ impl Project {
 }
 
 /// The predefined variables that all jobs share.
-pub fn of_pipeline(request: &Request<'_>, project: &Project) -> IndexMap<Arc<str>, Arc<str>> {
-    let mut variables = Variables(IndexMap::with_capacity(128));
+pub fn of_pipeline(request: &Request<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
+    let mut variables = Variables(Index::with_capacity_and_hasher(128, Default::default()));
     let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
     variables.server(project, given("CI_SERVER_VERSION").map_or(SERVER_VERSION, |version| version));
     variables.project(request, project);
@@ -101,7 +100,7 @@ pub fn of_pipeline(request: &Request<'_>, project: &Project) -> IndexMap<Arc<str
     variables.0
 }
 
-struct Variables(IndexMap<Arc<str>, Arc<str>>);
+struct Variables(Index<Arc<str>, Arc<str>>);
 
 impl Variables {
     fn set(&mut self, key: &str, value: impl Into<Arc<str>>) {

@@ -37,7 +37,7 @@ pub fn resolve_all(root: &Node, report: &mut Report) -> Node {
         let message =
             format!("this configuration is larger than {} MiB after references are replaced", SIZE_LIMIT >> 20);
         report.error(Class::TooBig, first_reference(root).unwrap_or(root.at), message);
-        return Node::mapping_at(Mapping::new(), root.at);
+        return Node::mapping_at(Mapping::default(), root.at);
     }
     resolved
 }

@@ -179,7 +179,7 @@ fn with_edges(declared: Vec<Arc<str>>) -> Vec<Arc<str>> {
 
 /// Reads `default`, merged with its deprecated top-level forms.
 fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
-    let mut defaults = Mapping::new();
+    let mut defaults = Mapping::default();
     if let Some(entry) = mapping.get("default").filter(|entry| !entry.node.is_null()) {
         let mut reader = Reader { context, job: None };
         if reader.mapping(&entry.node, "default", &DEFAULT_KEYS).is_some()

@@ -4,6 +4,11 @@ use ring::digest::{SHA256, digest};
 
 /// `CI_COMMIT_REF_SLUG` and similar: lower case; anything but letters and digits becomes a dash; at most 63 characters.
 pub fn slug(text: &str) -> String {
+    if text.is_ascii() {
+        let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
+        let slug: String = text.bytes().take(63).map(|byte| char::from(plain(byte))).collect();
+        return slug.trim_matches('-').to_owned();
+    }
     let slug: String = text.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let end = slug.len().min(63);
     slug[..end].trim_matches('-').to_owned()

@@ -1,10 +1,8 @@
 //! Variables by level, and their expansion by the server: recursive; unknown names are left for the runner.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use indexmap::IndexMap;
-
+use super::hash::{Index, Map};
 use super::plan::{EnvVariable, Variable};
 use super::request::GivenVariable;
 
@@ -18,21 +16,21 @@ pub const DEPTH_LIMIT: usize = 200;
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     /// Predefined variables that all jobs share.
-    pub predefined: IndexMap<Arc<str>, Arc<str>>,
+    pub predefined: Index<Arc<str>, Arc<str>>,
     /// Variables of project, group and instance; the nearest level first.
     pub project: Vec<GivenVariable>,
     /// Variables of the pipeline itself.
-    pub pipeline: IndexMap<String, GivenVariable>,
-    by_name: HashMap<String, Vec<usize>>,
+    pub pipeline: Index<String, GivenVariable>,
+    by_name: Map<String, Vec<usize>>,
 }
 
 impl Scope {
     pub fn new(
-        predefined: IndexMap<Arc<str>, Arc<str>>,
+        predefined: Index<Arc<str>, Arc<str>>,
         project: Vec<GivenVariable>,
         pipeline: Vec<GivenVariable>,
     ) -> Self {
-        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut by_name: Map<String, Vec<usize>> = Map::default();
         for (index, variable) in project.iter().enumerate() {
             by_name.entry(variable.key.clone()).or_default().push(index);
         }
@@ -227,8 +225,8 @@ pub enum Unknown {
 }
 
 /// Expands all variables. References within a cycle are kept.
-pub fn expand_all(variables: &IndexMap<Arc<str>, EnvVariable>) -> IndexMap<Arc<str>, EnvVariable> {
-    let mut expansion = Expansion { variables, values: HashMap::new(), open: Vec::new() };
+pub fn expand_all(variables: &Index<Arc<str>, EnvVariable>) -> Index<Arc<str>, EnvVariable> {
+    let mut expansion = Expansion { variables, values: Map::default(), open: Vec::new() };
     let expanded: Vec<Option<Arc<str>>> = variables.keys().map(|name| expansion.value(name)).collect();
     let mut out = variables.clone();
     for (variable, value) in out.values_mut().zip(expanded) {
@@ -240,17 +238,17 @@ pub fn expand_all(variables: &IndexMap<Arc<str>, EnvVariable>) -> IndexMap<Arc<s
 }
 
 /// Expands one text.
-pub fn expand_text(text: &str, variables: &IndexMap<Arc<str>, EnvVariable>, unknown: Unknown) -> String {
+pub fn expand_text(text: &str, variables: &Index<Arc<str>, EnvVariable>, unknown: Unknown) -> String {
     if !has_reference(text) {
         return text.to_owned();
     }
-    let mut expansion = Expansion { variables, values: HashMap::new(), open: Vec::new() };
+    let mut expansion = Expansion { variables, values: Map::default(), open: Vec::new() };
     expansion.text(text, unknown)
 }
 
 struct Expansion<'a> {
-    variables: &'a IndexMap<Arc<str>, EnvVariable>,
-    values: HashMap<&'a str, Arc<str>>,
+    variables: &'a Index<Arc<str>, EnvVariable>,
+    values: Map<&'a str, Arc<str>>,
     open: Vec<&'a str>,
 }
 
@@ -324,8 +322,7 @@ mod tests {
 
     #[test]
     fn keeps_references_to_raw_and_file_variables() {
-        let mut variables: IndexMap<_, _> =
-            [variable("A", "$R $F"), variable("R", "$A"), variable("F", "content")].into();
+        let mut variables = Index::from_iter([variable("A", "$R $F"), variable("R", "$A"), variable("F", "content")]);
         variables["R"].raw = true;
         variables["F"].file = true;
         assert_eq!(expand_all(&variables)["A"].value, "$R $F");
@@ -363,7 +360,7 @@ mod tests {
             environment_scope: scope.into(),
             ..Default::default()
         };
-        let scope = Scope::new(IndexMap::new(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
+        let scope = Scope::new(Index::default(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
         let value = |environment| scope.given("K", environment).map(|given| given.value.as_str());
         assert_eq!([value(None), value(Some("prod")), value(Some("qa"))], [Some("any"), Some("prod"), Some("any")]);
     }

@@ -61,7 +61,7 @@ fn begin(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
     // Each git command takes milliseconds, so they run in parallel.
     let (checkout, asked) = thread::scope(|scope| {
-        let asked = scope.spawn(|| GitState::ask(&here));
+        let asked = scope.spawn(|| GitState::ask(&here, !only_shows(options)));
         (
             Checkout::find(&here),
             asked.join().unwrap_or_else(|_| Err("internal error: the thread that runs git panicked".to_owned())),
@@ -78,36 +78,41 @@ fn begin(options: &Options) -> Result<u8, String> {
 /// The state of the checkout, from git.
 struct GitState {
     answers: Answers,
-    listed: Vec<Listed>,
+    /// The tracked files; `None`: they are listed when they are needed.
+    listed: Option<Vec<Listed>>,
 }
 
 impl GitState {
-    fn ask(directory: &Path) -> Result<Self, String> {
+    fn ask(directory: &Path, lists: bool) -> Result<Self, String> {
         let (answers, listed) = thread::scope(|scope| {
-            let listed = scope.spawn(|| checkout::list(directory, false));
+            let listed = lists.then(|| scope.spawn(|| checkout::list(directory, false)));
             let answers = Answers::ask(directory);
-            (
-                answers,
-                listed
-                    .join()
-                    .unwrap_or_else(|_| Err("internal error: the thread that lists files panicked".to_owned())),
-            )
+            let died = |_| Err("internal error: the thread that lists files panicked".to_owned());
+            (answers, listed.map(|listed| listed.join().unwrap_or_else(died)))
         });
-        Ok(Self { answers: answers?, listed: listed? })
+        Ok(Self { answers: answers?, listed: listed.transpose()? })
     }
+}
+
+/// Whether the options ask for something about the pipeline instead of a run.
+fn only_shows(options: &Options) -> bool {
+    options.list || options.preview || options.graph.is_some() || options.explain.is_some() || options.complete_jobs
 }
 
 /// The input for planning, from the command line.
 struct PlanInputs {
     answers: Answers,
-    listed: Vec<Listed>,
+    listed: Option<Vec<Listed>>,
     facts: Facts,
 }
 
 impl PlanInputs {
     fn new(options: &Options, checkout: &Checkout, asked: GitState, pipeline_id: u64) -> Result<Self, String> {
         let GitState { answers, listed } = asked;
-        let listed = if options.untracked { checkout.files(true)? } else { listed };
+        let listed = match only_shows(options) {
+            true => None,
+            false => Some(listed.filter(|_| !options.untracked).map_or_else(|| checkout.files(options.untracked), Ok)?),
+        };
         let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
         Ok(Self { answers, listed, facts })
     }
@@ -116,11 +121,7 @@ impl PlanInputs {
 /// Plans the pipeline once, then runs or lists it.
 fn once(options: &Options, checkout: &Checkout, asked: GitState) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
-    let only_shows = options.list
-        || options.preview
-        || options.graph.is_some()
-        || options.explain.is_some()
-        || options.complete_jobs;
+    let only_shows = only_shows(options);
     let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
     let given = PlanInputs::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
     let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
@@ -132,7 +133,10 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState) -> Result<u8, S
     };
     if only_shows {
         let run = |index, job: &Job| job_run(options, &given.facts, &directory, index, job);
-        return show(options, &plan, &run);
+        let shown = show(options, &plan, &run);
+        // The process ends: freeing a large plan would take longer than all else that is left to do.
+        std::mem::forget(plan);
+        return shown;
     }
     let Some(run) = run else { return Ok(REFUSED) };
     if !plan.created && options.jobs.is_empty() {
@@ -155,7 +159,16 @@ fn sources(options: &Options, checkout: &Checkout, given: &PlanInputs, scratch: 
     let fetcher =
         Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline };
     let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
-    Ok(LocalSources::new(checkout, &given.facts.sha, &project, &given.listed, maps, fetcher, scratch))
+    Ok(LocalSources::new(
+        checkout,
+        &given.facts.sha,
+        &project,
+        given.listed.as_deref(),
+        options.untracked,
+        maps,
+        fetcher,
+        scratch,
+    ))
 }
 
 fn request<'a>(
@@ -175,6 +188,7 @@ fn request<'a>(
         predefined: Vec::new(),
         inputs: values::inputs(options)?,
         lax: options.lax,
+        explains: options.explain.is_some(),
         sources,
     })
 }
@@ -331,11 +345,12 @@ impl<'a> Session<'a> {
         // The sandbox for file work can bind only directories that exist.
         let artifacts = self.run.directory.join("artifacts");
         std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
-        let source = || Source::new(self.checkout, &self.given.listed, &self.given.answers);
-        let has_submodules = self.given.listed.iter().any(|file| file.is_submodule);
+        let listed = self.given.listed.as_deref().unwrap_or_default();
+        let source = || Source::new(self.checkout, listed, &self.given.answers);
+        let has_submodules = listed.iter().any(|file| file.is_submodule);
         let with_submodules = has_submodules.then(|| {
             let mut source = source();
-            source.add_submodules(&self.given.listed).map(|()| source)
+            source.add_submodules(listed).map(|()| source)
         });
         Ok(RunContext {
             trees: Trees::new(directory.join("trees"), &name),

@@ -6,12 +6,12 @@
 mod fetch;
 mod remote;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::checkout::{Checkout, Listed, git, output};
 use super::facts::resolve;
@@ -66,8 +66,10 @@ pub struct LocalSources {
     checkout: Checkout,
     commit: String,
     project: String,
-    listed: Arc<Vec<String>>,
-    tracked: HashSet<String>,
+    /// The files that git tracks, in order; read when they are needed.
+    listed: OnceLock<Arc<Vec<String>>>,
+    /// Files that git neither tracks nor ignores are listed as well.
+    with_untracked: bool,
     maps: Maps,
     fetcher: Fetcher,
     /// Artifact archives of finished jobs, for `trigger:include:artifact`.
@@ -77,30 +79,38 @@ pub struct LocalSources {
 }
 
 impl LocalSources {
-    /// `project` is the path of the checkout's project on its server.
+    /// `project` is the path of the checkout's project on its server. `listed` are the files of the checkout, if they are
+    /// known already.
     pub fn new(
         checkout: &Checkout,
         commit: &str,
         project: &str,
-        listed: &[Listed],
+        listed: Option<&[Listed]>,
+        with_untracked: bool,
         maps: Maps,
         fetcher: Fetcher,
         scratch: PathBuf,
     ) -> Self {
-        let there = listed.iter().filter(|file| !file.is_submodule);
-        let names: Vec<String> = there.map(|file| file.path.to_string_lossy().into_owned()).collect();
         Self {
             checkout: checkout.clone(),
             commit: commit.to_owned(),
             project: project.to_owned(),
-            tracked: names.iter().cloned().collect(),
-            listed: Arc::new(names),
+            listed: listed.map_or_else(OnceLock::new, |listed| names(listed).into()),
+            with_untracked,
             maps,
             fetcher,
             artifacts: Mutex::default(),
             scratch,
             untracked_reads: Mutex::default(),
         }
+    }
+
+    fn listed(&self) -> Result<&Arc<Vec<String>>, SourceError> {
+        if let Some(listed) = self.listed.get() {
+            return Ok(listed);
+        }
+        let files = self.checkout.files(self.with_untracked).map_err(SourceError::Failed)?;
+        Ok(self.listed.get_or_init(|| names(&files)))
     }
 
     /// Registers the artifacts archive of a job.
@@ -142,7 +152,7 @@ impl Sources for LocalSources {
         match tree {
             Tree::Project => {
                 let text = read_below(&self.checkout.root, path)?;
-                if !self.tracked.contains(path) {
+                if self.listed.get().is_some_and(|listed| !contains(listed, path)) {
                     let mut reads = self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner);
                     if !reads.iter().any(|read| read == path) {
                         reads.push(path.to_owned());
@@ -159,7 +169,7 @@ impl Sources for LocalSources {
 
     fn files(&self, tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
         match tree {
-            Tree::Project => Ok(Arc::clone(&self.listed)),
+            Tree::Project => self.listed().map(Arc::clone),
             Tree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
                 files_below(Path::new(&sha[DIRECTORY.len()..])).map(Arc::new)
             }
@@ -246,7 +256,7 @@ impl Sources for LocalSources {
     fn content_id(&self, path: &str) -> Result<Option<String>, SourceError> {
         use std::fmt::Write;
         let path = path.trim_start_matches('/');
-        if !self.tracked.contains(path) {
+        if !contains(self.listed()?, path) {
             return Ok(None);
         }
         let failed = |error| SourceError::Failed(format!("{path}: {error}"));
@@ -273,6 +283,18 @@ impl Sources for LocalSources {
         let commit = String::from_utf8_lossy(&commit).trim().to_owned();
         Ok(Some(commit).filter(|commit| !commit.is_empty()))
     }
+}
+
+/// The paths of files, in order.
+fn names(listed: &[Listed]) -> Arc<Vec<String>> {
+    let there = listed.iter().filter(|file| !file.is_submodule);
+    let mut names: Vec<String> = there.map(|file| file.path.to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    Arc::new(names)
+}
+
+fn contains(names: &[String], path: &str) -> bool {
+    names.binary_search_by(|name| name.as_str().cmp(path)).is_ok()
 }
 
 fn directory_tree(project: &str, directory: &Path) -> Result<Tree, SourceError> {

@@ -15,7 +15,7 @@ const INCLUDES_LIMIT: usize = 3;
 /// A mapping with one key.
 fn wrap(key: &str, node: &Node) -> Node {
     let entry = Entry { key_at: node.at, node: node.clone() };
-    Node::mapping_at(Mapping::from([(key.into(), entry)]), node.at)
+    Node::mapping_at(Mapping::from_iter([(key.into(), entry)]), node.at)
 }
 
 impl Reader<'_, '_> {

@@ -28,7 +28,7 @@ impl Reader<'_, '_> {
     fn named(&mut self, node: &Node, keyword: &str, keys: &[&str]) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
             let entry = Entry { key_at: node.at, node: node.clone() };
-            return Some(Node::mapping_at(Mapping::from([("name".into(), entry)]), node.at));
+            return Some(Node::mapping_at(Mapping::from_iter([("name".into(), entry)]), node.at));
         }
         if node.mapping().is_none() {
             return self.bad(node, keyword, "a name or a mapping with `name`");

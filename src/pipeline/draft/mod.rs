@@ -238,7 +238,7 @@ impl Draft {
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
         let mut reader = Reader { context, job: None };
         let mut draft =
-            Self::new(&"default".into(), Origin::default(), Node::mapping_at(Mapping::new(), Origin::default()));
+            Self::new(&"default".into(), Origin::default(), Node::mapping_at(Mapping::default(), Origin::default()));
         for (key, entry) in defaults.iter().filter(|(_, entry)| !entry.node.is_null()) {
             let _ = reader.keyword(key, &entry.node, &mut draft);
         }
@@ -247,7 +247,7 @@ impl Draft {
 
 /// Merges the job's own keywords with the inherited ones of `default`; also returns the names of the latter.
 fn definition(own: &Mapping, defaults: &Mapping, inherited: &Inherit, trigger: bool) -> (Mapping, Vec<Arc<str>>) {
-    let mut merged = Mapping::with_capacity(own.len() + defaults.len());
+    let mut merged = Mapping::with_capacity_and_hasher(own.len() + defaults.len(), Default::default());
     let mut from_default = Vec::new();
     for (key, entry) in own.iter().filter(|(_, entry)| !entry.node.is_null()) {
         merged.insert(Arc::clone(key), entry.clone());

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use serde_json::Value;
 
+use crate::pipeline::hash::Index;
 use crate::pipeline::pattern::Pattern;
 use crate::pipeline::problem::{Class, Report};
 use crate::pipeline::request::{GivenVariable, InputValue};
@@ -19,7 +19,7 @@ const OPTIONS_LIMIT: usize = 50;
 /// The header of a file.
 #[derive(Debug, Default)]
 pub struct Spec {
-    pub inputs: IndexMap<Arc<str>, Input>,
+    pub inputs: Index<Arc<str>, Input>,
     /// The component facts (`name`, `sha`, …) that the file may use.
     pub component: Vec<Arc<str>>,
     /// Files that declare further inputs.
@@ -127,7 +127,7 @@ fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
 }
 
 /// Reads input declarations. An input that is already in `inputs` is kept.
-pub fn read_inputs(node: &Node, inputs: &mut IndexMap<Arc<str>, Input>, report: &mut Report) {
+pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, Input>, report: &mut Report) {
     if node.is_null() {
         return;
     }
@@ -340,7 +340,7 @@ impl Rule {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
-        let scope = Scope::new(IndexMap::new(), vec![], variables.collect());
+        let scope = Scope::new(Index::default(), vec![], variables.collect());
         expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[] })
     }
 }
@@ -352,7 +352,7 @@ mod tests {
     fn resolved(spec: &str, given: &[(&str, InputValue)]) -> Result<Value, Vec<Class>> {
         let node = syntax::parse(spec, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
         let mut report = Report::default();
-        let mut inputs = IndexMap::new();
+        let mut inputs = Index::default();
         read_inputs(&node, &mut inputs, &mut report);
         let spec = Spec { inputs, ..Default::default() };
         let given: Vec<Given> = given

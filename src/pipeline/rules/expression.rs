@@ -253,9 +253,9 @@ impl Value<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::hash::Index;
     use crate::pipeline::request::GivenVariable;
     use crate::pipeline::variables::Scope;
-    use indexmap::IndexMap;
 
     fn scope() -> Scope {
         let given = |(key, value): (&str, &str)| GivenVariable {
@@ -265,7 +265,7 @@ mod tests {
             ..Default::default()
         };
         let list = [("V", "one"), ("EMPTY", ""), ("BLANK", "  "), ("RX", "/^o/i"), ("WORDS", "one two"), ("T", "yes")];
-        Scope::new(IndexMap::new(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
+        Scope::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
     }
 
     fn holds(text: &str) -> bool {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use serde::ser::{Serialize, Serializer};
 
 use super::scalar;
+use crate::pipeline::hash::Index;
 
 /// The position of a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,7 +45,7 @@ pub enum Value {
 }
 
 /// Keys and values. A key is the text that Ruby prints for it.
-pub type Mapping = IndexMap<Arc<str>, Entry>;
+pub type Mapping = Index<Arc<str>, Entry>;
 
 /// A value in a mapping.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
 use super::{Entry, Mapping, Node, Origin, Value, scalar};
+use crate::pipeline::hash::Set;
 
 /// How deeply mappings and lists may nest, as on GitLab.
 const DEPTH_LIMIT: usize = 100;
@@ -73,7 +74,8 @@ pub fn parse(
     budget: &mut Budget,
 ) -> Result<Document, SyntaxError> {
     let parser = Parser::new_from_str(text);
-    let mut builder = Builder { parser, file, line_of, budget, anchors: HashMap::new(), duplicates: vec![] };
+    let mut builder =
+        Builder { parser, file, line_of, budget, anchors: HashMap::new(), names: Set::default(), duplicates: vec![] };
     let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
     while let Some(event) = builder.parser.next_event() {
         let (event, span) = event.map_err(|error| builder.scan_error(&error))?;
@@ -96,6 +98,8 @@ struct Builder<'a, 'b> {
     line_of: &'b dyn Fn(u32) -> u32,
     budget: &'b mut Budget,
     anchors: HashMap<usize, (Node, Size)>,
+    /// Keys below the top level, which repeat from job to job: one copy each.
+    names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
 }
 
@@ -163,8 +167,33 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    /// The key of an entry, as text.
+    fn key(&mut self, event: Event<'a>, line: u32, depth: usize) -> Result<(Arc<str>, Size), SyntaxError> {
+        if let Event::Scalar(text, style, 0, None) = &event
+            && (*style != ScalarStyle::Plain || scalar::special(text).is_none())
+        {
+            let size = Size { nodes: 1, bytes: text.len() };
+            self.spend(size, line)?;
+            return Ok((if depth > 1 { self.shared(text) } else { (&**text).into() }, size));
+        }
+        let (key, size) = self.node(event, line, depth)?;
+        match key.printed() {
+            Some(name) => Ok((name, size)),
+            None => self.error(line, format!("a key is {}; write text", key.kind())),
+        }
+    }
+
+    fn shared(&mut self, text: &str) -> Arc<str> {
+        if let Some(name) = self.names.get(text) {
+            return Arc::clone(name);
+        }
+        let name: Arc<str> = text.into();
+        self.names.insert(Arc::clone(&name));
+        name
+    }
+
     fn mapping(&mut self, depth: usize, size: &mut Size) -> Result<Mapping, SyntaxError> {
-        let mut mapping = Mapping::new();
+        let mut mapping = Mapping::default();
         // Keys that so far only a merge key (`<<`) has set. Setting one of them explicitly is not a duplicate.
         let mut merged: HashSet<Arc<str>> = HashSet::new();
         loop {
@@ -172,12 +201,9 @@ impl<'a> Builder<'a, '_> {
             if event == Event::MappingEnd {
                 return Ok(mapping);
             }
-            let (key, key_size) = self.node(event, key_line, depth + 1)?;
+            let (name, key_size) = self.key(event, key_line, depth + 1)?;
             let (event, line) = self.next()?;
             let (node, value_size) = self.node(event, line, depth + 1)?;
-            let Some(name) = key.printed() else {
-                return self.error(key_line, format!("a key is {}; write text", key.kind()));
-            };
             size.add(key_size);
             size.add(value_size);
             if &*name == "<<" {

@@ -4,24 +4,28 @@ use super::Value;
 
 /// The value of a plain (unquoted) scalar.
 pub fn typed(text: &str) -> Value {
-    match text.as_bytes().first() {
-        None => return Value::Null,
-        Some(b'0'..=b'9' | b'-' | b'+' | b'.') => {}
-        Some(_) => return word(text),
-    }
-    special_float(text).or_else(|| integer(text)).or_else(|| float(text)).unwrap_or_else(|| Value::Text(text.into()))
+    special(text).unwrap_or_else(|| Value::Text(text.into()))
 }
 
-fn word(text: &str) -> Value {
+/// The value of a plain scalar that is not text.
+pub fn special(text: &str) -> Option<Value> {
+    match text.as_bytes().first() {
+        None => Some(Value::Null),
+        Some(b'0'..=b'9' | b'-' | b'+' | b'.') => special_float(text).or_else(|| integer(text)).or_else(|| float(text)),
+        Some(_) => word(text),
+    }
+}
+
+fn word(text: &str) -> Option<Value> {
     let is = |words: &[&str]| text.len() <= 5 && words.iter().any(|word| word.eq_ignore_ascii_case(text));
     if text == "~" || is(&["null"]) {
-        Value::Null
+        Some(Value::Null)
     } else if is(&["yes", "true", "on"]) {
-        Value::Bool(true)
+        Some(Value::Bool(true))
     } else if is(&["no", "false", "off"]) {
-        Value::Bool(false)
+        Some(Value::Bool(false))
     } else {
-        Value::Text(text.into())
+        None
     }
 }
 

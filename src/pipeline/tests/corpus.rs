@@ -146,6 +146,7 @@ fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
         predefined: Vec::new(),
         inputs: entries(&pipeline["inputs"]).map(input).collect(),
         lax: false,
+        explains: true,
         sources: &repository,
     };
     let plan = plan(&request)?;

@@ -36,6 +36,7 @@ impl Memory {
             predefined: vec![],
             inputs: vec![],
             lax: false,
+            explains: true,
             sources: self,
         }
     }
