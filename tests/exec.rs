@@ -412,19 +412,8 @@ fn options_come_from_files_and_the_command_line_wins() {
     assert!(output.status.code() == Some(2) && text.contains("exec.toml") && text.contains("nonsense"), "{text}");
 }
 
-#[test]
-fn pipelines_of_many_tools_run_in_the_shell() {
-    let file = "
-stages: [build, test]
-make: {stage: build, script: [make -s], artifacts: {paths: [hello]}}
-hello: {stage: test, script: [./hello]}
-cmake: {stage: test, script: [cmake -S . -B out >/dev/null, cmake --build out >/dev/null, ./out/hello]}
-go: {stage: test, script: [go run hello.go], variables: {GOCACHE: $CI_PROJECT_DIR/.gocache}}
-cargo: {stage: test, script: [cargo run --quiet --offline]}
-npm: {stage: test, script: [npm --silent test]}
-pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello from python\")']}
-";
-    let home = checkout(file);
+/// Adds a program in the language of each of many tools to a checkout.
+pub fn add_many_tools(home: &Home) {
     let root = home.path("checkout");
     for (name, content) in [
         ("hello.c", "#include <stdio.h>\nint main(void) { puts(\"hello from c\"); }\n"),
@@ -441,6 +430,22 @@ pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello 
         std::fs::write(root.join(name), content).expect("write a file");
     }
     git(&root, &["add", "-A"]);
+}
+
+#[test]
+fn pipelines_of_many_tools_run_in_the_shell() {
+    let file = "
+stages: [build, test]
+make: {stage: build, script: [make -s], artifacts: {paths: [hello]}}
+hello: {stage: test, script: [./hello]}
+cmake: {stage: test, script: [cmake -S . -B out >/dev/null, cmake --build out >/dev/null, ./out/hello]}
+go: {stage: test, script: [go run hello.go], variables: {GOCACHE: $CI_PROJECT_DIR/.gocache}}
+cargo: {stage: test, script: [cargo run --quiet --offline]}
+npm: {stage: test, script: [npm --silent test]}
+pip: {stage: test, script: [python3 -m pip --version, python3 -c 'print(\"hello from python\")']}
+";
+    let home = checkout(file);
+    add_many_tools(&home);
     let own = |key: &str| std::env::var(key).unwrap_or_default();
     let path = format!("PATH={}", own("PATH"));
     // Some tools are installed in the home directory of the user who runs the tests.

@@ -43,12 +43,12 @@ include:
 j: {script: echo}
 ";
 
-const COMPONENT: &str =
-    "spec: {component: [version], inputs: {what: {}}}\n---\n'$[[ inputs.what ]]-$[[ component.version ]]': {script: echo}\n";
+const COMPONENT: &str = "spec: {component: [version], inputs: {what: {}}}\n---\n'$[[ inputs.what ]]-$[[ component.version ]]': {script: echo}\n";
 
 fn serve(root: &Path) -> GitServer {
     let server = GitServer::start(root);
-    let nested = [("ci/a.yml", "include: ci/b.yml\nfrom-a: {script: echo}\n"), ("ci/b.yml", "from-b: {script: echo}\n")];
+    let nested =
+        [("ci/a.yml", "include: ci/b.yml\nfrom-a: {script: echo}\n"), ("ci/b.yml", "from-b: {script: echo}\n")];
     server.repository("group/tools", &nested);
     server.repository("group/parts", &[("templates/build.yml", COMPONENT)]);
     let work = root.join("group/parts.work");

@@ -41,6 +41,9 @@ need newuidmap uidmap
 need slirp4netns slirp4netns
 [ -e /usr/lib/podman/netavark ] || missing="$missing netavark"
 [ -e /usr/lib/podman/aardvark-dns ] || missing="$missing aardvark-dns"
+need script bsdutils
+need zsh zsh
+need fish fish
 if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || { echo "run as root, or install:$missing" >&2; exit 1; }
     apt-get -qq update

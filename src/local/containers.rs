@@ -1,8 +1,9 @@
 //! Runs jobs in containers: uses the agent's Docker executor with the developer's own engine and Docker logins.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ use crate::payload::Image;
 
 /// How long the end of a run waits for the removal of containers.
 const REMOVAL: Duration = Duration::from_secs(60);
+/// How long an engine that is there takes to remove a container.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// A connected engine and its executor.
 pub struct Containers {
@@ -135,18 +138,28 @@ impl Containers {
         exit.map(|exit| exit.status_code)
     }
 
-    /// Waits until the containers of finished jobs are removed.
-    pub fn finish(&self) {
-        self.docker.removals.wait(REMOVAL);
+    /// Waits until the containers of finished jobs are removed; false if the engine does not remove them.
+    pub fn finish(&self) -> bool {
+        let is_away = || self.engine.ping(ANSWER).is_err();
+        let until = Instant::now() + REMOVAL;
+        while !self.docker.removals.are_done_within(ANSWER) {
+            if is_away() || Instant::now() > until {
+                return false;
+            }
+        }
+        true
     }
 }
 
-/// Removes the containers of a run that was killed.
-pub fn remove_forgotten(address: &Address, run: &Path) {
-    let removals = ContainerRemovals::default();
+/// Removes the containers of a run that was killed; false if the engine does not remove them now.
+pub fn remove_forgotten(address: &Address, run: &Path) -> bool {
+    let (removals, is_done) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
     let owner = Owner { life: "later".to_owned(), ..owner_of(run) };
-    removals.sweep(address, &owner, Vec::new(), || {});
-    removals.wait(REMOVAL);
+    let done = Arc::clone(&is_done);
+    removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
+    // The wait also ends when the engine is away.
+    removals.are_done_within(REMOVAL);
+    is_done.load(Ordering::Acquire)
 }
 
 /// Reports image pulls on the screen.

@@ -22,13 +22,21 @@ pub fn remove_forgotten(runs: &Path) {
     }
 }
 
-/// Removes the containers and the directory of a killed run.
+/// Removes the containers and the directory of a killed run. If the engine is away, a later run removes the containers.
 pub fn remove_killed(directory: &Path) {
     let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
-    if let Some(address) = engine {
-        containers::remove_forgotten(&address, directory);
+    match engine.is_none_or(|address| containers::remove_forgotten(&address, directory)) {
+        true => remove_run(directory),
+        false => remove_all_but_the_engine(directory),
     }
-    remove_run(directory);
+}
+
+/// Leaves of a run only what a later one needs to remove its containers.
+pub fn remove_all_but_the_engine(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name() != ENGINE && entry.file_name() != "lock") {
+        remove_run(&entry.path());
+    }
 }
 
 /// Removes the directory of a run; a failure is a warning.

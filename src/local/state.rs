@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::guard::Guard;
-use super::killed::{self, ENGINE, remove_run};
+use super::killed::{self, ENGINE, remove_all_but_the_engine, remove_run};
 use crate::executor::docker::names::digest;
 use crate::executor::user;
 use crate::http::Address;
@@ -43,6 +44,8 @@ pub struct Run {
     pub number: u64,
     pub directory: PathBuf,
     pub state: PathBuf,
+    /// The engine still has containers of this run.
+    has_containers: AtomicBool,
     /// Held during the run; another run that gets the lock knows that this run was killed.
     _lock: Flock<File>,
     /// Cleans up if this process is killed.
@@ -60,7 +63,19 @@ impl Run {
         let file = File::create(directory.join("lock")).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| failed(error.into()))?;
         let guard = Guard::start(&directory);
-        Ok(Self { number, directory, state: state.to_owned(), _lock: lock, _guard: guard })
+        Ok(Self {
+            number,
+            directory,
+            state: state.to_owned(),
+            has_containers: AtomicBool::new(false),
+            _lock: lock,
+            _guard: guard,
+        })
+    }
+
+    /// Leaves the containers of this run to the next one, as the engine does not remove them now.
+    pub fn leave_containers(&self) {
+        self.has_containers.store(true, Ordering::Release);
     }
 
     /// Records that an engine may have containers of this run.
@@ -73,7 +88,10 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        remove_run(&self.directory);
+        match self.has_containers.load(Ordering::Acquire) {
+            true => remove_all_but_the_engine(&self.directory),
+            false => remove_run(&self.directory),
+        }
     }
 }
 

@@ -320,8 +320,12 @@ impl<'a> Session<'a> {
         let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
         let runner = Runner::new(Arc::clone(&context), &jobs, self.sources, (sender, events), first_id);
         let (ending, results) = runner.run(plan, request);
-        if let Some(containers) = &context.containers {
-            containers.finish();
+        if let Some(containers) = context.containers.as_ref().filter(|containers| !containers.finish()) {
+            eprint(&format!(
+                "mayfly: warning: {} does not remove the containers of this run; the next run removes them\n",
+                containers.address()
+            ));
+            self.run.leave_containers();
         }
         if let Some(path) = &options.report {
             report::write_json(path, ending, &results)?;

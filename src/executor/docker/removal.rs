@@ -43,12 +43,17 @@ impl ContainerRemovals {
 
     /// Waits until no removal runs, at most for `timeout`.
     pub fn wait(&self, timeout: Duration) {
+        if !self.are_done_within(timeout) {
+            log::warn!("exiting before all containers of jobs were removed; the next start removes them");
+        }
+    }
+
+    /// Waits for all removals; false if some are not done when the time is over.
+    pub fn are_done_within(&self, timeout: Duration) -> bool {
         let (count, changed) = &*self.0;
         let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = changed.wait_timeout_while(guard, timeout, |count| *count > 0);
-        if outcome.is_ok_and(|(count, _)| *count > 0) {
-            log::warn!("exiting before all containers of jobs were removed; the next start removes them");
-        }
+        outcome.is_ok_and(|(count, _)| *count == 0)
     }
 
     /// Removes everything of a job and then calls `also`, in its own thread.
