@@ -29,6 +29,7 @@ mod jobs;
 mod journal;
 mod leaving;
 mod machines;
+mod manager;
 mod manager_templates;
 mod metrics;
 mod packages;

@@ -11,7 +11,7 @@ use super::poller::Poller;
 use super::readiness::Readiness;
 use super::server::Server;
 use super::{Agent, advice, metadata_blocking};
-use crate::config::{Config, ExecutorKind, Loaded, Runner, Severity, carried};
+use crate::config::{Config, ExecutorKind, Loaded, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::CgroupParents;
@@ -26,10 +26,7 @@ impl Agent {
     /// Applies a configuration: starts new pollers, while requests in flight and running jobs keep the old settings.
     /// Errors: a runner cannot be set up; then nothing has changed.
     pub(super) fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
-        for finding in &loaded.findings {
-            let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
-            log::log!(level, "{}: {finding}", loaded.config.path.display());
-        }
+        loaded.log();
         let mut config = loaded.config;
         config.leave.apply_default(self.instance.is_in_group());
         if config.runners.is_empty() {

@@ -23,14 +23,14 @@ mod reload;
 mod rotation;
 mod server;
 mod shutdown;
-mod signals;
+pub mod signals;
 mod slots;
 mod start;
 pub mod status;
-mod supervisor;
+pub mod supervisor;
 mod termination;
 mod validation;
-mod watch;
+pub mod watch;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -2,13 +2,11 @@
 //! once. SIGHUP reloads. SIGUSR2 hands over to the program file on disk.
 
 use std::io;
-use std::sync::mpsc::Sender;
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::iterator::Signals;
 
-use super::Event;
 use crate::sys;
 
 const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
@@ -45,12 +43,12 @@ pub fn handled() -> SigSet {
 
 /// Starts the thread that turns signals into events, and unblocks the signals, which were blocked during a handover.
 /// Errors: a handler cannot be installed.
-pub fn listen(events: Sender<Event>) -> io::Result<()> {
+pub fn listen(deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     thread::Builder::new().name("signals".to_owned()).stack_size(super::STACK).spawn(move || {
         for signal in signals.forever() {
             let Some(request) = SignalRequest::from_signal(signal) else { continue };
-            if events.send(Event::Signal(request)).is_err() {
+            if !deliver(request) {
                 return;
             }
         }

@@ -9,13 +9,12 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use super::reload::FetchReason;
-use super::{Agent, Options, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
+use super::{Agent, Event, Options, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
 use crate::config::{self, Config, Loaded, carried};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::journal;
 use crate::journal::shutdown as shutdown_state;
-use crate::sys;
 
 /// Runs the agent until it shuts down. `loaded` is the configuration, or why it is not usable. Errors: why the agent
 /// cannot start, and what to do.
@@ -33,8 +32,10 @@ pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode,
     let _lock = lock(&state)?;
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();
-    signals::listen(events.clone()).map_err(|error| format!("signals cannot be handled: {error}"))?;
-    watch::watch(&options.config, events.clone());
+    let (on_signal, on_change) = (events.clone(), events.clone());
+    signals::listen(move |request| on_signal.send(Event::Signal(request)).is_ok())
+        .map_err(|error| format!("signals cannot be handled: {error}"))?;
+    watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
     let instance = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
     config.leave.apply_default(instance.is_in_group());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);

@@ -6,15 +6,12 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-
-use super::Event;
 
 /// Interval of the comparison.
 const COMPARE_INTERVAL_MS: u16 = 10_000;
@@ -24,8 +21,8 @@ type FileStamp = Option<(u64, u64, SystemTime, u64)>;
 
 /// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
 /// provisioning tools replace the file. If the directory cannot be watched, only SIGHUP reloads; the log says so once.
-pub fn watch(path: &Path, events: Sender<Event>) {
-    if let Err(error) = start(path, events) {
+pub fn watch(path: &Path, report: impl Fn() -> bool + Send + 'static) {
+    if let Err(error) = start(path, report) {
         log::warn!(
             "cannot watch the configuration file; send SIGHUP after a change path={} error={error}",
             path.display()
@@ -33,13 +30,13 @@ pub fn watch(path: &Path, events: Sender<Event>) {
     }
 }
 
-fn start(path: &Path, events: Sender<Event>) -> nix::Result<()> {
+fn start(path: &Path, report: impl Fn() -> bool + Send + 'static) -> nix::Result<()> {
     let mut watcher = Watcher::new(path)?;
-    let report = move || {
+    let watch = move || {
         loop {
             match watcher.wait() {
                 Ok(false) => {}
-                Ok(true) if events.send(Event::ConfigurationChanged).is_err() => return,
+                Ok(true) if !report() => return,
                 Ok(true) => {}
                 Err(error) => {
                     return log::warn!(
@@ -52,7 +49,7 @@ fn start(path: &Path, events: Sender<Event>) -> nix::Result<()> {
     thread::Builder::new()
         .name("watch".to_owned())
         .stack_size(super::STACK)
-        .spawn(report)
+        .spawn(watch)
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
     Ok(())
 }

@@ -1,16 +1,25 @@
-//! `manager`: a fleet that scales from zero, and what it would do.
+//! `mayfly manager`: a fleet that scales from zero.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::simulate;
+use super::{ConfigFile, logging, simulate};
+use crate::config::{Config, Role};
+use crate::manager;
+use crate::monitor::listener::check_address;
 
-/// What `manager` takes.
+/// The options of `manager`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Serve the status page and metrics on this address, for example :9252
+    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
+    listen_address: Option<String>,
     #[command(subcommand)]
-    command: ManagerCommand,
+    command: Option<ManagerCommand>,
 }
 
 #[derive(Subcommand)]
@@ -20,8 +29,18 @@ enum ManagerCommand {
 }
 
 /// Runs the manager or one of its subcommands.
-pub fn main(options: &Options) -> Result<ExitCode, String> {
-    match &options.command {
-        ManagerCommand::Simulate(options) => simulate::main(options),
+pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+    if let Some(ManagerCommand::Simulate(options)) = &options.command {
+        return simulate::main(options);
     }
+    let path = options.file.path();
+    let loaded = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?;
+    let level = loaded.config.log_level.as_deref().unwrap_or("info");
+    let format = loaded.config.log_format.as_deref().unwrap_or("runner");
+    logging.set_up(Some((level, format)));
+    manager::run(manager::Options { config: path, listen_address: options.listen_address }, loaded)
+}
+
+fn parse_address(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_owned())
 }

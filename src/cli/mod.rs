@@ -130,7 +130,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
         Command::Unregister(options) => manage::unregister(&options),
         Command::List(file) => manage::list(&file),
         Command::ResetToken(options) => manage::reset_token(&options),
-        Command::Manager(options) => manager::main(&options),
+        Command::Manager(options) => manager::main(*options, &cli.logging),
         Command::Status(options) => status::main(&options),
         Command::Check(options) => check::main(&options),
         Command::Lint(file) => lint(&file),

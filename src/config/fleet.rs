@@ -194,7 +194,11 @@ fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
 /// The fleet table of the runner at `position` of a configuration; `None` for an executor without a fleet.
 pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, String> {
     let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
-    let Some(runner) = runner.and_then(toml::Value::as_table) else { return Ok(None) };
+    runner.and_then(toml::Value::as_table).map_or(Ok(None), of_runner)
+}
+
+/// The fleet table of a runner's table; `None` and errors as for [`of`].
+pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     let table = |name: &str| runner.get(name).cloned().unwrap_or(toml::Value::Table(toml::Table::new()));
     let wrong = |name: &str, error: &toml::de::Error| format!("[runners.{name}]: {}", error.message());
     match runner.get("executor").and_then(toml::Value::as_str) {
@@ -235,9 +239,8 @@ const KEPT_FROM_AGENTS: [&str; 17] = [
 const KEPT_BELOW_MAYFLY: [&str; 3] = ["auto_scaling_group", "region", "agent_role"];
 
 /// The runner's table as agents get it: TOML without the keys of [`KEPT_FROM_AGENTS`].
-pub fn for_agents(file: &toml::Table, position: usize) -> String {
-    let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
-    let mut table = runner.and_then(toml::Value::as_table).cloned().unwrap_or_default();
+pub fn for_agents(runner: &toml::Table) -> String {
+    let mut table = runner.clone();
     KEPT_FROM_AGENTS.iter().for_each(|key| drop(table.remove(*key)));
     if let Some(own) = table.get_mut("mayfly").and_then(toml::Value::as_table_mut) {
         KEPT_BELOW_MAYFLY.iter().for_each(|key| drop(own.remove(*key)));
@@ -280,7 +283,7 @@ mod tests {
              plugin = \"aws\"\n[runners.cache]\nType = \"s3\"\n",
         )
         .expect("TOML");
-        let sent: toml::Table = for_agents(&file, 0).parse().expect("TOML");
+        let sent: toml::Table = for_agents(file["runners"][0].as_table().expect("a table")).parse().expect("TOML");
         assert_eq!(sent.keys().collect::<Vec<_>>(), ["cache", "environment", "executor", "mayfly", "name"]);
         assert!(!sent.to_string().contains("arn"));
     }

@@ -114,6 +114,16 @@ pub struct Loaded {
     pub findings: Vec<Finding>,
 }
 
+impl Loaded {
+    /// Writes the findings into the log.
+    pub fn log(&self) {
+        for finding in &self.findings {
+            let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
+            log::log!(level, "{}: {finding}", self.config.path.display());
+        }
+    }
+}
+
 #[derive(Debug)]
 pub enum Error {
     /// The file cannot be read.

@@ -7,10 +7,13 @@ use serde::de::DeserializeOwned;
 use super::broker::{Admission, Broker, RegistrationError};
 use super::server::request::{Request, Response};
 use super::server::{Exchange, Handler, Ticket};
-use crate::coordinator::manager::protocol::{Acceptance, Heartbeat, Introduction, PROTOCOL, VerifyBody};
+use crate::coordinator::manager::protocol::{
+    Acceptance, Heartbeat, Introduction, MANAGER_HEADER, PROTOCOL, VerifyBody,
+};
 use crate::decode;
 use crate::digest::sha256;
 use crate::token::Token;
+use crate::version::VERSION;
 
 /// Everything below this.
 const BASE: &str = "/api/v4/";
@@ -160,8 +163,9 @@ impl Handler for Api {
     }
 }
 
+/// Every response says that it is a manager's.
 fn answer(exchange: Exchange, response: Response) {
-    exchange.respond(&response);
+    exchange.respond(&response.with(MANAGER_HEADER, VERSION));
 }
 
 fn register(broker: &Broker, introduction: &Introduction) -> Response {

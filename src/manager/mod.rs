@@ -13,10 +13,14 @@ pub mod broker;
 pub mod engine;
 pub mod findings;
 pub mod pool;
+mod process;
 mod proof;
 pub mod scaling;
 pub mod server;
+pub mod settings;
 pub mod simulation;
 pub mod status;
 pub mod store;
 pub mod workload;
+
+pub use process::{Options, run};

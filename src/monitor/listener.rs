@@ -108,7 +108,8 @@ pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     }
 }
 
-fn bind(address: &str) -> io::Result<TcpListener> {
+/// Listens at an address. Errors: it has no valid form, or cannot be had.
+pub fn bind(address: &str) -> io::Result<TcpListener> {
     let (host, port) = split_address(address).map_err(io::Error::other)?;
     if host.is_empty() {
         // IPv4 and IPv6, if the machine supports both.

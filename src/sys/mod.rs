@@ -173,6 +173,27 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Takes the listening socket that the program before this one kept open. Errors: the number is not that of a socket.
+pub fn inherited_listener(number: i32) -> io::Result<std::net::TcpListener> {
+    if number < 3 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the number is open, or the next call fails; nothing else in this process knows it, since the program before
+    // this one kept it open for this purpose alone.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    match nix::sys::socket::getsockopt(&descriptor, nix::sys::socket::sockopt::AcceptConn) {
+        Ok(true) => {}
+        // Whatever it is, it is not this function's to close.
+        Ok(false) | Err(_) => {
+            std::mem::forget(descriptor);
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+    }
+    let close = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
+    nix::fcntl::fcntl(&descriptor, close)?;
+    Ok(descriptor.into())
+}
+
 /// Opens `path` below `directory`; follows no symbolic link and never leaves the directory.
 pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;

@@ -4,6 +4,7 @@ pub mod between;
 pub mod cloud;
 #[allow(dead_code, reason = "tests of images and services use the rest")]
 pub mod docker;
+pub mod fleet;
 pub mod git;
 pub mod gitlab;
 pub mod http;

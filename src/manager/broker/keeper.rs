@@ -97,7 +97,7 @@ impl Broker {
                     trace_sent,
                     two_phase: job.two_phase == Some(true),
                     timestamps,
-                    has_run: job.payload.is_none(),
+                    has_run: job.has_run,
                     since: *since,
                     attempts: *attempts,
                 };
@@ -129,8 +129,7 @@ impl Broker {
             changed
         };
         if changed {
-            let (pool, id) = (self.name.clone(), held.id.clone());
-            self.note(Event::Trace { pool, id, trace: held.trace, sent: held.trace_sent });
+            self.note_trace(&held);
         }
         match status {
             JobStatus::Finished => {
@@ -166,6 +165,8 @@ impl Broker {
                 held.left.as_secs()
             );
             held.trace = line(&text, held.timestamps);
+            // Before GitLab has it: a manager that dies over it must write the very same line.
+            self.note_trace(held);
         }
         if held.trace_sent < held.trace.len() as u64 {
             let chunk = &held.trace.as_bytes()[usize::try_from(held.trace_sent).unwrap_or(0)..];
@@ -178,6 +179,11 @@ impl Broker {
             return reply.status;
         }
         gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace)).status
+    }
+
+    fn note_trace(&self, held: &Held) {
+        let (pool, id) = (self.name.clone(), held.id.clone());
+        self.note(Event::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
     }
 
     /// One attempt to fail a job.

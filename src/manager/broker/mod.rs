@@ -25,6 +25,7 @@ pub use total::Total;
 
 use super::pool::PoolSettings;
 use super::server::Responder;
+use super::status::StatusBoard;
 use super::store::Store;
 use super::store::records::{Event, JobRecord, Records};
 use super::workload::{Snapshot, Workload};
@@ -53,6 +54,7 @@ pub struct Broker {
     store: Arc<Store>,
     total: Arc<Total>,
     responder: Arc<dyn Responder>,
+    board: Arc<StatusBoard>,
     state: Mutex<State>,
     bell: Arc<Bell>,
     /// Changes that the scaler has seen.
@@ -72,6 +74,8 @@ pub struct Shared {
     pub total: Arc<Total>,
     /// The way to requests that wait.
     pub responder: Arc<dyn Responder>,
+    /// What is shown of the pools.
+    pub board: Arc<StatusBoard>,
 }
 
 impl Broker {
@@ -85,6 +89,7 @@ impl Broker {
             store: Arc::clone(&shared.store),
             total: Arc::clone(&shared.total),
             responder: Arc::clone(&shared.responder),
+            board: Arc::clone(&shared.board),
             state: Mutex::new(State { max_use_count: settings.max_use_count, ..State::default() }),
             settings: RwLock::new(settings),
             gitlab: RwLock::new(gitlab),
@@ -168,6 +173,22 @@ impl Broker {
         for id in held {
             self.fail(&id, FailureReason::RunnerSystemFailure, why);
         }
+    }
+
+    /// Tells all agents to leave, those with jobs once these have ended.
+    pub fn dismiss_all(&self, reason: &str) {
+        let tickets: Vec<_> = {
+            let mut state = self.lock();
+            let instances: Vec<String> = state.agents.keys().cloned().collect();
+            for agent in state.agents.values_mut() {
+                agent.leave.get_or_insert_with(|| reason.to_owned());
+            }
+            instances.iter().flat_map(|instance| state.take_waiters(instance)).collect()
+        };
+        for ticket in tickets {
+            self.responder.respond(ticket, offers::leave(reason));
+        }
+        self.bell.ring();
     }
 
     /// Its threads end.
@@ -261,12 +282,14 @@ impl Broker {
             link: record.link.clone(),
             taken,
             taken_at,
+            offered_at: now,
             hold_until: taken_at + self.settings().instance_acquire_timeout,
             timestamps: record.timestamps,
             trace: record.trace.clone(),
             trace_sent: record.trace_sent,
             kept_busy: false,
             keep_at: now,
+            has_run: record.accepted.is_some(),
             two_phase: None,
             phase,
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Offered, Phase, Waiter};
 use super::{Broker, LONG, seconds};
 use crate::coordinator::manager::protocol::{
-    self, CoordinatorPart, Heartbeat, LEAVE, ORDER_HEADER, Offer, Orders, REASON_HEADER, TracePart,
+    self, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders, REASON_HEADER, TracePart,
 };
 use crate::coordinator::{JobHandle, JobId};
 use crate::digest::hex;
@@ -15,6 +15,7 @@ use crate::manager::server::request::Response;
 use crate::manager::server::{Exchange, Ticket};
 use crate::manager::store::records::{Accepted, Event};
 use crate::random;
+use crate::version::VERSION;
 
 /// How long a request for a job waits.
 const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
@@ -23,12 +24,17 @@ const UNFIT_MOST: u64 = 300;
 
 /// There is no job.
 pub fn stay() -> Response {
-    Response::empty(204).with(ORDER_HEADER, "stay")
+    of_manager(Response::empty(204)).with(ORDER_HEADER, "stay")
+}
+
+/// A response that shows whose it is.
+fn of_manager(response: Response) -> Response {
+    response.with(MANAGER_HEADER, VERSION)
 }
 
 /// There is no job, and the agent is to leave.
 pub fn leave(reason: &str) -> Response {
-    Response::empty(204).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
+    of_manager(Response::empty(204)).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
 }
 
 impl Broker {
@@ -58,7 +64,7 @@ impl Broker {
             let offered = self.lock().offer(hex(&random::bytes::<16>()), now);
             let Some((id, offered)) = offered else { return };
             let sent = self.offer_of(&id, &offered).is_some_and(|body| {
-                let response = Response { status: 201, headers: Vec::new(), body };
+                let response = of_manager(Response { status: 201, headers: Vec::new(), body });
                 self.responder.respond(offered.ticket, response)
             });
             match sent {
@@ -132,6 +138,10 @@ impl Broker {
         let response = match written {
             Ok(()) if state.accepted(id, by) => {
                 log::info!("job accepted pool={} job={id} instance={instance}", self.name);
+                if let Some(job) = state.jobs.get(id) {
+                    self.board.handed_over(&self.name, job.offered_at.elapsed());
+                    self.board.waited(&self.name, job.taken_at.elapsed());
+                }
                 Response::message(200, "accepted")
             }
             Ok(()) => Response::message(409, "the offer is void; do not run the job"),
@@ -194,6 +204,7 @@ impl Broker {
             Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: seconds(SystemTime::now()) };
         let job = Job {
             phase: Phase::Running { by, stage: "accepted", missing: 0 },
+            has_run: true,
             ..Job::new(JobHandle { id: job, token: report.token.clone() }, now, LONG)
         };
         let written = self.record(&job, id).and_then(|record| {

@@ -80,6 +80,8 @@ pub struct Job {
     pub taken: SystemTime,
     /// and in the clock that nobody sets.
     pub taken_at: Instant,
+    /// When it was last offered.
+    pub offered_at: Instant,
     /// When it fails if no agent has accepted it.
     pub hold_until: Instant,
     /// Whether lines of its log begin with a time.
@@ -92,6 +94,8 @@ pub struct Job {
     pub kept_busy: bool,
     /// When GitLab is to hear of it next.
     pub keep_at: Instant,
+    /// An agent accepted it, and wrote its log from then on.
+    pub has_run: bool,
     /// GitLab leaves it pending until it is acknowledged.
     pub two_phase: Option<bool>,
     /// Where it is.
@@ -176,7 +180,9 @@ impl State {
         let waiter = self.best_waiter()?;
         let waiter = self.waiting.remove(waiter);
         let offered = Offered { id, instance: waiter.instance, ticket: waiter.ticket, until: now + ACCEPT_TIMEOUT };
-        self.jobs.get_mut(&job)?.phase = Phase::Offered(offered.clone());
+        let offered_job = self.jobs.get_mut(&job)?;
+        offered_job.offered_at = now;
+        offered_job.phase = Phase::Offered(offered.clone());
         Some((job, offered))
     }
 
@@ -278,6 +284,7 @@ impl State {
         match self.jobs.get_mut(job) {
             Some(job) if matches!(job.phase, Phase::Accepting(_)) => {
                 job.payload = None;
+                job.has_run = true;
                 job.phase = Phase::Running { by, stage: "accepted", missing: 0 };
                 true
             }

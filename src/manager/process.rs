@@ -1,0 +1,421 @@
+//! The manager as a process: its start, its signals, its end.
+//!
+//! SIGTERM drains for `shutdown_timeout` and SIGQUIT without a limit: held jobs are handed to agents, and what is left
+//! fails at GitLab so that it can be retried there. SIGHUP reloads. SIGUSR2 becomes the program file on disk; the socket
+//! that agents connect to stays open. Running jobs do not notice any of it.
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::api::Api;
+use super::broker::{Broker, Shared, Total};
+use super::engine::{self, Engine};
+use super::pool::PoolSettings;
+use super::scaling::scaler::{Scaler, delete_instances};
+use super::server::{Server, certificate};
+use super::settings::{self, Settings};
+use super::status::{self, StatusBoard};
+use super::store::Store;
+use crate::agent::signals::{self, SignalRequest};
+use crate::agent::supervisor::Supervisor;
+use crate::agent::{gitlab, watch};
+use crate::config::{self, Config, Loaded, Role};
+use crate::coordinator::gitlab::GitLab;
+use crate::instance::aws::secrets;
+use crate::monitor::listener::{Listener, bind};
+use crate::sys;
+
+/// How long fetching stored tokens may take.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request to GitLab in flight may take: it is never abandoned, since its answer may be a job.
+const POLL_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long failing the jobs that are left may take.
+const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
+/// The number of the socket that a program before this one kept open.
+const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
+
+/// What was asked for on the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Where status and metrics are served, instead of the configuration's `listen_address`.
+    pub listen_address: Option<String>,
+}
+
+/// What the main loop hears of.
+enum Event {
+    Signal(SignalRequest),
+    ConfigurationChanged,
+    Drained,
+}
+
+/// Runs until it is told to stop. Errors: the manager cannot start; why, and what to do.
+pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
+    let mut supervisor = Supervisor::from_environment();
+    let inherited = sys::take_variable(LISTENER_VARIABLE).and_then(|number| number.to_str()?.parse().ok());
+    raise_descriptor_limit();
+    let (events, inbox) = mpsc::channel();
+    let (on_signal, on_change) = (events.clone(), events.clone());
+    signals::listen(move |request| on_signal.send(Event::Signal(request)).is_ok())
+        .map_err(|error| format!("signals cannot be handled: {error}"))?;
+    watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
+    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    loaded.log();
+    let settings = settings::read(loaded.config)?;
+    let mut manager = Manager::start(options, settings, inherited)?;
+    supervisor.ready();
+    Ok(manager.run_loop(&mut supervisor, &events, &inbox))
+}
+
+struct Manager {
+    options: Options,
+    config: Config,
+    api: Arc<Api>,
+    server: Server,
+    shared: Shared,
+    board: Arc<StatusBoard>,
+    pools: Arc<Mutex<Vec<Pool>>>,
+    /// Pools that are no longer configured, until their jobs have ended.
+    retired: Vec<Arc<Broker>>,
+    status: Option<Listener>,
+}
+
+struct Pool {
+    settings: Arc<PoolSettings>,
+    broker: Arc<Broker>,
+    engine: Arc<dyn Engine>,
+    scaler: Scaler,
+}
+
+impl Manager {
+    /// Starts everything. Errors: the state, a socket, or a certificate cannot be used.
+    fn start(options: Options, settings: Settings, inherited: Option<i32>) -> Result<Self, String> {
+        let Settings { manager, config, pools, refused } = settings;
+        refused.iter().for_each(|why| log::error!("{}: {why}", config.path.display()));
+        let state = manager.state_dir.clone().unwrap_or_else(|| config::state_dir(&config).join("manager"));
+        let store = Arc::new(Store::open(&state)?);
+        let api = Api::new(&manager.agent_token);
+        let tls = tls_of(&manager)?;
+        let listener = listen(&manager.listen, inherited)?;
+        let address = listener.local_addr().map_or_else(|_| manager.listen.clone(), |address| address.to_string());
+        let is_encrypted = tls.is_some();
+        let handler = Arc::downgrade(&api);
+        let server =
+            Server::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
+        let shared = Shared {
+            system_id: config::system_id::load(&options.config, None),
+            store,
+            total: Total::new(config.concurrent),
+            responder: server.responder(),
+            board: Arc::new(StatusBoard::new()),
+        };
+        let board = Arc::clone(&shared.board);
+        let pool_count = pools.len();
+        let mut this = Self {
+            options,
+            config,
+            api,
+            server,
+            shared,
+            board,
+            pools: Arc::default(),
+            retired: Vec::new(),
+            status: None,
+        };
+        for pool in pools {
+            this.start_pool(pool);
+        }
+        this.publish();
+        this.serve_status()?;
+        log::info!(
+            "mayfly manager is up version={} pools={pool_count} listen={address} tls={is_encrypted} system_id={}",
+            env!("CARGO_PKG_VERSION"),
+            this.shared.system_id
+        );
+        Ok(this)
+    }
+
+    fn pools(&self) -> std::sync::MutexGuard<'_, Vec<Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a pool; one that cannot be started is logged, and the others run.
+    fn start_pool(&self, settings: PoolSettings) {
+        let name = settings.name.clone();
+        if let Err(why) = self.try_start_pool(settings) {
+            log::error!("cannot start the pool pool={name} error={why}");
+        }
+    }
+
+    fn try_start_pool(&self, settings: PoolSettings) -> Result<(), String> {
+        let gitlab = self.gitlab(&settings)?;
+        let engine = engine::of(&settings.engine, &settings.name);
+        let settings = Arc::new(settings);
+        let records = self.shared.store.records();
+        let broker = Broker::new(Arc::clone(&settings), gitlab, &self.shared, &records);
+        broker.start().map_err(|error| format!("no more threads: {error}"))?;
+        let (workload, board) = (broker.workload(), Arc::clone(&self.board));
+        let scaler = Scaler::start((*settings).clone(), workload, Arc::clone(&engine), board)?;
+        self.pools().push(Pool { settings, broker, engine, scaler });
+        Ok(())
+    }
+
+    fn gitlab(&self, settings: &PoolSettings) -> Result<Arc<GitLab>, String> {
+        gitlab(&self.config, &settings.runner).map(Arc::new)
+    }
+
+    /// Has agents reach the pools of now.
+    fn publish(&self) {
+        let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
+        self.api.set_brokers(current.into_iter().chain(self.retired.iter().cloned()).collect());
+    }
+
+    /// Serves the status page and metrics where that is configured. Errors: the address cannot be used.
+    fn serve_status(&mut self) -> Result<(), String> {
+        let address = self.options.listen_address.as_ref().or(self.config.listen_address.as_ref());
+        let Some(address) = address.filter(|address| !address.is_empty()) else {
+            self.status = None;
+            return Ok(());
+        };
+        if self.status.as_ref().is_some_and(|status| status.address() == address) {
+            return Ok(());
+        }
+        let pools = Arc::clone(&self.pools);
+        let workloads = move || {
+            let pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
+            pools.iter().map(|pool| (pool.settings.name.clone(), pool.broker.workload())).collect()
+        };
+        self.status = Some(Listener::start(address, status::pages(Arc::clone(&self.board), workloads))?);
+        Ok(())
+    }
+
+    fn run_loop(&mut self, supervisor: &mut Supervisor, events: &Sender<Event>, inbox: &Receiver<Event>) -> ExitCode {
+        let mut draining = false;
+        loop {
+            let event = match supervisor.ping_watchdog() {
+                Some(timeout) => inbox.recv_timeout(timeout),
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(Event::Signal(SignalRequest::Stop)) if draining => {
+                    log::warn!("second stop signal: exiting now; held jobs stay in the state directory");
+                    return ExitCode::FAILURE;
+                }
+                Ok(Event::Signal(request @ (SignalRequest::Stop | SignalRequest::Drain))) => {
+                    draining = true;
+                    supervisor.status("draining");
+                    let limit = (request == SignalRequest::Stop).then_some(self.config.shutdown_timeout);
+                    self.start_drain(limit, events);
+                }
+                Ok(Event::Drained) => {
+                    supervisor.stopping();
+                    log::info!("mayfly manager exits");
+                    return ExitCode::SUCCESS;
+                }
+                Ok(Event::Signal(SignalRequest::Reload) | Event::ConfigurationChanged) if !draining => {
+                    supervisor.reloading();
+                    self.reload();
+                    supervisor.ready();
+                }
+                Ok(Event::Signal(SignalRequest::HandOver)) if !draining => {
+                    supervisor.reloading();
+                    self.hand_over(supervisor);
+                    supervisor.ready();
+                }
+                Ok(Event::Signal(_) | Event::ConfigurationChanged) => log::info!("draining; the signal is ignored"),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+        }
+    }
+
+    /// Hands held jobs over for as long as that may take, then fails those that are left, in a thread.
+    fn start_drain(&self, limit: Option<Duration>, events: &Sender<Event>) {
+        let pools = Arc::clone(&self.pools);
+        let brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
+        brokers.iter().for_each(|broker| broker.close());
+        log::info!("draining: no more jobs are taken limit={limit:?}");
+        let events = events.clone();
+        let drain = move || {
+            let polls = Instant::now() + POLL_TIMEOUT;
+            for broker in &brokers {
+                let _ = broker.wait_until_quiet(false, polls);
+            }
+            let until =
+                limit.map_or_else(|| Instant::now() + Duration::from_secs(86_400), |limit| Instant::now() + limit);
+            for broker in &brokers {
+                if !broker.wait_until_quiet(true, until) {
+                    broker.fail_held("the manager was stopped before an instance took the job");
+                }
+            }
+            let until = Instant::now() + FAIL_TIMEOUT;
+            for broker in &brokers {
+                let _ = broker.wait_until_quiet(true, until);
+            }
+            for pool in &*pools.lock().unwrap_or_else(PoisonError::into_inner) {
+                pool.scaler.stop();
+                if pool.settings.delete_instances_on_shutdown {
+                    delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);
+                }
+            }
+            let _ = events.send(Event::Drained);
+        };
+        if let Err(error) = thread::Builder::new().name("drain".to_owned()).spawn(drain) {
+            log::error!("cannot start the thread that drains error={error}");
+        }
+    }
+
+    /// Reads the configuration again; one that cannot be used changes nothing.
+    fn reload(&mut self) {
+        let path = self.options.config.clone();
+        match read(&path).and_then(|settings| self.adopt(settings)) {
+            Ok(()) => log::info!("configuration loaded path={}", path.display()),
+            Err(why) => log::error!("the configuration is not applied; the previous one stays in force: {why}"),
+        }
+    }
+
+    fn adopt(&mut self, settings: Settings) -> Result<(), String> {
+        let Settings { manager, config, pools, refused } = settings;
+        let tls = tls_of(&manager)?;
+        refused.iter().for_each(|why| log::error!("{}: {why}", config.path.display()));
+        if self.config.mayfly.manager.as_ref().is_some_and(|known| known.listen != manager.listen) {
+            log::warn!("`listen` of [mayfly.manager] has changed; restart the manager to use it");
+        }
+        self.server.set_tls(tls);
+        self.api.set_fleet_token(&manager.agent_token);
+        self.shared.total.set_most(config.concurrent);
+        self.config = config;
+        self.retire(|name| !pools.iter().any(|pool| pool.name == name));
+        for pool in pools {
+            let name = pool.name.clone();
+            if let Err(why) = self.adopt_pool(pool) {
+                log::error!("the pool keeps its settings pool={name} error={why}");
+            }
+        }
+        self.publish();
+        self.serve_status()
+    }
+
+    fn adopt_pool(&self, settings: PoolSettings) -> Result<(), String> {
+        let mut pools = self.pools();
+        let Some(pool) = pools.iter_mut().find(|pool| pool.settings.name == settings.name) else {
+            drop(pools);
+            return self.try_start_pool(settings);
+        };
+        let gitlab = self.gitlab(&settings)?;
+        let has_new_engine = pool.settings.engine != settings.engine;
+        pool.settings = Arc::new(settings);
+        pool.broker.reconfigure(Arc::clone(&pool.settings), gitlab);
+        if has_new_engine {
+            pool.scaler.stop();
+            pool.engine = engine::of(&pool.settings.engine, &pool.settings.name);
+            let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
+            pool.scaler = Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?;
+        } else {
+            pool.scaler.reload((*pool.settings).clone());
+        }
+        Ok(())
+    }
+
+    /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail, their agents leave.
+    fn retire(&mut self, is_gone: impl Fn(&str) -> bool) {
+        let mut gone = Vec::new();
+        {
+            let mut pools = self.pools();
+            let mut index = 0;
+            while index < pools.len() {
+                if is_gone(&pools[index].settings.name) {
+                    gone.push(pools.remove(index));
+                } else {
+                    index += 1;
+                }
+            }
+        }
+        for pool in gone {
+            log::warn!("the pool is no longer configured; its agents leave pool={}", pool.settings.name);
+            pool.scaler.stop();
+            self.board.remove(&pool.settings.name);
+            pool.broker.close();
+            pool.broker.fail_held("the pool of this job was removed from the manager's configuration");
+            pool.broker.dismiss_all("the pool was removed");
+            self.retired.push(pool.broker);
+        }
+    }
+
+    /// Becomes the program file on disk. The state is in the store, and agents connect again.
+    fn hand_over(&mut self, supervisor: &mut Supervisor) {
+        log::info!("handing over to the new program on disk");
+        let brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
+        brokers.iter().for_each(|broker| broker.close());
+        let until = Instant::now() + POLL_TIMEOUT;
+        for broker in &brokers {
+            let _ = broker.wait_until_quiet(false, until);
+        }
+        let error = self.exec(supervisor);
+        log::error!("cannot start the new program on disk; continuing with this one error={error}");
+        brokers.iter().for_each(|broker| broker.open());
+    }
+
+    /// Returns only why the new program cannot be started.
+    fn exec(&self, supervisor: &Supervisor) -> std::io::Error {
+        let program = match std::env::current_exe() {
+            Ok(program) => program.display().to_string(),
+            Err(error) => return error,
+        };
+        let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
+        let socket = self.server.listener();
+        if let Err(error) = fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())) {
+            return error.into();
+        }
+        let mut next = std::process::Command::new(&program);
+        next.args(std::env::args_os().skip(1)).envs(supervisor.variables());
+        next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
+        let error = sys::exec_holding(next, signals::handled());
+        let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        error
+    }
+}
+
+/// The configuration of a manager with its tokens. Errors: it cannot be used.
+fn read(path: &Path) -> Result<Settings, String> {
+    let mut loaded = Config::load_as(path, Role::Manager).map_err(|error| error.to_string())?;
+    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    loaded.log();
+    settings::read(loaded.config)
+}
+
+fn tls_of(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::ServerConfig>>, String> {
+    let load = |(certificate, key): &(PathBuf, PathBuf)| {
+        certificate::load(certificate, key).map_err(|why| format!("[mayfly.manager]: {why}"))
+    };
+    manager.certificate.as_ref().map(load).transpose()
+}
+
+/// The socket that agents connect to: the one that a program before this one kept open, or a new one. Errors: the address
+/// cannot be used.
+fn listen(address: &str, inherited: Option<i32>) -> Result<TcpListener, String> {
+    let kept = inherited.and_then(|number| sys::inherited_listener(number).ok());
+    match kept {
+        Some(listener) => Ok(listener),
+        None => bind(address).map_err(|error| format!("`listen = \"{address}\"` below [mayfly.manager]: {error}")),
+    }
+}
+
+/// Each agent is a connection.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    match raised {
+        Ok(most) => log::debug!("file descriptors limit={most}"),
+        Err(error) => log::warn!("cannot raise the limit of file descriptors error={error}"),
+    }
+}

@@ -1,0 +1,145 @@
+//! A configuration as a manager sees it: how it serves agents, and its pools. A pool that cannot be used keeps no other
+//! from running.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::pool::PoolSettings;
+use crate::config::manager::Manager;
+use crate::config::{Config, Runner, fleet};
+
+/// What a manager needs of its configuration.
+pub struct Settings {
+    /// `[mayfly.manager]`.
+    pub manager: Manager,
+    /// The whole file, with tokens.
+    pub config: Config,
+    /// The pools that can be used.
+    pub pools: Vec<PoolSettings>,
+    /// Why others cannot: the pool's name, the cause, and what to do.
+    pub refused: Vec<String>,
+}
+
+/// Reads them. Errors: there is no `[mayfly.manager]`, or two pools use one group.
+pub fn read(config: Config) -> Result<Settings, String> {
+    let path = config.path.display();
+    let manager = config.mayfly.manager.clone().ok_or_else(|| {
+        format!("{path}: there is no [mayfly.manager]; add it with `certificate_file`, `key_file` and `agent_token`")
+    })?;
+    let mut pools: Vec<PoolSettings> = Vec::new();
+    let mut refused = Vec::new();
+    for runner in &config.runners {
+        match pool(&config, runner) {
+            Ok(Some(pool)) if pools.iter().any(|known| known.name == pool.name) => {
+                refused.push(format!("pool `{}`: another pool has this name; names must differ", pool.name));
+            }
+            Ok(Some(pool)) => pools.push(pool),
+            Ok(None) => refused.push(format!(
+                "runner `{}`: executor \"{}\" is not of a fleet; write \"docker-autoscaler\" or \"instance\"",
+                runner.name,
+                runner.executor.as_str()
+            )),
+            Err(why) => refused.push(format!("pool `{}`: {why}", name_of(runner))),
+        }
+    }
+    refused.extend(config.unusable.iter().map(|unusable| unusable.why.clone()));
+    let mut groups: BTreeMap<String, &str> = BTreeMap::new();
+    for pool in &pools {
+        if let Some(other) = groups.insert(pool.engine.group(), &pool.name) {
+            return Err(format!(
+                "{path}: the pools `{other}` and `{}` use one group ({}); each would undo what the other does, so give \
+                 each pool a group of its own",
+                pool.name,
+                pool.engine.group()
+            ));
+        }
+    }
+    Ok(Settings { manager, config, pools, refused })
+}
+
+/// The pool of a runner; `None` for an executor that is not of a fleet. Errors: what is missing, and what to write.
+fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String> {
+    let Some(table) = fleet::of_runner(&runner.written)? else { return Ok(None) };
+    if runner.url.is_empty() {
+        return Err("no `url`; write the URL of GitLab".to_owned());
+    }
+    if runner.token.is_empty() {
+        return Err("no `token`; write the runner's authentication token".to_owned());
+    }
+    if config.mayfly.manager.as_ref().is_some_and(|manager| manager.agent_token.is_empty())
+        && runner.agent_role.is_none()
+    {
+        return Err("its agents cannot prove themselves; write `agent_token` below [mayfly.manager], or `agent_role` \
+                    below [runners.mayfly]"
+            .to_owned());
+    }
+    let authorities = match &runner.tls.ca_file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?),
+        None => None,
+    };
+    let named = Arc::new(Runner { name: name_of(runner), ..runner.clone() });
+    let pool = PoolSettings::new(named, table, config.concurrent)?;
+    Ok(Some(pool.serving(fleet::for_agents(&runner.written), authorities, config.check_interval)))
+}
+
+fn name_of(runner: &Runner) -> String {
+    match runner.name.as_str() {
+        "" => format!("pool-{}", runner.position + 1),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Role;
+
+    fn settings(runners: &str) -> Result<Settings, String> {
+        let text = format!(
+            "concurrent = 20\n[mayfly.manager]\nplain_http = true\nagent_token = \"0123456789abcdef\"\n{runners}"
+        );
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, text).expect("written");
+        read(Config::load_as(&path, Role::Manager).expect("a configuration").config)
+    }
+
+    fn runner(name: &str, group: &str) -> String {
+        format!(
+            "[[runners]]\nname = \"{name}\"\nurl = \"https://gitlab.test\"\ntoken = \"glrt-secret\"\n\
+             executor = \"docker-autoscaler\"\nlimit = 7\n[runners.autoscaler]\nplugin = \"aws\"\n\
+             capacity_per_instance = 2\nmax_instances = 10\n[runners.autoscaler.plugin_config]\n{group}\n"
+        )
+    }
+
+    #[test]
+    fn bounds_are_those_of_the_fleet_and_agents_get_no_token() {
+        let settings = settings(&runner("a", "name = \"g\"")).expect("settings");
+        let pool = &settings.pools[0];
+        assert_eq!((pool.concurrent, pool.runner.limit, pool.capacity_per_instance), (20, Some(7), 2));
+        assert!(pool.runner_text.contains("docker-autoscaler") && !pool.runner_text.contains("secret"));
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_used_keeps_no_other_from_running() {
+        let settings = settings(&format!(
+            "{}{}{}",
+            runner("a", "region = \"r\""),
+            runner("b", "name = \"g\""),
+            "[[runners]]\nname = \"c\"\nurl = \"https://gitlab.test\"\ntoken = \"t\"\nexecutor = \"shell\"\n"
+        ))
+        .expect("settings");
+        assert_eq!(settings.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert!(settings.refused[0].contains("pool `a`") && settings.refused[0].contains("write `name`"));
+        assert!(settings.refused[1].contains("runner `c`"));
+    }
+
+    #[test]
+    fn two_pools_of_one_group_are_refused() {
+        let both = format!("{}{}", runner("a", "name = \"g\""), runner("b", "name = \"g\""));
+        assert!(settings(&both).err().is_some_and(|why| why.contains("`a` and `b` use one group")));
+        assert!(read(Config::parse(Path::new("config.toml"), "").expect("empty")).is_err());
+    }
+}

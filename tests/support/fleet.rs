@@ -1,0 +1,217 @@
+//! A manager with agents on this machine, and an engine whose members a test chooses.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::gitlab::{GitLab, RUNNER_TOKEN};
+use super::mayfly::{Agent, Home, read};
+
+/// The token of the fleet.
+pub const FLEET_TOKEN: &str = "token-of-the-fleet-0123456789";
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// An engine that lists what `members` says and notes what it is asked.
+const ENGINE: &str = "#!/bin/sh\nwhile read -r line; do\n  case \"$line\" in\n    *'\"call\":\"group\"'*) cat \"$1/members\" ;;\n    \
+                      *) echo \"$line\" >> \"$1/calls\"; echo '{}' ;;\n  esac\ndone\n";
+
+/// The files of a manager.
+pub struct Fleet {
+    pub home: Home,
+    pub port: u16,
+}
+
+/// A running manager; killed when the test ends.
+pub struct Manager {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Fleet {
+    /// A fleet of one pool, with further lines for `[[runners]]` and `[runners.autoscaler]`.
+    pub fn new(gitlab: &GitLab, runner: &str, autoscaler: &str) -> Self {
+        Self::with(gitlab, "", "plain_http = true", runner, autoscaler)
+    }
+
+    /// The same with further lines at the top and for `[mayfly.manager]`.
+    pub fn with(gitlab: &GitLab, global: &str, manager: &str, runner: &str, autoscaler: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let fleet = Self { home: Home::empty(), port };
+        fleet.configure(&gitlab.url, global, manager, runner, autoscaler);
+        fs::write(fleet.home.path("engine.sh"), ENGINE).expect("write a file");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(fleet.home.path("engine.sh"), open).expect("open a file");
+        fleet.set_members(&[]);
+        fleet
+    }
+
+    /// Writes the manager's configuration.
+    pub fn configure(&self, url: &str, global: &str, manager: &str, runner: &str, autoscaler: &str) {
+        let directory = self.home.path("");
+        let directory = directory.display();
+        let text = format!(
+            "concurrent = 100\ncheck_interval = 1\nshutdown_timeout = 5\n{global}\n\
+             [mayfly.manager]\nlisten = \"127.0.0.1:{port}\"\nagent_token = \"{FLEET_TOKEN}\"\n\
+             state_dir = \"{directory}/manager\"\n{manager}\n\
+             [[runners]]\nname = \"pool\"\nurl = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"instance\"\n{runner}\n\
+             [runners.autoscaler]\nplugin = \"command\"\ncapacity_per_instance = 1\nmax_instances = 10\n\
+             update_interval = \"1s\"\nupdate_interval_when_expecting = \"200ms\"\n{autoscaler}\n\
+             [runners.autoscaler.plugin_config]\ncommand = \"/bin/sh\"\nargs = [\"{directory}/engine.sh\", \"{directory}\"]\n",
+            port = self.port
+        );
+        fs::write(self.home.config(), text).expect("write a file");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(self.home.config(), private).expect("close");
+    }
+
+    /// Which instances the engine lists, all of them running.
+    pub fn set_members(&self, instances: &[&str]) {
+        let members: Vec<Value> = instances.iter().map(|instance| json!({"instance": instance})).collect();
+        let text = format!("{}\n", json!({"members": members}));
+        let draft = self.home.path("members.draft");
+        fs::write(&draft, text).expect("write a file");
+        fs::rename(&draft, self.home.path("members")).expect("rename");
+    }
+
+    /// What the engine was asked for, beside its members.
+    pub fn engine_calls(&self) -> String {
+        read(&self.home.path("calls"))
+    }
+
+    /// Waits until something holds.
+    pub fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
+        wait_until(what, holds);
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn start(&self) -> Manager {
+        let count = fs::read_dir(self.home.path("")).expect("a directory").count();
+        let log = self.home.path(&format!("manager-{count}.log"));
+        let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let config = self.home.config().display().to_string();
+        let mut command = self.home.command(&["manager", "--config", &config]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("mayfly");
+        let manager = Manager { child, log };
+        manager.wait_for_log("mayfly manager is up");
+        manager
+    }
+
+    /// The home of an agent on an instance, with further lines for `[mayfly]` and for its `[[runners]]`.
+    pub fn agent_home(&self, instance: &str, mayfly: &str, runner: &str) -> Home {
+        let home = Home::empty();
+        let text = format!(
+            "shutdown_timeout = 5\ncheck_interval = 1\n[mayfly]\nstate_dir = \"{}\"\ninstance_id = \"{instance}\"\n{mayfly}\n\
+             [[runners]]\nurl = \"{}\"\ntoken = \"{FLEET_TOKEN}\"\n{runner}\n",
+            home.path("state").display(),
+            self.url()
+        );
+        fs::write(home.config(), text).expect("write a file");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(home.config(), private).expect("close");
+        home
+    }
+
+    /// A member of the group with a running agent that waits for a job.
+    pub fn agent(&self, manager: &Manager, instance: &str) -> (Home, Agent) {
+        let home = self.agent_home(instance, "", "");
+        let agent = home.start(&[]);
+        manager.wait_for_log(&format!("agent registered pool=pool instance={instance}"));
+        (home, agent)
+    }
+
+    /// A call of an agent, by hand. Returns the status, the head and the body.
+    pub fn call(&self, method: &str, path: &str, token: &str, body: &Value) -> (u16, String, Value) {
+        use std::io::{Read, Write};
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connected");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        let body = body.to_string();
+        let request = format!(
+            "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {token}\r\nContent-Length: {}\r\nConnection: \
+             close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("a response");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, head.to_owned(), serde_json::from_str(body).unwrap_or_default())
+    }
+
+    /// Registers an agent by hand.
+    pub fn register(&self, token: &str, instance: &str, boot: &str) -> (u16, String, Value) {
+        let introduction = json!({"protocol": 1, "instance": instance, "boot": boot, "version": "0", "labels": {}});
+        self.call("POST", "runners/verify", token, &json!({"token": token, "mayfly": introduction}))
+    }
+}
+
+impl Manager {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Sends a signal, named without `SIG`.
+    pub fn signal(&self, name: &str) {
+        kill(Pid::from_raw(self.pid()), format!("SIG{name}").parse::<Signal>().expect("a signal")).expect("sent");
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("must end");
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the manager does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    pub fn wait_for_log(&self, part: &str) {
+        let until = Instant::now() + TIMEOUT;
+        while !self.log().contains(part) {
+            assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Resident memory in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until something holds.
+pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let until = Instant::now() + TIMEOUT;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
