@@ -45,6 +45,7 @@ mod signals;
 mod simulate;
 mod sources;
 mod status;
+mod storage;
 mod submodules;
 mod supervision;
 mod templates;

@@ -15,9 +15,9 @@ use crate::config::{Config, ExecutorKind, Loaded, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::Docker;
 use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::ContainerRemovals;
+use crate::executor::docker::{Docker, host};
 use crate::executor::shell::Shell;
 use crate::job::context::{JobExecutor, RunnerContext};
 use crate::monitor::metrics::RunnerLabels;
@@ -64,6 +64,7 @@ impl Agent {
         if let Some(recovered) = self.recovered.take() {
             self.sweep_containers(&recovered);
         }
+        self.limit_storage();
         let of_runners =
             self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
         let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
@@ -73,6 +74,18 @@ impl Agent {
         self.start_readiness_check();
         self.start_pollers();
         Ok(())
+    }
+
+    /// Applies the limits of what jobs leave on the machine.
+    fn limit_storage(&self) {
+        let builds: Vec<_> =
+            self.contexts.iter().map(|context| (context.builds.clone(), context.runner.build_limits)).collect();
+        let of_images = |runner: &Arc<Runner>| {
+            let age = runner.images_max_age.filter(|_| runner.executor.has_containers())?;
+            Some((host::address(&runner.docker).ok()?, age))
+        };
+        let images = self.contexts.iter().filter_map(|context| of_images(&context.runner)).collect();
+        self.storage.limit(&builds, images);
     }
 
     /// Starts the pollers, unless the instance shuts down, is in standby or is not ready.
@@ -122,6 +135,7 @@ impl Agent {
         ContextFactory {
             working_directory: self.options.working_directory.clone(),
             user: self.options.user.clone(),
+            storage: Arc::clone(&self.storage),
             system_id: self.system_id.clone(),
             identity: self.identity.clone(),
             owner: self.owner.clone(),

@@ -19,6 +19,7 @@ use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
 use crate::job::cache::s3::S3Store;
 use crate::job::context::RunnerContext;
+use crate::job::storage::Storage;
 use crate::token::Token;
 
 /// Runner tables of a manager that are cached. A pool has one; a changed table replaces it.
@@ -31,6 +32,8 @@ pub struct ContextFactory {
     pub working_directory: PathBuf,
     /// The user of the jobs from the command line.
     pub user: Option<String>,
+    /// What jobs leave on this machine.
+    pub storage: Arc<Storage>,
     /// The system id of this machine.
     pub system_id: String,
     /// The machine and its boot.
@@ -76,6 +79,7 @@ impl ContextFactory {
             caches,
             store: store.map(Arc::new),
             runner: Arc::clone(runner),
+            storage: Some(Arc::clone(&self.storage)),
             system_id: self.system_id.clone(),
             builds,
             local: None,

@@ -46,6 +46,7 @@ use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::instance::{Identity, Instance, Notice};
 use crate::job::context::RunnerContext;
+use crate::job::storage::Storage;
 use crate::journal::JobCount;
 use crate::sys;
 pub use configuration::{directories_of, gitlab, working_directory};
@@ -146,6 +147,8 @@ struct Agent {
     /// Labels that mark the containers of this agent's jobs.
     owner: Owner,
     removals: ContainerRemovals,
+    /// What jobs leave on this machine.
+    storage: Arc<Storage>,
     slots: Arc<Slots>,
     jobs: Arc<JobManager>,
     lifetime: Lifetime,
@@ -211,6 +214,7 @@ impl Agent {
                 life: format!("{}-{:x}", std::process::id(), crate::sys::boottime()),
             },
             removals: ContainerRemovals::default(),
+            storage: Storage::load(&state),
             pollers: Arc::default(),
             availability: Availability::Available,
             servers: Vec::new(),

@@ -59,7 +59,7 @@ pub struct S3 {
 
 /// The limits of local caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CacheLimits {
+pub struct StorageLimits {
     /// The total size of all archives, in bytes.
     pub size: Option<u64>,
     /// The time since an archive was last used.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cache::CacheLimits;
+use super::cache::StorageLimits;
 use super::fitness::{Fitness, READY_TIMEOUT, Ready};
 use super::leave::{Leave, Strategy};
 use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
@@ -249,7 +249,9 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         builds_dir,
         cache_dir: given(raw.cache_dir),
         cache: raw.cache,
-        cache_limits: CacheLimits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
+        build_limits: StorageLimits { size: raw.mayfly.builds_max_size, age: raw.mayfly.builds_max_age },
+        images_max_age: raw.mayfly.images_max_age,
+        cache_limits: StorageLimits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
         upload_answer_timeout: positive(raw.artifact.response_header_timeout).unwrap_or(UPLOAD_ANSWER_TIMEOUT),
         clone_url: raw.clone_url.filter(|url| !url.is_empty()),

@@ -149,6 +149,14 @@ pub struct RunnerMayfly {
     pub agent_role: Option<String>,
     /// The size limit of local caches, in bytes.
     pub cache_max_size: Option<u64>,
+    /// Bytes of the build directories that finished jobs left.
+    pub builds_max_size: Option<u64>,
+    /// How long an unused build directory is kept.
+    #[serde(deserialize_with = "duration::read")]
+    pub builds_max_age: Option<Duration>,
+    /// How long an unused image that a job pulled is kept.
+    #[serde(deserialize_with = "duration::read")]
+    pub images_max_age: Option<Duration>,
     /// How long an unused local cache is kept.
     #[serde(deserialize_with = "duration::read")]
     pub cache_max_age: Option<Duration>,

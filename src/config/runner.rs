@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::cache::{Cache, CacheLimits};
+use super::cache::{Cache, StorageLimits};
 use super::docker::Docker;
 use super::reference::Reference;
 use crate::http::tls::TlsFiles;
@@ -60,7 +60,11 @@ pub struct Runner {
     /// The object store for caches.
     pub cache: Cache,
     /// The limits of local caches.
-    pub cache_limits: CacheLimits,
+    pub cache_limits: StorageLimits,
+    /// The limits of the build directories that finished jobs left.
+    pub build_limits: StorageLimits,
+    /// How long an unused image that a job pulled is kept; `None` for ever.
+    pub images_max_age: Option<Duration>,
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
@@ -155,7 +159,9 @@ impl Runner {
             builds_dir: None,
             cache_dir: None,
             cache: Cache::default(),
-            cache_limits: CacheLimits::default(),
+            cache_limits: StorageLimits::default(),
+            build_limits: StorageLimits::default(),
+            images_max_age: None,
             upload_timeout: UPLOAD_TIMEOUT,
             upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
             clone_url: None,

@@ -245,7 +245,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
 }
 
-fn is_job_dir(builds: &Path) -> bool {
+pub(super) fn is_job_dir(builds: &Path) -> bool {
     builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
 }
 

@@ -11,6 +11,7 @@ use super::file_task::FileTask;
 use super::flags::{Flags, INPUTS, OWN_NETWORK, WITHOUT_TOKENS};
 use super::outcome::StageResult;
 use super::script::of_pair;
+use super::storage::Storage;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
@@ -35,6 +36,8 @@ pub struct RunnerContext {
     /// What a job of this runner needs of the configuration, for an agent that resumes it: see
     /// [`crate::config::carried`].
     pub carried: Arc<str>,
+    /// What jobs leave on this machine; `None` for local runs.
+    pub storage: Option<Arc<Storage>>,
     /// What tells this machine from others.
     pub system_id: String,
     /// The root of the build directories, absolute.

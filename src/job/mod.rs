@@ -1,6 +1,7 @@
 //! One job, from its payload to its final state. `run` is the way of a job on one page.
 
 pub mod artifacts;
+mod build_dirs;
 pub mod cache;
 pub mod containers;
 pub mod context;
@@ -24,6 +25,7 @@ mod shell;
 pub mod sources;
 mod stages;
 mod steps;
+pub mod storage;
 mod summary;
 #[cfg(test)]
 mod testing;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+use super::build_dirs::BuildDir;
 use super::containers::OUTPUT_FIFOS;
 use super::context::{CleanUp, Job, RunnerContext};
 use super::control::JobControl;
@@ -119,6 +120,8 @@ fn run_to_end(
         directory.discard()?;
         return Ok(JobOutcome::Dropped);
     }
+    let storage = context.storage.as_ref();
+    let build_dir = storage.and_then(|storage| Some(storage.build_dirs.claim(BuildDir::of_job(&job)?)));
     control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
@@ -138,6 +141,10 @@ fn run_to_end(
     // Neither this job's outcome nor the next job waits for it.
     if let Some(clean_up) = clean_up {
         clean_up();
+    }
+    drop(build_dir);
+    if let Some(storage) = storage {
+        storage.job_ended();
     }
     // An agent that is told to stop during the delivery leaves it to the next one.
     if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
@@ -199,7 +206,12 @@ impl JobRun<'_> {
         prepare::check(&self.job)?;
         let Some(task) = self.job.context.executor.prepare(&self.job)? else { return Ok(()) };
         let deadline = self.job.deadlines.prepare();
+        let storage = self.job.context.storage.clone();
+        let _images = storage.as_ref().map(|storage| storage.images.prepare());
         if let Some(container) = self.steps().run_for_container(task, &deadline, StopPolicy::CancelOrEviction)? {
+            if let Some(storage) = &storage {
+                storage.images.note(&container.engine.address, &container.images);
+            }
             self.journal.progress.container = Some(container);
             self.follow_services(LogStart::Beginning);
         }

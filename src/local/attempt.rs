@@ -240,6 +240,7 @@ impl Facts<'_> {
             runner,
             // Nothing resumes a job of a local run.
             carried: "".into(),
+            storage: None,
             system_id: "local".to_owned(),
             builds: tree.builds.clone(),
             caches: context.caches.clone(),

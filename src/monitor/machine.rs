@@ -1,7 +1,9 @@
 //! Metrics of the machine: notices of the cloud, refused terminations, fetched tokens, disk space.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 
@@ -70,10 +72,53 @@ pub fn token_fetched(success: bool) {
     TOKENS_FETCHED.count(if success { "success" } else { "failure" });
 }
 
+/// Build directories and images that were removed since no job had used them for longest.
+static BUILDS_REMOVED: AtomicU64 = AtomicU64::new(0);
+static BUILD_BYTES_REMOVED: AtomicU64 = AtomicU64::new(0);
+static IMAGES_REMOVED: AtomicU64 = AtomicU64::new(0);
+/// Bytes of the build directories that are kept, by the directory below which they are.
+static BUILD_BYTES: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
+
+/// Build directories were removed, with so many bytes as far as they were measured.
+pub fn builds_removed(count: u64, bytes: u64) {
+    BUILDS_REMOVED.fetch_add(count, Ordering::Relaxed);
+    BUILD_BYTES_REMOVED.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// The build directories below `root` have so many bytes; `None` where they are not measured.
+pub fn builds_measured(root: &Path, bytes: Option<u64>) {
+    let mut all = BUILD_BYTES.lock().unwrap_or_else(PoisonError::into_inner);
+    match bytes {
+        Some(bytes) => all.insert(root.to_owned(), bytes),
+        None => all.remove(root),
+    };
+}
+
+/// An image was removed.
+pub fn image_removed() {
+    IMAGES_REMOVED.fetch_add(1, Ordering::Relaxed);
+}
+
 pub fn write(page: &mut Page) {
     NOTICES.write(page);
     REFUSALS.write(page);
     TOKENS_FETCHED.write(page);
+    for (name, help, count) in [
+        ("mayfly_builds_removed_total", "Build directories that were removed to keep their limits.", &BUILDS_REMOVED),
+        (
+            "mayfly_builds_removed_bytes_total",
+            "Bytes of removed build directories, where measured.",
+            &BUILD_BYTES_REMOVED,
+        ),
+        ("mayfly_images_removed_total", "Pulled images that were removed since no job used them.", &IMAGES_REMOVED),
+    ] {
+        page.single(name, Kind::Counter, help, count.load(Ordering::Relaxed) as f64);
+    }
+    let help = "Bytes of build directories that finished jobs left, where `builds_max_size` limits them.";
+    let mut bytes = page.metric("mayfly_builds_bytes", Kind::Gauge, help);
+    for (root, size) in BUILD_BYTES.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        bytes.sample(&[("path", &root.to_string_lossy())], *size as f64);
+    }
 }
 
 /// Writes the free space of directories, which are given with their purpose.

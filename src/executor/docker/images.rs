@@ -15,6 +15,7 @@ use super::credentials::{Login, RegistryLogins};
 use super::engine::images::{Image, ImageConfig};
 use super::engine::{Engine, Error};
 use super::policy::{self, PullFailure};
+use super::pulled::UsedImage;
 use super::reference::Reference;
 use super::resolved_image::ResolvedImage;
 use crate::config::docker::PullPolicy;
@@ -43,11 +44,18 @@ pub struct ImageProvider<'a> {
     console: &'a dyn JobConsole,
     /// Images that were pulled for this job, by name and platform; they are not pulled again.
     provided: RefCell<BTreeMap<(String, String), LocalImage>>,
+    /// Their ids, and whether a pull brought them.
+    used: RefCell<Vec<UsedImage>>,
 }
 
 impl<'a> ImageProvider<'a> {
     pub fn new(engine: &'a Arc<Engine>, logins: &'a RegistryLogins<'a>, console: &'a dyn JobConsole) -> Self {
-        Self { engine, logins, console, provided: RefCell::default() }
+        Self { engine, logins, console, provided: RefCell::default(), used: RefCell::default() }
+    }
+
+    /// The images that were provided so far.
+    pub fn used(&self) -> Vec<UsedImage> {
+        self.used.borrow().clone()
     }
 
     /// Provides an image by the first pull policy that succeeds. The error is that of the last one.
@@ -59,6 +67,9 @@ impl<'a> ImageProvider<'a> {
         if let Some(had) = self.provided.borrow().get(&key) {
             return Ok(had.clone());
         }
+        // A pull of an image that is here already may bring nothing.
+        let here = self.engine.image(&resolved.reference.full(), platform(resolved));
+        let before_pull = here.ok().map(|image| image.id);
         let mut failure = JobError::system(format!("no pull policy applies to `{name}`"));
         for (index, policy) in resolved.policies.iter().enumerate() {
             let word = policy.as_str();
@@ -69,6 +80,8 @@ impl<'a> ImageProvider<'a> {
             }
             match self.by_policy(resolved, *policy)? {
                 Ok(image) => {
+                    let pulled = before_pull.as_ref().is_none_or(|before| *before != image.id);
+                    self.used.borrow_mut().push(UsedImage { id: image.id.clone(), pulled });
                     let obtained = self.tell(resolved, image);
                     self.provided.borrow_mut().insert(key, obtained.clone());
                     return Ok(obtained);

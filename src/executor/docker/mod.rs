@@ -14,6 +14,7 @@ pub mod names;
 pub mod policy;
 pub mod prepare;
 pub mod prepared;
+pub mod pulled;
 pub mod reference;
 pub mod removal;
 pub mod resolved_image;

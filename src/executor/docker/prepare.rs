@@ -114,6 +114,7 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
         volume_keep: docker.volume_keep,
         is_root,
         services: started,
+        images: images.used(),
         request: with_script_command(request, plan),
     };
     prepared.create(&engine)?;

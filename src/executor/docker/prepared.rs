@@ -6,6 +6,7 @@ use super::console::{JobConsole, StdoutConsole};
 use super::create;
 use super::engine::spec::CreateContainer;
 use super::engine::{Engine, EngineAddress, Error};
+use super::pulled::UsedImage;
 use super::retry::create_anew;
 use super::services::RunningService;
 use crate::failure::JobError;
@@ -31,6 +32,9 @@ pub struct PreparedContainer {
     pub volume_keep: bool,
     /// Whether it runs as root: then no other user needs access to the job's secrets.
     pub is_root: bool,
+    /// The images of the job's containers.
+    #[serde(default)]
+    pub images: Vec<UsedImage>,
 }
 
 impl PreparedContainer {

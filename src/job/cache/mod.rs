@@ -19,7 +19,7 @@ use crate::archive::{Format, Level};
 use crate::http::tls::TlsFiles;
 use crate::job::transfer::ProjectDir;
 
-use crate::config::cache::CacheLimits;
+use crate::config::cache::StorageLimits;
 pub use plan::{CacheSettings, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
@@ -36,7 +36,7 @@ pub struct RestorePlan {
     /// How to transfer.
     pub transfer: TransferSettings,
     /// What the local store may grow to.
-    pub limits: CacheLimits,
+    pub limits: StorageLimits,
     /// The directory that all local copies lie in.
     pub store: PathBuf,
 }
@@ -67,7 +67,7 @@ pub struct SavePlan {
     /// How to transfer.
     pub transfer: TransferSettings,
     /// What the local store may grow to.
-    pub limits: CacheLimits,
+    pub limits: StorageLimits,
     /// The directory that all local copies lie in.
     pub store: PathBuf,
 }

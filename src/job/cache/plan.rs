@@ -7,7 +7,7 @@ use super::key::Key;
 use super::s3::S3Store;
 use super::{CacheLocation, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
 use crate::archive::Format;
-use crate::config::cache::CacheLimits;
+use crate::config::cache::StorageLimits;
 use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::job::artifacts::{ScriptOutcome, level};
@@ -33,7 +33,7 @@ pub struct CacheSettings<'a> {
     /// How long presigned requests have to count: the job's time-out.
     pub job_timeout: Duration,
     /// What the local store may grow to.
-    pub limits: CacheLimits,
+    pub limits: StorageLimits,
 }
 
 /// What to restore; `None` when the job has no cache. Errors: a policy that is none.
@@ -236,7 +236,7 @@ mod tests {
             tls: TlsFiles::default(),
             user_agent: String::new(),
             job_timeout: Duration::from_secs(3600),
-            limits: CacheLimits::default(),
+            limits: StorageLimits::default(),
         }
     }
 

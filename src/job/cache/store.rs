@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::config::cache::CacheLimits;
+use crate::config::cache::StorageLimits;
 use crate::job::transfer::bytes;
 use crate::random;
 use crate::sys::open_regular;
@@ -218,7 +218,7 @@ impl Drop for PendingArchive {
 }
 
 /// Keeps the caches of all projects below `root` within their limits, and says what went.
-pub fn enforce_limits(root: &Path, limits: CacheLimits) {
+pub fn enforce_limits(root: &Path, limits: StorageLimits) {
     let (count, freed) = clean(root, limits);
     if count > 0 {
         println!("Removed {count} local caches that were not used for longest ({})", bytes(freed as f64));
@@ -227,8 +227,8 @@ pub fn enforce_limits(root: &Path, limits: CacheLimits) {
 
 /// Removes what is too old, then what was not used for longest until the rest is small enough. What is in use stays.
 /// Returns how many archives and bytes are gone.
-fn clean(root: &Path, limits: CacheLimits) -> (u32, u64) {
-    if limits == CacheLimits::default() {
+fn clean(root: &Path, limits: StorageLimits) -> (u32, u64) {
+    if limits == StorageLimits::default() {
         return (0, 0);
     }
     let mut archives = Vec::new();

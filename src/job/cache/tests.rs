@@ -52,11 +52,11 @@ impl Project {
         CacheLocation { key: key.to_owned(), local: self.store().join(key).join("cache.zip"), remote }
     }
 
-    fn save(&self, key: &str, server: Option<&Server>, limits: CacheLimits) -> i32 {
+    fn save(&self, key: &str, server: Option<&Server>, limits: StorageLimits) -> i32 {
         save(&self.plan(key, server, limits))
     }
 
-    fn plan(&self, key: &str, server: Option<&Server>, limits: CacheLimits) -> SavePlan {
+    fn plan(&self, key: &str, server: Option<&Server>, limits: StorageLimits) -> SavePlan {
         SavePlan {
             project: self.place(),
             warnings: Vec::new(),
@@ -87,7 +87,7 @@ impl Project {
             warnings: Vec::new(),
             caches,
             transfer: transfer_settings(),
-            limits: CacheLimits::default(),
+            limits: StorageLimits::default(),
             store: self.store(),
         })
     }
@@ -126,7 +126,7 @@ const NEW: &str = "Sun, 06 Nov 2044 08:49:37 GMT";
 #[test]
 fn what_was_saved_is_restored_by_the_next_job() {
     let project = Project::new();
-    assert_eq!(project.save("key", None, CacheLimits::default()), 0);
+    assert_eq!(project.save("key", None, StorageLimits::default()), 0);
     let metadata = fs::read_to_string(project.store().join("key/metadata.json")).unwrap();
     assert_eq!(metadata, "{\"cachekey\":\"key\"}");
     project.forget_files();
@@ -137,20 +137,20 @@ fn what_was_saved_is_restored_by_the_next_job() {
 #[test]
 fn unchanged_files_are_not_packed_again() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let which = |project: &Project| fs::metadata(project.archive("key")).unwrap().ino();
     let first = which(&project);
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     assert_eq!(which(&project), first);
     fs::write(project.path().join("vendor/more"), "more").unwrap();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     assert_ne!(which(&project), first, "also what is written in the same moment is packed");
 }
 
 #[test]
 fn a_cache_that_is_broken_is_a_miss() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     fs::write(project.archive("key"), "PK nonsense").unwrap();
     project.forget_files();
     assert_eq!(project.restore(&["key"], None), 0);
@@ -161,7 +161,7 @@ fn a_cache_that_is_broken_is_a_miss() {
 #[test]
 fn a_broken_copy_is_replaced_from_the_store() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
     fs::write(project.archive("key"), &packed[..packed.len() / 2]).unwrap();
     project.forget_files();
@@ -175,7 +175,7 @@ fn a_broken_copy_is_replaced_from_the_store() {
 fn what_half_an_archive_left_goes_where_that_is_asked_for() {
     let project = Project::new();
     fs::write(project.path().join("vendor/more"), "more").unwrap();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     // The last file of the archive is broken: a bit of its content is another.
     let mut packed = fs::read(project.archive("key")).unwrap();
     let at = packed.windows(4).position(|window| window == b"more").unwrap();
@@ -194,7 +194,7 @@ fn what_half_an_archive_left_goes_where_that_is_asked_for() {
 #[test]
 fn the_store_is_asked_and_its_newer_archive_is_taken() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
     let other = Project::new();
     other.forget_files();
@@ -213,7 +213,7 @@ fn the_store_is_asked_and_its_newer_archive_is_taken() {
 #[test]
 fn half_an_archive_or_a_web_page_is_a_miss() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
     let half = || Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
     let other = Project::new();
@@ -238,7 +238,7 @@ fn half_an_archive_or_a_web_page_is_a_miss() {
 #[test]
 fn a_download_that_breaks_off_is_tried_again() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
     let half = Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
     let other = Project::new();
@@ -253,7 +253,7 @@ fn a_store_in_trouble_costs_nobody_the_copy_on_the_machine() {
     let denied = || answer("403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>");
     for bad in [dated(b"<html>sign in</html>", NEW), denied()] {
         let project = Project::new();
-        project.save("key", None, CacheLimits::default());
+        project.save("key", None, StorageLimits::default());
         project.forget_files();
         let server = Server::start(vec![bad]);
         assert_eq!(project.restore(&["key"], Some(&server)), 0);
@@ -265,7 +265,7 @@ fn a_store_in_trouble_costs_nobody_the_copy_on_the_machine() {
 fn what_the_store_is_known_to_have_is_not_fetched_again() {
     let project = Project::new();
     let server = Server::start(vec![Answer { headers: vec![("ETag", "\"one\"".to_owned())], ..answer("200 OK", b"") }]);
-    assert_eq!(project.save("key", Some(&server), CacheLimits::default()), 0);
+    assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     project.forget_files();
     let server = Server::start(vec![answer("304 Not Modified", b"")]);
     assert_eq!(project.restore(&["key"], Some(&server)), 0);
@@ -283,7 +283,7 @@ fn what_the_store_is_known_to_have_is_not_fetched_again() {
     let archive = fs::File::options().write(true).open(project.archive("key")).unwrap();
     archive.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     fs::write(project.path().join("vendor/lib"), "another").unwrap();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let server = Server::start(vec![answer("404 Not Found", b"")]);
     assert_eq!(project.restore(&["key"], Some(&server)), 0);
     assert_eq!(server.asked()[0].header("if-none-match"), None);
@@ -305,7 +305,7 @@ fn what_is_too_large_stays_on_the_machine() {
                 level: Level::Fast,
                 max_upload,
             }],
-            ..project.plan("key", Some(&server), CacheLimits::default())
+            ..project.plan("key", Some(&server), StorageLimits::default())
         };
         assert_eq!(save(&plan), 0);
         fs::remove_file(project.archive("key")).unwrap();
@@ -317,7 +317,7 @@ fn what_is_too_large_stays_on_the_machine() {
 fn an_archive_goes_to_the_store_with_its_key() {
     let project = Project::new();
     let server = Server::start(vec![answer("503 Slow Down", b""), answer("200 OK", b"")]);
-    assert_eq!(project.save("key", Some(&server), CacheLimits::default()), 0);
+    assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     let asked = server.asked();
     for put in &asked {
         assert_eq!(put.line, "PUT /put HTTP/1.1");
@@ -327,7 +327,7 @@ fn an_archive_goes_to_the_store_with_its_key() {
     }
     // Unchanged, and the store has it: one HEAD, nothing more.
     let server = Server::start(vec![answer("200 OK", b"")]);
-    assert_eq!(project.save("key", Some(&server), CacheLimits::default()), 0);
+    assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     assert_eq!(server.asked()[0].line, "HEAD /head HTTP/1.1");
 }
 
@@ -335,7 +335,7 @@ fn an_archive_goes_to_the_store_with_its_key() {
 fn a_store_that_is_out_of_reach_fails_nothing() {
     let project = Project::new();
     let server = Server::start(vec![answer("403 Forbidden", b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]);
-    assert_eq!(project.save("key", Some(&server), CacheLimits::default()), 0);
+    assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     assert!(project.archive("key").exists(), "the local copy is there all the same");
 }
 
@@ -349,7 +349,7 @@ fn slots_share_one_store_without_a_broken_archive() {
             scope.spawn(move || {
                 for round in 0..5 {
                     fs::write(project.path().join(format!("vendor/{n}")), format!("{round}")).unwrap();
-                    project.save("key", None, CacheLimits::default());
+                    project.save("key", None, StorageLimits::default());
                     let archive = fs::File::open(project.archive("key")).unwrap();
                     let out = tempfile::tempdir().unwrap();
                     let root = crate::archive::root::Root::open(out.path()).unwrap();
@@ -374,14 +374,14 @@ fn the_store_keeps_within_its_limits() {
         metadata.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     };
     for (key, seconds) in [("a", 300), ("b", 200), ("c", 100)] {
-        project.save(key, None, CacheLimits::default());
+        project.save(key, None, StorageLimits::default());
         used(key, seconds);
     }
     let size = fs::metadata(project.archive("a")).unwrap().len();
-    project.save("d", None, CacheLimits { size: Some(size * 5 / 2), age: None });
+    project.save("d", None, StorageLimits { size: Some(size * 5 / 2), age: None });
     let there = |key: &str| project.archive(key).exists();
     assert_eq!(["a", "b", "c", "d"].map(there), [false, false, true, true]);
-    project.save("d", None, CacheLimits { size: None, age: Some(Duration::from_secs(50)) });
+    project.save("d", None, StorageLimits { size: None, age: Some(Duration::from_secs(50)) });
     assert_eq!(["c", "d"].map(there), [false, true]);
     let left: Vec<_> = fs::read_dir(project.store()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["d"], "no directories without an archive");
@@ -390,17 +390,17 @@ fn the_store_keeps_within_its_limits() {
 #[test]
 fn a_draft_of_a_killed_process_does_not_stay() {
     let project = Project::new();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     let left = project.store().join("key/.draft-1-0000");
     fs::write(&left, "half").unwrap();
-    project.save("key", None, CacheLimits::default());
+    project.save("key", None, StorageLimits::default());
     assert!(!left.exists());
 }
 
 #[test]
 fn saving_and_cleaning_at_once_lose_no_archive_that_is_used() {
     let project = Project::new();
-    let old = CacheLimits { size: None, age: Some(Duration::ZERO) };
+    let old = StorageLimits { size: None, age: Some(Duration::ZERO) };
     thread::scope(|scope| {
         scope.spawn(|| (0..60).for_each(|_| store::enforce_limits(&project.store(), old)));
         for n in 0..3 {
@@ -409,11 +409,11 @@ fn saving_and_cleaning_at_once_lose_no_archive_that_is_used() {
                 for round in 0..20 {
                     fs::write(project.path().join(format!("vendor/{n}")), format!("{round}")).unwrap();
                     let key = format!("deep/key-{}", round % 2);
-                    assert_eq!(project.save(&key, None, CacheLimits::default()), 0);
+                    assert_eq!(project.save(&key, None, StorageLimits::default()), 0);
                 }
             });
         }
     });
-    project.save("deep/key-0", None, CacheLimits::default());
+    project.save("deep/key-0", None, StorageLimits::default());
     assert!(project.archive("deep/key-0").exists());
 }

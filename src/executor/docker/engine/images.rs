@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, Revision, lenient};
+use super::{Call, Engine, Error, Revision, SLOW_CALL_TIMEOUTS, lenient};
 use crate::decode;
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Incoming, Method, escape};
@@ -88,6 +88,15 @@ impl Engine {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
         let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
         self.call_json(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
+    }
+
+    /// Removes an image by its id. Errors: 409 while a container uses it, or when it has names in several repositories.
+    pub fn remove_image(&self, id: &str) -> Result<(), Error> {
+        let call = Call::new(Method::Delete, format!("/images/{}", escape(id, b""))).timeouts(SLOW_CALL_TIMEOUTS);
+        match self.call_without_result(&call) {
+            Err(error) if error.is_missing() => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Starts a pull. `reference` has a tag or a digest, `auth` is the value of `X-Registry-Auth`. Later errors are in

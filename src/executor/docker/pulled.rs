@@ -1,0 +1,194 @@
+//! Images that jobs of this agent have pulled, and their removal once no job has used them for a time (`images_max_age`).
+//!
+//! Only images that a pull brought are noted, by their ids. What was on the machine before, what somebody else named or
+//! what a container uses stays. Nothing is removed while a job gets its containers ready.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::engine::Engine;
+use crate::decode;
+use crate::http::Address;
+use crate::monitor::machine;
+
+/// The file in the state directory.
+const FILE: &str = "images.json";
+
+/// An image that a job's containers are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedImage {
+    /// Its id.
+    pub id: String,
+    /// It was not on the machine before this job.
+    pub pulled: bool,
+}
+
+/// The images of all engines that jobs of this agent have pulled.
+pub struct PulledImages {
+    state: PathBuf,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// When each was last used, in seconds since the epoch, by engine and id.
+    used: BTreeMap<(String, String), u64>,
+    /// Jobs that are getting their containers ready.
+    preparing: u32,
+    /// An image is being removed.
+    removing: bool,
+    /// Where unused images go, and after which time.
+    limits: Vec<(Address, Duration)>,
+}
+
+/// A job gets its containers ready.
+pub struct Preparing(Arc<PulledImages>);
+
+impl PulledImages {
+    /// Those that are noted in the state directory.
+    pub fn load(state: &Path) -> Arc<Self> {
+        let read = fs::read(state.join(FILE)).ok();
+        let noted = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
+        let used = noted.into_iter().map(|(engine, id, at)| ((engine, id), at)).collect();
+        let inner = Inner { used, ..Inner::default() };
+        Arc::new(Self { state: state.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
+    }
+
+    /// From now on images of these engines go when they were unused for that long.
+    pub fn limit(&self, limits: Vec<(Address, Duration)>) {
+        self.lock().limits = limits;
+    }
+
+    /// Whether anything may be removed at all.
+    pub fn has_limits(&self) -> bool {
+        !self.lock().limits.is_empty()
+    }
+
+    /// Keeps all images until the job has its containers; waits for a removal that has begun.
+    pub fn prepare(self: &Arc<Self>) -> Preparing {
+        let mut inner = self.lock();
+        while inner.removing {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.preparing += 1;
+        Preparing(Arc::clone(self))
+    }
+
+    /// A job has containers of these images.
+    pub fn note(&self, engine: &Address, images: &[UsedImage]) {
+        let mut inner = self.lock();
+        for image in images {
+            let key = (engine.to_string(), image.id.clone());
+            if image.pulled || inner.used.contains_key(&key) {
+                inner.used.insert(key, now());
+            }
+        }
+        self.save(&inner);
+    }
+
+    /// Removes the images that were unused for too long.
+    pub fn tidy(&self) {
+        let limits = self.lock().limits.clone();
+        for (address, age) in limits {
+            let due = self.due(&address.to_string(), age);
+            if due.is_empty() {
+                continue;
+            }
+            match Engine::connect(&address) {
+                Ok(engine) => due.iter().for_each(|id| self.remove(&engine, &address, id, age)),
+                Err(error) => log::warn!("cannot remove unused images engine={address} error={error}"),
+            }
+        }
+    }
+
+    fn due(&self, engine: &str, age: Duration) -> Vec<String> {
+        let is_due = |((of, _), used): &(&(String, String), &u64)| of == engine && is_older(**used, age);
+        self.lock().used.iter().filter(is_due).map(|((_, id), _)| id.clone()).collect()
+    }
+
+    /// Removes one image, unless a job gets its containers ready or has used it meanwhile.
+    fn remove(&self, engine: &Engine, address: &Address, id: &str, age: Duration) {
+        let key = (address.to_string(), id.to_owned());
+        {
+            let mut inner = self.lock();
+            if inner.preparing > 0 || inner.used.get(&key).is_none_or(|used| !is_older(*used, age)) {
+                return;
+            }
+            inner.removing = true;
+        }
+        let outcome = engine.remove_image(id);
+        let mut inner = self.lock();
+        inner.removing = false;
+        match outcome {
+            Ok(()) => {
+                inner.used.remove(&key);
+                machine::image_removed();
+                log::info!("unused image removed id={id} engine={address}");
+            }
+            // A container uses it, or somebody else gave it another name.
+            Err(error) if error.is_conflict() => {
+                log::debug!("an unused image stays id={id} error={error}");
+            }
+            Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
+        }
+        self.save(&inner);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    fn save(&self, inner: &Inner) {
+        let all: Vec<_> = inner.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
+        let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
+        let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
+        // An image that is not noted stays: that is all.
+        if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
+            log::debug!("cannot note the images path={} error={error}", path.display());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.lock().preparing -= 1;
+    }
+}
+
+fn is_older(used: u64, age: Duration) -> bool {
+    now().saturating_sub(used) > age.as_secs()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_pulled_is_noted_and_every_use_counts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let images = PulledImages::load(directory.path());
+        let engine = Address::Unix("/run/engine.sock".into());
+        let used = |id: &str, pulled| UsedImage { id: id.to_owned(), pulled };
+        images.note(&engine, &[used("pulled", true), used("of the machine", false)]);
+        let name = engine.to_string();
+        images.lock().used.values_mut().for_each(|used| *used -= 100);
+        assert_eq!(images.due(&name, Duration::from_secs(50)), ["pulled"]);
+        assert!(PulledImages::load(directory.path()).due(&name, Duration::ZERO).is_empty(), "used now");
+        images.note(&engine, &[used("pulled", false)]);
+        assert!(images.due(&name, Duration::from_secs(50)).is_empty());
+        assert!(images.due("another", Duration::ZERO).is_empty());
+    }
+}

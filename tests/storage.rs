@@ -1,0 +1,124 @@
+//! What jobs leave on the machine stays within its limits: build directories, and images that jobs pulled.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::metrics::{free_address, wait_for};
+use crate::support::docker::docker;
+use crate::support::git::GitServer;
+use crate::support::gitlab::GitLab;
+use crate::support::job::{JobBuilder, job};
+use crate::support::mayfly::{Agent, Home};
+use crate::support::registry::{PASSWORD, Registry, USER, login};
+
+/// A job of a project that leaves 300 KB.
+fn of_project(name: &str) -> JobBuilder {
+    let url = format!("https://gitlab-ci-token:x@gitlab.test/team/{name}.git");
+    job(&["head -c 300000 /dev/urandom >big"]).set("git_info", json!({"repo_url": url, "ref": "main", "sha": "0"}))
+}
+
+fn run(gitlab: &GitLab, agent: &Agent, job: JobBuilder) {
+    let id = gitlab.queue(job.build());
+    let job = gitlab.finished(id);
+    assert_eq!(job.state, "success", "{}\n{}", job.log(), agent.log());
+}
+
+/// The directory of a project, wherever it is below the builds.
+fn project(home: &Home, name: &str) -> Option<PathBuf> {
+    fn find(directory: PathBuf, name: &str) -> Option<PathBuf> {
+        let entries: Vec<_> = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
+        entries
+            .iter()
+            .find(|path| path.file_name().is_some_and(|found| found == name))
+            .cloned()
+            .or_else(|| entries.into_iter().filter(|path| path.is_dir()).find_map(|path| find(path, name)))
+    }
+    find(home.path("builds"), name)
+}
+
+#[test]
+fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let limits = "[runners.mayfly]\nbuilds_max_size = 700000";
+    let home = Home::new(&gitlab, &format!("listen_address = \"{address}\""), limits);
+    let mut agent = home.start(&[]);
+    for name in ["first", "second"] {
+        run(&gitlab, &agent, of_project(name));
+    }
+    // Used again: the other one is the least recently used.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    run(&gitlab, &agent, of_project("first"));
+    assert!(project(&home, "first").is_some() && project(&home, "second").is_some());
+    run(&gitlab, &agent, of_project("third"));
+    agent.wait_for_log("build directory removed");
+    wait_for(&agent, &address, "/metrics", "mayfly_builds_removed_total 1");
+    assert!(project(&home, "second").is_none(), "{}", agent.log());
+    assert!(project(&home, "first").is_some() && project(&home, "third").is_some(), "{}", agent.log());
+    let (_, metrics) = wait_for(&agent, &address, "/metrics", "mayfly_builds_bytes{");
+    let bytes = metrics.lines().find_map(|line| line.strip_prefix("mayfly_builds_bytes{")).expect("a sample");
+    let bytes: f64 = bytes.rsplit(' ').next().and_then(|bytes| bytes.parse().ok()).expect("a number");
+    assert!((600_000.0..700_000.0).contains(&bytes), "{bytes}");
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn without_limits_every_build_directory_stays() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let mut agent = home.start(&["--max-builds", "2"]);
+    for name in ["first", "second"] {
+        run(&gitlab, &agent, of_project(name));
+    }
+    assert!(agent.wait().success());
+    assert!(project(&home, "first").is_some() && project(&home, "second").is_some());
+}
+
+#[test]
+fn the_build_directories_of_containers_are_limited_too() {
+    let root = tempfile::tempdir().expect("a directory");
+    let git = GitServer::start(root.path());
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nbuilds_max_size = 600000", "");
+    let agent = home.start(&[]);
+    for (number, name) in ["first", "second", "third"].into_iter().enumerate() {
+        let (url, sha) = git.repository(&format!("team/{name}"), &[("file.txt", "x\n")]);
+        let mut payload = job(&["head -c 300000 /dev/urandom >big; chmod 700 ."]).sources(&url, &sha).build();
+        payload["job_info"]["project_id"] = json!(number + 10);
+        let id = gitlab.queue(payload);
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}", job.log());
+    }
+    agent.wait_for_log("build directory removed");
+    gitlab.wait_until("the removal", |_| project(&home, "first").is_none());
+    assert!(project(&home, "third").is_some(), "{}", agent.log());
+}
+
+#[test]
+fn images_that_a_job_pulled_go_when_they_are_unused_and_others_stay() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let (made, local) = (docker.image(&["ENV NAME=old"]), docker.image(&["ENV NAME=local"]));
+    let old = registry.push(&made, "old");
+    docker.run(&["rmi", &made]);
+    let gitlab = GitLab::start();
+    let runner = format!(
+        "environment = ['DOCKER_AUTH_CONFIG={}']\n[runners.mayfly]\nimages_max_age = \"1s\"",
+        login(&registry.address, USER, PASSWORD)
+    );
+    let home = Home::with_containers(&gitlab, &runner, "");
+    let agent = home.start(&[]);
+    let here = |image: &str| docker.command(&["image", "inspect", image]).output().expect("docker").status.success();
+    for image in [&old, &local] {
+        let id = gitlab.queue(job(&["echo ran"]).set("image", json!({"name": image})).build());
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}", job.log());
+    }
+    let id = gitlab.queue(job(&["sleep 4"]).build());
+    gitlab.finished(id);
+    agent.wait_for_log("unused image removed");
+    gitlab.wait_until("the removal", |_| !here(&old));
+    assert!(here(&local) && here("busybox:local"), "{}", agent.log());
+}
