@@ -208,7 +208,7 @@ fn a_killed_file_task_is_repeated() {
             }
             let job = gitlab.finished(id);
             assert_eq!(job.state, "success", "{route}: {}", job.log());
-            assert!(job.log().contains("it is done again"), "{route}: {}", job.log());
+            assert!(job.log().contains("Repeating it"), "{route}: {}", job.log());
             assert!(job.lines().contains(&"made".to_owned()), "{route}: {}", job.log());
             assert_eq!(unzipped(&home, &job.artifacts.last().expect("an upload").content, "out"), "made\n");
             agent.signal("QUIT");
@@ -372,7 +372,7 @@ fn names_the_entry_in_messages_about_bad_input() {
     let loops = std::iter::repeat_n(Fault::Answer(around), 18);
     for (faults, why) in [
         (vec![Fault::Answer(page)], "not a valid zip archive"),
-        (loops.collect(), "the download failed, also when it was retried"),
+        (loops.collect(), "the download failed after all retries"),
     ] {
         gitlab.fail("GET artifacts", faults);
         let refused = run(&gitlab, &home, job(&["echo never"]).set("dependencies", needs.clone()));

@@ -208,7 +208,7 @@ fn a_cache_too_large_to_extract_is_a_miss_and_its_archive_is_kept() {
     for clean_up in ["false", "true"] {
         let job = job(&[script]).variable("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", clean_up);
         let full = run_with_cache(&gitlab, &cramped, job);
-        let told = "WARNING: cache deps: the archive cannot be unpacked: vendor/b: 9000000 bytes, but only ";
+        let told = "WARNING: cache deps: cannot extract the archive: vendor/b: 9000000 bytes, but only ";
         assert!(full.has(told) && full.has("Failed to extract cache"), "{}", full.log());
         assert!(full.lines().contains(&"on".to_owned()), "{}", full.log());
         assert!(!full.lines().iter().any(|line| line.ends_with(" vendor/b")), "no half of a file: {}", full.log());
@@ -229,7 +229,7 @@ fn a_cache_too_large_to_save_is_a_miss() {
     let small = Small::mount(home.path("small"));
     home.configure(&gitlab.url, "", &format!("cache_dir = \"{}\"\n{shared}", small.0.display()));
     let full = run_with_cache(&gitlab, &home, job(&["ls vendor || echo nothing"]));
-    assert!(full.has("WARNING: cache deps: the disk is full: the cache does not fit into "), "{}", full.log());
+    assert!(full.has("WARNING: cache deps: the disk is full; no space for the cache in "), "{}", full.log());
     assert!(full.lines().contains(&"nothing".to_owned()), "{}", full.log());
     let left = Command::new("find").arg(&small.0).args(["-type", "f", "-size", "+1k"]).output().expect("find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "", "what came of it does not stay");

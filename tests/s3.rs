@@ -80,7 +80,7 @@ fn a_wrong_secret_key_does_not_fail_the_job() {
     assert!(filled.log().contains("Failed to create cache"), "{}", filled.log());
     assert_eq!(s3.objects(), Vec::<String>::new());
     let used = run(&gitlab, &home, &[], used("k"));
-    assert!(used.log().contains("the copy on this machine is used"), "{}", used.log());
+    assert!(used.log().contains("using the local copy"), "{}", used.log());
     assert!(used.lines().contains(&"kept".to_owned()), "{}", used.log());
 }
 
@@ -159,7 +159,7 @@ fn an_invalid_response_of_the_store_is_reported_and_does_not_fail_the_job() {
     let page = || Answer::new(200).with("Content-Type", "text/html").body("<html>sign in</html>");
     let elsewhere = || Answer::new(302).with("Location", "/caches/again");
     for (half, answer, restoring, saving) in [
-        (false, page(), "what the store answers is no archive", None),
+        (false, page(), "the store did not return an archive", None),
         (true, Answer::new(200).body(archive), "the archive breaks off: 2502 bytes are missing", None),
         (false, elsewhere(), "received: 302 Found to ", Some("received: 302 Found to ")),
         (false, Answer::new(418).body("no"), "received: 418 I'm a teapot", Some("received: 418 I'm a teapot")),

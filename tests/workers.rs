@@ -9,7 +9,7 @@ use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, is_running, kill_workers, nap};
 
-const AGAIN: &str = "was killed: for lack of memory, or by somebody; it is done again";
+const AGAIN: &str = "was killed: memory ran out, or another program killed it. Repeating it";
 
 /// A job whose artifacts take their time.
 fn with_artifacts(script: &[&str]) -> JobBuilder {
@@ -54,7 +54,7 @@ fn file_work_that_is_killed_again_and_again_is_no_fault_of_the_script() {
     });
     let job = gitlab.job(id);
     assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
-    assert!(job.has("was killed again and again"), "{}", job.log());
+    assert!(job.has("was killed repeatedly"), "{}", job.log());
     assert!(agent.wait().success());
 }
 

@@ -1,4 +1,4 @@
-//! How the stages of a job are run in containers.
+//! Runs the stages of a job in containers.
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,15 +21,15 @@ use crate::payload::Payload;
 use crate::payload::variables::Variables;
 use crate::shim::spec::{Limits, OutputFifos, Rights, Sandbox, Task};
 
-/// The named pipes of scripts, in the job's temporary directory.
+/// The named pipes for the output of scripts, in the job's temporary directory.
 pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
 
-/// The beginning of the names of directories that go with their job.
+/// The prefix of directories that are removed with their job.
 const JOB_DIR_PREFIX: &str = "job-";
 
 impl JobExecutor for Docker {
-    /// A directory of the job's project alone, which no unprotected job shares with a protected one, and which goes with
-    /// the job unless that reuses the sources of an earlier one; or what the configuration mounts instead.
+    /// A directory for the job's project; protected and unprotected jobs have separate ones. It is removed with the job
+    /// unless the job reuses sources (`GIT_STRATEGY: fetch`). A configured mount replaces it.
     fn dirs(
         &self,
         context: &RunnerContext,
@@ -86,7 +86,7 @@ impl JobExecutor for Docker {
         Ok(Some(Task::File { task: plan, rights: Rights::All, output_fifos: None }))
     }
 
-    /// The container alone knows which user it runs as, so its script makes the file.
+    /// Only the container knows its user, so the script creates the file.
     fn reset_env_file(&self, job: &Job<'_>) {
         job.settings.dirs.remove_temporary(&[GITLAB_ENV_FILE.to_owned()], None);
     }
@@ -172,8 +172,7 @@ fn prepare_task(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, 
     })
 }
 
-/// What a file task sees of the machine and may take of it. The caches are those of all projects, so only tasks about
-/// caches see them.
+/// The sandbox of a file task. Caches belong to all projects, so only cache tasks see the directory of caches.
 pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
     let caches = matches!(plan, FileTask::RestoreCache(_) | FileTask::SaveCache(_)).then(|| job.context.caches.clone());
     let is_transfer = matches!(plan, FileTask::DownloadArtifacts(_) | FileTask::UploadArtifacts(_));
@@ -215,7 +214,7 @@ fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<Creat
 /// A script as a task in the job's container.
 fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
     let Some(container) = progress.container.clone() else {
-        // Scripts run only after the container was made.
+        // Scripts run only after the container was created.
         return Task::File { task: String::new(), rights: Rights::All, output_fifos: None };
     };
     let dirs = &job.settings.dirs;
@@ -241,7 +240,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
         grace: job.context.runner.kill_grace,
         chown: hand_over,
     }));
-    // A plan that cannot be serialized cannot be read either, and the step fails with that.
+    // A plan that cannot be serialised cannot be parsed either, which fails the step.
     Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
 }
 
@@ -249,14 +248,13 @@ pub(super) fn is_job_dir(builds: &Path) -> bool {
     builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
 }
 
-/// The directories of jobs that nobody knows any more, below the root of builds in containers.
+/// The directories of jobs that no longer exist, in the root of builds for containers.
 pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let all = entries(builds).flat_map(|of_runner| entries(&of_runner));
     all.filter(|directory| is_job_dir(directory) && !kept.contains(directory)).collect()
 }
 
-/// Removes them.
 pub fn remove_dirs(directories: &[PathBuf]) {
     for directory in directories {
         if let Err(error) = remove::remove(directory) {

@@ -1,4 +1,4 @@
-//! What a job needs to know of the agent, the runner and the machine, and what it asks of the executor that runs it.
+//! The context of a job (agent, runner, machine), and the interface of executors for jobs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,10 +28,9 @@ use crate::shim::spec::{Rights, Task};
 use crate::trace::FilterSpec;
 use crate::version::{REVISION, VERSION, architecture};
 
-/// The surroundings of the jobs of one runner.
+/// The context of the jobs of one runner.
 #[derive(Clone)]
 pub struct RunnerContext {
-    /// The runner as configured.
     pub runner: Arc<Runner>,
     /// What a job of this runner needs of the configuration, for an agent that resumes it: see
     /// [`crate::config::carried`].
@@ -40,83 +39,79 @@ pub struct RunnerContext {
     pub storage: Option<Arc<Storage>>,
     /// What tells this machine from others.
     pub system_id: String,
-    /// The root of the build directories, absolute.
+    /// The directory for builds, absolute.
     pub builds: PathBuf,
-    /// The root of the local caches, absolute.
+    /// The directory for local caches, absolute.
     pub caches: PathBuf,
     /// The object store for caches, if one is configured.
     pub store: Option<Arc<S3Store>>,
     /// Set for jobs of `mayfly exec`.
     pub local: Option<LocalRun>,
-    /// Who hears of the jobs.
+    /// Receives the log and the states of jobs.
     pub coordinator: Arc<dyn Coordinator>,
-    /// How scripts are run.
+    /// Runs scripts.
     pub executor: Arc<dyn JobExecutor>,
-    /// The machine and its boot.
+    /// The identity of the machine and its boot.
     pub identity: Identity,
-    /// What keeps jobs from the machine's credentials, where that is asked for.
+    /// Blocks access of jobs to the machine's credentials, if configured.
     pub metadata_block: Option<Arc<MetadataBlock>>,
 }
 
-/// What is different for a job of a local run.
+/// The differences of a job of a local run.
 #[derive(Clone)]
 pub struct LocalRun {
-    /// Where it works: a copy of the developer's checkout, which holds the sources already.
+    /// Its directories: a copy of the developer's checkout, which already contains the sources.
     pub dirs: JobDirs,
-    /// The directory that takes the place of GitLab for artifacts.
+    /// The local artifacts directory.
     pub artifacts: PathBuf,
 }
 
-/// What a job asks for, as far as this runner allows it.
+/// The settings of a job, within the limits of the runner.
 pub struct JobSettings {
-    /// Directories.
     pub dirs: JobDirs,
-    /// Variables, all but `CI_JOB_STATUS` at its value for the stage.
+    /// All variables except `CI_JOB_STATUS`, whose value depends on the stage.
     pub variables: Variables,
-    /// Feature flags.
     pub flags: Flags,
-    /// How output becomes log.
+    /// How output is turned into log text.
     pub filters: FilterSpec,
-    /// `CI_DEBUG_TRACE`, where it is allowed.
+    /// `CI_DEBUG_TRACE`, if allowed.
     pub debug: bool,
-    /// `CI_DEBUG_SERVICES`, likewise.
+    /// `CI_DEBUG_SERVICES`, if allowed.
     pub debug_services: bool,
-    /// To be told at the job's start.
+    /// Warnings for the beginning of the log.
     pub warnings: Vec<String>,
-    /// Certificates for the server, PEM.
+    /// The server's certificate chain, PEM.
     pub ca_certificates: Option<String>,
 }
 
-/// One job as this agent runs it: everything about it but how far it is, which is in the journal.
+/// A job, without its progress, which is in the journal.
 pub struct Job<'a> {
-    /// The agent, the runner and the machine.
     pub context: &'a RunnerContext,
-    /// The payload, with the job's inputs filled in.
+    /// The payload, with job inputs interpolated.
     pub payload: Payload,
-    /// The payload as it came.
+    /// The original payload.
     pub payload_text: String,
-    /// What follows from the payload.
+    /// The settings derived from the payload.
     pub settings: JobSettings,
-    /// Orders to the job.
+    /// Stop requests to the job.
     pub control: Arc<JobControl>,
-    /// Its timeouts.
     pub deadlines: Deadlines,
     /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
     pub began: u64,
     /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
     pub concurrent: (u32, u32),
-    /// Id of the request that brought it.
+    /// The id of the poll that returned the job.
     pub request_id: String,
-    /// Bytes of log that a manager wrote before the agent had the job.
+    /// The bytes of log that a manager wrote before the agent got the job.
     pub log_prefix: u64,
 }
 
-/// Removes what was made for a job, beside whatever comes next.
+/// Removes everything that was created for a job, in the background.
 pub type CleanUp = Box<dyn FnOnce()>;
 
-/// How the stages of a job are run. One implementation an executor.
+/// Runs the stages of a job. Each executor has one implementation.
 pub trait JobExecutor: Executor {
-    /// Where the job works, unless it asks for something else. `variables` are those of a job that works there.
+    /// The default directories of the job. `variables` are those of a job that uses them.
     fn dirs(
         &self,
         context: &RunnerContext,
@@ -125,43 +120,44 @@ pub trait JobExecutor: Executor {
         variables: &dyn Fn(&JobDirs) -> Variables,
     ) -> JobDirs;
 
-    /// The image of the job as it is named, with variables in it; `None` outside of containers.
+    /// The image name as written, with unexpanded variables; `None` without containers.
     fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str>;
 
-    /// The name of the network that is made for the job alone, if one is (`CI_BUILD_NETWORK_NAME`).
+    /// The name of the job's own network, if it has one (`CI_BUILD_NETWORK_NAME`).
     fn network(&self, context: &RunnerContext, payload: &Payload, own_network: bool, concurrent: u32)
     -> Option<String>;
 
-    /// Creates the directories that the job needs on the machine. Returns the task that prepares the job's container, where
-    /// jobs have one. Errors: see [`StageError`](super::outcome::StageError).
+    /// Creates the job's directories on the machine. Returns the task that prepares the job's container, if the
+    /// executor uses containers.
     fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>>;
 
-    /// Empties the file of `GITLAB_ENV`: what an earlier job left in it is not for this one.
+    /// Empties the file of `GITLAB_ENV`, which may contain variables of an earlier job.
     fn reset_env_file(&self, job: &Job<'_>);
 
-    /// A script as a task; `merge` sends standard error down the pipe of standard output.
+    /// A script as a task; `merge` combines standard error with standard output.
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task;
 
-    /// What a file task may do.
+    /// The permissions of a file task.
     fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights;
 
-    /// Whether jobs for protected and for other refs can choose the same directory.
+    /// Whether protected and unprotected jobs can use the same directory.
     fn shares_builds(&self, _: &RunnerContext) -> bool {
         true
     }
 
-    /// The executor for the jobs of one slot, where that is another one: each slot has a user of its own.
+    /// The executor for the jobs of one slot, if slots have separate users.
     fn for_slot(&self, _slot: usize) -> Option<Arc<dyn JobExecutor>> {
         None
     }
 
-    /// What removes everything that was made for the job of this name, and its builds directory if that goes with it.
+    /// The function that removes everything that was created for the job with this name, and its builds directory if it
+    /// is temporary.
     fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp>;
 }
 
 impl<'a> Job<'a> {
-    /// A job of the journal. The second result is an error when the job asks for what is not allowed: then it fails in
-    /// its first stage.
+    /// Creates a job from the journal. The second result is an error if the payload requests something that is not
+    /// allowed: the job then fails in its first stage.
     pub fn new(
         context: &'a RunnerContext,
         record: &Record,
@@ -186,7 +182,7 @@ impl<'a> Job<'a> {
         (job, filled_in.and(allowed))
     }
 
-    /// The job's name for its steps and containers; see [`name_of`].
+    /// The unique name of the job for its steps and containers; see [`name_of`].
     pub fn name(&self) -> String {
         name_of(&self.payload, self.began)
     }
@@ -197,13 +193,13 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A name that no other job on this machine has: another server may have a job with the same id.
+/// A name that is unique on this machine: jobs of different servers can have the same id.
 pub fn name_of(payload: &Payload, began: u64) -> String {
     format!("{}-{began:x}", payload.id)
 }
 
 impl RunnerContext {
-    /// The surroundings of a job in this slot: where each slot has a user of its own, its builds are that user's.
+    /// The context of a job in this slot. If slots have separate users, each has its own builds directory.
     pub fn in_slot(self, slot: usize) -> Self {
         match self.executor.for_slot(slot) {
             None => self,
@@ -214,18 +210,18 @@ impl RunnerContext {
         }
     }
 
-    /// How monitoring calls the job's runner.
+    /// The runner's labels in metrics.
     pub fn runner_labels(&self) -> RunnerLabels {
         RunnerLabels::from(&*self.runner)
     }
 
-    /// Puts the job's inputs where it asks for them; a job without stays as it is. Errors: see [`inputs::fill_in`].
+    /// Interpolates the job's inputs. Fails as [`inputs::fill_in`] does.
     fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
         let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);
         if wanted { inputs::fill_in(payload) } else { Ok(()) }
     }
 
-    /// The job's feature flags, and what is to be said of them.
+    /// The job's feature flags, and warnings about them.
     fn flags(&self, payload: &Payload) -> (Flags, Vec<String>) {
         let environment = |name: &str| {
             self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
@@ -237,8 +233,8 @@ impl RunnerContext {
         Flags::resolve(&self.runner.feature_flags, &of_job)
     }
 
-    /// Everything that follows from the payload; `settled` is the place of a job that has begun already. Errors: what
-    /// the job asks for is not allowed.
+    /// Derives the settings from the payload. `settled` are the directories of a resumed job. Fails if the job requests
+    /// something that is not allowed.
     fn settings(
         &self,
         payload: &Payload,
@@ -257,7 +253,7 @@ impl RunnerContext {
         let mut debugs = |key: &str| {
             let wanted = variables.switch(key, false);
             if wanted && self.runner.debug_trace_disabled {
-                warnings.push(format!("{key} is set, and this runner does not allow it (debug_trace_disabled)"));
+                warnings.push(format!("{key} is set, but this runner does not allow it (debug_trace_disabled)"));
             }
             wanted && !self.runner.debug_trace_disabled
         };
@@ -273,7 +269,7 @@ impl RunnerContext {
         (JobSettings { dirs, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
     }
 
-    /// Where the job works: the usual place, or the one it asks for.
+    /// The job's directories: the default, or the ones that it requests.
     fn job_dirs(
         &self,
         payload: &Payload,
@@ -288,7 +284,7 @@ impl RunnerContext {
         };
         if !self.runner.custom_build_dir {
             let error = JobError::configuration(
-                "GIT_CLONE_PATH is set, and this runner does not allow it: [runners.custom_build_dir] enabled = true",
+                "GIT_CLONE_PATH is set, but this runner does not allow it; set [runners.custom_build_dir] enabled = true",
             );
             return (usual, Err(error));
         }
@@ -298,7 +294,7 @@ impl RunnerContext {
         }
     }
 
-    /// Variables in their order (job-side rank): flags, the configuration's, the runner's, the job's, the fixed ones.
+    /// All variables in order of precedence, lowest first: flags, configuration, runner, job, fixed ones.
     fn variables(
         &self,
         payload: &Payload,
@@ -360,10 +356,10 @@ impl RunnerContext {
     }
 }
 
-/// Shorter text than a token is found in every other line.
+/// A shorter value would match parts of ordinary lines.
 const TOKEN_LENGTH_MIN: usize = 8;
 
-/// What the log must not show: masked variables, and the job's token under whatever name it is printed.
+/// The values to mask: masked variables, and the job's token.
 fn secrets(variables: &Variables, payload: &Payload) -> Vec<String> {
     let token = Some(&payload.token).filter(|token| token.len() >= TOKEN_LENGTH_MIN);
     variables.secrets().into_iter().chain(token.cloned()).collect()

@@ -1,4 +1,4 @@
-//! What reaches a running job from outside: a cancel, the end on the server, the end of the agent.
+//! Requests to a running job from outside: a cancel, the end on the server, the shutdown of the agent.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,22 +11,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::coordinator::JobStatus;
 use crate::journal::stop_requests::StopRequests;
 
-/// What a job is told, at any time and from any thread.
+/// Stop requests to a job, from any thread.
 pub struct JobControl {
     stop_requests: Mutex<StopRequests>,
     wake_fd: EventFd,
-    /// Ends the delivery of the outcome.
+    /// Ends the delivery of the final state.
     abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl JobControl {
-    /// Nothing was said yet. Errors: descriptors are used up.
+    /// Fails if no file descriptor is left.
     pub fn new() -> io::Result<Self> {
         let wake_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { stop_requests: Mutex::default(), wake_fd, abandon: Mutex::default() })
     }
 
-    /// What the server says of the job.
+    /// Sets the job's status on the server.
     pub fn set_status(&self, status: JobStatus) {
         self.change(|stop_requests| match status {
             JobStatus::Ongoing => {}
@@ -35,7 +35,7 @@ impl JobControl {
         });
     }
 
-    /// What an earlier agent had been told of the job; its step was stopped for that.
+    /// Restores the stop requests that an earlier agent recorded; the job's step was stopped because of them.
     pub fn restore(&self, earlier: &StopRequests) {
         self.change(|stop_requests| {
             stop_requests.cancel |= earlier.cancel;
@@ -45,26 +45,26 @@ impl JobControl {
         });
     }
 
-    /// The machine is taken.
+    /// Requests the end of the job because the instance is interrupted.
     pub fn evict(&self, why: &str) {
         self.change(|stop_requests| {
             stop_requests.evict.get_or_insert_with(|| why.to_owned());
         });
     }
 
-    /// The agent goes.
+    /// Requests the end of the job because the agent shuts down.
     pub fn interrupt(&self, why: &str) {
         self.change(|stop_requests| {
             stop_requests.interrupt.get_or_insert_with(|| why.to_owned());
         });
     }
 
-    /// Tells how the delivery of the outcome can be ended.
+    /// Sets the function that ends the delivery of the final state.
     pub fn on_abandon(&self, abandon: Box<dyn Fn() + Send>) {
         *self.abandon.lock().unwrap_or_else(PoisonError::into_inner) = Some(abandon);
     }
 
-    /// Leaves the delivery of the outcome to a later agent.
+    /// Leaves the delivery of the final state to the next agent.
     pub fn abandon(&self) {
         self.change(|stop_requests| stop_requests.abandoned = true);
         if let Some(abandon) = &*self.abandon.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -72,22 +72,22 @@ impl JobControl {
         }
     }
 
-    /// What was said so far.
+    /// The requests so far.
     pub fn stop_requests(&self) -> StopRequests {
         self.stop_requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Becomes readable with each order.
+    /// A descriptor that becomes readable with each request.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake_fd.as_fd()
     }
 
-    /// Makes the bell silent until the next order.
+    /// Resets the descriptor until the next request.
     pub fn clear_wake(&self) {
         let _ = self.wake_fd.read();
     }
 
-    /// Waits; an order that ends the job ends the wait.
+    /// Waits; a request that ends the job ends the wait.
     pub fn wait(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_ends_with_the_order_that_ends_the_job() {
+    fn a_request_that_ends_the_job_ends_the_wait() {
         let control = JobControl::new().expect("made");
         std::thread::scope(|scope| {
             let began = Instant::now();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_agent_knows_why_a_step_was_stopped_and_forgets_that_the_first_one_went() {
+    fn the_next_agent_restores_requests_except_the_agents_own_shutdown() {
         let first = JobControl::new().expect("made");
         first.set_status(JobStatus::Canceling);
         first.interrupt("terminated");

@@ -1,4 +1,4 @@
-//! How long a job and its stages may take, and which error ends them. Pure functions: the caller brings the clock.
+//! The timeouts of a job and its stages, and the errors when they pass. Pure functions; callers pass the time.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::payload::variables::Variables;
 /// The timeout of after_script unless the job sets `RUNNER_AFTER_SCRIPT_TIMEOUT`.
 const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What ends when a deadline passes.
+/// The scope of a deadline: what ends when it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadlineScope {
     Stage,
@@ -21,7 +21,6 @@ pub enum DeadlineScope {
 /// The deadline of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepDeadline {
-    /// What ends when it passes.
     pub scope: DeadlineScope,
     /// In nanoseconds of `CLOCK_BOOTTIME`.
     pub deadline: u64,
@@ -42,7 +41,6 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// The timeouts of a job that began at `began`.
     pub fn new(began: u64, runner: &Runner, payload: &Payload, variables: &Variables) -> Self {
         let of_job = |key: &str| variables.duration(key).filter(|timeout| !timeout.is_zero());
         Self {
@@ -55,12 +53,12 @@ impl Deadlines {
         }
     }
 
-    /// When the job must be over, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// The deadline of the job, in nanoseconds of `CLOCK_BOOTTIME`.
     pub fn job_deadline(&self) -> u64 {
         self.began.saturating_add(nanoseconds(self.job))
     }
 
-    /// The error of a job that took too long.
+    /// The error of a job that exceeded its timeout.
     pub fn job_timed_out(&self) -> JobError {
         timed_out(format!("execution took longer than {}", format_duration(self.job)))
     }
@@ -70,25 +68,25 @@ impl Deadlines {
         Duration::from_nanos(self.job_deadline().saturating_sub(now))
     }
 
-    /// The limit of a stage without a timeout of its own.
+    /// The deadline of a stage without its own timeout.
     pub fn job(&self) -> StepDeadline {
         StepDeadline { scope: DeadlineScope::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
     }
 
-    /// The limit of the executor's preparation, which counts from the job's beginning.
+    /// The deadline of the executor's preparation, counted from the start of the job.
     pub fn prepare(&self) -> StepDeadline {
         let Some(timeout) = self.prepare else { return self.job() };
         self.limit(DeadlineScope::Job, self.began.saturating_add(nanoseconds(timeout)), "prepare", timeout)
     }
 
-    /// The limit of the sources. All attempts share the deadline that the first one notes in `noted`.
+    /// The deadline for the sources. All attempts share the deadline that the first one stores in `noted`.
     pub fn sources(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
         let Some(timeout) = self.sources else { return self.job() };
         let deadline = *noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
         self.limit(DeadlineScope::Job, deadline, "get sources", timeout)
     }
 
-    /// The limit of the payload's steps. All of them share the deadline that the first one notes in `noted`.
+    /// The deadline for the payload's steps. All steps share the deadline that the first one stores in `noted`.
     pub fn scripts(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
         if let Some(timeout) = self.scripts {
             noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
@@ -99,7 +97,7 @@ impl Deadlines {
         }
     }
 
-    /// The limit of after_script.
+    /// The deadline of after_script.
     pub fn after_script(&self, now: u64) -> StepDeadline {
         let deadline = now.saturating_add(nanoseconds(self.after_script));
         self.limit(DeadlineScope::Stage, deadline, "after_script", self.after_script)
@@ -141,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_share_the_deadline_that_the_first_one_noted() {
+    fn attempts_share_the_deadline_of_the_first_one() {
         let mut noted = None;
         assert_eq!(deadlines().sources(&mut noted, 200 * SECOND).deadline, 230 * SECOND);
         assert_eq!(deadlines().sources(&mut noted, 220 * SECOND).deadline, 230 * SECOND);
@@ -149,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn no_stage_outlives_the_job() {
+    fn no_deadline_is_later_than_that_of_the_job() {
         let (mut noted, late) = (None, 3650 * SECOND);
         assert_eq!(deadlines().prepare().deadline, 160 * SECOND);
         assert_eq!(deadlines().scripts(&mut noted, late).deadline, 3700 * SECOND);
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_without_a_timeout_has_the_time_of_the_job() {
+    fn a_stage_without_a_timeout_has_the_deadline_of_the_job() {
         let mut noted = None;
         let plain = Deadlines { prepare: None, sources: None, scripts: None, ..deadlines() };
         let job = plain.job();

@@ -1,4 +1,4 @@
-//! What is left to do for a job that cannot run to its end in this agent.
+//! Fails jobs that this agent cannot run to their end.
 
 use std::io;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use crate::failure::FailureReason;
 use crate::journal::SlotDirectory;
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
-/// Ends what the job left: the step that may still run, and everything that was made for the job. `name` is the job's
-/// name for its containers.
+/// Ends the step that may still run, and removes everything that was created for the job. `name` is the job's name for
+/// its containers.
 pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: String) {
     let progress = directory.load().map(|record| record.progress).unwrap_or_default();
     if let Some(step) = progress.step {
@@ -22,7 +22,7 @@ pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: 
     }
 }
 
-/// Fails the job at GitLab, and appends the reason to its log. Errors: the state directory cannot be written.
+/// Reports the job as failed, and appends the reason to its log. Fails if the state directory is not writable.
 pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle, why: &str) -> io::Result<Delivery> {
     if !directory.spool().exists() {
         directory.create()?;

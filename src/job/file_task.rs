@@ -1,4 +1,5 @@
-//! File work of a job that the agent's program does itself, in a child of a shim and with the job user's rights.
+//! File tasks: work on a job's files by the agent's own program, in a child of a shim and with the permissions of the
+//! job's user.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
 use crate::shim::spec::{NetworkAccess, TaskResult};
 
-/// Host and port that a URL means.
+/// The host and port of a URL.
 fn host_and_port(url: &str) -> Option<(String, u16)> {
     let origin = crate::http::origin(url);
     let (scheme, authority) = origin.split_once("://").unwrap_or(("http", &origin));
@@ -27,33 +28,32 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
-/// What is to be done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FileTask {
-    /// Bring the sources into the project directory.
+    /// Fetch the sources into the project directory.
     Sources(sources::SourcesPlan),
-    /// Take away what the job left in the project directory.
+    /// Clean the project directory after the job.
     CleanUp(sources::SourcesPlan),
-    /// Unpack what caches hold.
+    /// Restore caches.
     RestoreCache(cache::RestorePlan),
-    /// Fetch what other jobs made.
+    /// Download artifacts of other jobs.
     DownloadArtifacts(artifacts::DownloadPlan),
-    /// Keep files for later jobs.
+    /// Save caches.
     SaveCache(cache::SavePlan),
-    /// Hand files to GitLab.
+    /// Upload artifacts.
     UploadArtifacts(artifacts::UploadPlan),
-    /// Get a container ready.
+    /// Prepare a container.
     PrepareContainer(Box<prepare::PrepareTask>),
-    /// Run a script in it.
+    /// Run a script in a container.
     ContainerScript(Box<script::ContainerScript>),
 }
 
-/// What is to be told of work beside its exit status.
+/// The report of a file task, in addition to its exit status.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum TaskReport {
-    /// Whose fault it is that it failed.
+    /// The failure with its reason.
     Failed(JobError),
-    /// The container that is ready.
+    /// The prepared container.
     Prepared(Box<PreparedContainer>),
     /// Bytes of artifacts that GitLab accepted.
     Uploaded(u64),
@@ -72,7 +72,7 @@ impl TaskReport {
 }
 
 impl FileTask {
-    /// How confined work reaches servers; `None` where it needs none. `servers`: URLs of the configuration.
+    /// The servers that the sandbox may reach; `None` if the task needs none. `servers`: URLs from the configuration.
     pub fn network(&self, servers: &[&str]) -> Option<NetworkAccess> {
         let own: Vec<&str> = match self {
             Self::Sources(plan) => match plan.strategy {
@@ -88,7 +88,7 @@ impl FileTask {
         if own.is_empty() && matches!(self, Self::RestoreCache(_) | Self::SaveCache(_)) {
             return None;
         }
-        // The agent's own requests take the proxies of its environment by themselves; they are the operator's.
+        // The agent's own requests use the proxies of its environment, which the operator configured.
         let environment: Vec<(String, String)> =
             PROXIES.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
         let of_operator = environment.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("no_proxy"));
@@ -102,7 +102,7 @@ impl FileTask {
         Some(NetworkAccess { allowed, proxies })
     }
 
-    /// Whether the programs that the work starts meet files that a container has made, for whomever it ran as.
+    /// Whether programs that the task starts can access files that containers created, which may belong to any user.
     pub fn reuses_files(&self) -> bool {
         match self {
             Self::Sources(plan) => plan.strategy == sources::Strategy::Fetch,
@@ -111,16 +111,16 @@ impl FileTask {
         }
     }
 
-    /// The form in which a shim hands it on.
+    /// Serialises the task for the shim.
     pub fn to_text(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
     }
 }
 
-/// Does a plan in its written form. A panic of the agent's own code is not blamed on the job.
+/// Runs a serialised task. A panic in the agent's own code is not blamed on the job.
 pub fn run(plan: &str) -> TaskResult {
     std::panic::catch_unwind(|| run_plan(plan)).unwrap_or_else(|_| {
-        let why = "the agent's own work for this job panicked; report this as a bug of mayfly";
+        let why = "the agent's file task for this job panicked; report this as a bug of mayfly";
         result_with_report(Err(JobError::system(why)))
     })
 }
@@ -141,7 +141,7 @@ fn run_plan(plan: &str) -> TaskResult {
         }
         Ok(FileTask::ContainerScript(plan)) => return result_with_report(script::run(&plan).map(|()| None)),
         Err(error) => {
-            eprintln!("the plan of this step cannot be read: {error}");
+            eprintln!("cannot read the task of this step: {error}");
             1
         }
     };
@@ -157,7 +157,7 @@ fn result_with_report(outcome: Result<Option<Box<PreparedContainer>>, JobError>)
     match serde_json::to_string(&report) {
         Ok(report) => TaskResult { code, report },
         Err(error) => {
-            eprintln!("the outcome of this step cannot be told: {error}");
+            eprintln!("cannot report the result of this step: {error}");
             TaskResult { code: 1, report: String::new() }
         }
     }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_means_one_port_of_one_host() {
+    fn extracts_host_and_port_of_a_url() {
         for (url, host, port) in [
             ("https://GitLab.test/a/b.git", "gitlab.test", 443),
             ("http://u:p@127.0.0.1:8080/x", "127.0.0.1", 8080),

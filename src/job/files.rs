@@ -1,4 +1,4 @@
-//! The stages that move files: caches, artifacts, and the clean-up of the project directory.
+//! The stages for files: caches, artifacts, and the clean-up of the project directory.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{cache, get_sources};
 use crate::coordinator::gitlab::api_base;
 use crate::version::{VERSION, architecture, user_agent};
 
-/// Extracts the caches.
+/// Restores the caches.
 pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
@@ -22,13 +22,13 @@ pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
     run(steps, plan.map(FileTask::RestoreCache), StopPolicy::CancelOrEviction)
 }
 
-/// Saves files for later jobs.
+/// Saves the caches.
 pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
     let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), outcome_so_far(&steps.journal.progress))?;
     let saved = run(steps, plan.map(FileTask::SaveCache), StopPolicy::EvictionOnly);
-    // A cache that was cut off because the machine is taken does not fail the job.
+    // A cache that was interrupted together with the instance does not fail the job.
     let stop_requests = job.control.stop_requests();
     if StopPolicy::EvictionOnly.stops(&stop_requests) && !stop_requests.stops_job() {
         forgive_failure(saved)
@@ -37,7 +37,7 @@ pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     }
 }
 
-/// Fetches what other jobs made.
+/// Downloads artifacts of other jobs.
 pub fn download_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
@@ -45,10 +45,10 @@ pub fn download_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     run(steps, plan.map(FileTask::DownloadArtifacts), StopPolicy::CancelOrEviction)
 }
 
-/// Hands files to GitLab.
+/// Uploads artifacts.
 pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
-    // Names and paths are expanded as in the job's own shell, which knows what scripts appended to `GITLAB_ENV`.
+    // Names and paths are expanded as in the job's shell, including variables from `GITLAB_ENV`.
     let mut variables = job.settings.variables.clone();
     variables.push_lines(&job.settings.dirs.read_temporary(GITLAB_ENV_FILE, job.context.executor.user()));
     let (artifact_settings, outcome) = (gitlab_transfers(job), outcome_so_far(&steps.journal.progress));
@@ -56,8 +56,8 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     run(steps, plan.map(FileTask::UploadArtifacts), StopPolicy::Never)
 }
 
-/// Removes what the job left in the project directory, where the job asks for that: never its failure, and never in a
-/// tree of `mayfly exec`, which is cleaned when it is used again.
+/// Cleans the project directory if the job requests it. Never fails the job, and never runs in a tree of `mayfly exec`,
+/// which is cleaned before its next use.
 pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.local.is_some() {
@@ -68,14 +68,14 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
 }
 
-/// Runs a file task; nothing to do is done.
+/// Runs a file task, if there is one.
 fn run(steps: &mut StepRunner<'_>, plan: Option<FileTask>, stop_policy: StopPolicy) -> StageResult {
     let Some(plan) = plan else { return Ok(()) };
     let task = file_step(steps.job, &plan)?;
     steps.run(task, &steps.job.deadlines.job(), stop_policy)
 }
 
-/// Forgives the failure of a stage that must not fail the job.
+/// Ignores the failure of a stage that must not fail the job.
 fn forgive_failure(result: StageResult) -> StageResult {
     use super::outcome::StageError::{Failed, JournalUnusable};
     match result {

@@ -1,16 +1,16 @@
-//! The feature flags of one job: the configuration first, then the job's variable, then the default.
+//! The feature flags of a job: from the configuration, else from the job's variable, else the default.
 
 use std::collections::BTreeMap;
 
 use crate::config::feature_flags::{FLAGS, Flag, idle_reason};
 
-/// Git asks the agent for the job's token, so that no file holds it.
+/// Git gets the job's token from the agent, so that no file contains it.
 pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
 
-/// The job has a network of its own.
+/// The job has its own network.
 pub const OWN_NETWORK: &str = "FF_NETWORK_PER_BUILD";
 
-/// Expressions in the job's text are replaced by their values.
+/// Expressions in the payload are interpolated.
 pub const INPUTS: &str = "FF_ENABLE_JOB_INPUTS_INTERPOLATION";
 
 /// The flags of one job.
@@ -18,8 +18,7 @@ pub const INPUTS: &str = "FF_ENABLE_JOB_INPUTS_INTERPOLATION";
 pub struct Flags(BTreeMap<&'static str, bool>);
 
 impl Flags {
-    /// Resolves every flag. A value that is neither true nor false changes nothing; the second part has a warning about
-    /// it.
+    /// Resolves all flags. A value that is not a boolean is ignored; the second result contains a warning about it.
     pub fn resolve(config: &BTreeMap<String, bool>, variable: &dyn Fn(&str) -> Option<String>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut flags = BTreeMap::new();
@@ -28,7 +27,7 @@ impl Flags {
                 let text = variable(name)?;
                 let parsed = crate::payload::lenient::boolean(&text);
                 if parsed.is_none() {
-                    warnings.push(format!("{name}: `{text}` is neither true nor false; the default {default} is used"));
+                    warnings.push(format!("{name}: `{text}` is not a boolean; using the default {default}"));
                 }
                 parsed
             };
@@ -43,18 +42,18 @@ impl Flags {
         self.0.get(name).copied().unwrap_or(false)
     }
 
-    /// All of them, for the job's environment.
+    /// All flags, for the job's environment.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, bool)> {
         self.0.iter().map(|(name, value)| (*name, *value))
     }
 
-    /// Those that differ from their default, as the log's header names them.
+    /// The flags that differ from their default, for the header of the log.
     pub fn changed(&self) -> Vec<String> {
         let differs = |(name, default, _): &&Flag| self.is_on(name) != *default;
         FLAGS.iter().filter(differs).map(|(name, default, _)| format!("{name}:{}", !default)).collect()
     }
 
-    /// Those that someone changed and that change nothing for this job, `in_containers` or not.
+    /// The changed flags without effect for this job, `in_containers` or not.
     pub fn idle(&self, in_containers: bool) -> Vec<&'static str> {
         let is_idle = |flag: &&Flag| {
             let value = self.is_on(flag.0);
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_wins_over_the_job_and_the_job_over_the_default() {
+    fn the_configuration_overrides_the_job_and_the_job_the_default() {
         let config = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false), ("FF_UNHEARD_OF".to_owned(), true)]);
         let job = |name: &str| match name {
             "FF_TIMESTAMPS" | "FF_HASH_CACHE_KEYS" => Some("true".to_owned()),
@@ -80,11 +79,11 @@ mod tests {
         assert!(!flags.is_on("FF_TIMESTAMPS") && flags.is_on("FF_HASH_CACHE_KEYS"));
         assert!(!flags.is_on("FF_SCRIPT_SECTIONS") && flags.is_on("FF_USE_DIRECT_DOWNLOAD"));
         assert_eq!(flags.changed(), ["FF_HASH_CACHE_KEYS:true", "FF_TIMESTAMPS:false"]);
-        assert_eq!(warnings, ["FF_SCRIPT_SECTIONS: `yes` is neither true nor false; the default false is used"]);
+        assert_eq!(warnings, ["FF_SCRIPT_SECTIONS: `yes` is not a boolean; using the default false"]);
     }
 
     #[test]
-    fn a_flag_without_effect_is_told_only_where_it_was_changed() {
+    fn reports_a_flag_without_effect_only_if_it_was_changed() {
         let of = |name: &'static str, value: &'static str| {
             let job = move |asked: &str| (asked == name).then(|| value.to_owned());
             Flags::resolve(&BTreeMap::new(), &job).0.idle(false)

@@ -1,8 +1,8 @@
-//! The agent's own lines in a job's log: each is written once, at whatever point an agent dies and another resumes.
+//! The agent's own lines in a job's log. Each is written exactly once, even if an agent dies and another one resumes.
 //!
-//! The size of the log is noted in the journal before a line is written. An agent that resumes finds the log larger, so
-//! the line is there, or finds it unchanged and writes the line. The output of services (`CI_DEBUG_SERVICES`) arrives at
-//! any time, so it is held back while the size is compared.
+//! Before a line is written, the size of the log is recorded in the journal. If the next agent finds the log larger,
+//! the line was written; if the size is unchanged, it writes the line. The output of services (`CI_DEBUG_SERVICES`)
+//! arrives at any time, so it is held back during the comparison.
 
 use std::io;
 use std::path::Path;
@@ -19,32 +19,32 @@ use crate::journal::{JobJournal, Progress};
 use crate::trace::Trace;
 use crate::version::{REVISION, VERSION};
 
-/// The log of a job that runs.
+/// The log of a running job.
 pub struct JobLog {
     trace: Trace,
-    /// Bytes that a manager wrote before.
+    /// The bytes that a manager wrote before.
     prefix: u64,
     services: Option<Arc<ServiceLogs>>,
 }
 
 impl JobLog {
-    /// Opens the log. Errors: the state directory cannot be written.
+    /// Opens the log. Fails if the state directory is not writable.
     pub fn open(job: &Job<'_>, spool: &Path) -> io::Result<Self> {
         let trace = Trace::open(spool, &job.settings.filters, job.payload.features.trace_sections)?;
         Ok(Self { trace, prefix: job.log_prefix, services: None })
     }
 
-    /// True before the first line.
+    /// Whether the log has no line yet.
     pub fn is_empty(&self) -> bool {
         self.trace.size() <= self.prefix
     }
 
-    /// Bytes of log so far.
+    /// The size of the log, in bytes.
     pub fn size(&self) -> u64 {
         self.trace.size()
     }
 
-    /// Writes the first lines, with what is wrong with the job's settings.
+    /// Writes the first lines, and warnings about the job's settings.
     pub fn header(&self, job: &Job<'_>) {
         if !self.is_empty() {
             return;
@@ -66,8 +66,8 @@ impl JobLog {
         self.trace.header(&lines, &job.settings.warnings);
     }
 
-    /// Notes in the journal that a stage begins, then writes its heading. `resumed`: an earlier agent noted it already.
-    /// Errors: the journal cannot be written.
+    /// Records the start of a stage in the journal, then writes its heading. `resumed`: an earlier agent recorded it.
+    /// Fails if the journal is not writable.
     pub fn begin_stage(
         &self,
         journal: &mut JobJournal,
@@ -93,8 +93,8 @@ impl JobLog {
         Ok(())
     }
 
-    /// Writes a warning, once it is noted in the journal together with everything else that is settled by now. Errors:
-    /// the journal cannot be written.
+    /// Records a warning in the journal, together with the other progress, then writes it. Fails if the journal is not
+    /// writable.
     pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
         let _quiet = self.services.as_deref().map(ServiceLogs::pause);
         journal.progress.log_size = self.size();
@@ -104,7 +104,7 @@ impl JobLog {
         Ok(())
     }
 
-    /// Writes the warning that the journal holds, unless an earlier agent did.
+    /// Writes the recorded warning, unless an earlier agent did.
     pub fn write_noted_warning(&self, progress: &mut Progress) {
         if let Some(text) = progress.pending_warning.take()
             && self.size() == progress.log_size
@@ -128,7 +128,7 @@ impl JobLog {
         self.trace.conclude(progress.section.as_deref(), progress.failure.is_none(), &text);
     }
 
-    /// Copies the output of the services beside the job's container into the log, where the job asks for that.
+    /// Copies the output of the job's services into the log, if the job requests it.
     pub fn follow_services(
         &mut self,
         job: &Job<'_>,
@@ -149,17 +149,17 @@ impl JobLog {
         }
     }
 
-    /// No output of services comes any more.
+    /// Stops copying the output of services.
     pub fn leave_services(&mut self) {
         self.services = None;
     }
 }
 
-/// Which of a job's stages begins.
+/// A starting stage.
 #[derive(Clone, Copy)]
 pub struct StagePosition {
-    /// Its place in the list.
+    /// Its index in the list.
     pub index: usize,
-    /// An earlier agent began it.
+    /// Whether an earlier agent started it.
     pub resumed: bool,
 }

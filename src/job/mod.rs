@@ -1,4 +1,4 @@
-//! One job, from its payload to its final state. `run` is the way of a job on one page.
+//! One job, from its payload to its final state. Start reading in `run`, which shows the life of a job on one page.
 
 pub mod artifacts;
 mod build_dirs;

@@ -1,4 +1,4 @@
-//! How a stage comes out, and what that means for its job.
+//! The result of a stage, and its consequences for the job.
 
 use std::io;
 
@@ -7,16 +7,15 @@ use crate::failure::{FailureReason, JobError};
 use crate::journal::Progress;
 use crate::journal::stop_requests::StopRequests;
 
-/// Why a stage did not come to its end.
+/// Why a stage failed.
 #[derive(Debug)]
 pub enum StageError {
-    /// The job fails; the error says whose fault that is.
+    /// The job fails, with this reason.
     Failed(JobError),
-    /// The journal cannot be written: the agent gives the job up.
+    /// The journal is not writable: the agent abandons the job.
     JournalUnusable(io::Error),
 }
 
-/// What a stage comes to.
 pub type StageResult<T = ()> = Result<T, StageError>;
 
 impl From<JobError> for StageError {
@@ -31,12 +30,12 @@ impl From<io::Error> for StageError {
     }
 }
 
-/// How the job came out so far.
+/// The job's result so far.
 pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
     if progress.failure.is_none() { ScriptOutcome::Success } else { ScriptOutcome::Failure }
 }
 
-/// Fails the job for `error`, unless it failed before.
+/// Fails the job with `error`, unless it has failed already.
 pub fn record_failure(progress: &mut Progress, error: JobError) {
     if progress.status.is_none() {
         let status = match error.reason {
@@ -46,14 +45,14 @@ pub fn record_failure(progress: &mut Progress, error: JobError) {
         };
         progress.status = Some(status.to_owned());
     }
-    // A job that is cancelled before its scripts ends at once: there is nothing that after_script could come after.
+    // A job that is cancelled before its scripts ends at once: after_script has nothing to follow.
     progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_started;
     if progress.aborted || progress.failure.is_none() {
         progress.failure = Some(error);
     }
 }
 
-/// The error of a job whose scripts must stop; `None` when they may go on.
+/// The error of a job whose scripts must stop; `None` if they may continue.
 pub fn stop_error(stop_requests: &StopRequests) -> Option<JobError> {
     match &stop_requests.evict {
         _ if stop_requests.cancel => Some(canceled()),

@@ -1,8 +1,8 @@
-//! The way of a job, from the poll that brought it to its final state, down this page.
+//! The life of a job on one page, from its acceptance to its final state.
 //!
-//! An agent may die at any point and another one resumes. So the journal tells what is about to be done before it is
-//! done; and what is done leaves a sign that tells the later agent whether it happened: the size of the log, the mark of
-//! a step that began, the file with its outcome.
+//! An agent may die at any point, and another one resumes. So each action is recorded in the journal before it starts,
+//! and leaves evidence by which the next agent can tell whether it happened: the size of the log, the marker of a
+//! started step, the file with its result.
 
 use std::io;
 use std::sync::Arc;
@@ -32,21 +32,21 @@ use crate::shim;
 use crate::sys;
 use crate::trace::{Delivery, UploadOptions, Uploader};
 
-/// First and longest wait between two attempts of a stage,
+/// The first and the longest delay between two attempts of a stage,
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// and with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
 const LONG_RETRY_WAITS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
-/// When the record of a new job is brought to the disk. fsync blocks other file creation on ext4, and a job that has just
-/// begun creates many files.
+/// When the record of a new job is synced to the disk. fsync blocks other file creation on ext4, and a job that has
+/// just started creates many files.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
-/// A job in one of whose stages agents die more often than this fails,
+/// A job fails if more than this number of agents die in one of its stages,
 const DEATHS_MAX: usize = 5;
-/// if they die within this time (nanoseconds): restarts for another reason are further apart.
+/// within this time (nanoseconds): restarts for other reasons are further apart.
 const DEATHS_WITHIN: u64 = 60_000_000_000;
 
-/// How a job came out.
+/// The result of running a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
     /// It ran.
@@ -62,8 +62,8 @@ pub enum JobOutcome {
     Dropped,
 }
 
-/// Runs a job that was just received and is in the journal. Errors: the state directory cannot be written; the server
-/// still expects the job from this runner.
+/// Runs a new job, which is in the journal. Fails if the state directory is not writable; the job is then still
+/// assigned to this runner.
 pub fn run(
     context: &RunnerContext,
     directory: SlotDirectory,
@@ -75,8 +75,8 @@ pub fn run(
     run_to_end(context, directory, record, payload, control)
 }
 
-/// Resumes a job that an earlier agent left, unless one agent after the other dies over it. A hand-over
-/// is no death. Errors: as [`run`].
+/// Resumes a job of an earlier agent, unless agents repeatedly died during it. A hand-over does not count as a death.
+/// Fails as [`run`] does.
 pub fn resume(
     context: &RunnerContext,
     directory: SlotDirectory,
@@ -100,7 +100,7 @@ pub fn resume(
     run_to_end(context, directory, record, payload, control)
 }
 
-/// Announces the job, runs its stages, and reports how it came out.
+/// Announces the job, runs its stages, and reports its final state.
 fn run_to_end(
     context: &RunnerContext,
     directory: SlotDirectory,
@@ -115,7 +115,7 @@ fn run_to_end(
         progress.failure.get_or_insert(error);
     }
     let log = JobLog::open(&job, &directory.spool())?;
-    // Without a first line the server may not know yet that this runner has the job.
+    // If the log is empty, GitLab may not know yet that this runner has the job.
     if log.is_empty() && !announce(&job) {
         directory.discard()?;
         return Ok(JobOutcome::Dropped);
@@ -126,7 +126,7 @@ fn run_to_end(
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
     let mut run = JobRun { job, journal, log };
-    // An earlier agent has copied what came before.
+    // An earlier agent has copied the output before.
     run.follow_services(LogStart::Now);
     run.log.header(&run.job);
     run.log.write_noted_warning(&mut run.journal.progress);
@@ -138,7 +138,7 @@ fn run_to_end(
     let clean_up = run.executor_clean_up();
     let summary = Summary::new(&run.job, &run.journal.progress, run.log.size(), sys::boottime());
     let delivery = uploader.finish(state.clone());
-    // Neither this job's outcome nor the next job waits for it.
+    // Removed in the background, so that neither the final state nor the next job waits.
     if let Some(clean_up) = clean_up {
         clean_up();
     }
@@ -153,7 +153,7 @@ fn run_to_end(
     Ok(JobOutcome::Reported { state, delivery, summary })
 }
 
-/// A job that runs.
+/// A running job.
 struct JobRun<'a> {
     job: Job<'a>,
     journal: JobJournal,
@@ -161,7 +161,7 @@ struct JobRun<'a> {
 }
 
 impl JobRun<'_> {
-    /// Runs the stages in their order, and decides the job's final state.
+    /// Runs the stages in order, and determines the job's final state.
     fn stages(&mut self) -> io::Result<JobState> {
         let progress = &self.journal.progress;
         let (resumed, settled) = (progress.stage, progress.settled);
@@ -173,7 +173,7 @@ impl JobRun<'_> {
                 continue;
             }
             self.apply_stop_requests(&stage);
-            // A stage in which an agent died was due then.
+            // A stage in which an agent died has already been found due.
             let resumed = resumed == Some(index) && !self.journal.progress.aborted;
             if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
                 continue;
@@ -186,7 +186,7 @@ impl JobRun<'_> {
         self.decide_final_state()
     }
 
-    /// The work of each stage.
+    /// Runs a stage.
     fn run_stage(&mut self, stage: &Stage) -> StageResult {
         match stage {
             Stage::PrepareExecutor => self.prepare_executor(),
@@ -234,7 +234,7 @@ impl JobRun<'_> {
         files::clean_up(&mut self.steps())
     }
 
-    /// Follows orders that came between two stages.
+    /// Applies stop requests that arrived between two stages.
     fn apply_stop_requests(&mut self, next: &Stage) {
         let stop_requests = self.job.control.stop_requests();
         let progress = &mut self.journal.progress;
@@ -272,8 +272,8 @@ impl JobRun<'_> {
         self.log.begin_stage(&mut self.journal, stage, at, context.runner.executor.as_str(), &lines)
     }
 
-    /// Draws the consequences of a stage for the job. The log tells them once they are in the journal. Errors: the
-    /// journal cannot be written.
+    /// Applies the result of a stage to the job; the log shows it after it is recorded in the journal. Fails if the
+    /// journal is not writable.
     fn settle_stage(&mut self, stage: &Stage, result: StageResult) -> io::Result<()> {
         let error = match result {
             Ok(()) => None,
@@ -302,14 +302,14 @@ impl JobRun<'_> {
         warning.map_or(Ok(()), |warning| self.log.warn(&mut self.journal, warning))
     }
 
-    /// A failed after_script changes nothing, unless the job asks for it and nothing failed before.
+    /// A failed after_script does not fail the job, unless the job requests that and nothing failed before.
     fn ignores_after_script(&self) -> bool {
         let progress = &self.journal.progress;
         let ignored = self.job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
         !progress.aborted && (ignored || progress.failure.is_some())
     }
 
-    /// Runs a stage, with as many attempts as the job asks for.
+    /// Runs a stage, with the number of attempts that the job configures.
     fn retry(&mut self, variable: &str, attempt: impl Fn(&mut StepRunner<'_>) -> StageResult) -> StageResult {
         let attempts = self.job.settings.variables.attempts(variable);
         loop {
@@ -343,7 +343,7 @@ impl JobRun<'_> {
         (first * 2_u32.saturating_pow(attempt - 1)).min(longest)
     }
 
-    /// Removes file variables and credentials: they do not outlive the job, however it ended.
+    /// Removes file variables and credentials at the end of every job.
     fn remove_secrets(&self) {
         let settings = &self.job.settings;
         let mut names: Vec<String> = settings.variables.files().into_iter().map(|(name, _)| name).collect();
@@ -352,7 +352,7 @@ impl JobRun<'_> {
         settings.dirs.remove_temporary(&names, self.job.context.executor.user());
     }
 
-    /// Notes the final state. Errors: the journal cannot be written.
+    /// Records the final state. Fails if the journal is not writable.
     fn decide_final_state(&mut self) -> io::Result<JobState> {
         self.log.leave_services();
         let progress = &mut self.journal.progress;
@@ -369,7 +369,7 @@ impl JobRun<'_> {
         Ok(state)
     }
 
-    /// What removes everything that the executor made for the job.
+    /// The function that removes everything that the executor created for the job.
     fn executor_clean_up(&self) -> Option<CleanUp> {
         self.journal.progress.stage?;
         self.job.context.executor.clean_up(self.job.name(), Some(&self.job.settings.dirs.builds))
@@ -385,7 +385,7 @@ impl JobRun<'_> {
     }
 }
 
-/// Tells the server that the job runs. False when the server does not expect it from this runner.
+/// Announces the job to GitLab. False if it is not assigned to this runner any more.
 fn announce(job: &Job<'_>) -> bool {
     let reply = job.context.coordinator.update_job(&job.payload.handle(), &JobState::Running, TraceSummary::default());
     if reply.status == JobStatus::Finished {
@@ -395,8 +395,8 @@ fn announce(job: &Job<'_>) -> bool {
     true
 }
 
-/// Starts the upload of the log, `acknowledged` bytes of which the server has. What the server tells of the job becomes
-/// an order to it. Errors: the log cannot be opened, or there can be no more threads.
+/// Starts the upload of the log, of which GitLab has acknowledged `acknowledged` bytes. The job's status on the server
+/// becomes a stop request. Fails if the log cannot be opened or no thread can be started.
 fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> io::Result<Uploader> {
     let options = UploadOptions {
         debug_trace: job.settings.debug || job.settings.debug_services,
@@ -415,13 +415,13 @@ fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> 
     Ok(uploader)
 }
 
-/// Brings the record to the disk for a loss of power, unless the job (what is returned) is over sooner.
+/// Syncs the record to the disk after a delay, unless the job (the result is dropped) ends sooner.
 fn sync_later(directory: &SlotDirectory) -> Sender<()> {
     let directory = directory.clone();
     let (job, ended) = mpsc::channel();
     let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
         if ended.recv_timeout(SYNC_DELAY) == Err(RecvTimeoutError::Timeout) {
-            // The job may be over, and its record gone, before the disk was asked.
+            // The job may have ended, and its record been removed, before the sync.
             let _ = directory.sync();
         }
     });

@@ -1,7 +1,7 @@
 //! The text of a script: exports, then the job's lines, for bash, dash and busybox alike.
 //!
-//! The lines stand in one quoted string that a subshell evaluates, so that a mistake in the last line does not keep the
-//! first from running, and standard input of the lines is empty while the script itself comes over it.
+//! The lines are in one quoted string that a subshell evaluates. So a syntax error in the last line does not prevent
+//! the first ones, and the lines have an empty standard input although the script itself arrives on standard input.
 
 use crate::executor::shell::quote;
 use crate::payload::Variable;
@@ -14,7 +14,7 @@ const CLEAR: &str = "\x1b[0K";
 /// The file of `GITLAB_ENV`, in the temporary directory.
 pub const GITLAB_ENV_FILE: &str = "gitlab_runner_env";
 
-/// What goes into a script besides its lines.
+/// The settings of a script.
 #[derive(Clone, Debug, Default)]
 pub struct ScriptSettings {
     /// Variables to export, in order.
@@ -23,31 +23,30 @@ pub struct ScriptSettings {
     pub files: Vec<(String, String)>,
     /// `<project directory>.tmp`, for those files and for `GITLAB_ENV`.
     pub temporary: String,
-    /// Where the lines run; `None` to stay where the shell starts.
+    /// The working directory of the lines; `None` for the shell's initial directory.
     pub directory: Option<String>,
-    /// `CI_DEBUG_TRACE`: the shell shows what it does.
+    /// `CI_DEBUG_TRACE`: trace commands.
     pub trace: bool,
-    /// Check the status after each line as well (`FF_ENABLE_BASH_EXIT_CODE_CHECK`).
+    /// Also check the status after each line (`FF_ENABLE_BASH_EXIT_CODE_CHECK`).
     pub check_each_line: bool,
-    /// Put lines of several lines into sections of their own (`FF_SCRIPT_SECTIONS`).
+    /// Put multi-line commands into their own sections (`FF_SCRIPT_SECTIONS`).
     pub sections: bool,
 }
 
-/// A group of lines with a common origin.
+/// Lines with a common origin.
 #[derive(Clone, Debug)]
 pub struct LineGroup<'a> {
-    /// Where they come from, such as `script_step`: part of the names of their sections.
+    /// The origin, such as `script_step`; part of section names.
     pub origin: &'a str,
-    /// The lines; each may have several lines itself.
+    /// The lines; each may itself have several lines.
     pub lines: Vec<String>,
 }
 
 /// Shell text that the agent adds to the job's lines; the log does not show it.
 #[derive(Clone, Debug, Default)]
 pub struct AgentText {
-    /// Before the lines.
     pub before: String,
-    /// After the lines, when none of them failed.
+    /// After the lines, if none of them failed.
     pub after: String,
 }
 
@@ -57,14 +56,14 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
     if settings.trace {
         text.push_str("set -o xtrace\n");
     }
-    // Whoever asks in a subshell pays for a process: bash need not be asked.
+    // A subshell costs a process, which bash does not need here.
     text.push_str(
         "if [ -n \"${BASH_VERSION-}\" ] || (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\n\
          set -o errexit\nset +o noclobber\n",
     );
     write_files(settings, &mut text);
     if let Some(directory) = &settings.directory {
-        // Before the exports: no program can be started with an environment that is too large.
+        // Before the exports: with an environment that is too large, no program can be started.
         let directory = quote(directory);
         text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\n"));
     }
@@ -76,13 +75,13 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
         text.push_str(&format!("cd {}\n", quote(directory)));
     }
     let body = format!("{}{}{}", own.before, body(settings, groups), own.after);
-    // A login shell runs `.bash_logout` at its end: what fails in there is no failure of the job.
+    // A login shell runs `.bash_logout` at its end; a failure there must not fail the job.
     text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nset +o errexit\nexit 0\n", quote(&body)));
     text
 }
 
-/// File variables, readable by their owner only. An earlier job may have left anything in their place: a link, a pipe
-/// that nobody reads, a closed directory.
+/// Writes file variables, readable only by their owner. An earlier job may have left a link, a pipe without a reader,
+/// or a directory without permissions in their place.
 fn write_files(settings: &ScriptSettings, text: &mut String) {
     let directory = quote(&settings.temporary);
     text.push_str(&format!(
@@ -112,8 +111,8 @@ fn gitlab_env_path(settings: &ScriptSettings) -> String {
     format!("{}/{GITLAB_ENV_FILE}", settings.temporary)
 }
 
-/// `GITLAB_ENV`: what scripts append to this file is exported in every later one, one `KEY=VALUE` a line. A line that
-/// is none is passed over: an `export` that fails ends dash at once.
+/// Exports the variables that earlier scripts appended to the file of `GITLAB_ENV`, one `KEY=VALUE` per line. Invalid
+/// lines are skipped: a failing `export` would end dash.
 fn export_gitlab_env(settings: &ScriptSettings, text: &mut String) {
     let readonly = READONLY.join("|");
     text.push_str(&format!(
@@ -148,7 +147,7 @@ fn body(settings: &ScriptSettings, groups: &[LineGroup<'_>]) -> String {
     body
 }
 
-/// Shows a line before it runs, as it stands.
+/// Prints a line before it runs, unexpanded.
 fn echo(settings: &ScriptSettings, origin: &str, index: usize, line: &str, body: &mut String) {
     let print = |text: &str| format!("printf '%s\\n' {}\n", quote(text));
     match line.split_once('\n') {
@@ -169,7 +168,7 @@ fn echo(settings: &ScriptSettings, origin: &str, index: usize, line: &str, body:
     }
 }
 
-/// Names that are skipped with a warning, for the log.
+/// A warning about names that cannot be exported.
 pub fn warn_of_names(variables: &crate::payload::variables::Variables) -> Option<String> {
     let names = variables.unusable_names();
     let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", name.escape_debug())).collect();
@@ -188,10 +187,10 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
-    /// Every kind of shell that scripts may meet.
+    /// All supported shells.
     const SHELLS: [&str; 4] = ["bash", "bash --posix", "dash", "busybox ash"];
 
-    /// Runs a text in a shell as scripts are run: over standard input.
+    /// Runs a text in a shell on standard input, as scripts run.
     fn run(shell: &str, text: &str) -> (String, i32) {
         let mut words = shell.split(' ');
         let mut child = Command::new(words.next().expect("a program"))
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_alike_in_every_shell() {
+    fn runs_the_same_in_every_shell() {
         for shell in SHELLS {
             let (mut settings, lines, _directory) =
                 of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn stops_at_the_first_failure_but_runs_what_stands_before_a_mistake() {
+    fn stops_at_the_first_failure_and_runs_the_lines_before_a_syntax_error() {
         let (settings, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
         let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
         assert!(output.contains("before\n") && !output.contains("\nafter"), "{output}");
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_when_the_user_logs_out_is_no_failure_of_the_job() {
+    fn a_failure_in_bash_logout_does_not_fail_the_job() {
         let (settings, lines, directory) = of(&["echo done"]);
         std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("written");
         let mut child = Command::new("bash")
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_job_left_in_the_place_of_files_is_no_trap() {
+    fn replaces_anything_that_an_earlier_job_left_in_the_place_of_files() {
         use std::os::unix::fs::symlink;
         type Plant<'a> = &'a dyn Fn(&std::path::Path, &std::path::Path);
         let plants: [(&str, Plant<'_>); 6] = [
@@ -340,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_hold_commands_of_several_lines() {
+    fn puts_multi_line_commands_into_sections() {
         let (mut settings, lines, _directory) = of(&["echo a\necho b"]);
         settings.sections = true;
         let (output, _) = run("bash", &script(&settings, &lines, &AgentText::default()));
@@ -354,7 +353,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn quoting_round_trips_through_real_shells(value in "[^\\x00]{0,80}") {
+        fn quoting_survives_real_shells(value in "[^\\x00]{0,80}") {
             for shell in SHELLS {
                 let (output, _) = run(shell, &format!("printf '%s.' {}\n", quote(&value)));
                 prop_assert_eq!(output, format!("{value}."));

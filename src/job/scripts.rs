@@ -1,4 +1,4 @@
-//! The stages that run scripts of the job: its steps and after_script.
+//! The stages that run the job's scripts: its steps and after_script.
 
 use super::context::Job;
 use super::outcome::StageResult;

@@ -1,5 +1,5 @@
-//! Variables that steer the runner, judged before the job begins: what cannot be meant is told once, at the top of the
-//! log, and where it is used the default holds.
+//! Checks variables that configure the runner, before the job starts. Invalid values are reported once, at the
+//! beginning of the log, and the default is used.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::config::duration;
 use crate::payload::lenient::boolean;
 use crate::payload::variables::Variables;
 
-/// Switches and their defaults.
+/// Booleans and their defaults.
 const SWITCHES: [(&str, bool); 7] = [
     ("AFTER_SCRIPT_IGNORE_ERRORS", true),
     ("CI_DEBUG_SERVICES", false),
@@ -18,48 +18,48 @@ const SWITCHES: [(&str, bool); 7] = [
     ("RUNNER_GENERATE_ARTIFACTS_METADATA", false),
 ];
 
-/// How often stages are tried.
+/// The number of attempts of stages.
 const ATTEMPTS: [&str; 4] =
     ["ARTIFACT_DOWNLOAD_ATTEMPTS", "EXECUTOR_JOB_SECTION_ATTEMPTS", "GET_SOURCES_ATTEMPTS", "RESTORE_CACHE_ATTEMPTS"];
 
-/// Limits of stages.
+/// Timeouts of stages.
 const TIMEOUTS: [&str; 2] = ["RUNNER_AFTER_SCRIPT_TIMEOUT", "RUNNER_SCRIPT_TIMEOUT"];
 
-/// Words of which one is meant; the first holds where none is.
+/// Variables with a fixed set of values; the first one is the default.
 const CHOICES: [(&str, &[&str]); 3] = [
     ("ARTIFACT_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
     ("CACHE_COMPRESSION_FORMAT", &["zip", "tarzstd", "zipzstd"]),
     ("CACHE_COMPRESSION_LEVEL", &["default", "fastest", "fast", "slow", "slowest"]),
 ];
 
-/// Counts, and what holds where none is given.
+/// Numbers and their defaults.
 const COUNTS: [(&str, std::ops::RangeInclusive<u64>, &str); 2] =
     [("CACHE_MAX_UPLOADED_ARCHIVE_SIZE", 0..=u64::MAX, "no limit"), ("CACHE_REQUEST_TIMEOUT", 1..=1440, "10 minutes")];
 
-/// What is wrong with the settings of a job that may take `timeout`.
+/// Warnings about the settings of a job with this timeout.
 pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
     let set = |key: &str| variables.value(key).filter(|text| !text.trim().is_empty());
     let mut warnings = Vec::new();
     for (key, default) in SWITCHES {
         if let Some(text) = set(key).filter(|text| boolean(text).is_none()) {
-            warnings.push(format!("{key}: `{text}` is neither true nor false; taken as {default}"));
+            warnings.push(format!("{key}: `{text}` is not a boolean; using {default}"));
         }
     }
     for key in ATTEMPTS {
         let used = variables.attempts(key);
         if let Some(text) = set(key).filter(|text| text.trim() != used.to_string()) {
-            warnings.push(format!("{key}: `{text}` is no number from 1 to 10; taken as {used}"));
+            warnings.push(format!("{key}: `{text}` is not a number from 1 to 10; using {used}"));
         }
     }
     for (key, words) in CHOICES {
         if let Some(text) = set(key).filter(|text| !words.iter().any(|word| word.eq_ignore_ascii_case(text.trim()))) {
-            warnings.push(format!("{key}: `{text}` is none of {}; taken as {}", words.join(", "), words[0]));
+            warnings.push(format!("{key}: `{text}` is not one of {}; using {}", words.join(", "), words[0]));
         }
     }
     for (key, range, default) in COUNTS {
         let fits = |text: &String| text.trim().parse().is_ok_and(|count: u64| range.contains(&count));
         if let Some(text) = set(key).filter(|text| !fits(text)) {
-            warnings.push(format!("{key}: `{text}` is no number that can be meant; taken as {default}"));
+            warnings.push(format!("{key}: `{text}` is not a valid number; using {default}"));
         }
     }
     if let Some(text) = set("TRANSFER_METER_FREQUENCY").filter(|text| duration::parse(text).is_none()) {
@@ -73,7 +73,7 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
             }
             Some((Some(limit), text)) if limit > timeout => {
                 warnings.push(format!(
-                    "{key}: `{text}` is longer than the job may take; {} hold",
+                    "{key}: `{text}` is longer than the timeout of the job; using {}",
                     format_duration(timeout)
                 ));
             }
@@ -83,7 +83,7 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
     warnings
 }
 
-/// `1h30m0s`, as Go writes durations.
+/// A duration in Go's syntax: `1h30m0s`.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -106,19 +106,19 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_cannot_be_meant() {
+    fn warns_of_invalid_values() {
         for (key, value, word) in [
-            ("GIT_CHECKOUT", "yes", "taken as true"),
-            ("CI_DEBUG_TRACE", "on", "taken as false"),
-            ("GET_SOURCES_ATTEMPTS", "99", "taken as 10"),
-            ("EXECUTOR_JOB_SECTION_ATTEMPTS", "many", "taken as 1"),
-            ("RESTORE_CACHE_ATTEMPTS", "0", "taken as 1"),
-            ("ARTIFACT_DOWNLOAD_ATTEMPTS", "two", "taken as 1"),
+            ("GIT_CHECKOUT", "yes", "using true"),
+            ("CI_DEBUG_TRACE", "on", "using false"),
+            ("GET_SOURCES_ATTEMPTS", "99", "using 10"),
+            ("EXECUTOR_JOB_SECTION_ATTEMPTS", "many", "using 1"),
+            ("RESTORE_CACHE_ATTEMPTS", "0", "using 1"),
+            ("ARTIFACT_DOWNLOAD_ATTEMPTS", "two", "using 1"),
             ("RUNNER_SCRIPT_TIMEOUT", "90", "not a duration"),
             ("RUNNER_SCRIPT_TIMEOUT", "-5m", "not a duration"),
-            ("RUNNER_AFTER_SCRIPT_TIMEOUT", "2h", "1h0m0s hold"),
-            ("ARTIFACT_COMPRESSION_LEVEL", "best", "taken as default"),
-            ("CACHE_COMPRESSION_FORMAT", "tar.gz", "taken as zip"),
+            ("RUNNER_AFTER_SCRIPT_TIMEOUT", "2h", "using 1h0m0s"),
+            ("ARTIFACT_COMPRESSION_LEVEL", "best", "using default"),
+            ("CACHE_COMPRESSION_FORMAT", "tar.gz", "using zip"),
             ("CACHE_REQUEST_TIMEOUT", "10m", "10 minutes"),
             ("CACHE_MAX_UPLOADED_ARCHIVE_SIZE", "5GB", "no limit"),
             ("TRANSFER_METER_FREQUENCY", "5", "not a duration"),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn is_silent_where_all_is_well() {
+    fn does_not_warn_of_valid_values() {
         for (key, value) in [
             ("GIT_CHECKOUT", "False"),
             ("GIT_CHECKOUT", ""),

@@ -1,4 +1,4 @@
-//! How a job runs in the shell of the machine.
+//! Runs the stages of a job in the machine's shell.
 
 use std::path::Path;
 use std::sync::Arc;

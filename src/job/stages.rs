@@ -1,4 +1,4 @@
-//! The stages of a job: their names in the log, their order, and what still runs after a failure.
+//! The stages of a job: names, order, and conditions after a failure.
 
 use super::artifacts::ScriptOutcome;
 use crate::journal::Progress;
@@ -7,32 +7,32 @@ use crate::payload::Payload;
 /// A stage; each is a section of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Get the executor ready.
+    /// Prepare the executor.
     PrepareExecutor,
-    /// Say where the job runs, and empty the file of `GITLAB_ENV`.
+    /// Print where the job runs, and empty the file of `GITLAB_ENV`.
     PrepareScript,
-    /// Bring the sources.
+    /// Fetch the sources.
     GetSources,
-    /// Unpack what caches hold.
+    /// Restore caches.
     RestoreCache,
-    /// Fetch what other jobs made.
+    /// Download artifacts of other jobs.
     DownloadArtifacts,
-    /// A step of the payload, by its place there.
+    /// A step of the payload, by its index.
     Step(usize, String),
-    /// What the job wants to run in any case.
+    /// The job's after_script.
     AfterScript,
-    /// Keep files for later jobs.
+    /// Save caches.
     SaveCache,
-    /// Hand files to GitLab.
+    /// Upload artifacts.
     UploadArtifacts,
-    /// Take away secrets.
+    /// Remove secrets.
     Cleanup,
 }
 
-/// The place of the sources among the stages.
+/// The index of the sources stage.
 const SOURCES: usize = 2;
 
-/// The stages of a job in their order.
+/// The stages of a job in order.
 pub fn of(payload: &Payload) -> Vec<Stage> {
     let mut stages = vec![Stage::PrepareExecutor, Stage::PrepareScript, Stage::GetSources];
     stages.extend([Stage::RestoreCache, Stage::DownloadArtifacts]);
@@ -47,7 +47,7 @@ pub fn of(payload: &Payload) -> Vec<Stage> {
 }
 
 impl Stage {
-    /// The name of the section, for a job that came out like this so far.
+    /// The section name, which can depend on the result so far.
     pub fn section(&self, outcome: ScriptOutcome) -> String {
         match self {
             Self::PrepareExecutor => "prepare_executor".to_owned(),
@@ -65,7 +65,7 @@ impl Stage {
         }
     }
 
-    /// The kind of stage, in a word that no job can choose.
+    /// The stage in metrics; no job can choose it.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::PrepareExecutor => "prepare_executor",
@@ -83,7 +83,7 @@ impl Stage {
         }
     }
 
-    /// The line under which it stands.
+    /// The heading in the log.
     pub fn heading(&self, executor: &str, outcome: ScriptOutcome) -> String {
         let which = if outcome == ScriptOutcome::Success { "successful" } else { "failed" };
         match self {
@@ -100,27 +100,27 @@ impl Stage {
         }
     }
 
-    /// Whether a person's cancel keeps the stage from running: what comes after the scripts is brought to its end.
+    /// Whether a user's cancel prevents the stage; stages after the scripts run to their end.
     pub fn stops_on_cancel(&self) -> bool {
         !matches!(self, Self::AfterScript | Self::SaveCache | Self::UploadArtifacts | Self::Cleanup)
     }
 
-    /// Whether the stage runs, given what happened before it and what the job has for it.
+    /// Whether the stage runs, given the progress and the payload.
     pub fn is_due(&self, progress: &Progress, payload: &Payload) -> bool {
         let well = progress.failure.is_none();
         let outcome = if well { ScriptOutcome::Success } else { ScriptOutcome::Failure };
-        // A job whose sources were not even begun has no files.
+        // If the sources stage did not start, there are no files.
         let has_sources = progress.stage.is_some_and(|stage| stage >= SOURCES);
         match self {
             _ if progress.aborted => false,
-            // The machine is taken: what is left of the time is for what cannot be made again.
+            // The instance is about to be interrupted: the remaining time is for results that cannot be recreated.
             Self::SaveCache | Self::AfterScript if progress.evicted => false,
             Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
             Self::RestoreCache => well && has_caches(payload),
             Self::DownloadArtifacts => well && has_dependencies(payload),
             Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
             Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
-            // Not when the scripts never began: there is nothing to come after.
+            // If the scripts never started, after_script has nothing to follow.
             Self::AfterScript => progress.scripts_started,
             Self::Cleanup => progress.stage.is_some(),
         }
@@ -145,7 +145,7 @@ fn has_artifacts(payload: &Payload, outcome: ScriptOutcome) -> bool {
     due.any(|artifact| artifact.untracked || !artifact.paths.is_empty() || !artifact.exclude.is_empty())
 }
 
-/// A name that can stand in a section marker.
+/// A name with only characters that a section marker allows.
 fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '_' }).collect()
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_keep_their_order_and_after_script_comes_behind() {
+    fn steps_keep_their_order_and_after_script_follows() {
         let stages = of(&payload(&["script", "after_script", "Release\n"]));
         let sections: Vec<String> = stages.iter().map(|stage| stage.section(ScriptOutcome::Failure)).collect();
         let expected = [
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_after_a_failure() {
+    fn selects_the_stages_after_a_failure() {
         let mut payload = payload(&["script", "after_script"]);
         let cache = |when: &str| Cache { when: when.to_owned(), paths: vec!["x".to_owned()], ..Cache::default() };
         payload.cache = vec![cache("on_success"), cache("always")];

@@ -1,6 +1,6 @@
-//! Runs one step under a shim: notes it in the journal first, waits for its end, and tells whose fault that was.
+//! Runs one step under a shim: records it in the journal first, waits for its end, and derives the failure reason.
 //!
-//! A step that an earlier agent started is taken over: it still runs, or it has left its outcome, or it never began.
+//! A step of an earlier agent is resumed: it still runs, or has left its result, or never started.
 
 use std::io;
 use std::time::Duration;
@@ -18,25 +18,26 @@ use crate::shim::spec::{End, Rights, Status, StepSpec, Stop, Task};
 use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
 use crate::sys;
 
-/// A file task whose shim is killed this often fails the stage.
+/// A file task fails its stage if its shim is killed this many times.
 const RESTARTS_MAX: u32 = 3;
 
-/// How much longer than the script's own grace the shim waits for a child that speaks with a container engine.
+/// How much longer than the script's own grace period the shim waits for a child that communicates with a container
+/// engine.
 const ENGINE_GRACE: Duration = Duration::from_secs(60);
 
-/// Which orders stop a step, beside those that end the whole job.
+/// The requests that stop a step, in addition to those that end the whole job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPolicy {
-    /// A person's cancel, and the loss of the machine.
+    /// A user's cancel, and the interruption of the instance.
     CancelOrEviction,
-    /// The loss of the machine.
+    /// The interruption of the instance.
     EvictionOnly,
-    /// None: the time that is left is for this step.
+    /// None: the remaining time is for this step.
     Never,
 }
 
 impl StopPolicy {
-    /// Whether the orders stop such a step.
+    /// Whether the requests stop such a step.
     pub fn stops(self, stop_requests: &StopRequests) -> bool {
         match self {
             Self::CancelOrEviction => stop_requests.stops_script(),
@@ -46,18 +47,18 @@ impl StopPolicy {
     }
 }
 
-/// What runs in a step, as far as it matters when it is killed.
+/// The kind of a step; decides what happens if it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StepKind {
     /// The job's script, as a process of the machine.
     Script,
-    /// The agent's program, which speaks for a script in a container.
+    /// The agent's program, which represents a script in a container.
     ContainerScript,
-    /// The agent's program at work that can be done again from its start: on files, or to get a container ready.
+    /// A file task or a preparation by the agent's program, which can be repeated from its start.
     Idempotent,
 }
 
-/// What a program of the job's is killed by when memory runs out, as an exit status of the work that started it.
+/// The exit status of a task if the kernel killed its program because memory ran out.
 const EXIT_KILLED: i32 = 128 + nix::libc::SIGKILL;
 
 impl StepKind {
@@ -69,8 +70,8 @@ impl StepKind {
         }
     }
 
-    /// Whether an outcome is that of the agent's own program when somebody kills it, or kills git under it: no fault of
-    /// the script. A script that is killed itself ended by a signal.
+    /// Whether the agent's own program, or git below it, was killed, which is not the script's fault. (A killed script
+    /// itself ends with a signal.)
     fn was_killed(self, outcome: &StepOutcome) -> bool {
         let StepOutcome::Ended(status) = outcome else { return self != Self::Script };
         let is_own = match status.end {
@@ -88,7 +89,7 @@ impl StepKind {
                  or by somebody"
             }
             Self::Idempotent => {
-                "the agent's process that did this was killed again and again: for lack of memory, or by somebody"
+                "the agent's process for this stage was killed repeatedly: memory ran out, or another program killed it"
             }
         })
     }
@@ -102,12 +103,12 @@ pub struct StepRunner<'a> {
 }
 
 impl StepRunner<'_> {
-    /// Runs one step, or takes over one that an earlier agent started. Errors: the step failed, or see [`StageError`].
+    /// Runs a step, or resumes one of an earlier agent. Fails if the step failed; see also [`StageError`].
     pub fn run(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
         self.run_for_container(task, limit, stop_policy).map(drop)
     }
 
-    /// Runs a step that may prepare a container; returns that. Errors: as [`StepRunner::run`].
+    /// Runs a step that may prepare a container, and returns the container. Fails as [`StepRunner::run`] does.
     pub fn run_for_container(
         &mut self,
         task: Task,
@@ -127,28 +128,29 @@ impl StepRunner<'_> {
                 break;
             }
             self.sweep();
-            let why = "The process that did this was killed: for lack of memory, or by somebody; it is done again";
+            let why =
+                "The process for this stage was killed: memory ran out, or another program killed it. Repeating it";
             self.log.warn(self.journal, why.to_owned())?;
             outcome = self.begin(again, limit, stop_policy)?;
         }
         self.result(kind, &outcome, limit, stop_policy).map_err(StageError::Failed)
     }
 
-    /// Forgets the step that has ended, before another one of the same stage begins. Errors: the journal.
+    /// Clears the finished step before another one of the same stage starts. Fails if the journal is not writable.
     pub fn settle_step(&mut self, steps_done: usize) -> io::Result<()> {
         self.journal.progress.steps_done = steps_done;
         self.journal.progress.step = None;
         self.journal.save()
     }
 
-    /// Kills what a shim that died has left running.
+    /// Kills processes that a dead shim left running.
     pub fn sweep(&self) {
         if let Some(step) = &self.journal.progress.step {
             shim::sweep(&step.id, &step.cgroups);
         }
     }
 
-    /// Notes that a step is about to run, and runs it.
+    /// Records the start of a step, and runs it.
     fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
@@ -174,13 +176,13 @@ impl StepRunner<'_> {
             cgroups: step.cgroups.clone(),
             grace: self.grace(&task),
             deadline: step.deadline,
-            // Nothing resumes a job of a local run.
+            // A job of a local run is never resumed.
             stop_with_pid: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
             task,
         };
         let running = match RunningShim::start(&spec) {
             Ok(running) => running,
-            // Processes or memory are used up: the job fails with its log, as if the shim had found that.
+            // Processes or memory are exhausted: the job fails with its log.
             Err(error) => {
                 let end = End::NotStarted(format!("no process can be started for the script: {error}"));
                 return Ok(StepOutcome::Ended(Status {
@@ -199,7 +201,8 @@ impl StepRunner<'_> {
         self.wait(running, stop_policy)
     }
 
-    /// From TERM to KILL: a child that speaks with a container engine waits for the script's own grace itself.
+    /// The time between SIGTERM and SIGKILL; a child that communicates with a container engine itself waits for the
+    /// script's grace period.
     fn grace(&self, task: &Task) -> Duration {
         let grace = self.job.context.runner.kill_grace;
         match task {
@@ -223,8 +226,8 @@ impl StepRunner<'_> {
         }
     }
 
-    /// Waits for the end of a step, and stops it when an order asks for that. The order is noted in the journal first:
-    /// the outcome of a stopped step does not tell why it was stopped.
+    /// Waits for the end of a step, and stops it on request. The request is recorded in the journal first: the result
+    /// of a stopped step does not tell why it was stopped.
     fn wait(&mut self, running: RunningShim, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let control = &self.job.control;
         loop {
@@ -243,7 +246,7 @@ impl StepRunner<'_> {
         }
     }
 
-    /// Whose fault an outcome was.
+    /// Derives the failure reason from a result.
     fn result(
         &mut self,
         kind: StepKind,
@@ -268,7 +271,7 @@ impl StepRunner<'_> {
             }
         };
         if kind.was_killed(outcome) {
-            // The agent does not know how far a script in a container is once the process that spoke for it is gone.
+            // If the process that represented a script in a container is gone, the state of the script is unknown.
             self.journal.progress.aborted |= kind == StepKind::ContainerScript;
             return Err(kind.killed());
         }
@@ -312,7 +315,7 @@ fn end_result(end: &End) -> Result<(), JobError> {
     }
 }
 
-/// A signal in the words that job authors know.
+/// The name of a signal, as shells print it.
 fn name_of_signal(number: i32) -> String {
     use nix::libc;
 
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_agents_own_program_is_taken_as_killed() {
+    fn detects_only_kills_of_the_agents_own_program() {
         let by_signal = ended(End::Signaled(9), None);
         let git_by_signal = ended(End::Exited(137), None);
         let stopped = ended(End::Signaled(9), Some(Stop::Deadline));

@@ -1,17 +1,17 @@
-//! A server for the tests of transfers: it gives prepared answers, one a connection, and keeps what it was sent.
+//! A fake server for tests of transfers: sends prepared responses, one per connection, and records the requests.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 
-/// What was asked.
+/// A recorded request.
 #[derive(Debug)]
 pub struct Asked {
     /// Method and path.
     pub line: String,
     /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
-    /// Decoded.
+    /// The decoded body.
     pub body: Vec<u8>,
 }
 
@@ -21,12 +21,12 @@ impl Asked {
     }
 }
 
-/// A prepared answer.
+/// A prepared response.
 pub struct Answer {
     pub status: &'static str,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// Say this length instead of the body's own.
+    /// Send this length instead of that of the body.
     pub claimed: Option<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Server {
         Self { url, thread }
     }
 
-    /// What was asked, once all answers are given.
+    /// The requests, after all responses were sent.
     pub fn asked(self) -> Vec<Asked> {
         self.thread.join().unwrap()
     }

@@ -1,4 +1,4 @@
-//! What artifacts and caches have in common: lines for the log, progress, and names with variables.
+//! Shared by artifacts and caches: lines for the log, progress, and names with variables.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -16,33 +16,33 @@ const YELLOW: &str = "\x1b[0;33m";
 const RED: &str = "\x1b[31;1m";
 const RESET: &str = "\x1b[0;m";
 
-/// What begins or succeeds.
+/// Prints the start or the success of an operation.
 pub fn heading(text: impl std::fmt::Display) {
     println!("{GREEN}{text}{RESET}");
 }
 
-/// What an author should look at.
+/// Prints a warning.
 pub fn warning(text: impl std::fmt::Display) {
     println!("{YELLOW}WARNING: {text}{RESET}");
 }
 
-/// What did not work without harm to the job.
+/// Prints a failure that does not harm the job.
 pub fn notice(text: impl std::fmt::Display) {
     println!("{YELLOW}{text}{RESET}");
 }
 
-/// What went wrong.
+/// Prints an error.
 pub fn error(text: impl std::fmt::Display) {
     println!("{RED}ERROR: {text}{RESET}");
 }
 
-/// What ends the stage.
+/// Prints an error that ends the stage; returns the exit status.
 pub fn fatal(text: impl std::fmt::Display) -> i32 {
     println!("{RED}FATAL: {text}{RESET}");
     1
 }
 
-/// What the selection of files has to say.
+/// Prints the notes of a file selection.
 pub fn notes(notes: &[Note]) {
     for note in notes {
         match note {
@@ -52,7 +52,7 @@ pub fn notes(notes: &[Note]) {
     }
 }
 
-/// A reader that tells now and then how far it is (`TRANSFER_METER_FREQUENCY`).
+/// A reader that periodically prints its progress (`TRANSFER_METER_FREQUENCY`).
 pub struct Meter<R> {
     reader: R,
     label: &'static str,
@@ -64,7 +64,7 @@ pub struct Meter<R> {
 }
 
 impl<R> Meter<R> {
-    /// With no `every` it says nothing.
+    /// Without `every` it prints nothing.
     pub fn new(reader: R, label: &'static str, every: Option<Duration>, total: Option<u64>) -> Self {
         let now = Instant::now();
         Self { reader, label, interval: every, total, done: 0, started: now, last_report: now }
@@ -95,13 +95,13 @@ impl<R: Read> Read for Meter<R> {
     }
 }
 
-/// How often a transfer tells of itself: at most each second, never by default.
+/// The interval of progress lines: at least a second; none by default.
 pub fn meter_frequency(variables: &Variables) -> Option<Duration> {
     let every = variables.duration("TRANSFER_METER_FREQUENCY")?;
     (!every.is_zero()).then(|| every.max(Duration::from_secs(1)))
 }
 
-/// A size for people.
+/// Formats a size in bytes.
 pub fn bytes(count: f64) -> String {
     let mut count = count;
     for unit in ["B", "KiB", "MiB"] {
@@ -113,36 +113,36 @@ pub fn bytes(count: f64) -> String {
     format!("{count:.1} GiB")
 }
 
-/// Waits before another try; the shim ends the process where the job is cancelled meanwhile.
+/// Waits before a retry; if the job is cancelled meanwhile, the shim ends this process.
 pub fn wait_before_retry(wait: Duration) {
     std::thread::sleep(wait);
 }
 
-/// Where a job's files are.
+/// The project directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProjectDir {
-    /// `CI_BUILDS_DIR`: below it no link is followed.
+    /// `CI_BUILDS_DIR`; below it no link is followed.
     pub builds: PathBuf,
     /// `CI_PROJECT_DIR` on the machine.
     pub directory: PathBuf,
-    /// The same as the job knows it, which may run in a container.
+    /// The same as the job sees it, possibly in a container.
     pub seen: PathBuf,
 }
 
 impl ProjectDir {
-    /// The project directory, below that of all builds; a job without sources may be the first to need it. Errors: which
-    /// directory cannot be opened, and why.
+    /// Opens the project directory, below the builds directory; creates it for a job without sources. The error names
+    /// the directory that cannot be opened.
     pub fn open(&self) -> Result<Root, String> {
         let opened = match self.directory.strip_prefix(&self.builds) {
             Ok(below) => Root::open(&self.builds).and_then(|builds| builds.descend(below)),
-            // The work tree of somebody who runs a job by hand.
+            // The work tree of a user who runs a job by hand.
             Err(_) => Root::open(&self.directory),
         };
         opened.map(|root| root.known_as(&self.seen)).map_err(|why| format!("{}: {why}", self.seen.display()))
     }
 }
 
-/// A file that is gone when it is closed, for what has to be whole before it is used.
+/// An unnamed temporary file, for data that must be complete before it is used.
 pub fn scratch_file(directory: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
@@ -154,8 +154,8 @@ pub fn scratch_file(directory: &Path) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Names and paths of artifacts are expanded as a shell would expand them between double quotes: `$NAME`, `${NAME}`,
-/// `${NAME:-word}`, `${NAME-word}`, `${NAME:+word}`, `${NAME+word}`, `\$`. What is none of these stays as it is.
+/// Expands names and paths of artifacts as a shell does between double quotes: `$NAME`, `${NAME}`, `${NAME:-word}`,
+/// `${NAME-word}`, `${NAME:+word}`, `${NAME+word}`, `\$`. Other text is kept.
 pub fn expand_like_shell(text: &str, value: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -211,7 +211,7 @@ fn closing_brace(text: &str) -> Option<usize> {
     None
 }
 
-/// What stands between the braces of `${...}`.
+/// Expands the text between the braces of `${...}`.
 fn parameter(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let end = name_length(text);
     if end == 0 {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_tells_how_much_and_how_fast() {
+    fn a_meter_prints_amount_and_speed() {
         let mut meter = Meter::new(io::repeat(0).take(3 << 20), "Downloading cache", None, Some(6 << 20));
         io::copy(&mut meter, &mut io::sink()).unwrap();
         let line = meter.line(Duration::from_secs(2));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_for_people() {
+    fn formats_sizes() {
         assert_eq!(bytes(999.0), "999 B");
         assert_eq!(bytes(1536.0), "1.5 KiB");
         assert_eq!(bytes(3.0 * 1024.0 * 1024.0 * 1024.0), "3.0 GiB");

@@ -1,4 +1,4 @@
-//! Downloading the artifacts of other jobs, and unpacking them into the project directory.
+//! Downloads the artifacts of other jobs and unpacks them into the project directory.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -15,7 +15,7 @@ use crate::token::Token;
 const REDIRECTS: u32 = 5;
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(3600), response: Duration::from_secs(600) };
 
-/// Fetches and unpacks everything in order; the first that fails ends it. Returns the exit status of the stage.
+/// Downloads and unpacks all artifacts in order; stops at the first failure. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
     let root = match plan.project.open() {
         Ok(root) => root,
@@ -42,17 +42,17 @@ pub fn run(plan: &DownloadPlan) -> i32 {
     0
 }
 
-/// The archive in the directory that takes the server's place.
+/// Opens the archive in the local artifacts directory (`mayfly exec`).
 fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String> {
     let path = local_archive(directory, dependency.id, "archive");
     File::open(&path).map_err(|why| format!("{}: {why}", path.display()))
 }
 
-/// The whole archive as a file without a name.
+/// Downloads the whole archive into an unnamed file.
 fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
     let mut tries = RetryBudget::new(RETRY_TIMEOUT);
     loop {
-        // Only the first try goes to the object store: when that is out of reach, the server hands the file through.
+        // Only the first attempt uses the object store: if that is unreachable, GitLab passes the file through.
         let direct = plan.direct && tries.is_first();
         let (trouble, wait) = match request(&plan.server, dependency, direct) {
             Ok(answer) => {
@@ -65,13 +65,13 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
                         }
                         Err(why) if why.kind() == io::ErrorKind::StorageFull => {
                             return Err(format!(
-                                "the disk is full: they do not fit beside {}",
+                                "the disk is full; no space for the archive beside {}",
                                 plan.project.seen.display()
                             ));
                         }
                         Err(why) => {
                             let wait = tries.after(Failure::Broken, None);
-                            (format!("the archive breaks off: {why}"), wait)
+                            (format!("the archive is incomplete: {why}"), wait)
                         }
                     },
                     401 | 403 => {
@@ -80,10 +80,10 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
                     }
                     404 => {
                         error("Downloading artifacts from coordinator... not found");
-                        return Err("file does not exist: there are none (any more)".to_owned());
+                        return Err("file does not exist: the artifacts expired, or there are none".to_owned());
                     }
                     status @ (301..=303 | 307 | 308) => {
-                        let line = format!("it is redirected more than {REDIRECTS} times; {line}");
+                        let line = format!("more than {REDIRECTS} redirects; {line}");
                         (line, tries.after(Failure::Status(status), None))
                     }
                     status => (line, tries.after(Failure::Status(status), answer.asked_wait())),
@@ -94,14 +94,14 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
         };
         let Some(wait) = wait else {
             error(trouble);
-            return Err("the download failed, also when it was retried".to_owned());
+            return Err("the download failed after all retries".to_owned());
         };
         warning(format_args!("{trouble}. Retrying..."));
         wait_before_retry(wait);
     }
 }
 
-/// Asks GitLab, and whatever it redirects to, but another server without the token.
+/// Sends the request to GitLab and follows redirects; another server does not get the token.
 fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, Error> {
     let direct = if direct { "?direct_download=true" } else { "" };
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, dependency.id);
@@ -128,7 +128,7 @@ fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Re
     }
 }
 
-/// The client's certificate is for GitLab, not for an object store.
+/// The client certificate is for GitLab, not for an object store.
 fn files_for(server: &ArtifactServer, url: &str) -> TlsFiles {
     match server.is_at(url) {
         true => server.tls.clone(),

@@ -1,7 +1,7 @@
-//! Artifacts: to GitLab, and from the jobs this one depends on.
+//! Artifacts: uploads to GitLab, and downloads from the jobs that a job depends on.
 //!
-//! A plan is made from the payload; its work runs in a child of the shim with the job user's rights, and what it prints
-//! goes into the job's log. It holds the job's token, never the runner's.
+//! The agent makes a plan from the payload. A child of the shim carries it out with the permissions of the job's user;
+//! its output goes to the job's log. The child knows the job's token, but never the runner's.
 
 mod download;
 mod plan;
@@ -26,112 +26,104 @@ pub use upload::run as upload;
 /// How long an upload or a download is retried: GitLab may be restarting, and the files exist only here.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where to send and fetch, and how.
+/// The server for artifacts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactServer {
-    /// The API's base, such as `https://gitlab.example.com/api/v4`.
+    /// The base URL of the API, such as `https://gitlab.example.com/api/v4`.
     pub api: String,
-    /// Certificates.
     pub tls: TlsFiles,
-    /// The name in the server's logs.
+    /// The `User-Agent` of requests.
     pub user_agent: String,
-    /// A directory of this machine that takes the server's place (`mayfly exec`): the archive of each job lies in it,
-    /// by the number of the job and the type of artifact.
+    /// The local artifacts directory, used instead of the server (`mayfly exec`): it contains the archives by job id
+    /// and type.
     #[serde(default)]
     pub directory: Option<PathBuf>,
 }
 
-/// Where the archive of a job lies in a directory that takes the server's place.
+/// The path of an archive in the local artifacts directory.
 pub fn local_archive(directory: &Path, job: i64, kind: &str) -> PathBuf {
     directory.join(job.to_string()).join(kind)
 }
 
 impl ArtifactServer {
-    /// Whether what is meant for GitLab may go to this URL: GitLab itself, or the same place behind TLS.
+    /// Whether data for GitLab may be sent to this URL: GitLab itself, or the same address with https instead of http.
     fn is_at(&self, url: &str) -> bool {
         let behind_tls = || self.api.strip_prefix("http://").map(|rest| format!("https://{rest}"));
         is_same_server(&self.api, url) || behind_tls().is_some_and(|api| is_same_server(&api, url))
     }
 }
 
-/// Everything that an upload needs.
+/// The plan of an upload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UploadPlan {
-    /// Where the job's files are.
     pub project: ProjectDir,
-    /// GitLab.
     pub server: ArtifactServer,
-    /// The job.
+    /// The job id.
     pub job: i64,
-    /// Its token.
+    /// The job token.
     pub token: String,
-    /// What to upload, in order.
+    /// The files to upload, in order.
     pub uploads: Vec<Upload>,
     /// `ARTIFACT_COMPRESSION_LEVEL`.
     pub level: Level,
-    /// For each upload as a whole.
+    /// For each upload.
     pub timeout: Duration,
-    /// From the end of an upload to the server's answer.
+    /// From the end of an upload to the response.
     pub answer_timeout: Duration,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
-    /// What to say about where the files come from, if anything.
+    /// The provenance statement to add.
     pub statement: Option<ProvenanceStatement>,
 }
 
 /// One archive or report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Upload {
-    /// File name without its ending.
+    /// The file name without extension.
     pub name: String,
-    /// `archive` or a type of report.
+    /// `archive` or a report type.
     pub kind: String,
-    /// What to make of the files.
     pub format: UploadFormat,
-    /// As the author wrote it.
+    /// As written by the author.
     pub expire_in: String,
-    /// Patterns of what to take.
+    /// Patterns of files to include.
     pub paths: Vec<String>,
-    /// Patterns of what to leave out.
+    /// Patterns of files to exclude.
     pub exclude: Vec<String>,
-    /// Also what git does not track.
+    /// Whether to include files that git does not track.
     pub untracked: bool,
 }
 
-/// What a file on the server is.
+/// The format of an uploaded file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UploadFormat {
     /// An archive of the files.
     Archive(Format),
-    /// The one file itself.
+    /// Exactly one file, unchanged.
     Raw,
 }
 
-/// Everything that a download needs.
+/// The plan of a download.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DownloadPlan {
-    /// Where the job's files are.
     pub project: ProjectDir,
-    /// `<project directory>.tmp`, for archives that are not whole yet.
+    /// `<project directory>.tmp`, for incomplete archives.
     pub temporary: PathBuf,
-    /// GitLab.
     pub server: ArtifactServer,
-    /// Whose artifacts, in order.
+    /// The jobs whose artifacts to download, in order.
     pub dependencies: Vec<Dependency>,
-    /// Ask for a redirect to the object store (`FF_USE_DIRECT_DOWNLOAD`).
+    /// Request a redirect to the object store (`FF_USE_DIRECT_DOWNLOAD`).
     pub direct: bool,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
 }
 
-/// A job whose artifacts are needed.
+/// A job whose artifacts are downloaded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dependency {
-    /// Its number.
     pub id: i64,
-    /// Its name.
     pub name: String,
-    /// Its own token.
+    /// The job's own token.
     pub token: String,
 }
 

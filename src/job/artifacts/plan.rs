@@ -1,4 +1,4 @@
-//! From a payload to the plans for its artifacts.
+//! Makes the artifact plans from a payload.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,32 +10,28 @@ use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Artifact, Payload};
 
-/// Where files are and go.
+/// The settings for artifact plans.
 #[derive(Clone, Debug)]
 pub struct ArtifactSettings {
-    /// Where the job's files are.
     pub project: ProjectDir,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
-    /// GitLab.
     pub server: ArtifactServer,
-    /// How long one upload may take.
+    /// The timeout of an upload.
     pub timeout: Duration,
-    /// How long the server may think then.
+    /// The timeout for the response after an upload.
     pub answer_timeout: Duration,
 }
 
-/// How the job's script ended.
+/// The result of the job's script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScriptOutcome {
-    /// Well.
     Success,
-    /// Not well.
     Failure,
 }
 
 impl ScriptOutcome {
-    /// Whether something with this `when` is due.
+    /// Whether an artifact with this `when` applies.
     pub fn matches_when(self, when: &str) -> bool {
         match when {
             "always" => true,
@@ -45,7 +41,7 @@ impl ScriptOutcome {
     }
 }
 
-/// What to upload; `None` when nothing is due.
+/// The upload plan; `None` if there is nothing to upload.
 pub fn upload_plan(
     payload: &Payload,
     variables: &Variables,
@@ -78,7 +74,7 @@ pub fn upload_plan(
     })
 }
 
-/// What to download; `None` when no dependency has artifacts.
+/// The download plan; `None` if no dependency has artifacts.
 pub fn download_plan(
     payload: &Payload,
     variables: &Variables,
@@ -105,7 +101,7 @@ pub fn download_plan(
     })
 }
 
-/// A level by name; a word that is none is as good as none.
+/// A compression level by name; the default for an unknown name.
 pub fn level(variables: &Variables, key: &str) -> Level {
     variables.value(key).and_then(|name| Level::parse(&name)).unwrap_or_default()
 }
@@ -130,7 +126,7 @@ fn upload(artifact: &Artifact, variables: &Variables) -> Upload {
     }
 }
 
-/// The last part of a name, as a file's name; `default` when nothing is left.
+/// The last part of a name, as a file name; `default` if it is empty.
 fn base_name(name: &str) -> String {
     let base = Path::new(name).file_name().map(|base| base.to_string_lossy().into_owned());
     base.filter(|base| !base.trim().is_empty()).unwrap_or_else(|| "default".to_owned())
@@ -171,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_fits_the_outcome() {
+    fn selects_artifacts_by_the_result() {
         let payload = Payload {
             id: 7,
             artifacts: vec![artifact(""), artifact("on_failure"), artifact("always"), Artifact::default()],
@@ -187,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_the_last_part_of_what_they_expand_to() {
+    fn a_name_is_the_last_part_of_its_expansion() {
         let named = |name: Option<&str>| {
             upload(&Artifact { name: name.map(str::to_owned), ..artifact("") }, &variables(&[("REF", "feature/x")]))
                 .name
@@ -201,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_without_artifacts_are_not_asked() {
+    fn skips_dependencies_without_artifacts() {
         let file = ArtifactsFile { filename: "artifacts.zip".to_owned(), size: 1 };
         let payload = Payload {
             dependencies: vec![

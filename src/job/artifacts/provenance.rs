@@ -1,5 +1,4 @@
-//! The statement about where artifacts come from: in-toto with SLSA provenance
-//! (`RUNNER_GENERATE_ARTIFACTS_METADATA`).
+//! The provenance statement of artifacts: in-toto with SLSA provenance (`RUNNER_GENERATE_ARTIFACTS_METADATA`).
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -12,28 +11,28 @@ use crate::archive::entry::Entry;
 use crate::archive::root::{Kind, Root};
 use crate::digest::hex;
 
-/// What is known about the job besides its files.
+/// The facts about the job in the statement.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProvenanceStatement {
-    /// Version of this program.
+    /// The version of mayfly.
     pub version: String,
-    /// Names of the payload's variables.
+    /// The names of the payload's variables.
     pub variables: Vec<String>,
-    /// Name of the job.
+    /// The job's name.
     pub entry_point: String,
-    /// URL of the project.
+    /// The URL of the project.
     pub source: String,
-    /// Number of the runner.
+    /// The id of the runner.
     pub runner_id: String,
-    /// Name of the runner.
+    /// The name of the runner.
     pub runner: String,
-    /// How it runs jobs.
+    /// The executor.
     pub executor: String,
-    /// Of the machine.
+    /// The architecture of the machine.
     pub architecture: String,
-    /// Number of the job.
+    /// The job id.
     pub job: String,
-    /// The commit.
+    /// The commit id.
     pub sha: String,
     /// When the job started (RFC 3339).
     pub started: String,
@@ -42,11 +41,11 @@ pub struct ProvenanceStatement {
 }
 
 impl ProvenanceStatement {
-    /// Writes `NAME-metadata.json` into the project directory, and gives it as an entry of the archive.
+    /// Writes `NAME-metadata.json` to the project directory, and returns it as an entry of the archive.
     pub fn write(&self, root: &Root, entries: &[Entry], name: &str) -> io::Result<Entry> {
         let mut subjects = Vec::new();
         for entry in entries.iter().filter(|entry| entry.kind == Kind::File) {
-            // A file that cannot be read is not in the archive either; that is said there.
+            // An unreadable file is not in the archive either, which has its own warning.
             if let Ok(digest) = digest(root, entry) {
                 subjects.push(json!({ "name": entry.path.to_string_lossy(), "digest": { "sha256": digest } }));
             }
@@ -112,7 +111,7 @@ mod tests {
     use crate::archive::select::{SelectionRequest, select};
 
     #[test]
-    fn names_every_file_with_its_digest() {
+    fn lists_every_file_with_its_digest() {
         let project = tempfile::tempdir().unwrap();
         std::fs::write(project.path().join("a"), "abc").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", project.path().join("x-metadata.json")).unwrap();

@@ -1,4 +1,4 @@
-//! What goes over the wire, and what comes of each answer.
+//! Tests of the requests for artifacts, and of the reactions to responses.
 
 use std::fs;
 use std::io::Write;
@@ -92,7 +92,7 @@ fn again(status: &'static str) -> Answer {
 
 const ZIP: UploadFormat = UploadFormat::Archive(Format::Zip);
 
-/// The one part of a multipart body: its head and its content.
+/// Head and content of the only part of a multipart body.
 fn part(body: &[u8]) -> (String, Vec<u8>) {
     let at = body.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
     let head = String::from_utf8(body[..at].to_vec()).unwrap();
@@ -111,7 +111,7 @@ fn unzip(project: &Project, content: &[u8]) -> String {
 }
 
 #[test]
-fn an_archive_goes_up_in_one_part_with_the_jobs_token() {
+fn uploads_an_archive_in_one_part_with_the_job_token() {
     let project = Project::new();
     let server = Fake::start(vec![answer("201 Created", b"{}")]);
     assert_eq!(upload(&project.uploads(&server, ZIP, &["*.txt"])), 0);
@@ -124,7 +124,7 @@ fn an_archive_goes_up_in_one_part_with_the_jobs_token() {
 }
 
 #[test]
-fn raw_is_exactly_one_file() {
+fn format_raw_requires_exactly_one_file() {
     let project = Project::new();
     let server = Fake::start(vec![answer("201 Created", b"{}")]);
     assert_eq!(upload(&project.uploads(&server, UploadFormat::Raw, &["a.txt"])), 0);
@@ -136,17 +136,17 @@ fn raw_is_exactly_one_file() {
 }
 
 #[test]
-fn nothing_to_upload_is_no_failure() {
+fn nothing_to_upload_is_not_a_failure() {
     let project = Project::new();
     let server = Fake::start(Vec::new());
     assert_eq!(upload(&project.uploads(&server, ZIP, &["missing"])), 0);
-    // A directory alone is nothing for a report.
+    // A report needs files; a directory alone is not enough.
     fs::create_dir(project.path().join("hollow")).unwrap();
     assert_eq!(upload(&project.uploads(&server, UploadFormat::Archive(Format::Gzip), &["hollow"])), 0);
 }
 
 #[test]
-fn each_try_sends_the_whole_archive() {
+fn each_attempt_sends_the_whole_archive() {
     let project = Project::new();
     let server = Fake::start(vec![again("500 X"), again("503 X"), answer("201 Created", b"")]);
     assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 0);
@@ -156,7 +156,7 @@ fn each_try_sends_the_whole_archive() {
 }
 
 #[test]
-fn refusals_are_final_and_other_answers_are_tried_three_times() {
+fn retries_temporary_errors_and_not_refusals() {
     for (answers, asked) in [
         (vec![answer("403 Forbidden", b"")], 1),
         (vec![answer("413 Too Large", b"")], 1),
@@ -208,7 +208,7 @@ fn built(project: &Project) -> Option<String> {
 }
 
 #[test]
-fn a_dependency_is_fetched_with_its_own_token_and_unpacked() {
+fn downloads_a_dependency_with_its_own_token_and_unpacks_it() {
     let project = Project::new();
     let server = Fake::start(vec![answer("200 OK", &archive())]);
     assert_eq!(download(&project.downloads(&server)), 0);
@@ -220,7 +220,7 @@ fn a_dependency_is_fetched_with_its_own_token_and_unpacked() {
 }
 
 #[test]
-fn the_object_store_gets_no_token() {
+fn sends_no_token_to_the_object_store() {
     let project = Project::new();
     let store = Fake::start(vec![answer("200 OK", &archive())]);
     let server = Fake::start(vec![redirect("302 Found", format!("{}/bucket/x?signature=s", store.url))]);
@@ -232,7 +232,7 @@ fn the_object_store_gets_no_token() {
 }
 
 #[test]
-fn a_redirect_of_the_server_to_itself_keeps_the_token() {
+fn a_redirect_on_the_same_server_keeps_the_token() {
     let project = Project::new();
     let elsewhere = redirect("307 Temporary Redirect", "/elsewhere/artifacts".to_owned());
     let server = Fake::start(vec![elsewhere, answer("200 OK", &archive())]);
@@ -243,7 +243,7 @@ fn a_redirect_of_the_server_to_itself_keeps_the_token() {
 }
 
 #[test]
-fn tokens_go_to_the_server_and_its_own_place_behind_tls() {
+fn sends_tokens_only_to_the_server_or_its_https_address() {
     let of = |api: &str| ArtifactServer {
         api: api.to_owned(),
         tls: TlsFiles::default(),
@@ -257,7 +257,7 @@ fn tokens_go_to_the_server_and_its_own_place_behind_tls() {
 }
 
 #[test]
-fn a_download_that_breaks_off_is_tried_again_through_the_server() {
+fn retries_an_incomplete_download_through_the_server() {
     let project = Project::new();
     let whole = archive();
     let half = Answer { claimed: Some(whole.len()), ..answer("200 OK", &whole[..whole.len() / 2]) };
@@ -267,7 +267,7 @@ fn a_download_that_breaks_off_is_tried_again_through_the_server() {
 }
 
 #[test]
-fn missing_and_refused_artifacts_are_final() {
+fn does_not_retry_missing_or_refused_artifacts() {
     for status in ["404 Not Found", "403 Forbidden", "401 Unauthorized"] {
         let project = Project::new();
         let server = Fake::start(vec![answer(status, b"")]);

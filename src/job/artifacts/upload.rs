@@ -1,4 +1,4 @@
-//! Uploading: an archive goes over the wire while it is being made.
+//! Uploads artifacts: an archive is sent while it is being created.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -43,7 +43,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
         SelectionRequest { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
     let mut selection = select(root, &request);
     notes(&selection.notes);
-    // Only an archive can hold anything but files.
+    // Only an archive can contain directories and links.
     if matches!(upload.format, UploadFormat::Raw | UploadFormat::Archive(Format::Gzip)) {
         selection.entries.retain(|entry| entry.kind != Kind::Directory);
     }
@@ -58,12 +58,12 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
                 selection.entries.sort();
                 selection.entries.dedup();
             }
-            Err(why) => warning(format_args!("no statement about where the artifacts come from: {why}")),
+            Err(why) => warning(format_args!("cannot write the provenance statement: {why}")),
         }
     }
     let is_one_file = matches!(&selection.entries[..], [Entry { kind: Kind::File, .. }]);
     if upload.format == UploadFormat::Raw && !is_one_file {
-        return Err(format!("format raw takes exactly one file, {} were found", selection.entries.len()));
+        return Err(format!("format raw needs exactly one file, but {} were found", selection.entries.len()));
     }
     match &plan.server.directory {
         Some(directory) => keep(plan, upload, root, &selection.entries, directory),
@@ -76,7 +76,7 @@ fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], dire
     let path = local_archive(directory, plan.job, &upload.kind);
     let failed = |why: io::Error| format!("{}: {why}", path.display());
     let UploadFormat::Archive(format) = upload.format else {
-        return Err("format raw is for a server".to_owned());
+        return Err("format raw needs a server".to_owned());
     };
     fs::create_dir_all(path.parent().unwrap_or(directory)).map_err(failed)?;
     let mut sink = BufWriter::with_capacity(256 * 1024, File::create(&path).map_err(failed)?);
@@ -124,7 +124,7 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
         };
         let Some(wait) = wait else {
             error(line);
-            return Err("GitLab did not accept the upload, also when it was retried".to_owned());
+            return Err("GitLab did not accept the upload after all retries".to_owned());
         };
         warning(format_args!("{} Retrying...", line.trim_end()));
         wait_before_retry(wait);
@@ -134,7 +134,7 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -
 enum UploadAnswer {
     Done,
     Final(&'static str),
-    /// The server is to be asked at this base instead.
+    /// Repeat the upload at this base URL.
     Elsewhere(String),
     Again,
 }
@@ -148,16 +148,16 @@ fn classify(answer: &Incoming, server: &ArtifactServer) -> UploadAnswer {
         }
         301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved(&server.api, location)) {
             Some(Some(api)) => UploadAnswer::Elsewhere(api),
-            Some(None) => {
-                UploadAnswer::Final("redirected to another host, which gets no token; correct the runner's `url`")
-            }
+            Some(None) => UploadAnswer::Final(
+                "redirected to another host, which must not get the token; correct the runner's `url`",
+            ),
             None => UploadAnswer::Again,
         },
         _ => UploadAnswer::Again,
     }
 }
 
-/// The API's base at the place that a redirect names; none where it names another host, or would leave TLS.
+/// The base URL of the API after a redirect; `None` if it leads to another host or away from https.
 fn moved(api: &str, location: &str) -> Option<String> {
     let (from, to) = (origin(api), origin(location));
     let host = |origin: &str| {
@@ -183,7 +183,7 @@ fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
     )
 }
 
-/// One request; `sent` becomes the bytes of its content.
+/// One attempt.
 fn attempt(
     plan: &UploadPlan,
     server: &ArtifactServer,
@@ -219,7 +219,7 @@ fn attempt(
             let (sink, mut source) = pipe();
             let packer = scope.spawn(move || pack(root, entries, format, plan, sink));
             let answer = send(&mut source);
-            // A packer that still writes stops here.
+            // Stops a thread that still writes the archive.
             drop(source);
             match packer.join() {
                 Ok(Ok(written)) if answer.as_ref().is_ok_and(|answer| answer.status == 201) => print_warnings(&written),
@@ -255,7 +255,7 @@ fn file_name(upload: &Upload) -> String {
     format!("{}{ending}", upload.name)
 }
 
-/// What stands before the content in the one part of the request.
+/// The multipart header before the content.
 fn part_head(boundary: &str, name: &str) -> String {
     let name = name.replace('\\', "\\\\").replace('"', "\\\"").replace('\r', "%0D").replace('\n', "%0A");
     format!(
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_says_what_the_file_is() {
+    fn the_url_describes_the_file() {
         let server = ArtifactServer {
             api: "http://h/api/v4".to_owned(),
             tls: Default::default(),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_moves_within_the_host_only() {
+    fn follows_redirects_on_the_same_host_only() {
         let api = "http://gitlab.test:8080/api/v4";
         assert_eq!(moved(api, "https://gitlab.test/x").as_deref(), Some("https://gitlab.test/api/v4"));
         assert_eq!(moved(api, "/elsewhere").as_deref(), Some(api));

@@ -1,25 +1,25 @@
-//! What a cache is called: by people, in the file system, and in an object store.
+//! Names of caches: for people, in the file system, and in an object store.
 
 use crate::digest::sha256;
 
-/// What a part of a path may be long.
+/// The longest file name.
 const PART_MAX: usize = 255;
-/// What a name in an object store may be long, with room for what stands before it.
+/// The longest object name, with room for its prefix.
 const NAME_MAX: usize = 700;
 
-/// A name for a cache.
+/// The name of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// As people know it.
+    /// For messages.
     pub human: String,
-    /// A relative path without `.` and `..`; empty when nothing is left of the key.
+    /// A relative path without `.` and `..`; empty if nothing of the key is usable.
     pub name: String,
-    /// What was changed, if something was.
+    /// A warning if the key was changed.
     pub warning: Option<String>,
 }
 
 impl Key {
-    /// The key as it may be used, or its hash (`FF_HASH_CACHE_KEYS`).
+    /// Sanitises a key, or hashes it (`FF_HASH_CACHE_KEYS`).
     pub fn new(raw: &str, hashed: bool) -> Self {
         if hashed {
             return Self { human: raw.to_owned(), name: sha256(raw.as_bytes()), warning: None };
@@ -27,14 +27,15 @@ impl Key {
         let name = sanitise(raw);
         if name.len() > NAME_MAX || name.split('/').any(|part| part.len() > PART_MAX) {
             let hash = sha256(raw.as_bytes());
-            let warning = format!("cache key of {} bytes is too long for a file; its hash {hash} is used", raw.len());
+            let warning =
+                format!("cache key of {} bytes is too long for a file name; using its hash {hash}", raw.len());
             return Self { human: hash.clone(), name: hash, warning: Some(warning) };
         }
         let warning = (name != raw).then(|| format!("cache key {raw:?} sanitized to {name:?}"));
         Self { human: name.clone(), name, warning }
     }
 
-    /// The last part of an object's name: hashes are spread over directories.
+    /// The last part of the object name: hashes are spread over directories.
     pub fn object(&self, hashed: bool) -> String {
         match self.name.get(..2).filter(|_| hashed) {
             Some(start) => format!("{start}/{}", self.name),
@@ -43,7 +44,8 @@ impl Key {
     }
 }
 
-/// Decodes escaped slashes and dots, resolves `.` and `..` within the cache's own directory, and drops blank ends.
+/// Decodes escaped slashes and dots, resolves `.` and `..` without leaving the cache's directory, and trims white
+/// space.
 fn sanitise(raw: &str) -> String {
     let mut text = raw.replace('\\', "/").replace('\0', "");
     for (escaped, plain) in [("%2f", "/"), ("%2F", "/"), ("%2e", "."), ("%2E", ".")] {
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_stay_within_their_directory() {
+    fn keys_cannot_leave_their_directory() {
         for (raw, name) in [
             ("deps-protected", "deps-protected"),
             ("job/main", "job/main"),
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_can_be_hashed_or_has_to_be() {
+    fn hashes_a_key_on_request_or_if_it_is_too_long() {
         let key = Key::new("abc", true);
         assert!(key.name.starts_with("ba7816bf") && key.human == "abc");
         assert!(key.object(true).starts_with("ba/ba7816bf"));
@@ -107,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_key_leads_out(raw in "[a./\\\\%2fFeE ]{0,40}") {
+        fn no_key_leaves_the_directory(raw in "[a./\\\\%2fFeE ]{0,40}") {
             let name = Key::new(&raw, false).name;
             prop_assert!(!name.starts_with('/') && !name.split('/').any(|part| part == ".." || part == "."), "{name}");
             prop_assert_eq!(name.is_empty(), name.split('/').any(str::is_empty));

@@ -1,7 +1,7 @@
-//! Caches: kept between jobs, on this instance and, where one is configured, in an object store.
+//! Caches: kept between jobs on the instance and, if configured, in an object store.
 //!
-//! A plan is made from the payload; its work runs in a child of the shim with the job user's rights. It gets presigned
-//! URLs, never keys. Nothing that goes wrong with a cache fails a job.
+//! The agent makes a plan from the payload. A child of the shim carries it out with the permissions of the job's user.
+//! The child gets presigned URLs, never keys. A failure of a cache never fails a job.
 
 mod key;
 mod plan;
@@ -24,16 +24,14 @@ pub use plan::{CacheSettings, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
 
-/// Everything that restoring needs.
+/// The plan for restoring caches.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RestorePlan {
-    /// Where the job's files are.
     pub project: ProjectDir,
-    /// What to say first.
+    /// Warnings to write first.
     pub warnings: Vec<String>,
-    /// The caches, in order.
+    /// In order.
     pub caches: Vec<CacheRestore>,
-    /// How to transfer.
     pub transfer: TransferSettings,
     /// What the local store may grow to.
     pub limits: StorageLimits,
@@ -41,30 +39,28 @@ pub struct RestorePlan {
     pub store: PathBuf,
 }
 
-/// One cache to restore.
+/// A cache to restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CacheRestore {
-    /// The first of these that is there.
+    /// The first of these caches that exists.
     FirstOf {
         /// In order.
         locations: Vec<CacheLocation>,
-        /// Patterns of what goes when an archive breaks off; none where it stays.
+        /// Patterns of files to delete if extraction fails; empty to keep them.
         clear: Vec<String>,
     },
-    /// None, for this reason.
+    /// No cache, for this reason.
     Skip(String),
 }
 
-/// Everything that saving needs.
+/// The plan for saving caches.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SavePlan {
-    /// Where the job's files are.
     pub project: ProjectDir,
-    /// What to say first.
+    /// Warnings to write first.
     pub warnings: Vec<String>,
-    /// The caches, in order.
+    /// In order.
     pub caches: Vec<CacheSave>,
-    /// How to transfer.
     pub transfer: TransferSettings,
     /// What the local store may grow to.
     pub limits: StorageLimits,
@@ -72,30 +68,26 @@ pub struct SavePlan {
     pub store: PathBuf,
 }
 
-/// One cache to save.
+/// A cache to save.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CacheSave {
-    /// These files.
     Files {
-        /// Where to.
         location: CacheLocation,
-        /// Patterns.
+        /// Patterns of files to include.
         paths: Vec<String>,
-        /// Also what git does not track.
+        /// Whether to include files that git does not track.
         untracked: bool,
-        /// What to make of them.
         format: Format,
-        /// How hard to try.
         level: Level,
-        /// Bytes that are uploaded at most.
+        /// The largest archive to upload, in bytes.
         max_upload: Option<u64>,
     },
-    /// None, for this reason.
+    /// No cache, for this reason.
     Skip(String),
 }
 
 impl RestorePlan {
-    /// The addresses that it asks for objects.
+    /// The presigned URLs for downloads.
     pub fn remotes(&self) -> impl Iterator<Item = &PresignedUrls> {
         let locations = self.caches.iter().flat_map(|cache| match cache {
             CacheRestore::FirstOf { locations, .. } => locations.as_slice(),
@@ -106,7 +98,7 @@ impl RestorePlan {
 }
 
 impl SavePlan {
-    /// The addresses that it hands objects to.
+    /// The presigned URLs for uploads.
     pub fn remotes(&self) -> impl Iterator<Item = &PresignedUrls> {
         self.caches.iter().filter_map(|cache| match cache {
             CacheSave::Files { location, .. } => location.remote.as_ref(),
@@ -115,10 +107,10 @@ impl SavePlan {
     }
 }
 
-/// Where a cache is kept.
+/// The location of a cache.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CacheLocation {
-    /// As people know it.
+    /// The key, for messages.
     pub key: String,
     /// The archive on this machine.
     pub local: PathBuf,
@@ -126,7 +118,7 @@ pub struct CacheLocation {
     pub remote: Option<PresignedUrls>,
 }
 
-/// Requests that are signed already.
+/// Presigned requests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PresignedUrls {
     /// URL for GET.
@@ -135,21 +127,21 @@ pub struct PresignedUrls {
     pub head: String,
     /// URL for PUT.
     pub put: String,
-    /// Headers that are signed into the latter.
+    /// Signed headers of the PUT request.
     pub put_headers: Vec<(String, String)>,
-    /// Bytes that the store takes in one request, as far as is known.
+    /// The largest body that the store accepts in one request, in bytes, if known.
     #[serde(default)]
     pub max_size: Option<u64>,
 }
 
-/// How to transfer.
+/// The settings for transfers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransferSettings {
-    /// Certificates to trust beside the system's.
+    /// Additional trusted certificate authorities.
     pub tls: TlsFiles,
-    /// The name in the store's logs.
+    /// The `User-Agent` of requests.
     pub user_agent: String,
-    /// `CACHE_REQUEST_TIMEOUT`: for each transfer.
+    /// `CACHE_REQUEST_TIMEOUT`, for each transfer.
     pub timeout: Duration,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,

@@ -1,4 +1,4 @@
-//! From a payload to the plans for its caches.
+//! Makes the cache plans from a payload.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,27 +16,26 @@ use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Cache, Payload};
 
-/// Where files are and go.
+/// The settings for cache plans.
 pub struct CacheSettings<'a> {
-    /// Where the job's files are.
     pub project: ProjectDir,
-    /// The directory for local copies of this project's caches.
+    /// The directory of local caches of this project.
     pub store: PathBuf,
-    /// The directory for those of all projects.
+    /// The directory of local caches of all projects.
     pub root: PathBuf,
     /// The object store, if one is configured.
     pub remote: Option<&'a S3Store>,
-    /// Certificates to trust beside the system's.
+    /// Additional trusted certificate authorities.
     pub tls: TlsFiles,
-    /// The name in the store's logs.
+    /// The `User-Agent` of requests.
     pub user_agent: String,
-    /// How long presigned requests have to count: the job's time-out.
+    /// The lifetime of presigned requests: the timeout of the job.
     pub job_timeout: Duration,
-    /// What the local store may grow to.
+    /// The limits of local caches.
     pub limits: StorageLimits,
 }
 
-/// What to restore; `None` when the job has no cache. Errors: a policy that is none.
+/// The plan for restoring; `None` if the job has no cache. Fails for an unknown policy.
 pub fn restore_plan(
     payload: &Payload,
     variables: &Variables,
@@ -59,7 +58,7 @@ pub fn restore_plan(
     }))
 }
 
-/// What to save; `None` when nothing is due. Errors: a policy that is none.
+/// The plan for saving; `None` if there is nothing to save. Fails for an unknown policy.
 pub fn save_plan(
     payload: &Payload,
     variables: &Variables,
@@ -97,7 +96,7 @@ fn transfer_settings(variables: &Variables, settings: &CacheSettings<'_>) -> Tra
     }
 }
 
-/// Which way files go.
+/// The policy of a cache.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Policy {
     Both,
@@ -133,7 +132,7 @@ impl<'a> Planner<'a> {
             candidates.push(self.named(&raw));
         }
         if let Some(raw) = self.variables.value("CACHE_FALLBACK_KEY").filter(|raw| !raw.is_empty()) {
-            // The suffix is the server's word for a protected branch: a variable must not claim it, however it is put.
+            // GitLab appends this suffix for protected branches: a variable must not imitate it, in any spelling.
             let claims = |name: &str| name.trim_end_matches(['.', ' ', '/']).ends_with("-protected");
             let key = Key::new(&raw, self.hashed);
             if claims(&raw) || claims(&key.name) {
@@ -184,7 +183,7 @@ impl<'a> Planner<'a> {
             "" | "pull-push" => Ok(Policy::Both),
             "pull" => Ok(Policy::Pull),
             "push" => Ok(Policy::Push),
-            other => Err(JobError::configuration(format!("cache policy `{other}` is none of pull-push, pull, push"))),
+            other => Err(JobError::configuration(format!("cache policy `{other}` must be pull-push, pull or push"))),
         }
     }
 
@@ -214,7 +213,7 @@ impl<'a> Planner<'a> {
         let object = key.object(self.hashed);
         let remote = self.settings.remote.and_then(|store| {
             let signed = store.sign(project, &object, &key.human, self.settings.job_timeout);
-            signed.map_err(|why| self.warnings.push(format!("no shared cache: {why}"))).ok()
+            signed.map_err(|why| self.warnings.push(format!("cannot use the shared cache: {why}"))).ok()
         });
         CacheLocation { key: key.human.clone(), local: self.settings.store.join(&key.name).join("cache.zip"), remote }
     }
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn fallback_keys_come_after_the_key() {
+    fn tries_fallback_keys_after_the_key() {
         let mut entry = cache("$BRANCH-deps", "");
         entry.fallback_keys = vec!["main-deps".to_owned()];
         let (restore, _) = plans(entry, &[("BRANCH", "feature"), ("CACHE_FALLBACK_KEY", "last")]);
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn no_spelling_of_a_fallback_key_claims_to_be_protected() {
+    fn refuses_fallback_keys_that_imitate_protected_ones() {
         for raw in
             ["k-protected", "k-protected\t", "k-protected/x/..", "k-protected/%2e", "k-protected%2f", "./k-protected."]
         {
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_says_which_way() {
+    fn the_policy_selects_restoring_and_saving() {
         let (restore, save) = plans(cache("k", "pull"), &[]);
         assert_eq!(keys(&restore.unwrap().unwrap()), ["k"]);
         assert!(matches!(&save.unwrap().caches[0], CacheSave::Skip(why) if why.contains("due to policy")));
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_depends_on_the_outcome() {
+    fn saves_caches_by_the_result() {
         let variables = Variables::new(Path::new("/b/p.tmp"));
         let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
         let of = |when: &str| Cache { when: when.to_owned(), ..cache(&format!("key-{when}"), "") };
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn transfers_take_as_long_as_the_job_lets_them() {
+    fn the_job_sets_the_timeout_of_transfers() {
         for (text, minutes) in [("3", 3), (" 90 ", 90), ("0", 10), ("soon", 10), ("", 10)] {
             let (restore, save) = plans(cache("k", ""), &[("CACHE_REQUEST_TIMEOUT", text)]);
             let expected = Duration::from_secs(60 * minutes);
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_without_files_is_none() {
+    fn ignores_a_cache_without_paths() {
         let (restore, save) = plans(Cache { paths: Vec::new(), ..cache("k", "") }, &[]);
         assert!(restore.unwrap().is_none() && save.is_none());
         let (restore, _) = plans(cache("..", ""), &[]);

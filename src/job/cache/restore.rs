@@ -1,4 +1,4 @@
-//! Restoring caches before a job.
+//! Restores caches before a job.
 
 use std::fs::File;
 use std::io;
@@ -15,10 +15,10 @@ use crate::http::{
 use crate::instance::aws::xml::element;
 use crate::job::transfer::{Meter, heading, notice, wait_before_retry, warning};
 
-/// How long a request to the object store is retried: a cache only saves time.
+/// How long a request to the object store is retried: short, because a cache only saves time.
 pub const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Restores each cache from the first place that has it. Returns the exit status of the stage, which is always good.
+/// Restores each cache from its first existing location. Returns the exit status of the stage, which is always 0.
 pub fn run(plan: &RestorePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
     let root = match plan.project.open() {
@@ -53,8 +53,7 @@ fn restore(location: &CacheLocation, clear: &[String], transfer_settings: &Trans
     restored.is_ok()
 }
 
-/// Unpacks an archive. One that is broken helps nobody: it goes, and where the object store may have a good one, that is
-/// fetched.
+/// Unpacks an archive. A damaged local copy is deleted; if the object store may have a valid one, it is downloaded.
 fn extract(
     location: &CacheLocation,
     clear: &[String],
@@ -75,7 +74,7 @@ fn extract(
             store::forget(&location.local, &archive);
             if may_fetch && origin == Origin::Local {
                 warning(format_args!(
-                    "cache {}: the copy on this machine is broken ({why}); it is fetched again",
+                    "cache {}: the local copy is damaged ({why}); downloading it again",
                     location.key
                 ));
                 may_fetch = false;
@@ -83,45 +82,44 @@ fn extract(
             }
         }
         remove_rest(root, clear);
-        return Err(format!("the archive cannot be unpacked: {why}"));
+        return Err(format!("cannot extract the archive: {why}"));
     }
 }
 
-/// Removes what half an archive may have left (`FF_CLEAN_UP_FAILED_CACHE_EXTRACT`).
+/// Removes files that an incomplete extraction may have left (`FF_CLEAN_UP_FAILED_CACHE_EXTRACT`).
 fn remove_rest(root: &Root, paths: &[String]) {
     let request = SelectionRequest { paths: paths.to_vec(), ..SelectionRequest::default() };
     for entry in select(root, &request).entries.iter().rev() {
-        // A directory may hold what the cache has nothing to do with.
+        // Fails for a directory that contains other files.
         let _ = root.remove(&entry.path, entry.kind);
     }
 }
 
-/// Where an archive comes from.
+/// The origin of an archive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// This machine had it.
+    /// It was on this machine.
     Local,
-    /// It has just come from the object store.
+    /// It was just downloaded.
     Fetched,
 }
 
-/// Why there is no archive from the object store.
+/// Why the object store provided no archive.
 enum FetchError {
     /// It has none.
     Missing,
-    /// This.
     Failed(String),
 }
 
-/// The archive, fetched if the object store has a newer one. While the store is in trouble, the copy on this machine is
-/// better than none.
+/// Opens the archive; downloads it first if the object store has a newer one. If the store fails, the local copy is
+/// used.
 fn obtain(location: &CacheLocation, transfer_settings: &TransferSettings) -> Result<(File, Origin), String> {
     let missing = || "file does not exist".to_owned();
     let origin = match location.remote.as_ref().map(|remote| refresh(location, remote, transfer_settings)) {
         Some(Ok(origin)) => origin,
         Some(Err(FetchError::Missing)) => return Err(missing()),
         Some(Err(FetchError::Failed(why))) if location.local.is_file() => {
-            warning(format_args!("cache {}: {why}; the copy on this machine is used", location.key));
+            warning(format_args!("cache {}: {why}; using the local copy", location.key));
             Origin::Local
         }
         Some(Err(FetchError::Failed(why))) => return Err(why),
@@ -169,27 +167,27 @@ fn refresh(
         };
         match why.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let full = "the disk is full: the cache does not fit into";
+                let full = "the disk is full; no space for the cache in";
                 return Err(FetchError::Failed(format!("{full} {}", location.local.display())));
             }
             io::ErrorKind::InvalidData => return Err(FetchError::Failed(why.to_string())),
             _ => {}
         }
         let Some(wait) = budget.after(Failure::Broken, None) else {
-            return Err(FetchError::Failed(format!("the archive breaks off: {why}")));
+            return Err(FetchError::Failed(format!("the archive is incomplete: {why}")));
         };
-        warning(format_args!("cache {}: the archive breaks off: {why}. Retrying...", location.key));
+        warning(format_args!("cache {}: the archive is incomplete: {why}. Retrying...", location.key));
         wait_before_retry(wait);
     }
 }
 
-/// Whether the copy on this machine is not older than the object.
+/// Whether the local copy is at least as new as the object.
 fn is_current(location: &CacheLocation, stamp: Option<SystemTime>) -> bool {
     let own = location.local.symlink_metadata().and_then(|metadata| metadata.modified()).ok();
     own.zip(stamp).is_some_and(|(own, stamp)| own >= stamp)
 }
 
-/// Keeps what comes from the object store, if it is an archive. Errors: `InvalidData` if it is none.
+/// Stores a downloaded archive. Fails with `InvalidData` if it is not an archive.
 fn fetch(
     location: &CacheLocation,
     answer: Incoming,
@@ -197,7 +195,7 @@ fn fetch(
     transfer_settings: &TransferSettings,
 ) -> io::Result<Origin> {
     let _lock = store::lock(&location.local)?;
-    // Another slot may have fetched it while we waited.
+    // Another slot may have downloaded it during the wait for the lock.
     if is_current(location, stamp) {
         return Ok(Origin::Fetched);
     }
@@ -208,7 +206,7 @@ fn fetch(
         &mut pending.file,
     )?;
     if !looks_like_cache(&pending.file)? {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "what the store answers is no archive"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the store did not return an archive"));
     }
     if let Some(stamp) = stamp {
         pending.file.set_modified(stamp)?;
@@ -220,7 +218,7 @@ fn fetch(
     Ok(Origin::Fetched)
 }
 
-/// A request without a body; asked again when the store or the way there fails.
+/// Sends a request without a body; retries failures of the store and of the network.
 pub fn send_request(
     transfer_settings: &TransferSettings,
     method: Method,
@@ -245,10 +243,10 @@ pub fn send_request(
     }
 }
 
-/// What an object store says of an error.
+/// Describes an error response of an object store.
 pub fn refusal(answer: Incoming) -> String {
     let line = match answer.header("Location").filter(|_| (300..400).contains(&answer.status)) {
-        Some(location) => format!("{} to {}, which is not followed", answer.status_line(), origin(location)),
+        Some(location) => format!("{} to {}; redirects are not followed", answer.status_line(), origin(location)),
         None => answer.status_line(),
     };
     let text = answer.explanation();

@@ -1,5 +1,4 @@
-//! Caches in S3 and what speaks like it: names of objects, and requests that are signed here so that a job never sees a
-//! key.
+//! Caches in S3 and compatible stores: object names, and requests that the agent signs, so that a job never sees a key.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -17,32 +16,34 @@ use crate::instance::aws::sts::{self, Role};
 use crate::token::Token;
 use crate::version::user_agent;
 
-/// The longest that S3 lets a signature count.
+/// The longest lifetime of a signature in S3.
 const EXPIRY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// What Amazon takes in one request. More would take keys where a job's files are handled: a request for a part of an
-/// object can be signed only once the upload was begun.
+/// The largest body that Amazon accepts in one request. A multipart upload would need keys in the process that handles
+/// the job's files, because the request for a part can only be signed after the upload has started.
 const SINGLE_PUT_MAX: u64 = 5 << 30;
 
-/// A bucket; shared by the jobs of one runner.
+/// A bucket, shared by the jobs of one runner.
 pub struct S3Store {
     settings: S3,
     prefix: String,
-    /// Bytes of an archive that are uploaded at most; 0 for no limit.
+    /// The largest archive to upload, in bytes; 0 for no limit.
     pub max_upload: u64,
     credentials: Mutex<Option<Credentials>>,
-    /// Where the bucket turned out to be.
+    /// The detected region of the bucket.
     region: OnceLock<String>,
 }
 
 impl S3Store {
-    /// The store of a runner with this short token; `None` when none is configured. Errors: a kind that is not known
-    /// here, or no bucket.
+    /// The store of a runner with this short token; `None` if none is configured. Fails for an unsupported type or
+    /// without a bucket.
     pub fn new(config: &Cache, short_token: &str) -> Result<Option<Self>, String> {
         match config.kind.as_str() {
             "" => return Ok(None),
             "s3" => {}
-            other => return Err(format!("[runners.cache] Type = \"{other}\": this build knows s3; caches stay local")),
+            other => {
+                return Err(format!("[runners.cache] Type = \"{other}\": mayfly supports only s3; caches stay local"));
+            }
         }
         if config.s3.bucket_name.is_empty() {
             return Err("[runners.cache.s3] has no BucketName; caches stay local".to_owned());
@@ -62,7 +63,7 @@ impl S3Store {
         }))
     }
 
-    /// Requests for one object of a project. Errors: no credentials.
+    /// The presigned requests for an object of a project. Fails without credentials.
     pub fn sign(&self, project: i64, object: &str, key: &str, expires: Duration) -> Result<PresignedUrls, String> {
         let region = self.region();
         let credentials = self.credentials(region)?;
@@ -87,7 +88,7 @@ impl S3Store {
         })
     }
 
-    /// Host, and the bucket where it stands in the path.
+    /// The host and, for path-style addresses, the bucket.
     fn address(&self, region: &str) -> (String, String) {
         let s3 = &self.settings;
         let host = match (self.is_amazon(), s3.accelerate, s3.dual_stack.unwrap_or(true)) {
@@ -97,7 +98,7 @@ impl S3Store {
             (true, false, true) => format!("s3.dualstack.{region}.amazonaws.com"),
             (true, false, false) => format!("s3.{region}.amazonaws.com"),
         };
-        // A bucket with a dot does not fit Amazon's certificates.
+        // Amazon's certificates do not cover bucket names with a dot.
         let fits = s3.insecure || !s3.bucket_name.contains('.');
         let has_buckets_as_hosts = host.ends_with(".amazonaws.com") || host == "storage.googleapis.com";
         let path_style = s3.path_style.unwrap_or(!(has_buckets_as_hosts && fits));
@@ -111,7 +112,7 @@ impl S3Store {
         matches!(self.settings.server_address.as_str(), "" | "s3.amazonaws.com")
     }
 
-    /// The region that is configured; or else Amazon is asked, and others do not care.
+    /// The configured region; else the detected one for Amazon; other stores ignore it.
     fn region(&self) -> &str {
         const USUAL: &str = "us-east-1";
         if !self.settings.bucket_location.is_empty() {
@@ -148,7 +149,7 @@ impl S3Store {
         headers
     }
 
-    /// Keys to sign with; those that are lent are kept until shortly before their end.
+    /// The signing keys; temporary ones are cached until shortly before they expire.
     fn credentials(&self, region: &str) -> Result<Credentials, String> {
         let mut kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(credentials) = kept.as_ref().filter(|credentials| credentials.are_fresh(Timestamp::now())) {
@@ -176,7 +177,7 @@ impl S3Store {
         Ok(credentials)
     }
 
-    /// What a role may do while it signs for caches: read and write objects of this bucket below our prefix.
+    /// The session policy of a role: read and write objects of this bucket below the prefix.
     fn policy(&self) -> String {
         let (bucket, prefix) = (&self.settings.bucket_name, self.prefix.trim_end_matches('/'));
         let resource = format!("arn:aws:s3:::{bucket}/{prefix}{}*", if prefix.is_empty() { "" } else { "/" });
@@ -189,7 +190,7 @@ impl S3Store {
     }
 }
 
-/// Where a bucket is: Amazon tells anybody who asks, also with a refusal.
+/// Detects the region of a bucket: Amazon sends it in every response, even in errors.
 fn region_of(url: &str) -> Option<String> {
     const REGION_TIMEOUT: Duration = Duration::from_secs(5);
     let timeouts = Timeouts { total: REGION_TIMEOUT, response: REGION_TIMEOUT };
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_have_the_names_that_gitlab_runner_gives_them() {
+    fn objects_have_the_same_names_as_in_gitlab_runner() {
         assert_eq!(
             url(&store(|c| c.s3.bucket_location = "eu-west-1".to_owned())),
             "https://caches.s3.dualstack.eu-west-1.amazonaws.com/runner/short/project/9/deps%20main"
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_is_signed_with_its_headers() {
+    fn signs_the_headers_of_an_upload() {
         let store = store(|c| {
             c.s3.server_side_encryption = "KMS".to_owned();
             c.s3.server_side_encryption_key_id = "key-1".to_owned();
@@ -260,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn amazon_takes_so_much_in_one_request_and_others_tell_themselves() {
+    fn limits_uploads_to_amazon_only() {
         let most = |store: &S3Store| store.sign(9, "k", "k", Duration::from_secs(60)).unwrap().max_size;
         assert_eq!(most(&store(|_| {})), Some(5 * 1024 * 1024 * 1024));
         assert_eq!(most(&store(|c| c.s3.server_address = "minio.test:9000".to_owned())), None);
     }
 
     #[test]
-    fn a_bucket_tells_its_region_even_when_it_refuses() {
+    fn detects_the_region_from_an_error_response() {
         let told = |region: &str| {
             let headers = vec![("x-amz-bucket-region", region.to_owned())];
             let server = Server::start(vec![Answer { headers, ..answer("301 Moved Permanently", b"") }]);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_said() {
+    fn reports_unusable_settings() {
         let of =
             |kind: &str| S3Store::new(&Cache { kind: kind.to_owned(), ..Cache::default() }, "s").map(|s| s.is_some());
         assert_eq!(of(""), Ok(false));

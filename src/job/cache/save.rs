@@ -1,4 +1,4 @@
-//! Saving caches after a job.
+//! Saves caches after a job.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
@@ -15,7 +15,7 @@ use crate::archive::{self, Format, Level};
 use crate::http::{Failure, Method, Outgoing, RetryBudget, Timeouts, Transfer, is_retryable, origin};
 use crate::job::transfer::{Meter, bytes, heading, notes, notice, wait_before_retry, warning};
 
-/// Saves each cache. Returns the exit status of the stage, which is always good.
+/// Saves each cache. Returns the exit status of the stage, which is always 0.
 pub fn run(plan: &SavePlan) -> i32 {
     plan.warnings.iter().for_each(warning);
     let root = match plan.project.open() {
@@ -60,7 +60,7 @@ fn save(
         return Ok(());
     }
     let place = |why: io::Error| match why.kind() {
-        io::ErrorKind::StorageFull => format!("the disk of the cache directory is full: {}", location.local.display()),
+        io::ErrorKind::StorageFull => format!("the disk is full: {}", location.local.display()),
         _ => format!("{}: {why}", location.local.display()),
     };
     let _lock = store::lock(&location.local).map_err(place)?;
@@ -84,12 +84,12 @@ fn save(
     let size = archive.metadata().map_err(place)?.len();
     if let Some(max) = max_upload.filter(|max| size > *max) {
         let key = &location.key;
-        warning(format_args!("cache {key}: {size} bytes, more than the {max} that are uploaded; it stays local"));
+        warning(format_args!("cache {key}: {size} bytes exceed the upload limit of {max}; it stays local"));
         return Ok(());
     }
     if let Some(max) = remote.max_size.filter(|max| size > *max) {
         let (key, size, max) = (&location.key, bytes(size as f64), bytes(max as f64));
-        warning(format_args!("cache {key}: {size}, more than the {max} that S3 takes in one request; it stays local"));
+        warning(format_args!("cache {key}: {size} exceeds the {max} that S3 accepts in one request; it stays local"));
         return Ok(());
     }
     if let Some(etag) = upload(archive, size, remote, transfer_settings)? {
@@ -98,7 +98,7 @@ fn save(
     Ok(())
 }
 
-/// Whether the archive is newer than everything that would go into it.
+/// Whether the archive is newer than all files that would go into it.
 fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
     let Some(packed) = archive.symlink_metadata().and_then(|metadata| metadata.modified()).ok() else { return false };
     let Ok(packed) = packed.duration_since(SystemTime::UNIX_EPOCH) else { return false };
@@ -108,19 +108,19 @@ fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
 
 fn pack(root: &Root, entries: &[Entry], location: &CacheLocation, (format, level): (Format, Level)) -> io::Result<()> {
     let mut pending = PendingArchive::new(&location.local)?;
-    // By the clock of files, which runs some milliseconds behind.
+    // The clock of file time stamps is some milliseconds late.
     let started = pending.file.metadata()?.modified()?;
     let mut sink = BufWriter::with_capacity(256 * 1024, &mut pending.file);
     let written = archive::write(root, entries, format, level, &mut sink)?;
     sink.flush()?;
     drop(sink);
     written.warnings.iter().for_each(warning);
-    // What changes while it is packed is not older than the archive.
+    // A file that changes during packing must look newer than the archive.
     pending.file.set_modified(started)?;
     pending.commit(&location.key)
 }
 
-/// Hands an archive to the object store; returns what that calls it.
+/// Uploads the archive; returns its ETag.
 fn upload(
     mut archive: File,
     size: u64,

@@ -1,5 +1,5 @@
-//! The local store: `KEY/cache.zip`, shared by all slots of the machine. Readers open an archive and keep it, writers
-//! replace it by renaming; a lock keeps two writers of one key, and the clean-up, apart.
+//! Local caches: `KEY/cache.zip`, shared by all slots of the machine. Readers open an archive; writers replace it by
+//! rename. A lock serialises writers of one key and the clean-up.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -23,18 +23,18 @@ const ARCHIVE: &str = "cache.zip";
 const ETAG: &str = "etag";
 const PENDING_PREFIX: &str = ".draft-";
 
-/// Another job that saves or fetches the same key is given this long; one that holds the lock for no reason, no longer.
+/// How long a job waits for another one that saves or downloads the same key.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A draft that nobody wrote to for this long was left by a process that was killed.
+/// A temporary file that was not written for this long was left by a killed process.
 const PENDING_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Makes the directory of an archive and keeps others from writing it while the lock is held.
+/// Creates the directory of an archive, and locks it against other writers.
 pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
     const TURNS: u32 = 100;
     let directory = directory_of(archive)?;
     let path = directory.join(LOCK);
-    // The clean-up may take the directory away while we wait.
+    // The clean-up may remove the directory during the wait.
     for _ in 0..TURNS {
         make_directory(directory)?;
         let file = match open_lock(&path) {
@@ -44,15 +44,15 @@ pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
         share(&file, &path);
         let lock = wait_for_lock(file, LOCK_TIMEOUT)?;
         if is_still_at(&lock, &path) {
-            // Who holds the lock is the only one who writes: other drafts were left by processes that were killed.
+            // Only the holder of the lock writes, so other temporary files were left by killed processes.
             remove_pending(directory, Duration::ZERO);
             return Ok(lock);
         }
     }
-    Err(io::Error::other("its directory is removed again and again"))
+    Err(io::Error::other("its directory is removed repeatedly"))
 }
 
-/// Makes a directory, with all above it. Below one that several users share (set-group-id), they share what is made.
+/// Creates a directory with its parents. Inside a shared directory (set-group-id), the new ones are shared as well.
 fn make_directory(directory: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = directory.ancestors().take_while(|path| path.symlink_metadata().is_err()).collect();
     for path in missing.into_iter().rev() {
@@ -66,19 +66,19 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a directory belongs to several users: it passes its group on to what is made in it.
+/// Whether several users share a directory: it has the set-group-id bit.
 fn is_shared(directory: &Path) -> bool {
     directory.symlink_metadata().is_ok_and(|found| found.mode() & 0o2000 != 0)
 }
 
-/// Lets the other users of a shared directory use a file that was made in it. Who did not make it need not do that.
+/// Gives the group of a shared directory access to a file. Fails harmlessly for a file of another user.
 fn share(file: &File, path: &Path) {
     if path.parent().is_some_and(is_shared) {
         let _ = file.set_permissions(fs::Permissions::from_mode(0o660));
     }
 }
 
-/// Opens the lock. A pipe, a device or a link in its place was put there by a job and goes.
+/// Opens the lock file; replaces a pipe, device or link that a job put in its place.
 fn open_lock(path: &Path) -> io::Result<File> {
     let open = || open_regular(path, OpenOptions::new().create(true).truncate(false).write(true).mode(0o600));
     match open() {
@@ -90,14 +90,14 @@ fn open_lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Waits for the lock of a file. Errors: another process holds it for longer.
+/// Waits for the lock of a file. Fails after the timeout.
 fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
         lock => return lock.map_err(|(_, why)| why.into()),
     };
     let (sender, receiver) = mpsc::channel();
-    // A thread that waits too long ends with the process, and the lock that it may get with it.
+    // A thread that waits too long ends with the process, and so does its lock.
     thread::Builder::new().name("cache-lock".to_owned()).spawn(move || {
         let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why));
     })?;
@@ -110,7 +110,7 @@ fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
     }
 }
 
-/// Whether an open file is still what has this name.
+/// Whether an open file still has this name.
 fn is_still_at(file: &File, path: &Path) -> bool {
     let there = file.metadata().ok().zip(path.symlink_metadata().ok());
     there.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
@@ -127,19 +127,19 @@ fn remove_pending(directory: &Path, age: Duration) {
     }
 }
 
-/// Opens an archive and marks it as used.
+/// Opens an archive and updates its access time.
 pub fn open(archive: &Path) -> io::Result<File> {
     let file = open_regular(archive, OpenOptions::new().read(true))?;
     let metadata =
         directory_of(archive).and_then(|at| open_regular(&at.join(METADATA), OpenOptions::new().write(true)));
     if let Ok(metadata) = metadata {
-        // Another user of a shared store may set the present time and no other.
+        // A user of a shared store may set only the current time.
         let _ = futimens(&metadata, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
     }
     Ok(file)
 }
 
-/// Removes an archive that turned out to be of no use, unless another one has taken its place.
+/// Removes an unusable archive, unless it has been replaced.
 pub fn forget(archive: &Path, opened: &File) {
     let Ok(_lock) = lock(archive) else { return };
     if is_still_at(opened, archive) {
@@ -148,7 +148,7 @@ pub fn forget(archive: &Path, opened: &File) {
     }
 }
 
-/// What the object store calls the archive, if it is known to have the same.
+/// The ETag of the object with the same content, if known.
 pub fn etag(archive: &Path) -> Option<String> {
     const MOST: u64 = 1024;
     archive.symlink_metadata().ok()?;
@@ -158,13 +158,13 @@ pub fn etag(archive: &Path) -> Option<String> {
     Some(text).filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
-/// Remembers what the object store calls the archive; the lock must be held.
+/// Stores the ETag of the object with the same content; the caller holds the lock.
 pub fn set_etag(archive: &Path, etag: &str) {
-    // Without it the archive is fetched once more: no harm.
+    // Without the ETag, the archive is downloaded once more.
     let _ = replace(&archive.with_file_name(ETAG), etag.as_bytes());
 }
 
-/// Writes a small file and puts it in the place of whatever has that name: nothing there is opened.
+/// Writes a small file by rename, so that an existing entry is never opened.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let pending = pending_path(path)?;
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&pending)?;
@@ -176,21 +176,21 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     written
 }
 
-/// A name beside a file that nothing has yet.
+/// An unused name beside a file.
 fn pending_path(path: &Path) -> io::Result<PathBuf> {
     Ok(directory_of(path)?.join(format!("{PENDING_PREFIX}{}-{:08x}", std::process::id(), random::number())))
 }
 
-/// An archive that is not whole yet; it is gone unless it is kept.
+/// An incomplete archive; removed unless it is committed.
 pub struct PendingArchive {
-    /// To be written.
+    /// The file to write.
     pub file: File,
     path: PathBuf,
     archive: PathBuf,
 }
 
 impl PendingArchive {
-    /// Beside the archive whose place it will take.
+    /// Creates it beside the archive that it will replace.
     pub fn new(archive: &Path) -> io::Result<Self> {
         let path = pending_path(archive)?;
         let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
@@ -198,11 +198,11 @@ impl PendingArchive {
         Ok(Self { file, path, archive: archive.to_owned() })
     }
 
-    /// Puts it in the archive's place.
+    /// Replaces the archive.
     pub fn commit(self, key: &str) -> io::Result<()> {
         let metadata = serde_json::json!({ "cachekey": key }).to_string();
         replace(&directory_of(&self.archive)?.join(METADATA), metadata.as_bytes())?;
-        // It speaks of the archive that was there.
+        // The ETag belongs to the replaced archive.
         match fs::remove_file(self.archive.with_file_name(ETAG)) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
             _ => fs::rename(&self.path, &self.archive),
@@ -212,21 +212,21 @@ impl PendingArchive {
 
 impl Drop for PendingArchive {
     fn drop(&mut self) {
-        // After `keep` it has this name no more.
+        // After `commit` the file no longer has this name.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Keeps the caches of all projects below `root` within their limits, and says what went.
+/// Enforces the limits for the caches of all projects below `root`, and prints what was removed.
 pub fn enforce_limits(root: &Path, limits: StorageLimits) {
     let (count, freed) = clean(root, limits);
     if count > 0 {
-        println!("Removed {count} local caches that were not used for longest ({})", bytes(freed as f64));
+        println!("Removed the {count} least recently used local caches ({})", bytes(freed as f64));
     }
 }
 
-/// Removes what is too old, then what was not used for longest until the rest is small enough. What is in use stays.
-/// Returns how many archives and bytes are gone.
+/// Removes caches that are too old, then the least recently used ones until the size limit is met. Locked caches are
+/// kept. Returns the number of removed archives and bytes.
 fn clean(root: &Path, limits: StorageLimits) -> (u32, u64) {
     if limits == StorageLimits::default() {
         return (0, 0);
@@ -273,7 +273,7 @@ fn find(directory: &Path, depth: u32, found: &mut Vec<StoredArchive>) {
     }
 }
 
-/// Removes an archive with all that belongs to it, and the directories above that hold nothing more.
+/// Removes an archive with its other files, and parent directories that are now empty.
 fn remove(root: &Path, directory: &Path) -> bool {
     let path = directory.join(LOCK);
     let Ok(lock) = open_lock(&path) else { return false };
@@ -307,7 +307,7 @@ mod tests {
 
     use super::*;
 
-    /// What a job may leave in the place of a file of the store.
+    /// Things that a job may put in the place of a file in the store.
     fn plant(what: &str, path: &Path, outside: &Path) {
         let _ = fs::remove_file(path);
         match what {
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_the_place_of_a_file_holds_a_job_up_or_leads_out() {
+    fn planted_files_neither_block_a_job_nor_lead_out() {
         let temporary = tempfile::tempdir().expect("a directory");
         let outside = temporary.path().join("outside");
         let archive = temporary.path().join("key/cache.zip");
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_lock_for_ever() {
+    fn waiting_for_a_lock_has_a_timeout() {
         let temporary = tempfile::tempdir().expect("a directory");
         let archive = temporary.path().join("key/cache.zip");
         let held = lock(&archive).expect("a lock");

@@ -1,4 +1,4 @@
-//! What is kept between jobs, and what comes of trouble.
+//! Tests of caches between jobs, and of failures.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +18,7 @@ impl Project {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir_all(temp.path().join("project/vendor")).unwrap();
         fs::write(temp.path().join("project/vendor/lib"), "library").unwrap();
-        // Older than any archive: what is made in the same moment counts as newer.
+        // Older than any archive: a file with the same time counts as newer.
         for path in ["project/vendor/lib", "project/vendor"] {
             fs::File::open(temp.path().join(path)).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
@@ -92,7 +92,7 @@ impl Project {
         })
     }
 
-    /// A fresh checkout on the same machine.
+    /// Simulates a new checkout on the same machine.
     fn forget_files(&self) {
         fs::remove_dir_all(self.path().join("vendor")).unwrap();
     }
@@ -124,7 +124,7 @@ const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 const NEW: &str = "Sun, 06 Nov 2044 08:49:37 GMT";
 
 #[test]
-fn what_was_saved_is_restored_by_the_next_job() {
+fn the_next_job_restores_a_saved_cache() {
     let project = Project::new();
     assert_eq!(project.save("key", None, StorageLimits::default()), 0);
     let metadata = fs::read_to_string(project.store().join("key/metadata.json")).unwrap();
@@ -135,7 +135,7 @@ fn what_was_saved_is_restored_by_the_next_job() {
 }
 
 #[test]
-fn unchanged_files_are_not_packed_again() {
+fn does_not_pack_unchanged_files_again() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let which = |project: &Project| fs::metadata(project.archive("key")).unwrap().ino();
@@ -148,7 +148,7 @@ fn unchanged_files_are_not_packed_again() {
 }
 
 #[test]
-fn a_cache_that_is_broken_is_a_miss() {
+fn a_damaged_cache_is_a_miss() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     fs::write(project.archive("key"), "PK nonsense").unwrap();
@@ -159,20 +159,20 @@ fn a_cache_that_is_broken_is_a_miss() {
 }
 
 #[test]
-fn a_broken_copy_is_replaced_from_the_store() {
+fn replaces_a_damaged_copy_from_the_store() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
     fs::write(project.archive("key"), &packed[..packed.len() / 2]).unwrap();
     project.forget_files();
-    // What is there looks newer than the object, and is no use.
+    // The damaged copy looks newer than the object.
     let server = Server::start(vec![dated(b"", OLD), dated(&packed, OLD)]);
     assert_eq!(project.restore(&["key"], Some(&server)), 0);
     assert_eq!(project.library().as_deref(), Some("library"));
 }
 
 #[test]
-fn what_half_an_archive_left_goes_where_that_is_asked_for() {
+fn removes_files_of_an_incomplete_extraction_on_request() {
     let project = Project::new();
     fs::write(project.path().join("vendor/more"), "more").unwrap();
     project.save("key", None, StorageLimits::default());
@@ -192,7 +192,7 @@ fn what_half_an_archive_left_goes_where_that_is_asked_for() {
 }
 
 #[test]
-fn the_store_is_asked_and_its_newer_archive_is_taken() {
+fn downloads_a_newer_archive_from_the_store() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
@@ -203,7 +203,7 @@ fn the_store_is_asked_and_its_newer_archive_is_taken() {
     assert_eq!(other.library().as_deref(), Some("library"));
     assert_eq!(fs::metadata(other.archive("key")).unwrap().modified().unwrap(), crate::http::http_date(OLD).unwrap());
 
-    // The next job on this machine needs no body: what it has is not older.
+    // The next job on this machine downloads nothing: its copy is up to date.
     other.forget_files();
     let server = Server::start(vec![Answer { claimed: Some(9_999_999), ..dated(b"", OLD) }]);
     assert_eq!(other.restore(&["key"], Some(&server)), 0);
@@ -211,7 +211,7 @@ fn the_store_is_asked_and_its_newer_archive_is_taken() {
 }
 
 #[test]
-fn half_an_archive_or_a_web_page_is_a_miss() {
+fn an_incomplete_archive_or_a_web_page_is_a_miss() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
@@ -236,7 +236,7 @@ fn half_an_archive_or_a_web_page_is_a_miss() {
 }
 
 #[test]
-fn a_download_that_breaks_off_is_tried_again() {
+fn retries_an_incomplete_download() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
@@ -249,7 +249,7 @@ fn a_download_that_breaks_off_is_tried_again() {
 }
 
 #[test]
-fn a_store_in_trouble_costs_nobody_the_copy_on_the_machine() {
+fn uses_the_local_copy_if_the_store_fails() {
     let denied = || answer("403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>");
     for bad in [dated(b"<html>sign in</html>", NEW), denied()] {
         let project = Project::new();
@@ -262,7 +262,7 @@ fn a_store_in_trouble_costs_nobody_the_copy_on_the_machine() {
 }
 
 #[test]
-fn what_the_store_is_known_to_have_is_not_fetched_again() {
+fn does_not_download_an_archive_with_the_same_etag() {
     let project = Project::new();
     let server = Server::start(vec![Answer { headers: vec![("ETag", "\"one\"".to_owned())], ..answer("200 OK", b"") }]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
@@ -272,14 +272,14 @@ fn what_the_store_is_known_to_have_is_not_fetched_again() {
     assert_eq!(project.library().as_deref(), Some("library"));
     assert_eq!(server.asked()[0].header("if-none-match"), Some("\"one\""));
 
-    // A newer one is fetched, and remembered by its own name.
+    // A newer one is downloaded, and its ETag is stored.
     let packed = fs::read(project.archive("key")).unwrap();
     for (known, body) in [("\"one\"", with_etag(&packed, "\"two\"")), ("\"two\"", answer("304 Not Modified", b""))] {
         let server = Server::start(vec![body]);
         assert_eq!(project.restore(&["key"], Some(&server)), 0);
         assert_eq!(server.asked()[0].header("if-none-match"), Some(known));
     }
-    // An archive that was packed anew has no name there.
+    // A newly packed archive has no ETag.
     let archive = fs::File::options().write(true).open(project.archive("key")).unwrap();
     archive.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     fs::write(project.path().join("vendor/lib"), "another").unwrap();
@@ -290,7 +290,7 @@ fn what_the_store_is_known_to_have_is_not_fetched_again() {
 }
 
 #[test]
-fn what_is_too_large_stays_on_the_machine() {
+fn does_not_upload_an_archive_that_is_too_large() {
     let project = Project::new();
     let server = Server::start(Vec::new());
     for (max_upload, most) in [(Some(10), None), (None, Some(10))] {
@@ -314,7 +314,7 @@ fn what_is_too_large_stays_on_the_machine() {
 }
 
 #[test]
-fn an_archive_goes_to_the_store_with_its_key() {
+fn uploads_an_archive_with_its_key() {
     let project = Project::new();
     let server = Server::start(vec![answer("503 Slow Down", b""), answer("200 OK", b"")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
@@ -325,14 +325,14 @@ fn an_archive_goes_to_the_store_with_its_key() {
         assert_eq!(put.header("transfer-encoding"), None);
         assert_eq!(put.body, fs::read(project.archive("key")).unwrap());
     }
-    // Unchanged, and the store has it: one HEAD, nothing more.
+    // The archive is unchanged and the store has it: a single HEAD request.
     let server = Server::start(vec![answer("200 OK", b"")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     assert_eq!(server.asked()[0].line, "HEAD /head HTTP/1.1");
 }
 
 #[test]
-fn a_store_that_is_out_of_reach_fails_nothing() {
+fn an_unreachable_store_fails_no_job() {
     let project = Project::new();
     let server = Server::start(vec![answer("403 Forbidden", b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
@@ -340,7 +340,7 @@ fn a_store_that_is_out_of_reach_fails_nothing() {
 }
 
 #[test]
-fn slots_share_one_store_without_a_broken_archive() {
+fn concurrent_slots_never_see_an_incomplete_archive() {
     let project = Project::new();
     fs::write(project.path().join("vendor/large"), vec![7; 2_000_000]).unwrap();
     thread::scope(|scope| {
@@ -363,7 +363,7 @@ fn slots_share_one_store_without_a_broken_archive() {
 }
 
 #[test]
-fn the_store_keeps_within_its_limits() {
+fn enforces_the_limits_of_local_caches() {
     let project = Project::new();
     let mut noise = fs::File::create(project.path().join("vendor/noise")).unwrap();
     for n in 0..100_000_u64 {
@@ -388,7 +388,7 @@ fn the_store_keeps_within_its_limits() {
 }
 
 #[test]
-fn a_draft_of_a_killed_process_does_not_stay() {
+fn removes_temporary_files_of_killed_processes() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let left = project.store().join("key/.draft-1-0000");
@@ -398,7 +398,7 @@ fn a_draft_of_a_killed_process_does_not_stay() {
 }
 
 #[test]
-fn saving_and_cleaning_at_once_lose_no_archive_that_is_used() {
+fn concurrent_saving_and_cleaning_keeps_archives_in_use() {
     let project = Project::new();
     let old = StorageLimits { size: None, age: Some(Duration::ZERO) };
     thread::scope(|scope| {

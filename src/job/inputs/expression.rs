@@ -1,19 +1,19 @@
-//! Expressions of Moa, evaluated as they are read: what stands behind a decided `&&` or `||` is only read.
+//! Moa expressions, evaluated while they are parsed. After a decided `&&` or `||`, the other operand is only parsed.
 
 use serde_json::{Map, Value};
 
 use super::Scope;
 use super::operators::{self, Arithmetic, Comparison, is_true};
 
-/// What opens an expression.
+/// The start of an expression.
 pub const OPENING: &str = "${{";
-/// What closes it.
+/// The end of an expression.
 pub const CLOSING: &str = "}}";
 
-/// Expressions in expressions: what goes deeper would need the thread's whole stack.
+/// The nesting limit, which protects the thread's stack.
 const DEPTH_MAX: usize = 50;
 
-/// Names that the language keeps for later.
+/// Reserved words of the language.
 const RESERVED: [&str; 34] = [
     "array",
     "as",
@@ -51,39 +51,38 @@ const RESERVED: [&str; 34] = [
     "while",
 ];
 
-/// What comes of a part of an expression.
+/// The result of evaluating a part of an expression.
 type Evaluated = Result<Value, String>;
 
-/// Reads one expression.
+/// Parses and evaluates one expression.
 pub struct Reader<'a> {
     rest: &'a str,
     scope: &'a Scope,
     depth: usize,
-    /// What is read now is evaluated as well.
+    /// Whether the current part is evaluated or only parsed.
     counts: bool,
 }
 
 impl<'a> Reader<'a> {
-    /// At the beginning of `text`.
     pub fn new(text: &'a str, scope: &'a Scope) -> Self {
         Self { rest: text, scope, depth: 0, counts: true }
     }
 
-    /// What has not been read.
+    /// The unparsed text.
     pub fn rest(&self) -> &'a str {
         self.rest
     }
 
-    /// An expression and its closing braces. Errors: what is wrong with it.
+    /// Parses an expression and its closing braces. The error says what is wrong.
     pub fn template(&mut self) -> Evaluated {
         let value = self.expression()?;
         if self.takes(CLOSING) {
             return Ok(value);
         }
         Err(match self.rest.lines().next() {
-            None => "it has no end".to_owned(),
+            None => "it is not closed".to_owned(),
             Some(line) => {
-                format!("it goes on with `{}` where it should end", line.chars().take(20).collect::<String>())
+                format!("unexpected `{}` at its end", line.chars().take(20).collect::<String>())
             }
         })
     }
@@ -95,7 +94,7 @@ impl<'a> Reader<'a> {
     fn deeper(&mut self, read: fn(&mut Self) -> Evaluated) -> Evaluated {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
-            return Err(format!("it is more than {DEPTH_MAX} levels deep"));
+            return Err(format!("it nests more than {DEPTH_MAX} levels"));
         }
         let outcome = read(self);
         self.depth -= 1;
@@ -120,7 +119,7 @@ impl<'a> Reader<'a> {
         Ok(left)
     }
 
-    /// Reads on, and evaluates what it reads only if that matters.
+    /// Parses the next part; evaluates it only if `matters`.
     fn only_if(&mut self, matters: bool, read: fn(&mut Self) -> Evaluated) -> Evaluated {
         let before = self.counts;
         self.counts = before && matters;
@@ -168,17 +167,17 @@ impl<'a> Reader<'a> {
             if value.is_number() {
                 operator.apply(&Value::from(0), &value)
             } else {
-                Err(format!("`{}` goes before numbers only", operator.sign()))
+                Err(format!("`{}` is allowed only before numbers", operator.sign()))
             }
         })
     }
 
-    /// A value with what is taken out of it.
+    /// A value, followed by any number of member accesses.
     fn member(&mut self) -> Evaluated {
         let mut value = self.value()?;
         loop {
             let key = if self.takes(".") {
-                Value::String(self.name().ok_or("there is no name behind a `.`")?.to_owned())
+                Value::String(self.name().ok_or("a `.` is not followed by a name")?.to_owned())
             } else if self.takes("[") {
                 let key = self.expression()?;
                 self.expect("]")?;
@@ -194,16 +193,16 @@ impl<'a> Reader<'a> {
         match (value, key) {
             (Value::Object(object), Value::String(name)) => {
                 object.get(name).cloned().ok_or_else(|| match self.scope.sensitive.contains(name) {
-                    true => format!("`{name}` is sensitive, and cannot be put into the text of a job"),
-                    false => format!("there is no `{name}`"),
+                    true => format!("`{name}` is sensitive and cannot be used in the text of a job"),
+                    false => format!("`{name}` does not exist"),
                 })
             }
             (Value::Array(list), Value::Number(index)) => {
                 let place = index.as_u64().and_then(|index| usize::try_from(index).ok());
                 let found = place.and_then(|place| list.get(place)).cloned();
-                found.ok_or_else(|| format!("there is no number {index} in a list of {}", list.len()))
+                found.ok_or_else(|| format!("index {index} is out of range for a list of length {}", list.len()))
             }
-            _ => Err(format!("{} has no part that {} names", operators::kind_of(value), operators::kind_of(key))),
+            _ => Err(format!("{} cannot be indexed by {}", operators::kind_of(value), operators::kind_of(key))),
         }
     }
 
@@ -222,7 +221,7 @@ impl<'a> Reader<'a> {
             Some('\'') => self.raw_text(),
             Some(digit) if digit.is_ascii_digit() => self.number(),
             _ => {
-                let name = self.name().ok_or("there is no value where one should be")?;
+                let name = self.name().ok_or("a value is missing")?;
                 self.named(name)
             }
         }
@@ -267,20 +266,20 @@ impl<'a> Reader<'a> {
             match key {
                 Value::String(key) => drop(object.insert(key, value)),
                 _ if !self.counts => {}
-                other => return Err(format!("{} is no name of a part", operators::kind_of(&other))),
+                other => return Err(format!("{} cannot be a key", operators::kind_of(&other))),
             }
             self.separator("}")?;
         }
         Ok(Value::Object(object))
     }
 
-    /// A comma, or what closes; the latter is left where it is.
+    /// A comma, or the closing sign, which is not consumed.
     fn separator(&mut self, closing: &str) -> Result<(), String> {
         self.skip_blanks();
         if self.takes(",") || self.rest.starts_with(closing) { Ok(()) } else { self.expect(closing) }
     }
 
-    /// Text between double quotes, with expressions in it.
+    /// Text in double quotes, which may contain expressions.
     fn text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("\"")?;
@@ -315,17 +314,17 @@ impl<'a> Reader<'a> {
             'v' => '\u{b}',
             same @ ('\\' | '"' | '/') => same,
             'u' => {
-                let digits = self.rest.get(..4).ok_or("`\\u` goes before four digits")?;
+                let digits = self.rest.get(..4).ok_or("`\\u` must be followed by four digits")?;
                 self.rest = &self.rest[4..];
                 let code = u32::from_str_radix(digits, 16).ok();
-                code.and_then(char::from_u32).ok_or_else(|| format!("`\\u{digits}` is no character"))?
+                code.and_then(char::from_u32).ok_or_else(|| format!("`\\u{digits}` is not a character"))?
             }
-            other => return Err(format!("`\\{other}` means nothing")),
+            other => return Err(format!("`\\{other}` is an unknown escape")),
         });
         Ok(())
     }
 
-    /// Text between single quotes.
+    /// Text in single quotes.
     fn raw_text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("'")?;
@@ -347,10 +346,10 @@ impl<'a> Reader<'a> {
         });
         let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
-        operators::number_of(digits).ok_or_else(|| format!("`{digits}` is no number"))
+        operators::number_of(digits).ok_or_else(|| format!("`{digits}` is not a number"))
     }
 
-    /// A name, if one comes next.
+    /// The next name, if there is one.
     fn name(&mut self) -> Option<&'a str> {
         self.skip_blanks();
         let begins = self.rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
@@ -360,7 +359,7 @@ impl<'a> Reader<'a> {
         begins.then(|| self.rest = rest).map(|()| name)
     }
 
-    /// Goes past `sign` if it comes next; a sign that is the beginning of a longer one does not.
+    /// Consumes `sign` if it comes next and is not the beginning of a longer sign.
     fn takes(&mut self, sign: &str) -> bool {
         self.skip_blanks();
         let Some(rest) = self.rest.strip_prefix(sign) else { return false };
@@ -372,12 +371,12 @@ impl<'a> Reader<'a> {
     }
 
     fn expect(&mut self, sign: &str) -> Result<(), String> {
-        if self.takes(sign) { Ok(()) } else { Err(format!("there is no `{sign}` where one should be")) }
+        if self.takes(sign) { Ok(()) } else { Err(format!("a `{sign}` is missing")) }
     }
 
     fn next_char(&mut self) -> Result<char, String> {
         let mut chars = self.rest.chars();
-        let next = chars.next().ok_or("a text in it has no end")?;
+        let next = chars.next().ok_or("a quote in it is not closed")?;
         self.rest = chars.as_str();
         Ok(next)
     }
@@ -411,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluates_as_the_language_says() {
+    fn evaluates_as_the_language_defines() {
         for (text, expected) in [
             ("42", json!(42)),
             ("1.5e3", json!(1500)),
@@ -448,28 +447,28 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_an_error() {
+    fn invalid_expressions_are_errors() {
         for (text, why) in [
             ("1 + \"a\"", "a number and a text"),
             ("1 / 0", "by zero"),
             ("5 % 0", "by zero"),
-            ("-\"a\"", "numbers only"),
-            ("job.inputs.none", "no `none`"),
-            ("jobs", "no `jobs`"),
+            ("-\"a\"", "only before numbers"),
+            ("job.inputs.none", "`none` does not exist"),
+            ("jobs", "`jobs` does not exist"),
             ("job.inputs.secret", "sensitive"),
-            ("job.inputs.list[2]", "list of 2"),
-            ("job.inputs.list[-1]", "list of 2"),
-            ("job.inputs.count.x", "has no part"),
+            ("job.inputs.list[2]", "length 2"),
+            ("job.inputs.list[-1]", "length 2"),
+            ("job.inputs.count.x", "cannot be indexed"),
             ("if", "reserved"),
-            ("nope(1)", "no function `nope`"),
-            ("num(\"x\")", "no number"),
-            ("str()", "no value"),
-            ("{1: 2}", "no name"),
-            ("'open", "no end"),
-            (r#""\q""#, "means nothing"),
-            ("1.2.3", "no number"),
-            ("1 =", "should end"),
-            ("[1 2]", "no `]`"),
+            ("nope(1)", "unknown function `nope`"),
+            ("num(\"x\")", "not a number"),
+            ("str()", "a value is missing"),
+            ("{1: 2}", "cannot be a key"),
+            ("'open", "not closed"),
+            (r#""\q""#, "unknown escape"),
+            ("1.2.3", "not a number"),
+            ("1 =", "unexpected"),
+            ("[1 2]", "a `]` is missing"),
         ] {
             let error = evaluate(text).expect_err(text);
             assert!(error.contains(why), "{text}: {error}");
@@ -477,9 +476,9 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_its_bounds_and_length_has_none() {
+    fn limits_depth_but_not_length() {
         for text in ["(".repeat(100_000), "!".repeat(100_000), "[".repeat(100_000), "\"${{".repeat(100_000)] {
-            assert!(evaluate(&text).expect_err("too deep").contains("levels deep"));
+            assert!(evaluate(&text).expect_err("too deep").contains("levels"));
         }
         assert_eq!(evaluate(&format!("0{}", " + 1".repeat(10_000))), Ok(json!(10_000)));
     }
@@ -487,12 +486,12 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
-        fn no_text_makes_it_panic(text in "[-+*/%!<>=&|().,:{}\\[\\]\"'\\\\$0-9eau job.inputs]{0,40}") {
+        fn never_panics(text in "[-+*/%!<>=&|().,:{}\\[\\]\"'\\\\$0-9eau job.inputs]{0,40}") {
             let _ = evaluate(&text);
         }
 
         #[test]
-        fn texts_survive_their_quotes(text in "[^\\x00]{0,40}") {
+        fn quoting_and_parsing_gives_the_same_text(text in "[^\\x00]{0,40}") {
             let raw = format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
             prop_assert_eq!(evaluate(&raw), Ok(json!(text.clone())));
             let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace("${{", "\\${{");

@@ -1,5 +1,5 @@
-//! Job inputs: typed values that the server sends with a job, put into its scripts, images, artifacts and caches where
-//! `${{ … }}` asks for them. The text between is Moa, GitLab's expression language.
+//! Job inputs: typed values that GitLab sends with a job, interpolated into its scripts, images, artifacts and caches
+//! at `${{ … }}`. The expressions are in Moa, GitLab's expression language.
 
 mod expression;
 mod operators;
@@ -11,16 +11,15 @@ use crate::failure::JobError;
 use crate::payload::input::Input;
 use crate::payload::{Image, Payload};
 
-/// What expressions can name.
+/// The values that expressions can refer to.
 struct Scope {
-    /// The objects at the root: `job`, with `inputs` in it.
+    /// The root objects: `job`, which contains `inputs`.
     root: Value,
-    /// Inputs that must not get into any text.
+    /// Inputs that must not appear in any text.
     sensitive: Vec<String>,
 }
 
-/// Puts the inputs of a job where it asks for them. Errors: an input is not of its type, or an expression cannot be
-/// evaluated.
+/// Interpolates the inputs of a job. Fails if an input does not have its type, or an expression cannot be evaluated.
 pub fn fill_in(payload: &mut Payload) -> Result<(), JobError> {
     let scope = scope(&payload.inputs).map_err(JobError::configuration)?;
     texts(payload)
@@ -33,7 +32,7 @@ pub fn fill_in(payload: &mut Payload) -> Result<(), JobError> {
 
 fn scope(inputs: &[Input]) -> Result<Scope, String> {
     if let Some(input) = inputs.iter().find(|input| !input.value.is_of_its_kind()) {
-        return Err(format!("the job input `{}` is no `{}`", input.key, input.value.kind));
+        return Err(format!("the job input `{}` is not of type `{}`", input.key, input.value.kind));
     }
     let (sensitive, open): (Vec<&Input>, Vec<&Input>) = inputs.iter().partition(|input| input.value.sensitive);
     let open: Map<String, Value> =
@@ -42,7 +41,7 @@ fn scope(inputs: &[Input]) -> Result<Scope, String> {
     Ok(Scope { root: json!({ "job": { "inputs": open } }), sensitive })
 }
 
-/// All that may ask for inputs: `script`, `after_script`, `artifacts`, `cache`, `image`, `services`.
+/// All texts that can contain expressions: `script`, `after_script`, `artifacts`, `cache`, `image`, `services`.
 fn texts(payload: &mut Payload) -> impl Iterator<Item = &mut String> {
     let scripts = payload.steps.iter_mut().flat_map(|step| &mut step.script);
     let images = std::iter::once(&mut payload.image).chain(&mut payload.services).flat_map(of_image);
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_get_into_all_that_may_ask_for_them() {
+    fn interpolates_inputs_everywhere() {
         let line = "--level=${{ job.inputs.level }}";
         let payload = filled(level(json!("fast"), "string", false), line).expect("filled");
         let expected = "--level=fast";
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_is_of_its_type() {
+    fn checks_the_type_of_inputs() {
         for (kind, good) in [
             ("string", json!("a")),
             ("number", json!(1.5)),
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sensitive_gets_into_no_text() {
+    fn refuses_sensitive_inputs_in_text() {
         let line = "login ${{ job.inputs.level }}";
         let error = filled(level(json!("s3cr3t"), "string", true), line).expect_err("an error").to_string();
         assert!(error.contains("`level` is sensitive") && !error.contains("s3cr3t"), "{error}");

@@ -1,13 +1,13 @@
-//! What expressions do with values: arithmetic, comparisons, functions, and how a value becomes text.
+//! The operators and functions of expressions, and the conversion of values to text.
 
 use std::cmp::Ordering;
 
 use serde_json::Value;
 
-/// Whole numbers up to this are exact.
+/// Up to this number, floats represent integers exactly.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Operators on numbers; the first joins texts, too.
+/// Arithmetic operators; `+` also joins texts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
     Add,
@@ -18,7 +18,7 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// How it is written.
+    /// The sign of the operator.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Add => "+",
@@ -29,16 +29,16 @@ impl Arithmetic {
         }
     }
 
-    /// Errors: the operands are of other types, or the divisor is zero.
+    /// Fails if the operands have other types, or for a division by zero.
     pub fn apply(self, left: &Value, right: &Value) -> Result<Value, String> {
         if let (Self::Add, Value::String(left), Value::String(right)) = (self, left, right) {
             return Ok(Value::String(format!("{left}{right}")));
         }
         let (Some(a), Some(b)) = (left.as_f64(), right.as_f64()) else {
-            return Err(format!("`{}` cannot be done with {} and {}", self.sign(), kind_of(left), kind_of(right)));
+            return Err(format!("`{}` is not defined for {} and {}", self.sign(), kind_of(left), kind_of(right)));
         };
         if b == 0.0 && matches!(self, Self::Divide | Self::Remainder) {
-            return Err("a division by zero".to_owned());
+            return Err("division by zero".to_owned());
         }
         let result = match self {
             Self::Add => a + b,
@@ -47,11 +47,11 @@ impl Arithmetic {
             Self::Divide => a / b,
             Self::Remainder => a % b,
         };
-        of_float(result).ok_or_else(|| "a number that is too large".to_owned())
+        of_float(result).ok_or_else(|| "the number is too large".to_owned())
     }
 }
 
-/// Operators that compare.
+/// Comparison operators.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
     Equal,
@@ -63,10 +63,9 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    /// All of them.
     pub const ALL: [Self; 6] = [Self::Equal, Self::Different, Self::AtMost, Self::AtLeast, Self::Less, Self::More];
 
-    /// How it is written.
+    /// The sign of the operator.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Equal => "==",
@@ -78,7 +77,6 @@ impl Comparison {
         }
     }
 
-    /// Whether it is so.
     pub fn holds(self, left: &Value, right: &Value) -> bool {
         let order = compare(left, right);
         match self {
@@ -92,7 +90,7 @@ impl Comparison {
     }
 }
 
-/// Values of one type by what they are, others by their types.
+/// Compares values of one type by value, others by type.
 fn compare(left: &Value, right: &Value) -> Ordering {
     match (left, right) {
         (Value::Bool(left), Value::Bool(right)) => left.cmp(right),
@@ -125,7 +123,7 @@ fn rank(value: &Value) -> u8 {
     }
 }
 
-/// Whether a value counts as true: what is empty, zero or nothing does not.
+/// Whether a value counts as true: empty values, zero and null do not.
 pub fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -137,25 +135,25 @@ pub fn is_true(value: &Value) -> bool {
     }
 }
 
-/// A function of the language. Errors: there is none of that name, or it cannot take the value.
+/// Calls a function. Fails if it does not exist or does not accept the value.
 pub fn call(name: &str, argument: &Value) -> Result<Value, String> {
     match (name, argument) {
         ("str", value) => Ok(Value::String(text_of(value))),
         ("bool", value) => Ok(Value::Bool(is_true(value))),
         ("num", Value::Number(_)) => Ok(argument.clone()),
-        ("num", Value::String(text)) => number_of(text).ok_or_else(|| format!("`{text}` is no number")),
-        ("num", other) => Err(format!("{} is no number", kind_of(other))),
-        _ => Err(format!("there is no function `{name}`")),
+        ("num", Value::String(text)) => number_of(text).ok_or_else(|| format!("`{text}` is not a number")),
+        ("num", other) => Err(format!("{} is not a number", kind_of(other))),
+        _ => Err(format!("unknown function `{name}`")),
     }
 }
 
-/// The number that a text is.
+/// Parses a number.
 pub fn number_of(text: &str) -> Option<Value> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     text.parse().ok().filter(|_| is_plain).and_then(of_float)
 }
 
-/// A number; a whole one is written without a point. Nothing for what is none.
+/// A JSON number; integers have no decimal point. `None` for infinity and NaN.
 fn of_float(number: f64) -> Option<Value> {
     if number.fract() == 0.0 && number.abs() < EXACT_INTEGER_MAX {
         return Some(Value::from(number as i64));
@@ -163,7 +161,7 @@ fn of_float(number: f64) -> Option<Value> {
     serde_json::Number::from_f64(number).map(Value::Number)
 }
 
-/// A value as it stands in a text.
+/// A value as text.
 pub fn text_of(value: &Value) -> String {
     match value {
         Value::Null => "<null>".to_owned(),
@@ -175,7 +173,7 @@ pub fn text_of(value: &Value) -> String {
     }
 }
 
-/// What a value is, for people.
+/// The type of a value, for messages.
 pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

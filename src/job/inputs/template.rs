@@ -1,13 +1,13 @@
-//! Text with expressions between `${{` and `}}`; `\${{` is no expression.
+//! Text with expressions between `${{` and `}}`; `\${{` is not an expression.
 
 use super::Scope;
 use super::expression::{CLOSING, OPENING, Reader};
 use super::operators::text_of;
 
-/// How much of an expression is shown where it is wrong, in bytes.
+/// The length of the part of an invalid expression that is shown, in bytes.
 const SHOWN: usize = 60;
 
-/// The text with the values of its expressions. Errors: one cannot be evaluated.
+/// Replaces expressions by their values. Fails if one cannot be evaluated.
 pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
@@ -29,7 +29,7 @@ pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
     Ok(filled)
 }
 
-/// The expression that `text` begins with, if it is short.
+/// The beginning of the expression, for messages.
 fn shown(text: &str) -> String {
     let end = text.find(CLOSING).map_or(text.len(), |at| at + CLOSING.len());
     let line = text[..end].lines().next().unwrap_or_default();
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stand_where_expressions_stood() {
+    fn replaces_expressions_by_values() {
         for (text, expected) in [
             ("", ""),
             ("$ ${ {{ }} $x", "$ ${ {{ }} $x"),
@@ -67,12 +67,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_shown() {
+    fn shows_the_invalid_expression() {
         for (text, expected) in [
-            ("a ${{ job.inputs.none }} b", "`${{ job.inputs.none }}`: there is no `none`"),
-            ("${{ 1", "`${{ 1`: it has no end"),
-            ("${{ }}", "`${{ }}`: there is no value where one should be"),
-            ("${{ 1 2 }}", "`${{ 1 2 }}`: it goes on with `2 }}` where it should end"),
+            ("a ${{ job.inputs.none }} b", "`${{ job.inputs.none }}`: `none` does not exist"),
+            ("${{ 1", "`${{ 1`: it is not closed"),
+            ("${{ }}", "`${{ }}`: a value is missing"),
+            ("${{ 1 2 }}", "`${{ 1 2 }}`: unexpected `2 }}` at its end"),
         ] {
             assert_eq!(filled(text), Err(expected.to_owned()));
         }
