@@ -60,12 +60,12 @@ pub enum TaskReport {
 }
 
 impl TaskReport {
-    /// The text that [`TaskReport::parse`] reads; empty where there can be none.
+    /// Serialises the report for [`TaskReport::parse`]; empty if that fails.
     fn to_text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The report of work that has ended; `None` where there is none.
+    /// Parses the report of a finished task; `None` if there is none.
     pub fn parse(text: &str) -> Option<Self> {
         decode::json(text.as_bytes()).ok()
     }

@@ -53,12 +53,12 @@ pub enum JobOutcome {
     Reported {
         /// The final state.
         state: JobState,
-        /// What GitLab took of it.
+        /// Whether GitLab accepted the state.
         delivery: Delivery,
         /// Facts for the agent's log.
         summary: Summary,
     },
-    /// The server no longer expected it from this runner when it began.
+    /// GitLab no longer assigned it to this runner when it started.
     Dropped,
 }
 

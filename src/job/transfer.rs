@@ -70,12 +70,12 @@ impl<R> Meter<R> {
         Self { reader, label, interval: every, total, done: 0, started: now, last_report: now }
     }
 
-    /// Bytes that were read.
+    /// The number of bytes read.
     pub fn done(&self) -> u64 {
         self.done
     }
 
-    /// What it says after `elapsed`.
+    /// The progress line after `elapsed`.
     fn line(&self, elapsed: Duration) -> String {
         let rate = self.done as f64 / elapsed.as_secs_f64().max(0.001);
         let total = self.total.map(|total| format!("/{}", bytes(total as f64))).unwrap_or_default();

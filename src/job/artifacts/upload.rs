@@ -19,8 +19,8 @@ use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_befo
 use crate::random;
 use crate::token::Token;
 
-/// Uploads everything in order; the first that fails ends it. Returns the exit status of the stage, and how many bytes
-/// GitLab accepted.
+/// Uploads all artifacts in order; stops at the first failure. Returns the exit status of the stage, and the number of
+/// bytes that GitLab accepted.
 pub fn run(plan: &UploadPlan) -> (i32, u64) {
     let root = match plan.project.open() {
         Ok(root) => root,
@@ -71,7 +71,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
     }
 }
 
-/// Writes an archive to the directory that takes the server's place.
+/// Writes an archive to the local artifacts directory (`mayfly exec`).
 fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], directory: &Path) -> Result<u64, String> {
     let path = local_archive(directory, plan.job, &upload.kind);
     let failed = |why: io::Error| format!("{}: {why}", path.display());
@@ -86,7 +86,7 @@ fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], dire
     Ok(written.bytes)
 }
 
-/// Tries until the server has it or will not.
+/// Retries until GitLab accepts or refuses the upload.
 fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<u64, String> {
     let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRY_TIMEOUT));
     let sent = Cell::new(0);
