@@ -139,7 +139,7 @@ fn a_commit_that_is_gone_costs_no_checkout() {
     scene.pass(keep(&["echo built >kept"], &sha));
     let job = scene.run(keep(&["true"], &"ab".repeat(20)));
     assert_eq!(job.state, "failed", "{}", job.log());
-    assert!(job.has("is not in what was fetched"), "{}", job.log());
+    assert!(job.has("was not fetched: it was removed"), "{}", job.log());
     assert_reused(&job.lines());
     assert!(scene.pass(keep(&["cat kept"], &sha)).contains(&"built".to_owned()));
 }

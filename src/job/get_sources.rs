@@ -1,4 +1,4 @@
-//! The stage that fetches the sources: hooks before, git, hooks after.
+//! The stage `get_sources`: the scripts before git, git, and the scripts after git.
 
 use super::context::Job;
 use super::file_step::file_step;
@@ -15,15 +15,12 @@ use crate::sys;
 /// The steps of the stage.
 #[derive(Clone, Copy)]
 enum Step {
-    /// Scripts before git.
     Before,
-    /// Git.
     Sources,
-    /// Scripts after git.
     After,
 }
 
-/// One attempt; steps that an earlier agent saw to their end are not run again.
+/// Runs one attempt. Steps that an earlier agent has completed do not run again.
 pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     if is_skipped(job) {
@@ -57,27 +54,27 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     Ok(())
 }
 
-/// What the agent adds to the scripts before git: their git settings are listed for [`take_settings`].
+/// The text that the agent appends to the scripts before git: it lists their git settings for [`take_settings`].
 fn list_settings(job: &Job<'_>) -> AgentText {
     let temporary = job.settings.dirs.as_seen_by_job(&job.settings.dirs.temporary).display().to_string();
     let after = settings::after_script(&temporary, lists_user_settings(job));
     AgentText { before: settings::before_script(&temporary), after }
 }
 
-/// Takes the git settings that the scripts before git made.
+/// Adds the git settings that the scripts before git made to the plan.
 fn take_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
     let (dirs, user) = (&job.settings.dirs, job.context.executor.user());
     let of_user = if lists_user_settings(job) { dirs.read_temporary(settings::USER_LIST, user) } else { String::new() };
     plan.take_settings(&dirs.read_temporary(settings::TEMPLATE_LIST, user), &of_user);
 }
 
-/// Whether the agent's git does not read the settings of the user by itself: outside of the container, or where they are
-/// written to a file of the job.
+/// Whether the scripts must list the user's git settings because the agent's git does not read them by itself: git runs
+/// outside the container, or the settings are in a file of the job.
 fn lists_user_settings(job: &Job<'_>) -> bool {
     job.settings.dirs.container_builds.is_some() || job.settings.flags.is_on(WITHOUT_TOKENS)
 }
 
-/// Scripts before and after git.
+/// The scripts before and after git.
 struct Hooks<'a> {
     before: [LineGroup<'a>; 2],
     after: [LineGroup<'a>; 2],
@@ -101,7 +98,7 @@ impl Hooks<'_> {
     }
 }
 
-/// True when there is nothing to fetch, nothing to remove and no hook to run.
+/// True if the job fetches nothing, removes nothing and has no scripts before or after git.
 pub fn is_skipped(job: &Job<'_>) -> bool {
     let strategy = sources::strategy(&job.payload, &job.settings.variables);
     let runner = &job.context.runner;
@@ -111,7 +108,7 @@ pub fn is_skipped(job: &Job<'_>) -> bool {
     !has_hooks && !job.settings.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
 }
 
-/// What git has to do. Errors: what the job asks for cannot be done.
+/// The plan for git. Errors: the job requests something that is not possible.
 pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
     let (settings, context) = (&job.settings, job.context);
     let sources_settings = sources::SourcesSettings {
@@ -143,7 +140,7 @@ fn has_services(job: &Job<'_>) -> bool {
     job.context.runner.executor.has_containers() && !(job.payload.services.is_empty() && configured.is_empty())
 }
 
-/// Whether a protected job works in a directory of its own choice, which unprotected jobs can choose as well.
+/// Whether a protected job uses a custom directory that unprotected jobs can choose as well.
 fn is_shared_with_unprotected(job: &Job<'_>) -> bool {
     let is_chosen = job.settings.variables.value("GIT_CLONE_PATH").is_some_and(|path| !path.is_empty());
     is_chosen && job.context.executor.shares_builds(job.context) && job.payload.is_protected()

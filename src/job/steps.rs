@@ -184,7 +184,7 @@ impl StepRunner<'_> {
             Ok(running) => running,
             // Processes or memory are exhausted: the job fails with its log.
             Err(error) => {
-                let end = End::NotStarted(format!("no process can be started for the script: {error}"));
+                let end = End::NotStarted(format!("cannot start a process for the script: {error}"));
                 return Ok(StepOutcome::Ended(Status {
                     id: spec.id,
                     end,

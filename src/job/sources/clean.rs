@@ -1,7 +1,7 @@
-//! Removing what earlier jobs left in a checkout, with `git clean` and the job's options.
+//! Removes files that earlier jobs left in a checkout, with `git clean` and the job's options.
 //!
-//! Build tools leave directories without write permission (Go's module cache). Git cannot empty them where the job's user
-//! is not root: they are made writable, and nothing but the directories whose files are to go.
+//! Build tools leave directories without write permission (for example Go's module cache). Git cannot empty them unless
+//! the job's user is root. The agent makes such directories writable, but only those from which files are removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,10 +18,10 @@ use super::git::{Echo, Ended};
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, fault, git};
 use crate::archive::root::{Kind, Links, Root};
 
-/// The list of files is not read without end.
+/// Limit for the list of files, in bytes.
 const LIST_MAX: u64 = 512 << 20;
 
-/// Cleans a directory of the checkout with `GIT_CLEAN_FLAGS`. Errors: something stays that should go.
+/// Cleans a directory of the checkout with `GIT_CLEAN_FLAGS`. Errors: a file cannot be removed.
 pub fn clean(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     if plan.clean_flags.is_empty() {
         return Ok(());
@@ -43,14 +43,14 @@ fn remains(ended: &Ended) -> SourcesError {
     SourcesError::WorkTree(fault::last_line(&ended.messages))
 }
 
-/// One line for all of them.
+/// Warns once for all directories.
 pub fn warn_of_opened(opened: usize) {
     if opened > 0 {
         println!("{YELLOW}WARNING: made {opened} read-only directories writable to clean the checkout{RESET}");
     }
 }
 
-/// The files that `git clean` removes; a path that ends with a slash is another repository, with all that is in it.
+/// The files that `git clean` removes. A path with a slash at its end is another repository with all its files.
 fn untracked(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
     let arguments = list_arguments(&plan.clean_flags);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -65,7 +65,7 @@ fn untracked(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, Sourc
     Ok(git::paths(&list))
 }
 
-/// The arguments by which `git ls-files` lists what `git clean` with these options removes.
+/// The arguments with which `git ls-files` lists the files that `git clean` removes with these options.
 fn list_arguments(flags: &[String]) -> Vec<String> {
     let (mut ignored_too, mut ignored_only, mut excluded, mut paths) = (false, false, Vec::new(), Vec::new());
     let mut words = flags.iter();
@@ -103,8 +103,8 @@ fn list_arguments(flags: &[String]) -> Vec<String> {
     arguments
 }
 
-/// Gives the owner all rights in the directories that hold these files, and in those above them up to `top`; returns how
-/// many had less. A link on the way is not followed.
+/// Gives the owner all permissions on the parent directories of these files, up to `top`. Returns the number of
+/// directories that were changed. Symbolic links are not followed.
 pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io::Result<usize> {
     let root = Root::open(top)?;
     let mut opened = open_up(&root, Path::new("")).map_or(0, usize::from);
@@ -115,7 +115,7 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
             repositories.push(file.clone());
         }
         let mut above: Vec<&Path> = file.ancestors().skip(1).collect();
-        // The outermost first: a directory can be opened once those above it are.
+        // The outermost first: a directory can be opened only after its parents.
         above.reverse();
         for directory in above {
             if !directory.as_os_str().is_empty() && seen.insert(directory.to_owned()) {
@@ -129,18 +129,18 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
     Ok(opened)
 }
 
-/// Gives the owner all rights in directories that cannot be read or entered: git cannot tell what is in them.
+/// Gives the owner all permissions on directories that cannot be read or entered: git cannot list their files.
 fn open_unreadable(top: &Path) -> io::Result<usize> {
     walk(&Root::open(top)?, PathBuf::new(), 0o500)
 }
 
-/// Goes through the directories below `from` and opens those without all of these rights of the owner.
+/// Visits the directories below `from` and makes those accessible that lack some of the `wanted` permissions.
 fn walk(root: &Root, from: PathBuf, wanted: u32) -> io::Result<usize> {
     let mut opened = 0;
     let mut waiting = vec![from];
     while let Some(directory) = waiting.pop() {
         opened += usize::from(ensure(root, &directory, wanted).unwrap_or(false));
-        // What cannot be listed even so is too deep to be named, or belongs to somebody else.
+        // A directory that still cannot be listed has a path that is too long, or another owner.
         let Ok(entries) = root.list(&directory) else { continue };
         let inner = entries.into_iter().filter(|(name, kind)| *kind == Kind::Directory && name != ".git");
         waiting.extend(inner.map(|(name, _)| directory.join(name)));
@@ -152,7 +152,7 @@ fn open_up(root: &Root, directory: &Path) -> io::Result<bool> {
     ensure(root, directory, 0o700)
 }
 
-/// Gives the owner all rights in a directory that lacks some of these. True where it did.
+/// Gives the owner all permissions on a directory that lacks some of the `wanted` ones. Returns whether it did.
 fn ensure(root: &Root, directory: &Path, wanted: u32) -> io::Result<bool> {
     let fd = root.open_beneath(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Links::Refused)?;
     let mode = fstat(&fd)?.st_mode & 0o7777;
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_listed_is_what_would_be_cleaned() {
+    fn the_list_equals_the_files_that_git_would_clean() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         let git = |arguments: &[&str]| {

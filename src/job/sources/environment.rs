@@ -1,25 +1,26 @@
-//! The variables of a job that the agent's own git gets.
+//! The variables of a job that the agent's own git receives.
 //!
-//! In the shell git runs as the job's user, who may run any program: it gets all variables but those that point git at
-//! another repository and those that print headers or bodies of HTTP into the log. Beside a container git gets only
-//! variables from a list: how to reach a server, and nothing by which git starts a program, reads a file or writes one.
+//! With the shell executor, git runs as the job's user, who may run any program. It receives all variables except those
+//! that select another repository and those that print HTTP headers or bodies into the log. If the job runs in a
+//! container, git runs outside and receives only variables from a list: those that say how to reach a server. None of
+//! them makes git start a program or read or write a file.
 
 use super::settings::{self, Setting};
 
-/// Who runs git.
+/// The user that runs git, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GitContext {
     /// The job's user, on the machine.
     AsJob,
-    /// The agent, beside the job's container.
+    /// The agent, outside the job's container.
     BesideContainer,
 }
 
-/// Variables by which programs choose a proxy.
+/// Variables that select a proxy.
 pub const PROXIES: [&str; 8] =
     ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
 
-/// Variables whose text only says how to reach a server.
+/// Variables that only say how to reach a server.
 const ALLOWED_VARIABLES: [&str; 17] = [
     "ALL_PROXY",
     "CI_JOB_TOKEN",
@@ -40,14 +41,14 @@ const ALLOWED_VARIABLES: [&str; 17] = [
     "no_proxy",
 ];
 
-/// Traces that show what git does, and not what it sends and receives. Their value is a switch or the name of a file.
+/// Traces that show the work of git but not the data that it sends and receives. The value is a switch or a file name.
 const TRACE_VARIABLES: [&str; 4] = ["GIT_TRACE", "GIT_TRACE_PERFORMANCE", "GIT_TRACE_SETUP", "GIT_TRACE_SHALLOW"];
 
-/// Git LFS prints bodies of answers when one of these is set.
+/// Git LFS prints response bodies if one of these is set.
 pub const LFS_TRACE_VARIABLES: [&str; 2] = ["GIT_TRACE", "GIT_TRANSFER_TRACE"];
 
-/// Variables that would make git work on something else than the checkout (`git rev-parse --local-env-vars`), give it
-/// other programs, or make it print headers and bodies.
+/// Variables that make git work on another repository than the checkout (`git rev-parse --local-env-vars`), run other
+/// programs, or print headers and bodies.
 const REFUSED_VARIABLES: [&str; 27] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_ATTR_SOURCE",
@@ -78,7 +79,7 @@ const REFUSED_VARIABLES: [&str; 27] = [
     "GIT_WORK_TREE",
 ];
 
-/// The variables of a job that git gets, and lines for the log about settings in them that git does not get.
+/// The variables of a job that git receives, and log lines about settings in them that git ignores.
 pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> (Vec<(String, String)>, Vec<String>) {
     if context == GitContext::AsJob {
         let kept = |key: &str| {
@@ -118,14 +119,14 @@ fn write_settings(variables: &mut Vec<(String, String)>, settings: &[Setting]) {
     }
 }
 
-/// Adds settings that count less than those that are there.
+/// Adds settings with a lower priority than those that are already in the variables.
 pub fn add_settings(variables: &mut Vec<(String, String)>, settings: &[Setting]) {
     let all: Vec<Setting> = settings.iter().cloned().chain(settings_in(variables)).collect();
     write_settings(variables, &all);
 }
 
-/// Git beside a container reaches servers through a relay, which takes the proxy of the variables: a proxy that settings
-/// name (`http.proxy`) becomes that. `repository`: settings of the repository, which count less than variables.
+/// Git outside a container reaches servers through a relay, which takes the proxy from the variables. So a proxy from
+/// settings (`http.proxy`) is copied to the variables. `repository`: settings of the repository, with a lower priority.
 pub fn use_proxy_of_settings(variables: &mut Vec<(String, String)>, repository: &[Setting]) {
     let all: Vec<Setting> = repository.iter().cloned().chain(settings_in(variables)).collect();
     let Some((_, proxy)) = all.into_iter().rfind(|(key, _)| key.eq_ignore_ascii_case("http.proxy")) else { return };
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_container_nothing_that_starts_a_program_or_names_a_file_reaches_git() {
+    fn outside_a_container_git_receives_no_variable_that_starts_a_program_or_names_a_file() {
         let kept = |pairs: &[(&str, &str)]| kept(GitContext::BesideContainer, pairs);
         for key in [
             "BASH_ENV",
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_counted_anew() {
+    fn settings_are_renumbered() {
         let settings = [
             ("core.fsmonitor", "evil"),
             ("http.extraHeader", "X: y"),
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_scripts_count_less_than_those_of_variables() {
+    fn settings_of_variables_override_those_of_scripts() {
         let own = |pairs: &[(&str, &str)]| -> Vec<Setting> {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };

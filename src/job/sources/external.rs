@@ -1,4 +1,4 @@
-//! The job's own settings of git, outside the repository: whom to log in as, and what to trust.
+//! The job's own git settings, outside the repository: credentials and trusted certificates.
 
 use std::fs;
 use std::io;
@@ -6,23 +6,23 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::{SourcesPlan, make_directory, remove, repository::value, settings};
 
-/// What git's configuration for all repositories of a job is called, in its temporary directory.
+/// File name of git's configuration for all repositories of a job, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
 
-/// The job's own settings of git, in its temporary directory.
+/// File name of the job's own git settings, in its temporary directory.
 pub const EXTERNAL_CONFIG: &str = "mayfly.gitconfig";
 
-/// Certificates for the server, in the same place.
+/// File name of the certificates for the server, in its temporary directory.
 pub const CA_CERTIFICATES: &str = "mayfly.ca.crt";
 
-/// Files in the job's temporary directory that must not outlive the job.
+/// Files in the job's temporary directory that must be removed at the end of the job.
 pub const SECRET_FILES: [&str; 5] =
     [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES, settings::TEMPLATE_LIST, settings::USER_LIST];
 
-/// Answers git's question for a password from the environment (gitcredentials(7)).
+/// A credential helper that takes the password from the environment (gitcredentials(7)).
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
 
-/// Writes the settings; `redirected` are URLs of repositories that have moved on their server, and where to.
+/// Writes the settings. `redirected`: the old and new URLs of repositories that have moved on their server.
 pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<()> {
     make_temporary_directory(plan)?;
     let mut text = String::new();
@@ -36,12 +36,12 @@ pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<
         let (host, path) = (crate::http::origin(&plan.url), plan.path_in_container(CA_CERTIFICATES));
         text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", value(&host), value(&path.display().to_string())));
     }
-    // Of two rules for the same address git takes the first.
+    // If two rules match the same address, git applies the first.
     for (from, to) in redirected.iter().chain(&plan.rewrites) {
         text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
     }
     if let Some(host) = &plan.login {
-        // An empty helper makes git forget those of the machine, which might keep the token.
+        // An empty helper makes git ignore the machine's helpers, which might store the token.
         text.push_str(&format!(
             "[credential {}]\n\thelper =\n\thelper = {}\n\tusername = gitlab-ci-token\n",
             value(host),
@@ -57,8 +57,8 @@ pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<
     write_private(plan, EXTERNAL_CONFIG, &text)
 }
 
-/// The temporary directory, which only its owner enters, also where something else stands. Beside a container it is made
-/// before, for whomever the container runs as.
+/// Creates the temporary directory, which only its owner can enter; replaces any other file at its path. For a job in a
+/// container it exists already, with the container's user as owner.
 fn make_temporary_directory(plan: &SourcesPlan) -> io::Result<()> {
     make_directory(&plan.temporary)?;
     if plan.temporary_in_container.is_some() {
@@ -67,8 +67,8 @@ fn make_temporary_directory(plan: &SourcesPlan) -> io::Result<()> {
     fs::set_permissions(&plan.temporary, std::os::unix::fs::PermissionsExt::from_mode(0o700))
 }
 
-/// Writes a file that only its owner reads; what stood there before is removed, be it a link. Beside a container the
-/// directory keeps others away, and the container's user must read it.
+/// Writes a file that only its owner can read; removes any file or link at its path first. For a job in a container,
+/// the directory excludes other users, and the container's user must be able to read the file.
 fn write_private(plan: &SourcesPlan, name: &str, text: &str) -> io::Result<()> {
     use std::io::Write;
     let path = plan.temporary.join(name);

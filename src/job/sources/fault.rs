@@ -1,23 +1,23 @@
-//! What made a git command fail, by the messages that git printed in the C locale: the server or the network, the
-//! repository, or the files of the checkout.
+//! Finds the cause of a failed git command in the messages that git printed in the C locale: the server or the network,
+//! the repository, or the files of the checkout.
 //!
-//! An earlier job's checkout is discarded only for a local cause. A server that fails must not cost it: after an outage
-//! every runner of a fleet would clone at the same time.
+//! The agent discards an earlier job's checkout only for a local cause. If it did so when the server fails, every
+//! runner of a fleet would clone at the same time after an outage.
 
 /// The cause of a failed git command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The server, the network, credentials, or a machine without space or memory.
+    /// The server, the network, credentials, or a machine without disk space or memory.
     Outside,
     /// Objects, refs or other files below `.git`.
     Repository,
     /// Files or directories of the checkout.
     WorkTree,
-    /// None of the messages is known.
+    /// No known message.
     Unknown,
 }
 
-/// Parts of messages about the disk and the memory. A new clone would need more of both.
+/// Parts of messages about disk space and memory. A new clone would need more of both.
 const EXHAUSTED: [&str; 4] =
     ["No space left on device", "Disk quota exceeded", "Cannot allocate memory", "Resource temporarily unavailable"];
 
@@ -60,7 +60,7 @@ const WORK_TREE: [&str; 12] = [
     "would be overwritten",
 ];
 
-/// Parts of messages about the server and the way to it.
+/// Parts of messages about the server and the connection to it.
 const OUTSIDE: [&str; 27] = [
     "' not found",
     "Authentication failed",
@@ -91,13 +91,13 @@ const OUTSIDE: [&str; 27] = [
     "unexpected disconnect",
 ];
 
-/// The cause that the messages of a failed command name. What the server itself said (`remote: `) is not looked at.
+/// The cause of a failed command, from its messages. Lines from the server itself (`remote: `) are ignored.
 pub fn of(messages: &str) -> Fault {
     let lines = || messages.lines().filter(|line| !line.starts_with("remote: "));
     let names = |parts: &[&str]| lines().any(|line| parts.iter().any(|part| line.contains(part)));
     match () {
         () if names(&EXHAUSTED) => Fault::Outside,
-        // A damaged repository makes the transfer end too, and git reports both.
+        // A damaged repository also aborts the transfer, and git reports both.
         () if names(&REPOSITORY) => Fault::Repository,
         () if names(&OUTSIDE) => Fault::Outside,
         () if names(&WORK_TREE) => Fault::WorkTree,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_server_is_told_from_a_damaged_repository() {
+    fn a_failing_server_and_a_damaged_repository_are_distinguished() {
         for (messages, fault) in [
             ("fatal: unable to access 'http://h/a.git/': The requested URL returned error: 503", Fault::Outside),
             ("fatal: unable to access 'http://h/a.git/': The requested URL returned error: 403", Fault::Outside),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_is_fit_for_a_log() {
+    fn the_last_line_is_cleaned_for_the_log() {
         assert_eq!(last_line("one\n\x1b[31mtwo\n\n"), "[31mtwo");
         assert_eq!(last_line("\n"), "git failed");
     }

@@ -1,4 +1,4 @@
-//! Single files of `.git`, which an earlier job may have replaced with anything.
+//! Access to single files in `.git`, which an earlier job may have replaced with a file of any kind.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,14 +9,14 @@ use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 use super::remove;
 
-/// Opens a regular file for reading: no link is followed, and a pipe does not keep us waiting.
+/// Opens a regular file for reading. Symbolic links are not followed, and opening a pipe does not block.
 pub fn open(path: &Path) -> Option<File> {
     let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path).ok()?;
     file.metadata().ok().filter(std::fs::Metadata::is_file)?;
     Some(file)
 }
 
-/// The content of a regular file of at most `max` bytes; nothing where there is no such file.
+/// The content of a regular file of at most `max` bytes; `None` if there is no such file.
 pub fn read_small(path: &Path, max: u64) -> Option<Vec<u8>> {
     let file = open(path)?;
     let mut content = Vec::new();
@@ -24,12 +24,12 @@ pub fn read_small(path: &Path, max: u64) -> Option<Vec<u8>> {
     (content.len() as u64 <= max).then_some(content)
 }
 
-/// Writes a file in the place of whatever has its name.
+/// Writes a file and replaces any file of another kind at its path.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     create(path)?.write_all(content)
 }
 
-/// The same, to be written piece by piece.
+/// As [`replace`], but returns the open file.
 pub fn create(path: &Path) -> io::Result<File> {
     remove::remove(path)?;
     OpenOptions::new().write(true).create_new(true).custom_flags(O_NOFOLLOW).open(path)

@@ -1,4 +1,4 @@
-//! Running git: without a shell, with an environment and options that nothing in the work tree can change.
+//! Runs git without a shell, with an environment and options that files of the work tree cannot change.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -10,8 +10,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use super::environment::PROXIES;
 use super::{SourcesError, SourcesPlan};
 
-/// Options that hold for every git command: nothing that stands in the work tree or its repository is run, and no
-/// redirect is followed (`redirect` follows those that stay on the host).
+/// Options for every git command: git runs no program that the work tree or its repository names, and follows no
+/// redirect ([`super::redirect`] follows those to the same host).
 const SAFE_SETTINGS: [&str; 12] = [
     "-c",
     "core.hooksPath=/dev/null",
@@ -27,7 +27,7 @@ const SAFE_SETTINGS: [&str; 12] = [
     "http.followRedirects=false",
 ];
 
-/// Runs git in the project directory; its output goes where ours goes.
+/// Runs git in the project directory, with the agent's standard output and error.
 pub fn run(plan: &SourcesPlan, arguments: &[&str]) -> Result<(), SourcesError> {
     run_in(plan, &plan.project, arguments)
 }
@@ -40,36 +40,35 @@ pub fn run_in(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Resul
     }
 }
 
-/// The exit status as a shell has it: 128 and its number for a signal.
+/// The exit status as a shell reports it: 128 plus the number of a signal.
 pub fn code(status: ExitStatus) -> i32 {
     status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
-/// Whether messages of git go to the job's log as they come.
+/// Whether git's messages are also written to the job's log at once.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Echo {
     Yes,
     No,
 }
 
-/// How a git command ended.
+/// The result of a git command.
 pub struct Ended {
-    /// The exit status, as a shell has it.
+    /// The exit status, as a shell reports it.
     pub code: i32,
-    /// Whether a signal ended it.
+    /// Whether a signal terminated it.
     pub was_killed: bool,
-    /// The start of what it wrote to standard error, in the C locale.
+    /// The beginning of its standard error, in the C locale.
     pub messages: String,
 }
 
 impl Ended {
-    /// Whether it succeeded.
     pub fn is_ok(&self) -> bool {
         self.code == 0
     }
 }
 
-/// Runs git in a directory of the checkout and keeps its messages, which tell whose fault a failure is.
+/// Runs git in a directory of the checkout and collects its messages, from which [`super::fault`] finds the cause.
 pub fn listen(plan: &SourcesPlan, directory: &Path, arguments: &[&str], echo: Echo) -> io::Result<Ended> {
     const MESSAGES_MAX: usize = 64 << 10;
     let mut child = command(plan, directory, arguments).env("LC_ALL", "C").stderr(Stdio::piped()).spawn()?;
@@ -93,20 +92,20 @@ pub fn listen(plan: &SourcesPlan, directory: &Path, arguments: &[&str], echo: Ec
     Ok(Ended { code: code(status), was_killed: status.signal().is_some(), messages })
 }
 
-/// The paths of a list that ends each with a zero byte.
+/// The paths of a list with a zero byte after each path.
 pub fn paths(list: &[u8]) -> Vec<PathBuf> {
     let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
     paths.map(|path| PathBuf::from(OsStr::from_bytes(path))).collect()
 }
 
-/// The repository of a directory of the checkout. Errors: it has none.
+/// The repository of a directory of the checkout. Errors: the directory has none.
 pub fn directory(plan: &SourcesPlan, directory: &Path) -> Result<PathBuf, SourcesError> {
     let output = command(plan, directory, &["rev-parse", "--absolute-git-dir"]).output()?;
     let path = output.stdout.strip_suffix(b"\n").filter(|path| !path.is_empty());
     path.map(|path| PathBuf::from(OsStr::from_bytes(path))).ok_or(SourcesError::Git(code(output.status)))
 }
 
-/// A command of git for a directory of the checkout.
+/// A git command for a directory of the checkout.
 pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
     command
@@ -123,7 +122,7 @@ pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Comm
         .env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
     if let Some(relay) = crate::http::way_out() {
-        // The job's own proxies are the relay's to take.
+        // The relay takes the job's proxies; git itself only connects to the relay.
         for name in PROXIES {
             command.env_remove(name);
         }

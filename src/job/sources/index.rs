@@ -1,9 +1,9 @@
-//! The index of a checkout that an earlier job has left, made anew before git trusts it.
+//! Rebuilds the git index that an earlier job has left, before git trusts it.
 //!
-//! Git takes a file for unchanged if its times and size are those that the index tells of, or if a flag of the index says
-//! so. A job can write both. The entries are therefore taken over without their flags, and a file counts as unchanged
-//! only if its content is what its entry says: it is read and hashed, or its times are those that were recorded when the
-//! agent had checked it out ([`super::record`]). All others git writes anew.
+//! Git considers a file unchanged if its times and size are those in the index, or if a flag in the index says so. A
+//! job can write both. The agent therefore keeps the entries but not their flags, and a file counts as unchanged only
+//! if its content is that of its entry: either the agent hashes the file, or the file's times are those that the agent
+//! recorded after the checkout ([`super::record`]). Git writes all other files again.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -22,52 +22,51 @@ use super::repository::is_hex;
 use super::{SourcesPlan, files, git};
 use crate::archive::root::{Kind, Root, kind_of};
 
-/// The list of an index is not read without end.
+/// Limit for the list of entries, in bytes.
 const LIST_MAX: u64 = 512 << 20;
 
-/// Threads that hash files.
+/// Limit for the threads that hash files.
 const THREADS_MAX: usize = 8;
 
-/// An entry of an index, or of a commit's trees.
+/// An entry of an index or of a commit's trees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
-    /// Mode, as git has it.
+    /// The file mode, in git's format.
     pub mode: u32,
-    /// Name of the object, in hexadecimal digits.
+    /// The object id, in hexadecimal digits.
     pub oid: String,
-    /// Below the checkout.
+    /// The path, relative to the checkout.
     pub path: Vec<u8>,
 }
 
 impl IndexEntry {
-    /// The path, if it is one below the checkout.
+    /// The path, unless it leads outside the checkout.
     pub fn path_below(&self) -> Option<PathBuf> {
         let path = Path::new(OsStr::from_bytes(&self.path));
         path.components().all(|part| matches!(part, Component::Normal(_))).then(|| path.to_owned())
     }
 }
 
-/// What is known of a file whose content is that of its object.
+/// The object id and the stat of each file whose content is that of its object.
 pub type KnownFiles = HashMap<Vec<u8>, (String, FileStat)>;
 
-/// The hash by which objects are named.
+/// The hash algorithm of the object ids.
 pub fn algorithm(plan: &SourcesPlan) -> &'static Algorithm {
     if plan.object_format == "sha256" { &SHA256 } else { &SHA1_FOR_LEGACY_USE_ONLY }
 }
 
-/// Hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The entries of the index. `None` where it cannot be read.
+/// The entries of the index. `None` if the index cannot be read.
 pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     let mut command = git::command(plan, &plan.project, &["ls-files", "--stage", "-z"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut text = Vec::new();
     let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX + 1).read_to_end(&mut text));
     let is_whole = read.transpose()?.is_some() && text.len() as u64 <= LIST_MAX;
-    // Git would wait for a reader that has gone.
+    // Git would block on a pipe that is not read any more.
     if !is_whole {
         child.kill()?;
     }
@@ -77,7 +76,7 @@ pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     let mut entries = Vec::new();
     for line in text.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
         let Some(entry) = parse(line) else { return Ok(None) };
-        // Of a merge that was not finished nothing is taken over.
+        // Entries of an unfinished merge are dropped.
         entries.extend(entry);
     }
     entries.sort_by(|one, other| one.path.cmp(&other.path));
@@ -95,8 +94,8 @@ fn parse(line: &[u8]) -> Option<Option<IndexEntry>> {
     Some((stage == "0").then(|| IndexEntry { mode, oid: oid.to_owned(), path: line[tab + 1..].to_vec() }))
 }
 
-/// Makes the index anew; returns the files whose content is known to be that of their entries. `None` where the index
-/// cannot be read: then nobody knows which files of the directory came from git.
+/// Rebuilds the index. Returns the files whose content is known to be that of their entries; `None` if the index cannot
+/// be read: then it is unknown which files of the directory came from git.
 pub fn rebuild(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<Option<KnownFiles>> {
     let index = plan.project.join(".git/index");
     if files::open(&index).is_none() {
@@ -112,7 +111,7 @@ pub fn rebuild(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<Option
 /// Finds the files whose content is that of their entries.
 pub fn find_unchanged(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord) -> io::Result<KnownFiles> {
     let root = Root::open(&plan.project)?;
-    // What git would give to a new file.
+    // The permissions that git would give a new file.
     let mask = umask(Mode::empty());
     umask(mask);
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
@@ -129,13 +128,13 @@ pub fn find_unchanged(plan: &SourcesPlan, entries: &[IndexEntry], record: &Check
     Ok(thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut known: KnownFiles = work().into_iter().collect();
-        // A helper that panicked has found nothing.
+        // A thread that panicked contributes no files.
         known.extend(helpers.into_iter().filter_map(|helper| helper.join().ok()).flatten());
         known
     }))
 }
 
-/// The stat of a file that is what its entry says.
+/// The stat of a file whose content is that of its entry.
 fn unchanged(
     root: &Root,
     plan: &SourcesPlan,
@@ -157,7 +156,7 @@ fn unchanged(
         return (oid_of(plan, "blob", target.as_bytes()) == entry.oid).then_some(stat);
     }
     let full = if entry.mode & 0o100 == 0 { 0o666 } else { 0o777 };
-    // Another name may lead to it, and other rights may keep the job out: git makes it anew.
+    // A hard link may lead to it, or its permissions may exclude the job: git writes it again.
     if stat.st_nlink != 1 || stat.st_mode & 0o7777 != full & !mask.bits() {
         return None;
     }
@@ -167,14 +166,14 @@ fn unchanged(
     (hash == entry.oid && is_same(&stat, &after)).then_some(after)
 }
 
-/// Whether nothing happened to a file between two looks.
+/// Whether a file did not change between two calls of stat.
 pub fn is_same(one: &FileStat, other: &FileStat) -> bool {
     let times = |stat: &FileStat| (stat.st_ctime, stat.st_ctime_nsec, stat.st_mtime, stat.st_mtime_nsec);
     (one.st_dev, one.st_ino, one.st_size, one.st_mode) == (other.st_dev, other.st_ino, other.st_size, other.st_mode)
         && times(one) == times(other)
 }
 
-/// The name of an object with this content.
+/// The object id for this content.
 fn oid_of(plan: &SourcesPlan, kind: &str, content: &[u8]) -> String {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {}\0", content.len()).as_bytes());
@@ -182,7 +181,7 @@ fn oid_of(plan: &SourcesPlan, kind: &str, content: &[u8]) -> String {
     hex(context.finish().as_ref())
 }
 
-/// The same for content that is read. Errors: it ends too soon.
+/// As [`oid_of`], for content from a reader. Errors: the content is shorter than `size`.
 pub fn hash_of(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read) -> io::Result<String> {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {size}\0").as_bytes());
@@ -200,7 +199,7 @@ pub fn hash_of(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read)
     Ok(hex(context.finish().as_ref()))
 }
 
-/// Writes an index of version 2 (gitformat-index(5)); files that are not known have no times in it.
+/// Writes an index of version 2 (gitformat-index(5)). Files that are not known get no times.
 pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &KnownFiles) -> io::Result<()> {
     let mut file = BufWriter::new(HashingWriter { file: files::create(path)?, context: Context::new(algorithm(plan)) });
     let count = u32::try_from(entries.len()).map_err(io::Error::other)?;
@@ -209,7 +208,7 @@ pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &Kn
     file.write_all(&count.to_be_bytes())?;
     for entry in entries {
         let times = known.get(&entry.path).map(|(_, stat)| of_stat(stat)).unwrap_or_default();
-        // The mode stands between.
+        // The mode is between the inode and the owner.
         for (at, number) in times.iter().enumerate() {
             if at == 6 {
                 file.write_all(&entry.mode.to_be_bytes())?;
@@ -229,7 +228,7 @@ pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &Kn
     file.write_all(context.finish().as_ref())
 }
 
-/// Times, device, inode, owner and size, as an index has them: cut off to 32 bits.
+/// Times, device, inode, owner and size as in an index: the lower 32 bits of each.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "git cuts them off as well")]
 fn of_stat(stat: &FileStat) -> [u32; 9] {
     [
@@ -245,13 +244,13 @@ fn of_stat(stat: &FileStat) -> [u32; 9] {
     ]
 }
 
-/// The bytes that hexadecimal digits stand for.
+/// The bytes of hexadecimal digits.
 fn unhex(text: &str) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;
     text.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | pair.get(1).map_or(0, |low| digit(*low))).collect()
 }
 
-/// A file whose content is hashed as it is written.
+/// Writes a file and hashes its content at the same time.
 struct HashingWriter {
     file: std::fs::File,
     context: Context,

@@ -1,4 +1,4 @@
-//! Files of Git LFS: fetched behind the checkout, for the repository and its submodules.
+//! Git LFS: the agent fetches large files after the checkout, for the repository and its submodules.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::process::Stdio;
 
 use super::{SourcesError, SourcesPlan, environment, git};
 
-/// Replaces the pointers in a directory of the checkout with their files, where the job wants them. Errors: git's status;
-/// no fault of the checkout.
+/// Replaces the pointer files in a directory of the checkout with their content if the job requests it. Errors: the
+/// exit status of git; the checkout is not the cause.
 pub fn pull(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     if !is_wanted(plan) || !are_used(plan, directory) {
         return Ok(());
@@ -24,7 +24,8 @@ pub fn pull(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     }
 }
 
-/// The same for a submodule, whose files lie beside those of the repository: they are still there in the next job.
+/// As [`pull`], for a submodule. Its large files are stored with those of the repository, so that the next job finds
+/// them.
 pub fn pull_of_submodule(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     if !is_wanted(plan) || !are_used(plan, directory) {
         return Ok(());
@@ -41,7 +42,7 @@ fn is_wanted(plan: &SourcesPlan) -> bool {
     plan.lfs && crate::executor::shell::find_program("git-lfs").is_some()
 }
 
-/// Whether an attribute file of the checkout asks for large files: `git lfs` itself costs a multiple of this question.
+/// Whether an attribute file of the checkout uses Git LFS. This check is much faster than `git lfs`.
 fn are_used(plan: &SourcesPlan, directory: &Path) -> bool {
     let patterns = ["grep", "-q", "filter=lfs", "HEAD", "--", ":(glob)**/.gitattributes"];
     git::command(plan, directory, &patterns).stdout(Stdio::null()).status().is_ok_and(|status| status.success())

@@ -1,8 +1,9 @@
-//! Sources: git, on ground that an earlier job may have prepared.
+//! Sources: git in a directory that an earlier job may have manipulated.
 //!
-//! A plan is made from the payload; its work runs in a child of the shim with the job user's rights, and everything it
-//! prints goes into the job's log. The job's token stands in one file outside the repository, which `.git/config`
-//! includes: so the job's own `git fetch` works, and neither the repository, a remote nor an argument holds it.
+//! The agent makes a plan from the payload. A child of the shim executes the plan with the job user's rights;
+//! everything that the child prints goes into the job's log. The job's token is in one file outside the repository,
+//! which `.git/config` includes. So the job's own `git fetch` works, and the token is in no repository, remote or
+//! argument.
 
 mod clean;
 pub mod environment;
@@ -45,90 +46,91 @@ const RESET: &str = "\x1b[0;m";
 /// `GIT_STRATEGY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Strategy {
-    /// Start from an empty directory.
+    /// Start with an empty directory.
     Clone,
     /// Reuse the repository of an earlier job.
     Fetch,
-    /// Leave everything as it is.
+    /// Leave everything unchanged.
     None,
-    /// An empty directory and no git.
+    /// Start with an empty directory and do not run git.
     Empty,
 }
 
-/// Everything that the work on the sources needs.
+/// Everything that the child needs to provide the sources.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourcesPlan {
-    /// How.
+    /// `GIT_STRATEGY`.
     pub strategy: Strategy,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
-    /// The same as the job sees it, when it runs in a container.
+    /// The path of `temporary` in the job's container.
     pub temporary_in_container: Option<PathBuf>,
-    /// Of the repository, without credentials.
+    /// URL of the repository, without credentials.
     pub url: String,
-    /// URLs to rewrite, and what with: the job token is in the latter, unless `login` is there.
+    /// URL rewrites (`insteadOf`), as pairs of old and new prefix. The new prefix has the job token unless `login` is
+    /// set.
     pub rewrites: Vec<(String, String)>,
-    /// Scheme and host to log in at with `CI_JOB_TOKEN` of the environment, so that the token is on no disk
-    /// (`FF_GIT_URLS_WITHOUT_TOKENS`).
+    /// Scheme and host where git authenticates with `CI_JOB_TOKEN` from the environment, so that the token is not
+    /// written to disk (`FF_GIT_URLS_WITHOUT_TOKENS`).
     pub login: Option<String>,
-    /// What to fetch.
+    /// The refspecs to fetch.
     pub refspecs: Vec<String>,
-    /// Commits of history; 0 for all.
+    /// Number of commits to fetch; 0 for all.
     pub depth: i64,
-    /// What to check out.
+    /// The commit to check out.
     pub sha: String,
-    /// What it is called.
+    /// The branch or tag, for the log.
     pub reference: String,
     /// `sha1` or `sha256`.
     pub object_format: String,
     /// `GIT_CHECKOUT`.
     pub checkout: bool,
-    /// `GIT_CLEAN_FLAGS`; empty for no cleaning.
+    /// `GIT_CLEAN_FLAGS`; empty to skip cleaning.
     pub clean_flags: Vec<String>,
     /// `GIT_FETCH_EXTRA_FLAGS`.
     pub fetch_flags: Vec<String>,
-    /// `GIT_SUBMODULE_STRATEGY` and what belongs to it.
+    /// `GIT_SUBMODULE_STRATEGY` and related variables.
     pub submodules: Option<Submodules>,
-    /// Fetch large files (`GIT_LFS_SKIP_SMUDGE` not set).
+    /// Whether to fetch large files (`GIT_LFS_SKIP_SMUDGE` is not set).
     pub lfs: bool,
-    /// Certificates for the server, PEM.
+    /// Certificates for the server, in PEM format.
     pub ca_certificates: Option<String>,
-    /// Id of the request that brought the job, for the server's logs.
+    /// Id of the request that returned the job, for the server's logs.
     pub correlation_id: String,
-    /// The name in the server's logs.
+    /// The user agent, for the server's logs.
     pub user_agent: String,
     /// The environment of git.
     pub environment: Vec<(String, String)>,
-    /// What the record of the checkout is signed with; `None` where others can change files while git works.
+    /// Key that signs the record of the checkout; `None` if other users can change files while git runs.
     pub record_key: Option<String>,
     /// Git settings for the repository that the job's scripts made.
     pub settings: Vec<settings::Setting>,
-    /// Git settings for all repositories that they made.
+    /// Git settings for all repositories that the job's scripts made.
     pub user_settings: Vec<settings::Setting>,
-    /// Lines for the log about settings that are ignored.
+    /// Log lines about ignored settings.
     pub ignored_settings: Vec<String>,
 }
 
-/// What to do about submodules.
+/// How to fetch submodules.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Submodules {
-    /// Those of submodules too.
+    /// Include submodules of submodules.
     pub recursive: bool,
-    /// Commits of history; 0 for all.
+    /// Number of commits to fetch; 0 for all.
     pub depth: i64,
-    /// Only these.
+    /// Fetch only these paths.
     pub paths: Vec<String>,
     /// `GIT_SUBMODULE_UPDATE_FLAGS`.
     pub update_flags: Vec<String>,
 }
 
-/// Why the sources are not there.
+/// Why the sources could not be provided.
 enum SourcesError {
-    /// A git command ended with this status.
+    /// A git command failed with this exit status.
     Git(i32),
-    /// The directory could not be worked on.
+    /// An operation on files failed.
     Io(io::Error),
     /// The repository of an earlier job is damaged.
     Repository(String),
@@ -143,7 +145,7 @@ impl From<io::Error> for SourcesError {
 }
 
 impl SourcesError {
-    /// Errors of the machine: it lacks disk space, memory, processes or git, and a new clone would need them as well.
+    /// Errors of the machine: it lacks disk space, memory, processes or git. A new clone would need them as well.
     fn is_of_machine(error: &io::Error) -> bool {
         use io::ErrorKind::{NotFound, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock};
         matches!(error.kind(), NotFound | OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull | WouldBlock)
@@ -151,8 +153,8 @@ impl SourcesError {
 }
 
 impl SourcesPlan {
-    /// Takes the settings that scripts before the sources made, as their git lists them: for the repository, and for all
-    /// repositories of the user.
+    /// Adds the settings that the scripts before git made, as git listed them: those for the repository and those for
+    /// all repositories of the user.
     pub fn take_settings(&mut self, of_template: &str, of_user: &str) {
         let is_confined = self.temporary_in_container.is_some();
         let template = settings::judge_all(settings::parse(of_template), is_confined, true);
@@ -166,7 +168,7 @@ impl SourcesPlan {
         }
     }
 
-    /// Whether objects are fetched when git needs them (`--filter`).
+    /// Whether git fetches objects when it needs them (`--filter`).
     fn is_partial(&self) -> bool {
         self.fetch_flags.iter().any(|flag| flag.starts_with("--filter"))
     }
@@ -175,13 +177,13 @@ impl SourcesPlan {
         self.temporary.join(EXTERNAL_CONFIG)
     }
 
-    /// Where the job's own git finds a file of the temporary directory.
+    /// The path of a file of the temporary directory, as the job's own git sees it.
     fn path_in_container(&self, name: &str) -> PathBuf {
         self.temporary_in_container.as_ref().unwrap_or(&self.temporary).join(name)
     }
 
-    /// Options for git beside a container: what the job's own git finds at its place is found at ours, and files belong
-    /// to whom they belong.
+    /// Options for git outside a container: git finds the files of the job's git at their path on the machine, and
+    /// accepts files of any owner.
     fn beside_container(&self) -> Vec<String> {
         if self.temporary_in_container.is_none() {
             return Vec::new();
@@ -197,12 +199,12 @@ impl SourcesPlan {
     }
 }
 
-/// Does the work; returns the exit status of the stage.
+/// Executes the plan; returns the exit status of the stage.
 pub fn run(plan: &SourcesPlan) -> i32 {
     status(plan, fetch(plan), "prepare")
 }
 
-/// Leaves the project directory as it was before the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
+/// Restores the project directory after the job, as far as its strategy allows (`FF_ENABLE_JOB_CLEANUP`).
 pub fn clean_up(plan: &SourcesPlan) -> i32 {
     status(plan, tidy(plan), "clean up")
 }
@@ -237,7 +239,7 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
     for line in &plan.ignored_settings {
         println!("{YELLOW}WARNING: {line}{RESET}");
     }
-    // They may hold passwords. What cannot be removed now is removed before the next script.
+    // They may contain passwords. A file that cannot be removed now is removed before the next script.
     for name in [settings::TEMPLATE_DIRECTORY, settings::TEMPLATE_LIST, settings::USER_LIST] {
         let _ = remove::remove(&plan.temporary.join(name));
     }
@@ -269,7 +271,7 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
     Ok(())
 }
 
-/// A directory, also where something else stands.
+/// Creates a directory; replaces any other file at its path.
 fn make_directory(path: &Path) -> io::Result<()> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         remove::remove(path)?;

@@ -1,39 +1,39 @@
 //! Options that a job passes to git (`GIT_FETCH_EXTRA_FLAGS`, `GIT_CLEAN_FLAGS`, `GIT_SUBMODULE_UPDATE_FLAGS`).
 //!
-//! Each command has a list of the options that it takes from a job. An option that is not on it (`--upload-pack`,
-//! `--recurse-submodules`, `-c`, `--template`, `--reference`, ...) could start a program, read or write a file outside
-//! of the checkout, or use resources without bound: the job fails and the message names the option. Git accepts any
-//! unambiguous beginning of a long option; only whole names are accepted here, so that nothing slips past the list.
+//! Each command has a list of allowed options. Any other option (`--upload-pack`, `--recurse-submodules`, `-c`,
+//! `--template`, `--reference`, ...) could start a program, read or write a file outside the checkout, or use unlimited
+//! resources: the job fails with a message that names the option. Git accepts unambiguous abbreviations of long
+//! options; the agent accepts only complete names, so that an abbreviation cannot bypass the list.
 
 use crate::failure::JobError;
 
-/// Transfers at the same time, at most.
+/// Limit for parallel transfers.
 const JOBS_MAX: u32 = 64;
 
-/// What an option takes.
+/// The value of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OptionValue {
-    /// Nothing.
+    /// No value.
     None,
     /// A number of commits.
     Depth,
-    /// A number of transfers at the same time.
+    /// A number of parallel transfers.
     Jobs,
     /// A filter of a partial clone.
     Filter,
-    /// A date, a revision or an option for the server: text that git only compares or sends.
+    /// A date, a revision or an option for the server: git only compares or sends the text.
     Text,
-    /// Nothing, or `no` behind an equals sign.
+    /// No value, or `=no`.
     No,
 }
 
-/// A command of git and what it takes from a job.
+/// A git command and the options that a job may pass to it.
 pub struct GitCommand {
     /// The variable of the job.
     variable: &'static str,
-    /// Options without a dash: one letter or a word.
+    /// The options, without dashes: a letter or a word.
     options: &'static [(&'static str, OptionValue)],
-    /// Whether words that are no options are allowed, and which.
+    /// Which words that are not options are allowed.
     words: Positionals,
 }
 
@@ -156,8 +156,8 @@ impl GitCommand {
         self.variable
     }
 
-    /// Checks the words of a job for this command. Errors: one of them is not on the list, or has a value that is out of
-    /// bounds.
+    /// Checks the options of a job for this command. Errors: an option is not on the list, or its value is out of
+    /// range.
     pub fn check(&self, words: &[String]) -> Result<(), JobError> {
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -166,7 +166,7 @@ impl GitCommand {
             }
             if let Some(long) = word.strip_prefix("--") {
                 let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
-                // A single letter is no long option.
+                // `--x` with a single letter is not a long option.
                 let kind = self.find(name).filter(|_| name.chars().count() > 1).ok_or_else(|| self.refuse(word))?;
                 let value = match value {
                     None if !matches!(kind, OptionValue::None | OptionValue::No) => words.next().map(String::as_str),
@@ -182,7 +182,7 @@ impl GitCommand {
         Ok(())
     }
 
-    /// Short options in one word: `-ffdx`, `-j4`.
+    /// Checks short options in one word: `-ffdx`, `-j4`.
     fn check_letters<'a>(
         &self,
         word: &str,
@@ -195,7 +195,7 @@ impl GitCommand {
         for (at, letter) in letters.char_indices() {
             let kind = self.find(letter.encode_utf8(&mut [0; 4])).ok_or_else(|| self.refuse(word))?;
             if kind != OptionValue::None {
-                // The rest of the word is its value, or the next word is.
+                // The value is the rest of the word or the next word.
                 let rest = &letters[at + letter.len_utf8()..];
                 let value = if rest.is_empty() { words.next().map(String::as_str) } else { Some(rest) };
                 return self.check_value(word, kind, value);
@@ -244,7 +244,7 @@ impl GitCommand {
     }
 }
 
-/// `blob:none`, `blob:limit=1m`, `tree:0`, `object:type=commit`, and several of them (`combine:`).
+/// Accepts `blob:none`, `blob:limit=1m`, `tree:0`, `object:type=commit` and combinations (`combine:`).
 fn is_filter(text: &str) -> bool {
     let kinds = ["blob:none", "blob:limit=", "tree:", "object:type=", "combine:"];
     kinds.iter().any(|kind| text.starts_with(kind))
@@ -252,7 +252,7 @@ fn is_filter(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":=+%-".contains(&byte))
 }
 
-/// `+refs/heads/*:refs/remotes/origin/*`: what is fetched goes where refs of the server are.
+/// Accepts refspecs such as `+refs/heads/*:refs/remotes/origin/*`: the target is a branch, a tag or a remote ref.
 fn is_refspec(text: &str) -> bool {
     let text = text.strip_prefix('+').unwrap_or(text);
     let plain = |name: &str| {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_authors_use() {
+    fn accepts_common_options() {
         for flags in [
             "--prune --quiet",
             "--prune --tags",
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_runs_programs_reads_files_or_has_no_bound() {
+    fn refuses_options_that_run_programs_read_files_or_have_no_limit() {
         for flags in [
             "--upload-pack=evil",
             "--upload-pac evil",

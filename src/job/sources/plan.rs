@@ -1,4 +1,4 @@
-//! From a payload to the plan for its sources.
+//! Makes the plan for the sources from the payload.
 
 use std::path::PathBuf;
 
@@ -10,35 +10,34 @@ use crate::http::origin;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
 
-/// Where the sources go, and what the runner says of them.
+/// Paths of the sources and settings of the runner.
 #[derive(Clone, Debug)]
 pub struct SourcesSettings {
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`.
     pub temporary: PathBuf,
-    /// The same as the job sees it, when it runs in a container: git runs outside, and must do nothing for the job there
-    /// but fetch.
+    /// The path of `temporary` in the job's container. Git runs outside the container and only fetches.
     pub temporary_in_container: Option<PathBuf>,
-    /// The runner's `url`.
+    /// `url` of the runner.
     pub server: String,
-    /// `clone_url`, if the runner has one.
+    /// `clone_url` of the runner.
     pub clone_url: Option<String>,
-    /// Certificates for the server, PEM.
+    /// Certificates for the server, in PEM format.
     pub ca_certificates: Option<String>,
-    /// Id of the request that brought the job.
+    /// Id of the request that returned the job.
     pub correlation_id: String,
-    /// What a process of this job starts with.
+    /// The initial environment of a process of this job.
     pub environment: Vec<(String, String)>,
     /// Keep the token off the disk (`FF_GIT_URLS_WITHOUT_TOKENS`).
     pub without_tokens: bool,
     /// See [`SourcesPlan::record_key`].
     pub record_key: Option<String>,
-    /// Whether what an earlier job left may be reused.
+    /// Whether files of an earlier job may be reused.
     pub reuse: bool,
 }
 
-/// `GIT_STRATEGY`, or what the project prefers.
+/// `GIT_STRATEGY`, or the project's default.
 pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, JobError> {
     match variables.value("GIT_STRATEGY").as_deref() {
         Some("clone") => Ok(Strategy::Clone),
@@ -48,12 +47,12 @@ pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, Jo
         None | Some("") if payload.allow_git_fetch => Ok(Strategy::Fetch),
         None | Some("") => Ok(Strategy::Clone),
         Some(other) => {
-            Err(JobError::configuration(format!("GIT_STRATEGY `{other}` is none of clone, fetch, none, empty")))
+            Err(JobError::configuration(format!("GIT_STRATEGY must be clone, fetch, none or empty, not `{other}`")))
         }
     }
 }
 
-/// Makes the plan. Errors: a setting that cannot be honoured, or a reference that is none.
+/// Makes the plan. Errors: a setting that is not possible, or an invalid reference.
 pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings) -> Result<SourcesPlan, JobError> {
     let git = &payload.git_info;
     let strategy = match strategy(payload, variables)? {
@@ -111,7 +110,7 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
     })
 }
 
-/// What comes from the server and becomes an argument must not be an option.
+/// Texts from the server that become arguments must not be options.
 fn check_references(payload: &Payload) -> Result<(), JobError> {
     let git = &payload.git_info;
     let is_odd = |text: &str| text.starts_with('-') || text.contains(|c: char| c.is_control() || c == ' ');
@@ -131,7 +130,7 @@ fn check_references(payload: &Payload) -> Result<(), JobError> {
     Ok(())
 }
 
-/// The options of a job for a command. Errors: one that jobs may not pass.
+/// The options of a job for a command. Errors: an option that jobs may not pass.
 fn flags(variables: &Variables, command: &options::GitCommand, default: &str) -> Result<Vec<String>, JobError> {
     let text = variables.value(command.variable()).filter(|text| !text.trim().is_empty());
     let text = text.unwrap_or_else(|| default.to_owned());
@@ -149,7 +148,7 @@ fn submodules(payload: &Payload, variables: &Variables) -> Result<Option<Submodu
         Some("normal") => false,
         Some("recursive") => true,
         Some(other) => {
-            let message = format!("GIT_SUBMODULE_STRATEGY `{other}` is none of none, normal, recursive");
+            let message = format!("GIT_SUBMODULE_STRATEGY must be none, normal or recursive, not `{other}`");
             return Err(JobError::new(FailureReason::RunnerSystemFailure, message));
         }
     };
@@ -167,15 +166,15 @@ fn submodules(payload: &Payload, variables: &Variables) -> Result<Option<Submodu
     Ok(Some(Submodules { recursive, depth: depth.unwrap_or(payload.git_info.depth).max(0), paths, update_flags }))
 }
 
-/// `https://user:password@host/path` without what stands before the host.
+/// Removes the credentials from a URL: `https://user:password@host/path`.
 pub fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())
 }
 
-/// Which URLs git is to take with the job's token: the repository, everything on its server, and, where asked for, the
-/// server's SSH addresses. Without a token only the latter.
+/// The URLs that git rewrites to URLs with the job's token: the repository, everything on its server and, on request,
+/// the server's SSH addresses. Without a token, only the SSH addresses.
 fn rewrites(
     url: &str,
     settings: &SourcesSettings,
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_nowhere_where_git_is_to_ask_for_it() {
+    fn the_plan_has_no_token_if_git_uses_a_credential_helper() {
         let settings = SourcesSettings { without_tokens: true, ..settings() };
         let plan = plan(&payload(), &Variables::new(Path::new("/b/p.tmp")), settings).expect("a plan");
         assert_eq!(plan.login.as_deref(), Some("https://gitlab.test"));
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_would_be_an_option_or_is_unknown() {
+    fn refuses_references_that_look_like_options_and_unknown_values() {
         let mut odd = payload();
         odd.git_info.refspecs = vec!["--upload-pack=touch /tmp/x".into()];
         assert!(plan(&odd, &Variables::default(), settings()).is_err());

@@ -1,9 +1,9 @@
-//! What the agent knows of the files that it has checked out, for the next job in the same directory.
+//! The record of the files that the agent has checked out, for the next job in the same directory.
 //!
-//! The record holds the times of each file as they were when git had written it. No job can set the time of a file's last
-//! change (`ctime`), so that a file whose times are those of the record has the content that it had then, and need not be
-//! read again. The record lies in `.git`, where jobs can write: it carries a code that only the agent can make (HMAC), and
-//! counts for nothing where that is wrong. It is not written where others may change files while git works.
+//! The record holds the times of each file just after git wrote it. A job cannot set a file's change time (`ctime`). So
+//! a file whose times are those in the record still has the same content and need not be read again. The record is in
+//! `.git`, where jobs can write: it has a message authentication code (HMAC) that only the agent can compute, and a
+//! record with a wrong code is ignored. The agent writes no record if others may change files while git runs.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -21,21 +21,21 @@ use super::index::IndexEntry;
 use super::{SourcesPlan, files, index};
 use crate::archive::root::Root;
 
-/// The name of the record below `.git`.
+/// File name of the record in `.git`.
 pub const NAME: &str = "mayfly-checkout";
 
-/// More than the record of any checkout has.
+/// Limit for the size of a record: more than any checkout needs.
 const SIZE_MAX: u64 = 1 << 30;
 
-/// The coarsest clock by which a kernel stamps files.
+/// The coarsest resolution of a kernel's file timestamps.
 const TIMESTAMP_RESOLUTION: Duration = Duration::from_millis(10);
 
-/// What is known of each file.
+/// The recorded state of each file, by path.
 #[derive(Default)]
 pub struct CheckoutRecord(HashMap<Vec<u8>, String>);
 
 impl CheckoutRecord {
-    /// Reads the record of the project directory; an empty one where there is none, or where the agent did not write it.
+    /// Reads the record of the project directory; an empty one if there is none or the agent did not write it.
     pub fn read(plan: &SourcesPlan) -> Self {
         Self::try_read(plan).unwrap_or_default()
     }
@@ -53,12 +53,12 @@ impl CheckoutRecord {
         Some(Self(files))
     }
 
-    /// Whether a file is as it was when this was recorded, for the same object.
+    /// Whether a file has not changed since the record was written, for the same object.
     pub fn holds(&self, entry: &IndexEntry, stat: &FileStat) -> bool {
         self.0.get(&entry.path).is_some_and(|known| *known == line_of(&entry.oid, entry.mode, stat))
     }
 
-    /// Records all files of the checkout as they are now: git has just written them.
+    /// Records the current state of all files of the checkout: git has just written them.
     pub fn write(plan: &SourcesPlan) -> io::Result<()> {
         let Some(key) = key_of(plan) else { return Ok(()) };
         let Some(entries) = index::list(plan)? else { return Ok(()) };
@@ -67,7 +67,7 @@ impl CheckoutRecord {
         let entries = entries.into_iter().chain(large_files(plan));
         let found: Vec<(IndexEntry, FileStat)> =
             entries.filter_map(|entry| stat(&entry).map(|stat| (entry, stat))).collect();
-        // What changes later must have a later time: the clock has to go on by one tick.
+        // A later change must get a later time: wait until the kernel's clock has advanced by one tick.
         let changed = |stat: &FileStat| (stat.st_ctime, stat.st_ctime_nsec);
         let last = found.iter().map(|(_, stat)| changed(stat)).max();
         let now = || clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(|now| (now.tv_sec(), now.tv_nsec()));
@@ -88,13 +88,13 @@ impl CheckoutRecord {
     }
 }
 
-/// What records are signed with: no job knows the runner's token.
+/// The key that signs records. Jobs do not know the runner's token.
 pub fn key(token: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
     index::hex(hmac::sign(&key, b"mayfly record of a checkout").as_ref())
 }
 
-/// The files of Git LFS in the repository, as entries whose object is the SHA-256 that names them.
+/// The Git LFS files of the repository, as entries whose object id is the SHA-256 in their name.
 fn large_files(plan: &SourcesPlan) -> Vec<IndexEntry> {
     let store = PathBuf::from(".git/lfs/objects");
     let names = |directory: &Path| -> Vec<String> {
@@ -113,7 +113,7 @@ fn large_files(plan: &SourcesPlan) -> Vec<IndexEntry> {
     found
 }
 
-/// Removes files of Git LFS that an earlier job may have changed: Git LFS looks at their size only.
+/// Removes Git LFS files that an earlier job may have changed: Git LFS checks only their size.
 pub fn remove_unknown_large_files(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<()> {
     let root = Root::open(&plan.project)?;
     for entry in large_files(plan) {
@@ -132,7 +132,7 @@ pub fn remove_unknown_large_files(plan: &SourcesPlan, record: &CheckoutRecord) -
     Ok(())
 }
 
-/// Takes what is to be hashed.
+/// A writer that hashes its input.
 struct Hasher<'a>(&'a mut Context);
 
 impl Write for Hasher<'_> {
@@ -154,7 +154,7 @@ fn key_of(plan: &SourcesPlan) -> Option<hmac::Key> {
     plan.record_key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
 }
 
-/// The record of one directory is none of another.
+/// The signed text: it includes the directory, so that the record of one directory is not valid in another.
 fn signed(plan: &SourcesPlan, text: &[u8]) -> Vec<u8> {
     let place = format!("checkout\0{}\0{}\0", plan.project.display(), plan.object_format);
     [place.as_bytes(), text].concat()

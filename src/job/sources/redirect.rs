@@ -1,9 +1,9 @@
-//! Redirects of git's HTTP requests: followed where they stay on the host that was asked for, and nowhere else.
+//! HTTP redirects of git: followed only if they stay on the same host.
 //!
-//! Git can follow any redirect or none. It follows none here, since a repository may name any address for its submodules,
-//! and that may redirect to one that only this machine can reach. GitLab redirects an address without `.git` to the one
-//! with it, and servers redirect from http to https: where a fetch has failed, this asks where the address leads, and has
-//! git take the new one if it is on the same host.
+//! Git can follow every redirect or none. The agent disables them, since a repository may name any address for its
+//! submodules, and that address may redirect to a server that only this machine can reach. But GitLab redirects an
+//! address without `.git` to the one with `.git`, and servers redirect from http to https. So after a failed fetch, the
+//! agent asks where the address leads, and lets git use the new address if it is on the same host.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::Stdio;
@@ -11,23 +11,23 @@ use std::process::Stdio;
 use super::{SourcesError, SourcesPlan, external, git};
 use crate::http::{is_same_server, origin, resolve};
 
-/// Redirects in a row.
+/// Limit for consecutive redirects.
 const HOPS_MAX: usize = 5;
 
-/// What git tells of its requests is not read without end.
+/// Limit for git's trace of its requests, in bytes.
 const BODY_MAX: u64 = 1 << 20;
 
-/// What git appends to an address in its first request.
+/// The path that git appends to an address in its first request.
 const FIRST_REQUEST: &str = "/info/refs?service=git-upload-pack";
 
-/// Has git take the addresses that these redirect to. True where one did.
+/// Makes git use the targets of redirects from these addresses. Returns whether any address redirects.
 pub fn follow(plan: &SourcesPlan, addresses: &[String]) -> Result<bool, SourcesError> {
     let mut rules = Vec::new();
     let mut moved = false;
     for address in addresses.iter().filter(|address| address.starts_with("http")).chain([&plan.url]) {
         let target = target(plan, address)?;
         moved |= target.is_some();
-        // A rule holds for every address that begins like it: each gets its own.
+        // A rule applies to every address with the same prefix, so each address gets its own rule.
         let target = target.unwrap_or_else(|| address.clone());
         rules.push((address.clone(), with_login(plan, &target)));
     }
@@ -37,7 +37,7 @@ pub fn follow(plan: &SourcesPlan, addresses: &[String]) -> Result<bool, SourcesE
     Ok(moved)
 }
 
-/// Where an address leads in the end, if that is another one on the same host.
+/// The final target of an address, if it is another address on the same host.
 fn target(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     let mut at = address.to_owned();
     for _ in 0..HOPS_MAX {
@@ -56,17 +56,17 @@ fn target(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     Ok((at != address).then_some(at))
 }
 
-/// Whether a redirect stays where it is: on the same server, or on the same host with encryption.
+/// Whether a redirect stays on the same server, or on the same host and adds encryption.
 fn stays(from: &str, to: &str) -> bool {
     let encrypted = origin(from).replacen("http://", "https://", 1);
     is_same_server(from, to) || (origin(from).starts_with("http://") && is_same_server(&encrypted, to))
 }
 
-/// The `Location` that git is answered with when it asks at an address.
+/// The `Location` header in the server's response to git.
 fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     let include = format!("include.path={}", plan.external_config().display());
     let mut child = git::command(plan, &plan.project, &["-c", &include, "ls-remote", "--", address, "HEAD"])
-        // Headers, without secrets and without bodies, for us alone.
+        // The trace shows headers without secrets and without bodies; only the agent reads it.
         .env("GIT_TRACE_CURL", "1")
         .env("GIT_TRACE_CURL_NO_DATA", "1")
         .env("LC_ALL", "C")
@@ -80,7 +80,7 @@ fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
             let line = String::from_utf8_lossy(&line);
             let Some((_, header)) = line.split_once("<= Recv header: ") else { continue };
             match header.split_once(':') {
-                // The answer to a request with a login comes after the one without.
+                // The response to the request with credentials comes after the one without.
                 None if header.starts_with("HTTP/") => found = None,
                 Some((name, value)) if name.eq_ignore_ascii_case("location") => found = Some(value.trim().to_owned()),
                 _ => {}
@@ -91,7 +91,7 @@ fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     Ok(found)
 }
 
-/// The address with the job's login, where the rules of the job have one for its host.
+/// The address with the job's credentials, if the job's rewrites contain its host.
 fn with_login(plan: &SourcesPlan, address: &str) -> String {
     let host = |url: &str| origin(url).split_once("://").map(|(_, host)| host.to_owned());
     let logins = plan.rewrites.iter().filter(|(from, _)| host(from) == host(address));

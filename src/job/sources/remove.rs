@@ -1,7 +1,7 @@
-//! Deleting what a job left: trees deeper than a path can be long, without permissions, full of links.
+//! Removes files that a job left: directories deeper than the longest path, without permissions, full of links.
 //!
-//! No link is followed, at most two directories are open at once, and nothing recurses: each directory that is found is
-//! first moved up beside the others, so that everything is always one level deep.
+//! The code follows no links, has at most two directories open and does not recurse: it moves each subdirectory up to
+//! the top level first, so that the depth is always one.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// Removes what stands at `path`, if anything does. Errors: something cannot be removed by this user.
+/// Removes the file or directory at `path`, if there is one. Errors: this user cannot remove a file.
 pub fn remove(path: &Path) -> io::Result<()> {
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
@@ -56,14 +56,14 @@ pub fn empty_but(path: &Path, kept: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a directory, also one that its owner may not read.
+/// Opens a directory, even if its owner may not read it.
 fn enter<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let _ = open_up(above, name);
     Ok(openat(above, name, flags, Mode::empty())?)
 }
 
-/// Gives the owner of a directory all rights in it. No link is followed: what is changed is the directory that was opened.
+/// Gives the owner all permissions on a directory. Follows no links: it changes the directory that it opened.
 fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let directory = openat(above, name, flags, Mode::empty())?;
@@ -75,10 +75,10 @@ fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the files of `directory` and moves its directories into `top`; returns their names there.
+/// Removes the files of `directory` and moves its subdirectories into `top`; returns their names there.
 fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<Vec<String>> {
     let mut directories = Vec::new();
-    // Read to the end before anything changes: a listing of a directory that changes may skip entries.
+    // Read the whole listing before any change: a listing of a directory that changes may skip entries.
     let listing = Dir::from_fd(directory.as_fd().try_clone_to_owned()?)?;
     let names: Vec<_> =
         listing.into_iter().map(|entry| Ok(entry?.file_name().to_owned())).collect::<nix::Result<_>>()?;
@@ -93,7 +93,7 @@ fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => {}
             Err(error) => return Err(error.into()),
         }
-        // To be moved elsewhere it must be writable.
+        // Moving a directory requires write permission on it.
         let _ = open_up(directory, name.as_c_str());
         let place = loop {
             *moved += 1;
@@ -115,7 +115,7 @@ mod tests {
 
     use nix::sys::stat::mkdirat;
 
-    /// Directories in each other, far deeper than PATH_MAX.
+    /// Makes nested directories, far deeper than PATH_MAX.
     fn dig(tree: &Path, levels: usize) {
         let mut here = std::os::fd::OwnedFd::from(fs::File::open(tree).expect("opened"));
         for _ in 0..levels {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn removes_abysses_links_and_closed_directories() {
+    fn removes_very_deep_directories_links_and_directories_without_permissions() {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
         fs::write(&outside, "stays").expect("written");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_nothing_is_fine() {
+    fn a_missing_path_is_no_error() {
         let directory = tempfile::tempdir().expect("a directory");
         remove(&directory.path().join("none")).expect("nothing to do");
         symlink("nowhere", directory.path().join("dangling")).expect("linked");

@@ -1,9 +1,9 @@
-//! The `.git` directory, made and made safe by ourselves before any git command reads it.
+//! Creates the `.git` directory, and makes an existing one safe before any git command reads it.
 //!
-//! An earlier job may have left hooks, a configuration with filters, fsmonitor or includes, alternates that point
-//! elsewhere, refs that replace objects, files without end, pipes that nobody writes to, or no directory at all but a
-//! file or a link. What git reads is either on a list here and looks as git makes it, or it is removed; the configuration
-//! is never read, only written.
+//! An earlier job may have left hooks, a configuration with filters, fsmonitor or includes, alternates of another
+//! place, refs that replace objects, endless files, pipes without a writer, or a file or link instead of the directory.
+//! The agent removes everything that git reads, except entries that are on a list here and have the format that git
+//! writes. The agent never reads the configuration; it only writes it.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use std::path::Path;
 use super::files::{read_small, replace};
 use super::{SourcesPlan, remove, settings, submodule_trees};
 
-/// What a repository may hold below `.git` from an earlier job; all else is removed.
+/// The entries of `.git` that are kept from an earlier job; all others are removed.
 const KEPT_ENTRIES: [&str; 10] = [
     "HEAD",
     "config",
@@ -26,35 +26,35 @@ const KEPT_ENTRIES: [&str; 10] = [
     "shallow",
 ];
 
-/// Which of these are directories.
+/// The directories among them.
 const DIRECTORIES: [&str; 4] = ["lfs", submodule_trees::NAME, "objects", "refs"];
 
-/// Refs that are kept; others replace objects, or belong to commands that a job left in the middle.
+/// The refs that are kept. Others replace objects, or belong to commands that a job did not finish.
 const KEPT_REFS: [&str; 7] = ["environments", "heads", "keep-around", "merge-requests", "pipelines", "remotes", "tags"];
 
-/// Sizes of what git reads into memory as a whole.
+/// Limits for files that git reads into memory completely.
 const REF_MAX: u64 = 1 << 10;
 const SHALLOW_MAX: u64 = 16 << 20;
 const PACKED_REFS_MAX: u64 = 256 << 20;
 const INDEX_MAX: u64 = 1 << 30;
 
-/// The file that marks a repository with its object format.
+/// The file that holds the object format of the repository.
 const FORMAT_FILE: &str = "mayfly-format";
 
-/// Whether there was a repository to go on with.
+/// Whether the repository of an earlier job could be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepositoryOrigin {
-    /// Made now.
+    /// Created now.
     Created,
     /// From an earlier job.
     Reused,
 }
 
-/// Makes `.git` what it should be. Errors: the directory cannot be written.
+/// Creates the repository or makes it safe. Errors: the directory cannot be written.
 pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
     let git = plan.project.join(".git");
     let is_directory = git.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    // What cannot be made safe, such as a directory that the job has closed, is made anew.
+    // A repository that cannot be made safe, for example a directory without permissions, is created again.
     let is_usable = is_directory && sanitise(&git).is_ok() && is_sound(&git, plan);
     let before = if is_usable { RepositoryOrigin::Reused } else { RepositoryOrigin::Created };
     if before == RepositoryOrigin::Created {
@@ -64,7 +64,7 @@ pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
     Ok(before)
 }
 
-/// True for a directory that has all parts of a repository in this format.
+/// Whether a directory has all parts of a repository in this format.
 fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
     let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let written_by = read_small(&git.join("objects/info").join(FORMAT_FILE), REF_MAX).unwrap_or_default();
@@ -72,7 +72,7 @@ fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
         && written_by == plan.object_format.as_bytes()
 }
 
-/// Removes whatever git would run, follow, wait for or take for the truth.
+/// Removes everything that git would run, follow, block on or trust.
 fn sanitise(git: &Path) -> io::Result<()> {
     clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&DIRECTORIES, name))?;
     let is_tree = |name: &str, kind| kind == Kind::Directory && submodule_trees::is_name(name);
@@ -91,7 +91,7 @@ fn sanitise(git: &Path) -> io::Result<()> {
     clear_below(&lfs.join("objects"), 2, u64::MAX, &large_file)
 }
 
-/// What a checkout without a checkout (`GIT_CHECKOUT=false`) goes on from is kept, where it is what git writes.
+/// Keeps the files on which a job without a checkout (`GIT_CHECKOUT=false`) builds, if they have git's format.
 fn sanitise_head(git: &Path) -> io::Result<()> {
     let text = read_small(&git.join("HEAD"), REF_MAX).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -123,12 +123,12 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
     if text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).all(|line| is_kept(&line)) {
         return Ok(());
     }
-    // A line that is left of a ref that went (`^`) would belong to the one before.
+    // After the removal of a ref, its `^` line would belong to the ref before it.
     remove::remove(&packed)
 }
 
-/// Objects and packs with their indexes; nothing that says where objects are or what commits hold (alternates, the
-/// commit graph, a multi-pack index, bitmaps).
+/// Keeps objects and packs with their indexes. Removes files that name other object directories or repeat the content
+/// of commits (alternates, the commit graph, a multi-pack index, bitmaps).
 fn sanitise_objects(objects: &Path) -> io::Result<()> {
     let is_fan = |name: &str| is_hex(name, &[2]);
     clear(objects, &|name, kind| kind == Kind::Directory && (is_fan(name) || ["info", "pack"].contains(&name)))?;
@@ -143,26 +143,27 @@ fn sanitise_objects(objects: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What a directory entry is, as far as it matters to git.
+/// The types of directory entries that matter to git.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
     Directory,
-    /// A link, a pipe, a socket, a device.
+    /// A link, pipe, socket or device.
     Other,
 }
 
 impl Kind {
-    /// Whether this is what the name should be: a directory for those of the list, else a file.
+    /// Whether the entry has the type that its name requires: a directory if the list contains the name, otherwise a
+    /// file.
     fn fits(self, directories: &[&str], name: &str) -> bool {
         self == if directories.contains(&name) { Kind::Directory } else { Kind::File }
     }
 }
 
-/// Directories in directories below `.git`.
+/// Limit for nested directories below `.git`.
 const LEVELS_MAX: usize = 64;
 
-/// The entries of a directory; none where there is no directory. A name that is no text is `\u{fffd}`.
+/// The entries of a directory; none if it does not exist. A name that is not UTF-8 is `\u{fffd}`.
 fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
     if !directory.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Ok(Vec::new());
@@ -184,7 +185,7 @@ fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
     Ok(found)
 }
 
-/// Removes the entries of a directory that are not wanted.
+/// Removes the unwanted entries of a directory.
 fn clear(directory: &Path, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
     for (name, kind) in entries(directory)? {
         if !wanted(&name, kind) {
@@ -194,7 +195,7 @@ fn clear(directory: &Path, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()
     Ok(())
 }
 
-/// The same with everything below it, and without files that are larger than `max`; deeper than `levels` is nothing.
+/// As [`clear`], for all subdirectories. Also removes files larger than `max` and everything deeper than `levels`.
 fn clear_below(directory: &Path, levels: usize, max: u64, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
     let mut waiting = vec![(directory.to_owned(), 0)];
     while let Some((next, level)) = waiting.pop() {
@@ -218,12 +219,12 @@ fn size_of(path: &Path) -> Option<u64> {
     path.symlink_metadata().ok().map(|metadata| metadata.len())
 }
 
-/// Lower-case hexadecimal digits, as many as one of these.
+/// Whether a text consists of lower-case hexadecimal digits and has one of these lengths.
 pub fn is_hex(text: &str, lengths: &[usize]) -> bool {
     lengths.contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Makes an empty repository. Files of submodules that wait there stay: the work tree stays as well.
+/// Creates an empty repository. The work tree and the saved files of submodules stay.
 fn make_anew(git: &Path, is_directory: bool) -> io::Result<()> {
     if !is_directory || remove::empty_but(git, submodule_trees::NAME).is_err() {
         remove::remove(git)?;
@@ -235,7 +236,7 @@ fn make_anew(git: &Path, is_directory: bool) -> io::Result<()> {
     create(git)
 }
 
-/// Has the next [`prepare`] make the repository anew.
+/// Makes the next [`prepare`] create the repository again.
 pub fn discard(plan: &SourcesPlan) -> io::Result<()> {
     remove::remove(&plan.project.join(".git/objects"))
 }
@@ -247,12 +248,12 @@ fn create(git: &Path) -> io::Result<()> {
     fs::write(git.join("HEAD"), "ref: refs/heads/none\n")
 }
 
-/// Marks the repository with its object format, once it holds something.
+/// Records the object format of the repository, once it has objects.
 pub fn mark(plan: &SourcesPlan) -> io::Result<()> {
     replace(&plan.project.join(".git/objects/info").join(FORMAT_FILE), plan.object_format.as_bytes())
 }
 
-/// `.git/config`: no token, the remote without credentials, and the file with the job's own settings included.
+/// `.git/config`: no token, the remote without credentials, and an include of the job's own settings.
 fn configuration(plan: &SourcesPlan) -> String {
     let sha256 = plan.object_format == "sha256";
     let (version, extension) = if sha256 { (1, "[extensions]\n\tobjectFormat = sha256\n") } else { (0, "") };

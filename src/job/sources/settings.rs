@@ -1,26 +1,26 @@
-//! Git settings that a job gives to the agent's own git: by variables (`GIT_CONFIG_KEY_n`) or by a script before the
-//! sources (`git config`). A setting takes effect only if its name is on a list of settings that start no program, name
-//! no file and do not send git to a server that was not asked for; the job's log names the others and the reason.
+//! Git settings that a job gives to the agent's own git: by variables (`GIT_CONFIG_KEY_n`) or by a script before git
+//! (`git config`). A setting takes effect only if its name is on a list of settings that start no program, name no file
+//! and do not send git to another server. The job's log names the ignored settings and the reason.
 
 use super::repository::value;
 
-/// The file to which a script before the sources writes settings for the job's repository, below the temporary directory
-/// (GitLab documents it for `lfs.url`).
+/// The file where a script before git writes settings for the job's repository, in the temporary directory (GitLab
+/// documents it for `lfs.url`).
 pub const TEMPLATE: &str = "git-template/config";
 
 /// The directory of that file.
 pub const TEMPLATE_DIRECTORY: &str = "git-template";
 
-/// What that file holds, as the script's own git lists it, in the temporary directory.
+/// File name of the settings in [`TEMPLATE`], as the script's git lists them, in the temporary directory.
 pub const TEMPLATE_LIST: &str = "mayfly.template.settings";
 
-/// The same of the settings for all repositories (`git config --global`, `--system`).
+/// File name of the settings for all repositories (`git config --global`, `--system`), as the script's git lists them.
 pub const USER_LIST: &str = "mayfly.user.settings";
 
 /// A setting's name and value.
 pub type Setting = (String, String);
 
-/// Settings that are honoured: the section, and the last parts of the names.
+/// The allowed settings: the section and the last parts of the names.
 const ALLOWED_SETTINGS: [(&str, &[&str]); 11] = [
     ("checkout", &["defaultremote", "guess", "thresholdforparallelism", "workers"]),
     ("core", &["autocrlf", "bigfilethreshold", "compression", "eol", "safecrlf", "symlinks"]),
@@ -90,12 +90,12 @@ const ALLOWED_SETTINGS: [(&str, &[&str]); 11] = [
     ("url", &["insteadof", "pushinsteadof"]),
 ];
 
-/// Settings that are a number of threads, processes or connections, and how many there may be.
+/// Settings with a number of threads, processes or connections, which has a limit.
 const COUNT_SETTINGS: [&str; 6] =
     ["concurrenttransfers", "maxrequests", "minsessions", "parallel", "threads", "workers"];
 const COUNT_MAX: u32 = 64;
 
-/// Last parts of the names of settings that name a program.
+/// The last parts of the names of settings that name a program.
 const PROGRAMS: [&str; 18] = [
     "alternaterefscommand",
     "askpass",
@@ -117,8 +117,8 @@ const PROGRAMS: [&str; 18] = [
     "vcs",
 ];
 
-/// Sections that change how sources are fetched. Other settings (`user.name`, `alias.st`, `safe.directory`, …) have no
-/// effect on the agent's git, so that the log need not name them.
+/// Sections that change how git fetches the sources. Other settings (`user.name`, `alias.st`, `safe.directory`, …) have
+/// no effect on the agent's git, so the log does not name them.
 const OF_FETCHING: [&str; 20] = [
     "checkout",
     "core",
@@ -142,15 +142,15 @@ const OF_FETCHING: [&str; 20] = [
     "url",
 ];
 
-/// Judges a setting for git that runs beside a container, or as the job's user on the machine (`is_confined` is false).
-/// Errors: the reason why the setting does not take effect.
+/// Checks a setting for git that runs outside a container (`is_confined`), or as the job's user on the machine. Errors:
+/// the reason why the setting is ignored.
 pub fn judge(key: &str, value: &str, is_confined: bool) -> Result<(), &'static str> {
     let key = key.to_ascii_lowercase();
     let (Some((section, _)), Some((before, last))) = (key.split_once('.'), key.rsplit_once('.')) else {
-        return Err("it is not the name of a setting");
+        return Err("the name is not valid");
     };
     if key.contains('\n') || value.contains('\0') {
-        return Err("it is not the name of a setting");
+        return Err("the name is not valid");
     }
     if section == "advice" {
         return Ok(());
@@ -174,13 +174,13 @@ pub fn judge(key: &str, value: &str, is_confined: bool) -> Result<(), &'static s
         _ if COUNT_SETTINGS.contains(&last) && !value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX) => {
             Err("the number is larger than 64")
         }
-        // The relay of confined work connects to the proxy, and knows one for all servers.
+        // The relay of confined processes connects to the proxy, and has one proxy for all servers.
         "proxy" if is_confined && before != "http" => Err("set `http.proxy` instead, for all servers"),
-        // What an address is replaced with.
+        // The new prefix of an address.
         "insteadof" | "pushinsteadof" => {
             let base = before.strip_prefix("url.").unwrap_or_default();
             let is_remote = ["http://", "https://", "ssh://", "git@"].iter().any(|scheme| base.starts_with(scheme));
-            if is_remote { Ok(()) } else { Err("the address is not one of a server") }
+            if is_remote { Ok(()) } else { Err("the address is not the URL of a server") }
         }
         _ => Ok(()),
     }
@@ -190,16 +190,17 @@ fn is_listed(section: &str, last: &str) -> bool {
     ALLOWED_SETTINGS.iter().any(|(name, parts)| *name == section && parts.contains(&last))
 }
 
-/// Settings that take effect, and lines for the log about those that do not.
+/// Settings that take effect, and log lines about the others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Judged {
-    /// In their order: of a name with several values the last counts, or all.
+    /// In their order: git uses the last value of a name, or all of them.
     pub honoured: Vec<Setting>,
     /// One line for each setting that is ignored.
     pub ignored: Vec<String>,
 }
 
-/// Judges settings. `tells_all` is false for a source that holds settings of other commands as well.
+/// Checks settings. `tells_all`: report every ignored setting; false for a source that also has settings of other
+/// commands.
 pub fn judge_all(settings: impl IntoIterator<Item = Setting>, is_confined: bool, tells_all: bool) -> Judged {
     const IGNORED_MAX: usize = 20;
     let mut judged = Judged::default();
@@ -218,7 +219,7 @@ pub fn judge_all(settings: impl IntoIterator<Item = Setting>, is_confined: bool,
     judged
 }
 
-/// Names of settings hold addresses, and those may hold passwords: `url.https://user:password@host/.insteadOf`.
+/// Hides passwords in the name of a setting: `url.https://user:password@host/.insteadOf`.
 fn shown(key: &str) -> String {
     const LENGTH_MAX: usize = 200;
     let shown = match (key.split_once("://"), key.rsplit_once('.')) {
@@ -231,15 +232,15 @@ fn shown(key: &str) -> String {
     shown.chars().filter(|c| !c.is_control()).take(LENGTH_MAX).collect()
 }
 
-/// Whether a setting can change how sources are fetched. The filters of Git LFS (`git lfs install`) change nothing: the
-/// agent has large files fetched behind the checkout.
+/// Whether a setting can change how git fetches the sources. The filters of Git LFS (`git lfs install`) cannot: the
+/// agent fetches large files after the checkout.
 fn is_of_fetching(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let section = key.split('.').next().unwrap_or_default();
     OF_FETCHING.contains(&section) && !key.starts_with("filter.lfs.") && !["core.editor", "core.pager"].contains(&&*key)
 }
 
-/// Reads what `git config --list -z` prints: `name\nvalue\0`, without a value for one that is true.
+/// Parses the output of `git config --list -z`: `name\nvalue\0`; a setting without a value is true.
 pub fn parse(list: &str) -> Vec<Setting> {
     const SETTINGS_MAX: usize = 10_000;
     let entries = list.split('\0').filter(|entry| !entry.is_empty()).take(SETTINGS_MAX);
@@ -251,7 +252,7 @@ pub fn parse(list: &str) -> Vec<Setting> {
         .collect()
 }
 
-/// The settings in the form of a configuration file, one section each.
+/// The settings in the format of a configuration file, with one section each.
 pub fn to_file(settings: &[Setting]) -> String {
     let mut text = String::new();
     for (key, setting) in settings {
@@ -272,15 +273,15 @@ pub fn to_file(settings: &[Setting]) -> String {
     text
 }
 
-/// What a script before the sources does before its lines, in the shell: no settings of an earlier job count.
+/// Shell commands before the lines of a script before git: they remove the settings of an earlier job.
 pub fn before_script(temporary: &str) -> String {
     let quote = crate::executor::shell::quote;
     let paths = [TEMPLATE_DIRECTORY, TEMPLATE_LIST, USER_LIST].map(|name| quote(&format!("{temporary}/{name}")));
     format!("rm -rf {}\n", paths.join(" "))
 }
 
-/// What it does after its lines: it lists the settings that they made. `of_user` is true where the agent's git does not
-/// read the settings for all repositories by itself.
+/// Shell commands after the lines of such a script: they list the settings that the lines made. `of_user`: also list
+/// the settings for all repositories, because the agent's git does not read them by itself.
 pub fn after_script(temporary: &str, of_user: bool) -> String {
     let path = |name: &str| crate::executor::shell::quote(&format!("{temporary}/{name}"));
     let user = match of_user {
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_names_ignored_settings_that_matter_and_no_password() {
+    fn the_log_names_relevant_ignored_settings_without_passwords() {
         let list = "user.name\nDev\0core.sshcommand\nevil\0core.sshcommand\nevil\0http.proxy\nhttp://p\0\
                     filter.lfs.smudge\ngit-lfs\0url.file://user:secret@h/.insteadof\nx\0safe.directory";
         let judged = judge_all(parse(list), true, false);
@@ -359,7 +360,7 @@ mod tests {
             judged.ignored,
             [
                 "git setting `core.sshcommand` is ignored: it names a program",
-                "git setting `url.file://[MASKED]@h/.insteadof` is ignored: the address is not one of a server",
+                "git setting `url.file://[MASKED]@h/.insteadof` is ignored: the address is not the URL of a server",
             ]
         );
         let judged = judge_all(parse(list), true, true);
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn git_reads_from_the_file_what_was_written() {
+    fn git_reads_the_written_settings() {
         let settings: Vec<Setting> = [
             ("lfs.url", "https://h/a b\"c\\d;#"),
             ("http.https://h/a.b/.extraheader", "X: \"y\"\nz"),
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_list_what_they_set_in_every_shell() {
+    fn scripts_list_their_settings_in_every_shell() {
         for shell in ["bash", "dash", "busybox ash"] {
             let directory = tempfile::tempdir().expect("a directory");
             let temporary = directory.path().join("it's.tmp");

@@ -1,9 +1,9 @@
-//! Work trees of submodules, from one job to the next.
+//! Keeps the work trees of submodules for the next job.
 //!
-//! Git fetches a submodule into an empty directory only, and the agent has it fetched anew for each job: what an earlier
-//! job wrote into the repository of a submodule would be run. The files of the submodule stay all the same, since builds
-//! go on from them: the work tree waits below `.git` until the new repository is there, and then takes its place. Until
-//! then no git command sees it, and a job that wants no submodules does not find it.
+//! Git clones a submodule only into an empty directory, and the agent clones it again for each job, because git would
+//! run hooks and settings that an earlier job wrote into the submodule's repository. But the files of the submodule
+//! must stay, since incremental builds use them. So the agent moves the work tree below `.git` and moves it back after
+//! the clone. In between no git command sees it, and a job without submodules does not find it.
 
 use std::fs;
 use std::io;
@@ -14,13 +14,13 @@ use ring::digest::{SHA256, digest};
 use super::record::CheckoutRecord;
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, clean, git, index, remove, repository};
 
-/// The directory below `.git` where they wait, named by the hashes of their paths.
+/// The directory below `.git` for saved work trees. Their names are the hashes of their paths.
 pub const NAME: &str = "mayfly-submodules";
 
-/// Moves the work trees of submodules of one repository out of the way. `links`: their paths below `directory`. A link on
-/// the way to one is removed, and not followed. Errors: a directory cannot be moved.
+/// Moves the work trees of one repository's submodules below `.git`. `links`: their paths below `directory`. A symbolic
+/// link on the way to a work tree is removed, not followed. Errors: a directory cannot be moved.
 pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io::Result<()> {
-    // A directory is moved only by those who may write to it and to the one above it.
+    // Moving a directory requires write permission on it and on its parent.
     clean::open_parents(directory, links.iter().map(|link| link.join("any")))?;
     for link in links {
         let place = directory.join(link);
@@ -28,7 +28,7 @@ pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io:
             continue;
         }
         let waiting = place_of(plan, &place);
-        // One that waits already is that of a job that was cut off: since then only its directory was filled.
+        // A saved work tree is that of an interrupted job: since then, only the new directory was filled.
         if waiting.symlink_metadata().is_ok() {
             remove::empty(&place)?;
             continue;
@@ -42,8 +42,8 @@ pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io:
     Ok(())
 }
 
-/// Puts the waiting work tree of a submodule in the place of the one that git has just made, and makes its tracked files
-/// what the commit says. Errors: see [`SourcesError`].
+/// Moves the saved work tree of a submodule back, in place of the one that git has just made, and resets its tracked
+/// files to the commit. Errors: see [`SourcesError`].
 pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     let waiting = place_of(plan, directory);
     if !waiting.symlink_metadata().is_ok_and(|found| found.is_dir()) {
@@ -63,8 +63,8 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
     }
 }
 
-/// The repository is new and its index tells of other files: those whose content is that of their objects are entered,
-/// the others are written by git.
+/// The repository is new and its index describes other files. Adds the files whose content is that of their objects to
+/// the index; git writes the others.
 fn restore(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     let of_submodule = SourcesPlan { project: directory.to_owned(), ..plan.clone() };
     let Some(entries) = index::list(&of_submodule)? else { return reset(plan, directory) };
@@ -89,7 +89,7 @@ fn reset(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
         .map_err(|_| SourcesError::WorkTree("git reset --hard failed".to_owned()))
 }
 
-/// Removes the work trees that wait and are not those of `directories`. Errors: one cannot be removed.
+/// Removes saved work trees except those of `directories`. Errors: a work tree cannot be removed.
 pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
     let kept: Vec<PathBuf> = directories.iter().map(|directory| place_of(plan, directory)).collect();
     let all = plan.project.join(".git").join(NAME);
@@ -105,7 +105,7 @@ pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<
     Ok(())
 }
 
-/// Whether a name below [`NAME`] is one of ours.
+/// Whether the agent uses names like this below [`NAME`].
 pub fn is_name(name: &str) -> bool {
     repository::is_hex(name, &[64])
 }
@@ -116,7 +116,7 @@ fn place_of(plan: &SourcesPlan, directory: &Path) -> PathBuf {
     plan.project.join(".git").join(NAME).join(index::hex(hash.as_ref()))
 }
 
-/// Whether the directory of a submodule is there. A link on the way to it is removed, as is a file in its place.
+/// Whether the directory of a submodule exists. Removes a symbolic link or a file on the way to it.
 fn enter(directory: &Path, link: &Path) -> io::Result<bool> {
     let mut place = directory.to_owned();
     for part in link.components() {

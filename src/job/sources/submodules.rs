@@ -1,5 +1,5 @@
-//! Submodules of the checkout. Their repositories are fetched anew for each job, since git would run what an earlier job
-//! wrote into them; their files stay ([`super::submodule_trees`]).
+//! Submodules of the checkout. The agent clones their repositories for each job, since git would run what an earlier
+//! job wrote into them. Their files stay ([`super::submodule_trees`]).
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -10,16 +10,16 @@ use std::process::Stdio;
 use super::external::EXTERNAL_CONFIG;
 use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, large_files, redirect, submodule_trees};
 
-/// The list of a work tree's files is not read without end.
+/// Limit for the list of a work tree's files, in bytes.
 const LIST_MAX: u64 = 512 << 20;
 
-/// Submodules whose addresses are looked at for redirects.
+/// Limit for submodules whose addresses are checked for redirects.
 const ADDRESSES_MAX: usize = 200;
 
-/// Submodules in submodules.
+/// Limit for nested submodules.
 const LEVELS_MAX: usize = 32;
 
-/// Brings the submodules that the job asks for. Errors: none of them is a fault of the checkout.
+/// Fetches the submodules that the job requests. Errors: the checkout is never the cause.
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let Some(wanted) = plan.submodules.as_ref().filter(|_| plan.checkout) else {
         if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
@@ -49,8 +49,8 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     Ok(())
 }
 
-/// Brings the submodules of one repository, in the checkout or in a submodule; returns their directories. `links` gets
-/// the directories of all, wanted or not.
+/// Fetches the submodules of one repository, in the checkout or in a submodule; returns their directories. Adds the
+/// directories of all submodules to `links`, wanted or not.
 fn update_level(
     plan: &SourcesPlan,
     wanted: &Submodules,
@@ -71,9 +71,9 @@ fn update_level(
     Ok(inner)
 }
 
-/// Has git fetch the submodules of one repository into empty directories.
+/// Clones the submodules of one repository into empty directories.
 fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<(), SourcesError> {
-    // Patterns of the job are about the repository itself.
+    // The job's patterns apply to the main repository only.
     let patterns = if directory == plan.project { wanted.paths.as_slice() } else { &[] };
     let patterns = || patterns.iter().map(String::as_str);
     let with_patterns =
@@ -83,7 +83,7 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
     git::run_in(plan, directory, &sync)?;
     let include = include_option(plan);
     let number = wanted.depth.to_string();
-    // The server of a submodule may be anybody's: it must not name other addresses to fetch from.
+    // Anyone may own the server of a submodule: the server must not name other addresses to fetch from.
     let options = ["-c", &include, "-c", "transfer.bundleURI=false"];
     let mut update: Vec<&str> = options.into_iter().chain(["submodule", "update", "--init", "--force"]).collect();
     if wanted.depth > 0 {
@@ -96,7 +96,7 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
         return Ok(());
     }
     println!("{YELLOW}Updating submodules failed. Retrying...{RESET}");
-    // An address may have moved on its host.
+    // The address may have moved on its host.
     redirect::follow(plan, &addresses(plan)?)?;
     git::run_in(plan, directory, &sync)?;
     if wanted.update_flags.iter().any(|flag| flag == "--remote") {
@@ -109,7 +109,7 @@ fn include_option(plan: &SourcesPlan) -> String {
     format!("include.path={}", plan.external_config().display())
 }
 
-/// Fetches the branches that `.gitmodules` names: a shallow clone of a submodule has its main branch only.
+/// Fetches the branches in `.gitmodules`: a shallow clone of a submodule has only its default branch.
 fn fetch_branches(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<(), SourcesError> {
     let (include, depth) = (include_option(plan), wanted.depth.to_string());
     let branches = branches(plan, directory)?;
@@ -127,7 +127,7 @@ fn fetch_branches(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> 
     Ok(())
 }
 
-/// Paths of submodules and the branches that `.gitmodules` of the commit names for them.
+/// Paths of submodules and their branches in `.gitmodules` of the commit.
 fn branches(plan: &SourcesPlan, directory: &Path) -> Result<Vec<(String, String)>, SourcesError> {
     let question = ["config", "--blob", "HEAD:.gitmodules", "-z", "--get-regexp", r"^submodule\..*\.(path|branch)$"];
     let answer = output(plan, directory, &question)?;
@@ -142,21 +142,21 @@ fn parse_branches(list: &str) -> Vec<(String, String)> {
     };
     let paths = entries.iter().filter_map(|(key, path)| Some((key.strip_suffix("path")?, *path)));
     let with_branch = paths.filter_map(|(name, path)| {
-        // `.` means the branch of the repository itself, which a checkout of a commit does not have.
+        // `.` is the current branch of the parent repository, which a checkout of a commit does not have.
         let branch = find(name, "branch").filter(|branch| *branch != "." && is_branch(branch))?;
         Some((path.to_owned(), branch.to_owned()))
     });
     with_branch.collect()
 }
 
-/// Whether a name can stand in a refspec.
+/// Whether a name is valid in a refspec.
 fn is_branch(name: &str) -> bool {
     !name.is_empty() && !name.contains("..") && !name.contains([':', '*', '?', '[', '\\', '^', '~', ' ']) && {
         !name.contains(char::is_control)
     }
 }
 
-/// The addresses of submodules that are known so far.
+/// The addresses of the submodules that are known so far.
 fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     let mut found = Vec::new();
     for directory in [plan.project.clone()].into_iter().chain(populated(plan, &plan.project, true)?) {
@@ -171,7 +171,7 @@ fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     Ok(found)
 }
 
-/// The directories of submodules below one that hold a repository, those of submodules in them after them.
+/// The directories of submodules that hold a repository; nested submodules follow their parents.
 fn populated(plan: &SourcesPlan, directory: &Path, recursive: bool) -> Result<Vec<PathBuf>, SourcesError> {
     let mut found = Vec::new();
     let mut waiting = vec![directory.to_owned()];
@@ -186,7 +186,7 @@ fn populated(plan: &SourcesPlan, directory: &Path, recursive: bool) -> Result<Ve
     Ok(found)
 }
 
-/// The directory of a submodule, unless a link is on the way or it holds no repository.
+/// The directory of a submodule, unless a symbolic link is on the way or it holds no repository.
 fn enter(directory: &Path, path: &Path) -> Option<PathBuf> {
     let mut place = directory.to_owned();
     for part in path.components() {
@@ -197,7 +197,7 @@ fn enter(directory: &Path, path: &Path) -> Option<PathBuf> {
     is_repository.then_some(place)
 }
 
-/// The submodules of a checkout, as paths below it.
+/// The submodules of a checkout, as relative paths.
 fn paths(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
     let submodule = |entry: &[u8]| {
         let path = entry.strip_prefix(b"160000 ").and_then(|rest| rest.splitn(2, |byte| *byte == b'\t').nth(1))?;
@@ -208,7 +208,7 @@ fn paths(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesEr
     Ok(listed.split(|byte| *byte == 0).filter_map(submodule).collect())
 }
 
-/// What git answers to a question; nothing where it does not know.
+/// The output of a git query; empty if git fails.
 fn output(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
     let mut child = git::command(plan, directory, arguments).stdout(Stdio::piped()).spawn()?;
     let mut answer = Vec::new();
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn branches_are_those_of_the_submodules_at_their_paths() {
+    fn branches_are_assigned_to_the_paths_of_their_submodules() {
         let list = "submodule.a.b.path\nlibs/ab\0submodule.a.b.branch\ndevelop\0submodule.c.path\nc\0\
                     submodule.d.path\nd\0submodule.d.branch\n.\0submodule.e.path\ne\0submodule.e.branch\nx:refs/heads/y";
         assert_eq!(parse_branches(list), [("libs/ab".to_owned(), "develop".to_owned())]);

@@ -1,7 +1,8 @@
 //! Brings a checkout to the commit of a job: fetch, checkout, cleaning, large files, submodules.
 //!
-//! What an earlier job left is reused as far as it is sound. A damaged repository is fetched again; files that cannot be
-//! replaced or removed cost the whole directory; a server that fails costs nothing.
+//! Files of an earlier job are reused as far as they are undamaged. If the repository is damaged, only the repository
+//! is fetched again; if files cannot be replaced or removed, the whole directory is; if the server fails, nothing is
+//! removed.
 
 use super::fault::{self, Fault};
 use super::git::Echo;
@@ -19,7 +20,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     loop {
         let why = match try_update(plan, before) {
             Ok(()) => break,
-            // In a partial clone it is the server that has the missing objects.
+            // In a partial clone, the missing objects are on the server.
             Err(SourcesError::Repository(_)) if plan.is_partial() && !server_answers(plan) => {
                 return Err(SourcesError::Git(128));
             }
@@ -50,8 +51,8 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     Ok(())
 }
 
-/// Brings the checkout to the commit, without large files and submodules. Errors: [`SourcesError::Repository`] and
-/// [`SourcesError::WorkTree`] only where the repository or the files of an earlier job are at fault.
+/// Updates the checkout without large files and submodules. Errors: [`SourcesError::Repository`] and
+/// [`SourcesError::WorkTree`] only if the repository or the files of an earlier job are the cause.
 fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), SourcesError> {
     match plan.depth {
         1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
@@ -59,7 +60,7 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
     }
     let known = if before == RepositoryOrigin::Created {
         println!("{GREEN}Created fresh repository.{RESET}");
-        // The work tree may be that of an earlier job all the same.
+        // The work tree may still have files of an earlier job.
         worktree::sanitise(&plan.project)?;
         None
     } else {
@@ -70,7 +71,7 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
     check_out(plan, known.as_ref())
 }
 
-/// Makes what an earlier job left usable; returns the files of the work tree that are what the index says.
+/// Makes the checkout of an earlier job usable; returns the files of the work tree that match the index.
 fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
     worktree::sanitise(&plan.project)?;
     let record = CheckoutRecord::read(plan);
@@ -111,7 +112,7 @@ fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
     })
 }
 
-/// Whether the server gives the job a list of refs.
+/// Whether the server returns a list of refs for the job.
 fn server_answers(plan: &SourcesPlan) -> bool {
     let asked = git::listen(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
     asked.is_ok_and(|ended| ended.is_ok())
@@ -125,7 +126,7 @@ fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), Sourc
     let short: String = plan.sha.chars().take(8).collect();
     println!("{GREEN}Checking out {short} as detached HEAD (ref is {})...{RESET}", plan.reference);
     match known {
-        // What has just come from the server was hashed as it came.
+        // Git hashed the objects when it received them.
         None => write_files(plan, &[], known)?,
         Some(known) => {
             let entries = verify::commit(plan)?;
@@ -133,18 +134,18 @@ fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), Sourc
             verify::blobs(plan, entries, known)?;
         }
     }
-    // A fresh repository in an empty directory has nothing to clean.
+    // A new repository in an empty directory needs no cleaning.
     let was_empty = plan.strategy == Strategy::Clone && known.is_none();
     if was_empty { Ok(()) } else { clean::clean(plan, &plan.project) }
 }
 
-/// Has git write the files of the commit. `entries`: its files, where they are known.
+/// Lets git write the files of the commit. `entries`: its files, if they are known.
 fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownFiles>) -> Result<(), SourcesError> {
     let arguments = ["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha];
     let check_out = |echo| git::listen(plan, &plan.project, &arguments, echo);
     let mut ended = check_out(Echo::No)?;
     if fault::of(&ended.messages) == Fault::WorkTree && !ended.is_ok() {
-        // Directories of the files that stand there, and of those that are to be there.
+        // Directories of the present files and of the files of the commit.
         let present = index::list(plan)?.unwrap_or_default();
         let tracked = present.iter().chain(entries).filter_map(IndexEntry::path_below);
         let opened = clean::open_parents(&plan.project, tracked)?;
@@ -163,7 +164,7 @@ fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownF
         Fault::Outside => SourcesError::Git(ended.code),
         Fault::Repository => SourcesError::Repository(why),
         Fault::WorkTree => SourcesError::WorkTree(why),
-        // A commit that is not there is no fault of the checkout.
+        // The checkout is not the cause of a missing commit.
         Fault::Unknown if known.is_none() => SourcesError::Git(ended.code),
         Fault::Unknown => SourcesError::WorkTree(why),
     })

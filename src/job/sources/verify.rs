@@ -1,7 +1,7 @@
-//! Objects that a checkout reads from a repository that an earlier job could write.
+//! Verifies objects in a repository that an earlier job could write.
 //!
-//! Git takes an object for what its name says once it is stored: it does not hash it again to check it out. So the
-//! commit, all its trees and every blob that is written are hashed here.
+//! Git does not hash a stored object again for a checkout. So the agent hashes the commit, all its trees and every blob
+//! that git writes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,13 +16,13 @@ use super::record::CheckoutRecord;
 use super::repository::is_hex;
 use super::{SourcesError, SourcesPlan, git};
 
-/// A commit or tree that is larger is none that can be worked with.
+/// Limit for the size of a commit or tree.
 const OBJECT_MAX: u64 = 256 << 20;
 
-/// What all trees of a commit may have together.
+/// Limit for the total size of all trees of a commit.
 const TREES_MAX: u64 = 1 << 30;
 
-/// The files of a commit, from objects that are what their names say. Errors: one is missing or is something else.
+/// The files of a commit, from verified objects. Errors: an object is missing or has another content.
 pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha]);
     let listed = listed.map_err(|failure| why_missing(plan, failure))?;
@@ -44,31 +44,28 @@ pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     walk(&trees, top, plan)
 }
 
-/// Why the trees of the commit cannot be listed: the commit is not in what was fetched, or the repository is damaged.
+/// Why the trees of the commit cannot be listed: the commit was not fetched, or the repository is damaged.
 fn why_missing(plan: &SourcesPlan, failure: SourcesError) -> SourcesError {
     let is_ok = |arguments: &[&str]| {
         let mut command = git::command(plan, &plan.project, arguments);
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     };
     let is_there = is_ok(&["cat-file", "-e", &format!("{}^{{commit}}", plan.sha)]);
-    // All commits that refs lead to are there: the server did not send this one.
+    // All commits of the refs are present: the server did not send this one.
     if !is_there && is_ok(&["rev-list", "--quiet", "--all"]) {
-        println!(
-            "commit {} is not in what was fetched: it was removed from its branch, or is deeper than GIT_DEPTH",
-            plan.sha
-        );
+        println!("commit {} was not fetched: it was removed from its branch, or is deeper than GIT_DEPTH", plan.sha);
         return failure;
     }
     SourcesError::Repository(format!("commit {} or one of its trees cannot be read", plan.sha))
 }
 
-/// The files of a tree and of those in it.
+/// The files of a tree and its subtrees.
 fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let length = index::algorithm(plan).output_len();
     let mut entries = Vec::new();
     let mut waiting = vec![(top, Vec::new())];
     while let Some((oid, above)) = waiting.pop() {
-        let damaged = || SourcesError::Repository(format!("tree {oid} is not there or cannot be read"));
+        let damaged = || SourcesError::Repository(format!("tree {oid} is missing or cannot be read"));
         let mut rest = trees.get(&oid).ok_or_else(damaged)?.as_slice();
         while !rest.is_empty() {
             // `<mode> <name>\0<object>`
@@ -88,13 +85,13 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Re
     Ok(entries)
 }
 
-/// Checks the blobs that git has read for files that were not known before. Errors: one is something else than its name
-/// says.
+/// Verifies the blobs that git read for files that were not known before. Errors: the content of a blob does not match
+/// its object id.
 pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -> Result<(), SourcesError> {
     let is_known = |entry: &IndexEntry| known.get(&entry.path).is_some_and(|(oid, _)| *oid == entry.oid);
     let is_blob = |entry: &IndexEntry| entry.mode != 0o160_000;
     let mut written: Vec<IndexEntry> = entries.into_iter().filter(|entry| is_blob(entry) && !is_known(entry)).collect();
-    // Most files are what their blobs are; others git has converted (line ends, filters).
+    // Most files have the content of their blobs; the others were converted by git (line ends, filters).
     let plain = index::find_unchanged(plan, &written, &CheckoutRecord::default())?;
     written.retain(|entry| !plain.contains_key(&entry.path));
     let mut converted: Vec<String> = written.into_iter().map(|entry| entry.oid).collect();
@@ -112,7 +109,7 @@ fn check(oid: &str, hash: &str, kind: &str) -> Result<(), SourcesError> {
     }
 }
 
-/// Reads objects that are what their names say.
+/// Reads and verifies objects.
 fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<u8>>, SourcesError> {
     let mut found = HashMap::new();
     let mut left = TREES_MAX;
@@ -132,7 +129,7 @@ fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<Strin
 
 type ObjectHandler<'a> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<(), SourcesError> + 'a;
 
-/// Has git read objects one after the other. Errors: one is missing or of another kind.
+/// Lets git read objects one after the other. Errors: an object is missing or has another type.
 fn for_each_object(
     plan: &SourcesPlan,
     oids: &[String],
@@ -142,7 +139,7 @@ fn for_each_object(
     if oids.is_empty() {
         return Ok(());
     }
-    // A file and no pipe: nobody waits for anybody.
+    // A file instead of a pipe: neither side can block the other.
     let mut list = File::from(memfd_create(c"objects", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
     list.write_all((oids.join("\n") + "\n").as_bytes())?;
     list.rewind()?;
@@ -159,7 +156,7 @@ fn for_each_object(
     outcome
 }
 
-/// `<object> <kind> <size>\n<content>\n` each.
+/// Parses `<object> <kind> <size>\n<content>\n` for each object.
 fn answers(
     reader: &mut BufReader<ChildStdout>,
     oids: &[String],

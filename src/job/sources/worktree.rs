@@ -1,26 +1,26 @@
-//! Files of the work tree that git reads before it has written them anew.
+//! Files of the work tree that git reads before it has replaced them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::archive::root::{Kind, Root};
 
-/// What git and Git LFS read from the work tree.
+/// Files that git and Git LFS read from the work tree.
 const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
 
-/// What git reads of other repositories in the work tree, or of what is named as one.
+/// Files that git reads from other repositories in the work tree, or from directories that look like one.
 const OF_REPOSITORY: [&str; 4] = [".git", "HEAD", "commondir", "config"];
 
-/// Git itself reads no more of a file of attributes.
+/// Git's own limit for the size of an attributes file.
 const SIZE_MAX: i64 = 100 << 20;
 
-/// Removes pipes, sockets and devices that git would wait for, and files that it would read into memory without end.
-/// Links are left: git follows none of these.
+/// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Links stay: git
+/// follows none of them.
 pub fn sanitise(project: &Path) -> io::Result<()> {
     let root = Root::open(project)?;
     let mut waiting = vec![PathBuf::new()];
     while let Some(directory) = waiting.pop() {
-        // A directory that cannot be entered, or is too deep to be named, is none that git enters.
+        // Git cannot enter a directory that cannot be listed or whose path is too long.
         let Ok(entries) = root.list(&directory) else { continue };
         for (name, kind) in entries {
             let path = directory.join(&name);
@@ -42,8 +42,8 @@ pub fn sanitise(project: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The checkout of another tool below the project stays, without what git would wait for when it looks whether this is a
-/// repository.
+/// Another tool's checkout below the project stays, except for entries that would block git when it checks whether this
+/// is a repository.
 fn sanitise_nested(root: &Root, git: &Path) -> io::Result<()> {
     for (name, kind) in root.list(git).unwrap_or_default() {
         if kind == Kind::Special {
@@ -59,7 +59,7 @@ mod tests {
     use std::fs::{self, File};
 
     #[test]
-    fn what_git_would_wait_for_goes() {
+    fn files_that_would_block_git_are_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         fs::create_dir_all(path("a/b")).expect("made");
