@@ -35,9 +35,9 @@ pub struct RunnerContext {
     /// What a job of this runner needs of the configuration, for an agent that resumes it: see
     /// [`crate::config::carried`].
     pub carried: Arc<str>,
-    /// What jobs leave on this machine; `None` for local runs.
+    /// The files and images that jobs leave on this machine; `None` for local runs.
     pub storage: Option<Arc<Storage>>,
-    /// What tells this machine from others.
+    /// The machine's `system_id`.
     pub system_id: String,
     /// The directory for builds, absolute.
     pub builds: PathBuf,

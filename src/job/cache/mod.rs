@@ -33,9 +33,9 @@ pub struct RestorePlan {
     /// In order.
     pub caches: Vec<CacheRestore>,
     pub transfer: TransferSettings,
-    /// What the local store may grow to.
+    /// The limits of local caches.
     pub limits: StorageLimits,
-    /// The directory that all local copies lie in.
+    /// The directory of all local caches.
     pub store: PathBuf,
 }
 
@@ -62,9 +62,9 @@ pub struct SavePlan {
     /// In order.
     pub caches: Vec<CacheSave>,
     pub transfer: TransferSettings,
-    /// What the local store may grow to.
+    /// The limits of local caches.
     pub limits: StorageLimits,
-    /// The directory that all local copies lie in.
+    /// The directory of all local caches.
     pub store: PathBuf,
 }
 

@@ -176,7 +176,7 @@ fn removes_files_of_an_incomplete_extraction_on_request() {
     let project = Project::new();
     fs::write(project.path().join("vendor/more"), "more").unwrap();
     project.save("key", None, StorageLimits::default());
-    // The last file of the archive is broken: a bit of its content is another.
+    // A bit in the content of the last file is flipped.
     let mut packed = fs::read(project.archive("key")).unwrap();
     let at = packed.windows(4).position(|window| window == b"more").unwrap();
     let at = at + packed[at + 4..].windows(4).position(|window| window == b"more").unwrap() + 4;
