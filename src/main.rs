@@ -16,6 +16,8 @@
 //!
 //! A module uses only modules below it. `docs/architecture.md` has the layers, the life of a job and a glossary.
 
+#![cfg_attr(fuzzing, allow(dead_code, reason = "fuzzing compiles this as a library without a command line"))]
+
 mod agent;
 mod archive;
 mod cli;
@@ -25,6 +27,8 @@ mod decode;
 mod digest;
 mod executor;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod http;
 mod instance;
 mod job;

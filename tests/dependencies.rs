@@ -129,3 +129,16 @@ fn no_dependency_has_two_versions_unless_the_policy_gives_a_reason() {
         assert!(left <= 1, "{name} is there in several versions: {versions:?}; see `cargo tree --duplicates`");
     }
 }
+
+/// The targets for fuzzing are built from the agent's sources, as a package of their own.
+#[test]
+fn fuzzing_uses_the_agents_dependencies() {
+    let dependencies = |manifest: &str| {
+        let manifest: toml::Table =
+            fs::read_to_string(root().join(manifest)).expect("a manifest").parse().expect("TOML");
+        manifest["dependencies"].as_table().expect("a table").clone()
+    };
+    let (agent, mut fuzz) = (dependencies("Cargo.toml"), dependencies("fuzz/Cargo.toml"));
+    assert!(fuzz.remove("libfuzzer-sys").is_some());
+    assert_eq!(fuzz, agent, "copy [dependencies] of Cargo.toml to fuzz/Cargo.toml");
+}

@@ -1,0 +1,111 @@
+//! Archives, unpacked for real into a directory that nothing may leave.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::archive::root::Root;
+use crate::archive::unpack;
+
+/// Where tests put files that need not outlive them; `/tmp` where there is none.
+const MEMORY: &str = "/dev/shm";
+/// Larger archives only take longer.
+const MOST: usize = 64 << 10;
+/// The content of a file beside the project.
+const UNTOUCHED: &str = "untouched";
+
+/// A zip archive, as it is.
+pub fn zip(archive: &[u8]) {
+    // What begins like another archive has targets of its own.
+    if !archive.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) && !archive.starts_with(&[0x1f, 0x8b]) {
+        unpacked(archive);
+    }
+}
+
+/// A tar archive, which is compressed first: mutations of what is compressed seldom come to a header.
+pub fn tar(archive: &[u8]) {
+    if let Ok(compressed) = zstd::encode_all(archive, 1) {
+        unpacked(&compressed);
+    }
+}
+
+/// A tar archive that is compressed with zstd, as it is.
+pub fn tar_zstd(archive: &[u8]) {
+    begun_with(&[0x28, 0xb5, 0x2f, 0xfd], archive);
+}
+
+/// Members of gzip, as they are.
+pub fn gzip(archive: &[u8]) {
+    begun_with(&[0x1f, 0x8b], archive);
+}
+
+fn begun_with(magic: &[u8], archive: &[u8]) {
+    let mut archive = archive.to_vec();
+    if archive.len() >= magic.len() {
+        archive[..magic.len()].copy_from_slice(magic);
+        unpacked(&archive);
+    }
+}
+
+fn unpacked(archive: &[u8]) {
+    if archive.len() > MOST {
+        return;
+    }
+    let ground = Ground::new().expect("a directory");
+    let mut file = File::from(memfd_create(c"archive", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+    file.write_all(archive).expect("written");
+    let root = Root::open(&ground.project()).expect("opened");
+    if let Err(error) = unpack::unpack(&file, &root) {
+        assert!(!error.why.is_empty());
+    }
+    ground.check();
+}
+
+/// A project, and a file beside it.
+struct Ground(PathBuf);
+
+impl Ground {
+    fn new() -> io::Result<Self> {
+        let memory = Path::new(MEMORY);
+        let above = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let ground =
+            Self(above.join(format!("mayfly-archives-{}-{:?}", std::process::id(), std::thread::current().id())));
+        fs::create_dir(&ground.0)?;
+        fs::create_dir(ground.project())?;
+        fs::write(ground.beside(), UNTOUCHED)?;
+        Ok(ground)
+    }
+
+    fn project(&self) -> PathBuf {
+        self.0.join("project")
+    }
+
+    fn beside(&self) -> PathBuf {
+        self.0.join("beside")
+    }
+
+    fn check(&self) {
+        let names = |path: &Path| fs::read_dir(path).expect("a directory").flatten().map(|entry| entry.path());
+        assert_eq!(names(&self.0).count(), 2, "something was made beside the project");
+        assert_eq!(fs::read_to_string(self.beside()).expect("still there"), UNTOUCHED);
+        let mut left = vec![self.project()];
+        while let Some(directory) = left.pop() {
+            for path in names(&directory) {
+                let metadata = path.symlink_metadata().expect("there");
+                let kind = metadata.file_type();
+                assert!(kind.is_file() || kind.is_dir() || kind.is_symlink(), "a special file");
+                assert_eq!(metadata.permissions().mode() & 0o6000, 0, "a program that runs as its owner");
+                left.extend(kind.is_dir().then_some(path));
+            }
+        }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
