@@ -19,9 +19,6 @@ const ANSWER_MAX: u64 = 64 << 20;
 const REDIRECTS_MAX: u32 = 10;
 /// Headers that are removed when a redirect leads to another server.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
-/// Headers that are removed together with the body.
-const BODY_HEADERS: [&str; 2] = ["Content-Type", "Content-Range"];
-
 /// The methods of the Runner API and of object stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -131,14 +128,16 @@ impl Client {
                 return Ok(response);
             };
             let target = resolve(&request.url, location)?;
-            if matches!(response.status, 301..=303) && !matches!(request.method, Method::Get | Method::Head) {
-                (request.method, request.body) = (Method::Get, &[]);
-                request.headers.retain(|(name, _)| !is_one_of(name, &BODY_HEADERS));
+            let is_same_server = is_same_server(&request.url, &target);
+            let changes_state = !matches!(request.method, Method::Get | Method::Head);
+            if !is_same_server && (changes_state || !request.body.is_empty()) {
+                return Err(Error::Redirected { from: origin(&request.url), to: origin(&target) });
             }
-            if !is_same_server(&request.url, &target) {
-                if !request.body.is_empty() {
-                    return Err(Error::Redirected { from: origin(&request.url), to: origin(&target) });
-                }
+            // A browser would go on with GET, mostly to a page for signing in, whose 200 is no answer to the request.
+            if changes_state && matches!(response.status, 301..=303) {
+                return Ok(response);
+            }
+            if !is_same_server {
                 request.headers.retain(|(name, _)| !is_one_of(name, &SECRET_HEADERS));
             }
             request.url = target;
