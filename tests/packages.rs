@@ -11,7 +11,7 @@ use crate::support::docker::docker;
 use crate::support::machine::{build_packages, with_image};
 
 /// The files that every kind of package installs.
-const FILES: [&str; 13] = [
+const FILES: [&str; 15] = [
     "etc/mayfly/config.toml",
     "usr/bin/mayfly",
     "usr/lib/systemd/system/mayfly.service",
@@ -21,6 +21,8 @@ const FILES: [&str; 13] = [
     "usr/share/doc/mayfly/docs/reference/configuration.md",
     "usr/share/doc/mayfly/cloud-init/token.yaml",
     "usr/share/doc/mayfly/docs/fleet/one-job.yaml",
+    "usr/share/mayfly/sysusers-slots.conf",
+    "usr/share/mayfly/tmpfiles-slots.conf",
     "usr/share/fish/vendor_completions.d/mayfly.fish",
     "usr/share/man/man1/mayfly.1.gz",
     "usr/share/man/man1/mayfly-run.1.gz",
@@ -113,6 +115,16 @@ fn packages_install_upgrade_and_remove_cleanly() {
         let expected = "/var/lib/mayfly-job:/bin/bash\nroot 700\nroot 755\nmayfly-job 750\n";
         assert!(image.run_inside(facts).ends_with(expected), "{}", image.run_inside(facts));
         image.run_inside(&format!("[ -L {enabled} ] && mayfly lint --config /etc/mayfly/config.toml"));
+
+        // The users of slots exist after an administrator creates them.
+        let slots = "systemd-sysusers /usr/share/mayfly/sysusers-slots.conf; \
+                     systemd-tmpfiles --create /usr/share/mayfly/tmpfiles-slots.conf; \
+                     getent passwd ci-0 ci-15 | cut -d : -f 1,6,7; stat -c '%U %G %a' /var/lib/mayfly-ci/15; \
+                     [ $(id -g ci-0) = $(id -g ci-15) ] && id -gn ci-0";
+        let made = "ci-0:/var/lib/mayfly-ci/0:/bin/bash\nci-15:/var/lib/mayfly-ci/15:/bin/bash\nci-15 ci 700\nci\n";
+        assert_eq!(image.run_inside("getent passwd ci-0 || :"), "");
+        assert!(image.run_inside(slots).ends_with(made), "{}", image.run_inside(slots));
+        image.run_inside("for n in $(seq 0 15); do userdel ci-$n; done; groupdel ci; rm -r /var/lib/mayfly-ci");
 
         // An upgrade keeps the administrator's changes; a purge removes everything.
         image.run_inside("echo '# ours' >>/etc/mayfly/config.toml; systemctl disable mayfly.service");

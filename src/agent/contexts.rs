@@ -47,6 +47,11 @@ pub struct ContextFactory {
 }
 
 impl ContextFactory {
+    /// The control groups below which the steps of a runner's jobs have theirs.
+    pub fn cgroup_parents(&self, runner: &Runner) -> CgroupParents {
+        if runner.cgroups { self.parents.clone() } else { CgroupParents::default() }
+    }
+
     /// The context of the jobs of a runner. Errors: the configuration of the runner is not usable.
     pub fn context(
         &self,
@@ -55,18 +60,16 @@ impl ContextFactory {
         coordinator: Arc<dyn Coordinator>,
         metadata_block: Option<Arc<MetadataBlock>>,
     ) -> Result<RunnerContext, String> {
-        let parents = if runner.cgroups { self.parents.clone() } else { CgroupParents::default() };
+        let parents = self.cgroup_parents(runner);
         let user = self.user.as_deref().or(config.user.as_deref());
         let removals = (self.owner.clone(), self.removals.clone());
         let executor = executor_of(runner, user, config.concurrent, parents, removals)
             .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
         confinement::warn(runner, &self.working_directory, &self.parents);
         let [builds, caches] = directories_of(&self.working_directory, runner);
-        if let Some(user) = executor.user() {
-            for directory in [&builds, &caches] {
-                if let Some(why) = roots::warning(directory, user) {
-                    log::warn!("runner `{}`: {why}", runner.name);
-                }
+        for directory in [&builds, &caches] {
+            if let Some(why) = roots::warning(directory, executor.user()) {
+                log::warn!("runner `{}`: {why}", runner.name);
             }
         }
         let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {

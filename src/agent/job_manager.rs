@@ -520,6 +520,5 @@ pub fn payload_of(record: &Record) -> Option<Payload> {
 
 /// Creates the state directory. Errors: it cannot be created or written.
 pub fn prepare_state(state: &std::path::Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)
+    crate::executor::roots::make(state, None, 0o700)
 }

@@ -11,8 +11,8 @@ use crate::config::{Config, Runner, carried};
 use crate::executor::docker::host;
 use crate::failure::JobError;
 use crate::http::Address;
-use crate::job::containers;
 use crate::job::context::name_of;
+use crate::job::removal::{self, DirectoryRemoval};
 use crate::journal::{self, Predecessor, Record, SlotDirectory};
 use crate::shim;
 use crate::token::Token;
@@ -55,8 +55,9 @@ impl Agent {
             }
             // Listed before the first job starts, so that its directory is not among them.
             let [builds, _] = directories_of(&self.options.working_directory, runner);
-            let abandoned = containers::abandoned_dirs(&builds, &recovered.directories);
-            let also = move || containers::remove_dirs(&abandoned);
+            let abandoned = removal::abandoned_dirs(&builds, &recovered.directories);
+            let removal = DirectoryRemoval::new(runner, self.factory().cgroup_parents(runner));
+            let also = move || abandoned.iter().for_each(|directory| removal.remove(directory));
             self.removals.sweep(&address, &self.owner, recovered.jobs.clone(), also);
             swept.push(address);
         }

@@ -27,6 +27,7 @@ use crate::instance::aws::secrets;
 use crate::instance::metadata_block::{self, MetadataBlock};
 use crate::instance::{self, CheckResult, POWER_OFF, Plain, Requirement};
 use crate::monitor::listener::probe_address;
+use crate::shim::spec::User;
 
 /// A larger clock error breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
@@ -235,6 +236,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
         Ok(directory) => directory,
         Err(why) => return report.fail(place, &why),
     };
+    check_roots(report, place, &agent::directories_of(&directory, runner), None);
     match agent::confinement(runner, &directory, &CgroupParents::find()) {
         Err(why) => report.fail(place, &why),
         Ok(missing) if missing.is_empty() => report.ok(place, "the sandbox for work beside containers is complete"),
@@ -242,6 +244,11 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
             .iter()
             .for_each(|wall| report.warn(place, &format!("the sandbox for work beside containers: {wall}"))),
     }
+}
+
+/// Whether somebody can put something else in the place of the directories for builds and caches.
+fn check_roots(report: &mut Report, place: &str, roots: &[PathBuf], user: Option<&User>) {
+    roots.iter().filter_map(|path| roots::warning(path, user)).for_each(|why| report.warn(place, &why));
 }
 
 fn check_user(report: &mut Report, place: &str, options: &Options, config: &Config, runner: &Runner) {
@@ -271,12 +278,7 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
     let builds = directory.join(runner.builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds")));
     let ours =
         || first_existing(&builds).is_some_and(|there| access(&there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok());
-    if let Some(user) = shell.user() {
-        let caches = directory.join(runner.cache_dir.clone().unwrap_or_else(|| PathBuf::from("cache")));
-        for why in [&builds, &caches].into_iter().filter_map(|path| roots::warning(path, user)) {
-            report.warn(place, &why);
-        }
-    }
+    check_roots(report, place, &agent::directories_of(&directory, runner), shell.user());
     let usable = match shell.user() {
         // Below it, the agent creates a directory for each user.
         Some(user) if shell.shares_caches() => permission::can_reach(user, &builds.join(&user.name)),

@@ -29,20 +29,23 @@ impl CgroupParents {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let of_steps = candidates(&mounts, &own).into_iter().find(|group| is_writable(group));
-        // Each purpose may have a different best hierarchy.
-        let unified = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own));
-        if let Some(parent) = unified {
-            return Self { of_steps, of_confined: vec![parent], missing: Vec::new() };
+        // Each controller is in one hierarchy, of version 2 or of version 1 (hybrid).
+        let (mut of_confined, mut missing) = (Vec::new(), CONTROLLERS.to_vec());
+        if let Some((parent, has)) = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own)) {
+            of_confined.push(parent);
+            missing.retain(|controller| !has.contains(controller));
         }
-        let (mut of_confined, mut missing) = (Vec::new(), Vec::new());
-        for controller in CONTROLLERS {
+        missing.retain(|controller| {
             match in_hierarchy(&mounts, &own, "cgroup", controller).find(|group| is_writable(group)) {
                 // One hierarchy may have several controllers.
-                Some(group) if of_confined.contains(&group) => {}
-                Some(group) => of_confined.push(group),
-                None => missing.push(controller),
+                Some(group) if of_confined.contains(&group) => false,
+                Some(group) => {
+                    of_confined.push(group);
+                    false
+                }
+                None => true,
             }
-        }
+        });
         Self { of_steps, of_confined, missing }
     }
 
@@ -79,24 +82,38 @@ fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     Some((PathBuf::from(*top?.get(1)?), group))
 }
 
-/// A version 2 group that provides all controllers to its children.
-fn with_controllers(top: &Path, own: &Path) -> Option<PathBuf> {
-    if gives_controllers(own) && is_writable(own) {
-        return Some(own.to_owned());
+/// A group of version 2 whose children have controllers, as many as there are, and which ones.
+fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str>)> {
+    let of_own = controllers_of_children(own);
+    if of_own.len() == CONTROLLERS.len() && is_writable(own) {
+        return Some((own.to_owned(), of_own));
+    }
+    let of_top = controllers_of_children(top);
+    if of_top.is_empty() {
+        return (!of_own.is_empty() && is_writable(own)).then(|| (own.to_owned(), of_own));
     }
     let parent = top.join(TOP);
     let _ = fs::create_dir(&parent);
-    (gives_controllers(top) && gives_controllers(&parent) && is_writable(&parent)).then_some(parent)
+    let has = controllers_of_children(&parent);
+    (!has.is_empty() && is_writable(&parent)).then_some((parent, has))
 }
 
-/// Whether a group provides all controllers to its children; enables them if possible.
-fn gives_controllers(group: &Path) -> bool {
+/// The controllers that the children of a group have, now at the latest. Each is asked for by itself: a kernel may lack one.
+fn controllers_of_children(group: &Path) -> Vec<&'static str> {
     let control = group.join("cgroup.subtree_control");
-    let has = || {
-        let text = fs::read_to_string(&control).unwrap_or_default();
-        CONTROLLERS.iter().all(|controller| text.split_ascii_whitespace().any(|given| given == *controller))
-    };
-    has() || (fs::write(&control, CONTROLLERS.map(|controller| format!("+{controller}")).join(" ")).is_ok() && has())
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    let (of_group, given) = (read(&group.join("cgroup.controllers")), read(&control));
+    for controller in CONTROLLERS {
+        if has_word(&of_group, controller) && !has_word(&given, controller) {
+            let _ = fs::write(&control, format!("+{controller}"));
+        }
+    }
+    let given = read(&control);
+    CONTROLLERS.into_iter().filter(|controller| has_word(&given, controller)).collect()
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.split_ascii_whitespace().any(|one| one == word)
 }
 
 /// The agent's group in each hierarchy that can track processes, the best one first.
@@ -151,6 +168,30 @@ mod tests {
         assert!(candidates("", own).is_empty());
         let (top, group) = unified(mounts, own).expect("mounted");
         assert_eq!((top, group.ends_with("system.slice/mayfly.service")), ("/sys/fs/cgroup/unified".into(), true));
+    }
+
+    /// A group as files, whose children have all that it has.
+    fn group(at: &Path, controllers: &str) {
+        fs::create_dir_all(at).expect("made");
+        fs::write(at.join("cgroup.controllers"), controllers).expect("written");
+        fs::write(at.join("cgroup.subtree_control"), controllers).expect("written");
+    }
+
+    #[test]
+    fn controllers_that_a_kernel_lacks_cost_no_other() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (top, own) = (directory.path(), directory.path().join("system.slice/mayfly.service"));
+        group(&own, "");
+        group(top, "");
+        assert_eq!(with_controllers(top, &own), None, "there are none");
+        group(top, "memory pids\n");
+        group(&top.join(TOP), "memory pids");
+        assert_eq!(with_controllers(top, &own), Some((top.join(TOP), vec!["memory", "pids"])));
+        group(&own, "cpuset cpu memory io pids");
+        assert_eq!(with_controllers(top, &own), Some((own.clone(), CONTROLLERS.to_vec())));
+        group(&own, "pids");
+        group(top, "");
+        assert_eq!(with_controllers(top, &own), Some((own.clone(), vec!["pids"])));
     }
 
     #[test]

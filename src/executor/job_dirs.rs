@@ -153,10 +153,13 @@ impl JobDirs {
         let is_own = |metadata: &fs::Metadata| {
             metadata.is_file() && metadata.nlink() == 1 && user.is_none_or(|user| metadata.uid() == user.uid)
         };
-        // Opening a pipe in its place would block.
-        let flags = nix::libc::O_RDONLY | nix::libc::O_NONBLOCK;
-        let file = as_job(user, || self.open_temporary(name, flags).map(fs::File::from)).ok().flatten();
-        let file = file.filter(|file| file.metadata().is_ok_and(|metadata| is_own(&metadata)));
+        // A pipe or a device in its place must not be opened.
+        let open = || {
+            let found = self.open_temporary(name, nix::libc::O_PATH | nix::libc::O_NOFOLLOW).map(fs::File::from)?;
+            found.metadata().is_ok_and(|metadata| is_own(&metadata)).then_some(())?;
+            sys::reopen(found.as_fd(), OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok().map(fs::File::from)
+        };
+        let file = as_job(user, open).ok().flatten();
         let mut text = Vec::new();
         if let Some(file) = file {
             let _ = file.take(READ_MAX).read_to_end(&mut text);

@@ -1,13 +1,15 @@
-//! Creates the directories for builds and caches so that no job can make the agent create or give away other
-//! directories.
+//! Creates the directories for builds and caches, and the state directory, so that no job can make the agent create or
+//! give away other directories.
 //!
 //! In a directory that belongs to root and that only root can write, every entry, including links, was created by an
 //! administrator. Below a directory that other users can write, the rest of the path is created and opened with the
-//! permissions of the job's user: anything that a job plants there gives it only access that it already has.
+//! permissions of the job's user: anything that a job plants there gives it only access that it already has. If there is
+//! no such user, root creates the rest and follows no link.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -23,87 +25,165 @@ const LINKS_MAX: usize = 40;
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Creates a directory with this mode, for the job's user if it is not the agent's; an existing one is not changed.
-/// Fails if a file has its name.
+/// Owner and mode of a directory that is made.
+#[derive(Clone, Copy)]
+struct Ownership {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+const OF_ROOT: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
+
+/// Creates a directory with this mode, for the job's user if it is not the agent's. An existing one that belongs to that
+/// user loses the permissions of others that the mode does not contain. Fails if a file has its name.
 pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     match user {
-        Some(user) => make_for(path, user, user, mode),
+        Some(user) => make_for(path, user, Ownership { uid: user.uid, gid: user.gid, mode }),
+        None if Uid::effective().is_root() => make_as_root(path, mode).map(drop),
         None => make_as_caller(path, mode),
     }
 }
 
+/// Creates a directory of root that everybody may write; an existing one gets that mode. Errors: as [`make`].
+pub fn make_open(path: &Path) -> io::Result<()> {
+    if !Uid::effective().is_root() {
+        make_as_caller(path, 0o777)?;
+        return std::fs::set_permissions(path, PermissionsExt::from_mode(0o777));
+    }
+    Ok(fchmod(readable(&make_as_root(path, 0o777)?)?, Mode::from_bits_truncate(0o777))?)
+}
+
 /// Creates a directory in which several users, including this one, have their own directories.
 pub fn make_common(path: &Path, user: &User) -> io::Result<()> {
-    make_for(path, user, &User { uid: 0, gid: 0, ..user.clone() }, 0o711)
+    make_for(path, user, Ownership { mode: 0o711, ..OF_ROOT })
 }
 
 /// Creates a directory that all users of the user's group share.
 pub fn make_shared(path: &Path, user: &User) -> io::Result<()> {
-    make_for(path, user, &User { uid: 0, ..user.clone() }, 0o2770)
+    make_for(path, user, Ownership { uid: 0, gid: user.gid, mode: 0o2770 })
 }
 
-fn make_for(path: &Path, user: &User, owner: &User, mode: u32) -> io::Result<()> {
-    match walk(path, user, (owner, mode))? {
-        WalkEnd::Directory => Ok(()),
+fn make_for(path: &Path, user: &User, wanted: Ownership) -> io::Result<()> {
+    match walk(path, Some(user), wanted)? {
+        WalkEnd::Directory(directory) => {
+            let mode = fstat(&directory)?.st_mode;
+            let is_theirs = fstat(&directory)?.st_uid == user.uid && wanted.uid == user.uid;
+            if is_theirs && mode & 0o077 & !wanted.mode != 0 {
+                fchmod(readable(&directory)?, Mode::from_bits_truncate(mode & (wanted.mode | 0o7700)))?;
+            }
+            Ok(())
+        }
         WalkEnd::Writable(directory, rest) => {
             let place = own_path(&directory).join(rest);
-            as_job(Some(user), || make_as_caller(&place, mode & 0o777))?
+            as_job(Some(user), || make_as_caller(&place, wanted.mode & 0o777))?
         }
     }
 }
 
+/// Makes a directory with the rights of this process, which follow links as those of any program do.
 fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
     if let Some(above) = path.parent() {
         std::fs::create_dir_all(above)?;
     }
     match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            let found = path.metadata()?;
+            let (own, has) = (Uid::effective().as_raw(), found.mode() & 0o7777);
+            if own != 0 && found.uid() == own && has & 0o077 & !mode != 0 {
+                std::fs::set_permissions(path, PermissionsExt::from_mode(has & (mode | 0o7700)))?;
+            }
+            Ok(())
+        }
         made => made,
     }
 }
 
-/// The first directory on the way to `path` in which a user can replace entries.
-pub fn writable_above(path: &Path, user: &User) -> Option<PathBuf> {
+/// Makes a directory of root's; returns it. Below a directory that others can write, no link is followed.
+fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let wanted = Ownership { mode, ..OF_ROOT };
+    let (mut directory, rest) = match walk(path, None, wanted)? {
+        WalkEnd::Directory(directory) => return Ok(directory),
+        WalkEnd::Writable(directory, rest) => (directory, rest),
+    };
+    let mut left = components(&rest);
+    while let Some(name) = left.pop() {
+        directory = match openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty()) {
+            Err(Errno::ENOENT) => match make_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    left.push(name);
+                    directory
+                }
+                made => made?,
+            },
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                return Err(io::Error::other(format!(
+                    "`{}` on the way is no directory but a link or a file that another user than root can change; name the \
+                     real path, or move it below a directory of root",
+                    name.display()
+                )));
+            }
+            opened => opened?,
+        };
+    }
+    Ok(directory)
+}
+
+/// The first directory on the way to `path` in which a user can replace entries; without a user, any user but root.
+pub fn writable_above(path: &Path, user: Option<&User>) -> Option<PathBuf> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
     let is_held = |directory: &&Path| stat(*directory).is_ok_and(|stat| write_access(&stat, user) == WriteAccess::All);
     above.into_iter().find(is_held).map(Path::to_owned)
 }
 
-/// The warning about a directory that jobs of the user can replace.
-pub fn warning(path: &Path, user: &User) -> Option<String> {
+/// The warning about a directory that jobs of the user can replace, or without a user any user but root. None for an agent
+/// that is not root: everything it has belongs to its user.
+pub fn warning(path: &Path, user: Option<&User>) -> Option<String> {
+    if user.is_none() && !Uid::effective().is_root() {
+        return None;
+    }
     let above = writable_above(path, user)?;
-    let (path, above, name) = (path.display(), above.display(), &user.name);
+    let (path, above) = (path.display(), above.display());
+    let (who, whose) = match user {
+        Some(user) => (format!("jobs (user {})", user.name), "a job"),
+        None => ("another user than root".to_owned(), "that user"),
+    };
     Some(format!(
-        "{path} is below {above}, which jobs (user {name}) can write: a job can replace the directory for later jobs; \
-         move it below a directory of root, such as /var/lib/mayfly, with `builds_dir` and `cache_dir`"
+        "{path} is below {above}, which {who} can write: {whose} can replace the directory for later jobs; move it below a \
+         directory of root, such as /var/lib/mayfly, with `builds_dir` and `cache_dir`"
     ))
 }
 
 /// The end of a walk along a path.
 enum WalkEnd {
     /// The directory; all its parents belong to root.
-    Directory,
+    Directory(OwnedFd),
     /// A directory that other users can write, and the remaining path.
     Writable(OwnedFd, PathBuf),
 }
 
-/// Follows a path while only root can change it; creates missing parts; the last part gets an owner and a mode.
-fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
-    let mut left = components(path);
+/// Follows a path while only root can change it; creates missing parts; the last part gets `wanted`. `user` is the user
+/// that might change it; without one, any user.
+fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkEnd> {
+    let mut left = components(&std::path::absolute(path)?);
     let mut directory = root()?;
     let mut links = 0;
     while let Some(name) = left.pop() {
         let access = write_access(&fstat(&directory)?, user);
         let found = fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
-        let is_own = found.is_ok_and(|stat| stat.st_uid == user.uid);
-        if access == WriteAccess::All || (access == WriteAccess::Own && is_own) {
+        let is_link = found.is_ok_and(|stat| kind(&stat) == SFlag::S_IFLNK);
+        // A link of anybody else leads where that user wants, whoever the jobs' user is.
+        let is_own = found.is_ok_and(|stat| match user {
+            Some(user) if !is_link => stat.st_uid == user.uid,
+            _ => stat.st_uid != 0,
+        });
+        if access == WriteAccess::All || (is_own && (access == WriteAccess::Own || is_link)) {
             left.push(name);
             return Ok(WalkEnd::Writable(directory, left.iter().rev().collect()));
         }
         match found {
-            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {
+            Ok(_) if is_link => {
                 links += 1;
                 if links > LINKS_MAX {
                     return Err(Errno::ELOOP.into());
@@ -115,7 +195,7 @@ fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
                 left.extend(components(&target));
             }
             Ok(_) => directory = openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty())?,
-            Err(Errno::ENOENT) => match make_in(&directory, &name, left.is_empty().then_some(last)) {
+            Err(Errno::ENOENT) => match make_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
                 // A concurrent job created it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
                 made => directory = made?,
@@ -123,20 +203,23 @@ fn walk(path: &Path, user: &User, last: (&User, u32)) -> io::Result<WalkEnd> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(WalkEnd::Directory)
+    Ok(WalkEnd::Directory(directory))
 }
 
-/// Creates a directory in one that only root can write.
-fn make_in(directory: &OwnedFd, name: &OsString, last: Option<(&User, u32)>) -> io::Result<OwnedFd> {
-    let mode = Mode::from_bits_truncate(last.map_or(0o755, |(_, mode)| mode));
+/// Creates a directory in an open one.
+fn make_in(directory: &OwnedFd, name: &OsString, wanted: Ownership) -> io::Result<OwnedFd> {
     mkdirat(directory, name.as_os_str(), Mode::S_IRWXU)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let made = openat(directory, name.as_os_str(), flags, Mode::empty())?;
-    if let Some((owner, _)) = last {
-        fchown(&made, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
-    }
-    fchmod(&made, mode)?;
+    fchown(&made, Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)))?;
+    fchmod(&made, Mode::from_bits_truncate(wanted.mode))?;
     Ok(made)
+}
+
+/// The same directory, opened such that its mode can be changed.
+fn readable(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(openat(directory, ".", flags, Mode::empty())?)
 }
 
 fn root() -> io::Result<OwnedFd> {
@@ -166,12 +249,15 @@ enum WriteAccess {
     All,
 }
 
-fn write_access(stat: &FileStat, user: &User) -> WriteAccess {
-    let in_group = user.gid == stat.st_gid || user.groups.contains(&stat.st_gid);
+fn write_access(stat: &FileStat, user: Option<&User>) -> WriteAccess {
+    let (is_owner, in_group) = match user {
+        Some(user) => (stat.st_uid == user.uid, user.gid == stat.st_gid || user.groups.contains(&stat.st_gid)),
+        None => (stat.st_uid != 0, stat.st_gid != 0),
+    };
     let may_write = stat.st_mode & 0o002 != 0 || (in_group && stat.st_mode & 0o020 != 0);
     match () {
-        () if user.uid == 0 => WriteAccess::None,
-        () if stat.st_uid == user.uid => WriteAccess::All,
+        () if user.is_some_and(|user| user.uid == 0) => WriteAccess::None,
+        () if is_owner => WriteAccess::All,
         () if !may_write => WriteAccess::None,
         () if stat.st_mode & 0o1000 != 0 => WriteAccess::Own,
         () => WriteAccess::All,
@@ -231,7 +317,10 @@ mod tests {
         assert_eq!((above.uid(), above.mode() & 0o7777), (0, 0o755));
         make(&builds, Some(&nobody()), 0o777).expect("there is one");
         assert_eq!(fs::metadata(&builds).expect("there").mode() & 0o7777, 0o700);
-        assert_eq!(writable_above(&builds, &nobody()), None);
+        fs::set_permissions(&builds, fs::Permissions::from_mode(0o2755)).expect("opened");
+        make(&builds, Some(&nobody()), 0o700).expect("there is one");
+        assert_eq!(fs::metadata(&builds).expect("there").mode() & 0o7777, 0o2700);
+        assert_eq!(writable_above(&builds, Some(&nobody())), None);
     }
 
     #[test]
@@ -247,7 +336,46 @@ mod tests {
         assert_eq!(fs::metadata(closed.join("victim")).expect("there").uid(), 0);
         make(&home.join("other/builds"), Some(&nobody()), 0o700).expect("made");
         assert_eq!(fs::metadata(home.join("other/builds")).expect("there").uid(), 65534);
-        assert_eq!(writable_above(&home.join("other/builds"), &nobody()), Some(home));
+        assert_eq!(writable_above(&home.join("other/builds"), Some(&nobody())), Some(home.clone()));
+        assert_eq!(writable_above(&home.join("other/builds"), None), Some(home));
+    }
+
+    /// Where there is no user of jobs, root follows no link that is not root's.
+    #[test]
+    fn root_follows_links_of_root_only() {
+        let Some((directory, home)) = home() else { return };
+        let closed = directory.path().join("closed");
+        fs::create_dir(&closed).expect("made");
+        symlink(&closed, home.join("link")).expect("planted");
+        symlink(&closed, directory.path().join("link")).expect("linked");
+        for path in ["link", "link/caches", "link/../link/caches"] {
+            let why = make(&home.join(path), None, 0o700).expect_err("refused").to_string();
+            assert!(why.contains("`link` on the way is no directory"), "{why}");
+            assert!(make_open(&home.join(path)).is_err());
+        }
+        assert_eq!(fs::read_dir(&closed).expect("there").count(), 0);
+        assert_eq!(fs::metadata(&closed).expect("there").mode() & 0o777, 0o755);
+        make(&directory.path().join("link/of/root"), None, 0o700).expect("made");
+        make_open(&home.join("new/caches")).expect("made");
+        let mode = |path: &Path| fs::symlink_metadata(path).expect("there").mode() & 0o7777;
+        assert_eq!((mode(&closed.join("of")), mode(&closed.join("of/root"))), (0o755, 0o700));
+        assert_eq!((mode(&home.join("new")), mode(&home.join("new/caches"))), (0o755, 0o777));
+        // In a directory that everybody can write, a link belongs to whoever made it.
+        let shared = directory.path().join("shared");
+        fs::create_dir(&shared).expect("made");
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("opened");
+        symlink(&closed, shared.join("planted")).expect("planted");
+        nix::unistd::fchownat(
+            nix::fcntl::AT_FDCWD,
+            &shared.join("planted"),
+            Some(Uid::from_raw(65533)),
+            None,
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .expect("given");
+        assert!(make(&shared.join("planted/caches"), None, 0o700).is_err());
+        assert!(make(&shared.join("planted/builds"), Some(&nobody()), 0o700).is_err());
+        assert_eq!(fs::read_dir(&closed).expect("there").count(), 1);
     }
 
     /// The user swaps a directory with a link to one of root while the agent creates the last part of the path.

@@ -8,13 +8,16 @@ use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
 use super::flags::OWN_NETWORK;
 use super::outcome::StageResult;
+use super::removal::DirectoryRemoval;
 use super::script::GITLAB_ENV_FILE;
-use super::sources::{self, Strategy, remove};
+use super::sources::{self, Strategy};
+use crate::config::Runner;
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
 use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
 use crate::executor::job_dirs::JobDirs;
+use crate::executor::roots;
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
@@ -77,7 +80,7 @@ impl JobExecutor for Docker {
     }
 
     fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>> {
-        std::fs::create_dir_all(&job.context.caches).map_err(|error| {
+        roots::make(&job.context.caches, None, 0o700).map_err(|error| {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
@@ -99,15 +102,11 @@ impl JobExecutor for Docker {
         Rights::Sandboxed(sandbox(job, plan))
     }
 
-    fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp> {
+    fn clean_up(&self, context: &RunnerContext, job: String, builds: Option<&Path>) -> Option<CleanUp> {
         let (removals, address, owner) = (self.removals.clone(), self.address.clone(), self.owner.clone());
         let builds = builds.filter(|builds| is_job_dir(builds)).map(Path::to_owned);
-        let remove_builds = move || {
-            if let Some(Err(error)) = builds.as_deref().map(remove::remove) {
-                let directory = builds.unwrap_or_default();
-                log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
-            }
-        };
+        let removal = DirectoryRemoval::new(&context.runner, self.parents.clone());
+        let remove_builds = move || builds.iter().for_each(|directory| removal.remove(directory));
         Some(Box::new(move || removals.start(&address, &owner, &job, remove_builds)))
     }
 }
@@ -178,8 +177,6 @@ pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
     let is_transfer = matches!(plan, FileTask::DownloadArtifacts(_) | FileTask::UploadArtifacts(_));
     let artifacts = job.context.local.as_ref().filter(|_| is_transfer).map(|local| local.artifacts.clone());
     let runner = &job.context.runner;
-    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
-    let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
     Sandbox {
         writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).chain(artifacts).collect(),
         readable: runner.tls.ca_file.iter().cloned().collect(),
@@ -187,11 +184,18 @@ pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
         uid: runner.confined.uid,
         network: plan.network(&[&runner.url, runner.clone_url.as_deref().unwrap_or_default()]),
         ambient_capabilities: plan.reuses_files(),
-        limits: Limits {
-            memory: memory.as_ref().and_then(|size| positive(size.0)).or(runner.confined.memory),
-            processes: Some(runner.confined.processes),
-            cpu_millis: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
-        },
+        limits: limits(runner),
+    }
+}
+
+/// What work beside the containers of a runner's job may take: as much as a container.
+pub(super) fn limits(runner: &Runner) -> Limits {
+    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
+    let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
+    Limits {
+        memory: memory.as_ref().and_then(|size| positive(size.0)).or(runner.confined.memory),
+        processes: Some(runner.confined.processes),
+        cpu_millis: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
     }
 }
 
@@ -244,21 +248,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
 }
 
+/// Whether a directory of builds belongs to one job alone.
 pub(super) fn is_job_dir(builds: &Path) -> bool {
     builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
-}
-
-/// The directories of jobs that no longer exist, in the root of builds for containers.
-pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
-    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let all = entries(builds).flat_map(|of_runner| entries(&of_runner));
-    all.filter(|directory| is_job_dir(directory) && !kept.contains(directory)).collect()
-}
-
-pub fn remove_dirs(directories: &[PathBuf]) {
-    for directory in directories {
-        if let Err(error) = remove::remove(directory) {
-            log::warn!("cannot remove the directory of an earlier job directory={} error={error}", directory.display());
-        }
-    }
 }

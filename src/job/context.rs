@@ -152,7 +152,7 @@ pub trait JobExecutor: Executor {
 
     /// The function that removes everything that was created for the job with this name, and its builds directory if it
     /// is temporary.
-    fn clean_up(&self, job: String, builds: Option<&Path>) -> Option<CleanUp>;
+    fn clean_up(&self, context: &RunnerContext, job: String, builds: Option<&Path>) -> Option<CleanUp>;
 }
 
 impl<'a> Job<'a> {

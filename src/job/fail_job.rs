@@ -17,7 +17,7 @@ pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: 
         crate::shim::sweep(&step.id, &step.cgroups);
     }
     let builds = progress.dirs.map(|place| place.builds);
-    if let Some(clean_up) = context.executor.clean_up(name, builds.as_deref()) {
+    if let Some(clean_up) = context.executor.clean_up(context, name, builds.as_deref()) {
         clean_up();
     }
 }

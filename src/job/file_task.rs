@@ -1,6 +1,8 @@
 //! File tasks: work on a job's files by the agent's own program, in a child of a shim and with the permissions of the
 //! job's user.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::sources::environment::PROXIES;
@@ -44,6 +46,8 @@ pub enum FileTask {
     UploadArtifacts(artifacts::UploadPlan),
     /// Prepare a container.
     PrepareContainer(Box<prepare::PrepareTask>),
+    /// Remove everything in the directory of a job that has ended.
+    EmptyDirectory(PathBuf),
     /// Run a script in a container.
     ContainerScript(Box<script::ContainerScript>),
 }
@@ -79,7 +83,7 @@ impl FileTask {
                 sources::Strategy::Clone | sources::Strategy::Fetch => vec![plan.url.as_str()],
                 sources::Strategy::None | sources::Strategy::Empty => return None,
             },
-            Self::CleanUp(_) => return None,
+            Self::CleanUp(_) | Self::EmptyDirectory(_) => return None,
             Self::RestoreCache(plan) => plan.remotes().map(|remote| remote.get.as_str()).collect(),
             Self::SaveCache(plan) => plan.remotes().map(|remote| remote.put.as_str()).collect(),
             Self::DownloadArtifacts(_) | Self::UploadArtifacts(_) => Vec::new(),
@@ -139,6 +143,13 @@ fn run_plan(plan: &str) -> TaskResult {
         Ok(FileTask::PrepareContainer(plan)) => {
             return result_with_report(prepare::run(&plan).map(|made| Some(Box::new(made))));
         }
+        Ok(FileTask::EmptyDirectory(directory)) => sources::remove::empty(&directory).map_or_else(
+            |error| {
+                eprintln!("{error}");
+                1
+            },
+            |()| 0,
+        ),
         Ok(FileTask::ContainerScript(plan)) => return result_with_report(script::run(&plan).map(|()| None)),
         Err(error) => {
             eprintln!("cannot read the task of this step: {error}");

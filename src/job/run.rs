@@ -372,7 +372,8 @@ impl JobRun<'_> {
     /// The function that removes everything that the executor created for the job.
     fn executor_clean_up(&self) -> Option<CleanUp> {
         self.journal.progress.stage?;
-        self.job.context.executor.clean_up(self.job.name(), Some(&self.job.settings.dirs.builds))
+        let context = &self.job.context;
+        context.executor.clean_up(context, self.job.name(), Some(&self.job.settings.dirs.builds))
     }
 
     fn follow_services(&mut self, from: LogStart) {

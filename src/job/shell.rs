@@ -59,7 +59,7 @@ impl JobExecutor for Shell {
         self.of_slot(slot).map(|shell| Arc::new(shell) as Arc<dyn JobExecutor>)
     }
 
-    fn clean_up(&self, _: String, _: Option<&Path>) -> Option<CleanUp> {
+    fn clean_up(&self, _: &RunnerContext, _: String, _: Option<&Path>) -> Option<CleanUp> {
         None
     }
 }

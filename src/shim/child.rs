@@ -143,17 +143,13 @@ fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let directory = sys::open_beneath(root.as_fd(), parent, nix::libc::O_PATH | nix::libc::O_DIRECTORY, 0)?;
     let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     mkfifoat(&directory, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let ways = [OFlag::O_RDONLY, OFlag::O_WRONLY].map(|way| {
-        let flags = way | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&directory, name, flags, Mode::empty())
-    });
-    let [reader, writer] = ways;
-    let (reader, writer) = (reader?, writer?);
-    let is_pipe =
-        |fd: &OwnedFd| fstat(fd).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
-    if !is_pipe(&reader) || !is_pipe(&writer) {
+    // A job may have put a device in its place already, which must not even be opened.
+    let found = openat(&directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    if fstat(&found)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let reader = sys::reopen(found.as_fd(), OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+    let writer = sys::reopen(found.as_fd(), OFlag::O_WRONLY | OFlag::O_NONBLOCK)?;
     fchmod(&reader, Mode::from_bits_truncate(0o666))?;
     let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty()))?;

@@ -66,4 +66,40 @@ mod tests {
         assert_eq!((of("pids.max"), of("cpu.max")), (Some("100"), Some("50000 100000")));
         assert!(super::settings(Limits::default()).is_empty());
     }
+
+    /// With the control groups of this machine, whatever their version: needs root.
+    #[test]
+    fn what_is_in_a_group_takes_no_more_than_its_limits() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+
+        let parents = crate::executor::cgroup::CgroupParents::find();
+        if !nix::unistd::Uid::effective().is_root() || !parents.missing().is_empty() {
+            eprintln!("not tested: no groups can be made for {:?}", parents.missing());
+            return;
+        }
+        let groups = parents.of_confined(&format!("limits-{}", std::process::id()));
+        create(&groups, Limits { memory: Some(48 << 20), processes: Some(20), cpu_millis: Some(500) });
+        let run = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("read go; {script}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut shell = shell.stderr(Stdio::null()).spawn().expect("a shell");
+            for group in &groups {
+                fs::write(group.join("cgroup.procs"), shell.id().to_string()).expect("entered");
+            }
+            shell.stdin.take().expect("a pipe").write_all(b"go\n").expect("told");
+            String::from_utf8(shell.wait_with_output().expect("ended").stdout).expect("text")
+        };
+        // tail keeps a line without an end in memory.
+        let memory = run("head -c 200000000 /dev/zero | tail -n 1 >/dev/null; echo $?");
+        assert_ne!(memory.trim(), "0", "200 MB were taken");
+        let few = run("head -c 2000000 /dev/zero | tail -n 1 >/dev/null; echo $?");
+        assert_eq!(few.trim(), "0", "2 MB are allowed");
+        // A shell that can start no more processes ends, and says nothing.
+        let started = run("for i in $(seq 100); do sleep 1 & echo $i; done");
+        let started = started.lines().count();
+        assert!((5..20).contains(&started), "{started} processes");
+        super::super::descendants::remove_groups(&groups);
+        assert!(!groups.iter().any(|group| group.exists()), "{groups:?}");
+    }
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
@@ -216,6 +217,12 @@ pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: i32, mode: u3
     }
     // SAFETY: a new descriptor, owned by this function only.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Opens again what is open with `O_PATH`, after its type was checked: opening a device has side effects.
+pub fn reopen(found: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
+    let own_path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(nix::fcntl::open(own_path.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, nix::sys::stat::Mode::empty())?)
 }
 
 /// Opens a regular file at a name that a job may have replaced: follows no link, and does not block on a pipe. Fails if

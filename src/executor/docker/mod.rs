@@ -50,8 +50,9 @@ pub struct Docker {
     pub removals: removal::ContainerRemovals,
     /// Tokens for Amazon ECR.
     pub tokens: Tokens,
+    /// Below which steps have their control groups.
+    pub parents: CgroupParents,
     home: PathBuf,
-    parents: CgroupParents,
 }
 
 impl Docker {

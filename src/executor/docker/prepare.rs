@@ -19,6 +19,7 @@ use super::services::{self, ServiceStarter};
 use super::{safe_dirs, script};
 use crate::config::docker::Docker;
 use crate::decode;
+use crate::executor::roots;
 use crate::failure::JobError;
 use crate::http::Address;
 use crate::payload;
@@ -157,16 +158,13 @@ fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &E
 
 /// Creates the directory that containers see as their builds directory; other users of the machine cannot enter it.
 fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
-    use std::os::unix::fs::DirBuilderExt;
     let unusable = |error: std::io::Error| {
         JobError::system(format!("cannot create the builds directory {}: {error}", plan.root.display()))
     };
-    if let Some(parent) = plan.root.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(unusable)?;
+    if let Some(above) = plan.root.parent() {
+        roots::make(above, None, 0o700).map_err(unusable)?;
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&plan.root).map_err(unusable)?;
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(&plan.root, open).map_err(unusable)
+    roots::make_open(&plan.root).map_err(unusable)
 }
 
 /// Creates the job's directories so that the container's user can work in them.

@@ -202,6 +202,16 @@ fn connect_or_code(host: &str, port: u16, network: &NetworkAccess) -> Result<Tcp
     let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
     let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
     let number = number.parse().map_err(|_| UNREACHABLE)?;
+    // A proxy on this machine would open what is not opened here. Other names are the proxy's to resolve: there may be no
+    // DNS here.
+    let needs_no_lookup =
+        host == "localhost" || host.contains(':') || host.starts_with(|first: char| first.is_ascii_digit());
+    if needs_no_lookup
+        && !is_configured(host, port, network)
+        && resolve(host, port).is_some_and(|mut all| all.any(is_of_the_machine))
+    {
+        return Err(NOT_ALLOWED);
+    }
     let stream = open(&proxy.trim_matches(['[', ']']).to_ascii_lowercase(), number, network)?;
     tunnel(&stream, host, port, login).map_err(|_| UNREACHABLE)?;
     Ok(stream)
@@ -232,20 +242,28 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
 }
 
 fn open(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, u8> {
-    let is_configured = network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port);
-    let addresses = (host, port).to_socket_addrs().map_err(|_| UNREACHABLE)?;
+    let is_configured = is_configured(host, port, network);
     let mut outcome = UNREACHABLE;
-    for address in addresses {
-        if !is_configured && is_of_the_machine(address.ip()) {
+    for address in resolve(host, port).ok_or(UNREACHABLE)? {
+        if !is_configured && is_of_the_machine(address) {
             outcome = NOT_ALLOWED;
             continue;
         }
-        if let Ok(stream) = TcpStream::connect_timeout(&address, IDLE_TIMEOUT) {
+        if let Ok(stream) = TcpStream::connect_timeout(&SocketAddr::new(address, port), IDLE_TIMEOUT) {
             let _ = stream.set_nodelay(true);
             return Ok(stream);
         }
     }
     Err(outcome)
+}
+
+/// The addresses of a host; `None` for one that is not known here.
+fn resolve(host: &str, port: u16) -> Option<impl Iterator<Item = IpAddr>> {
+    Some((host, port).to_socket_addrs().ok()?.map(|address| address.ip()))
+}
+
+fn is_configured(host: &str, port: u16, network: &NetworkAccess) -> bool {
+    network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port)
 }
 
 /// Whether the address is of this machine, its link, or its cloud's services.
@@ -340,6 +358,21 @@ mod tests {
         assert_eq!(open("localhost", port, &network).err(), Some(NOT_ALLOWED), "the name is another host");
         assert_eq!(open("::ffff:127.0.0.1", port, &network).err(), Some(NOT_ALLOWED));
         assert_eq!(open("0", port, &network).err(), Some(NOT_ALLOWED), "an old form of 0.0.0.0");
+    }
+
+    #[test]
+    fn a_proxy_of_the_machine_is_not_asked_for_the_machine() {
+        let proxy = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = proxy.local_addr().expect("an address").port();
+        let network = NetworkAccess {
+            allowed: vec![("127.0.0.1".to_owned(), port)],
+            proxies: vec![("https_proxy".to_owned(), format!("http://127.0.0.1:{port}"))],
+        };
+        for host in ["169.254.169.254", "127.0.0.1", "localhost", "::ffff:169.254.169.254", "fd00:ec2::254", "0"] {
+            assert_eq!(connect_or_code(host, 443, &network).err(), Some(NOT_ALLOWED), "{host}");
+        }
+        proxy.set_nonblocking(true).expect("set");
+        assert!(proxy.accept().is_err(), "it was asked");
     }
 
     #[test]

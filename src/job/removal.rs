@@ -1,0 +1,120 @@
+//! Removing the directories of container jobs that have ended: in the sandbox, as all work on what containers left, and
+//! beside the jobs that follow.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use super::containers::{is_job_dir, limits};
+use super::file_task::FileTask;
+use crate::config::Runner;
+use crate::executor::cgroup::CgroupParents;
+use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task};
+use crate::shim::{RunningShim, StepOutcome};
+use crate::sys;
+use crate::trace::FilterSpec;
+
+/// A directory takes longer only where something is wrong with the disk.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+/// From TERM to KILL.
+const GRACE: Duration = Duration::from_secs(5);
+/// Bytes of an error that are taken.
+const ERROR_MAX: u64 = 1000;
+/// The end of the name of the shim's own directory, beside the one that is removed: nobody but root enters what they are in.
+const OWN: &str = ".removal";
+
+/// Removes directories of one runner's jobs.
+pub struct DirectoryRemoval {
+    sandbox: Sandbox,
+    parents: CgroupParents,
+}
+
+impl DirectoryRemoval {
+    /// For jobs of this runner; `parents` have the control groups of steps.
+    pub fn new(runner: &Runner, parents: CgroupParents) -> Self {
+        let sandbox = Sandbox {
+            writable: Vec::new(),
+            readable: Vec::new(),
+            world_writable: false,
+            uid: runner.confined.uid,
+            network: None,
+            ambient_capabilities: false,
+            limits: limits(runner),
+        };
+        Self { sandbox, parents }
+    }
+
+    /// Removes a directory; says in the agent's log when it cannot.
+    pub fn remove(&self, directory: &Path) {
+        if directory.extension() == Some(OsStr::new(&OWN[1..])) {
+            // An agent before this one ended while it removed something.
+            let _ = fs::remove_dir_all(directory);
+        } else if let Err(error) = self.try_to_remove(directory) {
+            log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
+        }
+    }
+
+    fn try_to_remove(&self, directory: &Path) -> io::Result<()> {
+        match directory.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found?,
+        };
+        let mut own = directory.as_os_str().to_owned();
+        own.push(OWN);
+        let own = PathBuf::from(own);
+        let _ = fs::remove_dir_all(&own);
+        DirBuilder::new().mode(0o700).create(&own)?;
+        let emptied = self.empty(directory, &own);
+        let _ = fs::remove_dir_all(&own);
+        emptied.and_then(|()| fs::remove_dir(directory))
+    }
+
+    fn empty(&self, directory: &Path, own: &Path) -> io::Result<()> {
+        let name = |path: Option<&Path>| path.and_then(Path::file_name).unwrap_or_default().display().to_string();
+        let id = format!("removal-{}-{}-{}", std::process::id(), name(directory.parent()), name(Some(directory)));
+        let sandbox = Sandbox { writable: vec![directory.to_owned()], ..self.sandbox.clone() };
+        let task = FileTask::EmptyDirectory(directory.to_owned()).to_text()?;
+        let spec = StepSpec {
+            spool: own.join("log"),
+            status: own.join("status"),
+            filters: FilterSpec { limit: ERROR_MAX, ..FilterSpec::default() },
+            user: None,
+            cgroups: self.parents.of_confined(&id),
+            grace: GRACE,
+            deadline: Some(sys::boottime() + TIMEOUT.as_nanos() as u64),
+            stop_with_pid: Some(std::process::id().cast_signed()),
+            task: Task::File { task, rights: Rights::Sandboxed(sandbox), output_fifos: None },
+            id,
+        };
+        let running = RunningShim::start(&spec)?;
+        // Nothing wakes this wait but the end.
+        let (never, _open) = pipe2(OFlag::O_CLOEXEC)?;
+        running.wait(never.as_fd(), None);
+        match running.outcome() {
+            StepOutcome::Ended(Status { end: End::Exited(0), .. }) => Ok(()),
+            StepOutcome::Ended(Status { end: End::NotStarted(why), .. }) => Err(io::Error::other(why)),
+            outcome => {
+                let mut text = String::new();
+                let _ = File::open(&spec.spool).map(|log| log.take(ERROR_MAX).read_to_string(&mut text));
+                Err(io::Error::other(match (text.trim(), outcome) {
+                    ("", outcome) => format!("the process that removes it ended before its time: {outcome:?}"),
+                    (text, _) => text.to_owned(),
+                }))
+            }
+        }
+    }
+}
+
+/// The directories of jobs that nobody knows any more, below the root of builds in containers.
+pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let all = entries(builds).flat_map(|of_runner| entries(&of_runner));
+    all.filter(|directory| is_job_dir(directory) && !kept.contains(directory)).collect()
+}

@@ -1,0 +1,204 @@
+//! Attacks through artifacts, caches, archives of other jobs, and the removal of directories.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::AtomicBool;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::*;
+
+/// A naive matcher visits each directory once for each `**` of the pattern.
+#[test]
+fn a_pattern_has_many_double_stars_over_a_deep_tree() {
+    for containers in [true, false] {
+        Attack { containers, ..in_containers() }
+            .script(&["d=d; for i in $(seq 900); do d=$d/d; done; mkdir -p $d"])
+            .artifacts(&[&("**/d/".repeat(200) + "none")])
+            .run()
+            .succeeded()
+            .says("no matching files");
+    }
+}
+
+/// A naive archiver logs a line for each file that cannot be archived.
+#[test]
+fn thousands_of_pipes_are_packed() {
+    for containers in [true, false] {
+        Attack { containers, ..in_containers() }
+            .script(&["mkdir d; for i in $(seq 2000); do mkfifo d/$i; done; echo x >d/x"])
+            .artifacts(&["d"])
+            .run()
+            .succeeded()
+            .says("1900 more warnings are not shown");
+    }
+}
+
+#[test]
+fn artifacts_lead_out_of_the_project_by_links() {
+    for containers in [true, false] {
+        Attack { containers, ..in_containers() }
+            .script(&["mkdir d; ln -s /etc/passwd d/file; ln -s / d/root; echo x >d/x; ln -s /etc etc"])
+            .artifacts(&["d", "d/root/etc/passwd", "etc/*", "../../../../etc/passwd", "/etc/passwd"])
+            .run()
+            .succeeded()
+            .without("root:x:0");
+    }
+}
+
+/// A tar archive that no honest tool would write: name, type, target of a link, content; all with set-user-id bits.
+fn archive(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
+    let mut out = zstd::Encoder::new(Vec::new(), 1).expect("an encoder");
+    for (name, kind, target, content) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_mut_bytes()[157..157 + target.len()].copy_from_slice(target.as_bytes());
+        header.set_entry_type(tar::EntryType::new(*kind));
+        header.set_mode(0o6755);
+        header.set_size(content.len() as u64);
+        if *kind == b'3' || *kind == b'4' {
+            // /dev/mem
+            header.set_device_major(1).expect("a device");
+            header.set_device_minor(1).expect("a device");
+        }
+        header.set_cksum();
+        out.write_all(header.as_bytes()).expect("written");
+        out.write_all(content).expect("written");
+        out.write_all(&vec![0; (512 - content.len() % 512) % 512]).expect("written");
+    }
+    out.write_all(&[0; 1024]).expect("written");
+    out.finish().expect("written")
+}
+
+/// An extended header of the next entry (pax).
+fn extended(key: &str, value: &str) -> Vec<u8> {
+    let rest = format!(" {key}={value}\n");
+    let length = (1..).find(|length| format!("{length}{rest}").len() == *length).expect("a length");
+    format!("{length}{rest}").into_bytes()
+}
+
+#[test]
+fn an_archive_of_another_job_leads_out() {
+    let path = extended("path", "../../../../tmp/mayfly-hostile-archive");
+    let capability = extended("SCHILY.xattr.security.capability", "\u{1}\u{0}\u{0}\u{2}");
+    let content = b"escaped";
+    let attacks: [&[(&str, u8, &str, &[u8])]; 11] = [
+        &[("../../../../../../../tmp/mayfly-hostile-archive", b'0', "", content)],
+        &[("/tmp/mayfly-hostile-archive", b'0', "", content)],
+        &[("l", b'2', "/tmp", b""), ("l/mayfly-hostile-archive", b'0', "", content)],
+        &[("l", b'2', "/tmp/mayfly-hostile-archive", b""), ("l", b'0', "", content)],
+        &[("stolen", b'1', "/etc/passwd", b"")],
+        &[("stolen", b'1', "../../../../../../../../etc/passwd", b"")],
+        &[("l", b'2', "/etc/passwd", b""), ("stolen", b'1', "l", b"")],
+        &[("device", b'3', "", b""), ("disk", b'4', "", b""), ("pipe", b'6', "", b"")],
+        &[("tool", b'0', "", b"#!/bin/sh\n")],
+        &[("x", b'x', "", &path), ("y", b'0', "", content)],
+        &[("x", b'x', "", &capability), ("y", b'0', "", content)],
+    ];
+    // The log shows the commands themselves, so these do not spell the word that findings begin with.
+    let special = "-type b -o -type c -o -type p -o -type f -perm -4000 -o -type f -perm -2000";
+    let found = format!("h=hostile; find . {special} | sed \"s/^/$h found /\"");
+    let capable = "command -v getcap >/dev/null && getcap -r . | sed \"s/^/$h can /\" || :";
+    for entries in attacks {
+        for containers in [true, false] {
+            Attack { containers, ..in_containers() }
+                .dependency(archive(entries))
+                .script(&["cat stolen 2>/dev/null || :", &found, capable])
+                .run()
+                .ran_nothing()
+                .without("root:x:0")
+                .made_no(Path::new("/tmp/mayfly-hostile-archive"));
+        }
+    }
+}
+
+#[test]
+fn an_archive_of_another_job_is_broken_in_every_place() {
+    let whole = archive(&[("a", b'0', "", &[b'x'; 3000]), ("l", b'2', "a", b""), ("d", b'5', "", b"")]);
+    let lengths = [0, 1, 4, 9, whole.len() / 2, whole.len() - 1];
+    for length in lengths {
+        on_the_machine().dependency(whole[..length].to_vec()).run().ran_nothing();
+    }
+}
+
+/// What an earlier job puts in the place of the files of a cache keeps no later job waiting, and is not written through.
+#[test]
+fn an_earlier_job_puts_pipes_and_links_in_the_place_of_a_cache() {
+    let cache =
+        json!([{"key": "k", "paths": ["vendor/"], "policy": "pull-push", "when": "always", "untracked": false}]);
+    for plant in [
+        "mkfifo $f",
+        "ln -s /tmp/mayfly-hostile-cache $f",
+        "mkdir -p $f/x",
+        "ln /etc/hostname $f 2>/dev/null || mkfifo $f",
+        "truncate -s 4G $f",
+    ] {
+        let each = format!("for f in cache.zip .lock metadata.json; do f=$d/$f; rm -rf $f; {plant}; done");
+        let line = format!(
+            "for d in $(find $CI_BUILDS_DIR/../cache -type d -name 'k*'; echo $CI_BUILDS_DIR/../cache/team/demo/k); do mkdir -p $d; {each}; done"
+        );
+        on_the_machine()
+            .with("cache", cache.clone())
+            .earlier(&line)
+            .script(&["mkdir -p vendor; echo x >vendor/x"])
+            .run()
+            .succeeded()
+            .made_no(Path::new("/tmp/mayfly-hostile-cache"));
+    }
+}
+
+/// The directory of a job that has ended, while something of the job still swaps parts of it for links.
+#[test]
+fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "", "");
+    let left = home.path("builds/tokenOfTh/job-999");
+    let victim = home.path("victim");
+    fs::create_dir_all(&victim).expect("made");
+    fs::write(victim.join("file"), "stays").expect("written");
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o500)).expect("closed");
+    fs::create_dir_all(&left).expect("made");
+    for number in 0..300 {
+        fs::create_dir_all(left.join(format!("{number}/swapped/inner"))).expect("made");
+        fs::set_permissions(left.join(format!("{number}/swapped")), fs::Permissions::from_mode(0o000)).expect("closed");
+        symlink(&victim, left.join(format!("{number}/link"))).expect("planted");
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                for number in (0..300).rev() {
+                    let path = |name: &str| left.join(format!("{number}/{name}"));
+                    let _ =
+                        renameat2(AT_FDCWD, &path("swapped"), AT_FDCWD, &path("link"), RenameFlags::RENAME_EXCHANGE);
+                }
+            }
+        });
+        let id = gitlab.queue(job(&["true"]).build());
+        let mut agent = home.start(&["--once"]);
+        let ended = gitlab.finished(id);
+        let done = agent.wait();
+        stop.store(true, Ordering::SeqCst);
+        assert!(ended.state == "success" && done.success(), "{}", agent.log());
+    });
+    assert_eq!(fs::read_to_string(victim.join("file")).expect("still there"), "stays");
+    assert_eq!(fs::metadata(&victim).expect("there").mode() & 0o777, 0o500);
+}
+
+/// What a job leaves goes with it, however deep, closed and full of links it is.
+#[test]
+fn a_job_leaves_what_is_hard_to_remove() {
+    let outcome = in_containers()
+        .variable("GIT_STRATEGY", "clone")
+        .script(&[
+            "d=.; for i in $(seq 600); do mkdir $d/d; cd $d/d; done",
+            "cd $CI_PROJECT_DIR; mkdir -p closed/inner; touch closed/inner/x; ln -s / closed/root; mkfifo closed/pipe",
+            "mkdir many; for i in $(seq 3000); do : >many/$i; done; chmod 000 closed/inner closed .",
+        ])
+        .run()
+        .succeeded();
+    assert!(!outcome.agent.contains("cannot remove"), "{}", outcome.agent);
+    let left: Vec<_> = fs::read_dir(outcome.home.path("builds/tokenOfTh")).expect("there").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
