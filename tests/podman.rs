@@ -44,7 +44,7 @@ fn run_whole_jobs(engine: &Docker, uid: Option<u32>) {
             assert!(job.has(part), "{part} in {}", job.log());
         }
         assert_eq!(job.lines().contains(&"cached".to_owned()), index == 1, "{}", job.log());
-        assert!(!job.has("WARNING"), "{}", job.log());
+        assert!(!job.has("probably didn't start"), "{}", job.log());
         assert_eq!(job.artifacts.len(), 1, "{}", job.log());
     }
     assert!(agent.wait().success(), "{}", agent.log());
@@ -54,9 +54,26 @@ fn run_whole_jobs(engine: &Docker, uid: Option<u32>) {
     assert_eq!(left, "", "{}", agent.log());
 }
 
+/// Podman creates the first process of a container earlier than Docker does.
+fn assert_missing_shell_is_reported(engine: &Docker) {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::write(root.path().join("file"), "").expect("write a file");
+    let image = engine.image_of(root.path(), &["CMD [\"/file\"]"]);
+    let gitlab = GitLab::start();
+    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let id = gitlab.queue(job(&["echo never"]).set("image", json!({"name": image})).build());
+    let mut agent = home.start(&["--once"]);
+    let job = gitlab.finished(id);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(job.failure_reason.as_deref(), Some("script_failure"), "{}", job.log());
+    assert!(job.has("cannot run scripts: it has no shell"), "{}", job.log());
+}
+
 #[test]
 fn podman_runs_jobs_as_root() {
-    run_whole_jobs(&Docker::of_kind(EngineKind::Podman), None);
+    let engine = Docker::of_kind(EngineKind::Podman);
+    run_whole_jobs(&engine, None);
+    assert_missing_shell_is_reported(&engine);
 }
 
 #[test]

@@ -124,7 +124,11 @@ fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &Sign
         container.remove(engine).map_err(engine_error)?;
         container.create(engine)?;
     }
-    let attached = engine.attach(&container.name).map_err(ScriptFailure::of_engine)?;
+    // Podman creates the process here, Docker when the container starts.
+    let attached = engine.attach(&container.name).map_err(|error| match lacks_program(&error) {
+        true => start_error(&error, container).into(),
+        false => ScriptFailure::of_engine(error),
+    })?;
     retry_when_disk_full(|| engine.start_container(&container.name)).map_err(|error| start_error(&error, container))?;
     let mut step = ScriptRun::new(plan, engine, attached, signals);
     let end = step.relay_output();
@@ -523,10 +527,16 @@ fn engine_error(error: Error) -> JobError {
     JobError::system(error.to_string())
 }
 
+/// Whether the engine did not find the shell or the entrypoint in the image.
+fn lacks_program(error: &Error) -> bool {
+    let text = error.to_string();
+    text.contains("executable file not found") || text.contains("no such file or directory")
+}
+
 /// The failure if a container cannot be started: an image without a shell is the job's fault.
 fn start_error(error: &Error, container: &PreparedContainer) -> JobError {
     let text = error.to_string();
-    if text.contains("executable file not found") || text.contains("no such file or directory") {
+    if lacks_program(error) {
         return JobError::new(
             FailureReason::ScriptFailure,
             format!(
