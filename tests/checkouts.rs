@@ -188,7 +188,7 @@ fn a_cache_is_restored_over_read_only_directories() {
 fn locks_and_checkouts_of_other_tools_do_not_stop_git() {
     for scene in scenes() {
         let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
-        let (url, _) = scene.git.repository("team/demo", &[("a.txt", "one\n")]);
+        let (url, _) = scene.git.repository("team/demo", &[("a.txt", "one\n"), ("src/t/u.txt", "tracked\n")]);
         let sha = scene.git.add_submodule("team/demo", "lib", &library);
         let asked = |lines: &[&str], sha: &str| {
             let asked = job(lines).sources(&url, sha).variable("GIT_SUBMODULE_STRATEGY", "recursive");
@@ -201,15 +201,17 @@ fn locks_and_checkouts_of_other_tools_do_not_stop_git() {
         let other = "for d in build/_deps/x lib/build/y; do mkdir -p $d/.git/objects $d/.git/refs $d/src; \
                      echo 'ref: refs/heads/main' >$d/.git/HEAD; echo built >$d/src/f; done";
         let evil = "mkdir -p build/evil/.git/objects build/evil/.git/refs; mkfifo build/evil/.git/HEAD";
-        scene.pass(asked(&[locks, other, evil], &sha));
+        let planted = "for d in src src/t; do mkdir -p $d/.git/objects $d/.git/refs; echo 'ref: refs/heads/x' >$d/.git/HEAD; done";
+        scene.pass(asked(&[locks, other, evil, planted], &sha));
         let sha = scene.git.commit("team/demo", &[("a.txt", "two\n")], "next");
         let look = "cat a.txt build/_deps/x/.git/HEAD lib/build/y/.git/HEAD lib/build/y/src/f lib/lib.txt; \
-                    find .git -name '*.lock' | wc -l";
+                    find .git -name '*.lock' | wc -l; ls -A src src/t";
         let lines = scene.pass(asked(&[look], &sha));
         assert_reused(&lines);
         for part in ["two", "built", "from the library", "0"] {
             assert!(lines.contains(&part.to_owned()), "{part} in {lines:#?}");
         }
         assert_eq!(lines.iter().filter(|line| *line == "ref: refs/heads/main").count(), 2, "{lines:#?}");
+        assert!(!lines.contains(&".git".to_owned()), "in a directory of the checkout: {lines:#?}");
     }
 }

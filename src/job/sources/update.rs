@@ -58,22 +58,22 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
         1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
         _ => println!("{GREEN}Fetching changes...{RESET}"),
     }
+    // The work tree may still have files of an earlier job, also with a new repository.
+    let nested = worktree::sanitise(&plan.project)?;
     let known = if before == RepositoryOrigin::Created {
         println!("{GREEN}Created fresh repository.{RESET}");
-        // The work tree may still have files of an earlier job.
-        worktree::sanitise(&plan.project)?;
         None
     } else {
         Some(reuse(plan)?)
     };
     fetch_refs(plan, before)?;
     repository::mark(plan)?;
-    check_out(plan, known.as_ref())
+    check_out(plan, known.as_ref())?;
+    Ok(worktree::remove_planted(plan, &nested)?)
 }
 
 /// Makes the checkout of an earlier job usable; returns the files of the work tree that match the index.
 fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
-    worktree::sanitise(&plan.project)?;
     let record = CheckoutRecord::read(plan);
     record::remove_unknown_large_files(plan, &record)?;
     let known = index::rebuild(plan, &record)?;

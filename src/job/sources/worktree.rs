@@ -1,8 +1,11 @@
 //! Files of the work tree that git reads before it has replaced them.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::index::{self, IndexEntry};
+use super::{SourcesPlan, remove};
 use crate::archive::root::{Kind, Root};
 
 /// Files that git and Git LFS read from the work tree.
@@ -15,18 +18,22 @@ const OF_REPOSITORY: [&str; 4] = [".git", "HEAD", "commondir", "config"];
 const SIZE_MAX: i64 = 100 << 20;
 
 /// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Links stay: git
-/// follows none of them.
-pub fn sanitise(project: &Path) -> io::Result<()> {
+/// follows none of them. Returns the directories below the project that contain a `.git`.
+pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
     let root = Root::open(project)?;
+    let mut nested = Vec::new();
     let mut waiting = vec![PathBuf::new()];
     while let Some(directory) = waiting.pop() {
         // Git cannot enter a directory that cannot be listed or whose path is too long.
         let Ok(entries) = root.list(&directory) else { continue };
         for (name, kind) in entries {
             let path = directory.join(&name);
-            let is_read = READ.iter().any(|read| name == *read);
-            if kind == Kind::Directory && name == ".git" && !directory.as_os_str().is_empty() {
-                sanitise_nested(&root, &path)?;
+            let is_read = READ.iter().any(|read| name == *read) || name == "commondir";
+            if name == ".git" && !directory.as_os_str().is_empty() {
+                nested.push(directory.clone());
+                if kind == Kind::Directory {
+                    sanitise_nested(&root, &path)?;
+                }
             }
             let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
             match kind {
@@ -39,6 +46,22 @@ pub fn sanitise(project: &Path) -> io::Result<()> {
             }
         }
     }
+    Ok(nested)
+}
+
+/// Removes `.git` from directories of the checkout itself: no tool makes a checkout there, and the job's git would take
+/// what an earlier job planted for the repository. `nested`: the directories that [`sanitise`] returned.
+pub fn remove_planted(plan: &SourcesPlan, nested: &[PathBuf]) -> io::Result<()> {
+    if nested.is_empty() {
+        return Ok(());
+    }
+    let entries = index::list(plan)?.unwrap_or_default();
+    let files = entries.iter().filter(|entry| entry.mode != 0o160_000).filter_map(IndexEntry::path_below);
+    let tracked: HashSet<PathBuf> =
+        files.flat_map(|path| path.ancestors().skip(1).map(Path::to_owned).collect::<Vec<_>>()).collect();
+    for directory in nested.iter().filter(|directory| tracked.contains(*directory)) {
+        remove::remove(&plan.project.join(directory).join(".git"))?;
+    }
     Ok(())
 }
 
@@ -46,8 +69,10 @@ pub fn sanitise(project: &Path) -> io::Result<()> {
 /// is a repository.
 fn sanitise_nested(root: &Root, git: &Path) -> io::Result<()> {
     for (name, kind) in root.list(git).unwrap_or_default() {
-        if kind == Kind::Special {
-            root.remove(&git.join(name), kind)?;
+        let path = git.join(&name);
+        let is_huge = || name == "commondir" && root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
+        if kind == Kind::Special || kind == Kind::File && is_huge() {
+            root.remove(&path, kind)?;
         }
     }
     Ok(())
@@ -70,7 +95,8 @@ mod tests {
             nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).expect("made");
         }
         File::create(path("a/.lfsconfig")).and_then(|file| file.set_len(4 << 30)).expect("made");
-        sanitise(directory.path()).expect("sanitised");
+        File::create(path("a/nested/.git/commondir")).and_then(|file| file.set_len(4 << 30)).expect("made");
+        assert_eq!(sanitise(directory.path()).expect("sanitised"), [PathBuf::from("a/nested")]);
         for (name, stays) in [
             (".gitignore", true),
             (".gitattributes", false),
@@ -78,6 +104,7 @@ mod tests {
             ("a/.lfsconfig", false),
             ("a/pipe", true),
             ("a/nested/.git/HEAD", false),
+            ("a/nested/.git/commondir", false),
             ("a/nested/.git/config", true),
             ("a/HEAD", false),
         ] {
