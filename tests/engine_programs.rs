@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,18 @@ use serde_json::{Value, json};
 
 use crate::documents::root;
 use crate::support::gitlab::GitLab;
+
+/// The directory of the agents that `local.sh` starts; they outlive a manager, but not the test.
+pub struct LocalAgents(pub PathBuf);
+
+impl Drop for LocalAgents {
+    fn drop(&mut self) {
+        for agent in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let pid = fs::read_to_string(agent.path().join("pid")).unwrap_or_default();
+            let _ = Command::new("kill").args(["-9", pid.trim()]).stderr(Stdio::null()).status();
+        }
+    }
+}
 
 /// A program that runs, asked as the manager asks it.
 struct Program {
@@ -129,6 +141,7 @@ fn agents_on_this_machine_come_and_go() {
     let token = directory.path().join("token");
     fs::write(&token, "fleet-token").expect("write a file");
     let fleet = directory.path().join("fleet");
+    let _agents = LocalAgents(fleet.clone());
     let arguments = [
         fleet.display().to_string(),
         gitlab.url.clone(),

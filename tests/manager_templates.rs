@@ -53,7 +53,7 @@ fn all_recipes_write_the_same_user_data() {
             ("key_parameter", "/ci/manager-key"),
             ("max_instances", "20"),
             ("group", "ci-pool"),
-            ("manager_url", "https://manager.example.com:9443"),
+            ("manager_url", "https://manager.example.com:9253"),
             ("fleet_token", "fleet-token"),
         ];
         let of_module = read(&format!("docs/fleet/terraform-manager/{module}"));

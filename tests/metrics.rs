@@ -25,7 +25,7 @@ fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-fn get(address: &str, path: &str) -> (u16, String) {
+pub fn get(address: &str, path: &str) -> (u16, String) {
     try_get(address, path).unwrap_or_else(|| panic!("no answer from {address}{path}"))
 }
 
@@ -48,7 +48,7 @@ pub fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, S
 }
 
 /// The findings of promtool; empty if there are none.
-fn lint(metrics: &str) -> String {
+pub fn lint(metrics: &str) -> String {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

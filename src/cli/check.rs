@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
-use super::{ConfigFile, permission};
+use super::{ConfigFile, check_pools, permission};
 use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use crate::agent::{self, advice, metadata_blocking};
 use crate::config::leave::Strategy;
@@ -50,22 +50,22 @@ pub struct Options {
 
 /// Prints and counts the results.
 #[derive(Default)]
-struct Report {
+pub struct Report {
     failures: usize,
     warnings: usize,
 }
 
 impl Report {
-    fn ok(&self, what: &str, text: &str) {
+    pub fn ok(&self, what: &str, text: &str) {
         println!("ok       {what}: {text}");
     }
 
-    fn warn(&mut self, what: &str, text: &str) {
+    pub fn warn(&mut self, what: &str, text: &str) {
         self.warnings += 1;
         println!("warning  {what}: {text}");
     }
 
-    fn fail(&mut self, what: &str, text: &str) {
+    pub fn fail(&mut self, what: &str, text: &str) {
         self.failures += 1;
         println!("FAIL     {what}: {text}");
     }
@@ -75,8 +75,8 @@ impl Report {
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let mut report = Report::default();
     let path = options.file.path();
-    match Config::load(&path) {
-        Err(error) => report.fail("configuration", &error.to_string()),
+    match options.file.load_for_role() {
+        Err(error) => report.fail("configuration", &error),
         Ok(loaded) => {
             report.ok("configuration", &path.display().to_string());
             for finding in &loaded.findings {
@@ -85,12 +85,31 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
                     Severity::Warning | Severity::UnknownKey => report.warn("configuration", &finding.to_string()),
                 }
             }
-            check_configuration(&mut report, options, &loaded.config);
+            match loaded.config.mayfly.manager {
+                None => check_configuration(&mut report, options, &loaded.config),
+                Some(_) => check_manager(&mut report, &loaded.config),
+            }
         }
     }
     let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
     println!("{}, {}", plural(report.failures, "failure"), plural(report.warnings, "warning"));
     Ok(if report.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The checks for `mayfly manager`, which runs no job on this machine.
+fn check_manager(report: &mut Report, config: &Config) {
+    let state = config::state_dir(config);
+    check_state(report, &state);
+    check_listen_address(report, config, &state);
+    let mut config = config.clone();
+    if let Err(why) = secrets::fill_in(&mut config, TIMEOUT) {
+        report.fail("token", &why);
+    }
+    check_pools::check(report, &config);
+    let system_id = system_id::peek(&config.path, None);
+    for runner in &config.runners {
+        check_server(report, &format!("pool `{}`", runner.name), &config, runner, &system_id);
+    }
 }
 
 fn check_configuration(report: &mut Report, options: &Options, config: &Config) {

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Names follow gitlab-runner where it has an equivalent.
 
 mod check;
+mod check_pools;
 mod exec;
 mod logging;
 mod manage;
@@ -22,7 +23,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::agent::advice;
-use crate::config::{self, Config, Finding, Loaded, Severity};
+use crate::config::{self, Config, Finding, Loaded, Role, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::job::file_task;
@@ -96,6 +97,15 @@ impl ConfigFile {
         Config::load(&self.path()).map_err(|error| error.to_string())
     }
 
+    /// The same as a manager sees it, if the file has `[mayfly.manager]`.
+    fn load_for_role(&self) -> Result<Loaded, String> {
+        let loaded = self.load()?;
+        match loaded.config.mayfly.manager {
+            None => Ok(loaded),
+            Some(_) => Config::load_as(&self.path(), Role::Manager).map_err(|error| error.to_string()),
+        }
+    }
+
     /// The configuration, including tokens that are stored in AWS.
     fn load_with_tokens(&self) -> Result<Config, String> {
         let mut config = self.load()?.config;
@@ -160,24 +170,39 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Warns if this machine is an instance that keeps running after its jobs. A manager is not such an instance.
+fn warn_about_shutdown(config: &Config) {
+    let mut leave = config.leave.clone();
+    if let Ok(instance) = instance::find(config.mayfly.aws.as_ref(), Requirement::Nothing) {
+        leave.apply_default(instance.is_in_group());
+        if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
+            println!("{}: warning: {advice}", config.path.display());
+        }
+    }
+}
+
 /// Checks the file, and of this machine only whether it is an instance that keeps running. `check` also checks the rest
 /// of the machine, and the server.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
-    let loaded = file.load()?;
+    let loaded = file.load_for_role()?;
     let path = loaded.config.path.display();
     let is_error = |finding: &&Finding| finding.severity != Severity::Warning;
     for finding in &loaded.findings {
         println!("{path}: {}: {finding}", if is_error(&finding) { "error" } else { "warning" });
     }
-    let mut leave = loaded.config.leave.clone();
-    if let Ok(instance) = instance::find(loaded.config.mayfly.aws.as_ref(), Requirement::Nothing) {
-        leave.apply_default(instance.is_in_group());
-        if let Some(advice) = advice::of_shutdown(&loaded.config.lifetime, &leave, &*instance) {
-            println!("{path}: warning: {advice}");
-        }
+    if loaded.config.mayfly.manager.is_none() {
+        warn_about_shutdown(&loaded.config);
     }
-    let errors = loaded.findings.iter().filter(is_error).count();
-    println!("{path}: {} usable runner(s), {errors} error(s)", loaded.config.runners.len());
+    let mut errors = loaded.findings.iter().filter(is_error).count();
+    let mut usable = loaded.config.runners.len();
+    if loaded.config.mayfly.manager.is_some() {
+        let pools = check_pools::lint(&loaded.config);
+        pools.errors.iter().for_each(|why| println!("{path}: error: {why}"));
+        pools.warnings.iter().for_each(|why| println!("{path}: warning: {why}"));
+        errors += pools.errors.len();
+        usable = pools.usable;
+    }
+    println!("{path}: {usable} usable runner(s), {errors} error(s)");
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -79,6 +79,7 @@ const MAYFLY_MANAGER: &[(&str, Support)] = &[
     ("plain_http", Honoured),
     ("agent_token", Honoured),
     ("state_dir", Honoured),
+    ("registration_timeout", Honoured),
 ];
 
 /// Keys below `[mayfly.aws]`.

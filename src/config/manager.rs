@@ -1,9 +1,11 @@
 //! `[mayfly.manager]`: how `mayfly manager` serves its agents.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::duration;
 use super::expand;
 use super::reference::Reference;
 use crate::token::Token;
@@ -21,6 +23,8 @@ pub struct Table {
     plain_http: bool,
     agent_token: Option<Token>,
     state_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "duration::read")]
+    registration_timeout: Option<Duration>,
 }
 
 /// `[mayfly.manager]`.
@@ -36,6 +40,8 @@ pub struct Manager {
     pub agent_token_reference: Option<Reference>,
     /// Where the durable state is kept.
     pub state_dir: Option<PathBuf>,
+    /// How long a running instance may take to register; `None` for the usual time.
+    pub registration_timeout: Option<Duration>,
 }
 
 impl Table {
@@ -75,6 +81,7 @@ impl Table {
             agent_token: if reference.is_some() { Token::new("") } else { Token::new(token.trim()) },
             agent_token_reference: reference,
             state_dir: given(self.state_dir),
+            registration_timeout: self.registration_timeout.filter(|timeout| !timeout.is_zero()),
         })
     }
 }

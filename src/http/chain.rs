@@ -40,6 +40,16 @@ impl Certificate {
         }
     }
 
+    /// The host names and addresses that it is for.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// When its validity ends, for messages.
+    pub fn not_after(&self) -> &str {
+        &self.not_after
+    }
+
     /// Fails if the extended key usage excludes server authentication.
     pub fn check_purpose(&self) -> Result<(), CertificateError> {
         if self.is_for_other_purposes { Err(CertificateError::InvalidPurpose) } else { Ok(()) }

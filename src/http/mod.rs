@@ -3,7 +3,7 @@
 //! A token is never sent to another server than its own, neither in a header nor in a body.
 
 mod address;
-mod chain;
+pub mod chain;
 mod client;
 mod connections;
 pub mod conversation;

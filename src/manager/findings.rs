@@ -1,7 +1,7 @@
 //! What is odd in the settings of a pool: warnings of `lint` and `check`.
 
 use super::pool::PoolSettings;
-use super::scaling::{REGISTRATION_TIMEOUT, Sizing};
+use super::scaling::Sizing;
 use crate::config::fleet::FleetTable;
 
 /// Warnings, each with what to do.
@@ -51,12 +51,12 @@ pub fn of(pool: &PoolSettings) -> Vec<String> {
             }
         }
     }
-    if pool.instance_acquire_timeout < REGISTRATION_TIMEOUT {
+    if pool.instance_acquire_timeout < pool.registration_timeout {
         found.push(format!(
             "`instance_acquire_timeout` is {} s, shorter than the {} s in which an instance may register: a held job may \
              fail while its instance boots",
             pool.instance_acquire_timeout.as_secs(),
-            REGISTRATION_TIMEOUT.as_secs()
+            pool.registration_timeout.as_secs()
         ));
     }
     if let Some(room) = room.filter(|room| sizing.max_jobs < *room) {

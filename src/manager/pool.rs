@@ -16,6 +16,8 @@ const DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 const SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
 const SHUTDOWN_DELETION_RETRIES: u32 = 3;
 const FAILURE_THRESHOLD: u32 = 3;
+/// How long a running instance may take to register where nothing is configured.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// How long the command engine may take to answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -57,6 +59,8 @@ pub struct PoolSettings {
     pub deletion_retry_interval: Duration,
     /// Instances in a row that do not register before growth stops.
     pub failure_threshold: u32,
+    /// How long a running instance may take to register.
+    pub registration_timeout: Duration,
     /// What lists, starts and terminates instances.
     pub engine: EngineSettings,
     /// Sent to agents: must succeed before an instance's first job.
@@ -167,6 +171,7 @@ impl PoolSettings {
             ),
             deletion_retry_interval: positive(read.deletion_retry_interval, DELETION_RETRY_INTERVAL),
             failure_threshold: read.failure_threshold.filter(|most| *most > 0).unwrap_or(FAILURE_THRESHOLD),
+            registration_timeout: REGISTRATION_TIMEOUT,
             engine,
             instance_ready_command: read.instance_ready_command.filter(|command| !command.trim().is_empty()),
             delete_instances_on_shutdown: read.delete_instances_on_shutdown,
@@ -208,6 +213,7 @@ impl PoolSettings {
             update_interval_when_expecting: UPDATE_INTERVAL_WHEN_EXPECTING,
             deletion_retry_interval: DELETION_RETRY_INTERVAL,
             failure_threshold: FAILURE_THRESHOLD,
+            registration_timeout: REGISTRATION_TIMEOUT,
             engine: EngineSettings::Aws(group),
             instance_ready_command: None,
             delete_instances_on_shutdown: false,

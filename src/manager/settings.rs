@@ -63,10 +63,14 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
     if runner.url.is_empty() {
         return Err("no `url`; write the URL of GitLab".to_owned());
     }
-    if runner.token.is_empty() {
+    if runner.token.is_empty() && runner.token_reference.is_none() {
         return Err("no `token`; write the runner's authentication token".to_owned());
     }
-    if config.mayfly.manager.as_ref().is_some_and(|manager| manager.agent_token.is_empty())
+    if config
+        .mayfly
+        .manager
+        .as_ref()
+        .is_some_and(|manager| manager.agent_token.is_empty() && manager.agent_token_reference.is_none())
         && runner.agent_role.is_none()
     {
         return Err("its agents cannot prove themselves; write `agent_token` below [mayfly.manager], or `agent_role` \
@@ -78,7 +82,10 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
         None => None,
     };
     let named = Arc::new(Runner { name: name_of(runner), ..runner.clone() });
-    let pool = PoolSettings::new(named, table, config.concurrent)?;
+    let mut pool = PoolSettings::new(named, table, config.concurrent)?;
+    if let Some(timeout) = config.mayfly.manager.as_ref().and_then(|manager| manager.registration_timeout) {
+        pool.registration_timeout = timeout;
+    }
     Ok(Some(pool.serving(fleet::for_agents(&runner.written), authorities, config.check_interval)))
 }
 

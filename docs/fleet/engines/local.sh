@@ -25,7 +25,6 @@ leave = "exit"
 name = "$name"
 url = "$url"
 token = "$(cat "$token_file")"
-executor = "shell"
 END
     chmod 600 "$directory/$name/config.toml"
     # A session of its own: the agent survives this program and the manager.

@@ -19,8 +19,8 @@ resource "aws_security_group" "manager" {
   tags        = var.tags
 
   ingress {
-    from_port       = 9443
-    to_port         = 9443
+    from_port       = 9253
+    to_port         = 9253
     protocol        = "tcp"
     security_groups = [aws_security_group.agent.id]
   }

@@ -63,7 +63,7 @@ variable "gitlab_url" {
 }
 
 variable "manager_url" {
-  description = "URL of the manager, such as https://manager.example.com:9443: a name for its address, which its certificate has."
+  description = "URL of the manager, such as https://manager.example.com:9253: a name for its address, which its certificate has."
   type        = string
 }
 

@@ -39,11 +39,6 @@ pub fn current() -> Result<Credentials, String> {
     PROCESS.current()
 }
 
-/// Drops credentials of this process that a service rejected as expired.
-pub fn discard(refused: &Credentials) {
-    PROCESS.discard(refused);
-}
-
 impl Source {
     /// The source of the process.
     pub fn of_process() -> &'static Self {

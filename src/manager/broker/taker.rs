@@ -69,9 +69,11 @@ impl Broker {
                 }
                 PollOutcome::Failed(why) => {
                     health.healthy();
+                    self.board.api_error(&self.name, "gitlab");
                     log::warn!("poll failed; retrying pool={} error={why}", self.name);
                 }
                 PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
+                    self.board.api_error(&self.name, "gitlab");
                     log::error!(
                         "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
                         self.name

@@ -171,28 +171,10 @@ pub fn of(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
     }
 }
 
-impl Group {
-    /// A member by its id.
-    pub fn member(&self, instance: &str) -> Option<&Member> {
-        self.members.iter().find(|member| member.instance == instance)
-    }
-}
-
 impl State {
     /// Whether an instance in this state counts against the group's size.
     pub fn counts(self) -> bool {
         matches!(self, Self::Creating | Self::Running)
-    }
-
-    /// The word for metrics and pages.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Running => "running",
-            Self::Terminating => "terminating",
-            Self::Held => "held",
-            Self::Aside => "aside",
-        }
     }
 }
 

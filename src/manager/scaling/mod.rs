@@ -5,6 +5,8 @@
 //! waits for nothing, so that `mayfly manager simulate` can run it over a day in virtual time. The [`scaler`] feeds it and
 //! calls the engine.
 
+#[cfg(test)]
+mod configurations;
 pub mod growth;
 pub mod observation;
 pub mod planner;
@@ -23,9 +25,6 @@ use growth::Growth;
 use policy::Policies;
 
 use super::pool::PoolSettings;
-
-/// How long a running instance may take to register.
-pub const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// What decides about the size of a pool.
 #[derive(Clone, Debug)]
@@ -61,7 +60,7 @@ impl Sizing {
             max_jobs: pool.concurrent.min(limit),
             growth: Growth::of(pool),
             policies: Policies::of(&pool.table),
-            registration_timeout: REGISTRATION_TIMEOUT,
+            registration_timeout: pool.registration_timeout,
             failure_threshold: pool.failure_threshold,
             deletion_retry: pool.deletion_retry_interval,
         }

@@ -1,5 +1,6 @@
 //! What the planner sees of a pool at one moment.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -25,9 +26,16 @@ pub struct Observation {
     /// The pool's jobs.
     pub jobs: Jobs,
     /// The registered agents.
-    pub agents: Vec<Agent>,
+    pub agents: Agents,
     /// The group; `None` while the engine does not answer.
     pub group: Option<Group>,
+}
+
+/// Agents, found by their instance: a fleet may have a thousand of them.
+#[derive(Clone, Debug, Default)]
+pub struct Agents {
+    all: Vec<Agent>,
+    by_instance: HashMap<String, usize>,
 }
 
 /// An agent, as far as the pool's size depends on it.
@@ -70,13 +78,32 @@ impl Observation {
         Self {
             now,
             jobs: Jobs { held: snapshot.held, running: snapshot.running },
-            agents: snapshot.agents.iter().map(agent).collect(),
+            agents: snapshot.agents.iter().map(agent).collect::<Vec<Agent>>().into(),
             group,
         }
     }
 
     /// An agent by its instance.
     pub fn agent(&self, instance: &str) -> Option<&Agent> {
-        self.agents.iter().find(|agent| agent.instance == instance)
+        self.agents.by_instance.get(instance).and_then(|at| self.agents.all.get(*at))
+    }
+}
+
+impl From<Vec<Agent>> for Agents {
+    fn from(all: Vec<Agent>) -> Self {
+        let by_instance = all.iter().enumerate().map(|(at, agent)| (agent.instance.clone(), at)).collect();
+        Self { all, by_instance }
+    }
+}
+
+impl Agents {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Agent> {
+        self.all.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
     }
 }

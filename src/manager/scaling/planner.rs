@@ -3,6 +3,7 @@
 //! The planner never terminates an instance with a job, and it lowers the desired capacity only together with a
 //! termination that it names, so that the cloud never chooses.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -212,7 +213,7 @@ impl Planner {
 
     fn follow_registrations(&mut self, seen: &Observation, group: &Group, plan: &mut Plan) {
         let now = seen.now.elapsed;
-        for agent in &seen.agents {
+        for agent in seen.agents.iter() {
             if self.removals.registered(&agent.instance, agent.builds, agent.work == Work::Leaving) {
                 plan.boots.extend(self.watchdog.registered(&agent.instance, now));
             }
@@ -222,9 +223,13 @@ impl Planner {
                 self.watchdog.starting(&member.instance, member.state == State::Running, now);
             }
         }
-        let is_there = |instance: &str| {
-            group.member(instance).is_some_and(|member| member.state.counts() || member.state == State::Held)
-        };
+        let there: HashSet<&str> = group
+            .members
+            .iter()
+            .filter(|member| member.state.counts() || member.state == State::Held)
+            .map(|member| member.instance.as_str())
+            .collect();
+        let is_there = |instance: &str| there.contains(instance);
         self.watchdog.retain(is_there);
         self.removals.retain(|instance| is_there(instance) || seen.agent(instance).is_some());
     }
@@ -297,8 +302,9 @@ impl Planner {
         if silent.is_empty() || silent.len() * 2 > seen.agents.len() {
             return;
         }
+        let running = running(group);
         for agent in silent.into_iter().filter(|agent| matches!(agent.work, Work::Idle(_))) {
-            let runs = group.member(&agent.instance).is_some_and(|member| member.state == State::Running);
+            let runs = running.contains(agent.instance.as_str());
             let stays = !self.is_going(&agent.instance, seen);
             if runs && stays && self.removals.may_try(&agent.instance, seen.now.elapsed) {
                 let change = counted.remove_staying(plan.wanted.instances, group.least);
@@ -372,10 +378,14 @@ impl Planner {
     fn dismiss(&self, seen: &Observation, group: &Group, policy: &Policy, counted: Counted, plan: &mut Plan) {
         let mut surplus = counted.base.saturating_sub(plan.wanted.instances);
         surplus = surplus.min(counted.base.saturating_sub(group.least));
+        if surplus == 0 {
+            return;
+        }
+        let running = running(group);
         let mut idle: Vec<(Duration, &Agent)> = seen
             .agents
             .iter()
-            .filter(|agent| group.member(&agent.instance).is_some_and(|member| member.state == State::Running))
+            .filter(|agent| running.contains(agent.instance.as_str()))
             .filter(|agent| {
                 !self.removals.is_dismissed(&agent.instance) && !self.removals.is_terminated(&agent.instance)
             })
@@ -419,6 +429,11 @@ impl Planner {
         let throttled = grows.then(|| self.throttle.next()).flatten();
         idle.chain(self.watchdog.next(now)).chain(self.removals.next(now)).chain(throttled).min()
     }
+}
+
+fn running(group: &Group) -> HashSet<&str> {
+    let running = group.members.iter().filter(|member| member.state == State::Running);
+    running.map(|member| member.instance.as_str()).collect()
 }
 
 fn effect(change: CapacityChange) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! One refused or throttled call never stops it: the next round decides anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use super::Sizing;
 use super::observation::{Now, Observation};
 use super::planner::{Action, Note, Plan, Planner, Step};
+use super::wanted::Wanted;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, State};
 use crate::manager::pool::PoolSettings;
@@ -24,6 +25,8 @@ const STACK: usize = 512 * 1024;
 const EACH_MINUTE: Duration = Duration::from_secs(60);
 /// The group as it was last seen is good for decisions for this long while the engine does not answer.
 const STALE: Duration = Duration::from_secs(150);
+/// From one decision to the next at least.
+const LEAST_ROUND: Duration = Duration::from_millis(50);
 /// Between two looks at failed starts while instances are awaited.
 const FAILED_STARTS: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
@@ -180,8 +183,11 @@ impl Rounds {
     fn run(&mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             self.take_settings();
+            let began = Instant::now();
             let wait = self.round();
             self.workload.wait_for_change(wait);
+            // Many jobs that begin and end at the same time are one change.
+            thread::sleep(LEAST_ROUND.saturating_sub(began.elapsed()));
         }
     }
 
@@ -195,10 +201,11 @@ impl Rounds {
 
     /// One decision and its steps. Returns when the next one is due.
     fn round(&mut self) -> Duration {
-        if self.is_look_due() {
+        let mut snapshot = self.workload.snapshot();
+        if self.looked.is_none_or(|looked| looked.elapsed() >= self.interval(&snapshot)) {
             self.look();
+            snapshot = self.workload.snapshot();
         }
-        let snapshot = self.workload.snapshot();
         self.known.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
         self.look_for_failures(&snapshot);
         let at = Instant::now();
@@ -234,7 +241,8 @@ impl Rounds {
     /// Whether instances come or go.
     fn expects(&self, snapshot: &Snapshot) -> bool {
         let Some((group, _)) = &self.group else { return false };
-        let registered = |instance: &str| snapshot.agents.iter().any(|agent| agent.instance == instance);
+        let agents: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.instance.as_str()).collect();
+        let registered = |instance: &str| agents.contains(instance);
         let listed = group.members.iter().filter(|member| member.state.counts()).count();
         usize::try_from(group.desired).is_ok_and(|desired| desired != listed)
             || group.members.iter().any(|member| match member.state {
@@ -243,11 +251,6 @@ impl Rounds {
                 State::Aside => false,
             })
             || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
-    }
-
-    fn is_look_due(&self) -> bool {
-        let interval = self.interval(&self.workload.snapshot());
-        self.looked.is_none_or(|looked| looked.elapsed() >= interval)
     }
 
     /// Asks for the group, and tells the workload who may register and who is gone.
@@ -270,17 +273,19 @@ impl Rounds {
         let snapshot = self.workload.snapshot();
         self.report_lost(&group, &snapshot);
         self.attend_held(&group, &snapshot);
-        self.known.retain(|instance| group.member(instance).is_some());
+        let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
+        self.known.retain(|instance| listed.contains(instance.as_str()));
         self.group = Some((group, Instant::now()));
     }
 
     /// Agents whose instance is not in the group any more: the engine says whether it has ended.
     fn report_lost(&mut self, group: &Group, snapshot: &Snapshot) {
+        let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
         let missing: Vec<String> = snapshot
             .agents
             .iter()
             .map(|agent| agent.instance.clone())
-            .filter(|instance| group.member(instance).is_none())
+            .filter(|instance| !listed.contains(instance.as_str()))
             .collect();
         if missing.is_empty() {
             return;
@@ -350,7 +355,8 @@ impl Rounds {
 
     fn tell(&mut self, plan: &Plan) {
         if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
-            log::info!("wanted instances: {} pool={}", plan.wanted.reason, self.pool.name);
+            let Wanted { instances, reason, .. } = &plan.wanted;
+            log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
         }
         let stops =
             plan.notes.iter().any(|note| matches!(note, Note::Warning(text) if text.starts_with("growth stop")));

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 
 use super::load::Job;
 use super::{Day, Sample};
-use crate::manager::status::chart::{Series, Tick, draw};
+use crate::manager::status::chart::{HEIGHT, Series, Tick, WIDTH, draw};
 
 /// Minutes of one line of the table.
 const LINE: usize = 60;
@@ -86,8 +86,8 @@ pub fn chart(day: &Day, begins: Timestamp, zone: &TimeZone) -> String {
     let (starting, wanted) = (series(|sample| sample.starting), series(|sample| sample.wanted));
     let minutes = day.samples.len() as u64;
     let tick =
-        |part: u64| -> Tick { (part as f64 / 8.0, clock(begins, Duration::from_secs(minutes * 60 * part / 8), zone)) };
-    let ticks: Vec<Tick> = (0..=8).map(tick).collect();
+        |part: u64| -> Tick { (part as f64 / 6.0, clock(begins, Duration::from_secs(minutes * 60 * part / 6), zone)) };
+    let ticks: Vec<Tick> = (0..=6).map(tick).collect();
     let jobs = [
         Series { name: "running jobs", colour: "#2f80c8", values: &running, filled: true },
         Series { name: "waiting jobs", colour: "#d9822b", values: &waiting, filled: false },
@@ -98,13 +98,17 @@ pub fn chart(day: &Day, begins: Timestamp, zone: &TimeZone) -> String {
         Series { name: "starting instances", colour: "#888", values: &starting, filled: false },
         Series { name: "wanted instances", colour: "#c33", values: &wanted, filled: false },
     ];
-    let place =
-        |svg: String, y: u32| svg.replacen("<svg ", &format!("<svg y=\"{y}\" width=\"860\" height=\"220\" "), 1);
+    let place = |svg: String, y: f64| {
+        svg.replacen("<svg ", &format!("<svg y=\"{y}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" "), 1)
+    };
+    let both = 2.0 * HEIGHT;
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 860 450\" width=\"860\" height=\"450\">\
-         <rect width=\"860\" height=\"450\" fill=\"#fff\"/>{}{}</svg>\n",
-        place(draw("Jobs over the day", &jobs, &ticks), 0),
-        place(draw("Instances over the day", &instances, &ticks), 230)
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {both}\" width=\"{}\" height=\"{}\">\
+         <rect width=\"{WIDTH}\" height=\"{both}\" fill=\"#fff\"/>{}{}</svg>\n",
+        1.5 * WIDTH,
+        1.5 * both,
+        place(draw("Jobs over the day", &jobs, &ticks), 0.0),
+        place(draw("Instances over the day", &instances, &ticks), HEIGHT)
     )
 }
 

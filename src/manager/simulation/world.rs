@@ -206,7 +206,7 @@ impl World<'_> {
         let observation = Observation {
             now: Now { elapsed, time },
             jobs: Jobs { held: number(self.held.len()), running: number(running) },
-            agents: agents.map(|instance| agent(instance, elapsed)).collect(),
+            agents: agents.map(|instance| agent(instance, elapsed)).collect::<Vec<Agent>>().into(),
             group: Some(self.group.clone()),
         };
         let plan = self.planner.plan(&observation);

@@ -1,6 +1,6 @@
 //! What the scalers and brokers of a manager report, and what is made of it for those who look.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -98,7 +98,8 @@ impl StatusBoard {
             status.group = group.cloned();
             let now = Instant::now();
             let instances = all_instances(group, snapshot);
-            status.seen.retain(|instance, _| instances.contains(&instance.as_str()));
+            let there: HashSet<&str> = instances.iter().copied().collect();
+            status.seen.retain(|instance, _| there.contains(instance.as_str()));
             for instance in instances {
                 status.seen.entry(instance.to_owned()).or_insert(now);
             }
@@ -211,11 +212,9 @@ impl StatusBoard {
 fn all_instances<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<&'a str> {
     let mut all: Vec<&str> =
         group.map(|group| group.members.iter().map(|member| member.instance.as_str()).collect()).unwrap_or_default();
-    for agent in &snapshot.agents {
-        if !all.contains(&agent.instance.as_str()) {
-            all.push(&agent.instance);
-        }
-    }
+    let members: HashSet<&str> = all.iter().copied().collect();
+    let agents = snapshot.agents.iter().map(|agent| agent.instance.as_str());
+    all.extend(agents.filter(|instance| !members.contains(instance)));
     all
 }
 
@@ -237,20 +236,21 @@ pub const STATES: [&str; 9] =
 
 /// Each instance and its state, from the group's and the agent's.
 pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
-    let state = |instance: &str| {
-        let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
-        let member = group.and_then(|group| group.member(instance)).map(|member| member.state);
-        match (member, agent.map(|agent| agent.state)) {
-            (Some(State::Terminating), _) => "terminating",
-            (Some(State::Held), _) => "held",
-            (Some(State::Aside), _) => "aside",
-            (_, Some(AgentState::Busy)) => "busy",
-            (_, Some(AgentState::Leaving)) => "leaving",
-            (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
-            (_, Some(AgentState::Idle { .. })) => "idle",
-            (Some(State::Creating), None) => "creating",
-            (Some(State::Running), None) | (None, None) => "starting",
-        }
+    let agents: HashMap<&str, AgentState> =
+        snapshot.agents.iter().map(|agent| (agent.instance.as_str(), agent.state)).collect();
+    let members: HashMap<&str, State> = group
+        .map(|group| group.members.iter().map(|member| (member.instance.as_str(), member.state)).collect())
+        .unwrap_or_default();
+    let state = |instance: &str| match (members.get(instance), agents.get(instance)) {
+        (Some(State::Terminating), _) => "terminating",
+        (Some(State::Held), _) => "held",
+        (Some(State::Aside), _) => "aside",
+        (_, Some(AgentState::Busy)) => "busy",
+        (_, Some(AgentState::Leaving)) => "leaving",
+        (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
+        (_, Some(AgentState::Idle { .. })) => "idle",
+        (Some(State::Creating), None) => "creating",
+        (Some(State::Running), None) | (None, None) => "starting",
     };
     all_instances(group, snapshot).into_iter().map(|instance| (instance, state(instance))).collect()
 }
@@ -258,8 +258,10 @@ pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a 
 fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
     let plan = &status.plan;
     let group = status.group.as_ref();
+    let agents: HashMap<&str, &AgentView> =
+        snapshot.agents.iter().map(|agent| (agent.instance.as_str(), agent)).collect();
     let instances = states(group, snapshot).into_iter().map(|(instance, state)| {
-        let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
+        let agent = agents.get(instance).copied();
         let age = status.seen.get(instance).map_or(Duration::ZERO, Instant::elapsed);
         instance_view(instance, state, age, agent)
     });

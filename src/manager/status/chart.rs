@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 860.0;
-const HEIGHT: f64 = 220.0;
+/// Of a chart, in its own units.
+pub const WIDTH: f64 = 600.0;
+/// As [`WIDTH`].
+pub const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 44.0;
 const RIGHT: f64 = 8.0;
 const TOP: f64 = 30.0;
@@ -164,7 +166,7 @@ mod tests {
         let document = roxmltree::Document::parse(&svg).expect("XML");
         let paths: Vec<&str> = document.descendants().filter_map(|node| node.attribute("d")).collect();
         assert_eq!(paths.len(), 3);
-        assert_eq!(paths[1], "M44.0 196.0 H448.0 V71.5 H852.0");
+        assert_eq!(paths[1], "M44.0 176.0 H318.0 V66.5 H592.0");
         assert!(svg.contains("running &lt;jobs&gt;"));
     }
 

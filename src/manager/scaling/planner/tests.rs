@@ -27,7 +27,7 @@ impl World {
         let observation = Observation {
             now: Now { elapsed: self.now, time: "2026-07-06T12:00:00Z".parse().expect("a time") },
             jobs: self.jobs,
-            agents: self.agents.clone(),
+            agents: self.agents.clone().into(),
             group: self.answers.then(|| self.group.clone()),
         };
         self.planner.plan(&observation)

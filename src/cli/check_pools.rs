@@ -1,0 +1,120 @@
+//! What `lint` and `check` say of the pools of a manager.
+
+use std::time::Duration;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::check::Report;
+use crate::config::Config;
+use crate::config::manager::Manager;
+use crate::http::chain;
+use crate::manager::engine::{self, Verdict};
+use crate::manager::pool::PoolSettings;
+use crate::manager::server::certificate;
+use crate::manager::{findings, settings};
+use crate::monitor::listener::probe_address;
+
+/// A certificate that ends within this time should be replaced.
+const RENEWAL: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// What the file alone tells of its pools.
+#[derive(Default)]
+pub struct PoolFindings {
+    /// Pools that cannot be used, and why.
+    pub errors: Vec<String>,
+    /// Settings that contradict each other.
+    pub warnings: Vec<String>,
+    /// Pools that can be used.
+    pub usable: usize,
+}
+
+/// Reads the pools of a manager's file.
+pub fn lint(config: &Config) -> PoolFindings {
+    let settings = match settings::read(config.clone()) {
+        Ok(settings) => settings,
+        Err(why) => return PoolFindings { errors: vec![why], ..PoolFindings::default() },
+    };
+    let warning = |pool: &PoolSettings| {
+        let name = pool.name.clone();
+        findings::of(pool).into_iter().map(move |finding| format!("pool `{name}`: {finding}"))
+    };
+    PoolFindings {
+        warnings: settings.pools.iter().flat_map(warning).collect(),
+        usable: settings.pools.len(),
+        errors: settings.refused,
+    }
+}
+
+/// The manager itself and each pool, with GitLab and the engine.
+pub fn check(report: &mut Report, config: &Config) {
+    let settings = match settings::read(config.clone()) {
+        Ok(settings) => settings,
+        Err(why) => return report.fail("pools", &why),
+    };
+    for why in &settings.refused {
+        report.fail("pools", why);
+    }
+    check_listener(report, &settings.manager);
+    check_certificate(report, &settings.manager);
+    for pool in &settings.pools {
+        check_pool(report, pool);
+    }
+}
+
+fn check_listener(report: &mut Report, manager: &Manager) {
+    match probe_address(&manager.listen) {
+        Ok(()) => report.ok("listen", &format!("{} is free", manager.listen)),
+        Err(why) => report.warn("listen", &format!("{why}; unless the manager runs already, free the port")),
+    }
+}
+
+/// Files, whether they belong together, the names that agents may use, and how long the certificate is valid.
+fn check_certificate(report: &mut Report, manager: &Manager) {
+    let Some((certificate, key)) = &manager.certificate else {
+        return report.warn(
+            "certificate",
+            "plain HTTP: agents send their tokens, and get the variables of jobs, without encryption; use it only where \
+             nothing else is on the network",
+        );
+    };
+    if let Err(why) = certificate::load(certificate, key) {
+        return report.fail("certificate", &format!("{why}; correct certificate_file or key_file"));
+    }
+    let pem = std::fs::read(certificate).unwrap_or_default();
+    let der = CertificateDer::pem_slice_iter(&pem).next().and_then(Result::ok);
+    let Some(read) = der.and_then(|der| chain::read(&der)) else {
+        return report.warn("certificate", &format!("{}: its names cannot be read", certificate.display()));
+    };
+    if read.names().is_empty() {
+        return report.fail(
+            "certificate",
+            "it names no host (subjectAltName), so agents refuse it; make one with the name in their `url`",
+        );
+    }
+    let (names, ends) = (read.names().join(", "), read.not_after());
+    let now = UnixTime::now();
+    let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + RENEWAL);
+    if let Err(why) = read.check_dates(now) {
+        report.fail("certificate", &format!("for {names}, until {ends}: {why:?}, so agents refuse it; renew it"));
+    } else if read.check_dates(soon).is_err() {
+        report.warn("certificate", &format!("for {names}; it ends {ends}: renew it, and send SIGHUP"));
+    } else {
+        report.ok("certificate", &format!("for {names}, until {ends}; the `url` of agents must have such a name"));
+    }
+}
+
+fn check_pool(report: &mut Report, pool: &PoolSettings) {
+    let place = format!("pool `{}`", pool.name);
+    for finding in findings::of(pool) {
+        report.warn(&place, &finding);
+    }
+    for examined in engine::of(&pool.engine, &pool.name).examine() {
+        let what = format!("{place}: {}", examined.what);
+        match examined.verdict {
+            Verdict::Good => report.ok(&what, &examined.text),
+            Verdict::Doubtful => report.warn(&what, &examined.text),
+            Verdict::Bad => report.fail(&what, &examined.text),
+        }
+    }
+}

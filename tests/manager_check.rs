@@ -1,0 +1,126 @@
+//! `mayfly check` and `lint` for pools, with moto's Auto Scaling.
+
+use std::fs;
+
+use crate::manager_templates::granted;
+use crate::support::mayfly::Home;
+use crate::support::moto::{Moto, User};
+
+/// A group made by these arguments of boto3, with a launch template.
+fn group(moto: &Moto, template: &str, arguments: &str) {
+    moto.python(&format!(
+        "ec2 = client('ec2')\n\
+         image = ec2.register_image(Name='image', RootDeviceName='/dev/xvda')['ImageId']\n\
+         subnet = ec2.describe_subnets()['Subnets'][0]['SubnetId']\n\
+         ec2.create_launch_template(LaunchTemplateName='template', LaunchTemplateData=dict(ImageId=image, InstanceType='t3.small', {template}))\n\
+         a = client('autoscaling')\n\
+         a.create_auto_scaling_group(AutoScalingGroupName='pool', VPCZoneIdentifier=subnet, \
+         LaunchTemplate=dict(LaunchTemplateName='template', Version='$Latest'), {arguments})"
+    ));
+}
+
+const GOOD_TEMPLATE: &str =
+    "InstanceInitiatedShutdownBehavior='terminate', MetadataOptions=dict(HttpTokens='required')";
+
+fn pools(home: &mut Home, moto: &Moto, user: &User, group: &str) {
+    let text = format!(
+        "concurrent = 20\n[mayfly.manager]\nplain_http = true\nagent_token = \"0123456789abcdef\"\nlisten = \"127.0.0.1:0\"\n\
+         [[runners]]\nname = \"fleet\"\nurl = \"http://127.0.0.1:1\"\ntoken = \"t\"\nexecutor = \"docker-autoscaler\"\n\
+         [runners.docker]\nimage = \"alpine\"\n[runners.autoscaler]\nplugin = \"aws\"\ncapacity_per_instance = 1\n\
+         max_instances = 5\n[runners.autoscaler.plugin_config]\nname = \"{group}\"\n\
+         [[runners.autoscaler.policy]]\nidle_time = \"5m\"\n"
+    );
+    fs::write(home.config(), text).expect("write a file");
+    home.set_environment(
+        [
+            ("AWS_ENDPOINT_URL", moto.url.as_str()),
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ACCESS_KEY_ID", &user.access_key),
+            ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec(),
+    );
+}
+
+fn check(home: &Home) -> String {
+    let output = home.call(&["check", "--config", &home.config().display().to_string()]);
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// A user with the permissions of the template.
+fn manager(moto: &Moto) -> User {
+    let granted = granted();
+    let actions: Vec<&str> = granted.iter().map(String::as_str).collect();
+    moto.user("manager", &actions)
+}
+
+#[test]
+fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
+    let moto = Moto::start();
+    group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=5, NewInstancesProtectedFromScaleIn=True");
+    let user = manager(&moto);
+    moto.check_rights(true);
+    let mut home = Home::empty();
+    pools(&mut home, &moto, &user, "pool");
+    let said = check(&home);
+    for part in [
+        "ok       pool `fleet`: group: minimum 0, maximum 5, desired 0",
+        "ok       pool `fleet`: scale-in protection",
+        "ok       pool `fleet`: scaling policies: none",
+        "ok       pool `fleet`: lifecycle hooks: none",
+        "ok       pool `fleet`: launch template",
+        "ok       pool `fleet`: permissions: autoscaling:SetDesiredCapacity is allowed",
+        "ok       pool `fleet`: permissions: ec2:DescribeInstances is allowed",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("AccessDenied"), "{said}");
+}
+
+#[test]
+fn each_fault_of_a_group_has_its_remedy() {
+    let moto = Moto::start();
+    group(&moto, "InstanceInitiatedShutdownBehavior='stop'", "MinSize=1, MaxSize=5");
+    moto.python(
+        "a = client('autoscaling')\n\
+         a.put_scaling_policy(AutoScalingGroupName='pool', PolicyName='others', AdjustmentType='ChangeInCapacity', ScalingAdjustment=1)\n\
+         a.suspend_processes(AutoScalingGroupName='pool', ScalingProcesses=['Launch'])\n\
+         a.put_lifecycle_hook(AutoScalingGroupName='pool', LifecycleHookName='boot', \
+         LifecycleTransition='autoscaling:EC2_INSTANCE_LAUNCHING')",
+    );
+    let user = manager(&moto);
+    moto.check_rights(true);
+    let mut home = Home::empty();
+    pools(&mut home, &moto, &user, "pool");
+    let said = check(&home);
+    for part in [
+        "warning  pool `fleet`: group: minimum 1, maximum 5, desired 1; the fleet never gets to 0",
+        "FAIL     pool `fleet`: suspended processes: Launch is suspended; resume it",
+        "warning  pool `fleet`: suspended processes: AZRebalance is not suspended",
+        "warning  pool `fleet`: scale-in protection: new instances are not protected",
+        "FAIL     pool `fleet`: scaling policies: others also set the desired capacity, against the manager; delete them",
+        "warning  pool `fleet`: lifecycle hooks: `boot` holds each new instance",
+        "warning  pool `fleet`: launch template: an instance that powers itself off is stopped first",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
+    let moto = Moto::start();
+    group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=5");
+    let user = manager(&moto);
+    let reader = moto.user("reader", &["autoscaling:DescribeAutoScalingGroups"]);
+    moto.check_rights(true);
+    let mut home = Home::empty();
+    pools(&mut home, &moto, &user, "other");
+    let said = check(&home);
+    assert!(said.contains("FAIL     pool `fleet`: group: the Auto Scaling group `other` does not exist in"), "{said}");
+    pools(&mut home, &moto, &reader, "pool");
+    let said = check(&home);
+    let denied = "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused it with AccessDenied";
+    assert!(said.contains(denied), "{said}");
+    assert!(said.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{said}");
+}
