@@ -202,3 +202,27 @@ fn many_hand_overs_are_no_deaths_of_the_agent() {
     assert!(agent.wait().success());
     gitlab.assert_strict();
 }
+
+#[test]
+fn a_hand_over_that_would_lose_the_journal_is_refused() {
+    let gitlab = GitLab::start();
+    let home = Home::new(&gitlab, "", "");
+    let wait = until_there(home.path("go").display());
+    let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    let state = home.path("state").display().to_string();
+    for other in ["/proc/nowhere".to_owned(), format!("{state}-2")] {
+        let text = read(&home.config());
+        let line = text.lines().find(|line| line.starts_with("state_dir")).expect("a line").to_owned();
+        fs::write(home.config(), text.replace(&line, &format!("state_dir = {other:?}"))).expect("written");
+        let before = agent.log().matches("hand-over refused").count();
+        agent.signal("USR2");
+        gitlab.wait_until("the refusal", |_| agent.log().matches("hand-over refused").count() > before);
+        assert!(agent.log().contains(&other), "{}", agent.log());
+    }
+    go(&home);
+    assert_finished(&gitlab, id, &agent);
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+}

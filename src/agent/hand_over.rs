@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::signals::{self, SignalRequest};
 use super::termination::wait;
 use super::{Agent, Event, STACK};
+use crate::config::{self, Config};
 use crate::journal::Predecessor;
 use crate::sys;
 
@@ -96,7 +97,7 @@ impl Agent {
         if self.shutdown.is_some() {
             return None;
         }
-        if let Err(why) = validated {
+        if let Err(why) = validated.and_then(|()| self.check_state_dir()) {
             log::error!(
                 "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
                  path={} error={why}",
@@ -134,6 +135,22 @@ impl Agent {
         self.supervisor.ready();
         self.reload();
         None
+    }
+}
+
+impl Agent {
+    /// Checks that the new program finds the jobs. Errors: `state_dir` has changed since this agent started.
+    fn check_state_dir(&self) -> Result<(), String> {
+        let loaded = Config::load(&self.options.config).map_err(|error| error.to_string())?;
+        let next = config::state_dir(&loaded.config);
+        match next == self.state_dir {
+            true => Ok(()),
+            false => Err(format!(
+                "`state_dir` is now {}, but the jobs are in {}; restart the agent when it has no jobs",
+                next.display(),
+                self.state_dir.display()
+            )),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Validates whether an agent can start with a configuration (`mayfly run --validate`); the running agent calls it
 //! before a handover.
 
+use std::fs::File;
 use std::time::Duration;
 
 use super::configuration::executor_of;
-use super::{Options, gitlab, metadata_blocking};
+use super::{Options, gitlab, job_manager, metadata_blocking};
 use crate::config::{self, Loaded, Severity};
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::names::Owner;
@@ -16,14 +17,18 @@ use crate::instance::{self, Requirement};
 /// Timeout of fetching a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Checks everything that could keep an agent from polling with this configuration, without changing anything. Skips
-/// what the running agent holds: the state directory and the address of the metrics listener. Errors: why the agent
-/// cannot start.
+/// Checks everything that could keep an agent from polling with this configuration. Changes nothing, except that it creates
+/// the state directory. Skips what the running agent holds: the lock there and the address of the metrics listener.
+/// Errors: why the agent cannot start.
 pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
     if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
         log::warn!("{}: {unusable}", loaded.config.path.display());
     }
     let config = &mut loaded.config;
+    let state = config::state_dir(config);
+    job_manager::prepare_state(&state)
+        .and_then(|()| File::options().create(true).append(true).open(state.join("lock")).map(drop))
+        .map_err(|error| format!("the state directory {} cannot be used: {error}; set `state_dir`", state.display()))?;
     instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
     secrets::fill_in(config, TOKEN_TIMEOUT)?;
     if config.mayfly.block_instance_metadata {
