@@ -71,7 +71,9 @@ for id in $(docker ps -q 2>/dev/null); do docker kill $id >/dev/null 2>&1; done
 end
 # The process that keeps the user namespace of rootless Podman.
 [ ! -e $D/run/libpod/tmp/pause.pid ] || kill $(cat $D/run/libpod/tmp/pause.pid)
-umount -l $D/data $D/exec/netns/* 2>/dev/null
+# Its service runs in a child of the daemon.
+for pid in $(ps -eo pid=,args= | awk -v socket="unix://$D/s" 'index($0, socket) && !/awk/ {print $1}'); do kill $pid; done
+umount -l $D/data/overlay $D/data $D/exec/netns/* 2>/dev/null
 rm -rf $D
 "#;
 
