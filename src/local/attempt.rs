@@ -178,7 +178,12 @@ impl Facts<'_> {
             Some(containers) => containers.restore_ownership(directory),
             None => false,
         };
-        context.trees.take(source, is_empty, &restore_ownership)
+        let tree = context.trees.take(source, is_empty, &restore_ownership)?;
+        // The script makes a directory that is missing with two programs; in a container it belongs to the job's user.
+        if self.image.is_none() {
+            tree.make_temporary()?;
+        }
+        Ok(tree)
     }
 
     fn run(

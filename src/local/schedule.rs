@@ -197,12 +197,20 @@ impl Schedule {
         }
     }
 
+    /// The resource groups of jobs that run. A trigger job does not keep its group from the jobs of its own pipeline.
+    pub fn groups_in_use(&self) -> impl Iterator<Item = &str> {
+        let running =
+            self.tasks.iter().zip(&self.states).filter(|(task, state)| **state == State::Running && !task.is_trigger);
+        running.filter_map(|(task, _)| task.resource_group.as_deref())
+    }
+
     /// Takes the jobs to start now, in the order of stages and of the file, and marks them as running. Triggers take no
-    /// slot.
-    pub fn take(&mut self, slots: usize) -> Vec<usize> {
+    /// slot. `elsewhere` are the resource groups that other pipelines use.
+    pub fn take(&mut self, slots: usize, elsewhere: &HashSet<String>) -> Vec<usize> {
         let group_of = |job: usize| self.tasks[job].resource_group.as_deref();
         let running = (0..self.tasks.len()).filter(|job| self.states[*job] == State::Running);
-        let mut busy: HashSet<&str> = running.filter_map(group_of).collect();
+        let mut busy: HashSet<&str> =
+            running.filter_map(group_of).chain(elsewhere.iter().map(String::as_str)).collect();
         let mut due: Vec<usize> = (0..self.tasks.len()).filter(|job| self.states[*job] == State::Due).collect();
         due.sort_by_key(|job| self.tasks[*job].stage);
         let mut left = slots;
@@ -310,7 +318,7 @@ mod tests {
         let mut order = Vec::new();
         loop {
             schedule.advance(Instant::now());
-            let Some(job) = schedule.take(1).pop() else { return order };
+            let Some(job) = schedule.take(1, &HashSet::new()).pop() else { return order };
             order.push(job);
             let allowed = schedule.tasks[job].allow_failure == AllowFailure::Yes;
             schedule.end(
@@ -360,10 +368,10 @@ mod tests {
             task(2, Always, Some(&[3])),
         ]);
         schedule.advance(Instant::now());
-        assert_eq!(schedule.take(9), [0, 1]);
+        assert_eq!(schedule.take(9, &HashSet::new()), [0, 1]);
         schedule.end(1, Conclusion::Success);
         schedule.advance(Instant::now());
-        assert_eq!(schedule.take(9), [2], "it does not wait for the first job");
+        assert_eq!(schedule.take(9, &HashSet::new()), [2], "it does not wait for the first job");
         schedule.end(0, Conclusion::Success);
         schedule.end(2, Conclusion::Success);
         assert_eq!(run(&mut schedule, &[]), [5]);
@@ -400,13 +408,16 @@ mod tests {
         let grouped = || Task { resource_group: Some("g".to_owned()), ..task(0, OnSuccess, None) };
         let mut schedule = Schedule::new(vec![delayed, grouped(), grouped()]);
         schedule.advance(now);
-        assert_eq!(schedule.take(9), [1]);
+        assert_eq!(schedule.groups_in_use().count(), 0);
+        assert_eq!(schedule.take(9, &HashSet::from(["g".to_owned()])), [0; 0], "another pipeline uses the group");
+        assert_eq!(schedule.take(9, &HashSet::new()), [1]);
+        assert_eq!(schedule.groups_in_use().collect::<Vec<_>>(), ["g"]);
         schedule.end(1, Conclusion::Success);
-        assert_eq!(schedule.take(9), [2]);
+        assert_eq!(schedule.take(9, &HashSet::new()), [2]);
         schedule.end(2, Conclusion::Success);
         assert!(!schedule.is_over() && schedule.next_delay() == Some(now + Duration::from_secs(60)));
         schedule.advance(now + Duration::from_secs(61));
-        assert_eq!(schedule.take(9), [0]);
+        assert_eq!(schedule.take(9, &HashSet::new()), [0]);
     }
 
     #[test]
@@ -419,8 +430,8 @@ mod tests {
             trigger,
         ]);
         schedule.advance(Instant::now());
-        assert_eq!(schedule.take(1), [1, 3]);
-        assert_eq!(schedule.take(0), [0; 0]);
+        assert_eq!(schedule.take(1, &HashSet::new()), [1, 3]);
+        assert_eq!(schedule.take(0, &HashSet::new()), [0; 0]);
         schedule.cancel();
         assert_eq!(schedule.state(2), State::Done(Conclusion::Canceled));
         assert!(!schedule.is_over(), "two still run");

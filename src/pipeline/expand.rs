@@ -210,6 +210,9 @@ impl<'d> Jobs<'d> {
         let mut chosen = Vec::new();
         for combination in combinations(&matrix) {
             let name: Arc<str> = combination_name(&need.job, &combination).into();
+            if !names.contains(&name) && need.optional {
+                continue;
+            }
             if !names.contains(&name) {
                 let message = format!("`needs` names `{name}`, which is not among the jobs of `{}`", need.job);
                 context.error(Class::NeedsUnknown, need.at, Some(group), message);

@@ -188,7 +188,10 @@ impl<'a> Runner<'a> {
                 let reached = self.pipelines[pipeline].schedule.advance(Instant::now());
                 self.questions.extend(reached.into_iter().map(|job| (pipeline, job)));
                 let free = self.options.parallel.saturating_sub(self.busy());
-                for job in self.pipelines[pipeline].schedule.take(free) {
+                let others = self.pipelines.iter().enumerate().filter(|(other, _)| *other != pipeline);
+                let elsewhere =
+                    others.flat_map(|(_, running)| running.schedule.groups_in_use().map(str::to_owned)).collect();
+                for job in self.pipelines[pipeline].schedule.take(free, &elsewhere) {
                     started = true;
                     self.start(pipeline, job);
                 }

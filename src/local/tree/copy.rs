@@ -1,16 +1,20 @@
 //! Copies files, in parallel if there are many.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::SystemTime;
+
+use nix::libc;
 
 use super::stamp::Stamp;
 
 /// Below this number of files, copying takes less time than starting a thread.
 const FEW: usize = 64;
+/// Up to this size a file is copied through memory.
+const SMALL: usize = 64 * 1024;
 
 /// A copied file: its path, the stamp of the original, and the stamp of the copy.
 type Copied = (PathBuf, Stamp, Stamp);
@@ -37,8 +41,9 @@ pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<C
 
 fn some(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
     let mut copied = Vec::with_capacity(files.len());
+    let mut buffer = vec![0; SMALL];
     for (path, _) in files {
-        match one(&from.join(path), &to.join(path)) {
+        match one(&from.join(path), &to.join(path), &mut buffer) {
             Ok((original, copy)) => copied.push(((*path).to_owned(), original, copy)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
@@ -47,27 +52,56 @@ fn some(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copi
     Ok(copied)
 }
 
-fn one(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
-    let metadata = from.symlink_metadata()?;
-    if metadata.is_symlink() {
-        symlink(fs::read_link(from)?, to)?;
-        return Ok((Stamp::of(&metadata), Stamp::of(&to.symlink_metadata()?)));
-    }
+fn one(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> {
+    // A pipe in place of the file does not block, and a link is not followed.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut original = match File::options().read(true).custom_flags(flags).open(from) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return link(from, to),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(io::ErrorKind::NotFound.into()),
+        opened => opened?,
+    };
+    let metadata = original.metadata()?;
     if !metadata.is_file() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let mut original = File::open(from)?;
-    let metadata = original.metadata()?;
-    let mut copy = File::options().write(true).create_new(true).open(to)?;
-    // On file systems that support it, the kernel shares the blocks of both files.
-    io::copy(&mut original, &mut copy)?;
-    copy.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o777 | 0o600))?;
+    let mode = metadata.permissions().mode() & 0o777 | 0o600;
+    let mut copy = File::options().write(true).create_new(true).mode(mode).open(to)?;
+    fill(&mut original, metadata.len(), &mut copy, buffer)?;
     // Build tools compare modification times; the copy of an unchanged file must not look new.
     copy.set_modified(metadata.modified()?)?;
+    let mut made = copy.metadata()?;
+    if made.permissions().mode() & 0o777 != mode {
+        copy.set_permissions(fs::Permissions::from_mode(mode))?;
+        made = copy.metadata()?;
+    }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let stamp = Stamp::of(&metadata);
     // The original may have changed within the resolution of its time stamps, so its stamp is not trusted in the next
     // run.
     let original = if stamp.is_recent(now) { Stamp::default() } else { stamp };
-    Ok((original, Stamp::of(&copy.metadata()?)))
+    Ok((original, Stamp::of(&made)))
+}
+
+/// Copies the content. The kernel shares the blocks of large files where the file system supports it; for a small file,
+/// asking it for that takes longer than the copy.
+fn fill(original: &mut File, length: u64, copy: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    if length > buffer.len() as u64 {
+        return io::copy(original, copy).map(drop);
+    }
+    let mut left = length;
+    while left > 0 {
+        match original.read(buffer)? {
+            0 => break,
+            count => {
+                copy.write_all(&buffer[..count])?;
+                left = left.saturating_sub(count as u64);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn link(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
+    symlink(fs::read_link(from)?, to)?;
+    Ok((Stamp::of(&from.symlink_metadata()?), Stamp::of(&to.symlink_metadata()?)))
 }

@@ -8,34 +8,35 @@ use std::path::{Path, PathBuf};
 
 use super::stamp::Stamp;
 
+/// The first bytes of a manifest.
+const FORMAT: &[u8] = b"mayfly tree 2\n";
+
 /// Stamps by path below the tree.
 #[derive(Debug, Default, PartialEq)]
 pub struct Manifest(HashMap<PathBuf, (Stamp, Stamp)>);
 
 impl Manifest {
-    /// Loads a manifest. A missing or damaged file gives an empty manifest.
+    /// Loads a manifest. Of a missing or damaged file only that is loaded which can be read; the others are copied again.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
         let mut copies = HashMap::new();
-        let mut fields = bytes.split(|byte| *byte == 0);
-        while let (Some(path), Some(original), Some(copy)) = (fields.next(), fields.next(), fields.next()) {
-            let stamp = |text: &[u8]| std::str::from_utf8(text).ok().and_then(Stamp::of_text);
-            if let (Some(original), Some(copy)) = (stamp(original), stamp(copy)) {
-                copies.insert(PathBuf::from(OsStr::from_bytes(path)), (original, copy));
-            }
+        let mut rest = bytes.strip_prefix(FORMAT).unwrap_or_default();
+        while let Some((path, stamps, after)) = entry(rest) {
+            copies.insert(path, stamps);
+            rest = after;
         }
         Self(copies)
     }
 
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(self.0.len() * 128);
+        let mut bytes = Vec::with_capacity(FORMAT.len() + self.0.len() * 160);
+        bytes.extend_from_slice(FORMAT);
         for (file, (original, copy)) in &self.0 {
-            bytes.extend_from_slice(file.as_os_str().as_bytes());
-            bytes.push(0);
-            bytes.extend_from_slice(original.to_text().as_bytes());
-            bytes.push(0);
-            bytes.extend_from_slice(copy.to_text().as_bytes());
-            bytes.push(0);
+            let name = file.as_os_str().as_bytes();
+            bytes.extend_from_slice(&(name.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(name);
+            bytes.extend_from_slice(&original.to_bytes());
+            bytes.extend_from_slice(&copy.to_bytes());
         }
         let draft = path.with_extension("new");
         std::fs::write(&draft, bytes)?;
@@ -58,6 +59,17 @@ impl Manifest {
         self.0.retain(|path, _| keep(path));
         self.0.len() != before
     }
+}
+
+/// The first entry, and what follows it: the length of the path, the path, the stamps of the original and of the copy.
+#[allow(clippy::type_complexity)]
+fn entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let (original, rest) = rest.split_first_chunk()?;
+    let (copy, rest) = rest.split_first_chunk()?;
+    let stamps = (Stamp::of_bytes(original), Stamp::of_bytes(copy));
+    Some((PathBuf::from(OsStr::from_bytes(name)), stamps, rest))
 }
 
 #[cfg(test)]

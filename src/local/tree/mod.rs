@@ -14,6 +14,7 @@ mod stamp;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -183,6 +184,11 @@ impl Tree {
         }
         restore(source, self)?;
         source.repository.write(&self.project.join(".git"))
+    }
+
+    /// Makes the directory for temporary files, for a job of this user.
+    pub fn make_temporary(&self) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(&self.temporary)
     }
 
     /// Moves the tree to the directory for kept trees, so that no other job gets it.

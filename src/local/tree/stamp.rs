@@ -11,6 +11,9 @@ pub struct Stamp([i64; 7]);
 const TICK: i64 = 20_000_000;
 
 impl Stamp {
+    /// Bytes of a stamp in a file.
+    pub const SIZE: usize = 56;
+
     pub fn of(metadata: &Metadata) -> Self {
         Self([
             metadata.ino().cast_signed(),
@@ -30,18 +33,21 @@ impl Stamp {
         i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - changed < i128::from(TICK)
     }
 
-    /// Seven numbers, separated by spaces.
-    pub fn to_text(self) -> String {
-        self.0.map(|number| number.to_string()).join(" ")
+    /// Seven numbers, the lowest byte first.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(self.0) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
     }
 
-    /// Parses the output of [`Stamp::to_text`].
-    pub fn of_text(text: &str) -> Option<Self> {
-        let mut numbers = text.split(' ').map(|number| number.parse().ok());
+    /// The inverse of [`Stamp::to_bytes`].
+    pub fn of_bytes(bytes: &[u8; Self::SIZE]) -> Self {
         let mut stamp = Self::default();
-        for place in &mut stamp.0 {
-            *place = numbers.next()??;
+        for (number, place) in stamp.0.iter_mut().zip(bytes.chunks_exact(8)) {
+            *number = i64::from_le_bytes(place.try_into().unwrap_or_default());
         }
-        Some(stamp)
+        stamp
     }
 }

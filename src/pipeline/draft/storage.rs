@@ -135,8 +135,8 @@ impl Reader<'_, '_> {
     fn cache_key(&mut self, key: &Node) -> Option<()> {
         let text = self.printed(key, "cache:key")?.to_ascii_lowercase();
         let decoded = text.replace("%2f", "/").replace("%2e", ".");
-        match decoded.contains('/') || matches!(&*decoded, "." | "..") {
-            true => self.bad(key, "cache:key", "text without `/`, and neither `.` nor `..`"),
+        match decoded.contains('/') || !decoded.is_empty() && decoded.chars().all(|c| c == '.') {
+            true => self.bad(key, "cache:key", "text without `/` that is more than dots"),
             false => Some(()),
         }
     }
