@@ -215,8 +215,8 @@ fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
     let id = gitlab.queue(job(&["echo value $VALUE"]).build());
     let done = gitlab.finished(id);
     assert!(done.has("value own") && done.has("pre"), "{}\n{}", done.log(), agent.log());
+    manager.wait_for_log("job ended");
     drop(agent);
-    wait_until("the manager must notice", || manager.log().contains("job ended"));
     let (_home, _agent) = fleet.agent(&manager, "i-2");
     fleet.configure(&gitlab.url, "", "plain_http = true", "environment = [\"VALUE=changed\"]", RELAY);
     manager.signal("HUP");
@@ -281,7 +281,6 @@ fn an_agent_without_a_manager_leaves_once_its_job_has_ended() {
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     gitlab.wait_for_log(id, "begun");
     manager.kill();
-    agent.wait_for_log("heartbeat");
     fs::write(&go, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success(), "{}", agent.log());
@@ -409,4 +408,19 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
         let is_retried = done.failure_reason.as_deref() == Some("runner_system_failure");
         assert!(runs == 1 && done.state == "success" || runs <= 1 && is_retried, "job {id}: {runs} runs, {done:?}");
     }
+}
+
+#[test]
+fn held_jobs_fail_when_the_state_directory_is_lost() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    manager.kill();
+    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    let manager = fleet.start();
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+    assert!(done.has("the manager lost its state"), "{}", done.log());
 }

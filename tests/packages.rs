@@ -11,7 +11,7 @@ use crate::support::docker::docker;
 use crate::support::machine::{build_packages, with_image};
 
 /// The files that every kind of package installs.
-const FILES: [&str; 15] = [
+const FILES: [&str; 17] = [
     "etc/mayfly/config.toml",
     "usr/bin/mayfly",
     "usr/lib/systemd/system/mayfly.service",

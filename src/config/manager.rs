@@ -11,7 +11,7 @@ use super::reference::Reference;
 use crate::token::Token;
 
 /// The port that agents connect to where `listen` names none.
-const DEFAULT_PORT: u16 = 9253;
+const DEFAULT_PORT: u16 = 9443;
 
 /// The table as written.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -71,8 +71,8 @@ impl Table {
         };
         let token = self.agent_token.map(|token| expand::expand(token.reveal())).unwrap_or_default();
         let reference = Reference::read(&token).map_err(|why| ("mayfly.manager.agent_token", why))?;
-        if reference.is_none() && (1..16).contains(&token.trim().len()) {
-            let why = "`agent_token` is shorter than 16 characters; make one with: openssl rand -hex 24";
+        if reference.is_none() && (1..8).contains(&token.trim().len()) {
+            let why = "`agent_token` is shorter than 8 characters; make one with: openssl rand -hex 24";
             return Err(("mayfly.manager.agent_token", why.to_owned()));
         }
         Ok(Manager {
@@ -100,7 +100,7 @@ mod tests {
         let files = "certificate_file = \"/c\"\nkey_file = \"/k\"\n";
         assert!(meaning(&format!("{token}{files}")).is_ok_and(|manager| manager.certificate.is_some()));
         let plain = meaning(&format!("{token}plain_http = true\nlisten = \"127.0.0.1\"\n")).expect("a table");
-        assert_eq!((plain.listen.as_str(), plain.certificate), ("127.0.0.1:9253", None));
+        assert_eq!((plain.listen.as_str(), plain.certificate), ("127.0.0.1:9443", None));
         for (text, key) in [
             ("", "certificate_file"),
             ("certificate_file = \"/c\"\n", "certificate_file"),

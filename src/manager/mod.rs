@@ -12,6 +12,7 @@ mod api;
 pub mod broker;
 pub mod engine;
 pub mod findings;
+mod held;
 pub mod pool;
 mod process;
 mod proof;

@@ -19,6 +19,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::api::Api;
 use super::broker::{Broker, Shared, Total};
 use super::engine::{self, Engine};
+use super::held::HeldJobs;
 use super::pool::PoolSettings;
 use super::scaling::scaler::{Scaler, delete_instances};
 use super::server::{Server, certificate};
@@ -112,12 +113,14 @@ impl Manager {
         let handler = Arc::downgrade(&api);
         let server =
             Server::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
+        let (held, left) = HeldJobs::open(&options.config);
         let shared = Shared {
             system_id: config::system_id::load(&options.config, None),
             store,
             total: Total::new(config.concurrent),
             responder: server.responder(),
             board: Arc::new(StatusBoard::new()),
+            held: Arc::new(held),
         };
         let board = Arc::clone(&shared.board);
         let pool_count = pools.len();
@@ -136,6 +139,12 @@ impl Manager {
             this.start_pool(pool);
         }
         this.publish();
+        for (pool, id, sealed) in &left {
+            let pools = this.pools();
+            if let Some(pool) = pools.iter().find(|known| known.settings.name == *pool) {
+                pool.broker.fail_forgotten(id, sealed);
+            }
+        }
         this.serve_status()?;
         log::info!(
             "mayfly manager is up version={} pools={pool_count} listen={address} tls={is_encrypted} system_id={}",
@@ -267,6 +276,7 @@ impl Manager {
                     delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);
                 }
             }
+            brokers.iter().for_each(|broker| broker.stop());
             let _ = events.send(Event::Drained);
         };
         if let Err(error) = thread::Builder::new().name("drain".to_owned()).spawn(drain) {

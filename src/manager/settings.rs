@@ -66,13 +66,8 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
     if runner.token.is_empty() && runner.token_reference.is_none() {
         return Err("no `token`; write the runner's authentication token".to_owned());
     }
-    if config
-        .mayfly
-        .manager
-        .as_ref()
-        .is_some_and(|manager| manager.agent_token.is_empty() && manager.agent_token_reference.is_none())
-        && runner.agent_role.is_none()
-    {
+    let has_token = |manager: &Manager| !manager.agent_token.is_empty() || manager.agent_token_reference.is_some();
+    if !config.mayfly.manager.as_ref().is_some_and(has_token) && runner.agent_role.is_none() {
         return Err("its agents cannot prove themselves; write `agent_token` below [mayfly.manager], or `agent_role` \
                     below [runners.mayfly]"
             .to_owned());

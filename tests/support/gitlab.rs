@@ -54,6 +54,9 @@ pub struct Job {
     /// When the server got the last request about the job.
     heard: Option<Instant>,
     pub ended: Option<Instant>,
+    /// When the server first heard that it runs.
+    #[allow(dead_code, reason = "the bench reads it")]
+    pub running: Option<Instant>,
     /// The states in all updates.
     pub updates: Vec<String>,
     payload: Vec<u8>,
@@ -528,6 +531,9 @@ impl GitLab {
         }
         let told = body["state"].as_str().unwrap_or_default().to_owned();
         job.updates.push(told.clone());
+        if told == "running" {
+            job.running.get_or_insert_with(Instant::now);
+        }
         if !body["output"].is_object() || body["info"]["name"] != "mayfly" {
             violations.push("PUT job: `output` and `info` must be there".to_owned());
         }

@@ -79,7 +79,8 @@ pub struct ManagerClient {
     /// The welcome was taken in.
     is_ready: Mutex<bool>,
     on_welcome: OnWelcome,
-    heard: Mutex<Instant>,
+    /// Since when the manager has not answered; `None` while it does. A request that waits is no silence.
+    silent_since: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
     beating: Mutex<bool>,
     stopping: Mutex<bool>,
@@ -100,7 +101,7 @@ impl ManagerClient {
             welcome: Mutex::new(kept),
             is_ready: Mutex::new(false),
             on_welcome,
-            heard: Mutex::new(Instant::now()),
+            silent_since: Mutex::new(None),
             jobs,
             beating: Mutex::new(false),
             stopping: Mutex::new(false),
@@ -130,15 +131,20 @@ impl ManagerClient {
         let answer = self.client.call(&request, &|_| false);
         let status = answer.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
-        let response = answer?;
-        if response.header(MANAGER_HEADER).is_none() {
-            return Err(Error::Transport(format!("status {} from something that is no manager", response.status)));
+        let answer = answer.and_then(|response| match &response.cut {
+            _ if response.header(MANAGER_HEADER).is_none() => {
+                Err(Error::Transport(format!("status {} from something that is no manager", response.status)))
+            }
+            Some(why) => Err(Error::Transport(why.clone())),
+            None => Ok(response),
+        });
+        let mut silent_since = lock(&self.silent_since);
+        match &answer {
+            Ok(_) => *silent_since = None,
+            Err(_) => drop(silent_since.get_or_insert_with(Instant::now)),
         }
-        if let Some(why) = response.cut {
-            return Err(Error::Transport(why));
-        }
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        Ok(response)
+        drop(silent_since);
+        answer
     }
 
     /// Jobs at once on an instance of the pool, once that is known.
@@ -332,7 +338,7 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn silence(&self) -> Option<Duration> {
-        Some(lock(&self.heard).elapsed())
+        Some(lock(&self.silent_since).map_or(Duration::ZERO, |since| since.elapsed()))
     }
 }
 

@@ -165,6 +165,7 @@ impl Broker {
                 held.left.as_secs()
             );
             held.trace = line(&text, held.timestamps);
+            self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
             // Before GitLab has it: a manager that dies over it must write the very same line.
             self.note_trace(held);
         }

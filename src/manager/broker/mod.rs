@@ -23,6 +23,7 @@ use bell::Bell;
 use state::{Job, Phase, State};
 pub use total::Total;
 
+use super::held::{self, HeldJobs};
 use super::pool::PoolSettings;
 use super::server::Responder;
 use super::status::StatusBoard;
@@ -40,6 +41,8 @@ pub use register::{Admission, RegistrationError};
 const STACK: usize = 512 * 1024;
 /// Stack of threads that do little.
 const SMALL_STACK: usize = 128 * 1024;
+/// How long agents have to name a job that the manager has forgotten, before it is failed.
+const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
 /// How long a thread waits that waits for nothing in particular.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -55,6 +58,7 @@ pub struct Broker {
     total: Arc<Total>,
     responder: Arc<dyn Responder>,
     board: Arc<StatusBoard>,
+    held: Arc<HeldJobs>,
     state: Mutex<State>,
     bell: Arc<Bell>,
     /// Changes that the scaler has seen.
@@ -76,6 +80,8 @@ pub struct Shared {
     pub responder: Arc<dyn Responder>,
     /// What is shown of the pools.
     pub board: Arc<StatusBoard>,
+    /// Held jobs, outside of the state directory.
+    pub held: Arc<HeldJobs>,
 }
 
 impl Broker {
@@ -90,6 +96,7 @@ impl Broker {
             total: Arc::clone(&shared.total),
             responder: Arc::clone(&shared.responder),
             board: Arc::clone(&shared.board),
+            held: Arc::clone(&shared.held),
             state: Mutex::new(State { max_use_count: settings.max_use_count, ..State::default() }),
             settings: RwLock::new(settings),
             gitlab: RwLock::new(gitlab),
@@ -213,8 +220,35 @@ impl Broker {
         self.bell.ring();
     }
 
+    /// Fails a job that an earlier manager held, and that the state directory does not know any more, unless an agent says
+    /// in time that it has the job.
+    pub fn fail_forgotten(&self, id: &str, sealed: &str) {
+        let token = held::token_of(&self.settings().runner.token, &self.name, id, sealed);
+        let (Some(token), Some(job)) = (token, JobId::parse(id)) else { return };
+        let now = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.jobs.contains_key(id) {
+                return;
+            }
+            let why = "the manager lost its state while it held this job";
+            let job = Job {
+                phase: failing(why, now),
+                keep_at: now + FORGOTTEN_GRACE,
+                // What its log holds is not known.
+                has_run: true,
+                ..Job::new(JobHandle { id: job, token }, now, Duration::ZERO)
+            };
+            state.jobs.insert(id.to_owned(), job);
+        }
+        log::warn!("held job not in the state directory; it fails at GitLab pool={} job={id}", self.name);
+        self.total.take(1);
+        self.bell.ring();
+    }
+
     /// A job ended, or is no longer the manager's.
     fn forget(&self, id: &str) {
+        self.held.remove(&self.name, id);
         self.note(Event::JobGone { pool: self.name.clone(), id: id.to_owned() });
         if self.lock().remove(id, Instant::now()) {
             self.total.give();

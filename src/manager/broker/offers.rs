@@ -132,6 +132,8 @@ impl Broker {
     /// The acceptance is on the disk before the agent hears of it.
     fn write_acceptance(&self, id: &str, by: Accepted) -> Response {
         let instance = by.instance.clone();
+        // From here on the job may run: a manager that loses its state must not fail it.
+        self.held.remove(&self.name, id);
         let event = Event::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
         let written = self.store.commit(event);
         let mut state = self.lock();
@@ -213,8 +215,10 @@ impl Broker {
         if let Err(error) = written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
         }
-        self.lock().jobs.insert(id.to_owned(), job);
-        self.total.take(1);
+        if self.lock().jobs.insert(id.to_owned(), job).is_none() {
+            self.total.take(1);
+        }
+        self.held.remove(&self.name, id);
         log::info!("job of an agent taken up pool={} job={id} instance={instance}", self.name);
         self.bell.ring();
     }

@@ -315,6 +315,10 @@ impl State {
                     *stage = stage_of(&report.phase);
                     *missing = 0;
                 }
+                // It was forgotten, and is not failed yet.
+                Some(Job { phase: Phase::Failing { attempts: 0, .. }, payload: None, .. }) => {
+                    news.adopted.push(report.id.clone());
+                }
                 // Held again, or another's by now: what this agent does will be refused by GitLab.
                 Some(_) => {}
                 None if !ended.contains(&report.id) => news.adopted.push(report.id.clone()),

@@ -1,0 +1,117 @@
+//! A second record of held jobs, outside of the state directory: if that is lost, the jobs that only this manager knew are
+//! failed at GitLab, which can retry them, instead of hanging there for an hour.
+//!
+//! The record holds ids and tokens, encrypted with a key that follows from the runner's token. It is in systemd's runtime
+//! directory, or else beside the configuration.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::store::Sealer;
+use crate::token::Token;
+
+const NAME: &str = "held-jobs";
+
+/// Held jobs by pool and id, with their sealed tokens.
+type Jobs = BTreeMap<(String, String), String>;
+
+/// The record.
+pub struct HeldJobs {
+    path: PathBuf,
+    jobs: Mutex<Jobs>,
+}
+
+impl HeldJobs {
+    /// The record of a manager with this configuration file; and what an earlier manager left in it.
+    pub fn open(config: &Path) -> (Self, Vec<(String, String, String)>) {
+        let runtime = std::env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty());
+        let path = match runtime {
+            Some(directory) => PathBuf::from(directory).join(NAME),
+            None => config.with_file_name(format!(".mayfly-{NAME}")),
+        };
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let left = text.lines().filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?.to_owned(), words.next()?.to_owned(), words.next()?.to_owned()))
+        });
+        let left: Vec<_> = left.map(|(pool, id, sealed)| (pool.replace("%20", " "), id, sealed)).collect();
+        let jobs = left.iter().map(|(pool, id, sealed)| ((pool.clone(), id.clone()), sealed.clone())).collect();
+        (Self { path, jobs: Mutex::new(jobs) }, left)
+    }
+
+    /// Notes that a job is held.
+    pub fn add(&self, pool: &str, id: &str, runner: &Token, job: &Token) {
+        let sealed = sealer(runner).and_then(|sealer| sealer.seal(&purpose(pool, id), job.reveal().as_bytes()).ok());
+        let Some(sealed) = sealed else { return };
+        self.change(|jobs| jobs.insert((pool.to_owned(), id.to_owned()), sealed).is_none());
+    }
+
+    /// Notes that a job is held no longer. It returns once that is written: from then on an agent may run the job.
+    pub fn remove(&self, pool: &str, id: &str) {
+        self.change(|jobs| jobs.remove(&(pool.to_owned(), id.to_owned())).is_some());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Jobs) -> bool) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut jobs) {
+            return;
+        }
+        let lines: String =
+            jobs.iter().map(|((pool, id), sealed)| format!("{} {id} {sealed}\n", pool.replace(' ', "%20"))).collect();
+        if let Err(error) = write(&self.path, &lines) {
+            log::warn!(
+                "cannot note held jobs outside of the state directory path={} error={error}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// The token of a job in the record; `None` if another runner took it.
+pub fn token_of(runner: &Token, pool: &str, id: &str, sealed: &str) -> Option<Token> {
+    let token = sealer(runner)?.open(&purpose(pool, id), sealed)?;
+    String::from_utf8(token).ok().map(Token::new)
+}
+
+fn sealer(runner: &Token) -> Option<Sealer> {
+    let text = format!("mayfly held jobs\0{}", runner.reveal());
+    Sealer::with(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref())
+}
+
+fn purpose(pool: &str, id: &str) -> String {
+    format!("held {pool} {id}")
+}
+
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_jobs_that_are_held_to_whoever_has_the_runners_token() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = directory.path().join("config.toml");
+        let (runner, job) = (Token::new("glrt-secret"), Token::new("glcbt-job"));
+        let (held, left) = HeldJobs::open(&config);
+        assert!(left.is_empty());
+        held.add("a pool", "7", &runner, &job);
+        held.add("a pool", "8", &runner, &job);
+        held.remove("a pool", "8");
+        let (_, left) = HeldJobs::open(&config);
+        let [(pool, id, sealed)] = &left[..] else { panic!("{left:?}") };
+        assert_eq!((pool.as_str(), id.as_str()), ("a pool", "7"));
+        assert_eq!(token_of(&runner, pool, id, sealed), Some(job));
+        assert_eq!(token_of(&Token::new("glrt-other"), pool, id, sealed), None);
+        assert!(!fs::read_to_string(held.path).expect("a file").contains("glcbt"));
+    }
+}
