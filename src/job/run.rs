@@ -30,6 +30,7 @@ use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
 use crate::sys;
+use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{Delivery, UploadOptions, Uploader};
 
 /// The first and the longest delay between two attempts of a stage,
@@ -261,7 +262,7 @@ impl JobRun<'_> {
             }
             Stage::GetSources if get_sources::is_skipped(&self.job) => {
                 ["Git repository setup", "Git checkout", "Git submodules setup"]
-                    .map(|what| format!("\x1b[32;1mSkipping {what}\x1b[0;m"))
+                    .map(|what| format!("{GREEN}Skipping {what}{RESET}"))
                     .to_vec()
             }
             _ => Vec::new(),

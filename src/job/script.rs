@@ -6,10 +6,7 @@
 use crate::executor::shell::quote;
 use crate::payload::Variable;
 use crate::payload::variables::READONLY;
-
-const GREEN: &str = "\x1b[32;1m";
-const RESET: &str = "\x1b[0;m";
-const CLEAR: &str = "\x1b[0K";
+use crate::trace::colours::{CLEAR, GREEN, RESET};
 
 /// The file of `GITLAB_ENV`, in the temporary directory.
 pub const GITLAB_ENV_FILE: &str = "gitlab_runner_env";

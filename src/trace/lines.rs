@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::colours::{CLEAR, CYAN, GREEN, RED, RESET, YELLOW};
 use super::filter::Filter;
 use super::spool::{Claim, Spool};
 use super::stamp::Output;
@@ -12,13 +13,6 @@ use super::{FilterSpec, Masks};
 /// The stream numbers that GitLab uses.
 const AGENT: u8 = 0;
 const SERVICES: u8 = 0x0f;
-
-const CLEAR: &str = "\x1b[0K";
-const RESET: &str = "\x1b[0;m";
-const GREEN: &str = "\x1b[32;1m";
-const CYAN: &str = "\x1b[36;1m";
-const RED: &str = "\x1b[31;1m";
-const YELLOW: &str = "\x1b[0;33m";
 
 /// Writes the agent's lines into the log of one job.
 pub struct Trace {

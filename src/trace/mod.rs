@@ -5,6 +5,7 @@
 
 mod base64;
 mod checksum;
+pub mod colours;
 mod filter;
 mod ledger;
 mod lines;

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::JobError;
+use crate::trace::colours::{RESET, YELLOW};
 
 /// Writes to the job's log, and knows when the job must stop.
 pub trait JobConsole: Sync {
@@ -30,7 +31,7 @@ impl JobConsole for StdoutConsole {
     }
 
     fn warning(&self, text: &str) {
-        println!("\x1b[0;33mWARNING: {text}\x1b[0;m");
+        println!("{YELLOW}WARNING: {text}{RESET}");
     }
 
     fn wait(&self, ready: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError> {

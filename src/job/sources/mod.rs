@@ -39,9 +39,7 @@ pub use record::key as record_key;
 
 use repository::RepositoryOrigin;
 
-const GREEN: &str = "\x1b[32;1m";
-const YELLOW: &str = "\x1b[0;33m";
-const RESET: &str = "\x1b[0;m";
+use crate::trace::colours::{GREEN, RESET, YELLOW};
 
 /// `GIT_STRATEGY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

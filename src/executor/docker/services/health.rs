@@ -13,6 +13,7 @@ use super::super::engine::Engine;
 use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::failure::JobError;
+use crate::trace::colours::{RESET, YELLOW};
 
 /// The number of ports of a service that are tried.
 const PORTS_MAX: usize = 20;
@@ -97,7 +98,7 @@ impl ServiceStarter<'_> {
             ServiceHealth::Down(why) => {
                 let name = &service.name;
                 self.console
-                    .line(&format!("\x1b[0;33m*** WARNING: Service {name} probably didn't start properly.\x1b[0;m"));
+                    .line(&format!("{YELLOW}*** WARNING: Service {name} probably didn't start properly.{RESET}"));
                 self.console.line(&format!("Health check error: {why}"));
                 self.show_output(service);
                 self.console.line("*********");

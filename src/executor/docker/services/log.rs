@@ -9,14 +9,12 @@ use super::super::engine::attached::FrameReader;
 use super::super::engine::containers::LogStart;
 use super::super::engine::{Engine, EngineAddress};
 use super::RunningService;
+use crate::trace::colours::{GREY, RESET};
 
 /// A service may be silent as long as the longest job runs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longer lines are cut.
 const LINE_MAX: usize = 16 << 10;
-
-const GREY: &str = "\x1b[0;37m";
-const RESET: &str = "\x1b[0;m";
 
 /// Receives a line.
 pub type LogWriter = Box<dyn FnMut(&str) + Send>;

@@ -1,0 +1,140 @@
+//! The result of a script, from the state of its container and the events of the engine.
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::super::engine::containers::ContainerState;
+use super::super::engine::{Engine, Error};
+use super::running::Phase;
+use super::{ContainerScript, RETURN_TIMEOUT, ScriptFailure, engine_error};
+use crate::failure::{FailureReason, JobError};
+
+/// The engine may report that memory ran out this much later than the end of the process.
+const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The exit status of a process killed by SIGKILL.
+const EXIT_CODE_KILLED: i64 = 128 + 9;
+
+/// A script whose output has ended.
+pub struct EndedScript<'a> {
+    pub plan: &'a ContainerScript,
+    pub engine: &'a Engine,
+    pub phase: Phase,
+    /// Whether the agent stopped the script.
+    pub was_stopped: bool,
+    /// The error of the last ping, if the engine was given up.
+    pub engine_failure: Option<Error>,
+    pub began: SystemTime,
+    /// The error that ended the output, if the connection broke.
+    pub output: io::Result<()>,
+}
+
+impl EndedScript<'_> {
+    /// Waits for the end of the container, and determines the result. Errors: the script failed, or its result is unknown.
+    pub fn result(&self) -> Result<(), ScriptFailure> {
+        if let Some(error) = &self.engine_failure {
+            return Err(
+                JobError::system(format!("{error}; the result of the script is unknown; run the job again")).into()
+            );
+        }
+        let name = &self.plan.container.name;
+        let (state, was_away) = match self.wait_for_end() {
+            Ok(known) => known,
+            Err(error) if !self.was_stopped => return Err(ScriptFailure::of_engine(error)),
+            // A script that is being stopped is not run again.
+            Err(error) => return Err(ScriptFailure::Job(engine_error(error))),
+        };
+        if state.is_being_removed() && !self.was_stopped {
+            return Err(ScriptFailure::Vanished);
+        }
+        if state.running {
+            let why =
+                self.output.as_ref().err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());
+            let _ = self.engine.kill_container(name, "KILL");
+            return Err(JobError::system(format!(
+                "the connection to the job's container was lost while the script ran ({why}): was the container engine \
+                 restarted? Run the job again"
+            ))
+            .into());
+        }
+        if !self.was_stopped && (self.output.is_err() || was_away || self.was_stopped_by_others(&state)) {
+            return Err(JobError::system(
+                "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
+                 stopped or removed the container; run the job again",
+            )
+            .into());
+        }
+        Ok(self.exit_result(&state)?)
+    }
+
+    /// Whether a signal ended it that neither the agent nor its own processes sent.
+    fn was_stopped_by_others(&self, state: &ContainerState) -> bool {
+        // A script that handles SIGTERM may exit with any status.
+        let failed = state.exit_code != 0 && !state.oom_killed;
+        failed && self.engine.was_signalled(&self.plan.container.name, self.began).unwrap_or(false)
+    }
+
+    /// The state after the end, and whether the engine was unreachable; waits for an engine that is restarting.
+    fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
+        let name = &self.plan.container.name;
+        let until = Instant::now() + RETURN_TIMEOUT;
+        let mut was_away = false;
+        loop {
+            // The streams end shortly before the container does.
+            let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
+            match self.engine.container(name) {
+                Ok(container) => return Ok((self.wait_for_oom_event(container.state), was_away)),
+                Err(error) if error.is_unreachable() && Instant::now() < until => {
+                    was_away = true;
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The engine learns of exhausted memory and of the end separately, so the former may arrive later: a killed
+    /// container with a memory limit is inspected again for a moment.
+    fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
+        let until = Instant::now() + OOM_EVENT_TIMEOUT;
+        let may_be = !self.was_stopped && self.plan.container.memory_limit() > 0;
+        while may_be
+            && state.exit_code == EXIT_CODE_KILLED
+            && !state.oom_killed
+            && !state.running
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(50));
+            match self.engine.container(&self.plan.container.name) {
+                Ok(container) => state = container.state,
+                Err(_) => break,
+            }
+        }
+        state
+    }
+
+    fn exit_result(&self, state: &ContainerState) -> Result<(), JobError> {
+        let code = i32::try_from(state.exit_code).unwrap_or(-1);
+        let failed =
+            |why: String| Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message: why });
+        if state.oom_killed && code != 0 {
+            let limit = match self.plan.container.memory_limit() {
+                0 => String::new(),
+                bytes => format!(" of {} MiB", bytes >> 20),
+            };
+            return failed(format!(
+                "exit code {code}: a process was killed because the container's memory{limit} was used up; use less, or \
+                 raise `memory` below [runners.docker]"
+            ));
+        }
+        match (self.phase, code) {
+            (Phase::Script, 0) => Ok(()),
+            (Phase::Script, code) => failed(format!("exit code {code}")),
+            (Phase::Entrypoint, code) if !self.was_stopped => failed(format!(
+                "exit code {code}: the container ended before the script began; the entrypoint of image {} must run the \
+                 command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
+                self.plan.container.image
+            )),
+            (Phase::Entrypoint, code) => failed(format!("exit code {code}")),
+        }
+    }
+}
