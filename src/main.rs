@@ -40,6 +40,7 @@ mod payload;
 mod pipeline;
 mod random;
 mod shim;
+mod sync;
 mod sys;
 mod token;
 mod trace;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::configuration::executor_of;
 use super::{confinement, directories_of, gitlab};
@@ -20,6 +20,7 @@ use crate::instance::metadata_block::MetadataBlock;
 use crate::job::cache::s3::S3Store;
 use crate::job::context::RunnerContext;
 use crate::job::storage::Storage;
+use crate::sync;
 use crate::token::Token;
 
 /// Runner tables of a manager that are cached. A pool has one; a changed table replaces it.
@@ -155,7 +156,7 @@ impl OfferContexts {
     /// The context of an offered job. Errors: as [`ContextFactory::of_offer`].
     pub fn of(&self, offer: &Offer) -> Result<RunnerContext, String> {
         let key = format!("{}\n{:?}\n{}", offer.coordinator.url, offer.coordinator.authorities, offer.runner);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.kept);
         if let Some(context) = kept.get(&key) {
             return Ok(context.clone());
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
@@ -17,6 +17,7 @@ use crate::executor::shell::find_program;
 use crate::executor::user;
 use crate::http::Address;
 use crate::monitor::metrics::RunnerLabels;
+use crate::sync;
 use crate::sys;
 
 /// Timeout of a ping to the container engine.
@@ -305,7 +306,7 @@ impl FitnessStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 
@@ -319,7 +320,7 @@ pub struct FailureStreaks {
 impl FailureStreaks {
     /// Records the result of a job.
     pub fn record(&self, runner_labels: &RunnerLabels, is_system_failure: bool) {
-        let mut streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streaks = sync::lock(&self.streaks);
         match is_system_failure {
             true => {
                 let (count, at) = streaks.entry(runner_labels.clone()).or_default();
@@ -332,7 +333,7 @@ impl FailureStreaks {
 
     /// Errors: the runner must pause, because at least `most` jobs in a row have failed and the pause is not over.
     pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
-        let streaks = self.streaks.lock().unwrap_or_else(PoisonError::into_inner);
+        let streaks = sync::lock(&self.streaks);
         let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
         let pause = pause_after(*count, most);
         let over = Duration::from_nanos(sys::boottime().saturating_sub(*at)) >= pause;

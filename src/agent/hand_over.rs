@@ -8,7 +8,6 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use super::signals::{self, SignalRequest};
@@ -16,6 +15,7 @@ use super::termination::wait;
 use super::{Agent, Event, STACK};
 use crate::config::{self, Config};
 use crate::journal::Predecessor;
+use crate::sync;
 use crate::sys;
 
 /// Timeout of the validation, which also fetches tokens.
@@ -83,7 +83,7 @@ impl Agent {
         let validate = move || {
             let _ = events.send(Event::NewProgramValidated(validate(&program())));
         };
-        match thread::Builder::new().name("validate".to_owned()).stack_size(STACK).spawn(validate) {
+        match sync::spawn("validate", STACK, validate) {
             Ok(_) => self.hand_over = HandOver::Validating,
             Err(error) => log::error!("hand-over refused: no thread to validate the new program error={error}"),
         }

@@ -5,8 +5,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::Event;
@@ -23,6 +22,7 @@ use crate::job::run::{self, JobOutcome};
 use crate::journal::{JobCount, Predecessor, Progress, Record, SlotDirectory};
 use crate::monitor::metrics::{self, RunnerLabels};
 use crate::payload::{self, Payload, Undecodable};
+use crate::sync;
 use crate::sys;
 
 /// Large enough to parse large payloads.
@@ -407,7 +407,7 @@ impl JobManager {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 
@@ -439,8 +439,7 @@ fn spawn_job_thread<T: Send + 'static>(
     work: impl FnOnce(T) + Send + 'static,
 ) -> Result<(), (T, io::Error)> {
     let (hand, given) = mpsc::channel();
-    let thread = thread::Builder::new().name(format!("job-{job}")).stack_size(JOB_STACK);
-    if let Err(error) = thread.spawn(move || given.recv().map_or((), work)) {
+    if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || given.recv().map_or((), work)) {
         return Err((load, error));
     }
     // The thread waits for the load.

@@ -1,7 +1,7 @@
 //! The managers that the agent has jobs from: what the agent reports to them, their request to shut down, and what the
 //! agent does if they do not answer.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::offers::OfferedJob;
@@ -14,12 +14,13 @@ use crate::coordinator::source::JobSource;
 use crate::instance::aws::sts;
 use crate::journal::OfferRecord;
 use crate::journal::shutdown::ShutdownReason;
+use crate::sync;
 use crate::token::Token;
 
 impl Agent {
     /// The jobs from the manager at this URL.
     fn managed_jobs(&self, url: &str) -> Arc<ManagedJobs> {
-        let mut managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut managed = sync::lock(&self.managed);
         let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
             let jobs = Arc::<ManagedJobs>::default();
             let events = self.events.clone();
@@ -31,7 +32,7 @@ impl Agent {
 
     /// Reports to all managers whether the agent takes jobs.
     pub(super) fn tell_managers(&self, leaving: bool) {
-        let managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner);
+        let managed = sync::lock(&self.managed);
         managed.values().for_each(|jobs| jobs.set_leaving(leaving));
     }
 

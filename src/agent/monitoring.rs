@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::fitness;
@@ -18,6 +18,7 @@ use crate::monitor::machine;
 use crate::monitor::metrics::{self, RunnerLabels};
 use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
 use crate::monitor::write_process;
+use crate::sync;
 use crate::sys;
 use crate::version::{REVISION, VERSION, architecture};
 
@@ -185,7 +186,7 @@ impl Monitoring {
 
 impl MonitoringPages {
     fn state(&self) -> MutexGuard<'_, AgentState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
     fn since_last_loop(&self) -> Duration {

@@ -3,8 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use super::Event;
@@ -21,6 +20,7 @@ use crate::coordinator::source::{JobRequest, JobSource, PollOutcome};
 use crate::job::context::RunnerContext;
 use crate::monitor::metrics::{self, PollResult, RunnerLabels};
 use crate::payload::{self, Undecodable};
+use crate::sync;
 
 /// The feature flag that adapts the number of concurrent requests to their results; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -40,7 +40,7 @@ impl PollerSet {
     /// Stops the pollers. Requests in flight still complete.
     pub fn stop(&self, slots: &Slots) {
         {
-            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let _guard = sync::lock(&self.lock);
             self.stopped.store(true, Ordering::SeqCst);
             self.woken.notify_all();
         }
@@ -53,7 +53,7 @@ impl PollerSet {
 
     /// Waits for `duration`, or until the set is stopped.
     fn wait(&self, duration: Duration) {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = sync::lock(&self.lock);
         drop(self.woken.wait_timeout_while(guard, duration, |()| !self.is_stopped()));
     }
 }
@@ -88,7 +88,7 @@ impl Poller {
     /// Starts the thread. Errors: no thread can be created.
     pub fn start(self) -> std::io::Result<()> {
         let name = format!("poll-{}", self.runner.token.short());
-        thread::Builder::new().name(name).stack_size(super::STACK).spawn(move || self.run())?;
+        sync::spawn(name, super::STACK, move || self.run())?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::notices::Availability;
 use super::termination::run_line;
 use super::{Agent, Event, STACK};
 use crate::config::fitness::{READY_TIMEOUT, Ready};
+use crate::sync;
 
 /// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -70,7 +71,7 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
         log::info!("the machine is ready for jobs");
         let _ = events.send(Event::Ready);
     };
-    thread::Builder::new().name("ready".to_owned()).stack_size(STACK).spawn(wait).map(drop)
+    sync::spawn("ready", STACK, wait).map(drop)
 }
 
 /// Repeats the readiness command of a manager's pool until it succeeds.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Agent, Event, STACK, TOKEN_TIMEOUT};
 use crate::config::{Config, Loaded};
 use crate::instance::aws::secrets;
+use crate::sync;
 use crate::token::Token;
 
 /// Minimum interval between two fetches because GitLab rejected a token.
@@ -85,7 +86,7 @@ impl Agent {
             let outcome = secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT);
             let _ = events.send(Event::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
         };
-        if let Err(error) = thread::Builder::new().name("tokens".to_owned()).stack_size(STACK).spawn(fetch) {
+        if let Err(error) = sync::spawn("tokens", STACK, fetch) {
             self.apply_configuration(Err(format!("cannot start the thread that fetches tokens: {error}")));
         }
     }

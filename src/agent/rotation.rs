@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
@@ -14,6 +13,7 @@ use super::{Agent, Event, STACK};
 use crate::config::Runner;
 use crate::config::edit::Editor;
 use crate::coordinator::source::JobSource;
+use crate::sync;
 
 /// Interval after a failed rotation.
 const RETRY_INTERVAL: Duration = Duration::from_secs(600);
@@ -86,7 +86,7 @@ impl Agent {
             }
             drop(running);
         };
-        if let Err(error) = thread::Builder::new().name("rotate".to_owned()).stack_size(STACK).spawn(rotate) {
+        if let Err(error) = sync::spawn("rotate", STACK, rotate) {
             log::error!("cannot start the thread that rotates tokens error={error}");
         }
     }

@@ -2,11 +2,11 @@
 //! once. SIGHUP reloads. SIGUSR2 hands over to the program file on disk.
 
 use std::io;
-use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::iterator::Signals;
 
+use crate::sync;
 use crate::sys;
 
 const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
@@ -45,7 +45,7 @@ pub fn handled() -> SigSet {
 /// Errors: a handler cannot be installed.
 pub fn listen(deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
-    thread::Builder::new().name("signals".to_owned()).stack_size(super::STACK).spawn(move || {
+    sync::spawn("signals", super::STACK, move || {
         for signal in signals.forever() {
             let Some(request) = SignalRequest::from_signal(signal) else { continue };
             if !deliver(request) {

@@ -6,12 +6,13 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+use crate::sync;
 
 /// Interval of the comparison.
 const COMPARE_INTERVAL_MS: u16 = 10_000;
@@ -46,10 +47,7 @@ fn start(path: &Path, report: impl Fn() -> bool + Send + 'static) -> nix::Result
             }
         }
     };
-    thread::Builder::new()
-        .name("watch".to_owned())
-        .stack_size(super::STACK)
-        .spawn(watch)
+    sync::spawn("watch", super::STACK, watch)
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
     Ok(())
 }

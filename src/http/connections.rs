@@ -3,7 +3,7 @@
 //! A pool is created for the first URL that needs it. So the system's certificate authorities are read only if TLS is
 //! used, and a redirect to another scheme or host uses the proxy for that URL.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -14,6 +14,8 @@ use super::proxy::Route;
 use super::socket;
 use super::tls::{self, Stamp, TlsFiles};
 use super::url::parse;
+
+use crate::sync;
 
 /// All connections of a client.
 pub(super) struct Connections {
@@ -43,7 +45,7 @@ impl Connections {
         let uri = parse(url)?;
         let route = Route::of(&uri).map_err(Error::Configuration)?;
         let needs_tls = route.needs_tls(uri.scheme_str());
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = sync::lock(&self.state);
         self.reload(&mut state);
         let known = state.agents.iter().find(|(known, tls, _)| *known == route && *tls == needs_tls);
         if let Some((.., agent)) = known {

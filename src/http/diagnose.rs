@@ -14,6 +14,8 @@ use super::tls::{self, TlsFiles, anchors};
 use super::transfer::{Outgoing, Timeouts, Transfer};
 use super::verifier::Verifier;
 
+use crate::sync;
+
 /// The timeout for connecting and for each read.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest response head of a proxy, in bytes.
@@ -155,7 +157,7 @@ fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Resul
     let mut socket = way.open(host, port)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
     let handshake = stream.flush();
-    let seen = recorder.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let seen = sync::lock(&recorder.seen).take();
     match (seen, handshake) {
         (Some(presented), _) => Ok(presented),
         (None, Err(error)) => Err(format!("{host}:{port}: the TLS handshake fails: {error}")),
@@ -188,7 +190,7 @@ impl rustls::client::danger::ServerCertVerifier for Recorder {
         let outcome = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
         let verdict = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Presented { chain, verdict });
+        *sync::lock(&self.seen) = Some(Presented { chain, verdict });
         outcome
     }
 

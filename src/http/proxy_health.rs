@@ -1,12 +1,14 @@
 //! Warns the operator of a proxy through which no request has succeeded for a while.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ureq::http::HeaderMap;
 
 use super::proxy::Route;
+
+use crate::sync;
 
 /// A proxy that fails for this long is logged.
 const FAILING_FOR: Duration = Duration::from_secs(30);
@@ -33,7 +35,7 @@ impl Failing {
 /// Records the result of a request that began at `began`; `error` says why there was no response.
 pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     let Some(proxy) = route.proxy() else { return };
-    let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut failing = sync::lock(&FAILING);
     let Some(error) = error else {
         failing.remove(&proxy.origin());
         return;

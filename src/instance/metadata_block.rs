@@ -9,11 +9,12 @@ use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::unistd::{Uid, setfsuid};
+
+use crate::sync;
 
 /// The addresses that hand out credentials: the metadata service and the container endpoints.
 const ADDRESSES: [IpAddr; 5] = [
@@ -63,7 +64,7 @@ impl MetadataBlock {
     /// Checks that the rules are unchanged, and restores them if not. Called before each job. Errors: jobs could reach
     /// the metadata service.
     pub fn ensure(&self) -> Result<(), String> {
-        let expected = self.listing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let expected = sync::lock(&self.listing).clone();
         if list().is_ok_and(|found| found == expected) {
             return Ok(());
         }
@@ -73,7 +74,7 @@ impl MetadataBlock {
 
     fn load_rules(&self) -> Result<(), String> {
         nft(&["-f", "-"], &self.rules)?;
-        *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = list()?;
+        *sync::lock(&self.listing) = list()?;
         self.users.iter().try_for_each(verify)
     }
 
@@ -237,7 +238,7 @@ fn connect_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
         // `setfsuid` returns the previous id and no error.
         (setfsuid(user) == user).then(|| TcpStream::connect_timeout(&address, PROBE_TIMEOUT).map(drop))
     };
-    let thread = thread::Builder::new().name("probe".to_owned()).stack_size(64 * 1024).spawn(probe);
+    let thread = sync::spawn("probe", 64 * 1024, probe);
     let tried = thread.map_err(|error| format!("no thread for a probe: {error}"))?.join().ok().flatten();
     tried.ok_or_else(|| format!("the agent cannot connect as uid {uid}; run it as root"))
 }

@@ -25,6 +25,7 @@ use crate::config::cache::StorageLimits;
 use crate::decode;
 use crate::executor::user::{self, as_job};
 use crate::monitor::machine;
+use crate::sync;
 use crate::sys;
 
 /// The file in the state directory.
@@ -208,7 +209,7 @@ impl BuildDirs {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 

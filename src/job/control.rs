@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::coordinator::JobStatus;
 use crate::journal::stop_requests::StopRequests;
+use crate::sync;
 
 /// Stop requests to a job, from any thread.
 pub struct JobControl {
@@ -61,20 +62,20 @@ impl JobControl {
 
     /// Sets the function that ends the delivery of the final state.
     pub fn on_abandon(&self, abandon: Box<dyn Fn() + Send>) {
-        *self.abandon.lock().unwrap_or_else(PoisonError::into_inner) = Some(abandon);
+        *sync::lock(&self.abandon) = Some(abandon);
     }
 
     /// Leaves the delivery of the final state to the next agent.
     pub fn abandon(&self) {
         self.change(|stop_requests| stop_requests.abandoned = true);
-        if let Some(abandon) = &*self.abandon.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(abandon) = &*sync::lock(&self.abandon) {
             abandon();
         }
     }
 
     /// The requests so far.
     pub fn stop_requests(&self) -> StopRequests {
-        self.stop_requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::lock(&self.stop_requests).clone()
     }
 
     /// A descriptor that becomes readable with each request.
@@ -101,7 +102,7 @@ impl JobControl {
     }
 
     fn change(&self, change: impl FnOnce(&mut StopRequests)) {
-        change(&mut self.stop_requests.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut sync::lock(&self.stop_requests));
         let _ = self.wake_fd.write(1);
     }
 }

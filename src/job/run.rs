@@ -7,7 +7,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::Duration;
 
 use super::build_dirs::BuildDir;
@@ -29,6 +28,7 @@ use crate::journal::{JobJournal, Predecessor, Record, SlotDirectory};
 use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
+use crate::sync;
 use crate::sys;
 use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{Delivery, UploadOptions, Uploader};
@@ -421,7 +421,7 @@ fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> 
 fn sync_later(directory: &SlotDirectory) -> Sender<()> {
     let directory = directory.clone();
     let (job, ended) = mpsc::channel();
-    let synced = thread::Builder::new().name("sync".to_owned()).stack_size(64 * 1024).spawn(move || {
+    let synced = sync::spawn("sync", 64 * 1024, move || {
         if ended.recv_timeout(SYNC_DELAY) == Err(RecvTimeoutError::Timeout) {
             // The job may have ended, and its record been removed, before the sync.
             let _ = directory.sync();

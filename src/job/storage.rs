@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::build_dirs::BuildDirs;
 use crate::config::cache::StorageLimits;
 use crate::executor::docker::pulled::PulledImages;
 use crate::http::Address;
+use crate::sync;
 
 /// How often the limits are checked while no job ends.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
@@ -38,14 +38,13 @@ impl Storage {
     pub fn limit(&self, builds: &[(PathBuf, StorageLimits)], images: Vec<(Address, Duration)>) {
         builds.iter().for_each(|(root, limits)| self.build_dirs.limit(root, *limits));
         self.images.limit(images);
-        let mut wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wake = sync::lock(&self.wake);
         if wake.is_some() || !(self.build_dirs.has_limits() || self.images.has_limits()) {
             return;
         }
         let (sender, woken) = mpsc::channel();
         let (build_dirs, images) = (Arc::clone(&self.build_dirs), Arc::clone(&self.images));
-        let spawned = thread::Builder::new().name("storage".to_owned()).stack_size(STACK);
-        match spawned.spawn(move || run(&build_dirs, &images, &woken)) {
+        match sync::spawn("storage", STACK, move || run(&build_dirs, &images, &woken)) {
             Ok(_) => *wake = Some(sender),
             Err(error) => {
                 log::error!("cannot start the thread that removes build directories and images error={error}")
@@ -55,7 +54,7 @@ impl Storage {
 
     /// A job has ended: the limits are checked.
     pub fn job_ended(&self) {
-        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(wake) = &*sync::lock(&self.wake) {
             let _ = wake.send(());
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,6 +24,7 @@ use crate::failure::JobError;
 use crate::http::Address;
 use crate::job::context::JobExecutor;
 use crate::payload::Image;
+use crate::sync;
 
 /// How long the end of a run waits for the removal of containers.
 const REMOVAL: Duration = Duration::from_secs(60);
@@ -103,14 +104,14 @@ impl Containers {
         let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
         let logins = RegistryLogins::read(None, &[], &access);
         let obtained = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
-        *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Some(obtained.pinned);
+        *sync::lock(&self.image) = Some(obtained.pinned);
         Ok(())
     }
 
     /// Changes the owner of all files in a directory to the user. Runs in a container, because the files belong to the
     /// users of job containers. Returns false on failure.
     pub fn restore_ownership(&self, directory: &Path) -> bool {
-        let image = self.image.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let image = sync::lock(&self.image).clone();
         image.is_some_and(|image| self.change_owner(directory, image).is_ok_and(|code| code == 0))
     }
 

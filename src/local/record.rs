@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::log::{Kind, Line, Reader, plain};
@@ -14,6 +14,7 @@ use super::screen::Screen;
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
 };
+use crate::sync;
 
 /// How often the recorder checks for new output.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -61,7 +62,7 @@ impl Recorder {
     }
 
     pub fn taken(&self) -> Extracted {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).taken.clone()
+        sync::lock(&self.state).taken.clone()
     }
 
     fn take(&self, state: &mut State, lines: &[Line]) {
@@ -102,7 +103,7 @@ impl State {
 
 impl Coordinator for Recorder {
     fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = sync::lock(&self.state);
         if start != state.size {
             let outcome = TraceOutcome::Resync(state.size);
             return TraceReply { outcome, status: JobStatus::Ongoing, interval: Some(INTERVAL) };
@@ -118,7 +119,7 @@ impl Coordinator for Recorder {
 
     fn update_job(&self, _: &JobHandle, job: &JobState, _: TraceSummary) -> UpdateReply {
         if *job != JobState::Running {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = sync::lock(&self.state);
             let mut lines = Vec::new();
             state.reader.finish(&mut |line| lines.push(line));
             self.take(&mut state, &lines);

@@ -2,11 +2,13 @@
 //! for each running job. Elsewhere: plain groups of lines, one job after another.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::log::{Kind, Line, plain, styled};
 use super::results::{Status, in_words};
+
+use crate::sync;
 
 /// Display options.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +78,7 @@ impl Screen {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
     /// Whether the reader has closed the output.

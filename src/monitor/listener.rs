@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::sync;
+
 /// The port that Prometheus' list of default ports assigns to gitlab-runner.
 pub const DEFAULT_PORT: u16 = 9252;
 /// The number of concurrent connections.
@@ -59,8 +61,8 @@ impl Listener {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = Arc::new(stop.map_err(|error| refused(&error))?);
         let stop_fd = Arc::clone(&stop);
-        let thread = thread::Builder::new().name("monitor".to_owned()).stack_size(STACK);
-        let thread = thread.spawn(move || serve(&socket, &stop_fd, &pages)).map_err(|error| refused(&error))?;
+        let thread =
+            sync::spawn("monitor", STACK, move || serve(&socket, &stop_fd, &pages)).map_err(|error| refused(&error))?;
         Ok(Self { address: address.to_owned(), stop, thread: Some(thread) })
     }
 
@@ -154,7 +156,7 @@ fn accept(stream: TcpStream, connections: &Arc<Connections>, pages: &Pages) {
     let stream = Arc::new(stream);
     let number = connections.add(&stream);
     let (others, pages) = (Arc::clone(connections), Arc::clone(pages));
-    let spawned = thread::Builder::new().name("monitor-client".to_owned()).stack_size(STACK).spawn(move || {
+    let spawned = sync::spawn("monitor-client", STACK, move || {
         // An error affects only this client.
         let _ = handle_connection(&stream, &pages);
         others.remove(number);
@@ -205,7 +207,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.open)
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::text::{Kind, Page};
+
+use crate::sync;
 
 /// A counter with one label whose values are all known: an alert on an increase needs the initial zero.
 struct Counter<const N: usize> {
@@ -87,7 +89,7 @@ pub fn builds_removed(count: u64, bytes: u64) {
 
 /// The build directories below `root` have so many bytes; `None` where they are not measured.
 pub fn builds_measured(root: &Path, bytes: Option<u64>) {
-    let mut all = BUILD_BYTES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = sync::lock(&BUILD_BYTES);
     match bytes {
         Some(bytes) => all.insert(root.to_owned(), bytes),
         None => all.remove(root),
@@ -116,7 +118,7 @@ pub fn write(page: &mut Page) {
     }
     let help = "Bytes of build directories that finished jobs left, where `builds_max_size` limits them.";
     let mut bytes = page.metric("mayfly_builds_bytes", Kind::Gauge, help);
-    for (root, size) in BUILD_BYTES.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (root, size) in sync::lock(&BUILD_BYTES).iter() {
         bytes.sample(&[("path", &root.to_string_lossy())], *size as f64);
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::text::{Histogram, Kind, Page};
+use crate::sync;
 use crate::sys;
 
 /// Histogram bounds for jobs, in seconds.
@@ -97,7 +98,7 @@ impl Default for RunnerMetrics {
 }
 
 fn lock() -> MutexGuard<'static, Metrics> {
-    METRICS.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&METRICS)
 }
 
 impl Metrics {

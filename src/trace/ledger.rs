@@ -3,7 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::sync;
 
 /// The missing parts of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,12 +60,12 @@ impl Ledger {
         let mut bytes = [0; Losses::SIZE];
         match &self.file {
             Some(file) if file.read_exact_at(&mut bytes, 0).is_ok() => Losses::decode(bytes),
-            _ => *self.latest.lock().unwrap_or_else(PoisonError::into_inner),
+            _ => *sync::lock(&self.latest),
         }
     }
 
     pub fn write(&self, losses: Losses) {
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = losses;
+        *sync::lock(&self.latest) = losses;
         if let Some(Err(error)) = self.file.as_ref().map(|file| file.write_all_at(&losses.encode(), 0)) {
             log::warn!("cannot record what is missing from a job's log error={error}");
         }

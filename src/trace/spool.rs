@@ -10,12 +10,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::ledger::{Ledger, Losses};
+
+use crate::sync;
 
 /// Bytes allocated after the end of the file, reserved for the agent's own lines on a full disk.
 const RESERVE: u64 = 16 << 10;
@@ -76,7 +78,7 @@ impl Spool {
 
     /// Runs `work` with the size of the file while no other process or thread appends.
     fn locked<T>(&self, work: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = sync::lock(&self.turn);
         self.file.lock()?;
         let worked = self.file.metadata().and_then(|metadata| work(metadata.len()));
         self.file.unlock()?;

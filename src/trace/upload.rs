@@ -15,8 +15,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,6 +26,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use super::checksum::Checksum;
 use super::spool::settled_size;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, UpdateOutcome, UpdateReply};
+use crate::sync;
 
 /// The largest part of the log in one request (GitLab Runner API).
 const CHUNK: usize = 1 << 20;
@@ -100,16 +101,13 @@ impl Uploader {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(options.offset)?);
         let upload = Upload::new(coordinator, job, path, options, on_status, Arc::clone(&shared))?;
-        let thread = thread::Builder::new()
-            .name(format!("trace-{}", upload.job.id))
-            .stack_size(256 * 1024)
-            .spawn(move || upload.run())?;
+        let thread = sync::spawn(format!("trace-{}", upload.job.id), 256 * 1024, move || upload.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Sends the final state, and waits until GitLab has the state and the whole log.
     pub fn finish(mut self, state: JobState) -> Delivery {
-        *self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        *sync::lock(&self.shared.ending) = Some(state);
         self.ring();
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(Delivery::GivenUp)
     }
@@ -256,7 +254,7 @@ impl Upload {
     }
 
     fn ending(&self) -> Option<JobState> {
-        self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::lock(&self.shared.ending).clone()
     }
 
     fn is_abandoned(&self) -> bool {

@@ -19,6 +19,7 @@ use crate::coordinator::source::JobSource;
 use crate::instance::{Instance, TargetState};
 use crate::journal::JobCount;
 use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, ShutdownState};
+use crate::sync;
 
 /// Exit status of an agent that could not terminate its instance (`EX_SOFTWARE`). A restart would change nothing.
 const EXIT_NOT_TERMINATED: u8 = 70;
@@ -183,8 +184,7 @@ impl Agent {
         let depart = move || {
             let _ = events.send(Event::Terminated(termination.run()));
         };
-        let thread = thread::Builder::new().name("leave".to_owned()).stack_size(super::STACK);
-        if let Err(error) = thread.spawn(depart) {
+        if let Err(error) = sync::spawn("leave", super::STACK, depart) {
             log::error!("cannot start the thread that shuts down; the next start resumes the shutdown error={error}");
             return Some(ExitCode::FAILURE);
         }

@@ -10,6 +10,7 @@ use crate::agent::server::Server;
 use crate::config::Runner;
 use crate::coordinator::gitlab::ApiError;
 use crate::coordinator::source::JobSource;
+use crate::sync;
 
 /// Timeout for all runner managers together.
 pub const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,8 +33,7 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
     for manager in runner_managers {
         let (manager, done) = (manager.clone(), done.clone());
         let name = format!("off-{}", manager.runner.token.short());
-        let thread = thread::Builder::new().name(name).stack_size(crate::agent::STACK);
-        let spawned = thread.spawn(move || {
+        let spawned = sync::spawn(name, crate::agent::STACK, move || {
             manager.unregister(until);
             // The receiver is gone after the timeout.
             let _ = done.send(());

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::instance::CapacityChange;
 use crate::journal::shutdown::{ShutdownPhase, ShutdownReason, ShutdownState};
+use crate::sync;
 
 /// The shutdown state of this instance.
 pub struct ShutdownTracker {
@@ -102,6 +103,6 @@ impl ShutdownTracker {
     }
 
     fn lock(&self) -> MutexGuard<'_, ShutdownState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }

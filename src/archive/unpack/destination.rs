@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -20,6 +20,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, linkat, symlinkat, unlinkat};
 use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::Warnings;
 use crate::archive::root::{Kind, Links, Root, kind_of};
+use crate::sync;
 
 /// The disk space that unpacking leaves free, in bytes.
 const RESERVE: i64 = 16 << 20;
@@ -98,7 +99,7 @@ impl<'a> Destination<'a> {
     }
 
     fn later(&self) -> MutexGuard<'_, DeferredMetadata> {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.later)
     }
 
     /// Adds a warning about a skipped entry.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
 use nix::sys::time::TimeSpec;
@@ -20,6 +20,7 @@ use super::destination::{Destination, Meta, Writer};
 use super::inflate::Decompressors;
 use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
+use crate::sync;
 
 /// More decompression threads would be faster than any disk.
 const WORKERS_MAX: usize = 8;
@@ -148,7 +149,7 @@ fn work(
 ) {
     let (mut writer, mut decompressors) = (Writer::new(), Decompressors::new());
     loop {
-        let batch = match lock(queue).as_ref().map(mpsc::Receiver::recv) {
+        let batch = match sync::lock(queue).as_ref().map(mpsc::Receiver::recv) {
             Some(Ok(batch)) => batch,
             _ => return,
         };
@@ -159,16 +160,12 @@ fn work(
             done.map_err(|why| UnpackError::of_io(&task.name, &why))
         });
         if let Err(why) = done {
-            lock(failure).get_or_insert(why);
+            sync::lock(failure).get_or_insert(why);
             // Without the queue, the sender and the other workers stop, too.
-            lock(queue).take();
+            sync::lock(queue).take();
             return;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Inspects an entry; creates directories and records links at once.

@@ -2,10 +2,11 @@
 //! server that does not answer.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::http::Backoff;
+use crate::sync;
 
 /// The delays of all pollers of a failing server. A fleet must not overload a server that restarts.
 const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -15,13 +16,13 @@ static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 /// Records that a server answered a poll.
 pub fn server_answered(server: &str) {
-    OUTAGES.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
+    sync::lock(&OUTAGES).remove(server);
 }
 
 /// Records a failed poll; returns the minimum delay before the next one. The second half of the delay is random, so
 /// that the instances of a fleet do not poll at the same time.
 pub fn server_failed(server: &str) -> Duration {
-    let mut outages = OUTAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut outages = sync::lock(&OUTAGES);
     let failures = outages.entry(server.to_owned()).or_default();
     let wait = OUTAGE.at(*failures);
     *failures = failures.saturating_add(1);

@@ -1,6 +1,5 @@
 //! The requests for jobs: polls, logs, states.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -14,6 +13,7 @@ use crate::coordinator::{
 };
 use crate::http::{Method, Response, is_retryable};
 use crate::monitor::metrics;
+use crate::sync;
 use crate::token::Token;
 
 /// The longest interval that the agent accepts from a server.
@@ -66,7 +66,7 @@ struct Output<'a> {
 impl GitLab {
     /// Polls for a job. Once GitLab has sent a job, the caller must run it or report it as failed.
     pub fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
-        let last_update = self.last_update.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last_update = sync::lock(&self.last_update).clone();
         let body = RequestBody {
             token: request.token.reveal(),
             system_id: request.system_id,
@@ -144,7 +144,7 @@ impl GitLab {
             }
             204 => {
                 if let Some(value) = response.header("X-GitLab-Last-Update").filter(|value| !value.is_empty()) {
-                    *self.last_update.lock().unwrap_or_else(PoisonError::into_inner) = value.to_owned();
+                    *sync::lock(&self.last_update) = value.to_owned();
                 }
                 PollOutcome::NoJob
             }

@@ -8,7 +8,7 @@ mod jobs;
 mod runners;
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -20,6 +20,7 @@ use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
 use crate::monitor::metrics;
 use crate::random;
+use crate::sync;
 use crate::version::user_agent;
 
 pub use health::Health;
@@ -94,7 +95,7 @@ impl GitLab {
 
     /// The server's time in its last response, if it sent one.
     pub fn server_date(&self) -> Option<SystemTime> {
-        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner)
+        *sync::lock(&self.server_date)
     }
 
     /// The certificate chain of the server, fetched once; if the server is unreachable now, the next call tries again.
@@ -113,12 +114,12 @@ impl GitLab {
 
     /// Ends the delays between retries, because the agent is about to exit.
     pub fn stop_waiting(&self) {
-        *self.stopping.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *sync::lock(&self.stopping) = true;
         self.stopped.notify_all();
     }
 
     fn wait(&self, duration: Duration) -> bool {
-        let stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopping = sync::lock(&self.stopping);
         let waited = self.stopped.wait_timeout_while(stopping, duration, |stopping| !*stopping);
         waited.is_ok_and(|(stopping, _)| !*stopping)
     }
@@ -137,7 +138,7 @@ impl GitLab {
         metrics::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
         let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);
-        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = date;
+        *sync::lock(&self.server_date) = date;
         log::debug!("called method={method:?} path={path} status={}", response.status);
         match &response.cut {
             // A poll response counts as a job even if its payload is incomplete. Any other request can be repeated, and

@@ -4,8 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -20,6 +19,7 @@ use super::reference::Reference;
 use super::resolved_image::ResolvedImage;
 use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
+use crate::sync;
 
 /// The number of attempts of a pull that cannot reach the registry.
 const PULL_ATTEMPTS: u32 = 3;
@@ -162,7 +162,7 @@ impl<'a> ImageProvider<'a> {
             let header = header.as_ref().map(|header| header.reveal());
             shared.finish(shared.run(&engine, &reference, platform, header));
         };
-        thread::Builder::new().name("pull".to_owned()).stack_size(256 * 1024).spawn(work).map_err(system)?;
+        sync::spawn("pull", 256 * 1024, work).map_err(system)?;
         loop {
             if self.console.wait(Some(pulling.bell.as_fd()), PROGRESS_INTERVAL)? {
                 if let Some(outcome) = pulling.outcome() {
@@ -249,7 +249,7 @@ impl Pulling {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 

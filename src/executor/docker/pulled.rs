@@ -16,6 +16,7 @@ use super::engine::Engine;
 use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
+use crate::sync;
 
 /// The file in the state directory.
 const FILE: &str = "images.json";
@@ -154,7 +155,7 @@ impl PulledImages {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 

@@ -3,13 +3,14 @@
 //!
 //! Objects are found by labels. An object without mayfly's labels is never touched.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Error};
 use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
 use crate::http::Address;
+use crate::sync;
 
 /// The first delay between attempts while the engine is unreachable.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -30,14 +31,14 @@ struct RemovalGuard(ContainerRemovals);
 impl Drop for RemovalGuard {
     fn drop(&mut self) {
         let (count, changed) = &*self.0.0;
-        *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *sync::lock(count) -= 1;
         changed.notify_all();
     }
 }
 
 impl ContainerRemovals {
     fn begin(&self) -> RemovalGuard {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *sync::lock(&self.0.0) += 1;
         RemovalGuard(self.clone())
     }
 
@@ -51,7 +52,7 @@ impl ContainerRemovals {
     /// Waits for all removals; false if some are not done when the time is over.
     pub fn are_done_within(&self, timeout: Duration) -> bool {
         let (count, changed) = &*self.0;
-        let guard = count.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = sync::lock(count);
         let outcome = changed.wait_timeout_while(guard, timeout, |count| *count > 0);
         outcome.is_ok_and(|(count, _)| *count == 0)
     }
@@ -60,7 +61,7 @@ impl ContainerRemovals {
     pub fn start(&self, address: &Address, owner: &Owner, job: &str, also: impl FnOnce() + Send + 'static) {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
-        let spawned = thread::Builder::new().name("removal".to_owned()).stack_size(STACK).spawn(move || {
+        let spawned = sync::spawn("removal", STACK, move || {
             let _going = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
             retry_removal(&format!("job={name}"), || remove_all(&Engine::connect(&address)?, &labels, &|_| true));
@@ -79,7 +80,7 @@ impl ContainerRemovals {
         // An agent that exits waits for this only while the engine responds: the next agent does it again.
         let (mut begun, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());
-        let spawned = thread::Builder::new().name("sweep".to_owned()).stack_size(STACK).spawn(move || {
+        let spawned = sync::spawn("sweep", STACK, move || {
             // An engine that is not running yet may start with containers of the previous boot.
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state)];
             let is_left = |labels: &Labels| {

@@ -1,7 +1,7 @@
 //! Calls one AWS service with the credentials of this process, with retries.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::endpoint::AwsService;
@@ -10,6 +10,7 @@ use super::region;
 use super::source::Source;
 use super::transport::{Request, RequestFailure, Transport, retry_until};
 use crate::instance::Refusal;
+use crate::sync;
 
 /// A client of one AWS service; shared by threads.
 pub struct Client {
@@ -151,7 +152,7 @@ impl Client {
     }
 
     fn transport(&self) -> Result<Arc<Transport>, String> {
-        let mut kept = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.transport);
         if let Some(transport) = kept.as_ref() {
             return Ok(Arc::clone(transport));
         }

@@ -3,7 +3,7 @@
 //! A token is valid for all registries of a region that the agent's principal may read, also those of other accounts.
 //! The agent sends it to the container engine with a pull and nowhere else.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,6 +15,7 @@ use super::client::Client;
 use super::endpoint::{AwsService, ECR};
 use super::transport::Request;
 use crate::decode;
+use crate::sync;
 use crate::token::Token;
 
 /// A token that expires within this time is replaced, because pulling a large image takes long.
@@ -106,7 +107,7 @@ impl Tokens {
 
     fn login_at(&self, registry: &Registry, now: Timestamp) -> Result<(String, Token), String> {
         // Held during the call, so that jobs that start together make one call.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.kept);
         let known = kept.iter().find(|(known, _)| known == registry).map(|(_, authorization)| authorization.clone());
         let left = |authorization: &Authorization| authorization.expires.as_second() - now.as_second();
         let authorization = match known {

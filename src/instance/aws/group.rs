@@ -1,6 +1,6 @@
 //! This instance as a member of its Auto Scaling group.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::autoscaling::{AutoScaling, GroupState, Hook};
@@ -8,6 +8,7 @@ use super::client::Error;
 use super::metadata::Metadata;
 use crate::config::aws::Aws as Settings;
 use crate::instance::{Activity, CapacityChange, Refusal};
+use crate::sync;
 
 /// The instance tag that Auto Scaling sets.
 const TAG: &str = "meta-data/tags/instance/aws:autoscaling:groupName";
@@ -32,7 +33,7 @@ impl Group {
 
     /// The name of the group: from the configuration, the instance tag, or Auto Scaling.
     pub fn name(&self) -> Result<String, Refusal> {
-        let mut kept = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.name);
         if let Some(name) = kept.as_ref() {
             return Ok(name.clone());
         }

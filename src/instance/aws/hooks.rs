@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::autoscaling::Hook;
 use super::group::Group;
 use crate::instance::Refusal;
+use crate::sync;
 
 const STACK: usize = 256 * 1024;
 /// Interval of retries while a hook does not hold the instance yet, or Auto Scaling does not answer.
@@ -38,8 +39,7 @@ impl Hooks {
             return;
         }
         let (hooks, group) = (Arc::clone(self), Arc::clone(group));
-        let thread = thread::Builder::new().name("heartbeats".to_owned()).stack_size(STACK);
-        match thread.spawn(move || hooks.run_heartbeats(&group)) {
+        match sync::spawn("heartbeats", STACK, move || hooks.run_heartbeats(&group)) {
             Ok(_) => *heartbeat = HookHeartbeat::Running,
             Err(error) => log::error!("cannot start the thread for lifecycle hook heartbeats error={error}"),
         }
@@ -125,7 +125,7 @@ impl Hooks {
     }
 
     fn lock(&self) -> MutexGuard<'_, HookHeartbeat> {
-        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.heartbeat)
     }
 }
 

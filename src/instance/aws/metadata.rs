@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::{Agent, Timeout, http};
 
 use crate::http::http_date;
+use crate::sync;
 use crate::token::Token;
 
 const ADDRESS: &str = "http://169.254.169.254";
@@ -131,7 +132,7 @@ impl Metadata {
         if self.is_off {
             return Err(Error::Off);
         }
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = sync::lock(&self.session);
         let had_token = session.token.is_some();
         let answer = self.ask(&mut session, path)?;
         if answer.status != 401 || !had_token {

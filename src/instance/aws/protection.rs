@@ -1,11 +1,11 @@
 //! Scale-in protection: on while a job runs, off otherwise; the last setting wins.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use super::group::Group;
 use super::transport::retry_delay;
 use crate::instance::{Activity, Refusal};
+use crate::sync;
 
 const STACK: usize = 256 * 1024;
 
@@ -32,8 +32,7 @@ impl Protection {
     /// Starts the thread, which resolves the group and the credentials at once, so that the first call is quick.
     pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let (protection, group) = (Arc::clone(self), Arc::clone(group));
-        let thread = thread::Builder::new().name("protection".to_owned()).stack_size(STACK);
-        let spawned = thread.spawn(move || {
+        let spawned = sync::spawn("protection", STACK, move || {
             if let Err(refusal) = group.prepare() {
                 log::debug!("the Auto Scaling group is not known yet; retrying {refusal}");
             }
@@ -84,7 +83,7 @@ impl Protection {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 

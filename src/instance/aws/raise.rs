@@ -6,13 +6,13 @@
 //! instances shut down by themselves.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::autoscaling::GroupState;
 use super::group::Group;
 use crate::config::aws::Raise;
 use crate::instance::{Activity, JobDemand};
+use crate::sync;
 
 const STACK: usize = 256 * 1024;
 /// Time from a job to the next check; a random part of it is added.
@@ -54,8 +54,7 @@ impl CapacityRaiser {
 
     pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
         let (raiser, group) = (Arc::clone(self), Arc::clone(group));
-        let thread = thread::Builder::new().name("raise".to_owned()).stack_size(STACK);
-        if let Err(error) = thread.spawn(move || raiser.run(&group)) {
+        if let Err(error) = sync::spawn("raise", STACK, move || raiser.run(&group)) {
             log::error!("cannot start the thread that raises the desired capacity error={error}");
         }
     }
@@ -143,7 +142,7 @@ impl CapacityRaiser {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use super::metadata::{self, Metadata};
 use super::profile::{Profile, Profiles};
 use super::sts::{self, Role};
 use crate::decode;
+use crate::sync;
 use crate::token::Token;
 
 /// Container endpoints are local.
@@ -67,7 +68,7 @@ impl Source {
 
     /// The credentials. Errors: no source has any, or the configured one does not answer.
     pub fn current(&self) -> Result<Credentials, String> {
-        let mut kept = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.cached);
         let now = Timestamp::now();
         if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
             return Ok(good.clone());
@@ -90,7 +91,7 @@ impl Source {
 
     /// Drops credentials that a service rejected as expired.
     pub fn discard(&self, refused: &Credentials) {
-        let mut kept = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.cached);
         kept.take_if(|kept| kept.access_key == refused.access_key);
     }
 

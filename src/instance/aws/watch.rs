@@ -10,6 +10,7 @@ use super::metadata::{Error, Item, Metadata};
 use crate::decode;
 use crate::instance::{Interruption, Notice, NoticeHandler, TargetState};
 use crate::monitor::machine;
+use crate::sync;
 
 /// Interval of the polls: with the time of a poll, no notice is older than five seconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(4);
@@ -24,7 +25,7 @@ const REBALANCE_PATH: &str = "meta-data/events/recommendations/rebalance";
 /// Starts the thread, which runs as long as the process.
 pub fn start(service: &'static Metadata, handler: NoticeHandler) {
     let mut watch = NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), silent: 0 };
-    let spawned = thread::Builder::new().name("notices".to_owned()).stack_size(STACK).spawn(move || {
+    let spawned = sync::spawn("notices", STACK, move || {
         loop {
             watch.poll();
             thread::sleep(POLL_INTERVAL);

@@ -1,6 +1,6 @@
 //! Caches in S3 and compatible stores: object names, and requests that the agent signs, so that a job never sees a key.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +13,7 @@ use crate::instance::aws::credentials::Credentials;
 use crate::instance::aws::sign::{Scope, SignedRequest, presign};
 use crate::instance::aws::source;
 use crate::instance::aws::sts::{self, Role};
+use crate::sync;
 use crate::token::Token;
 use crate::version::user_agent;
 
@@ -151,7 +152,7 @@ impl S3Store {
 
     /// The signing keys; temporary ones are cached until shortly before they expire.
     fn credentials(&self, region: &str) -> Result<Credentials, String> {
-        let mut kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.credentials);
         if let Some(credentials) = kept.as_ref().filter(|credentials| credentials.are_fresh(Timestamp::now())) {
             return Ok(credentials.clone());
         }

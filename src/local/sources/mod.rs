@@ -11,13 +11,14 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::checkout::{Checkout, Listed, git, output};
 use super::facts::resolve;
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
 use crate::pipeline::request::{Base, ComponentVersion, FILE_LIMIT, SourceError, Sources, Tree};
+use crate::sync;
 
 pub use fetch::Fetcher;
 
@@ -115,12 +116,12 @@ impl LocalSources {
 
     /// Registers the artifacts archive of a job.
     pub fn set_artifact(&self, job: &str, archive: PathBuf) {
-        self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).insert(job.to_owned(), archive);
+        sync::lock(&self.artifacts).insert(job.to_owned(), archive);
     }
 
     /// The files that were read although git does not track them, so GitLab would not have them.
     pub fn untracked_reads(&self) -> Vec<String> {
-        self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::lock(&self.untracked_reads).clone()
     }
 
     fn mapped_directory(&self, project: &str, reference: Option<&str>) -> Option<&Path> {
@@ -131,7 +132,7 @@ impl LocalSources {
 
     fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
         let failed = |why: String| SourceError::Failed(format!("the artifacts of job `{job}`: {why}"));
-        let archives = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
+        let archives = sync::lock(&self.artifacts);
         let missing = || SourceError::Missing(format!("job `{job}` has no artifacts"));
         let archive = archives.get(job).ok_or_else(missing)?;
         let number = archive.parent().and_then(Path::file_name).unwrap_or_default();
@@ -153,7 +154,7 @@ impl Sources for LocalSources {
             Tree::Project => {
                 let text = read_below(&self.checkout.root, path)?;
                 if self.listed.get().is_some_and(|listed| !contains(listed, path)) {
-                    let mut reads = self.untracked_reads.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut reads = sync::lock(&self.untracked_reads);
                     if !reads.iter().any(|read| read == path) {
                         reads.push(path.to_owned());
                     }

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use super::{calls, identity};
 use crate::http::proxy;
 use crate::shim::spec::{NetworkAccess, Sandbox};
+use crate::sync;
 use crate::sys;
 
 /// The address of the relay in the network namespace of the task.
@@ -95,7 +96,7 @@ fn serve(listeners: Listeners, network: NetworkAccess) {
 }
 
 fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new().name("relay".to_owned()).stack_size(256 * 1024).spawn(work)
+    sync::spawn("relay", 256 * 1024, work)
 }
 
 /// Serves each connection in its own thread.

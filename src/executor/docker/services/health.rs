@@ -13,6 +13,7 @@ use super::super::engine::Engine;
 use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::failure::JobError;
+use crate::sync;
 use crate::trace::colours::{RESET, YELLOW};
 
 /// The number of ports of a service that are tried.
@@ -149,14 +150,14 @@ impl HealthWaiter {
     }
 
     fn stop(&self) {
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *sync::lock(&self.stopped) = true;
         self.change.notify_all();
     }
 
     /// Sleeps; false if the time is over.
     fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
-        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = sync::lock(&self.stopped);
         let (stopped, _) = self
             .change
             .wait_timeout_while(stopped, rest.min(left), |stopped| !*stopped)

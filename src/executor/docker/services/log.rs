@@ -1,14 +1,14 @@
 //! Writes the output of services to the job's log while they run (`CI_DEBUG_SERVICES`).
 
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::engine::attached::FrameReader;
 use super::super::engine::containers::LogStart;
 use super::super::engine::{Engine, EngineAddress};
 use super::RunningService;
+use crate::sync;
 use crate::trace::colours::{GREY, RESET};
 
 /// A service may be silent as long as the longest job runs.
@@ -32,14 +32,13 @@ impl ServiceLogs {
             let (engine, service, write) = (engine.clone(), service.clone(), Arc::clone(&write));
             let body = move || match Engine::at(&engine) {
                 Ok(engine) => follow(&engine, &service, from, &mut |line| {
-                    if let Some(write) = &mut *lock(&write) {
+                    if let Some(write) = &mut *sync::lock(&write) {
                         write(line);
                     }
                 }),
                 Err(error) => log::warn!("cannot follow the output of a service error={error}"),
             };
-            if let Err(error) = thread::Builder::new().name("service-log".to_owned()).stack_size(256 * 1024).spawn(body)
-            {
+            if let Err(error) = sync::spawn("service-log", 256 * 1024, body) {
                 log::warn!("cannot follow the output of a service error={error}");
             }
         }
@@ -48,19 +47,15 @@ impl ServiceLogs {
 
     /// Holds back lines until the result is dropped.
     pub fn pause(&self) -> impl Drop + '_ {
-        lock(&self.writer)
+        sync::lock(&self.writer)
     }
 }
 
 /// No line is written after this. The threads end with their services.
 impl Drop for ServiceLogs {
     fn drop(&mut self) {
-        *lock(&self.writer) = None;
+        *sync::lock(&self.writer) = None;
     }
-}
-
-fn lock(write: &Mutex<Option<LogWriter>>) -> MutexGuard<'_, Option<LogWriter>> {
-    write.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn follow(engine: &Engine, service: &RunningService, from: LogStart, write: &mut dyn FnMut(&str)) {
