@@ -3,6 +3,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
 use proptest::prelude::*;
 
