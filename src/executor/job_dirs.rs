@@ -155,7 +155,7 @@ impl JobDirs {
         };
         // A pipe or a device in its place must not be opened.
         let open = || {
-            let found = self.open_temporary(name, nix::libc::O_PATH | nix::libc::O_NOFOLLOW).map(fs::File::from)?;
+            let found = self.open_temporary(name, OFlag::O_PATH | OFlag::O_NOFOLLOW).map(fs::File::from)?;
             found.metadata().is_ok_and(|metadata| is_own(&metadata)).then_some(())?;
             sys::reopen(found.as_fd(), OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok().map(fs::File::from)
         };
@@ -169,7 +169,7 @@ impl JobDirs {
 
     /// Opens the temporary directory, even if the job removed its permissions.
     fn open_directory(&self) -> Option<OwnedFd> {
-        let flags = nix::libc::O_RDONLY | nix::libc::O_DIRECTORY;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         self.open_temporary("", flags).or_else(|| {
             self.restore_permissions()?;
             self.open_temporary("", flags)
@@ -183,8 +183,8 @@ impl JobDirs {
         let mut above: Vec<&Path> = below.ancestors().collect();
         above.reverse();
         for part in above.into_iter().filter(|part| !part.as_os_str().is_empty()) {
-            let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
-            let directory = sys::open_beneath(root.as_fd(), part, flags, 0).ok()?;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+            let directory = sys::open_beneath(root.as_fd(), part, flags).ok()?;
             let mode = fs::File::from(directory.try_clone().ok()?).metadata().ok()?.mode();
             if mode & 0o700 != 0o700 {
                 let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
@@ -195,11 +195,11 @@ impl JobDirs {
     }
 
     /// Opens the temporary directory, or a file in it; follows no link, because a job may have planted one.
-    fn open_temporary(&self, name: &str, flags: i32) -> Option<OwnedFd> {
+    fn open_temporary(&self, name: &str, flags: OFlag) -> Option<OwnedFd> {
         let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
         let path = if name.is_empty() { below.to_owned() } else { below.join(name) };
-        sys::open_beneath(root.as_fd(), &path, flags, 0).ok()
+        sys::open_beneath(root.as_fd(), &path, flags).ok()
     }
 
     fn open_root(&self) -> Option<OwnedFd> {

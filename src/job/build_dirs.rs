@@ -288,10 +288,10 @@ impl BuildDir {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let trusted = open_directory(&self.trusted)?;
-        let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let above = match above.as_os_str().is_empty() {
             true => trusted,
-            false => sys::open_beneath(trusted.as_fd(), above, flags, 0)?,
+            false => sys::open_beneath(trusted.as_fd(), above, flags)?,
         };
         Ok((above, PathBuf::from(name)))
     }

@@ -140,7 +140,7 @@ fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let directory = sys::open_beneath(root.as_fd(), parent, nix::libc::O_PATH | nix::libc::O_DIRECTORY, 0)?;
+    let directory = sys::open_beneath(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
     let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     mkfifoat(&directory, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
     // A job may have put a device in its place already, which must not even be opened.

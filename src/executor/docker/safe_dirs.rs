@@ -52,7 +52,7 @@ const DEPTH_MAX: usize = 256;
 pub fn change_owner(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let top = sys::open_beneath(root.as_fd(), below, DIRECTORY.bits(), 0)?;
+    let top = sys::open_beneath(root.as_fd(), below, DIRECTORY)?;
     let mut outcome = Ok(());
     change_owner_below(top, (Uid::from_raw(user), Gid::from_raw(group)), DEPTH_MAX, &mut outcome);
     outcome

@@ -1,0 +1,124 @@
+//! Processes: forks, descriptors, start times and users.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::libc;
+use nix::unistd::{ForkResult, Pid};
+
+/// A descriptor for a process; it becomes readable when the process ends.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor, owned by this function only, or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: see above; descriptors fit an i32.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends a signal to the process of a descriptor; safe even if its pid was reused.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means a plain kill; the descriptor is borrowed for the call.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Forks a single-threaded process. A process with several threads is refused, because locks and memory of the other
+/// threads would be inconsistent in the child.
+pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
+    refuse_threads()?;
+    // SAFETY: there is one thread, so the child's memory is consistent.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Forks into a control group of version 2: moving the child there later would wait for all CPUs. Also fails for a
+/// group of version 1, and on kernels before 5.7.
+pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    fork_with(CLONE_INTO_CGROUP, Some(group))
+}
+
+/// Forks; the child is the first process of a user namespace without id mappings.
+pub fn fork_into_user_namespace() -> io::Result<Option<Pid>> {
+    fork_with(libc::CLONE_NEWUSER as u64, None)
+}
+
+fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
+    refuse_threads()?;
+    // SAFETY: clone_args contains only integers, for which zero is valid.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = flags;
+    how.exit_signal = libc::SIGCHLD as u64;
+    how.cgroup = group.map_or(0, |group| group.as_raw_fd() as u64);
+    // SAFETY: there is one thread, so the child's memory is consistent, and it continues with a copy of the stack. The
+    // C library's cached thread id is wrong in the child; only abort(3) uses it.
+    let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
+    match forked {
+        0 => Ok(None),
+        1.. => Ok(Some(Pid::from_raw(forked as i32))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn refuse_threads() -> io::Result<()> {
+    match fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        _ => Err(io::Error::other("cannot fork a process with several threads")),
+    }
+}
+
+/// Removes a variable from the environment of this process. A process with several threads keeps it: another thread
+/// could be reading the environment.
+pub fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    if fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
+        // SAFETY: there is one thread, so no other thread reads the environment.
+        unsafe { std::env::remove_var(name) };
+    }
+    Some(value)
+}
+
+/// Exits at once, without exit handlers (which a forked child shares with its parent).
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// The start time of a process in clock ticks since boot; together with the pid, it identifies the process uniquely.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The process name, in parentheses, may contain any character; the start time is the twentieth field after it.
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The real, effective, saved and file system uid of a process.
+pub fn users_of(pid: i32) -> Option<[u32; 4]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let users: Vec<u32> = line.split_ascii_whitespace().map_while(|user| user.parse().ok()).collect();
+    users.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    #[test]
+    fn a_pidfd_becomes_readable_at_the_end() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
+        let pidfd = pidfd_open(child.id().cast_signed()).expect("opened");
+        assert!(start_time(child.id().cast_signed()).is_some());
+        pidfd_signal(pidfd.as_fd(), libc::SIGKILL).expect("sent");
+        assert!(!child.wait().expect("ended").success());
+        assert!(pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_err());
+    }
+}
