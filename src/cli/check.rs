@@ -265,7 +265,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
     }
 }
 
-/// Whether somebody can put something else in the place of the directories for builds and caches.
+/// Whether another user can replace the directories for builds and caches.
 fn check_roots(report: &mut Report, place: &str, roots: &[PathBuf], user: Option<&User>) {
     roots.iter().filter_map(|path| roots::warning(path, user)).for_each(|why| report.warn(place, &why));
 }

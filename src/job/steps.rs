@@ -85,8 +85,8 @@ impl StepKind {
     fn killed(self) -> JobError {
         JobError::system(match self {
             Self::Script | Self::ContainerScript => {
-                "the agent's process that spoke with the container engine for the script was killed: for lack of memory, \
-                 or by somebody"
+                "the agent's process that communicated with the container engine for the script was killed: memory ran \
+                 out, or another program killed it"
             }
             Self::Idempotent => {
                 "the agent's process for this stage was killed repeatedly: memory ran out, or another program killed it"

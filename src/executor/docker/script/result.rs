@@ -58,8 +58,8 @@ impl EndedScript<'_> {
         }
         if !self.was_stopped && (self.output.is_err() || was_away || self.was_stopped_by_others(&state)) {
             return Err(JobError::system(
-                "the job's container was ended from outside: the container engine was stopped or restarted, or somebody \
-                 stopped or removed the container; run the job again",
+                "the job's container was ended from outside: the container engine was stopped or restarted, or \
+                 another program stopped or removed the container; run the job again",
             )
             .into());
         }
