@@ -7,6 +7,9 @@
 #[allow(dead_code, unused_imports, reason = "the agent uses the rest")]
 #[path = "../src/archive/mod.rs"]
 mod archive;
+#[allow(dead_code, reason = "the agent uses the rest")]
+#[path = "../src/sync.rs"]
+mod sync;
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -19,7 +22,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
 use archive::root::Root;
-use archive::select::{Request, select};
+use archive::select::{SelectionRequest, select};
 use archive::unpack::unpack;
 use archive::{Format, Level};
 
@@ -161,7 +164,9 @@ fn as_packer(what: &str, level: &str, file: &Path) {
     };
     match format {
         Some(format) => {
-            let entries = select(&root, &Request { paths: vec!["**".to_owned()], ..Request::default() }).entries;
+            let entries =
+                select(&root, &SelectionRequest { paths: vec!["**".to_owned()], ..SelectionRequest::default() })
+                    .entries;
             let sink = BufWriter::with_capacity(256 * 1024, File::create(file).expect("created"));
             archive::write(&root, &entries, format, Level::parse(level).expect("a level"), sink).expect("written");
         }

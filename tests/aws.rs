@@ -59,6 +59,7 @@ fn jobs_do_not_get_the_agents_credentials() {
     }
     let mut home = Home::new(&gitlab, "", "");
     home.set_environment(environment);
+    home.add_to_mayfly("leave = \"exit\"");
     let id = gitlab.queue(job(&["echo \"seen: $(env | grep -c -e AWS -e of-the-agent)\""]).build());
     let mut agent = home.start(&["--once"]);
     let done = gitlab.finished(id);

@@ -110,13 +110,8 @@ impl Monitoring {
     /// Monitoring without a listener.
     pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::FitnessStatus>) -> Self {
         let last_loop = AtomicU64::new(sys::boottime());
-        let pages = MonitoringPages {
-            slots,
-            fitness,
-            system_id: system_id.to_owned(),
-            last_loop: last_loop,
-            state: Mutex::default(),
-        };
+        let pages =
+            MonitoringPages { slots, fitness, system_id: system_id.to_owned(), last_loop, state: Mutex::default() };
         Self { pages: Arc::new(pages), listener: None }
     }
 

@@ -13,7 +13,7 @@ use super::period::{Period, Zone};
 #[derive(Clone, Debug)]
 pub enum FleetTable {
     /// `executor = "docker-autoscaler"` or `"instance"`.
-    Autoscaler(AutoscalerTable),
+    Autoscaler(Box<AutoscalerTable>),
     /// `executor = "docker+machine"`.
     Machine(MachineTable),
 }
@@ -204,7 +204,7 @@ pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     match runner.get("executor").and_then(toml::Value::as_str) {
         Some("docker-autoscaler" | "instance") => {
             let read = table("autoscaler").try_into().map_err(|error| wrong("autoscaler", &error))?;
-            Ok(Some(FleetTable::Autoscaler(read)))
+            Ok(Some(FleetTable::Autoscaler(Box::new(read))))
         }
         Some("docker+machine") => {
             let read = table("machine").try_into().map_err(|error| wrong("machine", &error))?;

@@ -148,11 +148,9 @@ fn names_unknown_executors() {
         assert_eq!((finding.severity, finding.line), (Severity::UnusableRunner, Some(5)));
         assert!(finding.message.contains("runner `a`") && finding.message.contains("does not exist"), "{finding}");
     }
-    for (executor, part) in [("x", "unknown")] {
-        let text = RUNNER.replace("\"shell\"", &format!("\"{executor}\""));
-        let error = load(&text).expect_err("refused");
-        assert!(error.contains("runner `a`") && error.contains(part), "{error}");
-    }
+    let text = RUNNER.replace("\"shell\"", "\"x\"");
+    let error = load(&text).expect_err("refused");
+    assert!(error.contains("runner `a`") && error.contains("unknown"), "{error}");
 }
 
 #[test]

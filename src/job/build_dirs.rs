@@ -401,7 +401,10 @@ mod tests {
         let (sender, claimed) = mpsc::channel();
         let waiting = thread::spawn({
             let dirs = Arc::clone(&dirs);
-            move || sender.send(drop(dirs.claim(dir)))
+            move || {
+                drop(dirs.claim(dir));
+                sender.send(())
+            }
         });
         assert!(claimed.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
         dirs.lock().removing = None;

@@ -133,7 +133,7 @@ impl PoolSettings {
     /// The pool of a runner. `concurrent` is that of the whole file. Errors: what is missing, and what to write.
     pub fn new(runner: Arc<Runner>, table: FleetTable, concurrent: u32) -> Result<Self, String> {
         match table.clone() {
-            FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, read),
+            FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, *read),
             FleetTable::Machine(read) => Self::of_machine(runner, table, concurrent, &read),
         }
     }

@@ -97,7 +97,7 @@ impl Root {
         let jobs: Vec<(&Arc<str>, &Entry)> =
             mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
         // Stages that cannot be read are reported once, not for every job.
-        let stages = self.stages_are_known.then(|| self.stages.iter().cloned().collect()).unwrap_or_default();
+        let stages = if self.stages_are_known { self.stages.iter().cloned().collect() } else { Default::default() };
         for (name, entry) in &jobs {
             match read_job(name, entry, defaults, &stages, context) {
                 Some(draft) => self.drafts.push(draft),

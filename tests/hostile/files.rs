@@ -78,12 +78,15 @@ fn extended(key: &str, value: &str) -> Vec<u8> {
     format!("{length}{rest}").into_bytes()
 }
 
+/// Name, type flag, link target and content.
+type TarEntry<'a> = (&'a str, u8, &'a str, &'a [u8]);
+
 #[test]
 fn an_archive_of_another_job_leads_out() {
     let path = extended("path", "../../../../tmp/mayfly-hostile-archive");
     let capability = extended("SCHILY.xattr.security.capability", "\u{1}\u{0}\u{0}\u{2}");
     let content = b"escaped";
-    let attacks: [&[(&str, u8, &str, &[u8])]; 11] = [
+    let attacks: [&[TarEntry<'_>]; 11] = [
         &[("../../../../../../../tmp/mayfly-hostile-archive", b'0', "", content)],
         &[("/tmp/mayfly-hostile-archive", b'0', "", content)],
         &[("l", b'2', "/tmp", b""), ("l/mayfly-hostile-archive", b'0', "", content)],

@@ -193,6 +193,7 @@ impl Manager {
     }
 
     /// Resident memory in KiB.
+    #[allow(dead_code, reason = "the benchmark of the manager uses it")]
     pub fn memory(&self) -> u64 {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();

@@ -159,16 +159,11 @@ fn sources(options: &Options, checkout: &Checkout, given: &PlanInputs, scratch: 
     let fetcher =
         Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline };
     let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
-    Ok(LocalSources::new(
-        checkout,
-        &given.facts.sha,
-        &project,
-        given.listed.as_deref(),
-        options.untracked,
-        maps,
-        fetcher,
-        scratch,
-    ))
+    let sources = LocalSources::new(checkout, &given.facts.sha, &project, options.untracked, maps, fetcher, scratch);
+    Ok(match &given.listed {
+        Some(files) => sources.with_listing(files),
+        None => sources,
+    })
 }
 
 fn request<'a>(

@@ -118,7 +118,7 @@ impl<'a> Planner<'a> {
     fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, settings: &'a CacheSettings<'a>) -> Self {
         let hashed = flags.is_on("FF_HASH_CACHE_KEYS");
         let clear = flags.is_on("FF_CLEAN_UP_FAILED_CACHE_EXTRACT");
-        Self { payload, variables, settings: settings, hashed, clear, warnings: Vec::new() }
+        Self { payload, variables, settings, hashed, clear, warnings: Vec::new() }
     }
 
     fn restore(&mut self, cache: &Cache) -> Result<CacheRestore, JobError> {

@@ -80,13 +80,11 @@ pub struct LocalSources {
 }
 
 impl LocalSources {
-    /// `project` is the path of the checkout's project on its server. `listed` are the files of the checkout, if they are
-    /// known already.
+    /// `project` is the path of the checkout's project on its server.
     pub fn new(
         checkout: &Checkout,
         commit: &str,
         project: &str,
-        listed: Option<&[Listed]>,
         with_untracked: bool,
         maps: Maps,
         fetcher: Fetcher,
@@ -96,7 +94,7 @@ impl LocalSources {
             checkout: checkout.clone(),
             commit: commit.to_owned(),
             project: project.to_owned(),
-            listed: listed.map_or_else(OnceLock::new, |listed| names(listed).into()),
+            listed: OnceLock::new(),
             with_untracked,
             maps,
             fetcher,
@@ -104,6 +102,11 @@ impl LocalSources {
             scratch,
             untracked_reads: Mutex::default(),
         }
+    }
+
+    /// Takes the files of the checkout from a listing that was read already.
+    pub fn with_listing(self, files: &[Listed]) -> Self {
+        Self { listed: names(files).into(), ..self }
     }
 
     fn listed(&self) -> Result<&Arc<Vec<String>>, SourceError> {

@@ -15,7 +15,7 @@ pub const DYNAMIC: &str = "IdleCount = 10\nIdleCountMin = 1\nIdleScaleFactor = 1
 
 /// The policies of `[runners.autoscaler]`.
 pub fn autoscaler(text: &str) -> Policies {
-    Policies::of(&fleet::FleetTable::Autoscaler(toml::from_str(text).expect("a table")))
+    Policies::of(&fleet::FleetTable::Autoscaler(Box::new(toml::from_str(text).expect("a table"))))
 }
 
 /// The policies of `[runners.machine]`.

@@ -122,12 +122,7 @@ impl ServiceStarter<'_> {
 impl HealthWaiter {
     fn new(timeout: Duration) -> io::Result<Self> {
         let checked = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self {
-            stopped: Mutex::default(),
-            change: Condvar::new(),
-            checked: checked,
-            until: Instant::now() + timeout,
-        })
+        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), checked, until: Instant::now() + timeout })
     }
 
     /// Checks a service until its health is known.
