@@ -297,6 +297,7 @@ fn a_job_is_finished_and_reported_while_its_token_store_is_away() {
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}\n{}", job.log(), next.log());
     assert_eq!((gitlab.count("POST jobs/request"), next.log().contains(RUNNER_TOKEN)), (polls, false));
+    next.wait_for_log("job ended");
     next.kill();
     // The store is back, and with it the agent polls.
     home.set_environment(of_user(&moto, &user));

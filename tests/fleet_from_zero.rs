@@ -117,6 +117,8 @@ fn a_machine_from_zero_to_zero() {
             let user_data = read(&root().join("cloud-init/manager-agent.yaml"))
                 .replace("https://manager.example.com:9253", &fleet.url())
                 .replace("token = \"fleet-token\"", &format!("token = \"{FLEET_TOKEN}\""))
+                // The firmware of the machine is not that of EC2.
+                .replace("leave = \"exit\"", &format!("leave = \"exit\"\n      instance_id = \"{INSTANCE}\""))
                 // There is no packet filter in the machine.
                 .replace("block_instance_metadata = true", "block_instance_metadata = false");
             let _imds = Imds::start(INSTANCE, &user_data);

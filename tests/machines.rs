@@ -298,7 +298,10 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
         let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
-        assert!(lint.status.success() && !said.contains("warning"), "{}: {said}", file.display());
+        // Only the manager that `url` names knows the executor of an agent without one.
+        let warnings =
+            said.lines().filter(|line| line.contains("warning")).filter(|line| !line.contains("mayfly manager"));
+        assert!(lint.status.success() && warnings.count() == 0, "{}: {said}", file.display());
     }
 }
 

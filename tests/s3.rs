@@ -160,7 +160,7 @@ fn an_invalid_response_of_the_store_is_reported_and_does_not_fail_the_job() {
     let elsewhere = || Answer::new(302).with("Location", "/caches/again");
     for (half, answer, restoring, saving) in [
         (false, page(), "the store did not return an archive", None),
-        (true, Answer::new(200).body(archive), "the archive breaks off: 2502 bytes are missing", None),
+        (true, Answer::new(200).body(archive), "the archive is incomplete: 2502 bytes are missing", None),
         (false, elsewhere(), "received: 302 Found to ", Some("received: 302 Found to ")),
         (false, Answer::new(418).body("no"), "received: 418 I'm a teapot", Some("received: 418 I'm a teapot")),
     ] {

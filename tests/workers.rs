@@ -80,7 +80,7 @@ fn a_script_in_a_container_is_not_blamed_for_the_process_that_speaks_for_it() {
     assert!(kill_workers(id) > 0);
     let job = gitlab.finished(id);
     assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
-    assert!(job.has("spoke with the container engine"), "{}", job.log());
+    assert!(job.has("communicated with the container engine"), "{}", job.log());
     assert!(agent.wait().success());
     assert!(!is_running(&nap), "its container is removed");
 }

@@ -1,7 +1,6 @@
 //! Removing the directories of container jobs that have ended: in the sandbox, as all work on what containers left, and
 //! beside the jobs that follow.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -10,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
+use nix::unistd::{Uid, pipe2};
 
 use super::containers::{is_job_dir, limits};
 use super::file_task::FileTask;
 use crate::config::Runner;
 use crate::executor::cgroup::CgroupParents;
+use crate::random;
 use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task};
 use crate::shim::{RunningShim, StepOutcome};
 use crate::sys;
@@ -27,8 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(3600);
 const GRACE: Duration = Duration::from_secs(5);
 /// Bytes of an error that are taken.
 const ERROR_MAX: u64 = 1000;
-/// The end of the name of the shim's own directory, beside the one that is removed: nobody but root enters what they are in.
-const OWN: &str = ".removal";
+/// Where root keeps the files of the shim that removes: in memory, since the disk of the directory may be full.
+const RUNTIME: &str = "/run";
 
 /// Removes directories of one runner's jobs.
 pub struct DirectoryRemoval {
@@ -53,10 +53,7 @@ impl DirectoryRemoval {
 
     /// Removes a directory; says in the agent's log when it cannot.
     pub fn remove(&self, directory: &Path) {
-        if directory.extension() == Some(OsStr::new(&OWN[1..])) {
-            // An agent before this one ended while it removed something.
-            let _ = fs::remove_dir_all(directory);
-        } else if let Err(error) = self.try_to_remove(directory) {
+        if let Err(error) = self.try_to_remove(directory) {
             log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
         }
     }
@@ -66,10 +63,8 @@ impl DirectoryRemoval {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             found => found?,
         };
-        let mut own = directory.as_os_str().to_owned();
-        own.push(OWN);
-        let own = PathBuf::from(own);
-        let _ = fs::remove_dir_all(&own);
+        let parent = if Uid::effective().is_root() { PathBuf::from(RUNTIME) } else { std::env::temp_dir() };
+        let own = parent.join(format!("mayfly-removal-{}", random::number()));
         DirBuilder::new().mode(0o700).create(&own)?;
         let emptied = self.empty(directory, &own);
         let _ = fs::remove_dir_all(&own);
