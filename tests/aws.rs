@@ -299,9 +299,12 @@ fn a_job_is_finished_and_reported_while_its_token_store_is_away() {
     assert_eq!((gitlab.count("POST jobs/request"), next.log().contains(RUNNER_TOKEN)), (polls, false));
     next.wait_for_log("job ended");
     next.kill();
-    // The store is back, and with it the agent polls.
+    // The store is back, and with it the agent polls. The count of jobs continues, so `--once` would end at once.
     home.set_environment(of_user(&moto, &user));
-    runs_a_job(&gitlab, &home);
+    let id = gitlab.queue(crate::support::job::job(&["true"]).build());
+    let last = home.start(&[]);
+    assert_eq!(gitlab.finished(id).state, "success", "{}", last.log());
+    last.kill();
     gitlab.assert_strict();
 }
 
