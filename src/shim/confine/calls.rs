@@ -198,7 +198,7 @@ const ALLOWED_ON_ARCH: &[i64] = &[
     libc::SYS_vfork,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_HERE: &[i64] = &[];
+const ALLOWED_ON_ARCH: &[i64] = &[];
 
 /// Flags of clone(2) that create namespaces.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
