@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::gitlab::{GitLab, RUNNER_TOKEN};
-use super::mayfly::{Agent, Home, read};
+use super::mayfly::{Agent, Home, read, wait_for_exit};
 
 /// The token of the fleet.
 pub const FLEET_TOKEN: &str = "token-of-the-fleet-0123456789";
@@ -170,14 +170,7 @@ impl Manager {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status;
-            }
-            assert!(Instant::now() < until, "the manager does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for_exit(&mut self.child, &self.log)
     }
 
     pub fn log(&self) -> String {

@@ -224,14 +224,7 @@ impl Agent {
 
     /// Waits until the agent exits.
     pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status;
-            }
-            assert!(Instant::now() < until, "the agent does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for_exit(&mut self.child, &self.log)
     }
 
     /// The agent's log.
@@ -297,6 +290,18 @@ pub fn is_running(marker: &str) -> bool {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ").contains(marker)
     })
+}
+
+/// Waits until a program of the test exits; the message of a failure has its log.
+pub fn wait_for_exit(child: &mut Child, log: &Path) -> ExitStatus {
+    let until = Instant::now() + TIMEOUT;
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status;
+        }
+        assert!(Instant::now() < until, "process {} does not end:\n{}", child.id(), read(log));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The content of a file.
