@@ -107,7 +107,7 @@ impl DirectoryRemoval {
     }
 }
 
-/// The directories of jobs that nobody knows any more, below the root of builds in containers.
+/// The directories of jobs below the root of builds in containers that belong to no job in the journal.
 pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let all = entries(builds).flat_map(|of_runner| entries(&of_runner));

@@ -9,9 +9,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::store::Sealer;
+use crate::sync;
 use crate::token::Token;
 
 const NAME: &str = "held-jobs";
@@ -56,7 +57,7 @@ impl HeldJobs {
     }
 
     fn change(&self, change: impl FnOnce(&mut Jobs) -> bool) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = sync::lock(&self.jobs);
         if !change(&mut jobs) {
             return;
         }

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ use crate::config::{self, Config, Loaded, Role};
 use crate::coordinator::gitlab::GitLab;
 use crate::instance::aws::secrets;
 use crate::monitor::listener::{Listener, bind};
+use crate::sync;
 use crate::sys;
 
 /// How long fetching stored tokens may take.
@@ -60,7 +61,7 @@ enum Event {
     Drained,
 }
 
-/// Runs until it is told to stop. Errors: the manager cannot start; why, and what to do.
+/// Runs until a signal stops the manager. Errors: the manager cannot start; why, and what to do.
 pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     let mut supervisor = Supervisor::from_environment();
     let inherited = sys::take_variable(LISTENER_VARIABLE).and_then(|number| number.to_str()?.parse().ok());
@@ -155,7 +156,7 @@ impl Manager {
     }
 
     fn pools(&self) -> std::sync::MutexGuard<'_, Vec<Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.pools)
     }
 
     /// Starts a pool; one that cannot be started is logged, and the others run.
@@ -201,7 +202,7 @@ impl Manager {
         }
         let pools = Arc::clone(&self.pools);
         let workloads = move || {
-            let pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
+            let pools = sync::lock(&pools);
             pools.iter().map(|pool| (pool.settings.name.clone(), pool.broker.workload())).collect()
         };
         self.status = Some(Listener::start(address, status::pages(Arc::clone(&self.board), workloads))?);
@@ -270,7 +271,7 @@ impl Manager {
             for broker in &brokers {
                 let _ = broker.wait_until_quiet(true, until);
             }
-            for pool in &*pools.lock().unwrap_or_else(PoisonError::into_inner) {
+            for pool in &*sync::lock(&pools) {
                 pool.scaler.stop();
                 if pool.settings.delete_instances_on_shutdown {
                     delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);

@@ -1,6 +1,6 @@
 //! The jobs that an agent has from a manager, and the thread that tells the manager of them.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use super::{ManagerClient, lock};
 use crate::decode;
 use crate::http::Method;
 use crate::monitor::metrics;
+use crate::sync;
 use crate::token::Token;
 
 const STACK: usize = 256 * 1024;
@@ -45,7 +46,7 @@ struct Job {
 impl ManagedJobs {
     /// Who is told that the agent is to leave.
     pub fn set_on_leave(&self, on_leave: OnLeave) {
-        *self.on_leave.lock().unwrap_or_else(PoisonError::into_inner) = Some(on_leave);
+        *sync::lock(&self.on_leave) = Some(on_leave);
     }
 
     /// A job was accepted.

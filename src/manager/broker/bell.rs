@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync;
+
 /// Counts changes.
 #[derive(Default)]
 pub struct Bell {
@@ -13,7 +15,7 @@ pub struct Bell {
 impl Bell {
     /// Something changed.
     pub fn ring(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = sync::lock(&self.count);
         *count = count.wrapping_add(1);
         drop(count);
         self.rung.notify_all();
@@ -21,13 +23,13 @@ impl Bell {
 
     /// Changes so far. Taken before a look at what may change, and then waited past.
     pub fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        *sync::lock(&self.count)
     }
 
     /// Waits until there are more changes than `seen`, at most `timeout`; how many there are.
     pub fn wait_past(&self, seen: u64, timeout: Duration) -> u64 {
         let until = Instant::now() + timeout;
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = sync::lock(&self.count);
         while *count == seen {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -35,6 +35,7 @@ use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
 use crate::token::Token;
 
+use crate::sync;
 pub use register::{Admission, RegistrationError};
 
 /// Stack of threads that talk to GitLab.
@@ -209,7 +210,7 @@ impl Broker {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
     /// Fails a job at GitLab, over a restart if need be.
@@ -396,9 +397,9 @@ impl Workload for Broker {
     }
 
     fn wait_for_change(&self, timeout: Duration) {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = *sync::lock(&self.seen);
         let now = self.bell.wait_past(seen, timeout);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *sync::lock(&self.seen) = now;
     }
 
     fn wake(&self) {

@@ -1,6 +1,5 @@
 //! Takes jobs from GitLab: only while an agent waits for one, or instances may be started for it.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::state::{Job, Phase};
@@ -10,6 +9,7 @@ use crate::coordinator::gitlab::Health;
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::manager::store::records::Event;
 use crate::payload::{self, Payload, Undecodable};
+use crate::sync;
 
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
@@ -102,7 +102,7 @@ impl Broker {
             }
             let settings = self.settings();
             let adaptive = settings.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
-            let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let pace = *sync::lock(&self.pace);
             let requests = if adaptive { pace.ceil() as u32 } else { settings.runner.request_concurrency };
             {
                 let mut state = self.lock();
@@ -119,7 +119,7 @@ impl Broker {
     fn end_request(&self, took: bool, factor: f64) {
         {
             let most = f64::from(self.settings().runner.request_concurrency.max(1));
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pace = sync::lock(&self.pace);
             *pace = (*pace * factor).clamp(1.0, most);
         }
         self.lock().polls -= 1;

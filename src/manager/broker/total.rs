@@ -1,8 +1,9 @@
 //! `concurrent`: how many jobs all pools together may have in hand.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::bell::Bell;
+use crate::sync;
 
 /// The jobs of all pools.
 #[derive(Default)]
@@ -34,7 +35,7 @@ impl Total {
         self.lock().bells.push(Arc::downgrade(bell));
     }
 
-    /// Takes room for one more job. False: there is none.
+    /// Reserves a place for one more job. False: the limit is reached.
     pub fn try_take(&self) -> bool {
         let mut inner = self.lock();
         let free = inner.used < inner.most;
@@ -76,7 +77,7 @@ impl Total {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod conversation;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{Engine, EngineError, ErrorKind, Examined, FailedStart, FailureKind, Group, Member, State, Verdict};
 use crate::instance::CapacityChange;
 use crate::manager::pool::CommandEngine;
+use crate::sync;
 use conversation::{Broken, Conversation};
 
 /// Letters of an answer that are shown.
@@ -94,7 +95,7 @@ impl Command {
 
     /// One request and its answer, which is an object without `error`.
     fn ask(&self, call: &str, more: Value) -> Result<Value, EngineError> {
-        let mut kept = self.conversation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = sync::lock(&self.conversation);
         let mut conversation = match kept.take().filter(Conversation::is_alive) {
             Some(conversation) => conversation,
             None => self.start()?,

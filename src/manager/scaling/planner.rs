@@ -295,7 +295,7 @@ impl Planner {
         }
     }
 
-    /// An agent without a job that is not heard of is dead, unless the manager hears of nobody.
+    /// An agent without a job that sends nothing is dead, unless no agent sends anything: then the manager was cut off.
     fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
         let is_silent = |agent: &&Agent| agent.silent >= SILENT;
         let silent: Vec<&Agent> = seen.agents.iter().filter(is_silent).collect();

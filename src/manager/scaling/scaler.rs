@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group,
 use crate::manager::pool::PoolSettings;
 use crate::manager::status::StatusBoard;
 use crate::manager::workload::{AgentState, Snapshot, Workload};
+use crate::sync;
 
 const STACK: usize = 512 * 1024;
 /// A decision is due this often at least: periods begin with a minute.
@@ -70,7 +71,7 @@ impl Scaler {
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.workload.wake();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = sync::lock(&self.thread).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -85,7 +86,7 @@ impl Drop for Scaler {
 
 impl Shared {
     fn settings(&self) -> MutexGuard<'_, (PoolSettings, bool)> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.settings)
     }
 }
 

@@ -23,6 +23,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustls::ServerConfig;
 
+use crate::sync;
 use connection::{Connection, NoRequest};
 use request::{Request, Response};
 use workers::{Task, Workers};
@@ -194,7 +195,7 @@ impl Exchange {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.table)
     }
 
     fn handler(&self) -> Option<Arc<dyn Handler>> {

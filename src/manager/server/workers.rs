@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::request::Response;
 use super::{Shared, Ticket};
+use crate::sync;
 
 /// Threads at once: a client that is slow takes one for a few seconds.
 const THREADS: usize = 64;
@@ -89,7 +90,7 @@ impl Workers {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
     fn work(&self) {

@@ -1,7 +1,7 @@
 //! What the scalers and brokers of a manager report, and what is made of it for those who look.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use crate::manager::scaling::planner::Plan;
 use crate::manager::workload::{AgentState, AgentView, Snapshot};
 use crate::monitor::listener::Answer;
 use crate::monitor::text::Histogram;
+use crate::sync;
 use crate::version::VERSION;
 
 /// Decisions that are kept of each pool.
@@ -204,7 +205,7 @@ impl StatusBoard {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PoolStatus>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.pools)
     }
 }
 

@@ -11,8 +11,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::sync;
 use records::{Event, Records};
 pub use seal::Sealer;
 
@@ -105,7 +106,7 @@ impl Store {
 
     /// Brings a change to the disk, with all before it. Errors: the disk.
     pub fn sync(&self, position: Position) -> io::Result<()> {
-        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut synced = sync::lock(&self.synced);
         if *synced >= position.0 {
             return Ok(());
         }
@@ -125,7 +126,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 

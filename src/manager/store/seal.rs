@@ -16,7 +16,7 @@ const KEY_LENGTH: usize = 32;
 pub struct Sealer(LessSafeKey);
 
 impl Sealer {
-    /// The key in this file, made when there is none. Errors: the file cannot be read or written, or is no key.
+    /// Reads the key from this file, or creates the file with a new key. Errors: the file cannot be read or written, or is no key.
     pub fn load(path: &Path) -> io::Result<Self> {
         let key = match fs::read(path) {
             Ok(key) => key,

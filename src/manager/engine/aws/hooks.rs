@@ -2,11 +2,12 @@
 //! instance itself has no rights, and completes them when the agent is gone.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{Aws, EngineError};
 use crate::instance::aws::xml::members;
+use crate::sync;
 
 /// What AWS takes for a hook without a timeout of its own.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -72,7 +73,7 @@ impl Hooks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 
