@@ -13,6 +13,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::sync;
 use records::{Event, Records};
 pub use seal::Sealer;
@@ -27,7 +30,8 @@ pub struct Store {
     inner: Mutex<Inner>,
     /// Changes that a sync has covered.
     synced: Mutex<u64>,
-    _lock: File,
+    /// Released when the store is dropped, also if a child that is being started still holds a copy of the descriptor.
+    _lock: Flock<File>,
 }
 
 struct Inner {
@@ -55,7 +59,10 @@ impl Store {
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| unusable(&error))?;
         let lock = File::create(directory.join("lock")).map_err(|error| unusable(&error))?;
-        lock.try_lock().map_err(|_| unusable(&"another manager runs with it"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => unusable(&"another manager runs with it"),
+            other => unusable(&format!("lock: {other}")),
+        })?;
         let sealer = Sealer::load(&directory.join("key")).map_err(|error| unusable(&format!("key: {error}")))?;
         let records = read(&directory.join("state")).map_err(|error| unusable(&error))?;
         let (file, size) = rewrite(directory, &records).map_err(|error| unusable(&error))?;
