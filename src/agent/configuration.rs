@@ -1,7 +1,5 @@
 //! Applies a configuration: creates the clients of the servers, the contexts of the jobs, and the pollers.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::contexts::{ContextFactory, OfferContexts};
@@ -9,17 +7,13 @@ use super::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use super::notices::Availability;
 use super::poller::Poller;
 use super::readiness::Readiness;
+use super::runner_setup::gitlab;
 use super::server::Server;
 use super::{Agent, advice, metadata_blocking};
 use crate::config::{Config, ExecutorKind, Loaded, Runner, carried};
 use crate::coordinator::Coordinator;
-use crate::coordinator::gitlab::{GitLab, Info};
-use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::names::Owner;
-use crate::executor::docker::removal::ContainerRemovals;
-use crate::executor::docker::{Docker, host};
-use crate::executor::shell::Shell;
-use crate::job::context::{JobExecutor, RunnerContext};
+use crate::executor::docker::host;
+use crate::job::context::RunnerContext;
 use crate::monitor::metrics::RunnerLabels;
 
 impl Agent {
@@ -173,45 +167,4 @@ impl Agent {
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
         Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
     }
-}
-
-/// The executor of a runner whose jobs run as `user`, with `slots` slots. Errors: the configuration of the executor is
-/// not usable.
-pub(super) fn executor_of(
-    runner: &Runner,
-    user: Option<&str>,
-    slots: u32,
-    parents: CgroupParents,
-    (owner, removals): (Owner, ContainerRemovals),
-) -> Result<Arc<dyn JobExecutor>, String> {
-    match runner.executor.has_containers() {
-        true => Ok(Arc::new(Docker::new(runner, owner, removals, parents)?)),
-        false => Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, slots, parents)?)),
-    }
-}
-
-/// Creates the GitLab client of a runner. Errors: its URL or certificates are not usable.
-pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
-    let shell = runner.shell.as_deref().unwrap_or("bash");
-    let info = Info::new(runner.executor, shell, &runner.labels);
-    GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
-        .map_err(|error| format!("runner `{}`: {error}", runner.name))
-}
-
-/// The root directories for builds and local caches of a runner on this machine. For containers, `builds_dir` and
-/// `cache_dir` are paths inside the container, so other keys give the paths on the machine.
-pub fn directories_of(working_directory: &Path, runner: &Runner) -> [PathBuf; 2] {
-    let (builds, caches) = match runner.executor.has_containers() {
-        true => (&runner.container_builds_dir, &runner.container_cache_dir),
-        false => (&runner.builds_dir, &runner.cache_dir),
-    };
-    let below =
-        |given: &Option<PathBuf>, usual: &str| working_directory.join(given.as_deref().unwrap_or(Path::new(usual)));
-    [below(builds, "builds"), below(caches, "cache")]
-}
-
-/// The absolute working directory. Errors: it does not exist.
-pub fn working_directory(given: Option<&Path>) -> Result<PathBuf, String> {
-    let given = given.unwrap_or(Path::new("."));
-    fs::canonicalize(given).map_err(|error| format!("working directory {}: {error}", given.display()))
 }

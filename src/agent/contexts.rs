@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::configuration::executor_of;
-use super::{confinement, directories_of, gitlab};
+use super::confinement;
+use super::runner_setup::{directories_of, executor_of, gitlab};
 use crate::config::{Config, OfferedRunner, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::coordinator::manager::protocol::Offer;

@@ -11,7 +11,7 @@ use crate::config::{Config, Runner};
 use crate::coordinator::manager::protocol::Welcome;
 use crate::coordinator::manager::{AgentIdentity, ManagedJobs, ManagerClient};
 use crate::coordinator::source::JobSource;
-use crate::instance::aws::sts;
+use crate::instance::aws::caller_identity;
 use crate::journal::OfferRecord;
 use crate::journal::shutdown::ShutdownReason;
 use crate::sync;
@@ -47,7 +47,7 @@ impl Agent {
             tls: runner.tls.clone(),
             fleet_token: runner.token.clone(),
             identity,
-            prove: sts::sign_caller_identity,
+            prove: caller_identity::sign,
             capacity: config.concurrent_is_set.then_some(config.concurrent),
             labels: runner.labels.clone(),
             state_dir: self.state_dir.clone(),

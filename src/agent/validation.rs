@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use super::configuration::executor_of;
+use super::runner_setup::executor_of;
 use super::{Options, gitlab, job_manager, metadata_blocking};
 use crate::config::{self, Loaded, Severity};
 use crate::executor::cgroup::CgroupParents;

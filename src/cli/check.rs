@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use nix::unistd::{AccessFlags, access};
 
+use super::report::Report;
 use super::{ConfigFile, check_pools, permission};
 use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use crate::agent::{self, advice, metadata_blocking};
@@ -48,29 +49,6 @@ pub struct Options {
     user: Option<String>,
 }
 
-/// Prints and counts the results.
-#[derive(Default)]
-pub struct Report {
-    failures: usize,
-    warnings: usize,
-}
-
-impl Report {
-    pub fn ok(&self, what: &str, text: &str) {
-        println!("ok       {what}: {text}");
-    }
-
-    pub fn warn(&mut self, what: &str, text: &str) {
-        self.warnings += 1;
-        println!("warning  {what}: {text}");
-    }
-
-    pub fn fail(&mut self, what: &str, text: &str) {
-        self.failures += 1;
-        println!("FAIL     {what}: {text}");
-    }
-}
-
 /// Runs all checks. Problems are in the report and in the exit status; the function itself never fails.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let mut report = Report::default();
@@ -91,9 +69,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
             }
         }
     }
-    let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
-    println!("{}, {}", plural(report.failures, "failure"), plural(report.warnings, "warning"));
-    Ok(if report.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(report.conclude())
 }
 
 /// The checks for `mayfly manager`, which runs no job on this machine.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::check::Report;
+use super::report::Report;
 use crate::config::Config;
 use crate::config::manager::Manager;
 use crate::http::chain;

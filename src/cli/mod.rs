@@ -8,6 +8,7 @@ mod manage;
 mod manager;
 mod permission;
 mod register;
+mod report;
 mod run;
 mod simulate;
 mod start_failures;

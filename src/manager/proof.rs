@@ -3,14 +3,14 @@
 //! its id. A signature holds for one instance, boot and few minutes; it reveals no credentials.
 
 use crate::coordinator::manager::protocol::Introduction;
-use crate::instance::aws::sts;
+use crate::instance::aws::caller_identity;
 
 /// Whether the agent has this role on the instance that it names. Errors: why not.
 pub fn check(role: &str, introduction: &Introduction) -> Result<(), String> {
     let proof = introduction.proof.as_ref().ok_or(
         "the pool asks for a signature of its `agent_role`; write token = \"aws-sts\" in the agent's configuration",
     )?;
-    let arn = sts::caller_identity(proof, &introduction.binding())?;
+    let arn = caller_identity::verify(proof, &introduction.binding())?;
     match is_session_of(&arn, role, &introduction.instance) {
         true => Ok(()),
         false => Err(format!("STS says {arn}, which is not {role} on instance {}", introduction.instance)),

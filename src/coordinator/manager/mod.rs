@@ -25,7 +25,7 @@ use crate::digest::sha256;
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, Error, Method, Request, Response};
 use crate::instance::Identity;
-use crate::instance::aws::sts::SignedIdentity;
+use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
 use crate::token::Token;
 use crate::version::{VERSION, user_agent};

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::instance::aws::sts::SignedIdentity;
+use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::token::Token;
 
 /// The version of this protocol.

@@ -1,6 +1,7 @@
 //! Amazon Web Services: instance metadata, credentials and API calls.
 
 pub mod autoscaling;
+pub mod caller_identity;
 pub mod client;
 pub mod credentials;
 mod detect;

@@ -3,23 +3,21 @@
 use std::fs;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::credentials::Credentials;
 use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::source;
 use super::transport::{Request, Transport, retry_until};
 use super::xml::element;
-use crate::digest::sha256;
 use crate::token::Token;
 
 /// The default session name, which CloudTrail shows.
 pub const SESSION: &str = "mayfly";
-const VERSION: &str = "2011-06-15";
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// The version of the STS API.
+pub const VERSION: &str = "2011-06-15";
+/// The timeout of a call of STS, with its retries.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A role and how to assume it.
 pub struct Role {
@@ -73,58 +71,6 @@ fn ask(
     let answer =
         retry_until(CALL_TIMEOUT, || transport.send(&request, credentials)).map_err(|failure| describe(&failure))?;
     decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
-}
-
-/// A signed `GetCallerIdentity` request that another party sends to verify the signer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SignedIdentity {
-    /// The region of STS.
-    pub region: String,
-    /// The headers with the signature.
-    pub headers: Vec<(String, String)>,
-}
-
-/// Signs a `GetCallerIdentity` request for another party; `binding` limits it to one purpose. Errors: there are no
-/// credentials, or no region.
-pub fn sign_caller_identity(binding: &str) -> Result<SignedIdentity, String> {
-    let region = region::find(None)?;
-    let credentials = source::current()?;
-    let transport = Transport::new(STS, &region, &Profiles::read(&variable))?;
-    let more = vec![(BINDING.to_owned(), sha256(binding.as_bytes()))];
-    Ok(SignedIdentity { headers: transport.sign(&caller_identity_request(), more, &credentials), region })
-}
-
-/// Sends a signed `GetCallerIdentity` request. Returns the ARN of the signer. Errors: the request is not the expected
-/// one, was refused or not answered.
-pub fn caller_identity(signed: &SignedIdentity, binding: &str) -> Result<String, String> {
-    // The signer may choose only the region of the endpoint.
-    let is_region = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if !(1..=32).contains(&signed.region.len()) || !is_region(&signed.region) {
-        return Err("the proof names no region".to_owned());
-    }
-    let header = |name: &str| signed.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-    let is_bound = header(BINDING).is_some_and(|(_, value)| *value == sha256(binding.as_bytes()));
-    let names = header("Authorization").and_then(|(_, value)| value.split("SignedHeaders=").nth(1)?.split(',').next());
-    let is_signed = names.is_some_and(|names| names.split(';').any(|name| name.eq_ignore_ascii_case(BINDING)));
-    if !is_bound || !is_signed {
-        return Err("the proof was signed for another instance or boot".to_owned());
-    }
-    let headers: Vec<(String, String)> =
-        PASSED_ON.iter().filter_map(|name| header(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    let transport = Transport::new(STS, &signed.region, &Profiles::read(&variable))?;
-    let request = caller_identity_request();
-    let answer = retry_until(CALL_TIMEOUT, || transport.send_signed(&request, &headers));
-    let answer = answer.map_err(|failure| format!("STS rejects the proof: {failure}"))?;
-    element(&answer, "Arn").ok_or_else(|| "the answer of STS holds no ARN".to_owned())
-}
-
-/// The signed header with the binding.
-const BINDING: &str = "X-Mayfly-Binding";
-/// The headers that are passed to the other party.
-const PASSED_ON: [&str; 5] = ["Content-Type", BINDING, "X-Amz-Date", "X-Amz-Security-Token", "Authorization"];
-
-fn caller_identity_request() -> Request {
-    Request::query(VERSION, "GetCallerIdentity", &[])
 }
 
 fn decode(xml: &str) -> Option<Credentials> {

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{SourcesPlan, make_directory, remove, repository::value, settings};
+use super::settings::{self, value};
+use super::{SourcesPlan, make_directory, remove};
 
 /// File name of git's configuration for all repositories of a job, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";

@@ -17,12 +17,10 @@ use nix::time::{ClockId, clock_gettime};
 use ring::digest::{Context, SHA256};
 use ring::hmac;
 
-use super::index::IndexEntry;
-use super::{SourcesPlan, files, index};
+use super::index::{self, IndexEntry};
+use super::{SourcesPlan, files, kept};
 use crate::archive::root::Root;
-
-/// File name of the record in `.git`.
-pub const NAME: &str = "mayfly-checkout";
+use crate::digest::hex;
 
 /// Limit for the size of a record: more than any checkout needs.
 const SIZE_MAX: u64 = 1 << 30;
@@ -91,7 +89,7 @@ impl CheckoutRecord {
 /// The key that signs records. Jobs do not know the runner's token.
 pub fn key(token: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
-    index::hex(hmac::sign(&key, b"mayfly record of a checkout").as_ref())
+    hex(hmac::sign(&key, b"mayfly record of a checkout").as_ref())
 }
 
 /// The Git LFS files of the repository, as entries whose object id is the SHA-256 in their name.
@@ -123,7 +121,7 @@ pub fn remove_unknown_large_files(plan: &SourcesPlan, record: &CheckoutRecord) -
             let (mut file, _) = root.open_file(path).ok()?;
             let mut context = Context::new(&SHA256);
             io::copy(&mut file, &mut Hasher(&mut context)).ok()?;
-            Some(index::hex(context.finish().as_ref()) == entry.oid)
+            Some(hex(context.finish().as_ref()) == entry.oid)
         };
         if !is_known && is_itself() != Some(true) {
             super::remove::remove(&plan.project.join(path))?;
@@ -147,7 +145,7 @@ impl Write for Hasher<'_> {
 }
 
 fn path(plan: &SourcesPlan) -> PathBuf {
-    plan.project.join(".git").join(NAME)
+    plan.project.join(".git").join(kept::CHECKOUT_RECORD)
 }
 
 fn key_of(plan: &SourcesPlan) -> Option<hmac::Key> {

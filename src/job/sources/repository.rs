@@ -10,7 +10,9 @@ use std::io;
 use std::path::Path;
 
 use super::files::{read_small, replace};
-use super::{SourcesPlan, remove, settings, submodule_trees};
+use super::settings::{self, value};
+use super::{SourcesPlan, kept, object_id, remove};
+use crate::digest::is_hex;
 
 /// The entries of `.git` that are kept from an earlier job; all others are removed.
 const KEPT_ENTRIES: [&str; 10] = [
@@ -18,8 +20,8 @@ const KEPT_ENTRIES: [&str; 10] = [
     "config",
     "index",
     "lfs",
-    super::record::NAME,
-    submodule_trees::NAME,
+    kept::CHECKOUT_RECORD,
+    kept::SUBMODULE_TREES,
     "objects",
     "packed-refs",
     "refs",
@@ -27,7 +29,7 @@ const KEPT_ENTRIES: [&str; 10] = [
 ];
 
 /// The directories among them.
-const DIRECTORIES: [&str; 4] = ["lfs", submodule_trees::NAME, "objects", "refs"];
+const DIRECTORIES: [&str; 4] = ["lfs", kept::SUBMODULE_TREES, "objects", "refs"];
 
 /// The refs that are kept. Others replace objects, or belong to commands that a job did not finish.
 const KEPT_REFS: [&str; 7] = ["environments", "heads", "keep-around", "merge-requests", "pipelines", "remotes", "tags"];
@@ -75,8 +77,8 @@ fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
 /// Removes everything that git would run, follow, block on or trust.
 fn sanitise(git: &Path) -> io::Result<()> {
     clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&DIRECTORIES, name))?;
-    let is_tree = |name: &str, kind| kind == Kind::Directory && submodule_trees::is_name(name);
-    clear(&git.join(submodule_trees::NAME), &is_tree)?;
+    let is_tree = |name: &str, kind| kind == Kind::Directory && kept::is_submodule_tree(name);
+    clear(&git.join(kept::SUBMODULE_TREES), &is_tree)?;
     for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
         if size_of(&git.join(name)).is_some_and(|size| size > max) {
             remove::remove(&git.join(name))?;
@@ -99,7 +101,7 @@ fn sanitise_head(git: &Path) -> io::Result<()> {
     let is_branch = head.strip_prefix("ref: refs/heads/").is_some_and(|name| {
         !name.is_empty() && !name.contains("..") && name.bytes().all(|byte| byte.is_ascii_graphic())
     });
-    let kept = if is_branch || is_hex(head, &[40, 64]) { head } else { "ref: refs/heads/none" };
+    let kept = if is_branch || object_id::is_valid(head) { head } else { "ref: refs/heads/none" };
     replace(&git.join("HEAD"), format!("{kept}\n").as_bytes())
 }
 
@@ -219,17 +221,12 @@ fn size_of(path: &Path) -> Option<u64> {
     path.symlink_metadata().ok().map(|metadata| metadata.len())
 }
 
-/// Whether a text consists of lower-case hexadecimal digits and has one of these lengths.
-pub fn is_hex(text: &str, lengths: &[usize]) -> bool {
-    lengths.contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 /// Creates an empty repository. The work tree and the saved files of submodules stay.
 fn make_anew(git: &Path, is_directory: bool) -> io::Result<()> {
-    if !is_directory || remove::empty_but(git, submodule_trees::NAME).is_err() {
+    if !is_directory || remove::empty_but(git, kept::SUBMODULE_TREES).is_err() {
         remove::remove(git)?;
     }
-    let trees = git.join(submodule_trees::NAME);
+    let trees = git.join(kept::SUBMODULE_TREES);
     if trees.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
         remove::remove(&trees)?;
     }
@@ -266,10 +263,4 @@ fn configuration(plan: &SourcesPlan) -> String {
         settings::to_file(&plan.settings),
         value(&plan.path_in_container(super::EXTERNAL_CONFIG).display().to_string()),
     )
-}
-
-/// A value of a git configuration file.
-pub fn value(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("\"{escaped}\"")
 }

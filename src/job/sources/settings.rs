@@ -2,8 +2,6 @@
 //! (`git config`). A setting takes effect only if its name is on a list of settings that start no program, name no file
 //! and do not send git to another server. The job's log names the ignored settings and the reason.
 
-use super::repository::value;
-
 /// The file where a script before git writes settings for the job's repository, in the temporary directory (GitLab
 /// documents it for `lfs.url`).
 pub const TEMPLATE: &str = "git-template/config";
@@ -271,6 +269,12 @@ pub fn to_file(settings: &[Setting]) -> String {
         text.push_str(&format!("\t{last} = {}\n", value(setting)));
     }
     text
+}
+
+/// A value of a git configuration file.
+pub fn value(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("\"{escaped}\"")
 }
 
 /// Shell commands before the lines of a script before git: they remove the settings of an earlier job.

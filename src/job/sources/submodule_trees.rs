@@ -9,13 +9,10 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use ring::digest::{SHA256, digest};
-
+use super::index::{self, IndexEntry};
 use super::record::CheckoutRecord;
-use super::{RESET, SourcesError, SourcesPlan, YELLOW, clean, git, index, remove, repository};
-
-/// The directory below `.git` for saved work trees. Their names are the hashes of their paths.
-pub const NAME: &str = "mayfly-submodules";
+use super::{RESET, SourcesError, SourcesPlan, YELLOW, clean, git, kept, remove, unchanged};
+use crate::digest::sha256;
 
 /// Moves the work trees of one repository's submodules below `.git`. `links`: their paths below `directory`. A symbolic
 /// link on the way to a work tree is removed, not followed. Errors: a directory cannot be moved.
@@ -68,16 +65,16 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
 fn restore(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     let of_submodule = SourcesPlan { project: directory.to_owned(), ..plan.clone() };
     let Some(entries) = index::list(&of_submodule)? else { return reset(plan, directory) };
-    let inner = entries.iter().filter(|entry| entry.mode == 0o160_000).filter_map(index::IndexEntry::path_below);
+    let inner = entries.iter().filter(|entry| entry.mode == 0o160_000).filter_map(IndexEntry::path_below);
     for link in inner.collect::<Vec<_>>() {
         if enter(directory, &link)? {
             remove::remove(&directory.join(link).join(".git"))?;
         }
     }
-    let known = index::find_unchanged(&of_submodule, &entries, &CheckoutRecord::default())?;
+    let known = unchanged::find(&of_submodule, &entries, &CheckoutRecord::default())?;
     index::write(&of_submodule, &git::directory(plan, directory)?.join("index"), &entries, &known)?;
     if reset(plan, directory).is_err() {
-        let tracked = entries.iter().filter_map(index::IndexEntry::path_below);
+        let tracked = entries.iter().filter_map(IndexEntry::path_below);
         clean::warn_of_opened(clean::open_parents(directory, tracked)?);
         reset(plan, directory)?;
     }
@@ -92,7 +89,7 @@ fn reset(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
 /// Removes saved work trees except those of `directories`. Errors: a work tree cannot be removed.
 pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
     let kept: Vec<PathBuf> = directories.iter().map(|directory| place_of(plan, directory)).collect();
-    let all = plan.project.join(".git").join(NAME);
+    let all = plan.project.join(".git").join(kept::SUBMODULE_TREES);
     if !all.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         return Ok(());
     }
@@ -105,15 +102,10 @@ pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<
     Ok(())
 }
 
-/// Whether the agent uses names like this below [`NAME`].
-pub fn is_name(name: &str) -> bool {
-    repository::is_hex(name, &[64])
-}
-
 fn place_of(plan: &SourcesPlan, directory: &Path) -> PathBuf {
     let below = directory.strip_prefix(&plan.project).unwrap_or(directory);
-    let hash = digest(&SHA256, below.as_os_str().as_encoded_bytes());
-    plan.project.join(".git").join(NAME).join(index::hex(hash.as_ref()))
+    let name = sha256(below.as_os_str().as_encoded_bytes());
+    plan.project.join(".git").join(kept::SUBMODULE_TREES).join(name)
 }
 
 /// Whether the directory of a submodule exists. Removes a symbolic link or a file on the way to it.

@@ -10,7 +10,7 @@ use super::index::{self, IndexEntry, KnownFiles};
 use super::record::{self, CheckoutRecord};
 use super::repository::{self, RepositoryOrigin};
 use super::{GREEN, RESET, SourcesError, SourcesPlan, Strategy, YELLOW};
-use super::{clean, external, git, large_files, redirect, remove, submodules, verify, worktree};
+use super::{clean, external, git, large_files, redirect, remove, submodules, unchanged, verify, worktree};
 
 /// Brings the project directory to the commit. Errors: see [`SourcesError`].
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
@@ -76,7 +76,7 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
 fn reuse(plan: &SourcesPlan) -> Result<KnownFiles, SourcesError> {
     let record = CheckoutRecord::read(plan);
     record::remove_unknown_large_files(plan, &record)?;
-    let known = index::rebuild(plan, &record)?;
+    let known = unchanged::rebuild_index(plan, &record)?;
     known.ok_or_else(|| SourcesError::Repository("its index cannot be read".to_owned()))
 }
 

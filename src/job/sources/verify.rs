@@ -11,10 +11,10 @@ use std::process::{ChildStdout, Stdio};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::index::{self, IndexEntry, KnownFiles};
+use super::index::{IndexEntry, KnownFiles};
 use super::record::CheckoutRecord;
-use super::repository::is_hex;
-use super::{SourcesError, SourcesPlan, git};
+use super::{SourcesError, SourcesPlan, git, object_id, unchanged};
+use crate::digest::hex;
 
 /// Limit for the size of a commit or tree.
 const OBJECT_MAX: u64 = 256 << 20;
@@ -28,7 +28,7 @@ pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let listed = listed.map_err(|failure| why_missing(plan, failure))?;
     let of_tree = |line: &[u8]| {
         let words = std::str::from_utf8(line.split(|byte| *byte == b'\t').next()?).ok()?;
-        words.strip_prefix("040000 tree ").filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
+        words.strip_prefix("040000 tree ").filter(|oid| object_id::is_valid(oid)).map(str::to_owned)
     };
     let mut wanted: Vec<String> = listed.split(|byte| *byte == 0).filter_map(of_tree).collect();
     wanted.sort();
@@ -36,7 +36,7 @@ pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
     let commit = read(plan, std::slice::from_ref(&plan.sha), "commit")?;
     let top = commit.values().next().and_then(|content| {
         let line = content.strip_prefix(b"tree ")?.split(|byte| *byte == b'\n').next()?;
-        std::str::from_utf8(line).ok().filter(|oid| is_hex(oid, &[40, 64])).map(str::to_owned)
+        std::str::from_utf8(line).ok().filter(|oid| object_id::is_valid(oid)).map(str::to_owned)
     });
     let top = top.ok_or_else(|| SourcesError::Repository(format!("commit {} names no tree", plan.sha)))?;
     wanted.push(top.clone());
@@ -61,7 +61,7 @@ fn why_missing(plan: &SourcesPlan, failure: SourcesError) -> SourcesError {
 
 /// The files of a tree and its subtrees.
 fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
-    let length = index::algorithm(plan).output_len();
+    let length = object_id::algorithm(plan).output_len();
     let mut entries = Vec::new();
     let mut waiting = vec![(top, Vec::new())];
     while let Some((oid, above)) = waiting.pop() {
@@ -76,8 +76,8 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Re
             let object = rest.get(end + 1..end + 1 + length).ok_or_else(damaged)?;
             let path = [above.as_slice(), name].concat();
             match mode {
-                0o40_000 => waiting.push((index::hex(object), [path.as_slice(), b"/"].concat())),
-                _ => entries.push(IndexEntry { mode, oid: index::hex(object), path }),
+                0o40_000 => waiting.push((hex(object), [path.as_slice(), b"/"].concat())),
+                _ => entries.push(IndexEntry { mode, oid: hex(object), path }),
             }
             rest = &rest[end + 1 + length..];
         }
@@ -92,13 +92,13 @@ pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -
     let is_blob = |entry: &IndexEntry| entry.mode != 0o160_000;
     let mut written: Vec<IndexEntry> = entries.into_iter().filter(|entry| is_blob(entry) && !is_known(entry)).collect();
     // Most files have the content of their blobs; the others were converted by git (line ends, filters).
-    let plain = index::find_unchanged(plan, &written, &CheckoutRecord::default())?;
+    let plain = unchanged::find(plan, &written, &CheckoutRecord::default())?;
     written.retain(|entry| !plain.contains_key(&entry.path));
     let mut converted: Vec<String> = written.into_iter().map(|entry| entry.oid).collect();
     converted.sort();
     converted.dedup();
     for_each_object(plan, &converted, "blob", &mut |oid, size, content| {
-        check(oid, &index::hash_of(plan, "blob", size, content)?, "blob")
+        check(oid, &object_id::of_reader(plan, "blob", size, content)?, "blob")
     })
 }
 
@@ -120,7 +120,7 @@ fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<Strin
         left -= size;
         let mut content = Vec::new();
         reader.take(size).read_to_end(&mut content)?;
-        check(oid, &index::hash_of(plan, kind, size, &mut content.as_slice())?, kind)?;
+        check(oid, &object_id::of_reader(plan, kind, size, &mut content.as_slice())?, kind)?;
         found.insert(oid.to_owned(), content);
         Ok(())
     })?;

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::super::engine::containers::ContainerState;
 use super::super::engine::{Engine, Error};
-use super::running::Phase;
 use super::{ContainerScript, RETURN_TIMEOUT, ScriptFailure, engine_error};
 use crate::failure::{FailureReason, JobError};
 
@@ -13,6 +12,15 @@ use crate::failure::{FailureReason, JobError};
 const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The exit status of a process killed by SIGKILL.
 const EXIT_CODE_KILLED: i64 = 128 + 9;
+
+/// The phase of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The image's entrypoint has not started the shell yet.
+    Entrypoint,
+    /// The script runs.
+    Script,
+}
 
 /// A script whose output has ended.
 pub struct EndedScript<'a> {

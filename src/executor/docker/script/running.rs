@@ -10,7 +10,7 @@ use super::super::engine::attached::{Attached, ContainerStream, FrameReader};
 use super::super::engine::{Engine, Error};
 use super::super::safe_dirs;
 use super::marker::MarkerFilter;
-use super::result::EndedScript;
+use super::result::{EndedScript, Phase};
 use super::{ContainerScript, PING_TIMEOUT, shell};
 use crate::http::conversation::ReadEvent;
 
@@ -24,15 +24,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PINGS_MAX: u32 = 3;
 /// The time limit for an engine to end a container after a kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The phase of a script.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The image's entrypoint has not started the shell yet.
-    Entrypoint,
-    /// The script runs.
-    Script,
-}
 
 /// How far the stop of a script is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
